@@ -1,0 +1,31 @@
+"""Tags, sentinels and frame defaults. The names and values are the published ones: other projects import them."""
+
+IGNORE_INDEX = -100
+"""Label of a position that carries no loss."""
+
+IMAGE_TOKEN_INDEX = -200
+VIDEO_TOKEN_INDEX = -201
+AUDIO_TOKEN_INDEX = -202
+"""Sentinels the published code writes into ``input_ids`` where a tag stood. They appear here only before
+expansion; the model itself sees ``config.image_token_id`` / ``config.video_token_id``, once per visual token."""
+
+DEFAULT_IMAGE_TOKEN = "<image>"
+DEFAULT_VIDEO_TOKEN = "<video>"
+DEFAULT_AUDIO_TOKEN = "<audio>"
+
+MODAL_INDEX_MAP = {
+    DEFAULT_IMAGE_TOKEN: IMAGE_TOKEN_INDEX,
+    DEFAULT_VIDEO_TOKEN: VIDEO_TOKEN_INDEX,
+    DEFAULT_AUDIO_TOKEN: AUDIO_TOKEN_INDEX,
+}
+
+NUM_FRAMES = 8
+"""Frames per video when neither the checkpoint nor the caller says otherwise."""
+
+MAX_FRAMES = 32
+"""Cap on frames of one clip in frames-per-second mode."""
+
+NUM_FRAMES_PER_SECOND = 1
+
+TINY_MODEL_NAME = "videollama2-tiny"
+"""Name of the checkpoint that ships inside the package."""

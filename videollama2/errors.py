@@ -1,0 +1,57 @@
+"""The exceptions users see, as one tree. A message names the value, the rule and the file.
+
+    VideoLlama2Error
+    ├── MediaError                a video or image that cannot be used as asked (also a ValueError)
+    │   └── MediaNotFoundError    the path does not exist (also a FileNotFoundError)
+    ├── PromptError               messages, tags or text that break a rule (also a ValueError)
+    ├── ConfigError               a config.json field or a command-line setting that breaks a rule (also a ValueError)
+    ├── CheckpointError           weights that are missing, surplus or of the wrong shape (also a ValueError)
+    │   └── CheckpointNotFoundError   no such folder or hub name (also a FileNotFoundError)
+    ├── DataError                 an annotation record that breaks the format (also a ValueError)
+    └── MissingDependencyError    an optional package that the chosen feature needs (also an ImportError)
+
+The command line prints the message alone and exits with code 2; ``--debug`` adds the traceback.
+"""
+
+
+class VideoLlama2Error(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class MediaError(VideoLlama2Error, ValueError):
+    """A video or image cannot be read, or not in the way that was asked for."""
+
+
+class MediaNotFoundError(MediaError, FileNotFoundError):
+    """The path of a video or image does not exist."""
+
+    # OSError.__str__ formats (errno, strerror); these errors carry one ready message.
+    __str__ = Exception.__str__
+
+
+class PromptError(VideoLlama2Error, ValueError):
+    """Messages, media tags or text break a rule."""
+
+
+class ConfigError(VideoLlama2Error, ValueError):
+    """A configuration field or setting breaks a rule."""
+
+
+class CheckpointError(VideoLlama2Error, ValueError):
+    """A checkpoint's weights are missing, surplus or of the wrong shape."""
+
+
+class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
+    """There is no checkpoint at this path or hub name."""
+
+    __str__ = Exception.__str__
+
+
+class DataError(VideoLlama2Error, ValueError):
+    """An annotation file or record breaks the documented format."""
+
+
+class MissingDependencyError(VideoLlama2Error, ImportError):
+    """An optional package is needed for this feature; the message says what to install."""
+
+    __str__ = Exception.__str__
