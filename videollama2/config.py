@@ -1,0 +1,325 @@
+"""``VideoLlama2Config``: one configuration for every decoder, encoder and connector.
+
+Two forms of ``config.json`` are read:
+
+* nested, as saved here: ``text_config`` + ``vision_config`` + the connector fields;
+* flat, as published: the decoder's fields lie beside the ``mm_*`` fields, the decoder is told by ``model_type``
+  and the vision encoder is only named (``mm_vision_tower``).
+
+Field names are the published ones. ``AutoConfig`` opens both forms once :mod:`videollama2.auto` is imported.
+"""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from videollama2.constants import NUM_FRAMES
+from videollama2.errors import CheckpointNotFoundError, ConfigError
+
+FLAT_MODEL_TYPES = {
+    "videollama2": "mistral",
+    "videollama2_llama": "llama",
+    "videollama2_mistral": "mistral",
+    "videollama2_mixtral": "mixtral",
+    "videollama2_qwen2": "qwen2",
+}
+"""Published ``model_type`` -> decoder ``model_type``."""
+
+VISION_MODEL_TYPES = ("clip_vision_model", "siglip_vision_model")
+"""Vision encoders whose layer layout :mod:`videollama2.model.vision` knows."""
+
+# Architecture and preprocessing of the two published encoders, from their hub pages. With them a published
+# checkpoint opens without asking the network for a second repository.
+KNOWN_TOWERS: dict[str, dict[str, dict[str, Any]]] = {
+    "openai/clip-vit-large-patch14-336": {
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "image_size": 336,
+            "patch_size": 14,
+            "projection_dim": 768,
+            "hidden_act": "quick_gelu",
+            "layer_norm_eps": 1e-5,
+        },
+        "preprocessor": {
+            "image_processor_type": "CLIPImageProcessor",
+            "crop_size": {"height": 336, "width": 336},
+            "size": {"shortest_edge": 336},
+            "resample": 3,
+            "do_resize": True,
+            "do_center_crop": True,
+            "do_rescale": True,
+            "do_normalize": True,
+            "do_convert_rgb": True,
+            "rescale_factor": 1 / 255,
+            "image_mean": [0.48145466, 0.4578275, 0.40821073],
+            "image_std": [0.26862954, 0.26130258, 0.27577711],
+        },
+    },
+    "google/siglip-so400m-patch14-384": {
+        "vision_config": {
+            "model_type": "siglip_vision_model",
+            "hidden_size": 1152,
+            "intermediate_size": 4304,
+            "num_hidden_layers": 27,
+            "num_attention_heads": 16,
+            "image_size": 384,
+            "patch_size": 14,
+            "hidden_act": "gelu_pytorch_tanh",
+            "layer_norm_eps": 1e-6,
+        },
+        "preprocessor": {
+            "image_processor_type": "SiglipImageProcessor",
+            "size": {"height": 384, "width": 384},
+            "resample": 3,
+            "do_resize": True,
+            "do_rescale": True,
+            "do_normalize": True,
+            "rescale_factor": 1 / 255,
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_std": [0.5, 0.5, 0.5],
+        },
+    },
+}
+
+# Fields of the flat form that belong to this class. All others describe the decoder.
+_OWN_FIELDS = ("num_frames", "image_aspect_ratio", "image_token_id", "video_token_id", "training_preprocessing")
+_OWN_PREFIXES = ("mm_", "use_mm_", "tune_mm_", "freeze_mm_")
+_TOP_FIELDS = ("architectures", "dtype", "torch_dtype", "transformers_version", "tie_word_embeddings")
+
+
+class VideoLlama2Config(PreTrainedConfig):
+    """Configuration of :class:`videollama2.model.VideoLlama2ForConditionalGeneration`.
+
+    Args:
+        text_config: decoder configuration (object, or dict with ``model_type``). When missing, the remaining keyword
+            arguments are read as the flat published form.
+        vision_config: encoder configuration (object, or dict with ``model_type`` CLIP or SigLIP vision).
+        mm_projector_type: connector name, see :data:`videollama2.model.connectors.CONNECTORS`.
+        mm_vision_tower: name or path the encoder came from; kept for the published form.
+        mm_vision_select_layer: index into the encoder's hidden states (0 is the embedding), may be negative.
+        mm_vision_select_feature: ``patch`` (drops the class token) or ``cls_patch``.
+        num_frames: frames per video; a still image counts as this many equal frames.
+        image_aspect_ratio: ``pad`` or None, the shape the training images were given (published field).
+        image_token_id, video_token_id: ids of the placeholders, one per visual token. By default the two ids after
+            the vocabulary, which no text can produce.
+
+    Raises:
+        ConfigError: unknown ``model_type``, missing or unsupported encoder, or a value out of its range.
+    """
+
+    model_type = "videollama2"
+    sub_configs = {"text_config": AutoConfig, "vision_config": AutoConfig}
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    def __init__(
+        self,
+        text_config: PreTrainedConfig | dict | None = None,
+        vision_config: PreTrainedConfig | dict | None = None,
+        mm_projector_type: str = "linear",
+        mm_vision_tower: str | None = None,
+        mm_vision_select_layer: int = -2,
+        mm_vision_select_feature: str = "patch",
+        num_frames: int | None = None,
+        image_aspect_ratio: str | None = None,
+        image_token_id: int | None = None,
+        video_token_id: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        model_type = kwargs.pop("model_type", self.model_type)
+        if text_config is None:
+            text_config, kwargs = _split_flat(model_type, kwargs)
+        if vision_config is None and mm_vision_tower in KNOWN_TOWERS:
+            vision_config = KNOWN_TOWERS[mm_vision_tower]["vision_config"]
+        self.text_config = _as_config("text_config", text_config)
+        self.vision_config = _as_vision_config(vision_config)
+        self.mm_projector_type = mm_projector_type
+        self.mm_vision_tower = mm_vision_tower
+        self.mm_vision_select_layer = mm_vision_select_layer
+        self.mm_vision_select_feature = mm_vision_select_feature
+        self.num_frames = NUM_FRAMES if num_frames is None else num_frames
+        self.image_aspect_ratio = image_aspect_ratio
+        vocab_size = self.text_config.vocab_size
+        self.image_token_id = vocab_size if image_token_id is None else image_token_id
+        self.video_token_id = vocab_size + 1 if video_token_id is None else video_token_id
+        kwargs.pop("mm_hidden_size", None)  # published copy of vision_config.hidden_size; a property here
+        kwargs.setdefault("tie_word_embeddings", bool(getattr(self.text_config, "tie_word_embeddings", False)))
+        super().__init__(**kwargs)
+        self._check()
+
+    @property
+    def mm_hidden_size(self) -> int:
+        """Width of the encoder's features (published field)."""
+        return self.vision_config.hidden_size
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the decoder."""
+        return self.text_config.hidden_size
+
+    @property
+    def vocab_size(self) -> int:
+        return self.text_config.vocab_size
+
+    @property
+    def patches_per_side(self) -> int:
+        return self.vision_config.image_size // self.vision_config.patch_size
+
+    @property
+    def flat_model_type(self) -> str:
+        """The published ``model_type`` of this model's decoder."""
+        return f"videollama2_{self.text_config.model_type}"
+
+    def _check(self) -> None:
+        if not isinstance(self.num_frames, int) or self.num_frames < 1:
+            raise ConfigError(f"num_frames must be a positive integer, got {self.num_frames!r}")
+        if self.mm_vision_select_feature not in ("patch", "cls_patch"):
+            raise ConfigError(
+                f"mm_vision_select_feature must be 'patch' or 'cls_patch', got {self.mm_vision_select_feature!r}"
+            )
+        layers = self.vision_config.num_hidden_layers
+        if not -layers - 1 <= self.mm_vision_select_layer <= layers:
+            raise ConfigError(
+                f"mm_vision_select_layer {self.mm_vision_select_layer} is outside the {layers + 1} hidden states "
+                f"of the vision encoder"
+            )
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> VideoLlama2Config:
+        """As in transformers; a flat dict whose encoder is a folder is completed from that folder.
+
+        The folder is looked for as given, then beside the checkpoint (its own folder and the two above).
+        """
+        config_dict = complete_flat_dict(config_dict, kwargs.get("name_or_path") or config_dict.get("_name_or_path"))
+        # Published model types are names of one class; what is saved again is the nested form of that class.
+        return super(VideoLlama2Config, VideoLlama2Config).from_dict(config_dict, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs: Any) -> VideoLlama2Config:
+        config_dict, kwargs = cls.get_config_dict(pretrained_model_name_or_path, **kwargs)
+        kwargs.setdefault("name_or_path", str(pretrained_model_name_or_path))
+        return cls.from_dict(config_dict, **kwargs)
+
+    def to_flat_dict(self) -> dict[str, Any]:
+        """The flat published form, as published code under transformers 4 reads it.
+
+        ``rope_theta`` is written out: transformers 5 keeps it in ``rope_parameters``, which version 4 ignores,
+        falling back to 10000 without a word.
+        """
+        flat = self.text_config.to_dict()
+        rope = flat.pop("rope_parameters", None) or {}
+        flat["rope_theta"] = float(rope.get("rope_theta", 10000.0))
+        flat["rope_scaling"] = None
+        if rope.get("rope_type", "default") != "default":
+            flat["rope_scaling"] = {"type": rope["rope_type"], **{k: v for k, v in rope.items() if k != "rope_theta"}}
+        for key in ("layer_types", "dtype", "_name_or_path"):
+            flat.pop(key, None)
+        own = {
+            key: value
+            for key, value in self.to_dict().items()
+            if key in _OWN_FIELDS[:2] or key.startswith(_OWN_PREFIXES)
+        }
+        class_name = {"qwen2": "Qwen2"}.get(self.text_config.model_type, self.text_config.model_type.capitalize())
+        flat.update(own)
+        flat.update(
+            model_type=self.flat_model_type,
+            architectures=[f"Videollama2{class_name}ForCausalLM"],
+            mm_hidden_size=self.mm_hidden_size,
+            use_mm_proj=True,
+            tie_word_embeddings=self.tie_word_embeddings,
+            torch_dtype=str(self.dtype or "float32").removeprefix("torch."),
+            transformers_version="4.40.0",
+        )
+        return flat
+
+
+def _flat_alias(model_type: str) -> type[VideoLlama2Config]:
+    """A class whose only difference is ``model_type``: AutoConfig wants one class per registered name."""
+    return type(f"VideoLlama2Config_{model_type}", (VideoLlama2Config,), {"model_type": model_type})
+
+
+FLAT_CONFIG_CLASSES = {name: _flat_alias(name) for name in FLAT_MODEL_TYPES if name != "videollama2"}
+
+
+def _split_flat(model_type: str, fields: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split flat fields into (decoder fields with their ``model_type``, fields that stay on top)."""
+    if model_type not in FLAT_MODEL_TYPES:
+        raise ConfigError(f"model_type {model_type!r} is not one of {', '.join(FLAT_MODEL_TYPES)}")
+    top = {
+        key: value for key, value in fields.items() if key in _TOP_FIELDS + _OWN_FIELDS or key.startswith(_OWN_PREFIXES)
+    }
+    text = {key: value for key, value in fields.items() if key not in top or key == "tie_word_embeddings"}
+    text["model_type"] = FLAT_MODEL_TYPES[model_type]
+    for key in ("name_or_path", "_name_or_path", "attn_implementation"):
+        if key in text:
+            top[key] = text.pop(key)
+    # Token ids are read from the top level by generation utilities of every transformers version.
+    top.update({key: text[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in text})
+    return text, top
+
+
+def _as_config(name: str, value: PreTrainedConfig | dict | None) -> PreTrainedConfig:
+    if isinstance(value, PreTrainedConfig):
+        return value
+    if not isinstance(value, dict) or "model_type" not in value:
+        raise ConfigError(f"{name} must be a configuration or a dict with 'model_type', got {type(value).__name__}")
+    fields = deepcopy(value)
+    model_type = fields.pop("model_type")
+    if model_type not in CONFIG_MAPPING:
+        raise ConfigError(f"{name}: this transformers does not know the model_type {model_type!r}")
+    return CONFIG_MAPPING[model_type](**fields)
+
+
+def _as_vision_config(value: PreTrainedConfig | dict | None) -> PreTrainedConfig:
+    if value is None:
+        raise ConfigError(
+            "the configuration names no vision encoder that can be found: set vision_config, or mm_vision_tower to a "
+            f"folder with a config.json or to one of {', '.join(KNOWN_TOWERS)}"
+        )
+    if isinstance(value, dict) and value.get("model_type") in ("clip", "siglip"):
+        value = {**value.get("vision_config", {}), "model_type": f"{value['model_type']}_vision_model"}
+    config = _as_config("vision_config", value)
+    if config.model_type not in VISION_MODEL_TYPES:
+        raise ConfigError(
+            f"vision encoder model_type {config.model_type!r} is not supported; known: {', '.join(VISION_MODEL_TYPES)}"
+        )
+    return config
+
+
+def find_tower(name: str, checkpoint: str | Path | None) -> Path | None:
+    """Folder of the vision encoder ``name``: as given, beside the checkpoint, or in the hub cache; else None."""
+    places = [Path(name)]
+    if checkpoint and Path(checkpoint).is_dir():
+        folder = Path(checkpoint).resolve()
+        places += [parent / name for parent in (folder, folder.parent, folder.parent.parent)]
+    return next((place for place in places if (place / "config.json").is_file()), None)
+
+
+def complete_flat_dict(config_dict: dict[str, Any], checkpoint: str | Path | None) -> dict[str, Any]:
+    """Add ``vision_config`` to a flat dict from the folder or hub repository that ``mm_vision_tower`` names."""
+    name = config_dict.get("mm_vision_tower")
+    if config_dict.get("vision_config") is not None or not name:
+        return config_dict
+    folder = find_tower(name, checkpoint)
+    if folder is not None:
+        vision = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    elif name in KNOWN_TOWERS:
+        vision = KNOWN_TOWERS[name]["vision_config"]
+    else:
+        try:
+            vision = PreTrainedConfig.get_config_dict(name)[0]
+        except OSError as error:
+            raise CheckpointNotFoundError(
+                f"mm_vision_tower {name!r} is neither a folder with a config.json (looked in the working folder and "
+                f"beside {checkpoint}) nor a hub repository that can be reached"
+            ) from error
+    return {**config_dict, "vision_config": vision}

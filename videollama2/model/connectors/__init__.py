@@ -1,0 +1,72 @@
+"""Connectors: encoder features of a clip -> visual tokens in the decoder's width.
+
+One table by name; ``mlpNx_gelu`` stands for any depth N. A connector maps ``features_BTND`` (B clips, T frames,
+N patches, D encoder width) to ``tokens_BND``. Three things every connector offers:
+
+* ``forward(features_BTND)``;
+* ``forward_still(features_BND, num_frames)``: equal to ``forward`` of that many equal frames, without computing
+  any time slice twice;
+* ``num_tokens(num_frames, patches_per_side)``: the closed form of its output length.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from torch import nn
+
+from videollama2.errors import ConfigError
+from videollama2.model.connectors.mlp import IdentityConnector, LinearConnector, MlpConnector
+from videollama2.model.connectors.stc import (
+    SpatialConvConnector,
+    SpatialPoolConnector,
+    StcConnector,
+    StcConnectorV35,
+    StpConnector,
+)
+
+CONNECTORS: dict[str, Callable[..., nn.Module]] = {
+    "identity": IdentityConnector,
+    "linear": LinearConnector,
+    "stc_connector": StcConnector,
+    "stc_connector_v35": StcConnectorV35,
+    "stp_connector": StpConnector,
+    "spatial_conv": SpatialConvConnector,
+    "spatial_pool": SpatialPoolConnector,
+}
+
+_MLP_NAME = re.compile(r"mlp(\d+)x_gelu")
+
+
+def build_connector(name: str, encoder_hidden_size: int, hidden_size: int) -> nn.Module:
+    """Build the connector called ``name``.
+
+    Raises:
+        ConfigError: the name is not in :data:`CONNECTORS` and not of the form ``mlpNx_gelu`` with N >= 1.
+    """
+    if match := _MLP_NAME.fullmatch(name):
+        depth = int(match.group(1))
+        if depth < 1:
+            raise ConfigError(f"mm_projector_type {name!r}: the number of layers must be at least 1")
+        return MlpConnector(encoder_hidden_size, hidden_size, depth)
+    if name not in CONNECTORS:
+        raise ConfigError(f"unknown mm_projector_type {name!r}; known: {', '.join(CONNECTORS)}, mlpNx_gelu")
+    return CONNECTORS[name](encoder_hidden_size, hidden_size)
+
+
+def num_visual_tokens(name: str, num_frames: int, patches_per_side: int) -> int:
+    """Visual tokens of one clip of ``num_frames`` frames through connector ``name``.
+
+    Raises:
+        ConfigError: unknown connector, or a clip so short or a grid so small that no token is left.
+    """
+    cls = MlpConnector if _MLP_NAME.fullmatch(name) else CONNECTORS.get(name)
+    if cls is None:
+        raise ConfigError(f"unknown mm_projector_type {name!r}; known: {', '.join(CONNECTORS)}, mlpNx_gelu")
+    count = cls.num_tokens(num_frames, patches_per_side)
+    if count < 1:
+        raise ConfigError(
+            f"{name} makes no visual token from {num_frames} frame(s) of {patches_per_side}x{patches_per_side} patches"
+        )
+    return count

@@ -1,0 +1,210 @@
+"""The spatial-temporal convolution connector and its ablations (paper, section 3 and table 1).
+
+``s1`` (RegNet stage, per frame) -> ``sampler`` (3-d convolution or pooling over time and space) -> ``s2`` (RegNet
+stage, per time slice) -> ``readout`` (two-layer MLP). Shapes: B clips, T frames, C channels, H and W grid sides.
+
+The RegNet stage is the one timm builds for ``RegStage(depth, act=SiLU, norm=LayerNorm2d)``: bottleneck ratio 1,
+depthwise 3x3 convolution, squeeze-excitation of a quarter of the block's *input* channels, norm epsilon 1e-5.
+Weight names equal timm's, since published checkpoints carry them.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from videollama2.errors import ConfigError
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of ``x_BCHW``."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-5)
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        x_BHWC = x_BCHW.permute(0, 2, 3, 1)
+        return super().forward(x_BHWC).permute(0, 3, 1, 2)
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias, channel norm, optional SiLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, groups: int = 1, act: bool = True) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, groups=groups, bias=False)
+        self.bn = ChannelNorm(out_channels)  # published name, although it is no batch norm
+        self.act = act
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        x_BCHW = self.bn(self.conv(x_BCHW))
+        return F.silu(x_BCHW) if self.act else x_BCHW
+
+
+class SqueezeExcitation(nn.Module):
+    """Scales channels by a gate computed from their spatial means."""
+
+    def __init__(self, channels: int, squeezed: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(channels, squeezed, 1)
+        self.fc2 = nn.Conv2d(squeezed, channels, 1)
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        gate = self.fc2(F.silu(self.fc1(x_BCHW.mean((2, 3), keepdim=True))))
+        return x_BCHW * gate.sigmoid()
+
+
+class RegNetBlock(nn.Module):
+    """1x1, depthwise 3x3, squeeze-excitation, 1x1; SiLU follows the residual sum."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv1 = ConvNorm(in_channels, out_channels, 1)
+        self.conv2 = ConvNorm(out_channels, out_channels, 3, groups=out_channels)
+        self.se = SqueezeExcitation(out_channels, round(in_channels * 0.25))
+        self.conv3 = ConvNorm(out_channels, out_channels, 1, act=False)
+        self.downsample = ConvNorm(in_channels, out_channels, 1, act=False) if in_channels != out_channels else None
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        shortcut = x_BCHW if self.downsample is None else self.downsample(x_BCHW)
+        return F.silu(self.conv3(self.se(self.conv2(self.conv1(x_BCHW)))) + shortcut)
+
+
+class RegNetStage(nn.Sequential):
+    """``depth`` blocks named ``b1``, ``b2``, ...; the first one changes the width."""
+
+    def __init__(self, depth: int, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        for number in range(1, depth + 1):
+            self.add_module(f"b{number}", RegNetBlock(in_channels if number == 1 else out_channels, out_channels))
+
+
+class StcConnector(nn.Module):
+    """``stc_connector``: 3-d convolution of kernel and stride 2, padded by 1 on every axis."""
+
+    kernel = (2, 2, 2)
+    padding = 1
+    depth = 4
+
+    def __init__(self, encoder_hidden_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.s1 = self._first_stage(encoder_hidden_size, hidden_size)
+        self.sampler = self._make_sampler(hidden_size)
+        self.s2 = RegNetStage(self.depth, hidden_size, hidden_size) if self.depth else nn.Identity()
+        self.readout = nn.Sequential(
+            nn.Linear(hidden_size, hidden_size), nn.GELU(), nn.Linear(hidden_size, hidden_size)
+        )
+        self.gradient_checkpointing = False
+
+    def _first_stage(self, in_channels: int, out_channels: int) -> nn.Module:
+        if self.depth:
+            return RegNetStage(self.depth, in_channels, out_channels)
+        # The published code leaves out this change of width and crashes where the widths differ.
+        return nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+
+    def _make_sampler(self, channels: int) -> nn.Module:
+        convolution = nn.Conv3d(channels, channels, self.kernel, stride=self.kernel, padding=self.padding)
+        return nn.Sequential(convolution, nn.SiLU())
+
+    @classmethod
+    def num_tokens(cls, num_frames: int, patches_per_side: int) -> int:
+        sizes = (num_frames, patches_per_side, patches_per_side)
+        return math.prod(cls._out_size(n, k) for n, k in zip(sizes, cls.kernel, strict=True))
+
+    @classmethod
+    def _out_size(cls, size: int, kernel: int) -> int:
+        return (size + 2 * cls.padding - kernel) // kernel + 1
+
+    def forward(self, features_BTND: torch.Tensor) -> torch.Tensor:
+        B, T, N, D = features_BTND.shape
+        x_BCHW = self._stage(self.s1, _to_grid(features_BTND.reshape(B * T, N, D)))
+        x_BCTHW = x_BCHW.unflatten(0, (B, T)).transpose(1, 2)
+        return self._after_s1(x_BCTHW)
+
+    def forward_still(self, features_BND: torch.Tensor, num_frames: int) -> torch.Tensor:
+        """Tokens of ``num_frames`` equal frames; only time slices that differ are computed."""
+        x_BCHW = self._stage(self.s1, _to_grid(features_BND))
+        copies, order = self._distinct_slices(num_frames)
+        x_BCTHW = x_BCHW.unsqueeze(2).expand(-1, -1, copies, -1, -1)
+        return self._after_s1(x_BCTHW, order)
+
+    def _distinct_slices(self, num_frames: int) -> tuple[int, list[int]]:
+        """(copies to feed the sampler, for each output time the computed slice it equals).
+
+        An output slice depends on how many of its frames are padding. With padding 1 the first slice holds some,
+        the last slice does as well where the frame count leaves it so, and all between are equal.
+        """
+        kernel, out_size = self.kernel[0], self._out_size(num_frames, self.kernel[0])
+        # Fewest copies with the same padding at the end and at least one interior slice.
+        copies = num_frames
+        while copies > kernel and self._out_size(copies - kernel, kernel) >= (3 if self.padding else 1):
+            copies -= kernel
+        computed = self._out_size(copies, kernel)
+        order = [min(t, 1) if t < out_size - 1 else computed - 1 for t in range(out_size)]
+        return copies, [min(t, computed - 1) for t in order]
+
+    def _after_s1(self, x_BCTHW: torch.Tensor, order: list[int] | None = None) -> torch.Tensor:
+        if self._out_size(x_BCTHW.shape[2], self.kernel[0]) < 1:
+            raise ConfigError(f"{type(self).__name__} needs at least {self.kernel[0]} frames, got {x_BCTHW.shape[2]}")
+        x_BCTHW = self.sampler(x_BCTHW)
+        B, C, T, H, W = x_BCTHW.shape
+        x_BCHW = x_BCTHW.transpose(1, 2).reshape(B * T, C, H, W)
+        x_BCHW = self._stage(self.s2, x_BCHW)
+        tokens_BTND = x_BCHW.flatten(2).transpose(1, 2).reshape(B, T, H * W, C)
+        tokens_BTND = self.readout(tokens_BTND)
+        if order is not None:
+            tokens_BTND = tokens_BTND[:, order]
+        return tokens_BTND.flatten(1, 2)
+
+    def _stage(self, stage: nn.Module, x_BCHW: torch.Tensor) -> torch.Tensor:
+        if self.gradient_checkpointing and self.training:
+            return torch.utils.checkpoint.checkpoint(stage, x_BCHW, use_reentrant=False)
+        return stage(x_BCHW)
+
+
+class StcConnectorV35(StcConnector):
+    """``stc_connector_v35`` (VideoLLaMA2.1): no padding."""
+
+    padding = 0
+
+
+class StpConnector(StcConnector):
+    """``stp_connector``: average pooling instead of the convolution."""
+
+    padding = 0
+
+    def _make_sampler(self, channels: int) -> nn.Module:
+        return nn.Sequential(nn.AvgPool3d(self.kernel), nn.SiLU())
+
+
+class SpatialConvConnector(StcConnector):
+    """``spatial_conv``: convolution within frames, no RegNet stages. Padding 1 also adds two empty time slices."""
+
+    kernel = (1, 2, 2)
+    depth = 0
+
+
+class SpatialPoolConnector(StpConnector):
+    """``spatial_pool``: average pooling within frames, no RegNet stages."""
+
+    kernel = (1, 2, 2)
+    depth = 0
+
+
+def _to_grid(features_BND: torch.Tensor) -> torch.Tensor:
+    """``features_BND`` of a square grid -> ``x_BCHW``.
+
+    Raises:
+        ConfigError: the number of patches is no square (a class token left in, or a non-square encoder).
+    """
+    B, N, D = features_BND.shape
+    side = math.isqrt(N)
+    if side * side != N:
+        raise ConfigError(
+            f"this connector needs a square patch grid, got {N} features per frame; "
+            f"with mm_vision_select_feature 'cls_patch' use linear, identity or mlpNx_gelu"
+        )
+    return features_BND.transpose(1, 2).reshape(B, D, side, side)

@@ -1,0 +1,356 @@
+"""The composed model: vision encoder + connector + any transformers decoder.
+
+Published weights keep their names on disk (:mod:`videollama2.model.checkpoints` maps them). The input carries one
+placeholder id per visual token (``config.image_token_id``, ``config.video_token_id``); the model checks the counts
+and scatters the features into those positions, it never grows a sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+
+from videollama2.config import VideoLlama2Config
+from videollama2.constants import IGNORE_INDEX
+from videollama2.errors import PromptError
+from videollama2.model.connectors import build_connector
+from videollama2.model.vision import build_vision_tower, encode_frames
+
+Videos = torch.Tensor | Sequence[torch.Tensor]
+
+
+@dataclass
+class VideoLlama2ModelOutput(ModelOutput):
+    """``last_hidden_state`` (B, L, D) and what the decoder adds to it."""
+
+    last_hidden_state: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class VideoLlama2CausalLMOutput(ModelOutput):
+    """``loss`` when labels were given; ``logits`` (B, kept, V), None while training with labels."""
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+class VideoLlama2PreTrainedModel(PreTrainedModel):
+    config_class = VideoLlama2Config
+    base_model_prefix = "model"
+    input_modalities = ("image", "video", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["CLIPEncoderLayer", "SiglipEncoderLayer", "RegNetBlock"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+
+class VideoLlama2Model(VideoLlama2PreTrainedModel):
+    """Encoder, connector and decoder without the language model head."""
+
+    def __init__(self, config: VideoLlama2Config) -> None:
+        super().__init__(config)
+        self.vision_tower = build_vision_tower(config)
+        self.mm_projector = build_connector(config.mm_projector_type, config.mm_hidden_size, config.hidden_size)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def encode_vision(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        """Frames -> ``features_BND`` of the selected layer. Keeps no graph while the encoder is frozen."""
+        frozen = not any(p.requires_grad for p in self.vision_tower.parameters())
+        config = self.config
+        with torch.no_grad() if frozen else nullcontext():
+            return encode_frames(
+                self.vision_tower,
+                pixels_BCHW.to(self._vision_device()),
+                config.mm_vision_select_layer,
+                config.mm_vision_select_feature,
+            )
+
+    def get_image_features(
+        self, pixel_values: torch.Tensor, num_frames: int | None = None, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
+        """Visual tokens of still images.
+
+        Args:
+            pixel_values: (B, C, H, W). Each image is encoded once and counts as ``num_frames`` equal frames.
+            num_frames: default ``config.num_frames``.
+
+        Returns:
+            ``pooler_output``: list of B tensors (N, D); ``last_hidden_state``: encoder features (B, patches, D).
+        """
+        features_BND = self.encode_vision(pixel_values)
+        tokens_BND = self.mm_projector.forward_still(
+            self._to_connector(features_BND), num_frames or self.config.num_frames
+        )
+        return BaseModelOutputWithPooling(last_hidden_state=features_BND, pooler_output=list(tokens_BND))
+
+    def get_video_features(self, pixel_values_videos: Videos, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """Visual tokens of videos.
+
+        Args:
+            pixel_values_videos: (B, T, C, H, W), or a sequence of (T, C, H, W) whose frame counts may differ.
+
+        Returns:
+            ``pooler_output``: list of B tensors (N, D) in the order of the videos. Videos of one frame count share
+            one pass through encoder and connector.
+        """
+        videos = list(pixel_values_videos)
+        tokens: list[torch.Tensor | None] = [None] * len(videos)
+        by_length: dict[int, list[int]] = {}
+        for index, video_TCHW in enumerate(videos):
+            by_length.setdefault(video_TCHW.shape[0], []).append(index)
+        for length, indices in by_length.items():
+            frames_BCHW = torch.cat([videos[i] for i in indices])
+            features_BTND = self._to_connector(self.encode_vision(frames_BCHW)).unflatten(0, (len(indices), length))
+            for i, tokens_ND in zip(indices, self.mm_projector(features_BTND), strict=True):
+                tokens[i] = tokens_ND
+        return BaseModelOutputWithPooling(pooler_output=tokens)
+
+    def embed(
+        self,
+        input_ids: torch.Tensor,
+        image_tokens: Sequence[torch.Tensor] = (),
+        video_tokens: Sequence[torch.Tensor] = (),
+    ) -> torch.Tensor:
+        """``input_ids`` (B, L) and visual tokens, in the order of their placeholders -> ``embeds_BLD``.
+
+        Raises:
+            PromptError: placeholders and visual tokens differ in number.
+        """
+        is_image = input_ids == self.config.image_token_id
+        is_video = input_ids == self.config.video_token_id
+        # Placeholder ids lie outside the vocabulary; any valid row serves until the features replace it.
+        text_ids = input_ids.masked_fill(is_image | is_video, 0)
+        embeds_BLD = self.get_input_embeddings()(text_ids)
+        embeds_BLD = _scatter(embeds_BLD, is_image, image_tokens, "image")
+        return _scatter(embeds_BLD, is_video, video_tokens, "video")
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pixel_values_videos: Videos | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> VideoLlama2ModelOutput:
+        """Hidden states of text with media.
+
+        Args:
+            input_ids: (B, L) with placeholders; exactly one of it and ``inputs_embeds``.
+            attention_mask: (B, L), 1 where there is something to read.
+            pixel_values, pixel_values_videos: see :meth:`get_image_features`, :meth:`get_video_features`; all
+                images, all videos of the batch in reading order.
+            mm_encoder_outputs: ``{"image": ..., "video": ...}`` computed before, instead of pixels.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("exactly one of input_ids and inputs_embeds must be given")
+        if inputs_embeds is None:
+            encoded = dict(mm_encoder_outputs or {})
+            if pixel_values is not None:
+                encoded["image"] = self.get_image_features(pixel_values)
+            if pixel_values_videos is not None and len(pixel_values_videos):
+                encoded["video"] = self.get_video_features(pixel_values_videos)
+            tokens = {kind: output.pooler_output for kind, output in encoded.items()}
+            inputs_embeds = self.embed(input_ids, tokens.get("image", ()), tokens.get("video", ()))
+        if self.training and pixel_values is None and pixel_values_videos is None:
+            inputs_embeds = inputs_embeds + self._zero_of_connector(inputs_embeds)
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        return VideoLlama2ModelOutput(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.get("hidden_states"),
+            attentions=outputs.get("attentions"),
+        )
+
+    def _zero_of_connector(self, like: torch.Tensor) -> torch.Tensor:
+        """Zero that depends on the trainable visual weights.
+
+        A text-only micro-batch runs neither encoder nor connector, but DDP and ZeRO wait for a gradient of every
+        trainable weight on every rank.
+        """
+        modules = (self.mm_projector, self.vision_tower)
+        parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+        total = sum((p.sum() * 0.0 for p in parameters), start=like.new_zeros(()))
+        return total.to(like.dtype)
+
+    def _vision_device(self) -> torch.device:
+        return self.vision_tower.embeddings.patch_embedding.weight.device
+
+    def _to_connector(self, features: torch.Tensor) -> torch.Tensor:
+        weight = next(self.mm_projector.parameters(), None)
+        return features if weight is None or not weight.is_floating_point() else features.to(weight.device, weight.dtype)
+
+
+class VideoLlama2ForConditionalGeneration(VideoLlama2PreTrainedModel, GenerationMixin):
+    """The whole model. Loading and saving use the published weight names."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    # Forward takes num_items_in_batch and normalises by it: without this the Trainer would scale the loss again.
+    accepts_loss_kwargs = True
+
+    def __init__(self, config: VideoLlama2Config) -> None:
+        super().__init__(config)
+        self.model = VideoLlama2Model(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def get_decoder(self) -> nn.Module:
+        return self.model.language_model
+
+    def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """See :meth:`VideoLlama2Model.get_image_features`."""
+        return self.model.get_image_features(pixel_values, **kwargs)
+
+    def get_video_features(self, pixel_values_videos: Videos, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """See :meth:`VideoLlama2Model.get_video_features`."""
+        return self.model.get_video_features(pixel_values_videos, **kwargs)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pixel_values_videos: Videos | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        num_items_in_batch: int | torch.Tensor | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> VideoLlama2CausalLMOutput | tuple:
+        """Logits, and the loss where labels are given.
+
+        Args:
+            labels: (B, L), ``IGNORE_INDEX`` where there is no loss.
+            logits_to_keep: the last so many positions, 0 for all; or an index tensor.
+            num_items_in_batch: number of labels of the whole optimiser step; the loss is their sum divided by it.
+                None: mean over the labels given.
+
+        While training with labels, logits are computed at labelled positions only and not returned.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            pixel_values=pixel_values,
+            pixel_values_videos=pixel_values_videos,
+            mm_encoder_outputs=mm_encoder_outputs,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        hidden_BLD = outputs.last_hidden_state
+        loss = logits = None
+        if labels is not None:
+            loss = self._loss(hidden_BLD, labels, num_items_in_batch)
+        if labels is None or not self.training:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(hidden_BLD[:, kept] if logits_to_keep is not None else hidden_BLD)
+        result = VideoLlama2CausalLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+        return result.to_tuple() if return_dict is False else result
+
+    def _loss(
+        self, hidden_BLD: torch.Tensor, labels_BL: torch.Tensor, num_items: int | torch.Tensor | None
+    ) -> torch.Tensor:
+        """Next-token cross entropy in float32, computed at labelled positions only."""
+        targets_BL = labels_BL[:, 1:].to(hidden_BLD.device)
+        labelled = targets_BL != IGNORE_INDEX
+        logits_NV = self.lm_head(hidden_BLD[:, :-1][labelled]).float()
+        total = F.cross_entropy(logits_NV, targets_BL[labelled], reduction="sum")
+        if num_items is None:
+            num_items = labelled.sum()
+        elif torch.is_tensor(num_items):
+            num_items = num_items.to(total.device)
+        return total / num_items
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.Tensor,
+        past_key_values: Cache | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pixel_values_videos: Videos | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Media belong to the first step only; later ones read them from the cache."""
+        inputs = super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
+        if past_key_values is None or past_key_values.get_seq_length() == 0:
+            inputs.update(
+                pixel_values=pixel_values,
+                pixel_values_videos=pixel_values_videos,
+                mm_encoder_outputs=mm_encoder_outputs,
+            )
+        return inputs
+
+
+def _scatter(
+    embeds_BLD: torch.Tensor, mask_BL: torch.Tensor, tokens: Sequence[torch.Tensor], kind: str
+) -> torch.Tensor:
+    """Replace the masked positions by ``tokens``, in reading order."""
+    placeholders = int(mask_BL.sum())
+    features = sum(t.shape[0] for t in tokens)
+    if placeholders != features:
+        raise PromptError(
+            f"the prompt has {placeholders} {kind} placeholder(s) but the {len(tokens)} {kind}(s) given make "
+            f"{features} visual tokens; there must be one placeholder per visual token"
+        )
+    if not placeholders:
+        return embeds_BLD
+    features_ND = torch.cat(list(tokens)).to(embeds_BLD.device, embeds_BLD.dtype)
+    return embeds_BLD.masked_scatter(mask_BL.unsqueeze(-1), features_ND)
