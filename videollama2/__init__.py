@@ -1,3 +1,33 @@
-"""VideoLLaMA 2: train, evaluate and serve video language models."""
+"""VideoLLaMA 2: train, evaluate and serve video language models.
+
+    from videollama2 import model_init, mm_infer
+    model, processor, tokenizer = model_init("videollama2-tiny")
+    text = mm_infer(processor["video"]("clip.mp4"), "What happens?", model=model, tokenizer=tokenizer)
+
+Importing the package also lets transformers' ``AutoConfig``, ``AutoProcessor`` and ``AutoModelForImageTextToText``
+open VideoLLaMA 2 checkpoints, as soon as transformers is imported. torch is imported on first use, not here.
+"""
+
+from typing import Any
+
+from videollama2._register import register_when_needed
 
 __version__ = "0.1.0"
+
+__all__ = ["__version__", "mm_infer", "mm_infer_batch", "model_init"]
+
+_LAZY = {name: "videollama2.inference.api" for name in ("model_init", "mm_infer", "mm_infer_batch")}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])
+
+register_when_needed()

@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812 - the field's name for it
 from transformers import AutoModel, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
 from videollama2.config import VideoLlama2Config
 from videollama2.constants import IGNORE_INDEX
-from videollama2.errors import PromptError
+from videollama2.errors import CheckpointError, PromptError
 from videollama2.model.connectors import build_connector
 from videollama2.model.vision import build_vision_tower, encode_frames
 
@@ -60,6 +60,47 @@ class VideoLlama2PreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, strict: bool = True, **kwargs: Any) -> Any:
+        """As in transformers, except that weights must fit exactly.
+
+        transformers initialises missing weights at random and only logs it. Here they raise, unless ``strict=False``.
+
+        Raises:
+            CheckpointError: names of weights that are missing, surplus or of another shape.
+        """
+        want_info = kwargs.pop("output_loading_info", False)
+        kwargs["ignore_mismatched_sizes"] = True  # collected below, with the other complaints
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+        )
+        if strict:
+            check_loading(info, str(pretrained_model_name_or_path))
+        return (model, info) if want_info else model
+
+
+def check_loading(info: Any, source: str, allow_missing: tuple[str, ...] = ()) -> None:
+    """Raise CheckpointError where a transformers loading report names any weight that did not fit.
+
+    Args:
+        info: report of ``from_pretrained(..., output_loading_info=True)``.
+        source: folder or hub name, for the message.
+        allow_missing: prefixes of weights that need not be there.
+    """
+    complaints = {
+        "missing": [key for key in info["missing_keys"] if not key.startswith(allow_missing or ("\0",))],
+        "unexpected": list(info["unexpected_keys"]),
+        "of another shape": [f"{key} {tuple(a)} instead of {tuple(b)}" for key, a, b in info["mismatched_keys"]],
+        "unreadable": list(info.get("error_msgs", ())),
+    }
+    parts = []
+    for what, names in complaints.items():
+        if names:
+            more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+            parts.append(f"{len(names)} weights {what}: {', '.join(sorted(map(str, names))[:8])}{more}")
+    if parts:
+        raise CheckpointError(f"{source}: the weights do not fit this model; {'; '.join(parts)}")
 
 
 class VideoLlama2Model(VideoLlama2PreTrainedModel):
@@ -323,13 +364,16 @@ class VideoLlama2ForConditionalGeneration(VideoLlama2PreTrainedModel, Generation
         self,
         input_ids: torch.Tensor,
         past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         pixel_values_videos: Videos | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Media belong to the first step only; later ones read them from the cache."""
-        inputs = super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, past_key_values=past_key_values, inputs_embeds=inputs_embeds, **kwargs
+        )
         if past_key_values is None or past_key_values.get_seq_length() == 0:
             inputs.update(
                 pixel_values=pixel_values,

@@ -14,7 +14,7 @@ import math
 
 import torch
 from torch import nn
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from videollama2.errors import ConfigError
 

@@ -1,0 +1,149 @@
+"""The ``videollama2`` command.
+
+    videollama2 ask clip.mp4 "What moves first?" --model-path videollama2-tiny
+
+Errors are one line and exit code 2; ``--debug`` adds the traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from videollama2 import __version__
+from videollama2.errors import ConfigError, VideoLlama2Error
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(prog="videollama2", description="Ask videos and images questions.")
+    parser.add_argument("--version", action="version", version=f"videollama2 {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_ask(commands.add_parser("ask", help="answer a question about a video or an image"))
+    return parser
+
+
+def _add_ask(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_ask)
+    parser.add_argument("media", help="video, gif, folder of frames or image")
+    parser.add_argument("question", help="what to ask")
+    model = parser.add_argument_group("model")
+    model.add_argument("--model-path", default="DAMO-NLP-SG/VideoLLaMA2-7B", metavar="NAME",
+                       help="videollama2-tiny (built in), a folder, or a hub name (default %(default)s)")  # fmt: skip
+    model.add_argument("--model-base", metavar="NAME", help="language model under a connector or LoRA folder")
+    model.add_argument("--device", help="cuda, cuda:1, mps or cpu (default: the first of these there is)")
+    model.add_argument("--dtype", choices=("float32", "float16", "bfloat16"),
+                       help="default bfloat16 on a GPU that has it, else float16; float32 on a CPU")  # fmt: skip
+    model.add_argument("--attn-implementation", default="sdpa", choices=("sdpa", "eager", "flash_attention_2"))
+    bits = model.add_mutually_exclusive_group()
+    bits.add_argument("--load-8bit", action="store_true", help="language model in 8 bits (bitsandbytes)")
+    bits.add_argument("--load-4bit", action="store_true", help="language model in 4 bits (bitsandbytes)")
+    media = parser.add_argument_group("video")
+    media.add_argument("--start", type=float, metavar="SECONDS", help="use the video from here")
+    media.add_argument("--end", type=float, metavar="SECONDS", help="use the video up to here")
+    media.add_argument("--num-frames", type=int, metavar="N", help="frames to look at (default: the model's)")
+    media.add_argument("--video-backend", default="auto", choices=("auto", "pyav", "decord"), help="video decoder")
+    answer = parser.add_argument_group("answer")
+    answer.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="default %(default)s")
+    answer.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default): no sampling")
+    answer.add_argument("--top-p", type=float, metavar="P", help="when sampling, default 0.9")
+    answer.add_argument("--seed", type=int, metavar="N", help="when sampling: makes the answer repeatable")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def _ask(args: argparse.Namespace) -> int:
+    """Load, look, answer. The media are read first: a wrong path must not wait for 15 GB of weights."""
+    from videollama2.media.image import sniff_modality
+
+    if not args.question.strip():
+        raise ConfigError("the question is empty")
+    kind = sniff_modality(args.media)
+    video_options = {"--start": args.start, "--end": args.end, "--num-frames": args.num_frames}
+    if kind == "image" and any(value is not None for value in video_options.values()):
+        given = ", ".join(name for name, value in video_options.items() if value is not None)
+        raise ConfigError(f"{args.media} is an image; {given} can only be given for a video")
+    _check_readable(args, kind)
+    _quiet_libraries()
+    from videollama2.inference.api import mm_infer, model_init
+
+    model, processor, tokenizer = model_init(
+        args.model_path,
+        model_base=args.model_base,
+        device=args.device,
+        dtype=args.dtype,
+        attn_implementation=args.attn_implementation,
+        load_8bit=args.load_8bit,
+        load_4bit=args.load_4bit,
+    )
+    if kind == "image":
+        pixels = processor["image"](args.media)
+    else:
+        frames = {} if args.num_frames is None else {"num_frames": args.num_frames}
+        pixels = processor["video"](
+            args.media, start=args.start, end=args.end, backend=args.video_backend, **frames
+        )
+    options = _generation(args)
+    if sys.stdout.isatty():
+        from transformers import TextStreamer
+
+        options["streamer"] = TextStreamer(tokenizer, skip_prompt=False, skip_special_tokens=True)
+    text = mm_infer(pixels, args.question, model, tokenizer, modal=kind, **options)
+    if "streamer" not in options:
+        print(text)
+    return 0
+
+
+def _check_readable(args: argparse.Namespace, kind: str) -> None:
+    """Decode the first frame asked for (or the image): cheap, and the same errors as later."""
+    from videollama2.media.frames import FrameSampling
+    from videollama2.media.image import load_image
+    from videollama2.media.video import read_clip
+
+    if kind == "image":
+        load_image(args.media)
+        return
+    FrameSampling(num_frames=args.num_frames, start=args.start, end=args.end)
+    read_clip(args.media, FrameSampling(num_frames=1, start=args.start, end=args.end), backend=args.video_backend)
+
+
+def _generation(args: argparse.Namespace) -> dict[str, Any]:
+    options: dict[str, Any] = {"max_new_tokens": args.max_new_tokens, "do_sample": args.temperature != 0}
+    if args.temperature < 0:
+        raise ConfigError(f"--temperature must not be negative, got {args.temperature}")
+    if args.temperature:
+        options["temperature"] = args.temperature
+        if args.top_p is not None:
+            options["top_p"] = args.top_p
+        if args.seed is not None:
+            import torch
+
+            torch.manual_seed(args.seed)
+    return options
+
+
+def _quiet_libraries() -> None:
+    """An answer is one thing on the screen: no loading bars of small models, no hints for library authors."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    args = build_parser().parse_args(arguments)
+    try:
+        return args.run(args)
+    except VideoLlama2Error as error:
+        if args.debug:
+            raise
+        print(f"videollama2: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

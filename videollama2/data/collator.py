@@ -1,0 +1,28 @@
+"""Samples -> one batch, padded on the right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from videollama2.processing import collate
+
+
+@dataclass(frozen=True)
+class TrainingCollator:
+    """Joins samples of :class:`videollama2.data.dataset.VideoInstructionDataset`; see :func:`collate` for the shapes.
+
+    ``pad_token_id`` may be any id: the mask hides it.
+    """
+
+    pad_token_id: int
+
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return collate(
+            rows=[sample["input_ids"] for sample in samples],
+            media=[sample["media"] for sample in samples],
+            pad_token_id=self.pad_token_id,
+            side="right",
+            labels=[sample["labels"] for sample in samples],
+        )

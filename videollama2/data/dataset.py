@@ -1,0 +1,106 @@
+"""Records -> training samples: ids with placeholders, labels and pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from videollama2.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX, VIDEO_TOKEN_INDEX
+from videollama2.data.records import Medium, Record
+from videollama2.errors import DataError, MediaError, PromptError
+from videollama2.processing import VideoLlama2Processor, expand_placeholders, visual_tokens
+from videollama2.prompting import training_ids
+
+_SENTINELS = (IMAGE_TOKEN_INDEX, VIDEO_TOKEN_INDEX)
+
+Sample = dict[str, Any]
+
+
+class VideoInstructionDataset(Dataset):
+    """Map-style set of ``{"input_ids", "labels", "media"}``.
+
+    ``input_ids`` and ``labels`` are lists of equal length, at most ``max_length``; ``media`` lists ``(kind,
+    pixels_TCHW)`` in reading order.
+
+    Args:
+        records: from :func:`videollama2.data.records.read_records`.
+        processor: of the model to be trained; its configuration says frames, connector and shape of images.
+        max_length: tokens of one sample, visual ones included.
+        stage: see :func:`videollama2.prompting.training_ids`.
+
+    Raises:
+        DataError: there is no record.
+    """
+
+    def __init__(
+        self, records: Sequence[Record], processor: VideoLlama2Processor, max_length: int, stage: str = "finetune"
+    ) -> None:
+        if not records:
+            raise DataError("the training set has no record")
+        self.records = list(records)
+        self.processor = processor
+        self.max_length = max_length
+        self.stage = stage
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read and tokenise one record.
+
+        Raises:
+            DataError: names the record: a file that cannot be read, or no labelled token within ``max_length``.
+        """
+        record = self.records[index]
+        try:
+            return self._sample(record)
+        except (DataError, MediaError, PromptError) as error:
+            raise DataError(f"{record.name}: {error}") from error
+
+    def _sample(self, record: Record) -> Sample:
+        config = self.processor.model_config
+        ids, labels = training_ids(record.conversations, record.kinds, self.processor.tokenizer, self.stage)
+        counts = [visual_tokens(config, kind) for kind in record.kinds]
+        kept = fit_length(ids, counts, self.max_length)
+        ids, labels = ids[:kept], labels[:kept]
+        media = record.media[: sum(token in _SENTINELS for token in ids)]
+        ids, labels = expand_placeholders(ids, counts[: len(media)], config, labels)
+        # The first token is predicted from nothing, so a label there is none.
+        if all(label == IGNORE_INDEX for label in labels[1:]):
+            raise DataError(f"no labelled token within the {self.max_length} tokens of model_max_length")
+        return {"input_ids": ids, "labels": labels, "media": [(m.kind, self._pixels(m)) for m in media]}
+
+    def _pixels(self, medium: Medium) -> torch.Tensor:
+        return self.processor[medium.kind](medium.path)
+
+    @cached_property
+    def visual_lengths(self) -> list[int]:
+        """Visual tokens per record."""
+        config = self.processor.model_config
+        return [sum(visual_tokens(config, kind) for kind in record.kinds) for record in self.records]
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Tokens per record, visual ones included: what batches are grouped by.
+
+        The text is counted without the chat template, which adds about the same to every record.
+        """
+        texts = ["\n".join(turn["value"] for turn in record.conversations) for record in self.records]
+        encoded = self.processor.tokenizer(texts, add_special_tokens=False).input_ids
+        pairs = zip(self.visual_lengths, encoded, strict=True)
+        return [min(visual + len(ids), self.max_length) for visual, ids in pairs]
+
+
+def fit_length(ids: Sequence[int], counts: Sequence[int], max_length: int) -> int:
+    """How many of ``ids`` (media as sentinels) fit when every medium takes its ``counts``; no medium is cut in two."""
+    remaining = iter(counts)
+    length = 0
+    for position, token in enumerate(ids):
+        length += next(remaining) if token in _SENTINELS else 1
+        if length > max_length:
+            return position
+    return len(ids)

@@ -1,0 +1,176 @@
+"""Annotation files -> checked records.
+
+The format is a JSON list, or JSON Lines, of::
+
+    {"id": ..., "video" | "image": path or list of paths, "conversations": [{"from": "human" | "gpt", "value": ...}]}
+
+A record without ``video`` and ``image`` is text only. Paths are relative to the data folder. Whether a file is an image
+or a video is read from the file itself, so an image under ``video`` is an image. A record may hold both keys; then each
+tag takes the next path of its own key.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from videollama2.errors import DataError, MediaError, PromptError
+from videollama2.media.image import sniff_modality
+from videollama2.prompting import TAGS, conversation_messages
+
+MEDIA_KEYS = ("image", "video")
+SHOWN_PROBLEMS = 10
+"""Problems that one error message lists; the others are counted."""
+
+_TAG = re.compile("|".join(map(re.escape, TAGS.values())))
+
+
+@dataclass(frozen=True, slots=True)
+class Medium:
+    """One file of a record; ``kind`` is ``image`` or ``video``."""
+
+    kind: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One checked annotation; ``media`` are in the order of the tags in ``conversations``."""
+
+    id: str
+    source: str
+    media: tuple[Medium, ...]
+    conversations: tuple[dict[str, str], ...]
+
+    @property
+    def name(self) -> str:
+        """How messages call this record: file and id."""
+        return f"{self.source}: record {self.id!r}"
+
+    @property
+    def kinds(self) -> list[str]:
+        return [medium.kind for medium in self.media]
+
+
+def read_records(
+    files: Sequence[str | os.PathLike[str]], data_folder: str | os.PathLike[str] | None = None
+) -> list[Record]:
+    """All records of several annotation files, in order.
+
+    Args:
+        files: JSON lists or JSON Lines.
+        data_folder: what media paths are relative to; default each annotation file's own folder.
+
+    Raises:
+        DataError: a file that cannot be read or is empty; or records that break a rule, each named with what is wrong.
+    """
+    records: list[Record] = []
+    problems: list[str] = []
+    for file in files:
+        folder = Path(data_folder) if data_folder is not None else Path(file).parent
+        before = len(records) + len(problems)
+        for number, raw in enumerate(read_rows(file)):
+            try:
+                records.append(parse_record(raw, number, os.fspath(file), folder))
+            except DataError as error:
+                problems.append(str(error))
+        if len(records) + len(problems) == before:
+            raise DataError(f"{file}: there is no record in this file")
+    if problems:
+        more = len(problems) - SHOWN_PROBLEMS
+        tail = [f"and {more} more"] if more > 0 else []
+        raise DataError("\n".join([*problems[:SHOWN_PROBLEMS], *tail]))
+    return records
+
+
+def read_rows(file: str | os.PathLike[str]) -> Iterator[Any]:
+    """The rows of one JSON list or JSON Lines file, as they are.
+
+    Raises:
+        DataError: the file is missing or unreadable, or is neither form; names line and column.
+    """
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read as an annotation file ({error})") from error
+    if text.lstrip()[:1] == "[":
+        try:
+            yield from json.loads(text)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{file}: not JSON at line {error.lineno}, column {error.colno}: {error.msg}") from error
+        return
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{file}: not JSON at line {number}, column {error.colno}: {error.msg}") from error
+
+
+def parse_record(raw: Any, number: int, source: str, folder: Path) -> Record:
+    """Check one row.
+
+    Args:
+        raw: the row as read.
+        number: its place in the file from 0, which names it where it has no id.
+        source: the annotation file.
+        folder: what its media paths are relative to.
+
+    Raises:
+        DataError: names file, record and rule.
+    """
+    name = raw.get("id", f"#{number}") if isinstance(raw, dict) else f"#{number}"
+    try:
+        if not isinstance(raw, dict):
+            raise DataError(f"a record must be an object with 'conversations', got {type(raw).__name__}")
+        conversations = _conversations(raw)
+        media = tuple(_medium(path, folder) for path in _ordered_paths(raw, conversations))
+        conversation_messages(conversations, [medium.kind for medium in media])
+    except (DataError, MediaError, PromptError) as error:
+        raise DataError(f"{source}: record {str(name)!r}: {error}") from error
+    return Record(str(name), source, media, tuple(conversations))
+
+
+def _conversations(raw: dict[str, Any]) -> list[dict[str, str]]:
+    turns = raw.get("conversations")
+    if not isinstance(turns, list) or not turns:
+        raise DataError(f"'conversations' must be a list of turns with at least one, got {turns!r}")
+    for turn in turns:
+        if not isinstance(turn, dict):
+            raise DataError(f"a turn must be an object with 'from' and 'value', got {turn!r}")
+    return turns
+
+
+def _ordered_paths(raw: dict[str, Any], conversations: list[dict[str, str]]) -> list[str]:
+    """The record's paths in the order of the tags."""
+    paths = {key: _paths(raw[key], key) for key in MEDIA_KEYS if raw.get(key) is not None}
+    if len(paths) < 2:
+        return next(iter(paths.values()), [])
+    ordered = []
+    for turn in conversations:
+        for tag in _TAG.findall(str(turn.get("value"))) if turn.get("from") == "human" else ():
+            queue = paths[tag.strip("<>")]
+            if not queue:
+                raise DataError(f"there are more {tag} tags than paths under {tag.strip('<>')!r}")
+            ordered.append(queue.pop(0))
+    for key, queue in paths.items():
+        if queue:
+            raise DataError(f"{len(queue)} path(s) under {key!r} have no <{key}> tag")
+    return ordered
+
+
+def _paths(value: Any, key: str) -> list[str]:
+    paths = list(value) if isinstance(value, list) else [value]
+    if not paths or not all(isinstance(path, str) and path for path in paths):
+        raise DataError(f"{key!r} must be a path or a list of paths, got {value!r}")
+    return paths
+
+
+def _medium(path: str, folder: Path) -> Medium:
+    full = os.path.join(folder, path)
+    return Medium(sniff_modality(full), full)

@@ -1,0 +1,71 @@
+"""Videos through decord, the decoder of the published code. Used on request only: it is unmaintained, and reads
+some files wrong (MPEG-TS, edit lists) or not at all (gif, AV1)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from videollama2.errors import MediaError, MissingDependencyError
+from videollama2.media.readers import ReaderBase, check_frame_size
+
+
+class DecordReader(ReaderBase):
+    """An open video file; see :class:`videollama2.media.readers.VideoReader`.
+
+    Args:
+        source: path of an existing file, or a binary file.
+        name: how messages call it.
+
+    Raises:
+        MissingDependencyError: decord is not installed.
+        MediaError: decord cannot read the file.
+    """
+
+    def __init__(self, source: str | os.PathLike | Any, name: str) -> None:
+        try:
+            import decord
+        except ImportError as error:
+            raise MissingDependencyError("the video backend 'decord' needs: pip install decord") from error
+        self.name = name
+        if hasattr(source, "read"):
+            source.seek(0)
+        else:
+            source = os.fspath(source)
+        try:
+            # One thread: more dead-lock in DataLoader workers.
+            self._video: Any = decord.VideoReader(source, ctx=decord.cpu(0), num_threads=1)
+            self.num_frames = len(self._video)
+            self._height, self._width = self._video[0].shape[:2] if self.num_frames else (0, 0)
+            self.fps = self.step_fps = float(self._video.get_avg_fps())
+        except (decord.DECORDError, RuntimeError) as error:
+            raise MediaError(f"{name}: decord cannot read this video ({_first_line(error)})") from error
+        if self.num_frames == 0:
+            raise MediaError(f"{name}: the video stream has no frames that can be decoded")
+        spans_T2 = np.asarray(self._video.get_frame_timestamp(range(self.num_frames)))
+        self.times: list[float] = (spans_T2[:, 0] - spans_T2[0, 0]).tolist()
+        self.duration = float(spans_T2[-1, 1] - spans_T2[0, 0])
+
+    def get_frames(self, indices: Sequence[int]) -> np.ndarray:
+        """See :class:`videollama2.media.readers.VideoReader`."""
+        import decord
+
+        indices = self.check_indices(indices)
+        check_frame_size(self._width, self._height, len(indices), self.name)
+        try:
+            batch = self._video.get_batch(indices)
+        except (decord.DECORDError, RuntimeError) as error:
+            raise MediaError(f"{self.name}: decord cannot decode the frames ({_first_line(error)})") from error
+        # decord answers in torch tensors where somebody has set its bridge so.
+        return batch.asnumpy() if hasattr(batch, "asnumpy") else np.asarray(batch)
+
+    def close(self) -> None:
+        """Give up the file. Closing twice is allowed."""
+        self._video = None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,180 @@
+"""What a video is to the rest of the package, and the readers of frames that are already apart.
+
+A reader knows how many frames there are and when each is shown, and hands out the ones asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from videollama2.errors import MediaError
+from videollama2.media.arrays import rgb_frames
+from videollama2.media.image import IMAGE_SUFFIXES, describe_source, load_image
+
+FOLDER_FPS = 3.0
+"""Rate of a folder of frames when nobody says otherwise (published; TVQA stores its frames this way)."""
+
+LIST_FPS = 1.0
+"""Rate of frames that come without times: one-frame-per-second mode then keeps them all (published)."""
+
+MAX_SIDE = 16384
+MAX_FRAME_PIXELS = 100_000_000
+"""Largest frame that is decoded. Headers can name any size, and memory is taken by it."""
+
+MAX_CLIP_BYTES = 8 * 2**30
+"""Most memory the frames of one clip may take."""
+
+
+class MediaWarning(UserWarning):
+    """A video was read, but something in it was not as its header says; the message names the file."""
+
+
+class VideoReader(Protocol):
+    """An open video.
+
+    Attributes:
+        name: path or description, for messages.
+        num_frames: number of frames that can be read.
+        fps: average rate in frames per second.
+        step_fps: rate that one-frame-per-second sampling counts in; equals ``fps`` except for gifs.
+        times: when each frame is shown, in seconds after the first one.
+        duration: seconds from the first frame's appearance to the last one's end.
+    """
+
+    name: str
+    num_frames: int
+    fps: float
+    step_fps: float
+    times: Sequence[float]
+    duration: float
+
+    def get_frames(self, indices: Sequence[int]) -> np.ndarray | list[np.ndarray]:
+        """``frames_THWC`` uint8 RGB in the order of ``indices``, which may repeat.
+
+        A list of HWC arrays where frames differ in size (folders and lists of images only).
+
+        Raises:
+            MediaError: an index is out of range, or a frame cannot be decoded.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give up the file. Closing twice is allowed."""
+        ...
+
+    def __enter__(self) -> VideoReader: ...
+
+    def __exit__(self, *exc_info: object) -> None: ...
+
+
+class ReaderBase:
+    """The parts of a reader that do not depend on where frames come from."""
+
+    name: str
+    num_frames: int
+
+    def close(self) -> None:
+        """Nothing is held open unless a reader says so."""
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def check_indices(self, indices: Sequence[int]) -> list[int]:
+        """The indices as a list of int; MediaError if one is outside ``0 .. num_frames - 1``."""
+        checked = [int(i) for i in indices]
+        for i in checked:
+            if not 0 <= i < self.num_frames:
+                raise MediaError(f"{self.name}: frame {i} is outside 0 to {self.num_frames - 1}")
+        return checked
+
+
+def check_frame_size(width: int, height: int, frames: int, name: str) -> None:
+    """Raise MediaError when a frame, or this many of them together, would take an absurd amount of memory."""
+    if max(width, height) > MAX_SIDE or width * height > MAX_FRAME_PIXELS:
+        raise MediaError(f"{name}: frames of {width}x{height} are larger than {MAX_SIDE} on a side "
+                         f"or {MAX_FRAME_PIXELS // 10**6} megapixels")
+    if frames * width * height * 3 > MAX_CLIP_BYTES:
+        raise MediaError(f"{name}: {frames} frames of {width}x{height} take more than {MAX_CLIP_BYTES // 2**30} GiB; "
+                         "ask for fewer")
+
+
+class EvenlySpacedReader(ReaderBase):
+    """Frames without times of their own: they come at a constant rate."""
+
+    def __init__(self, name: str, num_frames: int, fps: float) -> None:
+        if not fps > 0:
+            raise MediaError(f"{name}: frame rate {fps} is not a positive number")
+        self.name, self.num_frames = name, num_frames
+        self.fps = self.step_fps = float(fps)
+
+    @property
+    def times(self) -> list[float]:
+        """Seconds of each frame."""
+        return [i / self.fps for i in range(self.num_frames)]
+
+    @property
+    def duration(self) -> float:
+        """Seconds."""
+        return self.num_frames / self.fps
+
+
+class ImageListReader(EvenlySpacedReader):
+    """A list whose items are anything :func:`load_image` takes. Only the items asked for are opened."""
+
+    def __init__(self, images: Sequence[Any], fps: float = LIST_FPS, name: str | None = None) -> None:
+        name = describe_source(images) if name is None else name
+        if len(images) == 0:
+            raise MediaError(f"{name}: there are no frames")
+        super().__init__(name, len(images), fps)
+        self._images = list(images)
+
+    def get_frames(self, indices: Sequence[int]) -> np.ndarray | list[np.ndarray]:
+        """See :class:`VideoReader`."""
+        indices = self.check_indices(indices)
+        loaded = {i: np.asarray(load_image(self._images[i])) for i in dict.fromkeys(indices)}
+        frames = [loaded[i] for i in indices]
+        return np.stack(frames) if len({frame.shape for frame in frames}) == 1 else frames
+
+
+class FrameFolderReader(ImageListReader):
+    """A folder of numbered images. Other files in it are ignored.
+
+    Order is natural, 2 before 10. (The published order is by character, which differs where numbers are not padded.)
+    """
+
+    def __init__(self, folder: str | os.PathLike, fps: float = FOLDER_FPS) -> None:
+        paths = sorted(
+            (path for path in Path(folder).iterdir()
+             if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()),
+            key=_natural_key,
+        )
+        if not paths:
+            raise MediaError(f"{folder}: the folder holds no images")
+        super().__init__(paths, fps, str(folder))
+
+
+class ArrayReader(EvenlySpacedReader):
+    """A clip held in memory as one array or tensor; see :func:`videollama2.media.arrays.rgb_frames` for shapes."""
+
+    def __init__(self, array: Any, fps: float = LIST_FPS) -> None:
+        name = describe_source(array)
+        self._frames_THWC = rgb_frames(array, name)
+        super().__init__(name, len(self._frames_THWC), fps)
+
+    def get_frames(self, indices: Sequence[int]) -> np.ndarray:
+        """See :class:`VideoReader`. The result is a copy."""
+        return np.ascontiguousarray(self._frames_THWC[self.check_indices(indices)])
+
+
+def _natural_key(path: Path) -> tuple[list[str | int], str]:
+    parts = re.split(r"(\d+)", path.name.lower())
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], path.name

@@ -1,0 +1,159 @@
+"""Open a video of any kind and read the frames of a clip. The one place where a decoder is chosen."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from videollama2.errors import ConfigError, MediaError, MissingDependencyError
+from videollama2.media.arrays import is_array
+from videollama2.media.frames import FrameSampling, select_frames
+from videollama2.media.image import check_path, describe_source
+from videollama2.media.readers import (
+    FOLDER_FPS,
+    LIST_FPS,
+    ArrayReader,
+    FrameFolderReader,
+    ImageListReader,
+    VideoReader,
+)
+
+
+def _pyav(source: Any, name: str) -> VideoReader:
+    try:
+        from videollama2.media.pyav_reader import PyAVReader
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError("reading videos needs PyAV: pip install av") from error
+    return PyAVReader(source, name)
+
+
+def _decord(source: Any, name: str) -> VideoReader:
+    from videollama2.media.decord_reader import DecordReader
+
+    return DecordReader(source, name)
+
+
+BACKENDS: dict[str, Callable[[Any, str], VideoReader]] = {"pyav": _pyav, "decord": _decord}
+"""Decoders of video files by the name ``--video-backend`` takes."""
+
+DEFAULT_BACKEND = "pyav"
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Frames of one clip, and where in the video they are.
+
+    Attributes:
+        frames_THWC: uint8 RGB; a list of HWC arrays where the images of a list or folder differ in size.
+        indices: number of each frame in the video.
+        times: seconds of each frame after the video's first one.
+        fps: average frame rate of the video.
+        total: number of frames of the video.
+        name: path or description of the source.
+    """
+
+    frames_THWC: np.ndarray | list[np.ndarray]
+    indices: list[int]
+    times: list[float]
+    fps: float
+    total: int
+    name: str
+
+
+def open_video(source: Any, backend: str = "auto", fps: float | None = None) -> VideoReader:
+    """A reader for ``source``; close it, or use it in a ``with`` block.
+
+    Args:
+        source: path of a video file, gif or folder of frames; bytes or a binary file; a list of images (anything
+            :func:`videollama2.media.image.load_image` takes); a numpy array or torch tensor (T,H,W,C), (T,C,H,W) or
+            (T,H,W).
+        backend: "pyav", "decord", or "auto" for the default. Gifs, folders, lists and arrays do not ask decord.
+        fps: rate of frames that have no times of their own: folders (3 if None), lists and arrays (1 if None).
+
+    Raises:
+        MediaNotFoundError: the path does not exist.
+        MediaError: the source cannot be read as a video.
+        ConfigError: no such backend.
+        MissingDependencyError: the backend is not installed.
+    """
+    name = describe_source(source)
+    decoder = _decoder(backend)
+    if is_array(source):
+        return ArrayReader(source, LIST_FPS if fps is None else fps)
+    if isinstance(source, (list, tuple)):
+        return ImageListReader(source, LIST_FPS if fps is None else fps)
+    if isinstance(source, Image.Image):
+        raise MediaError(f"{name}: is one image, not a video; a video can be a list of images")
+    if isinstance(source, (str, os.PathLike)):
+        path = check_path(source)
+        if path.is_dir():
+            return FrameFolderReader(path, FOLDER_FPS if fps is None else fps)
+        return _file_decoder(_head(path), decoder)(path, name)
+    file = _seekable_file(source, name)
+    return _file_decoder(file.read(6), decoder)(file, name)
+
+
+def read_clip(
+    source: Any, sampling: FrameSampling | None = None, backend: str = "auto", fps: float | None = None
+) -> Clip:
+    """Choose frames of a video and read them; no other frames are converted, and few others decoded.
+
+    Arguments are those of :func:`open_video`; ``sampling`` defaults to one frame per second.
+
+    Raises:
+        MediaError: as :func:`open_video`, and when the clip starts after the end of the video.
+    """
+    with open_video(source, backend, fps) as reader:
+        indices = select_frames(
+            reader.num_frames, reader.fps, sampling or FrameSampling(),
+            times=reader.times, step_fps=reader.step_fps, name=reader.name,
+        )
+        times = reader.times
+        return Clip(reader.get_frames(indices), indices, [times[i] for i in indices], reader.fps,
+                    reader.num_frames, reader.name)
+
+
+def _decoder(backend: str) -> Callable[[Any, str], VideoReader]:
+    name = DEFAULT_BACKEND if backend == "auto" else backend
+    if name not in BACKENDS:
+        raise ConfigError(f"video backend {backend!r} is not one of {', '.join(['auto', *BACKENDS])}")
+    return BACKENDS[name]
+
+
+def _file_decoder(head: bytes, decoder: Callable[[Any, str], VideoReader]) -> Callable[[Any, str], VideoReader]:
+    """Gifs go to the default decoder always: decord has none (the published code uses another library for them)."""
+    return BACKENDS[DEFAULT_BACKEND] if head.startswith((b"GIF87a", b"GIF89a")) else decoder
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(6)
+    except OSError as error:
+        raise MediaError(f"{path}: cannot be opened ({error.strerror})") from error
+
+
+def _seekable_file(source: Any, name: str) -> Any:
+    """A binary file at its start, for bytes and for files; files that cannot seek are read into memory."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        file: Any = io.BytesIO(source)
+    elif hasattr(source, "read"):
+        can_seek = hasattr(source, "seekable") and source.seekable()
+        file = source if can_seek else io.BytesIO(source.read())
+        file.seek(0)
+    else:
+        raise MediaError(f"{name}: a {type(source).__name__} is not a video")
+    if not file.read(1):
+        raise MediaError(f"{name}: the file is empty")
+    file.seek(0)
+    return file
+
+
+__all__: Sequence[str] = ("BACKENDS", "DEFAULT_BACKEND", "Clip", "VideoReader", "open_video", "read_clip")
