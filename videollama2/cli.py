@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from videollama2 import __version__
+from videollama2.constants import TINY_MODEL_NAME
 from videollama2.errors import ConfigError, VideoLlama2Error
 
 
@@ -22,6 +23,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"videollama2 {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_ask(commands.add_parser("ask", help="answer a question about a video or an image"))
+    demo = commands.add_parser("demo", help="the built-in tiny model answers questions about bundled samples")
+    demo.set_defaults(run=_demo)
+    demo.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
@@ -92,6 +96,34 @@ def _ask(args: argparse.Namespace) -> int:
     text = mm_infer(pixels, args.question, model, tokenizer, modal=kind, **options)
     if "streamer" not in options:
         print(text)
+    return 0
+
+
+def _demo(args: argparse.Namespace) -> int:
+    """Questions about a bundled video and image: the answer given beside the right one."""
+    import json
+    from pathlib import Path
+
+    _quiet_libraries()
+    from videollama2.inference.api import mm_infer, model_init
+    from videollama2.media.image import sniff_modality
+
+    folder = Path(__file__).parent / "assets" / "demo"
+    rows = json.loads((folder / "questions.json").read_text(encoding="utf-8"))
+    model, processor, tokenizer = model_init(TINY_MODEL_NAME)
+    current, right = None, 0
+    for row in rows:
+        kind = sniff_modality(folder / row["file"])
+        if row["file"] != current:
+            current = row["file"]
+            pixels = processor[kind](folder / current)
+            print(f"\n{kind}: {folder / current}")
+            print(f"  {'question':<64}{'answer':<16}correct answer")
+        answer = mm_infer(pixels, row["question"], model, tokenizer, modal=kind, max_new_tokens=32)
+        right += answer == row["answer"]
+        print(f"  {row['question']:<64}{answer:<16}{row['answer']}", flush=True)
+    print(f"\n{right} of {len(rows)} answers are right. {TINY_MODEL_NAME} knows moving shapes and nothing else; for your own")
+    print("videos take a published model: videollama2 ask VIDEO QUESTION --model-path DAMO-NLP-SG/VideoLLaMA2.1-7B-16F")
     return 0
 
 

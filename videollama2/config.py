@@ -218,11 +218,15 @@ class VideoLlama2Config(PreTrainedConfig):
         flat = self.text_config.to_dict()
         rope = flat.pop("rope_parameters", None) or {}
         flat["rope_theta"] = float(rope.get("rope_theta", 10000.0))
-        flat["rope_scaling"] = None
         if rope.get("rope_type", "default") != "default":
             flat["rope_scaling"] = {"type": rope["rope_type"], **{k: v for k, v in rope.items() if k != "rope_theta"}}
-        for key in ("layer_types", "dtype", "_name_or_path"):
+        generic = PreTrainedConfig().to_dict().keys() - {"bos_token_id", "eos_token_id", "pad_token_id"}
+        for key in (*generic, "layer_types"):
             flat.pop(key, None)
+        # None is what version 4 assumes for everything but the sliding window, whose default there is a number.
+        flat = {key: value for key, value in flat.items() if value is not None or key == "sliding_window"}
+        if flat.get("use_sliding_window") is False:
+            flat.pop("sliding_window")  # here None says "off"; published code wants a number and reads the switch
         own = {
             key: value
             for key, value in self.to_dict().items()

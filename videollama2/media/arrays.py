@@ -22,13 +22,13 @@ def as_numpy(source: Any) -> np.ndarray:
 
 
 def rgb_frames(source: Any, name: str) -> np.ndarray:
-    """A clip held in memory as ``frames_THWC`` uint8 RGB; the caller's memory is shared where nothing changes.
+    """A clip held in memory as ``frames_THWC`` uint8 RGB, sharing the caller's memory where nothing changes.
 
-    Takes (T,H,W,C), (T,C,H,W), (T,H,W) grey and one frame (H,W,C), with 1 to 4 channels; alpha is dropped, as Pillow's
-    ``convert("RGB")`` does. The last axis counts as the channels where both readings are possible.
+    Takes (T,H,W,C), (T,C,H,W), (T,H,W) grey and one frame (H,W,C), with 1 to 4 channels; alpha is dropped, as
+    Pillow's ``convert("RGB")`` does. The last axis counts as the channels where both readings are possible.
 
     Raises:
-        MediaError: another shape, no frames, an empty frame, or values that are not 8 or 16 bit integers or bool.
+        MediaError: another shape, no frames, no pixels, or values other than uint8, uint16 and bool.
     """
     array = as_numpy(source)
     if array.ndim == 3 and array.shape[-1] in (3, 4):
@@ -38,7 +38,7 @@ def rgb_frames(source: Any, name: str) -> np.ndarray:
     if array.ndim == 4 and array.shape[-1] not in _CHANNELS and array.shape[1] in _CHANNELS:
         array = np.moveaxis(array, 1, -1)
     if array.ndim != 4 or array.shape[-1] not in _CHANNELS:
-        raise MediaError(f"{name}: shape {tuple(array.shape)} is not frames x height x width x 1 to 4 channels")
+        raise MediaError(f"{name}: shape {tuple(array.shape)} is not frames x height x width x channels")
     if array.shape[0] == 0:
         raise MediaError(f"{name}: the array has no frames")
     if 0 in array.shape:

@@ -9,10 +9,14 @@ from typing import Any
 import av
 import numpy as np
 
+from videollama2.errors import MediaError
 from videollama2.media.packet_index import PacketInfo
 from videollama2.media.readers import check_frame_size
 
 _VP8_SHOW_FRAME = 0x10  # RFC 6386, section 9.1: bit 4 of a frame's first byte
+
+# PyAV raises this after the last packet when a container has shown new streams on the way (MPEG-TS may).
+_NEW_STREAM = IndexError
 
 
 @dataclass
@@ -20,10 +24,11 @@ class Scan:
     """All packets of a video stream, and what reading them said about the state of the file.
 
     Attributes:
-        packets: those that should decode, in decoding order.
-        seen: packets met, whole those of them that are not cut.
+        packets: those that should decode, in decoding order; after a cut one, none before a keyframe.
+        seen: packets met; whole: those of them that are not cut.
         seconds: end of the last packet of any stream that was read, from the start of the container.
         is_cut: reading ended with an error.
+        waits_for_key: the last packet met was cut, or referred to one that is.
     """
 
     packets: list[PacketInfo] = field(default_factory=list)
@@ -31,6 +36,7 @@ class Scan:
     whole: int = 0
     seconds: float = 0.0
     is_cut: bool = False
+    waits_for_key: bool = False
 
 
 def scan_packets(container: Any, stream: Any) -> Scan:
@@ -46,18 +52,22 @@ def scan_packets(container: Any, stream: Any) -> Scan:
                 _note(scan, packet, stream.codec_context.name)
     except av.error.FFmpegError:
         scan.is_cut = True
+    except _NEW_STREAM:
+        pass
     return scan
 
 
 def _note(scan: Scan, packet: Any, codec: str) -> None:
-    if packet.size == 0 and packet.dts is None:
-        return  # the end marker
+    if packet.size == 0:
+        return  # the end marker, or a container's placeholder: the frame before stays on screen
     scan.seen += 1
     if packet.is_corrupt:
+        scan.waits_for_key = True
         return
     scan.whole += 1
-    if packet.size == 0:
-        return  # a placeholder of some containers: the frame before stays on screen
+    scan.waits_for_key = scan.waits_for_key and not packet.is_keyframe
+    if scan.waits_for_key:
+        return
     shown = not packet.is_discard
     if codec in ("vp8", "libvpx"):
         shown = shown and bool(memoryview(packet)[0] & _VP8_SHOW_FRAME)
@@ -65,17 +75,17 @@ def _note(scan: Scan, packet: Any, codec: str) -> None:
 
 
 def packets_of(container: Any, stream: Any) -> Iterator[Any]:
-    """Packets of one stream; where reading fails the stream ends, and what the decoder holds still comes out."""
+    """Packets of one stream. Where reading fails it ends, and what the decoder still holds comes out."""
     try:
         yield from container.demux(stream)
-    except av.error.FFmpegError:
+    except (av.error.FFmpegError, _NEW_STREAM):
         yield None
 
 
 class FrameSink:
     """Collects decoded frames into one array, each at every place that wants it.
 
-    Frames are converted to RGB, turned upright, and brought to the size of the first one (a stream may change size).
+    Frames are converted to RGB, turned upright, and brought to the first one's size (a stream may change).
     """
 
     def __init__(self, indices: Sequence[int], name: str) -> None:
@@ -93,7 +103,10 @@ class FrameSink:
             self._size = frame.width, frame.height
         width, height = self._size
         # One thread: swscale's own threads do not survive a fork.
-        rgb_HWC = frame.to_ndarray(format="rgb24", width=width, height=height, threads=1)
+        try:
+            rgb_HWC = frame.to_ndarray(format="rgb24", width=width, height=height, threads=1)
+        except (av.error.FFmpegError, ValueError) as error:
+            raise MediaError(f"{self._name}: {frame.format.name} pixels cannot be made RGB") from error
         rgb_HWC = upright(rgb_HWC, display_matrix(frame))
         if self.frames_THWC is None:
             self.frames_THWC = np.empty((self._count, *rgb_HWC.shape), np.uint8)
@@ -113,7 +126,7 @@ def display_matrix(frame: Any) -> tuple[int, int, int, int] | None:
 
 
 def upright(frame_HWC: np.ndarray, matrix: tuple[int, int, int, int] | None) -> np.ndarray:
-    """The frame as a player shows it. Quarter turns and mirrorings are applied; any other matrix is ignored."""
+    """The frame as a player shows it: quarter turns and mirrorings are applied, other matrices ignored."""
     if matrix is None:
         return frame_HWC
     a, b, c, d = matrix

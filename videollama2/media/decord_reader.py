@@ -1,5 +1,5 @@
-"""Videos through decord, the decoder of the published code. Used on request only: it is unmaintained, and reads
-some files wrong (MPEG-TS, edit lists) or not at all (gif, AV1)."""
+"""Videos through decord, the decoder of the published code. Used on request only: it is unmaintained, and
+reads some files wrong (MPEG-TS, edit lists) or not at all (gif, AV1)."""
 
 from __future__ import annotations
 
@@ -45,9 +45,16 @@ class DecordReader(ReaderBase):
             raise MediaError(f"{name}: decord cannot read this video ({_first_line(error)})") from error
         if self.num_frames == 0:
             raise MediaError(f"{name}: the video stream has no frames that can be decoded")
-        spans_T2 = np.asarray(self._video.get_frame_timestamp(range(self.num_frames)))
-        self.times: list[float] = (spans_T2[:, 0] - spans_T2[0, 0]).tolist()
-        self.duration = float(spans_T2[-1, 1] - spans_T2[0, 0])
+        self.times, self.duration = self._read_times()
+
+    def _read_times(self) -> tuple[list[float], float]:
+        """Seconds of every frame after the first, and of the whole video."""
+        spans_T2 = np.asarray(self._video.get_frame_timestamp(range(self.num_frames)), np.float64)
+        starts_T, even_T = spans_T2[:, 0] - spans_T2[0, 0], np.arange(self.num_frames) / self.fps
+        if np.any(np.diff(starts_T) <= 0) or starts_T[-1] > 10 * even_T[-1] + 1:
+            # decord makes up times where a container has none (avi with B-frames).
+            return even_T.tolist(), self.num_frames / self.fps
+        return starts_T.tolist(), float(spans_T2[-1, 1] - spans_T2[0, 0])
 
     def get_frames(self, indices: Sequence[int]) -> np.ndarray:
         """See :class:`videollama2.media.readers.VideoReader`."""
@@ -58,7 +65,7 @@ class DecordReader(ReaderBase):
         try:
             batch = self._video.get_batch(indices)
         except (decord.DECORDError, RuntimeError) as error:
-            raise MediaError(f"{self.name}: decord cannot decode the frames ({_first_line(error)})") from error
+            raise MediaError(f"{self.name}: decord cannot decode frames ({_first_line(error)})") from error
         # decord answers in torch tensors where somebody has set its bridge so.
         return batch.asnumpy() if hasattr(batch, "asnumpy") else np.asarray(batch)
 

@@ -1,12 +1,12 @@
 """Which frames of a video to look at. Integers only: nothing here opens a file.
 
-Sampling reproduces what the published code chose (``frame_sample.json`` of the reference data). Where the published
-choice loses something, ours keeps it:
+Sampling reproduces what the published code chose (``frame_sample.json`` of the reference data). Where the
+published choice loses something, ours keeps it:
 
 * the cap on frames keeps frames from the whole clip, not only from its beginning;
 * an explicit ``num_frames`` is honoured up to ``MAX_NUM_FRAMES``, not silently cut to 32;
-* the bounds of a clip in a video of variable frame rate are looked up in the real frame times. On a constant rate
-  this is the published arithmetic, to the frame.
+* the bounds of a clip in a video of variable frame rate are looked up in the real frame times. On a constant
+  rate this is the published arithmetic, to the frame.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ _TIME_TOLERANCE = 1e-3
 def uniform_indices(duration: int, num_frames: int) -> list[int]:
     """Middles of ``num_frames`` equal segments of the frames ``0 .. duration - 1``, halves rounded up.
 
-    A video shorter than ``num_frames`` repeats indices. Source: published ``frame_sample(mode="uniform")``; computed
-    in integers, because a half must not depend on the rounding error of a float.
+    A video shorter than ``num_frames`` repeats indices. Source: published ``frame_sample(mode="uniform")``;
+    computed in integers, because a half must not depend on the rounding error of a float.
 
     Raises:
         MediaError: ``duration`` is below 1, or ``num_frames`` is outside 1 .. ``MAX_NUM_FRAMES``.
     """
     _check_duration(duration)
-    check_num_frames(num_frames)
+    num_frames = check_num_frames(num_frames)
     return [((duration - 1) * (2 * i + 1) + num_frames) // (2 * num_frames) for i in range(num_frames)]
 
 
 def fps_indices(duration: int, fps: float) -> list[int]:
-    """One frame per second: the middle of every run of ``int(fps)`` frames (of all frames, if there are fewer).
+    """One frame per second: the middle of every run of ``int(fps)`` frames, or of all if there are fewer.
 
     ``duration`` is a number of frames. Rates below one frame per second keep every frame. Source: published
     ``frame_sample(mode="fps")``, which also rounds the rate down (29.97 steps by 29 frames).
@@ -57,12 +57,13 @@ def fps_indices(duration: int, fps: float) -> list[int]:
     return list(range(step // 2, duration, step))
 
 
-def check_num_frames(num_frames: int) -> None:
-    """Raise MediaError unless ``num_frames`` is a whole number from 1 to ``MAX_NUM_FRAMES``."""
+def check_num_frames(num_frames: int, name: str = "num_frames") -> int:
+    """The number as int; MediaError unless it is whole and from 1 to ``MAX_NUM_FRAMES``."""
     if isinstance(num_frames, bool) or not isinstance(num_frames, numbers.Integral):
-        raise MediaError(f"num_frames {num_frames!r} is not a whole number")
+        raise MediaError(f"{name} {num_frames!r} is not a whole number")
     if not 1 <= num_frames <= MAX_NUM_FRAMES:
-        raise MediaError(f"num_frames {num_frames} is outside 1 to {MAX_NUM_FRAMES}")
+        raise MediaError(f"{name} {num_frames} is outside 1 to {MAX_NUM_FRAMES}")
+    return int(num_frames)
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,10 @@ class FrameSampling:
     """Which part of a video is looked at, and how often.
 
     Attributes:
-        num_frames: frames spread evenly over the clip; None means one frame per second, at most ``max_frames``.
-        start, end: bounds of the clip in seconds from the first frame; None leaves that side open. Equal bounds mean
-            the second that begins there (published).
-        max_frames: cap of the one-frame-per-second mode; when it bites, the frames kept stay spread over the clip.
+        num_frames: frames spread evenly over the clip; None means one per second, at most ``max_frames``.
+        start, end: bounds of the clip in seconds from the first frame; None leaves that side open. Equal
+            bounds mean the second that begins there (published).
+        max_frames: cap of the one-frame-per-second mode; frames kept under it stay spread over the clip.
         on_reversed: what a negative bound, or a start behind the end, leads to. "error" raises. "swap" is the
             published repair: negative bounds become 0, reversed bounds are exchanged.
 
@@ -90,10 +91,7 @@ class FrameSampling:
     def __post_init__(self) -> None:
         if self.num_frames is not None:
             check_num_frames(self.num_frames)
-        if isinstance(self.max_frames, bool) or not isinstance(self.max_frames, numbers.Integral):
-            raise MediaError(f"max_frames {self.max_frames!r} is not a whole number")
-        if not 1 <= self.max_frames <= MAX_NUM_FRAMES:
-            raise MediaError(f"max_frames {self.max_frames} is outside 1 to {MAX_NUM_FRAMES}")
+        check_num_frames(self.max_frames, "max_frames")
         if self.on_reversed not in ("error", "swap"):
             raise MediaError(f"on_reversed {self.on_reversed!r} is neither 'error' nor 'swap'")
         for name, value in (("start", self.start), ("end", self.end)):
@@ -166,7 +164,7 @@ def _clip_bounds(
 ) -> tuple[int, int]:
     """First and last frame of the clip, both included.
 
-    The published code takes the frame before the one shown at each bound (its "- 1"); kept, as results depend on it.
+    The published code takes the frame before the one shown at each bound (its "- 1"); results depend on it.
     """
     start, end = sampling.bounds()
     duration = total / fps if times is None else times[-1] + 1 / fps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import struct
 import zlib
 from collections.abc import Sequence
@@ -17,22 +18,46 @@ from videollama2.errors import MediaError, MediaNotFoundError
 from videollama2.media.arrays import is_array, rgb_image
 
 MAX_IMAGE_PIXELS = 178_956_970
-"""Twice Pillow's warning level, where Pillow itself refuses; checked on the header, before memory is taken."""
+"""Twice Pillow's warning level, where it refuses by itself. Checked before memory is taken."""
 
-IMAGE_SUFFIXES = frozenset(
-    ".avif .bmp .dib .gif .heic .heif .ico .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
-)
-VIDEO_SUFFIXES = frozenset(
-    ".3gp .asf .avi .divx .f4v .flv .gif .h264 .h265 .hevc .ivf .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv "
-    ".rm .rmvb .ts .vob .webm .wmv".split()
-)
+IMAGE_SUFFIXES = frozenset((
+    ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".ico", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm",
+    ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
+))
+VIDEO_SUFFIXES = frozenset((
+    ".3gp", ".asf", ".avi", ".divx", ".f4v", ".flv", ".h264", ".h265", ".hevc", ".ivf", ".m2ts", ".m4v",
+    ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".rm", ".rmvb", ".ts", ".vob", ".webm",
+    ".wmv",
+))
 
 # Formats by name, as Pillow also opens some that run other programs (EPS through Ghostscript).
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO", "TGA", "HEIF")
+_FORMATS = (
+    "JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO", "TGA",
+    "HEIF",
+)
 
 # What Pillow's decoders raise on damaged files; there is no common base class.
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, KeyError, TypeError,
-            OverflowError)
+_DAMAGED = (
+    OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, KeyError, TypeError,
+    OverflowError, RuntimeError,
+)
+
+_GIF_STARTS = (b"GIF87a", b"GIF89a")
+_IMAGE_STARTS = (
+    *_GIF_STARTS,
+    b"\x89PNG\r\n\x1a\n",
+    b"\xff\xd8\xff",  # JPEG
+    b"II*\0", b"MM\0*",  # TIFF
+    b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51",  # JPEG 2000
+    b"\0\0\1\0",  # icon
+)
+_VIDEO_STARTS = (
+    b"\x1a\x45\xdf\xa3",  # Matroska, WebM
+    b"\0\0\1\xba", b"\0\0\1\xb3",  # MPEG program stream, MPEG video
+    b"\0\0\0\1",  # H.264 or H.265 without a container
+    b"\x30\x26\xb2\x75\x8e\x66\xcf\x11",  # ASF, WMV
+    b"FLV\1", b"OggS", b"DKIF", b".RMF",
+)
 
 _ORIENTATION_TAG = 0x0112
 # EXIF orientation -> what makes the picture upright. Source: EXIF 2.3, tag 274.
@@ -54,7 +79,7 @@ def load_image(source: Any) -> Image.Image:
     Args:
         source: path, bytes, binary file, PIL image, numpy array or torch tensor ((H,W), (H,W,C) or (C,H,W)).
 
-    Alpha is dropped as ``convert("RGB")`` does (published). Grey values of more than 8 bits are scaled to 8 bits.
+    Alpha is dropped as ``convert("RGB")`` does (published). Grey of more than 8 bits is scaled to 8 bits.
 
     Raises:
         MediaNotFoundError: the path does not exist.
@@ -90,7 +115,7 @@ def check_path(path: str | os.PathLike) -> Path:
 
     Raises:
         MediaNotFoundError: there is nothing at this path.
-        MediaError: it is an address, or a file of zero bytes.
+        MediaError: it is an address, a device, or a file of zero bytes.
     """
     text = describe_source(path)
     if "://" in text:
@@ -102,8 +127,10 @@ def check_path(path: str | os.PathLike) -> Path:
         raise MediaNotFoundError(f"{text}: no such file or folder") from error
     except (OSError, ValueError) as error:
         raise MediaError(f"{text}: cannot be opened ({error})") from error
-    if found.is_file() and status.st_size == 0:
+    if stat.S_ISREG(status.st_mode) and status.st_size == 0:
         raise MediaError(f"{text}: the file is empty")
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        raise MediaError(f"{text}: is neither a file nor a folder")
     return found
 
 
@@ -122,7 +149,7 @@ def sniff_modality(path: str | os.PathLike) -> Literal["image", "video"]:
             head = file.read(512)
     except OSError as error:
         raise MediaError(f"{found}: cannot be opened ({error.strerror})") from error
-    if head.startswith((b"GIF87a", b"GIF89a")):
+    if head.startswith(_GIF_STARTS):
         return "video" if _is_animated(found) else "image"
     kind = identify(head)
     if kind is not None:
@@ -132,7 +159,7 @@ def sniff_modality(path: str | os.PathLike) -> Literal["image", "video"]:
         return "image"
     if suffix in VIDEO_SUFFIXES:
         return "video"
-    raise MediaError(f"{found}: neither an image nor a video (unknown content and extension {suffix or 'missing'!r})")
+    raise MediaError(f"{found}: is neither an image nor a video by content or by extension ({suffix!r})")
 
 
 def identify(head: bytes) -> Literal["image", "video"] | None:
@@ -145,9 +172,7 @@ def identify(head: bytes) -> Literal["image", "video"] | None:
 
 
 def _is_image(head: bytes) -> bool:
-    starts = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ",
-              b"\xff\x4f\xff\x51", b"\0\0\1\0")
-    if head.startswith(starts):
+    if head.startswith(_IMAGE_STARTS):
         return True
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return True
@@ -159,9 +184,7 @@ def _is_image(head: bytes) -> bool:
 
 
 def _is_video(head: bytes) -> bool:
-    starts = (b"\x1a\x45\xdf\xa3", b"FLV\1", b"OggS", b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", b"\0\0\1\xba", b"\0\0\1\xb3",
-              b"DKIF", b".RMF", b"\0\0\0\1")
-    if head.startswith(starts):
+    if head.startswith(_VIDEO_STARTS):
         return True
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         return True
@@ -220,7 +243,7 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
     try:
         rgb = _to_rgb(image)
     except ValueError as error:
-        raise MediaError(f"{name}: an image of mode {image.mode} cannot be turned into RGB ({error})") from error
+        raise MediaError(f"{name}: an image of mode {image.mode} cannot be made RGB ({error})") from error
     turn = _UPRIGHT.get(_orientation(image))
     return rgb if turn is None else rgb.transpose(turn)
 
@@ -243,7 +266,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _scale_to_8_bits(values_HW: np.ndarray) -> np.ndarray:
-    """Grey values of any depth as uint8. The depth is the type's for 16 bits, else the smallest that holds them."""
+    """Grey values of any depth as uint8. The depth is 16 bits where the type says so, else what they need."""
     if values_HW.dtype.itemsize == 2:
         return (values_HW.astype(np.uint16) >> 8).astype(np.uint8)
     is_float = values_HW.dtype.kind == "f"

@@ -1,6 +1,6 @@
-"""A video stream's packets as integers: when each is shown, in which order they are decoded, where one can start.
+"""A video stream's packets as integers: when each is shown, in which order they decode, where one can start.
 
-Made by reading packets without decoding them, which costs a hundredth of decoding. No libraries are needed here.
+Made by reading packets without decoding them, which costs a hundredth of decoding.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 READ_ON_PACKETS = 12
-"""A seek is worth it when it skips more packets than this: it empties the decoder, which then starts filling anew."""
+"""A seek is worth it when it skips more packets than this: the decoder has to fill again afterwards."""
 
 
 @dataclass(frozen=True)
 class PacketInfo:
-    """One packet in decoding order: times of presentation and decoding, and duration, in the stream's time base.
+    """One packet: times of presentation and decoding, and duration, in units of the stream's time base.
 
-    ``is_shown`` is False for packets that are decoded only because others refer to them (before the start of an edit
-    list, hidden reference frames).
+    ``is_shown`` is False for packets that are decoded only because others refer to them (before the start of
+    an edit list, hidden reference frames).
     """
 
     pts: int | None
@@ -31,14 +31,14 @@ class PacketInfo:
 
 @dataclass(frozen=True)
 class Run:
-    """Frames that are decoded in one go, from a keyframe on."""
+    """Frames that are decoded in one go, from a keyframe on; None means from the start of the file."""
 
-    key: PacketInfo
+    key: PacketInfo | None
     pts: tuple[int, ...]
 
 
 class PacketIndex:
-    """Presentation times in order, with each frame's rank in decoding order and the frames decoding can start at.
+    """Presentation times in order, each frame's rank in decoding order, and the frames decoding can start at.
 
     Packets that nothing can be decoded from are left out: those before the first keyframe, in either order.
     """
@@ -67,7 +67,7 @@ class PacketIndex:
         return bool(self._keys)
 
     def plan(self, wanted_pts: Sequence[int]) -> list[Run]:
-        """Runs that decode the wanted frames (ascending times): seek where that skips packets, else read on."""
+        """Runs that decode the wanted frames (ascending times): seek where it skips packets, else read on."""
         runs: list[tuple[PacketInfo, list[int]]] = []
         rank_reached = -1
         for pts in wanted_pts:
@@ -84,7 +84,7 @@ class PacketIndex:
 
 
 def _has_usable_times(packets: list[PacketInfo]) -> bool:
-    """Every packet has a time, none twice, and keyframes come in the order of their times (no restarted clock)."""
+    """Whether every packet has a time, none twice, and the clock does not restart between keyframes."""
     times = [packet.pts for packet in packets]
     if None in times or len(set(times)) != len(times) or not any(packet.is_shown for packet in packets):
         return False
@@ -93,7 +93,7 @@ def _has_usable_times(packets: list[PacketInfo]) -> bool:
 
 
 def _drop_head(packets: list[PacketInfo]) -> list[PacketInfo]:
-    """Without what precedes the first keyframe in decoding order, and its leading pictures, which refer to that."""
+    """Without what precedes the first keyframe, and without its leading pictures, which refer to that."""
     first = next((rank for rank, packet in enumerate(packets) if packet.is_keyframe), None)
     if first is None:
         return packets

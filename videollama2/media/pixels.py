@@ -1,7 +1,8 @@
 """RGB frames to the pixels a vision encoder takes: pad, resize, crop, rescale, normalise.
 
-The same arithmetic as transformers' Pillow image processors for CLIP and SigLIP, bit for bit, without their per-image
-detours: every frame is resized as uint8, and a table of 256 values per channel does the float arithmetic at once.
+The same arithmetic as transformers' Pillow image processors for CLIP and SigLIP, bit for bit, without their
+per-image detours: every frame is resized as uint8, and a table of 256 values per channel does the float
+arithmetic at once.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class PixelTransform:
 
     Attributes:
         size: length of the shorter edge after resizing, or (height, width); None does not resize.
-        crop_size: (height, width) cut from the middle afterwards (filled with black where the frame is smaller).
+        crop_size: (height, width) cut from the middle afterwards, with black where the frame is smaller.
         mean, std: per channel, of values after ``rescale_factor``.
         resample: Pillow's number of the filter (3 is bicubic).
         rescale_factor: multiplies the 8-bit values.
@@ -52,7 +53,7 @@ class PixelTransform:
             if not all(isinstance(number, int) and number > 0 for number in numbers):
                 raise ConfigError(f"pixels: {name} {value!r} is not made of positive whole numbers")
         if len(self.mean) != 3 or len(self.std) != 3 or 0 in self.std:
-            raise ConfigError(f"pixels: mean {self.mean} and std {self.std} must be three numbers each, std not 0")
+            raise ConfigError(f"pixels: mean {self.mean} and std {self.std} must be three numbers, std not 0")
         if self.resample not in list(Image.Resampling):
             raise ConfigError(f"pixels: resample {self.resample!r} is none of Pillow's filters 0 to 5")
 
@@ -104,8 +105,8 @@ class PixelTransform:
     ) -> torch.Tensor:
         """``pixels_TCHW`` float32 from RGB frames: one uint8 array THWC, a list of HWC arrays, or PIL images.
 
-        ``fast`` resizes with torch instead of Pillow: several times quicker on large frames, and off by 1 to 2 of 255
-        on a few values in a thousand.
+        ``fast`` resizes with torch instead of Pillow: several times quicker on large frames, and off by 1 to
+        2 of 255 on a few values in a thousand.
 
         Raises:
             ConfigError: unknown ``aspect_ratio``, or a filter that ``fast`` does not have.
@@ -149,9 +150,8 @@ class PixelTransform:
         for frame_HWC in arrays:
             # The permuted view keeps channels last in memory, for which torch has the quick kernel.
             image_1CHW = torch.from_numpy(np.ascontiguousarray(frame_HWC)).permute(2, 0, 1)[None]
-            image_1CHW = interpolate(
-                image_1CHW, self._target(*frame_HWC.shape[:2]), mode=_TORCH_MODES[self.resample], antialias=True
-            )
+            target = self._target(*frame_HWC.shape[:2])
+            image_1CHW = interpolate(image_1CHW, target, mode=_TORCH_MODES[self.resample], antialias=True)
             resized.append(image_1CHW[0].permute(1, 2, 0).numpy())
         return resized
 
@@ -180,12 +180,16 @@ def pad_to_square(frame_HWC: np.ndarray, colour: tuple[int, int, int]) -> np.nda
 
 
 def center_crop(frame_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The middle of the frame at this (height, width), with black where the frame ends; as transformers rounds."""
+    """The middle of the frame at this (height, width), with black around a smaller frame.
+
+    Odd pixels fall where transformers puts them.
+    """
     for axis, length in enumerate(size):
         have = frame_HWC.shape[axis]
         if have > length:
             first = (have - length) // 2
-            frame_HWC = frame_HWC.take(range(first, first + length), axis) if axis else frame_HWC[first : first + length]
+            inner = slice(first, first + length)
+            frame_HWC = frame_HWC[:, inner] if axis else frame_HWC[inner]
         elif have < length:
             before = (length - have + 1) // 2
             padding = [(0, 0)] * 3
@@ -197,15 +201,12 @@ def center_crop(frame_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def _arrays(frames: Any) -> list[np.ndarray]:
     if isinstance(frames, Image.Image):
         frames = [frames]
-    arrays = [
-        np.asarray(frame if frame.mode == "RGB" else frame.convert("RGB")) if isinstance(frame, Image.Image) else frame
-        for frame in frames
-    ]
+    arrays = [np.asarray(item.convert("RGB")) if isinstance(item, Image.Image) else item for item in frames]
     if not arrays:
         raise MediaError("there are no frames to prepare")
     for array in arrays:
         if array.ndim != 3 or array.shape[-1] != 3 or array.dtype != np.uint8:
-            raise MediaError(f"a frame of shape {array.shape} and type {array.dtype} is not uint8 RGB (H,W,3)")
+            raise MediaError(f"a frame of shape {array.shape} and {array.dtype} is not (H,W,3) of uint8")
     return arrays
 
 

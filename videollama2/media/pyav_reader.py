@@ -1,8 +1,9 @@
 """Videos through PyAV (FFmpeg): the default reader.
 
-Opening reads the packets once, without decoding, and so knows each frame's time, where decoding can start, and
-whether the file holds what its header promises. Reading then decodes only from keyframes to the frames asked for, and
-finds these by their exact time, so that a container whose seeking is off is noticed and read from the start instead.
+Opening reads the packets once, without decoding, and so knows each frame's time, where decoding can start,
+and whether the file holds what its header promises. Reading then decodes only from keyframes to the frames
+asked for, and finds these by their exact time, so that a container whose seeking is off is noticed and read
+from the start instead.
 """
 
 from __future__ import annotations
@@ -20,13 +21,19 @@ from av.stream import Discard, Disposition
 from videollama2.errors import MediaError
 from videollama2.media.av_packets import FrameSink, Scan, packets_of, scan_packets
 from videollama2.media.image import identify
-from videollama2.media.packet_index import PacketIndex, Run
-from videollama2.media.readers import MediaWarning, ReaderBase, check_frame_size
+from videollama2.media.packet_index import PacketIndex, PacketInfo, Run
+from videollama2.media.readers import MAX_FRAME_PIXELS, MediaWarning, ReaderBase, check_frame_size
 
-# Containers by FFmpeg's names. Playlists, image sequences and text formats are left out on purpose: they would make
-# FFmpeg open other files than the one that was named.
-_FORMATS = ("mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,flv,gif,ogg,asf,h264,hevc,obu,av1,ivf,nut,mxf,dv,"
-            "yuv4mpegpipe,rm,wtv")
+# Containers by FFmpeg's names. Playlists, image sequences and text formats are left out on purpose: they
+# would make FFmpeg open other files than the one that was named.
+# Audio files are in it to be told apart from what is no media at all.
+_FORMATS = (
+    "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,flv,gif,ogg,asf,h264,hevc,obu,av1,ivf,nut,mxf,dv,rm,wtv,"
+    "yuv4mpegpipe,mp3,wav,aac,flac"
+)
+
+# For the decoder: a header can name any size, also in the middle of a stream.
+_LIMITS = {"max_pixels": str(MAX_FRAME_PIXELS)}
 
 # Containers that store where each keyframe lies. Others guess from the bit rate, and land anywhere.
 _SEEKABLE = ("mov", "matroska", "avi")
@@ -35,8 +42,14 @@ PUBLISHED_GIF_FPS = 25.0
 """The published code counts 25 gif frames as one second in one-frame-per-second mode, whatever the file says.
 Kept there, because it decides which frames are chosen; times and clip bounds use the gif's own delays."""
 
+_GIF_END = b";"
+
+# Codecs whose decoder skips exactly the frames that no other frame refers to.
+_EXACT_SKIP = ("h264", "mpeg2video", "mpeg4")
+_PROGRESSIVE = (0, 1)  # FFmpeg's AVFieldOrder: unknown, progressive
+
 _RATE_TOLERANCE = 0.1  # a header's frame rate that is further off the measured one is not believed
-_MISSING_SECONDS = 0.5  # a container's duration counts all streams, and rounds
+_MISSING_SECONDS, _MISSING_SHARE = 0.5, 0.05  # headers round; less than this is not called truncated
 
 
 class PyAVReader(ReaderBase):
@@ -65,8 +78,6 @@ class PyAVReader(ReaderBase):
             self.close()
             raise
 
-    # -- opening ------------------------------------------------------------------------------------------------
-
     def close(self) -> None:
         """Give up the file. Closing twice is allowed."""
         if self._container is not None:
@@ -84,13 +95,14 @@ class PyAVReader(ReaderBase):
         try:
             self._container = av.open(
                 target, metadata_errors="replace",
-                options={"format_whitelist": _FORMATS, "protocol_whitelist": "file"},
+                options={"format_whitelist": _FORMATS, "protocol_whitelist": "file", **_LIMITS},
             )
         except av.error.FFmpegError as error:
             raise MediaError(f"{self.name}: {_explain(self._source, error)}") from error
         self._stream = self._video_stream()
         self._stream.thread_type = "NONE"
         self._stream.codec_context.thread_count = 1
+        self._stream.codec_context.options = dict(_LIMITS)
 
     def _video_stream(self) -> Any:
         stream = self._container.streams.best("video")
@@ -100,24 +112,30 @@ class PyAVReader(ReaderBase):
         if stream.codec_context is None:
             raise MediaError(f"{self.name}: there is no decoder for its video stream")
         context = stream.codec_context
+        if not (context.width and context.height):
+            raise MediaError(f"{self.name}: the size of its frames is unknown: it is damaged, or larger than "
+                             f"{MAX_FRAME_PIXELS // 10**6} megapixels")
         check_frame_size(context.width, context.height, 1, self.name)
         return stream
 
     def _read_index(self) -> None:
-        # An mp4 lists its packets in front (not so in fragments): what is missing shows without the other streams.
+        # An mp4 lists its packets (unless in fragments): what is missing shows without the other streams.
         is_listed = self._container.format.name.startswith("mov") and self._stream.frames > 0
         if is_listed:
             for other in self._container.streams:
                 other.discard = Discard.default if other is self._stream else Discard.all
         scan = scan_packets(self._container, self._stream)
-        if is_listed and scan.whole < len(self._stream.index_entries):
-            raise MediaError(f"{self.name}: the file is truncated: its index promises "
-                             f"{len(self._stream.index_entries)} frames, but only {scan.whole} are there")
+        if is_listed:
+            promised = sum(entry.size > 0 for entry in self._stream.index_entries)
+            if scan.whole < promised:
+                raise MediaError(f"{self.name}: the file is truncated: its index promises {promised} frames, "
+                                 f"but only {scan.whole} are there")
         self._index = PacketIndex(scan.packets)
         if self._index.num_packets == 0:
             raise MediaError(f"{self.name}: the video stream has no frames that can be decoded")
         if self._container.format.name == "avi" and self._stream.codec_context.has_b_frames:
-            self._index.is_timed = False  # avi stores no times; those FFmpeg makes up ignore the order of B-frames
+            # avi stores no times; those FFmpeg makes up ignore the order of B-frames.
+            self._index.is_timed = False
         self._seekable = self._container.format.name.split(",")[0] in _SEEKABLE and self._index.can_seek
         self._set_times()
         if not is_listed:
@@ -150,10 +168,22 @@ class PyAVReader(ReaderBase):
 
     def _warn_of_missing(self, scan: Scan) -> None:
         stated = (self._container.duration or 0) / 1e6
-        lost = scan.is_cut or scan.whole < scan.seen or stated - scan.seconds > max(_MISSING_SECONDS, 0.05 * stated)
-        if lost or self._stream.frames - scan.whole > max(1, 0.05 * self._stream.frames):
+        frames = self._stream.frames
+        is_short = stated - scan.seconds > max(_MISSING_SECONDS, _MISSING_SHARE * stated)
+        is_sparse = frames - scan.whole > max(1, _MISSING_SHARE * frames)
+        if scan.is_cut or scan.whole < scan.seen or is_short or is_sparse or self._is_cut_gif():
             self._warn(f"the file is damaged or truncated; its {self.num_frames} readable frames "
                        f"({self.duration:.2f} s) are used")
+
+    def _is_cut_gif(self) -> bool:
+        if self._container.format.name != "gif":
+            return False
+        if hasattr(self._source, "read"):
+            self._source.seek(-1, os.SEEK_END)
+            return self._source.read(1) != _GIF_END
+        with open(self._source, "rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) != _GIF_END
 
     def _warn(self, message: str) -> None:
         warnings.warn(f"{self.name}: {message}", MediaWarning, stacklevel=2)
@@ -161,22 +191,18 @@ class PyAVReader(ReaderBase):
     def _count_frames(self) -> int:
         """Number of frames where packets do not tell; costs decoding the whole video."""
         self._open()
-        count = sum(not frame.is_corrupt for frame in self._decode(self._container.demux(self._stream)))
+        count = sum(not frame.is_corrupt for frame in self._decode(packets_of(self._container, self._stream)))
         if count == 0:
             raise MediaError(f"{self.name}: no frame can be decoded")
         return count
 
-    # -- reading ------------------------------------------------------------------------------------------------
-
     def get_frames(self, indices: Sequence[int]) -> np.ndarray:
         """See :class:`videollama2.media.readers.VideoReader`.
 
-        A frame whose data is damaged is replaced by the one shown before it, with a warning; if that is more than
-        half of the frames, MediaError is raised.
+        A frame that cannot be decoded is replaced by the one shown before it, with a warning; MediaError is
+        raised where these are more than half of the frames.
         """
         indices = self.check_indices(indices)
-        if not indices:
-            raise MediaError(f"{self.name}: no frames were asked for")
         sink = FrameSink(indices, self.name)
         if not self._index.is_timed:
             self._read_by_counting(sink)
@@ -186,39 +212,63 @@ class PyAVReader(ReaderBase):
         def deliver(pts: int, frame: Any) -> None:
             sink.put(index_of[pts], frame)
 
-        missing = list(index_of)
-        if self._seekable:
-            missing = self._read_by_seeking(missing, deliver)
-            self._seekable = not missing
+        missing = self._read_needed(list(index_of), deliver)
         if missing:
             self._read_in_order(missing, deliver)
         return sink.frames_THWC
 
-    def _read_by_seeking(self, wanted: list[int], deliver: Callable[[int, Any], None]) -> list[int]:
-        """Deliver what can be had by seeking; returns the times of frames that did not come, or came damaged."""
+    def _read_needed(self, wanted: list[int], deliver: Callable[[int, Any], None]) -> list[int]:
+        """Decode little, by seeking and by skipping frames nothing refers to.
+
+        Returns the times of frames that did not come, or came damaged. They are for :meth:`_read_in_order` to
+        judge, and this container is not sought in again.
+        """
         missing = set(wanted)
-        for run in self._index.plan(wanted):
-            for frame in self._decode(self._seek(run)):
+        if self._seekable:
+            runs = self._index.plan(wanted)
+        else:
+            self._open()
+            runs = [Run(None, tuple(wanted))]
+        for run in runs:
+            packets = packets_of(self._container, self._stream) if run.key is None else self._seek(run.key)
+            for frame in self._decode(self._light(packets, missing)):
                 if frame.pts in missing and not frame.is_corrupt:
                     deliver(frame.pts, frame)
                     missing.remove(frame.pts)
                 if frame.pts is not None and frame.pts >= run.pts[-1]:
                     break
+        self._seekable = self._seekable and not missing
         return sorted(missing)
 
-    def _seek(self, run: Run) -> Iterator[Any]:
-        """Packets from the run's keyframe on, or from one before it; none if the container went elsewhere."""
-        # mp4 keeps its keyframes by decoding time, Matroska by presentation time, avi by a number that is both.
-        by_dts = self._container.format.name.startswith("mov") and run.key.dts is not None
+    def _seek(self, key: PacketInfo) -> Iterator[Any]:
+        """Packets from this keyframe on, or from one before it; none if the container went elsewhere."""
+        # Containers keep one or the other time of a keyframe, and mp4 may shift it.
+        for target in (key.pts, key.dts):
+            if target is None:
+                continue
+            try:
+                self._container.seek(target, stream=self._stream)
+            except av.error.FFmpegError:
+                continue
+            packets = packets_of(self._container, self._stream)
+            first = next(packets, None)
+            if first is not None and self._index.is_at_or_before(first.pts, key.pts):
+                yield first
+                yield from packets
+                return
+
+    def _light(self, packets: Iterator[Any], needed: set[int]) -> Iterator[Any]:
+        """The packets, with the decoder told to skip those neither needed nor referred to (B-frames)."""
+        context = self._stream.codec_context
+        # Not in interlaced video, where the second half of a needed frame may come with another time.
+        can_skip = context.codec.name in _EXACT_SKIP and context.field_order in _PROGRESSIVE
         try:
-            self._container.seek(run.key.dts if by_dts else run.key.pts, stream=self._stream)
-        except av.error.FFmpegError:
-            return
-        packets = packets_of(self._container, self._stream)
-        first = next(packets, None)
-        if first is not None and self._index.is_at_or_before(first.pts, run.key.pts):
-            yield first
-            yield from packets
+            for packet in packets:
+                if can_skip and packet is not None and packet.size:
+                    context.skip_frame = "DEFAULT" if packet.pts in needed else "NONREF"
+                yield packet
+        finally:
+            context.skip_frame = "DEFAULT"
 
     def _read_in_order(self, wanted: list[int], deliver: Callable[[int, Any], None]) -> None:
         """Decode from the start. A frame that never comes is replaced by the one on screen at its time."""
@@ -226,7 +276,7 @@ class PyAVReader(ReaderBase):
         pending, lost, shown = list(wanted), 0, None
         for frame in self._decode(packets_of(self._container, self._stream)):
             while pending and frame.pts is not None and pending[0] < frame.pts:
-                deliver(pending.pop(0), shown or frame)
+                deliver(pending.pop(0), frame if shown is None else shown)
                 lost += 1
             if pending and frame.pts == pending[0]:
                 lost += bool(frame.is_corrupt)
@@ -243,20 +293,20 @@ class PyAVReader(ReaderBase):
     def _read_by_counting(self, sink: FrameSink) -> None:
         self._open()
         pending = sorted(set(sink.positions), reverse=True)
-        good = (frame for frame in self._decode(packets_of(self._container, self._stream)) if not frame.is_corrupt)
-        for i, frame in enumerate(good):
+        frames = self._decode(packets_of(self._container, self._stream))
+        for i, frame in enumerate(frame for frame in frames if not frame.is_corrupt):
             if i == pending[-1]:
                 sink.put(pending.pop(), frame)
             if not pending:
                 return
-        raise MediaError(f"{self.name}: {self.num_frames} frames were counted, but frame {pending[-1]} did not come")
+        raise MediaError(f"{self.name}: frame {pending[-1]} of {self.num_frames} counted did not come again")
 
     def _judge_loss(self, lost: int, wanted: int) -> None:
         if not lost:
             return
         if self._bad_packets and 2 * lost > wanted:
             raise MediaError(f"{self.name}: {lost} of the {wanted} frames needed cannot be decoded")
-        self._warn(f"{lost} of the {wanted} frames needed cannot be decoded; the frames before them are used")
+        self._warn(f"{lost} of the {wanted} frames needed are damaged; the frames before them are used")
 
     def _decode(self, packets: Iterator[Any]) -> Iterator[Any]:
         """Frames in the order they are shown. Packets that cannot be decoded are skipped and counted."""
@@ -264,6 +314,8 @@ class PyAVReader(ReaderBase):
         for packet in packets:
             try:
                 frames = self._stream.decode(packet)
+            except av.error.EOFError:
+                return
             except av.error.FFmpegError:
                 self._bad_packets += 1
                 continue

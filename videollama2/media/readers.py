@@ -89,8 +89,10 @@ class ReaderBase:
         self.close()
 
     def check_indices(self, indices: Sequence[int]) -> list[int]:
-        """The indices as a list of int; MediaError if one is outside ``0 .. num_frames - 1``."""
+        """The indices as a list of int; MediaError if there are none, or one is not in the video."""
         checked = [int(i) for i in indices]
+        if not checked:
+            raise MediaError(f"{self.name}: no frames were asked for")
         for i in checked:
             if not 0 <= i < self.num_frames:
                 raise MediaError(f"{self.name}: frame {i} is outside 0 to {self.num_frames - 1}")
@@ -103,8 +105,8 @@ def check_frame_size(width: int, height: int, frames: int, name: str) -> None:
         raise MediaError(f"{name}: frames of {width}x{height} are larger than {MAX_SIDE} on a side "
                          f"or {MAX_FRAME_PIXELS // 10**6} megapixels")
     if frames * width * height * 3 > MAX_CLIP_BYTES:
-        raise MediaError(f"{name}: {frames} frames of {width}x{height} take more than {MAX_CLIP_BYTES // 2**30} GiB; "
-                         "ask for fewer")
+        raise MediaError(f"{name}: {frames} frames of {width}x{height} take more than "
+                         f"{MAX_CLIP_BYTES // 2**30} GiB; ask for fewer")
 
 
 class EvenlySpacedReader(ReaderBase):
@@ -140,7 +142,11 @@ class ImageListReader(EvenlySpacedReader):
     def get_frames(self, indices: Sequence[int]) -> np.ndarray | list[np.ndarray]:
         """See :class:`VideoReader`."""
         indices = self.check_indices(indices)
-        loaded = {i: np.asarray(load_image(self._images[i])) for i in dict.fromkeys(indices)}
+        loaded: dict[int, np.ndarray] = {}
+        for i in dict.fromkeys(indices):
+            image = load_image(self._images[i])
+            check_frame_size(image.width, image.height, len(indices), self.name)
+            loaded[i] = np.asarray(image)
         frames = [loaded[i] for i in indices]
         return np.stack(frames) if len({frame.shape for frame in frames}) == 1 else frames
 
@@ -148,7 +154,7 @@ class ImageListReader(EvenlySpacedReader):
 class FrameFolderReader(ImageListReader):
     """A folder of numbered images. Other files in it are ignored.
 
-    Order is natural, 2 before 10. (The published order is by character, which differs where numbers are not padded.)
+    Order is natural, 2 before 10. (The published order is by character: 10 before 2.)
     """
 
     def __init__(self, folder: str | os.PathLike, fps: float = FOLDER_FPS) -> None:
@@ -163,7 +169,7 @@ class FrameFolderReader(ImageListReader):
 
 
 class ArrayReader(EvenlySpacedReader):
-    """A clip held in memory as one array or tensor; see :func:`videollama2.media.arrays.rgb_frames` for shapes."""
+    """A clip held in memory as one array or tensor, of the shapes :func:`arrays.rgb_frames` takes."""
 
     def __init__(self, array: Any, fps: float = LIST_FPS) -> None:
         name = describe_source(array)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,9 @@ from videollama2.media.readers import (
     VideoReader,
 )
 
+Decoder = Callable[[Any, str], VideoReader]
+"""Opens a source (path or binary file) that messages call by the name given."""
+
 
 def _pyav(source: Any, name: str) -> VideoReader:
     try:
@@ -40,13 +43,13 @@ def _decord(source: Any, name: str) -> VideoReader:
     return DecordReader(source, name)
 
 
-BACKENDS: dict[str, Callable[[Any, str], VideoReader]] = {"pyav": _pyav, "decord": _decord}
+BACKENDS: dict[str, Decoder] = {"pyav": _pyav, "decord": _decord}
 """Decoders of video files by the name ``--video-backend`` takes."""
 
 DEFAULT_BACKEND = "pyav"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Clip:
     """Frames of one clip, and where in the video they are.
 
@@ -59,7 +62,7 @@ class Clip:
         name: path or description of the source.
     """
 
-    frames_THWC: np.ndarray | list[np.ndarray]
+    frames_THWC: np.ndarray | list[np.ndarray]  # noqa: N815
     indices: list[int]
     times: list[float]
     fps: float
@@ -71,11 +74,11 @@ def open_video(source: Any, backend: str = "auto", fps: float | None = None) -> 
     """A reader for ``source``; close it, or use it in a ``with`` block.
 
     Args:
-        source: path of a video file, gif or folder of frames; bytes or a binary file; a list of images (anything
-            :func:`videollama2.media.image.load_image` takes); a numpy array or torch tensor (T,H,W,C), (T,C,H,W) or
-            (T,H,W).
-        backend: "pyav", "decord", or "auto" for the default. Gifs, folders, lists and arrays do not ask decord.
-        fps: rate of frames that have no times of their own: folders (3 if None), lists and arrays (1 if None).
+        source: path of a video file, gif or folder of frames; bytes or a binary file; a list of images
+            (anything :func:`videollama2.media.image.load_image` takes); a numpy array or torch tensor
+            (T,H,W,C), (T,C,H,W) or (T,H,W).
+        backend: "pyav", "decord", or "auto" for the default. Only video files are read by decord.
+        fps: rate of frames without times of their own: folders (3 if None), lists and arrays (1 if None).
 
     Raises:
         MediaNotFoundError: the path does not exist.
@@ -120,15 +123,15 @@ def read_clip(
                     reader.num_frames, reader.name)
 
 
-def _decoder(backend: str) -> Callable[[Any, str], VideoReader]:
+def _decoder(backend: str) -> Decoder:
     name = DEFAULT_BACKEND if backend == "auto" else backend
     if name not in BACKENDS:
         raise ConfigError(f"video backend {backend!r} is not one of {', '.join(['auto', *BACKENDS])}")
     return BACKENDS[name]
 
 
-def _file_decoder(head: bytes, decoder: Callable[[Any, str], VideoReader]) -> Callable[[Any, str], VideoReader]:
-    """Gifs go to the default decoder always: decord has none (the published code uses another library for them)."""
+def _file_decoder(head: bytes, decoder: Decoder) -> Decoder:
+    """Gifs always go to the default decoder: decord cannot read them (nor is it asked to when published)."""
     return BACKENDS[DEFAULT_BACKEND] if head.startswith((b"GIF87a", b"GIF89a")) else decoder
 
 
@@ -155,5 +158,3 @@ def _seekable_file(source: Any, name: str) -> Any:
     file.seek(0)
     return file
 
-
-__all__: Sequence[str] = ("BACKENDS", "DEFAULT_BACKEND", "Clip", "VideoReader", "open_video", "read_clip")

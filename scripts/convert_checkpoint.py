@@ -1,0 +1,99 @@
+#!/usr/bin/env python3
+"""Convert a checkpoint between the published form and this project's.
+
+    python scripts/convert_checkpoint.py SRC DST --format published
+    python scripts/convert_checkpoint.py SRC DST --format native
+
+Both forms hold the same tensors under the same names. ``published`` writes the flat ``config.json`` that the
+published code reads under transformers 4 (``rope_theta`` included) and keeps ``mm_vision_tower`` as a name;
+``native`` writes the nested one, which needs no second repository for the vision encoder.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from videollama2.errors import ConfigError, VideoLlama2Error
+
+
+def convert(source: str, destination: str, form: str) -> None:
+    """Read the checkpoint ``source`` and write it to the new folder ``destination`` in ``form``.
+
+    Raises:
+        ConfigError: the destination holds files already.
+        CheckpointError: the source is no full checkpoint, or its weights do not fit.
+    """
+    import torch
+
+    from videollama2.loading import load_checkpoint
+
+    target = Path(destination)
+    if target.exists() and any(target.iterdir()):
+        raise ConfigError(f"{target} is not empty; conversion writes into a new folder")
+    # "auto" keeps the stored dtype, so that tensors come out bit-identical.
+    model, processor = load_checkpoint(source, dtype="auto")
+    dtypes = {p.dtype for p in model.parameters()}
+    model.config.dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
+    model.save_pretrained(target)
+    processor.save_pretrained(target)
+    if form == "published":
+        flat = json.dumps(model.config.to_flat_dict(), indent=2, sort_keys=True)
+        (target / "config.json").write_text(flat + "\n", encoding="utf-8")
+        _copy_tokenizer(Path(source), target)
+        _write_tower(target, model.config, processor)
+
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+
+
+def _copy_tokenizer(source: Path, target: Path) -> None:
+    """The source's own tokenizer files, where it has them: transformers 5 writes some that version 4 cannot read."""
+    if not (source / "tokenizer_config.json").is_file():
+        return
+    for name in (*_TOKENIZER_FILES, "chat_template.jinja"):
+        (target / name).unlink(missing_ok=True)
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def _write_tower(target: Path, config, processor) -> None:
+    """Beside a flat config lies the encoder's own, for encoders that are no hub repository."""
+    from videollama2.config import KNOWN_TOWERS
+
+    if config.mm_vision_tower in KNOWN_TOWERS:
+        return
+    tower = target / Path(config.mm_vision_tower or "vision_tower").name
+    config.vision_config.save_pretrained(tower)
+    processor.image_processor.save_pretrained(tower)
+    flat = json.loads((target / "config.json").read_text(encoding="utf-8"))
+    flat["mm_vision_tower"] = tower.name
+    (target / "config.json").write_text(json.dumps(flat, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", metavar="SRC", help="folder or hub name")
+    parser.add_argument("destination", metavar="DST", help="new folder")
+    parser.add_argument("--format", choices=("published", "native"), required=True)
+    args = parser.parse_args()
+    try:
+        convert(args.source, args.destination, args.format)
+    except VideoLlama2Error as error:
+        print(f"convert_checkpoint: error: {error}", file=sys.stderr)
+        return 2
+    print(f"wrote {args.destination} in {args.format} form")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Trains the tiny model of the built-in world from nothing: data, starting folders, training.
+#
+#   bash scripts/tiny/train.sh [flags of train.py, which override those below]
+#
+# Environment: RUN=runs/tiny (where everything goes), VIDEOS=30000, IMAGES=8000, SEED=1 (the training set),
+#   TINY="--width 192 ..." (sizes, see python -m videollama2.training.tiny --help), WORKERS=2 (to write the set),
+#   PYTHON=/path/to/python or VENV=.venv.
+# Started again after an interruption, it goes on where it stopped. The result is $RUN/checkpoint.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+
+PYTHON="${PYTHON:-$([ -x "${VENV:-.venv}/bin/python" ] && echo "${VENV:-.venv}/bin/python" || echo python3)}"
+RUN="${RUN:-runs/tiny}"
+SEED="${SEED:-1}"
+read -r -a SIZES <<<"${TINY:-}"
+
+"$PYTHON" -m videollama2.data.moving_shapes --out "$RUN/train" --videos "${VIDEOS:-30000}" \
+    --images "${IMAGES:-8000}" --seed "$SEED" --workers "${WORKERS:-2}"
+"$PYTHON" -m videollama2.training.tiny --out "$RUN/start" --seed 0 ${SIZES[@]+"${SIZES[@]}"}
+
+exec "$PYTHON" -m videollama2.train \
+    --model_type videollama2_qwen2 \
+    --model_path "$RUN/start/llm" \
+    --vision_tower "$RUN/start/clip" \
+    --mm_projector_type stc_connector_v35 \
+    --freeze_vision_tower False \
+    --data_path "$RUN/train/train.json" \
+    --num_frames 8 \
+    --model_max_length 512 \
+    --output_dir "$RUN/checkpoint" \
+    --num_train_epochs 10 \
+    --per_device_train_batch_size 32 \
+    --learning_rate 1e-3 \
+    --lr_scheduler_type cosine \
+    --warmup_steps 150 \
+    --weight_decay 0.05 \
+    --adam_beta2 0.98 \
+    --max_grad_norm 1.0 \
+    --dataloader_num_workers 1 \
+    --dataloader_pin_memory False \
+    --logging_steps 50 \
+    --save_steps 500 \
+    --save_total_limit 2 \
+    --seed 0 \
+    "$@"

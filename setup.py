@@ -1,0 +1,50 @@
+"""The one list of direct dependencies. Tested pins of everything are in requirements.txt."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "videollama2" / "__init__.py").read_text("utf-8")).group(1)
+
+CORE = [
+    # A range would let pip bring several GB of CUDA packages to machines without a GPU.
+    "torch==2.13.0",
+    # 5.17 is the oldest version this was run on, 5.23 the newest.
+    "transformers>=5.17,<5.24",
+    "tokenizers",
+    "safetensors",
+    "huggingface_hub",
+    "accelerate>=1.10",
+    "numpy",
+    "pillow",
+    "av>=14",
+    "tqdm",
+    "sentencepiece",
+]
+EXTRAS = {
+    "train": ["peft>=0.17", "bitsandbytes>=0.45"],
+    "deepspeed": ["deepspeed>=0.17"],
+    "eval": ["pandas", "pyarrow", "openai>=1"],
+    "serve": ["gradio>=6.20", "fastapi", "uvicorn", "httpx", "openai>=1"],
+    "flash": ["flash-attn"],
+    "quant": ["bitsandbytes>=0.45"],
+    "decord": ["decord==0.6.0"],
+    "dev": ["pytest>=8", "pytest-xdist", "ruff", "decord==0.6.0; platform_machine == 'x86_64'", "bitsandbytes>=0.45"],
+}
+
+setup(
+    name="videollama2",
+    version=VERSION,
+    description="VideoLLaMA 2: train, evaluate and serve video language models",
+    long_description=(HERE / "README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.13",
+    packages=find_packages(include=["videollama2", "videollama2.*"]),
+    package_data={"videollama2": ["assets/**/*"]},
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["videollama2=videollama2.cli:main"]},
+)

@@ -1,0 +1,110 @@
+"""Small video files whose frames show their own number, so that any reading can be checked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder writes a page of settings otherwise
+
+HEIGHT, WIDTH = 64, 128
+_QUIET = {"libx265": {"x265-params": "log-level=none:pools=none"}, "libsvtav1": {"preset": "12"}}
+
+
+class Film:
+    """Draws, writes and reads numbered frames of 128x64."""
+
+    @staticmethod
+    def draw(number: int) -> np.ndarray:
+        """Frame (H,W,3): eight black or white blocks on top spell the number, below are bands of colour."""
+        frame_HWC = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+        for bit in range(8):
+            frame_HWC[:32, bit * 16 : bit * 16 + 16] = 255 * (number >> bit & 1)
+        for band, colour in enumerate(((220, 20, 20), (20, 220, 20), (20, 20, 220), (128, 128, 128))):
+            frame_HWC[32:, band * 32 : band * 32 + 32] = colour
+        return frame_HWC
+
+    @staticmethod
+    def number(frame_HWC: np.ndarray) -> int:
+        """The number that a frame shows."""
+        return sum(int(frame_HWC[8:24, bit * 16 + 5 : bit * 16 + 11].mean() > 127) << bit for bit in range(8))
+
+    @classmethod
+    def numbers(cls, frames: Sequence[np.ndarray]) -> list[int]:
+        """The numbers that frames show."""
+        return [cls.number(frame_HWC) for frame_HWC in frames]
+
+    @classmethod
+    def write(
+        cls,
+        path: Path,
+        codec: str = "libx264",
+        *,
+        frames: int = 30,
+        fps: int = 10,
+        gop: int = 10,
+        b_frames: int = 2,
+        times_ms: Sequence[int] | None = None,
+        rotation: int | None = None,
+        container: str | None = None,
+        movflags: str | None = None,
+        audio_seconds: float = 0,
+        pixel_format: str = "yuv420p",
+        options: dict[str, str] | None = None,
+    ) -> Path:
+        """A video of numbered frames; skips the test where PyAV was built without the encoder."""
+        if codec not in av.codecs_available:
+            pytest.skip(f"PyAV has no encoder {codec}")
+        settings = {"g": str(gop), "bf": str(b_frames), **_QUIET.get(codec, {}), **(options or {})}
+        muxer_options = {"movflags": movflags} if movflags else {}
+        with av.open(str(path), "w", format=container, options=muxer_options) as output:
+            stream = output.add_stream(codec, rate=fps, options=settings)
+            stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, pixel_format
+            stream.codec_context.thread_count = 1
+            base = Fraction(1, fps)
+            if times_ms is not None:
+                base = stream.codec_context.time_base = Fraction(1, 1000)
+            if rotation is not None:
+                stream.set_display_rotation(rotation)
+            if audio_seconds:
+                cls._add_audio(output, audio_seconds)
+            for number in range(frames):
+                frame = av.VideoFrame.from_ndarray(cls.draw(number), format="rgb24")
+                frame.pts = number if times_ms is None else times_ms[number]
+                frame.time_base = base
+                output.mux(stream.encode(frame))
+            output.mux(stream.encode(None))
+        return path
+
+    @staticmethod
+    def _add_audio(output: av.container.OutputContainer, seconds: float) -> None:
+        stream = output.add_stream("aac", rate=16000, layout="mono")
+        samples = np.zeros((1, int(16000 * seconds)), np.float32)
+        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = 16000, 0
+        output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+
+    @classmethod
+    def write_audio(cls, path: Path) -> Path:
+        """A file with a sound track and no picture."""
+        with av.open(str(path), "w") as output:
+            cls._add_audio(output, 1.0)
+        return path
+
+
+@pytest.fixture(scope="session")
+def film() -> type[Film]:
+    return Film
+
+
+@pytest.fixture(scope="session")
+def plain_mp4(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """30 frames of H.264 at 10 frames per second, with B-frames and a keyframe every second."""
+    return Film.write(tmp_path_factory.mktemp("plain") / "plain.mp4")

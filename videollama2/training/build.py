@@ -1,0 +1,162 @@
+"""Flags -> the model to train: its parts, what in it learns, and a table of that."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+
+from videollama2.config import FLAT_MODEL_TYPES
+from videollama2.errors import CheckpointNotFoundError, ConfigError
+from videollama2.loading import build_from_parts, load_checkpoint, load_connector, resolve_name
+from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
+from videollama2.model.vision import num_layers_to_run
+from videollama2.processing import VideoLlama2Processor
+from videollama2.training.arguments import DataArguments, ModelArguments, TrainingArguments
+
+NEW_CONNECTOR = "linear"
+"""Connector of a new model when none is named (published default)."""
+NEW_SELECT_LAYER = -2
+"""Encoder layer of a new model when none is named: what all published recipes pass."""
+
+
+def build_model(
+    model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
+) -> tuple[VideoLlama2ForConditionalGeneration, VideoLlama2Processor]:
+    """The model with its weights, ready to train, and its processor.
+
+    Raises:
+        ConfigError: a flag contradicts what ``model_path`` holds.
+        CheckpointError: weights that are missing or do not fit.
+    """
+    path = resolve_name(model_args.model_path)
+    fields = _read_config(path)
+    whole = str(fields.get("model_type", "")).startswith("videollama2")
+    model, processor = _load_whole(path, model_args) if whole else _load_parts(path, model_args)
+    _check_model_type(model_args.model_type, model.config.text_config.model_type, path)
+    _set_media(model, processor, data_args)
+    if model_args.pretrain_mm_mlp_adapter:
+        load_connector(model, Path(model_args.pretrain_mm_mlp_adapter))
+    model.config.tune_mm_mlp_adapter = model_args.tune_mm_mlp_adapter
+    choose_trainable(model, model_args, training_args)
+    # Only generation keeps keys and values of earlier positions.
+    model.config.use_cache = model.config.text_config.use_cache = False
+    return model, processor
+
+
+def _read_config(path: str) -> dict[str, Any]:
+    try:
+        return PreTrainedConfig.get_config_dict(path)[0]
+    except OSError as error:
+        raise CheckpointNotFoundError(
+            f"--model_path {path}: neither a folder with a config.json nor a hub name that can be reached"
+        ) from error
+
+
+def _load_parts(
+    path: str, model_args: ModelArguments
+) -> tuple[VideoLlama2ForConditionalGeneration, VideoLlama2Processor]:
+    if not model_args.vision_tower:
+        raise ConfigError(f"--model_path {path} is a language model without an encoder: --vision_tower is needed")
+    layer = model_args.mm_vision_select_layer
+    return build_from_parts(
+        path,
+        model_args.vision_tower,
+        mm_projector_type=model_args.mm_projector_type or NEW_CONNECTOR,
+        mm_vision_select_layer=NEW_SELECT_LAYER if layer is None else layer,
+        mm_vision_select_feature=model_args.mm_vision_select_feature or "patch",
+        dtype=torch.float32,
+    )
+
+
+def _load_whole(
+    path: str, model_args: ModelArguments
+) -> tuple[VideoLlama2ForConditionalGeneration, VideoLlama2Processor]:
+    model, processor = load_checkpoint(path, dtype=torch.float32)
+    fixed = {
+        "vision_tower": "mm_vision_tower",
+        "mm_projector_type": "mm_projector_type",
+        "mm_vision_select_layer": "mm_vision_select_layer",
+        "mm_vision_select_feature": "mm_vision_select_feature",
+    }
+    for flag, name in fixed.items():
+        asked, found = getattr(model_args, flag), getattr(model.config, name)
+        if asked is not None and asked != found:
+            raise ConfigError(f"--{flag} {asked} contradicts {path}, a whole model whose {name} is {found!r}")
+    return model, processor
+
+
+def _check_model_type(asked: str | None, decoder: str, path: str) -> None:
+    if asked is not None and FLAT_MODEL_TYPES[asked] != decoder:
+        raise ConfigError(
+            f"--model_type {asked} stands for a {FLAT_MODEL_TYPES[asked]!r} decoder, but {path} holds a {decoder!r} one"
+        )
+
+
+def _set_media(
+    model: VideoLlama2ForConditionalGeneration, processor: VideoLlama2Processor, data_args: DataArguments
+) -> None:
+    """Write frames and image shape into the configuration: training, saving and inference read them there."""
+    config = model.config
+    if data_args.num_frames is not None:
+        if data_args.num_frames < 1:
+            raise ConfigError(f"--num_frames {data_args.num_frames} is below 1")
+        config.num_frames = data_args.num_frames
+    shape = data_args.image_aspect_ratio or config.image_aspect_ratio or "square"
+    config.image_aspect_ratio = shape
+    config.mm_inference_aspect_ratio = "pad" if shape == "pad" else None
+    processor.model_config = config
+
+
+# ------------------------------------------------------------------------------------------------ what learns
+
+
+def choose_trainable(
+    model: VideoLlama2ForConditionalGeneration, model_args: ModelArguments, training_args: TrainingArguments
+) -> None:
+    """Set ``requires_grad`` of every parameter.
+
+    Raises:
+        ConfigError: nothing would learn.
+    """
+    connector_only = model_args.tune_mm_mlp_adapter
+    inner = model.model
+    inner.language_model.requires_grad_(not (model_args.freeze_backbone or connector_only))
+    model.lm_head.requires_grad_(not (model_args.freeze_backbone or connector_only))
+    inner.mm_projector.requires_grad_(not training_args.freeze_mm_mlp_adapter)
+    inner.vision_tower.requires_grad_(not model_args.freeze_vision_tower)
+    if not model_args.freeze_vision_tower:
+        _freeze_unused_layers(inner.vision_tower, model.config.mm_vision_select_layer)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError("every part is frozen by --freeze_* flags: nothing would learn")
+
+
+def _freeze_unused_layers(tower: nn.Module, select_layer: int) -> None:
+    """Weights above the selected layer never run: a distributed run would wait for their gradients for ever."""
+    used = num_layers_to_run(select_layer, len(tower.encoder.layers))
+    names = ("embeddings.", "pre_layrnorm.", *(f"encoder.layers.{i}." for i in range(used)))
+    for name, parameter in tower.named_parameters():
+        parameter.requires_grad_(name.startswith(names))
+
+
+def describe_trainable(model: VideoLlama2ForConditionalGeneration) -> str:
+    """A table: parameters of each part, and how many of them learn."""
+    parts = {
+        "vision_tower": model.model.vision_tower,
+        "mm_projector": model.model.mm_projector,
+        "language_model": model.model.language_model,
+    }
+    if model.lm_head.weight is not model.get_input_embeddings().weight:
+        parts["lm_head"] = model.lm_head
+    rows = [f"{'part':<16}{'parameters':>16}{'learning':>16}"]
+    totals = [0, 0]
+    for name, module in parts.items():
+        count = sum(p.numel() for p in module.parameters())
+        learning = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        totals = [totals[0] + count, totals[1] + learning]
+        rows.append(f"{name:<16}{count:>16,}{learning:>16,}")
+    rows.append(f"{'total':<16}{totals[0]:>16,}{totals[1]:>16,}")
+    return "\n".join(rows)
