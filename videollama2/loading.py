@@ -7,16 +7,19 @@ surplus or of another shape is an error that lists the names.
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.utils import cached_file
 
 import videollama2.auto  # noqa: F401 - registers the model types that AutoConfig meets below
-from videollama2.config import VideoLlama2Config, complete_flat_dict
+from videollama2.config import VideoLlama2Config, find_tower
 from videollama2.constants import TINY_MODEL_NAME
 from videollama2.errors import CheckpointError, CheckpointNotFoundError, ConfigError, MissingDependencyError
 from videollama2.model.checkpoints import connector_weights, module_name
@@ -35,7 +38,10 @@ _CONNECTOR_FIELDS = (
     "mm_inference_aspect_ratio",
 )
 # Quantising them saves little and costs accuracy; the published code quantised the connector and could not load it.
-_NOT_QUANTISED = ["vision_tower", "mm_projector", "lm_head"]
+_NOT_QUANTISED = ["model.vision_tower", "model.mm_projector", "lm_head"]
+
+# What the readers of weight files raise on a damaged, foreign or dangerous file.
+_UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, SafetensorError)
 
 
 # ---------------------------------------------------------------------------------------- device and numbers
@@ -128,9 +134,13 @@ def _file(name_or_path: str, filename: str, **hub: Any) -> Path | None:
     except (OSError, ValueError) as error:
         raise CheckpointNotFoundError(
             f"{name_or_path} is neither a folder nor a model repository that can be reached "
-            f"({str(error).splitlines()[0]})"
+            f"({_first_line(error)})"
         ) from error
     return None if found is None else Path(found)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _config_dict(name_or_path: str, **hub: Any) -> dict[str, Any]:
@@ -147,7 +157,12 @@ def _is_videollama2(config: dict[str, Any]) -> bool:
     return str(config.get("model_type", "")).startswith("videollama2")
 
 
-_FULL_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_FULL_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 _CONNECTOR_FILES = ("mm_projector.safetensors", "mm_projector.bin")
 
 
@@ -178,12 +193,10 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             return load_file(path)
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(f"{path}: cannot be read as weights ({str(error).splitlines()[0]})") from error
+    except _UNREADABLE as error:
+        raise CheckpointError(f"{path}: cannot be read as weights ({_first_line(error)})") from error
     if not isinstance(tensors, dict) or not all(torch.is_tensor(t) for t in tensors.values()):
         raise CheckpointError(f"{path}: expected a dictionary of tensors")
     return tensors
@@ -269,10 +282,10 @@ def load_checkpoint(
     config = VideoLlama2Config.from_pretrained(path, **hub)
     try:
         model = VideoLlama2ForConditionalGeneration.from_pretrained(path, config=config, **options, **hub)
-    except (OSError, RuntimeError, ValueError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{path}: {str(error).splitlines()[0]}") from error
+    except CheckpointError:
+        raise
+    except _UNREADABLE as error:
+        raise CheckpointError(f"{path}: the weights cannot be read ({_first_line(error)})") from error
     return model, VideoLlama2Processor.from_pretrained(path, config=config, **hub)
 
 
@@ -335,8 +348,8 @@ def _load_decoder(path: str, **options: Any) -> nn.Module:
     _config_dict(path, **hub)
     try:
         decoder, info = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"base language model {path}: {str(error).splitlines()[0]}") from error
+    except _UNREADABLE as error:
+        raise CheckpointError(f"base language model {path}: cannot be read ({_first_line(error)})") from error
     check_loading(info, path)
     return decoder
 
@@ -344,8 +357,7 @@ def _load_decoder(path: str, **options: Any) -> nn.Module:
 def _load_tower(path: str, **options: Any) -> nn.Module:
     """The encoder's pretrained weights. Repositories of whole CLIP models hold a text half too, which is left out."""
     hub = {key: options[key] for key in _HUB_OPTIONS if key in options}
-    config_dict = _config_dict(path, **hub)
-    vision = complete_flat_dict({"mm_vision_tower": path}, None)["vision_config"] if not hub else config_dict
+    vision = _config_dict(path, **hub)
     model_type = str(vision.get("model_type", ""))
     if model_type in ("clip", "siglip"):
         config = AutoConfig.for_model(f"{model_type}_vision_model", **vision.get("vision_config", {}))
@@ -353,11 +365,10 @@ def _load_tower(path: str, **options: Any) -> nn.Module:
         config = AutoConfig.for_model(model_type, **{k: v for k, v in vision.items() if k != "model_type"})
     else:
         raise ConfigError(f"{path}: vision encoder model_type {model_type!r} is neither CLIP nor SigLIP")
-    tower_class = type(AutoModel.from_config(config)) if False else _tower_class(config)
     try:
-        tower, info = tower_class.from_pretrained(path, config=config, output_loading_info=True, **options)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"vision encoder {path}: {str(error).splitlines()[0]}") from error
+        tower, info = _tower_class(config).from_pretrained(path, config=config, output_loading_info=True, **options)
+    except _UNREADABLE as error:
+        raise CheckpointError(f"vision encoder {path}: cannot be read ({_first_line(error)})") from error
     check_loading({**dict(info), "unexpected_keys": []}, path)
     return tower
 
@@ -417,8 +428,6 @@ def _load_connector_folder(
 def _base_with_connector(
     path: str, base: str, fields: dict[str, Any], placement: dict[str, Any], hub: dict[str, Any]
 ) -> tuple[VideoLlama2ForConditionalGeneration, VideoLlama2Processor]:
-    from videollama2.config import find_tower
-
     if _is_videollama2(_config_dict(base, **hub)):
         return load_checkpoint(base, **placement, **hub)
     tower = fields.get("mm_vision_tower")

@@ -296,7 +296,7 @@ def _finetune_ids(messages: list[Message], tokenizer: Any) -> tuple[list[int], l
         before = render(flat[:turn], tokenizer, True)
         after = render(flat[: turn + 1], tokenizer, False)
         if not (whole.startswith(before) and whole.startswith(after)):
-            raise PromptError("the chat template rewrites earlier turns when later ones follow; labels need one that does not")
+            raise PromptError("the chat template rewrites earlier turns when later ones follow, so answers have no place")
         for position, start in enumerate(starts):
             if len(before) <= start < len(after) and ids[position] >= 0:
                 labels[position] = ids[position]
@@ -304,7 +304,7 @@ def _finetune_ids(messages: list[Message], tokenizer: Any) -> tuple[list[int], l
 
 
 def _ids_with_starts(prompt: Prompt, tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Ids as :meth:`Prompt.token_ids`, and for each the character of the rendered text (markers count 1) it starts at."""
+    """Ids as :meth:`Prompt.token_ids`, and the character of the rendered text each starts at (a medium counts 1)."""
     ids: list[int] = []
     starts: list[int] = []
     base = 0

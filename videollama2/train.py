@@ -1,6 +1,7 @@
 """Train a video language model: parse the flags, build, fit, save.
 
-    python -m videollama2.train --model_path LANGUAGE_MODEL --vision_tower ENCODER --data_path FILE.json --output_dir DIR
+    python -m videollama2.train --model_path LANGUAGE_MODEL --vision_tower ENCODER --data_path FILE.json \\
+        --output_dir DIR
 
 ``--help`` lists all flags. A run that finds checkpoints in ``--output_dir`` goes on from the last whole one.
 """

@@ -2,12 +2,14 @@
 
 import io
 import struct
+import sys
 import warnings
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from videollama2.errors import ConfigError, MediaError, MissingDependencyError
 from videollama2.media.frames import FrameSampling
@@ -135,7 +137,7 @@ class TestDecodingLittle:
 
     def test_a_wrong_index_in_the_file_is_noticed(self, film, tmp_path):
         """Cues that point at the wrong cluster: times give it away, and the file is read in order."""
-        path = film.write(tmp_path / "a.mkv", frames=120, gop=30, b_frames=0)
+        path = film.write(tmp_path / "a.mkv", frames=120, fps=1, gop=30, b_frames=0)
         _point_all_cues_at_the_last_cluster(path)
         with PyAVReader(path, "a") as video:
             assert film.numbers(video.get_frames([35, 65])) == [35, 65]
@@ -158,7 +160,8 @@ class TestRotation:
     def test_mirrored(self, film, tmp_path):
         path = film.write(tmp_path / "a.mp4", rotation=0)
         data = bytearray(path.read_bytes())
-        matrix = data.index(struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 0x40000000), data.index(b"tkhd"))
+        upright = struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 0x40000000)
+        matrix = data.index(upright, data.index(b"tkhd"))
         data[matrix : matrix + 36] = struct.pack(">9i", -65536, 0, 0, 0, 65536, 0, 128 << 16, 0, 0x40000000)
         path.write_bytes(data)
         with open_video(path) as video:
@@ -207,17 +210,16 @@ class TestOddTimes:
         assert numbers == list(range(30 - len(numbers), 30))
 
     def test_gif_delays(self, tmp_path, film):
-        from PIL import Image
-
         images = [Image.fromarray(film.draw(i)) for i in range(4)]
-        images[0].save(tmp_path / "a.gif", save_all=True, append_images=images[1:], duration=[100, 500, 200, 1000])
+        delays = [100, 500, 200, 1000]
+        images[0].save(tmp_path / "a.gif", save_all=True, append_images=images[1:], duration=delays)
         with open_video(tmp_path / "a.gif") as video:
             assert video.times == pytest.approx([0, 0.1, 0.6, 0.8])
             assert video.duration == pytest.approx(1.8)
             assert film.numbers(video.get_frames([3, 0])) == [3, 0]
 
     def test_gif_seconds_are_counted_as_published(self, golden):
-        """25 frames a second, whatever the gif says: one-frame-per-second mode takes the middle of 20 frames."""
+        """25 frames make a second, whatever the gif says: the middle of 20 frames is all there is to take."""
         clip = read_clip(golden / "media" / "anim_20f.gif")
         assert clip.indices == [10]
         assert clip.fps == 10
@@ -272,8 +274,6 @@ class TestBackends:
             open_video(plain_mp4, "opencv")
 
     def test_decord_that_is_not_installed(self, plain_mp4, monkeypatch):
-        import sys
-
         monkeypatch.setitem(sys.modules, "decord", None)
         with pytest.raises(MissingDependencyError, match="pip install decord"):
             open_video(plain_mp4, "decord")

@@ -11,8 +11,9 @@ from videollama2.processing import collate
 
 @dataclass(frozen=True)
 class TrainingCollator:
-    """Joins samples of :class:`videollama2.data.dataset.VideoInstructionDataset`; see :func:`collate` for the shapes.
+    """Joins samples of :class:`videollama2.data.dataset.VideoInstructionDataset`.
 
+    Shapes: see :func:`videollama2.processing.collate`.
     ``pad_token_id`` may be any id: the mask hides it.
     """
 

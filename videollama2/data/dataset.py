@@ -37,7 +37,11 @@ class VideoInstructionDataset(Dataset):
     """
 
     def __init__(
-        self, records: Sequence[Record], processor: VideoLlama2Processor, max_length: int, stage: str = "finetune"
+        self,
+        records: Sequence[Record],
+        processor: VideoLlama2Processor,
+        max_length: int,
+        stage: str = "finetune",
     ) -> None:
         if not records:
             raise DataError("the training set has no record")
@@ -53,7 +57,7 @@ class VideoInstructionDataset(Dataset):
         """Read and tokenise one record.
 
         Raises:
-            DataError: names the record: a file that cannot be read, or no labelled token within ``max_length``.
+            DataError: names the record; a file that cannot be read, or no labelled token in ``max_length``.
         """
         record = self.records[index]
         try:
@@ -96,7 +100,10 @@ class VideoInstructionDataset(Dataset):
 
 
 def fit_length(ids: Sequence[int], counts: Sequence[int], max_length: int) -> int:
-    """How many of ``ids`` (media as sentinels) fit when every medium takes its ``counts``; no medium is cut in two."""
+    """How many of ``ids`` fit into ``max_length`` without cutting a medium in two.
+
+    Media are sentinels in ``ids`` and take ``counts`` tokens each.
+    """
     remaining = iter(counts)
     length = 0
     for position, token in enumerate(ids):

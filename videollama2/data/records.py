@@ -2,11 +2,12 @@
 
 The format is a JSON list, or JSON Lines, of::
 
-    {"id": ..., "video" | "image": path or list of paths, "conversations": [{"from": "human" | "gpt", "value": ...}]}
+    {"id": ..., "video" | "image": path or list of paths,
+     "conversations": [{"from": "human" | "gpt", "value": ...}, ...]}
 
-A record without ``video`` and ``image`` is text only. Paths are relative to the data folder. Whether a file is an image
-or a video is read from the file itself, so an image under ``video`` is an image. A record may hold both keys; then each
-tag takes the next path of its own key.
+A record without ``video`` and ``image`` is text only. Paths are relative to the data folder. Whether a file
+is an image or a video is read from the file itself, so an image under ``video`` is one. A record may hold
+both keys; then each tag takes the next path of its own key.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def read_records(
         data_folder: what media paths are relative to; default each annotation file's own folder.
 
     Raises:
-        DataError: a file that cannot be read or is empty; or records that break a rule, each named with what is wrong.
+        DataError: a file that cannot be read or is empty; or records that break a rule, each named with it.
     """
     records: list[Record] = []
     problems: list[str] = []
@@ -102,14 +103,18 @@ def read_rows(file: str | os.PathLike[str]) -> Iterator[Any]:
         try:
             yield from json.loads(text)
         except json.JSONDecodeError as error:
-            raise DataError(f"{file}: not JSON at line {error.lineno}, column {error.colno}: {error.msg}") from error
+            raise DataError(
+                f"{file}: not JSON at line {error.lineno}, column {error.colno}: {error.msg}"
+            ) from error
         return
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip():
             try:
                 yield json.loads(line)
             except json.JSONDecodeError as error:
-                raise DataError(f"{file}: not JSON at line {number}, column {error.colno}: {error.msg}") from error
+                raise DataError(
+                    f"{file}: not JSON at line {number}, column {error.colno}: {error.msg}"
+                ) from error
 
 
 def parse_record(raw: Any, number: int, source: str, folder: Path) -> Record:

@@ -22,7 +22,9 @@ class ModalityLengthSampler(Sampler[int]):
         batch_size: samples of one step over all processes and accumulation steps.
     """
 
-    def __init__(self, lengths: Sequence[int], visual: Sequence[bool], batch_size: int, seed: int = 0) -> None:
+    def __init__(
+        self, lengths: Sequence[int], visual: Sequence[bool], batch_size: int, seed: int = 0
+    ) -> None:
         self.lengths = lengths
         self.groups = [[i for i, flag in enumerate(visual) if flag is wanted] for wanted in (True, False)]
         self.batch_size = batch_size

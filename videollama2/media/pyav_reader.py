@@ -214,7 +214,8 @@ class PyAVReader(ReaderBase):
 
         missing = self._read_needed(list(index_of), deliver)
         if missing:
-            self._read_in_order(missing, deliver)
+            lost = self._read_in_order(missing, deliver)
+            self._judge_loss(lost, len(index_of))
         return sink.frames_THWC
 
     def _read_needed(self, wanted: list[int], deliver: Callable[[int, Any], None]) -> list[int]:
@@ -270,8 +271,11 @@ class PyAVReader(ReaderBase):
         finally:
             context.skip_frame = "DEFAULT"
 
-    def _read_in_order(self, wanted: list[int], deliver: Callable[[int, Any], None]) -> None:
-        """Decode from the start. A frame that never comes is replaced by the one on screen at its time."""
+    def _read_in_order(self, wanted: list[int], deliver: Callable[[int, Any], None]) -> int:
+        """Decode from the start. A frame that never comes is replaced by the one on screen at its time.
+
+        Returns the number of frames that were replaced, or are damaged.
+        """
         self._open()
         pending, lost, shown = list(wanted), 0, None
         for frame in self._decode(packets_of(self._container, self._stream)):
@@ -288,7 +292,7 @@ class PyAVReader(ReaderBase):
             raise MediaError(f"{self.name}: no frame can be decoded")
         for pts in pending:
             deliver(pts, shown)
-        self._judge_loss(lost + len(pending), len(wanted))
+        return lost + len(pending)
 
     def _read_by_counting(self, sink: FrameSink) -> None:
         self._open()

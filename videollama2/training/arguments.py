@@ -22,30 +22,42 @@ class ModelArguments:
     """Which parts the model is made of and which of them learn."""
 
     model_path: str = field(
-        metadata={"help": "A language model (then --vision_tower is needed), or a VideoLLaMA 2 checkpoint to go on from."}
+        metadata={
+            "help": "Language model (needs --vision_tower), or a VideoLLaMA 2 checkpoint to go on from."
+        }
     )
     model_type: str | None = field(
         default=None,
-        metadata={"help": f"Checked against the decoder found in --model_path: {', '.join(FLAT_MODEL_TYPES)}."},
+        metadata={
+            "help": f"Checked against the decoder found in --model_path: {', '.join(FLAT_MODEL_TYPES)}."
+        },
     )
-    vision_tower: str | None = field(default=None, metadata={"help": "CLIP or SigLIP encoder, folder or hub name."})
+    vision_tower: str | None = field(
+        default=None, metadata={"help": "CLIP or SigLIP encoder, folder or hub name."}
+    )
     mm_projector_type: str | None = field(
         default=None, metadata={"help": "Connector. Default: the checkpoint's, for a new model 'linear'."}
     )
     mm_vision_select_layer: int | None = field(
-        default=None, metadata={"help": "Encoder layer that is read. Default: the checkpoint's, for a new model -2."}
+        default=None,
+        metadata={"help": "Encoder layer that is read. Default: the checkpoint's, for a new model -2."},
     )
     mm_vision_select_feature: Literal["patch", "cls_patch"] | None = field(
         default=None, metadata={"help": "Default: the checkpoint's, for a new model 'patch'."}
     )
     pretrain_mm_mlp_adapter: str | None = field(
-        default=None, metadata={"help": "File of connector weights to start from, as the first stage writes it."}
+        default=None,
+        metadata={"help": "File of connector weights to start from, as the first stage writes it."},
     )
     tune_mm_mlp_adapter: bool = field(
         default=False,
-        metadata={"help": "First stage: only the connector learns, from plain captions; mm_projector.bin is written."},
+        metadata={
+            "help": "First stage: only the connector learns, from captions; mm_projector.bin is written."
+        },
     )
-    freeze_backbone: bool = field(default=False, metadata={"help": "The language model and its head do not learn."})
+    freeze_backbone: bool = field(
+        default=False, metadata={"help": "The language model and its head do not learn."}
+    )
     freeze_vision_tower: bool = field(default=True, metadata={"help": "The vision encoder does not learn."})
 
 
@@ -55,7 +67,8 @@ class DataArguments:
 
     data_path: list[str] = field(metadata={"help": "Annotation files, JSON lists or JSON Lines."})
     data_folder: str | None = field(
-        default=None, metadata={"help": "What media paths are relative to. Default: the annotation file's folder."}
+        default=None,
+        metadata={"help": "What media paths are relative to. Default: the annotation file's folder."},
     )
     eval_data_path: list[str] | None = field(
         default=None, metadata={"help": "Annotation files for --eval_strategy; the loss on them is logged."}
@@ -66,8 +79,8 @@ class DataArguments:
     image_aspect_ratio: Literal["pad", "square"] | None = field(
         default=None,
         metadata={
-            "help": "'pad' makes frames square with bars; 'square' resizes them as they are. Recorded in the checkpoint "
-            "and used at inference. Default: the checkpoint's, for a new model 'square'."
+            "help": "'pad' makes frames square with bars, 'square' resizes them as they are. Recorded in the "
+            "checkpoint and used at inference. Default: the checkpoint's, for a new model 'square'."
         },
     )
 
@@ -82,7 +95,8 @@ class TrainingArguments(transformers.TrainingArguments):
     )
     optim: str = field(default="adamw_torch", metadata={"help": "Any optimizer of transformers."})
     model_max_length: int = field(
-        default=512, metadata={"help": "Tokens of one sample, visual ones included; longer ones are cut at the end."}
+        default=512,
+        metadata={"help": "Tokens of one sample, visual ones included; longer ones are cut at the end."},
     )
     mm_projector_lr: float | None = field(
         default=None, metadata={"help": "Learning rate of the connector. Default: --learning_rate."}
@@ -92,7 +106,8 @@ class TrainingArguments(transformers.TrainingArguments):
     )
     freeze_mm_mlp_adapter: bool = field(default=False, metadata={"help": "The connector does not learn."})
     group_by_modality_length: bool = field(
-        default=False, metadata={"help": "Batches of one modality and similar lengths, so that little is padding."}
+        default=False,
+        metadata={"help": "Batches of one modality and similar lengths, so that little is padding."},
     )
 
 
@@ -119,7 +134,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     return arguments
 
 
-def check_arguments(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> None:
+def check_arguments(
+    model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
+) -> None:
     """Raise ConfigError for flags that contradict each other, naming them and the rule."""
     rules: list[tuple[Any, str]] = [
         (
@@ -146,10 +163,13 @@ def check_arguments(model_args: ModelArguments, data_args: DataArguments, traini
             training_args.remove_unused_columns,
             "--remove_unused_columns must stay False: the collator reads keys that the model does not",
         ),
-        (training_args.model_max_length < 2, f"--model_max_length {training_args.model_max_length} is below 2"),
+        (
+            training_args.model_max_length < 2,
+            f"--model_max_length {training_args.model_max_length} is below 2",
+        ),
         (
             training_args.group_by_modality_length and training_args.train_sampling_strategy != "random",
-            "--group_by_modality_length and --train_sampling_strategy both choose the order of samples; give one",
+            "--group_by_modality_length and --train_sampling_strategy both set the order of samples",
         ),
         (
             training_args.eval_strategy != "no" and not data_args.eval_data_path,

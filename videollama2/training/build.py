@@ -42,8 +42,6 @@ def build_model(
         load_connector(model, Path(model_args.pretrain_mm_mlp_adapter))
     model.config.tune_mm_mlp_adapter = model_args.tune_mm_mlp_adapter
     choose_trainable(model, model_args, training_args)
-    # Only generation keeps keys and values of earlier positions.
-    model.config.use_cache = model.config.text_config.use_cache = False
     return model, processor
 
 
@@ -60,7 +58,9 @@ def _load_parts(
     path: str, model_args: ModelArguments
 ) -> tuple[VideoLlama2ForConditionalGeneration, VideoLlama2Processor]:
     if not model_args.vision_tower:
-        raise ConfigError(f"--model_path {path} is a language model without an encoder: --vision_tower is needed")
+        raise ConfigError(
+            f"--model_path {path} is a language model without an encoder: --vision_tower is needed"
+        )
     layer = model_args.mm_vision_select_layer
     return build_from_parts(
         path,
@@ -92,7 +92,8 @@ def _load_whole(
 def _check_model_type(asked: str | None, decoder: str, path: str) -> None:
     if asked is not None and FLAT_MODEL_TYPES[asked] != decoder:
         raise ConfigError(
-            f"--model_type {asked} stands for a {FLAT_MODEL_TYPES[asked]!r} decoder, but {path} holds a {decoder!r} one"
+            f"--model_type {asked} stands for a {FLAT_MODEL_TYPES[asked]!r} decoder, "
+            f"but {path} holds a {decoder!r} one"
         )
 
 
@@ -135,7 +136,7 @@ def choose_trainable(
 
 
 def _freeze_unused_layers(tower: nn.Module, select_layer: int) -> None:
-    """Weights above the selected layer never run: a distributed run would wait for their gradients for ever."""
+    """Weights above the selected layer never run: distributed runs would wait for their gradients."""
     used = num_layers_to_run(select_layer, len(tower.encoder.layers))
     names = ("embeddings.", "pre_layrnorm.", *(f"encoder.layers.{i}." for i in range(used)))
     for name, parameter in tower.named_parameters():

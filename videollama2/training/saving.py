@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -18,14 +20,23 @@ def save_model(
     model: VideoLlama2ForConditionalGeneration, processor: VideoLlama2Processor, folder: str | Path
 ) -> None:
     """Weights under published names, configuration, tokenizer and image preprocessing."""
-    use_cache = model.config.use_cache
-    # Training switches the cache off; the folder is for generation.
-    model.config.use_cache = model.config.text_config.use_cache = True
-    try:
+    with _generating(model):
         model.save_pretrained(folder)
-    finally:
-        model.config.use_cache = model.config.text_config.use_cache = use_cache
     processor.save_pretrained(folder)
+
+
+@contextmanager
+def _generating(model: VideoLlama2ForConditionalGeneration) -> Iterator[None]:
+    """The configuration as generation wants it: training switches the cache off, what is written must not."""
+    configs = (model.config, model.config.text_config)
+    before = [getattr(config, "use_cache", True) for config in configs]
+    for config in configs:
+        config.use_cache = True
+    try:
+        yield
+    finally:
+        for config, value in zip(configs, before, strict=True):
+            config.use_cache = value
 
 
 def save_connector(
@@ -39,8 +50,11 @@ def save_connector(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = model.model.mm_projector.state_dict()
-    torch.save({CONNECTOR_PREFIX + name: tensor.cpu() for name, tensor in weights.items()}, folder / CONNECTOR_FILE)
-    fields = {**model.config.to_flat_dict(), "_name_or_path": base}
+    torch.save(
+        {CONNECTOR_PREFIX + name: tensor.cpu() for name, tensor in weights.items()}, folder / CONNECTOR_FILE
+    )
+    with _generating(model):
+        fields = {**model.config.to_flat_dict(), "_name_or_path": base}
     text = json.dumps(fields, indent=2, sort_keys=True, default=str)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
     processor.save_pretrained(folder)

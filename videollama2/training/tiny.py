@@ -2,9 +2,9 @@
 
     python -m videollama2.training.tiny --out DIR
 
-writes ``DIR/llm`` (Qwen2 + tokenizer) and ``DIR/clip`` (CLIP encoder + preprocessing), a function of the seed. Real
-models start from pretrained parts; for the built-in world there are none, so these stand in their place and
-``train.py`` needs no special case. The sizes in :class:`TinySizes` are the one place where the model is described.
+writes ``DIR/llm`` (Qwen2 + tokenizer) and ``DIR/clip`` (CLIP encoder + preprocessing), a function of the
+seed. Real models start from pretrained parts; for the built-in world there are none, so these stand in
+their place, and ``train.py`` needs no special case. :class:`TinySizes` alone describes the model.
 """
 
 from __future__ import annotations
@@ -25,33 +25,36 @@ END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>
 
 # ChatML as Qwen2 writes it, without the system text that Qwen2 adds: the world needs none.
 CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + "
-    "'\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
 _TOKENIZER_SCENES = 300
 _TOKENIZER_SEED = 7
 _WORLD_WEIGHT, _COMMON_WEIGHT = 3, 8
-"""Times that text is read. The world's own words come often, so their merges come before those of other English."""
+"""Times that text is read. The world's own words come often, so their merges come before other English."""
 
 # Frequent English words: text of other people is then not read byte by byte.
 _COMMON_WORDS = """
-the be to of and a in that have it for not on with he as you do at this but his by from they we say her she or an will
-my one all would there their what so up out if about who get which go me when make can like time no just him know take
-people into year your good some could them see other than then now look only come its over think also back after use
-two how our work first well way even new want because any these give day most us is are was were been has had did does
-said made went here where why again still never always often very much many more less few little big small large long
-short high low old young right left next last same different great own man woman child boy girl dog cat car house door
-room table water food hand head eye face body light night morning world life part place case point week company system
-program question number home fact group problem side area money story month lot study book word business issue kind
-play run move show turn start stop walk talk stand sit hold open close call ask tell need feel become leave put mean
-keep let begin seem help happen write provide read pay meet include continue set learn change lead understand watch
-follow create speak add grow win offer remember love consider appear buy wait serve send build stay fall cut reach
-red green blue yellow purple white black brown grey orange pink circle square triangle cross line shape object picture
-video image frame scene clip colour color top bottom middle centre up down above below behind front near far between
-before after during while until since early late soon fast slow slowly quickly yes none zero three four five six seven
-eight nine ten hundred thousand please describe explain answer what's it's don't hello thank thanks sorry name
-""".split()
+the be to of and a in that have it for not on with he as you do at this but his by from they we say her she
+or an will my one all would there their what so up out if about who get which go me when make can like time
+no just him know take people into year your good some could them see other than then now look only come its
+over think also back after use two how our work first well way even new want because any these give day most
+us is are was were been has had did does said made went here where why again still never always often very
+much many more less few little big small large long short high low old young right left next last same
+different great own man woman child boy girl dog cat car house door room table water food hand head eye face
+body light night morning world life part place case point week company system program question number home
+fact group problem side area money story month lot study book word business issue kind play run move show
+turn start stop walk talk stand sit hold open close call ask tell need feel become leave put mean keep let
+begin seem help happen write provide read pay meet include continue set learn change lead understand watch
+follow create speak add grow win offer remember love consider appear buy wait serve send build stay fall cut
+reach red green blue yellow purple white black brown grey orange pink circle square triangle cross line
+shape object picture video image frame scene clip colour color top bottom middle centre down above below
+behind front near far between before during while until since early late soon fast slow slowly quickly yes
+none zero three four five six seven eight nine ten hundred thousand please describe explain answer what's
+it's don't hello thank thanks sorry name
+"""
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ class TinySizes:
 
 
 def world_texts() -> Iterator[str]:
-    """Questions, answers and multiple-choice prompts of some scenes: what the tokenizer learns to write shortly."""
+    """Questions, answers and multiple-choice prompts of some scenes: what the tokenizer learns to shorten."""
     for index in range(_TOKENIZER_SCENES):
         rng = random.Random(f"tokenizer:{index}")
         for question in questions(make_scene(_TOKENIZER_SEED, index), rng):
@@ -146,9 +149,9 @@ def world_texts() -> Iterator[str]:
 def build_tokenizer(vocab_size: int) -> Any:
     """Byte-level BPE over the world's texts and common English words, as a Qwen2 tokenizer with ChatML.
 
-    Any text can be written, if need be byte by byte; the same arguments give the same tokenizer. It is of Qwen2's own
-    class because transformers opens the tokenizer of a Qwen2 folder as that class, whatever was saved there, and
-    another way of cutting text into words would then give other ids than in training.
+    Any text can be written, if need be byte by byte; the same arguments give the same tokenizer. It is of
+    Qwen2's own class because transformers opens the tokenizer of a Qwen2 folder as that class, whatever was
+    saved there, and another way of cutting text into words would then give other ids than in training.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import Qwen2Tokenizer
@@ -162,7 +165,7 @@ def build_tokenizer(vocab_size: int) -> Any:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    common = " " + " ".join(_COMMON_WORDS)
+    common = " " + " ".join(_COMMON_WORDS.split())
     learner.train_from_iterator([*list(world_texts()) * _WORLD_WEIGHT, *[common] * _COMMON_WEIGHT], trainer)
     model = json.loads(learner.to_str())["model"]
     tokenizer = Qwen2Tokenizer(
@@ -178,13 +181,24 @@ def build_tokenizer(vocab_size: int) -> Any:
 
 def write_parts(out: str | Path, sizes: TinySizes | None = None, seed: int = 0) -> None:
     """Write ``out/llm`` and ``out/clip``."""
-    from transformers import CLIPVisionConfig, CLIPVisionModel, GenerationConfig, Qwen2Config, Qwen2ForCausalLM, set_seed
+    from transformers import (
+        CLIPVisionConfig,
+        CLIPVisionModel,
+        GenerationConfig,
+        Qwen2Config,
+        Qwen2ForCausalLM,
+        set_seed,
+    )
 
     sizes = sizes or TinySizes()
     out = Path(out)
     tokenizer = build_tokenizer(sizes.vocab_size)
     set_seed(seed)
-    ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    ids = {
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     decoder = Qwen2ForCausalLM(Qwen2Config(**sizes.text_config(), **ids))
     decoder.generation_config = GenerationConfig(**ids)
     encoder = CLIPVisionModel(CLIPVisionConfig(**sizes.vision_config()))
@@ -198,7 +212,7 @@ def write_parts(out: str | Path, sizes: TinySizes | None = None, seed: int = 0) 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m videollama2.training.tiny",
-        description="Write the language model and the vision encoder, untrained, that the tiny model starts from.",
+        description="Write the untrained language model and vision encoder that the tiny model starts from.",
     )
     parser.add_argument("--out", required=True, type=Path, help="folder that gets llm/ and clip/")
     parser.add_argument("--seed", default=0, type=int, help="of the random weights")

@@ -1,9 +1,9 @@
-"""Accuracy on a set of the built-in world, per question type, as drawn and with the frames of each video shuffled.
+"""Accuracy on a set of the built-in world, per question type, as drawn and with each video's frames shuffled.
 
     python -m videollama2.training.tiny_eval --model videollama2-tiny --data DIR [--output results.json]
 
-An answer is right when it is the expected one, apart from case, outer spaces and a final dot. Shuffling shows whether
-a model uses time: questions about the order of frames must become harder, the others must not.
+An answer is right when it is the expected one, apart from case, outer spaces and a final dot. Shuffling shows
+whether a model uses time: questions about the order of frames must become harder, the others must not.
 """
 
 from __future__ import annotations
@@ -139,7 +139,9 @@ class Evaluator:
         for kind in ("image", "video"):
             files = [file for file, k in kinds.items() if k == kind]
             batches = range(0, len(files), ENCODE_BATCH)
-            for start in tqdm(batches, desc=f"encode {kind}s", unit="batch", disable=not self.progress or not files):
+            for start in tqdm(
+                batches, desc=f"encode {kind}s", unit="batch", disable=not self.progress or not files
+            ):
                 chunk = files[start : start + ENCODE_BATCH]
                 pixels = [self._pixels(file, kind, shuffle).to(self.model.device) for file in chunk]
                 if kind == "video":
@@ -178,8 +180,10 @@ class Evaluator:
         return tokenizer.batch_decode(new_BL, skip_special_tokens=True)
 
 
-def score(questions: Sequence[Question], straight: Sequence[str], shuffled: Sequence[str]) -> dict[str, Score]:
-    """Scores per question type and per group, in the order of the table. Types without questions are left out."""
+def score(
+    questions: Sequence[Question], straight: Sequence[str], shuffled: Sequence[str]
+) -> dict[str, Score]:
+    """Scores per question type and per group, in the order of the table; types without questions left out."""
     rows = list(zip(questions, straight, shuffled, strict=True))
     table = {}
     for name, types in {**{kind: (kind,) for kind in QUESTION_TYPES}, **GROUPS}.items():
@@ -205,11 +209,13 @@ def format_table(table: dict[str, Score]) -> str:
     return "\n".join(lines)
 
 
-def evaluate(model_path: str, data: str | Path, batch_size: int = 64, progress: bool = False) -> dict[str, Any]:
+def evaluate(
+    model_path: str, data: str | Path, batch_size: int = 64, progress: bool = False
+) -> dict[str, Any]:
     """Load a model and score it.
 
     Returns:
-        ``model``, ``data``, ``scores`` (per type and group) and ``answers`` (per question, straight and shuffled).
+        ``model``, ``data``, ``scores`` (per type and group), ``answers`` (per question), ``table`` (as text).
 
     Raises:
         VideoLlama2Error: the model or the set cannot be read.
@@ -224,7 +230,13 @@ def evaluate(model_path: str, data: str | Path, batch_size: int = 64, progress: 
         for q, a, s in zip(questions, straight, shuffled, strict=True)
     ]
     scores = {name: {**asdict(row), "drop": row.drop} for name, row in table.items()}
-    return {"model": model_path, "data": str(data), "scores": scores, "answers": answers, "table": format_table(table)}
+    return {
+        "model": model_path,
+        "data": str(data),
+        "scores": scores,
+        "answers": answers,
+        "table": format_table(table),
+    }
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""transformers' ``Trainer`` where this model needs something else: parameter groups, order, saving, resuming."""
+"""transformers' ``Trainer`` where this model needs something else: groups, order, saving, resuming."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class VideoLlama2Trainer(Trainer):
     """Trainer whose checkpoints carry published weight names and resume through them.
 
     Args:
-        connector_base: in the first stage the language model's name: only the connector is written. None: everything.
+        connector_base: first stage: the language model's name; only the connector is written. Else None.
         others: as :class:`transformers.Trainer`; ``processing_class`` is the model's processor.
     """
 
@@ -31,6 +31,8 @@ class VideoLlama2Trainer(Trainer):
     def __init__(self, *args: Any, connector_base: str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.connector_base = connector_base
+        # transformers sets its flag on the outer configuration, but the decoder reads its own.
+        self.model.config.text_config.use_cache = self.args.use_cache
 
     # ------------------------------------------------------------------------------------------- optimizer
 
@@ -40,7 +42,7 @@ class VideoLlama2Trainer(Trainer):
         return [name for name, p in model.named_parameters() if len(getattr(p, "ds_shape", p.shape)) > 1]
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """Split the groups of transformers so that connector and encoder may have their own learning rates."""
+        """Split transformers' groups so that connector and encoder may have their own learning rates."""
         if self.optimizer is not None:
             return self.optimizer
         optimizer = super().create_optimizer(*args, **kwargs)
@@ -63,7 +65,9 @@ class VideoLlama2Trainer(Trainer):
         return ModalityLengthSampler(
             lengths=dataset.lengths,
             visual=[length > 0 for length in dataset.visual_lengths],
-            batch_size=self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
+            batch_size=self.args.train_batch_size
+            * self.args.gradient_accumulation_steps
+            * self.args.world_size,
             seed=seed,
         )
 
@@ -83,8 +87,8 @@ class VideoLlama2Trainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Read weights through the published names.
 
-        transformers compares the names on disk with those in memory, finds none of the renamed ones and goes on with
-        a warning: a resumed run would start from the base model.
+        transformers compares the names on disk with those in memory, finds none of the renamed ones and goes
+        on with a warning: a resumed run would start from the base model.
         """
         target = self.accelerator.unwrap_model(self.model if model is None else model)
         folder = Path(resume_from_checkpoint)

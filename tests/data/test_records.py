@@ -1,0 +1,152 @@
+"""Annotation files: what is accepted, and that what is not names file, record and rule."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from videollama2.data.moving_shapes import encode_video
+from videollama2.data.records import read_records
+from videollama2.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("media")
+    frames = np.random.default_rng(0).integers(0, 255, (4, 32, 32, 3), np.uint8)
+    (folder / "v.mp4").write_bytes(encode_video(frames))
+    Image.fromarray(frames[0]).save(folder / "i.png")
+    (folder / "empty.mp4").write_bytes(b"")
+    return folder
+
+
+def dialogue(*pairs: tuple[str, str]) -> list[dict]:
+    return [turn for q, a in pairs for turn in ({"from": "human", "value": q}, {"from": "gpt", "value": a})]
+
+
+def write(folder: Path, rows: object, name: str = "data.json") -> Path:
+    path = folder / name
+    path.write_text(rows if isinstance(rows, str) else json.dumps(rows), encoding="utf-8")
+    return path
+
+
+GOOD = {"id": "a", "video": "v.mp4", "conversations": dialogue(("<video>\nWhat?", "this"))}
+
+
+def test_reads_lists_and_lines_of_several_files(media, tmp_path):
+    text_only = {"id": 7, "conversations": dialogue(("Hi", "hello"))}
+    first = write(tmp_path, [GOOD, text_only], "a.json")
+    second = write(tmp_path, "\n".join(map(json.dumps, [GOOD, text_only])) + "\n\n", "b.jsonl")
+    records = read_records([first, second], media)
+    assert [r.id for r in records] == ["a", "7", "a", "7"]
+    assert records[0].kinds == ["video"]
+    assert records[0].media[0].path == str(media / "v.mp4")
+    assert records[1].media == ()
+    assert str(second) in records[2].name
+
+
+def test_paths_are_relative_to_the_annotation_file_by_default(media):
+    assert read_records([write(media, [GOOD])])[0].media[0].path == str(media / "v.mp4")
+
+
+def test_the_file_decides_what_it_is(media, tmp_path):
+    """The README's example has an image under 'video'."""
+    row = {**GOOD, "video": "i.png"}
+    assert read_records([write(tmp_path, [row])], media)[0].kinds == ["image"]
+
+
+def test_several_media_follow_their_tags(media, tmp_path):
+    listed = {
+        "id": "l",
+        "image": ["i.png", "i.png"],
+        "conversations": dialogue(("<image>\n<image>\nSame?", "yes")),
+    }
+    both = {
+        "id": "b",
+        "image": "i.png",
+        "video": ["v.mp4", "v.mp4"],
+        "conversations": dialogue(("<video> or", "a"), ("<image> or <video>?", "b")),
+    }
+    records = read_records([write(tmp_path, [listed, both])], media)
+    assert records[0].kinds == ["image", "image"]
+    assert records[1].kinds == ["video", "image", "video"]
+
+
+BAD = {
+    "missing file": ({**GOOD, "video": "gone.mp4"}, "gone.mp4"),
+    "empty file": ({**GOOD, "video": "empty.mp4"}, "empty.mp4"),
+    "surplus tag": ({**GOOD, "conversations": dialogue(("<video><video> What?", "this"))}, "2 media tag"),
+    "no tag": ({**GOOD, "conversations": dialogue(("What?", "this"))}, "0 media tag"),
+    "tag without file": ({"id": "a", "conversations": dialogue(("<image> What?", "this"))}, "1 media tag"),
+    "odd turns": ({**GOOD, "conversations": GOOD["conversations"] + GOOD["conversations"][:1]}, "alternate"),
+    "two questions": ({"id": "a", "conversations": dialogue(("x", "y"))[:1] * 2}, "alternate"),
+    "no turns": ({**GOOD, "conversations": []}, "conversations"),
+    "no conversations": ({"id": "a", "video": "v.mp4"}, "conversations"),
+    "turn is text": ({"id": "a", "conversations": ["hello"]}, "'from' and 'value'"),
+    "unknown speaker": ({"id": "a", "conversations": [{"from": "me", "value": "x"}]}, "'me'"),
+    "value is no text": ({"id": "a", "conversations": [{"from": "human", "value": 3}]}, "3"),
+    "path is a number": ({**GOOD, "video": 3}, "'video'"),
+    "empty list of paths": ({**GOOD, "video": []}, "'video'"),
+    "both keys, path without tag": (
+        {**GOOD, "image": "i.png", "conversations": dialogue(("<video> What?", "this"))},
+        "<image>",
+    ),
+    "both keys, surplus tag": (
+        {**GOOD, "image": "i.png", "conversations": dialogue(("<video><image><image> What?", "this"))},
+        "<image>",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_record_is_named(media, tmp_path, case):
+    row, word = BAD[case]
+    path = write(tmp_path, [{"id": "fine", "conversations": dialogue(("Hi", "hello"))}, row])
+    with pytest.raises(DataError) as error:
+        read_records([path], media)
+    message = str(error.value)
+    assert message.startswith(f"{path}: record 'a': ")
+    assert word in message
+
+
+def test_a_record_without_id_is_named_by_its_place(tmp_path):
+    path = write(tmp_path, [{"conversations": dialogue(("Hi", "hello"))}, ["not", "an", "object"]])
+    with pytest.raises(DataError, match="record '#1'.*list"):
+        read_records([path])
+
+
+def test_all_problems_are_told_up_to_a_number(media, tmp_path):
+    path = write(tmp_path, [{**GOOD, "id": f"r{i}", "video": "gone.mp4"} for i in range(14)])
+    with pytest.raises(DataError) as error:
+        read_records([path], media)
+    lines = str(error.value).splitlines()
+    assert len(lines) == 11
+    assert "'r9'" in lines[9]
+    assert lines[10] == "and 4 more"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('[{"id": 1},\n {"id": }]', ["line 2", "column 9"]),
+        ('{"id": 1}\n{"id": ', ["line 2"]),
+        ("", ["no record"]),
+        ("[]", ["no record"]),
+    ],
+)
+def test_bad_file_is_named_with_the_place(tmp_path, text, words):
+    path = write(tmp_path, text)
+    with pytest.raises(DataError) as error:
+        read_records([path])
+    for word in [str(path), *words]:
+        assert word in str(error.value)
+
+
+def test_missing_and_binary_files(tmp_path):
+    with pytest.raises(DataError, match=r"gone\.json"):
+        read_records([tmp_path / "gone.json"])
+    (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00\x81")
+    with pytest.raises(DataError, match=r"binary\.json"):
+        read_records([tmp_path / "binary.json"])

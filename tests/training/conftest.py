@@ -1,0 +1,106 @@
+"""A small world, the starting parts of a very small model, and a way to run ``train.py`` on them."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from videollama2 import train
+from videollama2.data.moving_shapes import write_set
+from videollama2.data.records import read_records
+from videollama2.training.tiny import TinySizes, write_parts
+
+SIZES = TinySizes(
+    vocab_size=640,
+    image_size=32,
+    patch_size=8,
+    vision_width=32,
+    vision_layers=3,
+    vision_heads=2,
+    width=32,
+    layers=2,
+    heads=2,
+    key_value_heads=1,
+    intermediate=64,
+)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight videos and four images; a JSON list of all of them and of two text-only records."""
+    folder = tmp_path_factory.mktemp("world")
+    write_set(folder, videos=8, images=4, seed=3, questions_per_item=3, mcq_fraction=0.0)
+    rows = json.loads((folder / "train.json").read_text())
+    talk = [{"from": "human", "value": "Is a circle a shape?"}, {"from": "gpt", "value": "yes"}]
+    rows += [{"id": f"text-{i}", "conversations": talk * (i + 1)} for i in range(2)]
+    (folder / "mixed.json").write_text(json.dumps(rows))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with ``llm`` and ``clip``."""
+    folder = tmp_path_factory.mktemp("parts")
+    write_parts(folder, SIZES)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def records(world: Path) -> list:
+    return read_records([world / "mixed.json"])
+
+
+@dataclass
+class Run:
+    """A finished run of ``train.py``."""
+
+    folder: Path
+
+    @property
+    def log(self) -> list[dict]:
+        """Logged steps: loss, grad_norm, learning_rate."""
+        history = json.loads((self.folder / "trainer_state.json").read_text())["log_history"]
+        return [row for row in history if "loss" in row]
+
+
+def flags(world: Path, parts: Path, folder: Path, **changes: object) -> list[str]:
+    """The command line of a small run; a change of None leaves that flag out, a list gives several values."""
+    values: dict[str, object] = {
+        "model_type": "videollama2_qwen2",
+        "model_path": parts / "llm",
+        "vision_tower": parts / "clip",
+        "mm_projector_type": "stc_connector_v35",
+        "freeze_vision_tower": False,
+        "data_path": world / "mixed.json",
+        "num_frames": 8,
+        "model_max_length": 400,
+        "output_dir": folder,
+        "max_steps": 2,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 2e-3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "dataloader_pin_memory": False,
+        "disable_tqdm": True,
+        "use_cpu": True,
+        **changes,
+    }
+    argv = []
+    for name, value in values.items():
+        if value is not None:
+            argv += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return argv
+
+
+@pytest.fixture
+def run(world: Path, parts: Path, tmp_path: Path) -> Callable[..., Run]:
+    """``run(folder=..., flag=value, ...)``: train in this process and return what came out."""
+
+    def start(folder: Path | None = None, **changes: object) -> Run:
+        folder = folder or tmp_path / f"run{len(list(tmp_path.iterdir()))}"
+        train.train(*train.parse_arguments(flags(world, parts, folder, **changes)))
+        return Run(folder)
+
+    return start

@@ -1,0 +1,101 @@
+"""Flags: each has an effect, contradictions are refused, errors are one line with exit code 2."""
+
+import ast
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import transformers
+
+import videollama2
+from videollama2 import train
+from videollama2.training.arguments import DataArguments, ModelArguments, TrainingArguments
+
+from .conftest import flags
+
+PACKAGE = Path(videollama2.__file__).parent
+OWN_FLAGS = sorted(
+    {f.name for f in fields(ModelArguments)}
+    | {f.name for f in fields(DataArguments)}
+    | ({f.name for f in fields(TrainingArguments)} - {f.name for f in fields(transformers.TrainingArguments)})
+)
+
+
+def attributes_read() -> set[str]:
+    """Names that are read as attributes outside the checks of the flags."""
+    names = set()
+    for path in [*(PACKAGE / "training").glob("*.py"), PACKAGE / "train.py"]:
+        if path.name == "arguments.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                names.add(node.attr)
+    return names
+
+
+@pytest.mark.parametrize("name", OWN_FLAGS)
+def test_every_flag_is_read(name):
+    assert name in attributes_read()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model_type": "videollama2_mistral"}, ["videollama2_mistral", "'mistral'", "'qwen2'"]),
+        ({"model_type": "llava"}, ["'llava'", "videollama2_qwen2"]),
+        ({"vision_tower": None}, ["--vision_tower"]),
+        ({"model_path": "no/such/model"}, ["no/such/model"]),
+        ({"data_path": "nothing.json"}, ["nothing.json"]),
+        ({"mm_projector_type": "magic"}, ["magic"]),
+        ({"num_frames": 0}, ["num_frames 0"]),
+        ({"tune_mm_mlp_adapter": True}, ["--tune_mm_mlp_adapter", "--freeze_vision_tower"]),
+        (
+            {"tune_mm_mlp_adapter": True, "freeze_mm_mlp_adapter": True, "freeze_vision_tower": True},
+            ["--tune_mm_mlp_adapter", "--freeze_mm_mlp_adapter"],
+        ),
+        ({"vision_tower_lr": 1e-4, "freeze_vision_tower": True}, ["--vision_tower_lr"]),
+        ({"mm_projector_lr": 1e-4, "freeze_mm_mlp_adapter": True}, ["--mm_projector_lr"]),
+        ({"freeze_backbone": True, "freeze_mm_mlp_adapter": True, "freeze_vision_tower": True}, ["frozen"]),
+        ({"eval_strategy": "steps"}, ["--eval_data_path"]),
+        ({"model_max_length": 5}, ["model_max_length", "record"]),
+        (
+            {"group_by_modality_length": True, "train_sampling_strategy": "group_by_length"},
+            ["order of samples"],
+        ),
+    ],
+)
+def test_contradictions_are_refused_in_one_line(world, parts, tmp_path, capsys, changes, words):
+    assert train.main(flags(world, parts, tmp_path / "out", **changes)) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    for word in words:
+        assert word in line
+    assert "Traceback" not in line
+
+
+def test_flag_that_contradicts_a_whole_checkpoint(run, world, parts, tmp_path, capsys):
+    whole = run(max_steps=1).folder
+    changes = {"model_path": whole, "vision_tower": None, "mm_projector_type": "linear"}
+    assert train.main(flags(world, parts, tmp_path / "out", **changes)) == 2
+    assert "'stc_connector_v35'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_unreadable_file_stops_the_run_and_is_named(world, parts, tmp_path, capsys, workers):
+    import json
+
+    rows = json.loads((world / "train.json").read_text())[:2]
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes((world / rows[0]["video"]).read_bytes()[:600])
+    rows[1] = {**rows[1], "id": "the-broken-one", "video": str(broken)}
+    rows[0]["video"] = str(world / rows[0]["video"])
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    changes = {"data_path": tmp_path / "data.json", "dataloader_num_workers": workers}
+    assert train.main(flags(world, parts, tmp_path / "out", **changes)) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "'the-broken-one'" in line
+    assert "broken.mp4" in line
+
+
+def test_bare_debug_shows_the_traceback(world, parts, tmp_path):
+    with pytest.raises(videollama2.errors.DataError):
+        train.main([*flags(world, parts, tmp_path / "out", data_path="nothing.json"), "--debug"])

@@ -1,0 +1,72 @@
+"""Parameter groups and what is frozen."""
+
+import pytest
+import torch
+
+from videollama2.data.dataset import VideoInstructionDataset
+from videollama2.training.arguments import parse_arguments
+from videollama2.training.build import build_model, describe_trainable
+from videollama2.training.trainer import VideoLlama2Trainer
+
+from .conftest import flags
+
+
+@pytest.fixture
+def make(world, parts, tmp_path, records):
+    def build(**changes):
+        arguments = parse_arguments(flags(world, parts, tmp_path / "out", **changes))
+        model, processor = build_model(*arguments)
+        dataset = VideoInstructionDataset(records, processor, 400)
+        trainer = VideoLlama2Trainer(
+            model=model, args=arguments[2], train_dataset=dataset, processing_class=processor
+        )
+        return model, trainer
+
+    return build
+
+
+def test_parameter_groups(make):
+    model, trainer = make(weight_decay=0.1, mm_projector_lr=3e-4, vision_tower_lr=2e-5, learning_rate=1e-3)
+    of = {id(p): name for name, p in model.named_parameters()}
+    seen = {}
+    for group in trainer.create_optimizer().param_groups:
+        for parameter in group["params"]:
+            assert id(parameter) not in seen
+            seen[id(parameter)] = (group["lr"], group["weight_decay"])
+    trainable = {id(p) for p in model.parameters() if p.requires_grad}
+    assert set(seen) == trainable
+    for key, (rate, decay) in seen.items():
+        name = of[key]
+        expected = 3e-4 if "mm_projector" in name else 2e-5 if "vision_tower" in name else 1e-3
+        assert rate == expected, name
+        vector = dict(model.named_parameters())[name].ndim < 2
+        assert decay == (0.0 if vector else 0.1), name
+
+
+def test_layers_above_the_selected_one_do_not_learn(make):
+    model, _ = make()
+    tower = model.model.vision_tower
+    assert all(p.requires_grad for p in tower.encoder.layers[1].parameters())
+    assert not any(p.requires_grad for p in tower.encoder.layers[2].parameters())
+    assert not any(p.requires_grad for p in tower.post_layernorm.parameters())
+    learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert f"{learning:,}" in describe_trainable(model).splitlines()[-1]
+
+
+def test_every_trainable_weight_gets_a_gradient_even_from_text_alone(make, records):
+    from videollama2.data.collator import TrainingCollator
+
+    model, trainer = make()
+    dataset = trainer.train_dataset
+    text = next(i for i, record in enumerate(records) if not record.media)
+    batch = TrainingCollator(0)([dataset[text]])
+    model.train()
+    model(**batch).loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    assert not any(torch.isnan(p.grad).any() for p in model.parameters() if p.grad is not None)
+
+
+def test_grouping_uses_our_sampler(make):
+    _, trainer = make(group_by_modality_length=True, per_device_train_batch_size=2)
+    order = list(trainer._get_train_sampler())
+    assert sorted(order) == list(range(len(trainer.train_dataset)))
