@@ -8,20 +8,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+if not __package__:
+    # Run as a file, Python looks for modules beside it instead of in the folder that holds the package.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 # Loader workers are forked; tokenizers would warn about it on every run.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from transformers import set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from videollama2.data.collator import TrainingCollator
 from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.data.records import read_records
-from videollama2.errors import VideoLlama2Error
+from videollama2.errors import ConfigError, VideoLlama2Error
 from videollama2.training.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from videollama2.training.build import build_model, describe_trainable
 from videollama2.training.trainer import VideoLlama2Trainer
@@ -60,13 +65,29 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
 
 
 def _checkpoint_to_resume(training_args: TrainingArguments) -> str | None:
-    """``--resume_from_checkpoint``, else the last checkpoint in the output folder."""
-    found = training_args.resume_from_checkpoint
-    if found is None and os.path.isdir(training_args.output_dir):
-        found = get_last_checkpoint(training_args.output_dir)
+    """``--resume_from_checkpoint``, else the last whole checkpoint in the output folder."""
+    asked = training_args.resume_from_checkpoint
+    if asked is not None and not is_whole(Path(asked)):
+        raise ConfigError(f"--resume_from_checkpoint {asked}: there is no whole checkpoint")
+    found = asked or last_checkpoint(Path(training_args.output_dir))
     if found and training_args.should_log:
         print(f"going on from {found}", flush=True)
     return found
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The whole checkpoint of the most steps in ``folder``, if there is one."""
+    numbered = {int(path.name.rpartition("-")[2]): path for path in folder.glob("checkpoint-[0-9]*")}
+    whole = (path for _, path in sorted(numbered.items(), reverse=True) if is_whole(path))
+    return next(map(str, whole), None)
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether the file that is written last is there and complete: a killed run may leave half a checkpoint."""
+    try:
+        return "global_step" in json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,7 +17,10 @@ read -r -a SIZES <<<"${TINY:-}"
 
 "$PYTHON" -m videollama2.data.moving_shapes --out "$RUN/train" --videos "${VIDEOS:-30000}" \
     --images "${IMAGES:-8000}" --seed "$SEED" --workers "${WORKERS:-2}"
-"$PYTHON" -m videollama2.training.tiny --out "$RUN/start" --seed 0 ${SIZES[@]+"${SIZES[@]}"}
+# This file is the last one written: the starting folders are whole when it is there.
+if [ ! -f "$RUN/start/clip/preprocessor_config.json" ]; then
+    "$PYTHON" -m videollama2.training.tiny --out "$RUN/start" --seed 0 ${SIZES[@]+"${SIZES[@]}"}
+fi
 
 exec "$PYTHON" -m videollama2.train \
     --model_type videollama2_qwen2 \

@@ -10,6 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.video.frame import PictureType
 
 os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder writes a page of settings otherwise
 
@@ -54,6 +55,7 @@ class Film:
         rotation: int | None = None,
         container: str | None = None,
         movflags: str | None = None,
+        keyframes: Sequence[int] = (),
         audio_seconds: float = 0,
         pixel_format: str = "yuv420p",
         options: dict[str, str] | None = None,
@@ -78,6 +80,8 @@ class Film:
                 frame = av.VideoFrame.from_ndarray(cls.draw(number), format="rgb24")
                 frame.pts = number if times_ms is None else times_ms[number]
                 frame.time_base = base
+                if number in keyframes:
+                    frame.pict_type = PictureType.I
                 output.mux(stream.encode(frame))
             output.mux(stream.encode(None))
         return path

@@ -1,8 +1,9 @@
 """Still images: every mode becomes upright RGB, and bad ones are refused by name."""
 
 import io
+import resource
 import struct
-import time
+import warnings
 import zlib
 
 import numpy as np
@@ -69,7 +70,9 @@ class TestModes:
         assert np.array_equal(loaded[..., 0], values_HW >> 8)
         assert np.array_equal(loaded[..., 0], loaded[..., 2])
 
-    @pytest.mark.parametrize(("values", "expected"), [((0, 100, 255), (0, 100, 255)), ((0, 32768, 65535), (0, 128, 255))])
+    @pytest.mark.parametrize(
+        ("values", "expected"), [((0, 100, 255), (0, 100, 255)), ((0, 32768, 65535), (0, 128, 255))]
+    )
     def test_32_bit_integers(self, values, expected):
         image = Image.fromarray(np.array([values], np.int32))
         assert tuple(np.asarray(load_image(image))[0, :, 0]) == expected
@@ -103,7 +106,10 @@ class TestOrientation:
 
     @pytest.mark.parametrize("exif", [b"Exif\0\0nonsense", b"Exif\0\0MM\0*\0\0\xff\xff", b"Exif\0\0"])
     def test_a_broken_tag_does_not_cost_the_image(self, photo, exif):
-        assert load_image(encoded(photo, "JPEG", exif=exif)).size == (40, 30)
+        data = encoded(photo, "JPEG", exif=exif)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow says that the tag is broken
+            assert load_image(data).size == (40, 30)
 
     def test_an_impossible_value_is_ignored(self, photo):
         exif = Image.Exif()
@@ -139,7 +145,8 @@ class TestSources:
             assert np.array_equal(load_image(source), np.repeat(grey_HW[..., None], 3, -1))
 
     @pytest.mark.parametrize(
-        "array", [np.zeros((4, 4, 3)), np.zeros((4,), np.uint8), np.zeros((6, 7, 8), np.uint8), np.zeros((0, 4), np.uint8)]
+        "array",
+        [np.zeros((4, 4, 3)), np.zeros(4, np.uint8), np.zeros((6, 7, 8), np.uint8), np.zeros((0, 4), np.uint8)],
     )
     def test_arrays_that_are_no_image(self, array):
         with pytest.raises(MediaError, match="array of shape"):
@@ -194,10 +201,11 @@ class TestBadFiles:
     @pytest.mark.parametrize("size", [(60000, 60000), (20000, 10000), (2**31 - 1, 2**31 - 1)])
     def test_a_header_of_absurd_size_costs_nothing(self, tmp_path, size):
         (tmp_path / "a.png").write_bytes(png_header(*size))
-        started = time.perf_counter()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         with pytest.raises(MediaError, match="a.png: the image is too large"):
             load_image(tmp_path / "a.png")
-        assert time.perf_counter() - started < 1  # filling ten gigabytes takes longer
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak  # kilobytes on Linux, bytes on macOS
+        assert grown < 100_000
 
     def test_a_pillow_image_of_absurd_size(self, monkeypatch):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # some programs turn Pillow's own check off

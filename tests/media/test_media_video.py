@@ -112,6 +112,16 @@ class TestDecodingLittle:
             assert film.numbers(video.get_frames([65, 185])) == [65, 185]
             assert video.decoded_frames < 20
 
+    def test_fragments_with_neighbouring_keyframes(self, film, tmp_path):
+        """There a seek to the presentation time lands on the keyframe behind; the decoding time is exact."""
+        path = film.write(
+            tmp_path / "a.mp4", frames=120, gop=250, keyframes=(60, 61, 62), movflags="frag_keyframe+empty_moov",
+            options={"x264-params": "scenecut=0", "forced-idr": "1"},
+        )
+        with PyAVReader(path, "a") as video:
+            assert film.numbers(video.get_frames([60])) == [60]
+            assert video.decoded_frames < 5
+
     def test_frames_nobody_refers_to_are_not_decoded(self, film, tmp_path):
         options = {"x264-params": "scenecut=0:b-adapt=0:b-pyramid=none"}
         path = film.write(tmp_path / "b.mp4", frames=61, gop=250, b_frames=2, options=options)
@@ -177,6 +187,7 @@ class TestOddTimes:
         with open_video(path) as video:
             assert video.times == pytest.approx([time / 1000 for time in self.TIMES], abs=2e-3)
             assert film.numbers(video.get_frames([0, 7, 22, 29])) == [0, 7, 22, 29]
+            assert video.fps == pytest.approx(29 / 15.5, rel=0.1)  # the headers say 10, or nothing
         clip = read_clip(path, FrameSampling(4, start=6.0, end=9.0))
         assert film.numbers(clip.frames_THWC) == clip.indices
         # One frame early at both ends, as everywhere (published).
@@ -208,6 +219,20 @@ class TestOddTimes:
                 assert 15 <= video.num_frames < 30
                 numbers = film.numbers(video.get_frames(range(video.num_frames)))
         assert numbers == list(range(30 - len(numbers), 30))
+
+    def test_hidden_reference_frames_are_no_frames(self, film, tmp_path):
+        path = film.write(tmp_path / "a.webm", "libvpx", b_frames=0)
+        with av.open(str(path)) as container:
+            hidden = bytes([*container.demux(video=0)][13])
+        data = bytearray(path.read_bytes())
+        data[data.index(hidden)] &= ~0x10  # show_frame, RFC 6386 section 9.1
+        path.write_bytes(data)
+        shown = [i for i in range(30) if i != 13]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with open_video(path) as video:
+                assert video.num_frames == 29
+                assert film.numbers(video.get_frames(range(29))) == shown
 
     def test_gif_delays(self, tmp_path, film):
         images = [Image.fromarray(film.draw(i)) for i in range(4)]

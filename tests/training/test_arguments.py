@@ -1,6 +1,8 @@
 """Flags: each has an effect, contradictions are refused, errors are one line with exit code 2."""
 
 import ast
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -57,6 +59,7 @@ def test_every_flag_is_read(name):
         ({"mm_projector_lr": 1e-4, "freeze_mm_mlp_adapter": True}, ["--mm_projector_lr"]),
         ({"freeze_backbone": True, "freeze_mm_mlp_adapter": True, "freeze_vision_tower": True}, ["frozen"]),
         ({"eval_strategy": "steps"}, ["--eval_data_path"]),
+        ({"resume_from_checkpoint": "no/checkpoint-3"}, ["--resume_from_checkpoint no/checkpoint-3"]),
         ({"model_max_length": 5}, ["model_max_length", "record"]),
         (
             {"group_by_modality_length": True, "train_sampling_strategy": "group_by_length"},
@@ -94,6 +97,14 @@ def test_unreadable_file_stops_the_run_and_is_named(world, parts, tmp_path, caps
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert "'the-broken-one'" in line
     assert "broken.mp4" in line
+
+
+def test_runs_as_a_file_from_anywhere(tmp_path):
+    """Published scripts start the file, not the module; the package need not be installed for that."""
+    command = [sys.executable, str(PACKAGE / "train.py"), "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--mm_projector_type" in done.stdout
 
 
 def test_bare_debug_shows_the_traceback(world, parts, tmp_path):

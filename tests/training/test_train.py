@@ -92,6 +92,9 @@ def test_resumed_run_equals_an_uninterrupted_one(run, tmp_path, grouped):
     interrupted = tmp_path / "interrupted"
     interrupted.mkdir()
     shutil.copytree(whole.folder / "checkpoint-3", interrupted / "checkpoint-3")
+    # what a kill in the middle of the next save leaves behind must not be picked
+    shutil.copytree(whole.folder / "checkpoint-3", interrupted / "checkpoint-4")
+    (interrupted / "checkpoint-4" / "trainer_state.json").write_text('{"global_step": 4,')
     resumed = run(folder=interrupted, **options)
     expected, found = weights(whole.folder), weights(resumed.folder)
     assert expected.keys() == found.keys()

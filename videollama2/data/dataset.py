@@ -17,6 +17,9 @@ from videollama2.prompting import training_ids
 
 _SENTINELS = (IMAGE_TOKEN_INDEX, VIDEO_TOKEN_INDEX)
 
+_TEXTS_AT_ONCE = 1000
+"""Texts that are tokenised in one call when only their lengths are wanted."""
+
 Sample = dict[str, Any]
 
 
@@ -93,10 +96,13 @@ class VideoInstructionDataset(Dataset):
 
         The text is counted without the chat template, which adds about the same to every record.
         """
-        texts = ["\n".join(turn["value"] for turn in record.conversations) for record in self.records]
-        encoded = self.processor.tokenizer(texts, add_special_tokens=False).input_ids
-        pairs = zip(self.visual_lengths, encoded, strict=True)
-        return [min(visual + len(ids), self.max_length) for visual, ids in pairs]
+        lengths: list[int] = []
+        for start in range(0, len(self.records), _TEXTS_AT_ONCE):
+            chunk = self.records[start : start + _TEXTS_AT_ONCE]
+            texts = ["\n".join(turn["value"] for turn in record.conversations) for record in chunk]
+            lengths += map(len, self.processor.tokenizer(texts, add_special_tokens=False).input_ids)
+        pairs = zip(self.visual_lengths, lengths, strict=True)
+        return [min(visual + text, self.max_length) for visual, text in pairs]
 
 
 def fit_length(ids: Sequence[int], counts: Sequence[int], max_length: int) -> int:

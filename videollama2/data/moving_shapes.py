@@ -1,4 +1,4 @@
-"""The built-in world, part 3: the command that writes sets of videos, images and questions.
+"""The built-in world, part 4: the command that writes sets of videos, images and questions.
 
     python -m videollama2.data.moving_shapes --out DIR --videos N [--images M] --seed S
 
@@ -7,10 +7,10 @@ versions of the video libraries). Sets of different seeds share no video, so tak
 
     DIR/videos/000123.mp4       24 frames of 128 x 128 at 12 frames per second, H.264
     DIR/images/000045.png
-    DIR/train.json              one record per file: {"id", "video" or "image", "conversations"}, paths relative to DIR
-    DIR/questions.json          one row per question: {"id", "video" or "image", "type", "question", "answer", "candidates"}
-    DIR/mvbench/json/TYPE.json  the same rows about videos: {"video", "question", "candidates", "answer"}
-    DIR/mvbench/video           a link to ../videos; where links cannot be made, give a runner DIR/videos as video folder
+    DIR/train.json              one record per file: id, video or image (a path relative to DIR), conversations
+    DIR/questions.json          one row per question: id, video or image, type, question, answer, candidates
+    DIR/mvbench/json/TYPE.json  the same questions as far as they are about videos: video, question, candidates, answer
+    DIR/mvbench/video           a link to ../videos; a system without links takes DIR/videos as video folder instead
     DIR/set.json                the parameters, the version of the world, counts, and whether the set is complete
 
 Every file is written under another name and renamed when it is whole. After an interruption the same command goes on
@@ -22,30 +22,29 @@ import io
 import json
 import multiprocessing
 import os
-import random
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
+from videollama2.data.moving_shapes_annotations import MCQ_PROMPT, Annotation, annotate, choose_balanced
 from videollama2.data.moving_shapes_questions import (
     QUESTION_TYPES,
     STATIC_TYPES,
     TEMPORAL_TYPES,
     Question,
-    choose_dialogue,
     questions,
 )
 from videollama2.data.moving_shapes_scene import FPS, Scene, make_scene, render
 from videollama2.errors import DataError, VideoLlama2Error
 
 __all__ = [
+    "MCQ_PROMPT",
     "QUESTION_TYPES",
     "STATIC_TYPES",
     "TEMPORAL_TYPES",
@@ -62,15 +61,6 @@ __all__ = [
 
 WORLD_VERSION = 1
 """Raised whenever the same parameters would give another set."""
-
-MCQ_PROMPT = (
-    "Question: {question}\nOptions:\n{options}\n"
-    "Answer with the option's letter from the given choices directly and only give the best option."
-)
-"""Wording that the published MVBench runner puts around a question."""
-
-MAX_PER_ITEM = 2
-"""Questions about one file in a balanced set, as long as there are files enough."""
 
 
 @dataclass(frozen=True)
@@ -98,15 +88,6 @@ class SetParameters:
         """(modality, index) of every file, videos first."""
         yield from (("video", index) for index in range(self.videos))
         yield from (("image", index) for index in range(self.images))
-
-
-@dataclass(frozen=True)
-class _Item:
-    """What one file adds to the annotations."""
-
-    record: dict[str, Any]
-    rows: list[dict[str, Any]]
-    balance_keys: list[str] = field(default_factory=list)
 
 
 def encode_video(frames_THWC: np.ndarray) -> bytes:
@@ -152,8 +133,13 @@ def _whole_file(path: Path) -> Iterator[Path]:
         yield part
         os.replace(part, path)
     except OSError as error:
+        raise _write_error(path, error) from error
+    finally:
         part.unlink(missing_ok=True)
-        raise DataError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _write_error(path: Path, error: OSError) -> DataError:
+    return DataError(f"cannot write {path}: {error.strerror or error}")
 
 
 def _write_file(path: Path, content: bytes) -> None:
@@ -161,46 +147,25 @@ def _write_file(path: Path, content: bytes) -> None:
         part.write_bytes(content)
 
 
-class _JsonList:
-    """A JSON list written row by row, one line each, so that sets larger than memory can be written."""
+@contextmanager
+def _json_list(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A function that adds a row to a JSON list, one line each, so that a set need not fit into memory."""
+    separator = "[\n"
+    with _whole_file(path) as part, part.open("w", encoding="utf-8") as file:
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._stack = ExitStack()
-        self._file: io.TextIOWrapper
-        self._separator = "[\n"
+        def add(row: dict[str, Any]) -> None:
+            nonlocal separator
+            try:
+                file.write(separator + json.dumps(row, ensure_ascii=False))
+            except OSError as error:  # here, where it is known which of the open files it was
+                raise _write_error(path, error) from error
+            separator = ",\n"
 
-    def __enter__(self) -> "_JsonList":
-        part = self._stack.enter_context(_whole_file(self.path))
-        self._file = self._stack.enter_context(part.open("w", encoding="utf-8"))
-        return self
-
-    def add(self, row: dict[str, Any]) -> None:
-        self._file.write(self._separator + json.dumps(row, ensure_ascii=False))
-        self._separator = ",\n"
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        if error is None:
-            self._file.write("[]\n" if self._separator == "[\n" else "\n]\n")
-        return self._stack.__exit__(kind, error, trace)
+        yield add
+        file.write("[]\n" if separator == "[\n" else "\n]\n")
 
 
-def _turns(asked: list[Question], tag: str, mcq_fraction: float, rng: random.Random) -> list[dict[str, str]]:
-    turns = []
-    for question in asked:
-        prompt, answer = question.question, question.answer
-        if rng.random() < mcq_fraction:
-            letters = [f"({chr(ord('A') + n)}) {option}" for n, option in enumerate(question.candidates)]
-            prompt = MCQ_PROMPT.format(question=question.question, options="\n".join(letters))
-            answer = letters[question.candidates.index(question.answer)]
-        turns.append({"from": "human", "value": prompt if turns else f"<{tag}>\n{prompt}"})
-        turns.append({"from": "gpt", "value": answer})
-    return turns
-
-
-def _make_item(out: Path, parameters: SetParameters, item: tuple[str, int]) -> _Item:
+def _make_item(out: Path, parameters: SetParameters, item: tuple[str, int]) -> Annotation:
     """Write one file, unless a former run has, and annotate it."""
     modality, index = item
     scene = make_scene(parameters.seed, index, modality)
@@ -208,25 +173,12 @@ def _make_item(out: Path, parameters: SetParameters, item: tuple[str, int]) -> _
     if not (out / file).exists():
         encode = encode_video if modality == "video" else _encode_image
         _write_file(out / file, encode(render(scene)))
-    rng = random.Random(f"questions:{parameters.seed}:{modality}:{index}")
-    found = questions(scene, rng)
-    asked = choose_dialogue(found, rng, parameters.questions_per_item)
-    name = f"s{parameters.seed}-{modality}-{index:06d}"
-    turns = _turns(asked, modality, parameters.mcq_fraction, rng)
-    listed = asked if parameters.balanced_questions is None else found
-    rows = [
-        {
-            "id": f"{name}-{number}",
-            modality: file,
-            "type": question.type,
-            "question": question.question,
-            "answer": question.answer,
-            "candidates": list(question.candidates),
-        }
-        for number, question in enumerate(listed)
-    ]
-    return _Item(
-        {"id": name, modality: file, "conversations": turns}, rows, [question.balance_key for question in listed]
+    return annotate(
+        scene,
+        file,
+        questions_per_item=parameters.questions_per_item,
+        mcq_fraction=parameters.mcq_fraction,
+        every_question=parameters.balanced_questions is not None,
     )
 
 
@@ -252,7 +204,7 @@ def write_set(
     out = Path(out)
     _claim(out, parameters)
     with ExitStack() as stack:
-        items: Iterable[_Item] = stack.enter_context(_work(out, parameters, workers))
+        items: Iterable[Annotation] = stack.enter_context(_work(out, parameters, workers))
         if progress:
             from tqdm import tqdm
 
@@ -315,7 +267,7 @@ def _link(path: Path) -> None:
 
 
 @contextmanager
-def _work(out: Path, parameters: SetParameters, workers: int) -> Iterator[Iterable[_Item]]:
+def _work(out: Path, parameters: SetParameters, workers: int) -> Iterator[Iterable[Annotation]]:
     """The items in order, made here or by other processes."""
     make = partial(_make_item, out, parameters)
     if workers <= 1:
@@ -326,27 +278,27 @@ def _work(out: Path, parameters: SetParameters, workers: int) -> Iterator[Iterab
         yield pool.imap(make, parameters.items(), chunksize=16)
 
 
-def _write_annotations(out: Path, parameters: SetParameters, items: Iterable[_Item]) -> dict[str, int]:
+def _write_annotations(out: Path, parameters: SetParameters, items: Iterable[Annotation]) -> dict[str, int]:
     """Write train.json, questions.json and mvbench/json; return the number of questions per type."""
     counts = dict.fromkeys(QUESTION_TYPES, 0)
     with ExitStack() as stack:
-        train = stack.enter_context(_JsonList(out / "train.json"))
-        listed = stack.enter_context(_JsonList(out / "questions.json"))
+        train = stack.enter_context(_json_list(out / "train.json"))
+        listed = stack.enter_context(_json_list(out / "questions.json"))
         bench = {
-            kind: stack.enter_context(_JsonList(out / "mvbench" / "json" / f"{kind}.json")) for kind in QUESTION_TYPES
+            kind: stack.enter_context(_json_list(out / "mvbench" / "json" / f"{kind}.json")) for kind in QUESTION_TYPES
         }
 
         def add(row: dict[str, Any]) -> None:
             counts[row["type"]] += 1
-            listed.add(row)
+            listed(row)
             if "video" in row:
                 fields = {key: row[key] for key in ("question", "candidates", "answer")}
-                bench[row["type"]].add({"video": Path(row["video"]).name, **fields})
+                bench[row["type"]]({"video": Path(row["video"]).name, **fields})
 
         pool: list[tuple[str, dict[str, Any]]] = []
         for item in items:
             if item.record["conversations"]:
-                train.add(item.record)
+                train(item.record)
             if parameters.balanced_questions is None:
                 for row in item.rows:
                     add(row)
@@ -356,56 +308,6 @@ def _write_annotations(out: Path, parameters: SetParameters, items: Iterable[_It
             for row in choose_balanced(pool, parameters.balanced_questions, parameters.seed):
                 add(row)
     return counts
-
-
-def choose_balanced(
-    pool: list[tuple[str, dict[str, Any]]], total: int, seed: int
-) -> list[dict[str, Any]]:
-    """``total`` rows out of (balance key, row) pairs: equal per type, equal per key within a type, few per file.
-
-    Types take turns, and within a type its keys do; each takes the question about the file used least so far. Raises
-    DataError when a type runs out of questions.
-    """
-    rng = random.Random(f"balance:{seed}")
-    piles: dict[str, dict[str, list[dict[str, Any]]]] = {kind: {} for kind in QUESTION_TYPES}
-    for key, row in rng.sample(pool, len(pool)):
-        piles[row["type"]].setdefault(key, []).append(row)
-    used: dict[str, int] = {}
-    taken: list[dict[str, Any]] = []
-    cycles: dict[str, list[str]] = {kind: [] for kind in QUESTION_TYPES}
-    for number in range(total):
-        kind = QUESTION_TYPES[number % len(QUESTION_TYPES)]
-        row = _take(piles[kind], cycles, kind, used, rng)
-        if row is None:
-            raise DataError(
-                f"only {sum(taken_row['type'] == kind for taken_row in taken)} questions of type {kind!r} in this set; "
-                f"{total} balanced questions need more videos"
-            )
-        used[_file(row)] = used.get(_file(row), 0) + 1
-        taken.append(row)
-    return sorted(taken, key=lambda row: ("image" in row, _file(row), row["id"]))
-
-
-def _file(row: dict[str, Any]) -> str:
-    return row.get("video") or row["image"]
-
-
-def _take(
-    piles: dict[str, list[dict[str, Any]]],
-    cycles: dict[str, list[str]],
-    kind: str,
-    used: dict[str, int],
-    rng: random.Random,
-) -> dict[str, Any] | None:
-    """Remove and return the next row of a type: the next key in its cycle, then the file used least."""
-    if not cycles[kind]:
-        cycles[kind] = rng.sample(sorted(piles), len(piles))
-    while cycles[kind]:
-        pile = piles[cycles[kind].pop()]
-        if pile:
-            best = min(range(len(pile)), key=lambda place: used.get(_file(pile[place]), 0))
-            return pile.pop(best)
-    return next((pile.pop() for pile in piles.values() if pile), None)
 
 
 def _parser() -> argparse.ArgumentParser:

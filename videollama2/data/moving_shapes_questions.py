@@ -90,7 +90,7 @@ def choose_dialogue(found: list[Question], rng: random.Random, limit: int) -> li
     told: set[str] = set()
     asked: dict[str, int] = {}
     order: list[tuple[int, int, Question]] = []
-    for question in rng.sample(found, len(found)):
+    for question in _speed_first(rng.sample(found, len(found))):
         if told & question.told_by:
             continue
         told |= question.tells
@@ -101,6 +101,20 @@ def choose_dialogue(found: list[Question], rng: random.Random, limit: int) -> li
     others = [question for question in kept if question.type != "count"]
     place = min(rng.randint(0, 1), len(others))
     return others[:place] + counts + others[place:]
+
+
+def _speed_first(pool: list[Question]) -> list[Question]:
+    """Of one object the speed is asked before the direction, with their places exchanged where it was drawn after.
+
+    Only a slow object has a direction to ask for, so dropping what that gives away would leave mostly fast ones.
+    """
+    ordered = list(pool)
+    places = {(question.type, question.subject): place for place, question in enumerate(pool)}
+    for (kind, subject), place in places.items():
+        other = places.get(("direction", subject), -1)
+        if kind == "speed" and 0 <= other < place:
+            ordered[other], ordered[place] = pool[place], pool[other]
+    return ordered
 
 
 def _ask(
@@ -181,9 +195,7 @@ def _existence(scene: Scene, rng: random.Random) -> list[Question]:
             continue
         name = f"name {index}"
         if rng.random() < 0.5:
-            found.append(
-                _ask(rng, "existence", (reference(item),), "yes", ["yes", "no"], index, {name}, {name})
-            )
+            found.append(_ask(rng, "existence", (reference(item),), "yes", ["yes", "no"], index, {name}, {name}))
             continue
         wrong, owners = _absent(scene, rng, index)
         found.append(_ask(rng, "existence", (wrong,), "no", ["yes", "no"], index, set(), owners))
@@ -248,9 +260,7 @@ def _change(scene: Scene, rng: random.Random) -> list[Question]:
             options = _options(rng, item.colour_after, [item.colour], tuple(COLOURS))
             found.append(_ask(rng, "recolour", (item.shape,), item.colour_after, options, index, set(), set()))
         elif item.behaviour == "reshape":
-            found.append(
-                _ask(rng, "reshape", (item.colour,), item.shape_after, list(SHAPES), index, set(), set())
-            )
+            found.append(_ask(rng, "reshape", (item.colour,), item.shape_after, list(SHAPES), index, set(), set()))
     return found
 
 

@@ -287,9 +287,7 @@ def _distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.nda
         return np.maximum(across, down) - 0.88 * radius
     if shape == "cross":
         arm = 0.36 * radius
-        return np.minimum(
-            np.maximum(across - radius, down - arm), np.maximum(across - arm, down - radius)
-        )
+        return np.minimum(np.maximum(across - radius, down - arm), np.maximum(across - arm, down - radius))
     # The triangle's tip is at (0, -r) and its base reaches from (-r, 0.85 r) to (r, 0.85 r).
     sides = (1.85 * across - y - radius) / np.float32(np.hypot(1.85, 1.0))
     return np.maximum(sides, y - 0.85 * radius)

@@ -20,6 +20,11 @@ from typing import Any
 
 from videollama2.data.moving_shapes import MCQ_PROMPT, make_scene, questions
 from videollama2.errors import ConfigError, VideoLlama2Error
+from videollama2.media.pixels import PixelTransform
+from videollama2.training.tiny_encoder import STEPS, pretrain_encoder
+
+SELECT_LAYER = -2
+"""Hidden state of the encoder that the connector reads, as in all published models."""
 
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 
@@ -179,8 +184,17 @@ def build_tokenizer(vocab_size: int) -> Any:
     return tokenizer
 
 
-def write_parts(out: str | Path, sizes: TinySizes | None = None, seed: int = 0) -> None:
-    """Write ``out/llm`` and ``out/clip``."""
+def write_parts(
+    out: str | Path, sizes: TinySizes | None = None, seed: int = 0, encoder_steps: int = STEPS, progress: bool = True
+) -> dict[str, float]:
+    """Write ``out/llm`` and ``out/clip``.
+
+    Args:
+        encoder_steps: of pretraining, see :mod:`videollama2.training.tiny_encoder`; 0 leaves the encoder random.
+
+    Returns:
+        what the encoder's pretraining reached; empty without it.
+    """
     from transformers import (
         CLIPVisionConfig,
         CLIPVisionModel,
@@ -202,20 +216,26 @@ def write_parts(out: str | Path, sizes: TinySizes | None = None, seed: int = 0) 
     decoder = Qwen2ForCausalLM(Qwen2Config(**sizes.text_config(), **ids))
     decoder.generation_config = GenerationConfig(**ids)
     encoder = CLIPVisionModel(CLIPVisionConfig(**sizes.vision_config()))
+    reached = {}
+    if encoder_steps:
+        transform = PixelTransform.from_preprocessor_config(sizes.preprocessor())
+        reached = pretrain_encoder(encoder, transform, SELECT_LAYER, encoder_steps, progress)
     decoder.save_pretrained(out / "llm")
     tokenizer.save_pretrained(out / "llm")
     encoder.save_pretrained(out / "clip")
     text = json.dumps(sizes.preprocessor(), indent=2)
     (out / "clip" / "preprocessor_config.json").write_text(text + "\n", encoding="utf-8")
+    return reached
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m videollama2.training.tiny",
-        description="Write the untrained language model and vision encoder that the tiny model starts from.",
+        description="Write the language model (untrained) and vision encoder (pretrained) the tiny model starts from.",
     )
     parser.add_argument("--out", required=True, type=Path, help="folder that gets llm/ and clip/")
     parser.add_argument("--seed", default=0, type=int, help="of the random weights")
+    parser.add_argument("--encoder-steps", default=STEPS, type=int, help="pretraining of the encoder (default %(default)s)")
     for size in fields(TinySizes):
         parser.add_argument(f"--{size.name.replace('_', '-')}", default=size.default, type=int)
     return parser
@@ -224,13 +244,13 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit code (0, or 2 after one line that says what is wrong)."""
     options = vars(_parser().parse_args(argv))
-    out, seed = options.pop("out"), options.pop("seed")
+    out, seed, steps = options.pop("out"), options.pop("seed"), options.pop("encoder_steps")
     try:
-        write_parts(out, TinySizes(**options), seed)
+        reached = write_parts(out, TinySizes(**options), seed, steps)
     except VideoLlama2Error as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"wrote {out / 'llm'} and {out / 'clip'}")
+    print(f"wrote {out / 'llm'} and {out / 'clip'}", *(f"{name} {value:.3f}" for name, value in reached.items()))
     return 0
 
 

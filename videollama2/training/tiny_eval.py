@@ -96,7 +96,7 @@ def shuffled_order(frames: int, seed: str) -> list[int]:
 
 
 class Evaluator:
-    """Answers questions of a set, encoding every file once per order of its frames.
+    """Answers questions of a set; every file is read and encoded once.
 
     Args:
         model, processor: on one device.
@@ -114,61 +114,61 @@ class Evaluator:
         self.model, self.processor = model.eval(), processor
         self.batch_size = batch_size
         self.progress = progress
-        self.pixels: dict[str, torch.Tensor] = {}
+        self.tokens: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     @torch.inference_mode()
     def answers(self, questions: Sequence[Question], shuffle: bool = False) -> list[str]:
         """One answer per question, greedy; ``shuffle`` permutes the frames of each video first."""
-        tokens = self._encode(questions, shuffle)
-        rows = [self._row(question, tokens[question.file]) for question in questions]
+        self._encode(questions)
+        rows = [self._row(question) for question in questions]
         # Neighbours in length share a batch: less padding.
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         answers = [""] * len(rows)
         batches = range(0, len(order), self.batch_size)
         for start in tqdm(batches, desc="answer", unit="batch", disable=not self.progress):
             chosen = order[start : start + self.batch_size]
-            texts = self._generate([rows[i] for i in chosen], [questions[i] for i in chosen], tokens)
+            texts = self._generate([rows[i] for i in chosen], [questions[i] for i in chosen], shuffle)
             for i, text in zip(chosen, texts, strict=True):
                 answers[i] = text
         return answers
 
-    def _encode(self, questions: Sequence[Question], shuffle: bool) -> dict[str, torch.Tensor]:
-        """Visual tokens (N, D) per file."""
-        kinds = {question.file: question.kind for question in questions}
-        tokens: dict[str, torch.Tensor] = {}
-        for kind in ("image", "video"):
-            files = [file for file, k in kinds.items() if k == kind]
-            batches = range(0, len(files), ENCODE_BATCH)
-            for start in tqdm(
-                batches, desc=f"encode {kind}s", unit="batch", disable=not self.progress or not files
-            ):
-                chunk = files[start : start + ENCODE_BATCH]
-                pixels = [self._pixels(file, kind, shuffle).to(self.model.device) for file in chunk]
-                if kind == "video":
-                    output = self.model.get_video_features(pixels)
-                else:
-                    output = self.model.get_image_features(torch.cat(pixels))
-                tokens.update(zip(chunk, output.pooler_output, strict=True))
-        return tokens
+    def _encode(self, questions: Sequence[Question]) -> None:
+        """Visual tokens (N, D) of every new file, as it is and shuffled. An image has one order only."""
+        kinds = {question.file: question.kind for question in questions if question.file not in self.tokens}
+        files = sorted(kinds, key=lambda file: kinds[file])
+        for start in tqdm(
+            range(0, len(files), ENCODE_BATCH), desc="encode", unit="batch", disable=not self.progress
+        ):
+            chunk = files[start : start + ENCODE_BATCH]
+            images = [file for file in chunk if kinds[file] == "image"]
+            videos = [file for file in chunk if kinds[file] == "video"]
+            if images:
+                pixels = torch.cat([self.processor.load_image(file) for file in images]).to(self.model.device)
+                tokens = self.model.get_image_features(pixels).pooler_output
+                self.tokens.update((file, (t, t)) for file, t in zip(images, tokens, strict=True))
+            if videos:
+                clips = [self.processor.load_video(file).to(self.model.device) for file in videos]
+                mixed = [
+                    clip_TCHW[shuffled_order(len(clip_TCHW), Path(file).name)]
+                    for file, clip_TCHW in zip(videos, clips, strict=True)
+                ]
+                tokens = self.model.get_video_features(clips + mixed).pooler_output
+                pairs = zip(tokens[: len(videos)], tokens[len(videos) :], strict=True)
+                self.tokens.update(zip(videos, pairs, strict=True))
 
-    def _pixels(self, file: str, kind: str, shuffle: bool) -> torch.Tensor:
-        if file not in self.pixels:
-            self.pixels[file] = self.processor[kind](file)
-        pixels_TCHW = self.pixels[file]
-        return pixels_TCHW[shuffled_order(len(pixels_TCHW), Path(file).name)] if shuffle else pixels_TCHW
-
-    def _row(self, question: Question, tokens_ND: torch.Tensor) -> list[int]:
+    def _row(self, question: Question) -> list[int]:
         prompt = self.processor.prompt(user_messages(question.question, question.kind))
         ids = prompt.token_ids(self.processor.tokenizer)
-        return expand_placeholders(ids, [len(tokens_ND)], self.model.config)[0]
+        return expand_placeholders(ids, [len(self.tokens[question.file][0])], self.model.config)[0]
 
-    def _generate(
-        self, rows: list[list[int]], questions: list[Question], tokens: dict[str, torch.Tensor]
-    ) -> list[str]:
+    def _generate(self, rows: list[list[int]], questions: list[Question], shuffle: bool) -> list[str]:
         device, tokenizer = self.model.device, self.processor.tokenizer
         ids_BL = pad_rows(rows, self.processor.pad_token_id, "left").to(device)
         mask_BL = pad_rows([[1] * len(row) for row in rows], 0, "left").to(device)
-        media = {kind: [tokens[q.file] for q in questions if q.kind == kind] for kind in ("image", "video")}
+        media = {
+            kind: [self.tokens[q.file][shuffle] for q in questions if q.kind == kind]
+            for kind in ("image", "video")
+        }
         new_BL = self.model.generate(
             inputs_embeds=self.model.model.embed(ids_BL, media["image"], media["video"]),
             attention_mask=mask_BL,

@@ -1,0 +1,230 @@
+"""``model_init`` and ``mm_infer``: published answers, batches, caching, refusals."""
+
+import json
+
+import pytest
+import torch
+
+from tests.conftest import golden_dir
+from videollama2 import mm_infer, mm_infer_batch, model_init
+from videollama2.errors import ConfigError, PromptError
+from videollama2.inference.api import embed_prompts, generation_options, media_cache
+from videollama2.inference.media_cache import MediaCache, content_key
+from videollama2.prompting import build_prompt, user_messages
+
+ROWS = json.loads((golden_dir() / "end_to_end.json").read_text())
+NAMES = sorted({row["model"] for row in ROWS})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_published_answers_alone_and_in_one_batch(name):
+    """All 120 answers of the published code, and the same ones from one padded batch of unequal prompts."""
+    rows = [row for row in ROWS if row["model"] == name]
+    assert len(rows) == 12
+    model, processor, tokenizer = model_init(golden_dir() / "models" / name)
+    requests = []
+    for row in rows:
+        media = []
+        if row["modal"] != "text":
+            media = [processor[row["modal"]](golden_dir() / "media" / row["file"])]
+        requests.append((media, row["question"], row["modal"]))
+    for row, (media, question, modal) in zip(rows, requests, strict=True):
+        pixels = media[0] if media else None
+        answer = mm_infer(pixels, question, model, tokenizer, modal=modal, do_sample=False, max_new_tokens=24)
+        assert answer == row["answer"], row
+    assert mm_infer_batch(requests, model, tokenizer, max_new_tokens=24) == [row["answer"] for row in rows]
+
+
+@pytest.fixture(scope="module")
+def tiny_golden():
+    return model_init(golden_dir() / "models" / "qwen2-stc_connector-clip")
+
+
+def count_encodes(model):
+    calls = []
+    hook = model.model.vision_tower.embeddings.register_forward_hook(lambda _, args, out: calls.append(out.shape[0]))
+    return calls, hook
+
+
+def test_a_second_question_does_not_encode_again(tiny_golden):
+    model, processor, tokenizer = tiny_golden
+    media_cache(model).clear()
+    calls, hook = count_encodes(model)
+    path = golden_dir() / "media" / "portrait_25fps_57f.mp4"
+    first = mm_infer(processor["video"](path), "What?", model, tokenizer, max_new_tokens=5)
+    again = mm_infer(processor["video"](path), "What?", model, tokenizer, max_new_tokens=5)
+    mm_infer(processor["video"](path), "Why?", model, tokenizer, max_new_tokens=5)
+    assert calls == [4]
+    assert first == again
+    mm_infer(processor["video"](path, start=1.0), "What?", model, tokenizer, max_new_tokens=5)
+    assert calls == [4, 4]
+    hook.remove()
+
+
+def test_a_still_image_is_encoded_once_not_per_frame(tiny_golden):
+    model, processor, tokenizer = tiny_golden
+    media_cache(model).clear()
+    calls, hook = count_encodes(model)
+    mm_infer(processor["image"](golden_dir() / "media" / "wide.png"), "What?", model, tokenizer, modal="image",
+             max_new_tokens=3)  # fmt: skip
+    mm_infer(None, "What?", model, tokenizer, modal="text", max_new_tokens=3)
+    assert calls == [1]
+    hook.remove()
+
+
+def test_layers_above_the_selected_one_do_not_run(tiny_golden):
+    model, _, _ = tiny_golden
+    ran = []
+    layers = model.model.vision_tower.encoder.layers
+    hooks = [layer.register_forward_hook(lambda _, a, o, n=n: ran.append(n)) for n, layer in enumerate(layers)]
+    size = model.config.vision_config.image_size
+    model.get_image_features(torch.zeros(1, 3, size, size))
+    for hook in hooks:
+        hook.remove()
+    assert ran == [0, 1]
+
+
+def test_generation_computes_one_logit_row_per_step(tiny_golden):
+    model, _, tokenizer = tiny_golden
+    rows = []
+    hook = model.lm_head.register_forward_hook(lambda _, args, out: rows.append(out.shape[1]))
+    mm_infer(None, "What is this?", model, tokenizer, modal="text", max_new_tokens=3)
+    hook.remove()
+    assert rows and set(rows) == {1}
+
+
+def test_several_media_with_several_tags(tiny_golden):
+    model, processor, tokenizer = tiny_golden
+    image = processor["image"](golden_dir() / "media" / "wide.png")
+    video = processor["video"](golden_dir() / "media" / "portrait_25fps_57f.mp4", num_frames=6)
+    mixed = ([image, video], "Compare them.", ["image", "video"])
+    alone = mm_infer_batch([mixed], model, tokenizer, max_new_tokens=8)[0]
+    other = ([video], "What?", "video")
+    assert mm_infer_batch([other, mixed], model, tokenizer, max_new_tokens=8)[1] == alone
+
+
+def test_videos_of_different_frame_counts_share_a_batch(tiny_golden):
+    model, processor, tokenizer = tiny_golden
+    path = golden_dir() / "media" / "landscape_30fps_90f.mp4"
+    requests = [([processor["video"](path, num_frames=n)], "What?", "video") for n in (2, 4, 7, 4)]
+    alone = [mm_infer_batch([r], model, tokenizer, max_new_tokens=8)[0] for r in requests]
+    media_cache(model).clear()
+    assert mm_infer_batch(requests, model, tokenizer, max_new_tokens=8) == alone
+
+
+def test_multi_turn_messages(tiny_golden):
+    model, processor, tokenizer = tiny_golden
+    pixels = processor["image"](golden_dir() / "media" / "wide.png")
+    messages = [
+        {"role": "user", "content": "What animals are there?"},
+        {"role": "assistant", "content": "A cat."},
+        {"role": "user", "content": "What does it do?"},
+    ]
+    assert isinstance(mm_infer(pixels, messages, model, tokenizer, modal="image", max_new_tokens=4), str)
+    assert messages[0]["content"] == "What animals are there?"
+
+
+def test_sampling_is_repeatable_and_greedy_ignores_its_settings(tiny_golden):
+    model, _, tokenizer = tiny_golden
+    texts = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        texts.append(mm_infer(None, "Hi", model, tokenizer, modal="text", do_sample=True, max_new_tokens=12))
+    assert texts[0] == texts[1]
+    options = generation_options(tokenizer, max_new_tokens=3)
+    assert options["do_sample"] is False and options["temperature"] is None
+    sampled = generation_options(tokenizer, do_sample=True)
+    assert (sampled["temperature"], sampled["top_p"], sampled["max_new_tokens"]) == (0.2, 0.9, 2048)
+
+
+def test_published_generation_defaults():
+    for row in json.loads((golden_dir() / "infer_prompts.json").read_text())[:4]:
+        published = row["gen_kwargs"]
+        tokenizer = type("T", (), {"eos_token_id": published["pad_token_id"]})()
+        ours = generation_options(tokenizer)
+        for key in ("do_sample", "max_new_tokens", "use_cache", "pad_token_id"):
+            assert ours[key] == published[key]
+
+
+def test_stop_strings(tiny_golden):
+    model, _, tokenizer = tiny_golden
+    text = mm_infer(None, "What is this?", model, tokenizer, modal="text", max_new_tokens=24)
+    stop = text[len(text) // 2]
+    stopped = mm_infer(None, "What is this?", model, tokenizer, modal="text", max_new_tokens=24, stop_strings=[stop])
+    assert len(stopped) < len(text)
+    assert text.startswith(stopped.rstrip(stop))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "modal", "rule"),
+    [
+        (torch.zeros(3, 56, 56), "video", "frames, 3, height, width"),
+        (torch.zeros(4, 3, 56, 56), "image", r"\(1, 3, height, width\)"),
+        (torch.zeros(4, 3, 60, 56), "video", "60x56"),
+        ("clip.mp4", "video", r"processor\['video'\]"),
+        (None, "video", r"processor\['video'\]"),
+        (torch.zeros(4, 3, 56, 56), "audio", "unknown modality"),
+    ],
+)
+def test_bad_pixels_are_refused(tiny_golden, pixels, modal, rule):
+    model, _, tokenizer = tiny_golden
+    with pytest.raises((PromptError, ConfigError), match=rule):
+        mm_infer(pixels, "What?", model, tokenizer, modal=modal, max_new_tokens=2)
+
+
+def test_bad_options_are_refused(tiny_golden):
+    model, _, tokenizer = tiny_golden
+    with pytest.raises(ConfigError, match="unknown option max_tokens"):
+        mm_infer(None, "Hi", model, tokenizer, modal="text", max_tokens=3)
+    with pytest.raises(ConfigError, match="max_new_tokens"):
+        mm_infer(None, "Hi", model, tokenizer, modal="text", max_new_tokens=0)
+    with pytest.raises(ConfigError, match="temperature"):
+        mm_infer(None, "Hi", model, tokenizer, modal="text", do_sample=True, temperature=0)
+    with pytest.raises(PromptError, match="no text"):
+        mm_infer(None, " ", model, tokenizer, modal="text")
+
+
+def test_placeholders_and_features_must_match(tiny_golden):
+    model, _, _ = tiny_golden
+    ids = torch.full((1, 5), model.config.video_token_id)
+    with pytest.raises(PromptError, match=r"5 video placeholder.*make 3 visual tokens"):
+        model.model.embed(ids, (), [torch.zeros(3, 32)])
+
+
+def test_padding_is_on_the_left_and_masked(tiny_golden):
+    model, _, tokenizer = tiny_golden
+    prompts = [build_prompt(user_messages(q), tokenizer, "qwen2") for q in ("Hi", "What is the colour of this?")]
+    embeds, mask = embed_prompts(prompts, [[], []], model, tokenizer)
+    assert embeds.shape[:2] == mask.shape
+    assert mask[0, 0] == 0 and mask[0, -1] == 1 and mask[1].all()
+
+
+# --------------------------------------------------------------------------------------------------- cache
+
+
+def test_cache_drops_the_least_recently_used_by_bytes():
+    cache = MediaCache(max_bytes=100)
+    a, b, c = (torch.zeros(10) for _ in range(3))  # 40 bytes each
+    cache.put("a", a)
+    cache.put("b", b)
+    assert cache.get("a") is a
+    cache.put("c", c)
+    assert cache.get("b") is None
+    assert cache.get("a") is a and cache.get("c") is c
+    assert cache.used_bytes == 80 and len(cache) == 2
+    cache.put("a", torch.zeros(5))
+    assert cache.used_bytes == 60
+    cache.put("big", torch.zeros(1000))
+    assert cache.get("big") is None and len(cache) == 2
+    cache.clear()
+    assert cache.used_bytes == 0 and len(cache) == 0
+
+
+def test_cache_key_covers_content_kind_and_shape():
+    pixels = torch.randn(2, 3, 4, 4)
+    key = content_key("video", pixels)
+    assert key == content_key("video", pixels.clone())
+    changed = pixels.clone()
+    changed[1, 2, 3, 3] += 1e-6
+    others = [content_key("image", pixels), content_key("video", changed), content_key("video", pixels.view(1, 6, 4, 4))]
+    assert key not in others

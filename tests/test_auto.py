@@ -1,0 +1,84 @@
+"""transformers' Auto classes open published and own folders after ``import videollama2``, in whatever order."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.conftest import ROOT, golden_dir
+
+PATH = golden_dir() / "models" / "qwen2-stc_connector_v35-siglip"
+
+CHECK = f"""
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+config = AutoConfig.from_pretrained({str(PATH)!r})
+assert type(config).__name__ == "VideoLlama2Config", config
+assert config.vision_config.model_type == "siglip_vision_model"
+"""
+
+
+@pytest.mark.parametrize("order", ["import videollama2\n" + CHECK, "import transformers, videollama2\n" + CHECK])
+def test_import_alone_registers(order):
+    subprocess.run([sys.executable, "-c", order], check=True, timeout=120, cwd=ROOT)
+
+
+def test_import_is_light():
+    code = "import videollama2, sys; assert not {'torch', 'transformers', 'av'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=ROOT)
+
+
+def test_folders_open_through_transformers(tmp_path):
+    import videollama2  # noqa: F401
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(PATH)
+    model = AutoModelForImageTextToText.from_pretrained(PATH)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).model_type == "videollama2"
+    again, reopened = AutoModelForImageTextToText.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)
+    video = golden_dir() / "media" / "portrait_25fps_57f.mp4"
+    prompt = processor.prompt([{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "What?"}]}])
+    inputs, inputs_again = processor(text=prompt.text, videos=video), reopened(text=prompt.text, videos=video)
+    assert torch.equal(inputs["input_ids"], inputs_again["input_ids"])
+    with torch.no_grad():
+        torch.testing.assert_close(model(**inputs).logits, again(**inputs_again).logits, rtol=0, atol=0)
+    counts = processor._get_num_multimodal_tokens(image_sizes=[(100, 50)], video_sizes=[(4, 64, 64)])
+    assert (inputs["input_ids"] == processor.video_token_id).sum() == counts.num_video_tokens[0]
+
+
+def test_processor_refuses_unequal_tags_and_media():
+    from videollama2.errors import PromptError
+    from videollama2.processing import VideoLlama2Processor
+
+    processor = VideoLlama2Processor.from_pretrained(PATH)
+    image = golden_dir() / "media" / "wide.png"
+    with pytest.raises(PromptError, match="1 <image>.*0 are given"):
+        processor(text="<image>\nWhat?")
+    with pytest.raises(PromptError, match="0 <image>.*1 are given"):
+        processor(text="What?", images=image)
+    with pytest.raises(PromptError, match="text is needed"):
+        processor(images=image)
+    with pytest.raises(KeyError, match="'video' and 'image'"):
+        processor["audio"]
+
+
+def test_strict_loading_is_the_default_in_transformers_too(tmp_path):
+    """AutoModel would only log missing weights."""
+    import shutil
+
+    import videollama2  # noqa: F401
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForImageTextToText
+
+    from videollama2.errors import CheckpointError
+
+    model = AutoModelForImageTextToText.from_pretrained(PATH)
+    model.save_pretrained(tmp_path / "m")
+    tensors = load_file(tmp_path / "m" / "model.safetensors")
+    tensors.pop("model.mm_projector.readout.2.weight")
+    save_file(tensors, tmp_path / "m" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"mm_projector\.readout\.2\.weight"):
+        AutoModelForImageTextToText.from_pretrained(tmp_path / "m")
+    shutil.rmtree(tmp_path / "m")

@@ -1,0 +1,120 @@
+"""The command line as a person meets it: real processes, one-line errors, exit code 2, no traceback without --debug."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from tests.conftest import ROOT, golden_dir
+from videollama2 import cli
+
+MODEL = str(golden_dir() / "models" / "qwen2-stc_connector-clip")
+MEDIA = golden_dir() / "media"
+
+
+def run(*arguments, cwd=None):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "videollama2", *map(str, arguments)],
+        capture_output=True, text=True, timeout=120, cwd=cwd, env=environment,
+    )  # fmt: skip
+
+
+def test_ask_answers_like_the_published_code_and_prints_nothing_else(tmp_path):
+    row = next(r for r in json.loads((golden_dir() / "end_to_end.json").read_text())
+               if r["model"] == "qwen2-stc_connector-clip" and r["file"] == "landscape_30fps_90f.mp4")  # fmt: skip
+    done = run("ask", MEDIA / row["file"], row["question"], "--model-path", MODEL, "--max-new-tokens", 24, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == row["answer"] + "\n"
+    assert done.stderr == ""
+
+
+def ask(capsys, *arguments):
+    """The command in this process: the same code, without paying for the imports again."""
+    code = cli.main(["ask", *map(str, arguments)])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_options_reach_the_model(capsys):
+    answers = set()
+    for extra in ([], ["--start", 1, "--end", 2], ["--num-frames", 7]):
+        code, out, err = ask(capsys, MEDIA / "landscape_30fps_90f.mp4", "What?", "--model-path", MODEL,
+                             "--max-new-tokens", 24, *extra)  # fmt: skip
+        assert code == 0, err
+        answers.add(out)
+    assert len(answers) > 1
+    code, out, _ = ask(capsys, MEDIA / "wide.png", "What?", "--model-path", MODEL, "--max-new-tokens", 3,
+                       "--temperature", 0.7, "--top-p", 0.5, "--seed", 4)  # fmt: skip
+    assert code == 0
+
+
+@pytest.fixture
+def bad_files(tmp_path):
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    (tmp_path / "notes.mp4").write_text("This is a shopping list.\n" * 100)
+    whole = (MEDIA / "landscape_30fps_90f.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "corrupt.jpg").write_bytes((MEDIA / "tall.jpg").read_bytes()[:300])
+    (tmp_path / "noconfig").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "fine.png")
+    return tmp_path
+
+
+VIDEO = "{media}/landscape_30fps_90f.mp4"
+
+
+@pytest.mark.parametrize(
+    ("media", "options", "names", "rule"),
+    [
+        ("{bad}/missing.mp4", [], "missing.mp4", "no such|not exist"),
+        ("{bad}/empty.mp4", [], "empty.mp4", "empty"),
+        ("{bad}/notes.mp4", [], "notes.mp4", ""),
+        ("{bad}/cut.mp4", [], "cut.mp4", ""),
+        ("{bad}/corrupt.jpg", [], "corrupt.jpg", ""),
+        (VIDEO, ["--start", 99], "landscape_30fps_90f.mp4", "99"),
+        (VIDEO, ["--start", 2, "--end", 1], "", "start"),
+        (VIDEO, ["--num-frames", 0], "", "num_frames|frames"),
+        (VIDEO, ["--num-frames", 10**9], "", "num_frames|frames"),
+        (VIDEO, ["--model-path", "/no/such/model"], "/no/such/model", ""),
+        (VIDEO, ["--model-path", "{bad}/noconfig"], "noconfig", ""),
+        (VIDEO, ["--temperature", -1], "", "temperature"),
+        (VIDEO, ["--max-new-tokens", 0], "", "max_new_tokens"),
+        ("{bad}/fine.png", ["--start", 1], "fine.png", "--start"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(capsys, bad_files, media, options, names, rule):
+    import re
+
+    fill = {"bad": str(bad_files), "media": str(MEDIA)}
+    options = [str(o).format(**fill) for o in options]
+    if "--model-path" not in options:
+        options += ["--model-path", MODEL]
+    code, out, err = ask(capsys, media.format(**fill), "What?", *options)
+    assert code == 2
+    assert out == ""
+    assert err.startswith("videollama2: error: ") and err.count("\n") == 1, err
+    assert names in err
+    assert re.search(rule, err), err
+
+
+def test_empty_question(capsys):
+    code, _, err = ask(capsys, MEDIA / "wide.png", "  ", "--model-path", MODEL)
+    assert code == 2 and "question is empty" in err
+
+
+def test_debug_shows_the_traceback():
+    done = run("ask", "missing.mp4", "What?", "--model-path", MODEL, "--debug")
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr and "MediaNotFoundError" in done.stderr
+
+
+def test_help_needs_no_torch():
+    code = (
+        "import sys; sys.modules['torch'] = None; from videollama2.cli import build_parser; "
+        "build_parser().format_help(); assert 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=ROOT)
