@@ -19,7 +19,7 @@ CORE = [
     "accelerate>=1.10",
     "numpy",
     "pillow",
-    "av>=14",
+    "av>=18.1",
     "tqdm",
     "sentencepiece",
 ]

@@ -29,8 +29,9 @@ def test_import_is_light():
 
 
 def test_folders_open_through_transformers(tmp_path):
-    import videollama2  # noqa: F401
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+    import videollama2  # noqa: F401
 
     processor = AutoProcessor.from_pretrained(PATH)
     model = AutoModelForImageTextToText.from_pretrained(PATH)
@@ -68,10 +69,10 @@ def test_strict_loading_is_the_default_in_transformers_too(tmp_path):
     """AutoModel would only log missing weights."""
     import shutil
 
-    import videollama2  # noqa: F401
     from safetensors.torch import load_file, save_file
     from transformers import AutoModelForImageTextToText
 
+    import videollama2  # noqa: F401
     from videollama2.errors import CheckpointError
 
     model = AutoModelForImageTextToText.from_pretrained(PATH)

@@ -131,9 +131,8 @@ def test_the_file_decides_what_a_tag_is(tokenizers):
 
 
 def test_media_stay_where_they_are_when_there_are_several(tokenizers):
-    ids, _ = training_ids(
-        turns("Compare <image> with <video>.", "A", "and <image>?", "B"), ["image", "video", "image"], tokenizers["qwen2"]
-    )
+    conversation = turns("Compare <image> with <video>.", "A", "and <image>?", "B")
+    ids, _ = training_ids(conversation, ["image", "video", "image"], tokenizers["qwen2"])
     assert [i for i in ids if i < 0] == [IMAGE_TOKEN_INDEX, VIDEO_TOKEN_INDEX, IMAGE_TOKEN_INDEX]
 
 

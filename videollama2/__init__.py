@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 
 __all__ = ["__version__", "mm_infer", "mm_infer_batch", "model_init"]
 
-_LAZY = {name: "videollama2.inference.api" for name in ("model_init", "mm_infer", "mm_infer_batch")}
+_LAZY = dict.fromkeys(("model_init", "mm_infer", "mm_infer_batch"), "videollama2.inference.api")
 
 
 def __getattr__(name: str) -> Any:

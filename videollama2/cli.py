@@ -122,8 +122,8 @@ def _demo(args: argparse.Namespace) -> int:
         answer = mm_infer(pixels, row["question"], model, tokenizer, modal=kind, max_new_tokens=32)
         right += answer == row["answer"]
         print(f"  {row['question']:<64}{answer:<16}{row['answer']}", flush=True)
-    print(f"\n{right} of {len(rows)} answers are right. {TINY_MODEL_NAME} knows moving shapes and nothing else; for your own")
-    print("videos take a published model: videollama2 ask VIDEO QUESTION --model-path DAMO-NLP-SG/VideoLLaMA2.1-7B-16F")
+    print(f"\n{right} of {len(rows)} answers are right. {TINY_MODEL_NAME} knows moving shapes and nothing else;")
+    print("for your own videos: videollama2 ask VIDEO QUESTION --model-path DAMO-NLP-SG/VideoLLaMA2.1-7B-16F")
     return 0
 
 

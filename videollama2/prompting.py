@@ -296,7 +296,7 @@ def _finetune_ids(messages: list[Message], tokenizer: Any) -> tuple[list[int], l
         before = render(flat[:turn], tokenizer, True)
         after = render(flat[: turn + 1], tokenizer, False)
         if not (whole.startswith(before) and whole.startswith(after)):
-            raise PromptError("the chat template rewrites earlier turns when later ones follow, so answers have no place")
+            raise PromptError("the chat template rewrites earlier turns when later ones follow: no place for labels")
         for position, start in enumerate(starts):
             if len(before) <= start < len(after) and ids[position] >= 0:
                 labels[position] = ids[position]

@@ -226,5 +226,6 @@ def test_cache_key_covers_content_kind_and_shape():
     assert key == content_key("video", pixels.clone())
     changed = pixels.clone()
     changed[1, 2, 3, 3] += 1e-6
-    others = [content_key("image", pixels), content_key("video", changed), content_key("video", pixels.view(1, 6, 4, 4))]
+    reshaped = pixels.view(1, 6, 4, 4)
+    others = [content_key("image", pixels), content_key("video", changed), content_key("video", reshaped)]
     assert key not in others

@@ -195,7 +195,11 @@ def _existence(scene: Scene, rng: random.Random) -> list[Question]:
             continue
         name = f"name {index}"
         if rng.random() < 0.5:
-            found.append(_ask(rng, "existence", (reference(item),), "yes", ["yes", "no"], index, {name}, {name}))
+            # Half of the 'no' are given away by a second object's name too. So are these, though it tells nothing:
+            # otherwise more 'yes' than 'no' would be left in dialogues.
+            second = f"name {(index + 1) % len(scene.objects)}" if item.quadrant % 2 else name
+            told_by = {name, second}
+            found.append(_ask(rng, "existence", (reference(item),), "yes", ["yes", "no"], index, {name}, told_by))
             continue
         wrong, owners = _absent(scene, rng, index)
         found.append(_ask(rng, "existence", (wrong,), "no", ["yes", "no"], index, set(), owners))

@@ -21,11 +21,11 @@ DEFAULT_MODEL = "DAMO-NLP-SG/VideoLLaMA2-7B"
 # Published defaults: greedy; when sampling, temperature 0.2 and top_p 0.9.
 _SAMPLING_DEFAULTS = {"temperature": 0.2, "top_p": 0.9}
 _MAX_NEW_TOKENS = 2048
-_GENERATION_OPTIONS = frozenset(
-    "do_sample temperature top_p top_k max_new_tokens min_new_tokens use_cache num_beams num_return_sequences "
-    "repetition_penalty no_repeat_ngram_size length_penalty stop_strings streamer eos_token_id pad_token_id "
-    "logits_processor stopping_criteria generation_config".split()
-)
+_GENERATION_OPTIONS = {
+    *("do_sample", "temperature", "top_p", "top_k", "repetition_penalty", "no_repeat_ngram_size", "length_penalty"),
+    *("max_new_tokens", "min_new_tokens", "num_beams", "use_cache", "stop_strings", "streamer"),
+    *("eos_token_id", "pad_token_id", "logits_processor", "stopping_criteria"),
+}
 
 _caches: WeakKeyDictionary[torch.nn.Module, MediaCache] = WeakKeyDictionary()
 

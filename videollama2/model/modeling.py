@@ -255,7 +255,9 @@ class VideoLlama2Model(VideoLlama2PreTrainedModel):
 
     def _to_connector(self, features: torch.Tensor) -> torch.Tensor:
         weight = next(self.mm_projector.parameters(), None)
-        return features if weight is None or not weight.is_floating_point() else features.to(weight.device, weight.dtype)
+        if weight is None or not weight.is_floating_point():
+            return features
+        return features.to(weight.device, weight.dtype)
 
 
 class VideoLlama2ForConditionalGeneration(VideoLlama2PreTrainedModel, GenerationMixin):

@@ -235,7 +235,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", required=True, type=Path, help="folder that gets llm/ and clip/")
     parser.add_argument("--seed", default=0, type=int, help="of the random weights")
-    parser.add_argument("--encoder-steps", default=STEPS, type=int, help="pretraining of the encoder (default %(default)s)")
+    parser.add_argument("--encoder-steps", default=STEPS, type=int, help="of its pretraining (default %(default)s)")
     for size in fields(TinySizes):
         parser.add_argument(f"--{size.name.replace('_', '-')}", default=size.default, type=int)
     return parser
