@@ -23,6 +23,12 @@ def test_import_alone_registers(order):
     subprocess.run([sys.executable, "-c", order], check=True, timeout=120, cwd=ROOT)
 
 
+@pytest.mark.parametrize("module", ["processing", "config", "model.modeling", "prompting", "loading", "inference.api"])
+def test_any_module_may_be_the_first_to_import_transformers(module):
+    code = f"import videollama2.{module}"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, cwd=ROOT)
+
+
 def test_import_is_light():
     code = "import videollama2, sys; assert not {'torch', 'transformers', 'av'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=ROOT)

@@ -27,12 +27,17 @@ class _AfterImport(importlib.abc.MetaPathFinder):
 
             def exec_module(module: ModuleType) -> None:
                 load(module)
-                # Asked for by one of our own modules: it is half imported now, and `auto` follows by itself.
-                if "videollama2.config" not in sys.modules:
+                if not _importing_our_own():
                     importlib.import_module("videollama2.auto")
 
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
+
+
+def _importing_our_own() -> bool:
+    """True while one of this package's modules is half imported: `auto` would ask it for names it has not yet."""
+    ours = (module for name, module in list(sys.modules.items()) if name.startswith("videollama2."))
+    return any(getattr(getattr(module, "__spec__", None), "_initializing", False) for module in ours)
 
 
 def register_when_needed() -> None:

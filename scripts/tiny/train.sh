@@ -3,7 +3,7 @@
 #
 #   bash scripts/tiny/train.sh [flags of train.py, which override those below]
 #
-# Environment: RUN=runs/tiny (where everything goes), VIDEOS=30000, IMAGES=8000, SEED=1 (the training set),
+# Environment: RUN=runs/tiny (where everything goes), VIDEOS=30000, IMAGES=8000, SEED=1 (the training set), PROCESSES=2,
 #   TINY="--width 192 ..." (sizes, see python -m videollama2.training.tiny --help), WORKERS=2 (to write the set),
 #   PYTHON=/path/to/python or VENV=.venv.
 # Started again after an interruption, it goes on where it stopped. The result is $RUN/checkpoint.
@@ -16,34 +16,40 @@ SEED="${SEED:-1}"
 read -r -a SIZES <<<"${TINY:-}"
 
 "$PYTHON" -m videollama2.data.moving_shapes --out "$RUN/train" --videos "${VIDEOS:-30000}" \
-    --images "${IMAGES:-8000}" --seed "$SEED" --workers "${WORKERS:-2}"
-# This file is the last one written: the starting folders are whole when it is there.
-if [ ! -f "$RUN/start/clip/preprocessor_config.json" ]; then
+    --images "${IMAGES:-8000}" --seed "$SEED" --mcq-fraction 0.1 --workers "${WORKERS:-2}"
+"$PYTHON" -m videollama2.data.moving_shapes_captions --set "$RUN/train"
+# This file is the last one written: the starting parts are whole when it is there.
+if [ ! -f "$RUN/start/mm_projector.bin" ]; then
     "$PYTHON" -m videollama2.training.tiny --out "$RUN/start" --seed 0 ${SIZES[@]+"${SIZES[@]}"}
 fi
 
-exec "$PYTHON" -m videollama2.train \
+# Two processes of one thread each use two cores better than one of two threads: the products are small.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+exec "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "${PROCESSES:-2}" -m videollama2.train \
     --model_type videollama2_qwen2 \
     --model_path "$RUN/start/llm" \
     --vision_tower "$RUN/start/clip" \
     --mm_projector_type stc_connector_v35 \
-    --freeze_vision_tower False \
-    --data_path "$RUN/train/train.json" \
+    --pretrain_mm_mlp_adapter "$RUN/start/mm_projector.bin" \
+    --data_path "$RUN/train/train.json" "$RUN/train/captions.json" \
     --num_frames 8 \
     --model_max_length 512 \
     --output_dir "$RUN/checkpoint" \
-    --num_train_epochs 10 \
-    --per_device_train_batch_size 32 \
+    --max_steps 1700 \
+    --per_device_train_batch_size 16 \
     --learning_rate 1e-3 \
-    --lr_scheduler_type cosine \
-    --warmup_steps 150 \
+    --lr_scheduler_type linear \
+    --warmup_steps 100 \
     --weight_decay 0.05 \
-    --adam_beta2 0.98 \
+    --adam_beta2 0.99 \
     --max_grad_norm 1.0 \
+    --group_by_modality_length True \
     --dataloader_num_workers 1 \
     --dataloader_pin_memory False \
-    --logging_steps 50 \
-    --save_steps 500 \
+    --ddp_backend gloo \
+    --ddp_find_unused_parameters False \
+    --logging_steps 25 \
+    --save_steps 200 \
     --save_total_limit 2 \
     --seed 0 \
     "$@"

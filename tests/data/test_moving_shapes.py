@@ -9,6 +9,7 @@ from hashlib import sha256
 import numpy as np
 import pytest
 
+from tests.data.test_moving_shapes_dialogues import assert_balanced, names_in
 from videollama2.data.moving_shapes import (
     QUESTION_TYPES,
     STATIC_TYPES,
@@ -19,7 +20,6 @@ from videollama2.data.moving_shapes import (
     questions,
     render,
 )
-from videollama2.data.moving_shapes_questions import choose_dialogue
 from videollama2.data.moving_shapes_scene import COLOURS, FRAMES, QUADRANTS, SHAPES, SLIDE_FRAMES, ShapeObject
 from videollama2.errors import ConfigError
 
@@ -148,11 +148,6 @@ def test_shapes_look_different(images):
 # ---- questions: an oracle that looks at states only
 
 
-def names_in(text: str) -> tuple[set[str], set[str]]:
-    words = set(text.replace("?", "").replace(",", "").split())
-    return words & set(COLOURS), words & set(SHAPES)
-
-
 def fitting(scene: Scene, text: str) -> list[int]:
     """Objects that look, in some frame, as the text says."""
     colours, shapes = names_in(text)
@@ -266,27 +261,8 @@ def test_candidates(asked):
         assert all(abs(counts[place] / total - 1 / size) < 0.03 for place in range(size)), (size, counts)
 
 
-def assert_balanced(found: list[Question], slack: float) -> None:
-    by_type = defaultdict(list)
-    for question in found:
-        by_type[question.type].append(question)
-    assert set(by_type) == set(QUESTION_TYPES)
-    for kind, group in by_type.items():
-        chance = sum(1 / len(question.candidates) for question in group) / len(group)
-        (most, times), *_ = Counter(question.balance_key for question in group).most_common(1)
-        assert times / len(group) < chance + slack, (kind, most, times, len(group))
-
-
 def test_guessing_gives_chance(asked):
     assert_balanced([question for _, question in asked], slack=0.05)
-
-
-def test_guessing_gives_chance_in_dialogues_too(videos, images):
-    """Leaving out what earlier turns give away must not tilt the answers that remain."""
-    kept = []
-    for scene in videos + images:
-        kept += choose_dialogue(ask(scene), random.Random(scene.index), 8)
-    assert_balanced(kept, slack=0.05)
 
 
 def test_what_is_not_there_nearly_is(asked):
@@ -373,41 +349,3 @@ def test_sampled_frames_see_every_event(videos):
         late = [i.event_frame for i in scene.objects if i.behaviour == "slide_late"]
         if moves and late:
             assert any(max(moves) + SLIDE_FRAMES <= frame < min(late) for frame in SAMPLED)
-
-
-# ---- dialogues
-
-
-def test_no_turn_gives_a_later_answer_away(videos):
-    for scene in videos:
-        turns = choose_dialogue(ask(scene), random.Random(scene.index), 8)
-        assert len(turns) <= 8
-        assert len({(question.type, question.subject) for question in turns}) == len(turns)
-        known: set[tuple[str, str]] = set()
-        for place, question in enumerate(turns):
-            if question.type == "count":
-                assert place < 2
-            colours, shapes = names_in(question.question)
-            if question.type in ("shape", "colour"):
-                assert not any(colour in colours or shape in shapes for colour, shape in known), turns
-            if question.type == "existence":
-                pair = (*colours, *shapes)
-                assert not any(pair[0] == colour or pair[1] == shape for colour, shape in known), turns
-            if question.type != "change" and question.answer != "no":
-                known |= pairs_in(f"{question.question} {question.answer}")
-
-
-def pairs_in(text: str) -> set[tuple[str, str]]:
-    words = text.replace("?", "").replace(",", "").split()
-    found = {pair for pair in zip(words, words[1:], strict=False) if pair[0] in COLOURS and pair[1] in SHAPES}
-    colours, shapes = names_in(text)
-    if len(colours) == len(shapes) == 1:
-        found.add((*colours, *shapes))
-    return found
-
-
-def test_a_short_dialogue_has_many_types(videos):
-    rich = [scene for scene in videos if len({q.type for q in ask(scene)}) >= 6]
-    for scene in rich[:200]:
-        turns = choose_dialogue(ask(scene), random.Random(1), 3)
-        assert len({question.type for question in turns}) == 3

@@ -18,13 +18,19 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from videollama2.constants import NUM_FRAMES
 from videollama2.data.moving_shapes import MCQ_PROMPT, make_scene, questions
 from videollama2.errors import ConfigError, VideoLlama2Error
 from videollama2.media.pixels import PixelTransform
-from videollama2.training.tiny_encoder import STEPS, pretrain_encoder
+from videollama2.model.checkpoints import CONNECTOR_PREFIX
+from videollama2.model.connectors import build_connector
+from videollama2.training.tiny_encoder import CONNECTOR_STEPS, STEPS, pretrain_connector, pretrain_encoder
 
 SELECT_LAYER = -2
 """Hidden state of the encoder that the connector reads, as in all published models."""
+CONNECTOR = "stc_connector_v35"
 
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 
@@ -185,15 +191,21 @@ def build_tokenizer(vocab_size: int) -> Any:
 
 
 def write_parts(
-    out: str | Path, sizes: TinySizes | None = None, seed: int = 0, encoder_steps: int = STEPS, progress: bool = True
-) -> dict[str, float]:
-    """Write ``out/llm`` and ``out/clip``.
+    out: str | Path,
+    sizes: TinySizes | None = None,
+    seed: int = 0,
+    encoder_steps: int = STEPS,
+    connector_steps: int = CONNECTOR_STEPS,
+    progress: bool = True,
+) -> dict[str, dict[str, float]]:
+    """Write ``out/llm``, ``out/clip`` and ``out/mm_projector.bin``.
 
     Args:
-        encoder_steps: of pretraining, see :mod:`videollama2.training.tiny_encoder`; 0 leaves the encoder random.
+        encoder_steps, connector_steps: of pretraining, see :mod:`videollama2.training.tiny_encoder`; 0 leaves the
+            encoder random, or writes no connector.
 
     Returns:
-        what the encoder's pretraining reached; empty without it.
+        what pretraining reached, per part; empty without it.
     """
     from transformers import (
         CLIPVisionConfig,
@@ -216,15 +228,24 @@ def write_parts(
     decoder = Qwen2ForCausalLM(Qwen2Config(**sizes.text_config(), **ids))
     decoder.generation_config = GenerationConfig(**ids)
     encoder = CLIPVisionModel(CLIPVisionConfig(**sizes.vision_config()))
+    transform = PixelTransform.from_preprocessor_config(sizes.preprocessor())
     reached = {}
     if encoder_steps:
-        transform = PixelTransform.from_preprocessor_config(sizes.preprocessor())
-        reached = pretrain_encoder(encoder, transform, SELECT_LAYER, encoder_steps, progress)
+        reached["encoder"] = pretrain_encoder(encoder, transform, SELECT_LAYER, encoder_steps, progress)
+    set_seed(seed)
+    connector = build_connector(CONNECTOR, sizes.vision_width, sizes.width)
+    if connector_steps:
+        reached["connector"] = pretrain_connector(
+            encoder.eval(), connector, transform, SELECT_LAYER, NUM_FRAMES, connector_steps, progress
+        )
     decoder.save_pretrained(out / "llm")
     tokenizer.save_pretrained(out / "llm")
     encoder.save_pretrained(out / "clip")
     text = json.dumps(sizes.preprocessor(), indent=2)
     (out / "clip" / "preprocessor_config.json").write_text(text + "\n", encoding="utf-8")
+    if connector_steps:
+        weights = {f"{CONNECTOR_PREFIX}{name}": tensor for name, tensor in connector.state_dict().items()}
+        torch.save(weights, out / "mm_projector.bin")
     return reached
 
 
@@ -236,6 +257,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", required=True, type=Path, help="folder that gets llm/ and clip/")
     parser.add_argument("--seed", default=0, type=int, help="of the random weights")
     parser.add_argument("--encoder-steps", default=STEPS, type=int, help="of its pretraining (default %(default)s)")
+    parser.add_argument("--connector-steps", default=CONNECTOR_STEPS, type=int, help="likewise (default %(default)s)")
     for size in fields(TinySizes):
         parser.add_argument(f"--{size.name.replace('_', '-')}", default=size.default, type=int)
     return parser
@@ -244,13 +266,16 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit code (0, or 2 after one line that says what is wrong)."""
     options = vars(_parser().parse_args(argv))
-    out, seed, steps = options.pop("out"), options.pop("seed"), options.pop("encoder_steps")
+    out, seed = options.pop("out"), options.pop("seed")
+    steps = options.pop("encoder_steps"), options.pop("connector_steps")
     try:
-        reached = write_parts(out, TinySizes(**options), seed, steps)
+        reached = write_parts(out, TinySizes(**options), seed, *steps)
     except VideoLlama2Error as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"wrote {out / 'llm'} and {out / 'clip'}", *(f"{name} {value:.3f}" for name, value in reached.items()))
+    for part, values in reached.items():
+        print(f"{part}:", *(f"{name} {value:.3f}" for name, value in values.items()))
+    print(f"wrote {out}: llm, clip, mm_projector.bin")
     return 0
 
 
