@@ -26,7 +26,7 @@ SCENE_SEED = 1_000_003
 """Seed of the scenes drawn here; no data set uses it."""
 
 STEPS, BATCH, LEARNING_RATE, WARMUP = 2000, 64, 2e-3, 100
-CONNECTOR_STEPS, CONNECTOR_BATCH = 600, 32
+CONNECTOR_STEPS, CONNECTOR_BATCH = 180, 32
 
 _QUADRANTS = 4
 _NAMES = {"shape": SHAPES, "colour": tuple(COLOURS)}
@@ -181,7 +181,7 @@ def _fit(
 ) -> dict[str, float]:
     """Minimise :func:`probe_loss`; returns the means of the last 20 batches."""
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.01, betas=(0.9, 0.98))
-    schedule = get_cosine_schedule_with_warmup(optimizer, min(WARMUP, steps), steps)
+    schedule = get_cosine_schedule_with_warmup(optimizer, min(WARMUP, steps // 4), steps)
     history: list[dict[str, float]] = []
     bar = tqdm(range(steps), desc=name, disable=not progress, mininterval=2.0)
     for step in bar:
