@@ -19,7 +19,7 @@ CORE = [
     "accelerate>=1.10",
     "numpy",
     "pillow",
-    "av>=18.1",
+    "av>=17.1",
     "tqdm",
     "sentencepiece",
 ]

@@ -5,6 +5,10 @@
 #
 # Afterwards the working folder is the repository and $VENV_PYTHON is the environment's interpreter.
 
+# Relative paths are meant from where the caller stands.
+case "${PYTHON:-}" in ./* | ../* | */*) PYTHON="$(cd "$(dirname "$PYTHON")" && pwd)/$(basename "$PYTHON")" ;; esac
+case "${VENV:-/}" in /*) ;; *) VENV="$PWD/$VENV" ;; esac
+
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
 fail() {

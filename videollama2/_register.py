@@ -15,18 +15,26 @@ from types import ModuleType
 class _AfterImport(importlib.abc.MetaPathFinder):
     """Lets ``import transformers`` run as ever, then imports :mod:`videollama2.auto`."""
 
+    looking = False
+
     def find_spec(
         self, fullname: str, path: object = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname != "transformers":
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        if self.looking:
+            return None
+        self.looking = True
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self.looking = False
         if spec is not None and spec.loader is not None and hasattr(spec.loader, "exec_module"):
             load = spec.loader.exec_module
 
             def exec_module(module: ModuleType) -> None:
                 load(module)
+                sys.meta_path.remove(self)
                 if not _importing_our_own():
                     importlib.import_module("videollama2.auto")
 

@@ -4,17 +4,16 @@ Import of this module is enough; it may be imported again at no cost. Afterwards
 ``AutoModelForImageTextToText`` open published and own checkpoints.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from videollama2.config import FLAT_CONFIG_CLASSES, VideoLlama2Config
 from videollama2.model import checkpoints
-from videollama2.model.modeling import VideoLlama2ForConditionalGeneration, VideoLlama2Model
+from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.processing import VideoLlama2Processor
 
 checkpoints.register()
 AutoConfig.register(VideoLlama2Config.model_type, VideoLlama2Config, exist_ok=True)
 for _name, _config in FLAT_CONFIG_CLASSES.items():
     AutoConfig.register(_name, _config, exist_ok=True)
-AutoModel.register(VideoLlama2Config, VideoLlama2Model, exist_ok=True)
 AutoModelForImageTextToText.register(VideoLlama2Config, VideoLlama2ForConditionalGeneration, exist_ok=True)
 AutoProcessor.register(VideoLlama2Config, VideoLlama2Processor, exist_ok=True)

@@ -68,6 +68,7 @@ def _ask(args: argparse.Namespace) -> int:
     if kind == "image" and any(value is not None for value in video_options.values()):
         given = ", ".join(name for name, value in video_options.items() if value is not None)
         raise ConfigError(f"{args.media} is an image; {given} can only be given for a video")
+    options = _generation(args)
     _check_readable(args, kind)
     _quiet_libraries()
     from videollama2.inference.api import mm_infer, model_init
@@ -88,7 +89,10 @@ def _ask(args: argparse.Namespace) -> int:
         pixels = processor["video"](
             args.media, start=args.start, end=args.end, backend=args.video_backend, **frames
         )
-    options = _generation(args)
+    if args.seed is not None:
+        import torch
+
+        torch.manual_seed(args.seed)
     if sys.stdout.isatty():
         from transformers import TextStreamer
 
@@ -142,16 +146,18 @@ def _check_readable(args: argparse.Namespace, kind: str) -> None:
 
 def _generation(args: argparse.Namespace) -> dict[str, Any]:
     options: dict[str, Any] = {"max_new_tokens": args.max_new_tokens, "do_sample": args.temperature != 0}
-    if args.temperature < 0:
-        raise ConfigError(f"--temperature must not be negative, got {args.temperature}")
+    if not 0 <= args.temperature < float("inf"):
+        raise ConfigError(f"--temperature must be 0 or a positive number, got {args.temperature}")
+    if args.top_p is not None and not 0 < args.top_p <= 1:
+        raise ConfigError(f"--top-p must be above 0 and at most 1, got {args.top_p}")
+    if args.max_new_tokens < 1:
+        raise ConfigError(f"--max-new-tokens must be at least 1, got {args.max_new_tokens} (max_new_tokens)")
+    if args.seed is not None and not 0 <= args.seed < 2**63:
+        raise ConfigError(f"--seed must be from 0 to 2**63 - 1, got {args.seed}")
     if args.temperature:
         options["temperature"] = args.temperature
         if args.top_p is not None:
             options["top_p"] = args.top_p
-        if args.seed is not None:
-            import torch
-
-            torch.manual_seed(args.seed)
     return options
 
 

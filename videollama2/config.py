@@ -20,7 +20,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from videollama2.constants import NUM_FRAMES
-from videollama2.errors import CheckpointNotFoundError, ConfigError
+from videollama2.errors import CheckpointError, CheckpointNotFoundError, ConfigError
 
 FLAT_MODEL_TYPES = {
     "videollama2": "mistral",
@@ -92,7 +92,7 @@ KNOWN_TOWERS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 # Fields of the flat form that belong to this class. All others describe the decoder.
-_OWN_FIELDS = ("num_frames", "image_aspect_ratio", "image_token_id", "video_token_id", "training_preprocessing")
+_OWN_FIELDS = ("num_frames", "image_aspect_ratio", "image_token_id", "video_token_id")
 _OWN_PREFIXES = ("mm_", "use_mm_", "tune_mm_", "freeze_mm_")
 _TOP_FIELDS = ("architectures", "dtype", "torch_dtype", "transformers_version", "tie_word_embeddings")
 
@@ -120,6 +120,8 @@ class VideoLlama2Config(PreTrainedConfig):
     model_type = "videollama2"
     sub_configs = {"text_config": AutoConfig, "vision_config": AutoConfig}
     keys_to_ignore_at_inference = ["past_key_values"]
+    # There is no default decoder or encoder; transformers up to 5.20 asks before it builds one to compare with.
+    has_no_defaults_at_init = True
 
     def __init__(
         self,
@@ -187,6 +189,10 @@ class VideoLlama2Config(PreTrainedConfig):
                 f"mm_vision_select_feature must be 'patch' or 'cls_patch', got {self.mm_vision_select_feature!r}"
             )
         layers = self.vision_config.num_hidden_layers
+        if not isinstance(self.mm_vision_select_layer, int):
+            raise ConfigError(f"mm_vision_select_layer must be an integer, got {self.mm_vision_select_layer!r}")
+        if not isinstance(self.mm_projector_type, str):
+            raise ConfigError(f"mm_projector_type must be a name, got {self.mm_projector_type!r}")
         if not -layers - 1 <= self.mm_vision_select_layer <= layers:
             raise ConfigError(
                 f"mm_vision_select_layer {self.mm_vision_select_layer} is outside the {layers + 1} hidden states "
@@ -299,8 +305,23 @@ def _as_vision_config(value: PreTrainedConfig | dict | None) -> PreTrainedConfig
     return config
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        CheckpointError: the file cannot be read, or holds anything else.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is no JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is no JSON object but a {type(value).__name__}")
+    return value
+
+
 def find_tower(name: str, checkpoint: str | Path | None) -> Path | None:
-    """Folder of the vision encoder ``name``: as given, beside the checkpoint, or in the hub cache; else None."""
+    """Folder of the vision encoder ``name``: as given or beside the checkpoint; else None."""
     places = [Path(name)]
     if checkpoint and Path(checkpoint).is_dir():
         folder = Path(checkpoint).resolve()
@@ -315,7 +336,7 @@ def complete_flat_dict(config_dict: dict[str, Any], checkpoint: str | Path | Non
         return config_dict
     folder = find_tower(name, checkpoint)
     if folder is not None:
-        vision = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        vision = read_json(folder / "config.json")
     elif name in KNOWN_TOWERS:
         vision = KNOWN_TOWERS[name]["vision_config"]
     else:

@@ -6,7 +6,6 @@ surplus or of another shape is an error that lists the names.
 
 from __future__ import annotations
 
-import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.utils import cached_file
 
 import videollama2.auto  # noqa: F401 - registers the model types that AutoConfig meets below
-from videollama2.config import VideoLlama2Config, find_tower
+from videollama2.config import VideoLlama2Config, find_tower, read_json
 from videollama2.constants import TINY_MODEL_NAME
-from videollama2.errors import CheckpointError, CheckpointNotFoundError, ConfigError, MissingDependencyError
+from videollama2.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    ConfigError,
+    MissingDependencyError,
+    VideoLlama2Error,
+)
 from videollama2.model.checkpoints import connector_weights, module_name
 from videollama2.model.connectors import build_connector
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration, check_loading
@@ -75,13 +80,23 @@ def _as_dtype(dtype: str | torch.dtype | None, device: str | torch.device) -> to
     return value
 
 
+def _check_device(name: str) -> str:
+    """Raise ConfigError for a device that is not there, before gigabytes of weights are read."""
+    try:
+        torch.empty(1, device=torch.device(name)).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]})") from error
+    return name
+
+
 def _check_attention(name: str) -> None:
     if name == "flash_attention_2":
         try:
             import flash_attn  # noqa: F401
         except ImportError as error:
             raise MissingDependencyError(
-                "attn_implementation 'flash_attention_2' needs the package flash-attn: pip install 'videollama2[flash]'"
+                "attn_implementation 'flash_attention_2' needs the package flash-attn: "
+                "pip install flash-attn --no-build-isolation"
             ) from error
 
 
@@ -94,7 +109,7 @@ def _quantization(load_8bit: bool, load_4bit: bool, dtype: torch.dtype) -> Any:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
         raise MissingDependencyError(
-            "loading in 8 or 4 bits needs the package bitsandbytes: pip install 'videollama2[quant]'"
+            "loading in 8 or 4 bits needs the package bitsandbytes: pip install bitsandbytes"
         ) from error
     from transformers import BitsAndBytesConfig
 
@@ -147,10 +162,7 @@ def _config_dict(name_or_path: str, **hub: Any) -> dict[str, Any]:
     path = _file(name_or_path, "config.json", **hub)
     if path is None:
         raise CheckpointError(f"{name_or_path} holds no config.json, so it is no checkpoint")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path} is no JSON: {error}") from error
+    return read_json(path)
 
 
 def _is_videollama2(config: dict[str, Any]) -> bool:
@@ -240,11 +252,13 @@ def load_pretrained_model(
     unknown = set(hub) - set(_HUB_OPTIONS)
     if unknown:
         raise ConfigError(f"load_pretrained_model has no option {', '.join(sorted(unknown))}")
-    device = str(device or default_device())
+    device = _check_device(str(device or default_device()))
     dtype = _as_dtype(dtype, device)
     attn_implementation = "flash_attention_2" if use_flash_attn else attn_implementation
     _check_attention(attn_implementation)
     path = resolve_name(model_path)
+    if path == str(_TINY_FOLDER) and not _TINY_FOLDER.is_dir():
+        raise CheckpointNotFoundError(f"{TINY_MODEL_NAME} is not in {_TINY_FOLDER}: the installation is incomplete")
     placement: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
     quantization = _quantization(load_8bit, load_4bit, dtype)
     if quantization is not None:
@@ -279,14 +293,24 @@ def load_checkpoint(
             f"{path} is a {config_dict.get('model_type')!r} model, not VideoLLaMA 2; a base language model needs a "
             f"connector: give the connector's folder as model_path and this one as model_base"
         )
-    config = VideoLlama2Config.from_pretrained(path, **hub)
+    config = _read_config(path, **hub)
     try:
         model = VideoLlama2ForConditionalGeneration.from_pretrained(path, config=config, **options, **hub)
-    except CheckpointError:
+    except VideoLlama2Error:
         raise
     except _UNREADABLE as error:
         raise CheckpointError(f"{path}: the weights cannot be read ({_first_line(error)})") from error
     return model, VideoLlama2Processor.from_pretrained(path, config=config, **hub)
+
+
+def _read_config(path: str, **hub: Any) -> VideoLlama2Config:
+    """The checkpoint's configuration; whatever transformers' own checks raise becomes one error that names the file."""
+    try:
+        return VideoLlama2Config.from_pretrained(path, **hub)
+    except VideoLlama2Error:
+        raise
+    except (TypeError, ValueError, AttributeError, KeyError, OSError) as error:
+        raise ConfigError(f"{path}/config.json: {_first_line(error)}") from error
 
 
 def build_from_parts(
@@ -360,7 +384,8 @@ def _load_tower(path: str, **options: Any) -> nn.Module:
     vision = _config_dict(path, **hub)
     model_type = str(vision.get("model_type", ""))
     if model_type in ("clip", "siglip"):
-        config = AutoConfig.for_model(f"{model_type}_vision_model", **vision.get("vision_config", {}))
+        fields = {k: v for k, v in vision.get("vision_config", {}).items() if k != "model_type"}
+        config = AutoConfig.for_model(f"{model_type}_vision_model", **fields)
     elif model_type in ("clip_vision_model", "siglip_vision_model"):
         config = AutoConfig.for_model(model_type, **{k: v for k, v in vision.items() if k != "model_type"})
     else:
@@ -450,7 +475,7 @@ def _load_lora_folder(
             f"{path}: a LoRA folder is merged into its base while loading, which quantised weights do not allow; "
             f"load it without load_8bit / load_4bit, save it, and quantise the merged folder"
         )
-    adapter = json.loads(_file(path, "adapter_config.json", **hub).read_text(encoding="utf-8"))
+    adapter = read_json(_file(path, "adapter_config.json", **hub))
     base = str(model_base or adapter.get("base_model_name_or_path") or "")
     if not base:
         raise CheckpointError(f"{path}: its adapter_config.json names no base model; give model_base (--model-base)")
@@ -459,11 +484,25 @@ def _load_lora_folder(
     weights = _first_file(path, ("adapter_model.safetensors", "adapter_model.bin"), **hub)
     if weights is None:
         raise CheckpointError(f"{path}: has an adapter_config.json but no adapter_model.safetensors or .bin")
-    merge_lora(model, read_tensors(weights), adapter, weights)
+    tensors = read_tensors(weights)
+    merge_lora(model, tensors, adapter, weights)
     others = _first_file(path, ("non_lora_trainables.safetensors", "non_lora_trainables.bin"), **hub)
+    trained = {} if others is None else read_tensors(others)
     if others is not None:
-        _load_named(model, read_tensors(others), others)
+        _load_named(model, trained, others)
+    if not _is_videollama2(_config_dict(base, **hub)):
+        _check_connector_is_there(model, [*tensors, *trained], path)
     return model, processor
+
+
+def _check_connector_is_there(model: nn.Module, names: list[str], path: str) -> None:
+    """On a bare language model the connector must come from the LoRA folder: what it lacks would stay random."""
+    found = set(connector_weights(names).values())
+    missing = sorted(set(model.model.mm_projector.state_dict()) - found)
+    if missing:
+        raise CheckpointError(
+            f"{path}: {len(missing)} connector weights are missing (non_lora_trainables.bin): {', '.join(missing[:8])}"
+        )
 
 
 def _module_key(name: str) -> str:
@@ -483,8 +522,12 @@ def merge_lora(
     """
     if adapter.get("peft_type", "LORA") != "LORA" or adapter.get("use_dora"):
         raise CheckpointError(f"{path}: only plain LoRA adapters can be merged, this is {adapter.get('peft_type')}")
-    rank = adapter["r"]
-    scale = adapter["lora_alpha"] / (rank**0.5 if adapter.get("use_rslora") else rank)
+    if adapter.get("alpha_pattern") or adapter.get("rank_pattern"):
+        raise CheckpointError(f"{path}: adapters with alpha_pattern or rank_pattern cannot be merged here")
+    rank, alpha = adapter.get("r"), adapter.get("lora_alpha")
+    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
+        raise CheckpointError(f"{path}: adapter_config.json needs r >= 1 and lora_alpha, got {rank!r} and {alpha!r}")
+    scale = alpha / (rank**0.5 if adapter.get("use_rslora") else rank)
     parameters = dict(model.named_parameters())
     pairs: dict[str, dict[str, torch.Tensor]] = {}
     rest: dict[str, torch.Tensor] = {}
@@ -493,6 +536,8 @@ def merge_lora(
         if not marker:
             rest[name] = tensor
             continue
+        if tail.replace(".default", "") not in ("A.weight", "B.weight"):
+            raise CheckpointError(f"{path}: {name} is no plain LoRA matrix")
         pairs.setdefault(_module_key(f"{stem}.weight"), {})[tail[0]] = tensor
     for name, pair in pairs.items():
         if name not in parameters or set(pair) != {"A", "B"}:

@@ -6,7 +6,7 @@ and the published ones: ``processor["video"](path)`` and ``processor["image"](pa
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
 from transformers.utils import cached_file
 
-from videollama2.config import KNOWN_TOWERS, VideoLlama2Config, find_tower
+from videollama2.config import KNOWN_TOWERS, VideoLlama2Config, find_tower, read_json
 from videollama2.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX, VIDEO_TOKEN_INDEX
 from videollama2.errors import CheckpointError, ConfigError, PromptError
 from videollama2.media.frames import FrameSampling
@@ -36,8 +36,8 @@ def visual_tokens(config: VideoLlama2Config, kind: str, num_frames: int | None =
     return num_visual_tokens(config.mm_projector_type, frames, config.patches_per_side)
 
 
-def media_kind(pixels: torch.Tensor, kind: str) -> int:
-    """Visual frames of preprocessed pixels: checks (T, C, H, W) and that an image has one frame.
+def check_pixels(pixels: torch.Tensor, kind: str) -> int:
+    """Check that pixels are (T, C, H, W), one frame for an image; returns the number of frames.
 
     Raises:
         PromptError: another shape.
@@ -249,7 +249,7 @@ class VideoLlama2Processor(ProcessorMixin):
                 raise PromptError(f"the prompt names {len(prompt.tags)} media but {len(pixels)} are given")
             kinds = [tag.strip("<>") for tag in prompt.tags]
             counts = [
-                visual_tokens(self.model_config, kind, media_kind(item, kind))
+                visual_tokens(self.model_config, kind, check_pixels(item, kind))
                 for kind, item in zip(kinds, pixels, strict=True)
             ]
             rows.append(expand_placeholders(prompt.token_ids(self.tokenizer), counts, self.model_config)[0])
@@ -266,6 +266,32 @@ class VideoLlama2Processor(ProcessorMixin):
         """Messages -> prompt in this model's format, see :func:`videollama2.prompting.build_prompt`."""
         return build_prompt(messages, self.tokenizer, self.model_config.text_config.model_type, add_generation_prompt)
 
+    def apply_chat_template(
+        self,
+        conversation: Sequence[Message],
+        add_generation_prompt: bool = False,
+        tokenize: bool = False,
+        **kwargs: Any,
+    ) -> str | BatchFeature:
+        """transformers' call form for one conversation.
+
+        Media parts hold their source under their own type, ``path`` or ``url`` (``{"type": "video", "path": ...}``)
+        when ``tokenize`` is set; the result is then a batch of one. Otherwise it is the prompt's text with tags.
+        """
+        prompt = self.prompt(conversation, add_generation_prompt)
+        if not tokenize:
+            return prompt.text
+        media = []
+        for message in conversation:
+            for part in message["content"] if not isinstance(message["content"], str) else ():
+                kind = part["type"]
+                if kind in TAGS:
+                    source = next((part[key] for key in (kind, "path", "url") if key in part), None)
+                    if source is None:
+                        raise PromptError(f"a {kind} part needs its source under {kind!r} or 'path'")
+                    media.append(self._pixels(source, self[kind]))
+        return self.prepare([prompt], [media])
+
     def __call__(
         self,
         images: Any = None,
@@ -273,24 +299,33 @@ class VideoLlama2Processor(ProcessorMixin):
         videos: Any = None,
         padding_side: str = "left",
         return_tensors: str = "pt",
-        **kwargs: Any,
+        padding: bool | str = True,
+        **video_options: Any,
     ) -> BatchFeature:
         """transformers' call form: prompt text with ``<image>`` / ``<video>`` tags, one per medium, in order.
 
         Args:
             images, videos: one medium, or a list in reading order over all texts: paths, PIL images, arrays, or pixels
-                this processor made.
-            text: one prompt, or several (padded on ``padding_side``).
+                this processor made. A video that is itself a list of frames goes into a list: ``videos=[[f1, f2]]``.
+            text: one prompt, or several (always padded, on ``padding_side``).
+            return_tensors: ``pt`` only.
+            video_options: of :meth:`load_video`.
 
         Raises:
             PromptError: no text, or tags and media differ in number.
         """
         if not text:
             raise PromptError("a prompt text is needed")
+        if return_tensors != "pt":
+            raise ConfigError(f"return_tensors must be 'pt', got {return_tensors!r}")
+        unknown = set(video_options) - {"s", "e", "start", "end", "num_frames", "aspect_ratio", "backend"}
+        if unknown:
+            raise ConfigError(f"the processor has no option {', '.join(sorted(unknown))}")
+        image_options = {key: value for key, value in video_options.items() if key == "aspect_ratio"}
         texts = [text] if isinstance(text, str) else list(text)
         queues = {
-            TAGS["image"]: [self._pixels(item, self.load_image) for item in _as_list(images)],
-            TAGS["video"]: [self._pixels(item, partial(self.load_video, **kwargs)) for item in _as_list(videos)],
+            TAGS["image"]: [self._pixels(item, partial(self.load_image, **image_options)) for item in _as_list(images)],
+            TAGS["video"]: [self._pixels(item, partial(self.load_video, **video_options)) for item in _as_list(videos)],
         }
         prompts = [_split_tags(t) for t in texts]
         for tag, queue in queues.items():
@@ -329,8 +364,6 @@ def _as_list(value: Any) -> list[Any]:
 
 def _split_tags(text: str) -> Prompt:
     """Call form of transformers: here the caller wrote the tags on purpose."""
-    import re
-
     pieces = re.split("(" + "|".join(map(re.escape, TAGS.values())) + ")", text)
     return Prompt(tuple(pieces[::2]), tuple(pieces[1::2]))
 
@@ -393,6 +426,6 @@ def _read_preprocessor(name_or_path: str | Path, **hub: Any) -> dict[str, Any] |
         _raise_exceptions_for_connection_errors=False,
         **hub,
     )
-    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+    return None if path is None else read_json(Path(path))
 
 

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import TemplateError
+
 from videollama2.constants import (
     DEFAULT_IMAGE_TOKEN,
     DEFAULT_VIDEO_TOKEN,
@@ -154,7 +156,10 @@ def render(messages: Sequence[Message], tokenizer: Any, add_generation_prompt: b
         raise PromptError(
             f"the tokenizer of {tokenizer.name_or_path!r} has no chat template: this is not a chat checkpoint"
         )
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+    except TemplateError as error:
+        raise PromptError(f"the chat template of {tokenizer.name_or_path!r} refuses these messages: {error}") from error
 
 
 def _flatten(messages: Sequence[Message]) -> tuple[list[Message], list[str], str]:

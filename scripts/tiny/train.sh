@@ -35,7 +35,7 @@ exec "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "${PROCESS
     --num_frames 8 \
     --model_max_length 512 \
     --output_dir "$RUN/checkpoint" \
-    --max_steps 1500 \
+    --max_steps 2600 \
     --per_device_train_batch_size 16 \
     --learning_rate 1e-3 \
     --lr_scheduler_type linear \

@@ -13,7 +13,7 @@ from videollama2.errors import ConfigError, PromptError
 from videollama2.inference.media_cache import MediaCache, content_key
 from videollama2.loading import load_pretrained_model
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
-from videollama2.processing import VideoLlama2Processor, collate, expand_placeholders, media_kind, visual_tokens
+from videollama2.processing import VideoLlama2Processor, check_pixels, collate, expand_placeholders, visual_tokens
 from videollama2.prompting import Prompt, build_prompt, user_messages
 
 DEFAULT_MODEL = "DAMO-NLP-SG/VideoLLaMA2-7B"
@@ -97,6 +97,7 @@ def mm_infer_batch(
     if not requests:
         return []
     options = generation_options(tokenizer, **kwargs)
+    options.setdefault("eos_token_id", _end_ids(model, tokenizer))
     prompts, media = [], []
     for pixels, instruct, modal in requests:
         messages = user_messages(instruct, modal)
@@ -161,10 +162,20 @@ def encode_media(
     return [(kind, known[key]) for key, (kind, _) in zip(keys, media, strict=True)]
 
 
+def _end_ids(model: VideoLlama2ForConditionalGeneration, tokenizer: Any) -> list[int] | None:
+    """The ends of the generation configuration and the tokenizer's own.
+
+    The published code stops at the tokenizer's; checkpoints tuned from a base model may only name that model's.
+    """
+    configured = model.generation_config.eos_token_id
+    ends = set(configured if isinstance(configured, list) else [configured]) | {tokenizer.eos_token_id}
+    return sorted(ends - {None}) or None
+
+
 def _frames(pixels: Any, kind: str) -> int:
     if not torch.is_tensor(pixels):
         raise PromptError(f"a {kind} must be pixels made by processor[{kind!r}], got {type(pixels).__name__}")
-    return media_kind(pixels, kind)
+    return check_pixels(pixels, kind)
 
 
 def _padding_id(tokenizer: Any) -> int:
@@ -183,13 +194,15 @@ def generation_options(tokenizer: Any, **kwargs: Any) -> dict[str, Any]:
             f"unknown option {', '.join(sorted(unknown))}; known: {', '.join(sorted(_GENERATION_OPTIONS))}"
         )
     options = {"max_new_tokens": _MAX_NEW_TOKENS, "use_cache": True, "pad_token_id": tokenizer.eos_token_id, **kwargs}
-    if options["max_new_tokens"] < 1:
+    if not isinstance(options["max_new_tokens"], int) or options["max_new_tokens"] < 1:
         raise ConfigError(f"max_new_tokens must be at least 1, got {options['max_new_tokens']}")
     sampling = options.setdefault("do_sample", False)
     if sampling:
         options = {**_SAMPLING_DEFAULTS, **options}
-        if options["temperature"] <= 0:
+        if not 0 < options["temperature"] < float("inf"):
             raise ConfigError(f"sampling needs a temperature above 0, got {options['temperature']}")
+        if not 0 < options["top_p"] <= 1:
+            raise ConfigError(f"top_p must be above 0 and at most 1, got {options['top_p']}")
     else:
         # None switches off what a checkpoint's generation_config.json may hold for sampling.
         options.update(temperature=None, top_p=None, top_k=None)

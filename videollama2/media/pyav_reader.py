@@ -262,7 +262,7 @@ class PyAVReader(ReaderBase):
         """The packets, with the decoder told to skip those neither needed nor referred to (B-frames)."""
         context = self._stream.codec_context
         # Not in interlaced video, where the second half of a needed frame may come with another time.
-        can_skip = context.codec.name in _EXACT_SKIP and context.field_order in _PROGRESSIVE
+        can_skip = context.codec.name in _EXACT_SKIP and getattr(context, "field_order", None) in _PROGRESSIVE
         try:
             for packet in packets:
                 if can_skip and packet is not None and packet.size:

@@ -25,12 +25,11 @@ _RENAMINGS = (
 
 def register() -> None:
     """Tell transformers about the names; safe to call again."""
-    for owner in ("VideoLlama2ForConditionalGeneration",):
-        register_checkpoint_conversion_mapping(
-            owner,
-            [WeightRenaming(source_patterns=source, target_patterns=target) for source, target in _RENAMINGS],
-            overwrite=True,
-        )
+    register_checkpoint_conversion_mapping(
+        "VideoLlama2ForConditionalGeneration",
+        [WeightRenaming(source_patterns=source, target_patterns=target) for source, target in _RENAMINGS],
+        overwrite=True,
+    )
 
 
 def module_name(published: str) -> str:

@@ -22,7 +22,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutpu
 from videollama2.config import VideoLlama2Config
 from videollama2.constants import IGNORE_INDEX
 from videollama2.errors import CheckpointError, PromptError
-from videollama2.model.connectors import build_connector
+from videollama2.model.connectors import build_connector, num_visual_tokens
 from videollama2.model.vision import build_vision_tower, encode_frames
 
 Videos = torch.Tensor | Sequence[torch.Tensor]
@@ -80,16 +80,15 @@ class VideoLlama2PreTrainedModel(PreTrainedModel):
         return (model, info) if want_info else model
 
 
-def check_loading(info: Any, source: str, allow_missing: tuple[str, ...] = ()) -> None:
+def check_loading(info: Any, source: str) -> None:
     """Raise CheckpointError where a transformers loading report names any weight that did not fit.
 
     Args:
         info: report of ``from_pretrained(..., output_loading_info=True)``.
         source: folder or hub name, for the message.
-        allow_missing: prefixes of weights that need not be there.
     """
     complaints = {
-        "missing": [key for key in info["missing_keys"] if not key.startswith(allow_missing or ("\0",))],
+        "missing": list(info["missing_keys"]),
         "unexpected": list(info["unexpected_keys"]),
         "of another shape": [f"{key} {tuple(a)} instead of {tuple(b)}" for key, a, b in info["mismatched_keys"]],
         "unreadable": list(info.get("error_msgs", ())),
@@ -357,7 +356,8 @@ class VideoLlama2ForConditionalGeneration(VideoLlama2PreTrainedModel, Generation
         logits_NV = self.lm_head(hidden_BLD[:, :-1][labelled]).float()
         total = F.cross_entropy(logits_NV, targets_BL[labelled], reduction="sum")
         if num_items is None:
-            num_items = labelled.sum()
+            # A batch without any label has no loss, not an undefined one.
+            num_items = labelled.sum().clamp(min=1)
         elif torch.is_tensor(num_items):
             num_items = num_items.to(total.device)
         return total / num_items
@@ -383,6 +383,54 @@ class VideoLlama2ForConditionalGeneration(VideoLlama2PreTrainedModel, Generation
                 mm_encoder_outputs=mm_encoder_outputs,
             )
         return inputs
+
+
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor | None, dict[str, Any]]:
+        """Repeat media with the sequences that beams repeat.
+
+        A sequence may hold any number of media, so they are repeated in blocks, one block per sequence: repeating each
+        medium by itself, as transformers up to 5.20 does, would hand them to the wrong sequences.
+        """
+        media = {name: kwargs.pop(name) for name in ("pixel_values", "pixel_values_videos") if name in kwargs}
+        images, videos = media.get("pixel_values"), media.get("pixel_values_videos")
+        blocks = {
+            "pixel_values": self._media_per_row(input_ids, self.config.image_token_id, "image", images),
+            "pixel_values_videos": self._media_per_row(input_ids, self.config.video_token_id, "video", videos),
+        }
+        input_ids, kwargs = super()._expand_inputs_for_generation(
+            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
+        )
+        for name, value in media.items():
+            rows = blocks[name]
+            if expand_size > 1 and rows is not None:
+                repeated = [item for row in rows for _ in range(expand_size) for item in row]
+                value = torch.stack(repeated) if torch.is_tensor(value) else repeated
+            kwargs[name] = value
+        return input_ids, kwargs
+
+    def _media_per_row(
+        self, input_ids: torch.Tensor | None, token_id: int, kind: str, media: Videos | None
+    ) -> list[list[torch.Tensor]] | None:
+        """Split media, in reading order, by the sequence whose placeholders they fill."""
+        if media is None or input_ids is None:
+            return None
+        remaining = list(media)
+        rows = []
+        for count in (input_ids == token_id).sum(1).tolist():
+            row: list[torch.Tensor] = []
+            while count > 0 and remaining:
+                medium = remaining.pop(0)
+                frames = self.config.num_frames if kind == "image" else medium.shape[0]
+                count -= num_visual_tokens(self.config.mm_projector_type, frames, self.config.patches_per_side)
+                row.append(medium)
+            rows.append(row)
+        return rows
 
 
 def _scatter(
