@@ -43,7 +43,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with ``llm`` and ``clip``."""
     folder = tmp_path_factory.mktemp("parts")
-    write_parts(folder, SIZES)
+    write_parts(folder, SIZES, encoder_steps=2, connector_steps=2, progress=False)
     return folder
 
 
