@@ -191,6 +191,10 @@ def checkpoint_kind(name_or_path: str, **hub: Any) -> str:
         return "full"
     if any(_file(name_or_path, name, **hub) is not None for name in _CONNECTOR_FILES):
         return "connector"
+    if not Path(name_or_path).is_dir() and _file(name_or_path, "config.json", **hub) is None:
+        raise CheckpointNotFoundError(
+            f"{name_or_path} is no folder, and no model repository of that name is in the hub's cache or within reach"
+        )
     raise CheckpointError(
         f"{name_or_path} holds no weights: expected model.safetensors (or its shards), adapter_config.json "
         f"or {' / '.join(_CONNECTOR_FILES)}"
