@@ -84,6 +84,11 @@ def expand_placeholders(
     return out_ids, out_labels
 
 
+def padding_id(tokenizer: Any) -> int:
+    """Any id serves for padding: the mask hides it. Published Llama-3 tokenizers have none of their own."""
+    return next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
+
+
 def pad_rows(rows: Sequence[Sequence[int]], value: int, side: str) -> torch.Tensor:
     """Rows of ids -> (B, L), filled with ``value`` on the ``left`` or ``right``."""
     length = max(map(len, rows))
@@ -258,9 +263,8 @@ class VideoLlama2Processor(ProcessorMixin):
 
     @property
     def pad_token_id(self) -> int:
-        """Any id serves for padding: the mask hides it. Published Llama-3 tokenizers have none of their own."""
-        tokenizer = self.tokenizer
-        return next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
+        """See :func:`padding_id`."""
+        return padding_id(self.tokenizer)
 
     def prompt(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> Prompt:
         """Messages -> prompt in this model's format, see :func:`videollama2.prompting.build_prompt`."""

@@ -13,7 +13,14 @@ from videollama2.errors import ConfigError, PromptError
 from videollama2.inference.media_cache import MediaCache, content_key
 from videollama2.loading import load_pretrained_model
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
-from videollama2.processing import VideoLlama2Processor, check_pixels, collate, expand_placeholders, visual_tokens
+from videollama2.processing import (
+    VideoLlama2Processor,
+    check_pixels,
+    collate,
+    expand_placeholders,
+    padding_id,
+    visual_tokens,
+)
 from videollama2.prompting import Prompt, build_prompt, user_messages
 
 DEFAULT_MODEL = "DAMO-NLP-SG/VideoLLaMA2-7B"
@@ -137,7 +144,7 @@ def embed_prompts(
     )  # fmt: skip
     for kind, tokens_ND in encoded:
         tokens[kind].append(tokens_ND)
-    batch = collate(rows, [], _padding_id(tokenizer), "left")
+    batch = collate(rows, [], padding_id(tokenizer), "left")
     device = model.get_input_embeddings().weight.device
     embeds = model.model.embed(batch["input_ids"].to(device), tokens["image"], tokens["video"])
     return embeds, batch["attention_mask"].to(device)
@@ -176,10 +183,6 @@ def _frames(pixels: Any, kind: str) -> int:
     if not torch.is_tensor(pixels):
         raise PromptError(f"a {kind} must be pixels made by processor[{kind!r}], got {type(pixels).__name__}")
     return check_pixels(pixels, kind)
-
-
-def _padding_id(tokenizer: Any) -> int:
-    return next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
 
 
 def generation_options(tokenizer: Any, **kwargs: Any) -> dict[str, Any]:
