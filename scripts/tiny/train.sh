@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Trains the tiny model of the built-in world from nothing: data, starting folders, training.
+# Trains the tiny model of the built-in world from nothing: data, starting parts, training.
 #
 #   bash scripts/tiny/train.sh [flags of train.py, which override those below]
 #
-# Environment: RUN=runs/tiny (where everything goes), VIDEOS=30000, IMAGES=8000, SEED=1 (the training set), PROCESSES=2,
-#   TINY="--width 192 ..." (sizes, see python -m videollama2.training.tiny --help), WORKERS=2 (to write the set),
+# Environment: RUN=runs/tiny (where everything goes), VIDEOS=30000, IMAGES=8000, ORDER_VIDEOS=5000 (files of the training
+#   sets), SEED=1 (of the first one; the second has the next), PROCESSES=2, WORKERS=2 (to write the sets),
+#   TINY="--width 192 ..." (sizes, see python -m videollama2.training.tiny --help),
 #   PYTHON=/path/to/python or VENV=.venv.
 # Started again after an interruption, it goes on where it stopped. The result is $RUN/checkpoint.
 set -euo pipefail
@@ -17,7 +18,12 @@ read -r -a SIZES <<<"${TINY:-}"
 
 "$PYTHON" -m videollama2.data.moving_shapes --out "$RUN/train" --videos "${VIDEOS:-30000}" \
     --images "${IMAGES:-8000}" --seed "$SEED" --mcq-fraction 0.1 --workers "${WORKERS:-2}"
-"$PYTHON" -m videollama2.data.moving_shapes_captions --set "$RUN/train"
+# Only one dialogue in six asks which of two objects moved first, and that is learnt last: more of these.
+"$PYTHON" -m videollama2.data.moving_shapes --out "$RUN/order" --videos "${ORDER_VIDEOS:-5000}" \
+    --seed "$((SEED + 1))" --mcq-fraction 0.1 --scenario order --workers "${WORKERS:-2}"
+for SET in train order; do
+    "$PYTHON" -m videollama2.data.moving_shapes_captions --set "$RUN/$SET"
+done
 # This file is the last one written: the starting parts are whole when it is there.
 if [ ! -f "$RUN/start/mm_projector.bin" ]; then
     "$PYTHON" -m videollama2.training.tiny --out "$RUN/start" --seed 0 ${SIZES[@]+"${SIZES[@]}"}
@@ -31,12 +37,14 @@ exec "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "${PROCESS
     --vision_tower "$RUN/start/clip" \
     --mm_projector_type stc_connector_v35 \
     --pretrain_mm_mlp_adapter "$RUN/start/mm_projector.bin" \
+    --freeze_mm_mlp_adapter True \
     --data_path "$RUN/train/train.json" "$RUN/train/captions.json" \
+    "$RUN/order/train.json" "$RUN/order/train.json" "$RUN/order/train.json" "$RUN/order/captions.json" \
     --num_frames 8 \
     --model_max_length 512 \
     --output_dir "$RUN/checkpoint" \
-    --max_steps 2600 \
-    --per_device_train_batch_size 16 \
+    --max_steps 6600 \
+    --per_device_train_batch_size 8 \
     --learning_rate 1e-3 \
     --lr_scheduler_type linear \
     --warmup_steps 100 \

@@ -20,7 +20,15 @@ from videollama2.data.moving_shapes import (
     questions,
     render,
 )
-from videollama2.data.moving_shapes_scene import COLOURS, FRAMES, QUADRANTS, SHAPES, SLIDE_FRAMES, ShapeObject
+from videollama2.data.moving_shapes_scene import (
+    COLOURS,
+    FRAMES,
+    QUADRANTS,
+    SCENARIOS,
+    SHAPES,
+    SLIDE_FRAMES,
+    ShapeObject,
+)
 from videollama2.errors import ConfigError
 
 SAMPLED = (1, 4, 7, 10, 13, 16, 19, 22)
@@ -349,3 +357,15 @@ def test_sampled_frames_see_every_event(videos):
         late = [i.event_frame for i in scene.objects if i.behaviour == "slide_late"]
         if moves and late:
             assert any(max(moves) + SLIDE_FRAMES <= frame < min(late) for frame in SAMPLED)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_a_set_about_one_thing(scenario):
+    """Every clip of a scenario supports the question it is for."""
+    kind = {"recolour": "change", "reshape": "change"}.get(scenario, scenario)
+    for index in range(50):
+        scene = make_scene(9, index, scenario=scenario)
+        assert scene.scenario == scenario
+        assert kind in {question.type for question in ask(scene)}
+    with pytest.raises(ConfigError, match="nonsense"):
+        make_scene(9, 0, scenario="nonsense")

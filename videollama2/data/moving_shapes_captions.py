@@ -44,8 +44,9 @@ def describe(item: ShapeObject) -> str:
         return f"{name} moves fast"
     if item.behaviour == "still":
         return name
-    manner = {"slide_early": " early", "slide_late": " late", "bounce_slow": " slowly"}.get(item.behaviour, "")
-    return f"{name} moves {item.direction}{manner}"
+    # What crosses once at a steady pace is slow, whichever question it was drawn for.
+    manner = {"slide_early": "early", "slide_late": "late"}.get(item.behaviour, "slowly")
+    return f"{name} moves {item.direction} {manner}"
 
 
 def write_captions(folder: Path) -> int:
@@ -56,13 +57,14 @@ def write_captions(folder: Path) -> int:
     """
     try:
         records = json.loads((folder / "train.json").read_text(encoding="utf-8"))
-        seed = json.loads((folder / "set.json").read_text(encoding="utf-8"))["seed"]
+        parameters = json.loads((folder / "set.json").read_text(encoding="utf-8"))
+        seed, scenario = parameters["seed"], parameters.get("scenario")
     except (OSError, json.JSONDecodeError, KeyError) as error:
         raise DataError(f"{folder} holds no finished set of python -m videollama2.data.moving_shapes") from error
     rows = []
     for record in records:
         modality = "video" if "video" in record else "image"
-        scene = make_scene(seed, int(Path(record[modality]).stem), modality)
+        scene = make_scene(seed, int(Path(record[modality]).stem), modality, scenario)
         turns = [
             {"from": "human", "value": f"<{modality}>\n{PROMPTS[modality]}"},
             {"from": "gpt", "value": caption(scene)},

@@ -161,18 +161,27 @@ class Scene:
         return sha256(repr((self.modality, self.background, self.objects)).encode()).hexdigest()
 
 
-def make_scene(seed: int, index: int, modality: str = "video") -> Scene:
-    """Draw scene number ``index`` of a seed; it depends on these three values alone.
+SCENARIOS = tuple(_LEADS)
+"""What a clip can be about."""
 
-    Sets of different seeds share no scene (positions and sizes are continuous). Raises ConfigError for a modality
-    that is neither 'video' nor 'image'.
+
+def make_scene(seed: int, index: int, modality: str = "video", scenario: str | None = None) -> Scene:
+    """Draw scene number ``index`` of a seed; it depends on these values alone.
+
+    Sets of different seeds share no scene (positions and sizes are continuous). ``scenario`` decides what a clip is
+    about (:data:`SCENARIOS`), else chance does; a picture has none. Raises ConfigError for an unknown modality or
+    scenario.
     """
     if modality not in MODALITIES:
         raise ConfigError(f"modality {modality!r} is none of {', '.join(MODALITIES)}")
+    if scenario is not None and scenario not in SCENARIOS:
+        raise ConfigError(f"scenario {scenario!r} is none of {', '.join(SCENARIOS)}")
     rng = random.Random(f"{seed}:{modality}:{index}")
-    scenario = "still"
-    if modality == "video":
-        scenario = rng.choices(list(_WEIGHTS), weights=list(_WEIGHTS.values()))[0]
+    if modality == "image":
+        scenario = "still"
+    else:
+        drawn = rng.choices(list(_WEIGHTS), weights=list(_WEIGHTS.values()))[0]
+        scenario = scenario or drawn
     behaviours = _draw_behaviours(rng, scenario)
     colours = iter(rng.sample(list(COLOURS), len(COLOURS)))
     shapes = iter(rng.sample(SHAPES, len(SHAPES)))

@@ -26,7 +26,7 @@ from videollama2.errors import ConfigError, VideoLlama2Error
 from videollama2.media.pixels import PixelTransform
 from videollama2.model.checkpoints import CONNECTOR_PREFIX
 from videollama2.model.connectors import build_connector
-from videollama2.training.tiny_encoder import CONNECTOR_STEPS, STEPS, pretrain_connector, pretrain_encoder
+from videollama2.training import tiny_connector, tiny_encoder
 
 SELECT_LAYER = -2
 """Hidden state of the encoder that the connector reads, as in all published models."""
@@ -40,6 +40,9 @@ CHAT_TEMPLATE = (
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+
+EMBEDDING_STD = 0.05
+"""Standard deviation of the untrained word embeddings."""
 
 _TOKENIZER_SCENES = 300
 _TOKENIZER_SEED = 7
@@ -190,19 +193,36 @@ def build_tokenizer(vocab_size: int) -> Any:
     return tokenizer
 
 
+@torch.no_grad()
+def widen(decoder: torch.nn.Module) -> None:
+    """Bring the freshly drawn weights of a narrow decoder to a fitting scale.
+
+    The usual standard deviation of 0.02 is one for widths of thousands. At width 128 it lets next to nothing through:
+    attention stays uniform and MLPs near zero for thousands of steps. Here a matrix keeps the length of what it
+    multiplies (1 / sqrt(columns)); those that write to the residual stream, half of it.
+    """
+    drawn = decoder.config.initializer_range
+    for name, weight in decoder.named_parameters():
+        if "embed_tokens" in name:
+            weight *= EMBEDDING_STD / drawn
+        elif weight.ndim == 2:
+            writes = name.endswith(("o_proj.weight", "down_proj.weight"))
+            weight *= weight.shape[1] ** -0.5 * (0.5 if writes else 1.0) / drawn
+
+
 def write_parts(
     out: str | Path,
     sizes: TinySizes | None = None,
     seed: int = 0,
-    encoder_steps: int = STEPS,
-    connector_steps: int = CONNECTOR_STEPS,
+    encoder_steps: int = tiny_encoder.STEPS,
+    connector_steps: int = tiny_connector.STEPS,
     progress: bool = True,
 ) -> dict[str, dict[str, float]]:
     """Write ``out/llm``, ``out/clip`` and ``out/mm_projector.bin``.
 
     Args:
-        encoder_steps, connector_steps: of pretraining, see :mod:`videollama2.training.tiny_encoder`; 0 leaves the
-            encoder random, or writes no connector.
+        encoder_steps, connector_steps: of pretraining, see :mod:`.tiny_encoder` and :mod:`.tiny_connector`; 0 leaves
+            the encoder random, or writes no connector.
 
     Returns:
         what pretraining reached, per part; empty without it.
@@ -226,17 +246,19 @@ def write_parts(
         "pad_token_id": tokenizer.pad_token_id,
     }
     decoder = Qwen2ForCausalLM(Qwen2Config(**sizes.text_config(), **ids))
+    widen(decoder)
     decoder.generation_config = GenerationConfig(**ids)
     encoder = CLIPVisionModel(CLIPVisionConfig(**sizes.vision_config()))
     transform = PixelTransform.from_preprocessor_config(sizes.preprocessor())
     reached = {}
     if encoder_steps:
-        reached["encoder"] = pretrain_encoder(encoder, transform, SELECT_LAYER, encoder_steps, progress)
+        reached["encoder"] = tiny_encoder.pretrain_encoder(encoder, transform, SELECT_LAYER, encoder_steps, progress)
     set_seed(seed)
     connector = build_connector(CONNECTOR, sizes.vision_width, sizes.width)
     if connector_steps:
-        reached["connector"] = pretrain_connector(
-            encoder.eval(), connector, transform, SELECT_LAYER, NUM_FRAMES, connector_steps, progress
+        words = tiny_connector.word_vectors(tokenizer, decoder.get_input_embeddings().weight)
+        reached["connector"] = tiny_connector.pretrain_connector(
+            encoder.eval(), connector, words, transform, SELECT_LAYER, NUM_FRAMES, connector_steps, progress
         )
     decoder.save_pretrained(out / "llm")
     tokenizer.save_pretrained(out / "llm")
@@ -256,8 +278,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", required=True, type=Path, help="folder that gets llm/ and clip/")
     parser.add_argument("--seed", default=0, type=int, help="of the random weights")
-    parser.add_argument("--encoder-steps", default=STEPS, type=int, help="of its pretraining (default %(default)s)")
-    parser.add_argument("--connector-steps", default=CONNECTOR_STEPS, type=int, help="likewise (default %(default)s)")
+    for part, module in (("encoder", tiny_encoder), ("connector", tiny_connector)):
+        parser.add_argument(
+            f"--{part}-steps", default=module.STEPS, type=int, help="of its pretraining (default %(default)s)"
+        )
     for size in fields(TinySizes):
         parser.add_argument(f"--{size.name.replace('_', '-')}", default=size.default, type=int)
     return parser

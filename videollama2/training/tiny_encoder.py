@@ -1,9 +1,8 @@
-"""Pretraining of the tiny model's vision encoder and connector, as real models start from a pretrained CLIP.
+"""Pretraining of the tiny model's vision encoder, since real models start from a pretrained CLIP.
 
 The built-in world has no captions by the million to contrast, but it knows what it drew. On still scenes, the encoder's
 patches of each quadrant must tell, through one linear layer, the shape and colour there (or that there is nothing) and
-where its centre lies. On clips, each visual token must tell the same of the two frames it stands for. A language model
-that starts beside such tokens learns to read them in minutes; beside random ones it had not begun to after an hour.
+where its centre lies.
 """
 
 from __future__ import annotations
@@ -17,8 +16,7 @@ from torch.nn import functional as F  # noqa: N812 - the field's name for it
 from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
-from videollama2.data.moving_shapes_scene import COLOURS, FRAMES, SHAPES, SIZE, Scene, make_scene, render
-from videollama2.media.frames import uniform_indices
+from videollama2.data.moving_shapes_scene import COLOURS, SHAPES, SIZE, Scene, make_scene, render
 from videollama2.media.pixels import PixelTransform
 from videollama2.model.vision import encode_frames
 
@@ -26,9 +24,8 @@ SCENE_SEED = 1_000_003
 """Seed of the scenes drawn here; no data set uses it."""
 
 STEPS, BATCH, LEARNING_RATE, WARMUP = 2000, 64, 2e-3, 100
-CONNECTOR_STEPS, CONNECTOR_BATCH = 180, 32
 
-_QUADRANTS = 4
+QUADRANT_COUNT = 4
 _NAMES = {"shape": SHAPES, "colour": tuple(COLOURS)}
 
 
@@ -38,7 +35,7 @@ class QuadrantProbe(nn.Module):
     def __init__(self, width: int, patches_per_side: int) -> None:
         super().__init__()
         self.side = patches_per_side
-        features = width * patches_per_side**2 // _QUADRANTS
+        features = width * patches_per_side**2 // QUADRANT_COUNT
         self.shape = nn.Linear(features, len(SHAPES) + 1)
         self.colour = nn.Linear(features, len(COLOURS) + 1)
         self.centre = nn.Linear(features, 2)
@@ -47,7 +44,7 @@ class QuadrantProbe(nn.Module):
         """(B, patches, D) -> values per (B, 4 quadrants)."""
         B, _, D = features_BND.shape
         half = self.side // 2
-        quadrants = features_BND.reshape(B, 2, half, 2, half, D).transpose(2, 3).reshape(B, _QUADRANTS, -1)
+        quadrants = features_BND.reshape(B, 2, half, 2, half, D).transpose(2, 3).reshape(B, QUADRANT_COUNT, -1)
         return {name: getattr(self, name)(quadrants) for name in ("shape", "colour", "centre")}
 
 
@@ -60,9 +57,9 @@ def quadrant_truth(scene: Scene, frame: int) -> Truth:
     ``shape`` and ``colour`` (4,) are classes, the last one 'nothing'; ``centre`` (4, 2) goes from -1 to 1 about the
     quadrant's own and is NaN where there is nothing.
     """
-    shape = torch.full((_QUADRANTS,), len(SHAPES))
-    colour = torch.full((_QUADRANTS,), len(COLOURS))
-    centre = torch.full((_QUADRANTS, 2), torch.nan)
+    shape = torch.full((QUADRANT_COUNT,), len(SHAPES))
+    colour = torch.full((QUADRANT_COUNT,), len(COLOURS))
+    centre = torch.full((QUADRANT_COUNT, 2), torch.nan)
     for item in scene.objects:
         state = item.state(frame)
         if state is not None:
@@ -73,7 +70,8 @@ def quadrant_truth(scene: Scene, frame: int) -> Truth:
     return {"shape": shape, "colour": colour, "centre": centre}
 
 
-def _stack(truths: list[Truth]) -> Truth:
+def stack(truths: list[Truth]) -> Truth:
+    """One truth with a new first axis out of many."""
     return {name: torch.stack([truth[name] for truth in truths]) for name in truths[0]}
 
 
@@ -81,15 +79,7 @@ def draw_batch(first: int, count: int) -> tuple[np.ndarray, Truth]:
     """Still scenes ``first`` to ``first + count``: frames (B, 128, 128, 3) and :func:`quadrant_truth` (B, 4, ...)."""
     scenes = [make_scene(SCENE_SEED, first + row, "image") for row in range(count)]
     frames = np.concatenate([render(scene) for scene in scenes])
-    return frames, _stack([quadrant_truth(scene, 0) for scene in scenes])
-
-
-def draw_clips(first: int, count: int, num_frames: int) -> tuple[np.ndarray, Truth]:
-    """Clips: sampled frames (B * T, 128, 128, 3), and the truth of every frame (B, T, 4, ...)."""
-    indices = uniform_indices(FRAMES, num_frames)
-    scenes = [make_scene(SCENE_SEED, first + row, "video") for row in range(count)]
-    frames = np.concatenate([render(scene)[indices] for scene in scenes])
-    return frames, _stack([_stack([quadrant_truth(scene, i) for i in indices]) for scene in scenes])
+    return frames, stack([quadrant_truth(scene, 0) for scene in scenes])
 
 
 def probe_loss(readings: dict[str, torch.Tensor], truth: Truth) -> torch.Tensor:
@@ -119,91 +109,46 @@ def pretrain_encoder(
         frames, truth = draw_batch(step * BATCH, BATCH)
         return probe(encode_frames(encoder, transform(frames, None), select_layer)), truth
 
-    return _fit([*encoder.parameters(), *probe.parameters()], batch, steps, "encoder", progress)
+    return fit([*encoder.parameters(), *probe.parameters()], batch, steps, "encoder", progress)
 
 
-class TokenProbe(nn.Module):
-    """Linear readings of one visual token: the quadrant it stands for, in each of its two frames."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.shape = nn.Linear(width, 2 * (len(SHAPES) + 1))
-        self.colour = nn.Linear(width, 2 * (len(COLOURS) + 1))
-        self.centre = nn.Linear(width, 2 * 2)
-
-    def forward(self, tokens_BND: torch.Tensor) -> dict[str, torch.Tensor]:
-        """(B, T/2 * 4, D) -> values per (B, T, 4 quadrants)."""
-        slices = tokens_BND.unflatten(1, (-1, _QUADRANTS))
-        readings = {}
-        for name in ("shape", "colour", "centre"):
-            pairs = getattr(self, name)(slices).unflatten(-1, (2, -1))  # (B, T/2, 4, 2 frames, values)
-            readings[name] = pairs.transpose(2, 3).flatten(1, 2)
-        return readings
-
-
-def pretrain_connector(
-    encoder: nn.Module,
-    connector: nn.Module,
-    transform: PixelTransform,
-    select_layer: int,
-    num_frames: int,
-    steps: int = CONNECTOR_STEPS,
-    progress: bool = True,
-) -> dict[str, float]:
-    """Train ``connector`` in place; the encoder stays as it is.
-
-    The connector must make one token per quadrant and pair of frames (``stc_connector_v35`` on 4 x 4 patches). Its
-    RegNet blocks start as identities (zero scale of each block's last norm): on a grid this small, eight random blocks
-    mix all quadrants beyond recognition.
-
-    Returns:
-        as :func:`pretrain_encoder`.
-    """
-    for block in (*connector.s1, *connector.s2):
-        nn.init.zeros_(block.conv3.bn.weight)
-    probe = TokenProbe(connector.readout[-1].out_features)
-
-    def batch(step: int) -> tuple[dict[str, torch.Tensor], Truth]:
-        frames, truth = draw_clips(step * CONNECTOR_BATCH, CONNECTOR_BATCH, num_frames)
-        with torch.no_grad():
-            features = encode_frames(encoder, transform(frames, None), select_layer)
-        return probe(connector(features.unflatten(0, (CONNECTOR_BATCH, num_frames)))), truth
-
-    return _fit([*connector.parameters(), *probe.parameters()], batch, steps, "connector", progress)
-
-
-def _fit(
+def fit(
     parameters: list[nn.Parameter],
     batch: Callable[[int], tuple[dict[str, torch.Tensor], Truth]],
     steps: int,
     name: str,
     progress: bool,
+    loss_of: Callable[[dict[str, torch.Tensor], Truth], torch.Tensor] = probe_loss,
 ) -> dict[str, float]:
-    """Minimise :func:`probe_loss`; returns the means of the last 20 batches."""
+    """Minimise ``loss_of(*batch(step))``; returns the means of :func:`measure` over the last 20 batches."""
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = get_cosine_schedule_with_warmup(optimizer, min(WARMUP, steps // 4), steps)
     history: list[dict[str, float]] = []
     bar = tqdm(range(steps), desc=name, disable=not progress, mininterval=2.0)
     for step in bar:
         readings, truth = batch(step)
-        loss = probe_loss(readings, truth)
+        loss = loss_of(readings, truth)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
         if step >= steps - 20 or step % 50 == 0:
-            history.append(_measure(readings, truth))
+            history.append(measure(readings, truth))
             bar.set_postfix({key: f"{value:.3f}" for key, value in history[-1].items()})
     last = history[-20:]
     return {key: sum(row[key] for row in last) / len(last) for key in last[0]}
 
 
 @torch.no_grad()
-def _measure(readings: dict[str, torch.Tensor], truth: Truth) -> dict[str, float]:
+def measure(readings: dict[str, torch.Tensor], truth: Truth) -> dict[str, float]:
+    """Accuracy of shape and colour, error of the centre; of words, those told and true among those told or true."""
     there = ~truth["centre"].isnan()
     result = {
         name: (readings[name].argmax(-1) == truth[name])[there[..., 0]].float().mean().item() for name in _NAMES
     }
     result["centre"] = (readings["centre"] - truth["centre"])[there].abs().mean().item()
+    if "words" in truth:
+        told, true = readings["words"] > 0, truth["words"] > 0
+        result["words"] = ((told & true).sum() / (told | true).sum()).item()
     return result
