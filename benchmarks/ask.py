@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""What answering costs, stage by stage: loading, preprocessing, encoding, first token, tokens per second, memory.
+"""What answering costs, stage by stage: start, preprocessing, encoding, first token, tokens per second, memory.
 
-    python benchmarks/ask.py [--device cpu] [--dtype float32] [--new-tokens 32] [--only tiny|0.5b]
+    python benchmarks/ask.py [--device cpu] [--dtype float32] [--new-tokens 32] [--only tiny|0.5b] [--video clip.mp4]
 
 Two models: the built-in ``videollama2-tiny``, and one with random weights and the shapes of CLIP ViT-L/14-336, the STC
 connector and a 0.5B Qwen2, made on the spot (8 frames). Each runs in a process of its own, so that start-up and peak
@@ -9,6 +9,10 @@ memory are its own. Times are medians of ``--repeat`` runs; ratios between rows 
 
 The limits printed beside are counted, not measured: multiply-adds of each stage over the rate of a large matrix product
 on the same device, and for decoding the bytes of the weights over the rate of a large copy.
+
+Rules are checked, and a broken one makes the exit code 1: the vision part of a still image costs at most a quarter of
+that of a video of 8 frames, in multiply-adds and in time, and a second question about the same clip encodes no frame.
+Time is not judged where calling the operations takes longer than their arithmetic, as in the tiny model.
 """
 
 from __future__ import annotations
@@ -23,33 +27,50 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 CLIP = ROOT / "videollama2" / "assets" / "demo" / "moving_shapes.mp4"
 QUESTION = "Which object moves first, the white cross or the red circle?"
 MODELS = ("tiny", "0.5b")
+IMAGE_SHARE = 0.25
+"""Most that the vision part of a still image may take, of that of a video of 8 frames."""
+ARITHMETIC_SHARE = 0.4
+"""Least share of arithmetic in the vision time of a video for times to say what the work is."""
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default=None)
     parser.add_argument("--dtype", default=None, choices=("float32", "bfloat16", "float16"))
-    parser.add_argument("--new-tokens", type=int, default=32)
-    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--new-tokens", type=_count, default=32)
+    parser.add_argument("--repeat", type=_count, default=3)
     parser.add_argument("--only", choices=MODELS)
+    parser.add_argument("--video", type=Path, default=CLIP, help="clip to ask about (default: the bundled one)")
+    parser.add_argument("--build", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
+def _count(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
 def make_half_billion(folder: Path, seed: int = 0) -> None:
-    """Write a checkpoint of the 0.5B shapes with random weights; the tokenizer is the tiny model's."""
+    """Write a checkpoint of the 0.5B shapes with random weights; the tokenizer is the tiny model's.
+
+    The weights are stored in bfloat16, as published ones are.
+    """
     import torch
 
     from videollama2.config import KNOWN_TOWERS, VideoLlama2Config
     from videollama2.loading import load_checkpoint
     from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
-    from videollama2.processing import VideoLlama2Processor
+    from videollama2.processing import VideoLlama2Processor, load_image_processor
 
+    folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     tower = "openai/clip-vit-large-patch14-336"
     config = VideoLlama2Config(
@@ -63,107 +84,180 @@ def make_half_billion(folder: Path, seed: int = 0) -> None:
         mm_projector_type="stc_connector",
         num_frames=8,
     )  # fmt: skip
-    model = VideoLlama2ForConditionalGeneration(config)
+    model = VideoLlama2ForConditionalGeneration(config).to(torch.bfloat16)
     _, tiny = load_checkpoint("videollama2-tiny")
-    from videollama2.processing import load_image_processor
-
     processor = VideoLlama2Processor(load_image_processor(folder, config), tiny.tokenizer, config)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
 
 
-def median_time(run: Callable[[], object], repeat: int, sync: Callable[[], None]) -> float:
-    times = []
-    for _ in range(repeat):
-        sync()
+class Bench:
+    """One loaded model and what is asked of it."""
+
+    def __init__(self, path: str, args: argparse.Namespace) -> None:
+        start = time.perf_counter()
+        import torch
+        from transformers.utils import logging
+
+        from videollama2 import model_init
+        from videollama2.prompting import build_prompt, user_messages
+
+        logging.disable_progress_bar()
+        imported = time.perf_counter()
+        self.model, self.processor, self.tokenizer = model_init(path, device=args.device, dtype=args.dtype)
+        self.start = {"import": imported - start, "load": time.perf_counter() - imported}
+        self.torch, self.args = torch, args
+        self.device = self.model.get_input_embeddings().weight.device
+        waits = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}
+        self.sync: Callable[[], None] = waits.get(self.device.type, lambda: None)
+        decoder = self.model.config.text_config.model_type
+        self.prompt = build_prompt(user_messages(QUESTION, "video"), self.tokenizer, decoder)
+
+    def clock(self, run: Callable[[], Any]) -> float:
+        """Seconds of one call."""
+        self.sync()
         start = time.perf_counter()
         run()
-        sync()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+        self.sync()
+        return time.perf_counter() - start
 
+    def median(self, run: Callable[[], Any]) -> float:
+        """Median seconds of ``--repeat`` calls after one that warms up."""
+        run()
+        return statistics.median(self.clock(run) for _ in range(self.args.repeat))
 
-def measure(path: str, args: argparse.Namespace) -> dict[str, float]:
-    """All stages of one model, in this process."""
-    start = time.perf_counter()
-    import torch
+    def preprocess(self) -> Any:
+        return self.processor["video"](self.args.video, num_frames=self.model.config.num_frames)
 
-    from videollama2 import model_init
-    from videollama2.inference.api import embed_prompts, media_cache
-    from videollama2.prompting import build_prompt, user_messages
+    def embed(self, pixels_TCHW: Any) -> tuple[Any, Any]:
+        """Prompt embeddings; visual tokens come from the cache where they are in it."""
+        from videollama2.inference.api import embed_prompts
 
-    imported = time.perf_counter()
-    model, processor, tokenizer = model_init(path, device=args.device, dtype=args.dtype)
-    loaded = time.perf_counter()
-    device = model.get_input_embeddings().weight.device
-    sync = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
-    result = {"import": imported - start, "load": loaded - imported}
-    pixels = processor["video"](CLIP)
-    image = pixels[:1]
-    result["preprocess"] = median_time(lambda: processor["video"](CLIP), args.repeat, sync)
-    prompt = build_prompt(user_messages(QUESTION, "video"), tokenizer, model.config.text_config.model_type)
+        return embed_prompts([self.prompt], [[pixels_TCHW]], self.model, self.tokenizer)
 
-    def generate(tokens: int, embeds: torch.Tensor, mask: torch.Tensor) -> None:
-        model.generate(
-            inputs_embeds=embeds, attention_mask=mask, do_sample=False, max_new_tokens=tokens, min_new_tokens=tokens,
-            pad_token_id=0, eos_token_id=None, temperature=None, top_p=None, top_k=None,
+    def generate(self, tokens: int, embeds_BLD: Any, mask_BL: Any) -> None:
+        ids = self.model.generate(
+            inputs_embeds=embeds_BLD, attention_mask=mask_BL, do_sample=False, max_new_tokens=tokens,
+            min_new_tokens=tokens, pad_token_id=0, temperature=None, top_p=None, top_k=None,
         )  # fmt: skip
+        if ids.shape[1] != tokens:
+            raise RuntimeError(f"{ids.shape[1]} tokens were generated, {tokens} were asked for")
 
+    def forget(self) -> None:
+        from videollama2.inference.api import media_cache
+
+        media_cache(self.model).clear()
+
+    def ask(self, forget: bool) -> None:
+        """From file to first token."""
+        if forget:
+            self.forget()
+        self.generate(1, *self.embed(self.preprocess()))
+
+
+def measure(path: str, args: argparse.Namespace) -> dict[str, Any]:
+    """All stages of one model, in this process."""
+    bench = Bench(path, args)
+    torch, model = bench.torch, bench.model
+    result: dict[str, Any] = dict(bench.start)
     with torch.inference_mode():
-        frames = pixels.to(device)
-        model.get_video_features(frames[None])  # warm-up
-        result["encoder"] = median_time(lambda: model.model.encode_vision(frames), args.repeat, sync)
-        result["vision"] = median_time(lambda: model.get_video_features(frames[None]), args.repeat, sync)
-        result["image vision"] = median_time(lambda: model.get_image_features(image.to(device)), args.repeat, sync)
-        embeds, mask = embed_prompts([prompt], [[pixels]], model, tokenizer)
-        generate(1, embeds, mask)
-        result["prefill"] = median_time(lambda: generate(1, embeds, mask), args.repeat, sync)
-        whole = median_time(lambda: generate(1 + args.new_tokens, embeds, mask), args.repeat, sync)
-        result["per token"] = (whole - result["prefill"]) / args.new_tokens
-        media_cache(model).clear()
-        result["first question"] = median_time(lambda: _ask(model, prompt, pixels, tokenizer, embed_prompts), 1, sync)
-        result["second question"] = median_time(
-            lambda: _ask(model, prompt, pixels, tokenizer, embed_prompts), args.repeat, sync
-        )
-    result.update(_limits(model, embeds.shape[1], device, sync))
-    result["prompt tokens"] = embeds.shape[1]
-    result["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    if device.type == "cuda":
-        result["memory"] = torch.cuda.max_memory_allocated() / 2**30
-    result["dtype"] = str(model.dtype).removeprefix("torch.")
-    result["device"] = str(device)
+        pixels_TCHW = bench.preprocess()
+        result["preprocess"] = bench.median(bench.preprocess)
+        result |= _vision(bench, pixels_TCHW.to(bench.device))
+        embeds_BLD, mask_BL = bench.embed(pixels_TCHW)
+        result |= _decoding(bench, embeds_BLD, mask_BL)
+        result["first token"] = bench.median(lambda: bench.ask(forget=True))
+        result |= _second_question(bench)
+        # Before the limits: their matrices are larger than a small model.
+        result["memory"] = _peak_memory(torch, bench.device)
+        result |= _limits(bench, embeds_BLD.shape[1], pixels_TCHW.shape)
+    result |= {
+        "prompt tokens": embeds_BLD.shape[1], "frames": len(pixels_TCHW), "new tokens": args.new_tokens,
+        "pixels": pixels_TCHW.shape[-1], "weights": sum(p.numel() for p in model.parameters()) / 1e6,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(bench.device) if bench.device.type != "cpu" else f"cpu, {torch.get_num_threads()} threads",
+    }  # fmt: skip
     return result
 
 
-def _ask(model, prompt, pixels, tokenizer, embed_prompts) -> None:
-    """Up to the first token: visual tokens (from the cache or not), prefill."""
-    embeds, mask = embed_prompts([prompt], [[pixels]], model, tokenizer)
-    model.generate(inputs_embeds=embeds, attention_mask=mask, do_sample=False, max_new_tokens=1, pad_token_id=0)
+def _vision(bench: Bench, frames_TCHW: Any) -> dict[str, float]:
+    """Encoder, connector (both of the same runs), and both together for a still image."""
+    model, spans = bench.model, []
+    started = [0.0]
+
+    def before(*_: Any) -> None:
+        bench.sync()
+        started[0] = time.perf_counter()
+
+    def after(*_: Any) -> None:
+        bench.sync()
+        spans.append(time.perf_counter() - started[0])
+
+    projector = model.model.mm_projector
+    hooks = [projector.register_forward_pre_hook(before), projector.register_forward_hook(after)]
+    whole = bench.median(lambda: model.get_video_features(frames_TCHW[None]))
+    for hook in hooks:
+        hook.remove()
+    connector = statistics.median(spans[1:])
+    image = bench.median(lambda: model.get_image_features(frames_TCHW[:1]))
+    return {"encoder": whole - connector, "connector": connector, "vision": whole, "image vision": image}
 
 
-def _limits(model, prompt_tokens: int, device, sync) -> dict[str, float]:
+def _decoding(bench: Bench, embeds_BLD: Any, mask_BL: Any) -> dict[str, float]:
+    """Prefill up to the first token, and each token after it."""
+    prefill = bench.median(lambda: bench.generate(1, embeds_BLD, mask_BL))
+    whole = bench.median(lambda: bench.generate(1 + bench.args.new_tokens, embeds_BLD, mask_BL))
+    return {"prefill": prefill, "per token": (whole - prefill) / bench.args.new_tokens}
+
+
+def _second_question(bench: Bench) -> dict[str, float]:
+    """Time to first token when the clip was asked about before, and frames encoded for the two questions."""
+    frames = [0]
+
+    def count(_: Any, __: Any, output: Any) -> None:
+        frames[0] += output.shape[0]
+
+    hook = bench.model.model.vision_tower.embeddings.register_forward_hook(count)
+    bench.ask(forget=True)
+    first = frames[0]
+    bench.ask(forget=False)
+    hook.remove()
+    return {
+        "second token": bench.median(lambda: bench.ask(forget=False)),
+        "frames first": first,
+        "frames second": frames[0] - first,
+    }
+
+
+def _peak_memory(torch: Any, device: Any) -> float:
+    """GiB: of the GPU where there is one, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def _limits(bench: Bench, prompt_tokens: int, shape_TCHW: Any) -> dict[str, float]:
     """Counted work over measured rates of this device, in seconds."""
-    import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    dtype = model.dtype
+    torch, model, device = bench.torch, bench.model, bench.device
     n = 2048 if device.type == "cpu" else 8192
-    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    torch.mm(a, b)
-    rate = 2 * n**3 / median_time(lambda: torch.mm(a, b), 3, sync)
+    a, b = (torch.randn(n, n, device=device, dtype=model.dtype) for _ in range(2))
+    rate = 2 * n**3 / bench.median(lambda: torch.mm(a, b))
     source = torch.randn(64 << 20, device=device)
     target = torch.empty_like(source)
-    bandwidth = 2 * source.nbytes / median_time(lambda: target.copy_(source), 5, sync)
-    config = model.config
-    side = config.vision_config.image_size
-    with torch.inference_mode():
-        video = torch.randn(1, config.num_frames, 3, side, side, device=device)
-        with FlopCounterMode(display=False) as vision:
-            model.get_video_features(video)
+    bandwidth = 2 * source.nbytes / bench.median(lambda: target.copy_(source))
+    video_TCHW = torch.randn(*shape_TCHW, device=device)
+    with FlopCounterMode(display=False) as vision:
+        model.get_video_features(video_TCHW[None])
+    with FlopCounterMode(display=False) as image:
+        model.get_image_features(video_TCHW[:1])
     decoder = sum(p.numel() for p in model.model.language_model.layers.parameters())
     read = (decoder + model.lm_head.weight.numel()) * model.lm_head.weight.element_size()
     return {
         "limit vision": vision.get_total_flops() / rate,
+        "image work": image.get_total_flops() / vision.get_total_flops(),
         "limit prefill": 2 * decoder * prompt_tokens / rate,
         "limit per token": read / bandwidth,
         "rate": rate / 1e9,
@@ -171,59 +265,91 @@ def _limits(model, prompt_tokens: int, device, sync) -> dict[str, float]:
     }
 
 
-def table(name: str, row: dict[str, float]) -> str:
-    """One model's stages, their share of a first answer, and how far each is from its limit."""
-    connector = row["vision"] - row["encoder"]
+def table(name: str, row: dict[str, Any]) -> str:
+    """One model's stages with their shares, and how far each is from its limit."""
     tokens = row["new tokens"]
-    stages = [
-        ("preprocessing (decode, resize)", row["preprocess"], None),
-        ("vision encoder", row["encoder"], None),
-        ("connector", connector, None),
-        ("encoder + connector", row["vision"], row["limit vision"]),
-        ("prefill, first token", row["prefill"], row["limit prefill"]),
-        (f"decoding, {tokens} tokens", row["per token"] * tokens, row["limit per token"] * tokens),
-    ]
-    total = row["preprocess"] + row["vision"] + row["prefill"] + row["per token"] * tokens
+    decoding = row["per token"] * tokens
+    answer = row["preprocess"] + row["vision"] + row["prefill"] + decoding
+    command = row["import"] + row["load"] + answer
     lines = [
-        f"{name}  ({row['device']}, {row['dtype']}, {row['prompt tokens']} prompt tokens; "
-        f"matrix product {row['rate']:.0f} GFLOP/s, copy {row['bandwidth']:.1f} GB/s)",
-        f"  {'stage':<34}{'seconds':>10}{'share':>8}{'limit':>10}{'of limit':>10}",
+        f"{name}  ({row['weights']:.0f} M weights, {row['dtype']}, {row['device']}; {row['frames']} frames of "
+        f"{row['pixels']}x{row['pixels']}, {row['prompt tokens']} prompt tokens)",
+        f"  matrix product {row['rate']:.0f} GFLOP/s, copy {row['bandwidth']:.1f} GB/s; shares: of a whole command, "
+        "and of an answer once the model is loaded",
+        f"  {'stage':<38}{'seconds':>10}{'command':>9}{'answer':>8}{'limit':>10}{'of limit':>10}",
     ]
-    for stage, seconds, limit in stages:
-        share = "" if stage == "encoder + connector" else f"{100 * seconds / total:.0f} %"
-        bound = "" if limit is None else f"{limit:>10.4f}{100 * limit / seconds:>8.0f} %"
-        lines.append(f"  {stage:<34}{seconds:>10.4f}{share:>8}{bound}")
+    for stage, seconds, is_answer, limit in (
+        ("import", row["import"], False, None),
+        ("load", row["load"], False, None),
+        ("preprocessing (decode, resize)", row["preprocess"], True, None),
+        ("vision encoder", row["encoder"], True, None),
+        ("connector", row["connector"], True, None),
+        ("prefill, first token", row["prefill"], True, row["limit prefill"]),
+        (f"decoding, {tokens} more tokens", decoding, True, row["limit per token"] * tokens),
+    ):
+        lines.append(_line(stage, seconds, f"{seconds / command:.0%}", f"{seconds / answer:.0%}" * is_answer, limit))
     lines += [
-        f"  {'time to first token':<34}{row['preprocess'] + row['vision'] + row['prefill']:>10.4f}",
-        f"  {'tokens per second':<34}{1 / row['per token']:>10.1f}",
-        f"  {'import, load':<34}{row['import']:>10.2f}{row['load']:>10.2f}",
-        f"  {'peak memory, GiB':<34}{row['memory']:>10.2f}",
-        f"  {'still image / video, vision time':<34}{row['image vision'] / row['vision']:>10.2f}",
-        f"  {'second / first question, same clip':<34}{row['second question'] / row['first question']:>10.2f}"
-        "   (time to first token after preprocessing)",
+        _line("encoder + connector", row["vision"], "", "", row["limit vision"]),
+        _line("time to first token, new clip", row["first token"]),
+        _line("time to first token, same clip again", row["second token"]),
+        f"  {'tokens per second':<38}{1 / row['per token'] if row['per token'] > 0 else float('nan'):>10.1f}",
+        f"  {'peak memory, GiB':<38}{row['memory']:>10.2f}",
     ]
-    return "\n".join(lines)
+    verdicts = {True: "ok", False: "BROKEN", None: "-"}
+    return "\n".join(lines + [f"  {verdicts[is_met]:<7}{text}" for is_met, text in rules(row)])
+
+
+def _line(stage: str, seconds: float, command: str = "", answer: str = "", limit: float | None = None) -> str:
+    bound = "" if limit is None else f"{limit:>10.4f}{limit / seconds if seconds > 0 else float('nan'):>10.0%}"
+    return f"  {stage:<38}{seconds:>10.4f}{command:>9}{answer:>8}{bound}".rstrip()
+
+
+def rules(row: dict[str, Any]) -> list[tuple[bool | None, str]]:
+    """What must hold, and what was measured of it; None where it cannot be judged."""
+    video = f"of a video's, {row['frames']} frames (of 8: at most {IMAGE_SHARE})"
+    share = row["image vision"] / row["vision"]
+    is_arithmetic = row["limit vision"] >= ARITHMETIC_SHARE * row["vision"]
+    is_met, time_text = share <= IMAGE_SHARE, f"vision time of a still image: {share:.2f} {video}"
+    if not is_arithmetic:
+        is_met = None
+        time_text += f"; not judged, {1 - row['limit vision'] / row['vision']:.0%} of the video's is no arithmetic"
+    second = row["frames second"]
+    return [
+        (row["image work"] <= IMAGE_SHARE, f"vision work of a still image: {row['image work']:.2f} {video}"),
+        (is_met, time_text),
+        (second == 0, f"frames encoded: {row['frames first']}, for a second question about the clip {second} (none)"),
+    ]
 
 
 def main() -> int:
     args = parse()
-    if args.child:
-        row = measure(args.child, args)
-        row["new tokens"] = args.new_tokens
-        print(json.dumps(row))
+    if args.build:
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        make_half_billion(args.build)
         return 0
+    if args.child:
+        print(json.dumps(measure(args.child, args)))
+        return 0
+    is_met = True
     with tempfile.TemporaryDirectory() as folder:
         for name in [args.only] if args.only else MODELS:
             path = "videollama2-tiny"
             if name == "0.5b":
                 path = str(Path(folder) / "half")
-                make_half_billion(Path(path))
+                # In a process of its own too: this one keeps what it took.
+                subprocess.run([sys.executable, __file__, "--build", path], check=True)
             command = [sys.executable, __file__, "--child", path, *sys.argv[1:]]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            print(table(name, json.loads(done.stdout.splitlines()[-1])), flush=True)
-            print()
-    return 0
+            row = json.loads(done.stdout.splitlines()[-1])
+            print(table(name, row), end="\n\n", flush=True)
+            is_met = is_met and all(met is not False for met, _ in rules(row))
+    return 0 if is_met else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except subprocess.CalledProcessError as failed:
+        sys.exit(f"ask.py: measuring failed, see above (exit code {failed.returncode})")

@@ -21,28 +21,47 @@ from videollama2.errors import ConfigError, VideoLlama2Error
 def convert(source: str, destination: str, form: str) -> None:
     """Read the checkpoint ``source`` and write it to the new folder ``destination`` in ``form``.
 
+    Tensors come out bit-identical. (Of a file that mixes dtypes, equal in value, in the narrowest dtype for them all.)
+
+    Args:
+        source: folder, hub name or ``videollama2-tiny``.
+        form: ``published`` or ``native``.
+
     Raises:
-        ConfigError: the destination holds files already.
+        ConfigError: the destination is there already, or the published form has no name for the decoder.
         CheckpointError: the source is no full checkpoint, or its weights do not fit.
     """
-    import torch
+    from videollama2.loading import load_checkpoint, resolve_name, stored_dtype
 
-    from videollama2.loading import load_checkpoint
-
-    target = Path(destination)
-    if target.exists() and any(target.iterdir()):
+    target, source = Path(destination), resolve_name(source)
+    if target.exists() and not target.is_dir():
+        raise ConfigError(f"{target} is a file; conversion writes into a new folder")
+    if target.is_dir() and any(target.iterdir()):
         raise ConfigError(f"{target} is not empty; conversion writes into a new folder")
-    # "auto" keeps the stored dtype, so that tensors come out bit-identical.
-    model, processor = load_checkpoint(source, dtype="auto")
-    dtypes = {p.dtype for p in model.parameters()}
-    model.config.dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
+    # Not "auto", which believes config.json, nor the default: another dtype would round.
+    dtype = stored_dtype(source)
+    model, processor = load_checkpoint(source, dtype=dtype)
+    if form == "published":
+        _check_published_decoder(source, model.config.text_config.model_type)
+    for config in (model.config, model.config.text_config, model.config.vision_config):
+        config.dtype = dtype
     model.save_pretrained(target)
     processor.save_pretrained(target)
     if form == "published":
         flat = json.dumps(model.config.to_flat_dict(), indent=2, sort_keys=True)
         (target / "config.json").write_text(flat + "\n", encoding="utf-8")
-        _copy_tokenizer(Path(source), target)
+        _copy_tokenizer(source, target)
         _write_tower(target, model.config, processor)
+
+
+def _check_published_decoder(source: str, decoder: str) -> None:
+    from videollama2.config import FLAT_MODEL_TYPES
+
+    known = sorted(set(FLAT_MODEL_TYPES.values()))
+    if decoder not in known:
+        raise ConfigError(
+            f"{source} has a {decoder!r} decoder; the published form knows {', '.join(known)}: use --format native"
+        )
 
 
 _TOKENIZER_FILES = (
@@ -56,14 +75,17 @@ _TOKENIZER_FILES = (
 )
 
 
-def _copy_tokenizer(source: Path, target: Path) -> None:
+def _copy_tokenizer(source: str, target: Path) -> None:
     """The source's own tokenizer files, where it has them: transformers 5 writes some that version 4 cannot read."""
-    if not (source / "tokenizer_config.json").is_file():
+    from videollama2.loading import find_file
+
+    if find_file(source, "tokenizer_config.json") is None:
         return
     for name in (*_TOKENIZER_FILES, "chat_template.jinja"):
         (target / name).unlink(missing_ok=True)
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+        found = find_file(source, name)
+        if found is not None:
+            shutil.copyfile(found, target / name)
 
 
 def _write_tower(target: Path, config, processor) -> None:
@@ -82,13 +104,13 @@ def _write_tower(target: Path, config, processor) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", metavar="SRC", help="folder or hub name")
+    parser.add_argument("source", metavar="SRC", help="folder, hub name or videollama2-tiny")
     parser.add_argument("destination", metavar="DST", help="new folder")
     parser.add_argument("--format", choices=("published", "native"), required=True)
     args = parser.parse_args()
     try:
         convert(args.source, args.destination, args.format)
-    except VideoLlama2Error as error:
+    except (VideoLlama2Error, OSError) as error:
         print(f"convert_checkpoint: error: {error}", file=sys.stderr)
         return 2
     print(f"wrote {args.destination} in {args.format} form")

@@ -13,20 +13,58 @@ PATH = golden_dir() / "models" / "qwen2-stc_connector_v35-siglip"
 CHECK = f"""
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 config = AutoConfig.from_pretrained({str(PATH)!r})
+assert "VideoLlama2ForConditionalGeneration" in str(AutoModelForImageTextToText._model_mapping[type(config)])
 assert type(config).__name__ == "VideoLlama2Config", config
 assert config.vision_config.model_type == "siglip_vision_model"
 """
 
 
-@pytest.mark.parametrize("order", ["import videollama2\n" + CHECK, "import transformers, videollama2\n" + CHECK])
+FIND = "from importlib.util import find_spec\n"
+LOOKED_FOR = FIND + "assert find_spec('transformers')\n"
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        "import videollama2",
+        "import transformers, videollama2",
+        "import transformers, videollama2.config",
+        LOOKED_FOR + "import videollama2",
+        "import videollama2\n" + LOOKED_FOR + LOOKED_FOR,
+        LOOKED_FOR + "import videollama2.config",
+        "import videollama2\n" + FIND + "assert find_spec('videollama2.config')",
+    ],
+)
 def test_import_alone_registers(order):
-    subprocess.run([sys.executable, "-c", order], check=True, timeout=120, cwd=ROOT)
+    subprocess.run([sys.executable, "-c", f"{order}\n{CHECK}"], check=True, timeout=120, cwd=ROOT)
 
 
-@pytest.mark.parametrize("module", ["processing", "config", "model.modeling", "prompting", "loading", "inference.api"])
-def test_any_module_may_be_the_first_to_import_transformers(module):
-    code = f"import videollama2.{module}"
+@pytest.mark.parametrize(
+    "module",
+    ["processing", "processing.sequences", "config", "model.modeling", "prompting", "loading", "inference.api"],
+)
+def test_any_module_may_be_the_first_import(module):
+    subprocess.run([sys.executable, "-c", f"import videollama2.{module}\n{CHECK}"], check=True, timeout=120, cwd=ROOT)
+
+
+def test_nothing_watches_imports_once_registered():
+    code = (
+        "import sys, videollama2.config\n"
+        "assert not [f for f in sys.meta_path if type(f).__module__.startswith('videollama2')]"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120, cwd=ROOT)
+
+
+def test_an_import_that_fails_leaves_no_trace():
+    """The next one is the outermost again."""
+    code = (
+        "import sys, videollama2\n"
+        "sys.modules['PIL'] = None\n"
+        "try:\n    import videollama2.media.image\n"
+        "except ImportError:\n    del sys.modules['PIL']\n"
+        "assert 'PIL' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code + CHECK], check=True, timeout=120, cwd=ROOT)
 
 
 def test_import_is_light():

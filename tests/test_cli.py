@@ -106,6 +106,37 @@ def test_empty_question(capsys):
     assert code == 2 and "question is empty" in err
 
 
+def test_a_question_that_is_no_utf8(tmp_path):
+    """Bytes of another encoding, as a shell hands them over. The model must not be loaded for it."""
+    question = os.fsdecode("Où ?".encode("latin-1"))
+    done = run("ask", MEDIA / "wide.png", question, "--model-path", "/no/such/model", cwd=tmp_path)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == (
+        "videollama2: error: the question is not valid UTF-8: character 2 is '\\udcf9'\n"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("media", "model", "names", "rule"),
+    [
+        ("{long}.mp4", MODEL, "{long}.mp4", "cannot be opened"),
+        ("{folder}/{long}.png", MODEL, "{long}.png", "cannot be opened"),
+        (VIDEO, "{long}", "{long}", "model_path cannot be opened"),
+        (VIDEO, "{folder}/{long}", "{folder}/{long}", "model_path cannot be opened"),
+        ("", MODEL, "path of the video or image", "is empty"),
+        (VIDEO, "", "model_path", "is empty"),
+        ("{folder}/two\nlines.mp4", MODEL, "two lines.mp4", "no such"),
+    ],
+)
+def test_paths_that_cannot_be(capsys, tmp_path, media, model, names, rule):
+    fill = {"long": "a" * 5000, "folder": str(tmp_path), "media": str(MEDIA)}
+    code, out, err = ask(capsys, media.format(**fill), "What?", "--model-path", model.format(**fill))
+    assert code == 2 and out == ""
+    assert err.startswith("videollama2: error: ") and err.count("\n") == 1
+    assert names.format(**fill) in err and rule in err
+    assert err.count(fill["long"]) <= 1, "the name is said twice"
+
+
 def test_debug_shows_the_traceback():
     done = run("ask", "missing.mp4", "What?", "--model-path", MODEL, "--debug")
     assert done.returncode != 0

@@ -90,6 +90,17 @@ def test_own_system_message_replaces_the_default(tokenizers):
         ("hello", "audio", "unknown modality"),
         ([{"role": "robot", "content": "x"}], "text", "role"),
         ([{"role": "system", "content": "x"}], "text", "no question"),
+        (None, "video", "list of messages is needed, got None"),
+        (7, "video", "got int"),
+        ({"role": "user", "content": "x"}, "video", "got dict"),
+        (["What?"], "video", "message 0 must be a dict .*got str"),
+        ([{"role": "user", "content": None}], "text", "no text"),
+        ([{"role": "user", "content": 3}], "text", "list of parts, got int"),
+        ([{"role": "user", "content": ["x"]}], "text", "a part must be a dict"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "text", "a part must be a dict"),
+        ([{"role": "user", "content": [{"type": "text", "text": None}]}], "text", "a part must be a dict"),
+        ("caf\udce9?", "video", r"message 0 \(user\) is not valid UTF-8: character 4 is '\\udce9'"),
+        ([{"role": "user", "content": [{"type": "text", "text": "\ud800"}]}], "text", "not valid UTF-8"),
     ],
 )
 def test_bad_messages_are_refused(messages, modal, rule):
@@ -118,6 +129,7 @@ def turns(*values):
         ([], [], "no turn"),
         ([{"from": "dog", "value": "x"}], [], "human or gpt"),
         ([{"from": "human"}], [], "human or gpt"),
+        (turns("Q", "A\ud83d"), [], "not valid UTF-8: character 2"),
     ],
 )
 def test_bad_conversations_are_refused(conversations, kinds, rule):

@@ -10,7 +10,7 @@ FLOORS = {
     "prompting": 1, "media": 1, "model": 1,
     "processing": 2, "loading": 2, "auto": 2, "data": 2,
     "inference": 3,
-    "training": 4,
+    "training": 4, "eval": 4,
     "cli": 5, "train": 5, "__main__": 6,
 }  # fmt: skip
 # One room may look into another on its floor where the table of the design says so.

@@ -14,9 +14,13 @@ from videollama2._register import register_when_needed
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "mm_infer", "mm_infer_batch", "model_init"]
+__all__ = ["Engine", "Request", "__version__", "mm_infer", "mm_infer_batch", "model_init"]
 
-_LAZY = dict.fromkeys(("model_init", "mm_infer", "mm_infer_batch"), "videollama2.inference.api")
+_LAZY = {
+    **dict.fromkeys(("model_init", "mm_infer", "mm_infer_batch"), "videollama2.inference.api"),
+    "Engine": "videollama2.inference.engine",
+    "Request": "videollama2.inference.request",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -2,55 +2,63 @@
 
 ``import videollama2`` must stay light: controller, web server and help texts need no torch. But after it the Auto
 classes of transformers must know the model. So registration waits until somebody imports transformers.
+
+Where that somebody is one of this package's own modules, it is half imported at that moment, and registering would ask
+it for names it has not yet. So both are watched, and registration comes after the outermost import that is under way.
 """
 
 import importlib
 import importlib.abc
 import importlib.machinery
-import importlib.util
 import sys
+import threading
+from collections.abc import Callable
 from types import ModuleType
 
+_PACKAGE = __name__.partition(".")[0]
 
-class _AfterImport(importlib.abc.MetaPathFinder):
-    """Lets ``import transformers`` run as ever, then imports :mod:`videollama2.auto`."""
 
-    looking = False
+class _AfterImports(importlib.abc.MetaPathFinder):
+    """Lets ``import transformers`` and this package's imports run as ever, then imports the registering module."""
+
+    def __init__(self) -> None:
+        self._under_way = threading.local()
 
     def find_spec(
         self, fullname: str, path: object = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != "transformers":
+        if fullname != "transformers" and not fullname.startswith(f"{_PACKAGE}."):
             return None
-        if self.looking:
-            return None
-        self.looking = True
-        try:
-            spec = importlib.util.find_spec(fullname)
-        finally:
-            self.looking = False
-        if spec is not None and spec.loader is not None and hasattr(spec.loader, "exec_module"):
+        spec = self._found_by_others(fullname, path, target)
+        if spec is not None and hasattr(spec.loader, "exec_module"):
             load = spec.loader.exec_module
-
-            def exec_module(module: ModuleType) -> None:
-                load(module)
-                sys.meta_path.remove(self)
-                if not _importing_our_own():
-                    importlib.import_module("videollama2.auto")
-
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+            spec.loader.exec_module = lambda module: self._load(load, module)  # type: ignore[method-assign]
         return spec
 
+    def _found_by_others(
+        self, fullname: str, path: object, target: ModuleType | None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """What the finders after this one find. (Those before it were asked already.)"""
+        finders = list(sys.meta_path)
+        if self not in finders:
+            return None
+        found = (finder.find_spec(fullname, path, target) for finder in finders[finders.index(self) + 1 :])
+        return next((spec for spec in found if spec is not None), None)
 
-def _importing_our_own() -> bool:
-    """True while one of this package's modules is half imported: `auto` would ask it for names it has not yet."""
-    ours = (module for name, module in list(sys.modules.items()) if name.startswith("videollama2."))
-    return any(getattr(getattr(module, "__spec__", None), "_initializing", False) for module in ours)
+    def _load(self, load: Callable[[ModuleType], None], module: ModuleType) -> None:
+        self._under_way.count = getattr(self._under_way, "count", 0) + 1
+        try:
+            load(module)
+        finally:
+            self._under_way.count -= 1
+        if self._under_way.count == 0 and "transformers" in sys.modules and self in sys.meta_path:
+            sys.meta_path.remove(self)
+            importlib.import_module(f"{_PACKAGE}.auto")
 
 
 def register_when_needed() -> None:
     """Register now if transformers is loaded, else as soon as it is."""
     if "transformers" in sys.modules:
-        importlib.import_module("videollama2.auto")
+        importlib.import_module(f"{_PACKAGE}.auto")
     else:
-        sys.meta_path.insert(0, _AfterImport())
+        sys.meta_path.insert(0, _AfterImports())

@@ -1,6 +1,7 @@
 """The ``videollama2`` command.
 
     videollama2 ask clip.mp4 "What moves first?" --model-path videollama2-tiny
+    videollama2 chat --model-path videollama2-tiny
 
 Errors are one line and exit code 2; ``--debug`` adds the traceback.
 """
@@ -9,12 +10,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from videollama2 import __version__
-from videollama2.constants import TINY_MODEL_NAME
+from videollama2.constants import DEFAULT_MODEL_NAME, TINY_MODEL_NAME
 from videollama2.errors import ConfigError, VideoLlama2Error
+
+_CHAT_LENGTH = 16384
+"""Tokens that a conversation in the terminal may have, where the model has as many positions."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -23,6 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"videollama2 {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_ask(commands.add_parser("ask", help="answer a question about a video or an image"))
+    _add_chat(commands.add_parser("chat", help="talk about videos and images in the terminal"))
     demo = commands.add_parser("demo", help="the built-in tiny model answers questions about bundled samples")
     demo.set_defaults(run=_demo)
     demo.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -33,8 +38,19 @@ def _add_ask(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_ask)
     parser.add_argument("media", help="video, gif, folder of frames or image")
     parser.add_argument("question", help="what to ask")
+    _add_options(parser)
+
+
+def _add_chat(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_chat)
+    parser.add_argument("media", nargs="*", help="videos and images to begin with")
+    _add_options(parser)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    """What every command that answers takes."""
     model = parser.add_argument_group("model")
-    model.add_argument("--model-path", default="DAMO-NLP-SG/VideoLLaMA2-7B", metavar="NAME",
+    model.add_argument("--model-path", default=DEFAULT_MODEL_NAME, metavar="NAME",
                        help="videollama2-tiny (built in), a folder, or a hub name (default %(default)s)")  # fmt: skip
     model.add_argument("--model-base", metavar="NAME", help="language model under a connector or LoRA folder")
     model.add_argument("--device", help="cuda, cuda:1, mps or cpu (default: the first of these there is)")
@@ -60,9 +76,11 @@ def _add_ask(parser: argparse.ArgumentParser) -> None:
 def _ask(args: argparse.Namespace) -> int:
     """Load, look, answer. The media are read first: a wrong path must not wait for 15 GB of weights."""
     from videollama2.media.image import sniff_modality
+    from videollama2.prompting import check_text
 
     if not args.question.strip():
         raise ConfigError("the question is empty")
+    check_text(args.question, "the question")
     kind = sniff_modality(args.media)
     video_options = {"--start": args.start, "--end": args.end, "--num-frames": args.num_frames}
     if kind == "image" and any(value is not None for value in video_options.values()):
@@ -70,8 +88,46 @@ def _ask(args: argparse.Namespace) -> int:
         raise ConfigError(f"{args.media} is an image; {given} can only be given for a video")
     options = _generation(args)
     _check_readable(args, kind)
+    engine, sampling = _open_engine(args, options, lambda processor: _prompt_length(processor, args, kind))
+    part = {"type": kind, "path": args.media, **(_video_options(args) if kind == "video" else {})}
+    content = [part, {"type": "text", "text": args.question}]
+    answer = engine.submit([{"role": "user", "content": content}], **sampling)
+    if sys.stdout.isatty():
+        for delta in answer:
+            print(delta, end="", flush=True)
+        print()
+    else:
+        print(answer.result().text.strip())
+    return 0
+
+
+def _chat(args: argparse.Namespace) -> int:
+    """A conversation; media given on the command line go with the first question."""
+    from videollama2.media.image import sniff_modality
+
+    options = _generation(args)
+    kinds = [sniff_modality(path) for path in args.media]
+    engine, sampling = _open_engine(args, options, None)
+    from videollama2.inference.chat import Chat
+
+    chat = Chat(engine, _video_options(args), sampling)
+    for kind, path in zip(kinds, args.media, strict=True):
+        chat.handle(f"/{kind} {path}")
+    chat.run()
+    return 0
+
+
+def _open_engine(
+    args: argparse.Namespace, options: dict[str, Any], prompt_length: Callable[[Any], int] | None
+) -> tuple[Any, dict[str, Any]]:
+    """The model in an engine of one slot, and the options of its requests.
+
+    Args:
+        prompt_length: processor -> tokens of the one prompt; None: as long a slot as chats use.
+    """
     _quiet_libraries()
-    from videollama2.inference.api import mm_infer, model_init
+    from videollama2.inference.api import generation_options, model_init, sampling_options
+    from videollama2.inference.engine import Engine
 
     model, processor, tokenizer = model_init(
         args.model_path,
@@ -82,25 +138,31 @@ def _ask(args: argparse.Namespace) -> int:
         load_8bit=args.load_8bit,
         load_4bit=args.load_4bit,
     )
-    if kind == "image":
-        pixels = processor["image"](args.media)
-    else:
-        frames = {} if args.num_frames is None else {"num_frames": args.num_frames}
-        pixels = processor["video"](
-            args.media, start=args.start, end=args.end, backend=args.video_backend, **frames
-        )
-    if args.seed is not None:
-        import torch
+    sampling = sampling_options(model, generation_options(tokenizer, **options))
+    if args.seed is not None and args.temperature:
+        sampling["seed"] = args.seed
+    positions = model.config.text_config.max_position_embeddings
+    length = min(positions, _CHAT_LENGTH)
+    if prompt_length is not None:
+        length = prompt_length(processor) + args.max_new_tokens
+    return Engine(model, processor, max_batch=1, max_length=length, background=False), sampling
 
-        torch.manual_seed(args.seed)
-    if sys.stdout.isatty():
-        from transformers import TextStreamer
 
-        options["streamer"] = TextStreamer(tokenizer, skip_prompt=False, skip_special_tokens=True)
-    text = mm_infer(pixels, args.question, model, tokenizer, modal=kind, **options)
-    if "streamer" not in options:
-        print(text)
-    return 0
+def _prompt_length(processor: Any, args: argparse.Namespace, kind: str) -> int:
+    """Tokens of the prompt, from the number of frames: nothing is decoded."""
+    from videollama2.processing import expand_placeholders, visual_tokens
+    from videollama2.prompting import user_messages
+
+    frames = args.num_frames if args.num_frames is not None else processor.model_config.num_frames
+    count = visual_tokens(processor.model_config, kind, frames)
+    prompt = processor.prompt(user_messages(args.question, kind))
+    ids = prompt.token_ids(processor.tokenizer)
+    return len(expand_placeholders(ids, [count], processor.model_config)[0])
+
+
+def _video_options(args: argparse.Namespace) -> dict[str, Any]:
+    options = {"start": args.start, "end": args.end, "num_frames": args.num_frames}
+    return {name: value for name, value in options.items() if value is not None} | {"backend": args.video_backend}
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -177,7 +239,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except VideoLlama2Error as error:
         if args.debug:
             raise
-        print(f"videollama2: error: {error}", file=sys.stderr)
+        # One line, also where a file name or a library's message holds line breaks.
+        print("videollama2: error:", " ".join(str(error).splitlines()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

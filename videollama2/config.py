@@ -91,6 +91,9 @@ KNOWN_TOWERS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
+# Hub options that hold for every repository a checkpoint leads to. A revision does not: it names a state of one.
+OPTIONS_OF_ANY_REPOSITORY = ("token", "cache_dir", "local_files_only")
+
 # Fields of the flat form that belong to this class. All others describe the decoder.
 _OWN_FIELDS = ("num_frames", "image_aspect_ratio", "image_token_id", "video_token_id")
 _OWN_PREFIXES = ("mm_", "use_mm_", "tune_mm_", "freeze_mm_")
@@ -177,9 +180,23 @@ class VideoLlama2Config(PreTrainedConfig):
         return self.vision_config.image_size // self.vision_config.patch_size
 
     @property
+    def keeps_class_token(self) -> bool:
+        """Whether the connector is given CLIP's class token, as one feature more than there are patches."""
+        return self.mm_vision_select_feature == "cls_patch" and self.vision_config.model_type == "clip_vision_model"
+
+    @property
     def flat_model_type(self) -> str:
         """The published ``model_type`` of this model's decoder."""
         return f"videollama2_{self.text_config.model_type}"
+
+    def move_placeholders(self, old_vocab_size: int) -> None:
+        """Keep placeholder ids outside the vocabulary after it changed its size.
+
+        Ids that lay after the old vocabulary keep their distance to its end; ids within it stay.
+        """
+        for name in ("image_token_id", "video_token_id"):
+            if getattr(self, name) >= old_vocab_size:
+                setattr(self, name, getattr(self, name) + self.vocab_size - old_vocab_size)
 
     def _check(self) -> None:
         if not isinstance(self.num_frames, int) or self.num_frames < 1:
@@ -211,7 +228,11 @@ class VideoLlama2Config(PreTrainedConfig):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs: Any) -> VideoLlama2Config:
+        hub = {key: kwargs[key] for key in OPTIONS_OF_ANY_REPOSITORY if key in kwargs}
         config_dict, kwargs = cls.get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if not config_dict.get("model_type"):
+            raise ConfigError(f"{pretrained_model_name_or_path}/config.json names no model_type")
+        config_dict = complete_flat_dict(config_dict, pretrained_model_name_or_path, **hub)
         kwargs.setdefault("name_or_path", str(pretrained_model_name_or_path))
         return cls.from_dict(config_dict, **kwargs)
 
@@ -329,8 +350,18 @@ def find_tower(name: str, checkpoint: str | Path | None) -> Path | None:
     return next((place for place in places if (place / "config.json").is_file()), None)
 
 
-def complete_flat_dict(config_dict: dict[str, Any], checkpoint: str | Path | None) -> dict[str, Any]:
-    """Add ``vision_config`` to a flat dict from the folder or hub repository that ``mm_vision_tower`` names."""
+def complete_flat_dict(
+    config_dict: dict[str, Any], checkpoint: str | Path | None, **hub: Any
+) -> dict[str, Any]:
+    """Add ``vision_config`` to a flat dict from the folder or hub repository that ``mm_vision_tower`` names.
+
+    Args:
+        checkpoint: folder or hub name the dict came from; the encoder's folder may lie beside it.
+        hub: of :data:`OPTIONS_OF_ANY_REPOSITORY`. (``AutoConfig`` hands none on; ``from_pretrained`` here does.)
+
+    Raises:
+        CheckpointNotFoundError: the encoder is neither a folder nor a repository within reach.
+    """
     name = config_dict.get("mm_vision_tower")
     if config_dict.get("vision_config") is not None or not name:
         return config_dict
@@ -341,7 +372,7 @@ def complete_flat_dict(config_dict: dict[str, Any], checkpoint: str | Path | Non
         vision = KNOWN_TOWERS[name]["vision_config"]
     else:
         try:
-            vision = PreTrainedConfig.get_config_dict(name)[0]
+            vision = PreTrainedConfig.get_config_dict(name, **hub)[0]
         except OSError as error:
             raise CheckpointNotFoundError(
                 f"mm_vision_tower {name!r} is neither a folder with a config.json (looked in the working folder and "

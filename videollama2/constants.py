@@ -25,7 +25,8 @@ NUM_FRAMES = 8
 MAX_FRAMES = 32
 """Cap on frames of one clip in frames-per-second mode."""
 
-NUM_FRAMES_PER_SECOND = 1
-
 TINY_MODEL_NAME = "videollama2-tiny"
 """Name of the checkpoint that ships inside the package."""
+
+DEFAULT_MODEL_NAME = "DAMO-NLP-SG/VideoLLaMA2-7B"
+"""Checkpoint that answers where none is named (published)."""

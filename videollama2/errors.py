@@ -8,6 +8,9 @@
     ├── CheckpointError           weights that are missing, surplus or of the wrong shape (also a ValueError)
     │   └── CheckpointNotFoundError   no such folder or hub name (also a FileNotFoundError)
     ├── DataError                 an annotation record that breaks the format (also a ValueError)
+    ├── EngineError               a request that the engine cannot take or finish (also a RuntimeError)
+    │   ├── RequestTooLongError       prompt and answer do not fit into a slot (also a ValueError)
+    │   └── QueueFullError            as many requests wait as may
     └── MissingDependencyError    an optional package that the chosen feature needs (also an ImportError)
 
 The command line prints the message alone and exits with code 2; ``--debug`` adds the traceback.
@@ -55,3 +58,15 @@ class MissingDependencyError(VideoLlama2Error, ImportError):
     """An optional package is needed for this feature; the message says what to install."""
 
     __str__ = Exception.__str__
+
+
+class EngineError(VideoLlama2Error, RuntimeError):
+    """The engine cannot take or finish a request."""
+
+
+class RequestTooLongError(EngineError, ValueError):
+    """Prompt and answer do not fit into a slot; the message gives the numbers."""
+
+
+class QueueFullError(EngineError):
+    """As many requests wait as may; try again later."""

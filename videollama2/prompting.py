@@ -10,7 +10,7 @@ A tag is a medium only where a message part or an annotation says so. The same l
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,10 +95,11 @@ def user_messages(instruct: str | Sequence[Message], modal: str | Sequence[str] 
         modal: ``image``, ``video``, ``text``, or a list of the first two for several media.
 
     Raises:
-        PromptError: unknown modality, no message, or a message without text.
+        PromptError: unknown modality, no message, or a message without text or with text that UTF-8 cannot hold.
     """
-    messages = [{"role": "user", "content": instruct}] if isinstance(instruct, str) else [dict(m) for m in instruct]
+    messages = [{"role": "user", "content": instruct}] if isinstance(instruct, str) else instruct
     check_messages(messages)
+    messages = [dict(message) for message in messages]
     first = next((i for i, m in enumerate(messages) if m["role"] != "system"), None)
     if first is None:
         raise PromptError("the messages hold a system text but no question")
@@ -118,16 +119,60 @@ def user_messages(instruct: str | Sequence[Message], modal: str | Sequence[str] 
 
 
 def check_messages(messages: Sequence[Message]) -> None:
-    """Raise PromptError unless every message has a known role and some content, and there is one."""
+    """Raise PromptError unless there is a message, and each has a known role and some text that UTF-8 can hold."""
+    if not isinstance(messages, Sequence):
+        raise PromptError(f"a question or a list of messages is needed, got {_kind(messages)}")
     if not messages:
         raise PromptError("there is no message: a question is needed")
     for number, message in enumerate(messages):
-        role, content = message.get("role"), message.get("content")
+        if not isinstance(message, Mapping):
+            raise PromptError(f"message {number} must be a dict with role and content, got {_kind(message)}")
+        role = message.get("role")
         if role not in ("system", "user", "assistant"):
             raise PromptError(f"message {number}: role {role!r} is not one of system, user, assistant")
-        texts = [content] if isinstance(content, str) else [p.get("text", "") for p in content or []]
-        if not any(text.strip() for text in texts):
-            raise PromptError(f"message {number} ({role}) has no text: a prompt needs a question")
+        check_text("".join(_texts(message.get("content"), number)), f"message {number} ({role})")
+
+
+def check_text(text: str, name: str) -> None:
+    """Raise PromptError unless the text says something and UTF-8 can hold it; no tokenizer takes it otherwise.
+
+    A lone surrogate is how Python shows a byte of a command line that is not UTF-8.
+    """
+    if not text.strip():
+        raise PromptError(f"{name} has no text: a prompt needs a question")
+    if broken := _first_surrogate(text):
+        raise PromptError(f"{name} is not valid UTF-8: {broken}")
+
+
+def _first_surrogate(text: str) -> str | None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return f"character {error.start + 1} is {text[error.start]!a}"
+    return None
+
+
+def _texts(content: Any, number: int) -> list[str]:
+    """Texts of one message's content, a string or a list of parts; a medium counts as an empty one."""
+    if isinstance(content, str):
+        return [content]
+    if content is None:
+        return []
+    if not isinstance(content, Sequence):
+        raise PromptError(f"message {number}: content must be a text or a list of parts, got {_kind(content)}")
+    texts = []
+    for part in content:
+        text = None
+        if isinstance(part, Mapping):
+            text = part.get("text", None if part.get("type") == "text" else "")
+        if not isinstance(text, str):
+            raise PromptError(f"message {number}: a part must be a dict with a type, and its text a str, got {part!r}")
+        texts.append(text)
+    return texts
+
+
+def _kind(value: Any) -> str:
+    return "None" if value is None else type(value).__name__
 
 
 def build_prompt(
@@ -220,13 +265,15 @@ def conversation_messages(conversations: Sequence[dict[str, str]], kinds: Sequen
 
     Raises:
         DataError: no turns, an unknown speaker, turns that do not alternate or do not end with an answer, or a
-            number of tags that is not the number of media.
+            number of tags that is not the number of media; text that UTF-8 cannot hold.
     """
     messages: list[Message] = []
     for turn in conversations:
         speaker, value = turn.get("from"), turn.get("value")
         if speaker not in _ROLES or not isinstance(value, str):
             raise DataError(f"a turn needs 'from' (human or gpt) and a text 'value', got {turn!r}")
+        if broken := _first_surrogate(value):
+            raise DataError(f"the text of a turn is not valid UTF-8: {broken}")
         messages.append({"role": _ROLES[speaker], "content": value})
     if messages and messages[0]["role"] == "assistant":
         messages = messages[1:]

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -25,10 +24,12 @@ from transformers import set_seed
 
 from videollama2.data.collator import TrainingCollator
 from videollama2.data.dataset import VideoInstructionDataset
-from videollama2.data.records import read_records
-from videollama2.errors import ConfigError, VideoLlama2Error
+from videollama2.data.records import Record, read_sets
+from videollama2.errors import VideoLlama2Error
 from videollama2.training.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
-from videollama2.training.build import build_model, describe_trainable
+from videollama2.training.build import base_name, build_model, describe_trainable
+from videollama2.training.checkpoints import checkpoint_to_resume
+from videollama2.training.plot import plot_losses
 from videollama2.training.trainer import VideoLlama2Trainer
 
 
@@ -39,55 +40,50 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
         VideoLlama2Error: data, weights or flags that break a rule.
     """
     # Annotations first: a wrong one is found in seconds, before gigabytes of weights are read.
-    files = {"train": data_args.data_path, "eval": data_args.eval_data_path or []}
-    records = {name: read_records(paths, data_args.data_folder) for name, paths in files.items() if paths}
+    skipped: list[str] | None = [] if data_args.on_bad_sample == "skip" else None
+    sets = read_sets(data_args.data_path, data_args.data_folder, skipped)
+    eval_sets = read_sets(data_args.eval_data_path or [], data_args.data_folder, skipped)
+    resumed = checkpoint_to_resume(training_args.output_dir, training_args.resume_from_checkpoint)
     set_seed(training_args.seed)
     model, processor = build_model(model_args, data_args, training_args)
-    stage = "pretrain" if model_args.tune_mm_mlp_adapter else "finetune"
-    datasets = {
-        name: VideoInstructionDataset(rows, processor, training_args.model_max_length, stage)
-        for name, rows in records.items()
-    }
+    stage = _stage(model_args)
+
+    def dataset(sets: list[list[Record]]) -> VideoInstructionDataset:
+        records = [record for records in sets for record in records]
+        return VideoInstructionDataset(
+            records, processor, training_args.model_max_length, stage, skip_bad=skipped is not None
+        )
+
     trainer = VideoLlama2Trainer(
         model=model,
         args=training_args,
-        train_dataset=datasets["train"],
-        eval_dataset=datasets.get("eval"),
+        train_dataset=dataset(sets),
+        eval_dataset=dataset(eval_sets) if eval_sets else None,
         data_collator=TrainingCollator(processor.pad_token_id),
         processing_class=processor,
-        connector_base=model_args.model_path if model_args.tune_mm_mlp_adapter else None,
+        base=base_name(model_args.model_path),
+        connector_only=model_args.tune_mm_mlp_adapter,
+        mixture=([len(records) for records in sets], data_args.data_weights),
     )
+    if training_args.process_index == 0:
+        for message in skipped or ():
+            trainer.note_bad(message)
     if training_args.should_log:
         print(describe_trainable(model), flush=True)
-    trainer.train(resume_from_checkpoint=_checkpoint_to_resume(training_args))
+        if resumed:
+            print(f"going on from {resumed}", flush=True)
+    trainer.train(resume_from_checkpoint=resumed)
     trainer.save_state()
     trainer.save_model(training_args.output_dir)
+    if training_args.should_save:
+        plot_losses(training_args.output_dir)
 
 
-def _checkpoint_to_resume(training_args: TrainingArguments) -> str | None:
-    """``--resume_from_checkpoint``, else the last whole checkpoint in the output folder."""
-    asked = training_args.resume_from_checkpoint
-    if asked is not None and not is_whole(Path(asked)):
-        raise ConfigError(f"--resume_from_checkpoint {asked}: there is no whole checkpoint")
-    found = asked or last_checkpoint(Path(training_args.output_dir))
-    if found and training_args.should_log:
-        print(f"going on from {found}", flush=True)
-    return found
-
-
-def last_checkpoint(folder: Path) -> str | None:
-    """The whole checkpoint of the most steps in ``folder``, if there is one."""
-    numbered = {int(path.name.rpartition("-")[2]): path for path in folder.glob("checkpoint-[0-9]*")}
-    whole = (path for _, path in sorted(numbered.items(), reverse=True) if is_whole(path))
-    return next(map(str, whole), None)
-
-
-def is_whole(checkpoint: Path) -> bool:
-    """Whether the file that is written last is there and complete: a killed run may leave half a checkpoint."""
-    try:
-        return "global_step" in json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
+def _stage(model_args: ModelArguments) -> str:
+    """How records become labels, see :func:`videollama2.prompting.training_ids`."""
+    if not model_args.tune_mm_mlp_adapter:
+        return "finetune"
+    return {"published": "pretrain", "answer": "pretrain_answer"}[model_args.pretrain_labels]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from tests.conftest import golden_dir
 from videollama2 import mm_infer, mm_infer_batch, model_init
-from videollama2.errors import ConfigError, PromptError
+from videollama2.errors import CheckpointNotFoundError, ConfigError, PromptError
 from videollama2.inference.api import embed_prompts, generation_options, media_cache
-from videollama2.inference.media_cache import MediaCache, content_key
 from videollama2.prompting import build_prompt, user_messages
 
 ROWS = json.loads((golden_dir() / "end_to_end.json").read_text())
@@ -38,6 +38,15 @@ def test_published_answers_alone_and_in_one_batch(name):
 @pytest.fixture(scope="module")
 def tiny_golden():
     return model_init(golden_dir() / "models" / "qwen2-stc_connector-clip")
+
+
+@pytest.fixture(scope="module")
+def video_requests(tiny_golden):
+    """Prompts of unequal length: a video, an image, text."""
+    _, processor, _ = tiny_golden
+    video = processor["video"](golden_dir() / "media" / "portrait_25fps_57f.mp4")
+    image = processor["image"](golden_dir() / "media" / "wide.png")
+    return [([video], "What happens in this video?", "video"), ([image], "What?", "image"), ([], "Hi", "text")]
 
 
 def count_encodes(model):
@@ -87,7 +96,7 @@ def test_layers_above_the_selected_one_do_not_run(tiny_golden):
 def test_generation_computes_one_logit_row_per_step(tiny_golden):
     model, _, tokenizer = tiny_golden
     rows = []
-    hook = model.lm_head.register_forward_hook(lambda _, args, out: rows.append(out.shape[1]))
+    hook = model.lm_head.register_forward_hook(lambda _, args, out: rows.append(out.shape[:-1].numel()))
     mm_infer(None, "What is this?", model, tokenizer, modal="text", max_new_tokens=3)
     hook.remove()
     assert rows and set(rows) == {1}
@@ -137,6 +146,78 @@ def test_sampling_is_repeatable_and_greedy_ignores_its_settings(tiny_golden):
     assert (sampled["temperature"], sampled["top_p"], sampled["max_new_tokens"]) == (0.2, 0.9, 2048)
 
 
+def test_one_beam_is_greedy_and_several_are_not(video_requests, tiny_golden):
+    """Beams reach ``generate``, alone and in a padded batch, and find likelier answers than greedy search."""
+    model, _, tokenizer = tiny_golden
+    greedy = mm_infer_batch(video_requests, model, tokenizer, max_new_tokens=8)
+    assert mm_infer_batch(video_requests, model, tokenizer, max_new_tokens=8, num_beams=1) == greedy
+    beams = mm_infer_batch(video_requests, model, tokenizer, max_new_tokens=8, num_beams=4)
+    assert beams != greedy
+    for (media, question, modal), answer in zip(video_requests, beams, strict=True):
+        pixels = media[0] if media else None
+        assert mm_infer(pixels, question, model, tokenizer, modal=modal, max_new_tokens=8, num_beams=4) == answer
+
+
+def test_beams_are_no_less_likely_than_greedy(video_requests, tiny_golden):
+    """Summed log-probability of the tokens chosen. (Beams may in general lose; with these weights they do not.)"""
+    model, _, tokenizer = tiny_golden
+    prompts = [build_prompt(user_messages(text, modal), tokenizer, "qwen2") for _, text, modal in video_requests]
+    embeds_BLD, mask_BL = embed_prompts(prompts, [media for media, *_ in video_requests], model, tokenizer)
+    sums = {}
+    for beams in (1, 4):
+        ids = model.generate(inputs_embeds=embeds_BLD, attention_mask=mask_BL, do_sample=False, num_beams=beams,
+                             max_new_tokens=6, min_new_tokens=6, pad_token_id=0)  # fmt: skip
+        assert ids.shape == (len(prompts), 6)
+        whole = torch.cat([embeds_BLD, model.get_input_embeddings()(ids)], dim=1)
+        with torch.no_grad():
+            logits = model(inputs_embeds=whole, attention_mask=torch.cat([mask_BL, torch.ones_like(ids)], 1)).logits
+        logits = logits[:, -7:-1].log_softmax(-1)
+        sums[beams] = logits.gather(-1, ids.unsqueeze(-1)).sum(dim=(1, 2))
+    assert (sums[4] >= sums[1] - 1e-5).all() and (sums[4] > sums[1] + 1e-3).any()
+
+
+@pytest.mark.parametrize("options", [{"top_p": 1e-6, "temperature": 1.0}, {"top_p": 1.0, "temperature": 1e-4},
+                                     {"top_p": 1.0, "temperature": 1.0, "top_k": 1}])  # fmt: skip
+def test_sampling_among_one_token_is_greedy(video_requests, tiny_golden, options):
+    model, _, tokenizer = tiny_golden
+    greedy = mm_infer_batch(video_requests, model, tokenizer, max_new_tokens=8)
+    for seed in range(2):
+        torch.manual_seed(seed)
+        assert mm_infer_batch(video_requests, model, tokenizer, max_new_tokens=8, do_sample=True, **options) == greedy
+
+
+def test_top_p_bounds_what_is_drawn(tiny_golden):
+    """Each token drawn lies in the smallest set of likeliest tokens whose probabilities reach top_p, and others do
+    not come: with top_p 1 they do."""
+    model, _, tokenizer = tiny_golden
+    drawn = {}
+    for top_p in (0.3, 1.0):
+        torch.manual_seed(0)
+        steps = Recorder()
+        mm_infer(None, "What is this?", model, tokenizer, modal="text", do_sample=True, temperature=1.0, top_p=top_p,
+                 top_k=0, max_new_tokens=12, logits_processor=LogitsProcessorList([steps]))  # fmt: skip
+        drawn[top_p] = [steps.rank_before(step) for step in range(1, len(steps.scores))]
+    assert len(drawn[0.3]) == len(drawn[1.0]) == 11
+    assert max(drawn[0.3]) < 0.3 <= max(drawn[1.0])
+
+
+class Recorder(LogitsProcessor):
+    """Keeps the scores of every step, before temperature and top_p, and the ids so far."""
+
+    def __init__(self):
+        self.scores, self.ids = [], []
+
+    def __call__(self, input_ids, scores):
+        self.scores.append(scores[0].softmax(-1))
+        self.ids.append(input_ids[0].tolist())
+        return scores
+
+    def rank_before(self, step):
+        """Probability that lies before the token drawn at the step before this one, likeliest first."""
+        probabilities, token = self.scores[step - 1], self.ids[step][-1]
+        return probabilities[probabilities > probabilities[token]].sum().item()
+
+
 def test_published_generation_defaults():
     for row in json.loads((golden_dir() / "infer_prompts.json").read_text())[:4]:
         published = row["gen_kwargs"]
@@ -164,6 +245,7 @@ def test_stop_strings(tiny_golden):
         ("clip.mp4", "video", r"processor\['video'\]"),
         (None, "video", r"processor\['video'\]"),
         (torch.zeros(4, 3, 56, 56), "audio", "unknown modality"),
+        (torch.zeros(4, 3, 56, 56, dtype=torch.uint8), "video", "torch.uint8"),
     ],
 )
 def test_bad_pixels_are_refused(tiny_golden, pixels, modal, rule):
@@ -172,12 +254,50 @@ def test_bad_pixels_are_refused(tiny_golden, pixels, modal, rule):
         mm_infer(pixels, "What?", model, tokenizer, modal=modal, max_new_tokens=2)
 
 
+def test_pixels_of_several_sizes_in_one_batch(tiny_golden):
+    """Refused before anything is encoded, and with the number of the request."""
+    model, _, tokenizer = tiny_golden
+    media_cache(model).clear()
+    fits, small = torch.zeros(4, 3, 56, 56), torch.zeros(4, 3, 28, 28)
+    calls, hook = count_encodes(model)
+    for kind, good, bad in (("video", fits, small), ("image", fits[:1], small[:1])):
+        requests = [([good], "What?", kind), ([bad], "What?", kind)]
+        with pytest.raises(PromptError, match=rf"request 1: the {kind} is 28x28 pixels, .* takes 56x56"):
+            mm_infer_batch(requests, model, tokenizer, max_new_tokens=2)
+    hook.remove()
+    assert calls == [] and len(media_cache(model)) == 0
+
+
+@pytest.mark.parametrize(("instruct", "rule"), [(None, "got None"), ("", "no text"), ([], "no message"),
+                                                ("a\udc80", "not valid UTF-8")])  # fmt: skip
+def test_a_question_that_is_none(tiny_golden, instruct, rule):
+    model, _, tokenizer = tiny_golden
+    with pytest.raises(PromptError, match=rule):
+        mm_infer(torch.zeros(4, 3, 56, 56), instruct, model, tokenizer)
+
+
+def test_model_names_that_cannot_be(tmp_path):
+    for name in ("a" * 5000, tmp_path / ("a" * 300)):
+        with pytest.raises(CheckpointNotFoundError, match="a: model_path cannot be opened"):
+            model_init(name)
+        with pytest.raises(CheckpointNotFoundError, match="a: model_base cannot be opened"):
+            model_init(golden_dir() / "models" / NAMES[0], model_base=name)
+    with pytest.raises(ConfigError, match="model_path is empty"):
+        model_init("")
+
+
 def test_bad_options_are_refused(tiny_golden):
     model, _, tokenizer = tiny_golden
     with pytest.raises(ConfigError, match="unknown option max_tokens"):
         mm_infer(None, "Hi", model, tokenizer, modal="text", max_tokens=3)
     with pytest.raises(ConfigError, match="max_new_tokens"):
         mm_infer(None, "Hi", model, tokenizer, modal="text", max_new_tokens=0)
+    for beams in (0, -1, "two"):
+        with pytest.raises(ConfigError, match="num_beams must be at least 1"):
+            mm_infer(None, "Hi", model, tokenizer, modal="text", num_beams=beams)
+    for top_p in (0, 1.5):
+        with pytest.raises(ConfigError, match="top_p must be above 0 and at most 1"):
+            mm_infer(None, "Hi", model, tokenizer, modal="text", do_sample=True, top_p=top_p)
     with pytest.raises(ConfigError, match="temperature"):
         mm_infer(None, "Hi", model, tokenizer, modal="text", do_sample=True, temperature=0)
     with pytest.raises(PromptError, match="no text"):
@@ -197,35 +317,3 @@ def test_padding_is_on_the_left_and_masked(tiny_golden):
     embeds, mask = embed_prompts(prompts, [[], []], model, tokenizer)
     assert embeds.shape[:2] == mask.shape
     assert mask[0, 0] == 0 and mask[0, -1] == 1 and mask[1].all()
-
-
-# --------------------------------------------------------------------------------------------------- cache
-
-
-def test_cache_drops_the_least_recently_used_by_bytes():
-    cache = MediaCache(max_bytes=100)
-    a, b, c = (torch.zeros(10) for _ in range(3))  # 40 bytes each
-    cache.put("a", a)
-    cache.put("b", b)
-    assert cache.get("a") is a
-    cache.put("c", c)
-    assert cache.get("b") is None
-    assert cache.get("a") is a and cache.get("c") is c
-    assert cache.used_bytes == 80 and len(cache) == 2
-    cache.put("a", torch.zeros(5))
-    assert cache.used_bytes == 60
-    cache.put("big", torch.zeros(1000))
-    assert cache.get("big") is None and len(cache) == 2
-    cache.clear()
-    assert cache.used_bytes == 0 and len(cache) == 0
-
-
-def test_cache_key_covers_content_kind_and_shape():
-    pixels = torch.randn(2, 3, 4, 4)
-    key = content_key("video", pixels)
-    assert key == content_key("video", pixels.clone())
-    changed = pixels.clone()
-    changed[1, 2, 3, 3] += 1e-6
-    reshaped = pixels.view(1, 6, 4, 4)
-    others = [content_key("image", pixels), content_key("video", changed), content_key("video", reshaped)]
-    assert key not in others

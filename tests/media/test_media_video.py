@@ -1,6 +1,7 @@
 """Reading video files: every container and codec gives the frames asked for, and decodes few others."""
 
 import io
+import os
 import struct
 import sys
 import warnings
@@ -348,7 +349,39 @@ def test_indices_outside_the_video(plain_mp4):
             video.get_frames([])
 
 
-def test_closing_twice(plain_mp4):
-    video = open_video(plain_mp4)
-    video.close()
-    video.close()
+def open_files():
+    """Paths this process holds open, where the system tells."""
+    folder = Path("/proc/self/fd")
+    return [os.path.realpath(link) for link in folder.iterdir()] if folder.is_dir() else []
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.ts", "decord.mp4", "folder", "array"])
+def test_closing_twice_and_reading_afterwards(film, tmp_path, name):
+    """A file that cannot be sought in (a.ts) is opened again for every reading: not after it was closed."""
+    source, backend = tmp_path / name, "auto"
+    if name == "array":
+        source = np.zeros((3, 8, 8, 3), np.uint8)
+    elif name == "folder":
+        source.mkdir()
+        Image.fromarray(film.draw(0)).save(source / "0.png")
+    else:
+        film.write(source)
+    if name == "decord.mp4":
+        pytest.importorskip("decord", reason="decord is not installed")
+        backend = "decord"
+    video = open_video(source, backend)
+    assert len(video.get_frames([0])) == 1
+    for _ in range(2):
+        video.close()
+        with pytest.raises(MediaError, match="closed"):
+            video.get_frames([0])
+        assert str(source) not in open_files()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such file names")
+def test_decord_says_that_it_cannot_take_the_name(film, tmp_path):
+    pytest.importorskip("decord", reason="decord is not installed")
+    path = film.write(tmp_path / "a.mp4").rename(tmp_path / os.fsdecode(b"\xff.mp4"))
+    assert film.numbers(read_clip(path, FrameSampling(1)).frames_THWC) == [15]
+    with pytest.raises(MediaError, match="decord cannot read"):
+        read_clip(path, FrameSampling(1), "decord")

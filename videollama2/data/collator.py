@@ -14,16 +14,19 @@ class TrainingCollator:
     """Joins samples of :class:`videollama2.data.dataset.VideoInstructionDataset`.
 
     Shapes: see :func:`videollama2.processing.collate`.
-    ``pad_token_id`` may be any id: the mask hides it.
+    ``pad_token_id`` may be any id: the mask hides it. ``bad_samples``, where there are any, lists why records were
+    left out; it is taken off again before the model sees the batch.
     """
 
     pad_token_id: int
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        return collate(
+        batch = collate(
             rows=[sample["input_ids"] for sample in samples],
             media=[sample["media"] for sample in samples],
             pad_token_id=self.pad_token_id,
             side="right",
             labels=[sample["labels"] for sample in samples],
         )
+        bad = [sample["bad"] for sample in samples if "bad" in sample]
+        return {**batch, "bad_samples": bad} if bad else batch

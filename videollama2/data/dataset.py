@@ -29,11 +29,16 @@ class VideoInstructionDataset(Dataset):
     ``input_ids`` and ``labels`` are lists of equal length, at most ``max_length``; ``media`` lists ``(kind,
     pixels_TCHW)`` in reading order.
 
+    The index ``len(dataset)`` stands for nothing: one token without label. Samplers fill the last batch with it, so
+    that no record is seen twice and every process has as many batches. A record left out by ``skip_bad`` becomes
+    nothing too, with ``"bad"`` saying why; it is never replaced by another record.
+
     Args:
         records: from :func:`videollama2.data.records.read_records`.
         processor: of the model to be trained; its configuration says frames, connector and shape of images.
         max_length: tokens of one sample, visual ones included.
         stage: see :func:`videollama2.prompting.training_ids`.
+        skip_bad: a record that cannot be used becomes nothing instead of an error.
 
     Raises:
         DataError: there is no record.
@@ -45,6 +50,7 @@ class VideoInstructionDataset(Dataset):
         processor: VideoLlama2Processor,
         max_length: int,
         stage: str = "finetune",
+        skip_bad: bool = False,
     ) -> None:
         if not records:
             raise DataError("the training set has no record")
@@ -52,6 +58,7 @@ class VideoInstructionDataset(Dataset):
         self.processor = processor
         self.max_length = max_length
         self.stage = stage
+        self.skip_bad = skip_bad
 
     def __len__(self) -> int:
         return len(self.records)
@@ -62,11 +69,19 @@ class VideoInstructionDataset(Dataset):
         Raises:
             DataError: names the record; a file that cannot be read, or no labelled token in ``max_length``.
         """
+        if index == len(self.records):
+            return self._nothing()
         record = self.records[index]
         try:
             return self._sample(record)
         except (DataError, MediaError, PromptError) as error:
-            raise DataError(f"{record.name}: {error}") from error
+            message = f"{record.name}: {error}"
+            if self.skip_bad:
+                return {**self._nothing(), "bad": message}
+            raise DataError(message) from error
+
+    def _nothing(self) -> Sample:
+        return {"input_ids": [self.processor.pad_token_id], "labels": [IGNORE_INDEX], "media": []}
 
     def _sample(self, record: Record) -> Sample:
         config = self.processor.model_config

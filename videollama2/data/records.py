@@ -61,31 +61,54 @@ class Record:
 def read_records(
     files: Sequence[str | os.PathLike[str]], data_folder: str | os.PathLike[str] | None = None
 ) -> list[Record]:
-    """All records of several annotation files, in order.
+    """All records of several annotation files, in order; see :func:`read_sets`."""
+    return [record for records in read_sets(files, data_folder) for record in records]
+
+
+def read_sets(
+    files: Sequence[str | os.PathLike[str]],
+    data_folder: str | os.PathLike[str] | None = None,
+    skipped: list[str] | None = None,
+) -> list[list[Record]]:
+    """The records of each annotation file.
 
     Args:
         files: JSON lists or JSON Lines.
         data_folder: what media paths are relative to; default each annotation file's own folder.
+        skipped: where given, records that break a rule are left out and their problems are appended here.
 
     Raises:
-        DataError: a file that cannot be read or is empty; or records that break a rule, each named with it.
+        DataError: a file that cannot be read or holds no usable record; or, without ``skipped``, records that
+            break a rule, each named with it.
     """
-    records: list[Record] = []
     problems: list[str] = []
-    for file in files:
-        folder = Path(data_folder) if data_folder is not None else Path(file).parent
-        before = len(records) + len(problems)
-        for number, raw in enumerate(read_rows(file)):
-            try:
-                records.append(parse_record(raw, number, os.fspath(file), folder))
-            except DataError as error:
-                problems.append(str(error))
-        if len(records) + len(problems) == before:
-            raise DataError(f"{file}: there is no record in this file")
-    if problems:
+    sets = [_read_set(file, data_folder, problems) for file in files]
+    if skipped is not None:
+        skipped += problems
+        for file, records in zip(files, sets, strict=True):
+            if not records:
+                raise DataError(f"{file}: every record of this file breaks a rule, the last one: {problems[-1]}")
+    elif problems:
         more = len(problems) - SHOWN_PROBLEMS
         tail = [f"and {more} more"] if more > 0 else []
         raise DataError("\n".join([*problems[:SHOWN_PROBLEMS], *tail]))
+    return sets
+
+
+def _read_set(
+    file: str | os.PathLike[str], data_folder: str | os.PathLike[str] | None, problems: list[str]
+) -> list[Record]:
+    folder = Path(data_folder) if data_folder is not None else Path(file).parent
+    records: list[Record] = []
+    rows = 0
+    for number, raw in enumerate(read_rows(file)):
+        rows += 1
+        try:
+            records.append(parse_record(raw, number, os.fspath(file), folder))
+        except DataError as error:
+            problems.append(str(error))
+    if not rows:
+        raise DataError(f"{file}: there is no record in this file")
     return records
 
 

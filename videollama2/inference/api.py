@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 
-from videollama2.errors import ConfigError, PromptError
+from videollama2.constants import DEFAULT_MODEL_NAME
+from videollama2.errors import CheckpointNotFoundError, ConfigError
+from videollama2.inference.engine import Engine, end_ids, fitting_slots
 from videollama2.inference.media_cache import MediaCache, content_key
+from videollama2.inference.request import Request
 from videollama2.loading import load_pretrained_model
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
-from videollama2.processing import (
-    VideoLlama2Processor,
-    check_pixels,
-    collate,
-    expand_placeholders,
-    padding_id,
-    visual_tokens,
-)
-from videollama2.prompting import Prompt, build_prompt, user_messages
-
-DEFAULT_MODEL = "DAMO-NLP-SG/VideoLLaMA2-7B"
+from videollama2.processing import VideoLlama2Processor, collate, expand_prompts, padding_id
+from videollama2.prompting import Message, Prompt, build_prompt, user_messages
 
 # Published defaults: greedy; when sampling, temperature 0.2 and top_p 0.9.
 _SAMPLING_DEFAULTS = {"temperature": 0.2, "top_p": 0.9}
@@ -34,7 +29,12 @@ _GENERATION_OPTIONS = {
     *("eos_token_id", "pad_token_id", "logits_processor", "stopping_criteria"),
 }
 
-_caches: WeakKeyDictionary[torch.nn.Module, MediaCache] = WeakKeyDictionary()
+_GENERATE_ONLY = frozenset(
+    ("no_repeat_ngram_size", "length_penalty", "logits_processor", "stopping_criteria", "streamer", "eos_token_id")
+)
+_TOP_K = 50
+
+_caches: WeakKeyDictionary[torch.nn.Module, tuple[MediaCache, Hashable]] = WeakKeyDictionary()
 
 
 def model_init(
@@ -49,14 +49,48 @@ def model_init(
 
     Returns:
         model, processor (``processor["video"](path)``, ``processor["image"](path)``), tokenizer.
+
+    Raises:
+        CheckpointNotFoundError: there is nothing of this name. ConfigError: the name is empty.
     """
-    tokenizer, model, processor, _ = load_pretrained_model(model_path or DEFAULT_MODEL, **kwargs)
+    name = DEFAULT_MODEL_NAME if model_path is None else model_path
+    _check_name(name, "model_path")
+    if kwargs.get("model_base") is not None:
+        _check_name(kwargs["model_base"], "model_base")
+    tokenizer, model, processor, _ = load_pretrained_model(name, **kwargs)
     return model, processor, tokenizer
 
 
+def _check_name(name: str | Path, option: str) -> None:
+    """Refuse what can be neither folder nor hub name; what is simply not there is for loading to say."""
+    if not os.fspath(name):
+        raise ConfigError(f"{option} is empty: give a folder or a hub name")
+    try:
+        os.stat(name)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return
+    except OSError as error:
+        raise CheckpointNotFoundError(f"{name}: {option} cannot be opened ({error.strerror})") from error
+
+
 def media_cache(model: VideoLlama2ForConditionalGeneration) -> MediaCache:
-    """The cache of visual tokens that belongs to ``model``; clear it after changing weights."""
-    return _caches.setdefault(model, MediaCache())
+    """The cache of visual tokens that belongs to ``model``, emptied when encoder or connector changed since.
+
+    A training step and ``load_state_dict`` are noticed; a write through ``parameter.data`` is not: clear it then.
+    """
+    state = _visual_state(model)
+    cache, known = _caches.setdefault(model, (MediaCache(), state))
+    if known != state:
+        cache.clear()
+        _caches[model] = cache, state
+    return cache
+
+
+def _visual_state(model: VideoLlama2ForConditionalGeneration) -> Hashable:
+    """Changes with every write in place to the weights that make visual tokens, and with every new weight."""
+    weights = (*model.model.vision_tower.parameters(), *model.model.mm_projector.parameters())
+    # Weights made in inference mode count no writes.
+    return tuple((id(weight), 0 if weight.is_inference() else weight._version) for weight in weights)
 
 
 def mm_infer(
@@ -100,16 +134,85 @@ def mm_infer_batch(
         requests: ``(media, instruct, modal)`` each: pixels in reading order, question or messages, and ``text``,
             ``image``, ``video`` or a list of the latter two, one per medium.
         kwargs: as in :func:`mm_infer`, for all.
+
+    Raises:
+        PromptError, ConfigError: as :func:`mm_infer`; where there are several requests, numbered from 0.
     """
     if not requests:
         return []
     options = generation_options(tokenizer, **kwargs)
-    options.setdefault("eos_token_id", _end_ids(model, tokenizer))
-    prompts, media = [], []
-    for pixels, instruct, modal in requests:
-        messages = user_messages(instruct, modal)
-        prompts.append(build_prompt(messages, tokenizer, model.config.text_config.model_type))
-        media.append(list(pixels))
+    prompter = _Prompter(model, tokenizer)
+    conversations = [user_messages(instruct, modal) for _, instruct, modal in requests]
+    prompts = [prompter.prompt(messages) for messages in conversations]
+    media = [list(pixels) for pixels, _, _ in requests]
+    if options.get("num_beams", 1) > 1 or any(options.get(name) for name in _GENERATE_ONLY):
+        return _by_generate(prompts, media, model, tokenizer, options)
+    rows, _ = expand_prompts(prompts, media, tokenizer, model.config)
+    length = max(map(len, rows)) + options["max_new_tokens"]
+    sampling = sampling_options(model, options)
+    engine = Engine(
+        model,
+        prompter,
+        max_batch=min(len(requests), fitting_slots(model, length)),
+        max_length=length,
+        max_queue=len(requests),
+        media_cache_bytes=media_cache(model),
+        prefix_cache_bytes=0,  # the weights may change before the next call
+        background=False,
+    )
+    answers = []
+    for result in engine.generate([Request(m, p, **sampling) for m, p in zip(conversations, media, strict=True)]):
+        if result.error is not None:
+            raise result.error
+        # With stop texts, what stands before; else the published decoding of all tokens at once.
+        text = result.text if sampling["stop"] else tokenizer.decode(result.token_ids, skip_special_tokens=True)
+        answers.append(text.strip())
+    return answers
+
+
+class _Prompter:
+    """The part of a processor that the engine needs where media come as pixels: published calls bring none."""
+
+    def __init__(self, model: VideoLlama2ForConditionalGeneration, tokenizer: Any) -> None:
+        self.tokenizer, self.model_config = tokenizer, model.config
+
+    def prompt(self, messages: Sequence[Message]) -> Prompt:
+        return build_prompt(messages, self.tokenizer, self.model_config.text_config.model_type)
+
+
+def sampling_options(model: VideoLlama2ForConditionalGeneration, options: dict[str, Any]) -> dict[str, Any]:
+    """What :func:`generation_options` returns -> options of :class:`Request`, with the checkpoint's own ``top_k``."""
+    stop = options.get("stop_strings") or ()
+    sampling = {
+        "max_new_tokens": options["max_new_tokens"],
+        "min_new_tokens": options.get("min_new_tokens") or 0,
+        "repetition_penalty": options.get("repetition_penalty"),
+        "stop": (stop,) if isinstance(stop, str) else tuple(stop),
+    }
+    if options["do_sample"]:
+        top_k = options.get("top_k")
+        if top_k is None:
+            # The published code leaves it to transformers: the checkpoint's, else 50.
+            top_k = model.generation_config.top_k
+        sampling.update(
+            temperature=options["temperature"],
+            top_p=options["top_p"],
+            top_k=_TOP_K if top_k is None else top_k,
+            # Of torch's own random numbers, so that torch.manual_seed makes an answer repeatable.
+            seed=int(torch.randint(2**62, (1,))),
+        )
+    return sampling
+
+
+def _by_generate(
+    prompts: Sequence[Prompt],
+    media: Sequence[Sequence[torch.Tensor]],
+    model: VideoLlama2ForConditionalGeneration,
+    tokenizer: Any,
+    options: dict[str, Any],
+) -> list[str]:
+    """What the engine does not do (beams, processors and criteria of the caller), by transformers, as one batch."""
+    options.setdefault("eos_token_id", end_ids(model, tokenizer) or None)
     with torch.inference_mode():
         embeds_BLD, attention_mask = embed_prompts(prompts, media, model, tokenizer)
         output_ids = model.generate(inputs_embeds=embeds_BLD, attention_mask=attention_mask, **options)
@@ -126,23 +229,9 @@ def embed_prompts(
 
     Media seen before come from the model's cache; the others are encoded together.
     """
-    config = model.config
-    rows = []
+    rows, pairs = expand_prompts(prompts, media, tokenizer, model.config)
     tokens: dict[str, list[torch.Tensor]] = {"image": [], "video": []}
-    for prompt, pixels in zip(prompts, media, strict=True):
-        kinds = [tag.strip("<>") for tag in prompt.tags]
-        if len(kinds) != len(pixels):
-            raise PromptError(f"the prompt names {len(kinds)} media but {len(pixels)} are given")
-        counts = [
-            visual_tokens(config, kind, _frames(item, kind)) for kind, item in zip(kinds, pixels, strict=True)
-        ]
-        rows.append(expand_placeholders(prompt.token_ids(tokenizer), counts, config)[0])
-    encoded = encode_media(
-        [(tag.strip("<>"), item) for prompt, pixels in zip(prompts, media, strict=True)
-         for tag, item in zip(prompt.tags, pixels, strict=True)],
-        model,
-    )  # fmt: skip
-    for kind, tokens_ND in encoded:
+    for kind, tokens_ND in encode_media([pair for own in pairs for pair in own], model):
         tokens[kind].append(tokens_ND)
     batch = collate(rows, [], padding_id(tokenizer), "left")
     device = model.get_input_embeddings().weight.device
@@ -153,7 +242,11 @@ def embed_prompts(
 def encode_media(
     media: Sequence[tuple[str, torch.Tensor]], model: VideoLlama2ForConditionalGeneration
 ) -> list[tuple[str, torch.Tensor]]:
-    """``(kind, pixels_TCHW)`` -> ``(kind, tokens_ND)`` in the same order; each distinct medium is encoded once."""
+    """``(kind, pixels_TCHW)`` -> ``(kind, tokens_ND)`` in the same order; each distinct medium is encoded once.
+
+    The tokens carry no graph, known or new, and may be read in training: a step that is to reach the connector gives
+    pixels to the model itself.
+    """
     cache = media_cache(model)
     keys = [content_key(kind, pixels) for kind, pixels in media]
     known = {key: cache.get(key) for key in dict.fromkeys(keys)}
@@ -162,27 +255,13 @@ def encode_media(
         if not new:
             continue
         pixels = torch.cat(list(new.values())) if kind == "image" else list(new.values())
-        for key, tokens_ND in zip(new, encode(pixels).pooler_output, strict=True):
-            # A view would keep the whole batch alive for as long as one of its members is cached.
-            known[key] = tokens_ND.clone()
-            cache.put(key, known[key])
+        # Inference mode would mark its tensors for good; without a graph it saves nothing here.
+        with torch.inference_mode(False), torch.no_grad():
+            encoded = encode(pixels).pooler_output
+        for key, tokens_ND in zip(new, encoded, strict=True):
+            known[key] = tokens_ND
+            cache.put(key, tokens_ND)
     return [(kind, known[key]) for key, (kind, _) in zip(keys, media, strict=True)]
-
-
-def _end_ids(model: VideoLlama2ForConditionalGeneration, tokenizer: Any) -> list[int] | None:
-    """The ends of the generation configuration and the tokenizer's own.
-
-    The published code stops at the tokenizer's; checkpoints tuned from a base model may only name that model's.
-    """
-    configured = model.generation_config.eos_token_id
-    ends = set(configured if isinstance(configured, list) else [configured]) | {tokenizer.eos_token_id}
-    return sorted(ends - {None}) or None
-
-
-def _frames(pixels: Any, kind: str) -> int:
-    if not torch.is_tensor(pixels):
-        raise PromptError(f"a {kind} must be pixels made by processor[{kind!r}], got {type(pixels).__name__}")
-    return check_pixels(pixels, kind)
 
 
 def generation_options(tokenizer: Any, **kwargs: Any) -> dict[str, Any]:
@@ -197,8 +276,9 @@ def generation_options(tokenizer: Any, **kwargs: Any) -> dict[str, Any]:
             f"unknown option {', '.join(sorted(unknown))}; known: {', '.join(sorted(_GENERATION_OPTIONS))}"
         )
     options = {"max_new_tokens": _MAX_NEW_TOKENS, "use_cache": True, "pad_token_id": tokenizer.eos_token_id, **kwargs}
-    if not isinstance(options["max_new_tokens"], int) or options["max_new_tokens"] < 1:
-        raise ConfigError(f"max_new_tokens must be at least 1, got {options['max_new_tokens']}")
+    for name in ("max_new_tokens", "num_beams"):
+        if not isinstance(options.get(name, 1), int) or options.get(name, 1) < 1:
+            raise ConfigError(f"{name} must be at least 1, got {options[name]}")
     sampling = options.setdefault("do_sample", False)
     if sampling:
         options = {**_SAMPLING_DEFAULTS, **options}

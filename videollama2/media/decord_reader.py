@@ -41,7 +41,7 @@ class DecordReader(ReaderBase):
             self.num_frames = len(self._video)
             self._height, self._width = self._video[0].shape[:2] if self.num_frames else (0, 0)
             self.fps = self.step_fps = float(self._video.get_avg_fps())
-        except (decord.DECORDError, RuntimeError) as error:
+        except (decord.DECORDError, RuntimeError, UnicodeEncodeError) as error:
             raise MediaError(f"{name}: decord cannot read this video ({_first_line(error)})") from error
         if self.num_frames == 0:
             raise MediaError(f"{name}: the video stream has no frames that can be decoded")
@@ -70,7 +70,8 @@ class DecordReader(ReaderBase):
         return batch.asnumpy() if hasattr(batch, "asnumpy") else np.asarray(batch)
 
     def close(self) -> None:
-        """Give up the file. Closing twice is allowed."""
+        """See :class:`videollama2.media.readers.VideoReader`."""
+        super().close()
         self._video = None
 
 

@@ -115,9 +115,11 @@ def check_path(path: str | os.PathLike) -> Path:
 
     Raises:
         MediaNotFoundError: there is nothing at this path.
-        MediaError: it is an address, a device, or a file of zero bytes.
+        MediaError: it is empty or too long, an address, a device, or a file of zero bytes.
     """
     text = describe_source(path)
+    if not text:
+        raise MediaError("the path of the video or image is empty")
     if "://" in text:
         raise MediaError(f"{text}: addresses are not opened here; download the file and give its path")
     found = Path(text)
@@ -125,7 +127,9 @@ def check_path(path: str | os.PathLike) -> Path:
         status = found.stat()
     except FileNotFoundError as error:
         raise MediaNotFoundError(f"{text}: no such file or folder") from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise MediaError(f"{text}: cannot be opened ({error.strerror})") from error
+    except ValueError as error:
         raise MediaError(f"{text}: cannot be opened ({error})") from error
     if stat.S_ISREG(status.st_mode) and status.st_size == 0:
         raise MediaError(f"{text}: the file is empty")

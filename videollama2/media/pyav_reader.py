@@ -79,13 +79,17 @@ class PyAVReader(ReaderBase):
             raise
 
     def close(self) -> None:
-        """Give up the file. Closing twice is allowed."""
+        """See :class:`videollama2.media.readers.VideoReader`."""
+        super().close()
+        self._release()
+
+    def _release(self) -> None:
         if self._container is not None:
             self._container.close()
             self._container = None
 
     def _open(self) -> None:
-        self.close()
+        self._release()
         if hasattr(self._source, "read"):
             self._source.seek(0)
             target = self._source

@@ -65,7 +65,7 @@ class VideoReader(Protocol):
         ...
 
     def close(self) -> None:
-        """Give up the file. Closing twice is allowed."""
+        """Give up the file. Closing twice is allowed, reading afterwards is not."""
         ...
 
     def __enter__(self) -> VideoReader: ...
@@ -78,9 +78,11 @@ class ReaderBase:
 
     name: str
     num_frames: int
+    is_closed: bool = False
 
     def close(self) -> None:
-        """Nothing is held open unless a reader says so."""
+        """Give up the file. Closing twice is allowed, reading afterwards is not."""
+        self.is_closed = True
 
     def __enter__(self) -> Any:
         return self
@@ -89,7 +91,9 @@ class ReaderBase:
         self.close()
 
     def check_indices(self, indices: Sequence[int]) -> list[int]:
-        """The indices as a list of int; MediaError if there are none, or one is not in the video."""
+        """The indices as a list of int; MediaError if there are none, one is not in the video, or it is closed."""
+        if self.is_closed:
+            raise MediaError(f"{self.name}: was closed; open it again to read frames")
         checked = [int(i) for i in indices]
         if not checked:
             raise MediaError(f"{self.name}: no frames were asked for")

@@ -9,97 +9,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
-from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers import AutoModel
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from videollama2.config import VideoLlama2Config
 from videollama2.constants import IGNORE_INDEX
-from videollama2.errors import CheckpointError, PromptError
-from videollama2.model.connectors import build_connector, num_visual_tokens
+from videollama2.errors import PromptError
+from videollama2.model.base import (
+    VideoLlama2CausalLMOutput,
+    VideoLlama2ModelOutput,
+    VideoLlama2PreTrainedModel,
+    Videos,
+    check_loading,
+)
+from videollama2.model.connectors import build_connector, check_class_token
+from videollama2.model.generation import MediaGenerationMixin
+from videollama2.model.loss import linear_cross_entropy
 from videollama2.model.vision import build_vision_tower, encode_frames
 
-Videos = torch.Tensor | Sequence[torch.Tensor]
-
-
-@dataclass
-class VideoLlama2ModelOutput(ModelOutput):
-    """``last_hidden_state`` (B, L, D) and what the decoder adds to it."""
-
-    last_hidden_state: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-
-
-@dataclass
-class VideoLlama2CausalLMOutput(ModelOutput):
-    """``loss`` when labels were given; ``logits`` (B, kept, V), None while training with labels."""
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-
-
-class VideoLlama2PreTrainedModel(PreTrainedModel):
-    config_class = VideoLlama2Config
-    base_model_prefix = "model"
-    input_modalities = ("image", "video", "text")
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["CLIPEncoderLayer", "SiglipEncoderLayer", "RegNetBlock"]
-    _skip_keys_device_placement = ["past_key_values"]
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, strict: bool = True, **kwargs: Any) -> Any:
-        """As in transformers, except that weights must fit exactly.
-
-        transformers initialises missing weights at random and only logs it. Here they raise, unless ``strict=False``.
-
-        Raises:
-            CheckpointError: names of weights that are missing, surplus or of another shape.
-        """
-        want_info = kwargs.pop("output_loading_info", False)
-        kwargs["ignore_mismatched_sizes"] = True  # collected below, with the other complaints
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
-        )
-        if strict:
-            check_loading(info, str(pretrained_model_name_or_path))
-        return (model, info) if want_info else model
-
-
-def check_loading(info: Any, source: str) -> None:
-    """Raise CheckpointError where a transformers loading report names any weight that did not fit.
-
-    Args:
-        info: report of ``from_pretrained(..., output_loading_info=True)``.
-        source: folder or hub name, for the message.
-    """
-    complaints = {
-        "missing": list(info["missing_keys"]),
-        "unexpected": list(info["unexpected_keys"]),
-        "of another shape": [f"{key} {tuple(a)} instead of {tuple(b)}" for key, a, b in info["mismatched_keys"]],
-        "unreadable": list(info.get("error_msgs", ())),
-    }
-    parts = []
-    for what, names in complaints.items():
-        if names:
-            more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-            parts.append(f"{len(names)} weights {what}: {', '.join(sorted(map(str, names))[:8])}{more}")
-    if parts:
-        raise CheckpointError(f"{source}: the weights do not fit this model; {'; '.join(parts)}")
+__all__ = ["VideoLlama2ForConditionalGeneration", "VideoLlama2Model", "VideoLlama2PreTrainedModel", "check_loading"]
 
 
 class VideoLlama2Model(VideoLlama2PreTrainedModel):
@@ -107,6 +41,7 @@ class VideoLlama2Model(VideoLlama2PreTrainedModel):
 
     def __init__(self, config: VideoLlama2Config) -> None:
         super().__init__(config)
+        check_class_token(config.mm_projector_type, config.keeps_class_token)
         self.vision_tower = build_vision_tower(config)
         self.mm_projector = build_connector(config.mm_projector_type, config.mm_hidden_size, config.hidden_size)
         self.language_model = AutoModel.from_config(config.text_config)
@@ -155,17 +90,20 @@ class VideoLlama2Model(VideoLlama2PreTrainedModel):
             pixel_values_videos: (B, T, C, H, W), or a sequence of (T, C, H, W) whose frame counts may differ.
 
         Returns:
-            ``pooler_output``: list of B tensors (N, D) in the order of the videos. Videos of one frame count share
-            one pass through encoder and connector.
+            ``pooler_output``: list of B tensors (N, D) in the order of the videos. Videos of one shape share one pass
+            through encoder and connector.
+
+        Raises:
+            ConfigError: frames of another size than the encoder's.
         """
         videos = list(pixel_values_videos)
         tokens: list[torch.Tensor | None] = [None] * len(videos)
-        by_length: dict[int, list[int]] = {}
+        by_shape: dict[tuple[int, ...], list[int]] = {}
         for index, video_TCHW in enumerate(videos):
-            by_length.setdefault(video_TCHW.shape[0], []).append(index)
-        for length, indices in by_length.items():
+            by_shape.setdefault(tuple(video_TCHW.shape), []).append(index)
+        for shape, indices in by_shape.items():
             frames_BCHW = torch.cat([videos[i] for i in indices])
-            features_BTND = self._to_connector(self.encode_vision(frames_BCHW)).unflatten(0, (len(indices), length))
+            features_BTND = self._to_connector(self.encode_vision(frames_BCHW)).unflatten(0, (len(indices), shape[0]))
             for i, tokens_ND in zip(indices, self.mm_projector(features_BTND), strict=True):
                 tokens[i] = tokens_ND
         return BaseModelOutputWithPooling(pooler_output=tokens)
@@ -183,11 +121,15 @@ class VideoLlama2Model(VideoLlama2PreTrainedModel):
         """
         is_image = input_ids == self.config.image_token_id
         is_video = input_ids == self.config.video_token_id
+        # The one place where the GPU is waited for: both numbers at once.
+        images, videos = torch.stack((is_image.sum(), is_video.sum())).tolist()
+        _check_count(images, image_tokens, "image")
+        _check_count(videos, video_tokens, "video")
         # Placeholder ids lie outside the vocabulary; any valid row serves until the features replace it.
         text_ids = input_ids.masked_fill(is_image | is_video, 0)
         embeds_BLD = self.get_input_embeddings()(text_ids)
-        embeds_BLD = _scatter(embeds_BLD, is_image, image_tokens, "image")
-        return _scatter(embeds_BLD, is_video, video_tokens, "video")
+        embeds_BLD = _scatter(embeds_BLD, is_image, image_tokens)
+        return _scatter(embeds_BLD, is_video, video_tokens)
 
     def forward(
         self,
@@ -220,9 +162,13 @@ class VideoLlama2Model(VideoLlama2PreTrainedModel):
             if pixel_values_videos is not None and len(pixel_values_videos):
                 encoded["video"] = self.get_video_features(pixel_values_videos)
             tokens = {kind: output.pooler_output for kind, output in encoded.items()}
-            inputs_embeds = self.embed(input_ids, tokens.get("image", ()), tokens.get("video", ()))
-        if self.training and pixel_values is None and pixel_values_videos is None:
-            inputs_embeds = inputs_embeds + self._zero_of_connector(inputs_embeds)
+            if tokens or past_key_values is None or input_ids.shape[1] > 1:
+                inputs_embeds = self.embed(input_ids, tokens.get("image", ()), tokens.get("video", ()))
+            else:
+                # One generated token: it is no placeholder, and looking for one would wait for the GPU in every step.
+                inputs_embeds = self.get_input_embeddings()(input_ids)
+            if self.training and not encoded:
+                inputs_embeds = inputs_embeds + self._zero_of_connector(inputs_embeds)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -259,7 +205,7 @@ class VideoLlama2Model(VideoLlama2PreTrainedModel):
         return features.to(weight.device, weight.dtype)
 
 
-class VideoLlama2ForConditionalGeneration(VideoLlama2PreTrainedModel, GenerationMixin):
+class VideoLlama2ForConditionalGeneration(VideoLlama2PreTrainedModel, MediaGenerationMixin):
     """The whole model. Loading and saving use the published weight names."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
@@ -353,8 +299,12 @@ class VideoLlama2ForConditionalGeneration(VideoLlama2PreTrainedModel, Generation
         """Next-token cross entropy in float32, computed at labelled positions only."""
         targets_BL = labels_BL[:, 1:].to(hidden_BLD.device)
         labelled = targets_BL != IGNORE_INDEX
-        logits_NV = self.lm_head(hidden_BLD[:, :-1][labelled]).float()
-        total = F.cross_entropy(logits_NV, targets_BL[labelled], reduction="sum")
+        hidden_ND, targets_N = hidden_BLD[:, :-1][labelled], targets_BL[labelled]
+        weight_VD = self.lm_head.weight
+        if weight_VD.is_floating_point():
+            total = linear_cross_entropy(hidden_ND, weight_VD, targets_N)
+        else:  # quantised
+            total = F.cross_entropy(self.lm_head(hidden_ND).float(), targets_N, reduction="sum")
         if num_items is None:
             # A batch without any label has no loss, not an undefined one.
             num_items = labelled.sum().clamp(min=1)
@@ -362,89 +312,19 @@ class VideoLlama2ForConditionalGeneration(VideoLlama2PreTrainedModel, Generation
             num_items = num_items.to(total.device)
         return total / num_items
 
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: torch.Tensor,
-        past_key_values: Cache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        pixel_values_videos: Videos | None = None,
-        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """Media belong to the first step only; later ones read them from the cache."""
-        inputs = super().prepare_inputs_for_generation(
-            input_ids, past_key_values=past_key_values, inputs_embeds=inputs_embeds, **kwargs
-        )
-        if past_key_values is None or past_key_values.get_seq_length() == 0:
-            inputs.update(
-                pixel_values=pixel_values,
-                pixel_values_videos=pixel_values_videos,
-                mm_encoder_outputs=mm_encoder_outputs,
-            )
-        return inputs
 
-
-    def _expand_inputs_for_generation(
-        self,
-        expand_size: int = 1,
-        is_encoder_decoder: bool = False,
-        input_ids: torch.Tensor | None = None,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor | None, dict[str, Any]]:
-        """Repeat media with the sequences that beams repeat.
-
-        A sequence may hold any number of media, so they are repeated in blocks, one block per sequence: repeating each
-        medium by itself, as transformers up to 5.20 does, would hand them to the wrong sequences.
-        """
-        media = {name: kwargs.pop(name) for name in ("pixel_values", "pixel_values_videos") if name in kwargs}
-        images, videos = media.get("pixel_values"), media.get("pixel_values_videos")
-        blocks = {
-            "pixel_values": self._media_per_row(input_ids, self.config.image_token_id, "image", images),
-            "pixel_values_videos": self._media_per_row(input_ids, self.config.video_token_id, "video", videos),
-        }
-        input_ids, kwargs = super()._expand_inputs_for_generation(
-            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
-        )
-        for name, value in media.items():
-            rows = blocks[name]
-            if expand_size > 1 and rows is not None:
-                repeated = [item for row in rows for _ in range(expand_size) for item in row]
-                value = torch.stack(repeated) if torch.is_tensor(value) else repeated
-            kwargs[name] = value
-        return input_ids, kwargs
-
-    def _media_per_row(
-        self, input_ids: torch.Tensor | None, token_id: int, kind: str, media: Videos | None
-    ) -> list[list[torch.Tensor]] | None:
-        """Split media, in reading order, by the sequence whose placeholders they fill."""
-        if media is None or input_ids is None:
-            return None
-        remaining = list(media)
-        rows = []
-        for count in (input_ids == token_id).sum(1).tolist():
-            row: list[torch.Tensor] = []
-            while count > 0 and remaining:
-                medium = remaining.pop(0)
-                frames = self.config.num_frames if kind == "image" else medium.shape[0]
-                count -= num_visual_tokens(self.config.mm_projector_type, frames, self.config.patches_per_side)
-                row.append(medium)
-            rows.append(row)
-        return rows
-
-
-def _scatter(
-    embeds_BLD: torch.Tensor, mask_BL: torch.Tensor, tokens: Sequence[torch.Tensor], kind: str
-) -> torch.Tensor:
-    """Replace the masked positions by ``tokens``, in reading order."""
-    placeholders = int(mask_BL.sum())
+def _check_count(placeholders: int, tokens: Sequence[torch.Tensor], kind: str) -> None:
     features = sum(t.shape[0] for t in tokens)
     if placeholders != features:
         raise PromptError(
             f"the prompt has {placeholders} {kind} placeholder(s) but the {len(tokens)} {kind}(s) given make "
             f"{features} visual tokens; there must be one placeholder per visual token"
         )
-    if not placeholders:
+
+
+def _scatter(embeds_BLD: torch.Tensor, mask_BL: torch.Tensor, tokens: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Replace the masked positions by ``tokens``, in reading order."""
+    if not tokens:
         return embeds_BLD
     features_ND = torch.cat(list(tokens)).to(embeds_BLD.device, embeds_BLD.dtype)
     return embeds_BLD.masked_scatter(mask_BL.unsqueeze(-1), features_ND)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
+from transformers.utils import cached_file
 
 from videollama2.config import FLAT_MODEL_TYPES
 from videollama2.errors import CheckpointNotFoundError, ConfigError
@@ -15,7 +16,9 @@ from videollama2.loading import build_from_parts, load_checkpoint, load_connecto
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.model.vision import num_layers_to_run
 from videollama2.processing import VideoLlama2Processor
-from videollama2.training.arguments import DataArguments, ModelArguments, TrainingArguments
+from videollama2.training.flags import DataArguments, ModelArguments, TrainingArguments
+from videollama2.training.lora import add_lora, has_lora, quantization_config
+from videollama2.training.sharding import encode_uniformly, whole_weights
 
 NEW_CONNECTOR = "linear"
 """Connector of a new model when none is named (published default)."""
@@ -31,18 +34,75 @@ def build_model(
     Raises:
         ConfigError: a flag contradicts what ``model_path`` holds.
         CheckpointError: weights that are missing or do not fit.
+        MissingDependencyError: LoRA without peft, quantisation without bitsandbytes.
     """
     path = resolve_name(model_args.model_path)
     fields = _read_config(path)
     whole = str(fields.get("model_type", "")).startswith("videollama2")
-    model, processor = _load_whole(path, model_args) if whole else _load_parts(path, model_args)
-    _check_model_type(model_args.model_type, model.config.text_config.model_type, path)
-    _set_media(model, processor, data_args)
-    if model_args.pretrain_mm_mlp_adapter:
-        load_connector(model, Path(model_args.pretrain_mm_mlp_adapter))
+    options = _loading_options(training_args)
+    with whole_weights(training_args):
+        load = _load_whole if whole else _load_parts
+        model, processor = load(path, model_args, options)
+        _check_model_type(model_args.model_type, model.config.text_config.model_type, path)
+        _set_media(model, processor, data_args)
+        if model_args.pretrain_mm_mlp_adapter:
+            load_connector(model, _connector_file(model_args.pretrain_mm_mlp_adapter))
     model.config.tune_mm_mlp_adapter = model_args.tune_mm_mlp_adapter
+    if training_args.lora_enable:
+        add_lora(model, training_args)
     choose_trainable(model, model_args, training_args)
+    if training_args.bf16 and not training_args.deepspeed:
+        _cast_frozen(model, torch.bfloat16)
+    if training_args.deepspeed:
+        encode_uniformly(model)
     return model, processor
+
+
+def _loading_options(training_args: TrainingArguments) -> dict[str, Any]:
+    """What learns is kept in float32; DeepSpeed keeps its own such copy and needs the weights in half of it only."""
+    half = training_args.bf16 and training_args.deepspeed
+    options: dict[str, Any] = {"dtype": torch.bfloat16 if half else torch.float32}
+    quantization = quantization_config(training_args)
+    if quantization is not None:
+        options["quantization_config"] = quantization
+        options["device_map"] = {"": training_args.device}
+    return options
+
+
+def _cast_frozen(model: nn.Module, dtype: torch.dtype) -> None:
+    """What does not learn needs no precision beyond the one it is computed in."""
+    for parameter in model.parameters():
+        if not parameter.requires_grad and parameter.dtype == torch.float32:
+            parameter.data = parameter.data.to(dtype)
+
+
+def base_name(model_path: str) -> str:
+    """How saved folders name the model they belong to: a folder by its whole path, to be found from anywhere."""
+    return str(Path(model_path).resolve()) if Path(model_path).is_dir() else model_path
+
+
+def _connector_file(name: str) -> Path:
+    """A file, or ``owner/repository/file`` on the hub.
+
+    Raises:
+        CheckpointNotFoundError: neither.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    owner, _, rest = name.partition("/")
+    repository, _, file = rest.partition("/")
+    found = None
+    if not path.is_absolute() and file:
+        try:
+            found = cached_file(f"{owner}/{repository}", file, _raise_exceptions_for_missing_entries=False)
+        except (OSError, ValueError) as error:
+            raise CheckpointNotFoundError(
+                f"--pretrain_mm_mlp_adapter {name}: neither a file nor on a hub that can be reached"
+            ) from error
+    if found is None:
+        raise CheckpointNotFoundError(f"--pretrain_mm_mlp_adapter {name}: there is no such file")
+    return Path(found)
 
 
 def _read_config(path: str) -> dict[str, Any]:
@@ -55,7 +115,7 @@ def _read_config(path: str) -> dict[str, Any]:
 
 
 def _load_parts(
-    path: str, model_args: ModelArguments
+    path: str, model_args: ModelArguments, options: dict[str, Any]
 ) -> tuple[VideoLlama2ForConditionalGeneration, VideoLlama2Processor]:
     if not model_args.vision_tower:
         raise ConfigError(
@@ -68,14 +128,14 @@ def _load_parts(
         mm_projector_type=model_args.mm_projector_type or NEW_CONNECTOR,
         mm_vision_select_layer=NEW_SELECT_LAYER if layer is None else layer,
         mm_vision_select_feature=model_args.mm_vision_select_feature or "patch",
-        dtype=torch.float32,
+        **options,
     )
 
 
 def _load_whole(
-    path: str, model_args: ModelArguments
+    path: str, model_args: ModelArguments, options: dict[str, Any]
 ) -> tuple[VideoLlama2ForConditionalGeneration, VideoLlama2Processor]:
-    model, processor = load_checkpoint(path, dtype=torch.float32)
+    model, processor = load_checkpoint(path, **options)
     fixed = {
         "vision_tower": "mm_vision_tower",
         "mm_projector_type": "mm_projector_type",
@@ -125,8 +185,9 @@ def choose_trainable(
     """
     connector_only = model_args.tune_mm_mlp_adapter
     inner = model.model
-    inner.language_model.requires_grad_(not (model_args.freeze_backbone or connector_only))
-    model.lm_head.requires_grad_(not (model_args.freeze_backbone or connector_only))
+    if not has_lora(model):  # which has chosen what learns in the decoder
+        inner.language_model.requires_grad_(not (model_args.freeze_backbone or connector_only))
+        model.lm_head.requires_grad_(not (model_args.freeze_backbone or connector_only))
     inner.mm_projector.requires_grad_(not training_args.freeze_mm_mlp_adapter)
     inner.vision_tower.requires_grad_(not model_args.freeze_vision_tower)
     if not model_args.freeze_vision_tower:

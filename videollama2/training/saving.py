@@ -1,4 +1,8 @@
-"""What a run writes: a whole folder that opens again, or the connector alone."""
+"""What a run writes: a whole folder that opens again, the connector alone, or a LoRA adapter.
+
+``state`` is, everywhere below, the weights by their name in memory where they are gathered elsewhere (DeepSpeed);
+default the model's own.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +16,38 @@ import torch
 from videollama2.model.checkpoints import CONNECTOR_PREFIX
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.processing import VideoLlama2Processor
+from videollama2.training.lora import save_adapter
 
 CONNECTOR_FILE = "mm_projector.bin"
 
 
+State = dict[str, torch.Tensor]
+
+
 def save_model(
-    model: VideoLlama2ForConditionalGeneration, processor: VideoLlama2Processor, folder: str | Path
+    model: VideoLlama2ForConditionalGeneration,
+    processor: VideoLlama2Processor,
+    folder: str | Path,
+    state: State | None = None,
+    dtype: torch.dtype | None = None,
 ) -> None:
-    """Weights under published names, configuration, tokenizer and image preprocessing."""
+    """Weights under published names, configuration, tokenizer and image preprocessing.
+
+    Args:
+        dtype: of the weights that are written; default as they are.
+    """
     with _generating(model):
-        model.save_pretrained(folder)
+        recorded = model.config.dtype
+        if dtype is not None:
+            state = {
+                name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+                for name, tensor in (state or model.state_dict()).items()
+            }
+            model.config.dtype = dtype
+        try:
+            model.save_pretrained(folder, state_dict=state)
+        finally:
+            model.config.dtype = recorded
     processor.save_pretrained(folder)
 
 
@@ -40,7 +66,11 @@ def _generating(model: VideoLlama2ForConditionalGeneration) -> Iterator[None]:
 
 
 def save_connector(
-    model: VideoLlama2ForConditionalGeneration, processor: VideoLlama2Processor, folder: str | Path, base: str
+    model: VideoLlama2ForConditionalGeneration,
+    processor: VideoLlama2Processor,
+    folder: str | Path,
+    base: str,
+    state: State | None = None,
 ) -> None:
     """First-stage folder: ``mm_projector.bin`` under published keys, flat config, tokenizer, preprocessing.
 
@@ -49,12 +79,38 @@ def save_connector(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = model.model.mm_projector.state_dict()
-    torch.save(
-        {CONNECTOR_PREFIX + name: tensor.cpu() for name, tensor in weights.items()}, folder / CONNECTOR_FILE
-    )
+    weights = {
+        name: tensor.detach().cpu()
+        for name, tensor in (state or model.state_dict()).items()
+        if name.startswith(CONNECTOR_PREFIX)
+    }
+    torch.save(weights, folder / CONNECTOR_FILE)
+    _save_flat_config(model, processor, folder, base)
+
+
+def save_lora(
+    model: VideoLlama2ForConditionalGeneration,
+    processor: VideoLlama2Processor,
+    folder: str | Path,
+    base: str,
+    state: State | None = None,
+) -> None:
+    """LoRA folder: the adapter, what else was trained, flat config, tokenizer, preprocessing.
+
+    Args:
+        base: what the adapter belongs to.
+    """
+    save_adapter(model, Path(folder), base, state)
+    _save_flat_config(model, processor, Path(folder), base)
+
+
+def _save_flat_config(
+    model: VideoLlama2ForConditionalGeneration, processor: VideoLlama2Processor, folder: Path, base: str
+) -> None:
     with _generating(model):
         fields = {**model.config.to_flat_dict(), "_name_or_path": base}
+    # What the weights of this folder are added to is not quantised.
+    fields.pop("quantization_config", None)
     text = json.dumps(fields, indent=2, sort_keys=True, default=str)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
     processor.save_pretrained(folder)

@@ -1,8 +1,13 @@
-"""transformers' ``Trainer`` where this model needs something else: groups, order, saving, resuming."""
+"""transformers' ``Trainer`` where this model needs something else: groups, order, evaluation, saving, resuming, log."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +17,45 @@ from torch.utils.data import Dataset, Sampler
 from transformers import Trainer
 
 from videollama2.data.dataset import VideoInstructionDataset
-from videollama2.data.sampler import ModalityLengthSampler
+from videollama2.data.sampler import InOrderSampler, MixtureSampler, ModalityLengthSampler
 from videollama2.loading import load_checkpoint, load_connector
-from videollama2.training.arguments import TrainingArguments
-from videollama2.training.saving import CONNECTOR_FILE, save_connector, save_model
+from videollama2.training.checkpoints import told_when_it_fails
+from videollama2.training.evaluation import sums_over
+from videollama2.training.flags import TrainingArguments
+from videollama2.training.lora import ADAPTER_CONFIG, has_lora, load_adapter
+from videollama2.training.meter import Meter
+from videollama2.training.saving import CONNECTOR_FILE, save_connector, save_lora, save_model
+
+BAD_SAMPLES_FILE = "bad_samples-{process}.jsonl"
 
 
 class VideoLlama2Trainer(Trainer):
     """Trainer whose checkpoints carry published weight names and resume through them.
 
     Args:
-        connector_base: first stage: the language model's name; only the connector is written. Else None.
+        base: how the model under a connector or adapter is named in what is saved.
+        connector_only: first stage; only the connector is written.
+        mixture: sizes of the sets that ``train_dataset`` consists of, and the share of each, None for every record
+            once.
         others: as :class:`transformers.Trainer`; ``processing_class`` is the model's processor.
     """
 
     args: TrainingArguments
 
-    def __init__(self, *args: Any, connector_base: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        base: str = "",
+        connector_only: bool = False,
+        mixture: tuple[list[int], list[float] | None] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.connector_base = connector_base
+        self.base = base
+        self.connector_only = connector_only
+        self.mixture = mixture
+        self.meter = Meter(self.model)
+        self.bad_samples: set[str] = set()
         # transformers sets its flag on the outer configuration, but the decoder reads its own.
         self.model.config.text_config.use_cache = self.args.use_cache
 
@@ -47,29 +72,121 @@ class VideoLlama2Trainer(Trainer):
             return self.optimizer
         optimizer = super().create_optimizer(*args, **kwargs)
         inner = self.accelerator.unwrap_model(self.model).model
-        for module, rate in (
-            (inner.mm_projector, self.args.mm_projector_lr),
-            (inner.vision_tower, self.args.vision_tower_lr),
+        for name, module, rate in (
+            ("mm_projector_lr", inner.mm_projector, self.args.mm_projector_lr),
+            ("vision_tower_lr", inner.vision_tower, self.args.vision_tower_lr),
         ):
             if rate is not None:
-                optimizer.param_groups[:] = _split_groups(optimizer.param_groups, module, rate)
+                optimizer.param_groups[:] = _split_groups(optimizer.param_groups, module, rate, name)
         return optimizer
 
     # ------------------------------------------------------------------------------------------------ order
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        if not self.args.group_by_modality_length or not isinstance(dataset, VideoInstructionDataset):
+        if self.args.train_sampling_strategy != "random" or not isinstance(dataset, VideoInstructionDataset):
             return super()._get_train_sampler(train_dataset)
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        sizes, weights = self.mixture or ([len(dataset)], None)
+        together = self.args.train_batch_size * self.args.world_size
+        options = {
+            "sizes": sizes,
+            "weights": weights,
+            "multiple": together,
+            "seed": self.args.seed if self.args.data_seed is None else self.args.data_seed,
+        }
+        if not self.args.group_by_modality_length:
+            return MixtureSampler(**options)
         return ModalityLengthSampler(
             lengths=dataset.lengths,
             visual=[length > 0 for length in dataset.visual_lengths],
-            batch_size=self.args.train_batch_size
-            * self.args.gradient_accumulation_steps
-            * self.args.world_size,
-            seed=seed,
+            batch_size=together * self.args.gradient_accumulation_steps,
+            **options,
         )
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler | None:
+        return InOrderSampler(len(eval_dataset), self.args.eval_batch_size * self.args.world_size)
+
+    # ------------------------------------------------------------------------------------------------- step
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
+        """The micro-batches of a step and the number of labels in them over all processes."""
+        begin = time.perf_counter()
+        batches = list(islice(epoch_iterator, num_batches))
+        self.meter.counts.waited += time.perf_counter() - begin
+        for batch in batches:
+            self._note_bad(batch)
+            self.meter.add(batch)
+        batches, labels = super().get_batch_samples(iter(batches), num_batches, device)
+        # A step of nothing but records that were left out has no loss, not an undefined one.
+        return batches, labels.clamp(min=1) if torch.is_tensor(labels) else labels
+
+    def _note_bad(self, batch: dict[str, Any]) -> None:
+        """Take the records that were left out off the batch; each is listed once in the output folder."""
+        for message in batch.pop("bad_samples", ()):
+            self.note_bad(message)
+
+    def note_bad(self, message: str) -> None:
+        """List one record that was left out."""
+        if message in self.bad_samples:
+            return
+        self.bad_samples.add(message)
+        folder = Path(self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / BAD_SAMPLES_FILE.format(process=self.args.process_index)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": self.state.global_step, "problem": message}) + "\n")
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add rates, waiting, memory and the parts' learning rates to each line of a step; all processes call this."""
+        if "loss" in logs:
+            device = self.args.device
+            totals = self.accelerator.gather(self.meter.totals(device))
+            logs.update(self.meter.rates(totals, device))
+            logs.update(self._part_rates(logs.get("learning_rate", 0.0)))
+            left_out = self.accelerator.gather(torch.tensor([len(self.bad_samples)], device=device)).sum().item()
+            if left_out:
+                logs["bad_samples"] = left_out
+            self.meter.restart()
+        super().log(logs, start_time)
+
+    def _part_rates(self, rate: float) -> dict[str, float]:
+        """Learning rates of parts that have their own; the schedule scales all alike."""
+        groups = self.optimizer.param_groups
+        first = groups[0].get("initial_lr")
+        if not first:
+            return {}
+        return {g["part"]: rate * g["initial_lr"] / first for g in groups if "part" in g and "initial_lr" in g}
+
+    # ------------------------------------------------------------------------------------------- evaluation
+
+    def evaluate(
+        self,
+        eval_dataset: Dataset | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Loss per label and share of right answers, whatever the batch size and the number of processes."""
+        begin = time.perf_counter()
+        model = self.model_wrapped if self.is_deepspeed_enabled else self.model
+        batches = map(self._for_evaluation, self.get_eval_dataloader(eval_dataset))
+        sums = self.accelerator.reduce(sums_over(model, batches, self.args.device), "sum").tolist()
+        loss, labels, right, answers = sums
+        metrics = {
+            f"{metric_key_prefix}_loss": loss / max(labels, 1),
+            f"{metric_key_prefix}_answer_accuracy": right / max(answers, 1),
+            f"{metric_key_prefix}_answers": answers,
+            f"{metric_key_prefix}_runtime": round(time.perf_counter() - begin, 3),
+        }
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.meter.started += time.perf_counter() - begin
+        return metrics
+
+    def _for_evaluation(self, batch: dict[str, Any]) -> dict[str, Any]:
+        self._note_bad(batch)
+        return self._prepare_inputs(batch)
 
     # --------------------------------------------------------------------------------- saving and resuming
 
@@ -79,10 +196,32 @@ class VideoLlama2Trainer(Trainer):
             return
         folder = Path(output_dir or self.args.output_dir)
         model = self.accelerator.unwrap_model(self.model)
-        if self.connector_base is not None:
-            save_connector(model, self.processing_class, folder, self.connector_base)
-        else:
-            save_model(model, self.processing_class, folder)
+        is_result = folder == Path(self.args.output_dir)
+        with told_when_it_fails(folder, remove=False) if is_result else nullcontext():
+            if self.connector_only:
+                save_connector(model, self.processing_class, folder, self.base, state_dict)
+            elif has_lora(model):
+                save_lora(model, self.processing_class, folder, self.base, state_dict)
+            else:
+                # Checkpoints keep what is needed to go on exactly; the result is written as it is computed with.
+                dtype = torch.bfloat16 if is_result and self.args.bf16 else None
+                save_model(model, self.processing_class, folder, state_dict, dtype)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        # What an earlier run left there would make this one look whole before it is.
+        if self.args.should_save:
+            shutil.rmtree(folder, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        begin = time.perf_counter()
+        with told_when_it_fails(folder, remove=self.args.should_save):
+            super()._save_checkpoint(model, trial)
+        self.meter.started += time.perf_counter() - begin
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """The last part of every process; the file that makes a checkpoint whole is written after all of them."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Read weights through the published names.
@@ -92,18 +231,26 @@ class VideoLlama2Trainer(Trainer):
         """
         target = self.accelerator.unwrap_model(self.model if model is None else model)
         folder = Path(resume_from_checkpoint)
-        if (folder / CONNECTOR_FILE).is_file():
+        if (folder / ADAPTER_CONFIG).is_file():
+            load_adapter(target, folder)
+        elif (folder / CONNECTOR_FILE).is_file():
             load_connector(target, folder / CONNECTOR_FILE)
-            return
-        saved, _ = load_checkpoint(folder, dtype="auto")
-        target.load_state_dict(saved.state_dict())
+        else:
+            # Weights that learn lie there in float32 beside frozen ones of fewer bits.
+            saved, _ = load_checkpoint(folder, dtype=torch.float32)
+            target.load_state_dict(saved.state_dict())
 
     def _load_best_model(self) -> None:
         """As :meth:`_load_from_checkpoint`, for ``load_best_model_at_end``."""
-        self._load_from_checkpoint(self.state.best_model_checkpoint)
+        if self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
 
 
-def _split_groups(groups: list[dict[str, Any]], module: nn.Module, rate: float) -> list[dict[str, Any]]:
+def _split_groups(
+    groups: list[dict[str, Any]], module: nn.Module, rate: float, part: str
+) -> list[dict[str, Any]]:
     """Optimizer groups in which the parameters of ``module`` stand apart with learning rate ``rate``.
 
     The optimizer has no state yet, so its groups may be cut.
@@ -111,7 +258,7 @@ def _split_groups(groups: list[dict[str, Any]], module: nn.Module, rate: float) 
     own = {id(parameter) for parameter in module.parameters()}
     split: list[dict[str, Any]] = []
     keep: Callable[[nn.Parameter], bool]
-    for keep, options in ((lambda p: id(p) not in own, {}), (lambda p: id(p) in own, {"lr": rate})):
+    for keep, options in ((lambda p: id(p) not in own, {}), (lambda p: id(p) in own, {"lr": rate, "part": part})):
         for group in groups:
             parameters = [p for p in group["params"] if keep(p)]
             if parameters:

@@ -7,6 +7,9 @@ N patches, D encoder width) to ``tokens_BND``. Three things every connector offe
 * ``forward_still(features_BND, num_frames)``: equal to ``forward`` of that many equal frames, without computing
   any time slice twice;
 * ``num_tokens(num_frames, patches_per_side)``: the closed form of its output length.
+
+Where the encoder's class token is kept (``cls_patch``), it is one feature more per frame. Connectors that take features
+one by one make a token of it; those that need a square grid refuse it.
 """
 
 from __future__ import annotations
@@ -55,16 +58,34 @@ def build_connector(name: str, encoder_hidden_size: int, hidden_size: int) -> nn
     return CONNECTORS[name](encoder_hidden_size, hidden_size)
 
 
-def num_visual_tokens(name: str, num_frames: int, patches_per_side: int) -> int:
-    """Visual tokens of one clip of ``num_frames`` frames through connector ``name``.
-
-    Raises:
-        ConfigError: unknown connector, or a clip so short or a grid so small that no token is left.
-    """
+def _connector_class(name: str) -> type[nn.Module]:
     cls = MlpConnector if _MLP_NAME.fullmatch(name) else CONNECTORS.get(name)
     if cls is None:
         raise ConfigError(f"unknown mm_projector_type {name!r}; known: {', '.join(CONNECTORS)}, mlpNx_gelu")
-    count = cls.num_tokens(num_frames, patches_per_side)
+    return cls
+
+
+def check_class_token(name: str, class_token: bool) -> None:
+    """Raise ConfigError where a class token is kept for a connector that needs a square grid."""
+    if class_token and not getattr(_connector_class(name), "takes_class_token", False):
+        raise ConfigError(
+            f"mm_vision_select_feature 'cls_patch' keeps the class token, but {name} needs a square patch grid: "
+            f"use 'patch', or one of linear, identity, mlpNx_gelu"
+        )
+
+
+def num_visual_tokens(name: str, num_frames: int, patches_per_side: int, class_token: bool = False) -> int:
+    """Visual tokens of one clip of ``num_frames`` frames through connector ``name``.
+
+    Args:
+        class_token: whether the connector is given the encoder's class token too.
+
+    Raises:
+        ConfigError: unknown connector, a class token it cannot take, or a clip so short or a grid so small that no
+            token is left.
+    """
+    check_class_token(name, class_token)
+    count = _connector_class(name).num_tokens(num_frames, patches_per_side) + int(class_token)
     if count < 1:
         raise ConfigError(
             f"{name} makes no visual token from {num_frames} frame(s) of {patches_per_side}x{patches_per_side} patches"

@@ -12,7 +12,12 @@ from videollama2.errors import ConfigError
 
 
 class _TimeMean:
-    """Averages frames before the projection; a still image is its own average."""
+    """Averages frames before the projection; a still image is its own average.
+
+    Features are taken one by one, so a class token among them becomes a visual token like any patch.
+    """
+
+    takes_class_token = True
 
     def forward(self, features_BTND: torch.Tensor) -> torch.Tensor:
         return super().forward(features_BTND.mean(dim=1))

@@ -1,8 +1,4 @@
-"""Text + media -> model inputs. The one place where prompts, pixels and visual token counts meet.
-
-``VideoLlama2Processor`` follows transformers' conventions (``AutoProcessor`` opens it after ``import videollama2``)
-and the published ones: ``processor["video"](path)`` and ``processor["image"](path)`` give pixels.
-"""
+"""``VideoLlama2Processor``, see the package."""
 
 from __future__ import annotations
 
@@ -13,126 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
-from transformers.utils import cached_file
+from transformers import BatchFeature, ProcessorMixin
 
-from videollama2.config import KNOWN_TOWERS, VideoLlama2Config, find_tower, read_json
-from videollama2.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX, VIDEO_TOKEN_INDEX
-from videollama2.errors import CheckpointError, ConfigError, PromptError
+from videollama2.config import VideoLlama2Config
+from videollama2.errors import ConfigError, PromptError
 from videollama2.media.frames import FrameSampling
 from videollama2.media.image import load_image
 from videollama2.media.pixels import PixelTransform
 from videollama2.media.video import read_clip
-from videollama2.model.connectors import num_visual_tokens
+from videollama2.processing.opening import load_image_processor, load_tokenizer
+from videollama2.processing.sequences import collate, expand_prompts, padding_id, visual_tokens
 from videollama2.prompting import TAGS, Message, Prompt, build_prompt
 
-_KIND_OF_SENTINEL = {IMAGE_TOKEN_INDEX: "image", VIDEO_TOKEN_INDEX: "video"}
 _UNSET = object()
-
-
-def visual_tokens(config: VideoLlama2Config, kind: str, num_frames: int | None = None) -> int:
-    """Visual tokens of one medium; an image counts as ``config.num_frames`` frames."""
-    frames = config.num_frames if kind == "image" or num_frames is None else num_frames
-    return num_visual_tokens(config.mm_projector_type, frames, config.patches_per_side)
-
-
-def check_pixels(pixels: torch.Tensor, kind: str) -> int:
-    """Check that pixels are (T, C, H, W), one frame for an image; returns the number of frames.
-
-    Raises:
-        PromptError: another shape.
-    """
-    if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.shape[0] < 1:
-        raise PromptError(f"a {kind} must be a tensor (frames, 3, height, width), got {tuple(pixels.shape)}")
-    if kind == "image" and pixels.shape[0] != 1:
-        raise PromptError(f"an image must be a tensor (1, 3, height, width), got {tuple(pixels.shape)}")
-    return pixels.shape[0]
-
-
-def expand_placeholders(
-    ids: Sequence[int], counts: Sequence[int], config: VideoLlama2Config, labels: Sequence[int] | None = None
-) -> tuple[list[int], list[int]]:
-    """Replace each sentinel by that medium's number of placeholder ids.
-
-    Args:
-        ids: with published sentinels, see :class:`videollama2.prompting.Prompt`.
-        counts: visual tokens per medium, in reading order.
-        labels: as long as ``ids``; the expanded positions carry no label.
-
-    Returns:
-        ids and labels of equal length (labels all ignored when none are given).
-
-    Raises:
-        PromptError: sentinels and counts differ in number.
-    """
-    sentinels = [i for i in ids if i in _KIND_OF_SENTINEL]
-    if len(sentinels) != len(counts):
-        raise PromptError(f"the prompt names {len(sentinels)} media but {len(counts)} are given")
-    token_ids = {"image": config.image_token_id, "video": config.video_token_id}
-    remaining = iter(counts)
-    out_ids: list[int] = []
-    out_labels: list[int] = []
-    for position, token in enumerate(ids):
-        kind = _KIND_OF_SENTINEL.get(token)
-        if kind is None:
-            out_ids.append(token)
-            out_labels.append(IGNORE_INDEX if labels is None else labels[position])
-        else:
-            count = next(remaining)
-            out_ids += [token_ids[kind]] * count
-            out_labels += [IGNORE_INDEX] * count
-    return out_ids, out_labels
-
-
-def padding_id(tokenizer: Any) -> int:
-    """Any id serves for padding: the mask hides it. Published Llama-3 tokenizers have none of their own."""
-    return next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
-
-
-def pad_rows(rows: Sequence[Sequence[int]], value: int, side: str) -> torch.Tensor:
-    """Rows of ids -> (B, L), filled with ``value`` on the ``left`` or ``right``."""
-    length = max(map(len, rows))
-    padded = torch.full((len(rows), length), value, dtype=torch.long)
-    for row, target in zip(rows, padded, strict=True):
-        target[slice(length - len(row), None) if side == "left" else slice(len(row))] = torch.tensor(
-            row, dtype=torch.long
-        )
-    return padded
-
-
-def collate(
-    rows: Sequence[Sequence[int]],
-    media: Sequence[Sequence[tuple[str, torch.Tensor]]],
-    pad_token_id: int,
-    side: str,
-    labels: Sequence[Sequence[int]] | None = None,
-) -> dict[str, Any]:
-    """One batch from expanded rows and their media.
-
-    Args:
-        rows: ids with placeholders, one list per sample.
-        media: per sample, ``(kind, pixels_TCHW)`` in reading order.
-        side: where to pad; ``left`` for generation, ``right`` for training.
-
-    Returns:
-        ``input_ids``, ``attention_mask`` (B, L), optionally ``labels``; ``pixel_values`` (images, C, H, W) and
-        ``pixel_values_videos``, a tensor (videos, T, C, H, W) or a list where frame counts differ, when there are any.
-    """
-    batch: dict[str, Any] = {
-        "input_ids": pad_rows(rows, pad_token_id, side),
-        "attention_mask": pad_rows([[1] * len(row) for row in rows], 0, side),
-    }
-    if labels is not None:
-        batch["labels"] = pad_rows(labels, IGNORE_INDEX, side)
-    flat = [item for sample in media for item in sample]
-    images = [pixels for kind, pixels in flat if kind == "image"]
-    videos = [pixels for kind, pixels in flat if kind == "video"]
-    if images:
-        batch["pixel_values"] = torch.cat(images)
-    if videos:
-        same = len({video.shape[0] for video in videos}) == 1
-        batch["pixel_values_videos"] = torch.stack(videos) if same else videos
-    return batch
 
 
 class VideoLlama2Processor(ProcessorMixin):
@@ -158,7 +47,16 @@ class VideoLlama2Processor(ProcessorMixin):
         self.model_config = config
         self.transform = PixelTransform.from_image_processor(image_processor)
         self.image_token, self.video_token = TAGS["image"], TAGS["video"]
-        self.image_token_id, self.video_token_id = config.image_token_id, config.video_token_id
+
+    @property
+    def image_token_id(self) -> int:
+        """Placeholder of an image; the configuration's, which moves where the model's vocabulary is resized."""
+        return self.model_config.image_token_id
+
+    @property
+    def video_token_id(self) -> int:
+        """Placeholder of a video, see :attr:`image_token_id`."""
+        return self.model_config.video_token_id
 
     @classmethod
     def get_attributes(cls) -> list[str]:
@@ -248,17 +146,7 @@ class VideoLlama2Processor(ProcessorMixin):
         Raises:
             PromptError: a prompt names more or fewer media than are given, or pixels of a wrong shape.
         """
-        rows, pairs = [], []
-        for prompt, pixels in zip(prompts, media, strict=True):
-            if len(prompt.tags) != len(pixels):
-                raise PromptError(f"the prompt names {len(prompt.tags)} media but {len(pixels)} are given")
-            kinds = [tag.strip("<>") for tag in prompt.tags]
-            counts = [
-                visual_tokens(self.model_config, kind, check_pixels(item, kind))
-                for kind, item in zip(kinds, pixels, strict=True)
-            ]
-            rows.append(expand_placeholders(prompt.token_ids(self.tokenizer), counts, self.model_config)[0])
-            pairs.append(list(zip(kinds, pixels, strict=True)))
+        rows, pairs = expand_prompts(prompts, media, self.tokenizer, self.model_config)
         return BatchFeature(collate(rows, pairs, self.pad_token_id, padding_side))
 
     @property
@@ -310,7 +198,8 @@ class VideoLlama2Processor(ProcessorMixin):
 
         Args:
             images, videos: one medium, or a list in reading order over all texts: paths, PIL images, arrays, or pixels
-                this processor made. A video that is itself a list of frames goes into a list: ``videos=[[f1, f2]]``.
+                this processor made. Images may also come as one list per text: ``[[a, b], [c]]``. A video that is
+                itself a list of frames goes into a list: ``videos=[[f1, f2]]``.
             text: one prompt, or several (always padded, on ``padding_side``).
             return_tensors: ``pt`` only.
             video_options: of :meth:`load_video`.
@@ -326,12 +215,12 @@ class VideoLlama2Processor(ProcessorMixin):
         if unknown:
             raise ConfigError(f"the processor has no option {', '.join(sorted(unknown))}")
         image_options = {key: value for key, value in video_options.items() if key == "aspect_ratio"}
-        texts = [text] if isinstance(text, str) else list(text)
+        prompts = [_split_tags(t) for t in ([text] if isinstance(text, str) else text)]
+        images = _in_reading_order(_as_list(images), prompts)
         queues = {
-            TAGS["image"]: [self._pixels(item, partial(self.load_image, **image_options)) for item in _as_list(images)],
+            TAGS["image"]: [self._pixels(item, partial(self.load_image, **image_options)) for item in images],
             TAGS["video"]: [self._pixels(item, partial(self.load_video, **video_options)) for item in _as_list(videos)],
         }
-        prompts = [_split_tags(t) for t in texts]
         for tag, queue in queues.items():
             wanted = sum(prompt.tags.count(tag) for prompt in prompts)
             if wanted != len(queue):
@@ -366,70 +255,24 @@ def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
+def _in_reading_order(images: list[Any], prompts: Sequence[Prompt]) -> list[Any]:
+    """One list of images, from one list or from one list per text."""
+    nested = [isinstance(item, (list, tuple)) for item in images]
+    if not any(nested):
+        return images
+    if not all(nested) or len(images) != len(prompts):
+        raise PromptError(
+            f"images must be one flat list, or one list per text; got {len(images)} items, "
+            f"{sum(nested)} of them lists, for {len(prompts)} text(s)"
+        )
+    for number, (own, prompt) in enumerate(zip(images, prompts, strict=True)):
+        wanted = prompt.tags.count(TAGS["image"])
+        if wanted != len(own):
+            raise PromptError(f"text {number} holds {wanted} {TAGS['image']} tag(s) but {len(own)} are given")
+    return [image for own in images for image in own]
+
+
 def _split_tags(text: str) -> Prompt:
     """Call form of transformers: here the caller wrote the tags on purpose."""
     pieces = re.split("(" + "|".join(map(re.escape, TAGS.values())) + ")", text)
     return Prompt(tuple(pieces[::2]), tuple(pieces[1::2]))
-
-
-def load_tokenizer(name_or_path: str | Path, **hub: Any) -> Any:
-    """The checkpoint's tokenizer.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    try:
-        return AutoTokenizer.from_pretrained(name_or_path, **hub)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{name_or_path}: no tokenizer can be read from this checkpoint ({error})") from error
-
-
-def load_image_processor(name_or_path: str | Path, config: VideoLlama2Config, **hub: Any) -> Any:
-    """Image preprocessing of a checkpoint: its own, else that of the vision encoder it names. Always PIL.
-
-    Which back end transformers picks by default depends on whether torchvision is installed, and pixel values with
-    it; published numbers were made with PIL.
-    """
-    settings = _find_preprocessor(name_or_path, config, **hub)
-    kind = {"clip_vision_model": "CLIPImageProcessorPil", "siglip_vision_model": "SiglipImageProcessorPil"}
-    return _image_processor_class(kind[config.vision_config.model_type])(**settings)
-
-
-def _image_processor_class(name: str) -> type:
-    import transformers
-
-    return getattr(transformers, name)
-
-
-_NOT_SETTINGS = ("_valid_processor_keys", "image_processor_type", "feature_extractor_type", "processor_class")
-
-
-def _find_preprocessor(name_or_path: str | Path, config: VideoLlama2Config, **hub: Any) -> dict[str, Any]:
-    name = config.mm_vision_tower
-    settings = _read_preprocessor(name_or_path, **hub)
-    if settings is None and name:
-        folder = find_tower(name, name_or_path)
-        settings = _read_preprocessor(folder) if folder is not None else None
-        if settings is None and name in KNOWN_TOWERS:
-            settings = KNOWN_TOWERS[name]["preprocessor"]
-        if settings is None and folder is None:
-            settings = _read_preprocessor(name, **hub)
-    if settings is None:
-        raise CheckpointError(
-            f"{name_or_path}: found no preprocessor_config.json here nor for its vision encoder {name!r}"
-        )
-    return {key: value for key, value in settings.items() if key not in _NOT_SETTINGS}
-
-
-def _read_preprocessor(name_or_path: str | Path, **hub: Any) -> dict[str, Any] | None:
-    path = cached_file(
-        str(name_or_path),
-        "preprocessor_config.json",
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        **hub,
-    )
-    return None if path is None else read_json(Path(path))
-
-

@@ -1,0 +1,206 @@
+#!/usr/bin/env python3
+"""What the engine gains and costs: batching, prefix and media caches, against transformers' own generate.
+
+    python benchmarks/engine.py [--device cpu] [--dtype float32] [--new-tokens 64] [--concurrent 8]
+
+The model has random weights and the shapes of CLIP ViT-L/14-336, the STC connector and a 0.5B Qwen2 (8 frames). All
+rows of a table come from one run; quote the ratios. Beside the rates stands the limit: bytes of the weights (and of the
+key-values read) over the rate of a large copy, for a step that reads each once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from ask import CLIP, QUESTION, make_half_billion
+
+DECODING_FRAMES = 2
+"""Frames of the clip where decoding alone is measured: generate prefills every row anew, which takes minutes."""
+
+OTHER_QUESTION = "How many objects are there in the clip?"
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default=None)
+    parser.add_argument("--dtype", default=None, choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--concurrent", type=int, default=8)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--model", help="a checkpoint instead of the random one")
+    return parser.parse_args()
+
+
+def timed(run: Callable[[], Any], repeat: int) -> float:
+    """Median seconds."""
+    times = []
+    for _ in range(repeat):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+class Bench:
+    """One model, measured in alternation: the engine, and transformers at the same work."""
+
+    def __init__(self, args: argparse.Namespace, path: str) -> None:
+        import torch
+
+        from videollama2 import model_init
+        from videollama2.inference.engine import Engine
+        from videollama2.inference.request import Request
+
+        self.args, self.torch, self.Request = args, torch, Request
+        self.model, self.processor, _ = model_init(path, device=args.device, dtype=args.dtype)
+        self.engine = Engine(
+            self.model, self.processor, max_batch=args.concurrent, max_length=1024, background=False,
+        )  # fmt: skip
+        self.engine._end_ids = frozenset()  # random weights must not end an answer early
+        self.device = self.model.get_input_embeddings().weight.device
+
+    def request(self, question: str = QUESTION, tokens: int | None = None, frames: int = 8) -> Any:
+        part = {"type": "video", "path": CLIP, "num_frames": frames}
+        return self.Request(question, [part], max_new_tokens=tokens or self.args.new_tokens)
+
+    def static(self, batch: int) -> float:
+        """Decoded tokens per second of transformers' generate with one static batch."""
+        torch, model, tokens = self.torch, self.model, self.args.new_tokens
+        medium = self.engine.media.read("video", CLIP, {"num_frames": DECODING_FRAMES})
+        pixels = self.processor["video"](CLIP, num_frames=DECODING_FRAMES)
+        stamps: list[float] = []
+
+        def stamp(input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+            stamps.append(time.perf_counter())
+            return torch.zeros(batch, dtype=torch.bool, device=self.device)
+
+        with torch.inference_mode():
+            self.engine.media.encode([medium])
+            prompt = self.processor.prompt(self.request().messages)
+            prepared = self.processor.prepare([prompt] * batch, [[pixels]] * batch)
+            embeds = model.model.embed(prepared["input_ids"].to(self.device), (), [medium.tokens] * batch)
+            model.generate(
+                inputs_embeds=embeds, attention_mask=prepared["attention_mask"].to(self.device), do_sample=False,
+                max_new_tokens=tokens, min_new_tokens=tokens, pad_token_id=0, eos_token_id=None, temperature=None,
+                top_p=None, top_k=None, stopping_criteria=[stamp],
+            )  # fmt: skip
+        return batch * (len(stamps) - 1) / (stamps[-1] - stamps[0])
+
+    def concurrent(self, count: int) -> float:
+        """Decoded tokens per second of ``count`` requests that run in the engine together."""
+        answers = [self.engine.submit_request(self.request(frames=DECODING_FRAMES)) for _ in range(count)]
+        while self.engine.load["decoding"] < count:
+            self.engine.step()
+        start, steps = time.perf_counter(), 0
+        while self.engine.load["decoding"] == count:
+            self.engine.step()
+            steps += 1
+        seconds = time.perf_counter() - start
+        assert all(answer.result().completion_tokens == self.args.new_tokens for answer in answers)
+        return count * steps / seconds
+
+    def first_token(self, question: str, turns: Any = None) -> Any:
+        answer = self.engine.submit_request(turns or self.request(question, 1))
+        return answer.result()
+
+    def start_up(self) -> dict[str, Any]:
+        """First question, same question, another question and second turn about one clip."""
+        self.engine.prefixes.clear()
+        self.engine.media.cache.clear()
+        first = self.first_token(QUESTION)
+        other = self.first_token(OTHER_QUESTION)
+        request = self.request(tokens=8)
+        answered = self.engine.submit_request(request).result()
+        messages = [
+            *request.messages,
+            {"role": "assistant", "content": answered.text or "."},
+            {"role": "user", "content": OTHER_QUESTION},
+        ]
+        sources = [part.source for part in request.media]
+        turn = self.first_token("", self.Request(messages, sources, max_new_tokens=1))
+        return {"first question": first, "second question": other, "second turn": turn}
+
+
+def copy_rate(torch: Any, device: Any) -> float:
+    """Bytes per second that a large copy moves, read and written."""
+    source = torch.empty(256 << 20, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    target.copy_(source)
+    return 2 * source.nbytes / timed(lambda: target.copy_(source), 5)
+
+
+def equal_answers(dtype: str, device: str | None) -> str:
+    """Share of the tiny model's answers that are the same alone and in company, in a type that rounds."""
+    from videollama2 import model_init
+    from videollama2.inference.engine import Engine
+    from videollama2.inference.request import Request
+
+    model, processor, _ = model_init("videollama2-tiny", dtype=dtype, device=device)
+    things = ("circle", "square", "triangle", "cross", "white object", "red object", "blue object", "yellow object")
+    asked = ("What colour is the {}?", "Where is the {}?", "Which way does the {} move?", "Describe the {}.")
+    requests = [
+        Request(question.format(thing), [("video", CLIP)], max_new_tokens=16) for thing in things for question in asked
+    ]
+    answers = {}
+    for batch in (1, 16):
+        engine = Engine(model, processor, max_batch=batch, background=False)
+        answers[batch] = [result.token_ids for result in engine.generate(requests)]
+    equal = sum(a == b for a, b in zip(answers[1], answers[16], strict=True))
+    return f"{dtype}: {equal} of {len(requests)} answers of the tiny model are the same alone and in a batch of 16"
+
+
+def main() -> None:
+    args = parse()
+    with tempfile.TemporaryDirectory() as folder:
+        if not args.model:
+            print("building the random model ...", file=sys.stderr)
+            make_half_billion(Path(folder))
+        bench = Bench(args, args.model or folder)
+    torch = bench.torch
+    decoder = bench.model.get_decoder()
+    weights = sum(p.nbytes for p in {*decoder.parameters(), *bench.model.lm_head.parameters()})
+    limit = copy_rate(torch, bench.device) / weights
+    dtype = str(bench.model.dtype).removeprefix("torch.")
+    print(f"{bench.device}, {dtype}, {torch.get_num_threads()} threads; answers of {args.new_tokens} tokens")
+    print(f"({DECODING_FRAMES} frames while decoding, 8 to the first token)")
+    n = args.concurrent
+    runs = {
+        ("generate", 1): lambda: bench.static(1), ("engine", 1): lambda: bench.concurrent(1),
+        ("generate", n): lambda: bench.static(n), ("engine", n): lambda: bench.concurrent(n),
+    }  # fmt: skip
+    bench.concurrent(2)  # warm-up; from here on, the prompt's key-values are known to the engine
+    rates: dict[tuple[str, int], list[float]] = {key: [] for key in runs}
+    for _ in range(args.repeat):  # in turns, so that a slow minute of the machine slows all of them
+        for key, run in runs.items():
+            rates[key].append(run())
+    rows = [(*key, statistics.median(values)) for key, values in rates.items()]
+    one = rows[0][2]
+    print(f"\n{'decoding':10} {'requests':>8} {'tokens/s':>9} {'/ generate x1':>14} {'of bandwidth':>13}")
+    for name, count, rate in rows:
+        print(f"{name:10} {count:8} {rate:9.1f} {rate / one:13.2f}x {rate / (limit * count):12.0%}")
+    print(f"\nengine x{n} / engine x1:   {rows[3][2] / rows[1][2]:.2f} (target 2.7)")
+    print(f"engine x{n} / generate x{n}: {rows[3][2] / rows[2][2]:.2f} (target 0.9)")
+    print(f"engine x1 / generate x1: {rows[1][2] / rows[0][2]:.2f} (target 0.95)")
+    starts = bench.start_up()
+    base = starts["first question"].timings.first_token
+    print(f"\n{'to first token':16} {'seconds':>8} {'sooner':>8} {'prompt':>7} {'prefilled':>10}")
+    for name, result in starts.items():
+        seconds = result.timings.first_token
+        prefilled = result.prompt_tokens - result.cached_tokens
+        print(f"{name:16} {seconds:8.3f} {base / seconds:7.1f}x {result.prompt_tokens:7} {prefilled:10}")
+    print()
+    for dtype in ("float32", "bfloat16"):
+        print(equal_answers(dtype, args.device))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""benchmarks/ask.py runs to its end with the built-in model, and its rules can be broken."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+SCRIPT = ROOT / "benchmarks" / "ask.py"
+
+
+@pytest.fixture(scope="module")
+def ask():
+    spec = importlib.util.spec_from_file_location("benchmark_ask", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_it_prints_every_stage_with_its_share(tmp_path):
+    done = subprocess.run(
+        [sys.executable, SCRIPT, "--only", "tiny", "--repeat", "1", "--new-tokens", "2", "--device", "cpu"],
+        capture_output=True, text=True, timeout=300, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    stages = ("import", "load", "preprocessing", "vision encoder", "connector", "prefill", "decoding, 2 more tokens")
+    lines = done.stdout.splitlines()
+    shares = {"command": 0, "answer": 0}
+    for stage in stages:
+        (line,) = [line for line in lines if line.startswith(f"  {stage}")]
+        percent = [int(word[:-1]) for word in line[40:69].split() if word.endswith("%")]
+        shares["command"] += percent[0]
+        shares["answer"] += percent[1] if len(percent) > 1 else 0
+    assert all(96 <= share <= 104 for share in shares.values()), shares  # each is rounded
+    for row in ("time to first token", "tokens per second", "peak memory"):
+        assert row in done.stdout
+    assert "frames encoded: 8, for a second question about the clip 0" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "verdicts"),
+    [
+        ({}, [True, True, True]),
+        ({"image work": 0.3}, [False, True, True]),
+        ({"image vision": 3.0}, [True, False, True]),
+        ({"image vision": 3.0, "limit vision": 1.0}, [True, None, True]),
+        ({"frames second": 8}, [True, True, False]),
+    ],
+)
+def test_rules_that_can_be_broken(ask, change, verdicts):
+    row = {"image work": 0.13, "image vision": 2.0, "vision": 10.0, "limit vision": 6.0, "frames": 8,
+           "frames first": 8, "frames second": 0}  # fmt: skip
+    assert [is_met for is_met, _ in ask.rules(row | change)] == verdicts

@@ -1,0 +1,92 @@
+"""Key-values of prompt beginnings, so that a second question about a video prefills only the question.
+
+Sequences are cut into blocks of a fixed number of tokens. A block is known by everything up to its end: the tokens
+and, where media stand, their content. So any two requests share exactly the blocks they have in common, whichever
+came first, and each is kept once. Least recently used blocks go first.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from hashlib import blake2b
+
+import torch
+
+from videollama2.inference.slots import KeyValueSlots
+
+BLOCK = 32
+"""Tokens per block: a shorter common beginning is not reused."""
+
+DEFAULT_MAX_BYTES = 1 << 29
+
+
+class PrefixCache:
+    """Blocks of key-values, bounded by bytes. Used by the model's thread alone.
+
+    Args:
+        max_bytes: 0 keeps nothing.
+    """
+
+    def __init__(self, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
+        self.max_bytes = max_bytes
+        self.used_bytes = 0
+        self._blocks: OrderedDict[bytes, list[torch.Tensor]] = OrderedDict()
+
+    def load(self, identity: Sequence[Hashable], slots: KeyValueSlots, row: int) -> int:
+        """Fill a row with the known beginning of a sequence; returns how many positions.
+
+        Args:
+            identity: per position, what stands there: a token id, or (content of a medium, index within it).
+
+        At least one position is left to compute: a request needs the logits of its last token.
+        """
+        loaded = 0
+        found = []
+        for key in _keys(identity[:-1]):
+            if key not in self._blocks:
+                break
+            slots.write(row, loaded, self._blocks[key])
+            loaded += BLOCK
+            found.append(key)
+        # The beginning of a chain is worth most: without it, the rest cannot be found.
+        for key in reversed(found):
+            self._blocks.move_to_end(key)
+        return loaded
+
+    def store(self, identity: Sequence[Hashable], slots: KeyValueSlots, row: int) -> None:
+        """Keep the blocks of a row whose key-values are all computed."""
+        if self.max_bytes == 0:
+            return
+        keys = _keys(identity)
+        for number, key in enumerate(keys):
+            if key not in self._blocks:
+                self._blocks[key] = slots.read(row, number * BLOCK, (number + 1) * BLOCK)
+                self.used_bytes += _nbytes(self._blocks[key])
+        for key in reversed(keys):
+            self._blocks.move_to_end(key)
+        while self.used_bytes > self.max_bytes:
+            _, dropped = self._blocks.popitem(last=False)
+            self.used_bytes -= _nbytes(dropped)
+
+    def clear(self) -> None:
+        """Forget everything; needed after the model's weights changed."""
+        self._blocks.clear()
+        self.used_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+
+def _keys(identity: Sequence[Hashable]) -> list[bytes]:
+    """One key per whole block; each covers all blocks before it."""
+    keys = []
+    digest = blake2b(digest_size=16)
+    for start in range(0, len(identity) - BLOCK + 1, BLOCK):
+        digest.update(repr(identity[start : start + BLOCK]).encode())
+        keys.append(digest.digest())
+    return keys
+
+
+def _nbytes(block: list[torch.Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in block)

@@ -1,0 +1,296 @@
+"""What goes into the engine and what comes out: requests, and the answers that grow while one reads them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from queue import Empty, SimpleQueue
+from threading import Event
+from time import monotonic
+from typing import Any
+
+from videollama2.errors import PromptError, VideoLlama2Error
+from videollama2.inference.sampling import SamplingOptions, TokenLogprob
+from videollama2.prompting import TAGS, Message, check_messages, user_messages
+
+_SOURCES = ("path", "url", "source")
+"""Names under which a media part may hold its source, beside its own type."""
+
+
+@dataclass(frozen=True)
+class MediaPart:
+    """One medium as a request names it: ``image`` or ``video``, where it is, and how to read it."""
+
+    kind: str
+    source: Any
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+class Request:
+    """One question, or a conversation.
+
+    Args:
+        messages: a question, or messages with ``role`` and ``content``; content is text or a list of parts:
+            ``{"type": "text", "text": ...}``, ``{"type": "video", "path": ..., "start": 3.5, "num_frames": 16}``,
+            ``{"type": "image", "image": picture}``. Sources are paths, bytes, PIL images, arrays, lists of frames, or
+            pixels that the processor made.
+        media: sources for the parts that name none, in reading order. With a plain question, pairs
+            ``("video", source)`` or parts as above, which then stand before it.
+        options: of :class:`SamplingOptions`.
+
+    Raises:
+        PromptError: messages or media break a rule. ConfigError: an option out of range.
+    """
+
+    def __init__(self, messages: str | Sequence[Message], media: Sequence[Any] = (), **options: Any) -> None:
+        self.options = SamplingOptions(**options)
+        if isinstance(messages, str):
+            parts = [_as_part(item) for item in media]
+            messages, media = user_messages(messages, [part["type"] for part in parts] or "text"), ()
+            messages[0]["content"][: len(parts)] = parts
+        check_messages(messages)
+        self.messages, self.media = _resolve(messages, list(media))
+
+
+def _as_part(item: Any) -> Message:
+    if isinstance(item, dict):
+        return item
+    if isinstance(item, tuple) and len(item) == 2 and item[0] in TAGS:
+        return {"type": item[0], item[0]: item[1]}
+    raise PromptError(
+        'beside a plain question each medium is a pair ("image" or "video", source) or a part {"type": ...}, '
+        f"got {type(item).__name__}"
+    )
+
+
+def _resolve(messages: Sequence[Message], media: list[Any]) -> tuple[list[Message], list[MediaPart]]:
+    """Messages with bare media parts, and the media in reading order."""
+    given = len(media)
+    found: list[MediaPart] = []
+    bare: list[Message] = []
+    for message in messages:
+        content = message["content"]
+        if not isinstance(content, str):
+            parts = []
+            for part in content:
+                kind = part.get("type")
+                if kind in TAGS:
+                    found.append(_media_part(part, kind, media))
+                    part = {"type": kind}
+                parts.append(part)
+            content = parts
+        bare.append({**message, "content": content})
+    if media:
+        raise PromptError(f"{given} media are given but the messages have places for {given - len(media)}")
+    return bare, found
+
+
+def _media_part(part: Message, kind: str, media: list[Any]) -> MediaPart:
+    options = {name: value for name, value in part.items() if name not in ("type", kind, *_SOURCES)}
+    source = next((part[name] for name in (kind, *_SOURCES) if part.get(name) is not None), None)
+    if source is None:
+        if not media:
+            raise PromptError(f"a {kind} part names no source and no medium is left for it")
+        source = media.pop(0)
+    return MediaPart(kind, source, options)
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds: ``queued`` until the model took it up, ``first_token`` and ``total`` since it was submitted, ``media``
+    spent on reading and encoding its media."""
+
+    queued: float = 0.0
+    media: float = 0.0
+    first_token: float = 0.0
+    total: float = 0.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished answer.
+
+    ``finish_reason``: ``stop`` (end of text or a stop text), ``length`` (max_new_tokens), ``cancelled`` or ``error``.
+    ``cached_tokens``: of the prompt, those whose key-values were known. ``token_ids`` hold no end of text.
+    """
+
+    text: str
+    finish_reason: str
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    timings: Timings = Timings()
+    error: VideoLlama2Error | None = None
+
+    @property
+    def completion_tokens(self) -> int:
+        return len(self.token_ids)
+
+
+class Channel:
+    """Deltas on their way from the model's thread to one reader; ends with a :class:`Result`."""
+
+    def __init__(self) -> None:
+        self.cancelled = False
+        self.submitted = monotonic()
+        self._queue: SimpleQueue[str] = SimpleQueue()
+        self._result: Result | None = None
+        self._done = Event()
+        self._listeners: list[Callable[[], None]] = []
+
+    @property
+    def result(self) -> Result | None:
+        return self._result
+
+    def send(self, delta: str) -> None:
+        if delta:
+            self._queue.put(delta)
+            self._notify()
+
+    def finish(self, result: Result) -> None:
+        timings = replace(result.timings, total=monotonic() - self.submitted)
+        self._result = replace(result, timings=timings)
+        self._queue.put("")  # wakes a reader; deltas are never empty
+        self._done.set()
+        self._notify()
+
+    def next(self, block: bool) -> str | None:
+        """The next delta; None when there is none yet or, with a result there, none any more."""
+        try:
+            return self._queue.get(block=block) or None
+        except Empty:
+            return None
+
+    def wait(self, timeout: float | None) -> bool:
+        return self._done.wait(timeout)
+
+    def listen(self, callback: Callable[[], None]) -> None:
+        """Call back, from the model's thread, whenever something was sent."""
+        self._listeners.append(callback)
+        callback()
+
+    def _notify(self) -> None:
+        for callback in self._listeners:
+            callback()
+
+
+class Answer:
+    """Handle of a submitted request: iterate over text deltas, or take the result.
+
+    An answer that nobody holds any more is cancelled.
+
+    Args:
+        drive: advances an engine without a thread of its own; None where a thread does.
+        wake: tells the engine that something was cancelled.
+    """
+
+    def __init__(
+        self, channel: Channel, drive: Callable[[], object] | None, wake: Callable[[], None], prompt: str
+    ) -> None:
+        self._channel, self._drive, self._wake = channel, drive, wake
+        self.prompt = prompt
+        """The prompt as the model's tokenizer saw it, tags written out."""
+
+    @property
+    def done(self) -> bool:
+        return self._channel.result is not None
+
+    def cancel(self) -> None:
+        """Give the slot up within one step. The result keeps the text so far."""
+        self._channel.cancelled = True
+        self._wake()
+
+    def __iter__(self) -> Iterator[str]:
+        """Text deltas, whole characters each.
+
+        Raises:
+            VideoLlama2Error: what made the request fail.
+        """
+        try:
+            while True:
+                delta = self._channel.next(block=self._drive is None and not self.done)
+                if delta is not None:
+                    yield delta
+                elif self.done:
+                    break
+                elif self._drive is not None:
+                    self._drive()
+        finally:
+            if not self.done:
+                self.cancel()
+        self._raise()
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        """As :meth:`__iter__`, in an event loop; needs an engine with a thread."""
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+        self._listen(loop, changed)
+        try:
+            while True:
+                delta = self._channel.next(block=False)
+                if delta is not None:
+                    yield delta
+                elif self.done:
+                    break
+                else:
+                    await changed.wait()
+                    changed.clear()
+        finally:
+            if not self.done:
+                self.cancel()
+        self._raise()
+
+    def result(self, timeout: float | None = None) -> Result:
+        """Wait for the end.
+
+        Raises:
+            VideoLlama2Error: what made the request fail. TimeoutError: not done after ``timeout`` seconds.
+        """
+        deadline = None if timeout is None else monotonic() + timeout
+        while self._drive is not None and not self.done:
+            if deadline is not None and monotonic() > deadline:
+                break
+            self._drive()
+        if not self._channel.wait(timeout if self._drive is None else 0):
+            raise TimeoutError(f"the answer is not finished after {timeout} s")
+        self._raise()
+        return self._channel.result
+
+    async def aresult(self) -> Result:
+        """As :meth:`result`, in an event loop."""
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+        self._listen(loop, changed)
+        try:
+            while not self.done:
+                await changed.wait()
+                changed.clear()
+        finally:
+            if not self.done:
+                self.cancel()
+        self._raise()
+        return self._channel.result
+
+    def _listen(self, loop: asyncio.AbstractEventLoop, changed: asyncio.Event) -> None:
+        if self._drive is not None:
+            raise PromptError("an engine without a thread (background=False) has no asynchronous answers")
+
+        def wake() -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(changed.set)
+
+        self._channel.listen(wake)
+
+    def outcome(self) -> Result | None:
+        """The result, also of a failed request (see :attr:`Result.error`); None while it runs."""
+        return self._channel.result
+
+    def _raise(self) -> None:
+        error = self._channel.result.error
+        if error is not None:
+            raise error
+
+    def __del__(self) -> None:
+        if self._channel.result is None:
+            self._channel.cancelled = True
+            self._wake()

@@ -1,0 +1,165 @@
+"""How the next token is chosen: options of one request, and the choice for a whole batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from random import Random
+
+import torch
+
+from videollama2.errors import ConfigError
+
+MAX_SEED = 2**63 - 1
+
+GREEDY_BELOW = 1e-5
+"""A temperature below this is greedy: nothing but the most likely token would be left, and logits over it overflow."""
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """Options of one request.
+
+    Args:
+        max_new_tokens: the answer ends there; None: as many as fit.
+        min_new_tokens: no end of text before.
+        temperature: 0 takes the most likely token (greedy).
+        top_p: sample from the most likely tokens whose probabilities sum up to this.
+        top_k: sample from so many most likely tokens; 0: from all.
+        repetition_penalty: divides positive and multiplies negative logits of tokens already answered. The prompt does
+            not count, as in the published code, which generates from embeddings. None: the checkpoint's, as published
+            (``generation_config.json``).
+        stop: texts that end the answer; they are not part of it.
+        seed: the same seed gives the same answer, whatever else runs; None: another one each time.
+        logprobs: None, or how many most likely tokens to report beside each chosen one (0: the chosen one alone).
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    max_new_tokens: int | None = None
+    min_new_tokens: int = 0
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float | None = None
+    stop: Sequence[str] = ()
+    seed: int | None = None
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()))
+        rules = {
+            "max_new_tokens": (self.max_new_tokens is None or _whole(self.max_new_tokens, 1), "at least 1"),
+            "min_new_tokens": (_whole(self.min_new_tokens, 0), "0 or more"),
+            "temperature": (_number(self.temperature) and self.temperature >= 0, "0 (greedy) or more, and finite"),
+            "top_p": (_number(self.top_p) and 0 < self.top_p <= 1, "above 0 and at most 1"),
+            "top_k": (_whole(self.top_k, 0), "0 (all tokens) or more"),
+            "repetition_penalty": (
+                self.repetition_penalty is None or _number(self.repetition_penalty) and self.repetition_penalty > 0,
+                "above 0, and finite",
+            ),
+            "stop": (all(isinstance(text, str) and text for text in self.stop), "texts that are not empty"),
+            "seed": (self.seed is None or _whole(self.seed, 0), "0 or more"),
+            "logprobs": (self.logprobs is None or _whole(self.logprobs, 0), "0 or more"),
+        }  # fmt: skip
+        for name, (holds, rule) in rules.items():
+            if not holds:
+                raise ConfigError(f"{name} must be {rule}, got {getattr(self, name)!r}")
+        if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
+            raise ConfigError(
+                f"min_new_tokens {self.min_new_tokens} is more than max_new_tokens {self.max_new_tokens}"
+            )
+
+
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= MAX_SEED
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """Natural logarithm of a chosen token's probability, and of the most likely ones at its place."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass
+class Chooser:
+    """Chooses the tokens of one request. Holds the request's own random numbers."""
+
+    options: SamplingOptions
+    end_ids: frozenset[int]
+    chosen: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        # One uniform number per token, drawn outside torch: the same on every device and in every batch.
+        self._random = Random(self.options.seed)
+
+    def draw(self) -> float:
+        return self._random.random()
+
+    def adjust(self, logits_V: torch.Tensor) -> torch.Tensor:
+        """Repetition penalty and the ban on an early end."""
+        options = self.options
+        banned = self.end_ids if len(self.chosen) < options.min_new_tokens else ()
+        if not banned and (options.repetition_penalty == 1 or not self.chosen):
+            return logits_V
+        logits_V = logits_V.clone()
+        if options.repetition_penalty != 1 and self.chosen:
+            seen = torch.tensor(sorted(set(self.chosen)), device=logits_V.device)
+            values = logits_V[seen]
+            penalty = options.repetition_penalty
+            logits_V[seen] = torch.where(values < 0, values * penalty, values / penalty)
+        if banned:
+            logits_V[sorted(banned)] = -torch.inf
+        return logits_V
+
+
+def choose(logits_BV: torch.Tensor, choosers: Sequence[Chooser]) -> list[int]:
+    """The next token of each row. A row's choice depends on its own logits and random numbers alone.
+
+    Args:
+        logits_BV: float32.
+    """
+    rows = [chooser.adjust(logits_V) for logits_V, chooser in zip(logits_BV, choosers, strict=True)]
+    if any(row.data_ptr() != logits_V.data_ptr() for row, logits_V in zip(rows, logits_BV, strict=True)):
+        logits_BV = torch.stack(rows)
+    ids = logits_BV.argmax(-1).tolist()
+    sampled = [row for row, chooser in enumerate(choosers) if chooser.options.temperature >= GREEDY_BELOW]
+    if sampled:
+        for row, token in zip(sampled, _sample(logits_BV[sampled], [choosers[row] for row in sampled]), strict=True):
+            ids[row] = token
+    return ids
+
+
+def _sample(logits_BV: torch.Tensor, choosers: Sequence[Chooser]) -> list[int]:
+    """Inverse transform sampling from the tokens that top_k and top_p leave, most likely first."""
+    temperatures = logits_BV.new_tensor([chooser.options.temperature for chooser in choosers])
+    values_BV, order_BV = (logits_BV / temperatures.unsqueeze(1)).sort(dim=-1, descending=True, stable=True)
+    vocabulary = values_BV.shape[-1]
+    top_k = torch.tensor([chooser.options.top_k or vocabulary for chooser in choosers], device=values_BV.device)
+    ranks_V = torch.arange(vocabulary, device=values_BV.device)
+    values_BV = values_BV.masked_fill(ranks_V >= top_k.unsqueeze(1), -torch.inf)
+    probabilities_BV = values_BV.softmax(-1, dtype=torch.float64)
+    before_BV = probabilities_BV.cumsum(-1) - probabilities_BV
+    top_p = before_BV.new_tensor([chooser.options.top_p for chooser in choosers])
+    kept_BV = probabilities_BV.masked_fill(before_BV >= top_p.unsqueeze(1), 0)
+    sums_BV = kept_BV.cumsum(-1)
+    points = sums_BV[:, -1] * sums_BV.new_tensor([chooser.draw() for chooser in choosers])
+    places = torch.searchsorted(sums_BV, points.unsqueeze(1), right=True)
+    places = torch.minimum(places, (kept_BV > 0).sum(-1, keepdim=True) - 1)
+    return order_BV.gather(1, places).squeeze(1).tolist()
+
+
+def logprob(logits_V: torch.Tensor, token_id: int, top: int) -> TokenLogprob:
+    """Log-probability of a token under the model's own logits, before temperature and penalties."""
+    logprobs_V = logits_V.log_softmax(-1)
+    values, ids = logprobs_V.topk(min(top, len(logprobs_V)))
+    return TokenLogprob(token_id, logprobs_V[token_id].item(), tuple(zip(ids.tolist(), values.tolist(), strict=True)))

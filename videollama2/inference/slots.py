@@ -1,0 +1,156 @@
+"""Key-value memory of the engine: one slot per running sequence, all of one fixed length.
+
+Slots are rows of one tensor per layer, so sequences of any lengths decode together without padding or copying: each
+row writes at its own position and a mask hides what lies behind. A row that ends is replaced by the last one.
+Shapes: B rows of a call, H key-value heads, L positions, D head dimension, Q new positions, K positions looked at.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache
+
+
+@dataclass(frozen=True)
+class _Window:
+    """What the next forward pass reads and writes: rows ``first`` to ``first + len(starts)``, each from its start."""
+
+    first: int
+    starts: tuple[int, ...]
+    queries: int
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.first, self.first + len(self.starts))
+
+    @property
+    def seen(self) -> int:
+        return max(self.starts)
+
+    @property
+    def length(self) -> int:
+        return self.seen + self.queries
+
+
+class KeyValueSlots(Cache):
+    """A transformers cache over fixed memory of ``max_batch`` x ``max_length`` positions.
+
+    Memory is taken per layer when the first token passes, on that layer's device and in its type, so any decoder that
+    calls ``Cache.update`` fits, also one spread over several devices. Call :meth:`select` before each forward pass.
+    """
+
+    def __init__(self, max_batch: int, max_length: int) -> None:
+        super().__init__(layers=[])
+        self.max_batch, self.max_length = max_batch, max_length
+        self._storage: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._window = _Window(0, (0,), 0)
+        self._index: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    # ------------------------------------------------------------------------------------- what a forward pass sees
+
+    def select(self, first: int, starts: list[int], queries: int) -> None:
+        """Aim the next forward pass.
+
+        Args:
+            first: first row.
+            starts: per row, how many positions are filled; the new ones go behind them.
+            queries: new positions per row.
+        """
+        self._window = _Window(first, tuple(starts), queries)
+        self._index = None
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write new keys and values (B, H, Q, D); returns views (B, H, K, D) of all that the rows may look at."""
+        while len(self._storage) <= layer_idx:
+            self._storage.append((self._allocate(key_states), self._allocate(value_states)))
+        window = self._window
+        result = []
+        for stored_BHLD, new_BHQD in zip(self._storage[layer_idx], (key_states, value_states), strict=True):
+            view_BHLD = stored_BHLD[window.rows]
+            if len(set(window.starts)) == 1:
+                view_BHLD[:, :, window.seen : window.length] = new_BHQD
+            else:
+                rows_B1, positions_BQ = self._positions(new_BHQD.device)
+                view_BHLD[rows_B1, :, positions_BQ] = new_BHQD.transpose(1, 2)
+            result.append(view_BHLD[:, :, : window.length])
+        return result[0], result[1]
+
+    def mask(self, device: torch.device, window_size: int | None = None) -> torch.Tensor:
+        """Which positions each new token may look at, (B, 1, Q, K): its own and those before, or the last so many."""
+        _, positions_BQ = self._positions(device)
+        keys_K = torch.arange(self._window.length, device=device)
+        mask = keys_K <= positions_BQ.unsqueeze(-1)
+        if window_size is not None:
+            mask &= keys_K > positions_BQ.unsqueeze(-1) - window_size
+        return mask.unsqueeze(1)
+
+    def position_ids(self, device: torch.device) -> torch.Tensor:
+        """Positions of the new tokens, (B, Q)."""
+        return self._positions(device)[1]
+
+    def _positions(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        if self._index is None or self._index[0].device != device:
+            starts = torch.tensor(self._window.starts, device=device)
+            rows = torch.arange(len(self._window.starts), device=device)
+            self._index = rows.unsqueeze(1), starts.unsqueeze(1) + torch.arange(self._window.queries, device=device)
+        return self._index
+
+    def _allocate(self, like_BHQD: torch.Tensor) -> torch.Tensor:
+        _, heads, _, width = like_BHQD.shape
+        # Zeros, not empty memory: a masked position still enters 0 * value, and NaN would survive that.
+        return like_BHQD.new_zeros(self.max_batch, heads, self.max_length, width)
+
+    # --------------------------------------------------------------------------------------------- rows by themselves
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy the first ``length`` positions of one row to another."""
+        for pair in self._storage:
+            for stored in pair:
+                stored[target, :, :length] = stored[source, :, :length]
+
+    def read(self, row: int, start: int, end: int) -> list[torch.Tensor]:
+        """A copy of positions ``start`` to ``end`` of a row: per layer, keys and values (2, H, end - start, D)."""
+        return [torch.stack([stored[row, :, start:end] for stored in pair]) for pair in self._storage]
+
+    def write(self, row: int, start: int, entries: list[torch.Tensor]) -> None:
+        """Put what :meth:`read` returned back, at ``start`` of a row."""
+        for pair, entry in zip(self._storage, entries, strict=True):
+            for stored, part in zip(pair, entry, strict=True):
+                stored[row, :, start : start + part.shape[1]] = part
+
+    @property
+    def nbytes(self) -> int:
+        """Memory taken so far; constant after the first token."""
+        return sum(stored.nbytes for pair in self._storage for stored in pair)
+
+    # ----------------------------------------------------------------------------- transformers' questions to a cache
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self._window.seen
+
+    def get_mask_sizes(self, query_length: Any, layer_idx: int = 0) -> tuple[int, int]:
+        return self._window.length, 0
+
+    def get_max_cache_shape(self, layer_idx: int = 0) -> int:
+        return self.max_length
+
+    def __len__(self) -> int:
+        return len(self._storage)
+
+    @property
+    def is_compileable(self) -> bool:
+        return False
+
+    @property
+    def is_initialized(self) -> bool:
+        return bool(self._storage)
+
+    @property
+    def is_sliding(self) -> list[bool]:
+        """Every position is stored; sliding windows are a matter of the mask."""
+        return [False] * max(len(self._storage), 1)

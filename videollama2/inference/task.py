@@ -1,0 +1,135 @@
+"""One request inside the engine, from its prompt to its last token."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from concurrent.futures import Future
+from time import monotonic
+from typing import Any
+
+import torch
+
+from videollama2.errors import RequestTooLongError, VideoLlama2Error
+from videollama2.inference.media_encoder import Medium
+from videollama2.inference.request import Channel, Request, Result, Timings
+from videollama2.inference.sampling import Chooser, TokenLogprob, logprob
+from videollama2.inference.text_stream import TextStream
+from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
+from videollama2.processing import VideoLlama2Processor, expand_placeholders
+from videollama2.prompting import Prompt
+
+
+class Task:
+    """State of one request. ``filled`` counts positions whose key-values are in its slot.
+
+    ``identity`` says per position what stands there: a token id, or (content of a medium, index within it).
+    """
+
+    def __init__(
+        self, request: Request, prompt: Prompt, channel: Channel, chooser: Chooser, tokenizer: Any
+    ) -> None:
+        self.request, self.prompt, self.channel, self.chooser = request, prompt, channel, chooser
+        self.media: list[Future[Medium]] | list[Medium] = []
+        self.input_ids: list[int] = []
+        self.identity: list[Hashable] = []
+        self.filled = self.cached = 0
+        self._stream = TextStream(tokenizer, request.options.stop)
+        self._logprobs: list[TokenLogprob] = []
+        self._budget = 0
+        self._embeds_LD: torch.Tensor | None = None
+        self._taken = self._media_seconds = self._first_token = 0.0
+
+    # --------------------------------------------------------------------------------------------------------- prompt
+
+    @property
+    def media_ready(self) -> bool:
+        """All media are read, or failed to be."""
+        return all(not isinstance(item, Future) or item.done() for item in self.media)
+
+    def collect_media(self) -> None:
+        """Take the media that were read; raises what reading one of them raised."""
+        started = monotonic()
+        self.media = [item.result() if isinstance(item, Future) else item for item in self.media]
+        self._media_seconds += monotonic() - started
+
+    def place(self, processor: VideoLlama2Processor, max_length: int) -> None:
+        """Lay the prompt out in positions.
+
+        Raises:
+            RequestTooLongError: prompt and answer do not fit.
+        """
+        self._taken = monotonic() - self.channel.submitted
+        config = processor.model_config
+        counts = [medium.tokens.shape[0] for medium in self.media]
+        ids = self.prompt.token_ids(processor.tokenizer)
+        self.input_ids, _ = expand_placeholders(ids, counts, config)
+        self._check_length(max_length, sum(counts))
+        visual = iter([(medium.key, n) for medium in self.media for n in range(medium.tokens.shape[0])])
+        placeholders = (config.image_token_id, config.video_token_id)
+        self.identity = [next(visual) if token in placeholders else token for token in self.input_ids]
+
+    def _check_length(self, max_length: int, visual: int) -> None:
+        prompt, wanted = len(self.input_ids), self.request.options.max_new_tokens
+        self._budget = wanted or max_length - prompt
+        if self._budget < 1 or prompt + self._budget > max_length:
+            answer = "an answer of at least 1" if wanted is None else f"an answer of up to {wanted}"
+            raise RequestTooLongError(
+                f"a prompt of {prompt} tokens ({visual} of them visual) and {answer} do not fit into the "
+                f"{max_length} positions of a slot (max_length)"
+            )
+
+    def embed(self, model: VideoLlama2ForConditionalGeneration) -> None:
+        """Prompt positions that are not filled yet -> input embeddings."""
+        weight = model.get_input_embeddings().weight
+        ids = torch.tensor([self.input_ids], device=weight.device)
+        tokens: dict[str, list[torch.Tensor]] = {"image": [], "video": []}
+        for medium in self.media:
+            tokens[medium.kind].append(medium.tokens)
+        self._embeds_LD = model.model.embed(ids, tokens["image"], tokens["video"])[0]
+        self.media = []
+
+    @property
+    def remaining(self) -> int:
+        """Prompt positions still to prefill."""
+        return len(self.input_ids) - self.filled
+
+    def next_embeddings(self, count: int) -> torch.Tensor:
+        """Embeddings (1, count, D) of the next prompt positions."""
+        return self._embeds_LD[None, self.filled : self.filled + count]
+
+    def drop_embeddings(self) -> None:
+        """The prompt is prefilled."""
+        self._embeds_LD = None
+
+    # --------------------------------------------------------------------------------------------------------- answer
+
+    def accept(self, token_id: int, logits_V: torch.Tensor) -> str | None:
+        """Take the next token; returns why the answer ends with it, or None."""
+        if not self._first_token:
+            self._first_token = monotonic() - self.channel.submitted
+        if token_id in self.chooser.end_ids:
+            return "stop"
+        self.chooser.chosen.append(token_id)
+        self.identity.append(token_id)
+        if self.request.options.logprobs is not None:
+            self._logprobs.append(logprob(logits_V, token_id, self.request.options.logprobs))
+        self.channel.send(self._stream.push(token_id))
+        if self._stream.stopped:
+            return "stop"
+        return "length" if len(self.chooser.chosen) >= self._budget else None
+
+    def finish(self, reason: str, error: VideoLlama2Error | None) -> None:
+        """Send the rest and the result."""
+        self.channel.send(self._stream.finish())
+        self.channel.finish(
+            Result(
+                text=self._stream.text,
+                finish_reason=reason,
+                prompt_tokens=len(self.input_ids),
+                cached_tokens=self.cached,
+                token_ids=tuple(self.chooser.chosen),
+                logprobs=tuple(self._logprobs) if self.request.options.logprobs is not None else None,
+                timings=Timings(self._taken, self._media_seconds, self._first_token),
+                error=error,
+            )
+        )

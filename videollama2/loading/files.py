@@ -1,0 +1,164 @@
+"""What a checkpoint holds and where its files are: a folder, a hub repository or the built-in model.
+
+What a folder is, is told by the files in it, never by its name.
+"""
+
+from __future__ import annotations
+
+import pickle
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from transformers.utils import cached_file
+
+from videollama2.config import read_json
+from videollama2.constants import TINY_MODEL_NAME
+from videollama2.errors import CheckpointError, CheckpointNotFoundError
+
+TINY_FOLDER = Path(__file__).parent.parent / "assets" / TINY_MODEL_NAME
+HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only")
+FULL_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+CONNECTOR_FILES = ("mm_projector.safetensors", "mm_projector.bin")
+
+# What the readers of weight files raise on a damaged, foreign or dangerous file.
+UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, SafetensorError)
+
+
+def resolve_name(name_or_path: str | Path) -> str:
+    """The name of the built-in model -> its folder; anything else as it is."""
+    name = str(name_or_path)
+    return str(TINY_FOLDER) if name == TINY_MODEL_NAME and not Path(name).exists() else name
+
+
+def find_file(name_or_path: str, filename: str, **hub: Any) -> Path | None:
+    """A checkpoint's file, local or from the hub; None where the repository has none.
+
+    Raises:
+        CheckpointNotFoundError: no such folder, and no such hub repository within reach.
+    """
+    if Path(name_or_path).is_dir():
+        path = Path(name_or_path) / filename
+        return path if path.is_file() else None
+    if Path(name_or_path).exists():
+        raise CheckpointNotFoundError(f"{name_or_path} is a file; a checkpoint is a folder or a hub name")
+    try:
+        found = cached_file(name_or_path, filename, _raise_exceptions_for_missing_entries=False, **hub)
+    except (OSError, ValueError) as error:
+        raise CheckpointNotFoundError(
+            f"{name_or_path} is neither a folder nor a model repository that can be reached "
+            f"({first_line(error)})"
+        ) from error
+    return None if found is None else Path(found)
+
+
+def first_file(path: str, names: tuple[str, ...], **hub: Any) -> Path | None:
+    return next((found for name in names if (found := find_file(path, name, **hub)) is not None), None)
+
+
+def first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def config_dict_of(name_or_path: str, **hub: Any) -> dict[str, Any]:
+    path = find_file(name_or_path, "config.json", **hub)
+    if path is None:
+        raise CheckpointError(f"{name_or_path} holds no config.json, so it is no checkpoint")
+    return read_json(path)
+
+
+def is_videollama2(config: dict[str, Any]) -> bool:
+    return str(config.get("model_type", "")).startswith("videollama2")
+
+
+def check_model_type(config: dict[str, Any], name_or_path: str) -> None:
+    """Raise CheckpointError where a config.json does not say what it describes."""
+    if not config.get("model_type"):
+        raise CheckpointError(f"{name_or_path}/config.json names no model_type, so it describes no model")
+
+
+def checkpoint_kind(name_or_path: str, **hub: Any) -> str:
+    """``full``, ``connector`` or ``lora``, by the files it holds.
+
+    Raises:
+        CheckpointNotFoundError: nothing there.
+        CheckpointError: none of the three.
+    """
+    if find_file(name_or_path, "adapter_config.json", **hub) is not None:
+        return "lora"
+    if any(find_file(name_or_path, name, **hub) is not None for name in FULL_WEIGHTS):
+        return "full"
+    if any(find_file(name_or_path, name, **hub) is not None for name in CONNECTOR_FILES):
+        return "connector"
+    if not Path(name_or_path).is_dir() and find_file(name_or_path, "config.json", **hub) is None:
+        raise CheckpointNotFoundError(
+            f"{name_or_path} is no folder, and no model repository of that name is in the hub's cache or within reach"
+        )
+    raise CheckpointError(
+        f"{name_or_path} holds no weights: expected model.safetensors (or its shards), adapter_config.json "
+        f"or {' / '.join(CONNECTOR_FILES)}"
+    )
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a ``.safetensors`` or ``.bin`` file; pickles are read with ``weights_only=True``.
+
+    Raises:
+        CheckpointError: the file is damaged, or a pickle holds anything but tensors.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except UNREADABLE as error:
+        raise CheckpointError(f"{path}: cannot be read as weights ({first_line(error)})") from error
+    if not isinstance(tensors, dict) or not all(torch.is_tensor(t) for t in tensors.values()):
+        raise CheckpointError(f"{path}: expected a dictionary of tensors")
+    return tensors
+
+
+_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def stored_dtype(name_or_path: str, **hub: Any) -> torch.dtype:
+    """The dtype the tensors of a full checkpoint are stored in, whatever its config.json says.
+
+    Where they are of several, the narrowest one that holds every value of them all.
+
+    Raises:
+        CheckpointError: a file is missing or cannot be read.
+    """
+    found = {dtype for path in _weight_files(name_or_path, **hub) for dtype in _float_dtypes(path)}
+    return reduce(torch.promote_types, found) if found else torch.float32
+
+
+def _weight_files(name_or_path: str, **hub: Any) -> list[Path]:
+    first = first_file(name_or_path, FULL_WEIGHTS, **hub)
+    if first is None:
+        raise CheckpointError(f"{name_or_path} holds no weights: expected one of {', '.join(FULL_WEIGHTS)}")
+    if first.suffix != ".json":
+        return [first]
+    shards = {name: find_file(name_or_path, name, **hub) for name in set(read_json(first)["weight_map"].values())}
+    missing = sorted(name for name, path in shards.items() if path is None)
+    if missing:
+        raise CheckpointError(f"{name_or_path}: {first.name} names files that are missing: {', '.join(missing[:8])}")
+    return list(shards.values())
+
+
+def _float_dtypes(path: Path) -> set[torch.dtype]:
+    if path.suffix != ".safetensors":
+        return {tensor.dtype for tensor in read_tensors(path).values() if tensor.is_floating_point()}
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - it is no dict
+    except UNREADABLE as error:
+        raise CheckpointError(f"{path}: cannot be read as weights ({first_line(error)})") from error
+    return {_FLOATS[name] for name in names if name in _FLOATS}

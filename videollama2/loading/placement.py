@@ -1,0 +1,85 @@
+"""Where a model runs and with which numbers: device, dtype, attention, 8 and 4 bits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from videollama2.errors import ConfigError, MissingDependencyError
+
+# Quantising them saves little and costs accuracy; the published code quantised the connector and could not load it.
+_NOT_QUANTISED = ["model.vision_tower", "model.mm_projector", "lm_head"]
+
+
+def default_device() -> str:
+    """``cuda``, else ``mps``, else ``cpu``."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def default_dtype(device: str | torch.device) -> torch.dtype:
+    """bfloat16 on a GPU that computes in it, else float16; float32 on a CPU."""
+    kind = torch.device(device).type
+    if kind == "cpu":
+        return torch.float32
+    if kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float16
+    return torch.float16 if kind == "mps" else torch.bfloat16
+
+
+def as_dtype(dtype: str | torch.dtype | None, device: str | torch.device) -> torch.dtype:
+    if dtype is None:
+        return default_dtype(device)
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    value = getattr(torch, dtype, None)
+    if not isinstance(value, torch.dtype) or not value.is_floating_point:
+        raise ConfigError(f"dtype must be float32, float16 or bfloat16, got {dtype!r}")
+    return value
+
+
+def check_device(name: str) -> str:
+    """Raise ConfigError for a device that is not there, before gigabytes of weights are read."""
+    try:
+        torch.empty(1, device=torch.device(name)).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]})") from error
+    return name
+
+
+def check_attention(name: str) -> None:
+    if name == "flash_attention_2":
+        try:
+            import flash_attn  # noqa: F401
+        except ImportError as error:
+            raise MissingDependencyError(
+                "attn_implementation 'flash_attention_2' needs the package flash-attn: "
+                "pip install flash-attn --no-build-isolation"
+            ) from error
+
+
+def quantization_config(load_8bit: bool, load_4bit: bool, dtype: torch.dtype) -> Any:
+    if not (load_8bit or load_4bit):
+        return None
+    if load_8bit and load_4bit:
+        raise ConfigError("load_8bit and load_4bit exclude each other")
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(
+            "loading in 8 or 4 bits needs the package bitsandbytes: pip install bitsandbytes"
+        ) from error
+    from transformers import BitsAndBytesConfig
+
+    if load_8bit:
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=_NOT_QUANTISED)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_quant_type="nf4",
+        llm_int8_skip_modules=_NOT_QUANTISED,
+    )
+

@@ -1,0 +1,104 @@
+"""What the two model classes share: outputs, strict loading of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import ModelOutput
+
+from videollama2.config import VideoLlama2Config
+from videollama2.errors import CheckpointError
+
+Videos = torch.Tensor | Sequence[torch.Tensor]
+
+
+@dataclass
+class VideoLlama2ModelOutput(ModelOutput):
+    """``last_hidden_state`` (B, L, D) and what the decoder adds to it."""
+
+    last_hidden_state: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class VideoLlama2CausalLMOutput(ModelOutput):
+    """``loss`` when labels were given; ``logits`` (B, kept, V), None while training with labels."""
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+class VideoLlama2PreTrainedModel(PreTrainedModel):
+    config_class = VideoLlama2Config
+    base_model_prefix = "model"
+    input_modalities = ("image", "video", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["CLIPEncoderLayer", "SiglipEncoderLayer", "RegNetBlock"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, strict: bool = True, **kwargs: Any) -> Any:
+        """As in transformers, except that weights must fit exactly.
+
+        transformers initialises missing weights at random and only logs it. Here they raise, unless ``strict=False``.
+
+        Raises:
+            CheckpointError: names of weights that are missing, surplus or of another shape.
+        """
+        want_info = kwargs.pop("output_loading_info", False)
+        kwargs["ignore_mismatched_sizes"] = True  # collected below, with the other complaints
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+        )
+        if strict:
+            check_loading(info, str(pretrained_model_name_or_path))
+        return (model, info) if want_info else model
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """As in transformers; placeholder ids that lay after the vocabulary then lie after the new one.
+
+        A processor follows where it shares this configuration, as those do that were opened with the model. Give one
+        that was opened by itself the new ids with ``processor.model_config = model.config``.
+        """
+        before = self.config.vocab_size
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        self.config.move_placeholders(before)
+        self.get_decoder().config.vocab_size = self.config.vocab_size
+        return embeddings
+
+
+def check_loading(info: Any, source: str) -> None:
+    """Raise CheckpointError where a transformers loading report names any weight that did not fit.
+
+    Args:
+        info: report of ``from_pretrained(..., output_loading_info=True)``.
+        source: folder or hub name, for the message.
+    """
+    complaints = {
+        "missing": list(info["missing_keys"]),
+        "unexpected": list(info["unexpected_keys"]),
+        "of another shape": [f"{key} {tuple(a)} instead of {tuple(b)}" for key, a, b in info["mismatched_keys"]],
+        "unreadable": list(info.get("error_msgs", ())),
+    }
+    parts = []
+    for what, names in complaints.items():
+        if names:
+            more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+            parts.append(f"{len(names)} weights {what}: {', '.join(sorted(map(str, names))[:8])}{more}")
+    if parts:
+        raise CheckpointError(f"{source}: the weights do not fit this model; {'; '.join(parts)}")

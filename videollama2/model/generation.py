@@ -1,0 +1,102 @@
+"""Media while generating: given to the first step only, repeated with their sequences where beams repeat them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import GenerationMixin
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from videollama2.model.base import Videos
+from videollama2.model.connectors import num_visual_tokens
+
+
+class MediaGenerationMixin(GenerationMixin):
+    """``generate`` for sequences with media; the class it joins has ``config``."""
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.Tensor,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pixel_values_videos: Videos | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        is_first_iteration: bool | None = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Media belong to the first step only; later ones read them from the cache."""
+        inputs = super().prepare_inputs_for_generation(
+            input_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
+        )
+        if past_key_values is None or _is_empty(past_key_values, may_wait=bool(is_first_iteration)):
+            inputs.update(
+                pixel_values=pixel_values,
+                pixel_values_videos=pixel_values_videos,
+                mm_encoder_outputs=mm_encoder_outputs,
+            )
+        return inputs
+
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor | None, dict[str, Any]]:
+        """Repeat media with the sequences that beams repeat.
+
+        A sequence may hold any number of media, so they are repeated in blocks, one block per sequence: repeating each
+        medium by itself, as transformers up to 5.20 does, would hand them to the wrong sequences.
+        """
+        media = {name: kwargs.pop(name) for name in ("pixel_values", "pixel_values_videos") if name in kwargs}
+        images, videos = media.get("pixel_values"), media.get("pixel_values_videos")
+        blocks = {
+            "pixel_values": self._media_per_row(input_ids, self.config.image_token_id, "image", images),
+            "pixel_values_videos": self._media_per_row(input_ids, self.config.video_token_id, "video", videos),
+        }
+        input_ids, kwargs = super()._expand_inputs_for_generation(
+            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
+        )
+        for name, value in media.items():
+            rows = blocks[name]
+            if expand_size > 1 and rows is not None:
+                repeated = [item for row in rows for _ in range(expand_size) for item in row]
+                value = torch.stack(repeated) if torch.is_tensor(value) else repeated
+            kwargs[name] = value
+        return input_ids, kwargs
+
+    def _media_per_row(
+        self, input_ids: torch.Tensor | None, token_id: int, kind: str, media: Videos | None
+    ) -> list[list[torch.Tensor]] | None:
+        """Split media, in reading order, by the sequence whose placeholders they fill."""
+        if media is None or input_ids is None:
+            return None
+        remaining = list(media)
+        rows = []
+        for count in (input_ids == token_id).sum(1).tolist():
+            row: list[torch.Tensor] = []
+            while count > 0 and remaining:
+                medium = remaining.pop(0)
+                frames = self.config.num_frames if kind == "image" else medium.shape[0]
+                count -= num_visual_tokens(
+                    self.config.mm_projector_type, frames, self.config.patches_per_side, self.config.keeps_class_token
+                )
+                row.append(medium)
+            rows.append(row)
+        return rows
+
+
+def _is_empty(cache: Cache, may_wait: bool) -> bool:
+    """Whether nothing is cached yet.
+
+    A static cache counts in a tensor once it is in use: reading it in every step would make each wait for the GPU.
+    """
+    length = cache.get_seq_length()
+    return (may_wait or isinstance(length, int)) and bool(length == 0)

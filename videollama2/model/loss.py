@@ -1,0 +1,76 @@
+"""Next-token cross entropy of the output layer, without ever holding the logits of all positions.
+
+A vocabulary of 152 000 words makes 0.6 MB of float32 logits per position, and as much again for their gradient. Here
+the logits of a few positions at a time are computed, turned into loss and gradient at once, and dropped.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional as F  # noqa: N812 - the field's name for it
+
+CHUNK = 512
+"""Positions whose logits exist at the same time."""
+
+
+def linear_cross_entropy(
+    hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor, chunk: int = CHUNK
+) -> torch.Tensor:
+    """Sum over N of the cross entropy between ``hidden @ weight.T`` and the targets, in float32.
+
+    Equal to ``cross_entropy(hidden @ weight.T, targets, reduction="sum")`` up to the order of summation. Where autocast
+    is on, the product is computed in its type, as a linear layer would.
+    """
+    kind = hidden_ND.device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+    else:
+        dtype = torch.promote_types(hidden_ND.dtype, weight_VD.dtype)
+    with torch.autocast(kind, enabled=False):
+        return _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, chunk, dtype)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Gradients are computed with the loss: logits need not be kept, nor computed again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: torch.Tensor,
+        weight_VD: torch.Tensor,
+        targets_N: torch.Tensor,
+        chunk: int,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        total = hidden_ND.new_zeros((), dtype=torch.float32)
+        for_hidden, for_weight = ctx.needs_input_grad[:2]
+        hidden_grad_ND = torch.empty_like(hidden_ND) if for_hidden else None
+        weight_grad_VD = torch.zeros_like(weight_VD) if for_weight else None
+        weight_low_VD = weight_VD.to(dtype)
+        for start in range(0, len(targets_N), chunk):
+            part = slice(start, start + chunk)
+            hidden_low_nD = hidden_ND[part].to(dtype)
+            logits_nV = (hidden_low_nD @ weight_low_VD.T).float()
+            total += F.cross_entropy(logits_nV, targets_N[part], reduction="sum")
+            if not (for_hidden or for_weight):
+                continue
+            grad_nV = logits_nV.softmax(dim=-1)
+            grad_nV[torch.arange(len(grad_nV), device=grad_nV.device), targets_N[part]] -= 1
+            grad_nV = grad_nV.to(dtype)
+            if for_hidden:
+                hidden_grad_ND[part] = grad_nV @ weight_low_VD
+            if for_weight:
+                weight_grad_VD += grad_nV.T @ hidden_low_nD
+        ctx.grads = (hidden_grad_ND, weight_grad_VD)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (factor,) = grads
+        hidden_grad_ND, weight_grad_VD = ctx.grads
+        del ctx.grads
+        # In place: these are the size of the output layer.
+        scaled = [None if g is None else g.mul_(factor.to(g.dtype)) for g in (hidden_grad_ND, weight_grad_VD)]
+        return (*scaled, None, None, None)

@@ -1,0 +1,30 @@
+"""Text + media -> model inputs. The one place where prompts, pixels and visual token counts meet.
+
+``VideoLlama2Processor`` follows transformers' conventions (``AutoProcessor`` opens it after ``import videollama2``)
+and the published ones: ``processor["video"](path)`` and ``processor["image"](path)`` give pixels.
+"""
+
+from videollama2.processing.opening import load_image_processor, load_tokenizer
+from videollama2.processing.processor import VideoLlama2Processor
+from videollama2.processing.sequences import (
+    check_pixels,
+    collate,
+    expand_placeholders,
+    expand_prompts,
+    pad_rows,
+    padding_id,
+    visual_tokens,
+)
+
+__all__ = [
+    "VideoLlama2Processor",
+    "check_pixels",
+    "collate",
+    "expand_placeholders",
+    "expand_prompts",
+    "load_image_processor",
+    "load_tokenizer",
+    "pad_rows",
+    "padding_id",
+    "visual_tokens",
+]

@@ -1,0 +1,109 @@
+"""Tokenizer and image preprocessing of a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+from transformers.utils import cached_file
+
+from videollama2.config import (
+    KNOWN_TOWERS,
+    OPTIONS_OF_ANY_REPOSITORY,
+    VideoLlama2Config,
+    find_tower,
+    read_json,
+)
+from videollama2.errors import CheckpointError, VideoLlama2Error
+
+# Any of them makes a tokenizer: the fast form, sentencepiece, byte-pair tables.
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+_NOT_SETTINGS = ("_valid_processor_keys", "image_processor_type", "feature_extractor_type", "processor_class")
+
+
+def load_tokenizer(name_or_path: str | Path, **hub: Any) -> Any:
+    """The checkpoint's tokenizer.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(name_or_path, **hub)
+    except VideoLlama2Error:
+        raise
+    except Exception as error:
+        # tokenizers raises Exception itself for a damaged tokenizer.json; other kinds are no matter of files.
+        if type(error) is not Exception and not isinstance(error, (OSError, ValueError, KeyError, TypeError)):
+            raise
+        raise CheckpointError(_tokenizer_complaint(name_or_path, error, **hub)) from error
+
+
+def _tokenizer_complaint(name_or_path: str | Path, error: Exception, **hub: Any) -> str:
+    """What is wrong with the tokenizer, in one line that names the file.
+
+    Raises:
+        CheckpointError: one of its files is no JSON.
+    """
+    files = {name: _file(name_or_path, name, **hub) for name in (*_TOKENIZER_FILES, _TOKENIZER_CONFIG)}
+    if not any(files[name] for name in _TOKENIZER_FILES):
+        return f"{name_or_path} holds no tokenizer: expected one of {', '.join(_TOKENIZER_FILES)}"
+    for name in (_TOKENIZER_CONFIG, _TOKENIZER_FILES[0]):
+        if files[name] is not None:
+            read_json(files[name])
+    found = next(files[name] for name in _TOKENIZER_FILES if files[name] is not None)
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return f"{found}: cannot be read as a tokenizer ({reason})"
+
+
+def load_image_processor(name_or_path: str | Path, config: VideoLlama2Config, **hub: Any) -> Any:
+    """Image preprocessing of a checkpoint: its own, else that of the vision encoder it names. Always PIL.
+
+    Which back end transformers picks by default depends on whether torchvision is installed, and pixel values with
+    it; published numbers were made with PIL.
+    """
+    settings = _find_preprocessor(name_or_path, config, **hub)
+    kind = {"clip_vision_model": "CLIPImageProcessorPil", "siglip_vision_model": "SiglipImageProcessorPil"}
+    return _image_processor_class(kind[config.vision_config.model_type])(**settings)
+
+
+def _image_processor_class(name: str) -> type:
+    import transformers
+
+    return getattr(transformers, name)
+
+
+def _find_preprocessor(name_or_path: str | Path, config: VideoLlama2Config, **hub: Any) -> dict[str, Any]:
+    name = config.mm_vision_tower
+    settings = _read_preprocessor(name_or_path, **hub)
+    if settings is None and name:
+        folder = find_tower(name, name_or_path)
+        settings = _read_preprocessor(folder) if folder is not None else None
+        if settings is None and name in KNOWN_TOWERS:
+            settings = KNOWN_TOWERS[name]["preprocessor"]
+        if settings is None and folder is None:
+            settings = _read_preprocessor(name, **{k: v for k, v in hub.items() if k in OPTIONS_OF_ANY_REPOSITORY})
+    if settings is None:
+        raise CheckpointError(
+            f"{name_or_path}: found no preprocessor_config.json here nor for its vision encoder {name!r}"
+        )
+    return {key: value for key, value in settings.items() if key not in _NOT_SETTINGS}
+
+
+def _read_preprocessor(name_or_path: str | Path, **hub: Any) -> dict[str, Any] | None:
+    path = _file(name_or_path, "preprocessor_config.json", **hub)
+    return None if path is None else read_json(path)
+
+
+def _file(name_or_path: str | Path, filename: str, **hub: Any) -> Path | None:
+    """A file of a folder or hub repository; None where it cannot be had, for whatever reason."""
+    path = cached_file(
+        str(name_or_path),
+        filename,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        **hub,
+    )
+    return None if path is None else Path(path)

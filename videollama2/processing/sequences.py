@@ -1,0 +1,178 @@
+"""Placeholders, counts and padding: how prompts and pixels become the rows of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from videollama2.config import VideoLlama2Config
+from videollama2.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX, VIDEO_TOKEN_INDEX
+from videollama2.errors import PromptError
+from videollama2.model.connectors import num_visual_tokens
+from videollama2.prompting import Prompt
+
+_KIND_OF_SENTINEL = {IMAGE_TOKEN_INDEX: "image", VIDEO_TOKEN_INDEX: "video"}
+
+
+def visual_tokens(config: VideoLlama2Config, kind: str, num_frames: int | None = None) -> int:
+    """Visual tokens of one medium; an image counts as ``config.num_frames`` frames."""
+    frames = config.num_frames if kind == "image" or num_frames is None else num_frames
+    return num_visual_tokens(config.mm_projector_type, frames, config.patches_per_side, config.keeps_class_token)
+
+
+def check_pixels(pixels: Any, kind: str, size: int | None = None) -> int:
+    """Check that pixels are (T, C, H, W), one frame for an image; returns the number of frames.
+
+    Args:
+        size: height and width of the encoder's frames; None: any.
+
+    Raises:
+        PromptError: no tensor of pixels as a processor makes them, or another shape.
+    """
+    if not torch.is_tensor(pixels) or not pixels.is_floating_point():
+        # Levels from 0 to 255 would give an answer, and a wrong one.
+        found = f"these are {pixels.dtype}" if torch.is_tensor(pixels) else f"got {type(pixels).__name__}"
+        raise PromptError(f"a {kind} must be pixels made by processor[{kind!r}], {found}")
+    if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.shape[0] < 1:
+        raise PromptError(f"a {kind} must be a tensor (frames, 3, height, width), got {tuple(pixels.shape)}")
+    if kind == "image" and pixels.shape[0] != 1:
+        raise PromptError(f"an image must be a tensor (1, 3, height, width), got {tuple(pixels.shape)}")
+    height, width = pixels.shape[-2:]
+    if size is not None and (height, width) != (size, size):
+        raise PromptError(f"the {kind} is {height}x{width} pixels, the vision encoder takes {size}x{size}")
+    return pixels.shape[0]
+
+
+def expand_placeholders(
+    ids: Sequence[int], counts: Sequence[int], config: VideoLlama2Config, labels: Sequence[int] | None = None
+) -> tuple[list[int], list[int]]:
+    """Replace each sentinel by that medium's number of placeholder ids.
+
+    Args:
+        ids: with published sentinels, see :class:`videollama2.prompting.Prompt`.
+        counts: visual tokens per medium, in reading order.
+        labels: as long as ``ids``; the expanded positions carry no label.
+
+    Returns:
+        ids and labels of equal length (labels all ignored when none are given).
+
+    Raises:
+        PromptError: sentinels and counts differ in number.
+    """
+    sentinels = [i for i in ids if i in _KIND_OF_SENTINEL]
+    if len(sentinels) != len(counts):
+        raise PromptError(f"the prompt names {len(sentinels)} media but {len(counts)} are given")
+    token_ids = {"image": config.image_token_id, "video": config.video_token_id}
+    remaining = iter(counts)
+    out_ids: list[int] = []
+    out_labels: list[int] = []
+    for position, token in enumerate(ids):
+        kind = _KIND_OF_SENTINEL.get(token)
+        if kind is None:
+            out_ids.append(token)
+            out_labels.append(IGNORE_INDEX if labels is None else labels[position])
+        else:
+            count = next(remaining)
+            out_ids += [token_ids[kind]] * count
+            out_labels += [IGNORE_INDEX] * count
+    return out_ids, out_labels
+
+
+def expand_prompts(
+    prompts: Sequence[Prompt],
+    media: Sequence[Sequence[torch.Tensor]],
+    tokenizer: Any,
+    config: VideoLlama2Config,
+) -> tuple[list[list[int]], list[list[tuple[str, torch.Tensor]]]]:
+    """Prompts and their pixels, in the order of the prompts' tags, -> rows and media as :func:`collate` takes them.
+
+    Returns:
+        per prompt its ids with placeholders, and its ``(kind, pixels_TCHW)``.
+
+    Raises:
+        PromptError: a prompt names more or fewer media than are given, or pixels that this model cannot encode; where
+            there are several prompts, numbered from 0.
+    """
+    rows, pairs = [], []
+    for number, (prompt, pixels) in enumerate(zip(prompts, media, strict=True)):
+        try:
+            ids, own = _expand_prompt(prompt, pixels, tokenizer, config)
+        except PromptError as error:
+            if len(prompts) == 1:
+                raise
+            raise PromptError(f"request {number}: {error}") from error
+        rows.append(ids)
+        pairs.append(own)
+    return rows, pairs
+
+
+def _expand_prompt(
+    prompt: Prompt, pixels: Sequence[torch.Tensor], tokenizer: Any, config: VideoLlama2Config
+) -> tuple[list[int], list[tuple[str, torch.Tensor]]]:
+    kinds = [tag.strip("<>") for tag in prompt.tags]
+    if len(kinds) != len(pixels):
+        raise PromptError(f"the prompt names {len(kinds)} media but {len(pixels)} are given")
+    media = list(zip(kinds, pixels, strict=True))
+    size = config.vision_config.image_size
+    counts = [visual_tokens(config, kind, check_pixels(item, kind, size)) for kind, item in media]
+    return expand_placeholders(prompt.token_ids(tokenizer), counts, config)[0], media
+
+
+def padding_id(tokenizer: Any) -> int:
+    """Any id serves for padding: the mask hides it. Published Llama-3 tokenizers have none of their own."""
+    return next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
+
+
+def pad_rows(rows: Sequence[Sequence[int]], value: int, side: str) -> torch.Tensor:
+    """Rows of ids -> (B, L), filled with ``value`` on the ``left`` or ``right``."""
+    length = max(map(len, rows))
+    padded = torch.full((len(rows), length), value, dtype=torch.long)
+    for row, target in zip(rows, padded, strict=True):
+        target[slice(length - len(row), None) if side == "left" else slice(len(row))] = torch.tensor(
+            row, dtype=torch.long
+        )
+    return padded
+
+
+def collate(
+    rows: Sequence[Sequence[int]],
+    media: Sequence[Sequence[tuple[str, torch.Tensor]]],
+    pad_token_id: int,
+    side: str,
+    labels: Sequence[Sequence[int]] | None = None,
+) -> dict[str, Any]:
+    """One batch from expanded rows and their media.
+
+    Args:
+        rows: ids with placeholders, one list per sample.
+        media: per sample, ``(kind, pixels_TCHW)`` in reading order.
+        side: where to pad; ``left`` for generation, ``right`` for training.
+
+    Returns:
+        ``input_ids``, ``attention_mask`` (B, L), optionally ``labels``; ``pixel_values`` (images, C, H, W) and
+        ``pixel_values_videos``, a tensor (videos, T, C, H, W) or a list where frame counts differ, when there are any.
+
+    Raises:
+        PromptError: media of different height or width.
+    """
+    batch: dict[str, Any] = {
+        "input_ids": pad_rows(rows, pad_token_id, side),
+        "attention_mask": pad_rows([[1] * len(row) for row in rows], 0, side),
+    }
+    if labels is not None:
+        batch["labels"] = pad_rows(labels, IGNORE_INDEX, side)
+    flat = [item for sample in media for item in sample]
+    sizes = sorted({tuple(pixels.shape[-2:]) for _, pixels in flat})
+    if len(sizes) > 1:
+        found = " and ".join(f"{height}x{width}" for height, width in sizes)
+        raise PromptError(f"the pixels of one batch must have one size, got {found}")
+    images = [pixels for kind, pixels in flat if kind == "image"]
+    videos = [pixels for kind, pixels in flat if kind == "video"]
+    if images:
+        batch["pixel_values"] = torch.cat(images)
+    if videos:
+        same = len({video.shape[0] for video in videos}) == 1
+        batch["pixel_values_videos"] = torch.stack(videos) if same else videos
+    return batch

@@ -1,0 +1,72 @@
+"""Checkpoints of a run: which one is whole, which one to go on from, and what happens when one cannot be written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from videollama2.errors import CheckpointError, ConfigError
+
+STATE_FILE = "trainer_state.json"
+"""Written last of all, after every process has written its part."""
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether the file that is written last is there and complete: a killed run may leave half a checkpoint."""
+    try:
+        return "global_step" in json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The whole checkpoint of the most steps in ``folder``, if there is one."""
+    numbered = {int(path.name.rpartition("-")[2]): path for path in folder.glob("checkpoint-[0-9]*")}
+    whole = (path for _, path in sorted(numbered.items(), reverse=True) if is_whole(path))
+    return next(map(str, whole), None)
+
+
+def checkpoint_to_resume(output_dir: str, asked: str | None) -> str | None:
+    """``--resume_from_checkpoint``, else the last whole checkpoint in the output folder.
+
+    Raises:
+        ConfigError: the one that was asked for is not whole.
+    """
+    if asked is not None and not is_whole(Path(asked)):
+        raise ConfigError(f"--resume_from_checkpoint {asked}: there is no whole checkpoint")
+    return asked or last_checkpoint(Path(output_dir))
+
+
+@contextmanager
+def told_when_it_fails(folder: Path, remove: bool) -> Iterator[None]:
+    """A disk that is full is one clear error; what was half written does not stay in the way.
+
+    Args:
+        folder: what is being written.
+        remove: whether to remove it when that fails: a checkpoint, on one process.
+
+    Raises:
+        CheckpointError: instead of whatever the writers raise.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        space = _free(folder.parent)
+        good = last_checkpoint(folder.parent)
+        if remove:
+            shutil.rmtree(folder, ignore_errors=True)
+        kept = f"the last whole checkpoint is {good}" if good and Path(good) != folder else "there is no other one"
+        raise CheckpointError(f"{folder}: cannot be written ({reason}; {space}); {kept}") from error
+
+
+def _free(folder: Path) -> str:
+    try:
+        return f"{shutil.disk_usage(folder).free / 1e9:.1f} GB free on the disk"
+    except OSError:
+        return "the disk cannot be asked"

@@ -1,0 +1,52 @@
+"""Loss and share of right answers on records that are not learnt from.
+
+An answer is right where every one of its tokens, the end included, is the most likely one after the right beginning:
+exactly then greedy generation would write it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812 - the field's name for it
+
+from videollama2.constants import IGNORE_INDEX
+
+
+@torch.no_grad()
+def sums_over(model: nn.Module, batches: Iterable[dict[str, Any]], device: torch.device) -> torch.Tensor:
+    """(4,): sum of losses, labels, right answers, answers of all ``batches``.
+
+    Args:
+        model: or the engine around it; its mode is restored afterwards.
+    """
+    was_training = model.training
+    model.eval()
+    sums = torch.zeros(4, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+    for batch in batches:
+        labels_BL = batch.pop("labels")
+        targets_BL = labels_BL[:, 1:]
+        # Logits of positions where some row has a label: a whole batch of them would not fit.
+        kept_K = (targets_BL != IGNORE_INDEX).any(dim=0).nonzero().flatten()
+        logits_BKV = model(**batch, logits_to_keep=kept_K).logits
+        sums += _sums(logits_BKV, targets_BL[:, kept_K].to(logits_BKV.device)).to(sums)
+    model.train(was_training)
+    return sums
+
+
+def _sums(logits_BKV: torch.Tensor, targets_BK: torch.Tensor) -> torch.Tensor:
+    labelled = targets_BK != IGNORE_INDEX
+    loss = F.cross_entropy(logits_BKV[labelled].float(), targets_BK[labelled], reduction="sum")
+    wrong_BK = labelled & (logits_BKV.argmax(dim=-1) != targets_BK)
+    answers = right = 0
+    for row_labelled, row_wrong in zip(labelled.tolist(), wrong_BK.tolist(), strict=True):
+        ends = [k for k, flag in enumerate(row_labelled) if flag and not (row_labelled[k + 1 :] or [False])[0]]
+        start = 0
+        for end in ends:
+            right += not any(row_wrong[start : end + 1])
+            start = end + 1
+        answers += len(ends)
+    return torch.tensor([loss.item(), labelled.sum().item(), right, answers], dtype=torch.float64)

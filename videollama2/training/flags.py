@@ -1,0 +1,158 @@
+"""Flags of ``train.py``, under their published names. Every flag has an effect."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import transformers
+from transformers.integrations import is_tensorboard_available
+
+from videollama2.config import FLAT_MODEL_TYPES
+
+
+@dataclass
+class ModelArguments:
+    """Which parts the model is made of and which of them learn."""
+
+    model_path: str = field(
+        metadata={
+            "help": "Language model (needs --vision_tower), or a VideoLLaMA 2 checkpoint to go on from."
+        }
+    )
+    model_type: str | None = field(
+        default=None,
+        metadata={
+            "help": f"Checked against the decoder found in --model_path: {', '.join(FLAT_MODEL_TYPES)}."
+        },
+    )
+    vision_tower: str | None = field(
+        default=None, metadata={"help": "CLIP or SigLIP encoder, folder or hub name."}
+    )
+    mm_projector_type: str | None = field(
+        default=None, metadata={"help": "Connector. Default: the checkpoint's, for a new model 'linear'."}
+    )
+    mm_vision_select_layer: int | None = field(
+        default=None,
+        metadata={"help": "Encoder layer that is read. Default: the checkpoint's, for a new model -2."},
+    )
+    mm_vision_select_feature: Literal["patch", "cls_patch"] | None = field(
+        default=None, metadata={"help": "Default: the checkpoint's, for a new model 'patch'."}
+    )
+    pretrain_mm_mlp_adapter: str | None = field(
+        default=None,
+        metadata={"help": "File of connector weights to start from, as the first stage writes it."},
+    )
+    tune_mm_mlp_adapter: bool = field(
+        default=False,
+        metadata={
+            "help": "First stage: only the connector learns, from captions; mm_projector.bin is written."
+        },
+    )
+    freeze_backbone: bool = field(
+        default=False, metadata={"help": "The language model and its head do not learn."}
+    )
+    pretrain_labels: Literal["published", "answer"] = field(
+        default="published",
+        metadata={
+            "help": "First stage: 'published' learns question and answer without an end, 'answer' the answer and "
+            "the end token."
+        },
+    )
+    freeze_vision_tower: bool = field(default=True, metadata={"help": "The vision encoder does not learn."})
+
+
+@dataclass
+class DataArguments:
+    """What is learnt from."""
+
+    data_path: list[str] = field(metadata={"help": "Annotation files, JSON lists or JSON Lines."})
+    data_folder: str | None = field(
+        default=None,
+        metadata={"help": "What media paths are relative to. Default: the annotation file's folder."},
+    )
+    data_weights: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "One number per file of --data_path: its share of an epoch. Default: every record once."
+        },
+    )
+    on_bad_sample: Literal["error", "skip"] = field(
+        default="error",
+        metadata={
+            "help": "A record that cannot be used stops the run, or is left out and listed in the output folder."
+        },
+    )
+    eval_data_path: list[str] | None = field(
+        default=None,
+        metadata={"help": "Annotation files for --eval_strategy; loss and share of right answers are logged."},
+    )
+    num_frames: int | None = field(
+        default=None, metadata={"help": "Frames per video. Default: the checkpoint's, for a new model 8."}
+    )
+    image_aspect_ratio: Literal["pad", "square"] | None = field(
+        default=None,
+        metadata={
+            "help": "'pad' makes frames square with bars, 'square' resizes them as they are. Recorded in the "
+            "checkpoint and used at inference. Default: the checkpoint's, for a new model 'square'."
+        },
+    )
+
+
+@dataclass
+class TrainingArguments(transformers.TrainingArguments):
+    """transformers' arguments and what is special to this model."""
+
+    # The samples' keys are the collator's, not the model's.
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay False: the collator reads what the model does not."}
+    )
+    optim: str = field(default="adamw_torch", metadata={"help": "Any optimizer of transformers."})
+    model_max_length: int = field(
+        default=512,
+        metadata={"help": "Tokens of one sample, visual ones included; longer ones are cut at the end."},
+    )
+    mm_projector_lr: float | None = field(
+        default=None, metadata={"help": "Learning rate of the connector. Default: --learning_rate."}
+    )
+    vision_tower_lr: float | None = field(
+        default=None, metadata={"help": "Learning rate of the vision encoder. Default: --learning_rate."}
+    )
+    freeze_mm_mlp_adapter: bool = field(default=False, metadata={"help": "The connector does not learn."})
+    group_by_modality_length: bool = field(
+        default=False,
+        metadata={"help": "Batches of one modality and similar lengths, so that little is padding."},
+    )
+    lora_enable: bool = field(
+        default=False, metadata={"help": "The language model learns through low-rank matrices beside its own."}
+    )
+    lora_r: int = field(default=64, metadata={"help": "Rank of these matrices."})
+    lora_alpha: int = field(default=16, metadata={"help": "They count lora_alpha / lora_r."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout before them."})
+    lora_bias: Literal["none", "all", "lora_only"] = field(
+        default="none", metadata={"help": "Which biases learn with them."}
+    )
+    bits: Literal[4, 8, 16] = field(
+        default=16, metadata={"help": "4 or 8: the language model is quantised (bitsandbytes) under LoRA."}
+    )
+    double_quant: bool = field(
+        default=True, metadata={"help": "With --bits 4: quantise the constants of the quantisation too."}
+    )
+    quant_type: Literal["nf4", "fp4"] = field(default="nf4", metadata={"help": "With --bits 4: the number format."})
+    report_to: None | str | list[str] = field(
+        default=None,
+        metadata={"help": "tensorboard, wandb, none, ... Default: tensorboard where it is installed."},
+    )
+
+    def __post_init__(self) -> None:
+        # Without this accelerate finds no device it knows, takes a run of several processes on a machine without GPU
+        # for single ones, and none of them hears of the others' gradients.
+        if not torch.accelerator.is_available():
+            self.use_cpu = True
+        if self.use_cpu:
+            self.dataloader_pin_memory = False
+        if self.ddp_find_unused_parameters is None:
+            # Every weight that learns gets a gradient in every step, even of text alone.
+            self.ddp_find_unused_parameters = False
+        if self.report_to is None:
+            self.report_to = ["tensorboard"] if is_tensorboard_available() else []
+        super().__post_init__()

@@ -1,0 +1,144 @@
+"""What a step costs: samples and tokens per second, waiting for data, memory, and the share of the GPU that is used."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
+from videollama2.processing import visual_tokens
+
+PEAK_FLOPS = {
+    "H200": 989e12, "H100": 989e12, "H800": 989e12, "A100": 312e12, "A800": 312e12, "A40": 150e12, "L40": 181e12,
+    "RTX 4090": 165e12, "RTX 3090": 71e12, "V100": 125e12,
+}  # fmt: skip
+"""Dense 16-bit operations per second by the makers' data sheets, by part of the device's name."""
+
+
+@dataclass
+class Counts:
+    """Sums since the last log line, of one process."""
+
+    samples: int = 0
+    visual_tokens: int = 0
+    text_tokens: int = 0
+    frames: int = 0
+    waited: float = 0.0
+
+
+class Meter:
+    """Counts batches and turns them into rates.
+
+    Args:
+        model: says which ids are visual, and what its parts cost.
+    """
+
+    def __init__(self, model: VideoLlama2ForConditionalGeneration) -> None:
+        self.config = model.config
+        self.flops = FlopCount(model)
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a new log line."""
+        self.counts = Counts()
+        self.started = time.perf_counter()
+
+    def add(self, batch: dict[str, Any]) -> None:
+        """Count one micro-batch of this process."""
+        ids_BL, mask_BL = batch["input_ids"], batch["attention_mask"].bool()
+        visual_BL = (ids_BL == self.config.image_token_id) | (ids_BL == self.config.video_token_id)
+        visual = int(visual_BL.sum())
+        self.counts.samples += int((batch["labels"] >= 0).any(dim=1).sum())
+        self.counts.visual_tokens += visual
+        self.counts.text_tokens += int(mask_BL.sum()) - visual
+        self.counts.frames += sum(len(video) for video in batch.get("pixel_values_videos", ()))
+        self.counts.frames += len(batch.get("pixel_values", ()))
+
+    def totals(self, device: torch.device) -> torch.Tensor:
+        """This process's sums, to be gathered: see :meth:`rates`."""
+        c = self.counts
+        elapsed = time.perf_counter() - self.started
+        values = [c.samples, c.visual_tokens, c.text_tokens, c.frames, c.waited, elapsed, peak_memory(device)]
+        return torch.tensor([values], dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
+
+    def rates(self, gathered: torch.Tensor, device: torch.device) -> dict[str, float]:
+        """Log entries.
+
+        Args:
+            gathered: (processes, 7), the :meth:`totals` of all.
+        """
+        samples, visual, text, frames, waited, elapsed = gathered[:, :6].sum(dim=0).tolist()
+        seconds = max(elapsed / len(gathered), 1e-9)
+        entries = {
+            "samples_per_second": samples / seconds,
+            "visual_tokens_per_second": visual / seconds,
+            "text_tokens_per_second": text / seconds,
+            "data_wait_share": waited / max(elapsed, 1e-9),
+            "peak_memory_gb": gathered[:, 6].max().item() / 1e9,
+        }
+        peak = peak_flops(device)
+        if peak is not None:
+            done = self.flops.of_step(visual, text, frames, samples)
+            entries["model_flops_utilisation"] = done / seconds / (peak * len(gathered))
+        return {name: float(f"{value:.4g}") for name, value in entries.items()}
+
+
+class FlopCount:
+    """Operations of a training step by counting: 2 per weight and token forwards, 2 backwards where something below
+    learns, 2 for the gradient of a weight that learns; attention by its length. Recomputation is not counted (Chowdhery
+    et al. 2022, appendix B).
+    """
+
+    def __init__(self, model: VideoLlama2ForConditionalGeneration) -> None:
+        inner, text = model.model, model.config.text_config
+        layers = [*inner.language_model.layers.parameters(), *model.lm_head.parameters()]
+        self.decoder = sum(map(_size, layers))
+        self.decoder_trained = sum(_size(p) for p in layers if p.requires_grad)
+        self.connector = sum(map(_size, inner.mm_projector.parameters()))
+        self.tower = sum(map(_size, inner.vision_tower.encoder.parameters()))
+        learns = {
+            name: any(p.requires_grad for p in module.parameters())
+            for name, module in (("tower", inner.vision_tower), ("connector", inner.mm_projector))
+        }
+        self.tower_factor = 6 if learns["tower"] else 2
+        self.connector_factor = 6 if learns["connector"] else 4 if learns["tower"] else 2
+        self.backward = self.decoder if any(learns.values()) or self.decoder_trained else 0
+        self.attention = 4 * text.num_hidden_layers * text.hidden_size
+        self.patches = model.config.patches_per_side**2
+        self.video_tokens = visual_tokens(model.config, "video")
+
+    def of_step(self, visual: float, text: float, frames: float, samples: float) -> float:
+        """Operations for so many tokens, frames and samples."""
+        tokens = visual + text
+        length = tokens / max(samples, 1)
+        decoder = tokens * (2 * self.decoder + 2 * self.backward + 2 * self.decoder_trained)
+        attention = 3 * tokens * self.attention * length / 2
+        tower = frames * self.patches * self.tower * self.tower_factor
+        # A convolution's weights work once per output position; the positions inside are within twice the tokens.
+        connector = visual * self.connector * self.connector_factor
+        return decoder + attention + tower + connector
+
+
+def _size(parameter: torch.nn.Parameter) -> int:
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Operations per second of this GPU, None on a CPU or where its name is not in :data:`PEAK_FLOPS`."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
+
+
+def peak_memory(device: torch.device) -> float:
+    """Bytes: the most this process has allocated on its GPU, or has held at all."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(peak if sys.platform == "darwin" else peak * 1024)

@@ -1,0 +1,158 @@
+"""Rules between the flags of ``train.py``: what contradicts each other is refused, with both names."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from videollama2.config import FLAT_MODEL_TYPES
+from videollama2.errors import ConfigError
+from videollama2.training.flags import DataArguments, ModelArguments, TrainingArguments
+
+Rule = tuple[Any, str]
+"""Whether it is broken, and what to say then."""
+
+
+def check_arguments(
+    model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
+) -> None:
+    """Raise ConfigError for flags that contradict each other, naming them and the rule."""
+    rules = [
+        *_part_rules(model_args, training_args),
+        *_lora_rules(model_args, training_args),
+        *_data_rules(data_args, training_args),
+        *_run_rules(training_args),
+    ]
+    for broken, message in rules:
+        if broken:
+            raise ConfigError(message)
+
+
+def _part_rules(model_args: ModelArguments, training_args: TrainingArguments) -> list[Rule]:
+    return [
+        (
+            model_args.model_type is not None and model_args.model_type not in FLAT_MODEL_TYPES,
+            f"--model_type {model_args.model_type!r} is not one of {', '.join(FLAT_MODEL_TYPES)}",
+        ),
+        (
+            model_args.tune_mm_mlp_adapter and training_args.freeze_mm_mlp_adapter,
+            "--tune_mm_mlp_adapter trains the connector, --freeze_mm_mlp_adapter forbids it",
+        ),
+        (
+            model_args.tune_mm_mlp_adapter and not model_args.freeze_vision_tower,
+            "--tune_mm_mlp_adapter trains the connector alone, --freeze_vision_tower False the encoder too",
+        ),
+        (
+            model_args.pretrain_labels != "published" and not model_args.tune_mm_mlp_adapter,
+            f"--pretrain_labels {model_args.pretrain_labels} is for the first stage (--tune_mm_mlp_adapter True)",
+        ),
+        (
+            training_args.vision_tower_lr is not None and model_args.freeze_vision_tower,
+            "--vision_tower_lr needs --freeze_vision_tower False: a frozen encoder has no learning rate",
+        ),
+        (
+            training_args.mm_projector_lr is not None and training_args.freeze_mm_mlp_adapter,
+            "--mm_projector_lr is given, but --freeze_mm_mlp_adapter keeps the connector from learning",
+        ),
+    ]
+
+
+def _lora_rules(model_args: ModelArguments, training_args: TrainingArguments) -> list[Rule]:
+    lora, bits = training_args.lora_enable, training_args.bits
+    return [
+        (
+            lora and model_args.tune_mm_mlp_adapter,
+            "--lora_enable trains the language model, --tune_mm_mlp_adapter the connector alone",
+        ),
+        (
+            lora and model_args.freeze_backbone,
+            "--lora_enable trains the language model, --freeze_backbone forbids it",
+        ),
+        *_need(training_args, "lora_enable", lora, ("lora_r", "lora_alpha", "lora_dropout", "lora_bias")),
+        *_need(training_args, "bits 4", bits == 4, ("double_quant", "quant_type")),
+        (lora and training_args.lora_r < 1, f"--lora_r {training_args.lora_r} is below 1"),
+        (
+            not 0 <= training_args.lora_dropout < 1,
+            f"--lora_dropout {training_args.lora_dropout} is not between 0 and 1",
+        ),
+        (
+            bits != 16 and not lora,
+            f"--bits {bits} needs --lora_enable True: quantised weights cannot learn themselves",
+        ),
+        (
+            bits != 16 and _zero_stage(training_args) == 3,
+            f"--bits {bits} cannot be cut into slices by ZeRO-3: use scripts/zero2.json",
+        ),
+    ]
+
+
+def _need(training_args: TrainingArguments, flag: str, given: bool, names: tuple[str, ...]) -> list[Rule]:
+    """Flags that have no effect without another one must not be given without it."""
+    defaults = {f.name: f.default for f in fields(TrainingArguments)}
+    return [
+        (
+            not given and getattr(training_args, name) != defaults[name],
+            f"--{name} {getattr(training_args, name)} has no effect without --{flag}",
+        )
+        for name in names
+    ]
+
+
+def _zero_stage(training_args: TrainingArguments) -> int:
+    """Stage of ``--deepspeed``, 0 without."""
+    config = training_args.deepspeed
+    if not config:
+        return 0
+    if not isinstance(config, dict):
+        config = json.loads(Path(config).read_text(encoding="utf-8"))
+    return int(config.get("zero_optimization", {}).get("stage", 0))
+
+
+def _data_rules(data_args: DataArguments, training_args: TrainingArguments) -> list[Rule]:
+    weights = data_args.data_weights
+    return [
+        (
+            weights is not None and len(weights) != len(data_args.data_path),
+            f"--data_weights has {len(weights or ())} numbers for {len(data_args.data_path)} files of --data_path",
+        ),
+        (
+            weights is not None and not all(0 < weight < float("inf") for weight in weights),
+            f"--data_weights {weights}: a weight must be a positive number",
+        ),
+        (
+            weights is not None and training_args.train_sampling_strategy != "random",
+            "--data_weights and --train_sampling_strategy both set the order of samples",
+        ),
+        (
+            training_args.group_by_modality_length and training_args.train_sampling_strategy != "random",
+            "--group_by_modality_length and --train_sampling_strategy both set the order of samples",
+        ),
+        (
+            training_args.model_max_length < 2,
+            f"--model_max_length {training_args.model_max_length} is below 2",
+        ),
+        (
+            training_args.eval_strategy != "no" and not data_args.eval_data_path,
+            f"--eval_strategy {training_args.eval_strategy} needs --eval_data_path",
+        ),
+        (
+            data_args.eval_data_path and training_args.eval_strategy == "no",
+            "--eval_data_path is given, but without --eval_strategy nothing is evaluated",
+        ),
+    ]
+
+
+def _run_rules(training_args: TrainingArguments) -> list[Rule]:
+    return [
+        (
+            training_args.remove_unused_columns,
+            "--remove_unused_columns must stay False: the collator reads keys that the model does not",
+        ),
+        (
+            training_args.output_dir and os.path.isfile(training_args.output_dir),
+            f"--output_dir {Path(training_args.output_dir or '')} is a file",
+        ),
+    ]
