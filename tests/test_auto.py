@@ -19,8 +19,7 @@ assert config.vision_config.model_type == "siglip_vision_model"
 """
 
 
-FIND = "from importlib.util import find_spec\n"
-LOOKED_FOR = FIND + "assert find_spec('transformers')\n"
+LOOKED_FOR = "from importlib.util import find_spec\nassert find_spec('transformers')\n"
 
 
 @pytest.mark.parametrize(
@@ -31,20 +30,15 @@ LOOKED_FOR = FIND + "assert find_spec('transformers')\n"
         "import transformers, videollama2.config",
         LOOKED_FOR + "import videollama2",
         "import videollama2\n" + LOOKED_FOR + LOOKED_FOR,
-        LOOKED_FOR + "import videollama2.config",
-        "import videollama2\n" + FIND + "assert find_spec('videollama2.config')",
     ],
 )
 def test_import_alone_registers(order):
-    subprocess.run([sys.executable, "-c", f"{order}\n{CHECK}"], check=True, timeout=120, cwd=ROOT)
+    subprocess.run([sys.executable, "-c", f"{order}\n{CHECK}"], check=True, timeout=300, cwd=ROOT)
 
 
-@pytest.mark.parametrize(
-    "module",
-    ["processing", "processing.sequences", "config", "model.modeling", "prompting", "loading", "inference.api"],
-)
+@pytest.mark.parametrize("module", ["processing", "config", "model.modeling", "prompting", "inference.api"])
 def test_any_module_may_be_the_first_import(module):
-    subprocess.run([sys.executable, "-c", f"import videollama2.{module}\n{CHECK}"], check=True, timeout=120, cwd=ROOT)
+    subprocess.run([sys.executable, "-c", f"import videollama2.{module}\n{CHECK}"], check=True, timeout=300, cwd=ROOT)
 
 
 def test_nothing_watches_imports_once_registered():
@@ -52,7 +46,7 @@ def test_nothing_watches_imports_once_registered():
         "import sys, videollama2.config\n"
         "assert not [f for f in sys.meta_path if type(f).__module__.startswith('videollama2')]"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, cwd=ROOT)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300, cwd=ROOT)
 
 
 def test_an_import_that_fails_leaves_no_trace():
@@ -64,7 +58,7 @@ def test_an_import_that_fails_leaves_no_trace():
         "except ImportError:\n    del sys.modules['PIL']\n"
         "assert 'PIL' not in sys.modules\n"
     )
-    subprocess.run([sys.executable, "-c", code + CHECK], check=True, timeout=120, cwd=ROOT)
+    subprocess.run([sys.executable, "-c", code + CHECK], check=True, timeout=300, cwd=ROOT)
 
 
 def test_import_is_light():

@@ -48,7 +48,8 @@ def test_a_conversation_about_a_video(tiny):
 
 
 def test_clear_forgets_and_media_go_with_the_next_question(tiny):
-    chat, text = converse(tiny, f"/image '{DEMO / 'shapes.png'}'", "Where is the red cross?", "/clear", "Where is the red cross?")
+    question = "Where is the red cross?"
+    chat, text = converse(tiny, f"/image '{DEMO / 'shapes.png'}'", question, "/clear", question)
     assert "top right" in text
     assert len(chat.messages) == 2 and isinstance(chat.messages[0]["content"], str)
 

@@ -12,7 +12,7 @@ import torch
 
 from tests.conftest import golden_dir
 from videollama2 import model_init
-from videollama2.errors import ConfigError, EngineError, MediaError, QueueFullError, RequestTooLongError
+from videollama2.errors import ConfigError, EngineError, MediaError, PromptError, QueueFullError, RequestTooLongError
 from videollama2.inference.engine import Engine
 from videollama2.inference.media_cache import MediaCache
 from videollama2.inference.request import Request
@@ -282,7 +282,7 @@ def test_a_bad_request_fails_alone(engine, tmp_path):
         answers[0].result()
     with pytest.raises(RequestTooLongError, match=r"prompt of \d+ tokens .* 600 positions"):
         answers[2].result()
-    with pytest.raises(ConfigError, match="5x5 pixels"):
+    with pytest.raises(PromptError, match="5x5 pixels"):
         answers[3].result()
     with pytest.raises(MediaError):
         list(answers[0])

@@ -78,7 +78,7 @@ class MediaEncoder:
             pixels_TCHW = source
         else:
             pixels_TCHW = self.processor[kind](source, **options)
-        frames = check_pixels(pixels_TCHW, kind)
+        frames = check_pixels(pixels_TCHW, kind, self.model.config.vision_config.image_size)
         key = content_key(kind, pixels_TCHW)
         if file_key is not None:
             with self._lock:
