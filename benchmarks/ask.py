@@ -135,13 +135,24 @@ class Bench:
 
         return embed_prompts([self.prompt], [[pixels_TCHW]], self.model, self.tokenizer)
 
-    def generate(self, tokens: int, embeds_BLD: Any, mask_BL: Any) -> None:
-        ids = self.model.generate(
+    def generate(self, tokens: int, embeds_BLD: Any, mask_BL: Any) -> list[float]:
+        """Generate so many tokens; returns the seconds after which each was there."""
+        stamps: list[float] = []
+
+        def stamp(input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+            self.sync()
+            stamps.append(time.perf_counter() - start)
+            return self.torch.zeros(len(input_ids), dtype=self.torch.bool, device=input_ids.device)
+
+        start = time.perf_counter()
+        self.model.generate(
             inputs_embeds=embeds_BLD, attention_mask=mask_BL, do_sample=False, max_new_tokens=tokens,
             min_new_tokens=tokens, pad_token_id=0, temperature=None, top_p=None, top_k=None,
+            stopping_criteria=[stamp],
         )  # fmt: skip
-        if ids.shape[1] != tokens:
-            raise RuntimeError(f"{ids.shape[1]} tokens were generated, {tokens} were asked for")
+        if len(stamps) != tokens:
+            raise RuntimeError(f"{len(stamps)} tokens were generated, {tokens} were asked for")
+        return stamps
 
     def forget(self) -> None:
         from videollama2.inference.api import media_cache
@@ -205,9 +216,12 @@ def _vision(bench: Bench, frames_TCHW: Any) -> dict[str, float]:
 
 def _decoding(bench: Bench, embeds_BLD: Any, mask_BL: Any) -> dict[str, float]:
     """Prefill up to the first token, and each token after it."""
-    prefill = bench.median(lambda: bench.generate(1, embeds_BLD, mask_BL))
-    whole = bench.median(lambda: bench.generate(1 + bench.args.new_tokens, embeds_BLD, mask_BL))
-    return {"prefill": prefill, "per token": (whole - prefill) / bench.args.new_tokens}
+    count = bench.args.new_tokens
+    runs = [bench.generate(1 + count, embeds_BLD, mask_BL) for _ in range(1 + bench.args.repeat)][1:]
+    return {
+        "prefill": statistics.median(stamps[0] for stamps in runs),
+        "per token": statistics.median((stamps[-1] - stamps[0]) / count for stamps in runs),
+    }
 
 
 def _second_question(bench: Bench) -> dict[str, float]:

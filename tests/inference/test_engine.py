@@ -497,3 +497,41 @@ def test_an_engine_nobody_holds_ends_its_thread(small):
     gc.collect()
     thread.join(10)
     assert not thread.is_alive()
+
+
+def test_media_are_read_for_those_that_come_next_only(small, tmp_path):
+    """A long queue must not hold all its clips decoded."""
+    model, processor = small
+    read = []
+
+    class Counting:
+        tokenizer, model_config, prompt = processor.tokenizer, processor.model_config, processor.prompt
+
+        def __getitem__(self, kind):
+            def load(source, **options):
+                read.append(source)
+                return processor[kind](source, **options)
+
+            return load
+
+    with Engine(model, Counting(), max_batch=1, max_length=600, media_cache_bytes=0) as engine:
+        first = engine.submit("what", max_new_tokens=500)
+        next(iter_first := iter(first))
+        waiting = [engine.submit("what", [("image", IMAGE)], max_new_tokens=2) for _ in range(12)]
+        time.sleep(0.3)
+        assert 0 < len(read) <= 3
+        iter_first.close()
+        assert [answer.result(timeout=60).completion_tokens for answer in waiting] == [2] * 12
+        assert len(read) == 12
+
+
+def test_a_training_model_is_left_as_it_was(small):
+    from videollama2 import mm_infer
+
+    model, processor = small
+    model.train()
+    try:
+        mm_infer(None, "what", model, processor.tokenizer, modal="text", max_new_tokens=2)
+        assert model.training
+    finally:
+        model.eval()

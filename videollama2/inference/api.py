@@ -150,6 +150,8 @@ def mm_infer_batch(
     rows, _ = expand_prompts(prompts, media, tokenizer, model.config)
     length = max(map(len, rows)) + options["max_new_tokens"]
     sampling = sampling_options(model, options)
+    modes = [(module, module.training) for module in model.modules()]
+    attention = model.config.text_config._attn_implementation
     engine = Engine(
         model,
         prompter,
@@ -160,8 +162,16 @@ def mm_infer_batch(
         prefix_cache_bytes=0,  # the weights may change before the next call
         background=False,
     )
+    try:
+        results = engine.generate([Request(m, p, **sampling) for m, p in zip(conversations, media, strict=True)])
+    finally:
+        # A call in the middle of training must leave no trace.
+        for module, training in modes:
+            module.training = training
+        if model.config.text_config._attn_implementation != attention:
+            model.model.language_model.set_attn_implementation(attention)
     answers = []
-    for result in engine.generate([Request(m, p, **sampling) for m, p in zip(conversations, media, strict=True)]):
+    for result in results:
         if result.error is not None:
             raise result.error
         # With stop texts, what stands before; else the published decoding of all tokens at once.

@@ -24,9 +24,9 @@ from tqdm import tqdm
 from videollama2.errors import ConfigError, EngineError, QueueFullError, VideoLlama2Error
 from videollama2.inference.decoder import Decoder, free_memory
 from videollama2.inference.media_cache import MediaCache
-from videollama2.inference.media_encoder import MediaEncoder
+from videollama2.inference.media_encoder import MediaEncoder, Medium
 from videollama2.inference.prefix_cache import DEFAULT_MAX_BYTES, PrefixCache
-from videollama2.inference.request import Answer, Channel, Request, Result
+from videollama2.inference.request import Answer, Channel, MediaPart, Request, Result
 from videollama2.inference.sampling import Chooser, choose
 from videollama2.inference.task import Task
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
@@ -39,6 +39,9 @@ _log = logging.getLogger(__name__)
 
 PREFILL_CHUNK = 512
 """Prompt tokens computed between two decode steps."""
+
+_READ_AHEAD = 2
+"""Media are read for this many times ``max_batch`` waiting requests."""
 
 _SHARE_OF_MEMORY = 0.5
 """Of the free memory, what slots may take where their number is not given."""
@@ -125,8 +128,8 @@ class Engine:
             if len(self._waiting) >= self.max_queue:
                 raise QueueFullError(f"{len(self._waiting)} requests are waiting already (max_queue {self.max_queue})")
             self._start()
-            self._read_media(task)
             self._waiting.append(task)
+            self._read_ahead()
             self._state.notify_all()
         drive = None if self._background else self.step
         return Answer(task.channel, drive, self._wake, prompt.text)
@@ -246,14 +249,20 @@ class Engine:
         with self._state:
             self._state.notify_all()
 
-    def _read_media(self, task: Task) -> None:
-        for part in task.request.media:
-            if self._pool is not None:
-                future = self._pool.submit(self.media.read, part.kind, part.source, part.options)
-                future.add_done_callback(lambda _: self._wake())
-                task.media.append(future)
-            else:
-                task.media.append(_Late(self.media.read, part.kind, part.source, part.options))
+    def _read_ahead(self) -> None:
+        """Have the media read of those that come next. Not of all that wait: decoded clips are large."""
+        with self._state:
+            for task in list(self._waiting)[: _READ_AHEAD * self.max_batch]:
+                if not task.media_asked:
+                    task.ask_for_media([self._later(part) for part in task.request.media])
+
+    def _later(self, part: MediaPart) -> Future[Medium]:
+        arguments = self.media.read, part.kind, part.source, part.options
+        if self._pool is None:
+            return _Late(*arguments)
+        future = self._pool.submit(*arguments)
+        future.add_done_callback(lambda _: self._wake())
+        return future
 
     @property
     def idle(self) -> bool:
@@ -325,7 +334,9 @@ class Engine:
                 self._fail(task, error)
                 continue
             self._prefilling = task
+            self._read_ahead()
             return True
+        self._read_ahead()  # some may have failed or been cancelled
         return False
 
     def _encode(self, tasks: list[Task]) -> list[Task]:

@@ -30,6 +30,7 @@ class Task:
     ) -> None:
         self.request, self.prompt, self.channel, self.chooser = request, prompt, channel, chooser
         self.media: list[Future[Medium]] | list[Medium] = []
+        self.media_asked = not request.media
         self.input_ids: list[int] = []
         self.identity: list[Hashable] = []
         self.filled = self.cached = 0
@@ -44,7 +45,11 @@ class Task:
     @property
     def media_ready(self) -> bool:
         """All media are read, or failed to be."""
-        return all(not isinstance(item, Future) or item.done() for item in self.media)
+        return self.media_asked and all(not isinstance(item, Future) or item.done() for item in self.media)
+
+    def ask_for_media(self, media: list[Future[Medium]]) -> None:
+        """Somebody reads the media now."""
+        self.media, self.media_asked = media, True
 
     def collect_media(self) -> None:
         """Take the media that were read; raises what reading one of them raised."""
