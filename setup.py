@@ -24,9 +24,9 @@ CORE = [
     "sentencepiece",
 ]
 EXTRAS = {
-    "train": ["peft>=0.17", "bitsandbytes>=0.45"],
+    "train": ["peft>=0.17", "bitsandbytes>=0.45", "tensorboard", "matplotlib"],
     "deepspeed": ["deepspeed>=0.17"],
-    "eval": ["pandas", "pyarrow", "openai>=1"],
+    "eval": ["pyarrow", "openai>=1", "matplotlib"],
     "serve": ["gradio>=6.20", "fastapi", "uvicorn", "httpx", "openai>=1"],
     "flash": ["flash-attn"],
     "quant": ["bitsandbytes>=0.45"],

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any
 
 from videollama2 import __version__
@@ -21,13 +22,26 @@ _CHAT_LENGTH = 16384
 """Tokens that a conversation in the terminal may have, where the model has as many positions."""
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+_ELSEWHERE = {
+    "eval": ("evaluate on benchmarks", "videollama2.eval.cli", "add_eval_commands"),
+    "data": ("check annotation files for training", "videollama2.data.check", "add_data_commands"),
+    "merge": ("LoRA folder + base -> a whole checkpoint", "videollama2.training.merge", "add_merge_command"),
+}
+"""Commands declared where they are done: help, module and function that adds the parser. Imported when asked for."""
+
+
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The command line; the arguments of the commands in :data:`_ELSEWHERE` only for ``command``."""
     parser = argparse.ArgumentParser(prog="videollama2", description="Ask videos and images questions.")
     parser.add_argument("--version", action="version", version=f"videollama2 {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_ask(commands.add_parser("ask", help="answer a question about a video or an image"))
     _add_chat(commands.add_parser("chat", help="talk about videos and images in the terminal"))
+    for name, (text, module, function) in _ELSEWHERE.items():
+        if command == name:
+            getattr(import_module(module), function)(commands)
+        else:
+            commands.add_parser(name, help=text)
     demo = commands.add_parser("demo", help="the built-in tiny model answers questions about bundled samples")
     demo.set_defaults(run=_demo)
     demo.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -233,7 +247,8 @@ def _quiet_libraries() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    args = build_parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    args = build_parser(next(iter(arguments), None)).parse_args(arguments)
     try:
         return args.run(args)
     except VideoLlama2Error as error:

@@ -13,7 +13,7 @@ from videollama2.data.collator import TrainingCollator
 from videollama2.data.dataset import VideoInstructionDataset, fit_length
 from videollama2.data.moving_shapes import encode_video
 from videollama2.data.records import read_records
-from videollama2.data.sampler import ModalityLengthSampler
+from videollama2.data.sampler import InOrderSampler, MixtureSampler, ModalityLengthSampler, shares
 from videollama2.errors import DataError
 from videollama2.processing import VideoLlama2Processor, load_image_processor
 from videollama2.training.tiny import TinySizes, build_tokenizer
@@ -152,3 +152,60 @@ def test_grouped_order():
     assert padding(batches) < 0.5 * padding([shuffled[i : i + 8] for i in range(0, 203, 8)])
     sampler.set_epoch(1)
     assert list(sampler) != order
+
+
+def test_order_is_filled_up_with_nothing():
+    assert list(InOrderSampler(5, 4)) == [0, 1, 2, 3, 4, 5, 5, 5]
+    assert len(InOrderSampler(5, 4)) == 8
+    assert list(InOrderSampler(4, 4)) == [0, 1, 2, 3]
+    order = list(MixtureSampler([7], multiple=4, seed=1))
+    assert sorted(order) == list(range(8))
+    assert order[-1] == 7
+    assert order[:7] != list(range(7))
+
+
+def test_nothing_is_a_row_without_label(folder, processor):
+    data = dataset(folder, processor, [VIDEO])
+    assert data[1] == {"input_ids": [processor.pad_token_id], "labels": [IGNORE_INDEX], "media": []}
+    batch = TrainingCollator(0)([data[0], data[1]])
+    assert (batch["labels"][1] == IGNORE_INDEX).all()
+    assert batch["pixel_values_videos"].shape[0] == 1
+
+
+def test_skipped_record_says_why(folder, processor):
+    rows = [VIDEO, TEXT]
+    (folder / "broken.mp4").write_bytes((folder / "v.mp4").read_bytes()[:300])
+    rows[0] = {**VIDEO, "video": "broken.mp4"}
+    strict = dataset(folder, processor, rows)
+    lenient = VideoInstructionDataset(strict.records, processor, 200, skip_bad=True)
+    batch = TrainingCollator(0)([lenient[0], lenient[1]])
+    (message,) = batch["bad_samples"]
+    assert "broken.mp4" in message
+    assert "pixel_values_videos" not in batch
+    assert "bad_samples" not in TrainingCollator(0)([lenient[1]])
+
+
+def test_shares_by_weight():
+    assert shares(10, [1, 1]) == [5, 5]
+    assert shares(10, [2, 1]) == [7, 3]
+    assert shares(7, [0.5, 0.25, 0.25]) == [3, 2, 2]
+    assert sum(shares(101, [0.1, 0.2, 0.7])) == 101
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_weights_draw_without_repeating_before_all_were_seen(grouped):
+    sizes, weights = [20, 4], [1.0, 1.0]
+    if grouped:
+        lengths, visual = list(range(24)), [i % 2 == 0 for i in range(24)]
+        sampler = ModalityLengthSampler(lengths, visual, 4, seed=3, sizes=sizes, weights=weights)
+    else:
+        sampler = MixtureSampler(sizes, weights, seed=3)
+    order = list(sampler)
+    assert len(order) == len(sampler) == 24
+    counts = [order.count(i) for i in range(24)]
+    assert sum(counts[:20]) == 12
+    assert set(counts[:20]) == {0, 1}
+    assert set(counts[20:]) == {3}
+    assert order == list(sampler)
+    sampler.set_epoch(1)
+    assert set(list(sampler)[:12]) != set(order[:12])

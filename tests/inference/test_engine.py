@@ -535,3 +535,95 @@ def test_a_training_model_is_left_as_it_was(small):
         assert model.training
     finally:
         model.eval()
+
+
+def fail_once(error):
+    """A function that raises at its first call and does nothing later."""
+    errors = [error]
+
+    def fail(*args, **kwargs):
+        if errors:
+            raise errors.pop()
+
+    return fail
+
+
+def test_a_failed_decode_step_leaves_the_prompt_beside_it_whole(small):
+    model, processor = small
+    engine = Engine(model, processor, max_batch=3, max_length=600, background=False, prefill_chunk=40)
+    expected = alone(model, processor, Request("what " * 100, max_new_tokens=8))
+    running = [engine.submit("what", max_new_tokens=90) for _ in range(2)]
+    while engine.load["decoding"] < 2:
+        engine.step()
+    long = engine.submit("what " * 100, max_new_tokens=8)
+    engine.step()
+    assert engine.load == {"decoding": 2, "prefilling": 1, "waiting": 0}
+    decode, fail = engine.decoder.decode, fail_once(RuntimeError("out of memory"))
+    engine.decoder.decode = lambda tasks: (fail(), decode(tasks))[1]
+    assert long.result().token_ids == expected
+    for answer in running:
+        with pytest.raises(EngineError, match="out of memory"):
+            answer.result()
+
+
+@pytest.mark.parametrize("where", ["embed", "store", "choose", "decode"])
+def test_a_fault_ends_one_request_and_no_other(small, where, monkeypatch):
+    """Whatever is raised on a request's way, its reader hears of it and the engine goes on."""
+    from videollama2.inference.task import Task
+
+    model, processor = small
+    engine = Engine(model, processor, max_batch=2, max_length=512)
+    fail = fail_once(KeyError("a fault"))
+    if where == "embed":
+        embed = Task.embed
+        monkeypatch.setattr(Task, "embed", lambda self, model: (fail(), embed(self, model))[1])
+    elif where == "store":
+        store, fail = engine.prefixes.store, fail_once(RuntimeError("out of memory"))
+        engine.prefixes.store = lambda *arguments: (fail(), store(*arguments))[1]
+    elif where == "decode":
+        accept = Task.accept
+        monkeypatch.setattr(Task, "accept", lambda self, *rest: (fail(), accept(self, *rest))[1])
+    else:
+        hook = model.lm_head.register_forward_hook(lambda module, args, out: out * float("nan"))
+    answer = engine.submit("what", max_new_tokens=3, temperature=0.7, seed=1)
+    if where == "store":
+        assert answer.result(timeout=60).completion_tokens == 3
+    else:
+        with pytest.raises(EngineError, match="not numbers" if where == "choose" else "a fault"):
+            answer.result(timeout=60)
+    if where == "choose":
+        hook.remove()
+    assert engine.submit("what", max_new_tokens=3).result(timeout=60).completion_tokens == 3
+    engine.close()
+
+
+def test_a_cache_shared_by_two_models_keeps_them_apart():
+    cache = MediaCache()
+    answers = {}
+    for name in NAMES[:2] * 2:
+        model, processor = load(name)
+        size = model.config.vision_config.image_size
+        pixels = torch.linspace(-1, 1, 3 * size * size).reshape(1, 3, size, size)
+        for shared in (cache, MediaCache()):
+            engine = Engine(model, processor, max_batch=1, max_length=512, background=False, media_cache_bytes=shared)
+            result = engine.submit("what", [("image", pixels)], max_new_tokens=3, logprobs=0).result()
+            assert answers.setdefault(name, result.logprobs) == result.logprobs
+    assert len(cache) == 4
+
+
+def test_published_call_with_several_media_and_seeds_of_their_own(small):
+    from videollama2 import mm_infer, mm_infer_batch
+
+    model, processor = small
+    tokenizer = processor.tokenizer
+    media, kinds = [processor["video"](VIDEO), processor["image"](IMAGE)], ["video", "image"]
+    text = mm_infer(media, "what", model, tokenizer, modal=kinds, max_new_tokens=8)
+    assert text == mm_infer_batch([(media, "what", kinds)], model, tokenizer, max_new_tokens=8)[0]
+    torch.manual_seed(0)
+    drawn = mm_infer_batch([([], "what", "text")] * 4, model, tokenizer, do_sample=True, temperature=2.0, top_p=1.0,
+                           max_new_tokens=12)  # fmt: skip
+    assert len(set(drawn)) > 1
+    torch.manual_seed(0)
+    again = mm_infer_batch([([], "what", "text")] * 4, model, tokenizer, do_sample=True, temperature=2.0, top_p=1.0,
+                           max_new_tokens=12)  # fmt: skip
+    assert again == drawn

@@ -1,12 +1,20 @@
 """A small world, the starting parts of a very small model, and a way to run ``train.py`` on them."""
 
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from tests.conftest import ROOT
 from videollama2 import train
 from videollama2.data.moving_shapes import write_set
 from videollama2.data.records import read_records
@@ -59,10 +67,34 @@ class Run:
     folder: Path
 
     @property
+    def history(self) -> list[dict]:
+        """All lines of the log."""
+        return json.loads((self.folder / "trainer_state.json").read_text())["log_history"]
+
+    @property
     def log(self) -> list[dict]:
         """Logged steps: loss, grad_norm, learning_rate."""
-        history = json.loads((self.folder / "trainer_state.json").read_text())["log_history"]
-        return [row for row in history if "loss" in row]
+        return [row for row in self.history if "loss" in row]
+
+    @property
+    def losses(self) -> list[float]:
+        return [row["loss"] for row in self.log]
+
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Everything that was written, whatever the kind of the run."""
+        found: dict[str, torch.Tensor] = {}
+        for path in sorted(self.folder.glob("*.safetensors")):
+            found |= load_file(path)
+        for path in sorted(self.folder.glob("*.bin")):
+            found |= torch.load(path, weights_only=True)
+        return found
+
+
+def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """Largest absolute difference of two sets of weights of the same names."""
+    assert a.keys() == b.keys()
+    return max((a[name].float() - b[name].float()).abs().max().item() for name in a)
 
 
 def flags(world: Path, parts: Path, folder: Path, **changes: object) -> list[str]:
@@ -84,7 +116,7 @@ def flags(world: Path, parts: Path, folder: Path, **changes: object) -> list[str
         "save_strategy": "no",
         "dataloader_pin_memory": False,
         "disable_tqdm": True,
-        "use_cpu": True,
+        "report_to": "none",
         **changes,
     }
     argv = []
@@ -104,3 +136,55 @@ def run(world: Path, parts: Path, tmp_path: Path) -> Callable[..., Run]:
         return Run(folder)
 
     return start
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+
+
+def command(argv: list[str], processes: int) -> list[str]:
+    """The command line of ``train.py`` on so many processes."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    return [sys.executable, *(launcher if processes > 1 else []), "-m", "videollama2.train", *argv]
+
+
+@pytest.fixture
+def launch(world: Path, parts: Path, tmp_path: Path) -> Callable[..., Run]:
+    """``launch(processes, folder=..., flag=value, ...)``: train in processes of their own.
+
+    ``kill_at``: all of them are killed when they have logged so many steps.
+    """
+
+    def start(processes: int = 2, folder: Path | None = None, kill_at: int | None = None, **changes: object) -> Run:
+        folder = folder or tmp_path / f"launched{len(list(tmp_path.iterdir()))}"
+        argv = command(flags(world, parts, folder, **changes), processes)
+        log = tmp_path / f"{folder.name}.log"
+        with log.open("w") as errors:
+            started = subprocess.Popen(
+                argv, stdout=subprocess.PIPE, stderr=errors, env=environment(), cwd=ROOT, text=True,
+                start_new_session=True,
+            )  # fmt: skip
+            steps = 0
+            for line in started.stdout:
+                steps += "'loss'" in line
+                if steps == kill_at:
+                    os.killpg(started.pid, signal.SIGKILL)
+        code = started.wait(timeout=600)
+        assert code == (0 if kill_at is None else -signal.SIGKILL), log.read_text()[-4000:]
+        return Run(folder)
+
+    return start
+
+
+@pytest.fixture
+def captions(world: Path) -> Path:
+    """Records with one question each, as the first stage wants them."""
+    rows = json.loads((world / "train.json").read_text())
+    path = world / "captions.json"
+    path.write_text(json.dumps([{**row, "conversations": row["conversations"][:2]} for row in rows]))
+    return path
+
+
+def copy_checkpoint(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(source, target)

@@ -119,11 +119,11 @@ def test_goes_on_from_a_whole_checkpoint(run):
     assert processor.model_config.num_frames == 4
 
 
-def test_first_stage_trains_and_writes_the_connector_alone(run, parts, tmp_path, world):
+def test_first_stage_trains_and_writes_the_connector_alone(run, parts, tmp_path, captions):
     options = {
         "tune_mm_mlp_adapter": True,
         "freeze_vision_tower": True,
-        "data_path": caption_file(world),
+        "data_path": captions,
         "max_steps": 4,
         "save_strategy": "steps",
         "save_steps": 2,
@@ -147,18 +147,6 @@ def test_first_stage_trains_and_writes_the_connector_alone(run, parts, tmp_path,
 
     second = run(pretrain_mm_mlp_adapter=result.folder / "mm_projector.bin", freeze_mm_mlp_adapter=True)
     assert torch.equal(weights(second.folder)[name], tensors[name])
-
-
-def caption_file(world: Path) -> Path:
-    """Records with one question each, as the first stage wants them."""
-    import json
-
-    rows = json.loads((world / "train.json").read_text())
-    for row in rows:
-        row["conversations"] = row["conversations"][:2]
-    path = world / "captions.json"
-    path.write_text(json.dumps(rows))
-    return path
 
 
 def test_loss_on_other_data_is_logged(run, world):

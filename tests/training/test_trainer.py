@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from videollama2.data.collator import TrainingCollator
 from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.training.arguments import parse_arguments
 from videollama2.training.build import build_model, describe_trainable
@@ -54,8 +55,6 @@ def test_layers_above_the_selected_one_do_not_learn(make):
 
 
 def test_every_trainable_weight_gets_a_gradient_even_from_text_alone(make, records):
-    from videollama2.data.collator import TrainingCollator
-
     model, trainer = make()
     dataset = trainer.train_dataset
     text = next(i for i, record in enumerate(records) if not record.media)
@@ -70,3 +69,35 @@ def test_grouping_uses_our_sampler(make):
     _, trainer = make(group_by_modality_length=True, per_device_train_batch_size=2)
     order = list(trainer._get_train_sampler())
     assert sorted(order) == list(range(len(trainer.train_dataset)))
+
+
+def test_new_connector_starts_as_torch_makes_it(make):
+    """Built inside from_pretrained, transformers would draw it with deviation 0.02 and zero biases."""
+    layer = make()[0].model.mm_projector.readout[0]
+    bound = layer.in_features**-0.5
+    assert layer.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)
+    assert layer.weight.abs().max() <= bound
+    assert layer.bias.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "learning"),
+    [
+        ({"freeze_vision_tower": True}, {"mm_projector", "language_model"}),
+        ({"freeze_vision_tower": True, "freeze_backbone": True}, {"mm_projector"}),
+        ({"freeze_vision_tower": True, "tune_mm_mlp_adapter": True}, {"mm_projector"}),
+        ({"freeze_mm_mlp_adapter": True}, {"vision_tower", "language_model"}),
+    ],
+)
+def test_frozen_means_frozen(make, records, changes, learning):
+    """After two steps with weight decay, what does not learn is equal to the bit."""
+    model, trainer = make(weight_decay=0.1, per_device_train_batch_size=2, **changes)
+    trainer.data_collator = TrainingCollator(0)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    trainer.train()
+    changed = {name for name, parameter in model.named_parameters() if not torch.equal(before[name], parameter)}
+    assert not changed & frozen
+    assert {name.split(".")[1] for name in changed} == learning
+    table = {line.split()[0]: line.split()[2] for line in describe_trainable(model).splitlines()[1:]}
+    assert {name for name, count in table.items() if count != "0"} - {"total"} == learning

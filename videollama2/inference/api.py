@@ -13,7 +13,8 @@ import torch
 from videollama2.constants import DEFAULT_MODEL_NAME
 from videollama2.errors import CheckpointNotFoundError, ConfigError
 from videollama2.inference.engine import Engine, end_ids, fitting_slots
-from videollama2.inference.media_cache import MediaCache, content_key
+from videollama2.inference.media_cache import MediaCache
+from videollama2.inference.media_encoder import medium_key
 from videollama2.inference.request import Request
 from videollama2.loading import load_pretrained_model
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
@@ -94,20 +95,20 @@ def _visual_state(model: VideoLlama2ForConditionalGeneration) -> Hashable:
 
 
 def mm_infer(
-    image_or_video: torch.Tensor | None,
+    image_or_video: torch.Tensor | Sequence[torch.Tensor] | None,
     instruct: str | Sequence[dict[str, Any]],
     model: VideoLlama2ForConditionalGeneration,
     tokenizer: Any,
-    modal: str = "video",
+    modal: str | Sequence[str] = "video",
     **kwargs: Any,
 ) -> str:
     """Answer one question about one medium (published function).
 
     Args:
         image_or_video: pixels from ``processor["video"]`` (T, C, H, W) or ``processor["image"]`` (1, C, H, W);
-            ignored for ``modal="text"``.
+            ignored for ``modal="text"``. A list of them where ``modal`` is a list.
         instruct: the question, or messages ``{"role", "content"}`` of which the first is about the medium.
-        modal: ``video``, ``image`` or ``text``.
+        modal: ``video``, ``image`` or ``text``; or a list of the first two, one per medium.
         kwargs: generation options: ``do_sample`` (default False), ``temperature``, ``top_p``, ``max_new_tokens``
             (default 2048), ``num_beams``, ``repetition_penalty``, ``stop_strings``, ``streamer`` and others of
             ``generate``.
@@ -118,7 +119,10 @@ def mm_infer(
     Raises:
         PromptError: bad messages, or pixels of a wrong shape. ConfigError: an unknown option.
     """
-    media = [] if modal == "text" else [image_or_video]
+    if isinstance(modal, str):
+        media = [] if modal == "text" else [image_or_video]
+    else:
+        media = list(image_or_video or ())
     return mm_infer_batch([(media, instruct, modal)], model, tokenizer, **kwargs)[0]
 
 
@@ -145,25 +149,27 @@ def mm_infer_batch(
     conversations = [user_messages(instruct, modal) for _, instruct, modal in requests]
     prompts = [prompter.prompt(messages) for messages in conversations]
     media = [list(pixels) for pixels, _, _ in requests]
-    if options.get("num_beams", 1) > 1 or any(options.get(name) for name in _GENERATE_ONLY):
+    if options.get("num_beams", 1) > 1 or any(options.get(name) is not None for name in _GENERATE_ONLY):
         return _by_generate(prompts, media, model, tokenizer, options)
     rows, _ = expand_prompts(prompts, media, tokenizer, model.config)
     length = max(map(len, rows)) + options["max_new_tokens"]
-    sampling = sampling_options(model, options)
     modes = [(module, module.training) for module in model.modules()]
     attention = model.config.text_config._attn_implementation
-    engine = Engine(
-        model,
-        prompter,
-        max_batch=min(len(requests), fitting_slots(model, length)),
-        max_length=length,
-        max_queue=len(requests),
-        media_cache_bytes=media_cache(model),
-        prefix_cache_bytes=0,  # the weights may change before the next call
-        background=False,
-    )
     try:
-        results = engine.generate([Request(m, p, **sampling) for m, p in zip(conversations, media, strict=True)])
+        engine = Engine(
+            model,
+            prompter,
+            max_batch=min(len(requests), fitting_slots(model, length)),
+            max_length=length,
+            max_queue=len(requests),
+            media_cache_bytes=media_cache(model),
+            prefix_cache_bytes=0,  # the weights may change before the next call
+            background=False,
+        )
+        results = engine.generate([
+            Request(messages, pixels, **sampling_options(model, options))
+            for messages, pixels in zip(conversations, media, strict=True)
+        ])
     finally:
         # A call in the middle of training must leave no trace.
         for module, training in modes:
@@ -175,7 +181,9 @@ def mm_infer_batch(
         if result.error is not None:
             raise result.error
         # With stop texts, what stands before; else the published decoding of all tokens at once.
-        text = result.text if sampling["stop"] else tokenizer.decode(result.token_ids, skip_special_tokens=True)
+        text = result.text
+        if not options.get("stop_strings"):
+            text = tokenizer.decode(result.token_ids, skip_special_tokens=True)
         answers.append(text.strip())
     return answers
 
@@ -258,7 +266,7 @@ def encode_media(
     pixels to the model itself.
     """
     cache = media_cache(model)
-    keys = [content_key(kind, pixels) for kind, pixels in media]
+    keys = [medium_key(model, kind, pixels) for kind, pixels in media]
     known = {key: cache.get(key) for key in dict.fromkeys(keys)}
     for kind, encode in (("image", model.get_image_features), ("video", model.get_video_features)):
         new = {key: pixels for key, (k, pixels) in zip(keys, media, strict=True) if k == kind and known[key] is None}

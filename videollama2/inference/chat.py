@@ -51,7 +51,10 @@ class Chat:
             if line in ("/quit", "/exit"):
                 return
             if line:
-                self.handle(line)
+                try:
+                    self.handle(line)
+                except KeyboardInterrupt:
+                    self._say("\n(stopped)")
 
     def handle(self, line: str) -> None:
         """One command or question. Errors are told, and the conversation goes on."""

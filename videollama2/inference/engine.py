@@ -85,6 +85,8 @@ class Engine:
         ):  # fmt: skip
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ConfigError(f"{name} must be at least 1, got {value!r}")
+        if prefix_cache_bytes < 0:
+            raise ConfigError(f"prefix_cache_bytes must be 0 or more, got {prefix_cache_bytes}")
         model.eval()
         self.model, self.processor = model, processor
         self.max_batch, self.max_length = _sizes(model, max_batch, max_length)
@@ -179,10 +181,11 @@ class Engine:
         """Let some time pass that may finish an answer."""
         if not self._background:
             self.step()
-        elif running and not any(answer.done for answer in running.values()):
+        else:
             with self._state:
-                # Checked again under the lock that _finish notifies under, so no end goes by unseen.
-                if not any(answer.done for answer in running.values()):
+                # Checked under the lock that ends and departures notify under, so none goes by unseen.
+                full = len(self._waiting) >= self.max_queue
+                if not any(answer.done for answer in running.values()) and (running or full):
                     self._state.wait()
 
     def close(self) -> None:
@@ -194,6 +197,8 @@ class Engine:
             self._state.notify_all()
         if self._thread is not None:
             self._thread.join()
+        for task in self._tasks():
+            task.channel.cancelled = True
         self.step()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
@@ -303,13 +308,13 @@ class Engine:
             budget -= count
             try:
                 logits_V = self.decoder.prefill(len(self._decoding), task, count)
-            except (RuntimeError, VideoLlama2Error) as error:
+            except Exception as error:  # noqa: BLE001 - a fault of this request alone
                 self._prefilling = None
                 self._fail(task, error)
                 continue
             if logits_V is None:
                 continue
-            self.prefixes.store(task.identity[: task.filled], self.decoder.slots, len(self._decoding))
+            self._remember(task, len(self._decoding))
             task.drop_embeddings()
             self._prefilling = None
             self._decoding.append(task)
@@ -325,15 +330,17 @@ class Engine:
         for task in self._encode(ready):
             with self._state:
                 self._waiting.remove(task)
+                self._prefilling = task  # at no time in neither: close and abort look in both
+                self._state.notify_all()
             try:
                 task.place(self.processor, self.max_length)
                 row = len(self._decoding)
                 task.filled = task.cached = self.prefixes.load(task.identity, self.decoder.slots, row)
                 task.embed(self.model)
-            except (RuntimeError, VideoLlama2Error) as error:
+            except Exception as error:  # noqa: BLE001 - a fault of this request alone
+                self._prefilling = None
                 self._fail(task, error)
                 continue
-            self._prefilling = task
             self._read_ahead()
             return True
         self._read_ahead()  # some may have failed or been cancelled
@@ -352,14 +359,14 @@ class Engine:
                 self._fail(task, error)
         try:
             self.media.encode([medium for task in good for medium in task.media])
-        except (RuntimeError, VideoLlama2Error):
+        except Exception:  # noqa: BLE001 - each by itself tells whose fault it was
             good = [task for task in good if self._encode_alone(task)]
         return good
 
     def _encode_alone(self, task: Task) -> bool:
         try:
             self.media.encode(task.media)
-        except (RuntimeError, VideoLlama2Error) as error:
+        except Exception as error:  # noqa: BLE001 - a fault of this request alone
             with self._state:
                 self._waiting.remove(task)
             self._fail(task, error)
@@ -373,7 +380,9 @@ class Engine:
             return
         try:
             logits_BV = self.decoder.decode(tasks)
-        except RuntimeError as error:
+        except Exception as error:  # noqa: BLE001 - whatever went wrong ends these requests and no others
+            if self._prefilling is not None:
+                self.decoder.slots.move(len(tasks), 0, self._prefilling.filled)
             self._decoding.clear()
             for task in tasks:
                 self._fail(task, error)
@@ -381,27 +390,45 @@ class Engine:
         self._accept(tasks, logits_BV)
 
     def _accept(self, tasks: list[Task], logits_BV: torch.Tensor) -> None:
-        ids = choose(logits_BV, [task.chooser for task in tasks])
-        ended = []
-        for task, token_id, logits_V in zip(tasks, ids, logits_BV, strict=True):
-            reason = task.accept(token_id, logits_V)
+        # Not a number is no logit: sampling from it would be a fault of the whole batch.
+        broken = logits_BV.isnan().any(-1).tolist()
+        ids = choose(logits_BV.nan_to_num(), [task.chooser for task in tasks])
+        ended: list[tuple[Task, str | Exception]] = []
+        for task, token_id, logits_V, bad in zip(tasks, ids, logits_BV, broken, strict=True):
+            try:
+                if bad:
+                    raise EngineError("the model's logits are not numbers; were its weights made for this type?")
+                reason: str | Exception | None = task.accept(token_id, logits_V)
+            except Exception as error:  # noqa: BLE001 - a fault of this request alone
+                reason = error
             if reason is not None:
                 ended.append((task, reason))
         self._leave(ended)
 
-    def _leave(self, ended: list[tuple[Task, str]]) -> None:
+    def _leave(self, ended: Sequence[tuple[Task, str | Exception]]) -> None:
         """Take tasks out of the batch; the last row moves into each gap."""
         slots = self.decoder.slots
         for task, reason in ended:
             row, last = self._decoding.index(task), len(self._decoding) - 1
-            self.prefixes.store(task.identity[: task.filled], slots, row)
+            self._remember(task, row)
             self._decoding[row] = self._decoding[last]
             if row != last:
                 slots.move(last, row, self._decoding[last].filled)
             self._decoding.pop()
             if self._prefilling is not None:
                 slots.move(last + 1, last, self._prefilling.filled)
-            self._finish(task, reason)
+            if isinstance(reason, Exception):
+                self._fail(task, reason)
+            else:
+                self._finish(task, reason)
+
+    def _remember(self, task: Task, row: int) -> None:
+        """Keep what others may begin with. Without memory for it, they compute it anew."""
+        try:
+            self.prefixes.store(task.identity[: task.filled], self.decoder.slots, row)
+        except RuntimeError as error:
+            _log.warning("key-values of a prompt could not be kept: %s", error)
+            self.prefixes.clear()
 
     def _finish(self, task: Task, reason: str, error: VideoLlama2Error | None = None) -> None:
         task.finish(reason, error)

@@ -10,8 +10,10 @@ import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from threading import Lock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -27,6 +29,9 @@ OPTIONS = {
 """What a media part may say about its reading; see ``VideoLlama2Processor.load_video``."""
 
 _MAX_FILES = 4096
+
+_unused = count()
+_numbers: WeakKeyDictionary[torch.nn.Module, int] = WeakKeyDictionary()
 
 
 @dataclass
@@ -79,7 +84,7 @@ class MediaEncoder:
         else:
             pixels_TCHW = self.processor[kind](source, **options)
         frames = check_pixels(pixels_TCHW, kind, self.model.config.vision_config.image_size)
-        key = content_key(kind, pixels_TCHW)
+        key = medium_key(self.model, kind, pixels_TCHW)
         if file_key is not None:
             with self._lock:
                 self._files[file_key] = key, frames
@@ -115,6 +120,12 @@ class MediaEncoder:
                     medium.tokens = tokens_ND
         for medium in media:
             medium.pixels = None
+
+
+def medium_key(model: torch.nn.Module, kind: str, pixels_TCHW: torch.Tensor) -> Any:
+    """What visual tokens are kept under: the content and the model, since models may share a cache."""
+    # A number of its own: an id is given again after the model is gone.
+    return _numbers.setdefault(model, next(_unused)), content_key(kind, pixels_TCHW)
 
 
 def _file_key(kind: str, source: Any, options: dict[str, Any]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
 from threading import Event
@@ -159,9 +160,12 @@ class Channel:
     def next(self, block: bool) -> str | None:
         """The next delta; None when there is none yet or, with a result there, none any more."""
         try:
-            return self._queue.get(block=block) or None
+            delta = self._queue.get(block=block)
         except Empty:
             return None
+        if not delta:
+            self._queue.put("")  # the end is there for every reader
+        return delta or None
 
     def wait(self, timeout: float | None) -> bool:
         return self._done.wait(timeout)
@@ -276,7 +280,7 @@ class Answer:
             raise PromptError("an engine without a thread (background=False) has no asynchronous answers")
 
         def wake() -> None:
-            if not loop.is_closed():
+            with suppress(RuntimeError):  # the loop is closed: nobody listens any more
                 loop.call_soon_threadsafe(changed.set)
 
         self._channel.listen(wake)

@@ -154,7 +154,7 @@ def _sample(logits_BV: torch.Tensor, choosers: Sequence[Chooser]) -> list[int]:
     sums_BV = kept_BV.cumsum(-1)
     points = sums_BV[:, -1] * sums_BV.new_tensor([chooser.draw() for chooser in choosers])
     places = torch.searchsorted(sums_BV, points.unsqueeze(1), right=True)
-    places = torch.minimum(places, (kept_BV > 0).sum(-1, keepdim=True) - 1)
+    places = torch.minimum(places, (kept_BV > 0).sum(-1, keepdim=True) - 1).clamp(min=0)
     return order_BV.gather(1, places).squeeze(1).tolist()
 
 

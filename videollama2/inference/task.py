@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from videollama2.errors import RequestTooLongError, VideoLlama2Error
+from videollama2.errors import EngineError, RequestTooLongError, VideoLlama2Error
 from videollama2.inference.media_encoder import Medium
 from videollama2.inference.request import Channel, Request, Result, Timings
 from videollama2.inference.sampling import Chooser, TokenLogprob, logprob
@@ -124,8 +124,12 @@ class Task:
         return "length" if len(self.chooser.chosen) >= self._budget else None
 
     def finish(self, reason: str, error: VideoLlama2Error | None) -> None:
-        """Send the rest and the result."""
-        self.channel.send(self._stream.finish())
+        """Send the rest and the result, which arrives whatever happens."""
+        try:
+            self.channel.send(self._stream.finish())
+        except Exception as fault:  # noqa: BLE001 - whoever waits must hear of it
+            if error is None:
+                reason, error = "error", EngineError(f"the answer cannot be decoded: {fault}")
         self.channel.finish(
             Result(
                 text=self._stream.text,

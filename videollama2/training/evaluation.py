@@ -7,6 +7,7 @@ exactly then greedy generation would write it.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -32,21 +33,22 @@ def sums_over(model: nn.Module, batches: Iterable[dict[str, Any]], device: torch
         # Logits of positions where some row has a label: a whole batch of them would not fit.
         kept_K = (targets_BL != IGNORE_INDEX).any(dim=0).nonzero().flatten()
         logits_BKV = model(**batch, logits_to_keep=kept_K).logits
-        sums += _sums(logits_BKV, targets_BL[:, kept_K].to(logits_BKV.device)).to(sums)
+        sums += _sums(logits_BKV, targets_BL.to(logits_BKV.device), kept_K).to(sums)
     model.train(was_training)
     return sums
 
 
-def _sums(logits_BKV: torch.Tensor, targets_BK: torch.Tensor) -> torch.Tensor:
-    labelled = targets_BK != IGNORE_INDEX
-    loss = F.cross_entropy(logits_BKV[labelled].float(), targets_BK[labelled], reduction="sum")
-    wrong_BK = labelled & (logits_BKV.argmax(dim=-1) != targets_BK)
+def _sums(logits_BKV: torch.Tensor, targets_BL: torch.Tensor, kept_K: torch.Tensor) -> torch.Tensor:
+    targets_BK = targets_BL[:, kept_K]
+    labelled_BK = targets_BK != IGNORE_INDEX
+    loss = F.cross_entropy(logits_BKV[labelled_BK].float(), targets_BK[labelled_BK], reduction="sum")
+    # Answers that follow each other closely would run together in the positions that were kept.
+    wrong_BL = torch.zeros_like(targets_BL, dtype=torch.bool)
+    wrong_BL[:, kept_K] = labelled_BK & (logits_BKV.argmax(dim=-1) != targets_BK)
     answers = right = 0
-    for row_labelled, row_wrong in zip(labelled.tolist(), wrong_BK.tolist(), strict=True):
-        ends = [k for k, flag in enumerate(row_labelled) if flag and not (row_labelled[k + 1 :] or [False])[0]]
-        start = 0
-        for end in ends:
-            right += not any(row_wrong[start : end + 1])
-            start = end + 1
-        answers += len(ends)
-    return torch.tensor([loss.item(), labelled.sum().item(), right, answers], dtype=torch.float64)
+    for labelled, wrong in zip((targets_BL != IGNORE_INDEX).tolist(), wrong_BL.tolist(), strict=True):
+        for has_label, positions in groupby(range(len(labelled)), key=labelled.__getitem__):
+            if has_label:
+                answers += 1
+                right += not any(wrong[position] for position in positions)
+    return torch.tensor([loss.item(), labelled_BK.sum().item(), right, answers], dtype=torch.float64)

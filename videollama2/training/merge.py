@@ -6,12 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from videollama2.config import read_json
 from videollama2.errors import CheckpointError, ConfigError
-from videollama2.loading import checkpoint_kind, load_pretrained_model
-from videollama2.training.saving import save_model
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -33,6 +28,12 @@ def merge_adapter(
     Raises:
         CheckpointError: not a LoRA folder, or weights that do not fit. ConfigError: ``out`` is in use.
     """
+    # The command line declares this command at every start: nothing heavy before it runs.
+    import torch
+
+    from videollama2.loading import checkpoint_kind, load_pretrained_model
+    from videollama2.training.saving import save_model
+
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists and is not empty: give a new folder for the merged checkpoint")
@@ -49,6 +50,8 @@ def merge_adapter(
 
 
 def _dtype_of_base(adapter: Path, base: str | Path | None) -> str:
+    from videollama2.config import read_json
+
     name = base or read_json(adapter / "adapter_config.json").get("base_model_name_or_path") or ""
     config = Path(name) / "config.json"
     fields = read_json(config) if config.is_file() else {}

@@ -6,6 +6,7 @@ default the model's own.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,18 +37,19 @@ def save_model(
     Args:
         dtype: of the weights that are written; default as they are.
     """
+    if dtype is not None:
+        state = {
+            name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+            for name, tensor in (state or model.state_dict()).items()
+        }
     with _generating(model):
-        recorded = model.config.dtype
+        model.save_pretrained(folder, state_dict=state)
         if dtype is not None:
-            state = {
-                name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-                for name, tensor in (state or model.state_dict()).items()
-            }
-            model.config.dtype = dtype
-        try:
-            model.save_pretrained(folder, state_dict=state)
-        finally:
-            model.config.dtype = recorded
+            # transformers has recorded what the model computes in.
+            config = copy.deepcopy(model.config)
+            for part in (config, config.text_config, config.vision_config):
+                part.dtype = dtype
+            config.save_pretrained(folder)
     processor.save_pretrained(folder)
 
 

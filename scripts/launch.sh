@@ -1,0 +1,82 @@
+# Sourced by the training scripts: processes, batch sizes and the call of train.py, the same for all of them.
+#
+#   bash scripts/vllava/finetune.sh [WORLD_SIZE [NPROC_PER_NODE]] [flags of train.py, which override the script's]
+#
+#   WORLD_SIZE=1         nodes                       MASTER_ADDR=127.0.0.1  address of the first node
+#   NPROC_PER_NODE=8     processes of each node      MASTER_PORT=16666      its port
+#   RANK=0               number of this node         PYTHON, VENV=.venv     interpreter
+#   GLOBAL_BATCH_SIZE    samples of one step         LOCAL_BATCH_SIZE       samples of one process at a time
+#   DATA_DIR=datasets    OUTP_DIR=work_dirs          DEEPSPEED              a JSON file, or none for plain DDP
+#
+# A script sets GLOBAL_BATCH_SIZE, LOCAL_BATCH_SIZE and DEEPSPEED where they are not given and calls `launch "$@" -- FLAGS`.
+
+DATA_DIR="${DATA_DIR:-datasets}"
+OUTP_DIR="${OUTP_DIR:-work_dirs}"
+
+fail() {
+    echo "error: $1" >&2
+    exit 2
+}
+
+# launch ARGUMENTS OF THE SCRIPT -- ITS OWN FLAGS
+launch() {
+    local positional=() overrides=() flags=()
+    while [ $# -gt 0 ] && [ "$1" != "--" ]; do
+        case "$1" in
+        --*) break ;;
+        *) positional+=("$1") ;;
+        esac
+        shift
+    done
+    while [ $# -gt 0 ] && [ "$1" != "--" ]; do
+        overrides+=("$1")
+        shift
+    done
+    [ $# -gt 0 ] && shift
+    flags=("$@")
+    [ ${#positional[@]} -le 2 ] || fail "at most two numbers come before the flags: nodes and processes of each node"
+
+    local nodes="${WORLD_SIZE:-${positional[0]:-1}}" processes="${NPROC_PER_NODE:-${positional[1]:-8}}"
+    local number
+    for number in "$nodes" "$processes" "$GLOBAL_BATCH_SIZE" "$LOCAL_BATCH_SIZE"; do
+        case "$number" in
+        '' | *[!0-9]* | 0) fail "nodes, processes and batch sizes must be positive numbers, got '$number'" ;;
+        esac
+    done
+    local together=$((nodes * processes * LOCAL_BATCH_SIZE))
+    [ $((GLOBAL_BATCH_SIZE % together)) -eq 0 ] ||
+        fail "GLOBAL_BATCH_SIZE $GLOBAL_BATCH_SIZE is no multiple of $nodes nodes x $processes processes x LOCAL_BATCH_SIZE $LOCAL_BATCH_SIZE = $together"
+    local accumulation=$((GLOBAL_BATCH_SIZE / together))
+    echo "$nodes nodes x $processes processes x $LOCAL_BATCH_SIZE samples x $accumulation steps = $GLOBAL_BATCH_SIZE samples"
+
+    local python="${PYTHON:-$([ -x "${VENV:-.venv}/bin/python" ] && echo "${VENV:-.venv}/bin/python" || echo python3)}"
+    local sharding=()
+    [ "${DEEPSPEED:-none}" = none ] || sharding=(--deepspeed "$DEEPSPEED")
+    "$python" -m torch.distributed.run \
+        --nnodes "$nodes" \
+        --nproc_per_node "$processes" \
+        --master_addr "${MASTER_ADDR:-127.0.0.1}" \
+        --master_port "${MASTER_PORT:-16666}" \
+        --node_rank "${RANK:-0}" \
+        -m videollama2.train \
+        ${sharding[@]+"${sharding[@]}"} \
+        --per_device_train_batch_size "$LOCAL_BATCH_SIZE" \
+        --per_device_eval_batch_size 4 \
+        --gradient_accumulation_steps "$accumulation" \
+        --num_train_epochs 1 \
+        --model_max_length 2048 \
+        --lr_scheduler_type cosine \
+        --warmup_steps 0.03 \
+        --weight_decay 0. \
+        --bf16 True \
+        --tf32 True \
+        --gradient_checkpointing True \
+        --dataloader_num_workers 4 \
+        --save_strategy steps \
+        --save_steps 500 \
+        --save_total_limit 99 \
+        --logging_steps 1 \
+        --report_to tensorboard \
+        "${flags[@]}" \
+        ${overrides[@]+"${overrides[@]}"}
+}

@@ -1,0 +1,79 @@
+"""``videollama2 data check``: every problem with its record, counts and lengths, exit code 1 where there is any."""
+
+import argparse
+import json
+
+import pytest
+
+from videollama2.data.check import add_data_commands, check_files, histogram
+from videollama2.data.moving_shapes import write_set
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("check")
+    write_set(folder, videos=2, images=1, seed=3, questions_per_item=2, mcq_fraction=0.0)
+    rows = json.loads((folder / "train.json").read_text())
+    video = next(row["video"] for row in rows if "video" in row)
+    talk = [{"from": "human", "value": "Is a circle a shape?"}, {"from": "gpt", "value": "yes"}]
+    both = [{"from": "human", "value": "<video> or <video>?"}, {"from": "gpt", "value": "the first"}]
+    rows += [{"id": "text", "conversations": talk}, {"id": "two", "video": [video] * 2, "conversations": both}]
+    (folder / "good.json").write_text(json.dumps(rows))
+    bad = [
+        {"id": "gone", "video": "gone.mp4", "conversations": both[:1] + talk[1:]},
+        {"id": "surplus", "video": video, "conversations": both},
+        {"id": "untagged", "video": video, "conversations": talk},
+        {"id": "odd", "conversations": talk[:1]},
+    ]
+    (folder / "bad.json").write_text(json.dumps([*rows, *bad]))
+    (folder / "worst.json").write_text(json.dumps(bad))
+    return folder
+
+
+def run(*argv):
+    parser = argparse.ArgumentParser()
+    add_data_commands(parser.add_subparsers())
+    args = parser.parse_args(["data", "check", *map(str, argv)])
+    return args.run(args)
+
+
+def test_good_file(world, capsys):
+    assert run(world / "good.json", "--model-max-length", 40) == 0
+    text = capsys.readouterr().out
+    assert "5 records, 5 of them right: 1 image, 1 several media, 1 text only, 2 video" in text
+    assert "visual tokens per record" in text
+    assert "records are longer than the maximum" in text
+
+
+@pytest.mark.parametrize("name", ["bad.json", "worst.json"])
+def test_every_problem_has_its_record(world, capsys, name):
+    assert run(world / name) == 1
+    text = capsys.readouterr().out
+    lines = [line for line in text.splitlines() if f"{name}: record" in line]
+    assert len(lines) == 4
+    for line, words in zip(lines, (["'gone'", "gone.mp4"], ["'surplus'", "2 media"], ["'untagged'", "0 media"],
+                                   ["'odd'", "alternate"]), strict=True):  # fmt: skip
+        assert all(word in line for word in words), line
+
+
+def test_paths_are_relative_to_the_folder_given(world, tmp_path, capsys):
+    (tmp_path / "moved.json").write_text((world / "good.json").read_text())
+    assert run(tmp_path / "moved.json") == 1
+    assert run(tmp_path / "moved.json", "--data-folder", world) == 0
+
+
+def test_a_file_that_cannot_be_read_is_a_problem_beside_the_others(world, tmp_path):
+    (tmp_path / "text.json").write_text("[")
+    report = check_files([tmp_path / "text.json", world / "good.json"])
+    assert len(report.problems) == 1
+    assert "line 1" in report.problems[0]
+    assert sum(report.modalities.values()) == 5
+
+
+def test_histogram():
+    lines = histogram([5, 5, 5, 104])
+    assert len(lines) == 10
+    assert lines[0].split()[:4] == ["5", "to", "14", "3"]
+    assert lines[-1].split()[-1] == "#" * 13
+    assert lines[4].split()[-1] == "0"
+    assert histogram([7]) == ["        7 to       7         1 " + "#" * 40]

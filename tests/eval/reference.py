@@ -1,0 +1,21 @@
+"""Where the reference annotation sets lie: ``../shared/benchmarks`` where there, else the copy in tests/."""
+
+import json
+from pathlib import Path
+
+from tests.conftest import ROOT
+
+_CANDIDATES = (ROOT.parent / "shared" / "benchmarks", ROOT / "tests" / "benchmarks")
+
+
+def benchmarks_dir() -> Path:
+    for folder in _CANDIDATES:
+        if (folder / "expected" / "instructions.json").is_file():
+            return folder
+    raise FileNotFoundError(f"no reference data in {' or '.join(map(str, _CANDIDATES))}")
+
+
+def expected(name):
+    path = benchmarks_dir() / "expected" / name
+    text = path.read_text(encoding="utf-8")
+    return json.loads(text) if path.suffix == ".json" else text

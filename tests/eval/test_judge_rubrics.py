@@ -1,0 +1,107 @@
+"""Rubrics: own texts, files, and that nothing passes for published that is not."""
+
+import json
+
+import pytest
+
+from videollama2.errors import ConfigError, DataError
+from videollama2.eval import rubrics
+from videollama2.eval.rubrics import ASPECTS, PUBLISHED_FOLDER, PUBLISHED_PASSAGES, rubric
+
+ROW = {"id": "q1", "question": "what {answer}?", "answer": ["a", "b"], "output": "{question} %s"}
+
+
+def write(folder, **changes):
+    user = "{question}|{answer}|{prediction}"
+    record = {"name": "qa", "version": "mine", "source": "me", "system": "S", "user": user}
+    assert record.keys() >= changes.keys()
+    path = folder / "rubric.json"
+    path.write_text(json.dumps({**record, **changes}), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", ASPECTS)
+def test_own_rubrics_are_complete_and_say_that_they_are_own(name):
+    found = rubric(name, "own")
+    row = ROW | ({"question": ["one", "two"], "output": ["first", "second"]} if found.pairs else {})
+    system, user = found.messages(row)
+    assert system["role"] == "system" and user["role"] == "user"
+    assert "{task}" not in system["content"]
+    assert ('"pred"' in system["content"]) == found.wants_pred
+    assert "['a', 'b']" in user["content"]
+    assert not found.published and found.version == "own-1" and found.source == "this project"
+
+
+@pytest.mark.parametrize("name", ASPECTS)
+def test_a_published_text_is_in_the_house_or_refused(name):
+    """Never replaced by another text."""
+    if (PUBLISHED_FOLDER / f"{name}.json").is_file():
+        assert rubric(name).published
+    else:
+        with pytest.raises(ConfigError, match=f"published text of rubric '{name}' is not part of this installation"):
+            rubric(name)
+
+
+def test_braces_in_an_answer_stay_as_they_are(tmp_path):
+    user = rubric("qa", str(write(tmp_path))).messages(ROW)[1]["content"]
+    assert user == "what {answer}?|['a', 'b']|{question} %s"
+
+
+def test_two_questions_and_two_predictions():
+    found = rubric("videochatgpt_consistency", "own")
+    user = found.messages({"id": 1, "question": ["Q-1", "Q-2"], "answer": "A", "output": ["P-1", "P-2"]})[1]["content"]
+    assert [user.index(part) for part in ("Q-1", "P-1", "Q-2", "P-2", "A")] == sorted(
+        user.index(part) for part in ("Q-1", "P-1", "Q-2", "P-2", "A")
+    )
+    for wrong in ("one text", ["one"], ["1", "2", "3"]):
+        with pytest.raises(DataError, match="row 1.*list of two in 'output'"):
+            found.messages({"id": 1, "question": ["Q-1", "Q-2"], "answer": "A", "output": wrong})
+
+
+def test_a_row_without_a_reference_is_named():
+    with pytest.raises(DataError, match="row 'q1'.*needs answer"):
+        rubric("qa", "own").messages({**ROW, "answer": None})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"system": None}, "'system' is missing or no text"),
+        ({"name": "msvc_correctness"}, "holds rubric 'msvc_correctness', not 'qa'"),
+        ({"version": "published"}, "version 'published' is for the texts in"),
+        ({"user": "{question} {answer}"}, "placeholders"),
+        ({"user": "{question} {answer} {prediction} {prediction_2}"}, "placeholders"),
+    ],
+)
+def test_bad_rubric_files_are_refused(tmp_path, changes, message):
+    with pytest.raises(DataError, match=message):
+        rubric("qa", str(write(tmp_path, **changes)))
+
+
+def test_unknown_rubrics(tmp_path):
+    with pytest.raises(ConfigError, match="rubric 'quality': choose from qa"):
+        rubric("quality", "own")
+    with pytest.raises(ConfigError, match="no such rubric file"):
+        rubric("qa", str(tmp_path / "none.json"))
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(DataError, match="not a JSON file"):
+        rubric("qa", str(tmp_path / "bad.json"))
+
+
+def test_a_published_file_must_hold_the_known_passages(tmp_path, monkeypatch):
+    """An approximate text put in the folder of published ones is refused."""
+    monkeypatch.setattr(rubrics, "PUBLISHED_FOLDER", tmp_path)
+    passages = PUBLISHED_PASSAGES["qa"]
+    texts = {"system": " ".join(passages[:2]), "user": " ".join(passages[2:])}
+    (tmp_path / "qa.json").write_text(json.dumps({"name": "qa", "version": "published", "source": "x", **texts}))
+    assert rubric("qa").published
+    texts["user"] = texts["user"].replace("video-based", "video based")
+    (tmp_path / "qa.json").write_text(json.dumps({"name": "qa", "version": "published", "source": "x", **texts}))
+    with pytest.raises(DataError, match="is not the published text; it lacks 'Please evaluate"):
+        rubric("qa")
+
+
+def test_fingerprint_follows_the_text(tmp_path):
+    one = rubric("qa", str(write(tmp_path))).fingerprint
+    assert rubric("qa", str(write(tmp_path, system="S "))).fingerprint != one
+    assert rubric("qa", str(write(tmp_path))).describe()["fingerprint"] == one

@@ -1,0 +1,155 @@
+"""Two processes on the CPU: DDP and DeepSpeed give the numbers of one process, whatever media each of them sees."""
+
+import importlib.util
+import json
+
+import pytest
+import torch
+
+from tests.conftest import ROOT
+from videollama2 import train
+from videollama2.data.collator import TrainingCollator
+from videollama2.data.dataset import VideoInstructionDataset
+from videollama2.loading import load_pretrained_model
+
+from .conftest import difference, flags
+
+pytestmark = pytest.mark.slow
+needs_deepspeed = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason="the package deepspeed is not installed"
+)
+
+
+def same_log(a, b, tolerance):
+    assert len(a.log) == len(b.log)
+    for left, right in zip(a.log, b.log, strict=True):
+        for name in ("loss", "grad_norm", "learning_rate"):
+            assert left[name] == pytest.approx(right[name], rel=tolerance), (name, left, right)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_two_processes_equal_one_and_accumulated_batches(run, launch, grouped):
+    """14 records with different numbers of labels, batches of 4: the second epoch begins after an incomplete one."""
+    options = {"max_steps": 6, "group_by_modality_length": grouped, "weight_decay": 0.1}
+    one = run(per_device_train_batch_size=4, **options)
+    accumulated = run(per_device_train_batch_size=2, gradient_accumulation_steps=2, **options)
+    two = launch(2, per_device_train_batch_size=2, **options)
+    same_log(one, accumulated, 1e-4)
+    same_log(one, two, 1e-4)
+    assert difference(one.weights, two.weights) < 1e-3
+
+
+def test_log_counts_all_processes(run, launch):
+    """Twice the samples of one process, not twice the loss."""
+    one, two = run(per_device_train_batch_size=4).log[0], launch(2, per_device_train_batch_size=2).log[0]
+    assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
+    ratios = [row["visual_tokens_per_second"] / row["samples_per_second"] for row in (one, two)]
+    assert ratios[0] == pytest.approx(ratios[1], rel=0.01)
+
+
+def test_different_media_on_each_process(run, launch, world, several):
+    options = {"max_steps": 8, "data_path": several, "data_folder": world}
+    same_log(run(per_device_train_batch_size=2, **options), launch(2, per_device_train_batch_size=1, **options), 1e-4)
+
+
+def test_more_processes_than_records(run, launch, world, tmp_path):
+    rows = json.loads((world / "train.json").read_text())[:1]
+    rows[0]["video"] = str(world / rows[0]["video"])
+    (tmp_path / "one.json").write_text(json.dumps(rows))
+    options = {"data_path": tmp_path / "one.json", "per_device_train_batch_size": 1}
+    same_log(run(**options), launch(2, **options), 1e-4)
+
+
+def test_killed_processes_go_on(launch):
+    # Many steps: the kill must come before the end also on a machine that is fast.
+    options = {"max_steps": 24, "save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 2}
+    whole = launch(2, **options)
+    killed = launch(2, kill_at=3, **options)
+    assert not (killed.folder / "trainer_state.json").exists()
+    resumed = launch(2, folder=killed.folder, **options)
+    assert difference(whole.weights, resumed.weights) <= 1e-6
+    assert resumed.losses == pytest.approx(whole.losses, abs=1e-6)
+
+
+def test_evaluation_does_not_depend_on_processes(run, launch, world):
+    options = {
+        "eval_data_path": world / "mixed.json",
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "per_device_eval_batch_size": 4,
+    }
+    one = run(per_device_train_batch_size=4, **options)
+    two = launch(2, per_device_train_batch_size=2, **options)
+    (a,), (b,) = ([row for row in r.history if "eval_loss" in row] for r in (one, two))
+    assert a["eval_answers"] == b["eval_answers"] > 14
+    assert a["eval_loss"] == pytest.approx(b["eval_loss"], rel=1e-4)
+    assert a["eval_answer_accuracy"] == b["eval_answer_accuracy"]
+
+
+@pytest.fixture
+def several(world, tmp_path):
+    """The mixed records and two with several media, so that a micro-batch may hold any of the kinds."""
+    rows = json.loads((world / "mixed.json").read_text())
+    video = next(row["video"] for row in rows if "video" in row)
+    image = next(row["image"] for row in rows if "image" in row)
+    answer = {"from": "gpt", "value": "a circle"}
+    both = {"id": "both", "image": image, "video": video}
+    two = {"id": "two", "image": [image, image]}
+    turns = ("<video> or <image>?", "<image> or <image>?")
+    for row, text in zip((both, two), turns, strict=True):
+        rows.insert(0, {**row, "conversations": [{"from": "human", "value": text}, answer]})
+    path = tmp_path / "several.json"
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def logits(folder, records):
+    _, model, processor, _ = load_pretrained_model(folder, device="cpu")
+    samples = [VideoInstructionDataset(records, processor, 400)[i] for i in range(len(records))]
+    with torch.no_grad():
+        return model(**TrainingCollator(processor.pad_token_id)(samples)).logits
+
+
+@needs_deepspeed
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("frozen_tower", [True, False])
+def test_zero_equals_plain_training(run, launch, world, several, records, stage, frozen_tower):
+    """Batches of one: in most steps the processes see different kinds of media, in some one sees text alone."""
+    options = {
+        "max_steps": 8, "freeze_vision_tower": frozen_tower, "gradient_checkpointing": True, "data_path": several,
+        "data_folder": world,
+    }  # fmt: skip
+    one = run(per_device_train_batch_size=2, **options)
+    two = launch(2, per_device_train_batch_size=1, deepspeed=ROOT / "scripts" / f"zero{stage}.json", **options)
+    same_log(one, two, 1e-3)
+    torch.testing.assert_close(logits(one.folder, records), logits(two.folder, records), rtol=0, atol=5e-3)
+
+
+@needs_deepspeed
+def test_zero_3_goes_on_from_its_checkpoint_and_writes_each_kind(run, launch, captions):
+    zero = {"deepspeed": ROOT / "scripts" / "zero3.json", "per_device_train_batch_size": 2}
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, **zero}
+    whole = launch(2, **options)
+    killed = launch(2, kill_at=3, **options)
+    resumed = launch(2, folder=killed.folder, **options)
+    assert difference(whole.weights, resumed.weights) <= 1e-6
+    first = {"tune_mm_mlp_adapter": True, "freeze_vision_tower": True, "data_path": captions}
+    connector = launch(2, **first, **zero)
+    assert difference(connector.weights, run(per_device_train_batch_size=4, **first).weights) < 2e-3
+    lora = {"lora_enable": True, "lora_r": 4, "lora_dropout": 0, "freeze_vision_tower": True}
+    adapter = launch(2, **lora, **zero)
+    assert difference(adapter.weights, run(per_device_train_batch_size=4, **lora).weights) < 2e-3
+
+
+@needs_deepspeed
+def test_zero_3_reports_weights_that_do_not_fit(world, parts, tmp_path, capsys, monkeypatch):
+    """transformers reads weights under ZeRO-3 without reporting anything."""
+    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("MASTER_PORT", "29731")
+    torch.save({"model.mm_projector.readout.0.weight": torch.zeros(3, 3)}, tmp_path / "wrong.bin")
+    changes = {"pretrain_mm_mlp_adapter": tmp_path / "wrong.bin", "deepspeed": ROOT / "scripts" / "zero3.json"}
+    assert train.main(flags(world, parts, tmp_path / "out", **changes)) == 2
+    error = capsys.readouterr().err
+    assert "readout.0.weight" in error
+    assert "(3, 3)" in error

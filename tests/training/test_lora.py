@@ -1,0 +1,177 @@
+"""LoRA and QLoRA: what learns, what is written, that it opens again and can be merged."""
+
+import json
+
+import pytest
+import torch
+
+from videollama2 import train
+from videollama2.data.collator import TrainingCollator
+from videollama2.data.dataset import VideoInstructionDataset
+from videollama2.errors import CheckpointError, ConfigError
+from videollama2.loading import load_checkpoint, load_pretrained_model
+from videollama2.training.build import build_model
+from videollama2.training.merge import merge_adapter
+from videollama2.training.saving import save_lora
+
+from .conftest import flags
+
+LORA = {"lora_enable": True, "lora_r": 4, "lora_alpha": 8, "freeze_vision_tower": True}
+
+
+def opened(folder, **options):
+    _, model, processor, _ = load_pretrained_model(folder, device="cpu", **options)
+    return model, processor
+
+
+def logits(model, processor, records):
+    samples = [VideoInstructionDataset(records[:3], processor, 400)[i] for i in range(3)]
+    with torch.no_grad():
+        return model.eval()(**TrainingCollator(processor.pad_token_id)(samples)).logits
+
+
+@pytest.fixture
+def built(world, parts, tmp_path):
+    """``built(flag=value, ...)``: model and processor as ``train.py`` makes them."""
+
+    def make(**changes):
+        return build_model(*train.parse_arguments(flags(world, parts, tmp_path / "unused", **changes)))
+
+    return make
+
+
+def test_writes_the_published_files_under_published_names(run, parts):
+    folder = run(**LORA).folder
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(parts / "llm")
+    assert (config["r"], config["lora_alpha"], config["peft_type"]) == (4, 8, "LORA")
+    names = set(run(folder=folder, **LORA).weights)
+    assert "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" in names
+    assert "base_model.model.model.mm_projector.readout.0.weight" in names
+    assert not any("vision_tower" in name or "language_model" in name for name in names)
+    assert {"tokenizer.json", "preprocessor_config.json", "config.json"} <= {p.name for p in folder.iterdir()}
+
+
+@pytest.mark.parametrize("bias", ["none", "all", "lora_only"])
+def test_opens_with_the_logits_it_was_trained_to(built, records, tmp_path, parts, bias):
+    """Before merging, as peft computes it, and after, as the loader adds the matrices."""
+    model, processor = built(**LORA, lora_bias=bias)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    save_lora(model, processor, tmp_path / "adapter", str(parts / "llm"))
+    expected = logits(model, processor, records)
+    found, again = opened(tmp_path / "adapter")
+    torch.testing.assert_close(logits(found, again, records), expected, rtol=0, atol=2e-4)
+    merged = merge_adapter(tmp_path / "adapter", tmp_path / "merged")
+    whole, again = opened(merged)
+    torch.testing.assert_close(logits(whole, again, records), expected, rtol=0, atol=2e-4)
+    untouched, _ = built()
+    assert (logits(untouched, processor, records) - expected).abs().max() > 1e-2
+
+
+def test_frozen_means_frozen(run, built):
+    before = {name: p.clone() for name, p in built(**LORA)[0].named_parameters()}
+    model, processor = opened(run(**LORA, max_steps=3).folder)
+    after = model.state_dict()
+    for name, tensor in before.items():
+        plain = name.replace(".base_layer.", ".")
+        if plain not in after or "lora_" in name:
+            continue
+        adapted = ".base_layer." in name and name.endswith("weight")
+        changed = not torch.equal(tensor, after[plain])
+        assert changed == (adapted or "mm_projector" in name), name
+
+
+def test_count_of_what_learns_is_printed(run, capsys):
+    run(**LORA, max_steps=1)
+    lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if "," in line[:40]}
+    assert lines["vision_tower"][1] == "0"
+    assert 0 < int(lines["language_model"][1].replace(",", "")) < int(lines["language_model"][0].replace(",", "")) / 2
+    assert lines["mm_projector"][0] == lines["mm_projector"][1]
+
+
+@pytest.mark.parametrize("options", [{"bits": 4}, {"bits": 4, "double_quant": False, "quant_type": "fp4"}])
+def test_quantised_decoder_learns_through_its_adapter(run, built, records, options):
+    import bitsandbytes
+
+    model, _ = built(**LORA, **options)
+    layer = model.model.language_model.layers[0].self_attn.q_proj
+    assert isinstance(layer.base_layer, bitsandbytes.nn.Linear4bit)
+    state = layer.base_layer.weight.quant_state
+    assert (state.nested, state.quant_type) == (options.get("double_quant", True), options.get("quant_type", "nf4"))
+    assert not isinstance(model.lm_head, bitsandbytes.nn.Linear4bit)
+    result = run(**LORA, **options, max_steps=12, learning_rate=1e-2, per_device_train_batch_size=8)
+    assert result.losses[-1] < 0.95 * result.losses[0]
+    model, processor = opened(result.folder)
+    assert torch.isfinite(logits(model, processor, records)).all()
+
+
+@pytest.mark.parametrize("bits", [16, 4])
+def test_adapter_on_a_whole_checkpoint(run, records, tmp_path, bits):
+    base = run(max_steps=2).folder
+    changes = {"model_path": base, "vision_tower": None, "mm_projector_type": None, "bits": bits}
+    adapter = run(**LORA, **changes).folder
+    model, processor = opened(merge_adapter(adapter, tmp_path / "merged"))
+    before, _ = load_checkpoint(base)
+    assert (logits(model, processor, records) - logits(before, processor, records)).abs().max() > 1e-4
+    tower = "model.vision_tower.encoder.layers.0.mlp.fc1.weight"
+    assert torch.equal(model.state_dict()[tower], before.state_dict()[tower])
+
+
+def test_fused_experts_get_no_matrices_and_the_rest_does(run, golden, tmp_path):
+    """Mixtral's experts are one tensor, not linear layers."""
+    base = next((golden / "models").glob("mixtral*"))
+    changes = {"model_path": base, "vision_tower": None, "mm_projector_type": None, "model_type": None}
+    result = run(**LORA, **changes, model_max_length=1000, num_frames=None, max_steps=1)
+    leaves = {name.split(".lora_")[0].rpartition(".")[2] for name in result.weights if ".lora_" in name}
+    assert leaves == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    model, _ = opened(result.folder)
+    plain, _ = load_checkpoint(base)
+    experts = "model.language_model.layers.0.mlp.experts.gate_up_proj"
+    assert torch.equal(model.state_dict()[experts], plain.state_dict()[experts])
+
+
+def test_merging_refuses_what_it_must(run, tmp_path):
+    whole = run(max_steps=1).folder
+    with pytest.raises(CheckpointError, match="full checkpoint"):
+        merge_adapter(whole, tmp_path / "out")
+    with pytest.raises(ConfigError, match="not empty"):
+        merge_adapter(whole, whole)
+
+
+def test_merged_weights_are_written_in_the_type_asked_for(run, tmp_path):
+    adapter = run(**LORA).folder
+    merge_adapter(adapter, tmp_path / "half", dtype="bfloat16")
+    model, _ = opened(tmp_path / "half", dtype="bfloat16")
+    assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "bfloat16"
+    whole, _ = opened(adapter)
+    for name, tensor in whole.state_dict().items():
+        if tensor.is_floating_point():
+            assert torch.equal(model.state_dict()[name], tensor.bfloat16()), name
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"bits": 4}, ["--bits 4", "--lora_enable"]),
+        ({"lora_enable": True, "freeze_backbone": True}, ["--lora_enable", "--freeze_backbone"]),
+        ({"lora_enable": True, "tune_mm_mlp_adapter": True, "freeze_vision_tower": True}, ["--tune_mm_mlp_adapter"]),
+        ({"lora_r": 8}, ["--lora_r 8", "--lora_enable"]),
+        ({"quant_type": "fp4"}, ["--quant_type fp4", "--bits 4"]),
+        ({"lora_enable": True, "lora_r": 0}, ["--lora_r 0"]),
+    ],
+)
+def test_contradictions(world, parts, tmp_path, capsys, changes, words):
+    assert train.main(flags(world, parts, tmp_path / "out", **changes)) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert all(word in line for word in words), line
+
+
+@pytest.mark.parametrize(("package", "changes"), [("bitsandbytes", {"bits": 4}), ("peft", {})])
+def test_missing_packages_are_named(world, parts, tmp_path, capsys, monkeypatch, package, changes):
+    monkeypatch.setitem(__import__("sys").modules, package, None)  # what Python itself notes for a failed import
+    assert train.main(flags(world, parts, tmp_path / "out", **LORA, **changes)) == 2
+    assert f"pip install {package}" in capsys.readouterr().err

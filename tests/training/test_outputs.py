@@ -1,0 +1,111 @@
+"""What a run tells about itself: log lines, loss.png, TensorBoard; and the arithmetic behind them."""
+
+import pytest
+import torch
+from PIL import Image
+
+from videollama2 import train
+from videollama2.loading import load_checkpoint
+from videollama2.training.arguments import parse_arguments
+from videollama2.training.build import build_model
+from videollama2.training.meter import FlopCount, Meter, peak_flops
+from videollama2.training.plot import plot_losses, smoothed
+
+from .conftest import flags
+
+
+def test_each_line_of_a_step(run):
+    result = run(mm_projector_lr=1e-3, vision_tower_lr=5e-4, warmup_steps=1, max_steps=3)
+    for row in result.log:
+        assert {"loss", "grad_norm", "learning_rate", "samples_per_second", "data_wait_share"} <= row.keys()
+        assert row["visual_tokens_per_second"] + row["text_tokens_per_second"] > row["samples_per_second"] > 0
+        assert 0 <= row["data_wait_share"] < 1
+        assert row["peak_memory_gb"] > 0.05
+        assert row["mm_projector_lr"] == pytest.approx(row["learning_rate"] / 2)
+        assert row["vision_tower_lr"] == pytest.approx(row["learning_rate"] / 4)
+        assert "model_flops_utilisation" not in row  # there is no GPU
+    assert max(row["learning_rate"] for row in result.log) == 2e-3
+
+
+def test_plot(run, world):
+    result = run(eval_data_path=world / "train.json", eval_strategy="steps", eval_steps=1)
+    with Image.open(result.folder / "loss.png") as image:
+        colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 20)}
+    assert {(0x1F, 0x5F, 0xA8), (0xD1, 0x49, 0x5B)} <= colours
+
+
+def test_plot_without_losses(tmp_path):
+    (tmp_path / "trainer_state.json").write_text('{"log_history": [{"step": 1}]}')
+    assert plot_losses(tmp_path) is None
+    (tmp_path / "trainer_state.json").write_text('{"log_history": [{"step": 1, "loss": 2.0}]}')
+    assert plot_losses(tmp_path).is_file()
+
+
+def test_smoothing_keeps_a_constant_and_follows_a_fall():
+    assert [value for _, value in smoothed([(i, 2.0) for i in range(50)])] == pytest.approx([2.0] * 50)
+    falling = [value for _, value in smoothed([(i, 100.0 - i) for i in range(100)])]
+    assert falling == sorted(falling, reverse=True)
+
+
+def test_tensorboard_by_default_where_it_is_installed(run):
+    pytest.importorskip("tensorboard")
+    folder = run(report_to=None, max_steps=1).folder
+    assert list(folder.rglob("events.out.tfevents.*"))
+    assert not list(run(max_steps=1).folder.rglob("events.out.tfevents.*"))
+
+
+def test_half_precision_is_written_as_it_was_computed(run, parts):
+    result = run(bf16=True, freeze_vision_tower=True, save_strategy="steps", save_steps=1)
+    assert {tensor.dtype for tensor in result.weights.values()} == {torch.bfloat16}
+    model, _ = load_checkpoint(result.folder, dtype="auto")
+    assert model.dtype == torch.bfloat16
+    resumable, _ = load_checkpoint(result.folder / "checkpoint-2", dtype=torch.float32)
+    assert any(
+        not torch.equal(p, p.bfloat16().float()) for n, p in resumable.named_parameters() if "vision_tower" not in n
+    )
+
+
+@pytest.fixture
+def built(world, parts, tmp_path):
+    def make(**changes):
+        return build_model(*parse_arguments(flags(world, parts, tmp_path / "out", **changes)))
+
+    return make
+
+
+def test_operations_of_a_step(built):
+    model, _ = built(freeze_vision_tower=True, freeze_mm_mlp_adapter=True)
+    count = FlopCount(model)
+    decoder = sum(p.numel() for p in model.model.language_model.layers.parameters()) + model.lm_head.weight.numel()
+    attention = 3 * 4 * 2 * 32 * 10 / 2
+    assert count.of_step(visual=0, text=10, frames=0, samples=1) == 10 * (6 * decoder + attention)
+    frozen = FlopCount(built(freeze_vision_tower=True, freeze_backbone=True)[0])
+    assert frozen.of_step(0, 10, 0, 1) == 10 * (4 * decoder + attention)
+    assert count.of_step(0, 0, 1, 1) == 16 * 2 * count.tower
+
+
+def test_meter_counts_labels_tokens_and_frames(built, records):
+    from videollama2.data.collator import TrainingCollator
+    from videollama2.data.dataset import VideoInstructionDataset
+
+    model, processor = built()
+    dataset = VideoInstructionDataset(records, processor, 400)
+    meter = Meter(model)
+    kinds = [record.kinds for record in records]
+    chosen = [kinds.index(["video"]), kinds.index(["image"]), kinds.index([]), len(records)]
+    samples = [dataset[i] for i in chosen]
+    meter.add(TrainingCollator(0)(samples))
+    visual = dataset.visual_lengths[chosen[0]] + dataset.visual_lengths[chosen[1]]
+    assert (meter.counts.samples, meter.counts.visual_tokens, meter.counts.frames) == (3, visual, 9)
+    assert meter.counts.text_tokens == sum(len(s["input_ids"]) for s in samples) - visual
+
+
+def test_a_cpu_has_no_peak():
+    assert peak_flops(torch.device("cpu")) is None
+
+
+def test_processes_on_a_machine_without_gpu_hear_of_each_other(world, parts, tmp_path):
+    """Without use_cpu, accelerate would take each process for a run of its own."""
+    if torch.accelerator.is_available():
+        pytest.skip("this machine has a GPU")
+    assert train.parse_arguments(flags(world, parts, tmp_path))[2].use_cpu

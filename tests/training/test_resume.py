@@ -1,0 +1,90 @@
+"""A run that is killed goes on as if nothing had happened; a disk that is full costs nothing but the last steps."""
+
+import os
+import resource
+import subprocess
+
+import pytest
+
+from tests.conftest import ROOT
+from videollama2.errors import CheckpointError
+from videollama2.training.checkpoints import is_whole, last_checkpoint, told_when_it_fails
+
+from .conftest import command, copy_checkpoint, difference, environment, flags
+
+SAVING = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 4}
+KINDS = {
+    "full": {"weight_decay": 0.1, "mm_projector_lr": 1e-3, "vision_tower_lr": 5e-4},
+    "grouped": {"group_by_modality_length": True},
+    "lora": {"lora_enable": True, "lora_r": 4, "freeze_vision_tower": True},
+    "qlora": {"lora_enable": True, "lora_r": 4, "freeze_vision_tower": True, "bits": 4},
+    "connector": {"tune_mm_mlp_adapter": True, "freeze_vision_tower": True},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_in_the_middle_of_an_epoch(run, launch, captions, kind):
+    """Dropout of LoRA makes the random numbers matter, six steps of four make the epoch's end matter."""
+    options = {**SAVING, **KINDS[kind]}
+    if kind == "connector":
+        options["data_path"] = captions
+    whole = run(**options)
+    killed = launch(1, kill_at=3, **options)
+    assert last_checkpoint(killed.folder) == str(killed.folder / "checkpoint-2")
+    resumed = run(folder=killed.folder, **options)
+    assert difference(whole.weights, resumed.weights) <= 1e-6
+    assert resumed.losses == pytest.approx(whole.losses, abs=1e-6)
+    assert resumed.losses[0] != pytest.approx(resumed.losses[-1], abs=1e-3)
+
+
+def test_half_a_checkpoint_is_never_picked(run, tmp_path):
+    options = {**SAVING, "max_steps": 4}
+    whole = run(**options)
+    broken = tmp_path / "broken"
+    copy_checkpoint(whole.folder / "checkpoint-2", broken / "checkpoint-2")
+    copy_checkpoint(whole.folder / "checkpoint-4", broken / "checkpoint-4")
+    state = broken / "checkpoint-4" / "trainer_state.json"
+    for text in ('{"global_step": 4,', "", None):
+        state.write_text(text) if text is not None else state.unlink()
+        assert not is_whole(broken / "checkpoint-4")
+        assert last_checkpoint(broken) == str(broken / "checkpoint-2")
+    resumed = run(folder=broken, **options)
+    assert difference(whole.weights, resumed.weights) <= 1e-6
+
+
+def test_the_mark_of_an_older_checkpoint_does_not_make_a_new_one_whole(run, launch, tmp_path):
+    """Going on from an earlier checkpoint writes over later ones: these must not look whole before they are."""
+    options = {**SAVING, "max_steps": 4}
+    folder = run(**options).folder
+    asked = folder / "checkpoint-2"
+    (folder / "checkpoint-4" / "left-over").touch()
+    run(folder=folder, resume_from_checkpoint=asked, **options)
+    assert not (folder / "checkpoint-4" / "left-over").exists()
+
+
+def limit_files() -> None:
+    """No file above 100 kB can be written: the weights of the test model are larger."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+
+@pytest.mark.slow
+def test_disk_that_is_full_while_saving(run, world, parts, tmp_path):
+    first = run(**{**SAVING, "max_steps": 2})
+    argv = command(flags(world, parts, first.folder, **{**SAVING, "max_steps": 4}), 1)
+    done = subprocess.run(
+        argv, env=environment(), cwd=ROOT, preexec_fn=limit_files, capture_output=True, text=True, timeout=300,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr[-2000:]
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "checkpoint-4: cannot be written" in line
+    assert f"the last whole checkpoint is {first.folder / 'checkpoint-2'}" in line
+    assert not (first.folder / "checkpoint-4").exists()
+    assert is_whole(first.folder / "checkpoint-2")
+
+
+def test_error_of_a_writer_is_told_with_the_folder(tmp_path):
+    words = r"result: cannot be written .*GB free.*there is no other one"
+    with pytest.raises(CheckpointError, match=words), told_when_it_fails(tmp_path / "result", remove=True):
+        os.open(tmp_path / "no" / "such", os.O_WRONLY)

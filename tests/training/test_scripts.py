@@ -1,0 +1,130 @@
+"""The published scripts: their numbers, what they refuse, and that they train on the built-in world."""
+
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+from videollama2 import train
+from videollama2.loading import load_pretrained_model
+
+from .conftest import environment
+
+SCRIPTS = {
+    "vllava/pretrain.sh": {"learning_rate": 1e-3, "batch": 256, "local": 8, "zero": 3, "lora": False, "bits": 16},
+    "vllava/finetune.sh": {"learning_rate": 2e-5, "batch": 128, "local": 4, "zero": 3, "lora": False, "bits": 16},
+    "custom/finetune.sh": {"learning_rate": 2e-5, "batch": 128, "local": 4, "zero": 3, "lora": False, "bits": 16},
+    "custom/finetune_lora.sh": {"learning_rate": 2e-5, "batch": 128, "local": 4, "zero": 3, "lora": True, "bits": 16},
+    "custom/finetune_qlora.sh": {"learning_rate": 2e-5, "batch": 128, "local": 4, "zero": 2, "lora": True, "bits": 4},
+}
+
+
+def call(script, *argv, **variables):
+    """Run a script; its own variables are not inherited from whoever runs the tests."""
+    names = ("WORLD_SIZE", "NPROC_PER_NODE", "RANK", "MASTER_ADDR", "MASTER_PORT", "DEEPSPEED", "RUN_NAME")
+    clean = {name: value for name, value in environment().items() if name not in names}
+    return subprocess.run(
+        ["bash", str(ROOT / "scripts" / script), *map(str, argv)],
+        env={**clean, "PYTHON": sys.executable, **{name: str(value) for name, value in variables.items()}},
+        cwd="/", capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def printed(tmp_path):
+    """``printed(script, ...)``: the command that the script would run, as words."""
+    stand_in = tmp_path / "print-arguments"
+    stand_in.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
+    stand_in.chmod(0o755)
+
+    def run(script, *argv, **variables):
+        done = call(script, *argv, **{"PYTHON": stand_in, **variables})
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()[1:]
+
+    return run
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_published_numbers(printed, script):
+    expected = SCRIPTS[script]
+    words = printed(script)
+    launcher, flags = words[: words.index("videollama2.train")], words[words.index("videollama2.train") + 1 :]
+    assert launcher[launcher.index("--nproc_per_node") + 1] == "8"
+    place = flags.index("--deepspeed")
+    assert flags[place + 1] == f"scripts/zero{expected['zero']}.json"
+    del flags[place : place + 2]
+    # The rest is read by train.py itself; two flags need a GPU to be accepted.
+    model, data, training = train.parse_arguments([*flags, "--tf32", "False", "--bf16", "False"])
+    assert training.learning_rate == expected["learning_rate"]
+    local, accumulation = training.per_device_train_batch_size, training.gradient_accumulation_steps
+    assert (local, local * accumulation * 8) == (expected["local"], expected["batch"])
+    assert (training.lora_enable, training.bits) == (expected["lora"], expected["bits"])
+    if expected["lora"]:
+        assert (training.lora_r, training.lora_alpha, training.mm_projector_lr) == (128, 256, 2e-5)
+    assert (training.model_max_length, training.num_train_epochs, training.lr_scheduler_type) == (2048, 1, "cosine")
+    assert (training.weight_decay, training.gradient_checkpointing, training.save_steps) == (0, True, 500)
+    assert training.warmup_steps == 0.03
+    assert (model.mm_projector_type, model.mm_vision_select_layer, data.num_frames) == ("stc_connector_v35", -2, 16)
+    assert model.tune_mm_mlp_adapter == (script == "vllava/pretrain.sh")
+    assert data.image_aspect_ratio == (None if script == "vllava/pretrain.sh" else "pad")
+
+
+def test_nodes_and_processes_come_from_arguments_or_the_environment(printed):
+    def launcher(*argv, **variables):
+        words = printed("vllava/finetune.sh", *argv, **variables)
+        names = ("nnodes", "nproc_per_node", "node_rank", "master_addr", "master_port")
+        return [words[words.index(f"--{name}") + 1] for name in names]
+
+    assert launcher() == ["1", "8", "0", "127.0.0.1", "16666"]
+    assert launcher(2, 4, "--seed", 1) == ["2", "4", "0", "127.0.0.1", "16666"]
+    given = {"WORLD_SIZE": 4, "NPROC_PER_NODE": 8, "RANK": 3, "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": 29500}
+    assert launcher(**given) == ["4", "8", "3", "10.0.0.1", "29500"]
+
+
+def test_flags_of_the_caller_come_last(printed):
+    words = printed("custom/finetune.sh", "--learning_rate", "1e-4", "--run_name", "two words", DEEPSPEED="none")
+    assert words[-4:] == ["--learning_rate", "1e-4", "--run_name", "two words"]
+    assert "--deepspeed" not in words
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"NPROC_PER_NODE": 3}, "128 is no multiple of 1 nodes x 3 processes x LOCAL_BATCH_SIZE 4 = 12"),
+        ({"WORLD_SIZE": 100}, "128 is no multiple of 100 nodes x 8 processes x LOCAL_BATCH_SIZE 4 = 3200"),
+        ({"LOCAL_BATCH_SIZE": 0}, "positive numbers, got '0'"),
+        ({"NPROC_PER_NODE": "many"}, "positive numbers, got 'many'"),
+    ],
+)
+def test_batches_that_do_not_divide_are_refused_with_the_numbers(variables, words):
+    done = call("vllava/finetune.sh", **variables)
+    assert done.returncode == 2
+    assert words in done.stderr
+
+
+@pytest.mark.slow
+def test_both_stages_train_on_two_processes(world, parts, captions, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    variables = {
+        "NPROC_PER_NODE": 2, "WORLD_SIZE": 1, "GLOBAL_BATCH_SIZE": 8, "LOCAL_BATCH_SIZE": 2, "DEEPSPEED": "none",
+        "OUTP_DIR": tmp_path, "MASTER_PORT": port, "OMP_NUM_THREADS": 1,
+    }  # fmt: skip
+    overrides = [
+        "--model_path", parts / "llm", "--vision_tower", parts / "clip", "--num_frames", 8, "--tf32", "False",
+        "--data_folder", world, "--dataloader_num_workers", 0, "--max_steps", 2, "--model_max_length", 400,
+        "--report_to", "none",
+    ]  # fmt: skip
+    folder = tmp_path / "videollama2qwen2"
+    done = call("vllava/pretrain.sh", *overrides, "--data_path", captions, **variables)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (folder / "pretrain_vllava_settings" / "mm_projector.bin").is_file()
+    done = call("vllava/finetune.sh", *overrides, "--data_path", world / "mixed.json", **variables)
+    assert done.returncode == 0, done.stderr[-3000:]
+    _, model, processor, _ = load_pretrained_model(folder / "finetune_vllava_settings", device="cpu")
+    assert processor.model_config.mm_inference_aspect_ratio == "pad"
+    assert {path.name for path in folder.iterdir()} == {"pretrain_vllava_settings", "finetune_vllava_settings"}

@@ -1,0 +1,134 @@
+"""``videollama2 data check``: everything that is wrong with annotation files, and how long their records are.
+
+    videollama2 data check train.json --data-folder /data/videos --model-path DAMO-NLP-SG/VideoLLaMA2.1-7B-16F
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from videollama2.constants import TINY_MODEL_NAME
+from videollama2.data.records import Record, read_sets
+from videollama2.errors import DataError
+
+_BARS = 10
+_BAR_WIDTH = 40
+
+
+@dataclass
+class Report:
+    """What was found; ``problems`` name file, record and rule, one each."""
+
+    modalities: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+    visual_lengths: list[int] = field(default_factory=list)
+    text_lengths: list[int] = field(default_factory=list)
+    too_long: int = 0
+
+    def text(self) -> str:
+        """The report as it is printed."""
+        good, bad = sum(self.modalities.values()), len(self.problems)
+        counts = ", ".join(f"{count} {name}" for name, count in sorted(self.modalities.items())) or "none"
+        lines = [f"{good + bad} records, {good} of them right: {counts}"]
+        if self.visual_lengths:
+            lines += ["", "visual tokens per record", *histogram(self.visual_lengths)]
+            lines += ["", "text tokens per record", *histogram(self.text_lengths)]
+        if self.too_long:
+            lines += ["", f"{self.too_long} records are longer than the maximum and would be cut at the end"]
+        if self.problems:
+            lines += ["", f"{bad} problem{'s' if bad > 1 else ''}:", *self.problems]
+        return "\n".join(lines)
+
+
+def check_files(
+    files: Sequence[str | Path],
+    data_folder: str | Path | None = None,
+    processor: Any = None,
+    max_length: int | None = None,
+) -> Report:
+    """Read annotation files as training does, and collect every problem instead of stopping at the first ones.
+
+    Args:
+        files: JSON lists or JSON Lines.
+        data_folder: what media paths are relative to; default each file's own folder.
+        processor: of the model to be trained; without it no lengths are counted.
+        max_length: tokens from which on a record counts as too long.
+    """
+    report = Report()
+    records: list[Record] = []
+    for file in files:
+        try:
+            (found,) = read_sets([file], data_folder, report.problems)
+        except DataError as error:
+            # A file of bad records alone has told each of them already.
+            if not any(problem.startswith(f"{file}: record") for problem in report.problems):
+                report.problems.append(str(error))
+            continue
+        records += found
+    report.modalities.update(modality(record) for record in records)
+    if processor is not None and records:
+        _count_lengths(report, records, processor, max_length)
+    return report
+
+
+def _count_lengths(report: Report, records: list[Record], processor: Any, max_length: int | None) -> None:
+    # The command line declares this command at every start: nothing heavy before it runs.
+    from videollama2.data.dataset import VideoInstructionDataset
+
+    unlimited = VideoInstructionDataset(records, processor, max_length=1 << 30)
+    report.visual_lengths = unlimited.visual_lengths
+    pairs = zip(unlimited.lengths, report.visual_lengths, strict=True)
+    report.text_lengths = [whole - visual for whole, visual in pairs]
+    report.too_long = sum(whole > max_length for whole in unlimited.lengths) if max_length else 0
+
+
+def modality(record: Record) -> str:
+    """``video``, ``image``, ``several media`` or ``text only``."""
+    kinds = record.kinds
+    return "text only" if not kinds else kinds[0] if len(kinds) == 1 else "several media"
+
+
+def histogram(values: Sequence[int]) -> list[str]:
+    """Lines of a histogram with at most ten bars of equal width."""
+    low, high = min(values), max(values)
+    step = max(1, -(-(high - low + 1) // _BARS))
+    bars = Counter((value - low) // step for value in values)
+    longest = max(bars.values())
+    lines = []
+    for bar in range(max(bars) + 1):
+        start = low + bar * step
+        mark = "#" * max(round(_BAR_WIDTH * bars[bar] / longest), bars[bar] > 0)
+        lines.append(f"  {start:>7} to {start + step - 1:>7} {bars[bar]:>9} {mark}")
+    return lines
+
+
+def add_data_commands(subparsers: Any) -> None:
+    """Add ``data check`` to the command line; the handler returns 1 where there is any problem."""
+    parser = subparsers.add_parser("data", help="annotation files for training")
+    commands = parser.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
+    check = commands.add_parser("check", help="tell everything that is wrong with annotation files")
+    check.add_argument("files", nargs="+", metavar="FILE", help="JSON list or JSON Lines")
+    check.add_argument("--data-folder", metavar="DIR", help="what media paths are relative to (default: FILE's folder)")
+    check.add_argument("--model-path", default=TINY_MODEL_NAME, metavar="NAME",
+                       help="whose tokens are counted (default %(default)s)")  # fmt: skip
+    check.add_argument("--model-max-length", type=int, metavar="N", help="count the records that are longer")
+    check.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    check.set_defaults(run=_check)
+
+
+def _check(args: argparse.Namespace) -> int:
+    from videollama2.processing import VideoLlama2Processor
+
+    path = args.model_path
+    if path == TINY_MODEL_NAME and not Path(path).exists():
+        path = Path(__file__).parent.parent / "assets" / TINY_MODEL_NAME
+    processor = VideoLlama2Processor.from_pretrained(path)
+    report = check_files(args.files, args.data_folder, processor, args.model_max_length)
+    print(f"lengths are counted in the tokens of {args.model_path}")
+    print(report.text())
+    return 1 if report.problems else 0

@@ -1,0 +1,74 @@
+"""The benchmarks, one small file each. A new one is a file and a line in :data:`BENCHMARKS`.
+
+Third parties add theirs without touching this package: an entry point of the group ``videollama2.benchmarks`` whose
+value is a subclass of :class:`videollama2.eval.items.Benchmark`, or an instance.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+
+from videollama2.errors import ConfigError
+from videollama2.eval.items import Benchmark
+from videollama2.eval.reference_numbers import canonical_benchmark
+
+ENTRY_POINT_GROUP = "videollama2.benchmarks"
+
+BENCHMARKS = {
+    "egoschema": "videollama2.eval.benchmarks.egoschema:EgoSchema",
+    "mvbench": "videollama2.eval.benchmarks.mvbench:MVBench",
+    "perception_test": "videollama2.eval.benchmarks.perception_test:PerceptionTest",
+    "videomme": "videollama2.eval.benchmarks.videomme:VideoMME",
+    "activitynet_qa": "videollama2.eval.benchmarks.activitynet_qa:ActivityNetQA",
+    "msvd_qa": "videollama2.eval.benchmarks.msvd_qa:MSVDQA",
+    "msvc": "videollama2.eval.benchmarks.msvc:MSVC",
+    "videochatgpt": "videollama2.eval.benchmarks.videochatgpt:VideoChatGPT",
+    "moving_shapes": "videollama2.eval.benchmarks.moving_shapes:MovingShapes",
+}
+
+
+def names() -> list[str]:
+    """Of all benchmarks, those of other packages last."""
+    return [*BENCHMARKS, *sorted(set(_plug_ins()) - set(BENCHMARKS))]
+
+
+def benchmark(name: str) -> Benchmark:
+    """Look a benchmark up, also by its folder's name (``MSVD_Zero_Shot_QA``) or another spelling (``msvd-qa``).
+
+    Raises:
+        ConfigError: no such benchmark, or an entry point that cannot be used.
+    """
+    if name not in BENCHMARKS:
+        plug_ins = _plug_ins()
+        if name in plug_ins:
+            return _from_entry_point(plug_ins[name])
+    wanted = _plain(canonical_benchmark(name))
+    for known, place in BENCHMARKS.items():
+        if wanted == _plain(known):
+            module, _, attribute = place.partition(":")
+            return getattr(import_module(module), attribute)()
+    raise ConfigError(f"there is no benchmark {name!r}; there are {', '.join(names())}")
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _plug_ins() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+
+
+def _from_entry_point(point: EntryPoint) -> Benchmark:
+    try:
+        loaded = point.load()
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"benchmark {point.name!r} of {point.value} cannot be imported ({error})") from error
+    found = loaded() if isinstance(loaded, type) else loaded
+    if not isinstance(found, Benchmark):
+        raise ConfigError(
+            f"benchmark {point.name!r}: {point.value} is a {type(found).__name__}, not a subclass or an instance of "
+            "videollama2.eval.items.Benchmark"
+        )
+    return found

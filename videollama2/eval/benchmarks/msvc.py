@@ -1,0 +1,42 @@
+"""MSVC: captions of videos from three sources, graded for correctness and detailedness (arXiv 2406.07476)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from videollama2.eval.annotations import Record, read_records
+from videollama2.eval.items import Aspect, Benchmark, Item
+
+
+class MSVC(Benchmark):
+    """See the module. The paper samples at temperature 0.2; the published code, and by default this, does not."""
+
+    name = "msvc"
+    title = "MSVC"
+    folder = "msvc"
+    source = "https://huggingface.co/datasets/DAMO-NLP-SG/Multi-Source-Video-Captioning"
+    layout = """\
+msvc.json                a list of {"video_path", "question", "captions": texts}
+VIDEO_PATH               each video where msvc.json says, relative to this folder"""
+    aspects = (Aspect("correctness", "msvc_correctness"), Aspect("detailedness", "msvc_detailedness"))
+
+    def load(self, data: Path) -> list[Item]:
+        """See :class:`Benchmark`."""
+        return [_item(record, index) for index, record in enumerate(read_records(data / "msvc.json"))]
+
+
+def _item(record: Record, index: int) -> Item:
+    media, question = record.path("video_path"), record.text("question")
+    return Item(
+        # File names repeat between the sources, so the place in the file is part of the id.
+        id=f"{index}-{media}",
+        media=media,
+        kind="video",
+        start=None,
+        end=None,
+        question=question,
+        instruction=question,
+        answer=list(record.texts("captions")),
+        category=media.split("/")[0] if "/" in media else "all",
+        group=media,
+    )

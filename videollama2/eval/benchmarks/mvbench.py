@@ -1,0 +1,117 @@
+"""MVBench: twenty tasks about time, 200 questions each (arXiv 2311.17005)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from videollama2.eval.annotations import Record, read_records
+from videollama2.eval.answers import published_mvbench
+from videollama2.eval.benchmarks.multiple_choice import MultipleChoice, question_and_options
+from videollama2.eval.items import Item, Row
+
+
+class Task(NamedTuple):
+    """``bound``: questions are about a part of the video, from ``start`` to ``end`` seconds."""
+
+    file: str
+    folder: str
+    bound: bool = False
+
+
+TASKS = {
+    "Action Sequence": Task("action_sequence", "star/Charades_v1_480", bound=True),
+    "Action Prediction": Task("action_prediction", "star/Charades_v1_480", bound=True),
+    "Action Antonym": Task("action_antonym", "ssv2_video"),
+    "Fine-grained Action": Task("fine_grained_action", "Moments_in_Time_Raw/videos"),
+    "Unexpected Action": Task("unexpected_action", "FunQA_test/test"),
+    "Object Existence": Task("object_existence", "clevrer/video_validation"),
+    "Object Interaction": Task("object_interaction", "star/Charades_v1_480", bound=True),
+    "Object Shuffle": Task("object_shuffle", "perception/videos"),
+    "Moving Direction": Task("moving_direction", "clevrer/video_validation"),
+    "Action Localization": Task("action_localization", "sta/sta_video", bound=True),
+    "Scene Transition": Task("scene_transition", "scene_qa/video"),
+    "Action Count": Task("action_count", "perception/videos"),
+    "Moving Count": Task("moving_count", "clevrer/video_validation"),
+    "Moving Attribute": Task("moving_attribute", "clevrer/video_validation"),
+    "State Change": Task("state_change", "perception/videos"),
+    "Fine-grained Pose": Task("fine_grained_pose", "nturgbd"),
+    "Character Order": Task("character_order", "perception/videos"),
+    "Egocentric Navigation": Task("egocentric_navigation", "vlnqa"),
+    # Folders of frames, three a second.
+    "Episodic Reasoning": Task("episodic_reasoning", "tvqa/frames_fps3_hq", bound=True),
+    "Counterfactual Inference": Task("counterfactual_inference", "clevrer/video_validation"),
+}
+
+
+class MVBench(MultipleChoice):
+    """See the module."""
+
+    name = "mvbench"
+    title = "MVBench"
+    folder = "mvbench"
+    source = "https://huggingface.co/datasets/OpenGVLab/MVBench (NTU RGB+D videos must be asked for separately)"
+    layout = """\
+json/TASK.json           a list of {"video", "question", "candidates", "answer": the right candidate's text}
+                         and for bound tasks {"start", "end"} in seconds; TASK is one of
+                         action_sequence ... counterfactual_inference
+video/FOLDER/...         the original videos, FOLDER as in the table of videollama2/eval/benchmarks/mvbench.py;
+                         tvqa/frames_fps3_hq holds a folder of frames for each video"""
+    published_parser = staticmethod(published_mvbench)
+
+    def load(self, data: Path) -> list[Item]:
+        """See :class:`Benchmark`."""
+        return load_tasks(data, TASKS)
+
+    def write_submission(self, items: Sequence[Item], rows: Sequence[Row], folder: Path) -> list[Path]:
+        """The published runner's output: JSON lines of video, task, prediction and truth."""
+        path = folder / "mvbench.jsonl"
+        by_id = {row["id"]: row for row in rows}
+        with path.open("w", encoding="utf-8") as file:
+            for item in items:
+                row = by_id.get(item.id)
+                if row is not None and row["error"] is None:
+                    line = {"vid": item.media, "task_type": item.category, "pred": row["parsed"], "gt": item.answer}
+                    file.write(json.dumps(line) + "\n")
+        return [path]
+
+
+def load_tasks(data: Path, tasks: dict[str, Task]) -> list[Item]:
+    """Items of several task files, in the order of the table."""
+    items = []
+    for name, task in tasks.items():
+        path = data / "json" / f"{task.file}.json"
+        items.extend(_item(record, name, task, index) for index, record in enumerate(read_records(path)))
+    return items
+
+
+def _item(record: Record, category: str, task: Task, index: int) -> Item:
+    options = record.texts("candidates", least=2, most=26)
+    answer = record.answer("answer")
+    if answer not in options:
+        raise record.problem("answer", f"{answer!r} is none of the candidates {list(options)}")
+    start, end = _bounds(record) if task.bound else (None, None)
+    media = "/".join(part for part in ("video", task.folder, record.path("video")) if part)
+    question = record.text("question")
+    return Item(
+        id=f"{task.file}-{index}",
+        media=media,
+        kind="video",
+        start=start,
+        end=end,
+        question=question,
+        instruction=question_and_options(question, options),
+        # The last of equal candidates, as published.
+        answer=max(place for place, option in enumerate(options) if option == answer),
+        options=options,
+        category=category,
+        group=media,
+    )
+
+
+def _bounds(record: Record) -> tuple[float, float]:
+    """Published: negative bounds are 0, reversed ones are exchanged."""
+    start, end = sorted(max(record.seconds(name), 0.0) for name in ("start", "end"))
+    return start, end

@@ -1,0 +1,76 @@
+"""Perception Test, multiple-choice questions: three options each (arXiv 2305.13786)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from videollama2.errors import DataError
+from videollama2.eval.annotations import Record, VideoFolder, read_json
+from videollama2.eval.answers import published_perception_test
+from videollama2.eval.benchmarks.multiple_choice import MultipleChoice, question_and_options
+from videollama2.eval.items import Item, Row
+
+QUESTIONS = ("mc_question_test.json", "mc_question_valid.json", "all_valid.json")
+"""The first that is there is used."""
+
+
+class PerceptionTest(MultipleChoice):
+    """See the module. A file with answers (valid) is scored; for one without (test) the submission is what counts."""
+
+    name = "perception_test"
+    title = "Perception Test"
+    folder = "perception_test_mcqa"
+    source = "https://github.com/google-deepmind/perception_test"
+    layout = """\
+mc_question_test.json    (or mc_question_valid.json) {"video_id": {"metadata": {"video_id", "split"}, "mc_question":
+                         [{"id", "question", "options": 3 texts, "answer_id" (not in test), "area", "reasoning"}]}}
+videos/                  video_id.mp4 (or avi, mov, mkv)"""
+    breakdowns = ("reasoning",)
+    published_parser = staticmethod(published_perception_test)
+
+    def load(self, data: Path) -> list[Item]:
+        """See :class:`Benchmark`."""
+        path = next((data / name for name in QUESTIONS if (data / name).is_file()), data / QUESTIONS[0])
+        videos = VideoFolder(data, "videos")
+        items = []
+        for key, raw in read_json(path, dict).items():
+            entry = Record(raw, f"{path}: index {key!r}")
+            video = entry.record("metadata").path("video_id")
+            items.extend(_item(question, video, videos.find(video)) for question in entry.records("mc_question"))
+        if not items:
+            raise DataError(f"{path}: there is no question in this file")
+        return items
+
+    def write_submission(self, items: Sequence[Item], rows: Sequence[Row], folder: Path) -> list[Path]:
+        """The JSON that the challenge's server takes: for each video its questions' ids and chosen options."""
+        by_id = {row["id"]: row for row in rows}
+        answers: dict[str, list[dict[str, object]]] = {}
+        for item in items:
+            chosen = by_id.get(item.id, {}).get("parsed")
+            if chosen is not None:
+                entry = {"id": item.extra["question_id"], "answer_id": chosen, "answer": item.options[chosen]}
+                answers.setdefault(item.extra["video_id"], []).append(entry)
+        path = folder / "perception_test.json"
+        path.write_text(json.dumps(answers) + "\n", encoding="utf-8")
+        return [path]
+
+
+def _item(record: Record, video: str, media: str) -> Item:
+    number, question = record.index("id", 10**9), record.text("question")
+    options = record.texts("options", least=3, most=3)
+    return Item(
+        id=f"{video}-{number}",
+        media=media,
+        kind="video",
+        start=None,
+        end=None,
+        question=question,
+        instruction=question_and_options(question, options),
+        answer=record.index("answer_id", 3) if "answer_id" in record else None,
+        options=options,
+        category=record.text("area"),
+        group=video,
+        extra={"video_id": video, "question_id": number, "reasoning": record.raw.get("reasoning")},
+    )

@@ -1,0 +1,69 @@
+"""Open questions with short answers: ActivityNet-QA and MSVD-QA. The question alone is the prompt; a judge compares."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from videollama2.errors import DataError
+from videollama2.eval.annotations import Record, VideoFolder, check_unique, read_records
+from videollama2.eval.items import Aspect, Benchmark, Item
+
+QUESTION_FILE, ANSWER_FILE = "test_q.json", "test_a.json"
+
+
+class QuestionAnswer(Benchmark):
+    """Joined by ``question_id``, not by place as in the published code, which pairs wrongly once the files differ.
+
+    Attributes:
+        video_folder: below the data folder.
+        stem: file name of a video without its suffix, with ``{}`` for its name.
+        types: names of the answer types; numbers not in it are shown as ``type N``.
+    """
+
+    video_folder: str
+    stem: str = "{}"
+    types: dict[Any, str] = {}
+    aspects = (Aspect("qa", "qa"),)
+
+    def load(self, data: Path) -> list[Item]:
+        """See :class:`Benchmark`."""
+        question_path, answer_path = data / QUESTION_FILE, data / ANSWER_FILE
+        answers = _by_question(read_records(answer_path), answer_path)
+        videos = VideoFolder(data, self.video_folder)
+        items = []
+        for record in read_records(question_path):
+            number = record.text("question_id")
+            if number not in answers:
+                raise record.problem("question_id", f"{number!r} has no answer in {answer_path}")
+            items.append(self._item(record, answers.pop(number), videos))
+        check_unique((item.id for item in items), question_path)
+        if answers:
+            raise next(iter(answers.values())).problem("question_id", f"has no question in {question_path}")
+        return items
+
+    def _item(self, question: Record, answer: Record, videos: VideoFolder) -> Item:
+        name, text = question.path("video_name"), question.text("question")
+        kind = answer.raw.get("type")
+        return Item(
+            id=question.text("question_id"),
+            media=videos.find(self.stem.format(name)),
+            kind="video",
+            start=None,
+            end=None,
+            question=text,
+            instruction=text,
+            answer=answer.answer("answer"),
+            category=self.types.get(kind, "all" if kind is None else f"type {kind}"),
+            group=name,
+        )
+
+
+def _by_question(records: list[Record], path: Path) -> dict[str, Record]:
+    found: dict[str, Record] = {}
+    for record in records:
+        number = record.text("question_id")
+        if number in found:
+            raise DataError(f"{record.where}: question_id {number!r} is also at {found[number].where}")
+        found[number] = record
+    return found

@@ -1,0 +1,177 @@
+"""Video-MME: 900 videos of up to an hour, three questions each, with and without subtitles (arXiv 2405.21075)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from videollama2.errors import ConfigError, DataError, MissingDependencyError
+from videollama2.eval.annotations import Record, VideoFolder, check_unique
+from videollama2.eval.answers import LETTERS, published_videomme
+from videollama2.eval.benchmarks.multiple_choice import ONLY_THE_LETTER, MultipleChoice
+from videollama2.eval.items import Benchmark, Item, Row
+from videollama2.eval.subtitles import read_srt, subtitles_for
+
+PARQUET = "test-00000-of-00001.parquet"
+SUBTITLE_MODES = ("published", "seen")
+_TASK = (
+    "Select the best answer to the following multiple-choice question based on the video. "
+    "Respond with only the letter (A, B, C, or D) of the correct option."
+)
+_SUBTITLES = "This video's subtitles are listed below:\n{}\n"
+_VIDEO_FIELDS = ("video_id", "url", "duration", "domain", "sub_category")
+
+
+class VideoMME(MultipleChoice):
+    """See the module.
+
+    Args:
+        subtitles: None; ``published`` (a cue for every frame of the published sampler, its head also where a video has
+            no subtitles); ``seen`` (the cues of the frames that the model sees, each once).
+    """
+
+    name = "videomme"
+    title = "VideoMME"
+    folder = "videomme"
+    source = "https://huggingface.co/datasets/lmms-lab/Video-MME"
+    layout = f"""\
+{PARQUET}   video_id, duration, domain, sub_category, url, videoID, question_id, task_type,
+                         question, options (4 texts "A. ..."), answer (a letter)
+videos/                  VIDEOID.mp4 (or avi, mov, mkv)
+subtitles/               VIDEOID.srt, where the video has subtitles"""
+    breakdowns = ("domain", "sub_category", "task_type")
+    published_parser = staticmethod(published_videomme)
+
+    def __init__(self, subtitles: str | None = None) -> None:
+        if subtitles not in (None, *SUBTITLE_MODES):
+            raise ConfigError(f"subtitles must be one of {', '.join(SUBTITLE_MODES)}, got {subtitles!r}")
+        self.subtitles = subtitles
+        self._lines: dict[tuple[Path, int], str] = {}
+
+    def configure(self, subtitles: str | None = None, **options: Any) -> Benchmark:
+        """See :class:`Benchmark`."""
+        super().configure(**options)
+        return VideoMME(subtitles)
+
+    def settings(self) -> dict[str, Any]:
+        """See :class:`Benchmark`."""
+        return {"subtitles": self.subtitles}
+
+    def load(self, data: Path) -> list[Item]:
+        """See :class:`Benchmark`."""
+        path = data / PARQUET
+        videos = VideoFolder(data, "videos")
+        items = [_item(Record(raw, f"{path}: index {index}"), videos) for index, raw in enumerate(_read_parquet(path))]
+        if not items:
+            raise DataError(f"{path}: there is no question in this file")
+        check_unique((item.id for item in items), path)
+        return items
+
+    def instructions(self, item: Item, data: Path, num_frames: int) -> tuple[str, ...]:
+        """With the subtitles before the question, where they are asked for."""
+        if self.subtitles is None:
+            return item.instructions
+        lines = self._subtitles(item, data, num_frames)
+        if not lines and self.subtitles != "published":
+            return item.instructions
+        return tuple(_SUBTITLES.format(lines) + text for text in item.instructions)
+
+    def _subtitles(self, item: Item, data: Path, num_frames: int) -> str:
+        video = data / item.media
+        file = data / "subtitles" / f"{video.stem}.srt"
+        if not file.is_file():
+            return ""
+        key = video, num_frames
+        if key not in self._lines:
+            # The questions of a video come together, so one text is enough.
+            self._lines = {key: subtitles_for(video, read_srt(file), num_frames, self.subtitles == "published")}
+        return self._lines[key]
+
+    def published_options(self, item: Item) -> Sequence[str]:
+        """With their letters, as the published parser cuts them."""
+        return item.extra["choices"]
+
+    def write_submission(self, items: Sequence[Item], rows: Sequence[Row], folder: Path) -> list[Path]:
+        """The results file of the official scorer, and what that scorer prints about it."""
+        from videollama2.eval.benchmarks.videomme_report import official_report
+
+        results = official_results(items, rows)
+        suffix = "_sub" if self.subtitles else ""
+        as_json, report = folder / f"videomme{suffix}.json", folder / f"videomme{suffix}_report.txt"
+        as_json.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        report.write_text(official_report(results), encoding="utf-8")
+        return [as_json, report]
+
+
+def official_results(items: Sequence[Item], rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """One entry per video; a video that could not be read is ``missing``, as published."""
+    by_id = {row["id"]: row for row in rows}
+    results: dict[str, dict[str, Any]] = {}
+    for item in items:
+        row = by_id.get(item.id)
+        if row is None:
+            continue
+        entry = results.setdefault(item.extra["video_id"], {**_video(item), "questions": [], "missing": False})
+        question = {
+            "question_id": item.id,
+            "task_type": item.extra["task_type"],
+            "question": item.question,
+            "choices": list(item.extra["choices"]),
+            "answer": LETTERS[item.answer],
+        }
+        if row["error"] is not None:
+            entry["missing"] = True
+        else:
+            question["response"] = "" if row["parsed"] is None else LETTERS[row["parsed"]]
+        entry["questions"].append(question)
+    return list(results.values())
+
+
+def _video(item: Item) -> dict[str, Any]:
+    return {name: item.extra[name] for name in ("video_id", "youtube_id", *_VIDEO_FIELDS[1:])}
+
+
+def _item(record: Record, videos: VideoFolder) -> Item:
+    choices = record.texts("options", least=4, most=4)
+    answer = record.text("answer")
+    if answer not in LETTERS[:4]:
+        raise record.problem("answer", f"expected one of A, B, C and D, got {answer!r}")
+    youtube_id, question, task_type = record.path("videoID"), record.text("question"), record.text("task_type")
+    listed = "".join(f"{choice}\n" for choice in choices)
+    return Item(
+        id=record.text("question_id"),
+        media=videos.find(youtube_id),
+        kind="video",
+        start=None,
+        end=None,
+        question=question,
+        instruction=f"{_TASK}\n{question}\n{listed}{ONLY_THE_LETTER} The best answer is: ",
+        answer=LETTERS.index(answer),
+        options=tuple(_without_letter(choice, index) for index, choice in enumerate(choices)),
+        category=record.text("duration"),
+        group=youtube_id,
+        extra={
+            **{name: record.text(name) for name in _VIDEO_FIELDS},
+            "youtube_id": youtube_id,
+            "task_type": task_type,
+            "choices": list(choices),
+        },
+    )
+
+
+def _without_letter(choice: str, index: int) -> str:
+    return choice.removeprefix(f"{LETTERS[index]}.").strip()
+
+
+def _read_parquet(path: Path) -> list[dict[str, Any]]:
+    try:
+        import pyarrow.parquet as parquet
+        from pyarrow import ArrowException
+    except ImportError as error:
+        raise MissingDependencyError(f"{path}: reading a parquet file needs pyarrow: pip install pyarrow") from error
+    try:
+        return parquet.read_table(path).to_pylist()
+    except (OSError, ArrowException) as error:
+        raise DataError(f"{path}: cannot be read as a parquet file ({error})") from error

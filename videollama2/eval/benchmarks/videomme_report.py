@@ -1,0 +1,87 @@
+"""What Video-MME's official scorer prints, byte for byte (golden test), from a results file.
+
+It leaves out answers without any of the letters A to D, and missing videos, so its accuracy is over what was answered.
+Two pairs of its prefixes lack a comma and so never match; that is kept, because numbers depend on it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from videollama2.errors import DataError
+
+DURATIONS = ("short", "medium", "long")
+DOMAINS = (
+    "Knowledge", "Film & Television", "Sports Competition", "Artistic Performance", "Life Record", "Multilingual",
+)  # fmt: skip
+TASK_TYPES = (
+    "Temporal Perception", "Spatial Perception", "Attribute Perception", "Action Recognition", "Object Recognition",
+    "OCR Problems", "Counting Problem", "Temporal Reasoning", "Spatial Reasoning", "Action Reasoning",
+    "Object Reasoning", "Information Synopsis",
+)  # fmt: skip
+_PREFIXES = (
+    "The best answer is",
+    "The correct answer is",
+    "The answer is",
+    "The answer",
+    "The best option isThe correct option is",
+    "Best answer:Best option:",
+)
+_THICK, _THIN = "=" * 37, "-" * 37
+_FIELDS = ("duration", "domain", "missing", "questions")
+
+
+def official_letter(response: str) -> str:
+    """The first of the letters A to D, after the prefixes are cut; empty where there is none."""
+    text = response.strip()
+    for prefix in _PREFIXES:
+        text = text.replace(prefix, "")
+    match = re.search("[ABCD]", text)
+    return match.group() if match else ""
+
+
+def official_report(results: Sequence[dict[str, Any]]) -> str:
+    """The scorer's text: by length of video, then all together; each by domain, by task and overall.
+
+    Raises:
+        DataError: an entry lacks a field; names its index.
+    """
+    answers = list(_answers(results))
+    blocks = []
+    for duration in DURATIONS:
+        chosen = [answer for answer in answers if answer[0] == duration]
+        blocks.append(_block(f"Evaluation on video Type: {duration}", "Video Domains", chosen) + "\n\n\n")
+    blocks.append(_block("Evaluation on the entire dataset", "Video Categories", answers) + "\n")
+    return "".join(blocks)
+
+
+def _answers(results: Iterable[dict[str, Any]]) -> Iterable[tuple[str, str, str, bool]]:
+    """(duration, domain, task type, right) of every answer that counts."""
+    for index, entry in enumerate(results):
+        absent = [name for name in _FIELDS if name not in entry]
+        if absent:
+            raise DataError(f"VideoMME results: index {index}, field {absent[0]!r}: is missing")
+        for question in () if entry["missing"] else entry["questions"]:
+            letter = official_letter(question.get("response", ""))
+            if letter:
+                yield entry["duration"], entry["domain"], question["task_type"], letter == question["answer"]
+
+
+def _block(title: str, domains_title: str, answers: Sequence[tuple[str, str, str, bool]]) -> str:
+    by_domain, by_task = defaultdict(list), defaultdict(list)
+    for _, domain, task, right in answers:
+        by_domain[domain].append(right)
+        by_task[task].append(right)
+    lines = [_THICK, title, _THICK, _THIN, domains_title, _THIN]
+    lines += [f"{name}: {_percent(by_domain[name])}" for name in DOMAINS]
+    lines += [_THIN, "Task Categories", _THIN]
+    lines += [f"{name}: {_percent(by_task[name])}" for name in TASK_TYPES]
+    counted = [right for name in TASK_TYPES for right in by_task[name]]
+    return "\n".join([*lines, _THIN, "Overall Performance", _THIN, f"Overall: {_percent(counted)}"])
+
+
+def _percent(right: Sequence[bool]) -> str:
+    return f"{100 * sum(right) / len(right) if right else 0: .1f}%"

@@ -1,0 +1,152 @@
+"""Bar chart of a report: one panel per unit, one row per category, one colour per metric."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from videollama2.errors import MissingDependencyError
+
+_COLOURS = ("#2b6ca3", "#e08a1e", "#4f9d69", "#a34b8f", "#7a6a58", "#3aa0a0", "#b5483a")
+_INK = "#222222"
+_PAPER_MARK = {"marker": "D", "markersize": 5, "color": "white", "markeredgecolor": _INK, "linestyle": "none"}
+_OVERALL = "all questions"
+_TITLE_LETTERS = 60
+_GAP_INCHES, _BAR_INCHES = 0.12, 0.17
+
+
+def draw_chart(document: Mapping[str, Any]) -> bytes:
+    """The PNG of ``results.json``'s content. Overall on top, categories below; whiskers are 95 % intervals, a
+    diamond is the paper's number.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    figure_class, canvas_class = _import_matplotlib()
+    panels = _panels(document["metrics"])
+    heights = [_panel_inches(metrics) for metrics in panels]
+    figure = figure_class(figsize=(8.5, sum(heights) + 0.7), dpi=120, layout="constrained")
+    canvas_class(figure)
+    figure.get_layout_engine().set(h_pad=0.1, w_pad=0.1)
+    model = str(document["model"])
+    shown = model if len(model) <= _TITLE_LETTERS else "…" + model[-_TITLE_LETTERS:]  # a path says most at its end
+    figure.suptitle(_plain(f"{document['benchmark']} · {shown}"), fontsize=11)
+    axes = figure.subplots(len(panels), 1, squeeze=False, gridspec_kw={"height_ratios": heights or [1]})
+    for axis, metrics in zip(axes[:, 0], panels, strict=True):
+        _draw_panel(axis, metrics)
+    buffer = io.BytesIO()
+    # No version or date in the file: the same numbers give the same bytes.
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _panels(metrics: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Metrics of one unit share an axis. At least one panel, so that an empty report has a chart that says so."""
+    units = dict.fromkeys(metric["unit"] for metric in metrics)
+    return [[metric for metric in metrics if metric["unit"] == unit] for unit in units] or [[]]
+
+
+def _labels(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Row names: all questions, then the categories. One category says the same as all questions."""
+    if all(len(metric["categories"]) <= 1 for metric in metrics):
+        return [_OVERALL]
+    return [_OVERALL, *dict.fromkeys(label for metric in metrics for label in metric["categories"])]
+
+
+def _panel_inches(metrics: Sequence[Mapping[str, Any]]) -> float:
+    return 1.0 + len(_labels(metrics)) * (_GAP_INCHES + _BAR_INCHES * max(1, len(metrics)))
+
+
+def _draw_panel(axis: Any, metrics: Sequence[Mapping[str, Any]]) -> None:
+    if not any(metric["overall"]["value"] is not None for metric in metrics):
+        axis.text(0.5, 0.5, "no scored question", ha="center", va="center", transform=axis.transAxes)
+        axis.set_axis_off()
+        return
+    top = 100.0 if metrics[0]["unit"] == "%" else 5.0
+    labels = _labels(metrics)
+    height = _BAR_INCHES / (_GAP_INCHES + _BAR_INCHES * len(metrics))
+    offsets = [(index - (len(metrics) - 1) / 2) * height for index in range(len(metrics))]
+    for index, metric in enumerate(metrics):
+        _draw_bars(axis, metric, labels, offsets[index], height, _COLOURS[index % len(_COLOURS)], top)
+    _dress(axis, top, len(labels))
+    if len(labels) == 1:
+        # Nothing but totals (the aspects of a judge): name each bar instead of one group of bars.
+        names = [f"{_name(metric)}  (n={metric['overall']['n']})" for metric in metrics]
+        axis.set_yticks(offsets, names, fontsize=8)
+    else:
+        names = [f"{_plain(label)}  (n={_count(metrics, label)})" for label in labels]
+        axis.set_yticks(range(len(labels)), names, fontsize=8)
+        axis.axhline(0.5, color="#aaaaaa", linewidth=0.8)
+    _legend(axis, metrics, named=len(labels) > 1)
+
+
+def _draw_bars(
+    axis: Any, metric: Mapping[str, Any], labels: list[str], offset: float, height: float, colour: str, top: float
+) -> None:
+    for row, label in enumerate(labels):
+        cell = _cell(metric, label)
+        if cell is None or cell["value"] is None:
+            continue
+        place = row + offset
+        axis.barh(place, cell["value"], height * 0.88, color=colour, alpha=1.0 if row == 0 else 0.7)
+        if cell["low"] is not None:
+            axis.hlines(place, cell["low"], cell["high"], color=_INK, linewidth=0.8)
+            axis.vlines([cell["low"], cell["high"]], place - height * 0.2, place + height * 0.2, _INK, linewidth=0.8)
+        # In a column of their own: beside the bar they would meet whiskers and the paper's mark.
+        digits = 1 if metric["unit"] == "%" else 2
+        axis.text(top * 1.02, place, f"{cell['value']:.{digits}f}", va="center", fontsize=7, color=_INK)
+    if metric.get("paper"):
+        axis.plot(metric["paper"]["value"], offset, zorder=5, **_PAPER_MARK)
+
+
+def _dress(axis: Any, top: float, rows: int) -> None:
+    axis.set_ylim(rows - 0.5, -0.5)  # the first row on top
+    axis.set_xlim(0, top * 1.08)
+    axis.set_xticks([top * step / 5 for step in range(6)])
+    axis.set_xlabel("%" if top == 100.0 else "judge's score, 0 to 5", fontsize=8)
+    axis.tick_params(axis="x", labelsize=8)
+    axis.tick_params(axis="y", length=0)
+    axis.grid(axis="x", color="#dddddd", linewidth=0.6)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+
+
+def _legend(axis: Any, metrics: Sequence[Mapping[str, Any]], named: bool) -> None:
+    handles, names = [], []
+    for index, metric in enumerate(metrics if named else ()):
+        handles.append(axis.barh([0], [0], color=_COLOURS[index % len(_COLOURS)]))
+        names.append(_name(metric))
+    handles += axis.plot([], [], color=_INK, linewidth=0.8)
+    names.append("95 % interval")
+    if any(metric.get("paper") for metric in metrics):
+        handles += axis.plot([], [], **_PAPER_MARK)
+        names.append("the paper")
+    axis.legend(handles, names, fontsize=7, ncols=4, loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
+
+
+def _cell(metric: Mapping[str, Any], label: str) -> Mapping[str, Any] | None:
+    return metric["overall"] if label == _OVERALL else metric["categories"].get(label)
+
+
+def _count(metrics: Sequence[Mapping[str, Any]], label: str) -> int:
+    return max(cell["n"] for metric in metrics if (cell := _cell(metric, label)))
+
+
+def _name(metric: Mapping[str, Any]) -> str:
+    return _plain(f"{metric['name']} ({metric['protocol']})")
+
+
+def _plain(text: str) -> str:
+    """Text as it is: matplotlib would set what stands between dollars as a formula, or fail to."""
+    return text.replace("$", r"\$")
+
+
+def _import_matplotlib() -> tuple[type, type]:
+    try:
+        # The figure alone, without pyplot: no window system, no state shared between calls.
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependencyError("the bar chart needs matplotlib: pip install 'videollama2[eval]'") from error
+    return Figure, FigureCanvasAgg

@@ -1,0 +1,152 @@
+"""``videollama2 eval run | score | compare | list | layout | check``, also as ``python -m videollama2.eval``.
+
+Options are declared here; what they do is in :mod:`videollama2.eval.commands`, which is imported when one runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from videollama2.constants import DEFAULT_MODEL_NAME
+
+Subparsers = Any
+"""What ``ArgumentParser.add_subparsers`` returns; argparse does not name it publicly."""
+
+
+def add_eval_commands(subparsers: Subparsers) -> None:
+    """Add ``eval`` with its commands to the commands of another parser.
+
+    Each sets ``run``, a function of the parsed arguments that returns the exit code, and ``debug``.
+    """
+    parser = subparsers.add_parser("eval", help="evaluate on benchmarks")
+    add_commands(parser.add_subparsers(dest="eval_command", required=True, metavar="COMMAND"))
+
+
+def add_commands(subparsers: Subparsers) -> None:
+    """Add the commands themselves."""
+    _run(_command(subparsers, "run", "answer a benchmark's questions and report"))
+    _score(_command(subparsers, "score", "read and judge saved answers again, also the published code's files"))
+    _compare(_command(subparsers, "compare", "paired difference of two evaluations"))
+    _command(subparsers, "list", "the benchmarks there are")
+    _named(_command(subparsers, "layout", "what a benchmark needs on disk"))
+    _check(_command(subparsers, "check", "what of a benchmark's data is missing"))
+
+
+def _command(subparsers: Subparsers, name: str, text: str) -> argparse.ArgumentParser:
+    parser = subparsers.add_parser(name, help=text, description=text)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.set_defaults(run=_late(name))
+    return parser
+
+
+def _late(name: str) -> Callable[[argparse.Namespace], int]:
+    def run(args: argparse.Namespace) -> int:
+        from videollama2.eval import commands
+
+        return commands.COMMANDS[name](args)
+
+    return run
+
+
+def _named(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("benchmark", help="name, see list")
+
+
+def _run(parser: argparse.ArgumentParser) -> None:
+    _named(parser)
+    _add_folders(parser)
+    model = parser.add_argument_group("model")
+    model.add_argument("--model-path", default=DEFAULT_MODEL_NAME, metavar="NAME",
+                       help="videollama2-tiny (built in), a folder, or a hub name (default %(default)s)")  # fmt: skip
+    model.add_argument("--model-base", metavar="NAME", help="language model under a connector or LoRA folder")
+    model.add_argument("--device", help="default: cuda of this process's number, else mps, else cpu")
+    model.add_argument("--dtype", choices=("float32", "float16", "bfloat16"),
+                       help="default bfloat16 on a GPU that has it, else float16; float32 on a CPU")  # fmt: skip
+    model.add_argument("--attn-implementation", default="sdpa", choices=("sdpa", "eager", "flash_attention_2"))
+    bits = model.add_mutually_exclusive_group()
+    bits.add_argument("--load-8bit", action="store_true", help="language model in 8 bits (bitsandbytes)")
+    bits.add_argument("--load-4bit", action="store_true", help="language model in 4 bits (bitsandbytes)")
+    asked = parser.add_argument_group("questions")
+    asked.add_argument("--subtitles", nargs="?", const="published", choices=("published", "seen"), metavar="WHICH",
+                       help="VideoMME: published (the published choice; also without a value) or seen (cues of the "
+                       "frames that the model sees, each once)")  # fmt: skip
+    asked.add_argument("--prompt", choices=("question", "options"),
+                       help="moving_shapes: the question alone (default), or with options as MVBench")  # fmt: skip
+    asked.add_argument("--limit", type=_whole(1), metavar="N", help="ask only N questions")
+    asked.add_argument("--offset", type=_whole(0), default=0, metavar="N", help="leave the first N out")
+    asked.add_argument("--num-frames", type=_whole(1), metavar="N", help="frames per video (default: the model's)")
+    asked.add_argument("--video-backend", default="auto", choices=("auto", "pyav", "decord"), help="video decoder")
+    asked.add_argument("--strict-data", action="store_true", help="stop at a video that is missing or unreadable")
+    answer = parser.add_argument_group("answers")
+    answer.add_argument("--max-new-tokens", type=_whole(1), metavar="N",
+                        help="default 2048 (published), at most half of the model's positions")  # fmt: skip
+    answer.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default): no sampling")
+    answer.add_argument("--top-p", type=float, default=1.0, metavar="P", help="when sampling (default %(default)s)")
+    answer.add_argument("--seed", type=_whole(0), default=0, metavar="N", help="when sampling (default %(default)s)")
+    answer.add_argument("--batch-size", type=_whole(1), metavar="N",
+                        help="answers at once; they do not depend on it (default: what memory allows)")  # fmt: skip
+    answer.add_argument("--retry-failed", action="store_true", help="ask again what had no answer in a former run")
+    answer.add_argument("--no-progress", action="store_true", help="no progress bar")
+    _add_judge(parser)
+
+
+def _score(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("answers", type=Path, help="output folder of eval run, or a file of the published code")
+    parser.add_argument("--benchmark", metavar="NAME", help="what a file of the published code is about")
+    parser.add_argument("--partial", action="store_true", help="score what is there though answers are missing")
+    parser.add_argument("--no-progress", action="store_true", help="no progress bar")
+    _add_folders(parser)
+    _add_judge(parser)
+
+
+def _compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("a", type=Path, metavar="A", help="output folder, or its samples.jsonl")
+    parser.add_argument("b", type=Path, metavar="B", help="the same of the other")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _check(parser: argparse.ArgumentParser) -> None:
+    _named(parser)
+    parser.add_argument("--data", type=Path, metavar="DIR", help="data folder (default: eval/ and its usual name)")
+    parser.add_argument("--all", action="store_true", help="name every missing file")
+
+
+def _add_folders(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, metavar="DIR", help="data folder (default: eval/ and its usual name)")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="default eval_output/BENCHMARK/MODEL")
+    parser.add_argument("--protocol", default="published", choices=("published", "strict"),
+                        help="reading that stands first in the results; both are reported")  # fmt: skip
+
+
+def _add_judge(parser: argparse.ArgumentParser) -> None:
+    judge = parser.add_argument_group(
+        "judge", "for open answers; the key is read from OPENAI_API_KEY or AZURE_OPENAI_API_KEY, never from here"
+    )
+    judge.add_argument("--judge-model", metavar="NAME", help="model or Azure deployment; local: compare texts, offline")
+    judge.add_argument("--judge-url", metavar="URL", help="any OpenAI-compatible server (default: OpenAI)")
+    judge.add_argument("--judge-azure-endpoint", metavar="URL", help="use Azure")
+    judge.add_argument("--judge-azure-api-version", metavar="VERSION", help="of the Azure service")
+    judge.add_argument("--judge-temperature", type=float, metavar="T",
+                       help="default 0.7 with protocol published, 0 with strict")  # fmt: skip
+    judge.add_argument("--judge-concurrency", type=_whole(1), default=8, metavar="N", help="default %(default)s")
+    judge.add_argument("--judge-retries", type=_whole(0), default=5, metavar="N", help="default %(default)s")
+    judge.add_argument("--judge-timeout", type=float, default=60.0, metavar="SECONDS", help="default %(default)s")
+    judge.add_argument("--rubric", default="published", metavar="WHICH",
+                       help="published (default), own (this project's texts), or a folder of rubric files")  # fmt: skip
+    judge.add_argument("--dry-run", action="store_true", help="only print what judging would take")
+
+
+def _whole(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text!r}")
+        return value
+
+    return parse

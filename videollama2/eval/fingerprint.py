@@ -1,0 +1,49 @@
+"""Which model answered: told by the content of its files, so that a retrained checkpoint never reuses answers."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from videollama2.loading.files import find_file, resolve_name
+
+_SUFFIXES = {".json", ".safetensors", ".bin", ".model", ".jinja", ".txt"}
+_WHOLE = 64 << 20
+_SAMPLES, _SAMPLE = 64, 1 << 16
+
+
+def model_revision(model_path: str, model_base: str | None = None) -> str:
+    """A hub commit, or a digest of the files of a folder; of model and base where there are two.
+
+    Files above 64 MiB are told by their size and 64 samples spread over them: 150 GB are not read to name a model.
+
+    Raises:
+        CheckpointNotFoundError: no such model.
+    """
+    return "+".join(_revision(name) for name in (model_path, model_base) if name)
+
+
+def _revision(name: str) -> str:
+    path = resolve_name(name)
+    if not Path(path).is_dir():
+        config = find_file(path, "config.json") or find_file(path, "adapter_config.json")
+        if config is not None:
+            return config.parent.name  # snapshots/COMMIT/config.json
+    digest: Any = hashlib.sha256()
+    for file in sorted(Path(path).glob("*")):
+        if file.suffix in _SUFFIXES and file.is_file():
+            digest.update(f"{file.name}:{file.stat().st_size}:".encode())
+            _add(digest, file)
+    return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def _add(digest: Any, path: Path) -> None:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if size <= _WHOLE:
+            digest.update(file.read())
+            return
+        for index in range(_SAMPLES):
+            file.seek(index * (size - _SAMPLE) // (_SAMPLES - 1))
+            digest.update(file.read(_SAMPLE))

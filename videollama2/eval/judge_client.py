@@ -1,0 +1,182 @@
+"""One chat request to an OpenAI-compatible server or Azure, with bounded retries."""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import os
+import random
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit, urlunsplit
+
+from videollama2.errors import ConfigError, MissingDependencyError
+
+_LOOPBACK_KEY = "none"  # a local server without keys; the openai package insists on a value
+_RETRY_STATUS = frozenset({408, 409, 425, 429})  # and every 5xx
+_FATAL_STATUS = {401: "refuses the key", 403: "forbids the request", 404: "does not know the model or the address"}
+
+
+class JudgeCallError(Exception):
+    """One request failed for good. ``unreachable``: the server did not answer at all."""
+
+    def __init__(self, message: str, unreachable: bool = False) -> None:
+        super().__init__(message)
+        self.unreachable = unreachable
+
+
+class Reply(NamedTuple):
+    """Text of a reply and the model that the server says it came from."""
+
+    raw: str
+    model: str
+
+
+class ChatClient:
+    """Sends chat requests; safe to use from several threads.
+
+    Args:
+        base_url: of any OpenAI-compatible server; None is OpenAI itself.
+        azure_endpoint, azure_api_version: use Azure instead; the model name is then the deployment's.
+        retries: further attempts after the first.
+        timeout: seconds for one attempt.
+        backoff: seconds before the first retry, doubled each time.
+        max_wait: no single wait is longer, whatever the server's Retry-After says.
+
+    The key comes from the environment: ``OPENAI_API_KEY``, or ``AZURE_OPENAI_API_KEY`` for Azure.
+
+    Raises:
+        MissingDependencyError: the openai package is not installed.
+        ConfigError: no key in the environment, or a setting that contradicts another.
+    """
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        azure_endpoint: str | None = None,
+        azure_api_version: str | None = None,
+        retries: int = 5,
+        timeout: float = 60.0,
+        backoff: float = 1.0,
+        max_wait: float = 60.0,
+    ) -> None:
+        self._openai = _import_openai()
+        self.retries, self.backoff, self.max_wait = retries, backoff, max_wait
+        self.endpoint = _without_credentials(azure_endpoint or base_url or "https://api.openai.com/v1")
+        self._resume_at = 0.0  # time.monotonic(); all threads hold back when the server asks one of them to
+        self._lock = threading.Lock()
+        options: dict[str, Any] = {"timeout": timeout, "max_retries": 0}  # retries are counted here, not twice
+        if azure_endpoint:
+            if base_url or not azure_api_version:
+                raise ConfigError("a judge on Azure needs azure_endpoint and azure_api_version, and no base_url")
+            options |= {"api_key": _key("AZURE_OPENAI_API_KEY"), "api_version": azure_api_version}
+            self._client = self._openai.AzureOpenAI(azure_endpoint=azure_endpoint, **options)
+            return
+        optional = _LOOPBACK_KEY if base_url else None
+        options |= {"api_key": _key("OPENAI_API_KEY", optional), "base_url": base_url or "https://api.openai.com/v1"}
+        self._client = self._openai.OpenAI(**options)
+
+    def complete(self, request: Mapping[str, Any]) -> Reply:
+        """Send one request (arguments of ``chat.completions.create``).
+
+        Raises:
+            JudgeCallError: every attempt failed, or the server refused this one request.
+            ConfigError: the server refuses every request alike (key, model or address).
+        """
+        waits = random.Random(repr(request))  # spread out over threads, yet the same in every run
+        for attempt in range(self.retries + 1):
+            self._hold_back()
+            try:
+                return self._once(request)
+            except self._openai.APIError as error:
+                self._give_up_if_pointless(error)
+                if attempt == self.retries:
+                    raise self._failure(error, attempt + 1) from error
+                self._postpone(error, self.backoff * 2**attempt * waits.uniform(0.5, 1.0))
+        raise AssertionError("unreachable")
+
+    def _once(self, request: Mapping[str, Any]) -> Reply:
+        response = self._client.chat.completions.with_raw_response.create(**request)
+        # A server may answer 200 with anything, and the package does not check what it parses.
+        try:
+            body = json.loads(response.http_response.content)
+            text = body["choices"][0]["message"]["content"]
+        except (ValueError, LookupError, TypeError) as error:
+            raise JudgeCallError("the reply is no chat completion") from error
+        if not isinstance(text, str):
+            raise JudgeCallError("the reply holds no text")
+        return Reply(text, str(body.get("model") or request["model"]))
+
+    def _give_up_if_pointless(self, error: Exception) -> None:
+        """Raise at once where asking again cannot help."""
+        status = getattr(error, "status_code", None)
+        if status in _FATAL_STATUS:
+            raise ConfigError(f"judge {self.endpoint} {_FATAL_STATUS[status]} (HTTP {status}): {error}") from error
+        if status is not None and status not in _RETRY_STATUS and not 500 <= status < 600:
+            raise JudgeCallError(f"HTTP {status}: {error}") from error
+
+    def _failure(self, error: Exception, attempts: int) -> JudgeCallError:
+        status = getattr(error, "status_code", None)
+        cause = f"HTTP {status}" if status else type(error).__name__
+        unreachable = isinstance(error, self._openai.APIConnectionError)
+        return JudgeCallError(f"{cause} after {attempts} attempt{'s' * (attempts > 1)}: {error}", unreachable)
+
+    def _postpone(self, error: Exception, backoff: float) -> None:
+        asked = retry_after(getattr(getattr(error, "response", None), "headers", {}), time.time())
+        wait = min(backoff if asked is None else asked, self.max_wait)
+        if asked is None:
+            time.sleep(wait)
+            return
+        with self._lock:
+            self._resume_at = max(self._resume_at, time.monotonic() + wait)
+
+    def _hold_back(self) -> None:
+        with self._lock:
+            wait = self._resume_at - time.monotonic()
+        if wait > 0:
+            time.sleep(wait)
+
+
+def retry_after(headers: Mapping[str, str], now: float) -> float | None:
+    """Seconds that ``Retry-After`` (seconds or an HTTP date) or ``retry-after-ms`` asks for; None if it does not.
+
+    ``now``: seconds since the epoch.
+    """
+    for name, scale in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        value = headers.get(name, "").strip()
+        try:
+            seconds = float(value) * scale
+        except ValueError:
+            continue
+        return seconds if 0 <= seconds < float("inf") else None
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - now)
+    except ValueError:
+        return None
+
+
+def _import_openai() -> Any:
+    try:
+        import openai
+    except ImportError as error:
+        raise MissingDependencyError(
+            "a judge behind an API needs the openai package: pip install 'videollama2[eval]' (or openai>=1)"
+        ) from error
+    return openai
+
+
+def _key(variable: str, default: str | None = None) -> str:
+    key = os.environ.get(variable, "").strip() or default
+    if not key:
+        raise ConfigError(f"the judge's key is read from the environment: set {variable}")
+    return key
+
+
+def _without_credentials(url: str) -> str:
+    """A URL fit for results and messages: no user, password, query."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(f"judge address {url!r}: must begin with http:// or https:// and name a host")
+    return urlunsplit((parts.scheme, parts.netloc.rsplit("@", 1)[-1], parts.path.rstrip("/"), "", ""))

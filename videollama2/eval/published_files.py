@@ -1,0 +1,194 @@
+"""Output files of the published code -> rows, so that answers made there can be scored here. Nothing is run as code.
+
+| benchmark | one line or entry |
+|---|---|
+| mvbench | JSON lines ``{"vid", "task_type", "pred", "gt"}`` |
+| egoschema | ``q_uid, index`` (CSV); needs the annotations |
+| perception_test | ``{video: [{"id", "answer_id", "answer"}]}``; needs the annotations |
+| videomme | the official list with ``response``; pieces with a comma after each line are read as well |
+| activitynet_qa, msvd_qa | JSON lines ``{"id", "question", "answer", "pred"}`` |
+| msvc | JSON lines ``{"video_name", "question", "answer": captions, "pred"}`` |
+| videochatgpt | JSON lines ``{"video_name", "Q", "A", "P"}`` or ``{"video_name", "Q1", "Q2", "A", "P1", "P2"}`` |
+
+A Video-ChatGPT file with "temporal" in its name holds temporal questions.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from videollama2.errors import ConfigError, DataError
+from videollama2.eval.annotations import Record
+from videollama2.eval.answers import LETTERS
+from videollama2.eval.benchmarks.videomme_report import official_letter
+from videollama2.eval.items import PROTOCOLS, Benchmark, Item, Row
+
+
+def read_published(path: Path, benchmark: Benchmark, data: Path | None) -> list[Row]:
+    """Rows of one file.
+
+    Args:
+        data: the benchmark's folder, for files that do not hold the right answers themselves.
+
+    Raises:
+        DataError: the file breaks the form; names file, line and field.
+        ConfigError: no form is known, or ``data`` is needed.
+    """
+    reader = _READERS.get(benchmark.name)
+    if reader is None:
+        raise ConfigError(f"the published code writes no file for benchmark {benchmark.name!r}")
+    items: Sequence[Item] = ()
+    if benchmark.name in _NEED_DATA:
+        if data is None:
+            raise ConfigError(f"{path} holds no right answers: give the benchmark's folder with --data")
+        items = benchmark.load(data)
+    rows = list(reader(path, items))
+    if not rows:
+        raise DataError(f"{path}: there is no answer in this file")
+    return rows
+
+
+def entries(path: Path) -> list[Any]:
+    """A JSON list, an object, or JSON lines with or without commas at their ends (which the published code leaves)."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    try:
+        whole = json.loads(text)
+        return whole if isinstance(whole, list) else [whole]
+    except ValueError:
+        pass  # lines, then
+    found = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        line = line.strip().removesuffix(",")
+        if line and line not in "[]{}":
+            try:
+                found.append(json.loads(line if line.startswith("{") else "{" + line + "}"))
+            except ValueError as error:
+                raise DataError(f"{path}: line {number} is not JSON ({error})") from error
+    return found
+
+
+def _records(path: Path) -> list[Record]:
+    return [Record(raw, f"{path}: entry {number}") for number, raw in enumerate(entries(path))]
+
+
+def _row(name: str, category: str, group: str, **fields: Any) -> Row:
+    empty = dict.fromkeys(("question", "answer", "output", "parsed", "correct", "protocols", "error", "judge"))
+    return {"id": name, "category": category, "group": group, **empty, "guessed": False, **fields}
+
+
+def _chosen(name: str, category: str, group: str, parsed: int, answer: int | None, **fields: Any) -> Row:
+    """A row of multiple choice. What was guessed is not told by these files, so both protocols read the same."""
+    reading = {"parsed": parsed, "guessed": False, "correct": None if answer is None else parsed == answer}
+    protocols = dict.fromkeys(PROTOCOLS, reading)
+    return _row(name, category, group, answer=answer, **{**reading, "protocols": protocols, **fields})
+
+
+def _mvbench(path: Path, items: Sequence[Item]) -> Iterable[Row]:
+    for number, record in enumerate(_records(path)):
+        video, parsed, answer = record.text("vid"), record.index("pred", 26), record.index("gt", 26)
+        yield _chosen(f"{number}-{video}", record.text("task_type"), video, parsed, answer)
+
+
+def _egoschema(path: Path, items: Sequence[Item]) -> Iterable[Row]:
+    answers = {item.id: item for item in items}
+    with path.open(encoding="utf-8", newline="") as file:
+        for number, line in enumerate(csv.reader(file, skipinitialspace=True), start=1):
+            if not line or line[0].strip() == "q_uid":
+                continue
+            where = f"{path}: line {number}"
+            if len(line) != 2 or line[1].strip() not in "01234":
+                raise DataError(f"{where}: expected 'q_uid, index' with an index from 0 to 4, got {','.join(line)!r}")
+            item = _known(answers, line[0].strip(), where)
+            yield _chosen(item.id, item.category, item.group, int(line[1]), item.answer)
+
+
+def _perception_test(path: Path, items: Sequence[Item]) -> Iterable[Row]:
+    answers = {item.id: item for item in items}
+    for part in entries(path):
+        for video in Record(part, str(path)).raw:
+            for record in Record(part, f"{path}: {video!r}").records(video):
+                item = _known(answers, f"{video}-{record.index('id', 10**9)}", record.where)
+                chosen, reasoning = record.index("answer_id", 3), item.extra["reasoning"]
+                yield _chosen(item.id, item.category, item.group, chosen, item.answer, reasoning=reasoning)
+
+
+def _videomme(path: Path, items: Sequence[Item]) -> Iterable[Row]:
+    for entry in _records(path):
+        group = entry.text("video_id")
+        extra = {name: entry.text(name) for name in ("domain", "sub_category")}
+        for record in entry.records("questions"):
+            answer = LETTERS.index(record.text("answer"))
+            fields = {**extra, "task_type": record.text("task_type")}
+            name = record.text("question_id")
+            if entry.raw.get("missing"):
+                missing = {"error": "missing video", "error_kind": "media", "answer": answer}
+                yield _row(name, entry.text("duration"), group, **fields, **missing)
+                continue
+            response = str(record.raw.get("response", ""))
+            letter = official_letter(response)
+            parsed = LETTERS.index(letter) if letter else -1
+            row = _chosen(name, entry.text("duration"), group, parsed, answer, output=response, **fields)
+            yield row if letter else {**row, "parsed": None, "protocols": None}
+
+
+def _question_answer(path: Path, items: Sequence[Item]) -> Iterable[Row]:
+    for record in _records(path):
+        name = record.text("id")
+        # v_VIDEO_3 is the third question about VIDEO.
+        yield _open(record, name, "all", name.rsplit("_", 1)[0], ("question", "answer", "pred"))
+
+
+def _msvc(path: Path, items: Sequence[Item]) -> Iterable[Row]:
+    for number, record in enumerate(_records(path)):
+        video = record.text("video_name")
+        row = _open(record, f"{number}-{video}", "all", video, ("question", None, "pred"))
+        yield {**row, "answer": list(record.texts("answer"))}
+
+
+def _videochatgpt(path: Path, items: Sequence[Item]) -> Iterable[Row]:
+    for number, record in enumerate(_records(path)):
+        video = record.text("video_name")
+        if "Q1" in record:
+            row = _open(record, f"consistency-{number}", "consistency", video, (None, "A", None))
+            pair = {"question": [record.text("Q1"), record.text("Q2")], "output": [record.raw["P1"], record.raw["P2"]]}
+            yield {**row, **pair}
+        else:
+            category = "temporal" if "temporal" in path.stem else "generic"
+            yield _open(record, f"{category}-{number}", category, video, ("Q", "A", "P"))
+
+
+def _open(record: Record, name: str, category: str, group: str, fields: Sequence[str | None]) -> Row:
+    """``fields``: where question, answer and output stand; None where the caller fills them in."""
+    question, answer, output = fields
+    values = {
+        "question": question and record.text(question),
+        "answer": answer and record.answer(answer),
+        "output": output and str(record.raw.get(output, "")),
+    }
+    return _row(name, category, group, **values)
+
+
+def _known(items: dict[str, Item], name: str, where: str) -> Item:
+    if name not in items:
+        raise DataError(f"{where}: {name!r} is no question of this benchmark")
+    return items[name]
+
+
+_READERS: dict[str, Callable[[Path, Sequence[Item]], Iterable[Row]]] = {
+    "mvbench": _mvbench,
+    "egoschema": _egoschema,
+    "perception_test": _perception_test,
+    "videomme": _videomme,
+    "activitynet_qa": _question_answer,
+    "msvd_qa": _question_answer,
+    "msvc": _msvc,
+    "videochatgpt": _videochatgpt,
+}
+_NEED_DATA = frozenset(("egoschema", "perception_test"))

@@ -1,0 +1,117 @@
+"""The numbers the paper gives for its models (arXiv 2406.07476), as data.
+
+Only models and benchmarks that stand in its tables 5 and 6 are here. The paper has no numbers per MVBench task or per
+VideoMME category, so a category never has one.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+
+class PaperNumber(NamedTuple):
+    """One published number: ``value`` in percent for an accuracy, 0..5 for a judge's score."""
+
+    value: float
+    frames: int
+    source: str
+    note: str  # what to keep in mind when comparing; empty where nothing
+
+
+# Frames looked at, by table: the two tables disagree about the 72B model.
+_FRAMES = {
+    "VideoLLaMA2-7B": (8, 8),
+    "VideoLLaMA2-7B-16F": (16, 16),
+    "VideoLLaMA2-8x7B": (8, 8),
+    "VideoLLaMA2-72B": (16, 8),
+    "VideoLLaMA2.1-7B-16F": (16, 16),
+}
+
+# Table 5. Columns in the order of _TABLE_5_COLUMNS.
+_TABLE_5_COLUMNS = (
+    ("egoschema", "accuracy"),
+    ("perception_test", "accuracy"),
+    ("mvbench", "accuracy"),
+    ("videomme", "accuracy"),
+    ("videomme_subtitles", "accuracy"),
+    ("msvc", "correctness"),
+    ("msvc", "detailedness"),
+)
+_TABLE_5 = {
+    "VideoLLaMA2-7B": (50.5, 49.6, 53.4, 45.1, 46.6, 2.57, 2.61),
+    "VideoLLaMA2-7B-16F": (51.7, 51.4, 54.6, 47.9, 50.3, 2.53, 2.59),
+    "VideoLLaMA2-8x7B": (53.3, 52.2, 53.9, 47.9, 49.7, 2.53, 2.56),
+    "VideoLLaMA2-72B": (63.9, 57.5, 62.0, 61.4, 63.1, 2.71, 2.67),
+    "VideoLLaMA2.1-7B-16F": (53.1, 54.9, 57.3, 54.9, 56.4, 2.87, 2.81),
+}
+
+# Table 6.
+_TABLE_6_COLUMNS = (
+    ("msvd_qa", "accuracy"),
+    ("msvd_qa", "score"),
+    ("activitynet_qa", "accuracy"),
+    ("activitynet_qa", "score"),
+    ("videochatgpt", "correctness"),
+    ("videochatgpt", "detail"),
+    ("videochatgpt", "context"),
+    ("videochatgpt", "temporal"),
+    ("videochatgpt", "consistency"),
+)
+_TABLE_6 = {
+    "VideoLLaMA2-7B": (71.7, 3.9, 49.9, 3.3, 3.09, 3.09, 3.68, 2.63, 3.25),
+    "VideoLLaMA2-7B-16F": (70.9, 3.8, 50.2, 3.3, 3.16, 3.08, 3.69, 2.56, 3.14),
+    "VideoLLaMA2-8x7B": (70.5, 3.8, 50.3, 3.4, 3.08, 3.11, 3.64, 2.67, 3.26),
+    "VideoLLaMA2-72B": (71.0, 3.8, 55.2, 3.4, 3.23, 3.11, 3.71, 2.62, 3.12),
+    "VideoLLaMA2.1-7B-16F": (70.6, 3.8, 53.0, 3.4, 3.30, 3.18, 3.78, 2.66, 3.20),
+}
+
+_NOTES = {
+    "egoschema": "the paper's is on the full set, not on the 500 public answers",
+    "perception_test": "the paper's is on the test split",
+    "msvc": "the paper samples at temperature 0.2 and was judged by GPT-3.5-turbo-0613",
+    "msvd_qa": "the paper's judge is GPT-3.5",
+    "activitynet_qa": "the paper's judge is GPT-3.5",
+    "videochatgpt": "the paper's judge is GPT-3.5",
+}
+
+# Folder names of the data and spellings in use, without case and punctuation.
+_ALIASES = {
+    "perceptiontestmcqa": "perception_test",
+    "perceptiontest": "perception_test",
+    "activitynetzeroshotqa": "activitynet_qa",
+    "activitynet": "activitynet_qa",
+    "activitynetqa": "activitynet_qa",
+    "msvdzeroshotqa": "msvd_qa",
+    "msvd": "msvd_qa",
+    "msvdqa": "msvd_qa",
+    "videochatgptgen": "videochatgpt",
+    "vcgpt": "videochatgpt",
+    "videommesubtitles": "videomme_subtitles",
+}
+
+
+def canonical_benchmark(name: str) -> str:
+    """One spelling for each benchmark: ``MSVD_Zero_Shot_QA``, ``msvd-qa`` -> ``msvd_qa``."""
+    plain = re.sub(r"[^a-z0-9]", "", name.lower())
+    return _ALIASES.get(plain, plain)
+
+
+def paper_number(model: str, benchmark: str, metric: str, subtitles: bool = False) -> PaperNumber | None:
+    """What the paper gives for this model, or None.
+
+    Args:
+        model: path or hub name; its last part must be the published name of a chat model
+            (``DAMO-NLP-SG/VideoLLaMA2-7B``). A fine-tuned or base model is another model and has no number.
+        metric: ``accuracy``, ``score``, or the judged aspect (``correctness``, ``detail``, ...).
+        subtitles: the number with subtitles (VideoMME).
+    """
+    name = model.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
+    key = canonical_benchmark(benchmark)
+    if subtitles and key == "videomme":
+        key = "videomme_subtitles"
+    for table, columns, index in ((_TABLE_5, _TABLE_5_COLUMNS, 0), (_TABLE_6, _TABLE_6_COLUMNS, 1)):
+        if name in table and (key, metric) in columns:
+            value = table[name][columns.index((key, metric))]
+            return PaperNumber(value, _FRAMES[name][index], f"arXiv 2406.07476, table {5 + index}", _NOTES.get(key, ""))
+    return None

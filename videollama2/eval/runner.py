@@ -1,0 +1,224 @@
+"""Questions -> answers through the engine: every clip is decoded and encoded once, and all its questions follow it.
+
+Decoding runs ahead in threads while the model answers. Answers are handed on in the order of the questions, so what is
+on disk does not depend on which of them ended first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from videollama2.errors import DataError, EngineError, MediaError, VideoLlama2Error
+from videollama2.eval.items import Benchmark, Item
+from videollama2.inference.engine import Engine
+from videollama2.inference.request import Answer, Request
+
+DECODE_THREADS = 2
+CLIPS_AHEAD = 4
+"""Clips that are decoded before their questions' turn."""
+
+
+@dataclass(frozen=True)
+class AnswerOptions:
+    """How questions are asked. All of it is part of what tells runs apart.
+
+    Attributes:
+        num_frames: None: the model's.
+        max_new_tokens: None: the benchmark's, or as many as the model has room for.
+        temperature: 0: the likeliest token. Above: sampled, each question with a seed of its own made from ``seed``.
+    """
+
+    num_frames: int | None = None
+    video_backend: str = "auto"
+    max_new_tokens: int | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def describe(self) -> dict[str, Any]:
+        """For the results."""
+        return asdict(self)
+
+    def sampling(self, item: Item, part: int, max_new_tokens: int) -> dict[str, Any]:
+        """Options of one request."""
+        if not self.temperature:
+            return {"max_new_tokens": max_new_tokens}
+        seed = int.from_bytes(hashlib.sha256(f"{self.seed}:{item.id}:{part}".encode()).digest()[:7], "big")
+        sampled = {"temperature": self.temperature, "top_p": self.top_p, "seed": seed}
+        return {"max_new_tokens": max_new_tokens, **sampled}
+
+
+@dataclass
+class Work:
+    """What was done, for the report and for benchmarks. Seconds of decoding are summed over threads."""
+
+    clips: int = 0
+    answers: int = 0
+    tokens: int = 0
+    decode_seconds: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass
+class _Asked:
+    """An item whose requests are under way."""
+
+    item: Item
+    instructions: tuple[str, ...]
+    answers: list[Answer] = field(default_factory=list)
+    error: Exception | None = None
+    started: float = field(default_factory=monotonic)
+
+
+class Runner:
+    """Asks items of one benchmark.
+
+    Args:
+        engine: answers.
+        data: folder that media paths are relative to.
+        strict_data: a medium that cannot be read stops the run.
+    """
+
+    def __init__(
+        self, engine: Engine, benchmark: Benchmark, data: Path, options: AnswerOptions, strict_data: bool = False
+    ) -> None:
+        self.engine, self.benchmark, self.data, self.options = engine, benchmark, data, options
+        self.strict_data = strict_data
+        self.work = Work()
+        self.num_frames = options.num_frames or engine.processor.model_config.num_frames
+        # At most half of a slot, the rest is for the prompt. Fixed for a model: answers do not depend on memory.
+        self.max_new_tokens = options.max_new_tokens or min(benchmark.max_new_tokens, engine.max_length // 2)
+
+    def run(self, items: Sequence[Item], on_answer: Callable[[dict[str, Any]], None]) -> None:
+        """Ask all items; ``on_answer`` gets each answer, in the order of :func:`by_clip`.
+
+        Raises:
+            DataError: ``strict_data`` and a medium that cannot be read. EngineError: the engine broke.
+        """
+        started = monotonic()
+        # Enough to fill the batch anew while its oldest answer is still growing.
+        window = min(3 * self.engine.max_batch, self.engine.max_queue)
+        under_way: deque[_Asked] = deque()
+        for asked in self._ask_all(items):
+            under_way.append(asked)
+            while sum(len(each.answers) for each in under_way) >= window or under_way and not under_way[0].answers:
+                on_answer(self._finish(under_way.popleft()))
+        while under_way:
+            on_answer(self._finish(under_way.popleft()))
+        self.work.seconds += monotonic() - started
+
+    def _ask_all(self, items: Sequence[Item]) -> Iterator[_Asked]:
+        with ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="videollama2-decode") as pool:
+            groups = iter(by_clip(items))
+            ahead: deque[tuple[list[Item], Future[Any]]] = deque()
+            try:
+                while True:
+                    while len(ahead) < CLIPS_AHEAD and (group := next(groups, None)) is not None:
+                        ahead.append((group, pool.submit(self._decode, group[0])))
+                    if not ahead:
+                        return
+                    group, future = ahead.popleft()
+                    yield from self._ask_clip(group, future)
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _decode(self, item: Item) -> tuple[Any, float]:
+        started = monotonic()
+        options = {"start": item.start, "end": item.end, "backend": self.options.video_backend}
+        if self.options.num_frames is not None:
+            options["num_frames"] = self.options.num_frames
+        load = self.engine.processor[item.kind]
+        path = self.data / item.media
+        try:
+            pixels = load(path, **options) if item.kind == "video" else load(path)
+        except MediaError:
+            raise
+        except OSError as error:
+            raise MediaError(f"{path}: cannot be read ({error.strerror or error})") from error
+        return pixels, monotonic() - started
+
+    def _ask_clip(self, group: list[Item], future: Future[Any]) -> Iterator[_Asked]:
+        try:
+            pixels, seconds = future.result()
+        except MediaError as error:
+            if self.strict_data:
+                raise DataError(f"{self.data / group[0].media} cannot be used (--strict-data): {error}") from error
+            yield from (_Asked(item, item.instructions, error=error) for item in group)
+            return
+        self.work.clips += 1
+        self.work.decode_seconds += seconds
+        for item in group:
+            yield self._ask(item, pixels)
+
+    def _ask(self, item: Item, pixels: Any) -> _Asked:
+        asked = _Asked(item, item.instructions)
+        try:
+            asked.instructions = self.benchmark.instructions(item, self.data, self.num_frames)
+            for part, text in enumerate(asked.instructions):
+                sampling = self.options.sampling(item, part, self.max_new_tokens)
+                asked.answers.append(self.engine.submit_request(Request(text, [(item.kind, pixels)], **sampling)))
+        except VideoLlama2Error as error:
+            if self.engine.closed or isinstance(error, DataError):
+                raise
+            asked.answers, asked.error = [], error
+        return asked
+
+    def _finish(self, asked: _Asked) -> dict[str, Any]:
+        """Wait for an item's answers."""
+        outputs, reasons = [], []
+        for answer in asked.answers if asked.error is None else ():
+            try:
+                result = answer.result()
+            except VideoLlama2Error as error:
+                if self.engine.closed:
+                    raise EngineError(f"the engine stopped while it answered {asked.item.id!r}: {error}") from error
+                asked.error = error
+                break
+            # All tokens at once, as published; text that was streamed may differ in blanks.
+            tokenizer = self.engine.processor.tokenizer
+            outputs.append(tokenizer.decode(result.token_ids, skip_special_tokens=True).strip())
+            reasons.append(result.finish_reason)
+            self.work.tokens += result.completion_tokens
+        self.work.answers += 1
+        return _stored(asked, outputs, reasons)
+
+
+def _stored(asked: _Asked, outputs: list[str], reasons: list[str]) -> dict[str, Any]:
+    error = asked.error
+    several = len(asked.instructions) > 1
+    shown: dict[str, Any] = {"output": None, "finish_reason": None}
+    if error is None:
+        shown = {"output": outputs if several else outputs[0], "finish_reason": reasons if several else reasons[0]}
+    return {
+        "id": asked.item.id,
+        "instruction": list(asked.instructions) if several else asked.instructions[0],
+        **shown,
+        "error": None if error is None else f"{type(error).__name__}: {error}",
+        "error_kind": None if error is None else "media" if isinstance(error, MediaError) else "failed",
+        "seconds": round(monotonic() - asked.started, 3),
+    }
+
+
+def by_clip(items: Sequence[Item]) -> list[list[Item]]:
+    """Items that share a clip together, clips in the order in which they first appear."""
+    groups: dict[Any, list[Item]] = {}
+    for item in items:
+        groups.setdefault(item.clip, []).append(item)
+    return list(groups.values())
+
+
+def share(items: Sequence[Item], rank: int, world: int) -> list[Item]:
+    """What process ``rank`` of ``world`` asks: every ``world``-th clip with all its questions. May be nothing."""
+    return [item for group in by_clip(items)[rank::world] for item in group]
+
+
+def missing_media(items: Sequence[Item], data: Path) -> list[str]:
+    """Media that are not there, each once."""
+    return [path for path in dict.fromkeys(item.media for item in items) if not (data / path).exists()]

@@ -1,0 +1,198 @@
+"""How sure a number is: Wilson intervals, intervals clustered by video, paired differences. No random numbers.
+
+Questions about one video are not independent, so a benchmark with several questions a video has fewer independent
+observations than questions. Everything here therefore takes ``groups``, one label (the video) for each value.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from functools import lru_cache
+from statistics import NormalDist
+from typing import NamedTuple
+
+from videollama2.errors import ConfigError
+
+
+class Interval(NamedTuple):
+    """Ends of a confidence interval, in the unit of the values. None where the data cannot tell (one group only)."""
+
+    low: float | None
+    high: float | None
+
+
+class PairedDifference(NamedTuple):
+    """Mean of ``a - b`` over the same questions: positive where the first is better."""
+
+    difference: float
+    low: float | None
+    high: float | None
+    p_value: float | None  # two-sided, of no difference; None where the data cannot tell
+    n: int
+    clusters: int
+    a_better: int
+    b_better: int
+    ties: int
+
+
+def wilson(k: float, n: float, confidence: float = 0.95) -> Interval:
+    """Score interval of a proportion, ``k`` of ``n`` (Wilson 1927). ``n`` may be an effective, fractional number.
+
+    Raises:
+        ConfigError: ``k`` outside 0..n or ``confidence`` outside (0, 1).
+    """
+    _check_confidence(confidence)
+    if not 0 <= k <= n:
+        raise ConfigError(f"wilson: k={k} must lie in 0..n={n}")
+    if n == 0:
+        return Interval(0.0, 1.0)
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    share, spread = k / n, z * z / n
+    centre = (share + spread / 2) / (1 + spread)
+    half = z * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
+    # At the edges the exact result is 0 or 1; rounding must not leave 1e-17.
+    low = 0.0 if k == 0 else max(0.0, centre - half)
+    high = 1.0 if k == n else min(1.0, centre + half)
+    return Interval(low, high)
+
+
+def clustered_interval(
+    values: Sequence[float],
+    groups: Sequence[Hashable],
+    confidence: float = 0.95,
+    proportion: bool | None = None,
+) -> Interval:
+    """Interval of the mean of ``values``, which count as independent between ``groups`` only.
+
+    Args:
+        values: n numbers, or n booleans for an accuracy.
+        groups: n labels; values with the same label belong to one video.
+        proportion: the values are right/wrong: a Wilson interval with the effective sample size of the clustered
+            variance (Korn and Graubard 1998), equal to :func:`wilson` when no two questions share a video. Otherwise
+            mean -+ t * cluster-robust standard error. Default: true when every value is 0 or 1.
+
+    Raises:
+        ConfigError: lengths differ, nothing to average, or a value that is not finite.
+    """
+    values = _checked(values, groups)
+    if proportion is None:
+        proportion = all(value in (0.0, 1.0) for value in values)
+    if proportion:
+        return _clustered_proportion(values, groups, confidence)
+    mean, error, clusters = _mean_and_error(values, groups)
+    if error is None:
+        return Interval(None, None)
+    half = student_quantile(confidence, clusters - 1) * error
+    return Interval(mean - half, mean + half)
+
+
+def paired_difference(
+    a: Sequence[float], b: Sequence[float], groups: Sequence[Hashable], confidence: float = 0.95
+) -> PairedDifference:
+    """Compare two models on the same questions; ``a[i]`` and ``b[i]`` answer question i of video ``groups[i]``.
+
+    Raises:
+        ConfigError: lengths differ, nothing to compare, or a value that is not finite.
+    """
+    if len(a) != len(b):
+        raise ConfigError(f"paired comparison: {len(a)} values against {len(b)}; both must hold the same questions")
+    differences = _checked([float(x) - float(y) for x, y in zip(a, b, strict=True)], groups)
+    mean, error, clusters = _mean_and_error(differences, groups)
+    low = high = p_value = None
+    if error is not None:
+        half = student_quantile(confidence, clusters - 1) * error
+        low, high = mean - half, mean + half
+        p_value = _p_value(mean, error, clusters - 1)
+    wins = sum(value > 0 for value in differences)
+    losses = sum(value < 0 for value in differences)
+    ties = len(differences) - wins - losses
+    return PairedDifference(mean, low, high, p_value, len(differences), clusters, wins, losses, ties)
+
+
+@lru_cache(maxsize=256)
+def student_quantile(confidence: float, freedom: int) -> float:
+    """The t for which ``confidence`` of Student's distribution with ``freedom`` degrees lies in -t..t."""
+    _check_confidence(confidence)
+    high = 1.0
+    while student_inside(high, freedom) < confidence:
+        high *= 2
+    low = 0.0
+    for _ in range(80):
+        middle = (low + high) / 2
+        if student_inside(middle, freedom) < confidence:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def student_inside(t: float, freedom: int) -> float:
+    """Share of Student's distribution inside -t..t, whole degrees of freedom (Abramowitz & Stegun 26.7.3, 26.7.4)."""
+    if freedom < 1:
+        raise ConfigError(f"Student's distribution needs at least 1 degree of freedom, not {freedom}")
+    angle = math.atan(t / math.sqrt(freedom))
+    cosine = math.cos(angle)
+    odd = freedom % 2 == 1
+    term = cosine if odd else 1.0
+    total = 0.0 if freedom == 1 else term
+    for step in range(3 if odd else 2, freedom - 1, 2):
+        term *= cosine * cosine * (step - 1) / step
+        total += term
+    if odd:
+        return 2 / math.pi * (angle + math.sin(angle) * total)
+    return math.sin(angle) * total
+
+
+def _clustered_proportion(values: list[float], groups: Sequence[Hashable], confidence: float) -> Interval:
+    n, share = len(values), sum(values) / len(values)
+    clusters = len(set(groups))
+    if clusters == n:
+        return wilson(sum(values), n, confidence)
+    if clusters == 1:
+        return wilson(share, 1, confidence)  # one video is one observation
+    _, error, _ = _mean_and_error(values, groups)
+    independent = share * (1 - share) / (n - 1)
+    if independent == 0:
+        return wilson(share * clusters, clusters, confidence)  # all right or all wrong: the variance says nothing
+    design_effect = max(error**2 / independent, 1.0)  # never claim more than independent questions would
+    few_clusters = (student_quantile(confidence, n - 1) / student_quantile(confidence, clusters - 1)) ** 2
+    effective = n / design_effect * few_clusters
+    return wilson(share * effective, effective, confidence)
+
+
+def _mean_and_error(values: list[float], groups: Sequence[Hashable]) -> tuple[float, float | None, int]:
+    """Mean, its cluster-robust standard error (None for one cluster) and the number of clusters."""
+    mean = math.fsum(values) / len(values)
+    residuals: dict[Hashable, list[float]] = defaultdict(list)
+    for value, group in zip(values, groups, strict=True):
+        residuals[group].append(value - mean)
+    clusters = len(residuals)
+    if clusters < 2:
+        return mean, None, clusters
+    squares = math.fsum(math.fsum(members) ** 2 for members in residuals.values())
+    return mean, math.sqrt(clusters / (clusters - 1) * squares) / len(values), clusters
+
+
+def _p_value(mean: float, error: float, freedom: int) -> float:
+    if error == 0:
+        return 1.0 if mean == 0 else 0.0
+    return max(0.0, 1 - student_inside(abs(mean) / error, freedom))
+
+
+def _checked(values: Sequence[float], groups: Sequence[Hashable]) -> list[float]:
+    if len(values) != len(groups):
+        raise ConfigError(f"interval: {len(values)} values but {len(groups)} group labels; they must pair up")
+    if not len(values):
+        raise ConfigError("interval: no values")
+    numbers = [float(value) for value in values]
+    for index, number in enumerate(numbers):
+        if not math.isfinite(number):
+            raise ConfigError(f"interval: value {index} is {number}; values must be finite")
+    return numbers
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise ConfigError(f"confidence={confidence} must lie between 0 and 1, both excluded")

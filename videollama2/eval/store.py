@@ -1,0 +1,246 @@
+"""Answers on disk: appended line by line, safe against being killed at any moment, merged by file.
+
+    OUTPUT/run.json                            what was asked of which model, and the hash that keeps runs apart
+    OUTPUT/model.json                          what loading the model told
+    OUTPUT/answers/rank-00002-of-00008.jsonl   one line per answer, written by one process
+    OUTPUT/samples.jsonl, results.*            made from them when all answers are there
+
+A line is on the disk before its question counts as answered. A line cut short by a kill has no end, is not read, and is
+cut off when its process writes again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from videollama2.errors import ConfigError, DataError
+from videollama2.eval.files import write_atomically
+
+RUN_FILE, MODEL_FILE, SAMPLES_FILE, ANSWER_FOLDER = "run.json", "model.json", "samples.jsonl", "answers"
+SHOWN = 5
+
+Answer = dict[str, Any]
+
+
+def configuration_hash(configuration: Mapping[str, Any]) -> str:
+    """Equal for equal configurations, on any machine."""
+    text = json.dumps(configuration, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class AnswerStore:
+    """The folder of one run.
+
+    Args:
+        folder: made when missing.
+        configuration: everything that answers depend on. A folder that holds answers of another one is refused.
+        about: told in run.json, without being part of what tells runs apart (paths of data).
+
+    Raises:
+        ConfigError: the folder belongs to another configuration, or cannot be written.
+    """
+
+    def __init__(self, folder: str | Path, configuration: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+        self.folder = Path(folder)
+        self.answers = self.folder / ANSWER_FOLDER
+        self.hash = configuration_hash(configuration)
+        content = {"hash": self.hash, "configuration": dict(configuration), "about": dict(about)}
+        try:
+            self.answers.mkdir(parents=True, exist_ok=True)
+            _create(self.folder / RUN_FILE, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise ConfigError(f"{folder}: cannot be used as output folder ({error.strerror or error})") from error
+        former = read_run(self.folder)
+        if former["hash"] != self.hash:
+            difference = _difference(former["configuration"], configuration)
+            raise ConfigError(f"{folder} holds answers of another configuration ({difference}): choose another folder")
+
+    def read(self) -> dict[str, Answer]:
+        """Every answer there is, by id. A later answer takes the place of one that had failed.
+
+        Raises:
+            DataError: two answers to one question, a damaged line, or an answer of another configuration.
+        """
+        found: dict[str, Answer] = {}
+        places: dict[str, str] = {}
+        for path in sorted(self.answers.glob("*.jsonl")):
+            for number, answer in _lines(path):
+                name, place = answer["id"], f"{path.name} line {number}"
+                if answer.get("config") != self.hash:
+                    raise DataError(f"{path}: line {number} is not of configuration {self.hash}")
+                former = found.get(name)
+                if former is not None and former["error"] is None and answer["error"] is None:
+                    raise DataError(f"{self.answers}: question {name!r} is answered twice: {places[name]} and {place}")
+                if former is None or former["error"] is not None:
+                    found[name], places[name] = answer, place
+        return found
+
+    def merge(self, ids: Sequence[str]) -> tuple[list[Answer], list[str]]:
+        """Answers in the order of ``ids``, and the ids that have none.
+
+        Raises:
+            DataError: see :meth:`read`; or an answer to a question that was not asked.
+        """
+        found = self.read()
+        surplus = sorted(set(found) - set(ids))
+        if surplus:
+            raise DataError(f"{self.answers}: answers to questions that are not in this run: {_some(surplus)}")
+        return [found[name] for name in ids if name in found], [name for name in ids if name not in found]
+
+    @contextmanager
+    def shard(self, rank: int, world: int) -> Iterator[ShardWriter]:
+        """The file of one process, for appending.
+
+        Raises:
+            ConfigError: another process writes it.
+        """
+        path = self.answers / f"rank-{rank:05d}-of-{world:05d}.jsonl"
+        with path.open("ab") as file:
+            if not _lock(file):
+                raise ConfigError(f"{path}: is being written by another process; the same evaluation runs already")
+            _cut_torn_line(path, file)
+            yield ShardWriter(file, self.hash)
+
+    @contextmanager
+    def merging(self) -> Iterator[bool]:
+        """Whether this process is the one that merges now; False where another does."""
+        with (self.folder / ".merge.lock").open("ab") as file:
+            yield _lock(file)
+
+    def write_model(self, facts: Mapping[str, Any]) -> None:
+        """Keep what loading the model told, for the process that reports."""
+        write_atomically(self.folder / MODEL_FILE, json.dumps(dict(facts), indent=1) + "\n")
+
+    def read_model(self) -> dict[str, Any]:
+        """What :meth:`write_model` kept; empty where no model was needed."""
+        return read_model(self.folder)
+
+
+class ShardWriter:
+    """Appends answers to one file; each is on the disk when :meth:`append` returns."""
+
+    def __init__(self, file: BinaryIO, configuration: str) -> None:
+        self._file, self._configuration = file, configuration
+
+    def append(self, answer: Answer) -> None:
+        """Write one answer (``id``, ``output``, ``error`` and what else belongs to it)."""
+        line = json.dumps({"config": self._configuration, **answer}, ensure_ascii=False) + "\n"
+        self._file.write(line.encode("utf-8", "backslashreplace"))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """run.json of an output folder.
+
+    Raises:
+        DataError: there is none, or it is damaged.
+    """
+    path = folder / RUN_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{folder} is no folder of an evaluation: {path} cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise DataError(f"{path}: is damaged ({error})") from error
+    if not isinstance(content, dict) or not {"hash", "configuration", "about"} <= set(content):
+        raise DataError(f"{path}: is not the description of an evaluation")
+    return content
+
+
+def read_model(folder: Path) -> dict[str, Any]:
+    """model.json of an output folder; empty where there is none."""
+    path = folder / MODEL_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def write_samples(folder: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+    """Rows as JSON lines, replaced whole."""
+    path = folder / SAMPLES_FILE
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_atomically(path, text.encode("utf-8", "backslashreplace"))
+    return path
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """A file of JSON lines.
+
+    Raises:
+        DataError: it cannot be read, or a line is not JSON; names the line.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                raise DataError(f"{path}: line {number} is not JSON ({error})") from error
+    return rows
+
+
+def _lines(path: Path) -> Iterator[tuple[int, Answer]]:
+    """Whole lines with their numbers."""
+    *lines, _ = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        try:
+            answer = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path}: line {number} is damaged ({error}); delete that line and run again") from error
+        if not isinstance(answer, dict) or not {"id", "output", "error"} <= set(answer):
+            raise DataError(f"{path}: line {number} is no answer; delete that line and run again")
+        yield number, answer
+
+
+def _cut_torn_line(path: Path, file: BinaryIO) -> None:
+    content = path.read_bytes()
+    if content and not content.endswith(b"\n"):
+        file.truncate(content.rfind(b"\n") + 1)
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Take the file for this process until it is closed or the process ends; False where another has it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: the check for double answers has to do
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _create(path: Path, text: str) -> None:
+    """Write a file whole unless it is there; of several processes one succeeds, and all then see the same."""
+    if path.exists():
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    write_atomically(temporary, text)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return
+    except OSError:  # a file system without links: the last one wins, with the same content
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _difference(former: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    keys = [key for key in {**former, **now} if former.get(key) != now.get(key)]
+    return ", ".join(f"{key}: {former.get(key)!r} there, {now.get(key)!r} here" for key in keys)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - SHOWN
+    return ", ".join(map(repr, names[:SHOWN])) + (f" and {more} more" if more > 0 else "")
