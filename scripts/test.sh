@@ -5,7 +5,8 @@ set -uo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare_environment
 # One torch thread per worker: two workers with two threads each are three times slower on two cores.
+# (nproc itself obeys OMP_NUM_THREADS.)
+workers="$(env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 2)"
 export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
-workers="$(nproc 2>/dev/null || echo 2)"
 [ "$workers" -le 4 ] || workers=4
 "$VENV_PYTHON" -m pytest -q -n "$workers" --dist loadfile "$@" || fail "tests failed, see above"
