@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -139,7 +140,8 @@ def run(world: Path, parts: Path, tmp_path: Path) -> Callable[..., Run]:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    ours = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, **ours}
 
 
 def command(argv: list[str], processes: int) -> list[str]:
@@ -161,14 +163,16 @@ def launch(world: Path, parts: Path, tmp_path: Path) -> Callable[..., Run]:
         log = tmp_path / f"{folder.name}.log"
         with log.open("w") as errors:
             started = subprocess.Popen(
-                argv, stdout=subprocess.PIPE, stderr=errors, env=environment(), cwd=ROOT, text=True,
-                start_new_session=True,
-            )  # fmt: skip
+                argv, stdout=subprocess.PIPE, stderr=errors, env=environment(), cwd=ROOT, text=True
+            )
             steps = 0
             for line in started.stdout:
                 steps += "'loss'" in line
                 if steps == kill_at:
-                    os.killpg(started.pid, signal.SIGKILL)
+                    # The launcher gives each process a session of its own.
+                    parent = psutil.Process(started.pid)
+                    for process in (*parent.children(recursive=True), parent):
+                        process.kill()
         code = started.wait(timeout=600)
         assert code == (0 if kill_at is None else -signal.SIGKILL), log.read_text()[-4000:]
         return Run(folder)
