@@ -59,6 +59,9 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_chat)
     parser.add_argument("media", nargs="*", help="videos and images to begin with")
     _add_options(parser)
+    parser.add_argument("--max-length", type=int, metavar="N",
+                        help="tokens a conversation may have (default: what model and memory allow, "
+                             f"at most {_CHAT_LENGTH})")  # fmt: skip
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -121,6 +124,8 @@ def _chat(args: argparse.Namespace) -> int:
 
     options = _generation(args)
     kinds = [sniff_modality(path) for path in args.media]
+    if args.max_length is not None and args.max_length < 1:
+        raise ConfigError(f"--max-length must be at least 1, got {args.max_length}")
     engine, sampling = _open_engine(args, options, None)
     from videollama2.inference.chat import Chat
 
@@ -137,11 +142,12 @@ def _open_engine(
     """The model in an engine of one slot, and the options of its requests.
 
     Args:
-        prompt_length: processor -> tokens of the one prompt; None: as long a slot as chats use.
+        prompt_length: processor -> tokens of the one prompt; None: as long a slot as chats use (--max-length).
     """
     _quiet_libraries()
     from videollama2.inference.api import generation_options, model_init, sampling_options
     from videollama2.inference.engine import Engine
+    from videollama2.inference.sizes import fitting_length
 
     model, processor, tokenizer = model_init(
         args.model_path,
@@ -155,10 +161,10 @@ def _open_engine(
     sampling = sampling_options(model, generation_options(tokenizer, **options))
     if args.seed is not None and args.temperature:
         sampling["seed"] = args.seed
-    positions = model.config.text_config.max_position_embeddings
-    length = min(positions, _CHAT_LENGTH)
     if prompt_length is not None:
         length = prompt_length(processor) + args.max_new_tokens
+    else:
+        length = args.max_length or fitting_length(model, longest=_CHAT_LENGTH)
     return Engine(model, processor, max_batch=1, max_length=length, background=False), sampling
 
 

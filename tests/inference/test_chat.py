@@ -65,7 +65,11 @@ def test_faults_are_told_and_the_conversation_goes_on(tiny, tmp_path):
 
 def test_ctrl_c_stops_the_answer_and_not_the_program():
     model = golden_dir() / "models" / "qwen2-stc_connector-clip"
-    command = [sys.executable, "-u", "-m", "videollama2", "chat", "--model-path", str(model), "--max-new-tokens", "400"]
+    # Longer than the pipe takes: the answer cannot end before it is stopped, however slow this test is.
+    command = [
+        sys.executable, "-u", "-m", "videollama2", "chat", "--model-path", str(model), "--max-length", "90000",
+        "--max-new-tokens", "80000",
+    ]  # fmt: skip
     process = subprocess.Popen(
         command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -12,10 +12,11 @@ import torch
 
 from videollama2.constants import DEFAULT_MODEL_NAME
 from videollama2.errors import CheckpointNotFoundError, ConfigError
-from videollama2.inference.engine import Engine, end_ids, fitting_slots
+from videollama2.inference.engine import Engine, end_ids
 from videollama2.inference.media_cache import MediaCache
-from videollama2.inference.media_encoder import medium_key
+from videollama2.inference.media_encoder import medium_key, visual_weights, weights_state
 from videollama2.inference.request import Request
+from videollama2.inference.sizes import fitting_slots
 from videollama2.loading import load_pretrained_model
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.processing import VideoLlama2Processor, collate, expand_prompts, padding_id
@@ -79,19 +80,12 @@ def media_cache(model: VideoLlama2ForConditionalGeneration) -> MediaCache:
 
     A training step and ``load_state_dict`` are noticed; a write through ``parameter.data`` is not: clear it then.
     """
-    state = _visual_state(model)
+    state = weights_state(visual_weights(model))
     cache, known = _caches.setdefault(model, (MediaCache(), state))
     if known != state:
         cache.clear()
         _caches[model] = cache, state
     return cache
-
-
-def _visual_state(model: VideoLlama2ForConditionalGeneration) -> Hashable:
-    """Changes with every write in place to the weights that make visual tokens, and with every new weight."""
-    weights = (*model.model.vision_tower.parameters(), *model.model.mm_projector.parameters())
-    # Weights made in inference mode count no writes.
-    return tuple((id(weight), 0 if weight.is_inference() else weight._version) for weight in weights)
 
 
 def mm_infer(
@@ -153,29 +147,21 @@ def mm_infer_batch(
         return _by_generate(prompts, media, model, tokenizer, options)
     rows, _ = expand_prompts(prompts, media, tokenizer, model.config)
     length = max(map(len, rows)) + options["max_new_tokens"]
-    modes = [(module, module.training) for module in model.modules()]
-    attention = model.config.text_config._attn_implementation
-    try:
-        engine = Engine(
-            model,
-            prompter,
-            max_batch=min(len(requests), fitting_slots(model, length)),
-            max_length=length,
-            max_queue=len(requests),
-            media_cache_bytes=media_cache(model),
-            prefix_cache_bytes=0,  # the weights may change before the next call
-            background=False,
-        )
+    # Closed after: a call in the middle of training must leave no trace.
+    with Engine(
+        model,
+        prompter,
+        max_batch=min(len(requests), fitting_slots(model, length)),
+        max_length=length,
+        max_queue=len(requests),
+        media_cache_bytes=media_cache(model),
+        prefix_cache_bytes=0,  # nothing but its answers outlives the call
+        background=False,
+    ) as engine:
         results = engine.generate([
             Request(messages, pixels, **sampling_options(model, options))
             for messages, pixels in zip(conversations, media, strict=True)
         ])
-    finally:
-        # A call in the middle of training must leave no trace.
-        for module, training in modes:
-            module.training = training
-        if model.config.text_config._attn_implementation != attention:
-            model.model.language_model.set_attn_implementation(attention)
     answers = []
     for result in results:
         if result.error is not None:

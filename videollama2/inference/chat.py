@@ -9,6 +9,7 @@ from typing import Any, TextIO
 
 from videollama2.errors import VideoLlama2Error
 from videollama2.inference.engine import Engine
+from videollama2.inference.sampling import MAX_SEED
 
 HELP = """\
 /video PATH   ask about a video      /clear   forget the conversation
@@ -86,7 +87,11 @@ class Chat:
     def _ask(self, question: str) -> None:
         content = [*self._media, {"type": "text", "text": question}] if self._media else question
         messages = [*self.messages, {"role": "user", "content": content}]
-        answer = self.engine.submit(messages, **self.options)
+        options = dict(self.options)
+        if options.get("seed") is not None:
+            # Repeatable as a whole, yet no two turns draw the same numbers.
+            options["seed"] = (options["seed"] + len(messages) // 2) % MAX_SEED
+        answer = self.engine.submit(messages, **options)
         try:
             for delta in answer:
                 self.out.write(delta)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,8 +22,8 @@ class Decoder:
         self.model = model
         self.slots = KeyValueSlots(max_batch, max_length)
         config = model.config.text_config
-        if "flash" in (config._attn_implementation or ""):
-            # Flash attention reads neither rows of different lengths nor masks of our own.
+        if config._attn_implementation not in ("sdpa", "eager"):
+            # Flash and flex attention read neither rows of different lengths nor masks of our own.
             model.model.language_model.set_attn_implementation("sdpa")
         self._eager = config._attn_implementation == "eager"
         self._layer_types = set(getattr(config, "layer_types", None) or ())
@@ -74,15 +72,3 @@ class Decoder:
         if self._eager:
             return torch.zeros(mask.shape, dtype=dtype, device=device).masked_fill(~mask, torch.finfo(dtype).min)
         return mask
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that ``device`` can still give."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        lines = dict(line.split(":", 1) for line in meminfo.read_text(encoding="ascii").splitlines())
-        return int(lines["MemAvailable"].split()[0]) << 10
-    # Where the system does not tell, half of what there is.
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

@@ -1,19 +1,17 @@
 """The inference engine: every answer comes from here.
 
 Requests go in, text deltas come out. Decoding is one batch of one token per running request; between two such steps
-requests join and leave. A new request is prefilled in chunks between steps, so a long prompt does not hold running
-answers back, and what is known of its beginning (:class:`PrefixCache`) is not computed again.
+requests join and leave (:class:`Batch`). A new request is prefilled in chunks between steps, so a long prompt does not
+hold running answers back, and what is known of its beginning (:class:`PrefixCache`) is not computed again.
 
-Row order in the slots: rows ``0 .. d-1`` decode, row ``d`` is being prefilled. A row that ends takes over the last one.
+Here: who waits, whose media are read and encoded, and who drives.
 """
 
 from __future__ import annotations
 
-import logging
-import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from threading import Condition, Lock, Thread
 from typing import Any
@@ -22,20 +20,19 @@ import torch
 from tqdm import tqdm
 
 from videollama2.errors import ConfigError, EngineError, QueueFullError, VideoLlama2Error
-from videollama2.inference.decoder import Decoder, free_memory
+from videollama2.inference.batch import Batch
+from videollama2.inference.decoder import Decoder
 from videollama2.inference.media_cache import MediaCache
-from videollama2.inference.media_encoder import MediaEncoder, Medium
+from videollama2.inference.media_encoder import MediaEncoder, visual_weights, weights_state
+from videollama2.inference.media_reading import MediaReading
 from videollama2.inference.prefix_cache import DEFAULT_MAX_BYTES, PrefixCache
-from videollama2.inference.request import Answer, Channel, MediaPart, Request, Result
-from videollama2.inference.sampling import Chooser, choose
+from videollama2.inference.request import Answer, Channel, Request, Result
+from videollama2.inference.sampling import Chooser
+from videollama2.inference.sizes import choose_sizes
 from videollama2.inference.task import Task
+from videollama2.inference.threads import Bell, interrupts_deferred, start_thread
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
-from videollama2.processing import VideoLlama2Processor
-
-MAX_BATCH, MAX_LENGTH = 16, 4096
-"""Sizes where memory and the model allow them."""
-
-_log = logging.getLogger(__name__)
+from videollama2.processing import VideoLlama2Processor, visual_tokens
 
 PREFILL_CHUNK = 512
 """Prompt tokens computed between two decode steps."""
@@ -43,12 +40,12 @@ PREFILL_CHUNK = 512
 _READ_AHEAD = 2
 """Media are read for this many times ``max_batch`` waiting requests."""
 
-_SHARE_OF_MEMORY = 0.5
-"""Of the free memory, what slots may take where their number is not given."""
-
 
 class Engine:
     """Answers requests with one model, many at a time.
+
+    While it is open the model is in evaluation mode and its decoder, where that had another one, uses ``sdpa``
+    attention; :meth:`close` (or leaving a ``with`` block) restores both.
 
     Args:
         model, processor: of :func:`videollama2.model_init`.
@@ -60,6 +57,7 @@ class Engine:
         prefill_chunk: prompt tokens computed between two decode steps.
         background: True: media are read by threads and the model runs on one of its own, started by the first
             request. False: no threads; whoever reads an answer advances the engine.
+        media_threads: that read media side by side, where there are threads.
 
     Raises:
         ConfigError: a size out of range, or no memory for a single slot.
@@ -87,24 +85,26 @@ class Engine:
                 raise ConfigError(f"{name} must be at least 1, got {value!r}")
         if prefix_cache_bytes < 0:
             raise ConfigError(f"prefix_cache_bytes must be 0 or more, got {prefix_cache_bytes}")
-        model.eval()
         self.model, self.processor = model, processor
-        self.max_batch, self.max_length = _sizes(model, max_batch, max_length)
+        self.max_batch, self.max_length = choose_sizes(model, max_batch, max_length)
         self.max_queue, self.prefill_chunk = max_queue, prefill_chunk
+        self._restore = _remember_modes(model)
+        model.eval()
         cache = media_cache_bytes if isinstance(media_cache_bytes, MediaCache) else MediaCache(media_cache_bytes)
         self.media = MediaEncoder(model, processor, cache)
         self.prefixes = PrefixCache(prefix_cache_bytes)
         self.decoder = Decoder(model, self.max_batch, self.max_length)
         self._end_ids = frozenset(end_ids(model, processor.tokenizer))
         self._waiting: deque[Task] = deque()
-        self._prefilling: Task | None = None
-        self._decoding: list[Task] = []
-        self._background, self._media_threads = background, media_threads
-        self._state = Condition()  # guards _waiting and closed; the model's thread sleeps on it
+        self._background = background
+        self._bell = Bell()  # wakes the model's thread
+        self._reading = MediaReading(self.media.read, media_threads if background else 0, self._bell.ring)
+        self._state = Condition()  # guards _waiting and closed; notified when a task leaves the queue or ends
         self._stepping = Lock()  # without a thread, two readers may drive
+        self._batch = Batch(self.decoder, self.prefixes, _ender(self._reading, self._state))
+        self._weights = self._weights_states()
         self.closed = False
         self._thread: Thread | None = None
-        self._pool: ThreadPoolExecutor | None = None
 
     # --------------------------------------------------------------------------------------------------- for callers
 
@@ -112,7 +112,8 @@ class Engine:
         """Hand in one request; arguments of :class:`Request`. Media are read later: their errors come with the answer.
 
         Raises:
-            PromptError, ConfigError: the request breaks a rule. QueueFullError: too many wait. EngineError: closed.
+            PromptError, ConfigError: the request breaks a rule. RequestTooLongError: it cannot fit into a slot.
+            QueueFullError: too many wait. EngineError: closed.
         """
         return self.submit_request(Request(messages, media, **options))
 
@@ -122,19 +123,25 @@ class Engine:
         options = request.options
         if options.repetition_penalty is None:
             options = replace(options, repetition_penalty=self.model.generation_config.repetition_penalty or 1.0)
-        chooser = Chooser(options, self._end_ids)
-        task = Task(request, prompt, Channel(), chooser, self.processor.tokenizer)
+        task = Task(request, prompt, Channel(), Chooser(options, self._end_ids), self.processor.tokenizer)
+        parts = [(part.kind, part.source, part.options) for part in request.media]
+        planned = [self.media.planned_tokens(*part) for part in parts]
+        if None not in planned:
+            # Refused before anything is read or waited for.
+            task.lay_out(self.model.config, planned, self.max_length)
+        task.media_keys = [self.media.source_key(*part) for part in parts]
         with self._state:
             if self.closed:
                 raise EngineError("this engine is closed")
             if len(self._waiting) >= self.max_queue:
                 raise QueueFullError(f"{len(self._waiting)} requests are waiting already (max_queue {self.max_queue})")
-            self._start()
+            if self._background and self._thread is None:
+                self._thread = start_thread(self, self._bell)
             self._waiting.append(task)
             self._read_ahead()
-            self._state.notify_all()
+        self._bell.ring()
         drive = None if self._background else self.step
-        return Answer(task.channel, drive, self._wake, prompt.text)
+        return Answer(task.channel, drive, self._bell.ring, prompt.text)
 
     def generate(
         self,
@@ -153,24 +160,27 @@ class Engine:
         results: list[Result | None] = [None] * len(requests)
         running: dict[int, Answer] = {}
         pending = deque(enumerate(requests))
-        ahead = min(self.max_queue, 2 * self.max_batch)
+        most = min(self.max_queue, 2 * self.max_batch) + self.max_batch
+
+        def keep(index: int, result: Result) -> None:
+            results[index] = result
+            bar.update()
+            if on_result is not None:
+                on_result(index, result)
+
         with tqdm(total=len(requests), disable=not progress, unit="answer") as bar:
             while pending or running:
-                while pending and len(running) < ahead + self.max_batch and self._room():
+                while pending and len(running) < most and self._room():
                     index, request = pending.popleft()
                     try:
                         running[index] = self.submit_request(request)
+                    except QueueFullError:
+                        pending.appendleft((index, request))  # somebody else took the place
                     except VideoLlama2Error as error:
-                        results[index] = Result("", "error", error=error)
-                        bar.update()
-                        if on_result is not None:
-                            on_result(index, results[index])
+                        keep(index, Result("", "error", error=error))
                 self._advance(running)
                 for index in [index for index, answer in running.items() if answer.done]:
-                    results[index] = running.pop(index).outcome()
-                    bar.update()
-                    if on_result is not None:
-                        on_result(index, results[index])
+                    keep(index, running.pop(index).outcome())
         return results
 
     def _room(self) -> bool:
@@ -181,40 +191,47 @@ class Engine:
         """Let some time pass that may finish an answer."""
         if not self._background:
             self.step()
-        else:
-            with self._state:
-                # Checked under the lock that ends and departures notify under, so none goes by unseen.
-                full = len(self._waiting) >= self.max_queue
-                if not any(answer.done for answer in running.values()) and (running or full):
-                    self._state.wait()
+            return
+        with self._state:
+            # Checked under the lock that ends and departures notify under, so none goes by unseen.
+            full = len(self._waiting) >= self.max_queue
+            if not any(answer.done for answer in running.values()) and (running or full):
+                self._state.wait()
+
+    def forget(self) -> None:
+        """Empty the caches of media and prompt beginnings.
+
+        Needed only after the model's weights changed in a way torch does not count, as by ``parameter.data``; training
+        steps and ``load_state_dict`` are noticed.
+        """
+        with self._stepping:
+            self.media.cache.clear()
+            self.prefixes.clear()
 
     def close(self) -> None:
         """Cancel everything and stop the threads. The engine takes no request any more."""
         with self._state:
-            self.closed = True
-            for task in self._tasks():
+            already, self.closed = self.closed, True
+            for task in [*self._waiting, *self._batch.tasks]:
                 task.channel.cancelled = True
-            self._state.notify_all()
+        self._bell.ring()
         if self._thread is not None:
             self._thread.join()
-        for task in self._tasks():
+        for task in [*self._waiting, *self._batch.tasks]:
             task.channel.cancelled = True
         self.step()
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        self._reading.close()
+        if not already:
+            self._restore()
 
     def abort(self, error: BaseException) -> None:
         """Fail everything that is under way and take no more: the engine itself broke."""
         with self._state:
             self.closed = True
-            tasks = self._tasks()
+            tasks = [*self._waiting, *self._batch.abandon()]
             self._waiting.clear()
-        self._prefilling, self._decoding = None, []
         for task in tasks:
-            self._fail(task, error)
-
-    def _tasks(self) -> list[Task]:
-        return [*self._waiting, *self._decoding, *([self._prefilling] if self._prefilling is not None else [])]
+            self._batch.fail(task, error)
 
     def __enter__(self) -> Engine:
         return self
@@ -226,65 +243,28 @@ class Engine:
     def load(self) -> dict[str, int]:
         """Requests that ``decoding``, ``prefilling`` and ``waiting`` now."""
         return {
-            "decoding": len(self._decoding),
-            "prefilling": int(self._prefilling is not None),
+            "decoding": len(self._batch.decoding),
+            "prefilling": int(self._batch.prefilling is not None),
             "waiting": len(self._waiting),
         }
 
-    # ------------------------------------------------------------------------------------------------------- threads
-
-    def _start(self) -> None:
-        if not self._background or self._thread is not None:
-            return
-        self._pool = ThreadPoolExecutor(self._media_threads, thread_name_prefix="videollama2-media")
-        state = self._state
-
-        def wake(_: object) -> None:
-            with state:
-                state.notify_all()
-
-        # The thread must not keep an engine alive that nobody holds any more; it is woken when that comes to pass.
-        arguments = weakref.ref(self, wake), state
-        self._thread = Thread(target=_run, args=arguments, name="videollama2-engine", daemon=True)
-        self._thread.start()
-
-    def _wake(self) -> None:
-        # Also called from Answer.__del__, which may run inside this very lock on the same thread: Condition is
-        # reentrant.
-        with self._state:
-            self._state.notify_all()
-
-    def _read_ahead(self) -> None:
-        """Have the media read of those that come next. Not of all that wait: decoded clips are large."""
-        with self._state:
-            for task in list(self._waiting)[: _READ_AHEAD * self.max_batch]:
-                if not task.media_asked:
-                    task.ask_for_media([self._later(part) for part in task.request.media])
-
-    def _later(self, part: MediaPart) -> Future[Medium]:
-        arguments = self.media.read, part.kind, part.source, part.options
-        if self._pool is None:
-            return _Late(*arguments)
-        future = self._pool.submit(*arguments)
-        future.add_done_callback(lambda _: self._wake())
-        return future
+    # ---------------------------------------------------------------------------------------------------------- steps
 
     @property
     def idle(self) -> bool:
         """Nothing can be done before a request or a medium arrives."""
-        if self._decoding or self._prefilling is not None:
+        if self._batch.tasks:
             return False
-        return not any(task.channel.cancelled or task.media_ready for task in self._waiting)
-
-    # ---------------------------------------------------------------------------------------------------------- steps
+        with self._state:
+            return not any(task.channel.cancelled or task.media_ready for task in self._waiting)
 
     @torch.inference_mode()
     def step(self) -> None:
         """One round: drop what was cancelled, prefill up to a chunk, decode one token of every running request."""
-        with self._stepping:
+        with self._stepping, nullcontext() if self._background else interrupts_deferred():
             self._drop_cancelled()
             self._prefill()
-            self._decode()
+            self._batch.decode()
 
     def _drop_cancelled(self) -> None:
         with self._state:
@@ -292,188 +272,102 @@ class Engine:
             for task in dropped:
                 self._waiting.remove(task)
         for task in dropped:
-            self._finish(task, "cancelled")
-        if self._prefilling is not None and self._prefilling.channel.cancelled:
-            task, self._prefilling = self._prefilling, None
-            self._finish(task, "cancelled")
-        self._leave([(task, "cancelled") for task in self._decoding if task.channel.cancelled])
+            self._batch.end(task, "cancelled")
+        self._batch.drop_cancelled()
 
     def _prefill(self) -> None:
         budget = self.prefill_chunk
         while budget > 0:
-            if self._prefilling is None and not self._take():
+            if self._batch.prefilling is None and not self._take():
                 return
-            task = self._prefilling
-            count = min(budget, task.remaining)
-            budget -= count
-            try:
-                logits_V = self.decoder.prefill(len(self._decoding), task, count)
-            except Exception as error:  # noqa: BLE001 - a fault of this request alone
-                self._prefilling = None
-                self._fail(task, error)
-                continue
-            if logits_V is None:
-                continue
-            self._remember(task, len(self._decoding))
-            task.drop_embeddings()
-            self._prefilling = None
-            self._decoding.append(task)
-            self._accept([task], logits_V.unsqueeze(0))
+            budget -= self._batch.prefill(budget)
 
     def _take(self) -> bool:
-        """Make the first waiting request whose media are read the one being prefilled."""
-        if len(self._decoding) >= self.max_batch:
+        """Admit the first waiting request whose media are read."""
+        if len(self._batch.decoding) >= self.max_batch:
             return False
         with self._state:
             # Media of all that may soon run are encoded together.
-            ready = [task for task in self._waiting if task.media_ready][: self.max_batch - len(self._decoding)]
+            room = self.max_batch - len(self._batch.decoding)
+            ready = [task for task in self._waiting if task.media_ready][:room]
+        if ready:
+            self._notice_new_weights()
         for task in self._encode(ready):
+            task.name_positions(self.model.config)
             with self._state:
                 self._waiting.remove(task)
-                self._prefilling = task  # at no time in neither: close and abort look in both
+                self._batch.prefilling = task  # at no time in neither: close and abort look in both
                 self._state.notify_all()
-            try:
-                task.place(self.processor, self.max_length)
-                row = len(self._decoding)
-                task.filled = task.cached = self.prefixes.load(task.identity, self.decoder.slots, row)
-                task.embed(self.model)
-            except Exception as error:  # noqa: BLE001 - a fault of this request alone
-                self._prefilling = None
-                self._fail(task, error)
-                continue
-            self._read_ahead()
-            return True
+            self._batch.admit(task)
+            task.give_back(self._reading)
+            if self._batch.prefilling is not None:
+                self._read_ahead()
+                return True
         self._read_ahead()  # some may have failed or been cancelled
         return False
 
+    def _notice_new_weights(self) -> None:
+        """What was computed with other weights is worth nothing."""
+        known, self._weights = self._weights, self._weights_states()
+        visual, whole = (old != new for old, new in zip(known, self._weights, strict=True))
+        if visual:
+            self.media.cache.clear()
+        if whole:
+            self.prefixes.clear()
+
+    def _weights_states(self) -> tuple[Any, Any]:
+        return weights_state(visual_weights(self.model)), weights_state(self.model.parameters())
+
+    # ---------------------------------------------------------------------------------------------------------- media
+
+    def _read_ahead(self) -> None:
+        """Have the media read of those that come next. Not of all that wait: decoded clips are large."""
+        with self._state:
+            for task in list(self._waiting)[: _READ_AHEAD * self.max_batch]:
+                if not task.media_asked:
+                    pairs = zip(task.media_keys, task.request.media, strict=True)
+                    task.readings = [self._reading.ask(key, part) for key, part in pairs]
+
     def _encode(self, tasks: list[Task]) -> list[Task]:
-        """Tasks whose media could be read and encoded; the others fail."""
-        good = []
-        for task in tasks:
-            try:
-                task.collect_media()
-                good.append(task)
-            except Exception as error:  # noqa: BLE001 - whatever a reader raised belongs to this request alone
-                with self._state:
-                    self._waiting.remove(task)
-                self._fail(task, error)
+        """Tasks that fit and whose media could be read and encoded; the others fail."""
+        good = [task for task in tasks if self._attempt(task, self._collect)]
         try:
             self.media.encode([medium for task in good for medium in task.media])
         except Exception:  # noqa: BLE001 - each by itself tells whose fault it was
-            good = [task for task in good if self._encode_alone(task)]
+            good = [task for task in good if self._attempt(task, lambda task: self.media.encode(task.media))]
         return good
 
-    def _encode_alone(self, task: Task) -> bool:
+    def _collect(self, task: Task) -> None:
+        if task.collected:
+            return
+        task.collect_media()
+        config = self.model.config
+        counts = [visual_tokens(config, medium.kind, medium.frames) for medium in task.media]
+        task.lay_out(config, counts, self.max_length)
+
+    def _attempt(self, task: Task, work: Callable[[Task], None]) -> bool:
+        """Do something for a waiting task, which leaves if it fails."""
         try:
-            self.media.encode(task.media)
-        except Exception as error:  # noqa: BLE001 - a fault of this request alone
+            work(task)
+        except Exception as error:  # noqa: BLE001 - whatever was raised belongs to this request alone
             with self._state:
                 self._waiting.remove(task)
-            self._fail(task, error)
+            self._batch.fail(task, error)
             return False
         return True
 
-    def _decode(self) -> None:
-        # One that has just been prefilled has its token of this round; decoding it too keeps all in step.
-        tasks = list(self._decoding)
-        if not tasks:
-            return
-        try:
-            logits_BV = self.decoder.decode(tasks)
-        except Exception as error:  # noqa: BLE001 - whatever went wrong ends these requests and no others
-            if self._prefilling is not None:
-                self.decoder.slots.move(len(tasks), 0, self._prefilling.filled)
-            self._decoding.clear()
-            for task in tasks:
-                self._fail(task, error)
-            return
-        self._accept(tasks, logits_BV)
 
-    def _accept(self, tasks: list[Task], logits_BV: torch.Tensor) -> None:
-        # Not a number is no logit: sampling from it would be a fault of the whole batch.
-        broken = logits_BV.isnan().any(-1).tolist()
-        ids = choose(logits_BV.nan_to_num(), [task.chooser for task in tasks])
-        ended: list[tuple[Task, str | Exception]] = []
-        for task, token_id, logits_V, bad in zip(tasks, ids, logits_BV, broken, strict=True):
-            try:
-                if bad:
-                    raise EngineError("the model's logits are not numbers; were its weights made for this type?")
-                reason: str | Exception | None = task.accept(token_id, logits_V)
-            except Exception as error:  # noqa: BLE001 - a fault of this request alone
-                reason = error
-            if reason is not None:
-                ended.append((task, reason))
-        self._leave(ended)
+def _ender(reading: MediaReading, state: Condition) -> Callable[[Task, str, VideoLlama2Error | None], None]:
+    """What ends a task. It does not hold the engine: that would keep the slots' memory until the garbage collector
+    comes by."""
 
-    def _leave(self, ended: Sequence[tuple[Task, str | Exception]]) -> None:
-        """Take tasks out of the batch; the last row moves into each gap."""
-        slots = self.decoder.slots
-        for task, reason in ended:
-            row, last = self._decoding.index(task), len(self._decoding) - 1
-            self._remember(task, row)
-            self._decoding[row] = self._decoding[last]
-            if row != last:
-                slots.move(last, row, self._decoding[last].filled)
-            self._decoding.pop()
-            if self._prefilling is not None:
-                slots.move(last + 1, last, self._prefilling.filled)
-            if isinstance(reason, Exception):
-                self._fail(task, reason)
-            else:
-                self._finish(task, reason)
-
-    def _remember(self, task: Task, row: int) -> None:
-        """Keep what others may begin with. Without memory for it, they compute it anew."""
-        try:
-            self.prefixes.store(task.identity[: task.filled], self.decoder.slots, row)
-        except RuntimeError as error:
-            _log.warning("key-values of a prompt could not be kept: %s", error)
-            self.prefixes.clear()
-
-    def _finish(self, task: Task, reason: str, error: VideoLlama2Error | None = None) -> None:
+    def end(task: Task, reason: str, error: VideoLlama2Error | None) -> None:
+        task.give_back(reading)
         task.finish(reason, error)
-        self._wake()
-
-    def _fail(self, task: Task, error: BaseException) -> None:
-        if not isinstance(error, VideoLlama2Error):
-            wrapped = EngineError(f"the request failed: {type(error).__name__}: {error}")
-            wrapped.__cause__ = error
-            error = wrapped
-        self._finish(task, "error", error)
-
-
-class _Late(Future):
-    """A medium that is read when asked for: the future of an engine without threads."""
-
-    def __init__(self, read: Callable[..., Any], *arguments: Any) -> None:
-        super().__init__()
-        self._read, self._arguments = read, arguments
-
-    def done(self) -> bool:
-        return True
-
-    def result(self, timeout: float | None = None) -> Any:
-        return self._read(*self._arguments)
-
-
-def _run(engine_ref: weakref.ref[Engine], state: Condition) -> None:
-    """Loop of the model's thread: sleeps while there is nothing to do."""
-    while True:
-        engine = engine_ref()
-        if engine is None:
-            return
-        try:
-            engine.step()
-        except BaseException as error:  # a fault of ours: nobody may wait forever for it
-            engine.abort(error)
-            raise
         with state:
-            if engine.closed:
-                return
-            if engine.idle:
-                del engine
-                if engine_ref() is not None:
-                    state.wait()
+            state.notify_all()
+
+    return end
 
 
 def end_ids(model: VideoLlama2ForConditionalGeneration, tokenizer: Any) -> list[int]:
@@ -486,32 +380,15 @@ def end_ids(model: VideoLlama2ForConditionalGeneration, tokenizer: Any) -> list[
     return sorted(ends - {None})
 
 
-def slot_bytes(model: VideoLlama2ForConditionalGeneration, length: int) -> int:
-    """Key-values of one sequence of ``length`` positions."""
-    config = model.config.text_config
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize * length
+def _remember_modes(model: VideoLlama2ForConditionalGeneration) -> Callable[[], None]:
+    """What an engine changes about a model; calling it restores that."""
+    modes = [(module, module.training) for module in model.modules()]
+    attention = model.config.text_config._attn_implementation
 
+    def restore() -> None:
+        for module, training in modes:
+            module.training = training
+        if model.config.text_config._attn_implementation != attention:
+            model.model.language_model.set_attn_implementation(attention)
 
-def fitting_slots(model: VideoLlama2ForConditionalGeneration, length: int) -> int:
-    """Slots of ``length`` positions for which half of the free memory has room; 1 to :data:`MAX_BATCH`."""
-    free = free_memory(model.get_input_embeddings().weight.device)
-    return max(1, min(MAX_BATCH, int(_SHARE_OF_MEMORY * free / slot_bytes(model, length))))
-
-
-def _sizes(
-    model: VideoLlama2ForConditionalGeneration, max_batch: int | None, max_length: int | None
-) -> tuple[int, int]:
-    positions = model.config.text_config.max_position_embeddings
-    length = max_length or min(positions, MAX_LENGTH)
-    if length > positions:
-        _log.info("max_length %d is beyond the model's %d positions", length, positions)
-    batch = max_batch or fitting_slots(model, length)
-    needed, free = batch * slot_bytes(model, length), free_memory(model.get_input_embeddings().weight.device)
-    if needed > free:
-        raise ConfigError(
-            f"{batch} slot(s) (max_batch) of {length} positions (max_length) take {needed >> 20} MiB of key-values, "
-            f"but only {free >> 20} MiB are free"
-        )
-    return batch, length
+    return restore

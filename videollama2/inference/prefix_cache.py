@@ -58,14 +58,24 @@ class PrefixCache:
         """Keep the blocks of a row whose key-values are all computed."""
         if self.max_bytes == 0:
             return
-        keys = _keys(identity)
+        # Room is made before a copy is: the bound holds at every moment. What cannot all be kept is kept from its
+        # beginning.
+        size = slots.bytes_per_position * BLOCK
+        keys = _keys(identity)[: self.max_bytes // size if size else None]
+        for key in reversed(keys):
+            if key in self._blocks:
+                self._blocks.move_to_end(key)
         for number, key in enumerate(keys):
             if key not in self._blocks:
+                self._make_room(size)
                 self._blocks[key] = slots.read(row, number * BLOCK, (number + 1) * BLOCK)
-                self.used_bytes += _nbytes(self._blocks[key])
+                self.used_bytes += size
         for key in reversed(keys):
-            self._blocks.move_to_end(key)
-        while self.used_bytes > self.max_bytes:
+            if key in self._blocks:
+                self._blocks.move_to_end(key)
+
+    def _make_room(self, size: int) -> None:
+        while self._blocks and self.used_bytes + size > self.max_bytes:
             _, dropped = self._blocks.popitem(last=False)
             self.used_bytes -= _nbytes(dropped)
 

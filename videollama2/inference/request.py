@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
 from threading import Event
@@ -99,8 +99,8 @@ def _media_part(part: Message, kind: str, media: list[Any]) -> MediaPart:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds: ``queued`` until the model took it up, ``first_token`` and ``total`` since it was submitted, ``media``
-    spent on reading and encoding its media."""
+    """Seconds: ``queued`` until the model took it up, ``first_token`` and ``total`` since it was submitted; ``media``
+    for reading its media and in the passes that encoded them, which other requests may have shared."""
 
     queued: float = 0.0
     media: float = 0.0
@@ -170,13 +170,18 @@ class Channel:
     def wait(self, timeout: float | None) -> bool:
         return self._done.wait(timeout)
 
-    def listen(self, callback: Callable[[], None]) -> None:
-        """Call back, from the model's thread, whenever something was sent."""
+    @contextmanager
+    def listening(self, callback: Callable[[], None]) -> Iterator[None]:
+        """Call back, from the model's thread, whenever something was sent; once at first."""
         self._listeners.append(callback)
         callback()
+        try:
+            yield
+        finally:
+            self._listeners.remove(callback)
 
     def _notify(self) -> None:
-        for callback in self._listeners:
+        for callback in tuple(self._listeners):
             callback()
 
 
@@ -228,18 +233,17 @@ class Answer:
 
     async def __aiter__(self) -> AsyncIterator[str]:
         """As :meth:`__iter__`, in an event loop; needs an engine with a thread."""
-        loop, changed = asyncio.get_running_loop(), asyncio.Event()
-        self._listen(loop, changed)
         try:
-            while True:
-                delta = self._channel.next(block=False)
-                if delta is not None:
-                    yield delta
-                elif self.done:
-                    break
-                else:
-                    await changed.wait()
-                    changed.clear()
+            with self._changes() as changed:
+                while True:
+                    delta = self._channel.next(block=False)
+                    if delta is not None:
+                        yield delta
+                    elif self.done:
+                        break
+                    else:
+                        await changed.wait()
+                        changed.clear()
         finally:
             if not self.done:
                 self.cancel()
@@ -263,27 +267,30 @@ class Answer:
 
     async def aresult(self) -> Result:
         """As :meth:`result`, in an event loop."""
-        loop, changed = asyncio.get_running_loop(), asyncio.Event()
-        self._listen(loop, changed)
         try:
-            while not self.done:
-                await changed.wait()
-                changed.clear()
+            with self._changes() as changed:
+                while not self.done:
+                    await changed.wait()
+                    changed.clear()
         finally:
             if not self.done:
                 self.cancel()
         self._raise()
         return self._channel.result
 
-    def _listen(self, loop: asyncio.AbstractEventLoop, changed: asyncio.Event) -> None:
+    @contextmanager
+    def _changes(self) -> Iterator[asyncio.Event]:
+        """An event of the running loop that is set whenever there is something new."""
         if self._drive is not None:
             raise PromptError("an engine without a thread (background=False) has no asynchronous answers")
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
 
         def wake() -> None:
             with suppress(RuntimeError):  # the loop is closed: nobody listens any more
                 loop.call_soon_threadsafe(changed.set)
 
-        self._channel.listen(wake)
+        with self._channel.listening(wake):
+            yield changed
 
     def outcome(self) -> Result | None:
         """The result, also of a failed request (see :attr:`Result.error`); None while it runs."""

@@ -128,6 +128,11 @@ class KeyValueSlots(Cache):
         """Memory taken so far; constant after the first token."""
         return sum(stored.nbytes for pair in self._storage for stored in pair)
 
+    @property
+    def bytes_per_position(self) -> int:
+        """Key-values of one position of one row, all layers together."""
+        return self.nbytes // (self.max_batch * self.max_length)
+
     # ----------------------------------------------------------------------------- transformers' questions to a cache
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from concurrent.futures import Future
 from time import monotonic
 from typing import Any
 
 import torch
 
+from videollama2.config import VideoLlama2Config
 from videollama2.errors import EngineError, RequestTooLongError, VideoLlama2Error
 from videollama2.inference.media_encoder import Medium
+from videollama2.inference.media_reading import MediaReading
 from videollama2.inference.request import Channel, Request, Result, Timings
 from videollama2.inference.sampling import Chooser, TokenLogprob, logprob
 from videollama2.inference.text_stream import TextStream
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
-from videollama2.processing import VideoLlama2Processor, expand_placeholders
+from videollama2.processing import expand_placeholders
 from videollama2.prompting import Prompt
 
 
@@ -28,12 +30,15 @@ class Task:
     def __init__(
         self, request: Request, prompt: Prompt, channel: Channel, chooser: Chooser, tokenizer: Any
     ) -> None:
-        self.request, self.prompt, self.channel, self.chooser = request, prompt, channel, chooser
-        self.media: list[Future[Medium]] | list[Medium] = []
-        self.media_asked = not request.media
+        self.request, self.channel, self.chooser = request, channel, chooser
+        self.media_keys: list[Hashable] = []
+        self.readings: list[Future[Medium]] | None = None if request.media else []
+        self.media: list[Medium] = []
         self.input_ids: list[int] = []
         self.identity: list[Hashable] = []
         self.filled = self.cached = 0
+        self.collected = False
+        self._prompt_ids = prompt.token_ids(tokenizer)
         self._stream = TextStream(tokenizer, request.options.stop)
         self._logprobs: list[TokenLogprob] = []
         self._budget = 0
@@ -43,32 +48,39 @@ class Task:
     # --------------------------------------------------------------------------------------------------------- prompt
 
     @property
+    def media_asked(self) -> bool:
+        """Somebody reads the media, or there are none."""
+        return self.readings is not None
+
+    @property
     def media_ready(self) -> bool:
         """All media are read, or failed to be."""
-        return self.media_asked and all(not isinstance(item, Future) or item.done() for item in self.media)
-
-    def ask_for_media(self, media: list[Future[Medium]]) -> None:
-        """Somebody reads the media now."""
-        self.media, self.media_asked = media, True
+        return self.readings is not None and all(reading.done() for reading in self.readings)
 
     def collect_media(self) -> None:
         """Take the media that were read; raises what reading one of them raised."""
-        started = monotonic()
-        self.media = [item.result() if isinstance(item, Future) else item for item in self.media]
-        self._media_seconds += monotonic() - started
+        self.media = [reading.result() for reading in self.readings]
+        self.collected = True
 
-    def place(self, processor: VideoLlama2Processor, max_length: int) -> None:
-        """Lay the prompt out in positions.
+    def give_back(self, reading: MediaReading) -> None:
+        """The media that were asked for are needed no more."""
+        if self.readings:
+            self.readings = []
+            for key in self.media_keys:
+                reading.release(key)
+
+    def lay_out(self, config: VideoLlama2Config, counts: Sequence[int], max_length: int) -> None:
+        """Lay the prompt out in positions, ``counts`` visual tokens per medium.
 
         Raises:
             RequestTooLongError: prompt and answer do not fit.
         """
-        self._taken = monotonic() - self.channel.submitted
-        config = processor.model_config
-        counts = [medium.tokens.shape[0] for medium in self.media]
-        ids = self.prompt.token_ids(processor.tokenizer)
-        self.input_ids, _ = expand_placeholders(ids, counts, config)
+        self.input_ids, _ = expand_placeholders(self._prompt_ids, counts, config)
         self._check_length(max_length, sum(counts))
+
+    def name_positions(self, config: VideoLlama2Config) -> None:
+        """Fill ``identity``; the media are encoded by now, and laid out."""
+        self._taken = monotonic() - self.channel.submitted
         visual = iter([(medium.key, n) for medium in self.media for n in range(medium.tokens.shape[0])])
         placeholders = (config.image_token_id, config.video_token_id)
         self.identity = [next(visual) if token in placeholders else token for token in self.input_ids]
@@ -84,12 +96,13 @@ class Task:
             )
 
     def embed(self, model: VideoLlama2ForConditionalGeneration) -> None:
-        """Prompt positions that are not filled yet -> input embeddings."""
+        """The whole prompt -> input embeddings; positions that are filled already cost a row of a table each."""
         weight = model.get_input_embeddings().weight
         ids = torch.tensor([self.input_ids], device=weight.device)
         tokens: dict[str, list[torch.Tensor]] = {"image": [], "video": []}
         for medium in self.media:
             tokens[medium.kind].append(medium.tokens)
+            self._media_seconds += medium.seconds
         self._embeds_LD = model.model.embed(ids, tokens["image"], tokens["video"])[0]
         self.media = []
 

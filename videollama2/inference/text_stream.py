@@ -50,7 +50,10 @@ class TextStream:
             return
         before = len(self.text)
         self.text += grown[len(known) :]
-        self._context, self._decoded = self._decoded, len(self._ids)
+        if len(grown) > len(known):
+            # Not behind a token without text (a special one): the next would look like the first, and lose its blank.
+            self._context = self._decoded
+        self._decoded = len(self._ids)
         self._look_for_stop(before)
 
     def _text(self, start: int, end: int) -> str:

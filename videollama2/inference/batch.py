@@ -1,0 +1,156 @@
+"""The running requests: rows of the slots, prefilled one after the other and decoded together.
+
+Row order: rows ``0 .. d-1`` decode, row ``d`` is being prefilled. A row that ends takes over the last one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+
+from videollama2.errors import EngineError, VideoLlama2Error
+from videollama2.inference.decoder import Decoder
+from videollama2.inference.prefix_cache import PrefixCache
+from videollama2.inference.sampling import choose
+from videollama2.inference.task import Task
+
+_log = logging.getLogger(__name__)
+
+_Ended = tuple[Task, "str | Exception"]
+
+
+class Batch:
+    """Who decodes and who is being prefilled. Used by the model's thread alone.
+
+    Args:
+        on_end: called with each task that left, its ``finish_reason`` and its error.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        prefixes: PrefixCache,
+        on_end: Callable[[Task, str, VideoLlama2Error | None], None],
+    ) -> None:
+        self.decoder, self.prefixes, self._on_end = decoder, prefixes, on_end
+        self.prefilling: Task | None = None
+        self.decoding: list[Task] = []
+
+    @property
+    def tasks(self) -> list[Task]:
+        return [*self.decoding, *([self.prefilling] if self.prefilling is not None else [])]
+
+    def admit(self, task: Task) -> None:
+        """Begin with a task whose media are encoded: what is known of its prompt is taken over."""
+        self.prefilling = task
+        try:
+            task.filled = task.cached = self.prefixes.load(task.identity, self.decoder.slots, len(self.decoding))
+            task.embed(self.decoder.model)
+        except Exception as error:  # noqa: BLE001 - a fault of this request alone
+            self.prefilling = None
+            self.fail(task, error)
+
+    def prefill(self, budget: int) -> int:
+        """Compute up to ``budget`` prompt positions of the one being prefilled; returns how many it took."""
+        task = self.prefilling
+        if task is None:
+            return 0
+        count = min(budget, task.remaining)
+        try:
+            logits_V = self.decoder.prefill(len(self.decoding), task, count)
+        except Exception as error:  # noqa: BLE001 - a fault of this request alone
+            self.prefilling = None
+            self.fail(task, error)
+            return count
+        if logits_V is not None:
+            self._remember(task, len(self.decoding))
+            task.drop_embeddings()
+            self.prefilling = None
+            self.decoding.append(task)
+            self._accept([task], logits_V.unsqueeze(0))
+        return count
+
+    def decode(self) -> None:
+        """One token of every running request."""
+        # One that has just been prefilled has its token of this round; decoding it too keeps all in step.
+        tasks = list(self.decoding)
+        if not tasks:
+            return
+        try:
+            logits_BV = self.decoder.decode(tasks)
+        except Exception as error:  # noqa: BLE001 - whatever went wrong ends these requests and no others
+            if self.prefilling is not None:
+                self.decoder.slots.move(len(tasks), 0, self.prefilling.filled)
+            self.decoding.clear()
+            for task in tasks:
+                self.fail(task, error)
+            return
+        self._accept(tasks, logits_BV)
+
+    def drop_cancelled(self) -> None:
+        """Give up the slots of those that were cancelled."""
+        task = self.prefilling
+        if task is not None and task.channel.cancelled:
+            self.prefilling = None
+            self.end(task, "cancelled")
+        self._leave([(task, "cancelled") for task in self.decoding if task.channel.cancelled])
+
+    def abandon(self) -> list[Task]:
+        """Forget all tasks, which are returned; nothing is computed."""
+        tasks, self.prefilling, self.decoding = self.tasks, None, []
+        return tasks
+
+    def end(self, task: Task, reason: str) -> None:
+        """End a task that is in no row (any more)."""
+        self._on_end(task, reason, None)
+
+    def fail(self, task: Task, error: BaseException) -> None:
+        """As :meth:`end`, with an error."""
+        if not isinstance(error, VideoLlama2Error):
+            wrapped = EngineError(f"the request failed: {type(error).__name__}: {error}")
+            wrapped.__cause__ = error
+            error = wrapped
+        self._on_end(task, "error", error)
+
+    def _accept(self, tasks: list[Task], logits_BV: torch.Tensor) -> None:
+        # Not a number is no logit: sampling from it would be a fault of the whole batch.
+        broken = logits_BV.isnan().any(-1).tolist()
+        ids = choose(logits_BV.nan_to_num(), [task.chooser for task in tasks])
+        ended: list[_Ended] = []
+        for task, token_id, logits_V, bad in zip(tasks, ids, logits_BV, broken, strict=True):
+            try:
+                if bad:
+                    raise EngineError("the model's logits are not numbers; were its weights made for this type?")
+                reason: str | Exception | None = task.accept(token_id, logits_V)
+            except Exception as error:  # noqa: BLE001 - a fault of this request alone
+                reason = error
+            if reason is not None:
+                ended.append((task, reason))
+        self._leave(ended)
+
+    def _leave(self, ended: Sequence[_Ended]) -> None:
+        """Take tasks out of their rows; the last row moves into each gap."""
+        slots = self.decoder.slots
+        for task, reason in ended:
+            row, last = self.decoding.index(task), len(self.decoding) - 1
+            self._remember(task, row)
+            self.decoding[row] = self.decoding[last]
+            if row != last:
+                slots.move(last, row, self.decoding[last].filled)
+            self.decoding.pop()
+            if self.prefilling is not None:
+                slots.move(last + 1, last, self.prefilling.filled)
+            if isinstance(reason, Exception):
+                self.fail(task, reason)
+            else:
+                self.end(task, reason)
+
+    def _remember(self, task: Task, row: int) -> None:
+        """Keep what others may begin with. Without memory for it, they compute it anew."""
+        try:
+            self.prefixes.store(task.identity[: task.filled], self.decoder.slots, row)
+        except RuntimeError as error:
+            _log.warning("key-values of a prompt could not be kept: %s", error)
+            self.prefixes.clear()

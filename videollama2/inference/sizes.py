@@ -1,0 +1,93 @@
+"""How much the engine may hold: bytes of key-values, free memory, and the numbers that follow from both."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from videollama2.errors import ConfigError
+from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
+
+MAX_BATCH, MAX_LENGTH = 16, 4096
+"""Sizes where memory and the model allow them."""
+
+_SHORTEST = 512
+"""Positions below which a slot is not shrunk by itself: one clip with its question needs about as many."""
+
+_SHARE_OF_MEMORY = 0.5
+"""Of the free memory, what slots may take where their number is not given."""
+
+_log = logging.getLogger(__name__)
+
+
+def slot_bytes(model: VideoLlama2ForConditionalGeneration, length: int) -> int:
+    """Key-values of one sequence of ``length`` positions, all layers together."""
+    return model.config.text_config.num_hidden_layers * _layer_bytes(model, length)
+
+
+def fitting_slots(model: VideoLlama2ForConditionalGeneration, length: int) -> int:
+    """Slots of ``length`` positions for which half of the free memory has room; 1 to :data:`MAX_BATCH`."""
+    return max(1, min(MAX_BATCH, int(_SHARE_OF_MEMORY * _positions_that_fit(model) // length)))
+
+
+def fitting_length(model: VideoLlama2ForConditionalGeneration, slots: int = 1, longest: int = MAX_LENGTH) -> int:
+    """Positions of each of ``slots``: ``longest``, or what the model and half of the free memory allow."""
+    longest = min(longest, model.config.text_config.max_position_embeddings)
+    return min(longest, max(_SHORTEST, int(_SHARE_OF_MEMORY * _positions_that_fit(model) // slots)))
+
+
+def choose_sizes(
+    model: VideoLlama2ForConditionalGeneration, max_batch: int | None, max_length: int | None
+) -> tuple[int, int]:
+    """``max_batch`` and ``max_length``, chosen from free memory where they are None.
+
+    Raises:
+        ConfigError: they do not fit into memory.
+    """
+    positions = model.config.text_config.max_position_embeddings
+    if max_length is not None and max_length > positions:
+        _log.warning("max_length %d is beyond the %d positions the model was trained for", max_length, positions)
+    length = max_length or fitting_length(model, max_batch or 1)
+    batch = max_batch or fitting_slots(model, length)
+    room = _positions_that_fit(model)
+    if batch * length > room:
+        per_position = slot_bytes(model, 1)
+        raise ConfigError(
+            f"{batch} slot(s) (max_batch) of {length} positions (max_length) take "
+            f"{batch * length * per_position >> 20} MiB of key-values, but only {int(room * per_position) >> 20} MiB "
+            "are free"
+        )
+    return batch, length
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that ``device`` can still give, those that torch holds without using them included."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        lines = dict(line.split(":", 1) for line in meminfo.read_text(encoding="ascii").splitlines())
+        return int(lines["MemAvailable"].split()[0]) << 10
+    # Where the system does not tell, half of what there is.
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _layer_bytes(model: VideoLlama2ForConditionalGeneration, length: int) -> int:
+    config = model.config.text_config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * heads * width * model.dtype.itemsize * length
+
+
+def _positions_that_fit(model: VideoLlama2ForConditionalGeneration) -> float:
+    """Positions, of all slots together, whose key-values would fill the fullest device.
+
+    A layer's key-values lie on that layer's device, so the device with the least room per layer decides.
+    """
+    layers = Counter(next(layer.parameters()).device for layer in model.model.language_model.layers)
+    return min(free_memory(device) / (count * _layer_bytes(model, 1)) for device, count in layers.items())
