@@ -104,6 +104,43 @@ def test_greedy_tokens_do_not_depend_on_companions(name):
         assert engine.load == {"decoding": 0, "prefilling": 0, "waiting": 0}
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_steps_of_fixed_shapes_give_the_same_tokens(name, monkeypatch):
+    """What a GPU records, computed without recording: rows and positions rounded up, some rows empty."""
+    from videollama2.inference import fixed_shapes
+
+    monkeypatch.setattr(fixed_shapes, "POSITIONS", 48)
+    model, processor = load(name)
+    requests = draw_requests(Random(name), 12)
+    expected = [alone(model, processor, request) for request in requests]
+    for companions in (1, 7):
+        engine = Engine(model, processor, max_batch=companions, max_length=500, background=False, prefill_chunk=40)
+        engine.decoder.fixed = fixed_shapes.FixedShapes(engine.decoder, record=False)
+        results = run_with_random_joins(engine, requests, Random(name))
+        assert [result.token_ids for result in results] == expected
+        steps = engine.decoder.fixed._steps
+        assert {rows for rows, _ in steps} <= {1, 2, 4, 7} and {length % 48 for _, length in steps} <= {0, 500 % 48}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_recorded_steps_give_the_same_tokens():
+    """CUDA graphs against the same steps computed one by one."""
+    model, processor = model_init(golden_dir() / "models" / "qwen2-stc_connector-clip", device="cuda",
+                                  dtype="float32")[:2]  # fmt: skip
+    requests = draw_requests(Random(2), 12)
+    results = []
+    for graphs in (False, True):
+        engine = Engine(model, processor, max_batch=4, max_length=500, background=False, cuda_graphs=graphs)
+        results.append([result.token_ids for result in run_with_random_joins(engine, requests, Random(3))])
+    assert results[0] == results[1]
+
+
+def test_what_cannot_be_recorded_is_refused(small):
+    with pytest.raises(ConfigError, match="one GPU"):
+        Engine(*small, cuda_graphs=True)
+
+
 @pytest.mark.parametrize("kind", ["mistral", "qwen2"])
 def test_sliding_windows_shorter_than_the_prompt(kind, monkeypatch):
     """Layers that look at the last tokens only: all of Mistral's, some of Qwen2's."""

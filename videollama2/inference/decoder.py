@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from videollama2.errors import ConfigError
+from videollama2.inference.fixed_shapes import FixedShapes
 from videollama2.inference.slots import KeyValueSlots
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 
@@ -16,12 +18,24 @@ _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
 class Decoder:
-    """Runs the language model over :class:`KeyValueSlots`."""
+    """Runs the language model over :class:`KeyValueSlots`.
 
-    def __init__(self, model: VideoLlama2ForConditionalGeneration, max_batch: int, max_length: int) -> None:
+    Args:
+        cuda_graphs: replay decode steps as CUDA graphs.
+
+    Raises:
+        ConfigError: ``cuda_graphs`` with a model that cannot be recorded.
+    """
+
+    def __init__(
+        self, model: VideoLlama2ForConditionalGeneration, max_batch: int, max_length: int, cuda_graphs: bool = False
+    ) -> None:
         self.model = model
         self.slots = KeyValueSlots(max_batch, max_length)
         config = model.config.text_config
+        if cuda_graphs:
+            _check_recordable(model)
+        self.fixed = FixedShapes(self, record=True) if cuda_graphs else None
         if config._attn_implementation not in ("sdpa", "eager"):
             # Flash and flex attention read neither rows of different lengths nor masks of our own.
             model.model.language_model.set_attn_implementation("sdpa")
@@ -34,35 +48,39 @@ class Decoder:
     def prefill(self, row: int, task: Task, count: int) -> torch.Tensor | None:
         """Compute the next ``count`` prompt positions; returns logits (V,) of the last one of all, else None."""
         self.slots.select(row, [task.filled], count)
-        hidden_BLD = self._forward(task.next_embeddings(count))
+        # The last one's logits alone, and only they: lm_head is the widest layer.
+        logits_BV = self.run(task.next_embeddings(count), masked=False, logits=task.remaining == count)
         task.filled += count
-        return self._logits(hidden_BLD)[0] if not task.remaining else None
+        return None if logits_BV is None else logits_BV[0]
 
     def decode(self, tasks: list[Task]) -> torch.Tensor:
         """One step of rows 0 to B - 1: logits (B, V) behind each one's last token."""
-        weight = self.model.get_input_embeddings().weight
-        ids = torch.tensor([[task.chooser.chosen[-1]] for task in tasks], device=weight.device)
-        self.slots.select(0, [task.filled for task in tasks], 1)
-        hidden_BLD = self._forward(self.model.get_input_embeddings()(ids))
+        if self.fixed is not None:
+            logits_BV = self.fixed.decode(tasks)
+        else:
+            weight = self.model.get_input_embeddings().weight
+            ids_B1 = torch.tensor([[task.chooser.chosen[-1]] for task in tasks], device=weight.device)
+            self.slots.select(0, [task.filled for task in tasks], 1)
+            # A single row needs no mask of ours.
+            logits_BV = self.run(self.model.get_input_embeddings()(ids_B1), masked=len(tasks) > 1)
         for task in tasks:
             task.filled += 1
-        return self._logits(hidden_BLD)
+        return logits_BV
 
-    def _logits(self, hidden_BLD: torch.Tensor) -> torch.Tensor:
-        return self.model.lm_head(hidden_BLD[:, -1]).float()
-
-    def _forward(self, embeds_BLD: torch.Tensor) -> torch.Tensor:
+    def run(self, embeds_BLD: torch.Tensor, masked: bool, logits: bool = True) -> torch.Tensor | None:
+        """One pass at what the slots are aimed at: float32 logits (B, V) of each row's last position."""
         device = embeds_BLD.device
-        return self.model.model(
+        hidden_BLD = self.model.model(
             inputs_embeds=embeds_BLD,
-            attention_mask=self._masks(device, embeds_BLD.dtype) if embeds_BLD.shape[0] > 1 else None,
+            attention_mask=self._masks(device, embeds_BLD.dtype) if masked else None,
             position_ids=self.slots.position_ids(device),
             past_key_values=self.slots,
             use_cache=True,
         ).last_hidden_state
+        return self.model.lm_head(hidden_BLD[:, -1]).float() if logits else None
 
     def _masks(self, device: torch.device, dtype: torch.dtype) -> Any:
-        """The mask, or one per kind of layer where a decoder mixes them. A single row needs none of ours."""
+        """The mask, or one per kind of layer where a decoder mixes them."""
         if self._layer_types == {_FULL, _SLIDING}:
             return {_FULL: self._mask(device, dtype, None), _SLIDING: self._mask(device, dtype, self._window)}
         return self._mask(device, dtype, self._window if self._layer_types == {_SLIDING} else None)
@@ -72,3 +90,13 @@ class Decoder:
         if self._eager:
             return torch.zeros(mask.shape, dtype=dtype, device=device).masked_fill(~mask, torch.finfo(dtype).min)
         return mask
+
+
+def _check_recordable(model: VideoLlama2ForConditionalGeneration) -> None:
+    devices = {parameter.device for parameter in model.get_decoder().parameters()}
+    if len(devices) > 1 or next(iter(devices)).type != "cuda":
+        raise ConfigError(f"cuda_graphs need a language model on one GPU; it is on {', '.join(map(str, devices))}")
+    if getattr(model.config.text_config, "num_local_experts", None):
+        raise ConfigError("cuda_graphs cannot record a mixture of experts: what it computes depends on the tokens")
+    if getattr(model, "quantization_method", None) is not None:
+        raise ConfigError("cuda_graphs cannot record a quantised model")

@@ -58,6 +58,8 @@ class Engine:
         background: True: media are read by threads and the model runs on one of its own, started by the first
             request. False: no threads; whoever reads an answer advances the engine.
         media_threads: that read media side by side, where there are threads.
+        cuda_graphs: replay decode steps as CUDA graphs, which frees them from the cost of starting kernels one by one.
+            For a dense, unquantised decoder on one GPU.
 
     Raises:
         ConfigError: a size out of range, or no memory for a single slot.
@@ -76,6 +78,7 @@ class Engine:
         prefill_chunk: int = PREFILL_CHUNK,
         background: bool = True,
         media_threads: int = 2,
+        cuda_graphs: bool = False,
     ) -> None:
         for name, value in (
             ("max_batch", max_batch), ("max_length", max_length), ("max_queue", max_queue),
@@ -93,7 +96,7 @@ class Engine:
         cache = media_cache_bytes if isinstance(media_cache_bytes, MediaCache) else MediaCache(media_cache_bytes)
         self.media = MediaEncoder(model, processor, cache)
         self.prefixes = PrefixCache(prefix_cache_bytes)
-        self.decoder = Decoder(model, self.max_batch, self.max_length)
+        self.decoder = Decoder(model, self.max_batch, self.max_length, cuda_graphs)
         self._end_ids = frozenset(end_ids(model, processor.tokenizer))
         self._waiting: deque[Task] = deque()
         self._background = background
@@ -314,6 +317,8 @@ class Engine:
             self.media.cache.clear()
         if whole:
             self.prefixes.clear()
+            if self.decoder.fixed is not None:
+                self.decoder.fixed.forget()
 
     def _weights_states(self) -> tuple[Any, Any]:
         return weights_state(visual_weights(self.model)), weights_state(self.model.parameters())

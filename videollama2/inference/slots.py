@@ -16,11 +16,15 @@ from transformers.cache_utils import Cache
 
 @dataclass(frozen=True)
 class _Window:
-    """What the next forward pass reads and writes: rows ``first`` to ``first + len(starts)``, each from its start."""
+    """What the next forward pass reads and writes: rows ``first`` to ``first + len(starts)``, each from its start.
+
+    ``scattered``: where the rows write is told by a tensor, and ``starts`` are only as large as they may be.
+    """
 
     first: int
     starts: tuple[int, ...]
     queries: int
+    scattered: bool = False
 
     @property
     def rows(self) -> slice:
@@ -62,6 +66,17 @@ class KeyValueSlots(Cache):
         self._window = _Window(first, tuple(starts), queries)
         self._index = None
 
+    def select_scattered(self, positions_B1: torch.Tensor, length: int) -> None:
+        """Aim a decode step of rows 0 to B - 1 at positions that are read from a tensor when it is computed.
+
+        Args:
+            positions_B1: where each row's new token goes.
+            length: positions looked at, more than any of them but those nobody reads.
+        """
+        rows = positions_B1.shape[0]
+        self._window = _Window(0, (length - 1,) * rows, 1, scattered=True)
+        self._index = torch.arange(rows, device=positions_B1.device).unsqueeze(1), positions_B1
+
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -72,11 +87,11 @@ class KeyValueSlots(Cache):
         result = []
         for stored_BHLD, new_BHQD in zip(self._storage[layer_idx], (key_states, value_states), strict=True):
             view_BHLD = stored_BHLD[window.rows]
-            if len(set(window.starts)) == 1:
+            if not window.scattered and len(set(window.starts)) == 1:
                 view_BHLD[:, :, window.seen : window.length] = new_BHQD
             else:
                 rows_B1, positions_BQ = self._positions(new_BHQD.device)
-                view_BHLD[rows_B1, :, positions_BQ] = new_BHQD.transpose(1, 2)
+                view_BHLD[rows_B1, :, positions_BQ] = new_BHQD.transpose(1, 2)  # (B, Q) pairs come first
             result.append(view_BHLD[:, :, : window.length])
         return result[0], result[1]
 
@@ -94,7 +109,9 @@ class KeyValueSlots(Cache):
         return self._positions(device)[1]
 
     def _positions(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        if self._index is None or self._index[0].device != device:
+        if self._index is not None and self._index[0].device != device:
+            self._index = tuple(part.to(device) for part in self._index)
+        if self._index is None:
             starts = torch.tensor(self._window.starts, device=device)
             rows = torch.arange(len(self._window.starts), device=device)
             self._index = rows.unsqueeze(1), starts.unsqueeze(1) + torch.arange(self._window.queries, device=device)

@@ -1,0 +1,105 @@
+"""Decode steps of a few fixed shapes, which a GPU can replay as CUDA graphs.
+
+A step of a large model is some thousand small kernels. Started one by one from Python they take longer than reading the
+weights; recorded once and replayed together they do not. A recording holds for one number of rows and one number of
+positions looked at, so both are rounded up: rows without a request write where nobody reads, and masks hide what
+lies beyond each row's own positions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from videollama2.inference.decoder import Decoder
+    from videollama2.inference.task import Task
+
+POSITIONS = 256
+"""Positions looked at are rounded up to a multiple of this."""
+
+_WARM_UP = 2
+"""Runs before a recording: libraries choose kernels and take work space at first."""
+
+
+@dataclass
+class _Step:
+    """One shape: where ids and positions (B, 1) are written and logits (B, V) are read."""
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    length: int
+    graph: torch.cuda.CUDAGraph | None = None
+    logits: torch.Tensor | None = None
+
+
+class FixedShapes:
+    """Decodes for a :class:`Decoder`.
+
+    Args:
+        record: replay CUDA graphs; else compute the same steps as usual.
+    """
+
+    def __init__(self, decoder: Decoder, record: bool) -> None:
+        self._decoder, self._record = decoder, record
+        self._steps: dict[tuple[int, int], _Step] = {}
+        self._pool = None
+
+    def decode(self, tasks: list[Task]) -> torch.Tensor:
+        """Logits (B, V) behind each task's last token; they hold until the next call."""
+        slots = self._decoder.slots
+        rows = min(1 << (len(tasks) - 1).bit_length(), slots.max_batch)
+        length = min(-(-(max(task.filled for task in tasks) + 1) // POSITIONS) * POSITIONS, slots.max_length)
+        step = self._steps.get((rows, length))
+        if step is None:
+            step = self._steps[rows, length] = self._prepare(rows, length)
+        empty = rows - len(tasks)
+        # The last position of a slot is never used by its request: the last token of an answer is not computed on.
+        nowhere = slots.max_length - 1
+        _fill(step.ids, [task.chooser.chosen[-1] for task in tasks] + [0] * empty)
+        _fill(step.positions, [task.filled for task in tasks] + [nowhere] * empty)
+        if step.graph is None:
+            step.logits = self._compute(step)
+        else:
+            step.graph.replay()
+        return step.logits[: len(tasks)]
+
+    def forget(self) -> None:
+        """Drop all recordings: they point at weights that may be gone."""
+        self._steps.clear()
+        self._pool = None
+
+    def _prepare(self, rows: int, length: int) -> _Step:
+        device = self._decoder.model.get_input_embeddings().weight.device
+        nowhere = self._decoder.slots.max_length - 1
+        step = _Step(
+            torch.zeros(rows, 1, dtype=torch.long, device=device),
+            torch.full((rows, 1), nowhere, dtype=torch.long, device=device),
+            length,
+        )
+        if self._record:
+            self._make_graph(step)
+        return step
+
+    def _make_graph(self, step: _Step) -> None:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UP):
+                self._compute(step)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            step.logits = self._compute(step)
+        step.graph = graph
+        self._pool = self._pool or graph.pool()
+
+    def _compute(self, step: _Step) -> torch.Tensor:
+        self._decoder.slots.select_scattered(step.positions, step.length)
+        return self._decoder.run(self._decoder.model.get_input_embeddings()(step.ids), masked=True)
+
+
+def _fill(target_B1: torch.Tensor, values: list[int]) -> None:
+    target_B1.copy_(torch.tensor(values, dtype=torch.long).unsqueeze(1))
