@@ -58,8 +58,21 @@ def _count(text: str) -> int:
     return number
 
 
-def make_half_billion(folder: Path, seed: int = 0) -> None:
-    """Write a checkpoint of the 0.5B shapes with random weights; the tokenizer is the tiny model's.
+SHAPES = {
+    "0.5b": {
+        "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
+        "num_key_value_heads": 2, "tie_word_embeddings": True,
+    },
+    "7b": {
+        "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
+        "num_key_value_heads": 4, "tie_word_embeddings": False,
+    },
+}  # fmt: skip
+"""Qwen2 decoders."""
+
+
+def make_random(folder: Path, shape: str = "0.5b", seed: int = 0) -> None:
+    """Write a checkpoint of these shapes with random weights; the tokenizer is the tiny model's.
 
     The weights are stored in bfloat16, as published ones are.
     """
@@ -75,16 +88,20 @@ def make_half_billion(folder: Path, seed: int = 0) -> None:
     tower = "openai/clip-vit-large-patch14-336"
     config = VideoLlama2Config(
         text_config={
-            "model_type": "qwen2", "vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864,
-            "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
-            "max_position_embeddings": 32768, "rope_theta": 1e6, "tie_word_embeddings": True,
+            "model_type": "qwen2", "vocab_size": 151936, "max_position_embeddings": 32768, "rope_theta": 1e6,
+            **SHAPES[shape],
         },
         vision_config=KNOWN_TOWERS[tower]["vision_config"],
         mm_vision_tower=tower,
         mm_projector_type="stc_connector",
         num_frames=8,
     )  # fmt: skip
-    model = VideoLlama2ForConditionalGeneration(config).to(torch.bfloat16)
+    standard = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        model = VideoLlama2ForConditionalGeneration(config)
+    finally:
+        torch.set_default_dtype(standard)
     _, tiny = load_checkpoint("videollama2-tiny")
     processor = VideoLlama2Processor(load_image_processor(folder, config), tiny.tokenizer, config)
     model.save_pretrained(folder)
@@ -341,7 +358,7 @@ def main() -> int:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        make_half_billion(args.build)
+        make_random(args.build)
         return 0
     if args.child:
         print(json.dumps(measure(args.child, args)))

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """What the engine gains and costs: batching, prefix and media caches, against transformers' own generate.
 
-    python benchmarks/engine.py [--device cpu] [--dtype float32] [--new-tokens 64] [--concurrent 8]
+    python benchmarks/engine.py [--device cpu] [--dtype float32] [--shape 0.5b] [--new-tokens 64] [--concurrent 8]
 
-The model has random weights and the shapes of CLIP ViT-L/14-336, the STC connector and a 0.5B Qwen2 (8 frames). All
-rows of a table come from one run; quote the ratios. Beside the rates stands the limit: bytes of the weights (and of the
-key-values read) over the rate of a large copy, for a step that reads each once.
+The model has random weights and the shapes of CLIP ViT-L/14-336, the STC connector and a Qwen2 of 0.5B, or on a GPU 7B
+(8 frames). All rows of a table come from one run; quote the ratios. Beside the rates stand the limits: of decoding, the
+bytes of the weights over the rate of a large copy, for a step that reads each once; of a prompt, its multiplications
+over the rate of one large product of matrices.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from ask import CLIP, QUESTION, make_half_billion
+from ask import CLIP, QUESTION, SHAPES, make_random
 
 DECODING_FRAMES = 2
 """Frames of the clip where decoding alone is measured: generate prefills every row anew, which takes minutes."""
@@ -37,15 +38,27 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--concurrent", type=int, default=8)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--model", help="a checkpoint instead of the random one")
+    parser.add_argument("--shape", choices=sorted(SHAPES), help="default 7b on a GPU, else 0.5b")
+    parser.add_argument("--no-cuda-graphs", action="store_true", help="on a GPU, start every kernel of a step")
     return parser.parse_args()
+
+
+def synchronize() -> None:
+    """Wait for the GPU, where there is one: its work is only started by the calls that are timed."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def timed(run: Callable[[], Any], repeat: int) -> float:
     """Median seconds."""
     times = []
     for _ in range(repeat):
+        synchronize()
         start = time.perf_counter()
         run()
+        synchronize()
         times.append(time.perf_counter() - start)
     return statistics.median(times)
 
@@ -64,6 +77,7 @@ class Bench:
         self.model, self.processor, _ = model_init(path, device=args.device, dtype=args.dtype)
         self.engine = Engine(
             self.model, self.processor, max_batch=args.concurrent, max_length=1024, background=False,
+            cuda_graphs=self.model.device.type == "cuda" and not args.no_cuda_graphs,
         )  # fmt: skip
         self.engine._end_ids = frozenset()  # random weights must not end an answer early
         self.device = self.model.get_input_embeddings().weight.device
@@ -100,6 +114,7 @@ class Bench:
         answers = [self.engine.submit_request(self.request(frames=DECODING_FRAMES)) for _ in range(count)]
         while self.engine.load["decoding"] < count:
             self.engine.step()
+        synchronize()
         start, steps = time.perf_counter(), 0
         while self.engine.load["decoding"] == count:
             self.engine.step()
@@ -107,6 +122,22 @@ class Bench:
         seconds = time.perf_counter() - start
         assert all(answer.result().completion_tokens == self.args.new_tokens for answer in answers)
         return count * steps / seconds
+
+    def prefill(self) -> tuple[float, int]:
+        """Seconds and tokens of a prompt of which nothing is known but its visual tokens."""
+        torch, decoder = self.torch, self.engine.decoder
+        medium = self.engine.media.read("video", CLIP, {"num_frames": 8})
+        self.engine.media.encode([medium])
+        embeds_BLD = medium.tokens.unsqueeze(0).to(self.model.dtype)
+        count = embeds_BLD.shape[1]
+
+        def run() -> None:
+            decoder.slots.select(0, [0], count)
+            decoder.run(embeds_BLD, masked=False)
+
+        with torch.inference_mode():
+            run()
+            return timed(run, self.args.repeat), count
 
     def first_token(self, question: str, turns: Any = None) -> Any:
         answer = self.engine.submit_request(turns or self.request(question, 1))
@@ -138,6 +169,14 @@ def copy_rate(torch: Any, device: Any) -> float:
     return 2 * source.nbytes / timed(lambda: target.copy_(source), 5)
 
 
+def product_rate(torch: Any, device: Any, dtype: Any) -> float:
+    """Operations per second of one large product of matrices."""
+    size = 8192 if device.type == "cuda" else 2048
+    left, right = torch.randn(2, size, size, device=device).to(dtype)
+    left @ right
+    return 2 * size**3 / timed(lambda: left @ right, 5)
+
+
 def equal_answers(dtype: str, device: str | None) -> str:
     """Share of the tiny model's answers that are the same alone and in company, in a type that rounds."""
     from videollama2 import model_init
@@ -160,17 +199,22 @@ def equal_answers(dtype: str, device: str | None) -> str:
 
 def main() -> None:
     args = parse()
+    import torch
+
+    shape = args.shape or ("7b" if torch.cuda.is_available() and args.device != "cpu" else "0.5b")
     with tempfile.TemporaryDirectory() as folder:
         if not args.model:
             print("building the random model ...", file=sys.stderr)
-            make_half_billion(Path(folder))
+            make_random(Path(folder), shape)
         bench = Bench(args, args.model or folder)
-    torch = bench.torch
     decoder = bench.model.get_decoder()
     weights = sum(p.nbytes for p in {*decoder.parameters(), *bench.model.lm_head.parameters()})
     limit = copy_rate(torch, bench.device) / weights
     dtype = str(bench.model.dtype).removeprefix("torch.")
-    print(f"{bench.device}, {dtype}, {torch.get_num_threads()} threads; answers of {args.new_tokens} tokens")
+    name = args.model or f"{shape} shapes"
+    graphs = ", CUDA graphs" if bench.engine.decoder.fixed is not None else ""
+    device = torch.cuda.get_device_name() if bench.device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    print(f"{name} on {device}, {dtype}{graphs}; answers of {args.new_tokens} tokens")
     print(f"({DECODING_FRAMES} frames while decoding, 8 to the first token)")
     n = args.concurrent
     runs = {
@@ -190,6 +234,11 @@ def main() -> None:
     print(f"\nengine x{n} / engine x1:   {rows[3][2] / rows[1][2]:.2f} (target 2.7)")
     print(f"engine x{n} / generate x{n}: {rows[3][2] / rows[2][2]:.2f} (target 0.9)")
     print(f"engine x1 / generate x1: {rows[1][2] / rows[0][2]:.2f} (target 0.95)")
+    seconds, count = bench.prefill()
+    operations = 2 * count * sum(p.numel() for p in decoder.layers.parameters())
+    peak = product_rate(torch, bench.device, bench.model.dtype)
+    print(f"prefill of {count} tokens: {count / seconds:.0f} tokens/s, {operations / seconds / peak:.0%} of the rate "
+          f"of a large product of matrices ({peak / 1e12:.2f} TFLOP/s)")  # fmt: skip
     starts = bench.start_up()
     base = starts["first question"].timings.first_token
     print(f"\n{'to first token':16} {'seconds':>8} {'sooner':>8} {'prompt':>7} {'prefilled':>10}")
