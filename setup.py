@@ -27,11 +27,15 @@ EXTRAS = {
     "train": ["peft>=0.17", "bitsandbytes>=0.45", "tensorboard", "matplotlib"],
     "deepspeed": ["deepspeed>=0.17"],
     "eval": ["pyarrow", "openai>=1", "matplotlib"],
-    "serve": ["gradio>=6.20", "fastapi", "uvicorn", "httpx", "openai>=1"],
+    # Below 6.20, Gradio has known vulnerabilities.
+    "serve": ["gradio>=6.20", "fastapi", "uvicorn", "httpx", "prometheus-client", "openai>=1"],
     "flash": ["flash-attn"],
     "quant": ["bitsandbytes>=0.45"],
     "decord": ["decord==0.6.0"],
-    "dev": ["pytest>=8", "pytest-xdist", "ruff", "decord==0.6.0; platform_machine == 'x86_64'", "bitsandbytes>=0.45"],
+    "dev": [
+        "pytest>=8", "pytest-xdist", "ruff", "psutil", "decord==0.6.0; platform_machine == 'x86_64'",
+        "bitsandbytes>=0.45", "deepspeed==0.19.8; sys_platform == 'linux'", "playwright", "schemathesis",
+    ],
 }
 
 setup(

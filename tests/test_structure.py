@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 
 from tests.conftest import ROOT
 
@@ -10,7 +12,7 @@ FLOORS = {
     "prompting": 1, "media": 1, "model": 1,
     "processing": 2, "loading": 2, "auto": 2, "data": 2,
     "inference": 3,
-    "training": 4, "eval": 4,
+    "training": 4, "eval": 4, "serve": 4,
     "cli": 5, "train": 5, "__main__": 6,
 }  # fmt: skip
 # One room may look into another on its floor where the table of the design says so.
@@ -18,6 +20,7 @@ ALLOWED = {
     ("config", "errors"), ("config", "constants"), ("loading", "processing"), ("loading", "auto"),
     ("auto", "processing"), ("data", "processing"),
 }  # fmt: skip
+WITH_MODEL = ("model_worker", "gradio_web_server_adhoc")
 PACKAGE = ROOT / "videollama2"
 
 
@@ -73,3 +76,14 @@ def test_readme_names_only_what_exists():
     for path in re.findall(r"\b(?:scripts|benchmarks|datasets|eval|videollama2|tests)/[\w./-]+", text):
         path = path.rstrip("./")
         assert (ROOT / path).exists(), f"README.md names {path}"
+
+
+def test_only_what_holds_a_model_imports_torch():
+    """Controller, API, web page and terminal client start in a second and run where torch is not installed."""
+    serve = PACKAGE / "serve"
+    names = sorted(path.stem for path in serve.glob("*.py") if path.stem not in ("__init__", *WITH_MODEL))
+    assert {"controller", "openai_api", "gradio_web_server", "cli", "launch"} <= set(names)
+    imports = "\n".join(f"import videollama2.serve.{name}" for name in names)
+    check = "import sys\nheavy = {'torch', 'transformers'} & set(sys.modules)\nassert not heavy, heavy"
+    done = subprocess.run([sys.executable, "-c", f"{imports}\n{check}"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -25,6 +25,7 @@ _CHAT_LENGTH = 16384
 _ELSEWHERE = {
     "eval": ("evaluate on benchmarks", "videollama2.eval.cli", "add_eval_commands"),
     "data": ("check annotation files for training", "videollama2.data.check", "add_data_commands"),
+    "serve": ("controller, worker, API and web page on this machine", "videollama2.serve.launch", "add_serve_command"),
     "merge": ("LoRA folder + base -> a whole checkpoint", "videollama2.training.merge", "add_merge_command"),
 }
 """Commands declared where they are done: help, module and function that adds the parser. Imported when asked for."""
