@@ -32,14 +32,35 @@ def test_own_rubrics_are_complete_and_say_that_they_are_own(name):
     assert not found.published and found.version == "own-1" and found.source == "this project"
 
 
+# Of the system and user texts as they stand in the published scorers; any changed byte changes them.
+PUBLISHED_FINGERPRINTS = {
+    "qa": "04bf7aaf04f655a7",
+    "videochatgpt_correctness": "39b332ee7079045b",
+    "videochatgpt_detail": "0a1448094fd66944",
+    "videochatgpt_context": "837fe5f453dbe243",
+    "videochatgpt_temporal": "f50781771e8c383c",
+    "videochatgpt_consistency": "829b916dd03a0dc7",
+    "msvc_correctness": "69299cb82cfd92c0",
+    "msvc_detailedness": "c99c2216d2c5cd4c",
+}
+
+
 @pytest.mark.parametrize("name", ASPECTS)
-def test_a_published_text_is_in_the_house_or_refused(name):
-    """Never replaced by another text."""
-    if (PUBLISHED_FOLDER / f"{name}.json").is_file():
-        assert rubric(name).published
-    else:
-        with pytest.raises(ConfigError, match=f"published text of rubric '{name}' is not part of this installation"):
-            rubric(name)
+def test_published_texts_are_frozen(name):
+    found = rubric(name)
+    assert found.published and found.fingerprint == PUBLISHED_FINGERPRINTS[name]
+    row = ROW | ({"question": ["one", "two"], "output": ["first", "second"]} if found.pairs else {})
+    system, user = found.messages(row)
+    assert system["content"].startswith("You are an intelligent chatbot") and "['a', 'b']" in user["content"]
+    asked = "Correct Answers: " if name.startswith("msvc") else "Correct Answer: "
+    assert asked in user["content"] and user["content"].endswith("'score': 4.8}.")
+
+
+@pytest.mark.parametrize("name", ASPECTS)
+def test_a_published_text_that_is_missing_is_never_replaced(name, monkeypatch, tmp_path):
+    monkeypatch.setattr(rubrics, "PUBLISHED_FOLDER", tmp_path)
+    with pytest.raises(ConfigError, match=f"published text of rubric '{name}' is not part of this installation"):
+        rubric(name)
 
 
 def test_braces_in_an_answer_stay_as_they_are(tmp_path):
