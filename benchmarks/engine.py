@@ -133,7 +133,7 @@ class Bench:
 
         def run() -> None:
             decoder.slots.select(0, [0], count)
-            decoder.run(embeds_BLD, masked=False)
+            decoder.run(embeds_BLD, masked=False, last=[count - 1])
 
         with torch.inference_mode():
             run()

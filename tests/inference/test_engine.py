@@ -622,6 +622,28 @@ def test_frames_of_many_clips_are_encoded_in_passes(small, monkeypatch):
     assert calls == [8, 8, 4]
 
 
+def test_short_prompts_are_prefilled_in_one_pass(small):
+    """Unlike ones together; of those that begin alike, the second after the first, whose beginning it takes over."""
+    model, processor = small
+    engine = Engine(model, processor, max_batch=8, max_length=600, background=False)
+    passes = []
+    prefill = engine.decoder.prefill
+    engine.decoder.prefill = lambda first, tasks, count: (passes.append(len(tasks)), prefill(first, tasks, count))[1]
+    unlike = [Request(" ".join(Random(n).choices(WORDS, k=20 + n)), max_new_tokens=6) for n in range(4)]
+    together = [result.token_ids for result in engine.generate(unlike)]
+    assert passes == [4]
+    assert together == [alone(model, processor, request) for request in unlike]
+    passes.clear()
+    alike = [Request("what who where " * 20 + word, max_new_tokens=6) for word in ("red", "small", "man")]
+    results = engine.generate(alike)
+    assert passes == [1, 2] and [result.cached_tokens > 32 for result in results] == [False, True, True]
+    assert [result.token_ids for result in results] == [alone(model, processor, request) for request in alike]
+    passes.clear()
+    engine.prefill_chunk = 40
+    engine.generate([Request(" ".join(Random(9).choices(WORDS, k=100)), max_new_tokens=2), unlike[0]])
+    assert passes[:3] == [1, 1, 1]  # a long one over several passes, alone
+
+
 def test_changed_weights_are_noticed(small):
     """Visual tokens and key-values of other weights would give answers of a model that is no more."""
     model, processor = small

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -14,7 +14,7 @@ from videollama2.constants import DEFAULT_MODEL_NAME
 from videollama2.errors import CheckpointNotFoundError, ConfigError
 from videollama2.inference.engine import Engine, end_ids
 from videollama2.inference.media_cache import MediaCache
-from videollama2.inference.media_encoder import medium_key, visual_weights, weights_state
+from videollama2.inference.media_encoder import WeightsWatch, medium_key, visual_modules
 from videollama2.inference.request import Request
 from videollama2.inference.sizes import fitting_slots
 from videollama2.loading import load_pretrained_model
@@ -36,7 +36,7 @@ _GENERATE_ONLY = frozenset(
 )
 _TOP_K = 50
 
-_caches: WeakKeyDictionary[torch.nn.Module, tuple[MediaCache, Hashable]] = WeakKeyDictionary()
+_caches: WeakKeyDictionary[torch.nn.Module, tuple[MediaCache, WeightsWatch]] = WeakKeyDictionary()
 
 
 def model_init(
@@ -78,13 +78,13 @@ def _check_name(name: str | Path, option: str) -> None:
 def media_cache(model: VideoLlama2ForConditionalGeneration) -> MediaCache:
     """The cache of visual tokens that belongs to ``model``, emptied when encoder or connector changed since.
 
-    A training step and ``load_state_dict`` are noticed; a write through ``parameter.data`` is not: clear it then.
+    What :class:`WeightsWatch` does not notice: clear it then.
     """
-    state = weights_state(visual_weights(model))
-    cache, known = _caches.setdefault(model, (MediaCache(), state))
-    if known != state:
+    if model not in _caches:
+        _caches[model] = MediaCache(), WeightsWatch(visual_modules(model))
+    cache, watch = _caches[model]
+    if watch.changed():
         cache.clear()
-        _caches[model] = cache, state
     return cache
 
 

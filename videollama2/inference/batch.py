@@ -1,6 +1,7 @@
-"""The running requests: rows of the slots, prefilled one after the other and decoded together.
+"""The running requests: rows of the slots, prefilled and then decoded together.
 
-Row order: rows ``0 .. d-1`` decode, row ``d`` is being prefilled. A row that ends takes over the last one.
+Row order: rows ``0 .. d-1`` decode, those from ``d`` on are being prefilled: one prompt over several passes, or several
+short ones in a single pass, so that between two passes there is one at most. A row that ends takes over the last one.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 
 from videollama2.errors import EngineError, VideoLlama2Error
 from videollama2.inference.decoder import Decoder
-from videollama2.inference.prefix_cache import PrefixCache
+from videollama2.inference.prefix_cache import BLOCK, PrefixCache
 from videollama2.inference.sampling import choose
 from videollama2.inference.task import Task
 
@@ -22,7 +23,7 @@ _Ended = tuple[Task, "str | Exception"]
 
 
 class Batch:
-    """Who decodes and who is being prefilled. Used by the model's thread alone.
+    """Who decodes and who is being prefilled (``prefilling``). Used by the model's thread alone.
 
     Args:
         on_end: called with each task that left, its ``finish_reason`` and its error.
@@ -35,42 +36,59 @@ class Batch:
         on_end: Callable[[Task, str, VideoLlama2Error | None], None],
     ) -> None:
         self.decoder, self.prefixes, self._on_end = decoder, prefixes, on_end
-        self.prefilling: Task | None = None
+        self.prefilling: list[Task] = []
         self.decoding: list[Task] = []
 
     @property
     def tasks(self) -> list[Task]:
-        return [*self.decoding, *([self.prefilling] if self.prefilling is not None else [])]
+        return [*self.decoding, *self.prefilling]
 
     def admit(self, task: Task) -> None:
-        """Begin with a task whose media are encoded: what is known of its prompt is taken over."""
-        self.prefilling = task
+        """Prepare the last of ``prefilling``, whose media are encoded: what is known of its prompt is taken over."""
+        row = len(self.decoding) + len(self.prefilling) - 1
         try:
-            task.filled = task.cached = self.prefixes.load(task.identity, self.decoder.slots, len(self.decoding))
+            task.filled = task.cached = self.prefixes.load(task.identity, self.decoder.slots, row)
             task.embed(self.decoder.model)
         except Exception as error:  # noqa: BLE001 - a fault of this request alone
-            self.prefilling = None
+            self.prefilling.pop()
             self.fail(task, error)
 
+    def goes_along(self, task: Task, budget: int) -> bool:
+        """Whether a task's prompt may be computed in one pass with those being prefilled.
+
+        The pass is as wide as its longest prompt and ends all of them, and no two of them begin alike: the second is
+        cheaper once the first is known.
+        """
+        known = self.prefixes.known(task.identity)
+        longest = max(len(task.input_ids) - known, *(other.remaining for other in self.prefilling))
+        furthest = longest + max(known, *(other.filled for other in self.prefilling))
+        if (len(self.prefilling) + 1) * longest > budget or furthest > self.decoder.slots.max_length:
+            return False
+        end = known + BLOCK
+        beginning = task.identity[:end]
+        return len(task.identity) <= end or all(other.identity[:end] != beginning for other in self.prefilling)
+
     def prefill(self, budget: int) -> int:
-        """Compute up to ``budget`` prompt positions of the one being prefilled; returns how many it took."""
-        task = self.prefilling
-        if task is None:
+        """Compute up to ``budget`` prompt positions of those being prefilled; returns how many it took."""
+        tasks = list(self.prefilling)
+        if not tasks:
             return 0
-        count = min(budget, task.remaining)
+        count = min(budget, max(task.remaining for task in tasks))
         try:
-            logits_V = self.decoder.prefill(len(self.decoding), task, count)
-        except Exception as error:  # noqa: BLE001 - a fault of this request alone
-            self.prefilling = None
-            self.fail(task, error)
+            logits_BV = self.decoder.prefill(len(self.decoding), tasks, count)
+        except Exception as error:  # noqa: BLE001 - whatever went wrong ends these requests and no others
+            self.prefilling.clear()
+            for task in tasks:
+                self.fail(task, error)
             return count
-        if logits_V is not None:
-            self._remember(task, len(self.decoding))
-            task.drop_embeddings()
-            self.prefilling = None
-            self.decoding.append(task)
-            self._accept([task], logits_V.unsqueeze(0))
-        return count
+        if logits_BV is not None:
+            for row, task in enumerate(tasks, len(self.decoding)):
+                self._remember(task, row)
+                task.drop_embeddings()
+            self.prefilling.clear()
+            self.decoding += tasks
+            self._accept(tasks, logits_BV)
+        return count * len(tasks)
 
     def decode(self) -> None:
         """One token of every running request."""
@@ -81,8 +99,8 @@ class Batch:
         try:
             logits_BV = self.decoder.decode(tasks)
         except Exception as error:  # noqa: BLE001 - whatever went wrong ends these requests and no others
-            if self.prefilling is not None:
-                self.decoder.slots.move(len(tasks), 0, self.prefilling.filled)
+            if self.prefilling:
+                self.decoder.slots.move(len(tasks), 0, self.prefilling[0].filled)
             self.decoding.clear()
             for task in tasks:
                 self.fail(task, error)
@@ -91,15 +109,13 @@ class Batch:
 
     def drop_cancelled(self) -> None:
         """Give up the slots of those that were cancelled."""
-        task = self.prefilling
-        if task is not None and task.channel.cancelled:
-            self.prefilling = None
-            self.end(task, "cancelled")
+        if self.prefilling and self.prefilling[0].channel.cancelled:
+            self.end(self.prefilling.pop(), "cancelled")
         self._leave([(task, "cancelled") for task in self.decoding if task.channel.cancelled])
 
     def abandon(self) -> list[Task]:
         """Forget all tasks, which are returned; nothing is computed."""
-        tasks, self.prefilling, self.decoding = self.tasks, None, []
+        tasks, self.prefilling, self.decoding = self.tasks, [], []
         return tasks
 
     def end(self, task: Task, reason: str) -> None:
@@ -140,8 +156,8 @@ class Batch:
             if row != last:
                 slots.move(last, row, self.decoding[last].filled)
             self.decoding.pop()
-            if self.prefilling is not None:
-                slots.move(last + 1, last, self.prefilling.filled)
+            if self.prefilling:
+                slots.move(last + 1, last, self.prefilling[0].filled)
             if isinstance(reason, Exception):
                 self.fail(task, reason)
             else:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.functional import pad
 
 from videollama2.errors import ConfigError
 from videollama2.inference.fixed_shapes import FixedShapes
@@ -45,13 +47,23 @@ class Decoder:
         if not self._layer_types and self._window is not None:
             self._layer_types = {_SLIDING}
 
-    def prefill(self, row: int, task: Task, count: int) -> torch.Tensor | None:
-        """Compute the next ``count`` prompt positions; returns logits (V,) of the last one of all, else None."""
-        self.slots.select(row, [task.filled], count)
-        # The last one's logits alone, and only they: lm_head is the widest layer.
-        logits_BV = self.run(task.next_embeddings(count), masked=False, logits=task.remaining == count)
-        task.filled += count
-        return None if logits_BV is None else logits_BV[0]
+    def prefill(self, first: int, tasks: Sequence[Task], count: int) -> torch.Tensor | None:
+        """Compute the next prompt positions of rows ``first`` and on, up to ``count`` each.
+
+        Returns:
+            Logits (B, V) behind the prompts, if this was the end of all of them; else None.
+        """
+        counts = [min(count, task.remaining) for task in tasks]
+        self.slots.select(first, [task.filled for task in tasks], count)
+        embeds = [task.next_embeddings(own) for task, own in zip(tasks, counts, strict=True)]
+        # Shorter prompts are filled up behind: what is computed there, nobody looks at, and it is written over.
+        embeds_BLD = torch.cat([pad(rows_1LD, (0, 0, 0, count - rows_1LD.shape[1])) for rows_1LD in embeds])
+        # Logits of the last positions alone, and only where prompts end: lm_head is the widest layer.
+        ends = all(task.remaining == own for task, own in zip(tasks, counts, strict=True))
+        logits_BV = self.run(embeds_BLD, masked=len(tasks) > 1, last=[own - 1 for own in counts] if ends else None)
+        for task, own in zip(tasks, counts, strict=True):
+            task.filled += own
+        return logits_BV
 
     def decode(self, tasks: list[Task]) -> torch.Tensor:
         """One step of rows 0 to B - 1: logits (B, V) behind each one's last token."""
@@ -62,13 +74,13 @@ class Decoder:
             ids_B1 = torch.tensor([[task.chooser.chosen[-1]] for task in tasks], device=weight.device)
             self.slots.select(0, [task.filled for task in tasks], 1)
             # A single row needs no mask of ours.
-            logits_BV = self.run(self.model.get_input_embeddings()(ids_B1), masked=len(tasks) > 1)
+            logits_BV = self.run(self.model.get_input_embeddings()(ids_B1), len(tasks) > 1, last=[0] * len(tasks))
         for task in tasks:
             task.filled += 1
         return logits_BV
 
-    def run(self, embeds_BLD: torch.Tensor, masked: bool, logits: bool = True) -> torch.Tensor | None:
-        """One pass at what the slots are aimed at: float32 logits (B, V) of each row's last position."""
+    def run(self, embeds_BLD: torch.Tensor, masked: bool, last: Sequence[int] | None) -> torch.Tensor | None:
+        """One pass at what the slots are aimed at: float32 logits (B, V) at one position of each row, or none."""
         device = embeds_BLD.device
         hidden_BLD = self.model.model(
             inputs_embeds=embeds_BLD,
@@ -77,7 +89,10 @@ class Decoder:
             past_key_values=self.slots,
             use_cache=True,
         ).last_hidden_state
-        return self.model.lm_head(hidden_BLD[:, -1]).float() if logits else None
+        if last is None:
+            return None
+        hidden_BD = torch.stack([row_LD[index] for row_LD, index in zip(hidden_BLD, last, strict=True)])
+        return self.model.lm_head(hidden_BD).float()
 
     def _masks(self, device: torch.device, dtype: torch.dtype) -> Any:
         """The mask, or one per kind of layer where a decoder mixes them."""

@@ -23,7 +23,7 @@ from videollama2.errors import ConfigError, EngineError, QueueFullError, VideoLl
 from videollama2.inference.batch import Batch
 from videollama2.inference.decoder import Decoder
 from videollama2.inference.media_cache import MediaCache
-from videollama2.inference.media_encoder import MediaEncoder, visual_weights, weights_state
+from videollama2.inference.media_encoder import MediaEncoder, WeightsWatch, visual_modules
 from videollama2.inference.media_reading import MediaReading
 from videollama2.inference.prefix_cache import DEFAULT_MAX_BYTES, PrefixCache
 from videollama2.inference.request import Answer, Channel, Request, Result
@@ -105,7 +105,7 @@ class Engine:
         self._state = Condition()  # guards _waiting and closed; notified when a task leaves the queue or ends
         self._stepping = Lock()  # without a thread, two readers may drive
         self._batch = Batch(self.decoder, self.prefixes, _ender(self._reading, self._state))
-        self._weights = self._weights_states()
+        self._visual_weights, self._weights = WeightsWatch(visual_modules(model)), WeightsWatch([model])
         self.closed = False
         self._thread: Thread | None = None
 
@@ -247,7 +247,7 @@ class Engine:
         """Requests that ``decoding``, ``prefilling`` and ``waiting`` now."""
         return {
             "decoding": len(self._batch.decoding),
-            "prefilling": int(self._batch.prefilling is not None),
+            "prefilling": len(self._batch.prefilling),
             "waiting": len(self._waiting),
         }
 
@@ -281,12 +281,12 @@ class Engine:
     def _prefill(self) -> None:
         budget = self.prefill_chunk
         while budget > 0:
-            if self._batch.prefilling is None and not self._take():
+            if not self._batch.prefilling and not self._take(budget):
                 return
             budget -= self._batch.prefill(budget)
 
-    def _take(self) -> bool:
-        """Admit the first waiting request whose media are read."""
+    def _take(self, budget: int) -> bool:
+        """Admit waiting requests whose media are read: the first, and those that can be prefilled together with it."""
         if len(self._batch.decoding) >= self.max_batch:
             return False
         with self._state:
@@ -296,32 +296,27 @@ class Engine:
         if ready:
             self._notice_new_weights()
         for task in self._encode(ready):
-            task.name_positions(self.model.config)
+            if not task.identity:
+                task.name_positions(self.model.config)
+            if self._batch.prefilling and not self._batch.goes_along(task, budget):
+                break
             with self._state:
                 self._waiting.remove(task)
-                self._batch.prefilling = task  # at no time in neither: close and abort look in both
+                self._batch.prefilling.append(task)  # at no time in neither: close and abort look in both
                 self._state.notify_all()
             self._batch.admit(task)
             task.give_back(self._reading)
-            if self._batch.prefilling is not None:
-                self._read_ahead()
-                return True
-        self._read_ahead()  # some may have failed or been cancelled
-        return False
+        self._read_ahead()  # some have left, failed or been cancelled
+        return bool(self._batch.prefilling)
 
     def _notice_new_weights(self) -> None:
         """What was computed with other weights is worth nothing."""
-        known, self._weights = self._weights, self._weights_states()
-        visual, whole = (old != new for old, new in zip(known, self._weights, strict=True))
-        if visual:
+        if self._visual_weights.changed():
             self.media.cache.clear()
-        if whole:
+        if self._weights.changed():
             self.prefixes.clear()
             if self.decoder.fixed is not None:
                 self.decoder.fixed.forget()
-
-    def _weights_states(self) -> tuple[Any, Any]:
-        return weights_state(visual_weights(self.model)), weights_state(self.model.parameters())
 
     # ---------------------------------------------------------------------------------------------------------- media
 

@@ -98,7 +98,8 @@ class FixedShapes:
 
     def _compute(self, step: _Step) -> torch.Tensor:
         self._decoder.slots.select_scattered(step.positions, step.length)
-        return self._decoder.run(self._decoder.model.get_input_embeddings()(step.ids), masked=True)
+        embeds_B1D = self._decoder.model.get_input_embeddings()(step.ids)
+        return self._decoder.run(embeds_B1D, masked=True, last=[0] * len(step.ids))
 
 
 def _fill(target_B1: torch.Tensor, values: list[int]) -> None:

@@ -179,19 +179,34 @@ def _passes(groups: list[list[Medium]]) -> Iterator[list[list[Medium]]]:
         yield together
 
 
-def weights_state(weights: Iterable[torch.Tensor]) -> Hashable:
-    """Changes with every write in place to ``weights``, and with every new weight.
+class WeightsWatch:
+    """Tells when the weights of some modules have changed.
 
-    A training step and ``load_state_dict`` are noticed; a write through ``parameter.data`` is not.
+    A training step, ``load_state_dict`` and a new parameter are noticed; a write through ``parameter.data`` and a
+    module put in another's place are not.
     """
-    # Weights made in inference mode count no writes.
-    return tuple((id(weight), 0 if weight.is_inference() else weight._version) for weight in weights)
+
+    def __init__(self, modules: Iterable[torch.nn.Module]) -> None:
+        # Walking through a model takes milliseconds, looking at the places it was walked through does not.
+        self._places = [
+            (inner._parameters, name) for module in modules for inner in module.modules() for name in inner._parameters
+        ]
+        self._known = self._state()
+
+    def changed(self) -> bool:
+        """Whether they have since the last time this was asked."""
+        known, self._known = self._known, self._state()
+        return known != self._known
+
+    def _state(self) -> list[tuple[int, int]]:
+        weights = (parameters.get(name) for parameters, name in self._places)
+        # Weights made in inference mode count no writes.
+        return [(id(weight), 0 if weight is None or weight.is_inference() else weight._version) for weight in weights]
 
 
-def visual_weights(model: VideoLlama2ForConditionalGeneration) -> Iterator[torch.Tensor]:
-    """The weights that make visual tokens: encoder and connector."""
-    yield from model.model.vision_tower.parameters()
-    yield from model.model.mm_projector.parameters()
+def visual_modules(model: VideoLlama2ForConditionalGeneration) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """What makes visual tokens: encoder and connector."""
+    return model.model.vision_tower, model.model.mm_projector
 
 
 def medium_key(model: torch.nn.Module, kind: str, pixels_TCHW: torch.Tensor) -> Any:

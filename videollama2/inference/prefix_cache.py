@@ -33,6 +33,11 @@ class PrefixCache:
         self.used_bytes = 0
         self._blocks: OrderedDict[bytes, list[torch.Tensor]] = OrderedDict()
 
+    def known(self, identity: Sequence[Hashable]) -> int:
+        """Positions that :meth:`load` would fill."""
+        keys = _keys(identity[:-1])
+        return BLOCK * next((number for number, key in enumerate(keys) if key not in self._blocks), len(keys))
+
     def load(self, identity: Sequence[Hashable], slots: KeyValueSlots, row: int) -> int:
         """Fill a row with the known beginning of a sequence; returns how many positions.
 
