@@ -18,6 +18,10 @@ fail() {
     exit 2
 }
 
+find_python() {
+    echo "${PYTHON:-$([ -x "${VENV:-.venv}/bin/python" ] && echo "${VENV:-.venv}/bin/python" || echo python3)}"
+}
+
 # launch ARGUMENTS OF THE SCRIPT -- ITS OWN FLAGS
 launch() {
     local positional=() overrides=() flags=()
@@ -49,10 +53,9 @@ launch() {
     local accumulation=$((GLOBAL_BATCH_SIZE / together))
     echo "$nodes nodes x $processes processes x $LOCAL_BATCH_SIZE samples x $accumulation steps = $GLOBAL_BATCH_SIZE samples"
 
-    local python="${PYTHON:-$([ -x "${VENV:-.venv}/bin/python" ] && echo "${VENV:-.venv}/bin/python" || echo python3)}"
     local sharding=()
     [ "${DEEPSPEED:-none}" = none ] || sharding=(--deepspeed "$DEEPSPEED")
-    "$python" -m torch.distributed.run \
+    "$(find_python)" -m torch.distributed.run \
         --nnodes "$nodes" \
         --nproc_per_node "$processes" \
         --master_addr "${MASTER_ADDR:-127.0.0.1}" \
@@ -78,5 +81,10 @@ launch() {
         --logging_steps 1 \
         --report_to tensorboard \
         "${flags[@]}" \
-        ${overrides[@]+"${overrides[@]}"}
+        ${overrides[@]+"${overrides[@]}"} || {
+        local code=$?
+        # The launcher has put a list of its own calls behind what the process said.
+        echo "error: training ended with code $code; the line above that begins with 'error:' says why" >&2
+        return "$code"
+    }
 }

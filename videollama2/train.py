@@ -28,7 +28,7 @@ from videollama2.data.records import Record, read_sets
 from videollama2.errors import VideoLlama2Error
 from videollama2.training.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from videollama2.training.build import base_name, build_model, describe_trainable
-from videollama2.training.checkpoints import checkpoint_to_resume
+from videollama2.training.checkpoints import checkpoint_to_resume, told_when_full
 from videollama2.training.plot import plot_losses
 from videollama2.training.trainer import VideoLlama2Trainer
 
@@ -72,11 +72,14 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
         print(describe_trainable(model), flush=True)
         if resumed:
             print(f"going on from {resumed}", flush=True)
-    trainer.train(resume_from_checkpoint=resumed)
-    trainer.save_state()
-    trainer.save_model(training_args.output_dir)
-    if training_args.should_save:
-        plot_losses(training_args.output_dir)
+    out = Path(training_args.output_dir)
+    # Not only weights are written: the log fills a disk too.
+    with told_when_full(out):
+        trainer.train(resume_from_checkpoint=resumed)
+        trainer.save_model(training_args.output_dir)
+        trainer.save_state()
+        if training_args.should_save:
+            plot_losses(out)
 
 
 def _stage(model_args: ModelArguments) -> str:

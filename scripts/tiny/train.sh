@@ -1,19 +1,25 @@
 #!/usr/bin/env bash
-# Trains the tiny model of the built-in world from nothing: data, starting parts, training.
+# Trains the tiny model of the built-in world from nothing: data, starting parts, first stage (the connector, from
+# captions), second stage (the language model, from dialogues and captions).
 #
-#   bash scripts/tiny/train.sh [flags of train.py, which override those below]
+#   NPROC_PER_NODE=2 WORLD_SIZE=1 bash scripts/tiny/train.sh [flags of train.py for both stages, which override those below]
 #
 # Environment: RUN=runs/tiny (where everything goes), VIDEOS=30000, IMAGES=8000, ORDER_VIDEOS=5000 (files of the training
-#   sets), SEED=1 (of the first one; the second has the next), PROCESSES=2, WORKERS=2 (to write the sets),
-#   TINY="--width 192 ..." (sizes, see python -m videollama2.training.tiny --help),
-#   PYTHON=/path/to/python or VENV=.venv.
+#   sets), SEED=1 (of the first one; the second has the next), WORKERS=2 (to write the sets),
+#   TINY="--width 192 ..." (sizes and steps of the parts, see python -m videollama2.training.tiny --help),
+#   PRETRAIN_STEPS=100, FINETUNE_STEPS=6600, and what scripts/launch.sh names (NPROC_PER_NODE=2 here).
 # Started again after an interruption, it goes on where it stopped. The result is $RUN/checkpoint.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+source scripts/launch.sh
 
-PYTHON="${PYTHON:-$([ -x "${VENV:-.venv}/bin/python" ] && echo "${VENV:-.venv}/bin/python" || echo python3)}"
 RUN="${RUN:-runs/tiny}"
 SEED="${SEED:-1}"
+GLOBAL_BATCH_SIZE="${GLOBAL_BATCH_SIZE:-16}"
+LOCAL_BATCH_SIZE="${LOCAL_BATCH_SIZE:-8}"
+NPROC_PER_NODE="${NPROC_PER_NODE:-2}"
+DEEPSPEED="${DEEPSPEED-none}"
+PYTHON="$(find_python)"
 read -r -a SIZES <<<"${TINY:-}"
 
 "$PYTHON" -m videollama2.data.moving_shapes --out "$RUN/train" --videos "${VIDEOS:-30000}" \
@@ -31,33 +37,49 @@ fi
 
 # Two processes of one thread each use two cores better than one of two threads: the products are small.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-exec "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "${PROCESSES:-2}" -m videollama2.train \
-    --model_type videollama2_qwen2 \
-    --model_path "$RUN/start/llm" \
-    --vision_tower "$RUN/start/clip" \
-    --mm_projector_type stc_connector_v35 \
-    --pretrain_mm_mlp_adapter "$RUN/start/mm_projector.bin" \
+
+# stage ARGUMENTS OF THE SCRIPT -- FLAGS OF THE STAGE
+stage() {
+    launch "$@" \
+        --model_type videollama2_qwen2 \
+        --model_path "$RUN/start/llm" \
+        --vision_tower "$RUN/start/clip" \
+        --mm_projector_type stc_connector_v35 \
+        --num_frames 8 \
+        --model_max_length 512 \
+        --bf16 False \
+        --tf32 False \
+        --gradient_checkpointing False \
+        --lr_scheduler_type linear \
+        --adam_beta2 0.99 \
+        --dataloader_num_workers 1 \
+        --dataloader_pin_memory False \
+        --logging_steps 25 \
+        --save_steps 200 \
+        --save_total_limit 2 \
+        --seed 0
+}
+
+# The decoder knows no language yet, so little can be learnt through it: few steps, and small ones, which leave the tokens
+# where the words are. The list of what was logged is the last file of a stage that is not a picture.
+if [ ! -f "$RUN/pretrain/trainer_state.json" ]; then
+    stage --max_steps "${PRETRAIN_STEPS:-100}" "$@" -- \
+        --tune_mm_mlp_adapter True \
+        --pretrain_mm_mlp_adapter "$RUN/start/mm_projector.bin" \
+        --data_path "$RUN/train/captions.json" "$RUN/order/captions.json" \
+        --output_dir "$RUN/pretrain" \
+        --learning_rate 1e-5 \
+        --warmup_steps 20
+fi
+
+stage --max_steps "${FINETUNE_STEPS:-6600}" "$@" -- \
+    --pretrain_mm_mlp_adapter "$RUN/pretrain/mm_projector.bin" \
     --freeze_mm_mlp_adapter True \
     --data_path "$RUN/train/train.json" "$RUN/train/captions.json" \
     "$RUN/order/train.json" "$RUN/order/train.json" "$RUN/order/train.json" "$RUN/order/captions.json" \
-    --num_frames 8 \
-    --model_max_length 512 \
     --output_dir "$RUN/checkpoint" \
-    --max_steps 6600 \
-    --per_device_train_batch_size 8 \
     --learning_rate 1e-3 \
-    --lr_scheduler_type linear \
     --warmup_steps 100 \
     --weight_decay 0.05 \
-    --adam_beta2 0.99 \
     --max_grad_norm 1.0 \
-    --group_by_modality_length True \
-    --dataloader_num_workers 1 \
-    --dataloader_pin_memory False \
-    --ddp_backend gloo \
-    --ddp_find_unused_parameters False \
-    --logging_steps 25 \
-    --save_steps 200 \
-    --save_total_limit 2 \
-    --seed 0 \
-    "$@"
+    --group_by_modality_length True

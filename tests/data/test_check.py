@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from videollama2 import cli
 from videollama2.data.check import add_data_commands, check_files, histogram
 from videollama2.data.moving_shapes import write_set
 
@@ -68,6 +69,12 @@ def test_a_file_that_cannot_be_read_is_a_problem_beside_the_others(world, tmp_pa
     assert len(report.problems) == 1
     assert "line 1" in report.problems[0]
     assert sum(report.modalities.values()) == 5
+
+
+def test_a_model_that_is_not_there_is_told(world, capsys):
+    assert cli.main(["data", "check", str(world / "good.json"), "--model-path", "no/such-model"]) == 2
+    error = capsys.readouterr().err
+    assert "--model-path no/such-model: neither a folder" in error and "Traceback" not in error
 
 
 def test_histogram():

@@ -1,6 +1,7 @@
 """Where the reference annotation sets lie: ``../shared/benchmarks`` where there, else the copy in tests/."""
 
 import json
+import re
 from pathlib import Path
 
 from tests.conftest import ROOT
@@ -19,3 +20,8 @@ def expected(name):
     path = benchmarks_dir() / "expected" / name
     text = path.read_text(encoding="utf-8")
     return json.loads(text) if path.suffix == ".json" else text
+
+
+def unpadded(text):
+    """Tables without the blanks that line their columns up."""
+    return re.sub(r" {2,}", " ", text)

@@ -121,7 +121,7 @@ def test_a_killed_process_loses_only_what_was_under_way(alone, world, evaluate, 
     saved = sum(path.read_bytes().count(b"\n") for path in (tmp_path / "out" / "answers").iterdir())
     assert 0 < saved < total
     done = subprocess.run(asked, env=ENVIRONMENT, capture_output=True, text=True, check=True)
-    assert "| accuracy | published | % |" in done.stdout
+    assert "| accuracy | published | %" in done.stdout
     assert contents(tmp_path / "out") == contents(alone)
 
 

@@ -110,3 +110,38 @@ def test_runs_as_a_file_from_anywhere(tmp_path):
 def test_bare_debug_shows_the_traceback(world, parts, tmp_path):
     with pytest.raises(videollama2.errors.DataError):
         train.main([*flags(world, parts, tmp_path / "out", data_path="nothing.json"), "--debug"])
+
+
+WITHOUT_EFFECT = [
+    "do_train", "do_eval", "do_predict", "label_names", "label_smoothing_factor", "length_column_name",
+    "use_liger_kernel", "liger_kernel_config", "prediction_loss_only", "eval_accumulation_steps",
+    "eval_do_concat_batches", "eval_use_gather_object", "include_for_metrics", "batch_eval_metrics",
+    "bf16_full_eval", "fp16_full_eval", "version", "is_multimodal", "lazy_preprocess",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WITHOUT_EFFECT)
+def test_flags_without_effect_do_not_exist(world, parts, tmp_path, capsys, name):
+    """Those of transformers that this trainer does not heed, and published ones that nothing ever read."""
+    assert train.main(flags(world, parts, tmp_path / "out", **{name: "1"})) == 2
+    assert f"there is no flag --{name} 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("package", "changes"),
+    [("deepspeed", {"deepspeed": "scripts/zero2.json"}), ("wandb", {"report_to": "wandb"}),
+     ("tensorboard", {"report_to": ["none", "tensorboard"]}), ("galore_torch", {"optim": "galore_adamw"})],
+)  # fmt: skip
+def test_missing_packages_are_named(world, parts, tmp_path, capsys, monkeypatch, package, changes):
+    monkeypatch.setitem(sys.modules, package, None)  # what Python itself notes for a failed import
+    if package == "galore_torch":
+        changes = {**changes, "optim_target_modules": "all-linear"}
+    assert train.main(flags(world, parts, tmp_path / "out", **changes)) == 2
+    error = capsys.readouterr().err
+    assert error.splitlines()[-1].startswith("error: ") and package in error
+
+
+def test_deepspeed_file_that_is_not_there(world, parts, tmp_path, capsys):
+    pytest.importorskip("deepspeed")
+    assert train.main(flags(world, parts, tmp_path / "out", deepspeed="no/zero9.json")) == 2
+    assert "--deepspeed no/zero9.json: there is no such file" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from videollama2.data.collator import TrainingCollator
 from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.errors import CheckpointError, ConfigError
 from videollama2.loading import load_checkpoint, load_pretrained_model
-from videollama2.training.build import build_model
+from videollama2.training.build import base_name, build_model, describe_trainable
 from videollama2.training.merge import merge_adapter
 from videollama2.training.saving import save_lora
 
@@ -132,6 +132,29 @@ def test_fused_experts_get_no_matrices_and_the_rest_does(run, golden, tmp_path):
     plain, _ = load_checkpoint(base)
     experts = "model.language_model.layers.0.mlp.experts.gate_up_proj"
     assert torch.equal(model.state_dict()[experts], plain.state_dict()[experts])
+
+
+def test_experts_that_stay_unquantised_are_told(built, golden):
+    """A quantised Mixtral is nearly as large as before."""
+    base = next((golden / "models").glob("mixtral*"))
+    changes = {"model_path": base, "vision_tower": None, "mm_projector_type": None, "model_type": None, "bits": 4}
+    with pytest.warns(UserWarning, match="--bits 4 leaves .* weights of fused experts as they are"):
+        model, _ = built(**LORA, **changes, num_frames=None)
+    experts = model.model.language_model.layers[0].mlp.experts.gate_up_proj
+    assert experts.dtype == torch.float32 and experts.ndim == 3
+
+
+def test_quantised_weights_are_counted_as_weights(built):
+    assert describe_trainable(built(**LORA)[0]) == describe_trainable(built(**LORA, bits=4)[0])
+
+
+def test_adapter_of_the_built_in_model_finds_it_again(built, tmp_path):
+    """Its name is no folder and on no hub."""
+    changes = {"model_path": "videollama2-tiny", "vision_tower": "", "mm_projector_type": "", "tf32": True}
+    model, processor = built(**LORA, **changes)
+    save_lora(model, processor, tmp_path / "adapter", base_name("videollama2-tiny"))
+    merge_adapter(tmp_path / "adapter", tmp_path / "merged")
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
 
 
 def test_merging_refuses_what_it_must(run, tmp_path):

@@ -100,6 +100,25 @@ def test_meter_counts_labels_tokens_and_frames(built, records):
     assert meter.counts.text_tokens == sum(len(s["input_ids"]) for s in samples) - visual
 
 
+def test_utilisation_is_the_share_of_what_all_devices_could_do(built):
+    """Two processes, one second each, of devices that do ten times as much as was needed."""
+    meter = Meter(built()[0])
+    rows = torch.tensor([[4, 50, 100, 16, 0.1, 1.0, 2e9], [4, 70, 80, 16, 0.3, 1.0, 3e9]], dtype=torch.float64)
+    needed = meter.flops.of_step(120, 180, 32, 8)
+    entries = meter.rates(rows, peak=5 * needed)
+    assert entries["model_flops_utilisation"] == pytest.approx(0.1)
+    assert (entries["samples_per_second"], entries["visual_tokens_per_second"]) == (8, 120)
+    assert (entries["data_wait_share"], entries["peak_memory_gb"]) == (pytest.approx(0.2), 3)
+    assert "model_flops_utilisation" not in meter.rates(rows, peak=None)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
+def test_utilisation_on_a_gpu(run):
+    shares = [row["model_flops_utilisation"] for row in run(bf16=True).log]
+    assert all(0 < share < 1 for share in shares)
+
+
 def test_a_cpu_has_no_peak():
     assert peak_flops(torch.device("cpu")) is None
 

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import subprocess
 
 import pytest
@@ -82,6 +83,45 @@ def test_disk_that_is_full_while_saving(run, world, parts, tmp_path):
     assert f"the last whole checkpoint is {first.folder / 'checkpoint-2'}" in line
     assert not (first.folder / "checkpoint-4").exists()
     assert is_whole(first.folder / "checkpoint-2")
+
+
+SMALL_DISK = """
+set -e
+mount -t tmpfs -o size="$3" tmpfs "$1"
+cp -r "$2"/. "$1"
+shift 3
+"$@" && code=0 || code=$?
+echo "left: $(cd "$OUT" && echo checkpoint-*/trainer_state.json)" >&2
+exit $code
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True).returncode
+    if shutil.which("unshare")
+    else True,
+    reason="nobody may mount a disk of their own here",
+)
+@pytest.mark.parametrize("report_to", ["none", "tensorboard"])
+def test_disk_without_room_for_a_second_checkpoint(run, world, parts, tmp_path, report_to):
+    """A disk that really is full. Only one checkpoint is to be kept, but the old one goes when the new one is whole."""
+    first = run(**{**SAVING, "max_steps": 2})
+    used = sum(path.stat().st_size for path in first.folder.rglob("*") if path.is_file())
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    changes = {**SAVING, "max_steps": 6, "save_total_limit": 1, "report_to": report_to}
+    argv = command(flags(world, parts, disk, **changes), 1)
+    done = subprocess.run(
+        ["unshare", "-rm", "bash", "-c", SMALL_DISK, "bash", str(disk), str(first.folder), str(int(1.3 * used)), *argv],
+        env={**environment(), "OUT": str(disk)}, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr[-3000:]
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "cannot be written" in line and "0.0 GB free on the disk" in line
+    assert f"the last whole checkpoint is {disk / 'checkpoint-2'}" in line
+    assert "left: checkpoint-2/trainer_state.json\n" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_error_of_a_writer_is_told_with_the_folder(tmp_path):

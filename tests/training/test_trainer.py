@@ -101,3 +101,46 @@ def test_frozen_means_frozen(make, records, changes, learning):
     assert {name.split(".")[1] for name in changed} == learning
     table = {line.split()[0]: line.split()[2] for line in describe_trainable(model).splitlines()[1:]}
     assert {name for name, count in table.items() if count != "0"} - {"total"} == learning
+
+
+OPTIMIZERS = [
+    "adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop", "adamw_8bit", "lion_32bit",
+    "paged_adamw_8bit", "ademamix",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizers_of_transformers(make, name):
+    """All of them keep the parts' own learning rates and change what learns."""
+    model, trainer = make(optim=name, mm_projector_lr=3e-2, learning_rate=1e-2, per_device_train_batch_size=2)
+    trainer.data_collator = TrainingCollator(0)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    trainer.train()
+    rates = {group.get("part"): group["initial_lr"] for group in trainer.optimizer.param_groups}
+    assert rates == {None: 1e-2, "mm_projector_lr": 3e-2}
+    changed = {name.split(".")[1] for name, p in model.named_parameters() if not torch.equal(before[name], p)}
+    assert changed == {"vision_tower", "mm_projector", "language_model"}
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
+def test_gradient_checkpointing_of_decoder_and_connector(make):
+    """Same gradients, and both parts compute forwards twice."""
+    gradients, calls = [], []
+    for wanted in (False, True):
+        torch.manual_seed(0)
+        model, trainer = make(gradient_checkpointing=wanted)
+        batch = TrainingCollator(0)([trainer.train_dataset[0]])
+        inner = model.model
+        seen = []
+        for name, module in (("decoder", inner.language_model.layers[0].mlp), ("connector", inner.mm_projector.s1[0])):
+            module.register_forward_pre_hook(lambda *_, name=name, seen=seen: seen.append(name))
+        if wanted:
+            model.gradient_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)
+        model.train()
+        model(**batch).loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+        calls.append((seen.count("decoder"), seen.count("connector")))
+    assert calls == [(1, 1), (2, 2)]
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-5, atol=1e-7, msg=name)

@@ -14,7 +14,7 @@ from typing import Any
 
 from videollama2.constants import TINY_MODEL_NAME
 from videollama2.data.records import Record, read_sets
-from videollama2.errors import DataError
+from videollama2.errors import CheckpointNotFoundError, DataError
 
 _BARS = 10
 _BAR_WIDTH = 40
@@ -127,7 +127,12 @@ def _check(args: argparse.Namespace) -> int:
     path = args.model_path
     if path == TINY_MODEL_NAME and not Path(path).exists():
         path = Path(__file__).parent.parent / "assets" / TINY_MODEL_NAME
-    processor = VideoLlama2Processor.from_pretrained(path)
+    try:
+        processor = VideoLlama2Processor.from_pretrained(path)
+    except OSError as error:
+        raise CheckpointNotFoundError(
+            f"--model-path {path}: neither a folder with a model's files nor a hub name that can be reached"
+        ) from error
     report = check_files(args.files, args.data_folder, processor, args.model_max_length)
     print(f"lengths are counted in the tokens of {args.model_path}")
     print(report.text())

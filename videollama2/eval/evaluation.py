@@ -249,7 +249,7 @@ def _answer(
     name = plan.benchmark.name + (f" {plan.rank + 1}/{plan.world}" if plan.world > 1 else "")
     with (
         Engine(model, processor, max_batch=plan.batch_size) as engine,
-        tqdm(total=of, initial=of - len(items), desc=name, unit="answer", disable=not _shows(plan)) as bar,
+        tqdm(total=of, initial=of - len(items), desc=name, unit=" answers", disable=not _shows(plan)) as bar,
     ):
         runner = Runner(engine, plan.benchmark, plan.data, plan.options, plan.strict_data)
         store.write_model(

@@ -146,7 +146,7 @@ class OpenAIJudge:
         pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="judge")
         try:
             futures = {pool.submit(self._ask, key, request, rubric): key for key, request in unique.items()}
-            for future in tqdm(as_completed(futures), "judge", len(futures), disable=not progress, unit="answer"):
+            for future in tqdm(as_completed(futures), "judge", len(futures), disable=not progress, unit=" answers"):
                 verdicts[futures[future]] = future.result()
         finally:
             # After an error or Ctrl-C, requests not yet sent stay unsent.

@@ -203,10 +203,19 @@ def _range(cell: Mapping[str, Any], unit: str) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int) -> str:
-    """Markdown table; the first ``text_columns`` are text, the others numbers."""
-    rule = ["---"] * text_columns + ["---:"] * (len(head) - text_columns)
-    lines = [head, rule, *([_escape(cell) for cell in row] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    """Markdown table, padded so that it also reads well in a terminal; numbers stand right of ``text_columns``."""
+    lines = [list(head), *([_escape(cell) for cell in row] for row in rows)]
+    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [
+            cell.ljust(width) if index < text_columns else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return f"| {' | '.join(padded)} |"
+
+    rule = ["-" * width if index < text_columns else "-" * (width - 1) + ":" for index, width in enumerate(widths)]
+    return "\n".join(map(line, [lines[0], rule, *lines[1:]]))
 
 
 def _escape(text: Any) -> str:

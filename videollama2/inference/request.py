@@ -203,6 +203,11 @@ class Answer:
         """The prompt as the model's tokenizer saw it, tags written out."""
 
     @property
+    def channel(self) -> Channel:
+        """Its deltas and result. Who watches by it (:meth:`Channel.listening`) does not hold the answer."""
+        return self._channel
+
+    @property
     def done(self) -> bool:
         return self._channel.result is not None
 

@@ -138,7 +138,7 @@ class PixelTransform:
 
     def _resize(self, frame_HWC: np.ndarray) -> np.ndarray:
         height, width = self._target(*frame_HWC.shape[:2])
-        return np.asarray(_resize_in_two_passes(Image.fromarray(frame_HWC), width, height, self.resample))
+        return np.asarray(resize_in_two_passes(Image.fromarray(frame_HWC), width, height, self.resample))
 
     def _resize_fast(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
         import torch
@@ -166,7 +166,7 @@ class PixelTransform:
         return pixels_TCHW
 
 
-def _resize_in_two_passes(image: Image.Image, width: int, height: int, resample: int) -> Image.Image:
+def resize_in_two_passes(image: Image.Image, width: int, height: int, resample: int) -> Image.Image:
     """As ``image.resize`` of Pillow 13, by any Pillow.
 
     Pillow resizes one direction after the other and rounds to 8 bits between. Up to version 12 it began with the

@@ -21,7 +21,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     """Read the command line (default ``sys.argv``) and check it.
 
     Raises:
-        ConfigError: flags that contradict each other. Unknown flags end the process with argparse's message.
+        ConfigError: flags that there are not, or that contradict each other. A value of the wrong type ends the process
+            with argparse's message.
     """
     parser = HfArgumentParser(
         (ModelArguments, DataArguments, TrainingArguments),
@@ -30,8 +31,10 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     )
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        arguments = parser.parse_args_into_dataclasses(argv)
+        *arguments, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    if unknown:
+        raise ConfigError(f"there is no flag {' '.join(unknown)} (--help lists those there are)")
     check_arguments(*arguments)
     return arguments

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.model.vision import num_layers_to_run
 from videollama2.processing import VideoLlama2Processor
 from videollama2.training.flags import DataArguments, ModelArguments, TrainingArguments
-from videollama2.training.lora import add_lora, has_lora, quantization_config
+from videollama2.training.lora import add_lora, fused_experts, has_lora, quantization_config
+from videollama2.training.meter import weights_of
 from videollama2.training.sharding import encode_uniformly, whole_weights
 
 NEW_CONNECTOR = "linear"
@@ -43,6 +45,12 @@ def build_model(
     with whole_weights(training_args):
         load = _load_whole if whole else _load_parts
         model, processor = load(path, model_args, options)
+        if training_args.bits != 16 and (left := fused_experts(model)):
+            warnings.warn(
+                f"--bits {training_args.bits} leaves {left:,} weights of fused experts as they are: "
+                "only linear layers are quantised",
+                stacklevel=2,
+            )
         _check_model_type(model_args.model_type, model.config.text_config.model_type, path)
         _set_media(model, processor, data_args)
         if model_args.pretrain_mm_mlp_adapter:
@@ -78,7 +86,8 @@ def _cast_frozen(model: nn.Module, dtype: torch.dtype) -> None:
 
 def base_name(model_path: str) -> str:
     """How saved folders name the model they belong to: a folder by its whole path, to be found from anywhere."""
-    return str(Path(model_path).resolve()) if Path(model_path).is_dir() else model_path
+    path = resolve_name(model_path)
+    return str(Path(path).resolve()) if Path(path).is_dir() else model_path
 
 
 def _connector_file(name: str) -> Path:
@@ -216,8 +225,8 @@ def describe_trainable(model: VideoLlama2ForConditionalGeneration) -> str:
     rows = [f"{'part':<16}{'parameters':>16}{'learning':>16}"]
     totals = [0, 0]
     for name, module in parts.items():
-        count = sum(p.numel() for p in module.parameters())
-        learning = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        count = sum(weights_of(p) for p in module.parameters())
+        learning = sum(weights_of(p) for p in module.parameters() if p.requires_grad)
         totals = [totals[0] + count, totals[1] + learning]
         rows.append(f"{name:<16}{count:>16,}{learning:>16,}")
     rows.append(f"{'total':<16}{totals[0]:>16,}{totals[1]:>16,}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from safetensors import SafetensorError
 
 from videollama2.errors import CheckpointError, ConfigError
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 STATE_FILE = "trainer_state.json"
 """Written last of all, after every process has written its part."""
 
@@ -56,13 +58,41 @@ def told_when_it_fails(folder: Path, remove: bool) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = _reason(error)
         space = _free(folder.parent)
         good = last_checkpoint(folder.parent)
         if remove:
             shutil.rmtree(folder, ignore_errors=True)
         kept = f"the last whole checkpoint is {good}" if good and Path(good) != folder else "there is no other one"
         raise CheckpointError(f"{folder}: cannot be written ({reason}; {space}); {kept}") from error
+
+
+@contextmanager
+def told_when_full(folder: Path) -> Iterator[None]:
+    """A disk that fills up while something else than a checkpoint is written to ``folder`` is one clear error too.
+
+    Raises:
+        CheckpointError: instead of the OSError of a full disk, of a quota or of a file that may not grow; other errors
+            pass.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        good = last_checkpoint(folder)
+        kept = f"the last whole checkpoint is {good}" if good else "there is no checkpoint"
+        raise CheckpointError(f"{folder}: cannot be written to ({error.strerror}; {_free(folder)}); {kept}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """What the system said, where a writer has wrapped that into words of its own; else the first line of these."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, OSError) and inner.strerror:
+            return inner.strerror
+        inner = inner.__cause__ or inner.__context__
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _free(folder: Path) -> str:

@@ -1,6 +1,8 @@
 """Flags of ``train.py``, under their published names. Every flag has an effect."""
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -8,6 +10,8 @@ import transformers
 from transformers.integrations import is_tensorboard_available
 
 from videollama2.config import FLAT_MODEL_TYPES
+from videollama2.errors import ConfigError, MissingDependencyError
+from videollama2.training.extensions import clear_stale_locks
 
 
 @dataclass
@@ -59,6 +63,12 @@ class ModelArguments:
         },
     )
     freeze_vision_tower: bool = field(default=True, metadata={"help": "The vision encoder does not learn."})
+
+
+    def __post_init__(self) -> None:
+        # How a caller of a script takes back a flag that the script gives.
+        for name in ("model_type", "vision_tower", "mm_projector_type", "pretrain_mm_mlp_adapter"):
+            setattr(self, name, getattr(self, name) or None)
 
 
 @dataclass
@@ -143,16 +153,50 @@ class TrainingArguments(transformers.TrainingArguments):
         metadata={"help": "tensorboard, wandb, none, ... Default: tensorboard where it is installed."},
     )
 
+    # Flags of transformers that would have no effect here, or a wrong one: they are none. Attributes remain, since
+    # transformers reads them.
+    do_train: bool = field(default=False, init=False)
+    do_eval: bool = field(default=False, init=False)
+    do_predict: bool = field(default=False, init=False)
+    label_names: list[str] | None = field(default=None, init=False)
+    label_smoothing_factor: float = field(default=0.0, init=False)  # over logits that training does not compute
+    length_column_name: str = field(default="length", init=False)
+    use_liger_kernel: bool = field(default=False, init=False)  # does not know this model
+    liger_kernel_config: dict[str, bool] | None = field(default=None, init=False)
+    # Evaluation counts loss and answers on the fly, see evaluation.py.
+    prediction_loss_only: bool = field(default=False, init=False)
+    eval_accumulation_steps: int | None = field(default=None, init=False)
+    eval_do_concat_batches: bool = field(default=True, init=False)
+    eval_use_gather_object: bool = field(default=False, init=False)
+    include_for_metrics: list[str] = field(default_factory=list, init=False)
+    batch_eval_metrics: bool = field(default=False, init=False)
+    bf16_full_eval: bool = field(default=False, init=False)
+    fp16_full_eval: bool = field(default=False, init=False)
+
     def __post_init__(self) -> None:
+        if self.deepspeed:
+            _need_package("deepspeed", f"--deepspeed {self.deepspeed}")
+            if str(self.deepspeed).endswith(".json") and not Path(self.deepspeed).is_file():
+                raise ConfigError(f"--deepspeed {self.deepspeed}: there is no such file")
+            clear_stale_locks()
         # Without this accelerate finds no device it knows, takes a run of several processes on a machine without GPU
         # for single ones, and none of them hears of the others' gradients.
         if not torch.accelerator.is_available():
             self.use_cpu = True
         if self.use_cpu:
             self.dataloader_pin_memory = False
+            self.tf32 = None  # the published scripts ask for it; without a GPU transformers would refuse to start
         if self.ddp_find_unused_parameters is None:
             # Every weight that learns gets a gradient in every step, even of text alone.
             self.ddp_find_unused_parameters = False
         if self.report_to is None:
             self.report_to = ["tensorboard"] if is_tensorboard_available() else []
+        for name in [self.report_to] if isinstance(self.report_to, str) else self.report_to:
+            if name in ("tensorboard", "wandb"):
+                _need_package(name, f"--report_to {name}")
         super().__post_init__()
+
+
+def _need_package(name: str, flag: str) -> None:
+    if find_spec(name) is None:
+        raise MissingDependencyError(f"{flag} needs the package {name}: pip install {name}")

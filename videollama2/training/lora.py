@@ -87,6 +87,12 @@ def quantization_config(args: TrainingArguments) -> Any:
     )
 
 
+def fused_experts(model: VideoLlama2ForConditionalGeneration) -> int:
+    """Weights of the decoder's experts that are fused to one tensor: these are no linear layers, and not quantised."""
+    named = model.model.language_model.named_parameters()
+    return sum(parameter.numel() for name, parameter in named if ".experts." in name and parameter.ndim == 3)
+
+
 def has_lora(model: nn.Module) -> bool:
     return bool(getattr(model, "peft_config", None))
 

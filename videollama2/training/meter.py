@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
@@ -66,11 +67,12 @@ class Meter:
         values = [c.samples, c.visual_tokens, c.text_tokens, c.frames, c.waited, elapsed, peak_memory(device)]
         return torch.tensor([values], dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
 
-    def rates(self, gathered: torch.Tensor, device: torch.device) -> dict[str, float]:
+    def rates(self, gathered: torch.Tensor, peak: float | None) -> dict[str, float]:
         """Log entries.
 
         Args:
             gathered: (processes, 7), the :meth:`totals` of all.
+            peak: operations per second of one process's device, see :func:`peak_flops`; None: no utilisation is told.
         """
         samples, visual, text, frames, waited, elapsed = gathered[:, :6].sum(dim=0).tolist()
         seconds = max(elapsed / len(gathered), 1e-9)
@@ -81,7 +83,6 @@ class Meter:
             "data_wait_share": waited / max(elapsed, 1e-9),
             "peak_memory_gb": gathered[:, 6].max().item() / 1e9,
         }
-        peak = peak_flops(device)
         if peak is not None:
             done = self.flops.of_step(visual, text, frames, samples)
             entries["model_flops_utilisation"] = done / seconds / (peak * len(gathered))
@@ -97,10 +98,10 @@ class FlopCount:
     def __init__(self, model: VideoLlama2ForConditionalGeneration) -> None:
         inner, text = model.model, model.config.text_config
         layers = [*inner.language_model.layers.parameters(), *model.lm_head.parameters()]
-        self.decoder = sum(map(_size, layers))
-        self.decoder_trained = sum(_size(p) for p in layers if p.requires_grad)
-        self.connector = sum(map(_size, inner.mm_projector.parameters()))
-        self.tower = sum(map(_size, inner.vision_tower.encoder.parameters()))
+        self.decoder = sum(map(weights_of, layers))
+        self.decoder_trained = sum(weights_of(p) for p in layers if p.requires_grad)
+        self.connector = sum(map(weights_of, inner.mm_projector.parameters()))
+        self.tower = sum(map(weights_of, inner.vision_tower.encoder.parameters()))
         learns = {
             name: any(p.requires_grad for p in module.parameters())
             for name, module in (("tower", inner.vision_tower), ("connector", inner.mm_projector))
@@ -124,7 +125,11 @@ class FlopCount:
         return decoder + attention + tower + connector
 
 
-def _size(parameter: torch.nn.Parameter) -> int:
+def weights_of(parameter: torch.nn.Parameter) -> int:
+    """How many weights a parameter stands for: ZeRO-3 keeps a slice of it here, 4 bits keep two of them in one byte."""
+    quantised = getattr(parameter, "quant_state", None)
+    if quantised is not None:
+        return math.prod(quantised.shape)
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 

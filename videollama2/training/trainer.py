@@ -18,12 +18,13 @@ from transformers import Trainer
 
 from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.data.sampler import InOrderSampler, MixtureSampler, ModalityLengthSampler
+from videollama2.errors import MissingDependencyError
 from videollama2.loading import load_checkpoint, load_connector
 from videollama2.training.checkpoints import told_when_it_fails
 from videollama2.training.evaluation import sums_over
 from videollama2.training.flags import TrainingArguments
 from videollama2.training.lora import ADAPTER_CONFIG, has_lora, load_adapter
-from videollama2.training.meter import Meter
+from videollama2.training.meter import Meter, peak_flops
 from videollama2.training.saving import CONNECTOR_FILE, save_connector, save_lora, save_model
 
 BAD_SAMPLES_FILE = "bad_samples-{process}.jsonl"
@@ -70,7 +71,10 @@ class VideoLlama2Trainer(Trainer):
         """Split transformers' groups so that connector and encoder may have their own learning rates."""
         if self.optimizer is not None:
             return self.optimizer
-        optimizer = super().create_optimizer(*args, **kwargs)
+        try:
+            optimizer = super().create_optimizer(*args, **kwargs)
+        except ImportError as error:
+            raise MissingDependencyError(f"--optim {self.args.optim} needs a package: {error}") from error
         inner = self.accelerator.unwrap_model(self.model).model
         for name, module, rate in (
             ("mm_projector_lr", inner.mm_projector, self.args.mm_projector_lr),
@@ -143,7 +147,7 @@ class VideoLlama2Trainer(Trainer):
         if "loss" in logs:
             device = self.args.device
             totals = self.accelerator.gather(self.meter.totals(device))
-            logs.update(self.meter.rates(totals, device))
+            logs.update(self.meter.rates(totals, peak_flops(device)))
             logs.update(self._part_rates(logs.get("learning_rate", 0.0)))
             left_out = self.accelerator.gather(torch.tensor([len(self.bad_samples)], device=device)).sum().item()
             if left_out:

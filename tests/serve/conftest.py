@@ -1,0 +1,88 @@
+"""Fixtures of the serving tests. Processes live for the session; what a test kills it starts again."""
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import httpx
+import pytest
+
+from tests.serve.servers import AppThread, Process, controller_process, http, wait_until, worker_process
+from videollama2.serve.settings import MediaPolicy, Security
+
+MODEL = "videollama2-tiny"
+
+
+@pytest.fixture(autouse=True)
+def no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the environment of the tests holds is not theirs."""
+    monkeypatch.delenv("VIDEOLLAMA2_API_KEY", raising=False)
+    monkeypatch.delenv("VIDEOLLAMA2_WORKER_TOKEN", raising=False)
+
+
+@pytest.fixture(scope="session")
+def tiny_engine() -> Iterator:
+    """The tiny model's engine in this process, four answers at once."""
+    from videollama2 import model_init
+    from videollama2.inference.engine import Engine
+
+    model, processor, _ = model_init(MODEL)
+    with Engine(model, processor, max_batch=4, max_queue=8) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def tiny_service(tiny_engine) -> Iterator:
+    """A worker's service over it."""
+    from videollama2.serve.sandbox import FrameSize, Sandbox
+    from videollama2.serve.worker_app import WorkerService
+
+    policy = MediaPolicy(decode_processes=1)
+    sandbox = Sandbox(policy, FrameSize.of(tiny_engine.processor))
+    yield WorkerService(tiny_engine, MODEL, policy, sandbox)
+    sandbox.close()
+
+
+@pytest.fixture(scope="session")
+def tiny_worker(tiny_service) -> Iterator[AppThread]:
+    """That service as it is served."""
+    from videollama2.serve.worker_app import make_worker_app
+
+    with AppThread(make_worker_app(tiny_service, Security())) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def installation(tmp_path_factory) -> Iterator[SimpleNamespace]:
+    """A controller and two workers as processes, with heart-beats that tests can wait for."""
+    folder = tmp_path_factory.mktemp("installation")
+    controller = controller_process(folder / "controller.log", "--expiry", "4")
+    parts: list[Process] = [controller]
+    try:
+        for number in (1, 2):
+            parts.append(worker_process(
+                folder / f"worker{number}.log", controller.url, "--heart-beat-interval", "1",
+                "--limit-model-concurrency", "16", "--max-queue", "128",
+            ))  # fmt: skip
+        for part in parts:
+            part.ready()
+        found = SimpleNamespace(controller=controller, workers=parts[1:], folder=folder)
+        wait_until(lambda: registered(found) == 2, 20, "both workers register")
+        yield found
+    finally:
+        for part in parts:
+            part.close()
+
+
+def registered(installation: SimpleNamespace) -> int:
+    """Workers that the controller has."""
+    seen = set()
+    for _ in range(2):
+        body = {"model": MODEL, "exclude": list(seen)}
+        try:
+            reply = http.post(f"{installation.controller.url}/get_worker_address", json=body)
+        except httpx.HTTPError:
+            return 0
+        if reply.status_code != 200:
+            break
+        seen.add(reply.json()["address"])
+    return len(seen)

@@ -1,0 +1,239 @@
+"""A page with the tiny model in this process, and a browser to look at it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from videollama2.inference.api import model_init
+from videollama2.inference.engine import Engine
+from videollama2.inference.request import Answer, Request
+from videollama2.serve.backend import EngineBackend
+from videollama2.serve.page_log import VoteLog
+from videollama2.serve.page_server import launch_page, uploads_folder
+from videollama2.serve.settings import MediaPolicy
+from videollama2.serve.ui import DEMO, PageSettings, build_page
+
+TINY, LONG = "videollama2-tiny", "tiny-long"
+CLIP, PICTURE = DEMO / "moving_shapes.mp4", DEMO / "shapes.png"
+SIZES = {"desktop": (1280, 860), "phone": (390, 844)}
+
+LONG_TOKENS = 500
+"""The tiny model answers in a word. Asked as :data:`LONG`, it may not end before so many."""
+
+_CHROMIUM_FLAGS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--use-fake-device-for-media-stream",
+    "--use-fake-ui-for-media-stream",
+)  # fmt: skip
+
+
+class RecordedEngine(Engine):
+    """Keeps its answers, so that a test can ask what became of them."""
+
+    answers: list[Answer]
+
+    def submit_request(self, request: Request) -> Answer:
+        answer = super().submit_request(request)
+        self.__dict__.setdefault("answers", []).append(answer)
+        return answer
+
+
+class TwoModels(EngineBackend):
+    """One engine under two names. ``names``: what the page is told there is."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__({TINY: engine, LONG: engine}, MediaPolicy(decode_processes=1))
+        self.names = list(self.engines)
+        self.faults: list[Exception] = []
+        """Raised, each once, in place of an answer."""
+        self.scripted = ""
+        """Said once in place of an answer."""
+
+    async def models(self, refresh: bool = False) -> list[str]:
+        return self.names
+
+    async def stream(
+        self, model: str, messages: Sequence[dict[str, Any]], options: Mapping[str, Any]
+    ) -> AsyncIterator[str]:
+        if self.faults:
+            raise self.faults.pop()
+        if self.scripted:
+            text, self.scripted = self.scripted, ""
+            yield text
+            return
+        if model == LONG:
+            options = {**options, "min_new_tokens": LONG_TOKENS}
+        async for delta in super().stream(model, messages, options):
+            yield delta
+
+
+class Served:
+    """A page that runs, with what is behind it."""
+
+    def __init__(self, address: str, backend: TwoModels, engine: RecordedEngine, log: Path, folder: Path) -> None:
+        self.address, self.backend, self.engine, self.log, self.folder = address, backend, engine, log, folder
+
+    def expected(self, *messages: dict[str, Any]) -> str:
+        """The engine's own greedy answer; media by path, as ``videollama2 ask`` reads them."""
+        return self.engine.submit(list(messages), max_new_tokens=512).result(timeout=60).text.strip()
+
+
+def user(question: str, *media: tuple[str, Path], **options: Any) -> dict[str, Any]:
+    """A message."""
+    parts = [{"type": kind, "path": str(path), **options} for kind, path in media]
+    return {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Iterator[RecordedEngine]:
+    model, processor, _ = model_init(TINY)
+    with RecordedEngine(model, processor, max_batch=4) as engine:
+        yield engine
+
+
+@contextmanager
+def serve(engine: RecordedEngine, folder: Path) -> Iterator[Served]:
+    """Run a page on a free port."""
+    with uploads_folder() as uploads:
+        backend, log = TwoModels(engine), folder / "votes.jsonl"
+        page = build_page(backend, PageSettings(log=VoteLog(log), concurrency=4, max_queue=8))
+        address = launch_page(page, uploads, port=free_port(), max_file_bytes=4 << 20)
+        yield Served(address, backend, engine, log, uploads)
+        page.close(verbose=False)
+        for sandbox in set(backend._sandboxes.values()):
+            sandbox.close()
+
+
+@pytest.fixture(scope="module")
+def served(tiny: RecordedEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serve(tiny, tmp_path_factory.mktemp("page")) as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Closed with its module: while it runs, this thread can start no event loop for other tests."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="the tests in a browser need playwright")
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        pytest.skip("the tests in a browser need chromium")
+    with playwright.sync_playwright() as runner:
+        chromium = runner.chromium.launch(executable_path=found, args=list(_CHROMIUM_FLAGS))
+        yield chromium
+        chromium.close()
+
+
+class Visitor:
+    """Somebody with the page open; does what a person does and reads what a person sees."""
+
+    def __init__(self, browser: Any, address: str, size: str = "desktop", **options: Any) -> None:
+        from playwright.sync_api import expect
+
+        self.expect = expect
+        width, height = SIZES[size]
+        self.context = browser.new_context(viewport={"width": width, "height": height}, **options)
+        self.context.set_default_timeout(20_000)
+        expect.set_options(timeout=20_000)
+        self.requests: list[str] = []
+        self.context.on("request", lambda request: self.requests.append(request.url))
+        self.refused: list[str] = []
+        self.context.on("requestfailed", lambda request: self.refused.append(request.url))
+        self.page = self.context.new_page()
+        self.faults: list[str] = []
+        self.page.on("pageerror", lambda error: self.faults.append(str(error)))
+        self.address, self.answered = address, 0
+        self.page.goto(address)
+        self.page.wait_for_selector("#vl-question textarea")
+        # The list of models has come once one is chosen or it is told that there is none.
+        self.page.wait_for_function(
+            "() => document.querySelector('#vl-model input').value || document.querySelector('#vl-notice .vl-note')"
+        )
+
+    def close(self) -> None:
+        self.context.close()
+
+    def outside(self) -> list[str]:
+        """Requests that left the page's own origin."""
+        return [url for url in self.requests if not url.startswith((self.address, "data:", "blob:"))]
+
+    def upload(self, *paths: Path, frames: int | None = None) -> None:
+        """Choose files; waits for the pictures of ``frames`` frames."""
+        self.page.set_input_files("#vl-files input[type=file]", [str(path) for path in paths])
+        if frames is not None:
+            self.expect(self.page.locator(".vl-strip img")).to_have_count(frames)
+
+    def write(self, text: str) -> None:
+        self.page.fill("#vl-question textarea", text)
+
+    def press(self, name: str) -> None:
+        """A button, once it can be pressed."""
+        self.page.locator(f"#vl-{name}").click()
+
+    def ask(self, question: str) -> str:
+        """Send a question and wait for its whole answer."""
+        self.write(question)
+        self.press("send")
+        return self.answer()
+
+    def regenerate(self) -> str:
+        """Have the last question answered again."""
+        self.press("regenerate")
+        return self.answer()
+
+    def answer(self) -> str:
+        """Wait until one more answer than before is complete."""
+        self.answered += 1
+        self.expect(self.page.locator("#vl-status")).to_have_text(f"Answer {self.answered} is complete.")
+        self.expect(self.page.locator("#vl-send")).to_be_visible()
+        return self.answers()[-1]
+
+    def answers(self) -> list[str]:
+        """Texts of all answers and notes in the conversation."""
+        return [text.strip() for text in self.page.locator("[data-testid=bot]").all_inner_texts()]
+
+    def questions(self) -> list[str]:
+        """Texts of all questions."""
+        return [text.strip() for text in self.page.locator("[data-testid=user] .message-content").all_inner_texts()]
+
+    def box(self) -> str:
+        """What stands in the box."""
+        return self.page.input_value("#vl-question textarea")
+
+    def choose_model(self, name: str) -> None:
+        self.page.click("#vl-model input")
+        self.page.get_by_role("option", name=name, exact=True).click()
+        self.expect(self.page.locator("#vl-model input")).to_have_value(name)
+
+    def watch_answer(self, number: int) -> None:
+        """Note every text that an answer has from now on; answers are numbered from 0."""
+        script = """(number) => {
+            window.seen = [];
+            new MutationObserver(() => {
+                const answer = document.querySelectorAll('[data-testid=bot] .message-content')[number];
+                const text = answer ? answer.innerText.trim() : '';
+                if (text && text !== window.seen[window.seen.length - 1]) window.seen.push(text);
+            }).observe(document.querySelector('#vl-chat'), {subtree: true, childList: true, characterData: true});
+        }"""
+        self.page.evaluate(script, number)
+
+    def seen(self) -> list[str]:
+        return self.page.evaluate("() => window.seen")
+
+    def notice(self) -> str:
+        """The line above the conversation, once it is there."""
+        self.expect(self.page.locator("#vl-notice .vl-note")).to_be_visible()
+        return re.sub(r"\s+", " ", self.page.locator("#vl-notice").inner_text()).strip()

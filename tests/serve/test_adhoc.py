@@ -1,0 +1,125 @@
+"""The commands as a person starts them."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+
+pytest.importorskip("gradio", reason="the web page needs gradio (the extra serve)")
+
+from tests.serve.page_fixtures import Visitor, browser, free_port  # noqa: F401 - fixtures
+from tests.serve.servers import Process
+from videollama2.serve import gradio_web_server, gradio_web_server_adhoc
+
+SCRIPT = ["videollama2/serve/gradio_web_server_adhoc.py"]
+MODULE = ["-m", "videollama2.serve.gradio_web_server_adhoc"]
+ORDER = "Which object moves first, the white cross or the red circle?"
+
+
+@contextmanager
+def started(arguments: list[str], folder: Path) -> Iterator[Process]:
+    port = free_port()
+    flags = ["--port", str(port), "--vote-log", str(folder / "votes.jsonl")]
+    process = Process([*arguments, *flags], f"http://127.0.0.1:{port}", folder / "log")
+    try:
+        yield process.ready()
+    finally:
+        process.close()
+
+
+def test_as_a_script_it_answers_like_ask_and_ends_in_order(browser: Any, tmp_path: Path) -> None:  # noqa: F811
+    with started([*SCRIPT, "--model-path", "videollama2-tiny"], tmp_path) as process:
+        page = Visitor(browser, process.url)
+        page.page.locator("#vl-chat").get_by_text(ORDER).click()
+        assert page.answer() == "the red circle"
+        page.press("up")
+        assert "Thank you" in page.notice()
+        assert page.outside() == []
+        page.close()
+        assert json.loads((tmp_path / "votes.jsonl").read_text(encoding="utf-8"))["kind"] == "up"
+        process.process.send_signal(signal.SIGTERM)
+        assert process.process.wait(20) == 0, process.tail()
+
+
+def test_as_a_module_it_needs_no_arguments_and_asks_for_names(tmp_path: Path) -> None:
+    accounts = tmp_path / "accounts"
+    accounts.write_text("ann:secret\n", encoding="utf-8")
+    with started([*MODULE, "--auth-file", str(accounts)], tmp_path) as process:
+        with httpx.Client(base_url=process.url, trust_env=False) as client:
+            assert client.get("/config").status_code == 401
+            assert client.post("/login", data={"username": "ann", "password": "wrong"}).status_code == 400
+            assert client.post("/login", data={"username": "ann", "password": "secret"}).status_code == 200
+            assert client.get("/config").status_code == 200
+        process.process.send_signal(signal.SIGINT)
+        assert process.process.wait(20) == 0, process.tail()
+
+
+def test_the_page_of_a_controller_answers_the_same(
+    browser: Any,  # noqa: F811
+    installation: SimpleNamespace,
+    tmp_path: Path,
+) -> None:
+    arguments = ["-m", "videollama2.serve.gradio_web_server", "--controller", installation.controller.url]
+    with started([*arguments, "--model-list-mode", "reload"], tmp_path) as process:
+        page = Visitor(browser, process.url)
+        page.page.locator("#vl-chat").get_by_text(ORDER).click()
+        assert page.answer() == "the red circle"
+        assert page.ask("What is the shape of the white object?") == "cross"
+        page.expect(page.page.locator(".vl-strip img")).to_have_count(8)
+        assert page.outside() == []
+        page.close()
+        mapped = Path(f"/proc/{process.process.pid}/maps")
+        assert not mapped.exists() or "libtorch" not in mapped.read_text()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--port", "70000"],
+        ["--concurrency-count", "0"],
+        ["--max-upload-mb", "-1"],
+        ["--auth-file", "/nowhere"],
+        ["--vote-log", "/proc/nowhere/votes"],
+    ],
+)
+def test_wrong_flags_are_one_line(flags: list[str], capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    log = [] if "--vote-log" in flags else ["--vote-log", str(tmp_path / "votes")]
+    assert gradio_web_server.main([*log, *flags]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert len(error.splitlines()) == 1
+
+
+def test_a_model_there_is_not_is_one_line(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    flags = ["--model-path", str(tmp_path / "nothing"), "--vote-log", ""]
+    assert gradio_web_server_adhoc.main(flags) == 2
+    assert "nothing" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_one_line(capsys: pytest.CaptureFixture) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert gradio_web_server.main(["--port", port, "--vote-log", ""]) == 2
+    assert port in capsys.readouterr().err
+
+
+def test_published_flags_are_understood() -> None:
+    parser = gradio_web_server.build_parser()
+    for name in ("--controller", "--controller-url"):
+        args = parser.parse_args([
+            name, "http://localhost:10000", "--host", "0.0.0.0", "--port", "7861", "--concurrency-count", "10",
+            "--model-list-mode", "reload", "--share",
+        ])  # fmt: skip
+        assert args.controller == "http://localhost:10000"
+    assert sys.modules["videollama2.serve.gradio_web_server"].__doc__

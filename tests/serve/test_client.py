@@ -1,0 +1,260 @@
+"""Asking through a controller: failover, errors, and answers that are read as they come."""
+
+import asyncio
+import json
+import threading
+
+import pytest
+
+from tests.serve.servers import AppThread, StrangeWorker, begin, free_port, http, reply
+from videollama2.serve.api_errors import ApiError
+from videollama2.serve.client import ControllerClient
+from videollama2.serve.controller import Controller, make_controller_app
+from videollama2.serve.dispatch import Registry
+from videollama2.serve.settings import Security
+from videollama2.serve.upstream import Patience
+
+HASTY = Patience(connect=1, silence=0.15, probe=0.3, total=3)
+DONE = b"data: [DONE]\n\n"
+
+
+@pytest.fixture(scope="module")
+def shared():
+    controller = Controller(Registry(expiry_s=0.4), Security(), HASTY)
+    with AppThread(make_controller_app(controller)) as found:
+        found.registry = controller.registry
+        yield found
+
+
+@pytest.fixture
+def server(shared):
+    for worker in shared.registry.workers:
+        shared.registry.remove(worker.name)
+    return shared
+
+
+def register(server, worker, queue=0, models=("m",)):
+    status = {"model_names": list(models), "speed": 1, "queue_length": queue}
+    body = {"worker_name": getattr(worker, "url", worker), "worker_status": status, "check_heart_beat": False}
+    assert http.post(server.url + "/register_worker", json=body).status_code == 200
+
+
+def with_client(url, use, **options):
+    """The result of ``use(client)``."""
+
+    async def run():
+        client = ControllerClient(url, patience=HASTY, **options)
+        try:
+            return await use(client)
+        finally:
+            await client.aclose()
+
+    return asyncio.run(run())
+
+
+async def read(client, stream=True, **fields):
+    async with client.open_chat({"model": "m", "messages": [], "stream": stream, **fields}, "id-1") as chat:
+        if not stream:
+            return await chat.json()
+        return b"".join([chunk async for chunk in chat])
+
+
+def chunk(text):
+    return b"data: " + json.dumps({"choices": [{"delta": {"content": text}}]}).encode() + b"\n\n"
+
+
+def answering(*texts):
+    async def behave(path, body, writer):
+        if json.loads(body)["stream"]:
+            await begin(writer, *map(chunk, texts), DONE)
+            writer.write(b"0\r\n\r\n")
+            await writer.drain()
+        else:
+            await reply(writer, {"text": "".join(texts)})
+
+    return behave
+
+
+async def dying(path, body, writer):
+    """Takes a request and is gone."""
+
+
+async def dying_late(path, body, writer):
+    await begin(writer, chunk("so far"))
+
+
+async def dying_within(path, body, writer):
+    writer.write(b"HTTP/1.1 200 X\r\ncontent-length: 1000\r\n\r\n{")
+    await writer.drain()
+
+
+async def hanging(path, body, writer):
+    await asyncio.sleep(60)
+
+
+def test_models_and_addresses(server):
+    register(server, "http://127.0.0.1:1", models=["a", "b"])
+    assert with_client(server.url, lambda client: client.models()) == ["a", "b"]
+    assert with_client(server.url, lambda client: client.worker_address("a")) == "http://127.0.0.1:1"
+    assert with_client(server.url, lambda client: client.models(refresh=True)) == [], "it is not there"
+
+
+def test_missing_models(server):
+    with pytest.raises(ApiError) as raised:
+        with_client(server.url, read)
+    assert (raised.value.status, raised.value.code) == (503, "no_worker") and raised.value.retry_after
+    register(server, "http://127.0.0.1:1")
+    with pytest.raises(ApiError) as raised:
+        with_client(server.url, lambda client: read(client, model="never"))
+    assert (raised.value.status, raised.value.code) == (404, "model_not_found")
+
+
+def test_without_the_token_the_list_is_the_last_one():
+    controller = Controller(Registry(), Security(("key",), "token"), HASTY)
+    with AppThread(make_controller_app(controller)) as server:
+        url = server.url
+        assert with_client(url, lambda client: client.models(refresh=True), credential="key") == []
+        assert with_client(url, lambda client: client.models(refresh=True), credential="token") == []
+        with pytest.raises(ApiError) as raised:
+            with_client(url, lambda client: client.models(refresh=True), credential="wrong")
+        assert raised.value.status == 401
+
+
+def test_a_controller_that_is_away():
+    for use in (lambda client: client.models(), read):
+        with pytest.raises(ApiError) as raised:
+            with_client(f"http://127.0.0.1:{free_port()}", use)
+        assert (raised.value.status, raised.value.code) == (503, "unreachable")
+
+
+def test_streams_and_whole_replies(server):
+    with StrangeWorker(answering("a", "b")) as worker:
+        register(server, worker)
+        assert with_client(server.url, read) == chunk("a") + chunk("b") + DONE
+        assert with_client(server.url, lambda client: read(client, stream=False)) == {"text": "ab"}
+        assert "x-request-id: id-1" in worker.heads[0]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("first", [dying, hanging, None], ids=["dies", "hangs", "unreachable"])
+def test_before_the_first_token_another_worker_is_tried(server, first, stream):
+    async def twice(client):
+        return [await read(client, stream), await read(client, stream)]
+
+    with StrangeWorker(first or dying) as bad, StrangeWorker(answering("good")) as good:
+        if first is None:
+            bad.close()
+        register(server, bad)
+        register(server, good, queue=5)
+        expected = chunk("good") + DONE if stream else {"text": "good"}
+        assert with_client(server.url, twice) == [expected] * 2
+        assert bad.asked.count("/v1/chat/completions") <= 1, "it is passed over for a while"
+
+
+def test_a_whole_reply_is_begun_anew_as_long_as_nothing_was_passed_on(server):
+    with StrangeWorker(dying_within) as bad, StrangeWorker(answering("good")) as good:
+        register(server, bad)
+        register(server, good, queue=5)
+        assert with_client(server.url, lambda client: read(client, stream=False)) == {"text": "good"}
+        assert bad.asked
+
+
+def test_after_the_first_token_there_is_one_clear_error(server):
+    seen = []
+
+    async def use(client):
+        async with client.open_chat({"model": "m", "messages": [], "stream": True}) as chat:
+            async for piece in chat:
+                seen.append(piece)
+
+    with StrangeWorker(dying_late) as bad, StrangeWorker(answering("good")) as good:
+        register(server, bad)
+        register(server, good, queue=5)
+        with pytest.raises(ApiError) as raised:
+            with_client(server.url, use)
+        assert seen == [chunk("so far")] and raised.value.code == "worker_failed" and not good.asked
+
+
+def test_a_worker_that_is_the_only_one_and_gone(server):
+    register(server, f"http://127.0.0.1:{free_port()}")
+
+    async def twice(client):
+        for _ in range(2):
+            with pytest.raises(ApiError) as raised:
+                await read(client)
+            assert (raised.value.status, raised.value.code) == (503, "no_worker")
+
+    with_client(server.url, twice)
+
+
+@pytest.mark.parametrize("status", [400, 404, 413, 500])
+def test_errors_of_the_request_are_passed_on(server, status):
+    async def refusing(path, body, writer):
+        error = {"message": "told", "type": "t", "code": "c", "param": "p"}
+        await reply(writer, {"error": error}, status)
+
+    with StrangeWorker(refusing) as one, StrangeWorker(answering("good")) as two:
+        register(server, one)
+        register(server, two, queue=5)
+        with pytest.raises(ApiError) as raised:
+            with_client(server.url, read)
+        error = raised.value
+        assert (error.status, error.message, error.type, error.code, error.param) == (status, "told", "t", "c", "p")
+        assert not two.asked
+
+
+def test_what_a_strange_worker_sends_is_no_fault_of_ours(server):
+    async def nonsense(path, body, writer):
+        await reply(writer, b"not json")
+
+    async def huge(path, body, writer):
+        writer.write(b"HTTP/1.1 400 X\r\ntransfer-encoding: chunked\r\n\r\n")
+        for _ in range(100):
+            writer.write(b"10000\r\n" + b"x" * 65536 + b"\r\n")
+        await writer.drain()
+
+    with StrangeWorker(nonsense) as worker:
+        register(server, worker)
+        with pytest.raises(ApiError, match="broken answer"):
+            with_client(server.url, lambda client: read(client, stream=False))
+    with StrangeWorker(huge) as worker:
+        server.registry.remove(server.registry.workers[0].name)
+        register(server, worker)
+        with pytest.raises(ApiError, match="status 400"):
+            with_client(server.url, read)
+
+
+def test_leaving_a_stream_early_is_noticed_by_the_worker(server):
+    async def endless(path, body, writer):
+        await begin(writer, chunk("a"))
+        await asyncio.sleep(60)
+
+    async def use(client):
+        async with client.open_chat({"model": "m", "messages": [], "stream": True}) as chat:
+            return await anext(aiter(chat))
+
+    with StrangeWorker(endless) as worker:
+        register(server, worker)
+        assert with_client(server.url, use) == chunk("a")
+        assert worker.left.wait(5)
+
+
+def test_many_streams_side_by_side(server):
+    go_on = threading.Event()
+
+    async def together(path, body, writer):
+        await begin(writer, chunk("a"))
+        await asyncio.to_thread(go_on.wait, 10)
+        await asyncio.sleep(0)
+        writer.write(b"%x\r\n%s\r\n0\r\n\r\n" % (len(DONE), DONE))
+        await writer.drain()
+
+    async def use(client):
+        waiting = [asyncio.ensure_future(read(client)) for _ in range(20)]
+        await asyncio.sleep(0)
+        go_on.set()
+        return await asyncio.gather(*waiting)
+
+    with StrangeWorker(together) as worker:
+        register(server, worker)
+        assert with_client(server.url, use) == [chunk("a") + DONE] * 20

@@ -1,0 +1,224 @@
+"""``videollama2 serve``: starting, watching and ending what belongs together."""
+
+import argparse
+import importlib
+import importlib.util
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import httpx
+import pytest
+
+from tests.conftest import ROOT
+from tests.serve.servers import free_port, http, wait_until
+from videollama2.errors import ConfigError
+from videollama2.serve import launch
+from videollama2.serve.launch import Launcher, LaunchError, Part, add_serve_command
+
+SERVER = """
+import http.server, os, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers(); self.wfile.write(str(os.getpid()).encode())
+    def log_message(self, *_): pass
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+README = (ROOT / "README.md").read_text().partition("## Serving\n")[2].partition("\n## ")[0]
+COMMANDS = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ").splitlines()
+COMMANDS = [line for line in COMMANDS if line.strip()]
+PYTHON, = re.findall(r"```py\n(.*?)```", README, re.DOTALL)
+
+
+def part(name, code=SERVER, **options):
+    port = free_port()
+    return Part(name, ["-c", code, str(port)], f"http://127.0.0.1:{port}/", dict(os.environ), **options)
+
+
+@pytest.fixture
+def launcher():
+    said = []
+    found = Launcher(said.append)
+    found.said = said
+    yield found
+    for started in found.parts:
+        started.signal(signal.SIGKILL)
+    found.end()
+
+
+def arguments(*flags):
+    parser = argparse.ArgumentParser()
+    add_serve_command(parser.add_subparsers())
+    return parser.parse_args(["serve", *flags])
+
+
+def test_parts_are_started_watched_and_ended_in_order(launcher):
+    parts = [part(name) for name in ("controller", "worker a", "API", "page")]
+    launcher.start(*parts)
+    assert sorted(launcher.said) == sorted(f"{found.name} is ready" for found in parts)
+    launcher.on_signal(signal.SIGINT, None)
+    launcher.watch()
+    launcher.end()
+    assert all(found.process.poll() is not None for found in parts)
+
+
+def test_a_worker_that_dies_is_started_again(launcher):
+    worker = part("worker a", may_restart=True)
+    launcher.start(worker)
+    first = int(http.get(worker.ready_url).text)
+    os.kill(first, signal.SIGKILL)
+
+    def is_back():
+        launcher.look()
+        return worker.is_ready()
+
+    wait_until(lambda: worker.process.poll() is not None)
+    wait_until(is_back)
+    assert int(http.get(worker.ready_url).text) != first
+    assert launcher.said[-1] == "worker a ended with signal SIGKILL; it is started again in 1 s"
+
+
+def test_a_worker_that_keeps_dying_ends_all(launcher, monkeypatch):
+    monkeypatch.setattr(launch, "RESTARTS", 0)
+    worker = part("worker a", may_restart=True)
+    launcher.start(worker)
+    worker.signal(signal.SIGKILL)
+    with pytest.raises(LaunchError, match="worker a ended with signal SIGKILL"):
+        launcher.watch()
+
+
+@pytest.mark.parametrize("name", ["controller", "API", "page"])
+def test_anything_else_that_dies_ends_all(launcher, name):
+    found = part(name)
+    launcher.start(found)
+    found.signal(signal.SIGTERM)
+    with pytest.raises(LaunchError, match=f"{name} ended with signal SIGTERM"):
+        launcher.watch()
+
+
+def test_a_part_that_does_not_start_ends_all(launcher):
+    with pytest.raises(LaunchError, match="worker a ended with exit code 2"):
+        launcher.start(part("controller"), part("worker a", "raise SystemExit(2)", may_restart=True))
+
+
+def test_a_signal_ends_the_waiting(launcher):
+    threading.Timer(0.3, launcher.on_signal, (signal.SIGINT, None)).start()
+    launcher.start(part("worker a", "import time; time.sleep(60)"))
+    launcher.on_signal(signal.SIGINT, None)  # the second one: at once
+    launcher.end()
+    assert launcher.parts[0].process.returncode == -signal.SIGKILL
+
+
+def test_what_is_started_knows_the_operators_flags(tmp_path, monkeypatch):
+    key = tmp_path / "keys"
+    key.write_text("alpha\n")
+    args = arguments(
+        "--model-path", "videollama2-tiny", "--model-path", "/models/other", "--workers", "2", "--host", "0.0.0.0",
+        "--api-key-file", str(key), "--media-root", str(tmp_path), "--allowed-media-hosts", "cdn.example.com",
+        "--dtype", "float32", "--max-queue", "9", "--log-prompts", "--cors-origin", "https://a.example", "--load-4bit",
+    )  # fmt: skip
+    controller, workers, api, page = launch._parts(args)
+    assert [worker.name for worker in workers] == [
+        "worker videollama2-tiny on port 40000", "worker videollama2-tiny on port 40001",
+        "worker other on port 40002", "worker other on port 40003",
+    ]  # fmt: skip
+    from videollama2.serve import controller as controller_module
+    from videollama2.serve import model_worker, openai_api
+
+    found = model_worker.build_parser().parse_args(workers[2].arguments[2:])
+    assert (found.model_path, found.port, found.worker) == ("/models/other", 40002, "http://127.0.0.1:40002")
+    assert found.host == "127.0.0.1" and found.controller == "http://127.0.0.1:10000"
+    assert found.media_root == tmp_path and found.allowed_media_hosts == ["cdn.example.com"]
+    assert found.dtype == "float32" and found.max_queue == 9 and found.log_prompts and found.load_4bit
+    assert str(found.api_key_file) == str(key)
+    found = controller_module.build_parser().parse_args(controller.arguments[2:])
+    assert found.host == "127.0.0.1" and str(found.api_key_file) == str(key)
+    found = openai_api.build_parser().parse_args(api.arguments[2:])
+    assert found.host == "0.0.0.0" and found.cors_origin == ["https://a.example"]
+    from videollama2.serve import gradio_web_server
+
+    found = gradio_web_server.build_parser().parse_args(page.arguments[2:])
+    assert found.host == "0.0.0.0" and found.port == 7860
+    tokens = {started.environment["VIDEOLLAMA2_WORKER_TOKEN"] for started in (controller, *workers, api)}
+    assert len(tokens) == 1 and len(tokens.pop()) >= 32
+    assert not any("alpha" in text for started in (controller, *workers, api, page) for text in started.arguments)
+
+
+def test_models_need_names_of_their_own():
+    with pytest.raises(ConfigError, match="one name"):
+        launch._parts(arguments("--model-path", "/a/model", "--model-path", "/b/model"))
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_the_readme_names_flags_that_exist(line):
+    words = shlex.split(line, comments=True)
+    if words[0] == "videollama2":
+        assert arguments(*words[2:]).run is launch.run
+    else:
+        module = importlib.import_module(words[2])
+        assert words[:2] == ["python", "-m"] and module.build_parser().parse_args(words[3:])
+
+
+@pytest.mark.slow
+def test_the_whole(tmp_path):
+    """As an operator starts it: questions are answered, Ctrl-C ends all, nothing is left behind."""
+    ports = [free_port() for _ in range(3)]
+    log = tmp_path / "log"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "videollama2", "serve", "--model-path", "videollama2-tiny", "--no-page",
+             "--api-port", str(ports[0]), "--controller-port", str(ports[1]), "--worker-port", str(ports[2]),
+             "--decode-processes", "1"],
+            cwd=ROOT, env=environment, stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+    try:
+        wait_until(lambda: "Ctrl-C ends all." in log.read_text() or process.poll() is not None, 240)
+        assert f"http://127.0.0.1:{ports[0]}/v1" in log.read_text()
+        body = {"model": "videollama2-tiny", "messages": [{"role": "user", "content": "Why?"}], "max_tokens": 4}
+        reply = http.post(f"http://127.0.0.1:{ports[0]}/v1/chat/completions", json=body)
+        assert reply.status_code == 200, reply.text
+        if importlib.util.find_spec("openai"):
+            code = PYTHON.replace(":8000/", f":{ports[0]}/")
+            done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+            assert done.stdout.strip(), done.stderr
+        forged = {"worker_name": "http://127.0.0.1:1", "worker_status": {"model_names": ["videollama2-tiny"]}}
+        assert http.post(f"http://127.0.0.1:{ports[1]}/register_worker", json=forged).status_code == 401
+        start = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0 and time.monotonic() - start < 20
+        for port in ports:
+            with pytest.raises(httpx.ConnectError):
+                http.get(f"http://127.0.0.1:{port}/health")
+        assert "Traceback" not in log.read_text()
+    finally:
+        if process.poll() is None:
+            process.kill()
+
+
+def test_parts_end_with_a_launcher_that_is_killed(tmp_path):
+    port = free_port()
+    code = (
+        "import os, sys\nfrom videollama2.serve.launch import Launcher, Part\n"
+        f"part = Part('controller', ['-c', {SERVER!r}, '{port}'], 'http://127.0.0.1:{port}/', dict(os.environ))\n"
+        "launcher = Launcher(print)\nlauncher.start(part)\nlauncher.watch()\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL)
+
+    def is_there():
+        try:
+            return http.get(f"http://127.0.0.1:{port}/").status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    wait_until(is_there)
+    process.kill()
+    process.wait(10)
+    wait_until(lambda: not is_there(), 10)

@@ -1,0 +1,398 @@
+"""The page's parts without a browser: conversation, log of votes, frames, words for errors, and the guard's rules."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+from collections.abc import AsyncIterator, Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("gradio", reason="the web page needs gradio (the extra serve)")
+
+from tests.serve.page_fixtures import CLIP, PICTURE, Served, served, tiny  # noqa: F401 - fixtures
+from videollama2.errors import ConfigError, MediaError, PromptError, QueueFullError, RequestTooLongError
+from videollama2.serve import page_errors
+from videollama2.serve.api_errors import ApiError, model_not_found, no_worker
+from videollama2.serve.backend import kind_of
+from videollama2.serve.conversation import Conversation, Medium, literal
+from videollama2.serve.media_errors import RefusedMediaError
+from videollama2.serve.page_errors import explain
+from videollama2.serve.page_log import LogFullError, VoteLog
+from videollama2.serve.page_server import check_account, read_accounts
+from videollama2.serve.sandbox import Sandbox
+from videollama2.serve.settings import MediaPolicy
+from videollama2.serve.thumbnails import EDGE, Thumbnails, data_url
+from videollama2.serve.ui import examples
+from videollama2.serve.ui_events import paced
+
+VIDEO = Medium("video", str(CLIP), {"num_frames": 4})
+
+
+def answered(conversation: Conversation, question: str, answer: str, *media: Medium, outcome: str = "done") -> None:
+    turn = conversation.begin(question, media)
+    turn.answer, turn.outcome, turn.model = answer, outcome, "m"
+    turn.options = {"temperature": 0.0, "top_p": 0.9, "max_new_tokens": 512}
+
+
+# ------------------------------------------------------------------------------------------------------- conversation
+
+
+def test_media_stay_in_the_turn_where_they_were_given() -> None:
+    conversation = Conversation()
+    answered(conversation, "first", "one", VIDEO)
+    conversation.begin("second", ())
+    assert conversation.messages() == [
+        {"role": "user", "content": [
+            {"type": "video", "path": str(CLIP), "num_frames": 4}, {"type": "text", "text": "first"},
+        ]},
+        {"role": "assistant", "content": "one"},
+        {"role": "user", "content": [{"type": "text", "text": "second"}]},
+    ]  # fmt: skip
+
+
+def test_an_unanswered_question_is_replaced_and_its_media_go_along() -> None:
+    conversation = Conversation()
+    answered(conversation, "first", "", VIDEO, outcome="failed")
+    assert conversation.begin("second", ()).media == (VIDEO,)
+    assert [turn.question for turn in conversation.turns] == ["second"]
+
+
+def test_media_at_fault_are_not_carried_over() -> None:
+    conversation = Conversation()
+    answered(conversation, "first", "", VIDEO, outcome="failed")
+    conversation.turns[-1].media_failed = True
+    assert conversation.begin("second", ()).media == ()
+
+
+def test_an_answer_that_was_stopped_counts_once_it_has_words() -> None:
+    conversation = Conversation()
+    answered(conversation, "first", "half an", outcome="stopped")
+    conversation.begin("second", ())
+    assert [message["role"] for message in conversation.messages()] == ["user", "assistant", "user"]
+    assert [turn.question for turn in conversation.turns] == ["first", "second"]
+
+
+def test_regenerating_keeps_question_and_media() -> None:
+    conversation = Conversation()
+    answered(conversation, "first", "one", VIDEO)
+    turn = conversation.again()
+    assert (turn.question, turn.media, turn.answer, turn.outcome) == ("first", (VIDEO,), "", "")
+
+
+@pytest.mark.parametrize("text", ["<img src=x>", "# heading", "![a](b)", "a\n\nb", "- list", "1. list", "https://a.b"])
+def test_questions_are_drawn_as_they_stand(text: str) -> None:
+    drawn = literal(text)
+    assert drawn.startswith('<div class="vl-literal">')
+    assert "<img" not in drawn
+    assert "\n" not in drawn
+
+
+def test_plain_questions_stay_plain() -> None:
+    assert literal("Which object, the white or the red one?") == "Which object, the white or the red one?"
+
+
+# ---------------------------------------------------------------------------------------------------------- the log
+
+
+def test_a_vote_is_one_line_and_names_no_file(tmp_path: Path) -> None:
+    conversation = Conversation()
+    answered(conversation, "what is\nit?", "a cross", VIDEO)
+    answered(conversation, "and ü?", "red")
+    log = VoteLog(tmp_path / "new" / "votes.jsonl")
+    log.write("down", conversation, 1)
+    log.write("flag", conversation, 0)
+    text = log.path.read_text(encoding="utf-8")
+    assert CLIP.name not in text
+    down, flag = map(json.loads, text.splitlines())
+    assert set(down) == {
+        *("version", "time", "kind", "conversation", "turn", "model", "options", "outcome", "messages"),
+    }
+    assert (down["version"], down["kind"], down["turn"], down["model"]) == (1, "down", 1, "m")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", down["time"])
+    digest = sha256(CLIP.read_bytes()).hexdigest()
+    medium = {"kind": "video", "sha256": digest, "bytes": CLIP.stat().st_size, "num_frames": 4}
+    assert down["messages"] == [
+        {"role": "user", "text": "what is\nit?", "media": [medium]}, {"role": "assistant", "text": "a cross"},
+        {"role": "user", "text": "and ü?", "media": []}, {"role": "assistant", "text": "red"},
+    ]  # fmt: skip
+    assert len(flag["messages"]) == 2
+    assert down["conversation"] == flag["conversation"] == conversation.id
+
+
+def test_the_log_is_on_the_disk_and_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (synced.append(handle), real(handle)))
+    conversation = Conversation()
+    answered(conversation, "q", "a")
+    log = VoteLog(tmp_path / "votes.jsonl", max_bytes=600)
+    log.write("up", conversation, 0)
+    assert len(synced) == 1
+    with pytest.raises(LogFullError):
+        for _ in range(3):
+            log.write("up", conversation, 0)
+    assert log.path.stat().st_size <= 600
+
+
+def test_a_log_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be written"):
+        VoteLog(tmp_path)
+
+
+# -------------------------------------------------------------------------------------------------------------- frames
+
+
+def test_thumbnails_are_the_frames_asked_for() -> None:
+    async def draw() -> list[str]:
+        sandbox = Sandbox(MediaPolicy(decode_processes=1))
+        try:
+            thumbnails = Thumbnails(sandbox)
+            clip = Medium("video", str(CLIP), {"num_frames": 3, "start": 0.5, "end": 1.5})
+            return [
+                await thumbnails.strip(Medium("video", str(CLIP)), 8), await thumbnails.strip(clip, 8),
+                await thumbnails.strip(Medium("image", str(PICTURE)), 8),
+            ]  # fmt: skip
+        finally:
+            sandbox.close()
+
+    whole, clip, picture = asyncio.run(draw())
+    assert [strip.count("<img") for strip in (whole, clip, picture)] == [8, 3, 1]
+    assert "8 frames from the whole video" in whole
+    assert "3 frames from 0.5 s to 1.5 s" in clip
+    assert "1 picture" in picture
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 3), (1080, 1920, 3), (1, 3000, 3), (3000, 1, 3)])
+def test_thumbnails_are_small(shape: tuple[int, ...]) -> None:
+    import base64
+    import io
+
+    url = data_url(np.zeros(shape, np.uint8))
+    picture = Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/jpeg;base64,"))))
+    assert min(picture.size) <= EDGE
+    assert max(picture.size) <= 4 * EDGE
+
+
+def test_kinds_are_told_by_content(tmp_path: Path) -> None:
+    disguised = tmp_path / "clip.jpg"
+    disguised.write_bytes(CLIP.read_bytes())
+    assert (kind_of(CLIP), kind_of(PICTURE), kind_of(disguised)) == ("video", "image", "video")
+    for name, content in {"a.txt": b"words", "b.mp4": b""}.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(MediaError, match=name):
+            kind_of(tmp_path / name)
+
+
+def test_examples_are_there() -> None:
+    assert [example.path.is_file() for example in examples()] == [True] * 3
+
+
+# ------------------------------------------------------------------------------------------------------------- words
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (no_worker("m"), page_errors.NO_MODEL),
+        (model_not_found("m"), page_errors.GONE),
+        (QueueFullError("full"), page_errors.BUSY),
+        (ApiError(429, "x", code="queue_full"), page_errors.BUSY),
+        (ApiError(503, "x", code="unreachable"), page_errors.UNREACHABLE),
+        (ApiError(413, "x", code="request_too_large"), page_errors.TOO_LARGE),
+        (ApiError(400, "x", code="context_length_exceeded"), page_errors.TOO_LONG),
+        (RequestTooLongError("x"), page_errors.TOO_LONG),
+    ],
+)
+def test_known_errors_have_their_words(error: Exception, words: str) -> None:
+    assert explain(error).text == words
+    assert not explain(error).media_failed
+
+
+def test_errors_of_media_say_what_to_try_and_name_no_path() -> None:
+    told = explain(RefusedMediaError("the video is longer than 60 s"))
+    assert "the video is longer than 60 s" in told.text
+    assert told.media_failed
+    assert explain(ApiError(400, "too slow.", code="media_timeout")).media_failed
+    assert "/secret" not in explain(MediaError("/secret/place: damaged")).text
+
+
+def test_what_was_asked_wrongly_is_repeated() -> None:
+    assert "odd tag" in explain(PromptError("odd tag")).text
+
+
+# ------------------------------------------------------------------------------------------------------------- pacing
+
+
+def test_pieces_are_drawn_together_and_the_end_is_not_lost() -> None:
+    async def pieces() -> AsyncIterator[str]:
+        for word in ("a", "b", "c", "d"):
+            yield word
+
+    async def run() -> list[str]:
+        return [text async for text in paced(pieces(), asyncio.Event())]
+
+    texts = asyncio.run(run())
+    assert texts[-1] == "abcd"
+
+
+def test_stopping_closes_the_source_and_keeps_the_text() -> None:
+    closed = []
+
+    async def pieces(more: asyncio.Event) -> AsyncIterator[str]:
+        try:
+            yield "begun"
+            await more.wait()
+        finally:
+            closed.append(True)
+
+    async def run() -> list[str]:
+        stop, texts = asyncio.Event(), []
+        async for text in paced(pieces(asyncio.Event()), stop):
+            texts.append(text)
+            stop.set()
+        return texts
+
+    assert asyncio.run(run()) == ["begun"]
+    assert closed == [True]
+
+
+def test_errors_come_after_the_text_before_them() -> None:
+    async def pieces() -> AsyncIterator[str]:
+        yield "begun"
+        raise QueueFullError("full")
+
+    async def run(texts: list[str]) -> None:
+        async for text in paced(pieces(), asyncio.Event()):
+            texts.append(text)
+
+    texts: list[str] = []
+    with pytest.raises(QueueFullError):
+        asyncio.run(run(texts))
+    assert texts == ["begun"]
+
+
+# ---------------------------------------------------------------------------------------------------------- accounts
+
+
+def test_accounts(tmp_path: Path) -> None:
+    file = tmp_path / "accounts"
+    file.write_text("ann:pass:word\n\nbob:ü\n", encoding="utf-8")
+    accounts = read_accounts(file)
+    assert check_account(accounts, "ann", "pass:word")
+    assert check_account(accounts, "bob", "ü")
+    assert not check_account(accounts, "ann", "ü")
+    assert not check_account(accounts, "eve", "")
+    file.write_text("ann\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="line 1"):
+        read_accounts(file)
+
+
+# ---------------------------------------------------------------------------------------------- the page over sockets
+
+
+@pytest.fixture
+def http(served: Served) -> Iterator[httpx.Client]:  # noqa: F811
+    with httpx.Client(base_url=served.address, trust_env=False, timeout=20) as client:
+        yield client
+
+
+def test_health_and_headers(http: httpx.Client) -> None:
+    assert http.get("/health").json() == http.get("/ready").json() == {"status": "ok"}
+    page = http.get("/")
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    assert page.headers["x-content-type-options"] == "nosniff"
+    assert "fonts.googleapis.com" not in page.text
+    assert not re.findall(r'<(?:script|link)[^>]+(?:src|href)="https?:', page.text)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/gradio_api/file=/etc/passwd",
+        "/gradio_api/file=README.md",
+        "/gradio_api/file=../../etc/passwd",
+        "/gradio_api/file=http://127.0.0.1:1/x",
+        "/gradio_api/file=https://example.com/x.png",
+        "/gradio_api/proxy=http://127.0.0.1:1/x",
+        f"/gradio_api/file={Path(__file__).resolve()}",
+    ],
+)
+def test_no_file_and_no_address_is_opened_for_visitors(http: httpx.Client, path: str) -> None:
+    assert http.get(path).status_code in (403, 404)
+
+
+def test_bundled_examples_are_served(http: httpx.Client) -> None:
+    reply = http.get(f"/gradio_api/file={CLIP}")
+    assert reply.content == CLIP.read_bytes()
+
+
+def test_other_origins_get_no_answer(http: httpx.Client) -> None:
+    reply = http.get("/config", headers={"origin": "https://evil.example"})
+    assert "access-control-allow-origin" not in reply.headers or reply.headers["access-control-allow-origin"] != "*"
+
+
+def test_bodies_and_files_are_bounded(http: httpx.Client) -> None:
+    assert http.post("/gradio_api/queue/join", content=b"x" * (2 << 20)).status_code == 413
+    chunks = (b"x" * (1 << 18) for _ in range(8))
+    assert http.post("/gradio_api/queue/join", content=chunks).status_code == 413
+    reply = http.post("/gradio_api/upload", files={"files": ("a.mp4", b"x" * ((4 << 20) + 10))})
+    assert reply.status_code == 413
+    assert http.post("/gradio_api/upload", files={"files": ("a.mp4", b"x" * 1000)}).status_code == 200
+
+
+def test_a_full_disk_refuses_uploads(tmp_path: Path) -> None:
+    from videollama2.serve.page_guard import Guard
+
+    (tmp_path / "old").write_bytes(b"x" * 100)
+    guard = Guard(None, tmp_path, max_file_bytes=1000, max_folder_bytes=50)
+
+    async def run() -> list[dict[str, Any]]:
+        sent: list[dict[str, Any]] = []
+
+        async def send(message: dict[str, Any]) -> None:
+            sent.append(message)
+
+        await guard({"type": "http", "path": "/gradio_api/upload", "method": "POST", "headers": []}, None, send)
+        return sent
+
+    assert asyncio.run(run())[0]["status"] == 503
+
+
+def join(http: httpx.Client, served: Served, handler: str, files: Any) -> str:  # noqa: F811
+    """Call a handler as the browser would, with a file list of one's own making; returns the events' text."""
+    config = http.get("/config").json()
+    dependency = next(each for each in config["dependencies"] if each["api_name"] == handler)
+    kinds = {each["id"]: each for each in config["components"]}
+    data = [files if kinds[number]["type"] == "file" else kinds[number]["props"].get("value")
+            for number in dependency["inputs"]]  # fmt: skip
+    session = "attack"
+    body = {"data": data, "fn_index": dependency["id"], "session_hash": session, "event_data": None, "trigger_id": None}
+    reply = http.post("/gradio_api/queue/join", json=body)
+    if reply.status_code != 200:
+        return reply.text
+    events = []
+    with http.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as stream:
+        for line in stream.iter_lines():
+            events.append(line)
+            if "process_completed" in line or "unexpected_error" in line:
+                break
+    return "\n".join(events)
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "http://127.0.0.1:1/clip.mp4", "https://example.com/clip.mp4"])
+def test_a_forged_upload_is_refused(http: httpx.Client, served: Served, path: str) -> None:  # noqa: F811
+    forged = [{"path": path, "orig_name": "clip.mp4", "meta": {"_type": "gradio.FileData"}}]
+    events = join(http, served, "show_frames", forged)
+    assert '"success":false' in events.replace(" ", "")
+    assert "root:" not in events
+    honest = join(http, served, "show_frames", None)
+    assert '"success":true' in honest.replace(" ", "")

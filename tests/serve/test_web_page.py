@@ -1,0 +1,242 @@
+"""The page in a real browser, with the tiny model behind it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.serve.page_fixtures import (  # noqa: F401 - fixtures
+    CLIP,
+    LONG,
+    PICTURE,
+    SIZES,
+    TINY,
+    Served,
+    Visitor,
+    browser,
+    served,
+    tiny,
+    user,
+)
+from videollama2.errors import QueueFullError
+from videollama2.serve.api_errors import no_worker
+
+COLOUR, SHAPE = "Which colour does the square change to?", "What is the shape of the white object?"
+COUNT = "How many objects can be seen?"
+
+Open = Callable[..., Visitor]
+
+
+@pytest.fixture
+def visit(browser: Any, served: Served) -> Iterator[Open]:  # noqa: F811
+    """Opens the page; in the end, no visitor's browser may have asked anybody else for anything, nor met an error."""
+    visitors = []
+
+    def open_page(size: str = "desktop", **options: Any) -> Visitor:
+        visitors.append(Visitor(browser, served.address, size, **options))
+        return visitors[-1]
+
+    served.backend.names = [TINY, LONG]
+    served.engine.__dict__["answers"] = []
+    yield open_page
+    for visitor in visitors:
+        visitor.close()
+    assert [visitor.outside() for visitor in visitors] == [[] for _ in visitors]
+    assert [visitor.faults for visitor in visitors] == [[] for _ in visitors]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_conversation(visit: Open, served: Served, size: str) -> None:  # noqa: F811
+    """Upload, ask, follow up, regenerate, edit, switch the model, watch it stream, stop it, vote."""
+    page = visit(size)
+    page.upload(CLIP, frames=8)
+    first = page.ask(COLOUR)
+    assert first == served.expected(user(COLOUR, ("video", CLIP))) == "yellow"
+    assert page.page.locator("#vl-chat video").count() == 1
+
+    history = [user(COLOUR, ("video", CLIP)), {"role": "assistant", "content": first}]
+    second = page.ask(SHAPE)
+    assert second == served.expected(*history, user(SHAPE))
+    assert page.questions() == [COLOUR, SHAPE]
+
+    # The last question again, whatever stands in the box.
+    asked = len(served.engine.answers)
+    page.write("something else")
+    assert page.regenerate() == second
+    assert (page.questions(), page.box()) == ([COLOUR, SHAPE], "something else")
+    assert len(served.engine.answers) == asked + 1
+    assert served.engine.answers[-1].prompt == served.engine.answers[asked - 2].prompt
+
+    page.press("edit")
+    page.expect(page.page.locator("#vl-question textarea")).to_have_value(SHAPE)
+    assert page.questions() == [COLOUR]
+    third = page.ask("What is the shape of the red object?")
+    assert third == served.expected(*history, user("What is the shape of the red object?"))
+    assert page.questions() == [COLOUR, "What is the shape of the red object?"]
+
+    page.choose_model(LONG)
+    page.watch_answer(1)
+    page.press("regenerate")
+    page.page.wait_for_function("() => window.seen.length >= 3")
+    page.press("stop")
+    assert "Stopped." in page.answer()
+    assert served.engine.answers[-1].result(timeout=20).finish_reason == "cancelled"
+    texts = [text for text in page.seen() if "Stopped." not in text]
+    assert all(later.startswith(earlier) for earlier, later in zip(texts, texts[1:], strict=False))
+
+    page.press("up")
+    assert "Thank you" in page.notice()
+    page.expect(page.page.locator("#vl-up")).to_be_disabled()
+    page.press("flag")
+    page.expect(page.page.locator("#vl-flag")).to_be_disabled()
+    lines = [json.loads(line) for line in served.log.read_text(encoding="utf-8").splitlines()[-2:]]
+    assert [line["kind"] for line in lines] == ["up", "flag"]
+    assert lines[0]["model"] == LONG
+    assert lines[0]["messages"][0]["media"][0]["sha256"] == sha256(CLIP.read_bytes()).hexdigest()
+    assert lines[0]["messages"][1] == {"role": "assistant", "text": first}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_everything_is_on_the_page(visit: Open, size: str) -> None:
+    page = visit(size)
+    page.expect(page.page.locator("#vl-model input")).to_have_value(TINY)
+    page.expect(page.page.get_by_text("What would you like to know?")).to_be_visible()
+    width = SIZES[size][0]
+    assert page.page.evaluate("() => document.documentElement.scrollWidth") <= width
+    for name in ("files", "chat", "question", "send", "regenerate", "edit", "up", "down", "flag", "clear", "terms"):
+        box = page.page.locator(f"#vl-{name}").bounding_box()
+        assert box is not None, name
+        assert box["x"] >= 0, name
+        assert box["x"] + box["width"] <= width, name
+    page.page.get_by_text("Terms of use").click()
+    page.expect(page.page.get_by_text("Answers are made by a machine")).to_be_visible()
+
+
+def test_pictures_clips_and_frames_are_read_as_asked(visit: Open, served: Served) -> None:  # noqa: F811
+    page = visit()
+    page.page.get_by_text("Advanced").click()
+    page.page.fill("#vl-num-frames input[type=number]", "4")
+    page.page.fill("#vl-start input", "0.5")
+    page.page.fill("#vl-end input", "1.5")
+    page.page.keyboard.press("Tab")
+    page.upload(CLIP, frames=4)
+    page.expect(page.page.locator(".vl-frames header")).to_have_text("4 frames from 0.5 s to 1.5 s")
+    answer = page.ask(SHAPE)
+    clip = user(SHAPE, ("video", CLIP), num_frames=4, start=0.5, end=1.5)
+    assert answer == served.expected(clip)
+    page.upload(PICTURE, frames=1)
+    picture = page.ask(COUNT)
+    assert picture == served.expected(clip, {"role": "assistant", "content": answer}, user(COUNT, ("image", PICTURE)))
+
+
+def test_several_media_in_one_question(visit: Open, served: Served) -> None:  # noqa: F811
+    page = visit()
+    page.upload(PICTURE, CLIP, frames=9)
+    answer = page.ask(SHAPE)
+    assert answer == served.expected(user(SHAPE, ("image", PICTURE), ("video", CLIP)))
+
+
+def test_an_example_is_asked_at_once(visit: Open, served: Served) -> None:  # noqa: F811
+    page = visit()
+    page.page.locator("#vl-chat").get_by_text(COUNT).click()
+    assert page.answer() == served.expected(user(COUNT, ("image", PICTURE))) == "three"
+    page.expect(page.page.locator("#vl-chat .message img")).to_be_visible()
+    page.press("clear")
+    page.expect(page.page.get_by_text("What would you like to know?")).to_be_visible()
+
+
+def test_a_recording_goes_to_the_question(visit: Open) -> None:
+    page = visit(permissions=["camera", "microphone"])
+    page.page.get_by_role("tab", name="Camera").click()
+    page.page.get_by_title("grant webcam access").click()
+    page.page.get_by_text("Record", exact=True).click()
+    page.page.wait_for_timeout(900)  # the recording's length
+    page.page.get_by_text("Stop", exact=True).first.click()
+    page.expect(page.page.locator(".vl-strip img")).to_have_count(8)
+
+
+def test_a_bad_file_is_told_and_a_good_one_then_works(visit: Open, served: Served, tmp_path: Path) -> None:  # noqa: F811
+    bad = tmp_path / "broken.mp4"
+    bad.write_bytes(CLIP.read_bytes()[:900])
+    page = visit()
+    page.upload(bad)
+    page.expect(page.page.locator("#vl-frames [role=alert]")).to_contain_text("cannot be used")
+    note = page.ask(COLOUR)
+    assert "This video or picture cannot be used" in note
+    assert "Try another file" in note
+    assert str(tmp_path) not in page.page.content()
+    assert str(served.folder) not in note
+    page.upload(CLIP, frames=8)
+    assert page.ask(COLOUR) == "yellow"
+    assert page.questions() == [COLOUR]
+
+
+def test_a_question_that_failed_keeps_its_video(visit: Open, served: Served) -> None:  # noqa: F811
+    page = visit()
+    page.upload(CLIP, frames=8)
+    served.backend.faults = [QueueFullError("full")]
+    assert "Too many questions are waiting" in page.ask(SHAPE)
+    page.expect(page.page.locator("#vl-up")).to_be_disabled()
+    served.backend.faults = [no_worker(TINY)]
+    assert "No model is running" in page.ask(COLOUR)
+    assert page.questions() == [COLOUR]
+    assert page.regenerate() == "yellow"
+
+
+def test_a_fault_nobody_thought_of_has_a_reference(visit: Open, served: Served, caplog: Any) -> None:  # noqa: F811
+    page = visit()
+    served.backend.faults = [ZeroDivisionError("secret detail")]
+    note = page.ask(SHAPE)
+    assert "Something went wrong on the server" in note
+    assert "secret" not in note
+    reference = note.rsplit(" ", 1)[-1].rstrip(".")
+    assert any(reference in record.getMessage() for record in caplog.records)
+
+
+def test_what_cannot_be_sent_is_told(visit: Open, served: Served) -> None:  # noqa: F811
+    page = visit()
+    page.press("send")
+    assert page.notice() == "Type a question first."
+    served.backend.names = []
+    page = visit()
+    assert "No model is running at the moment" in page.notice()
+    page.write(SHAPE)
+    page.press("send")
+    assert "No model is running at the moment" in page.notice()
+    assert page.box() == SHAPE
+
+
+def test_a_closed_tab_stops_its_answer(visit: Open, served: Served) -> None:  # noqa: F811
+    page = visit()
+    page.choose_model(LONG)
+    page.watch_answer(0)
+    page.write(SHAPE)
+    page.press("send")
+    page.page.wait_for_function("() => window.seen.length >= 2")
+    page.page.close()
+    assert served.engine.answers[-1].result(timeout=30).finish_reason == "cancelled"
+
+
+def test_visitors_do_not_see_each_other(visit: Open) -> None:
+    one, other = visit(), visit("phone")
+    one.ask(SHAPE)
+    assert other.questions() == []
+    other.ask(COUNT)
+    assert one.questions() == [SHAPE]
+
+
+def test_questions_and_answers_cannot_make_the_browser_ask_others(visit: Open, served: Served) -> None:  # noqa: F811
+    page = visit()
+    text = "![picture](https://example.com/x.png) <img src=https://example.com/y.png> <b>bold</b> *stars* $$x$$"
+    page.ask(text)
+    assert page.questions() == [text]
+    served.backend.scripted = "![picture](https://example.com/x.png) and <img src=https://example.com/y.png> it."
+    assert page.regenerate().startswith("and")
+    page.page.evaluate("() => new Promise(done => requestIdleCallback(done))")
+    assert set(page.outside()) <= set(page.refused)
+    page.requests.clear()

@@ -1,0 +1,35 @@
+"""The README's way from a user's own data to an answer, typed as it stands there."""
+
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+from .conftest import environment
+
+
+@pytest.mark.slow
+def test_own_data_to_an_answer(tmp_path):
+    section = (ROOT / "README.md").read_text().split("## Train\n")[1].split("\n## ")[0]
+    (commands,) = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+    for name in ("videollama2", "scripts"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    shutil.copytree(ROOT / "datasets", tmp_path / "datasets")
+    (tmp_path / "datasets" / "custom_sft" / "custom.json").unlink(missing_ok=True)
+    installed = 'set -e\nvideollama2() { "$PYTHON" -m videollama2 "$@"; }\n'
+    names = ("WORLD_SIZE", "RANK", "LOCAL_BATCH_SIZE", "RUN_NAME", "DATA_DIR", "OUTP_DIR", "PYTHONPATH")
+    clean = {name: value for name, value in environment().items() if name not in names}
+    done = subprocess.run(
+        ["bash", "-c", installed + commands], cwd=tmp_path, env={**clean, "PYTHON": sys.executable},
+        capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
+    assert "4 records, 4 of them right: 1 image, 1 several media, 1 text only, 1 video" in done.stdout
+    last = done.stdout.splitlines()[-1]
+    assert re.fullmatch(r"[a-z ]+", last), last  # what it says after one step on four records does not matter
+    assert (tmp_path / "runs" / "lora" / "loss.png").is_file()
+    assert not (tmp_path / "runs" / "merged" / "adapter_config.json").exists()

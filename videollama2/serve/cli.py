@@ -1,0 +1,249 @@
+"""A conversation in the terminal with a model behind a controller.
+
+    python -m videollama2.serve.cli --controller http://localhost:10000 clip.mp4
+
+Holds no model: media travel to the worker with each question.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import json
+import mimetypes
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TextIO
+from uuid import uuid4
+
+from videollama2.errors import ConfigError, VideoLlama2Error
+from videollama2.serve.settings import API_KEY_VARIABLE, address, number, read_keys
+
+HELP = """\
+/video PATH   ask about a video      /clear   forget the conversation
+/image PATH   ask about a picture    /quit    leave (or Ctrl-D)
+Ctrl-C stops an answer. Anything else is a question; media go with the next one."""
+
+_MIME = {"video": "video/mp4", "image": "image/png"}
+
+
+class RemoteChat:
+    """One conversation.
+
+    Args:
+        controller: its address.
+        model: whom to ask; None: the only one there is.
+        credential: API key.
+        media_options: of videos: ``num_frames``, ``start``, ``end``.
+        options: fields of the chat request, e.g. ``temperature``.
+        out: where answers and notices go.
+    """
+
+    def __init__(
+        self, controller: str, model: str | None = None, credential: str | None = None,
+        media_options: dict[str, Any] | None = None, options: dict[str, Any] | None = None, out: TextIO | None = None,
+    ) -> None:  # fmt: skip
+        self.controller, self.model, self._credential = controller, model, credential
+        self.media_options, self.options = media_options or {}, options or {}
+        self.out = out or sys.stdout
+        self.messages: list[dict[str, Any]] = []
+        self._media: list[dict[str, Any]] = []
+
+    def choose_model(self) -> str:
+        """The model to ask.
+
+        Raises:
+            ConfigError: there is none of this name, or there are several and none was named.
+            ApiError: the controller cannot be reached.
+        """
+        models = asyncio.run(self._models())
+        if self.model is None and len(models) == 1:
+            self.model = models[0]
+        if self.model not in models:
+            known = ", ".join(models) or "none"
+            raise ConfigError(f"--model must be one of those at {self.controller} ({known}), got {self.model}")
+        return self.model
+
+    def run(self, read: Callable[[str], str] = input) -> None:
+        """Read lines until ``/quit`` or the end of input."""
+        with suppress(ImportError):
+            import readline  # noqa: F401 - lines can be edited and called back where the system has it
+        self._say(f"{self.model}\n{HELP}")
+        while True:
+            try:
+                line = read("\n> ").strip()
+            except EOFError:
+                self._say("")
+                return
+            except KeyboardInterrupt:
+                self._say("\n(/quit leaves)")
+                continue
+            if line in ("/quit", "/exit"):
+                return
+            if line:
+                self.handle(line)
+
+    def handle(self, line: str) -> None:
+        """One command or question. Errors are told, and the conversation goes on."""
+        from videollama2.serve.api_errors import ApiError
+
+        command, _, rest = line.partition(" ")
+        try:
+            if command in ("/video", "/image"):
+                self.attach(command[1:], rest.strip())
+            elif command == "/clear":
+                self.messages, self._media = [], []
+                self._say("(a new conversation)")
+            elif command == "/help":
+                self._say(HELP)
+            elif command.startswith("/") and "/" not in command[1:]:
+                self._say(f"no command {command}\n{HELP}")
+            else:
+                self._ask(line)
+        except (VideoLlama2Error, ApiError) as error:
+            self._say(f"error: {error}")
+
+    def attach(self, kind: str, path: str) -> None:
+        """Put a file before the next question.
+
+        Raises:
+            ConfigError: it cannot be read.
+        """
+        file = Path(path.strip("'\"")).expanduser()
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{file}: cannot be read ({error.strerror})") from error
+        mime = mimetypes.guess_type(file.name)[0] or ""
+        if not mime.startswith(kind + "/") and mime != "image/gif":
+            mime = _MIME[kind]
+        url = f"data:{mime};base64,{base64.b64encode(content).decode('ascii')}"
+        part: dict[str, Any] = {"type": f"{kind}_url", f"{kind}_url": {"url": url}}
+        if kind == "video" and self.media_options:
+            part["mm_processor_kwargs"] = self.media_options
+        self._media.append(part)
+        self._say(f"({kind} {file}, {len(content) / 1024:.0f} kB)")
+
+    def _ask(self, question: str) -> None:
+        content = [*self._media, {"type": "text", "text": question}] if self._media else question
+        messages = [*self.messages, {"role": "user", "content": content}]
+        body = {"model": self.model, "messages": messages, "stream": True, **self.options}
+        pieces: list[str] = []
+        try:
+            asyncio.run(self._stream(body, pieces))
+            note = ""
+        except KeyboardInterrupt:
+            note = " (stopped)"
+        finally:
+            # What was said stays said, also where it was cut short; without a word, the question is taken back.
+            if text := "".join(pieces).strip():
+                self.messages = [*messages, {"role": "assistant", "content": text}]
+                self._media = []
+        self._say(note)
+
+    async def _stream(self, body: dict[str, Any], pieces: list[str]) -> None:
+        from videollama2.serve.api_errors import ApiError
+        from videollama2.serve.protocol import DONE, Splitter, event_data
+
+        client, splitter = self._client(), Splitter(b"\n\n")
+        try:
+            async with client.open_chat(body, uuid4().hex) as stream:
+                async for chunk in stream:
+                    for block in splitter.feed(chunk):
+                        data = event_data(block)
+                        if data is None or data == DONE:
+                            continue
+                        event = json.loads(data)
+                        if "error" in event:
+                            raise ApiError.of_body(500, event)
+                        self._show(event, pieces)
+        finally:
+            await client.aclose()
+
+    def _show(self, event: dict[str, Any], pieces: list[str]) -> None:
+        for choice in event.get("choices", ()):
+            text = choice.get("delta", {}).get("content")
+            if text:
+                pieces.append(text)
+                self.out.write(text)
+                self.out.flush()
+
+    async def _models(self) -> list[str]:
+        client = self._client()
+        try:
+            return await client.models()
+        finally:
+            await client.aclose()
+
+    def _client(self) -> Any:
+        # One per question: each runs in an event loop of its own, so that Ctrl-C ends the answer and not the program.
+        from videollama2.serve.client import ControllerClient
+
+        return ControllerClient(self.controller, self._credential)
+
+    def _say(self, text: str) -> None:
+        print(text, file=self.out, flush=True)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m videollama2.serve.cli", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("media", nargs="*", help="videos and images to begin with")
+    parser.add_argument("--controller", "--controller-address", dest="controller", type=address, metavar="URL",
+                        default="http://localhost:10000", help="default %(default)s")  # fmt: skip
+    parser.add_argument("--model", "--model-name", dest="model", metavar="NAME",
+                        help="whom to ask (default: the only one there is)")  # fmt: skip
+    parser.add_argument("--api-key-file", type=Path, metavar="FILE",
+                        help=f"first line: the key (also: {API_KEY_VARIABLE})")  # fmt: skip
+    media = parser.add_argument_group("video")
+    media.add_argument("--start", type=float, metavar="SECONDS", help="use videos from here")
+    media.add_argument("--end", type=float, metavar="SECONDS", help="use videos up to here")
+    media.add_argument("--num-frames", type=number(1), metavar="N", help="frames to look at (default: the model's)")
+    answer = parser.add_argument_group("answer")
+    answer.add_argument("--max-new-tokens", type=number(1), default=512, metavar="N", help="default %(default)s")
+    answer.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default): no sampling")
+    answer.add_argument("--top-p", type=float, metavar="P", help="when sampling")
+    answer.add_argument("--seed", type=number(0), metavar="N", help="when sampling: makes answers repeatable")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _open(args: argparse.Namespace) -> RemoteChat:
+    keys = read_keys(args.api_key_file)
+    media = {name: getattr(args, name) for name in ("num_frames", "start", "end") if getattr(args, name) is not None}
+    options = {
+        "max_completion_tokens": args.max_new_tokens, "temperature": args.temperature, "top_p": args.top_p,
+        "seed": args.seed,
+    }  # fmt: skip
+    options = {name: value for name, value in options.items() if value is not None}
+    chat = RemoteChat(args.controller, args.model, keys[0] if keys else None, media, options)
+    chat.choose_model()
+    for path in args.media:
+        mime = mimetypes.guess_type(path)[0] or ""
+        chat.attach("image" if mime.startswith("image/") and mime != "image/gif" else "video", path)
+    return chat
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    args = build_parser().parse_args(arguments)
+    from videollama2.serve.api_errors import ApiError
+
+    try:
+        _open(args).run()
+    except (VideoLlama2Error, ApiError) as error:
+        if args.debug:
+            raise
+        print("cli: error:", " ".join(str(error).splitlines()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""The web page in front of a controller: ``python -m videollama2.serve.gradio_web_server --controller URL``.
+
+This process holds no model and no torch. A key for the controller comes from ``--api-key-file`` or
+``VIDEOLLAMA2_API_KEY``; visitors never see it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    from videollama2.serve.page_server import add_page_flags
+    from videollama2.serve.settings import address
+
+    parser = argparse.ArgumentParser(description="Web page in front of a controller.")
+    models = parser.add_argument_group("models")
+    models.add_argument("--controller-url", "--controller", dest="controller", type=address, default="http://localhost:10000",
+                        metavar="URL", help="default %(default)s")  # fmt: skip
+    models.add_argument("--model-list-mode", choices=("once", "reload"), default="once",
+                        help="ask for the models once, or at every visit (default %(default)s)")  # fmt: skip
+    models.add_argument("--api-key-file", type=Path, metavar="FILE",
+                        help="key for the controller and its workers (also: VIDEOLLAMA2_API_KEY)")  # fmt: skip
+    models.add_argument("--worker-token-file", type=Path, metavar="FILE",
+                        help="token, in place of a key (also: VIDEOLLAMA2_WORKER_TOKEN)")  # fmt: skip
+    # As base64, a third larger: what a worker takes by itself (--max-body-mb 128).
+    add_page_flags(parser, max_upload_mb=90)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    args = build_parser().parse_args(arguments)
+    from videollama2.errors import VideoLlama2Error
+    from videollama2.serve.page_server import report_error
+
+    try:
+        _run(args)
+    except VideoLlama2Error as error:
+        return report_error(error, args.debug)
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _run(args: argparse.Namespace) -> None:
+    from videollama2.serve.page_server import check_page_flags, open_log, run_page, uploads_folder
+    from videollama2.serve.settings import MediaPolicy, read_security
+
+    check_page_flags(args)
+    log = open_log(args)
+    key = read_security(argparse.Namespace(**vars(args), cors_origin=None, max_body_mb=1)).credential
+    with uploads_folder() as folder:
+        from videollama2.serve.backend import ControllerBackend
+        from videollama2.serve.client import ControllerClient
+        from videollama2.serve.ui import PageSettings, build_page
+
+        policy = MediaPolicy(max_bytes=args.max_upload_mb << 20)
+        client = ControllerClient(args.controller, key)
+        backend = ControllerBackend(client, policy, credential=key, refresh=args.model_list_mode == "reload")
+        try:
+            settings = PageSettings(log=log, concurrency=args.concurrency_count)
+            run_page(build_page(backend, settings), folder, args)
+        finally:
+            backend.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

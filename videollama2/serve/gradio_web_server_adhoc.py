@@ -1,0 +1,105 @@
+"""The web page and its model in one process: ``python videollama2/serve/gradio_web_server_adhoc.py``.
+
+For trying out a model. Several visitors share the engine; for several models or machines there is the controller.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__" and not __package__:
+    # Started as a file, Python looks for modules beside it, where names of ours would hide those of other packages.
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    from videollama2.constants import TINY_MODEL_NAME
+    from videollama2.serve.page_server import add_page_flags
+
+    parser = argparse.ArgumentParser(description="Web page with a model in one process.")
+    model = parser.add_argument_group("model")
+    model.add_argument("--model-path", nargs="+", default=[TINY_MODEL_NAME], metavar="NAME",
+                       help="one or more of: videollama2-tiny (built in, default), a folder, a hub name")  # fmt: skip
+    model.add_argument("--model-base", metavar="NAME", help="language model under a connector or LoRA folder")
+    model.add_argument("--device", help="cuda, cuda:1, mps or cpu (default: the first of these there is)")
+    model.add_argument("--dtype", choices=("float32", "float16", "bfloat16"),
+                       help="default bfloat16 on a GPU that has it, else float16; float32 on a CPU")  # fmt: skip
+    model.add_argument("--attn-implementation", default="sdpa", choices=("sdpa", "eager", "flash_attention_2"))
+    bits = model.add_mutually_exclusive_group()
+    bits.add_argument("--load-8bit", action="store_true", help="language model in 8 bits (bitsandbytes)")
+    bits.add_argument("--load-4bit", action="store_true", help="language model in 4 bits (bitsandbytes)")
+    model.add_argument("--max-batch", type=int, metavar="N", help="answers computed together (default: what fits)")
+    model.add_argument("--max-length", type=int, metavar="N",
+                       help="tokens of a conversation with its answer (default: what fits)")  # fmt: skip
+    add_page_flags(parser, max_upload_mb=256)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def open_engines(args: argparse.Namespace) -> dict[str, Any]:
+    """Load the models; the page shows each by the last part of its name.
+
+    Raises:
+        VideoLlama2Error: a model cannot be opened, or two have the same name.
+    """
+    from transformers.utils import logging
+
+    from videollama2.errors import ConfigError
+    from videollama2.inference.api import model_init
+    from videollama2.inference.engine import Engine
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    engines: dict[str, Any] = {}
+    for path in args.model_path:
+        name = Path(path).name or str(path)
+        if name in engines:
+            raise ConfigError(f"two models are called {name!r}: rename one of the folders")
+        model, processor, _ = model_init(
+            path, model_base=args.model_base, device=args.device, dtype=args.dtype,
+            attn_implementation=args.attn_implementation, load_8bit=args.load_8bit, load_4bit=args.load_4bit,
+        )  # fmt: skip
+        engines[name] = Engine(model, processor, max_batch=args.max_batch, max_length=args.max_length)
+    return engines
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    args = build_parser().parse_args(arguments)
+    from videollama2.errors import VideoLlama2Error
+    from videollama2.serve.page_server import report_error
+
+    try:
+        _run(args)
+    except VideoLlama2Error as error:
+        return report_error(error, args.debug)
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _run(args: argparse.Namespace) -> None:
+    from videollama2.serve.page_server import check_page_flags, open_log, run_page, uploads_folder
+    from videollama2.serve.settings import MediaPolicy
+
+    check_page_flags(args)
+    log = open_log(args)
+    with uploads_folder() as folder:
+        from videollama2.serve.backend import EngineBackend
+        from videollama2.serve.ui import PageSettings, build_page
+
+        backend = EngineBackend(open_engines(args), MediaPolicy(max_bytes=args.max_upload_mb << 20))
+        try:
+            settings = PageSettings(log=log, concurrency=args.concurrency_count)
+            run_page(build_page(backend, settings), folder, args)
+        finally:
+            backend.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

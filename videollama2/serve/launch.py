@@ -1,0 +1,308 @@
+"""``videollama2 serve``: controller, workers, API and web page of one machine, as processes under one.
+
+What listens beyond this machine is the API and the page, and only with ``--host``. A worker that dies is started again;
+anything else that dies, or a worker that keeps dying, ends the whole with an error. Ctrl-C or SIGTERM ends it in order:
+page and API first, so that nothing new comes, then the workers, whose running answers end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from videollama2.constants import DEFAULT_MODEL_NAME
+from videollama2.errors import ConfigError, VideoLlama2Error
+from videollama2.serve.model_worker import add_model_flags, model_name_of
+from videollama2.serve.settings import (
+    WORKER_TOKEN_VARIABLE,
+    add_media_flags,
+    add_security_flags,
+    number,
+    port,
+    read_media_policy,
+    read_security,
+)
+
+RESTARTS, RESTART_WINDOW_S = 5, 300.0
+"""A worker that dies more often than this within so many seconds is given up."""
+
+_TICK_S = 0.2
+_HELP = "controller, workers, API and web page on this machine"
+
+
+class LaunchError(VideoLlama2Error):
+    """A part of the installation ended."""
+
+
+def add_serve_command(commands: Any) -> None:
+    """Add ``serve`` to the commands of another parser; sets ``run`` and ``debug``."""
+    parser = commands.add_parser("serve", help=_HELP, description=__doc__,
+                                 formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.set_defaults(run=run)
+    where = parser.add_argument_group("where")
+    where.add_argument("--host", default="127.0.0.1",
+                       help="address of the API and the page (default: this machine alone)")  # fmt: skip
+    where.add_argument("--port", "--page-port", dest="page_port", type=port, default=7860, metavar="PORT",
+                       help="of the web page (default %(default)s)")  # fmt: skip
+    where.add_argument("--api-port", type=port, default=8000, metavar="PORT", help="default %(default)s")
+    where.add_argument("--controller-port", type=port, default=10000, metavar="PORT", help="default %(default)s")
+    where.add_argument("--worker-port", type=port, default=40000, metavar="PORT",
+                       help="of the first worker; the others follow (default %(default)s)")  # fmt: skip
+    where.add_argument("--workers", type=number(1), default=1, metavar="N",
+                       help="workers per model (default %(default)s)")  # fmt: skip
+    where.add_argument("--no-page", action="store_true", help="no web page")
+    add_model_flags(parser, is_several=True)
+    add_security_flags(parser, worker_flags=True)
+    add_media_flags(parser)
+    parser.add_argument("--log-prompts", action="store_true", help="write questions to the log")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+@dataclass
+class Part:
+    """One process.
+
+    Attributes:
+        arguments: of Python.
+        ready_url: answers with 200 once it can work.
+        may_restart: it is started again when it dies.
+    """
+
+    name: str
+    arguments: list[str]
+    ready_url: str
+    environment: dict[str, str]
+    may_restart: bool = False
+    was_ready: bool = False
+    process: subprocess.Popen[bytes] | None = None
+    deaths: list[float] = field(default_factory=list)
+    start_at: float = 0.0
+
+    def start(self) -> None:
+        """Start it, in a process group of its own: Ctrl-C is for the launcher, which ends all in order."""
+        self.process = subprocess.Popen(
+            [sys.executable, *self.arguments], env=self.environment, stdin=subprocess.DEVNULL,
+            start_new_session=True, preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+        )  # fmt: skip
+
+    def is_ready(self) -> bool:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(self.ready_url, timeout=2.0) as reply:
+                return reply.status == 200
+        except (urllib.error.URLError, OSError, ValueError):
+            return False
+
+    def signal(self, number: int) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(number)
+
+
+class Launcher:
+    """Starts parts, watches them and ends them.
+
+    Args:
+        say: tells the operator.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.parts: list[Part] = []
+        self._say = say
+        self.signals = 0
+
+    def on_signal(self, number: int, frame: object) -> None:
+        """The first one ends everything in order, the next at once."""
+        self.signals += 1
+        if self.signals > 1:
+            for part in self.parts:
+                part.signal(signal.SIGKILL)
+
+    def start(self, *parts: Part) -> None:
+        """Start them and wait until they are ready.
+
+        Raises:
+            LaunchError: one of them died.
+        """
+        for part in parts:
+            self.parts.append(part)
+            part.start()
+        waiting = list(parts)
+        while waiting and not self.signals:
+            self.look()
+            for part in [part for part in waiting if part.is_ready()]:
+                part.was_ready = True
+                waiting.remove(part)
+                self._say(f"{part.name} is ready")
+            time.sleep(_TICK_S)
+
+    def look(self) -> None:
+        """Notice what died, and start workers again.
+
+        Raises:
+            LaunchError: the whole cannot go on.
+        """
+        now = time.monotonic()
+        for part in self.parts:
+            if part.process is None:
+                if now >= part.start_at:
+                    part.start()
+                continue
+            code = part.process.poll()
+            if code is None:
+                continue
+            what = f"{part.name} ended with {_cause(code)}"
+            part.deaths = [death for death in part.deaths if now - death < RESTART_WINDOW_S] + [now]
+            if not part.may_restart or not part.was_ready or len(part.deaths) > RESTARTS:
+                raise LaunchError(f"{what}; see its messages above")
+            pause = min(30.0, 2.0 ** (len(part.deaths) - 1))
+            self._say(f"{what}; it is started again in {pause:g} s")
+            part.process, part.start_at = None, now + pause
+
+    def watch(self) -> None:
+        """Until a signal comes.
+
+        Raises:
+            LaunchError: the whole cannot go on.
+        """
+        while not self.signals:
+            self.look()
+            time.sleep(_TICK_S)
+
+    def end(self) -> None:
+        """End all, in the reverse order of their start; those of one name together."""
+        for stage in ("page", "API", "worker", "controller"):
+            parts = [part for part in self.parts if part.name.startswith(stage) and part.process is not None]
+            for part in parts:
+                part.signal(signal.SIGTERM)
+            for part in parts:
+                part.process.wait()
+
+
+def run(args: argparse.Namespace) -> int:
+    """The command.
+
+    Raises:
+        VideoLlama2Error: a flag breaks a rule, or a part died.
+    """
+    read_security(args)  # wrong flags are told once and here, not by every part
+    read_media_policy(args)
+    launcher = Launcher(lambda text: print(f"videollama2 serve: {text}", file=sys.stderr, flush=True))
+    for number_ in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number_, launcher.on_signal)
+    controller, workers, api, page = _parts(args)
+    try:
+        launcher.start(controller)
+        launcher.start(*workers, api)
+        if page is not None and not launcher.signals:
+            launcher.start(page)
+        if not launcher.signals:
+            _print_addresses(args)
+            launcher.watch()
+    finally:
+        launcher.end()
+    return 0
+
+
+def _parts(args: argparse.Namespace) -> tuple[Part, list[Part], Part, Part | None]:
+    environment = dict(os.environ)
+    if args.worker_token_file is None:
+        # Nobody else registers here, also from this machine.
+        environment.setdefault(WORKER_TOKEN_VARIABLE, secrets.token_urlsafe(32))
+    shared = _given(args, ("api_key_file", "worker_token_file", "max_body_mb"))
+    origins = [text for origin in args.cors_origin or () for text in ("--cors-origin", origin)]
+    controller_url = f"http://127.0.0.1:{args.controller_port}"
+    controller = Part(
+        "controller", ["-m", "videollama2.serve.controller", "--port", str(args.controller_port), *shared],
+        f"{controller_url}/ready", environment,
+    )  # fmt: skip
+    paths = args.model_path or [DEFAULT_MODEL_NAME]
+    names = [model_name_of(path) for path in paths]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"two models have one name: {', '.join(names)}; use folders of different names")
+    workers = [
+        _worker(args, path, args.worker_port + index, controller_url, shared, environment)
+        for index, path in enumerate(path for path in paths for _ in range(args.workers))
+    ]
+    own = "127.0.0.1" if args.host in ("0.0.0.0", "::") else args.host
+    api = Part(
+        "API", ["-m", "videollama2.serve.openai_api", "--controller", controller_url, "--host", args.host,
+                "--port", str(args.api_port), *shared, *origins],
+        f"http://{_bracketed(own)}:{args.api_port}/health", environment,
+    )  # fmt: skip
+    page = None if args.no_page else Part(
+        "page", ["-m", "videollama2.serve.gradio_web_server", "--controller", controller_url,
+                 "--model-list-mode", "reload", "--host", args.host, "--port", str(args.page_port),
+                 *_given(args, ("api_key_file",))],
+        f"http://{_bracketed(own)}:{args.page_port}/", environment,
+    )  # fmt: skip
+    return controller, workers, api, page
+
+
+def _worker(
+    args: argparse.Namespace, path: str, at: int, controller: str, shared: list[str], environment: dict[str, str]
+) -> Part:
+    policy = [text for host in args.allowed_media_hosts or () for text in ("--allowed-media-hosts", host)]
+    options = _given(args, (
+        "model_base", "device", "dtype", "attn_implementation", "load_8bit", "load_4bit", "limit_model_concurrency",
+        "max_length", "max_queue", "stream_interval", "drain_timeout", "media_root", "max_media", "max_media_mb",
+        "max_pixels", "max_frames", "max_duration", "fetch_timeout", "decode_timeout", "decode_memory_mb",
+        "decode_processes", "log_prompts",
+    ))  # fmt: skip
+    arguments = [
+        "-m", "videollama2.serve.model_worker", "--controller", controller, "--port", str(at),
+        "--worker", f"http://127.0.0.1:{at}", "--model-path", path, *shared, *options, *policy,
+    ]  # fmt: skip
+    return Part(
+        f"worker {model_name_of(path)} on port {at}", arguments, f"http://127.0.0.1:{at}/ready", environment,
+        may_restart=True,
+    )  # fmt: skip
+
+
+def _given(args: argparse.Namespace, names: tuple[str, ...]) -> list[str]:
+    """Flags as they were given to this command."""
+    found = []
+    for name in names:
+        value = getattr(args, name)
+        flag = "--" + name.replace("_", "-")
+        if value is True:
+            found.append(flag)
+        elif value is not None and value is not False:
+            found += [flag, str(value)]
+    return found
+
+
+def _print_addresses(args: argparse.Namespace) -> None:
+    host = _bracketed(args.host)
+    lines = [
+        f"API         http://{host}:{args.api_port}/v1",
+        f"controller  http://127.0.0.1:{args.controller_port}",
+        "Ctrl-C ends all.",
+    ]
+    if not args.no_page:
+        lines.insert(0, f"page        http://{host}:{args.page_port}")
+    print("\n".join(lines), flush=True)
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _cause(code: int) -> str:
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def _die_with_parent() -> None:
+    """A launcher that is killed takes its parts along."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)  # PR_SET_PDEATHSIG

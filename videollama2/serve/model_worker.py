@@ -1,0 +1,257 @@
+"""A worker: one model, one engine, its HTTP routes, and its word to the controller.
+
+    python -m videollama2.serve.model_worker --controller http://localhost:10000 --port 40000 \\
+        --worker http://localhost:40000 --model-path videollama2-tiny
+
+It also serves ``/v1`` alone (``--no-register``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, closing
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+from videollama2.constants import DEFAULT_MODEL_NAME
+from videollama2.errors import ConfigError, VideoLlama2Error
+from videollama2.serve.protocol import HEART_BEAT_S
+from videollama2.serve.settings import (
+    add_media_flags,
+    add_security_flags,
+    address,
+    is_loopback,
+    number,
+    port,
+    read_media_policy,
+    read_security,
+    seconds,
+)
+
+if TYPE_CHECKING:
+    from videollama2.inference.engine import Engine
+    from videollama2.serve.worker_app import WorkerService
+
+DEFAULT_PORT = 40000
+SPEED_TOKENS = 16
+_WATCH_S = 1.0
+_log = logging.getLogger("videollama2.serve.model_worker")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m videollama2.serve.model_worker", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    parser.add_argument("--port", type=port, default=DEFAULT_PORT, help="default %(default)s")
+    parser.add_argument("--controller", "--controller-address", dest="controller", type=address, metavar="URL",
+                        default="http://localhost:10000", help="default %(default)s")  # fmt: skip
+    parser.add_argument("--worker", "--worker-address", dest="worker", type=address, metavar="URL",
+                        help="where controller and clients reach this worker (default: this machine and port)")
+    parser.add_argument("--no-register", action="store_true", help="serve alone, without a controller")
+    parser.add_argument("--heart-beat-interval", type=seconds, default=HEART_BEAT_S, metavar="SECONDS",
+                        help="default %(default)g")  # fmt: skip
+    parser.add_argument("--speed", type=seconds, metavar="X",
+                        help="weight of this worker for the controller (default: tokens per second, measured at the "
+                        "start)")  # fmt: skip
+    add_model_flags(parser)
+    add_security_flags(parser, worker_flags=True)
+    add_media_flags(parser)
+    parser.add_argument("--log-prompts", action="store_true", help="write questions to the log")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def add_model_flags(parser: argparse.ArgumentParser, is_several: bool = False) -> None:
+    """Flags of the model and its engine.
+
+    Args:
+        is_several: ``--model-path`` may be given more than once, and names come from the paths.
+    """
+    model = parser.add_argument_group("model")
+    if is_several:
+        model.add_argument("--model-path", action="append", metavar="NAME",
+                           help="videollama2-tiny (built in), a folder, or a hub name; repeatable "
+                           f"(default {DEFAULT_MODEL_NAME})")  # fmt: skip
+    else:
+        model.add_argument("--model-path", default=DEFAULT_MODEL_NAME, metavar="NAME",
+                           help="videollama2-tiny (built in), a folder, or a hub name (default %(default)s)")
+        model.add_argument("--model-name", metavar="NAME",
+                           help="what clients call it (default: last part of the path)")  # fmt: skip
+    model.add_argument("--model-base", metavar="NAME", help="language model under a connector or LoRA folder")
+    model.add_argument("--device", help="cuda, cuda:1, mps or cpu (default: the first of these there is)")
+    model.add_argument("--dtype", choices=("float32", "float16", "bfloat16"),
+                       help="default bfloat16 on a GPU that has it, else float16; float32 on a CPU")  # fmt: skip
+    model.add_argument("--attn-implementation", default="sdpa", choices=("sdpa", "eager", "flash_attention_2"))
+    bits = model.add_mutually_exclusive_group()
+    bits.add_argument("--load-8bit", action="store_true", help="language model in 8 bits (bitsandbytes)")
+    bits.add_argument("--load-4bit", action="store_true", help="language model in 4 bits (bitsandbytes)")
+    engine = parser.add_argument_group("engine")
+    engine.add_argument("--limit-model-concurrency", type=number(1), metavar="N",
+                        help="answers at once (default: 16, or fewer where memory is short)")  # fmt: skip
+    engine.add_argument("--max-length", type=number(1), metavar="N",
+                        help="tokens of prompt and answer (default: 4096, or fewer where model or memory is smaller)")
+    engine.add_argument("--max-queue", type=number(1), default=256, metavar="N",
+                        help="requests that may wait; more are refused with 429 (default %(default)s)")  # fmt: skip
+    engine.add_argument("--stream-interval", type=number(1), default=1, metavar="N",
+                        help="/worker_generate_stream sends the text so far every N pieces (default %(default)s)")
+    engine.add_argument("--drain-timeout", type=seconds, default=300.0, metavar="SECONDS",
+                        help="for running answers to end after SIGTERM (default %(default)g)")  # fmt: skip
+
+
+def model_name_of(path: str) -> str:
+    """Published: the last part of the path, and the one before it for a checkpoint folder."""
+    parts = PurePath(path.rstrip("/")).parts or (path,)
+    if parts[-1].startswith("checkpoint-") and len(parts) > 1:
+        return f"{parts[-2]}_{parts[-1]}"
+    return parts[-1]
+
+
+def own_address(args: argparse.Namespace) -> str:
+    """Where others reach this worker, where ``--worker`` does not tell.
+
+    Raises:
+        ConfigError: it listens on every address and none is named for others.
+    """
+    if args.worker is not None:
+        return args.worker
+    if args.host in ("0.0.0.0", "::"):
+        if args.no_register or is_loopback(_host_of(args.controller)):
+            return f"http://localhost:{args.port}"
+        raise ConfigError(f"--worker is needed: where does the controller reach this worker, which is on {args.host}?")
+    return f"http://{f'[{args.host}]' if ':' in args.host else args.host}:{args.port}"
+
+
+def _host_of(url: str) -> str:
+    from urllib.parse import urlsplit
+
+    return urlsplit(url).hostname or ""
+
+
+def measure_speed(engine: Engine) -> float:
+    """Tokens per second of one answer; the first try only warms up.
+
+    Raises:
+        VideoLlama2Error: the model cannot answer at all.
+    """
+    for _ in range(2):
+        result = engine.submit("Hello", max_new_tokens=SPEED_TOKENS, min_new_tokens=SPEED_TOKENS).result()
+    seconds_taken = result.timings.total - result.timings.first_token
+    return round((result.completion_tokens - 1) / max(seconds_taken, 1e-6), 3)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Load, register, serve until told to stop.
+
+    Raises:
+        VideoLlama2Error: the model cannot be loaded, or the address not listened on.
+    """
+    from videollama2.serve.web import bind, serve, warn_if_open
+
+    security, policy = read_security(args), read_media_policy(args)
+    name, own = args.model_name or model_name_of(args.model_path), own_address(args)
+    warn_if_open(args.host, security)
+    with ExitStack() as stack:
+        listener = stack.enter_context(bind(args.host, args.port))  # a port that is taken is told before weights load
+        service = _open_service(args, name, policy, security.log_prompts, stack)
+        from videollama2.serve.worker_app import make_worker_app
+
+        beat = None
+        if not args.no_register:
+            from videollama2.serve.heart_beat import HeartBeat
+
+            beat = HeartBeat(args.controller, own, service.status, security.credential, args.heart_beat_interval)
+
+        async def drain() -> None:
+            service.closing = True
+            if beat is not None:
+                await beat.stop()
+
+        app = make_worker_app(service, security, args.stream_interval, _lifespan(service, beat))
+        code = serve(
+            app, args.host, args.port, drain=drain, drain_timeout_s=args.drain_timeout, bound=listener,
+            on_listening=None if beat is None else beat.start,
+        )  # fmt: skip
+        return 1 if service.engine.closed else code
+
+
+def _open_service(
+    args: argparse.Namespace, name: str, policy: Any, log_prompts: bool, stack: ExitStack
+) -> WorkerService:
+    from transformers.utils import logging as transformers_logging
+
+    from videollama2.inference.api import model_init
+    from videollama2.inference.engine import Engine
+    from videollama2.serve.sandbox import FrameSize, Sandbox
+    from videollama2.serve.worker_app import WorkerService
+
+    transformers_logging.disable_progress_bar()
+    model, processor, _ = model_init(
+        args.model_path,
+        model_base=args.model_base,
+        device=args.device,
+        dtype=args.dtype,
+        attn_implementation=args.attn_implementation,
+        load_8bit=args.load_8bit,
+        load_4bit=args.load_4bit,
+    )
+    engine = stack.enter_context(Engine(
+        model, processor, max_batch=args.limit_model_concurrency, max_length=args.max_length, max_queue=args.max_queue
+    ))  # fmt: skip
+    sandbox = stack.enter_context(closing(Sandbox(policy, FrameSize.of(processor))))
+    service = WorkerService(engine, name, policy, sandbox, log_prompts=log_prompts)
+    service.speed = args.speed or measure_speed(engine)
+    _log.info("%s: %d answers at once of %d tokens, %g tokens/s", name, engine.max_batch, engine.max_length,
+              service.speed)  # fmt: skip
+    return service
+
+
+def _lifespan(service: WorkerService, beat: Any) -> Any:
+    @asynccontextmanager
+    async def lifespan(app: Any) -> AsyncIterator[None]:
+        await service.sandbox.start()
+        watching = asyncio.ensure_future(_end_with(service.engine))
+        try:
+            yield
+        finally:
+            watching.cancel()
+            if beat is not None:
+                await beat.stop()
+            await service.close()
+
+    return lifespan
+
+
+async def _end_with(engine: Engine) -> None:
+    """A worker whose engine broke is of no use: whoever supervises it shall start another."""
+    while not engine.closed:
+        await asyncio.sleep(_WATCH_S)
+    _log.critical("the engine has stopped; this worker ends")
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    args = build_parser().parse_args(arguments)
+    from videollama2.serve.web import configure_logging
+
+    configure_logging()
+    try:
+        return run(args)
+    except VideoLlama2Error as error:
+        if args.debug:
+            raise
+        print("model_worker: error:", " ".join(str(error).splitlines()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,324 @@
+"""What an operator decides: keys, allow-lists and limits, and the flags for them.
+
+Keys come from files or the environment, never from the command line, which every user of a machine can read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import hmac
+import ipaddress
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from videollama2.errors import ConfigError
+
+API_KEY_VARIABLE = "VIDEOLLAMA2_API_KEY"
+WORKER_TOKEN_VARIABLE = "VIDEOLLAMA2_WORKER_TOKEN"
+
+MIB = 1 << 20
+LOOPBACK = ("127.0.0.0/8", "::1/128")
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
+
+
+@dataclass(frozen=True)
+class Security:
+    """Who may do what.
+
+    Attributes:
+        api_keys: of clients; none: no key is asked for.
+        worker_token: between the parts of one installation; None: none is asked for.
+        allowed_workers: networks (``10.0.0.0/8``) and hosts that workers may have. None: loopback alone where there is
+            no worker token, any where there is one.
+        cors_origins: web pages of other origins that may call; none: no CORS headers at all.
+        max_body_bytes: of one request.
+        log_prompts: questions go to the log.
+    """
+
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    worker_token: str | None = field(default=None, repr=False)
+    allowed_workers: tuple[str, ...] | None = None
+    cors_origins: tuple[str, ...] = ()
+    max_body_bytes: int = 128 * MIB
+    log_prompts: bool = False
+
+    @property
+    def credential(self) -> str | None:
+        """What this part shows to another one: the worker token, else the first key."""
+        return self.worker_token or next(iter(self.api_keys), None)
+
+    def is_worker(self, bearer: str | None) -> bool:
+        """Whether this may register workers. Without a worker token, whoever may do anything else may."""
+        if self.worker_token is None:
+            return self.is_client(bearer)
+        return _matches(bearer, (self.worker_token,))
+
+    def is_client(self, bearer: str | None) -> bool:
+        """Whether this may ask questions."""
+        if not self.api_keys:
+            return True
+        return _matches(bearer, (*self.api_keys, *((self.worker_token,) if self.worker_token else ())))
+
+
+def _matches(bearer: str | None, secrets: Iterable[str]) -> bool:
+    """In a time that depends on the number of secrets alone."""
+    given = _digest(bearer or "")
+    found = False
+    for secret in secrets:
+        found |= hmac.compare_digest(given, _digest(secret))
+    return found and bearer is not None
+
+
+@dataclass(frozen=True)
+class MediaPolicy:
+    """Which media are fetched, and how much of one is decoded. Sizes in bytes.
+
+    Attributes:
+        allowed_hosts: of http(s) URLs; see :mod:`videollama2.serve.media_addresses`.
+        media_root: folder of ``file`` URLs; None: there are none.
+        max_bytes: of one medium, encoded.
+        max_pixels: of one frame.
+        max_frames: of one medium.
+        max_duration_s: of a video.
+        max_media: of one request.
+        decode_memory_bytes, decode_timeout_s: of one decoding.
+        decode_processes: that decode side by side.
+    """
+
+    allowed_hosts: frozenset[str] = frozenset()
+    media_root: Path | None = None
+    max_bytes: int = 256 * MIB
+    max_pixels: int = 40_000_000
+    max_frames: int = 128
+    max_duration_s: float = 4 * 3600.0
+    max_media: int = 16
+    fetch_timeout_s: float = 30.0
+    decode_timeout_s: float = 60.0
+    decode_memory_bytes: int = 2048 * MIB
+    decode_processes: int = 2
+
+
+# ----------------------------------------------------------------------------------------------------------- security
+
+
+def add_security_flags(parser: argparse.ArgumentParser, worker_flags: bool, registry: bool = False) -> None:
+    """Flags of :func:`read_security`.
+
+    Args:
+        worker_flags: this part talks to others of the installation.
+        registry: workers register here.
+    """
+    group = parser.add_argument_group("keys and limits")
+    group.add_argument("--api-key-file", type=Path, metavar="FILE",
+                       help=f"keys of clients, one per line (also: {API_KEY_VARIABLE}); without any, no key is asked "
+                       "for")  # fmt: skip
+    if worker_flags:
+        group.add_argument("--worker-token-file", type=Path, metavar="FILE",
+                           help=f"token that controller and workers share (also: {WORKER_TOKEN_VARIABLE})")  # fmt: skip
+    if registry:
+        group.add_argument("--allowed-workers", action="append", metavar="NETWORK",
+                           help="network or host that workers may have, e.g. 10.0.0.0/8; repeatable (default: this "
+                           "machine without a worker token, any with one)")  # fmt: skip
+    group.add_argument("--cors-origin", action="append", metavar="ORIGIN",
+                       help="web origin whose pages may call, e.g. https://example.com; repeatable (default: none)")
+    group.add_argument("--max-body-mb", type=number(1), default=128, metavar="MB",
+                       help="largest request (default %(default)s)")  # fmt: skip
+
+
+def read_security(args: argparse.Namespace) -> Security:
+    """Keys and limits from flags and environment.
+
+    Raises:
+        ConfigError: a file cannot be read or holds no key, or an entry is malformed.
+    """
+    keys = _secrets(args.api_key_file, API_KEY_VARIABLE)
+    tokens = _secrets(getattr(args, "worker_token_file", None), WORKER_TOKEN_VARIABLE)
+    if len(tokens) > 1:
+        raise ConfigError(f"there is one worker token, got {len(tokens)} lines")
+    allowed = getattr(args, "allowed_workers", None)
+    for entry in allowed or ():
+        _check_network(entry)
+    for origin in args.cors_origin or ():
+        if origin != "*" and not origin.startswith(("http://", "https://")):
+            raise ConfigError(f"--cors-origin must begin with http:// or https://, got {origin!r}")
+    return Security(
+        api_keys=keys,
+        worker_token=tokens[0] if tokens else None,
+        allowed_workers=None if allowed is None else tuple(allowed),
+        cors_origins=tuple(args.cors_origin or ()),
+        max_body_bytes=args.max_body_mb * MIB,
+        log_prompts=getattr(args, "log_prompts", False),
+    )
+
+
+def _secrets(file: Path | None, variable: str) -> tuple[str, ...]:
+    """Lines of a file, else of an environment variable. Empty ones and comments do not count."""
+    if file is None:
+        text, place = os.environ.get(variable, ""), variable
+        if not text:
+            return ()
+    else:
+        place = str(file)
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{file}: keys cannot be read ({type(error).__name__})") from error
+    lines = [line.strip() for line in text.splitlines()]
+    found = tuple(line for line in lines if line and not line.startswith("#"))
+    if not found:
+        raise ConfigError(f"{place} holds no key")
+    for key in found:
+        # What cannot be sent in a header would lock everybody out.
+        if not (key.isascii() and key.isprintable()) or " " in key:
+            raise ConfigError(f"{place}: a key is of printable ASCII characters without spaces")
+    return found
+
+
+def read_keys(file: Path | None) -> tuple[str, ...]:
+    """API keys of a file, else of the environment; for parts that only show them.
+
+    Raises:
+        ConfigError: the file cannot be read or holds no key.
+    """
+    return _secrets(file, API_KEY_VARIABLE)
+
+
+def _check_network(entry: str) -> None:
+    if "/" in entry:
+        try:
+            ipaddress.ip_network(entry, strict=False)
+        except ValueError as error:
+            raise ConfigError(f"--allowed-workers: {entry!r} is no network ({error})") from error
+    elif not entry or any(character in entry for character in " ,:@") and not _is_address(entry):
+        raise ConfigError(f"--allowed-workers: {entry!r} is neither a network nor a host")
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def is_loopback(host: str) -> bool:
+    """Whether nobody but this machine reaches a server bound to ``host``."""
+    return host == "localhost" or _is_address(host) and ipaddress.ip_address(host).is_loopback
+
+
+# -------------------------------------------------------------------------------------------------------------- media
+
+
+def add_media_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of :func:`read_media_policy`."""
+    default = MediaPolicy()
+    group = parser.add_argument_group("images and videos of clients")
+    group.add_argument("--allowed-media-hosts", action="append", metavar="HOST",
+                       help="fetch http(s) URLs from this host; HOST:PORT also where it is in a private network; "
+                       "repeatable (default: none)")  # fmt: skip
+    group.add_argument("--media-root", type=Path, metavar="DIR",
+                       help="open file:// URLs below this folder (default: none)")  # fmt: skip
+    group.add_argument("--max-media", type=number(1), default=default.max_media, metavar="N",
+                       help="per request (default %(default)s)")  # fmt: skip
+    group.add_argument("--max-media-mb", type=number(1), default=default.max_bytes // MIB, metavar="MB",
+                       help="of one, encoded (default %(default)s)")  # fmt: skip
+    group.add_argument("--max-pixels", type=number(1), default=default.max_pixels, metavar="N",
+                       help="of one frame (default %(default)s)")  # fmt: skip
+    group.add_argument("--max-frames", type=number(1), default=default.max_frames, metavar="N",
+                       help="of one video (default %(default)s)")  # fmt: skip
+    group.add_argument("--max-duration", type=seconds, default=default.max_duration_s, metavar="SECONDS",
+                       help="of a video (default %(default)s)")  # fmt: skip
+    group.add_argument("--fetch-timeout", type=seconds, default=default.fetch_timeout_s, metavar="SECONDS",
+                       help="for one URL (default %(default)s)")  # fmt: skip
+    group.add_argument("--decode-timeout", type=seconds, default=default.decode_timeout_s, metavar="SECONDS",
+                       help="for one medium (default %(default)s)")  # fmt: skip
+    group.add_argument("--decode-memory-mb", type=number(64), default=default.decode_memory_bytes // MIB, metavar="MB",
+                       help="of a decoding process (default %(default)s)")  # fmt: skip
+    group.add_argument("--decode-processes", type=number(1), default=default.decode_processes, metavar="N",
+                       help="default %(default)s")  # fmt: skip
+
+
+def read_media_policy(args: argparse.Namespace) -> MediaPolicy:
+    """Media limits from flags.
+
+    Raises:
+        ConfigError: the media root is no folder, or a host is none.
+    """
+    root = args.media_root
+    if root is not None:
+        if not root.is_dir():
+            raise ConfigError(f"--media-root: {root} is no folder")
+        root = root.resolve()
+    for host in args.allowed_media_hosts or ():
+        if not host or any(character in host for character in " ,/@*"):
+            raise ConfigError(f"--allowed-media-hosts: {host!r} is neither HOST nor HOST:PORT")
+    return MediaPolicy(
+        allowed_hosts=frozenset(host.lower() for host in args.allowed_media_hosts or ()),
+        media_root=root,
+        max_bytes=args.max_media_mb * MIB,
+        max_pixels=args.max_pixels,
+        max_frames=args.max_frames,
+        max_duration_s=args.max_duration,
+        max_media=args.max_media,
+        fetch_timeout_s=args.fetch_timeout,
+        decode_timeout_s=args.decode_timeout,
+        decode_memory_bytes=args.decode_memory_mb * MIB,
+        decode_processes=args.decode_processes,
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------- types
+
+
+def number(least: int) -> Callable[[str], int]:
+    """Type of a flag: a whole number of at least ``least``."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text!r}")
+        return value
+
+    return parse
+
+
+def seconds(text: str) -> float:
+    """Type of a flag: seconds above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected seconds above 0, got {text!r}")
+    return value
+
+
+def port(text: str) -> int:
+    """Type of a flag: a port."""
+    value = int(text) if text.isdecimal() else 0
+    if not 1 <= value <= 65535:
+        raise argparse.ArgumentTypeError(f"expected a port from 1 to 65535, got {text!r}")
+    return value
+
+
+def address(text: str) -> str:
+    """Type of a flag: where a part of the installation listens, as ``http://host:port``."""
+    from urllib.parse import urlsplit
+
+    try:
+        parts = urlsplit(text.rstrip("/"))
+        is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        is_good = False
+    if not is_good or parts.path or parts.query or parts.fragment or "@" in parts.netloc:
+        raise argparse.ArgumentTypeError(f"expected an address like http://localhost:10000, got {text!r}")
+    return text.rstrip("/")
