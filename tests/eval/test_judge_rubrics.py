@@ -6,7 +6,7 @@ import pytest
 
 from videollama2.errors import ConfigError, DataError
 from videollama2.eval import rubrics
-from videollama2.eval.rubrics import ASPECTS, PUBLISHED_FOLDER, PUBLISHED_PASSAGES, rubric
+from videollama2.eval.rubrics import ASPECTS, PUBLISHED_PASSAGES, rubric
 
 ROW = {"id": "q1", "question": "what {answer}?", "answer": ["a", "b"], "output": "{question} %s"}
 

@@ -29,7 +29,8 @@ ORDER = "Which object moves first, the white cross or the red circle?"
 def started(arguments: list[str], folder: Path) -> Iterator[Process]:
     port = free_port()
     flags = ["--port", str(port), "--vote-log", str(folder / "votes.jsonl")]
-    process = Process([*arguments, *flags], f"http://127.0.0.1:{port}", folder / "log")
+    environment = {"TMPDIR": str(folder)}
+    process = Process([*arguments, *flags], f"http://127.0.0.1:{port}", folder / "log", environment)
     try:
         yield process.ready()
     finally:
@@ -46,8 +47,10 @@ def test_as_a_script_it_answers_like_ask_and_ends_in_order(browser: Any, tmp_pat
         assert page.outside() == []
         page.close()
         assert json.loads((tmp_path / "votes.jsonl").read_text(encoding="utf-8"))["kind"] == "up"
+        assert len(list(tmp_path.glob("videollama2-page-*"))) == 1
         process.process.send_signal(signal.SIGTERM)
         assert process.process.wait(20) == 0, process.tail()
+        assert list(tmp_path.glob("videollama2-page-*")) == []
 
 
 def test_as_a_module_it_needs_no_arguments_and_asks_for_names(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ hypothesis = pytest.importorskip("hypothesis")
 schemathesis = pytest.importorskip("schemathesis")
 
 PATH = "/v1/chat/completions"
-REQUESTS, BROKEN_REQUESTS, MUTANTS = 40, 30, 120
+REQUESTS, BROKEN_REQUESTS, MUTANTS = 30, 20, 100
 SETTINGS = {
     "deadline": None, "derandomize": True, "database": None,
     "suppress_health_check": list(hypothesis.HealthCheck),
@@ -48,7 +48,13 @@ def body_of(case):
         body = {**body, "model": "tiny"} if "model" in body and isinstance(body["model"], str) else body
         if isinstance(body.get("n"), int):
             body["n"] = min(body["n"], 2)
-        if not body.get("max_tokens") and not body.get("max_completion_tokens"):
+        for message in body["messages"] if isinstance(body.get("messages"), list) else ():
+            if isinstance(message, dict) and not message.get("content"):
+                message["content"] = "x"
+        for name in ("max_tokens", "max_completion_tokens"):
+            if isinstance(body.get(name), (int, float)) and body[name] > 2:
+                body[name] = 2
+        if body.get("max_tokens") is None and body.get("max_completion_tokens") is None:
             body["max_completion_tokens"] = 2
     return body
 
@@ -105,7 +111,7 @@ def json_mutants(count):
 
 
 def test_requests_with_broken_bytes_and_values(api):
-    for content in json_mutants(80):
+    for content in json_mutants(60):
         check(api.post(PATH, content=content, headers={"content-type": "application/json"}))
 
 
@@ -149,7 +155,7 @@ def test_mutated_media(api):
         found[code] = found.get(code, 0) + 1
     assert set(found) <= {"ok", "invalid_media", "media_too_large", "media_timeout"}
     assert found["ok"] > 5
-    assert found["invalid_media"] > 15
+    assert found["invalid_media"] > 10
     # Afterwards, a good one.
     reply = api.post(PATH, json={"model": "tiny", "messages": [user(image_part(images[0]), text_part("?"))]})
     assert reply.status_code == 200

@@ -157,6 +157,11 @@ def test_options_of_the_engine():
     assert request(top_k=-1).sampling()["top_k"] == 0
 
 
+def test_a_whole_number_may_be_written_with_a_point():
+    assert request(max_tokens=5.0, seed=3.0).sampling()["max_new_tokens"] == 5
+    assert faults(max_tokens=float("inf"))
+
+
 @pytest.mark.parametrize(("fields", "temperature"), [
     ({}, 0.0), ({"seed": 3}, 0.0), ({"top_p": 1.0}, 0.0), ({"top_p": 0.9}, 1.0), ({"top_k": 5}, 1.0), ({"n": 2}, 1.0),
     ({"n": 2, "temperature": 0}, 0.0), ({"temperature": 0.3}, 0.3),
@@ -169,4 +174,7 @@ def test_the_schema_is_valid_json_schema():
     schema = ChatRequest.model_json_schema()
     assert {"model", "messages"} == set(schema["required"])
     assert schema["additionalProperties"] is False
+    # It says what is accepted, not only what is known.
+    assert schema["properties"]["tools"]["enum"] == [None, []]
+    assert schema["properties"]["response_format"]["enum"] == [None, {"type": "text"}]
     assert get_args(ChatRequest.model_fields["messages"].annotation)

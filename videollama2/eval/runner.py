@@ -1,7 +1,7 @@
 """Questions -> answers through the engine: every clip is decoded and encoded once, and all its questions follow it.
 
-Decoding runs ahead in threads while the model answers. Answers are handed on in the order of the questions, so what is
-on disk does not depend on which of them ended first.
+Decoding runs ahead in threads while the model answers. An answer is handed on as soon as it is there, whatever became
+of the questions before it, so that a process that is killed loses only what the model had not finished.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -23,6 +24,8 @@ from videollama2.inference.request import Answer, Request
 DECODE_THREADS = 2
 CLIPS_AHEAD = 4
 """Clips that are decoded before their questions' turn."""
+TICK_S = 0.1
+"""Longest time that a finished answer waits to be handed on."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class Work:
     seconds: float = 0.0
 
 
-@dataclass
+@dataclass(eq=False)
 class _Asked:
     """An item whose requests are under way."""
 
@@ -75,6 +78,11 @@ class _Asked:
     answers: list[Answer] = field(default_factory=list)
     error: Exception | None = None
     started: float = field(default_factory=monotonic)
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing to wait for."""
+        return all(answer.done for answer in self.answers)
 
 
 class Runner:
@@ -97,7 +105,7 @@ class Runner:
         self.max_new_tokens = options.max_new_tokens or min(benchmark.max_new_tokens, engine.max_length // 2)
 
     def run(self, items: Sequence[Item], on_answer: Callable[[dict[str, Any]], None]) -> None:
-        """Ask all items; ``on_answer`` gets each answer, in the order of :func:`by_clip`.
+        """Ask all items; ``on_answer`` gets each answer once, in the order in which they are finished.
 
         Raises:
             DataError: ``strict_data`` and a medium that cannot be read. EngineError: the engine broke.
@@ -107,14 +115,30 @@ class Runner:
         window = min(3 * self.engine.max_batch, self.engine.max_queue)
         under_way: deque[_Asked] = deque()
         for asked in self._ask_all(items):
-            under_way.append(asked)
-            while sum(len(each.answers) for each in under_way) >= window or under_way and not under_way[0].answers:
-                on_answer(self._finish(under_way.popleft()))
+            if asked is not None:
+                under_way.append(asked)
+            self._hand_on(under_way, on_answer)
+            while sum(len(each.answers) for each in under_way) >= window:
+                self._wait(under_way[0])
+                self._hand_on(under_way, on_answer)
         while under_way:
-            on_answer(self._finish(under_way.popleft()))
+            self._wait(under_way[0])
+            self._hand_on(under_way, on_answer)
         self.work.seconds += monotonic() - started
 
-    def _ask_all(self, items: Sequence[Item]) -> Iterator[_Asked]:
+    def _hand_on(self, under_way: deque[_Asked], on_answer: Callable[[dict[str, Any]], None]) -> None:
+        for asked in [each for each in under_way if each.done]:
+            under_way.remove(asked)
+            on_answer(self._finish(asked))
+
+    def _wait(self, asked: _Asked) -> None:
+        """A moment, or until this is done; how it ended is :meth:`_finish`'s concern."""
+        with suppress(TimeoutError, VideoLlama2Error):
+            for answer in asked.answers:
+                answer.result(timeout=TICK_S)
+
+    def _ask_all(self, items: Sequence[Item]) -> Iterator[_Asked | None]:
+        """Every item once it is asked; None now and then while a clip is being read."""
         with ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="videollama2-decode") as pool:
             groups = iter(by_clip(items))
             ahead: deque[tuple[list[Item], Future[Any]]] = deque()
@@ -125,6 +149,8 @@ class Runner:
                     if not ahead:
                         return
                     group, future = ahead.popleft()
+                    while not wait([future], timeout=TICK_S).done:
+                        yield None
                     yield from self._ask_clip(group, future)
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)

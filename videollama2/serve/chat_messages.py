@@ -28,6 +28,7 @@ CHARACTERS_PER_TOKEN = 32
 tokenising megabytes of it would hold everybody up. Ordinary text has three to five."""
 
 _MOST_PASSES = 4
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,15 @@ class TextGuard:
 
     def __init__(self, tokenizer: Any, placeholders: Iterable[int], max_characters: int) -> None:
         self._tokenizer, self.max_characters = tokenizer, max_characters
+        special = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
         added = getattr(tokenizer, "added_tokens_decoder", {})
-        names = {str(token) for token in added.values() if token.special} | set(tokenizer.all_special_tokens)
-        self._forbidden = {number for number, token in added.items() if token.special} | set(placeholders)
-        self._forbidden |= set(tokenizer.all_special_ids)
-        if tokenizer.unk_token_id not in (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id):
-            self._forbidden.discard(tokenizer.unk_token_id)  # a letter that the tokenizer does not know
+        special |= {number: str(token) for number, token in added.items() if token.special}
+        names = set(special.values())
+        # Tokens of single bytes and of the unknown are no control tokens, though some tokenizers call them special:
+        # ordinary text comes to them.
+        self._forbidden = {number for number, name in special.items() if not _BYTE.fullmatch(name)} | set(placeholders)
+        if tokenizer.unk_token_id not in (tokenizer.eos_token_id, tokenizer.bos_token_id):
+            self._forbidden.discard(tokenizer.unk_token_id)
         names = {name for name in names if name.strip()}
         longest_first = sorted(names, key=len, reverse=True)
         self._names = re.compile("|".join(map(re.escape, longest_first))) if names else None

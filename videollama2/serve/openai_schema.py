@@ -12,7 +12,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 MAX_CHOICES = 16
@@ -23,6 +34,13 @@ MAX_LOGPROBS = 20
 
 MAX_STOPS = 4
 
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+"""To JSON, 5.0 is a whole number like 5."""
+
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Seconds = Annotated[float, Field(ge=0, le=1e7, allow_inf_nan=False)]
 
@@ -32,10 +50,22 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
+def _only(*accepted: Any) -> Any:
+    """Type of an official field that no model here can honour, but for values that ask for nothing."""
+
+    def check(value: Any) -> Any:
+        # The type too: True equals 1, and 0 equals False.
+        if not any(type(value) is type(good) and value == good for good in accepted):
+            raise PydanticCustomError("unsupported_parameter", "this is not supported by this server")
+        return value
+
+    return Annotated[Any, AfterValidator(check), WithJsonSchema({"enum": list(accepted)})]
+
+
 class VideoOptions(_Model):
     """Which frames of a video are looked at."""
 
-    num_frames: int | None = Field(None, ge=1, le=1024, description="Frames, spread evenly; default the model's.")
+    num_frames: Whole | None = Field(None, ge=1, le=1024, description="Frames, spread evenly; default the model's.")
     start: Seconds | None = Field(None, description="Seconds: use the video from here.")
     end: Seconds | None = Field(None, description="Seconds: use the video up to here.")
 
@@ -112,17 +142,18 @@ class AssistantMessage(_Model):
     name: str | None = None
     refusal: str | None = None
     annotations: list[Any] | None = Field(None, description="Accepted, without effect.")
-    audio: Any = None
-    function_call: Any = None
-    tool_calls: Any = None
-
-    @field_validator("audio", "function_call", "tool_calls")
-    @classmethod
-    def _unsupported(cls, value: Any) -> Any:
-        return _refuse_unless(value, (None, []))
+    audio: _only(None) = None  # type: ignore[valid-type]
+    function_call: _only(None) = None  # type: ignore[valid-type]
+    tool_calls: _only(None, []) = None  # type: ignore[valid-type]
 
 
 Message = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
+
+
+_TEXT_SCHEMA = {"type": "string", "minLength": 1}
+Stop = Annotated[str | list[str] | None, WithJsonSchema({
+    "anyOf": [_TEXT_SCHEMA, {"type": "array", "items": _TEXT_SCHEMA, "maxItems": MAX_STOPS}, {"type": "null"}]
+})]  # fmt: skip
 
 
 class StreamOptions(_Model):
@@ -138,27 +169,26 @@ class ChatRequest(_Model):
 
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    n: int | None = Field(1, ge=1, le=MAX_CHOICES)
-    max_completion_tokens: int | None = Field(None, ge=1, description="Default: as many as fit.")
-    max_tokens: int | None = Field(None, ge=1, description="Older name of max_completion_tokens.")
+    n: Whole | None = Field(1, ge=1, le=MAX_CHOICES)
+    max_completion_tokens: Whole | None = Field(None, ge=1, description="Default: as many as fit.")
+    max_tokens: Whole | None = Field(None, ge=1, description="Older name of max_completion_tokens.")
     temperature: Finite | None = Field(
         None, ge=0, le=2,
         description="0 takes the most likely token. Default 0, as published, or 1 where top_p, top_k or n asks for "
         "sampling.",
     )  # fmt: skip
     top_p: Finite | None = Field(None, gt=0, le=1)
-    stop: str | list[str] | None = Field(None, description=f"Up to {MAX_STOPS} texts that end the answer.")
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: Stop = Field(None, description=f"Up to {MAX_STOPS} texts that end the answer.")
+    seed: Whole | None = Field(None, ge=-(2**63), lt=2**63)
     logprobs: bool | None = False
-    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    top_logprobs: Whole | None = Field(None, ge=0, le=MAX_LOGPROBS)
 
-    top_k: int | None = Field(None, ge=-1, le=2**31, description="Extension. -1 or 0: from all tokens.")
+    top_k: Whole | None = Field(None, ge=-1, le=2**31, description="Extension. -1 or 0: from all tokens.")
     repetition_penalty: Finite | None = Field(None, gt=0, le=100, description="Extension. 1: none.")
-    min_tokens: int | None = Field(None, ge=0, le=2**31, description="Extension. No end of text before.")
+    min_tokens: Whole | None = Field(None, ge=0, le=2**31, description="Extension. No end of text before.")
     mm_processor_kwargs: VideoOptions | None = Field(None, description="Extension. For all videos of the request.")
 
     metadata: dict[str, str] | None = Field(None, description="Accepted, without effect.")
-    moderation: Any = None
     parallel_tool_calls: bool | None = Field(None, description="Accepted, without effect.")
     prediction: Any = Field(None, description="Accepted, without effect: it can only make an answer quicker.")
     prompt_cache_key: str | None = Field(None, description="Accepted, without effect.")
@@ -169,59 +199,20 @@ class ChatRequest(_Model):
     store: bool | None = Field(None, description="Accepted, without effect: nothing is stored.")
     user: str | None = Field(None, description="Accepted, without effect.")
 
-    audio: Any = None
-    frequency_penalty: Any = None
-    function_call: Any = None
-    functions: Any = None
-    logit_bias: Any = None
-    modalities: Any = None
-    presence_penalty: Any = None
-    reasoning_effort: Any = None
-    response_format: Any = None
-    tool_choice: Any = None
-    tools: Any = None
-    verbosity: Any = None
-    web_search_options: Any = None
-
-    @field_validator("audio", "moderation", "web_search_options")
-    @classmethod
-    def _unsupported(cls, value: Any) -> Any:
-        return _refuse_unless(value, (None,))
-
-    @field_validator("functions", "logit_bias", "tools")
-    @classmethod
-    def _unsupported_unless_empty(cls, value: Any) -> Any:
-        return _refuse_unless(value, (None, [], {}))
-
-    @field_validator("function_call", "tool_choice")
-    @classmethod
-    def _no_tools(cls, value: Any) -> Any:
-        return _refuse_unless(value, (None, "none", "auto"))
-
-    @field_validator("frequency_penalty", "presence_penalty")
-    @classmethod
-    def _no_penalty(cls, value: Any) -> Any:
-        return _refuse_unless(value, (None, 0), "; repetition_penalty is")
-
-    @field_validator("modalities")
-    @classmethod
-    def _text_alone(cls, value: Any) -> Any:
-        return _refuse_unless(value, (None, ["text"]))
-
-    @field_validator("reasoning_effort")
-    @classmethod
-    def _no_reasoning(cls, value: Any) -> Any:
-        return _refuse_unless(value, (None, "none"))
-
-    @field_validator("response_format")
-    @classmethod
-    def _plain_text(cls, value: Any) -> Any:
-        return _refuse_unless(value, (None, {"type": "text"}))
-
-    @field_validator("verbosity")
-    @classmethod
-    def _usual_verbosity(cls, value: Any) -> Any:
-        return _refuse_unless(value, (None, "medium"))
+    audio: _only(None) = None  # type: ignore[valid-type]
+    frequency_penalty: _only(None, 0, 0.0) = None  # type: ignore[valid-type]
+    function_call: _only(None, "none", "auto") = None  # type: ignore[valid-type]
+    functions: _only(None, []) = None  # type: ignore[valid-type]
+    logit_bias: _only(None, {}) = None  # type: ignore[valid-type]
+    modalities: _only(None, ["text"]) = None  # type: ignore[valid-type]
+    moderation: _only(None) = None  # type: ignore[valid-type]
+    presence_penalty: _only(None, 0, 0.0) = None  # type: ignore[valid-type]
+    reasoning_effort: _only(None, "none") = None  # type: ignore[valid-type]
+    response_format: _only(None, {"type": "text"}) = None  # type: ignore[valid-type]
+    tool_choice: _only(None, "none", "auto") = None  # type: ignore[valid-type]
+    tools: _only(None, []) = None  # type: ignore[valid-type]
+    verbosity: _only(None, "medium") = None  # type: ignore[valid-type]
+    web_search_options: _only(None) = None  # type: ignore[valid-type]
 
     @field_validator("stop")
     @classmethod
@@ -265,10 +256,3 @@ class ChatRequest(_Model):
             return self.temperature
         wants_sampling = (self.top_p or 1) < 1 or (self.top_k or 0) > 0 or (self.n or 1) > 1
         return 1.0 if wants_sampling else 0.0
-
-
-def _refuse_unless(value: Any, accepted: tuple[Any, ...], instead: str = "") -> Any:
-    # type too: True equals 1, and 0 equals False.
-    if not any(type(value) is type(good) and value == good for good in (*accepted, 0.0 if 0 in accepted else None)):
-        raise PydanticCustomError("unsupported_parameter", f"this is not supported by this server{instead}")
-    return value

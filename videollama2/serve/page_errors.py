@@ -15,6 +15,7 @@ NO_MODEL = (
     "python -m videollama2.serve.model_worker --model-path videollama2-tiny --worker http://localhost:40000"
 )
 BUSY = "Too many questions are waiting. Wait a few seconds, then press Regenerate."
+BUSY_DRAWING = "Many videos are being read at the moment. Ask your question, or choose the file again in a few seconds."
 TOO_LONG = (
     "The conversation with its frames is longer than this model can read. Press Clear and begin anew, or set fewer "
     "frames under Advanced."

@@ -27,8 +27,12 @@ Updates = dict[Any, Any]
 INTERVAL_S = 0.05
 """Seconds between two drawings of a growing answer; what comes in between is drawn together."""
 
-_ANSWERS = {"concurrency_id": "answers", "api_visibility": "private", "show_progress": "hidden"}
-_QUICK = {"concurrency_limit": None, "api_visibility": "private", "show_progress": "hidden"}
+_ANSWERS = {"concurrency_id": "answers", "api_visibility": "private", "show_progress": "minimal"}
+# Not queued: where many questions wait, nobody else's vote or upload may be turned away for it.
+_QUICK = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
+
+_MAX_DRAWING = 32
+"""Visitors whose frames are drawn at the same time."""
 
 _log = logging.getLogger(__name__)
 
@@ -47,25 +51,27 @@ class Events:
         self.running: dict[str, asyncio.Event] = {}
         """By session: set to stop its answer."""
         self._thumbnails: dict[int, Thumbnails] = {}
+        self._drawing = 0
 
     def connect(self, page: gr.Blocks) -> None:
         """Tie handlers to the widgets."""
         w = self.widgets
-        answers = {**_ANSWERS, "concurrency_limit": self.settings.concurrency}
+        # Shows the place of a question that waits for its turn.
+        answers = {**_ANSWERS, "concurrency_limit": self.settings.concurrency, "show_progress_on": w.chat}
         everything = list(vars(w).values())
         page.load(self.load, None, [w.model, w.notice], **_QUICK)
         page.unload(self.leave)
         gr.on([w.question.submit, w.send.click], self.ask, w.inputs, everything, trigger_mode="once", **answers)
         w.chat.example_select(self.example, w.inputs, everything, trigger_mode="once", **answers)
         w.regenerate.click(self.regenerate, w.inputs, everything, trigger_mode="once", **answers)
-        w.stop.click(self.stop, None, None, queue=False, **_QUICK)
+        w.stop.click(self.stop, None, None, **_QUICK)
         w.edit.click(self.edit, w.inputs, everything, **_QUICK)
         w.clear.click(self.clear, None, everything, **_QUICK)
         w.camera.change(self.recorded, {w.camera, w.files}, [w.camera, w.files], **_QUICK)
         gr.on(
             [w.files.change, w.model.change, w.num_frames.change, w.start.change, w.end.change],
-            self.show_frames, w.inputs, w.frames, trigger_mode="always_last", concurrency_id="frames",
-            concurrency_limit=4, api_visibility="private", show_progress="minimal",
+            self.show_frames, w.inputs, w.frames, trigger_mode="always_last",
+            **{**_QUICK, "show_progress": "minimal"},
         )  # fmt: skip
         for kind, button in (("up", w.up), ("down", w.down), ("flag", w.flag)):
             button.click(self._voting(kind), {w.conversation}, [button, w.notice], **_QUICK)
@@ -175,7 +181,7 @@ class Events:
         options = {"num_frames": int(values[w.num_frames] or 0) or None, "start": values[w.start], "end": values[w.end]}
         options = {name: value for name, value in options.items() if value is not None}
         found = []
-        for path in values[w.files] or ():
+        for path in (values[w.files] or ())[: self.settings.max_media]:
             kind = kind_of(path)
             found.append(Medium(kind, str(path), options if kind == "video" else {}))
         return tuple(found)
@@ -282,22 +288,30 @@ class Events:
 
     async def show_frames(self, values: Values) -> str:
         """The frames that the model will see of the files beside the question, or saw of the last ones."""
+        if self._drawing >= _MAX_DRAWING:
+            return _alert(page_errors.BUSY_DRAWING)
+        self._drawing += 1
+        try:
+            return await self._frames(values)
+        except MediaError as error:
+            return _alert(page_errors.bad_media(error))
+        except (VideoLlama2Error, ApiError) as error:
+            return _alert(page_errors.explain(error).text)
+        finally:
+            self._drawing -= 1
+
+    async def _frames(self, values: Values) -> str:
         w = self.widgets
         model, conversation = values[w.model], values[w.conversation]
-        try:
-            media = await asyncio.to_thread(self._media, values)
-            if not media:
-                given = [turn.media for turn in conversation.turns if turn.media and not turn.media_failed]
-                media = given[-1] if given else ()
-            if not media or not model:
-                return EMPTY
-            default = await self.backend.num_frames(model)
-            thumbnails = self._thumbnails_of(model)
-            return "".join([await thumbnails.strip(medium, default) for medium in media])
-        except MediaError as error:
-            return f'<div class="vl-note vl-failed" role="alert">{escape(page_errors.bad_media(error))}</div>'
-        except (VideoLlama2Error, ApiError) as error:
-            return f'<div class="vl-note vl-failed" role="alert">{escape(page_errors.explain(error).text)}</div>'
+        media = await asyncio.to_thread(self._media, values)
+        if not media:
+            given = [turn.media for turn in conversation.turns if turn.media and not turn.media_failed]
+            media = given[-1] if given else ()
+        if not media or not model:
+            return EMPTY
+        default = await self.backend.num_frames(model)
+        thumbnails = self._thumbnails_of(model)
+        return "".join([await thumbnails.strip(medium, default) for medium in media])
 
     def _thumbnails_of(self, model: str) -> Thumbnails:
         reader = self.backend.reader(model)
@@ -338,6 +352,10 @@ def notice(text: str, kind: str = "failed") -> gr.HTML:
     """The line above the conversation; an empty text hides it."""
     role = "alert" if kind == "failed" else "status"
     return gr.HTML(f'<div class="vl-note vl-{kind}" role="{role}">{escape(text)}</div>', visible=bool(text))
+
+
+def _alert(text: str) -> str:
+    return f'<div class="vl-note vl-failed" role="alert">{escape(text)}</div>'
 
 
 def status(text: str) -> str:

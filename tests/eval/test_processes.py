@@ -1,0 +1,99 @@
+"""Several processes for real, started by the scripts as a user would, and killed without warning."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+from videollama2.eval.benchmarks import benchmark
+from videollama2.eval.runner import share
+
+RESULTS = ("samples.jsonl", "results.json", "results.md", "results.png", "mvbench.jsonl")
+OPTIONS = ("--device", "cpu", "--max-new-tokens", "16")
+psutil = pytest.importorskip("psutil")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash"),
+]
+
+
+def script(data, output, processes):
+    """``scripts/eval/run.sh`` with its environment."""
+    settings = {"PYTHON": sys.executable, "MODEL": "videollama2-tiny", "NPROC": str(processes), "DATA": str(data),
+                "OUTPUT": str(output), "CUDA_VISIBLE_DEVICES": "0,1,2"}  # fmt: skip
+    asked = ["bash", str(ROOT / "scripts" / "eval" / "run.sh"), "moving_shapes", *OPTIONS]
+    # Every step of the bar is shown, so that the test sees each answer.
+    return asked, {**os.environ, **settings, "OMP_NUM_THREADS": "1", "TQDM_MININTERVAL": "0", "PYTHONPATH": str(ROOT)}
+
+
+def finish(data, output, processes):
+    asked, environment = script(data, output, processes)
+    return subprocess.run(asked, env=environment, capture_output=True, text=True, check=True, cwd="/").stdout
+
+
+def contents(folder):
+    return {name: (folder / name).read_bytes() for name in RESULTS}
+
+
+def saved(folder, rank):
+    """Ids of whole lines."""
+    *lines, _ = (folder / "answers" / f"rank-0000{rank}-of-00003.jsonl").read_bytes().split(b"\n")
+    return [json.loads(line)["id"] for line in lines]
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """Enough questions that a process is still busy when it is killed at its first answer."""
+    from videollama2.data.moving_shapes import write_set
+
+    folder = tmp_path_factory.mktemp("large")
+    write_set(folder, videos=36, seed=12, questions_per_item=3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(large, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    finish(large, folder, 1)
+    return contents(folder)
+
+
+def test_three_processes_give_the_same_files_and_one_of_them_reports(alone, large, tmp_path):
+    said = finish(large, tmp_path, 3)
+    assert contents(tmp_path) == alone
+    assert said.count("# moving_shapes") == 1
+    assert len(list((tmp_path / "answers").iterdir())) == 3
+
+
+def test_a_killed_process_has_saved_what_it_counted_and_the_same_command_ends_it(alone, large, tmp_path):
+    asked, environment = script(large, tmp_path, 3)
+    mine = [item.id for item in share(benchmark("moving_shapes").load(large), 0, 3)]
+    with subprocess.Popen([*asked, "--batch-size", "1"], env=environment, stderr=subprocess.PIPE,
+                          stdout=subprocess.DEVNULL) as launcher:  # fmt: skip
+        seen, first = b"", None
+        while not re.search(rb" [1-9]\d*/%d " % len(mine), seen):  # the bar shows an answer
+            got = launcher.stderr.read1(64)
+            assert got, f"it ended by itself: {seen.decode()}"
+            seen += got
+            if first is None and b" 0/" in seen:
+                workers = psutil.Process(launcher.pid).children(recursive=True)
+                first = next(worker for worker in workers if worker.environ().get("RANK") == "0")
+        first.kill()
+        launcher.communicate()
+        assert launcher.returncode != 0
+    before = saved(tmp_path, 0)
+    counted = max(map(int, re.findall(rb" (\d+)/%d " % len(mine), seen)))
+    assert counted <= len(before) < len(mine)
+    assert set(before) < set(mine)
+    assert not (tmp_path / "results.json").exists()
+
+    finish(large, tmp_path, 3)
+    assert contents(tmp_path) == alone
+    after = saved(tmp_path, 0)
+    assert after[: len(before)] == before
+    assert sorted(after) == sorted(mine)  # nothing was asked twice
