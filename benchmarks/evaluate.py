@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""What the evaluation runner gains over asking one question at a time, and where its time goes.
+"""What the evaluation runner gains over asking one question at a time, and where the time goes.
 
-    python benchmarks/evaluate.py [--videos 60] [--per-video 3] [--repeat 3] [--model videollama2-tiny]
+    python benchmarks/evaluate.py [--videos 40] [--per-video 3] [--repeat 3] [--model videollama2-tiny]
 
 Draws clips of the built-in world with several questions each and answers all of them twice, in turns: with the runner
 of ``videollama2 eval run``, and with ``mm_infer`` as a loop over the questions would (read the clip, ask). The answers
-must be equal. All rows come from one run; quote the ratio.
+must be the same texts. All rows come from one run; quote the ratio.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 TARGET = 3.0
+STAGES = ("decode", "encode", "prefill", "decode steps")
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--videos", type=int, default=60)
+    parser.add_argument("--videos", type=int, default=40)
     parser.add_argument("--per-video", type=int, default=3, help="questions about each (default %(default)s)")
     parser.add_argument("--batch-size", type=int, default=16, help="of the runner (default %(default)s)")
     parser.add_argument("--repeat", type=int, default=3, help="rounds of both (default %(default)s)")
@@ -35,29 +36,56 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-class Clock:
-    """Seconds by stage, summed over threads."""
+class Round(NamedTuple):
+    """One way of answering everything once. ``beside``: videos were read beside the model, not before it."""
 
-    def __init__(self) -> None:
+    seconds: float
+    answers: list[str]
+    stages: Counter[str]
+    beside: bool
+
+    @property
+    def rest(self) -> float:
+        """Seconds that no stage of the model's thread took."""
+        return self.seconds - sum(self.stages[name] for name in STAGES if not (self.beside and name == "decode"))
+
+
+class ModelClock:
+    """Seconds that the model's parts take, whoever calls them."""
+
+    def __init__(self, model: Any) -> None:
         self.seconds: Counter[str] = Counter()
+        self._start = 0.0
+        self._cuda = model.device.type == "cuda"
+        for part in (model.model.vision_tower, model.model.mm_projector):
+            part.register_forward_pre_hook(self._begin)
+            part.register_forward_hook(lambda *_: self._end("encode"))
+        decoder = model.model.language_model
+        decoder.register_forward_pre_hook(self._begin)
+        decoder.register_forward_hook(self._end_decoder, with_kwargs=True)
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] += time.perf_counter() - start
+    def counting(self) -> Iterator[Counter[str]]:
+        """A count of its own for what runs inside."""
+        self.seconds = Counter()
+        yield self.seconds
 
-    def watch(self, owner: Any, method: str, name: str) -> None:
-        """Count the time spent in a method of one object."""
-        inner = getattr(owner, method)
+    def _begin(self, *_: Any) -> None:
+        self._wait()
+        self._start = time.perf_counter()
 
-        def outer(*args: Any, **kwargs: Any) -> Any:
-            with self.stage(name):
-                return inner(*args, **kwargs)
+    def _end(self, name: str) -> None:
+        self._wait()
+        self.seconds[name] += time.perf_counter() - self._start
 
-        setattr(owner, method, outer)
+    def _end_decoder(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        self._end("decode steps" if output.last_hidden_state.shape[1] == 1 else "prefill")
+
+    def _wait(self) -> None:
+        if self._cuda:
+            import torch
+
+            torch.cuda.synchronize()
 
 
 class Bench:
@@ -79,54 +107,70 @@ class Bench:
         self.items = [item for group in groups for item in group[: args.per_video]]
         self.clips = len(groups)
         self.model, self.processor, self.tokenizer = model_init(args.model, device=args.device)
+        self.clock = ModelClock(self.model)
 
-    def runner(self) -> tuple[float, list[str], Clock]:
-        """Seconds, answers and stages of the runner, with an engine of its own that knows nothing yet."""
+    def runner(self) -> Round:
+        """The runner, with an engine of its own that knows nothing yet."""
         from videollama2.eval.runner import AnswerOptions, Runner
         from videollama2.inference.engine import Engine
 
-        clock, answers = Clock(), {}
+        answers: dict[str, str] = {}
         with Engine(self.model, self.processor, max_batch=self.args.batch_size) as engine:
-            clock.watch(engine.media, "encode", "encode")
-            clock.watch(engine.decoder, "prefill", "prefill")
-            clock.watch(engine.decoder, "decode", "decode steps")
             runner = Runner(engine, self.benchmark, self.data, AnswerOptions())
-            start = time.perf_counter()
-            runner.run(self.items, lambda answer: answers.__setitem__(answer["id"], answer["output"]))
-            seconds = time.perf_counter() - start
-        clock.seconds["reading videos"] = runner.work.decode_seconds
-        return seconds, [answers[item.id] for item in self.items], clock
+            with self.clock.counting() as stages:
+                start = time.perf_counter()
+                runner.run(self.items, lambda answer: answers.__setitem__(answer["id"], answer["output"]))
+                seconds = time.perf_counter() - start
+        stages["decode"] = runner.work.decode_seconds
+        return Round(seconds, [answers[item.id] for item in self.items], stages, beside=True)
 
-    def one_by_one(self) -> tuple[float, list[str], Clock]:
-        """The same with a loop over the questions."""
+    def one_by_one(self) -> Round:
+        """The same with a loop over the questions. ``mm_infer`` itself encodes a clip once."""
         from videollama2.inference.api import media_cache, mm_infer
 
         media_cache(self.model).clear()
-        clock, answers = Clock(), []
-        start = time.perf_counter()
-        for item in self.items:
-            with clock.stage("reading videos"):
+        answers = []
+        with self.clock.counting() as stages:
+            start = time.perf_counter()
+            for item in self.items:
+                begun = time.perf_counter()
                 pixels = self.processor[item.kind](self.data / item.media, start=item.start, end=item.end)
-            with clock.stage("mm_infer"):
+                stages["decode"] += time.perf_counter() - begun
                 answers.append(
                     mm_infer(pixels, item.instruction, self.model, self.tokenizer, modal=item.kind,
                              max_new_tokens=self.benchmark.max_new_tokens)
                 )  # fmt: skip
-        return time.perf_counter() - start, answers, clock
+            seconds = time.perf_counter() - start
+        return Round(seconds, answers, stages, beside=False)
 
 
-def stages(clock: Clock, seconds: float) -> str:
-    parts = [f"{name} {value / seconds:.0%}" for name, value in clock.seconds.most_common()]
-    return ", ".join(parts)
-
-
-def alternate(runs: Sequence[Callable[[], tuple[float, list[str], Clock]]], repeat: int) -> list[list[Any]]:
-    """Results of each, in turns, so that a slow minute of the machine slows both."""
-    results: list[list[Any]] = [[] for _ in runs]
+def in_turns(ways: dict[str, Callable[[], Round]], repeat: int) -> dict[str, list[Round]]:
+    """Rounds of each way, in turns, so that a slow minute of the machine slows both."""
+    rounds: dict[str, list[Round]] = {name: [] for name in ways}
     for _ in range(repeat):
-        for kept, run in zip(results, runs, strict=True):
-            kept.append(run())
-    return results
+        for name, run in ways.items():
+            rounds[name].append(run())
+    return rounds
+
+
+def middle(rounds: list[Round]) -> Round:
+    """The round of median length (the lower one of two)."""
+    return sorted(rounds, key=lambda each: each.seconds)[(len(rounds) - 1) // 2]
+
+
+def table(rounds: dict[str, list[Round]], count: int) -> str:
+    """Rates, and milliseconds per question by stage, of each way's middle round; ratios to the first way."""
+    head = ("", "questions/s", "ratio", *STAGES, "rest", "all")
+    lines = ["".join(f"{text:>14}" for text in head)]
+    first = None
+    for name, own in rounds.items():
+        shown = middle(own)
+        rate = count / shown.seconds
+        first = first or rate
+        stages = [shown.stages[stage] for stage in STAGES]
+        cells = [f"{1000 * seconds / count:.1f}" for seconds in (*stages, shown.rest, shown.seconds)]
+        lines.append("".join(f"{text:>14}" for text in (name, f"{rate:.1f}", f"{rate / first:.1f}x", *cells)))
+    return "\n".join(lines)
 
 
 def main() -> int:
@@ -136,19 +180,21 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(args, Path(folder))
         bench.runner()  # warm-up
-        fast, slow = alternate([bench.runner, bench.one_by_one], args.repeat)
+        rounds = in_turns({"one by one": bench.one_by_one, "runner": bench.runner}, args.repeat)
     count = len(bench.items)
-    print(f"{count} questions about {bench.clips} clips, {args.model}, batch {args.batch_size}, "
-          f"{torch.get_num_threads()} torch threads")  # fmt: skip
-    print(f"{'':12} {'questions/s':>12} {'ratio':>7}   share of the time (two threads read videos beside the model)")
-    base = statistics.median(result[0] for result in slow)
-    for name, results in (("one by one", slow), ("runner", fast)):
-        seconds = statistics.median(result[0] for result in results)
-        middle = min(results, key=lambda result: abs(result[0] - seconds))
-        print(f"{name:12} {count / seconds:12.1f} {base / seconds:6.1f}x   {stages(middle[2], middle[0])}")
-    equal = sum(a == b for a, b in zip(fast[0][1], slow[0][1], strict=True))
-    print(f"target {TARGET:.0f}x; {equal} of {count} answers are the same text")
-    return 0 if equal == count else 1
+    dtype = str(bench.model.dtype).removeprefix("torch.")
+    print(f"{count} questions about {bench.clips} clips; {args.model}, {dtype}, "
+          f"batch {args.batch_size}, {torch.get_num_threads()} torch threads; stages in ms per question")  # fmt: skip
+    print(table(rounds, count))
+    print("decode: reading videos; for the runner in two threads beside the model, so it is no part of the sum")
+    slow, fast = rounds["one by one"], rounds["runner"]
+    ratios = [one.seconds / other.seconds for one, other in zip(slow, fast, strict=True)]
+    equal = sum(a == b for a, b in zip(slow[0].answers, fast[0].answers, strict=True))
+    met = statistics.median(ratios) >= TARGET
+    each = ", ".join(f"{ratio:.1f}x" for ratio in ratios)
+    print(f"{'ok' if met else 'BROKEN':8}at least {TARGET:.0f}x as many questions/s; by round: {each}")
+    print(f"{'ok' if equal == count else 'BROKEN':8}{equal} of {count} answers are the same text")
+    return 0 if met and equal == count else 1
 
 
 if __name__ == "__main__":

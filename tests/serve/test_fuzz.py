@@ -13,7 +13,7 @@ hypothesis = pytest.importorskip("hypothesis")
 schemathesis = pytest.importorskip("schemathesis")
 
 PATH = "/v1/chat/completions"
-REQUESTS, BROKEN_REQUESTS, MUTANTS = 30, 20, 100
+REQUESTS, BROKEN_REQUESTS, MUTANTS = 20, 15, 100
 SETTINGS = {
     "deadline": None, "derandomize": True, "database": None,
     "suppress_health_check": list(hypothesis.HealthCheck),

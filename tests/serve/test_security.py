@@ -6,6 +6,7 @@ import logging
 import pickle
 import socket
 import threading
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -87,7 +88,7 @@ def refused(api, *parts, **fields):
     reply = ask(api, *parts, text_part("what?"), **fields)
     assert 400 <= reply.status_code < 500, reply.text
     error = reply.json()["error"]
-    for secret in ("Traceback", "0x7f", "/root", "/tmp", "site-packages", "Errno", "PIL", "av.error"):
+    for secret in ("Traceback", "0x7f", str(Path.home()), "/tmp", "site-packages", "Errno", "PIL", "av.error"):
         assert secret not in reply.text
     return error
 

@@ -127,7 +127,7 @@ def test_the_openai_route_gives_the_same_answer(tiny_worker, tiny_engine):
 
 def test_status(tiny_worker, tiny_service):
     assert http.post(tiny_worker.url + "/worker_get_status").json() == {
-        "model_names": [MODEL], "speed": tiny_service.speed, "queue_length": 0,
+        "model_names": [MODEL], "speed": tiny_service.speed, "queue_length": 0, "num_frames": 8,
     }  # fmt: skip
     assert http.get(tiny_worker.url + "/v1/models").json()["data"][0]["id"] == MODEL
 

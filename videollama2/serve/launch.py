@@ -61,6 +61,8 @@ def add_serve_command(commands: Any) -> None:
     where.add_argument("--workers", type=number(1), default=1, metavar="N",
                        help="workers per model (default %(default)s)")  # fmt: skip
     where.add_argument("--no-page", action="store_true", help="no web page")
+    where.add_argument("--auth-file", metavar="FILE", help="lines 'user:password'; the page then asks for them")
+    where.add_argument("--vote-log", metavar="FILE", help="of the page (default runs/votes.jsonl)")
     add_model_flags(parser, is_several=True)
     add_security_flags(parser, worker_flags=True)
     add_media_flags(parser)
@@ -242,7 +244,7 @@ def _parts(args: argparse.Namespace) -> tuple[Part, list[Part], Part, Part | Non
     page = None if args.no_page else Part(
         "page", ["-m", "videollama2.serve.gradio_web_server", "--controller", controller_url,
                  "--model-list-mode", "reload", "--host", args.host, "--port", str(args.page_port),
-                 *_given(args, ("api_key_file",))],
+                 *_given(args, ("api_key_file", "auth_file", "vote_log"))],
         f"http://{_bracketed(own)}:{args.page_port}/", environment,
     )  # fmt: skip
     return controller, workers, api, page

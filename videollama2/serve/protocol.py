@@ -31,11 +31,16 @@ class _Body(BaseModel):
 
 
 class WorkerStatus(_Body):
-    """What a worker says of itself. ``speed``: tokens per second, or any measure that all workers share."""
+    """What a worker says of itself.
+
+    ``speed``: tokens per second, or any measure that all workers share. ``num_frames``: looked at where a video names
+    no number.
+    """
 
     model_names: list[ModelName] = Field(min_length=1, max_length=64)
     speed: float = Field(1.0, gt=0, le=1e9, allow_inf_nan=False)
     queue_length: Queue = 0
+    num_frames: int | None = Field(None, ge=1, le=1 << 20)
 
 
 class RegisterWorker(_Body):

@@ -49,7 +49,10 @@ class WorkerService(ChatService):
         """For the controller."""
         load = self.engine.load
         queue = load["decoding"] + load["prefilling"] + load["waiting"] + self.preparing
-        return WorkerStatus(model_names=[self.model_name], speed=self.speed, queue_length=queue)
+        frames = self.engine.processor.model_config.num_frames
+        return WorkerStatus(
+            model_names=[self.model_name], speed=self.speed, queue_length=queue, num_frames=frames
+        )
 
     async def _submit(self, request: ChatRequest, count: int) -> list[Answer]:
         start = monotonic()
