@@ -15,8 +15,9 @@ from importlib import import_module
 from typing import Any
 
 from videollama2 import __version__
-from videollama2.constants import DEFAULT_MODEL_NAME, TINY_MODEL_NAME
+from videollama2.constants import TINY_MODEL_NAME
 from videollama2.errors import ConfigError, VideoLlama2Error
+from videollama2.model_flags import add_model_flags, model_options
 
 _CHAT_LENGTH = 16384
 """Tokens that a conversation in the terminal may have, where the model has as many positions."""
@@ -67,17 +68,7 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     """What every command that answers takes."""
-    model = parser.add_argument_group("model")
-    model.add_argument("--model-path", default=DEFAULT_MODEL_NAME, metavar="NAME",
-                       help="videollama2-tiny (built in), a folder, or a hub name (default %(default)s)")  # fmt: skip
-    model.add_argument("--model-base", metavar="NAME", help="language model under a connector or LoRA folder")
-    model.add_argument("--device", help="cuda, cuda:1, mps or cpu (default: the first of these there is)")
-    model.add_argument("--dtype", choices=("float32", "float16", "bfloat16"),
-                       help="default bfloat16 on a GPU that has it, else float16; float32 on a CPU")  # fmt: skip
-    model.add_argument("--attn-implementation", default="sdpa", choices=("sdpa", "eager", "flash_attention_2"))
-    bits = model.add_mutually_exclusive_group()
-    bits.add_argument("--load-8bit", action="store_true", help="language model in 8 bits (bitsandbytes)")
-    bits.add_argument("--load-4bit", action="store_true", help="language model in 4 bits (bitsandbytes)")
+    add_model_flags(parser)
     media = parser.add_argument_group("video")
     media.add_argument("--start", type=float, metavar="SECONDS", help="use the video from here")
     media.add_argument("--end", type=float, metavar="SECONDS", help="use the video up to here")
@@ -150,15 +141,7 @@ def _open_engine(
     from videollama2.inference.engine import Engine
     from videollama2.inference.sizes import fitting_length
 
-    model, processor, tokenizer = model_init(
-        args.model_path,
-        model_base=args.model_base,
-        device=args.device,
-        dtype=args.dtype,
-        attn_implementation=args.attn_implementation,
-        load_8bit=args.load_8bit,
-        load_4bit=args.load_4bit,
-    )
+    model, processor, tokenizer = model_init(args.model_path, **model_options(args))
     sampling = sampling_options(model, generation_options(tokenizer, **options))
     if args.seed is not None and args.temperature:
         sampling["seed"] = args.seed

@@ -71,8 +71,10 @@ def test_ctrl_c_stops_the_answer_and_not_the_program():
         "--max-new-tokens", "80000",
     ]  # fmt: skip
     process = subprocess.Popen(
-        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # Where the tests run in the background, Ctrl-C is ignored, and programs inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     guard = threading.Timer(120, process.kill)
     guard.start()
     try:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from videollama2.constants import DEFAULT_MODEL_NAME
+from videollama2.model_flags import add_model_flags
 
 Subparsers = Any
 """What ``ArgumentParser.add_subparsers`` returns; argparse does not name it publicly."""
@@ -58,17 +58,7 @@ def _named(parser: argparse.ArgumentParser) -> None:
 def _run(parser: argparse.ArgumentParser) -> None:
     _named(parser)
     _add_folders(parser)
-    model = parser.add_argument_group("model")
-    model.add_argument("--model-path", default=DEFAULT_MODEL_NAME, metavar="NAME",
-                       help="videollama2-tiny (built in), a folder, or a hub name (default %(default)s)")  # fmt: skip
-    model.add_argument("--model-base", metavar="NAME", help="language model under a connector or LoRA folder")
-    model.add_argument("--device", help="default: cuda of this process's number, else mps, else cpu")
-    model.add_argument("--dtype", choices=("float32", "float16", "bfloat16"),
-                       help="default bfloat16 on a GPU that has it, else float16; float32 on a CPU")  # fmt: skip
-    model.add_argument("--attn-implementation", default="sdpa", choices=("sdpa", "eager", "flash_attention_2"))
-    bits = model.add_mutually_exclusive_group()
-    bits.add_argument("--load-8bit", action="store_true", help="language model in 8 bits (bitsandbytes)")
-    bits.add_argument("--load-4bit", action="store_true", help="language model in 4 bits (bitsandbytes)")
+    add_model_flags(parser, device_help="default: cuda of this process's number, else mps, else cpu")
     asked = parser.add_argument_group("questions")
     asked.add_argument("--subtitles", nargs="?", const="published", choices=("published", "seen"), metavar="WHICH",
                        help="VideoMME: published (the published choice; also without a value) or seen (cues of the "

@@ -19,20 +19,14 @@ if __name__ == "__main__" and not __package__:
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
     from videollama2.constants import TINY_MODEL_NAME
+    from videollama2.model_flags import add_model_flags
     from videollama2.serve.page_server import add_page_flags
 
     parser = argparse.ArgumentParser(description="Web page with a model in one process.")
-    model = parser.add_argument_group("model")
-    model.add_argument("--model-path", nargs="+", default=[TINY_MODEL_NAME], metavar="NAME",
-                       help="one or more of: videollama2-tiny (built in, default), a folder, a hub name")  # fmt: skip
-    model.add_argument("--model-base", metavar="NAME", help="language model under a connector or LoRA folder")
-    model.add_argument("--device", help="cuda, cuda:1, mps or cpu (default: the first of these there is)")
-    model.add_argument("--dtype", choices=("float32", "float16", "bfloat16"),
-                       help="default bfloat16 on a GPU that has it, else float16; float32 on a CPU")  # fmt: skip
-    model.add_argument("--attn-implementation", default="sdpa", choices=("sdpa", "eager", "flash_attention_2"))
-    bits = model.add_mutually_exclusive_group()
-    bits.add_argument("--load-8bit", action="store_true", help="language model in 8 bits (bitsandbytes)")
-    bits.add_argument("--load-4bit", action="store_true", help="language model in 4 bits (bitsandbytes)")
+    model = add_model_flags(
+        parser, nargs="+", default=[TINY_MODEL_NAME],
+        help="one or more of: videollama2-tiny (built in, default), a folder, a hub name",
+    )  # fmt: skip
     model.add_argument("--max-batch", type=int, metavar="N", help="answers computed together (default: what fits)")
     model.add_argument("--max-length", type=int, metavar="N",
                        help="tokens of a conversation with its answer (default: what fits)")  # fmt: skip
@@ -52,6 +46,7 @@ def open_engines(args: argparse.Namespace) -> dict[str, Any]:
     from videollama2.errors import ConfigError
     from videollama2.inference.api import model_init
     from videollama2.inference.engine import Engine
+    from videollama2.model_flags import model_options
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -60,10 +55,7 @@ def open_engines(args: argparse.Namespace) -> dict[str, Any]:
         name = Path(path).name or str(path)
         if name in engines:
             raise ConfigError(f"two models are called {name!r}: rename one of the folders")
-        model, processor, _ = model_init(
-            path, model_base=args.model_base, device=args.device, dtype=args.dtype,
-            attn_implementation=args.attn_implementation, load_8bit=args.load_8bit, load_4bit=args.load_4bit,
-        )  # fmt: skip
+        model, processor, _ = model_init(path, **model_options(args))
         engines[name] = Engine(model, processor, max_batch=args.max_batch, max_length=args.max_length)
     return engines
 

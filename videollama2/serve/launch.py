@@ -256,9 +256,9 @@ def _worker(
     policy = [text for host in args.allowed_media_hosts or () for text in ("--allowed-media-hosts", host)]
     options = _given(args, (
         "model_base", "device", "dtype", "attn_implementation", "load_8bit", "load_4bit", "limit_model_concurrency",
-        "max_length", "max_queue", "stream_interval", "drain_timeout", "media_root", "max_media", "max_media_mb",
-        "max_pixels", "max_frames", "max_duration", "fetch_timeout", "decode_timeout", "decode_memory_mb",
-        "decode_processes", "log_prompts",
+        "max_length", "max_queue", "cuda_graphs", "stream_interval", "drain_timeout", "media_root", "max_media",
+        "max_media_mb", "max_pixels", "max_frames", "max_duration", "fetch_timeout", "decode_timeout",
+        "decode_memory_mb", "decode_processes", "log_prompts",
     ))  # fmt: skip
     arguments = [
         "-m", "videollama2.serve.model_worker", "--controller", controller, "--port", str(at),

@@ -19,6 +19,7 @@ from contextlib import ExitStack, asynccontextmanager, closing
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+from videollama2 import model_flags
 from videollama2.constants import DEFAULT_MODEL_NAME
 from videollama2.errors import ConfigError, VideoLlama2Error
 from videollama2.serve.protocol import HEART_BEAT_S
@@ -74,24 +75,13 @@ def add_model_flags(parser: argparse.ArgumentParser, is_several: bool = False) -
     Args:
         is_several: ``--model-path`` may be given more than once, and names come from the paths.
     """
-    model = parser.add_argument_group("model")
     if is_several:
-        model.add_argument("--model-path", action="append", metavar="NAME",
-                           help="videollama2-tiny (built in), a folder, or a hub name; repeatable "
-                           f"(default {DEFAULT_MODEL_NAME})")  # fmt: skip
+        text = f"videollama2-tiny (built in), a folder, or a hub name; repeatable (default {DEFAULT_MODEL_NAME})"
+        model_flags.add_model_flags(parser, action="append", default=None, help=text)
     else:
-        model.add_argument("--model-path", default=DEFAULT_MODEL_NAME, metavar="NAME",
-                           help="videollama2-tiny (built in), a folder, or a hub name (default %(default)s)")
-        model.add_argument("--model-name", metavar="NAME",
-                           help="what clients call it (default: last part of the path)")  # fmt: skip
-    model.add_argument("--model-base", metavar="NAME", help="language model under a connector or LoRA folder")
-    model.add_argument("--device", help="cuda, cuda:1, mps or cpu (default: the first of these there is)")
-    model.add_argument("--dtype", choices=("float32", "float16", "bfloat16"),
-                       help="default bfloat16 on a GPU that has it, else float16; float32 on a CPU")  # fmt: skip
-    model.add_argument("--attn-implementation", default="sdpa", choices=("sdpa", "eager", "flash_attention_2"))
-    bits = model.add_mutually_exclusive_group()
-    bits.add_argument("--load-8bit", action="store_true", help="language model in 8 bits (bitsandbytes)")
-    bits.add_argument("--load-4bit", action="store_true", help="language model in 4 bits (bitsandbytes)")
+        model_flags.add_model_flags(parser).add_argument(
+            "--model-name", metavar="NAME", help="what clients call it (default: last part of the path)"
+        )
     engine = parser.add_argument_group("engine")
     engine.add_argument("--limit-model-concurrency", type=number(1), metavar="N",
                         help="answers at once (default: 16, or fewer where memory is short)")  # fmt: skip
@@ -99,6 +89,8 @@ def add_model_flags(parser: argparse.ArgumentParser, is_several: bool = False) -
                         help="tokens of prompt and answer (default: 4096, or fewer where model or memory is smaller)")
     engine.add_argument("--max-queue", type=number(1), default=256, metavar="N",
                         help="requests that may wait; more are refused with 429 (default %(default)s)")  # fmt: skip
+    engine.add_argument("--cuda-graphs", action="store_true",
+                        help="replay decode steps as CUDA graphs (dense, unquantised model on one GPU)")  # fmt: skip
     engine.add_argument("--stream-interval", type=number(1), default=1, metavar="N",
                         help="/worker_generate_stream sends the text so far every N pieces (default %(default)s)")
     engine.add_argument("--drain-timeout", type=seconds, default=300.0, metavar="SECONDS",
@@ -192,17 +184,10 @@ def _open_service(
     from videollama2.serve.worker_app import WorkerService
 
     transformers_logging.disable_progress_bar()
-    model, processor, _ = model_init(
-        args.model_path,
-        model_base=args.model_base,
-        device=args.device,
-        dtype=args.dtype,
-        attn_implementation=args.attn_implementation,
-        load_8bit=args.load_8bit,
-        load_4bit=args.load_4bit,
-    )
+    model, processor, _ = model_init(args.model_path, **model_flags.model_options(args))
     engine = stack.enter_context(Engine(
-        model, processor, max_batch=args.limit_model_concurrency, max_length=args.max_length, max_queue=args.max_queue
+        model, processor, max_batch=args.limit_model_concurrency, max_length=args.max_length, max_queue=args.max_queue,
+        cuda_graphs=args.cuda_graphs,
     ))  # fmt: skip
     sandbox = stack.enter_context(closing(Sandbox(policy, FrameSize.of(processor))))
     service = WorkerService(engine, name, policy, sandbox, log_prompts=log_prompts)
