@@ -103,6 +103,10 @@ def make_random(folder: Path, shape: str = "0.5b", seed: int = 0) -> None:
     finally:
         torch.set_default_dtype(standard)
     _, tiny = load_checkpoint("videollama2-tiny")
+    with torch.no_grad():
+        # Ids that the tokenizer does not know would be answers without a letter, and nothing to time.
+        for weight in {model.get_input_embeddings().weight, model.lm_head.weight}:
+            weight[len(tiny.tokenizer) :] = 0
     processor = VideoLlama2Processor(load_image_processor(folder, config), tiny.tokenizer, config)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)

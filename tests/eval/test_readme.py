@@ -40,7 +40,7 @@ def test_on_a_laptop(tmp_path):
     assert "correctness: rows 3, skipped 0, duplicates 0, cached 0, calls 3" in said
     assert "| correctness | strict | 0-5 | 3 | 4.80 |" in said
     assert "| correctness | published | 0-5 | 3 | 4.00 |" in said  # cut to a whole number, as published
-    assert "rubric version published" in said
+    assert "rubric published" in said
     assert len(server.seen) == 6
     assert "You are an intelligent chatbot designed for evaluating the factual accuracy" in str(server.seen)
     assert "accuracy, strict (%)" in said

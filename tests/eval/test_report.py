@@ -202,6 +202,15 @@ def test_markdown_shows_the_numbers():
             assert line.replace("\\|", "").count("|") in (3, 4, 10), line
 
 
+def test_settings_that_change_the_questions_are_named_and_one_category_is_not_repeated():
+    rows = [row(n, n > 1) for n in range(4)]
+    header = HEADER | {"benchmark": "videomme", "subtitles": "published", "quantization": None}
+    text = build_markdown(build_document(header, rows, {"metrics": [summarise(rows, "published")]}))
+    assert "- subtitles: published\n" in text and "quantization" not in text
+    assert "## By category" not in text
+    assert "46.6" in unpadded(text)
+
+
 def test_a_judge_that_is_not_the_papers_is_pointed_out():
     rows = LocalJudge().score_rows([row(n, None, answer="A") for n in range(4)], rubric("qa", "own"))
     judge = LocalJudge().describe() | {"rubric": rubric("qa", "own").describe()}
@@ -216,7 +225,7 @@ def test_a_judge_that_is_not_the_papers_is_pointed_out():
         "judged by matching texts, not by a language model",
     ]
     text = build_markdown(document)
-    assert "judge: kind local, model exact or normalised match" in text
+    assert "- judge: local, model exact or normalised match, rubric own-1\n" in text
     assert "judged by matching texts" in text
 
 

@@ -103,6 +103,12 @@ def test_scores_of_zero_and_five_are_no_proportion():
     assert low < 0 < 5 < high
 
 
+def test_scores_without_spread_tell_no_interval():
+    assert clustered_interval([4.0, 4.0, 4.0], ["a", "b", "c"], proportion=False) == (None, None)
+    gained = paired_difference([4.0, 5.0], [3.0, 4.0], ["a", "b"])
+    assert (gained.difference, gained.low, gained.high, gained.p_value) == (1.0, None, None, None)
+
+
 def test_clustered_interval_covers_the_truth_as_often_as_it_says():
     """300 repetitions with 25 videos of 6 questions that hang together; naive Wilson covers clearly less."""
     source = random.Random(1)

@@ -119,9 +119,19 @@ def _problem(row: Mapping[str, Any]) -> str | None:
 
 
 def _settings(document: Mapping[str, Any]) -> str:
-    names = ("revision", "dtype", "frames", "protocol", "generation", "judge")
-    lines = [f"- {name}: {_plain(document[name])}" for name in names if document[name] is not None]
+    names = ("revision", "dtype", "quantization", "frames", "subtitles", "prompt", "protocol", "generation")
+    lines = [f"- {name}: {_plain(document[name])}" for name in names if document.get(name) is not None]
+    if document["judge"]:
+        lines.append(f"- judge: {_judge(document['judge'])}")
     return "\n".join([*lines, f"- project version: {document['project_version']}"])
+
+
+def _judge(judge: Mapping[str, Any]) -> str:
+    """On one line; sources and fingerprints of the texts are in the JSON."""
+    rubric = judge.get("rubric")
+    version = rubric.get("version") if isinstance(rubric, Mapping) else rubric
+    shown = {name: value for name, value in judge.items() if name not in ("kind", "rubric")}
+    return f"{judge.get('kind')}, {_plain(shown)}, rubric {version}"
 
 
 def _plain(value: Any) -> str:
@@ -162,7 +172,9 @@ def _paper_notes(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _category_tables(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
-    tables = [_cells_table("category", metrics, [metric["categories"] for metric in metrics])]
+    # One category says the same as all questions.
+    several = any(len(metric["categories"]) > 1 for metric in metrics)
+    tables = [_cells_table("category", metrics, [metric["categories"] for metric in metrics])] if several else []
     for name in dict.fromkeys(key for metric in metrics for key in metric.get("breakdowns", {})):
         tables.append(_cells_table(name, metrics, [metric.get("breakdowns", {}).get(name, {}) for metric in metrics]))
     return tables

@@ -17,7 +17,8 @@ from videollama2.errors import ConfigError
 
 
 class Interval(NamedTuple):
-    """Ends of a confidence interval, in the unit of the values. None where the data cannot tell (one group only)."""
+    """Ends of a confidence interval, in the unit of the values. None where the data cannot tell: one group only, or
+    scores without any spread."""
 
     low: float | None
     high: float | None
@@ -82,7 +83,7 @@ def clustered_interval(
     if proportion:
         return _clustered_proportion(values, groups, confidence)
     mean, error, clusters = _mean_and_error(values, groups)
-    if error is None:
+    if not error:  # one video, or no spread between them: nothing tells how far another would be off
         return Interval(None, None)
     half = student_quantile(confidence, clusters - 1) * error
     return Interval(mean - half, mean + half)
@@ -101,7 +102,7 @@ def paired_difference(
     differences = _checked([float(x) - float(y) for x, y in zip(a, b, strict=True)], groups)
     mean, error, clusters = _mean_and_error(differences, groups)
     low = high = p_value = None
-    if error is not None:
+    if error or (error == 0 and mean == 0):  # equal gains in every video say nothing of the next one's
         half = student_quantile(confidence, clusters - 1) * error
         low, high = mean - half, mean + half
         p_value = _p_value(mean, error, clusters - 1)
@@ -177,7 +178,7 @@ def _mean_and_error(values: list[float], groups: Sequence[Hashable]) -> tuple[fl
 
 def _p_value(mean: float, error: float, freedom: int) -> float:
     if error == 0:
-        return 1.0 if mean == 0 else 0.0
+        return 1.0
     return max(0.0, 1 - student_inside(abs(mean) / error, freedom))
 
 
