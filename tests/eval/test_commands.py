@@ -98,7 +98,8 @@ def test_changed_annotations_are_noticed(tmp_path, copied, capsys):
 
 def test_a_judge_behind_an_openai_compatible_server(tmp_path, capsys):
     server = JudgeServer()
-    options = ("--judge-model", "grader", "--judge-url", server.url, "--rubric", "own", "--judge-retries", "0")
+    options = ("--judge-model", "grader", "--judge-url", server.url, "--rubric", "own", "--judge-retries", "0",
+               "--judge-max-tokens", "60")  # fmt: skip
     try:
         server.script = {"twice first red last table": ["I cannot say"]}
         assert run("msvd_qa", tmp_path, *options) == 0
@@ -109,6 +110,7 @@ def test_a_judge_behind_an_openai_compatible_server(tmp_path, capsys):
         assert accuracy["counts"]["judge_failed"] == 1
         assert (accuracy["overall"]["value"], round(accuracy["overall"]["lower_bound"])) == (100, 83)
         asked = len(server.seen)
+        assert server.seen[0][3]["max_tokens"] == report["judge"]["max_tokens"] == 60
         server.script = {}
         assert main(["score", str(tmp_path), *options, "--no-progress"]) == 0
         assert len(server.seen) == asked + 1  # what was judged before is not paid for again

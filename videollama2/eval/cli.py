@@ -121,6 +121,8 @@ def _add_judge(parser: argparse.ArgumentParser) -> None:
     judge.add_argument("--judge-azure-api-version", metavar="VERSION", help="of the Azure service")
     judge.add_argument("--judge-temperature", type=float, metavar="T",
                        help="default 0.7 with protocol published, 0 with strict")  # fmt: skip
+    judge.add_argument("--judge-max-tokens", type=_whole(1), metavar="N",
+                       help="longest reply, default 800 (published); less for a judge of few positions")  # fmt: skip
     judge.add_argument("--judge-concurrency", type=_whole(1), default=8, metavar="N", help="default %(default)s")
     judge.add_argument("--judge-retries", type=_whole(0), default=5, metavar="N", help="default %(default)s")
     judge.add_argument("--judge-timeout", type=float, default=60.0, metavar="SECONDS", help="default %(default)s")

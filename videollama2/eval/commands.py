@@ -225,6 +225,8 @@ def _judging(args: argparse.Namespace, found: Benchmark, folder: Path | None) ->
         sampling: dict[str, Any] = dict(PUBLISHED_SAMPLING) if args.protocol == PUBLISHED else {"temperature": 0.0}
         if args.judge_temperature is not None:
             sampling["temperature"] = args.judge_temperature
+        if args.judge_max_tokens is not None:
+            sampling["max_tokens"] = args.judge_max_tokens
         judge = OpenAIJudge(
             args.judge_model,
             base_url=args.judge_url,

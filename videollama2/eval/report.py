@@ -197,7 +197,8 @@ def _cells_table(title: str, metrics: Sequence[Mapping[str, Any]], columns: Sequ
 def _cell(cell: Mapping[str, Any] | None, unit: str) -> str:
     if cell is None or cell["value"] is None:
         return "-"
-    return f"{_number(cell['value'], unit)} [{_range(cell, unit)}]"
+    value = _number(cell["value"], unit)
+    return value if cell["low"] is None else f"{value} [{_range(cell, unit)}]"
 
 
 def _problem_list(problems: Sequence[Mapping[str, Any]]) -> str:
