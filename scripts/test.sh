@@ -9,4 +9,5 @@ prepare_environment
 workers="$(env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 2)"
 export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 [ "$workers" -le 4 ] || workers=4
-"$VENV_PYTHON" -m pytest -q -n "$workers" --dist loadfile "$@" || fail "tests failed, see above"
+# Files keep the order of tests/conftest.py, where the slow ones come first.
+"$VENV_PYTHON" -m pytest -q -n "$workers" --dist loadfile --no-loadscope-reorder "$@" || fail "tests failed, see above"

@@ -1,6 +1,7 @@
 """Shared fixtures. Reference values come from ``../shared/golden`` when it is there, else from the copy in tests/."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a missing local path must fail at once, not after retries
@@ -27,6 +28,12 @@ def golden_dirs() -> list[Path]:
 def golden_dir() -> Path:
     """Folder of the reference values computed by the published code."""
     return golden_dirs()[0]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with the most slow tests come first: of several workers, none is left with a long one in the end."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(scope="session")

@@ -168,8 +168,9 @@ class Terminal:
     def __init__(self, arguments):
         ours, theirs = pty.openpty()
         self.process = subprocess.Popen(
-            [sys.executable, *arguments], cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
-        )
+            [sys.executable, *arguments], cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored by what runs in the background
+        )  # fmt: skip
         os.close(theirs)
         self._ours, self._text, self._new = ours, "", threading.Condition()
         threading.Thread(target=self._read, daemon=True).start()
