@@ -233,6 +233,16 @@ class Visitor:
     def seen(self) -> list[str]:
         return self.page.evaluate("() => window.seen")
 
+    def wait_for_texts(self, number: int) -> None:
+        """Until the watched answer has had so many texts; tells what there was instead when they do not come."""
+        from playwright.sync_api import TimeoutError as Late
+
+        try:
+            self.page.wait_for_function("(number) => window.seen.length >= number", arg=number)
+        except Late:
+            model = self.page.locator("#vl-model input").input_value()
+            raise AssertionError(f"{model}: {self.seen()}, {self.page.inner_text('body')[:2000]}") from None
+
     def notice(self) -> str:
         """The line above the conversation, once it is there."""
         self.expect(self.page.locator("#vl-notice .vl-note")).to_be_visible()

@@ -82,7 +82,7 @@ def test_a_conversation(visit: Open, served: Served, size: str) -> None:  # noqa
     page.choose_model(LONG)
     page.watch_answer(1)
     page.press("regenerate")
-    page.page.wait_for_function("() => window.seen.length >= 3")
+    page.wait_for_texts(3)
     page.press("stop")
     assert "Stopped." in page.answer()
     assert served.engine.answers[-1].result(timeout=20).finish_reason == "cancelled"
@@ -217,7 +217,7 @@ def test_a_closed_tab_stops_its_answer(visit: Open, served: Served) -> None:  # 
     page.watch_answer(0)
     page.write(SHAPE)
     page.press("send")
-    page.page.wait_for_function("() => window.seen.length >= 2")
+    page.wait_for_texts(2)
     page.page.close()
     assert served.engine.answers[-1].result(timeout=30).finish_reason == "cancelled"
 
