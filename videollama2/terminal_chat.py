@@ -1,0 +1,129 @@
+"""The loop of a conversation in the terminal: commands, questions, Ctrl-C. Who answers is the subclass's part."""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TextIO
+
+from videollama2.errors import VideoLlama2Error
+
+HELP = """\
+/video PATH   ask about a video      /clear   forget the conversation
+/image PATH   ask about a picture    /quit    leave (or Ctrl-D)
+Ctrl-C stops an answer. Anything else is a question; media go with the next one."""
+
+
+class TerminalChat(ABC):
+    """One conversation.
+
+    Args:
+        out: where answers and notices go; None: the standard output.
+    """
+
+    greeting = HELP
+    errors: tuple[type[Exception], ...] = (VideoLlama2Error,)
+    """Told in a line, after which the conversation goes on."""
+
+    def __init__(self, out: TextIO | None = None) -> None:
+        self.out = out or sys.stdout
+        self.messages: list[dict[str, Any]] = []
+        """What was said, OpenAI-style."""
+        self._media: list[dict[str, Any]] = []
+
+    @abstractmethod
+    def read_medium(self, kind: str, path: str) -> tuple[dict[str, Any], str]:
+        """Open a file at once: a wrong path is best told before the question is written.
+
+        Args:
+            kind: ``video`` or ``image``.
+
+        Returns:
+            Its part of a message, and what the user is told about it.
+        """
+
+    @abstractmethod
+    def stream(self, messages: list[dict[str, Any]], pieces: list[str]) -> None:
+        """Have ``messages`` answered: :meth:`show` each piece of text and add it to ``pieces`` as it comes.
+
+        Raises:
+            KeyboardInterrupt: the user stopped it; no more will come and ``pieces`` is whole.
+        """
+
+    def run(self, read: Callable[[str], str] = input) -> None:
+        """Read lines until ``/quit`` or the end of input."""
+        with suppress(ImportError):
+            import readline  # noqa: F401 - lines can be edited and called back where the system has it
+        self.say(self.greeting)
+        while True:
+            try:
+                line = read("\n> ").strip()
+            except EOFError:
+                self.say("")
+                return
+            except KeyboardInterrupt:
+                self.say("\n(/quit leaves)")
+                continue
+            if line in ("/quit", "/exit"):
+                return
+            if line:
+                try:
+                    self.handle(line)
+                except KeyboardInterrupt:
+                    self.say("\n(stopped)")
+
+    def handle(self, line: str) -> None:
+        """One command or question. Errors are told, and the conversation goes on."""
+        command, _, rest = line.partition(" ")
+        try:
+            if command in ("/video", "/image"):
+                self.attach(command[1:], rest.strip().strip("'\""))
+            elif command == "/clear":
+                self.messages, self._media = [], []
+                self.say("(a new conversation)")
+            elif command == "/help":
+                self.say(HELP)
+            elif command.startswith("/") and "/" not in command[1:]:
+                self.say(f"no command {command}\n{HELP}")
+            else:
+                self._ask(line)
+        except self.errors as error:
+            self.say(f"error: {error}")
+
+    def attach(self, kind: str, path: str) -> None:
+        """Put a file before the next question.
+
+        Raises:
+            VideoLlama2Error: it cannot be read.
+        """
+        part, note = self.read_medium(kind, path)
+        self._media.append(part)
+        self.say(f"({kind} {path}, {note})" if note else f"({kind} {path})")
+
+    def show(self, text: str) -> None:
+        """A piece of an answer."""
+        self.out.write(text)
+        self.out.flush()
+
+    def say(self, text: str) -> None:
+        """A line for the user."""
+        print(text, file=self.out, flush=True)
+
+    def _ask(self, question: str) -> None:
+        content = [*self._media, {"type": "text", "text": question}] if self._media else question
+        messages = [*self.messages, {"role": "user", "content": content}]
+        pieces: list[str] = []
+        note = ""
+        try:
+            self.stream(messages, pieces)
+        except KeyboardInterrupt:
+            note = " (stopped)"
+        finally:
+            # What was said stays said, also where it was cut short; without a word, the question is taken back.
+            text = "".join(pieces)
+            if text.strip():
+                self.messages = [*messages, {"role": "assistant", "content": text}]
+                self._media = []
+        self.say(note)
