@@ -149,10 +149,13 @@ def test_quantised_weights_are_counted_as_weights(built):
 
 
 def test_adapter_of_the_built_in_model_finds_it_again(built, tmp_path):
-    """Its name is no folder and on no hub."""
+    """Its name is no folder and on no hub; where it lies on this machine is written nowhere."""
     changes = {"model_path": "videollama2-tiny", "vision_tower": "", "mm_projector_type": "", "tf32": True}
     model, processor = built(**LORA, **changes)
     save_lora(model, processor, tmp_path / "adapter", base_name("videollama2-tiny"))
+    names = [("adapter_config.json", "base_model_name_or_path"), ("config.json", "_name_or_path")]
+    for file, field in names:
+        assert json.loads((tmp_path / "adapter" / file).read_text())[field] == "videollama2-tiny"
     merge_adapter(tmp_path / "adapter", tmp_path / "merged")
     assert (tmp_path / "merged" / "model.safetensors").is_file()
 

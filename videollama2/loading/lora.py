@@ -10,7 +10,7 @@ from torch import nn
 
 from videollama2.config import read_json
 from videollama2.errors import CheckpointError, ConfigError
-from videollama2.loading.files import config_dict_of, find_file, first_file, is_videollama2, read_tensors
+from videollama2.loading.files import config_dict_of, find_file, first_file, is_videollama2, read_tensors, resolve_name
 from videollama2.loading.parts import base_with_connector
 from videollama2.model.checkpoints import connector_weights, module_name
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
@@ -27,7 +27,7 @@ def load_lora_folder(
             f"load it without load_8bit / load_4bit, save it, and quantise the merged folder"
         )
     adapter = read_json(find_file(path, "adapter_config.json", **hub))
-    base = str(model_base or adapter.get("base_model_name_or_path") or "")
+    base = resolve_name(model_base or adapter.get("base_model_name_or_path") or "")
     if not base:
         raise CheckpointError(f"{path}: its adapter_config.json names no base model; give model_base (--model-base)")
     fields = config_dict_of(path, **hub) if find_file(path, "config.json", **hub) else {}

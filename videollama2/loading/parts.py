@@ -21,6 +21,7 @@ from videollama2.loading.files import (
     first_line,
     is_videollama2,
     read_tensors,
+    resolve_name,
 )
 from videollama2.loading.whole import load_checkpoint
 from videollama2.model.checkpoints import connector_weights
@@ -169,7 +170,7 @@ def load_connector_folder(
 ) -> tuple[VideoLlama2ForConditionalGeneration, VideoLlama2Processor]:
     """First-stage folder: connector weights and a flat config; decoder and encoder are pretrained elsewhere."""
     fields = config_dict_of(path, **hub)
-    base = str(model_base or fields.get("_name_or_path") or "")
+    base = resolve_name(model_base or fields.get("_name_or_path") or "")
     if not base or Path(base).resolve() == Path(path).resolve():
         raise CheckpointError(f"{path} holds a connector only: name its language model with model_base (--model-base)")
     model, processor = base_with_connector(path, base, fields, placement, hub)

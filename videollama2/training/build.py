@@ -85,9 +85,12 @@ def _cast_frozen(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def base_name(model_path: str) -> str:
-    """How saved folders name the model they belong to: a folder by its whole path, to be found from anywhere."""
-    path = resolve_name(model_path)
-    return str(Path(path).resolve()) if Path(path).is_dir() else model_path
+    """How saved folders name the model they belong to: a folder by its whole path, to be found from anywhere.
+
+    Names (of the hub, of the built-in model) mean the same on every machine and stay as they are.
+    """
+    path = Path(model_path)
+    return str(path.resolve()) if path.is_dir() else model_path
 
 
 def _connector_file(name: str) -> Path:

@@ -51,9 +51,10 @@ def merge_adapter(
 
 def _dtype_of_base(adapter: Path, base: str | Path | None) -> str:
     from videollama2.config import read_json
+    from videollama2.loading import resolve_name
 
     name = base or read_json(adapter / "adapter_config.json").get("base_model_name_or_path") or ""
-    config = Path(name) / "config.json"
+    config = Path(resolve_name(name)) / "config.json"
     fields = read_json(config) if config.is_file() else {}
     found = fields.get("dtype") or fields.get("torch_dtype")
     return found if found in _DTYPES else "bfloat16"
