@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What the evaluation runner gains over asking one question at a time, and where the time goes.
 
-    python benchmarks/evaluate.py [--videos 40] [--per-video 3] [--repeat 3] [--model videollama2-tiny]
+    python benchmarks/evaluate.py [--videos 80] [--per-video 3] [--repeat 3] [--model videollama2-tiny]
 
 Draws clips of the built-in world with several questions each and answers all of them twice, in turns: with the runner
 of ``videollama2 eval run``, and with ``mm_infer`` as a loop over the questions would (read the clip, ask). The answers
@@ -27,7 +27,7 @@ STAGES = ("decode", "encode", "prefill", "decode steps")
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--videos", type=int, default=40)
+    parser.add_argument("--videos", type=int, default=80)
     parser.add_argument("--per-video", type=int, default=3, help="questions about each (default %(default)s)")
     parser.add_argument("--batch-size", type=int, default=16, help="of the runner (default %(default)s)")
     parser.add_argument("--repeat", type=int, default=3, help="rounds of both (default %(default)s)")
@@ -111,11 +111,10 @@ class Bench:
 
     def runner(self) -> Round:
         """The runner, with an engine of its own that knows nothing yet."""
-        from videollama2.eval.runner import AnswerOptions, Runner
-        from videollama2.inference.engine import Engine
+        from videollama2.eval.runner import AnswerOptions, Runner, open_engine
 
         answers: dict[str, str] = {}
-        with Engine(self.model, self.processor, max_batch=self.args.batch_size) as engine:
+        with open_engine(self.model, self.processor, self.args.batch_size) as engine:
             runner = Runner(engine, self.benchmark, self.data, AnswerOptions())
             with self.clock.counting() as stages:
                 start = time.perf_counter()

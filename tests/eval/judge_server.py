@@ -12,7 +12,8 @@ GOOD = "{'pred': 'yes', 'score': 4}"
 class JudgeServer:
     """``script`` maps a word in the user message to what happens on its 1st, 2nd, ... request; the last one stays.
 
-    A step is a reply text, or ("status", code, headers), ("body", bytes, type), ("drop",), ("cut",), ("hang",).
+    A step is a reply text, or ("status", code, headers, error), the last one optional, ("body", bytes, type),
+    ("drop",), ("cut",), ("hang",).
     """
 
     def __init__(self):
@@ -64,7 +65,8 @@ class JudgeServer:
                                           "message": {"role": "assistant", "content": step}}]}  # fmt: skip
                     self._send(200, json.dumps(reply).encode(), "application/json", {})
                 elif step[0] == "status":
-                    self._send(step[1], b'{"error": {"message": "as asked"}}', "application/json", step[2])
+                    error = step[3] if len(step) > 3 else {"message": "as asked"}
+                    self._send(step[1], json.dumps({"error": error}).encode(), "application/json", step[2])
                 elif step[0] == "body":
                     self._send(200, step[1], step[2], {})
                 elif step[0] == "hang":

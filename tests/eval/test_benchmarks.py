@@ -128,6 +128,22 @@ def test_perception_test_without_answers_has_none(tmp_path):
     assert [item.answer for item in items] == [None] * 6
 
 
+def test_perception_test_files_are_chosen_and_hold_each_question_once(tmp_path):
+    source = json.loads((benchmarks_dir() / "perception_test_mcqa" / "mc_question_test.json").read_text())
+    (tmp_path / "mc_question_test.json").write_text(json.dumps(source))
+    first, *_ = source
+    (tmp_path / "mc_question_valid.json").write_text(json.dumps({first: source[first]}))
+    splits = [benchmark("perception_test").configure(split=name) for name in (None, "test", "valid")]
+    counts = [len(split.load(tmp_path)) for split in splits]
+    assert counts == [6, 6, len(source[first]["mc_question"])]
+    twice = {**source, "copy": source[first]}
+    (tmp_path / "mc_question_test.json").write_text(json.dumps(twice))
+    with pytest.raises(DataError, match=r"mc_question_test\.json: index 6 has the id .* of index 0"):
+        benchmark("perception_test").load(tmp_path)
+    with pytest.raises(ConfigError, match="split must be one of test, valid"):
+        benchmark("perception_test").configure(split="train")
+
+
 def test_questions_and_answers_are_joined_by_id_not_by_place(tmp_path):
     folder = benchmarks_dir() / "MSVD_Zero_Shot_QA"
     shutil.copy(folder / "test_q.json", tmp_path)

@@ -96,7 +96,8 @@ def test_changed_annotations_are_noticed(tmp_path, copied, capsys):
     assert "its questions are not those" in capsys.readouterr().err
 
 
-def test_a_judge_behind_an_openai_compatible_server(tmp_path, capsys):
+def test_a_judge_behind_an_openai_compatible_server(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "very-secret")
     server = JudgeServer()
     options = ("--judge-model", "grader", "--judge-url", server.url, "--rubric", "own", "--judge-retries", "0",
                "--judge-max-tokens", "60")  # fmt: skip
@@ -117,6 +118,9 @@ def test_a_judge_behind_an_openai_compatible_server(tmp_path, capsys):
         assert results(tmp_path)["metrics"][0]["counts"]["judge_failed"] == 0
     finally:
         server.close()
+    assert server.seen[-1][2]["authorization"] == "Bearer very-secret"
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"very-secret" in path.read_bytes()]
+    assert "very-secret" not in "".join(capsys.readouterr())
 
 
 def published(tmp_path, name, text):
@@ -132,7 +136,11 @@ def score(*arguments):
 def test_published_mvbench_file(tmp_path, capsys):
     rows = [{"vid": f"{n}.mp4", "task_type": "Action Count", "pred": n % 2, "gt": 0} for n in range(4)]
     assert score(published(tmp_path, "merge.json", rows), "--benchmark", "mvbench") == 0
-    assert "| accuracy | published | % | 4 | 50.0 |" in unpadded(capsys.readouterr().out)
+    said = unpadded(capsys.readouterr().out)
+    assert "| accuracy | published | % | 4 | 50.0 |" in said
+    assert "| accuracy | published | 4 | 4 | - | - | 0 | 0 | 0 |" in said  # unparsed and guessed: nobody can know
+    assert "how many of them the published parser guessed is not known" in said
+    assert "strict |" not in said
     assert score(published(tmp_path, "bad.json", rows + [{"vid": "x"}]), "--benchmark", "mvbench") == 2
     assert "bad.json: entry 4, field 'pred': is missing" in capsys.readouterr().err
     evil = "{'vid': __import__('os').abort()}\n"
@@ -162,8 +170,9 @@ def test_published_videomme_file_gives_the_official_report(tmp_path, capsys):
     path = published(tmp_path, "merge.json", json.dumps(expected("videomme_responses.json")))
     assert score(path, "--benchmark", "videomme", "--output", tmp_path / "out") == 0
     assert expected("videomme_report.txt") in capsys.readouterr().out
-    counts = results(tmp_path / "out")["metrics"][1]["counts"]
-    assert (counts["total"], counts["missing_media"], counts["unparsed"]) == (18, 3, 2)
+    (metric,) = results(tmp_path / "out")["metrics"]  # the file holds letters: there is no strict reading
+    counts = metric["counts"]
+    assert (counts["total"], counts["missing_media"], counts["unparsed"], counts["guessed"]) == (18, 3, 2, None)
 
 
 def test_published_open_answers_are_judged(tmp_path, capsys):
@@ -178,6 +187,12 @@ def test_published_open_answers_are_judged(tmp_path, capsys):
     path = published(tmp_path, "pair.json", pair)
     assert score(path, "--benchmark", "videochatgpt", "--judge-model", "local") == 0
     assert "| consistency | strict | 0-5 | 1 | 5.00 |" in unpadded(capsys.readouterr().out)
+    folder = tmp_path / "answers" / "temporal" / "VideoLLaMA2-7B"
+    folder.mkdir(parents=True)
+    path = published(folder, "merge.json", [{"video_name": "v", "Q": "when?", "A": "before", "P": "Before."}])
+    assert score(path, "--benchmark", "videochatgpt", "--judge-model", "local") == 0
+    said = unpadded(capsys.readouterr().out)
+    assert "| temporal | strict | 0-5 | 1 | 5.00 |" in said and "correctness" not in said
     captions = [{"video_name": "v.mp4", "question": "Describe.", "answer": ["a cat", "one cat"], "pred": "A cat"}]
     path = published(tmp_path, "msvc.json", captions)
     assert score(path, "--benchmark", "msvc", "--judge-model", "local") == 0
@@ -258,3 +273,15 @@ def test_help_imports_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--judge-model" in done.stdout
+
+
+def test_scoring_and_checking_need_no_torch(tmp_path):
+    assert run("egoschema", tmp_path) == 0
+    data = benchmarks_dir() / "egoschema"
+    code = (
+        "import sys\nfrom videollama2.eval.__main__ import main\n"
+        f"assert main(['score', {str(tmp_path)!r}]) == main(['check', 'egoschema', '--data', {str(data)!r}]) == 0\n"
+        "heavy = {'torch', 'transformers'} & set(sys.modules)\nassert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -168,6 +168,37 @@ def test_a_server_that_is_not_there_is_not_waited_for_by_every_row():
     assert sum("in a row got no answer" in error for error in errors) >= 194
 
 
+@pytest.mark.parametrize("step", [("status", 429, {"Retry-After": "0"}), ("status", 503, {}), ("drop",)])
+def test_a_server_that_refuses_everybody_is_not_asked_for_every_row(server, step):
+    server.script = {"": [step]}
+    rows = judge(server, retries=1, concurrency=2).score_rows([row(n) for n in range(100)], QA, progress=False)
+    assert all(each["judge"]["error"] for each in rows)
+    assert len(server.seen) <= 2 * (3 + 2)  # two attempts for three rows, and for what was under way then
+    server.script = {}
+    again = judge(server).score_rows([row(n) for n in range(100)], QA, progress=False)
+    assert not any(each["judge"]["error"] for each in again)
+
+
+@pytest.mark.parametrize("word", ["code", "type"])
+def test_a_spent_quota_stops_at_once(server, word):
+    server.script = {"": [("status", 429, {}, {"message": "You exceeded your quota", word: "insufficient_quota"})]}
+    with pytest.raises(ConfigError, match="the quota is used up"):
+        judge(server, concurrency=1).score_rows([row(n) for n in range(50)], QA, progress=False)
+    assert len(server.seen) <= 2
+
+
+@pytest.mark.parametrize("status", [400, 401, 500])
+def test_a_key_that_the_server_repeats_is_not_kept(server, status, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-3")
+    server.script = {"": [("status", status, {}, {"message": "Incorrect API key provided: secret-3"})]}
+    try:
+        said = judge(server, retries=0).score_rows([row(1)], QA, progress=False)[0]["judge"]["error"]
+    except ConfigError as error:
+        said = str(error)
+    assert "provided: ***" in said
+    assert "secret-3" not in said
+
+
 def test_requests_run_side_by_side_and_results_keep_their_order(server):
     server.gate = threading.Barrier(4)  # answers only when four are there at once
     server.script = {f"colour {n}?": [f"{{'pred': 'yes', 'score': {n % 6}}}"] for n in range(8)}

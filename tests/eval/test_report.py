@@ -266,6 +266,31 @@ def test_chart_grows_with_the_categories(tmp_path):
     assert {(0x2B, 0x6C, 0xA3), (0xE0, 0x8A, 0x1E)} <= colours  # a bar of each metric
 
 
+def test_a_chart_without_a_value_says_why_and_stays_small(tmp_path):
+    unread = {"pred": None, "score": None, "raw": "?", "error": "no score"}
+    rows = [row(n, None, f"type {n}", judge=unread) for n in range(9)]
+    metrics = summarise_judged(rows, rubric("qa", "own"), "published")
+    assert [metric["counts"]["judge_failed"] for metric in metrics] == [9, 9]
+    assert chart(tmp_path, HEADER, metrics).height < 250
+
+
+def test_colours_of_aspects_tell_the_protocol(tmp_path):
+    verdict = {"pred": None, "score": 4.0, "raw": "4", "error": None}
+    rows = [row(n, None, judge=verdict) for n in range(3)]
+    names = ("correctness", "detail", "context", "temporal", "consistency")
+    text = rubric("videochatgpt_detail", "own")
+    kinds = [(name, kind) for name in names for kind in ("published", "strict")]
+    metrics = [found for name, kind in kinds for found in summarise_judged(rows, text, kind, name)]
+    image = chart(tmp_path, HEADER | {"benchmark": "videochatgpt", "model": "m"}, metrics).convert("RGB")
+    wide = {colour for count, colour in image.getcolors(1 << 20) if count > 5000 and max(colour) - min(colour) > 40}
+    assert wide == {(0x2B, 0x6C, 0xA3), (0xE0, 0x8A, 0x1E)}
+
+
+def test_options_that_change_the_questions_stand_in_the_headings():
+    document = build_document(HEADER | {"subtitles": "seen", "prompt": None}, ROWS, {"metrics": []})
+    assert build_markdown(document).startswith("# mvbench, subtitles seen · DAMO-NLP-SG/VideoLLaMA2-7B\n")
+
+
 def test_chart_takes_names_as_they_are(tmp_path):
     rows = [row(0, True, r"costs $\frac"), row(1, True, "$5 and $6"), row(2, False, "a_b^c {x}")]
     long = HEADER | {"model": "/a$b/" + "folder/" * 40 + "model"}

@@ -1,10 +1,14 @@
 """Running for real, with the built-in model: nothing depends on batches, processes or interruptions."""
 
+import copy
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -13,10 +17,13 @@ from tests.eval.reference import benchmarks_dir
 from videollama2 import mm_infer, model_init
 from videollama2.errors import ConfigError, DataError
 from videollama2.eval.benchmarks import benchmark
-from videollama2.eval.evaluation import items_digest
+from videollama2.eval.evaluation import ModelChoice, Plan, items_digest, run
+from videollama2.eval.fingerprint import model_revision
 from videollama2.eval.items import Item
-from videollama2.eval.runner import AnswerOptions, Runner, by_clip, share
+from videollama2.eval.runner import AnswerOptions, Runner, by_clip, open_engine, share
+from videollama2.eval.store import configuration_hash
 from videollama2.inference.engine import Engine
+from videollama2.loading.files import resolve_name
 
 RESULTS = ("samples.jsonl", "results.json", "results.md", "results.png", "mvbench.jsonl")
 
@@ -46,8 +53,6 @@ def test_every_share_together_is_everything_and_clips_stay_whole():
 @pytest.fixture(scope="module")
 def alone(world, tmp_path_factory):
     """One process, one question at a time."""
-    from videollama2.eval.evaluation import ModelChoice, Plan, run
-
     folder = tmp_path_factory.mktemp("alone")
     choice = ModelChoice("videollama2-tiny", options={"device": "cpu"})
     options = AnswerOptions(max_new_tokens=16)
@@ -210,6 +215,99 @@ def test_another_configuration_never_reuses_answers(evaluate, tmp_path, changes)
     evaluate(tmp_path / "out", limit=3)
     with pytest.raises(ConfigError, match="holds answers of another configuration"):
         evaluate(tmp_path / "out", **{"limit": 3, **changes})
+
+
+def test_everything_that_changes_an_answer_is_in_the_hash_and_nothing_else(world, tmp_path):
+    found = benchmark("moving_shapes")
+    plan = Plan(found, world, tmp_path, ModelChoice("videollama2-tiny", options={"device": "cpu"}))
+    items = plan.items()
+
+    def hashed(**changes):
+        changed = replace(plan, **changes)
+        return configuration_hash(changed.configuration(changed.items() if "benchmark" in changes else items))
+
+    def model(**options):
+        return {"model": ModelChoice("videollama2-tiny", options={"device": "cpu", **options})}
+
+    other = [
+        model(device="cuda:1"), model(attn_implementation="eager"), model(load_4bit=True), model(load_8bit=True),
+        {"model": ModelChoice("videollama2-tiny", dtype="bfloat16", options={"device": "cpu"})},
+        {"benchmark": found.configure(prompt="options")},
+        {"benchmark": benchmark("mvbench"), "data": benchmarks_dir() / "mvbench"},
+    ]  # fmt: skip
+    settings = {"num_frames": 4, "video_backend": "pyav", "max_new_tokens": 9, "temperature": 0.2, "top_p": 0.5}
+    other += [{"options": AnswerOptions(**{name: value})} for name, value in {**settings, "seed": 1}.items()]
+    hashes = [hashed(), *(hashed(**changes) for changes in other)]
+    assert len(set(hashes)) == len(hashes)
+    same = [model(device="cpu", attn_implementation="sdpa"), {"batch_size": 3}, {"rank": 1, "world": 2},
+            {"protocol": "strict"}, {"strict_data": True}, {"output": tmp_path}, {"retry_failed": True}]  # fmt: skip
+    assert {hashed(**changes) for changes in same} == {hashed()}
+    assert {"project_version", "model_revision"} <= set(plan.configuration(items))
+
+
+def test_a_model_is_told_by_its_files_and_those_it_builds_on(tmp_path):
+    tiny = Path(resolve_name("videollama2-tiny"))
+    assert model_revision("videollama2-tiny") == model_revision(str(tiny))
+    whole, bare, tower = (shutil.copytree(tiny, tmp_path / name) for name in ("whole", "bare", "tower"))
+    (bare / "config.json").write_text('{"model_type": "qwen2"}')
+    adapter, connector = tmp_path / "adapter", tmp_path / "connector"
+    adapter.mkdir()
+    connector.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(whole)}))
+    (connector / "mm_projector.bin").write_bytes(b"w")
+    fields = {"model_type": "videollama2", "_name_or_path": str(bare), "mm_vision_tower": str(tower)}
+    (connector / "config.json").write_text(json.dumps(fields))
+
+    def revisions():
+        return [model_revision(str(path)) for path in (whole, adapter, connector)]
+
+    before = revisions()
+    assert model_revision(str(adapter), str(whole)) == before[1]  # named by it, or given
+    for path, changed in ((whole, [0, 1]), (bare, [2]), (tower, [2])):
+        with (path / "model.safetensors").open("r+b") as file:
+            file.seek(-1, 2)
+            last = file.read(1)
+            file.seek(-1, 2)
+            file.write(bytes([last[0] ^ 1]))
+        now = revisions()
+        assert [index for index in range(3) if now[index] != before[index]] == changed
+        before = now
+
+
+def test_other_subtitles_are_other_questions(evaluate, copied, tmp_path):
+    pytest.importorskip("pyarrow")
+    data = copied("videomme")
+    found = benchmark("videomme").configure(subtitles="seen")
+    evaluate(tmp_path / "out", "videomme", data, found=found, limit=3)
+    evaluate(tmp_path / "plain", "videomme", data, limit=3)
+    file = data / "subtitles" / f"{found.load(data)[0].group}.srt"
+    file.write_text(file.read_text().replace("Blue", "Green"))
+    with pytest.raises(ConfigError, match=r"another configuration \(texts: "):
+        evaluate(tmp_path / "out", "videomme", data, found=found, limit=3)
+    evaluate(tmp_path / "plain", "videomme", data, limit=3)  # asked without them
+
+
+def test_a_long_prompt_takes_of_the_answers_room(evaluate, copied, tmp_path):
+    data = copied("egoschema")
+    questions = json.loads((data / "questions.json").read_text())
+    questions[0]["question"] = "what " * 500  # more than half of the model's 1,024 positions
+    (data / "questions.json").write_text(json.dumps(questions))
+    evaluate(tmp_path / "room", "egoschema", data, options=AnswerOptions(), limit=1)
+    assert rows_of(tmp_path / "room")[0]["error"] is None
+    assert json.loads((tmp_path / "room" / "results.json").read_text())["generation"]["max_new_tokens"] == 512
+    evaluate(tmp_path / "asked", "egoschema", data, options=AnswerOptions(max_new_tokens=512), limit=1)
+    assert rows_of(tmp_path / "asked")[0]["error"].startswith("RequestTooLongError")  # it was asked for
+
+
+def test_slots_are_as_long_whatever_the_batch(world):
+    model, processor, _ = model_init("videollama2-tiny", device="cpu")
+    for batch in (1, 16):
+        with open_engine(model, processor, batch) as engine:
+            assert (engine.max_batch, engine.max_length) == (batch, 1024)
+    lengthened = copy.deepcopy(model)
+    lengthened.config.text_config.max_position_embeddings = 32768
+    with open_engine(lengthened, processor) as engine:
+        assert engine.max_length == 4096
 
 
 def test_items_tell_whether_the_questions_are_the_same():

@@ -55,6 +55,21 @@ def test_a_cut_line_in_the_file_of_a_process_that_is_no_more_is_not_read(tmp_pat
     assert found.merge(["a", "b"])[1] == []
 
 
+def test_a_full_disk_is_named_and_keeps_what_was_written(tmp_path):
+    resource = pytest.importorskip("resource")
+    found = store(tmp_path)
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200, former[1]))
+        with pytest.raises(DataError, match=r"rank-00000-of-00001\.jsonl: cannot be written \(File too large\)"):
+            fill(found, *[answer(str(number)) for number in range(9)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+    assert found.merge(["0", "1", "2"])[1] == ["2"]  # its line is cut
+    fill(found, answer("2"))
+    assert found.merge(["0", "1", "2"])[1] == []
+
+
 def test_doubles_surplus_and_damage_are_found(tmp_path):
     found = store(tmp_path)
     fill(found, answer("a"), rank=0, world=2)

@@ -200,7 +200,7 @@ def test_an_error_inside_a_stream_comes_after_the_text_before_it() -> None:
 
     async def run(url: str) -> list[str]:
         client = ControllerClient("http://127.0.0.1:9")
-        client._chooser = lambda model: lambda tried: _choice(url)
+        client._chooser = lambda model, affinity=None: lambda tried: _choice(url)
         backend, found = ControllerBackend(client, POLICY), []
         try:
             async for delta in backend.stream(TINY, [{"role": "user", "content": "hello"}], GREEDY):

@@ -198,6 +198,8 @@ def test_a_stream_says_what_the_whole_reply_says(chat, fields):
         told = [item for c in own for item in (c["logprobs"] or {}).get("content", [])]
         expected = (choice["logprobs"] or {}).get("content", [])
         assert [item["token"] for item in told] == [item["token"] for item in expected]
+        if expected:
+            assert own[1]["logprobs"]["content"], "those of a piece of text come with it"
 
 
 def test_without_being_asked_a_stream_tells_no_usage(chat):

@@ -116,6 +116,11 @@ def test_which_model(empty, tiny_worker):
         with pytest.raises(ConfigError, match="one, two"):
             RemoteChat(empty.url).choose_model()
         assert RemoteChat(empty.url, "two").choose_model() == "two"
+        given = iter(["", "3", "none", "2"])
+        out = io.StringIO()
+        assert RemoteChat(empty.url, out=out).choose_model(lambda _: next(given)) == "two"
+        assert "1  one" in out.getvalue() and "2  two" in out.getvalue()
+        assert RemoteChat(empty.url, out=out).choose_model(lambda _: "one") == "one"
 
 
 def test_errors_are_one_line_and_code_2(capsys):

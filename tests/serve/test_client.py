@@ -12,7 +12,7 @@ from videollama2.serve.client import ControllerClient
 from videollama2.serve.controller import Controller, make_controller_app
 from videollama2.serve.dispatch import Registry
 from videollama2.serve.settings import Security
-from videollama2.serve.upstream import Patience
+from videollama2.serve.upstream import MOST_DEATHS, Patience
 
 HASTY = Patience(connect=1, silence=0.15, probe=0.3, total=3)
 DONE = b"data: [DONE]\n\n"
@@ -149,6 +149,61 @@ def test_before_the_first_token_another_worker_is_tried(server, first, stream):
         expected = chunk("good") + DONE if stream else {"text": "good"}
         assert with_client(server.url, twice) == [expected] * 2
         assert bad.asked.count("/v1/chat/completions") <= 1, "it is passed over for a while"
+
+
+def test_a_request_that_breaks_workers_is_not_taken_to_all_of_them(server):
+    workers = [StrangeWorker(dying) for _ in range(5)]
+    try:
+        for worker in workers:
+            register(server, worker)
+        with pytest.raises(ApiError) as raised:
+            with_client(server.url, read)
+        assert (raised.value.status, raised.value.code) == (502, "worker_failed")
+        assert sum("/v1/chat/completions" in worker.asked for worker in workers) == MOST_DEATHS
+    finally:
+        for worker in workers:
+            worker.close()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_worker_that_lives_and_never_answers_is_given_up_and_not_replaced(server, stream):
+    async def endless(path, body, writer):
+        if path == "/health":
+            await reply(writer, {})
+        else:
+            await asyncio.sleep(60)
+
+    async def use():
+        client = ControllerClient(server.url, patience=Patience(connect=1, silence=0.1, probe=2, total=0.3))
+        try:
+            return await read(client, stream)
+        finally:
+            await client.aclose()
+
+    with StrangeWorker(endless) as bad, StrangeWorker(answering("good")) as good:
+        register(server, bad)
+        register(server, good, queue=50)
+        with pytest.raises(ApiError) as raised:
+            asyncio.run(use())
+        assert (raised.value.status, raised.value.code) == (504, "worker_timeout") and not good.asked
+
+
+def test_questions_about_one_clip_go_to_one_worker(server):
+    workers = [StrangeWorker(answering("a")) for _ in range(3)]
+    try:
+        for worker in workers:
+            register(server, worker)
+        media = {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}}
+
+        async def use(client):
+            for text in ("What?", "Where?", "Why?"):
+                await read(client, messages=[{"role": "user", "content": [media, {"type": "text", "text": text}]}])
+
+        with_client(server.url, use)
+        assert sorted(worker.asked.count("/v1/chat/completions") for worker in workers) == [0, 0, 3]
+    finally:
+        for worker in workers:
+            worker.close()
 
 
 def test_a_whole_reply_is_begun_anew_as_long_as_nothing_was_passed_on(server):

@@ -288,6 +288,44 @@ def test_a_forged_registration_is_refused(post, name, status):
     assert post("/list_models").json() == {"models": []}
 
 
+@pytest.mark.parametrize("name", ["X-Forwarded-For", "Forwarded", "Via", "X-Real-IP"])
+def test_registrations_through_a_proxy_need_the_token(server, name):
+    body = {"worker_name": "http://127.0.0.1:1", "worker_status": {"model_names": ["m"]}}
+    for value in ("127.0.0.1", "10.1.2.3"):
+        reply = http.post(server.url + "/register_worker", json=body, headers={name: value})
+        assert reply.status_code == 403 and not server.controller.registry.workers
+
+
+def test_metrics(server, post):
+    with StrangeWorker(answering("a")) as worker:
+        register(post, worker, queue=2)
+        assert ask(post).status_code == 200
+        assert post("/worker_generate_stream", model="m").status_code == 400
+        for path in ("/a/client's", "/word"):
+            post(path)
+        text = http.get(server.url + "/metrics").text
+    lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert float(lines['videollama2:workers{model_name="m"}']) == 1
+    assert float(lines['videollama2:workers_queue_length{model_name="m"}']) == 2
+    count = 'videollama2:http_requests_total{path="%s",status="%s"}'
+    assert float(lines[count % ("/worker_generate_stream", 200)]) >= 1
+    assert float(lines[count % ("/worker_generate_stream", 400)]) >= 1
+    assert float(lines[count % ("other", 404)]) >= 2 and "word" not in text
+
+
+def test_follow_ups_go_where_their_picture_is_known(server, post):
+    with StrangeWorker(answering("a")) as one, StrangeWorker(answering("b")) as two:
+        register(post, one)
+        register(post, two)
+        told = set()
+        for question in ("What?", "Where?", "Why?"):
+            reply = post("/worker_generate_stream", model="m", prompt=question, images=["AAAA"])
+            told.add(frames_of(reply.content)[-1]["text"])
+        assert len(told) == 1
+        addresses = {post("/get_worker_address", model="m", affinity="x").json()["address"] for _ in range(3)}
+        assert len(addresses) == 1
+
+
 def test_a_caller_from_elsewhere_is_refused():
     security = Security(worker_token="token", allowed_workers=("10.0.0.0/8",))
     with make(security) as server:

@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from videollama2.serve.api_errors import ApiError
-from videollama2.serve.dispatch import Registry
+from videollama2.serve.dispatch import AFFINITY_SLACK, Registry, affinity_of_chat
 from videollama2.serve.protocol import WorkerStatus
 from videollama2.serve.settings import Security
 from videollama2.serve.worker_addresses import WorkerAddresses
@@ -212,3 +212,47 @@ def test_callers():
     assert caller("10.0.0.1", worker_token="t")
     assert not caller("10.0.0.1", worker_token="t", allowed_workers=("192.168.0.0/16",))
     assert caller("10.1.2.3", allowed_workers=("gpu1",)) and not caller("10.1.2.4", allowed_workers=("gpu1",))
+
+
+# ----------------------------------------------------------------------------------------------------------- affinity
+
+
+def test_requests_about_one_thing_go_to_one_worker_until_it_is_too_busy():
+    found = registry(a=(1, 0), b=(1, 0), c=(1, 0))
+    first = found.choose("m", (), "clip").name
+    assert all(found.choose("m", (), "clip").name == first for _ in range(AFFINITY_SLACK))
+    assert found.choose("m", (), "clip").name != first, "others have nothing to do"
+    assert {registry(a=(1, 0), b=(1, 0)).choose("m", (), str(n)).name for n in range(32)} == {"a", "b"}
+
+
+def test_affinity_outlives_other_workers_but_not_its_own():
+    found = registry(a=(1, 0), b=(1, 0), c=(1, 0))
+    first = found.choose("m", (), "clip").name
+    other = next(worker.name for worker in found.workers if worker.name != first)
+    found.remove(other)
+    assert found.choose("m", (), "clip").name == first
+    assert found.choose("m", (first,), "clip").name != first
+    found.failed(next(worker for worker in found.workers if worker.name == first))
+    assert found.choose("m", (), "clip").name != first
+
+
+def test_what_a_conversation_is_about():
+    def chat(url, *texts):
+        media = {"type": "video_url", "video_url": {"url": url}}
+        first = {"role": "user", "content": [media, {"type": "text", "text": texts[0]}]}
+        rest = [{"role": role, "content": text} for text in texts[1:] for role in ("assistant", "user")]
+        return affinity_of_chat({"messages": [{"role": "system", "content": "s"}, first, *rest]})
+
+    assert chat("data:a", "what?") == chat("data:a", "where?", "why?") != chat("data:b", "what?")
+    assert chat("x" * 200_000 + "a", "?") != chat("x" * 200_000 + "b", "?")
+    plain = [affinity_of_chat({"messages": [{"role": "user", "content": text}]}) for text in ("a", "b", "a")]
+    assert plain[0] == plain[2] != plain[1]
+    for strange in ({}, {"messages": 3}, {"messages": [None, {"role": "user", "content": 3}]},
+                    {"messages": [{"role": "user", "content": [{"video_url": {"url": 5}}, 7]}]}):  # fmt: skip
+        assert affinity_of_chat(strange) is None
+
+
+def test_a_heart_beat_may_correct_the_speed():
+    found = registry(a=(1, 0))
+    assert found.beat("a", 2, 8.0) and found.workers[0].speed == 8
+    assert found.beat("a", 2) and found.workers[0].speed == 8

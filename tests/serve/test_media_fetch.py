@@ -12,11 +12,13 @@ from contextlib import contextmanager
 import pytest
 
 from tests.serve.api_fixtures import data_url, policy, write
+from videollama2.serve import media_urls
 from videollama2.serve.media_addresses import check_resolved
 from videollama2.serve.media_errors import RefusedMediaError
 from videollama2.serve.media_fetch import MAX_REDIRECTS, MediaFetcher, resolve_host
 from videollama2.serve.media_files import read_below
 from videollama2.serve.media_urls import WebAddress, follow, parse_data, parse_file, parse_web
+from videollama2.serve.settings import MediaPolicy
 
 
 class Web:
@@ -536,6 +538,31 @@ def test_data_urls():
 ])  # fmt: skip
 def test_data_urls_that_are_none(url, kind):
     assert refusal(url, kind).status == 400
+
+
+def test_large_base64_is_decoded_in_pieces(monkeypatch):
+    monkeypatch.setattr(media_urls, "_PIECE", 8)
+    for count in (5, 6, 7, 11, 12, 13):
+        content = bytes(range(count))
+        url = "data:image/png;base64," + base64.b64encode(content).decode()
+        assert parse_data(url, "image", 100, 1) == content
+    for text in ("AAAAAA==AAAA", "AAA=AAAAAAAA", "AAAAAAA=AAAAAAAA", "AAAAAAAA===="):
+        with pytest.raises(RefusedMediaError, match="base64"):
+            parse_data("data:image/png;base64," + text, "image", 100, 1)
+
+
+def test_the_log_of_a_refusal_holds_no_path_or_query():
+    """A signed URL is a credential."""
+    for url in ("https://not.example/path?signature=secret", "https://a.example/path?signature=secret"):
+        policy = MediaPolicy(allowed_hosts=frozenset({"a.example"}), fetch_timeout_s=5)
+        fetcher = MediaFetcher(policy, resolve=_nowhere)
+        with pytest.raises(RefusedMediaError) as raised:
+            asyncio.run(fetcher.fetch(url, "image"))
+        assert "example" in raised.value.detail and "secret" not in raised.value.detail + str(raised.value)
+
+
+async def _nowhere(host, port):
+    raise OSError("no such host")
 
 
 def test_sizes_and_counts_are_checked_before_decoding():

@@ -6,9 +6,11 @@ import asyncio
 import json
 import os
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import fields
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -27,12 +29,13 @@ from videollama2.serve.conversation import Conversation, Medium, literal
 from videollama2.serve.media_errors import RefusedMediaError
 from videollama2.serve.page_errors import explain
 from videollama2.serve.page_log import LogFullError, VoteLog
+from videollama2.serve.page_pacing import paced
 from videollama2.serve.page_server import check_account, read_accounts
 from videollama2.serve.sandbox import Sandbox
 from videollama2.serve.settings import MediaPolicy
 from videollama2.serve.thumbnails import EDGE, Thumbnails, data_url
-from videollama2.serve.ui import examples
-from videollama2.serve.ui_events import paced
+from videollama2.serve.ui import PageSettings, Widgets, examples
+from videollama2.serve.ui_events import Events
 
 VIDEO = Medium("video", str(CLIP), {"num_frames": 4})
 
@@ -94,6 +97,15 @@ def test_questions_are_drawn_as_they_stand(text: str) -> None:
     assert drawn.startswith('<div class="vl-literal">')
     assert "<img" not in drawn
     assert "\n" not in drawn
+
+
+def test_notes_stay_one_block_of_html() -> None:
+    conversation = Conversation()
+    answered(conversation, "q", "", outcome="failed")
+    conversation.turns[-1].notice = "odd\n\n![a](b) <b>"
+    note = conversation.shown()[-1]["content"][0]["text"]
+    assert "odd ![a](b) &lt;b&gt;</div>" in note
+    assert "\n" not in note
 
 
 def test_plain_questions_stay_plain() -> None:
@@ -280,6 +292,49 @@ def test_errors_come_after_the_text_before_them() -> None:
     assert texts == ["begun"]
 
 
+# ----------------------------------------------------------------------------------------------------- one at a time
+
+
+class OneWord:
+    """A back end that says one word, once :attr:`release` is set, and counts how often it was asked."""
+
+    def __init__(self) -> None:
+        self.asked, self.release = 0, asyncio.Event()
+
+    async def stream(
+        self, model: str, messages: Sequence[dict[str, Any]], options: Mapping[str, Any]
+    ) -> AsyncIterator[str]:
+        self.asked += 1
+        if self.asked > 1:
+            self.release.set()
+        await self.release.wait()
+        yield "yes"
+
+
+def test_two_questions_of_one_visitor_at_the_same_moment_are_not_both_answered() -> None:
+    widgets = Widgets(**{each.name: each.name for each in fields(Widgets)})
+    backend, conversation = OneWord(), Conversation()
+    events = Events(backend, PageSettings(), widgets)
+    values = dict.fromkeys(widgets.inputs) | {
+        "conversation": conversation, "model": "m", "question": "what?", "files": [str(PICTURE)],
+    }  # fmt: skip
+    visitor = SimpleNamespace(session_hash="visitor")
+
+    async def ask() -> list[str]:
+        told = [str(getattr(update.get("notice"), "value", "")) async for update in events.ask(values, visitor)]
+        backend.release.set()  # the one that was refused ends while the other is being answered
+        return told
+
+    async def both() -> list[list[str]]:
+        return await asyncio.gather(ask(), ask())
+
+    told = asyncio.run(both())
+    assert backend.asked == 1
+    assert [turn.answer for turn in conversation.turns] == ["yes"]
+    assert sum("still being written" in "".join(texts) for texts in told) == 1
+    assert events.running == {}
+
+
 # ---------------------------------------------------------------------------------------------------------- accounts
 
 
@@ -323,6 +378,7 @@ def test_health_and_headers(http: httpx.Client) -> None:
         "/gradio_api/file=http://127.0.0.1:1/x",
         "/gradio_api/file=https://example.com/x.png",
         "/gradio_api/proxy=http://127.0.0.1:1/x",
+        "/demo/gradio_api/proxy=http://127.0.0.1:1/x",
         f"/gradio_api/file={Path(__file__).resolve()}",
     ],
 )
@@ -342,6 +398,7 @@ def test_other_origins_get_no_answer(http: httpx.Client) -> None:
 
 def test_bodies_and_files_are_bounded(http: httpx.Client) -> None:
     assert http.post("/gradio_api/queue/join", content=b"x" * (2 << 20)).status_code == 413
+    assert http.post("/gradio_api/call/upload", content=b"x" * (2 << 20)).status_code == 413
     chunks = (b"x" * (1 << 18) for _ in range(8))
     assert http.post("/gradio_api/queue/join", content=chunks).status_code == 413
     reply = http.post("/gradio_api/upload", files={"files": ("a.mp4", b"x" * ((4 << 20) + 10))})

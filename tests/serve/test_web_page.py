@@ -24,7 +24,7 @@ from tests.serve.page_fixtures import (  # noqa: F401 - fixtures
     user,
 )
 from videollama2.errors import QueueFullError
-from videollama2.serve.api_errors import no_worker
+from videollama2.serve.api_errors import model_not_found, no_worker
 
 COLOUR, SHAPE = "Which colour does the square change to?", "What is the shape of the white object?"
 COUNT = "How many objects can be seen?"
@@ -106,6 +106,8 @@ def test_everything_is_on_the_page(visit: Open, size: str) -> None:
     page = visit(size)
     page.expect(page.page.locator("#vl-model input")).to_have_value(TINY)
     page.expect(page.page.get_by_text("What would you like to know?")).to_be_visible()
+    assert page.page.evaluate("() => window.scrollY") == 0
+    page.expect(page.page.get_by_label("Question", exact=True)).to_be_visible()
     width = SIZES[size][0]
     assert page.page.evaluate("() => document.documentElement.scrollWidth") <= width
     for name in ("files", "chat", "question", "send", "regenerate", "edit", "up", "down", "flag", "clear", "terms"):
@@ -151,7 +153,7 @@ def test_an_example_is_asked_at_once(visit: Open, served: Served) -> None:  # no
 
 
 def test_a_recording_goes_to_the_question(visit: Open) -> None:
-    page = visit(permissions=["camera", "microphone"])
+    page = visit(permissions=["camera"])
     page.page.get_by_role("tab", name="Camera").click()
     page.page.get_by_title("grant webcam access").click()
     page.page.get_by_text("Record", exact=True).click()
@@ -185,6 +187,21 @@ def test_a_question_that_failed_keeps_its_video(visit: Open, served: Served) -> 
     served.backend.faults = [no_worker(TINY)]
     assert "No model is running" in page.ask(COLOUR)
     assert page.questions() == [COLOUR]
+    assert page.regenerate() == "yellow"
+
+
+@pytest.mark.parametrize("fault", [model_not_found, no_worker])
+def test_where_a_model_is_gone_the_others_are_offered(
+    visit: Open,
+    served: Served,  # noqa: F811
+    fault: Callable[[str], Exception],
+) -> None:
+    page = visit()
+    page.choose_model(LONG)
+    page.upload(CLIP, frames=8)
+    served.backend.names, served.backend.faults = [TINY], [fault(LONG)]
+    assert "not running any more" in page.ask(COLOUR)
+    page.expect(page.page.locator("#vl-model input")).to_have_value(TINY)
     assert page.regenerate() == "yellow"
 
 

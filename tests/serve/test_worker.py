@@ -11,6 +11,7 @@ import pytest
 
 from tests.serve.servers import AppThread, frames_of, free_port, http, wait_until
 from videollama2.errors import ConfigError
+from videollama2.inference.request import Result, Timings
 from videollama2.serve.controller import Controller, make_controller_app
 from videollama2.serve.dispatch import Registry
 from videollama2.serve.heart_beat import HeartBeat
@@ -240,7 +241,7 @@ class Beating:
     def __init__(self, controller, worker="http://127.0.0.1:1234", **options):
         import threading
 
-        self.queue = 0
+        self.queue, self.speed = 0, 5
         self.beat = HeartBeat(controller, worker, self.status, interval_s=0.2, **options)
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
@@ -248,7 +249,7 @@ class Beating:
         self.loop.call_soon_threadsafe(self.beat.start)
 
     def status(self):
-        return WorkerStatus(model_names=["m"], speed=5, queue_length=self.queue)
+        return WorkerStatus(model_names=["m"], speed=self.speed, queue_length=self.queue)
 
     def __enter__(self):
         return self
@@ -338,6 +339,57 @@ def test_a_worker_must_know_where_it_is_reached():
 
 def test_speed_is_measured(tiny_engine):
     assert 0.1 < measure_speed(tiny_engine) < 1e6
+
+
+def test_the_best_speed_that_was_seen_counts(tiny_service):
+    def answer(tokens, first, total):
+        tiny_service._watch_speed(Result("x", "stop", token_ids=(1,) * tokens, timings=Timings(0, 0, first, total)))
+        return tiny_service.speed
+
+    before = tiny_service.speed
+    try:
+        tiny_service.speed = 0.5  # measured while others were loading
+        assert answer(2, 1.0, 1.1) == 0.5, "too short to tell"
+        assert answer(33, 1.0, 3.0) == 16
+        assert answer(33, 1.0, 9.0) == 16, "in company an answer is slower, the worker is not"
+        tiny_service.is_speed_fixed = True
+        assert answer(33, 1.0, 2.0) == 16, "the operator knows better"
+    finally:
+        tiny_service.speed, tiny_service.is_speed_fixed = before, False
+
+
+def test_the_controller_hears_of_a_better_speed():
+    with controller_at() as server, Beating(server.url) as beating:
+        wait_until(lambda: server.registry.workers and server.registry.workers[0].speed == 5)
+        beating.speed = 9
+        wait_until(lambda: server.registry.workers[0].speed == 9)
+
+
+def test_work_that_is_over_is_reported_though_the_queue_is_as_before():
+    """The controller has counted it, and would take the worker for busy until the next beat."""
+    taken = [0]
+    with controller_at() as server, Beating(server.url, taken=lambda: taken[0]) as beating:
+        worker = wait_until(lambda: next(iter(server.registry.workers), None))
+        beating.beat.interval_s = 60.0
+        beating.queue = 1
+        wait_until(lambda: worker.queue == 1)
+        beating.queue = 0
+        wait_until(lambda: worker.queue == 0)
+        server.registry.choose("m")
+        assert worker.queue == 1
+        taken[0] = 1
+        wait_until(lambda: worker.queue == 0, 5)
+
+
+def test_a_lost_heart_beat_is_soon_repeated(monkeypatch):
+    monkeypatch.setattr("videollama2.serve.heart_beat.RETRY_S", 0.2)
+    with controller_at() as server, Beating(server.url) as beating:
+        wait_until(lambda: server.registry.workers)
+        beating.beat.controller, there = f"http://127.0.0.1:{free_port()}", beating.beat.controller
+        beating.beat.interval_s, beating.queue = 60.0, 1
+        wait_until(lambda: not beating.beat._was_heard, 5)
+        seen, beating.beat.controller = server.registry.workers[0].seen, there
+        wait_until(lambda: server.registry.workers[0].seen > seen, 10)
 
 
 def test_help_names_every_flag_once():

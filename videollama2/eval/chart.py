@@ -31,7 +31,7 @@ def draw_chart(document: Mapping[str, Any]) -> bytes:
     figure.get_layout_engine().set(h_pad=0.1, w_pad=0.1)
     model = str(document["model"])
     shown = model if len(model) <= _TITLE_LETTERS else "…" + model[-_TITLE_LETTERS:]  # a path says most at its end
-    figure.suptitle(_plain(f"{document['benchmark']} · {shown}"), fontsize=11)
+    figure.suptitle(_plain(heading(document, shown)), fontsize=11)
     axes = figure.subplots(len(panels), 1, squeeze=False, gridspec_kw={"height_ratios": heights or [1]})
     for axis, metrics in zip(axes[:, 0], panels, strict=True):
         _draw_panel(axis, metrics)
@@ -41,10 +41,22 @@ def draw_chart(document: Mapping[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
+def heading(document: Mapping[str, Any], model: str | None = None) -> str:
+    """What was measured and of which model. Options that change the questions belong to it."""
+    options = [f"{name} {document[name]}" for name in ("subtitles", "split", "prompt") if document.get(name)]
+    return f"{', '.join([document['benchmark'], *options])} · {model or document['model']}"
+
+
 def _panels(metrics: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
-    """Metrics of one unit share an axis. At least one panel, so that an empty report has a chart that says so."""
+    """Metrics of one unit share an axis. Without any value there is one panel, which says so."""
+    if not any(map(_scored, metrics)):
+        return [[*metrics]]
     units = dict.fromkeys(metric["unit"] for metric in metrics)
-    return [[metric for metric in metrics if metric["unit"] == unit] for unit in units] or [[]]
+    return [[metric for metric in metrics if metric["unit"] == unit] for unit in units]
+
+
+def _scored(metric: Mapping[str, Any]) -> bool:
+    return metric["overall"]["value"] is not None
 
 
 def _labels(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -55,20 +67,25 @@ def _labels(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _panel_inches(metrics: Sequence[Mapping[str, Any]]) -> float:
+    if not any(map(_scored, metrics)):
+        return 1.0
     return 1.0 + len(_labels(metrics)) * (_GAP_INCHES + _BAR_INCHES * max(1, len(metrics)))
 
 
 def _draw_panel(axis: Any, metrics: Sequence[Mapping[str, Any]]) -> None:
-    if not any(metric["overall"]["value"] is not None for metric in metrics):
-        axis.text(0.5, 0.5, "no scored question", ha="center", va="center", transform=axis.transAxes)
+    if not any(map(_scored, metrics)):
+        axis.text(0.5, 0.5, _why_unscored(metrics), ha="center", va="center", transform=axis.transAxes)
         axis.set_axis_off()
         return
     top = 100.0 if metrics[0]["unit"] == "%" else 5.0
     labels = _labels(metrics)
     height = _BAR_INCHES / (_GAP_INCHES + _BAR_INCHES * len(metrics))
     offsets = [(index - (len(metrics) - 1) / 2) * height for index in range(len(metrics))]
-    for index, metric in enumerate(metrics):
-        _draw_bars(axis, metric, labels, offsets[index], height, _COLOURS[index % len(_COLOURS)], top)
+    # Totals alone are named at their bars, so there the colour tells the protocol.
+    told = [metric["protocol"] if len(labels) == 1 else index for index, metric in enumerate(metrics)]
+    kinds = list(dict.fromkeys(told))
+    for metric, kind, offset in zip(metrics, told, offsets, strict=True):
+        _draw_bars(axis, metric, labels, offset, height, _COLOURS[kinds.index(kind) % len(_COLOURS)], top)
     _dress(axis, top, len(labels))
     if len(labels) == 1:
         # Nothing but totals (the aspects of a judge): name each bar instead of one group of bars.
@@ -79,6 +96,14 @@ def _draw_panel(axis: Any, metrics: Sequence[Mapping[str, Any]]) -> None:
         axis.set_yticks(range(len(labels)), names, fontsize=8)
         axis.axhline(0.5, color="#aaaaaa", linewidth=0.8)
     _legend(axis, metrics, named=len(labels) > 1)
+
+
+def _why_unscored(metrics: Sequence[Mapping[str, Any]]) -> str:
+    """The counts of the first metric that has any; all of a report say much the same."""
+    counts = metrics[0]["counts"] if metrics else {}
+    names = ("missing_media", "failed", "judge_failed")
+    found = [f"{counts[name]} {name.replace('_', ' ')}" for name in names if counts.get(name)]
+    return "no scored question" + (f" (of {counts['total']}: {', '.join(found)})" if found else "")
 
 
 def _draw_bars(

@@ -63,6 +63,7 @@ def _run(parser: argparse.ArgumentParser) -> None:
     asked.add_argument("--subtitles", nargs="?", const="published", choices=("published", "seen"), metavar="WHICH",
                        help="VideoMME: published (the published choice; also without a value) or seen (cues of the "
                        "frames that the model sees, each once)")  # fmt: skip
+    asked.add_argument("--split", choices=("test", "valid"), help="Perception Test (default: whichever is there)")
     asked.add_argument("--prompt", choices=("question", "options"),
                        help="moving_shapes: the question alone (default), or with options as MVBench")  # fmt: skip
     asked.add_argument("--limit", type=_whole(1), metavar="N", help="ask only N questions")

@@ -24,7 +24,7 @@ def run_command(args: argparse.Namespace) -> int:
     from videollama2.eval.evaluation import ModelChoice, Plan, run
     from videollama2.eval.runner import AnswerOptions
 
-    settings = {"subtitles": args.subtitles, "prompt": args.prompt}
+    settings = {"subtitles": args.subtitles, "split": args.split, "prompt": args.prompt}
     found = benchmark(args.benchmark).configure(**settings)
     if args.dry_run and not args.judge_model:
         raise ConfigError("--dry-run is about a judge: give --judge-model")
@@ -141,7 +141,7 @@ def _metrics(
     found: Benchmark, rows: list[Row], judging: Judging | None, progress: bool
 ) -> tuple[list[Row], list[dict[str, Any]]]:
     if not found.aspects:
-        return rows, option_metrics(found, rows)
+        return rows, option_metrics(found, rows, (PUBLISHED,))
     if judging is None:
         raise _needs_judge(found)
     return judge_rows(found, rows, judging, progress)

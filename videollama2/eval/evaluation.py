@@ -17,7 +17,7 @@ from typing import Any
 from videollama2 import __version__
 from videollama2.errors import DataError, MissingDependencyError
 from videollama2.eval.items import PUBLISHED, Benchmark, Item, Row
-from videollama2.eval.runner import AnswerOptions, Runner, missing_media, share
+from videollama2.eval.runner import AnswerOptions, Runner, missing_media, open_engine, share
 from videollama2.eval.scoring import (
     Judging,
     describe_judge,
@@ -42,17 +42,21 @@ class ModelChoice:
     options: dict[str, Any] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
-        """What answers depend on. The dtype is written out, since its default depends on the machine."""
+        """What answers depend on. Device and dtype are written out, since their defaults depend on the machine; they
+        and the attention's implementation round differently."""
         from videollama2.eval.fingerprint import model_revision
         from videollama2.loading import default_device
         from videollama2.loading.placement import as_dtype
 
-        dtype = as_dtype(self.dtype, str(self.options.get("device") or default_device()))
+        device = str(self.options.get("device") or default_device())
+        dtype = as_dtype(self.dtype, device)
         bits = [name for name in ("load_8bit", "load_4bit") if self.options.get(name)]
         return {
             "model_revision": model_revision(self.path, self.base),
             "dtype": str(dtype).removeprefix("torch."),
             "quantization": bits[0].removeprefix("load_") if bits else None,
+            "device": device.split(":")[0],
+            "attention": self.options.get("attn_implementation") or "sdpa",
         }
 
 
@@ -101,10 +105,12 @@ class Plan:
     def configuration(self, items: Sequence[Item]) -> dict[str, Any]:
         """Everything that answers depend on."""
         return {
+            "project_version": __version__,
             "benchmark": self.benchmark.name,
             "benchmark_version": self.benchmark.version,
             "settings": self.benchmark.settings(),
             "items": items_digest(items),
+            "texts": texts_digest(self.benchmark.texts(items, self.data)),
             **self.model.describe(),
             "generation": self.options.describe(),
         }
@@ -115,6 +121,17 @@ def items_digest(items: Sequence[Item]) -> str:
     digest = hashlib.sha256()
     for item in items:
         digest.update(json.dumps([item.id, *item.clip, item.instruction, item.answer, item.options]).encode())
+    return digest.hexdigest()[:16]
+
+
+def texts_digest(files: Sequence[Path]) -> str | None:
+    """Changes with the name and content of any of these files, and with one more or one less; None without files."""
+    if not files:
+        return None
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest.update(json.dumps([path.name, content]).encode())
     return digest.hexdigest()[:16]
 
 
@@ -187,6 +204,8 @@ def header(plan: Plan, folder: Path) -> dict[str, Any]:
         "revision": asked["model_revision"],
         "dtype": asked["dtype"],
         "quantization": asked["quantization"],
+        "device": asked.get("device"),
+        "attention": asked.get("attention"),
         "frames": asked["generation"]["num_frames"] or model.get("frames"),
         "generation": {**asked["generation"], "max_new_tokens": model.get("max_new_tokens")},
         "protocol": plan.protocol,
@@ -213,7 +232,8 @@ def write_results(
     except MissingDependencyError as error:  # tables are written; only the chart is not
         say(f"no chart: {error}")
     say((folder / "results.md").read_text(encoding="utf-8"))
-    say(f"written to {folder}: results.json, results.md{''.join(f', {path.name}' for path in submissions)}")
+    made = [name for name in ("results.json", "results.md", "results.png", "samples.jsonl") if (folder / name).exists()]
+    say(f"written to {folder}: {', '.join([*made, *(path.name for path in submissions)])}")
     return json.loads((folder / "results.json").read_text(encoding="utf-8"))
 
 
@@ -240,7 +260,6 @@ def _answer(
     from transformers.utils import logging
 
     from videollama2 import model_init
-    from videollama2.inference.engine import Engine
 
     logging.disable_progress_bar()  # the one bar is ours
 
@@ -248,7 +267,7 @@ def _answer(
     model, processor, _ = model_init(plan.model.path, **options)
     name = plan.benchmark.name + (f" {plan.rank + 1}/{plan.world}" if plan.world > 1 else "")
     with (
-        Engine(model, processor, max_batch=plan.batch_size) as engine,
+        open_engine(model, processor, plan.batch_size) as engine,
         tqdm(total=of, initial=of - len(items), desc=name, unit=" answers", disable=not _shows(plan)) as bar,
     ):
         runner = Runner(engine, plan.benchmark, plan.data, plan.options, plan.strict_data)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
-from videollama2.loading.files import find_file, resolve_name
+from videollama2.loading.files import checkpoint_kind, config_dict_of, find_file, is_videollama2, resolve_name
 
 _SUFFIXES = {".json", ".safetensors", ".bin", ".model", ".jinja", ".txt"}
 _WHOLE = 64 << 20
@@ -14,14 +15,32 @@ _SAMPLES, _SAMPLE = 64, 1 << 16
 
 
 def model_revision(model_path: str, model_base: str | None = None) -> str:
-    """A hub commit, or a digest of the files of a folder; of model and base where there are two.
+    """A hub commit, or a digest of the files of a folder; of everything that a LoRA or connector folder builds on as
+    well, whether it is given or named by the folder itself.
 
     Files above 64 MiB are told by their size and 64 samples spread over them: 150 GB are not read to name a model.
 
     Raises:
-        CheckpointNotFoundError: no such model.
+        CheckpointError: no such model, or it cannot be told what it builds on.
     """
-    return "+".join(_revision(name) for name in (model_path, model_base) if name)
+    path = resolve_name(model_path)
+    kind = checkpoint_kind(path)
+    used = [path, *([model_base] if kind == "full" else _built_on(path, kind, model_base))]
+    return "+".join(_revision(name) for name in used if name)
+
+
+def _built_on(path: str, kind: str, model_base: str | None) -> list[str | None]:
+    """Base and vision tower, found as loading finds them; a whole base brings its own tower."""
+    fields = config_dict_of(path) if find_file(path, "config.json") else {}
+    base = model_base or fields.get("_name_or_path")
+    if kind == "lora":
+        adapter = find_file(path, "adapter_config.json")
+        assert adapter is not None  # that is what makes it a LoRA folder
+        base = model_base or json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base:
+        return []  # loading says what is missing
+    tower = None if is_videollama2(config_dict_of(resolve_name(base))) else fields.get("mm_vision_tower")
+    return [base, tower]
 
 
 def _revision(name: str) -> str:

@@ -127,7 +127,8 @@ class Benchmark(ABC):
         """
 
     def configure(self, **options: Any) -> Benchmark:
-        """This benchmark with options of its own (VideoMME: ``subtitles``; moving_shapes: ``prompt``).
+        """This benchmark with options of its own (VideoMME: ``subtitles``; Perception Test: ``split``;
+        moving_shapes: ``prompt``).
 
         Raises:
             ConfigError: it has no such option.
@@ -144,6 +145,10 @@ class Benchmark(ABC):
     def instructions(self, item: Item, data: Path, num_frames: int) -> tuple[str, ...]:
         """The texts for the model. Called when the item's turn comes, so it may open files beside the video."""
         return item.instructions
+
+    def texts(self, items: Sequence[Item], data: Path) -> list[Path]:
+        """Files beside the videos whose content gets into :meth:`instructions`. With others, answers are not reused."""
+        return []
 
     def parse(self, item: Item, output: str, protocol: str) -> Parsed | None:
         """Read an answer; None where answers are judged, not read."""

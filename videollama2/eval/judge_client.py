@@ -19,8 +19,12 @@ _RETRY_STATUS = frozenset({408, 409, 425, 429})  # and every 5xx
 _FATAL_STATUS = {401: "refuses the key", 403: "forbids the request", 404: "does not know the model or the address"}
 
 
+_SPENT = "insufficient_quota"  # OpenAI's word where no waiting helps, sent as HTTP 429
+
+
 class JudgeCallError(Exception):
-    """One request failed for good. ``unreachable``: the server did not answer at all."""
+    """One request failed for good. ``unreachable``: no attempt got more than an error that concerns any request (no
+    connection, rate limit, HTTP 5xx)."""
 
     def __init__(self, message: str, unreachable: bool = False) -> None:
         super().__init__(message)
@@ -71,11 +75,12 @@ class ChatClient:
         if azure_endpoint:
             if base_url or not azure_api_version:
                 raise ConfigError("a judge on Azure needs azure_endpoint and azure_api_version, and no base_url")
-            options |= {"api_key": _key("AZURE_OPENAI_API_KEY"), "api_version": azure_api_version}
+            self._secret = _key("AZURE_OPENAI_API_KEY")
+            options |= {"api_key": self._secret, "api_version": azure_api_version}
             self._client = self._openai.AzureOpenAI(azure_endpoint=azure_endpoint, **options)
             return
-        optional = _LOOPBACK_KEY if base_url else None
-        options |= {"api_key": _key("OPENAI_API_KEY", optional), "base_url": base_url or "https://api.openai.com/v1"}
+        self._secret = _key("OPENAI_API_KEY", _LOOPBACK_KEY if base_url else None)
+        options |= {"api_key": self._secret, "base_url": base_url or "https://api.openai.com/v1"}
         self._client = self._openai.OpenAI(**options)
 
     def complete(self, request: Mapping[str, Any]) -> Reply:
@@ -113,15 +118,22 @@ class ChatClient:
         """Raise at once where asking again cannot help."""
         status = getattr(error, "status_code", None)
         if status in _FATAL_STATUS:
-            raise ConfigError(f"judge {self.endpoint} {_FATAL_STATUS[status]} (HTTP {status}): {error}") from error
+            why = f"{_FATAL_STATUS[status]} (HTTP {status}): {self._said(error)}"
+            raise ConfigError(f"judge {self.endpoint} {why}") from error
+        if _SPENT in (getattr(error, "code", None), getattr(error, "type", None)):
+            raise ConfigError(f"judge {self.endpoint}: the quota is used up: {self._said(error)}") from error
         if status is not None and status not in _RETRY_STATUS and not 500 <= status < 600:
-            raise JudgeCallError(f"HTTP {status}: {error}") from error
+            raise JudgeCallError(f"HTTP {status}: {self._said(error)}") from error
 
     def _failure(self, error: Exception, attempts: int) -> JudgeCallError:
         status = getattr(error, "status_code", None)
         cause = f"HTTP {status}" if status else type(error).__name__
-        unreachable = isinstance(error, self._openai.APIConnectionError)
-        return JudgeCallError(f"{cause} after {attempts} attempt{'s' * (attempts > 1)}: {error}", unreachable)
+        tried = f"{attempts} attempt{'s' * (attempts > 1)}"
+        return JudgeCallError(f"{cause} after {tried}: {self._said(error)}", unreachable=True)
+
+    def _said(self, error: Exception) -> str:
+        """An error's text, which is kept with the answer. A server may repeat the key in it."""
+        return str(error) if self._secret == _LOOPBACK_KEY else str(error).replace(self._secret, "***")
 
     def _postpone(self, error: Exception, backoff: float) -> None:
         asked = retry_after(getattr(getattr(error, "response", None), "headers", {}), time.time())

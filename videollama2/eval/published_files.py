@@ -10,7 +10,8 @@
 | msvc | JSON lines ``{"video_name", "question", "answer": captions, "pred"}`` |
 | videochatgpt | JSON lines ``{"video_name", "Q", "A", "P"}`` or ``{"video_name", "Q1", "Q2", "A", "P1", "P2"}`` |
 
-A Video-ChatGPT file with "temporal" in its name holds temporal questions.
+A Video-ChatGPT file holds temporal questions where its name says so, or one of the folders around it: the published
+scripts write ``answers/temporal/MODEL/merge.json``.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from videollama2.errors import ConfigError, DataError
 from videollama2.eval.annotations import Record
 from videollama2.eval.answers import LETTERS
 from videollama2.eval.benchmarks.videomme_report import official_letter
-from videollama2.eval.items import PROTOCOLS, Benchmark, Item, Row
+from videollama2.eval.items import PUBLISHED, Benchmark, Item, Row
 
 
 def read_published(path: Path, benchmark: Benchmark, data: Path | None) -> list[Row]:
@@ -84,10 +85,10 @@ def _row(name: str, category: str, group: str, **fields: Any) -> Row:
 
 
 def _chosen(name: str, category: str, group: str, parsed: int, answer: int | None, **fields: Any) -> Row:
-    """A row of multiple choice. What was guessed is not told by these files, so both protocols read the same."""
-    reading = {"parsed": parsed, "guessed": False, "correct": None if answer is None else parsed == answer}
-    protocols = dict.fromkeys(PROTOCOLS, reading)
-    return _row(name, category, group, answer=answer, **{**reading, "protocols": protocols, **fields})
+    """A row of multiple choice. These files hold the option that the published parser chose, not the model's words, so
+    there is no other reading, and which were guessed is not told (None)."""
+    reading = {"parsed": parsed, "guessed": None, "correct": None if answer is None else parsed == answer}
+    return _row(name, category, group, answer=answer, **{**reading, "protocols": {PUBLISHED: reading}, **fields})
 
 
 def _mvbench(path: Path, items: Sequence[Item]) -> Iterable[Row]:
@@ -135,7 +136,8 @@ def _videomme(path: Path, items: Sequence[Item]) -> Iterable[Row]:
             letter = official_letter(response)
             parsed = LETTERS.index(letter) if letter else -1
             row = _chosen(name, entry.text("duration"), group, parsed, answer, output=response, **fields)
-            yield row if letter else {**row, "parsed": None, "protocols": None}
+            unread = {"parsed": None, "guessed": None, "correct": None}  # the official scorer leaves it out
+            yield row if letter else {**row, **unread, "protocols": {PUBLISHED: unread}}
 
 
 def _question_answer(path: Path, items: Sequence[Item]) -> Iterable[Row]:
@@ -153,6 +155,7 @@ def _msvc(path: Path, items: Sequence[Item]) -> Iterable[Row]:
 
 
 def _videochatgpt(path: Path, items: Sequence[Item]) -> Iterable[Row]:
+    category = "temporal" if any("temporal" in part for part in path.resolve().parts[-4:]) else "generic"
     for number, record in enumerate(_records(path)):
         video = record.text("video_name")
         if "Q1" in record:
@@ -160,7 +163,6 @@ def _videochatgpt(path: Path, items: Sequence[Item]) -> Iterable[Row]:
             pair = {"question": [record.text("Q1"), record.text("Q2")], "output": [record.raw["P1"], record.raw["P2"]]}
             yield {**row, **pair}
         else:
-            category = "temporal" if "temporal" in path.stem else "generic"
             yield _open(record, f"{category}-{number}", category, video, ("Q", "A", "P"))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from videollama2 import __version__
 from videollama2.errors import ConfigError
+from videollama2.eval.chart import draw_chart, heading
 from videollama2.eval.files import write_atomically
 from videollama2.eval.reference_numbers import PaperNumber, paper_number
 
@@ -19,7 +20,15 @@ SCHEMA_VERSION = 1
 # Without these a number cannot be compared with another; null is allowed, silence is not.
 HEADER_FIELDS = ("benchmark", "model", "revision", "dtype", "frames", "generation", "protocol", "judge")
 _METRIC_FIELDS = ("name", "protocol", "unit", "counts", "overall", "categories")
+_SETTINGS = (
+    "revision", "device", "dtype", "attention", "quantization", "frames", "subtitles", "split", "prompt", "protocol",
+    "generation",
+)  # fmt: skip
 _COUNT_NAMES = ("total", "answered", "unparsed", "guessed", "missing_media", "failed", "judge_failed")
+_UNTOLD = (
+    "The file holds chosen options, not the model's words: how many of them the published parser guessed is not known, "
+    "and there is no strict reading."
+)
 _MAX_NAMED = 20  # failures named in the Markdown; all of them are in the samples
 
 
@@ -38,8 +47,6 @@ def write_report(
         ConfigError: a header field or a metric field is absent.
         MissingDependencyError: matplotlib is not installed; the other two files are written first.
     """
-    from videollama2.eval.chart import draw_chart
-
     folder = Path(folder)
     document = build_document(header, rows, summary)
     paths = {kind: folder / f"results.{end}" for kind, end in (("json", "json"), ("markdown", "md"), ("chart", "png"))}
@@ -76,7 +83,7 @@ def build_document(
 
 def build_markdown(document: Mapping[str, Any]) -> str:
     """The same as a page to read."""
-    parts = [f"# {document['benchmark']} · {document['model']}", _settings(document)]
+    parts = [f"# {heading(document)}", _settings(document)]
     metrics = document["metrics"]
     if metrics:
         parts += [_overall_table(metrics), _counts_table(metrics), *_paper_notes(metrics)]
@@ -119,8 +126,7 @@ def _problem(row: Mapping[str, Any]) -> str | None:
 
 
 def _settings(document: Mapping[str, Any]) -> str:
-    names = ("revision", "dtype", "quantization", "frames", "subtitles", "prompt", "protocol", "generation")
-    lines = [f"- {name}: {_plain(document[name])}" for name in names if document.get(name) is not None]
+    lines = [f"- {name}: {_plain(document[name])}" for name in _SETTINGS if document.get(name) is not None]
     if document["judge"]:
         lines.append(f"- judge: {_judge(document['judge'])}")
     return "\n".join([*lines, f"- project version: {document['project_version']}"])
@@ -156,9 +162,14 @@ def _overall_table(metrics: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _counts_table(metrics: Sequence[Mapping[str, Any]]) -> str:
-    rows = [[m["name"], m["protocol"], *(str(m["counts"].get(name, 0)) for name in _COUNT_NAMES)] for m in metrics]
+    rows = [[m["name"], m["protocol"], *(_counted(m["counts"].get(name, 0)) for name in _COUNT_NAMES)] for m in metrics]
     head = ["metric", "protocol", *(name.replace("_", " ") for name in _COUNT_NAMES)]
-    return "## Questions\n\n" + _table(head, rows, text_columns=2)
+    table = "## Questions\n\n" + _table(head, rows, text_columns=2)
+    return f"{table}\n\n{_UNTOLD}" if any(m["counts"].get("guessed", 0) is None for m in metrics) else table
+
+
+def _counted(number: int | None) -> str:
+    return "-" if number is None else str(number)
 
 
 def _paper_notes(metrics: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -12,18 +12,23 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from videollama2.errors import DataError, EngineError, MediaError, VideoLlama2Error
+from videollama2.errors import DataError, EngineError, MediaError, RequestTooLongError, VideoLlama2Error
 from videollama2.eval.items import Benchmark, Item
-from videollama2.inference.engine import Engine
-from videollama2.inference.request import Answer, Request
+
+if TYPE_CHECKING:  # torch is needed to answer, not to score answers or to check data
+    from videollama2.inference.engine import Engine
+    from videollama2.inference.request import Answer
 
 DECODE_THREADS = 2
-CLIPS_AHEAD = 4
+CLIPS_AHEAD = 8
 """Clips that are decoded before their questions' turn."""
+CLIPS_TOGETHER = 8
+"""Clips whose questions are asked in turns, as many of these as are decoded."""
 TICK_S = 0.1
 """Longest time that a finished answer waits to be handed on."""
 
@@ -34,7 +39,7 @@ class AnswerOptions:
 
     Attributes:
         num_frames: None: the model's.
-        max_new_tokens: None: the benchmark's, or as many as the model has room for.
+        max_new_tokens: None: the benchmark's, or as many as a slot has room for after the prompt.
         temperature: 0: the likeliest token. Above: sampled, each question with a seed of its own made from ``seed``.
     """
 
@@ -49,7 +54,7 @@ class AnswerOptions:
         """For the results."""
         return asdict(self)
 
-    def sampling(self, item: Item, part: int, max_new_tokens: int) -> dict[str, Any]:
+    def sampling(self, item: Item, part: int, max_new_tokens: int | None) -> dict[str, Any]:
         """Options of one request."""
         if not self.temperature:
             return {"max_new_tokens": max_new_tokens}
@@ -85,11 +90,25 @@ class _Asked:
         return all(answer.done for answer in self.answers)
 
 
+def open_engine(model: Any, processor: Any, max_batch: int | None = None) -> Engine:
+    """An engine whose slots are equally long wherever it runs: free memory decides how many there are, nothing else, so
+    that no answer is cut where another machine's would go on.
+
+    Raises:
+        ConfigError: there is no memory for them.
+    """
+    from videollama2.inference.engine import Engine
+    from videollama2.inference.sizes import MAX_LENGTH
+
+    longest = min(MAX_LENGTH, model.config.text_config.max_position_embeddings)
+    return Engine(model, processor, max_batch=max_batch, max_length=longest)
+
+
 class Runner:
     """Asks items of one benchmark.
 
     Args:
-        engine: answers.
+        engine: answers; see :func:`open_engine`.
         data: folder that media paths are relative to.
         strict_data: a medium that cannot be read stops the run.
     """
@@ -101,7 +120,7 @@ class Runner:
         self.strict_data = strict_data
         self.work = Work()
         self.num_frames = options.num_frames or engine.processor.model_config.num_frames
-        # At most half of a slot, the rest is for the prompt. Fixed for a model: answers do not depend on memory.
+        # At most half of a slot; a longer prompt takes of the answer's room.
         self.max_new_tokens = options.max_new_tokens or min(benchmark.max_new_tokens, engine.max_length // 2)
 
     def run(self, items: Sequence[Item], on_answer: Callable[[dict[str, Any]], None]) -> None:
@@ -148,10 +167,15 @@ class Runner:
                         ahead.append((group, pool.submit(self._decode, group[0])))
                     if not ahead:
                         return
-                    group, future = ahead.popleft()
-                    while not wait([future], timeout=TICK_S).done:
+                    while not wait([ahead[0][1]], timeout=TICK_S).done:
                         yield None
-                    yield from self._ask_clip(group, future)
+                    ready = [ahead.popleft()]
+                    while ahead and ahead[0][1].done() and len(ready) < CLIPS_TOGETHER:
+                        ready.append(ahead.popleft())
+                    # In turns: clips are encoded together, and a clip's second question finds its first one computed
+                    # instead of waiting for it.
+                    turns = zip_longest(*(self._ask_clip(group, future) for group, future in ready))
+                    yield from (asked for turn in turns for asked in turn if asked is not None)
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
@@ -188,13 +212,25 @@ class Runner:
         try:
             asked.instructions = self.benchmark.instructions(item, self.data, self.num_frames)
             for part, text in enumerate(asked.instructions):
-                sampling = self.options.sampling(item, part, self.max_new_tokens)
-                asked.answers.append(self.engine.submit_request(Request(text, [(item.kind, pixels)], **sampling)))
+                asked.answers.append(self._submit(item, part, text, pixels))
         except VideoLlama2Error as error:
             if self.engine.closed or isinstance(error, DataError):
                 raise
             asked.answers, asked.error = [], error
         return asked
+
+    def _submit(self, item: Item, part: int, text: str, pixels: Any) -> Answer:
+        from videollama2.inference.request import Request
+
+        sampling = self.options.sampling(item, part, self.max_new_tokens)
+        try:
+            return self.engine.submit_request(Request(text, [(item.kind, pixels)], **sampling))
+        except RequestTooLongError:
+            if self.options.max_new_tokens is not None:
+                raise
+        # Sixteen frames with subtitles leave less than the 2,048 tokens that nobody asked for: what there is, then.
+        sampling = self.options.sampling(item, part, None)
+        return self.engine.submit_request(Request(text, [(item.kind, pixels)], **sampling))
 
     def _finish(self, asked: _Asked) -> dict[str, Any]:
         """Wait for an item's answers."""

@@ -104,10 +104,12 @@ def _judged(row: Row, verdicts: dict[str, Any], several: bool) -> Row:
     return {**row, "judge": failed, "judges": verdicts}
 
 
-def option_metrics(benchmark: Benchmark, rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Accuracy of multiple choice under every protocol."""
+def option_metrics(
+    benchmark: Benchmark, rows: Sequence[Row], protocols: Sequence[str] = PROTOCOLS
+) -> list[dict[str, Any]]:
+    """Accuracy of multiple choice under each of these protocols."""
     breakdowns = {name: itemgetter(name) for name in benchmark.breakdowns}
-    return [summarise(rows, protocol, breakdowns=breakdowns) for protocol in PROTOCOLS]
+    return [summarise(rows, protocol, breakdowns=breakdowns) for protocol in protocols]
 
 
 def describe_judge(benchmark: Benchmark, judging: Judging | None) -> dict[str, Any] | None:

@@ -101,7 +101,8 @@ class AnswerStore:
             ConfigError: another process writes it.
         """
         path = self.answers / f"rank-{rank:05d}-of-{world:05d}.jsonl"
-        with path.open("ab") as file:
+        # Unbuffered: nothing is left to be written when the disk is full.
+        with path.open("ab", buffering=0) as file:
             if not _lock(file):
                 raise ConfigError(f"{path}: is being written by another process; the same evaluation runs already")
             _cut_torn_line(path, file)
@@ -129,11 +130,19 @@ class ShardWriter:
         self._file, self._configuration = file, configuration
 
     def append(self, answer: Answer) -> None:
-        """Write one answer (``id``, ``output``, ``error`` and what else belongs to it)."""
+        """Write one answer (``id``, ``output``, ``error`` and what else belongs to it).
+
+        Raises:
+            DataError: the disk does not take it; what stood there before is whole.
+        """
         line = json.dumps({"config": self._configuration, **answer}, ensure_ascii=False) + "\n"
-        self._file.write(line.encode("utf-8", "backslashreplace"))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        left = memoryview(line.encode("utf-8", "backslashreplace"))
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise DataError(f"{self._file.name}: cannot be written ({error.strerror or error})") from error
 
 
 def read_run(folder: Path) -> dict[str, Any]:

@@ -66,10 +66,11 @@ def summarise_judged(
     return [*metrics, _metric(cells, name, protocol, f"0-{MAX_SCORE}", counts, breakdowns)]
 
 
-def count_outcomes(rows: Sequence[Row], protocol: str, judged: bool = False) -> dict[str, int]:
+def count_outcomes(rows: Sequence[Row], protocol: str, judged: bool = False) -> dict[str, int | None]:
     """How many questions ended how. ``answered`` + ``missing_media`` + ``failed`` = ``total``; the others overlap.
 
-    ``unparsed``: the answer names no option; ``guessed``: the protocol put an option in its place.
+    ``unparsed``: the answer names no option; ``guessed``: the protocol put an option in its place. None where the rows
+    do not tell.
     """
     seen: Counter[str] = Counter()
     for row in rows:
@@ -84,8 +85,10 @@ def count_outcomes(rows: Sequence[Row], protocol: str, judged: bool = False) -> 
         guessed = bool(reading.get("guessed"))
         seen["guessed"] += guessed
         seen["unparsed"] += guessed or reading.get("parsed") is None
+        seen["untold"] += "guessed" in reading and reading["guessed"] is None
     names = ("answered", "unparsed", "guessed", "missing_media", "failed", "judge_failed")
-    return {"total": len(rows), **{name: seen[name] for name in names}}
+    counts: dict[str, int | None] = {"total": len(rows), **{name: seen[name] for name in names}}
+    return {**counts, "guessed": None, "unparsed": counts["unparsed"] or None} if seen["untold"] else counts
 
 
 class _Cells:
@@ -136,7 +139,7 @@ def _metric(
     name: str,
     protocol: str,
     unit: str,
-    counts: dict[str, int],
+    counts: Mapping[str, int | None],
     breakdowns: Mapping[str, Callable[[Row], str]] | None,
 ) -> dict[str, Any]:
     categories = cells.by(lambda row: row["category"])

@@ -136,6 +136,8 @@ class Channel:
     def __init__(self) -> None:
         self.cancelled = False
         self.submitted = monotonic()
+        self.logprobs: list[TokenLogprob] = []
+        """Of the tokens chosen so far, where they were asked for: those of a delta are here before it."""
         self._queue: SimpleQueue[str] = SimpleQueue()
         self._result: Result | None = None
         self._done = Event()

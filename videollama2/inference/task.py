@@ -14,7 +14,7 @@ from videollama2.errors import EngineError, RequestTooLongError, VideoLlama2Erro
 from videollama2.inference.media_encoder import Medium
 from videollama2.inference.media_reading import MediaReading
 from videollama2.inference.request import Channel, Request, Result, Timings
-from videollama2.inference.sampling import Chooser, TokenLogprob, logprob
+from videollama2.inference.sampling import Chooser, logprob
 from videollama2.inference.text_stream import TextStream
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.processing import expand_placeholders
@@ -40,7 +40,7 @@ class Task:
         self.collected = False
         self._prompt_ids = prompt.token_ids(tokenizer)
         self._stream = TextStream(tokenizer, request.options.stop)
-        self._logprobs: list[TokenLogprob] = []
+        self._logprobs = channel.logprobs
         self._budget = 0
         self._embeds_LD: torch.Tensor | None = None
         self._taken = self._media_seconds = self._first_token = 0.0

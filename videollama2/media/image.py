@@ -227,6 +227,17 @@ def _open_binary(source: Any, name: str) -> BinaryIO:
     return io.BytesIO(data)
 
 
+def narrow(formats: Sequence[str], max_pixels: int) -> None:
+    """Read less than usual in this process: for programs that open strangers' files.
+
+    Args:
+        formats: Pillow's names of those that are still opened.
+        max_pixels: of one image.
+    """
+    global MAX_IMAGE_PIXELS, _FORMATS
+    MAX_IMAGE_PIXELS, _FORMATS = max_pixels, tuple(formats)
+
+
 def _open_image(file: BinaryIO, name: str) -> Image.Image:
     Image.init()
     try:

@@ -19,10 +19,11 @@ import numpy as np
 from av.stream import Discard, Disposition
 
 from videollama2.errors import MediaError
+from videollama2.media import readers
 from videollama2.media.av_packets import FrameSink, Scan, packets_of, scan_packets
 from videollama2.media.image import identify
 from videollama2.media.packet_index import PacketIndex, PacketInfo, Run
-from videollama2.media.readers import MAX_FRAME_PIXELS, MediaWarning, ReaderBase, check_frame_size
+from videollama2.media.readers import MediaWarning, ReaderBase, check_frame_size
 
 # Containers by FFmpeg's names. Playlists, image sequences and text formats are left out on purpose: they
 # would make FFmpeg open other files than the one that was named.
@@ -33,7 +34,7 @@ _FORMATS = (
 )
 
 # For the decoder: a header can name any size, also in the middle of a stream.
-_LIMITS = {"max_pixels": str(MAX_FRAME_PIXELS)}
+_LIMITS = {"max_pixels": str(readers.MAX_FRAME_PIXELS)}
 
 # Containers that store where each keyframe lies. Others guess from the bit rate, and land anywhere.
 _SEEKABLE = ("mov", "matroska", "avi")
@@ -50,6 +51,19 @@ _PROGRESSIVE = (0, 1)  # FFmpeg's AVFieldOrder: unknown, progressive
 
 _RATE_TOLERANCE = 0.1  # a header's frame rate that is further off the measured one is not believed
 _MISSING_SECONDS, _MISSING_SHARE = 0.5, 0.05  # headers round; less than this is not called truncated
+
+
+def narrow(containers: str, codecs: str, max_pixels: int) -> None:
+    """Read less than usual in this process: for programs that open strangers' files.
+
+    Args:
+        containers, codecs: FFmpeg's names of those that are still opened and decoded, joined by commas.
+        max_pixels: of one frame, of any reader.
+    """
+    global _FORMATS
+    readers.narrow(max_pixels)
+    _FORMATS = containers
+    _LIMITS.update(max_pixels=str(max_pixels), codec_whitelist=codecs)
 
 
 class PyAVReader(ReaderBase):
@@ -118,7 +132,7 @@ class PyAVReader(ReaderBase):
         context = stream.codec_context
         if not (context.width and context.height):
             raise MediaError(f"{self.name}: the size of its frames is unknown: it is damaged, or larger than "
-                             f"{MAX_FRAME_PIXELS // 10**6} megapixels")
+                             f"{readers.MAX_FRAME_PIXELS // 10**6} megapixels")
         check_frame_size(context.width, context.height, 1, self.name)
         return stream
 

@@ -103,6 +103,12 @@ class ReaderBase:
         return checked
 
 
+def narrow(max_pixels: int) -> None:
+    """Lower :data:`MAX_FRAME_PIXELS` of this process; see :func:`videollama2.media.pyav_reader.narrow`."""
+    global MAX_FRAME_PIXELS
+    MAX_FRAME_PIXELS = max_pixels
+
+
 def check_frame_size(width: int, height: int, frames: int, name: str) -> None:
     """Raise MediaError when a frame, or this many of them together, would take an absurd amount of memory."""
     if max(width, height) > MAX_SIDE or width * height > MAX_FRAME_PIXELS:

@@ -47,8 +47,9 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
     def headers(self) -> dict[str, str]:
-        """``Retry-After`` in whole seconds, where there is one."""
-        return {} if self.retry_after is None else {"retry-after": str(max(1, round(self.retry_after)))}
+        """``Retry-After`` in whole seconds, where there is one; what a 401 asks for (RFC 9110, 11.6.1)."""
+        found = {} if self.retry_after is None else {"retry-after": str(max(1, round(self.retry_after)))}
+        return {**found, "www-authenticate": "Bearer"} if self.status == 401 else found
 
     @classmethod
     def of_body(cls, status: int, body: Any, retry_after: float | None = None) -> ApiError:

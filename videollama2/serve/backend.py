@@ -196,6 +196,8 @@ class ControllerBackend:
                 async for delta in answer:
                     yield delta
         except ApiError as error:
+            if error.code in ("model_not_found", "no_worker"):
+                self._known = None  # whatever was known is old: the page asks for the list anew
             if error.code != "context_length_exceeded" or limit is None:
                 raise
             # As in EngineBackend: fewer tokens than were wanted fit. Refused before a first token.

@@ -112,6 +112,8 @@ class _Reply:
     def __init__(self, service: ChatService, body: ChatRequest, answers: Sequence[Answer]) -> None:
         self.service, self.body, self.answers = service, body, answers
         self.id, self.created = f"chatcmpl-{uuid4().hex}", int(time.time())
+        self._wants_logprobs = bool(body.logprobs)
+        self._logprobs_told = [0] * len(answers)
         self._wants_usage = body.stream_options is not None and body.stream_options.include_usage
 
     async def whole(self) -> bytes:
@@ -143,9 +145,10 @@ class _Reply:
                         begun = True
                         yield b"".join(self._chunk(n, {"role": "assistant", "content": ""}) for n in self._indices)
                     if delta is None:
-                        yield self._last_chunk(index)
+                        reason = self._reason(self.answers[index].outcome())
+                        yield self._chunk(index, {}, reason, self._new_logprobs(index))
                     else:
-                        yield self._chunk(index, {"content": delta})
+                        yield self._chunk(index, {"content": delta}, None, self._new_logprobs(index))
             if self._wants_usage:
                 results = [answer.outcome() for answer in self.answers]
                 yield event({**self._head(), "choices": [], "usage": _usage(results).model_dump()})
@@ -203,11 +206,15 @@ class _Reply:
         usage = {"usage": None} if self._wants_usage else {}
         return event({**self._head(), "choices": [choice], **usage})
 
-    def _last_chunk(self, index: int) -> bytes:
-        result = self.answers[index].outcome()
-        # The engine tells log-probabilities with the result; a client that joins chunks has them all in order.
-        logprobs = logprobs_of(result.logprobs, self.service.tokenizer)
-        return self._chunk(index, {}, self._reason(result), None if logprobs is None else logprobs.model_dump())
+    def _new_logprobs(self, index: int) -> dict[str, Any] | None:
+        """Of the tokens since the last chunk; text may be held back longer than they are (half a character)."""
+        if not self._wants_logprobs:
+            return None
+        told = self._logprobs_told[index]
+        new = self.answers[index].channel.logprobs[told:]
+        self._logprobs_told[index] += len(new)
+        found = logprobs_of(new, self.service.tokenizer)
+        return None if found is None else found.model_dump()
 
     def _reason(self, result: Result) -> Any:
         """``stop`` or ``length``. An answer that was cancelled under a client who still waits was cut by a shutdown."""

@@ -187,7 +187,7 @@ class ChatService:
                 return await self.sandbox.read(medium.kind, source, self._options(medium))
         except RefusedMediaError as error:
             if error.detail:
-                _log.info("a %s was refused (%s): %s", medium.kind, error, error.detail)
+                _log.info("refused: %s (%s): %s", medium.kind, error, error.detail)
             kind = "invalid_request_error" if error.status < 500 else "server_error"
             retry = self.limits.retry_after_s if error.status == 503 else None
             raise ApiError(

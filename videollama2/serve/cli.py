@@ -52,8 +52,11 @@ class RemoteChat:
         self.messages: list[dict[str, Any]] = []
         self._media: list[dict[str, Any]] = []
 
-    def choose_model(self) -> str:
+    def choose_model(self, read: Callable[[str], str] | None = None) -> str:
         """The model to ask.
+
+        Args:
+            read: asks the user, where there are several and none was named.
 
         Raises:
             ConfigError: there is none of this name, or there are several and none was named.
@@ -62,10 +65,28 @@ class RemoteChat:
         models = asyncio.run(self._models())
         if self.model is None and len(models) == 1:
             self.model = models[0]
+        if self.model is None and models:
+            self.model = self._pick(models, read)
         if self.model not in models:
             known = ", ".join(models) or "none"
             raise ConfigError(f"--model must be one of those at {self.controller} ({known}), got {self.model}")
         return self.model
+
+    def _pick(self, models: Sequence[str], read: Callable[[str], str] | None) -> str:
+        if read is None:
+            known = ", ".join(models)
+            raise ConfigError(f"there are several models at {self.controller}: name one with --model ({known})")
+        for place, name in enumerate(models, 1):
+            self._say(f"{place:3}  {name}")
+        while True:
+            try:
+                given = read("which model? ").strip()
+            except EOFError:
+                raise ConfigError("no model was chosen") from None
+            if given in models:
+                return given
+            if given.isdecimal() and 1 <= int(given) <= len(models):
+                return models[int(given) - 1]
 
     def run(self, read: Callable[[str], str] = input) -> None:
         """Read lines until ``/quit`` or the end of input."""
@@ -196,7 +217,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--controller", "--controller-address", dest="controller", type=address, metavar="URL",
                         default="http://localhost:10000", help="default %(default)s")  # fmt: skip
     parser.add_argument("--model", "--model-name", dest="model", metavar="NAME",
-                        help="whom to ask (default: the only one there is)")  # fmt: skip
+                        help="whom to ask (default: the only one there is, else a choice is shown)")  # fmt: skip
     parser.add_argument("--api-key-file", type=Path, metavar="FILE",
                         help=f"first line: the key (also: {API_KEY_VARIABLE})")  # fmt: skip
     media = parser.add_argument_group("video")
@@ -221,7 +242,7 @@ def _open(args: argparse.Namespace) -> RemoteChat:
     }  # fmt: skip
     options = {name: value for name, value in options.items() if value is not None}
     chat = RemoteChat(args.controller, args.model, keys[0] if keys else None, media, options)
-    chat.choose_model()
+    chat.choose_model(input if sys.stdin.isatty() else None)
     for path in args.media:
         mime = mimetypes.guess_type(path)[0] or ""
         chat.attach("image" if mime.startswith("image/") and mime != "image/gif" else "video", path)

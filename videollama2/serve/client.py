@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 
 from videollama2.serve.api_errors import ApiError, worker_failed
-from videollama2.serve.dispatch import SUSPECT_S
+from videollama2.serve.dispatch import SUSPECT_S, affinity_of_chat
 from videollama2.serve.upstream import Patience, Reply, WorkerLostError, ask_any, bearer, make_client
 
 CHAT_PATH = "/v1/chat/completions"
@@ -114,35 +114,46 @@ class ControllerClient:
             raise ApiError(502, "the controller sent a broken answer", type="server_error")
         return [str(name) for name in found]
 
-    async def worker_address(self, model: str, exclude: Collection[str] = ()) -> str:
+    async def worker_address(
+        self, model: str, exclude: Collection[str] = (), affinity: str | None = None
+    ) -> str:
         """Where a worker with this model is.
 
         Args:
             exclude: addresses where it was tried.
+            affinity: of :func:`videollama2.serve.dispatch.affinity_of`.
 
         Raises:
             ApiError: 404, no such model; 503, none at the moment, or no controller.
         """
-        found = (await self._call("/get_worker_address", {"model": model, "exclude": list(exclude)})).get("address")
+        body = {"model": model, "exclude": list(exclude), **({"affinity": affinity} if affinity else {})}
+        found = (await self._call("/get_worker_address", body)).get("address")
         if not isinstance(found, str) or not found:
             raise ApiError(502, "the controller sent a broken answer", type="server_error")
         return found
 
     @asynccontextmanager
-    async def open_chat(self, body: Mapping[str, Any], request_id: str = "") -> AsyncIterator[ChatStream]:
+    async def open_chat(
+        self, body: Mapping[str, Any], request_id: str = "", content: bytes | None = None
+    ) -> AsyncIterator[ChatStream]:
         """Ask; the stream is open while the block runs, and leaving it early stops the answer.
 
         A worker that dies or refuses before its first token is replaced by another; without ``stream`` in the body,
         until the reply is complete.
+
+        Args:
+            content: the body as JSON, where it is at hand: writing a large one takes a while.
 
         Raises:
             ApiError: the request is at fault, or no worker can take it. Out of the stream: the worker broke off.
         """
         model = str(body.get("model", ""))
         headers = {**self._headers, **({"x-request-id": request_id} if request_id else {})}
-        content = json.dumps(body).encode("ascii")
+        if content is None:
+            content = json.dumps(body).encode("ascii")
+        choose = self._chooser(model, affinity_of_chat(body))
         worker, reply = await ask_any(
-            self._http, self._chooser(model), CHAT_PATH, content, headers, self.patience, self._suspect,
+            self._http, choose, CHAT_PATH, content, headers, self.patience, self._suspect,
             is_whole=not body.get("stream"),
         )  # fmt: skip
         try:
@@ -150,18 +161,18 @@ class ControllerClient:
         finally:
             await reply.aclose()
 
-    def _chooser(self, model: str) -> Any:
+    def _chooser(self, model: str, affinity: str | None) -> Any:
         async def choose(tried: tuple[str, ...]) -> tuple[str, str]:
             now = monotonic()
             suspects = {name for name, until in self._suspects.items() if until > now} - set(tried)
             if suspects:
                 try:
-                    found = await self.worker_address(model, [*tried, *suspects])
+                    found = await self.worker_address(model, [*tried, *suspects], affinity)
                     return found, found
                 except ApiError as error:
                     if error.code != "no_worker":
                         raise
-            found = await self.worker_address(model, tried)
+            found = await self.worker_address(model, tried, affinity)
             return found, found
 
         return choose

@@ -4,7 +4,7 @@
 
 Routes are POST, as published: ``/register_worker``, ``/receive_heart_beat``, ``/unregister_worker``,
 ``/refresh_all_workers`` (with the worker token), ``/list_models``, ``/get_worker_address``, ``/worker_get_status``,
-``/worker_generate_stream``.
+``/worker_generate_stream``. ``GET /metrics`` is for Prometheus.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from starlette.responses import JSONResponse
 
 from videollama2.errors import VideoLlama2Error
 from videollama2.serve.api_errors import ApiError, worker_failed
-from videollama2.serve.dispatch import METHODS, Registry, Worker
+from videollama2.serve.dispatch import METHODS, Registry, Worker, affinity_of
 from videollama2.serve.event_stream import ClientGoneError, EventStream, while_connected
 from videollama2.serve.protocol import (
     EXPIRY_S,
@@ -42,12 +42,15 @@ from videollama2.serve.settings import Security, add_security_flags, port, read_
 from videollama2.serve.upstream import ClosingIterator, Patience, Reply, WorkerLostError, ask_any, bearer, make_client
 from videollama2.serve.web import configure_logging, make_app, serve, warn_if_open
 from videollama2.serve.web_guards import REQUEST_ID
+from videollama2.serve.web_metrics import WebMetrics, WorkerGauges
 from videollama2.serve.worker_addresses import WorkerAddresses
 
 DEFAULT_PORT = 10000
 WORKER_PATHS = ("/register_worker", "/receive_heart_beat", "/unregister_worker", "/refresh_all_workers")
 STATUS_TIMEOUT_S = 5.0
 STREAM_PATH = "/worker_generate_stream"
+
+_FORWARDED = {"forwarded", "x-forwarded-for", "x-real-ip", "via"}
 
 _log = logging.getLogger("videollama2.serve.controller")
 
@@ -151,8 +154,12 @@ class Controller:
 
     # --------------------------------------------------------------------------------------------------------- stream
 
-    async def open_stream(self, model: str, content: bytes) -> AsyncIterator[bytes]:
+    async def open_stream(self, model: str, content: bytes, affinity: str | None = None) -> AsyncIterator[bytes]:
         """Frames of an answer, from the first worker that begins one.
+
+        Args:
+            content: the request.
+            affinity: of :func:`videollama2.serve.dispatch.affinity_of`.
 
         Raises:
             ApiError: none does.
@@ -160,7 +167,7 @@ class Controller:
         chosen: dict[str, Worker] = {}
 
         async def choose(tried: tuple[str, ...]) -> tuple[str, str]:
-            worker = self.registry.choose(model, tried)
+            worker = self.registry.choose(model, tried, affinity)
             chosen[worker.name] = worker
             return worker.name, worker.address
 
@@ -211,16 +218,22 @@ def frame_error(error: ApiError) -> Response:
 
 def make_controller_app(controller: Controller) -> FastAPI:
     """The application."""
+    metrics = WebMetrics(WorkerGauges(lambda: controller.registry.workers))
     app = make_app(
-        "VideoLLaMA 2 controller", controller.security, worker_paths=WORKER_PATHS, lifespan=controller.running
-    )
+        "VideoLLaMA 2 controller", controller.security, worker_paths=WORKER_PATHS, lifespan=controller.running,
+        metrics=metrics,
+    )  # fmt: skip
     _add_worker_routes(app, controller)
     _add_client_routes(app, controller)
+    metrics.paths = frozenset(app.openapi()["paths"])
     return app
 
 
 def _add_worker_routes(app: FastAPI, controller: Controller) -> None:
     async def check(request: Request) -> None:
+        # Behind a proxy, everybody comes from its address; workers have no business there.
+        if controller.security.worker_token is None and not _FORWARDED.isdisjoint(request.headers):
+            raise ApiError(403, "workers do not register through a proxy without a worker token", code="forbidden")
         await controller.addresses.check_caller(request.client.host if request.client else None)
 
     @app.post("/register_worker")
@@ -232,7 +245,7 @@ def _add_worker_routes(app: FastAPI, controller: Controller) -> None:
     @app.post("/receive_heart_beat")
     async def receive_heart_beat(body: HeartBeat, request: Request) -> dict[str, bool]:
         await check(request)
-        return {"exist": controller.registry.beat(body.worker_name, body.queue_length)}
+        return {"exist": controller.registry.beat(body.worker_name, body.queue_length, body.speed)}
 
     @app.post("/unregister_worker")
     async def unregister_worker(body: WorkerGone, request: Request) -> dict[str, bool]:
@@ -266,7 +279,7 @@ def _add_client_routes(app: FastAPI, controller: Controller) -> None:
     @app.post("/get_worker_address")
     async def get_worker_address(body: ModelAsked) -> Response:
         try:
-            return JSONResponse({"address": registry.choose(body.model, body.exclude).address})
+            return JSONResponse({"address": registry.choose(body.model, body.exclude, body.affinity).address})
         except ApiError as error:
             # Published clients look for an empty address.
             return JSONResponse({**error.body(), "address": ""}, error.status, error.headers())
@@ -282,14 +295,15 @@ def _add_client_routes(app: FastAPI, controller: Controller) -> None:
     @app.post(STREAM_PATH)
     async def worker_generate_stream(body: GenerateStream, request: Request) -> Response:
         try:
-            return await while_connected(request, begin(body.model, await request.body()))
+            work = begin(body.model, await request.body(), affinity_of(body.images))
+            return await while_connected(request, work)
         except ApiError as error:
             return frame_error(error)
         except ClientGoneError:
             return Response(status_code=499)
 
-    async def begin(model: str, content: bytes) -> Response:
-        frames = await controller.open_stream(model, content)
+    async def begin(model: str, content: bytes, affinity: str | None) -> Response:
+        frames = await controller.open_stream(model, content, affinity)
         return FrameStream(b"", frames)
 
 
@@ -318,7 +332,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     args = build_parser().parse_args(arguments)
-    configure_logging()
+    configure_logging(part="controller")
     try:
         security = read_security(args)
         warn_if_open(args.host, security)

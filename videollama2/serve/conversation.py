@@ -123,7 +123,9 @@ class Conversation:
             if answer:
                 messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
             if turn.notice:
-                note = f'<div class="vl-note vl-{turn.outcome}" role="status">{escape(turn.notice)}</div>'
+                # On one line: behind an empty one, Markdown would be looked for again.
+                words = escape(" ".join(turn.notice.split()))
+                note = f'<div class="vl-note vl-{turn.outcome}" role="status">{words}</div>'
                 messages.append({"role": "assistant", "content": [{"type": "text", "text": note}]})
         return messages
 

@@ -5,10 +5,12 @@ Nothing here waits or locks: a controller has one event loop, and every method i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
 from random import Random
 from time import monotonic
+from typing import Any
 
 from videollama2.serve.api_errors import ApiError, model_not_found, no_worker
 from videollama2.serve.protocol import EXPIRY_S, WorkerStatus
@@ -17,6 +19,11 @@ METHODS = ("shortest_queue", "lottery")
 
 SUSPECT_S = 5.0
 """A worker that failed is passed over for so long, where there is another."""
+
+AFFINITY_SLACK = 4
+"""Requests more than its share that a worker takes because it knows what they are about."""
+
+_ENDS = 1 << 16
 
 MAX_WORKERS = 1024
 MAX_MODELS = 4096
@@ -91,13 +98,13 @@ class Registry:
             if len(self._known) < MAX_MODELS:
                 self._known[model] = None
 
-    def beat(self, name: str, queue: int) -> bool:
+    def beat(self, name: str, queue: int, speed: float | None = None) -> bool:
         """A heart-beat. False: the worker is not known (any more) and has to register."""
         self.expire()
         worker = self._workers.get(name)
         if worker is None:
             return False
-        worker.queue, worker.seen = queue, self._clock()
+        worker.queue, worker.seen, worker.speed = queue, self._clock(), speed or worker.speed
         return True
 
     def remove(self, name: str) -> bool:
@@ -131,11 +138,12 @@ class Registry:
         workers = [worker for worker in self.workers if multimodal in (None, worker.multimodal)]
         return sorted({model for worker in workers for model in worker.models})
 
-    def choose(self, model: str, exclude: Collection[str] = ()) -> Worker:
+    def choose(self, model: str, exclude: Collection[str] = (), affinity: str | None = None) -> Worker:
         """A worker for one request; it counts into its queue.
 
         Args:
             exclude: names of workers where it was tried.
+            affinity: requests of one such word go to one worker, as long as it is hardly busier than others.
 
         Raises:
             ApiError: 404, nobody knows the model; 503, nobody has it now.
@@ -148,7 +156,8 @@ class Registry:
         if not having:
             raise self._missing(model, workers)
         now = self._clock()
-        chosen = self._pick([worker for worker in having if worker.suspect_until <= now] or having)
+        good = [worker for worker in having if worker.suspect_until <= now] or having
+        chosen = (affinity and _favourite(good, affinity)) or self._pick(good)
         chosen.queue += 1
         return chosen
 
@@ -164,3 +173,38 @@ class Registry:
             least = min(worker.queue / worker.speed for worker in workers)
             workers = [worker for worker in workers if worker.queue / worker.speed == least]
         return self._random.choices(workers, [worker.speed for worker in workers])[0]
+
+
+def _favourite(workers: list[Worker], affinity: str) -> Worker | None:
+    """The worker of this word (rendezvous hashing: others that come and go change little), unless it is too busy."""
+    favourite = max(workers, key=lambda worker: blake2b(f"{affinity} {worker.name}".encode(), digest_size=8).digest())
+    least = min(worker.queue / worker.speed for worker in workers)
+    return favourite if favourite.queue <= least * favourite.speed + AFFINITY_SLACK else None
+
+
+def affinity_of(texts: Iterable[str]) -> str | None:
+    """A word for what a request is about, so that its follow-up finds the worker that has it cached.
+
+    Long texts (media) count by length, beginning and end: the worst that a chance hit does is another place.
+    """
+    digest, is_empty = blake2b(digest_size=16), True
+    for text in texts:
+        is_empty = False
+        digest.update(f"{len(text)} {text[:_ENDS]}{text[-_ENDS:]}".encode("utf-8", "replace"))
+    return None if is_empty else digest.hexdigest()
+
+
+def affinity_of_chat(body: Mapping[str, Any]) -> str | None:
+    """:func:`affinity_of` a chat request: its first media, else its first question. Nothing is known of its shape."""
+    messages = body.get("messages")
+    for message in messages if isinstance(messages, list) else ():
+        if not isinstance(message, dict) or message.get("role") != "user":
+            continue
+        content = message.get("content")
+        if isinstance(content, str):
+            return affinity_of([content])
+        parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+        fields = [part.get(kind) for part in parts for kind in ("video_url", "image_url")]
+        media = [field["url"] for field in fields if isinstance(field, dict) and isinstance(field.get("url"), str)]
+        return affinity_of(media or [part["text"] for part in parts if isinstance(part.get("text"), str)])
+    return None

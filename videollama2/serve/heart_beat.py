@@ -34,21 +34,22 @@ class HeartBeat:
         worker: this worker's address, as others reach it.
         status: what it says of itself.
         credential: worker token or key.
-        interval_s: between heart-beats; sooner when the queue changes, so that the controller sends work where there
-            is room.
+        interval_s: between heart-beats; sooner when the queue changes or requests came, so that the controller, which
+            counts what it sends, knows where there is room.
+        taken: requests so far.
     """
 
     def __init__(
         self, controller: str, worker: str, status: Callable[[], WorkerStatus], credential: str | None = None,
-        interval_s: float = HEART_BEAT_S,
+        interval_s: float = HEART_BEAT_S, taken: Callable[[], int] = lambda: 0,
     ) -> None:  # fmt: skip
         self.controller, self.worker, self.interval_s = controller, worker, interval_s
         self.is_registered = False
-        self._status, self._headers = status, bearer(credential)
+        self._status, self._taken, self._headers = status, taken, bearer(credential)
         self._task: asyncio.Task[None] | None = None
         self._client: httpx.AsyncClient | None = None
-        self._was_reached = True
-        self._reported = (-1, float("-inf"))
+        self._was_reached = self._was_heard = True
+        self._reported = (-1, 0, float("-inf"))
 
     def start(self) -> None:
         """Begin, in the running event loop."""
@@ -74,21 +75,22 @@ class HeartBeat:
 
     async def _wait(self) -> None:
         """Until the next report is due."""
-        if not self.is_registered:
+        if not (self.is_registered and self._was_heard):  # one beat that was lost must not become two
             await asyncio.sleep(min(self.interval_s, RETRY_S))
             return
-        queue, since = self._reported
+        queue, taken, since = self._reported
         while (left := since + self.interval_s - monotonic()) > 0:
             await asyncio.sleep(min(left, REPORT_S))
-            if self._status().queue_length != queue:
+            if self._status().queue_length != queue or self._taken() != taken:
                 return
 
     async def _report(self) -> None:
         status = self._status()
-        self._reported = status.queue_length, monotonic()
+        self._reported = status.queue_length, self._taken(), monotonic()
         if self.is_registered:
-            body = {"worker_name": self.worker, "queue_length": status.queue_length}
+            body = {"worker_name": self.worker, "queue_length": status.queue_length, "speed": status.speed}
             reply = await self._post("/receive_heart_beat", body)
+            self._was_heard = reply is not None
             if reply is None or reply.get("exist") is True:
                 return  # no controller: the next beat shows whether it still knows this worker
             _log.info("the controller does not know this worker any more")
@@ -101,7 +103,7 @@ class HeartBeat:
             "multimodal": True, "protocol_version": PROTOCOL_VERSION,
         }  # fmt: skip
         if await self._post("/register_worker", body) is not None:
-            self.is_registered = True
+            self.is_registered = self._was_heard = True
             _log.info("registered with %s as %s", self.controller, self.worker)
 
     async def _post(self, path: str, body: dict[str, Any], timeout_s: float | None = None) -> dict[str, Any] | None:

@@ -51,7 +51,7 @@ def check_allowed(address: WebAddress, allowed: Collection[str]) -> bool:
         return False
     raise RefusedMediaError(
         "media are not fetched from this host: the operator of this server has not allowed it; send a data: URL",
-        "media_not_allowed", detail=str(address),
+        "media_not_allowed", detail=address.origin,
     )  # fmt: skip
 
 

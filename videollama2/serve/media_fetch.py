@@ -98,7 +98,7 @@ class MediaFetcher:
             try:
                 found = await self._resolve(address.host, address.port)
             except (OSError, UnicodeError) as error:
-                raise _failed(f"{address}: {error}") from error
+                raise _failed(f"{address.origin}: {error}") from error
             content, location = await self._get(connections, address, check_resolved(found, private))
             if content is not None:
                 return content
@@ -116,10 +116,10 @@ class MediaFetcher:
                 return await self._get_from(connections, address, ip)
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 if number == len(ips):
-                    raise _failed(f"{address}: {error}") from error
+                    raise _failed(f"{address.origin}: {error}") from error
             except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException) as error:
-                raise _failed(f"{address}: {type(error).__name__}: {error}") from error
-        raise _failed(f"{address}: no address")
+                raise _failed(f"{address.origin}: {type(error).__name__}: {error}") from error
+        raise _failed(f"{address.origin}: no address")
 
     async def _get_from(
         self, connections: httpcore.AsyncConnectionPool, address: WebAddress, ip: str
@@ -140,7 +140,7 @@ class MediaFetcher:
             if response.status in _REDIRECTS:
                 return None, told.get("location", "")
             if response.status != 200:
-                raise _failed(f"{address}: status {response.status}")
+                raise _failed(f"{address.origin}: status {response.status}")
             return await self._read(response.aiter_stream(), told), ""
 
     async def _read(self, chunks: AsyncIterable[bytes], headers: Mapping[str, str]) -> bytes:

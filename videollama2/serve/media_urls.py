@@ -31,6 +31,9 @@ _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII)
 _MAX_DATA_HEAD = 1024
 _DATA = re.compile(r"data:(?P<type>[a-z]+/[a-z0-9.+-]+)(?:;[a-z0-9_-]+=[^;,\"\\]*)*;base64,", re.IGNORECASE | re.ASCII)
 
+_PIECE = 1 << 20
+"""Characters of base64 that are decoded at a time; a multiple of four."""
+
 FRAME_LIST_TYPE = "video/jpeg"
 """``data:video/jpeg;base64,FRAME,FRAME,...`` holds a video as frames (vLLM's form)."""
 
@@ -50,8 +53,13 @@ class WebAddress:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
 
+    @property
+    def origin(self) -> str:
+        """For the log, where path and query, which may hold a client's credentials, have no place."""
+        return f"{self.scheme}://{self.host_header}"
+
     def __str__(self) -> str:
-        return f"{self.scheme}://{self.host_header}{self.target}"
+        return self.origin + self.target
 
 
 def scheme_of(url: str) -> str:
@@ -175,7 +183,11 @@ def _decode(text: str, kind: str) -> bytes:
     try:
         if len(text) % 4:
             raise ValueError("the padding is missing, or too long")
-        data = base64.b64decode(text.encode("ascii"), validate=True)
+        # In pieces: nothing else runs in this process while one is decoded.
+        pieces = [text[at : at + _PIECE] for at in range(0, len(text), _PIECE)]
+        if any("=" in piece for piece in pieces[:-1]):
+            raise ValueError("padding within")
+        data = b"".join(base64.b64decode(piece.encode("ascii"), validate=True) for piece in pieces)
     except (binascii.Error, ValueError):
         raise RefusedMediaError(f"the data URL of a {kind} is not valid base64") from None
     if not data:

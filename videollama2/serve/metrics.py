@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from videollama2.inference.request import Answer, Result
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
-_PREFIX = "videollama2:"
-_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+PREFIX = "videollama2:"
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5, 5)
 _TOKENS = (1, 4, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 _OUTCOMES = {"stop": "stop", "length": "length", "cancelled": "abort"}
@@ -30,12 +30,13 @@ class ServeMetrics:
     Args:
         model: its name, a label of everything.
         gauges: names -> values as they are now; names that end in ``_total`` only ever grow.
+        on_end: told of every result, from the model's thread.
     """
 
-    def __init__(self, model: str, gauges: Gauges) -> None:
+    def __init__(self, model: str, gauges: Gauges, on_end: Callable[[Result], None] | None = None) -> None:
         disable_created_metrics()
         self.registry = CollectorRegistry()
-        self._model = model
+        self._model, self._on_end = model, on_end
         self.registry.register(_Now(model, gauges))
         self._tokens = {
             name: self._counter(name, text)
@@ -49,7 +50,7 @@ class ServeMetrics:
         self._ended = self._labelled("request_success", "Answers that ended, by how.", "finished_reason")
         self._rejected = self._labelled("rejected", "Requests that were refused, by why.", "reason")
         self._seconds = {
-            name: self._histogram(name, text, _SECONDS)
+            name: self._histogram(name, text, SECONDS)
             for name, text in {
                 "time_to_first_token_seconds": "Since the request was complete.",
                 "e2e_request_latency_seconds": "Since the request was complete, to the end of its answer.",
@@ -88,6 +89,8 @@ class ServeMetrics:
         return generate_latest(self.registry)
 
     def _end(self, result: Result, prepared_s: float) -> None:
+        if self._on_end is not None:
+            self._on_end(result)
         self._ended.labels(self._model, _OUTCOMES.get(result.finish_reason, "error")).inc()
         self._tokens["prompt_tokens"].inc(result.prompt_tokens)
         self._tokens["generation_tokens"].inc(result.completion_tokens)
@@ -107,13 +110,13 @@ class ServeMetrics:
         self._lengths["request_generation_tokens"].observe(result.completion_tokens)
 
     def _labelled(self, name: str, text: str, label: str) -> Counter:
-        return Counter(_PREFIX + name, text, ["model_name", label], registry=self.registry)
+        return Counter(PREFIX + name, text, ["model_name", label], registry=self.registry)
 
     def _counter(self, name: str, text: str) -> Any:
-        return Counter(_PREFIX + name, text, ["model_name"], registry=self.registry).labels(self._model)
+        return Counter(PREFIX + name, text, ["model_name"], registry=self.registry).labels(self._model)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Any:
-        found = Histogram(_PREFIX + name, text, ["model_name"], registry=self.registry, buckets=buckets)
+        found = Histogram(PREFIX + name, text, ["model_name"], registry=self.registry, buckets=buckets)
         return found.labels(self._model)
 
 
@@ -158,8 +161,8 @@ class _Now:
         for name, value in self._gauges().items():
             text = name.removesuffix("_total").replace("_", " ").capitalize() + "."
             if name.endswith("_total"):
-                family: Metric = CounterMetricFamily(_PREFIX + name.removesuffix("_total"), text, labels=["model_name"])
+                family: Metric = CounterMetricFamily(PREFIX + name.removesuffix("_total"), text, labels=["model_name"])
             else:
-                family = GaugeMetricFamily(_PREFIX + name, text, labels=["model_name"])
+                family = GaugeMetricFamily(PREFIX + name, text, labels=["model_name"])
             family.add_metric([self._model], value)
             yield family

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from videollama2.serve.worker_app import WorkerService
 
 DEFAULT_PORT = 40000
-SPEED_TOKENS = 16
 _WATCH_S = 1.0
 _log = logging.getLogger("videollama2.serve.model_worker")
 
@@ -59,8 +58,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--heart-beat-interval", type=seconds, default=HEART_BEAT_S, metavar="SECONDS",
                         help="default %(default)g")  # fmt: skip
     parser.add_argument("--speed", type=seconds, metavar="X",
-                        help="weight of this worker for the controller (default: tokens per second, measured at the "
-                        "start)")  # fmt: skip
+                        help="weight of this worker for the controller (default: tokens per second, the best "
+                        "measured so far)")  # fmt: skip
     add_model_flags(parser)
     add_security_flags(parser, worker_flags=True)
     add_media_flags(parser)
@@ -127,15 +126,17 @@ def _host_of(url: str) -> str:
 
 
 def measure_speed(engine: Engine) -> float:
-    """Tokens per second of one answer; the first try only warms up.
+    """Tokens per second of one answer; the best of three, of which the first warms up.
+
+    Other workers may be loading beside this one; what it does later corrects the number.
 
     Raises:
         VideoLlama2Error: the model cannot answer at all.
     """
-    for _ in range(2):
-        result = engine.submit("Hello", max_new_tokens=SPEED_TOKENS, min_new_tokens=SPEED_TOKENS).result()
-    seconds_taken = result.timings.total - result.timings.first_token
-    return round((result.completion_tokens - 1) / max(seconds_taken, 1e-6), 3)
+    from videollama2.serve.worker_app import SPEED_TOKENS, speed_of
+
+    options = {"max_new_tokens": SPEED_TOKENS, "min_new_tokens": SPEED_TOKENS}
+    return max(speed_of(engine.submit("Hello", **options).result()) for _ in range(3))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -158,7 +159,10 @@ def run(args: argparse.Namespace) -> int:
         if not args.no_register:
             from videollama2.serve.heart_beat import HeartBeat
 
-            beat = HeartBeat(args.controller, own, service.status, security.credential, args.heart_beat_interval)
+            beat = HeartBeat(
+                args.controller, own, service.status, security.credential, args.heart_beat_interval,
+                taken=lambda: service.taken,
+            )  # fmt: skip
 
         async def drain() -> None:
             service.closing = True
@@ -191,7 +195,7 @@ def _open_service(
     ))  # fmt: skip
     sandbox = stack.enter_context(closing(Sandbox(policy, FrameSize.of(processor))))
     service = WorkerService(engine, name, policy, sandbox, log_prompts=log_prompts)
-    service.speed = args.speed or measure_speed(engine)
+    service.speed, service.is_speed_fixed = args.speed or measure_speed(engine), args.speed is not None
     _log.info("%s: %d answers at once of %d tokens, %g tokens/s", name, engine.max_batch, engine.max_length,
               service.speed)  # fmt: skip
     return service
@@ -226,7 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     from videollama2.serve.web import configure_logging
 
-    configure_logging()
+    configure_logging(part=f"worker:{args.port}")
     try:
         return run(args)
     except VideoLlama2Error as error:

@@ -31,6 +31,7 @@ from videollama2.serve.settings import Security, add_security_flags, address, po
 from videollama2.serve.upstream import ClosingIterator
 from videollama2.serve.web import configure_logging, make_app, serve, warn_if_open
 from videollama2.serve.web_guards import REQUEST_ID
+from videollama2.serve.web_metrics import WebMetrics
 
 DEFAULT_PORT = 8000
 LOOK_S = 5.0
@@ -72,14 +73,17 @@ class ApiFront:
                 _log.debug("the controller: %s", error)
             await asyncio.sleep(LOOK_S)
 
-    async def ask(self, body: Mapping[str, Any], request_id: str) -> Response:
+    async def ask(self, body: Mapping[str, Any], content: bytes, request_id: str) -> Response:
         """A worker's reply; of a stream its beginning.
+
+        Args:
+            content: the body as it came.
 
         Raises:
             ApiError: the request is at fault, or no worker can take it.
         """
         async with AsyncExitStack() as stack:
-            reply = await stack.enter_async_context(self.client.open_chat(body, request_id))
+            reply = await stack.enter_async_context(self.client.open_chat(body, request_id, content))
             if not body.get("stream"):
                 return Response(b"".join([chunk async for chunk in reply]), media_type="application/json")
             return EventStream(b"", ClosingIterator(_whole_events(reply), stack.pop_all().aclose))
@@ -101,7 +105,9 @@ async def _whole_events(reply: ChatStream) -> AsyncIterator[bytes]:
 
 def make_front_app(front: ApiFront, security: Security) -> FastAPI:
     """The application."""
-    app = make_app("VideoLLaMA 2 API", security, ready=lambda: front.missing, lifespan=front.running)
+    metrics = WebMetrics()
+    app = make_app("VideoLLaMA 2 API", security, ready=lambda: front.missing, lifespan=front.running,
+                   metrics=metrics)  # fmt: skip
     router, started = APIRouter(tags=["OpenAI"]), int(time.time())
 
     @router.get(
@@ -127,13 +133,14 @@ def make_front_app(front: ApiFront, security: Security) -> FastAPI:
     async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation about images and videos; with ``stream``, as server-sent events."""
         # Validated as a whole, passed on as it came.
-        sent = await request.json()
+        sent, content = await request.json(), await request.body()
         try:
-            return await while_connected(request, front.ask(sent, REQUEST_ID.get()))
+            return await while_connected(request, front.ask(sent, content, REQUEST_ID.get()))
         except ClientGoneError:
             return Response(status_code=CLIENT_GONE)
 
     app.include_router(router)
+    metrics.paths = frozenset(app.openapi()["paths"])
     return app
 
 
@@ -156,7 +163,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     args = build_parser().parse_args(arguments)
-    configure_logging()
+    configure_logging(part="api")
     try:
         security = read_security(args)
         warn_if_open(args.host, security)

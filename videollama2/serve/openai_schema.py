@@ -32,7 +32,9 @@ MAX_CHOICES = 16
 MAX_LOGPROBS = 20
 """Most likely tokens that may be reported at each place; OpenAI's bound."""
 
-MAX_STOPS = 4
+MAX_STOPS, MAX_STOP_LENGTH = 4, 1024
+"""Texts that end an answer, and characters of one: each is looked for after every token."""
+
 
 def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
@@ -150,7 +152,7 @@ class AssistantMessage(_Model):
 Message = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
 
 
-_TEXT_SCHEMA = {"type": "string", "minLength": 1}
+_TEXT_SCHEMA = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_LENGTH}
 Stop = Annotated[str | list[str] | None, WithJsonSchema({
     "anyOf": [_TEXT_SCHEMA, {"type": "array", "items": _TEXT_SCHEMA, "maxItems": MAX_STOPS}, {"type": "null"}]
 })]  # fmt: skip
@@ -218,8 +220,10 @@ class ChatRequest(_Model):
     @classmethod
     def _few_stops(cls, value: str | list[str] | None) -> str | list[str] | None:
         texts = [value] if isinstance(value, str) else value or []
-        if len(texts) > MAX_STOPS or not all(texts):
-            raise PydanticCustomError("stop", f"stop must be up to {MAX_STOPS} texts that are not empty")
+        if len(texts) > MAX_STOPS or not all(0 < len(text) <= MAX_STOP_LENGTH for text in texts):
+            raise PydanticCustomError(
+                "stop", f"stop must be up to {MAX_STOPS} texts of 1 to {MAX_STOP_LENGTH} characters"
+            )
         return value
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ from videollama2.serve.api_errors import ApiError
 from videollama2.serve.media_errors import RefusedMediaError
 
 NO_MODEL = (
-    "No model is running at the moment. Wait a minute and reload the page; if this server is yours, start a worker: "
+    "No model is running at the moment. Wait a minute and try again; if this server is yours, start a worker: "
     "python -m videollama2.serve.model_worker --model-path videollama2-tiny --worker http://localhost:40000"
 )
 BUSY = "Too many questions are waiting. Wait a few seconds, then press Regenerate."

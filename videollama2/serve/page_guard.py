@@ -10,6 +10,7 @@ What it adds to Gradio, each against a class of vulnerability known from this fi
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from contextlib import suppress
@@ -76,19 +77,19 @@ class Guard:
             await _reply(send, 200, {"status": "ok"})
         elif _fetches(path):
             await _reply(send, 403, {"detail": "addresses are not opened here"})
-        elif path.endswith("/upload") and scope["method"] == "POST" and self._is_full():
+        elif _is_upload(path) and scope["method"] == "POST" and await self._is_full():
             await _reply(send, 503, {"detail": "The server has no room for uploads now. Try again later."}, 600)
         else:
             await self._bounded(scope, receive, send)
 
-    def _is_full(self) -> bool:
+    async def _is_full(self) -> bool:
         if monotonic() - self._measured > _MEASURED_EVERY_S:
-            self._size, self._measured = _bytes_below(self.folder), monotonic()
+            self._measured = monotonic()
+            self._size = await asyncio.to_thread(_bytes_below, self.folder)
         return self._size > self.max_folder_bytes
 
     async def _bounded(self, scope: Any, receive: Any, send: Any) -> None:
-        is_upload = scope["path"].endswith("/upload")
-        bound = MAX_FILES_PER_UPLOAD * self.max_file_bytes if is_upload else MAX_EVENT_BYTES
+        bound = MAX_FILES_PER_UPLOAD * self.max_file_bytes if _is_upload(scope["path"]) else MAX_EVENT_BYTES
         taken, refused = 0, _content_length(scope) > bound
         refusal = {"detail": f"a request body may have at most {bound} bytes"}
         if refused:
@@ -117,9 +118,14 @@ class Guard:
             await _reply(send, 413, refusal)
 
 
+def _is_upload(path: str) -> bool:
+    """Whether files come, which Gradio writes to the disk; of ``/call/upload`` it would keep the body in memory."""
+    return path.rstrip("/").endswith(f"{API}/upload")
+
+
 def _fetches(path: str) -> bool:
-    """Whether Gradio would open an address that stands in the path."""
-    if path.startswith((f"{API}/proxy=", "/proxy=")):
+    """Whether Gradio would open an address that stands in the path, behind whatever a reverse proxy puts before it."""
+    if "/proxy=" in path:
         return True
     target = path.partition("/file=")[2] or path.partition("/file/")[2]
     return "://" in target or target.startswith(("http:", "https:", "//"))

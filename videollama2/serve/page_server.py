@@ -160,8 +160,9 @@ def run_page(page: Any, folder: Path, args: argparse.Namespace, say: Callable[[s
         ConfigError: see :func:`launch_page` and :func:`read_accounts`.
     """
     accounts = None if args.auth_file is None else read_accounts(args.auth_file)
-    if accounts is None and args.host not in ("127.0.0.1", "localhost", "::1"):
-        print(f"warning: everybody who reaches {args.host} can use this page (--auth-file)", file=sys.stderr)
+    if accounts is None and (args.share or args.host not in ("127.0.0.1", "localhost", "::1")):
+        who = "knows the shared address" if args.share else f"reaches {args.host}"
+        print(f"warning: everybody who {who} can use this page (--auth-file)", file=sys.stderr)
     ended = Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())

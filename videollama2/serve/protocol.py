@@ -22,6 +22,7 @@ PROTOCOL_VERSION = 1
 
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=r"^[^\x00-\x1f\x7f]+$")]
 WorkerName = Annotated[str, StringConstraints(min_length=8, max_length=256, pattern=r"^https?://[!-~]+$")]
+Speed = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
 Queue = Annotated[int, Field(ge=0, le=10**6)]
 
 
@@ -38,7 +39,7 @@ class WorkerStatus(_Body):
     """
 
     model_names: list[ModelName] = Field(min_length=1, max_length=64)
-    speed: float = Field(1.0, gt=0, le=1e9, allow_inf_nan=False)
+    speed: Speed = 1.0
     queue_length: Queue = 0
     num_frames: int | None = Field(None, ge=1, le=1 << 20)
 
@@ -54,10 +55,11 @@ class RegisterWorker(_Body):
 
 
 class HeartBeat(_Body):
-    """``/receive_heart_beat``."""
+    """``/receive_heart_beat``. ``speed``: where it has changed or not, see :class:`WorkerStatus`."""
 
     worker_name: WorkerName
     queue_length: Queue = 0
+    speed: Speed | None = None
 
 
 class WorkerGone(_Body):
@@ -67,10 +69,12 @@ class WorkerGone(_Body):
 
 
 class ModelAsked(_Body):
-    """``/get_worker_address``. ``exclude``: addresses where it was tried."""
+    """``/get_worker_address``. ``exclude``: addresses where it was tried. ``affinity``: see
+    :func:`videollama2.serve.dispatch.affinity_of`."""
 
     model: Annotated[str, StringConstraints(max_length=512)]
     exclude: list[Annotated[str, StringConstraints(max_length=256)]] = Field(default=[], max_length=64)
+    affinity: Annotated[str, StringConstraints(max_length=64)] | None = None
 
 
 class GenerateStream(_Body):

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from videollama2.media import image as image_module
-from videollama2.media import pyav_reader, readers
+from videollama2.media import pyav_reader
 from videollama2.media.frames import FrameSampling, select_frames
 from videollama2.media.image import load_image
 from videollama2.media.pixels import pad_to_square, resize_in_two_passes
@@ -96,11 +96,8 @@ def _narrow_readers(limits: Limits) -> None:
     warnings.simplefilter("ignore")
     Image.init()
     Image.MAX_IMAGE_PIXELS = None  # checked here
-    image_module.MAX_IMAGE_PIXELS = limits.max_pixels
-    image_module._FORMATS = IMAGE_FORMATS
-    readers.MAX_FRAME_PIXELS = pyav_reader.MAX_FRAME_PIXELS = limits.max_pixels
-    pyav_reader._FORMATS = CONTAINERS
-    pyav_reader._LIMITS.update(max_pixels=str(limits.max_pixels), codec_whitelist=CODECS)
+    image_module.narrow(IMAGE_FORMATS, limits.max_pixels)
+    pyav_reader.narrow(CONTAINERS, CODECS, limits.max_pixels)
 
 
 def _installation() -> list[str]:

@@ -195,11 +195,12 @@ def _check_network(entry: str) -> None:
             ipaddress.ip_network(entry, strict=False)
         except ValueError as error:
             raise ConfigError(f"--allowed-workers: {entry!r} is no network ({error})") from error
-    elif not entry or any(character in entry for character in " ,:@") and not _is_address(entry):
+    elif not entry or any(character in entry for character in " ,:@") and not is_address(entry):
         raise ConfigError(f"--allowed-workers: {entry!r} is neither a network nor a host")
 
 
-def _is_address(text: str) -> bool:
+def is_address(text: str) -> bool:
+    """Whether this is an IP address."""
     try:
         ipaddress.ip_address(text)
     except ValueError:
@@ -209,7 +210,7 @@ def _is_address(text: str) -> bool:
 
 def is_loopback(host: str) -> bool:
     """Whether nobody but this machine reaches a server bound to ``host``."""
-    return host == "localhost" or _is_address(host) and ipaddress.ip_address(host).is_loopback
+    return host == "localhost" or is_address(host) and ipaddress.ip_address(host).is_loopback
 
 
 # -------------------------------------------------------------------------------------------------------------- media

@@ -11,7 +11,7 @@ import gradio as gr
 
 from videollama2.serve.backend import Backend
 from videollama2.serve.conversation import Conversation
-from videollama2.serve.page_log import VoteLog
+from videollama2.serve.page_log import KINDS, VoteLog
 from videollama2.serve.thumbnails import EMPTY
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
@@ -165,7 +165,7 @@ def _side(settings: PageSettings) -> dict[str, Any]:
                 )  # fmt: skip
             with gr.Tab("Camera"):
                 camera = gr.Video(
-                    sources=["webcam"], label="Record a video", include_audio=True, height=240, elem_id="vl-camera",
+                    sources=["webcam"], label="Record a video", include_audio=False, height=240, elem_id="vl-camera",
                     webcam_options=gr.WebcamOptions(mirror=False, constraints=_CAMERA), show_label=False, buttons=[],
                 )  # fmt: skip
         frames = gr.HTML(EMPTY, elem_id="vl-frames")
@@ -214,14 +214,15 @@ def _talk(settings: PageSettings) -> dict[str, Any]:
             layout="bubble", latex_delimiters=[], container=False,
         )  # fmt: skip
         with gr.Row(elem_id="vl-composer", equal_height=True):
+            # No autofocus: a phone would open its keyboard and begin in the middle of the page.
             question = gr.Textbox(
-                show_label=False, container=False, placeholder="Ask a question", lines=1, max_lines=6, scale=8,
-                max_length=MAX_QUESTION, elem_id="vl-question", min_width=160, autofocus=True,
+                label="Question", show_label=False, container=False, placeholder="Ask a question", lines=1, max_lines=6,
+                scale=8, max_length=MAX_QUESTION, elem_id="vl-question", min_width=160,
             )  # fmt: skip
             send = gr.Button("Send", variant="primary", scale=0, min_width=88, elem_id="vl-send")
             stop = gr.Button("Stop", variant="stop", scale=0, min_width=88, elem_id="vl-stop", visible=False)
         with gr.Row(elem_id="vl-actions"):
-            actions = {name: _action(name, text) for name, text in _ACTIONS.items()}
+            actions = {name: _action(name, text, settings) for name, text in _ACTIONS.items()}
     return {
         "notice": notice,
         "status": status,
@@ -238,10 +239,11 @@ _ACTIONS = {
 }  # fmt: skip
 
 
-def _action(name: str, text: str) -> gr.Button:
+def _action(name: str, text: str, settings: PageSettings) -> gr.Button:
     return gr.Button(
-        text, size="sm", interactive=False, min_width=0, scale=0, elem_id=f"vl-{name}", elem_classes="vl-action"
-    )
+        text, size="sm", interactive=False, min_width=0, scale=0, elem_id=f"vl-{name}", elem_classes="vl-action",
+        visible=settings.log is not None or name not in KINDS,
+    )  # fmt: skip
 
 
 def _take_as_uploaded(component: Any, many: bool) -> None:

@@ -18,14 +18,12 @@ from videollama2.serve.api_errors import ApiError
 from videollama2.serve.backend import Backend, kind_of
 from videollama2.serve.conversation import Conversation, Medium, Turn
 from videollama2.serve.page_log import LogFullError
+from videollama2.serve.page_pacing import paced
 from videollama2.serve.thumbnails import EMPTY, Thumbnails
 from videollama2.serve.ui import MAX_QUESTION, TINY_NOTE, PageSettings, Widgets, examples
 
 Values = dict[Any, Any]
 Updates = dict[Any, Any]
-
-INTERVAL_S = 0.05
-"""Seconds between two drawings of a growing answer; what comes in between is drawn together."""
 
 _ANSWERS = {"concurrency_id": "answers", "api_visibility": "private", "show_progress": "minimal"}
 # Not queued: where many questions wait, nobody else's vote or upload may be turned away for it.
@@ -33,6 +31,10 @@ _QUICK = {"queue": False, "api_visibility": "private", "show_progress": "hidden"
 
 _MAX_DRAWING = 32
 """Visitors whose frames are drawn at the same time."""
+
+_MODEL_IS_MISSING = (page_errors.GONE, page_errors.NO_MODEL)
+
+_RUNNING = "An answer is still being written. Stop it first, or wait for its end."
 
 _log = logging.getLogger(__name__)
 
@@ -116,6 +118,9 @@ class Events:
         except MediaError as error:
             yield {w.notice: notice(page_errors.bad_media(error))}
             return
+        if self._is_running(request):  # another question of this visitor came while the files were looked at
+            yield {w.notice: notice(_RUNNING)}
+            return
         conversation.begin(question, media)
         async with aclosing(self._answer(values, conversation, request)) as updates:
             async for update in updates:
@@ -139,6 +144,8 @@ class Events:
         if conversation.last is None:
             return
         problem = await self._problem(values, conversation.last.question, request)
+        if not problem and self._is_running(request):
+            problem = _RUNNING
         if problem:
             yield {self.widgets.notice: notice(problem)}
             return
@@ -156,11 +163,14 @@ class Events:
         if running is not None:
             running.set()
 
+    def _is_running(self, request: gr.Request) -> bool:
+        return (request.session_hash or "") in self.running
+
     async def _problem(self, values: Values, question: str, request: gr.Request) -> str:
         """Why this cannot be asked now; empty if it can."""
         w = self.widgets
-        if request.session_hash in self.running:
-            return "An answer is still being written. Stop it first, or wait for its end."
+        if self._is_running(request):
+            return _RUNNING
         if not values[w.model]:
             # Asked before the list of models was there: whoever is first on it answers.
             names = await self._models()
@@ -211,10 +221,23 @@ class Events:
         finally:
             self.running.pop(session, None)
         conversation.answered += 1
+        listed = await self._listed_anew(turn) if turn.notice in _MODEL_IS_MISSING else {}
         yield {
+            **listed,
             w.conversation: conversation, w.chat: conversation.shown(),
             w.status: status(f"Answer {conversation.answered} is complete."), **self._buttons(conversation),
         }  # fmt: skip
+
+    async def _listed_anew(self, turn: Turn) -> Updates:
+        """The models there are now, to go on with: opening the page anew would lose the conversation."""
+        try:
+            names = await self.backend.models(refresh=True)
+        except ApiError:
+            return {}
+        if names and turn.model not in names:
+            turn.notice = page_errors.GONE
+        chosen = turn.model if turn.model in names else next(iter(names), None)
+        return {self.widgets.model: gr.Dropdown(choices=names, value=chosen)}
 
     def _options(self, values: Values) -> dict[str, Any]:
         w = self.widgets
@@ -253,7 +276,7 @@ class Events:
         """Take the last question back into the box, with its files and their options."""
         w = self.widgets
         conversation: Conversation = values[w.conversation]
-        if conversation.last is None or request.session_hash in self.running:
+        if conversation.last is None or self._is_running(request):
             return {w.notice: gr.skip()}
         turn = conversation.turns.pop()
         options = next((medium.options for medium in turn.media if medium.kind == "video"), {})
@@ -361,35 +384,3 @@ def _alert(text: str) -> str:
 def status(text: str) -> str:
     """What a screen reader says about the answer; drawn, it would only repeat what is seen."""
     return f'<div class="vl-unseen" role="status">{escape(text)}</div>'
-
-
-async def paced(pieces: AsyncIterator[str], stop: asyncio.Event, interval: float = INTERVAL_S) -> AsyncIterator[str]:
-    """The text so far, as often as it is worth drawing, until it ends or ``stop`` is set. Closes ``pieces``.
-
-    Raises:
-        what ``pieces`` raises, after the text before it.
-    """
-    found: list[str] = []
-
-    async def collect() -> None:
-        async with aclosing(pieces):
-            async for piece in pieces:
-                found.append(piece)
-
-    collecting, stopping = asyncio.create_task(collect()), asyncio.create_task(stop.wait())
-    drawn = 0
-    try:
-        while not collecting.done() and not stop.is_set():
-            await asyncio.wait({collecting, stopping}, timeout=interval, return_when=asyncio.FIRST_COMPLETED)
-            if len(found) > drawn:
-                drawn = len(found)
-                yield "".join(found)
-    finally:
-        stopping.cancel()
-        if not collecting.done():
-            collecting.cancel()
-            await asyncio.wait({collecting})
-    if len(found) > drawn:
-        yield "".join(found)
-    if not collecting.cancelled():
-        collecting.result()

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from videollama2.serve.api_errors import ApiError
+from videollama2.serve.api_errors import ApiError, worker_failed, worker_timeout
 
 T = TypeVar("T")
 
@@ -31,13 +31,17 @@ class Patience:
         connect: for the connection.
         silence: without a byte, after which the worker is asked whether it lives.
         probe: for its answer to that. It is asked twice.
-        total: without a byte, though it lives.
+        total: without a byte, though it lives. An answer that is not streamed takes as long as it is written.
     """
 
     connect: float = 3.0
     silence: float = 10.0
     probe: float = 5.0
-    total: float = 600.0
+    total: float = 3600.0
+
+
+MOST_DEATHS = 3
+"""Workers that may break off over one request: it may be what broke them, and is not taken to all of them."""
 
 
 class WorkerLostError(Exception):
@@ -45,11 +49,12 @@ class WorkerLostError(Exception):
 
     Args:
         told: what it said, where it said something.
+        had_it: it may have begun to work on the request.
     """
 
-    def __init__(self, reason: str, told: ApiError | None = None) -> None:
+    def __init__(self, reason: str, told: ApiError | None = None, had_it: bool = False) -> None:
         super().__init__(reason)
-        self.told = told
+        self.told, self.had_it = told, had_it
 
 
 def make_client() -> httpx.AsyncClient:
@@ -168,7 +173,7 @@ class _Watch:
         """The result of ``work``.
 
         Raises:
-            WorkerLostError: it failed, or the worker hangs.
+            WorkerLostError: it failed, or the worker hangs. ApiError: it lives, but has not answered for too long.
         """
         task = asyncio.ensure_future(work)
         waited, missed = 0.0, 0
@@ -176,11 +181,14 @@ class _Watch:
             while not (await asyncio.wait({task}, timeout=self._patience.silence))[0]:
                 waited += self._patience.silence
                 missed = 0 if await self._is_alive(task) else missed + 1
-                if missed >= 2 or waited >= self._patience.total:
-                    raise WorkerLostError(f"{self._address} has been silent for {waited:g} s")
+                if missed >= 2:
+                    raise WorkerLostError(f"{self._address} has been silent for {waited:g} s", had_it=True)
+                if waited >= self._patience.total:
+                    raise worker_timeout()
             return task.result()
         except httpx.HTTPError as error:
-            raise WorkerLostError(f"{self._address}: {type(error).__name__}: {error}") from error
+            had_it = not isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout))
+            raise WorkerLostError(f"{self._address}: {type(error).__name__}: {error}", had_it=had_it) from error
         finally:
             if not task.done():
                 task.cancel()
@@ -258,6 +266,7 @@ async def ask_any(
     """
     tried: tuple[str, ...] = ()
     told: ApiError | None = None
+    deaths = 0
     while True:
         try:
             name, address = await choose(tried)
@@ -276,3 +285,6 @@ async def ask_any(
             told = error.told or told
             tried = (*tried, name)
             on_lost(name)
+            deaths += error.had_it
+            if deaths >= MOST_DEATHS:
+                raise worker_failed("the workers that took this request broke off") from error

@@ -23,6 +23,7 @@ from videollama2.errors import ConfigError, VideoLlama2Error
 from videollama2.serve.api_errors import ApiError, server_fault
 from videollama2.serve.settings import Security, is_loopback
 from videollama2.serve.web_guards import Gate, Guard, error_response, with_request_id
+from videollama2.serve.web_metrics import CONTENT_TYPE, WebMetrics
 
 OPEN_PATHS = ("/health", "/ready")
 BODY_TIMEOUT_S = 30.0
@@ -41,6 +42,7 @@ def make_app(
     worker_paths: Collection[str] = (),
     ready: Callable[[], str | None] | None = None,
     lifespan: Any = None,
+    metrics: WebMetrics | None = None,
     body_timeout_s: float = BODY_TIMEOUT_S,
 ) -> FastAPI:
     """An application with ``/health`` and ``/ready``, guarded (:class:`~videollama2.serve.web_guards.Guard`), whose
@@ -53,6 +55,7 @@ def make_app(
         worker_paths: need the worker token.
         ready: what it waits for, or None when it can work.
         lifespan: of FastAPI.
+        metrics: counts requests, and is served at ``/metrics``.
         body_timeout_s: for a request's body to arrive.
     """
     # The usual documentation pages load scripts from elsewhere.
@@ -60,7 +63,7 @@ def make_app(
     gate = app.state.gate = Gate()
     app.add_middleware(
         Guard, security=security, gate=gate, open_paths=open_paths, worker_paths=worker_paths,
-        body_timeout_s=body_timeout_s,
+        body_timeout_s=body_timeout_s, observe=None if metrics is None else metrics.seen,
     )  # fmt: skip
     if security.cors_origins:
         app.add_middleware(
@@ -85,7 +88,16 @@ def make_app(
             return JSONResponse({"status": "ready"})
         return JSONResponse({"status": reason}, 503, {"retry-after": "2"})
 
+    if metrics is not None:
+        _add_metrics(app, metrics)
     return app
+
+
+def _add_metrics(app: FastAPI, metrics: WebMetrics) -> None:
+    @app.get("/metrics", tags=["health"])
+    async def expose() -> Response:
+        """For Prometheus."""
+        return Response(metrics.expose(), media_type=CONTENT_TYPE)
 
 
 # ------------------------------------------------------------------------------------------------------------- errors
@@ -130,11 +142,15 @@ async def _on_validation_error(request: Request, error: RequestValidationError) 
 # ------------------------------------------------------------------------------------------------------------- server
 
 
-def configure_logging(level: int = logging.INFO) -> None:
-    """Log lines to standard error, each with the id of its request."""
+def configure_logging(level: int = logging.INFO, part: str = "-") -> None:
+    """Log lines to standard error, each with the id of its request.
+
+    Args:
+        part: of the installation; several may share a terminal.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(with_request_id)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s [%(request_id)s] %(message)s"))
+    handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {part} %(name)s [%(request_id)s] %(message)s"))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for name in ("uvicorn", "uvicorn.error", "httpx", "httpcore"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -220,6 +236,7 @@ def make_server(
     config = uvicorn.Config(
         app, http=_protocol(header_timeout_s), ws="none", log_config=None, access_log=False, server_header=False,
         timeout_keep_alive=30, timeout_graceful_shutdown=5, lifespan="on",
+        proxy_headers=False,  # who calls is who connects: a header would be the caller's own word
     )  # fmt: skip
     return DrainingServer(config, app.state.gate, drain, drain_timeout_s, on_listening)
 

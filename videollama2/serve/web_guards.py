@@ -10,21 +10,26 @@ import json
 import logging
 import re
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextvars import ContextVar
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from videollama2.serve.api_errors import ApiError, server_fault, shutting_down, unauthorized
-from videollama2.serve.settings import Security
+from videollama2.serve.settings import Security, is_address
 
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="-")
 """Of the request this task works for; log lines carry it."""
 
 BODIES_HELD = 8
 """Requests of the largest size whose bodies are held at one time; more are refused for the moment."""
+
+MAX_BODY_ITEMS = 1 << 18
+"""Commas and opening brackets of one body: a bound on the objects that reading its JSON makes, each of which takes many
+times its bytes. Media are one long text."""
 
 MIN_BODY_RATE = 64 << 10
 """Bytes per second that a body must keep up once its first seconds have gone."""
@@ -75,16 +80,17 @@ class Guard:
         open_paths: need no key, and are answered while the server drains.
         worker_paths: need the worker token.
         body_timeout_s: for a body to arrive, plus the time :data:`MIN_BODY_RATE` gives its size.
+        observe: told path, status and seconds of every request that is over.
     """
 
     def __init__(
         self, app: ASGIApp, *, security: Security, gate: Gate, open_paths: Collection[str],
-        worker_paths: Collection[str], body_timeout_s: float,
+        worker_paths: Collection[str], body_timeout_s: float, observe: Callable[[str, int, float], None] | None = None,
     ) -> None:  # fmt: skip
         self.app, self.security, self.gate = app, security, gate
         self.open_paths, self.worker_paths = frozenset(open_paths), frozenset(worker_paths)
         self.quiet_paths = self.open_paths | _QUIET
-        self.body_timeout_s = body_timeout_s
+        self.body_timeout_s, self._observe = body_timeout_s, observe
         self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -120,6 +126,8 @@ class Guard:
             is_usual = scope["path"] in self.quiet_paths and 0 < reply.status < 400
             level = logging.DEBUG if is_usual else logging.INFO
             seconds = time.monotonic() - start
+            if self._observe is not None:
+                self._observe(scope["path"], reply.status, seconds)
             _log.log(level, "%s %.200r %s %.3f s", scope["method"], scope["path"], reply.status or "left", seconds)
 
     def _check(self, scope: Scope) -> None:
@@ -132,14 +140,33 @@ class Guard:
                 raise unauthorized("the worker token of this installation is needed: Authorization: Bearer TOKEN")
         elif not self.security.is_client(bearer):
             raise unauthorized()
+        if not self.security.api_keys and not self._is_own_page(scope):
+            raise ApiError(403, "web pages of this origin may not call; see --cors-origin", code="forbidden")
         if self.gate.closing and scope["method"] not in ("GET", "HEAD", "OPTIONS"):
             raise shutting_down()
+
+    def _is_own_page(self, scope: Scope) -> bool:
+        """Whether this was not sent by a web page, or by one that may.
+
+        CORS does not do: a page whose name was made to resolve to this machine (DNS rebinding) is of the same origin.
+        Browsers name the origin of whatever they post; pages of this machine are known by an address, or localhost.
+        """
+        origin = (_header(scope, b"origin") or b"").decode("latin-1")
+        if not origin or {origin, "*"} & set(self.security.cors_origins):
+            return True
+        try:
+            host = urlsplit(origin).hostname or ""
+        except ValueError:
+            return False
+        return host == "localhost" or is_address(host)
 
     async def _read(self, scope: Scope, body: _Body) -> None:
         """The whole body, before the application sees anything of the request."""
         length = _header(scope, b"content-length")
         if length is not None and int(length) > self.security.max_body_bytes:
             raise self.too_large()
+        if (_header(scope, b"content-encoding") or b"identity").strip().lower() != b"identity":
+            raise ApiError(415, "the body must not be compressed", code="unsupported_media_type")
         await body.read(self.body_timeout_s)
         kind = (_header(scope, b"content-type") or b"").split(b";")[0].strip().lower()
         # Other types are what a foreign web page can send without asking (CSRF).
@@ -179,7 +206,7 @@ class _Body:
         self._chunks: list[bytes] = []
         self._is_pending = False
         self.is_complete = is_empty
-        self.size = 0
+        self.size = self._items = 0
 
     async def read(self, timeout_s: float) -> None:
         start = time.monotonic()
@@ -196,6 +223,9 @@ class _Body:
             chunk = message.get("body", b"")
             self._guard.hold(len(chunk), self.size + len(chunk))
             self.size += len(chunk)
+            self._items += sum(map(chunk.count, (b",", b"[", b"{")))
+            if self._items > MAX_BODY_ITEMS:
+                raise ApiError(413, "the body holds too many values", code="request_too_large")
             self._chunks.append(chunk)
             self.is_complete = not message.get("more_body", False)
         self._is_pending = True

@@ -24,13 +24,25 @@ from videollama2.serve.settings import Security
 from videollama2.serve.web import make_app
 
 if TYPE_CHECKING:
-    from videollama2.inference.request import Answer
+    from videollama2.inference.request import Answer, Result
 
 _TAG = re.compile(r"<(?:image|video)>")
 _GREEDY_BELOW = 1e-3
 """Published: a temperature up to this takes the most likely token."""
 
 _HEAD = 1024
+
+
+SPEED_TOKENS = 16
+"""An answer tells the speed from so many tokens on."""
+
+
+def speed_of(result: Result) -> float:
+    """Tokens per second after the first; 0 where the answer is too short to tell."""
+    count = result.completion_tokens
+    if count < SPEED_TOKENS:
+        return 0.0
+    return round((count - 1) / max(result.timings.total - result.timings.first_token, 1e-6), 3)
 
 
 class WorkerService(ChatService):
@@ -40,10 +52,18 @@ class WorkerService(ChatService):
     """
 
     speed = 1.0
+    """Tokens per second of one answer alone: the best that was seen, since whatever else runs can only take from it."""
+    is_speed_fixed = False
+    taken = 0
+    """Requests so far, refused ones too."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.metrics = ServeMetrics(self.model_name, self._gauges)
+        self.metrics = ServeMetrics(self.model_name, self._gauges, self._watch_speed)
+
+    def _watch_speed(self, result: Result) -> None:
+        if not self.is_speed_fixed:
+            self.speed = max(self.speed, speed_of(result))
 
     def status(self) -> WorkerStatus:
         """For the controller."""
@@ -56,6 +76,7 @@ class WorkerService(ChatService):
 
     async def _submit(self, request: ChatRequest, count: int) -> list[Answer]:
         start = monotonic()
+        self.taken += 1
         try:
             answers = await super()._submit(request, count)
         except ApiError as error:

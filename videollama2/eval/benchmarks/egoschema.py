@@ -10,6 +10,7 @@ from videollama2.errors import DataError
 from videollama2.eval.annotations import VideoFolder, check_unique, read_json, read_records
 from videollama2.eval.answers import published_egoschema
 from videollama2.eval.benchmarks.multiple_choice import ONLY_THE_LETTER, MultipleChoice, lettered
+from videollama2.eval.files import write_atomically
 from videollama2.eval.items import Item, Row
 
 _OPTIONS = tuple(f"option {index}" for index in range(5))
@@ -64,9 +65,9 @@ good_clips_git/          q_uid.mp4 (or avi, mov, mkv)"""
         """JSON for the official server, CSV for Kaggle."""
         answers = {row["id"]: row["parsed"] for row in rows if row["parsed"] is not None}
         as_json, as_csv = folder / "egoschema.json", folder / "egoschema.csv"
-        as_json.write_text(json.dumps(answers, indent=1) + "\n", encoding="utf-8")
+        write_atomically(as_json, json.dumps(answers, indent=1) + "\n")
         lines = ["q_uid, answer", *(f"{uid}, {index}" for uid, index in answers.items())]
-        as_csv.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_atomically(as_csv, "\n".join(lines) + "\n")
         return [as_json, as_csv]
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from videollama2.eval.annotations import Record, read_records
 from videollama2.eval.answers import published_mvbench
 from videollama2.eval.benchmarks.multiple_choice import MultipleChoice, question_and_options
+from videollama2.eval.files import write_atomically
 from videollama2.eval.items import Item, Row
 
 
@@ -69,12 +70,13 @@ video/FOLDER/...         the original videos, FOLDER as in the table of videolla
         """The published runner's output: JSON lines of video, task, prediction and truth."""
         path = folder / "mvbench.jsonl"
         by_id = {row["id"]: row for row in rows}
-        with path.open("w", encoding="utf-8") as file:
-            for item in items:
-                row = by_id.get(item.id)
-                if row is not None and row["error"] is None:
-                    line = {"vid": item.media, "task_type": item.category, "pred": row["parsed"], "gt": item.answer}
-                    file.write(json.dumps(line) + "\n")
+        lines = []
+        for item in items:
+            row = by_id.get(item.id)
+            if row is not None and row["error"] is None:
+                line = {"vid": item.media, "task_type": item.category, "pred": row["parsed"], "gt": item.answer}
+                lines.append(json.dumps(line) + "\n")
+        write_atomically(path, "".join(lines))
         return [path]
 
 

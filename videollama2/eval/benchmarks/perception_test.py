@@ -5,19 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from videollama2.errors import DataError
-from videollama2.eval.annotations import Record, VideoFolder, read_json
+from videollama2.errors import ConfigError, DataError
+from videollama2.eval.annotations import Record, VideoFolder, check_unique, read_json
 from videollama2.eval.answers import published_perception_test
 from videollama2.eval.benchmarks.multiple_choice import MultipleChoice, question_and_options
-from videollama2.eval.items import Item, Row
+from videollama2.eval.files import write_atomically
+from videollama2.eval.items import Benchmark, Item, Row
 
-QUESTIONS = ("mc_question_test.json", "mc_question_valid.json", "all_valid.json")
-"""The first that is there is used."""
+FILES = {"test": ("mc_question_test.json",), "valid": ("mc_question_valid.json", "all_valid.json")}
+"""Of each split; the first that is there is used, of test before valid where no split is asked for."""
 
 
 class PerceptionTest(MultipleChoice):
-    """See the module. A file with answers (valid) is scored; for one without (test) the submission is what counts."""
+    """See the module. A file with answers (valid) is scored; for one without (test) the submission is what counts.
+
+    Args:
+        split: one of :data:`FILES`; None: whichever is there.
+    """
 
     name = "perception_test"
     title = "Perception Test"
@@ -30,9 +36,24 @@ videos/                  video_id.mp4 (or avi, mov, mkv)"""
     breakdowns = ("reasoning",)
     published_parser = staticmethod(published_perception_test)
 
+    def __init__(self, split: str | None = None) -> None:
+        if split not in (None, *FILES):
+            raise ConfigError(f"split must be one of {', '.join(FILES)}, got {split!r}")
+        self.split = split
+
+    def configure(self, split: str | None = None, **options: Any) -> Benchmark:
+        """See :class:`Benchmark`."""
+        super().configure(**options)
+        return PerceptionTest(split)
+
+    def settings(self) -> dict[str, Any]:
+        """See :class:`Benchmark`."""
+        return {"split": self.split}
+
     def load(self, data: Path) -> list[Item]:
         """See :class:`Benchmark`."""
-        path = next((data / name for name in QUESTIONS if (data / name).is_file()), data / QUESTIONS[0])
+        known = [name for split, names in FILES.items() if self.split in (None, split) for name in names]
+        path = next((data / name for name in known if (data / name).is_file()), data / known[0])
         videos = VideoFolder(data, "videos")
         items = []
         for key, raw in read_json(path, dict).items():
@@ -41,6 +62,7 @@ videos/                  video_id.mp4 (or avi, mov, mkv)"""
             items.extend(_item(question, video, videos.find(video)) for question in entry.records("mc_question"))
         if not items:
             raise DataError(f"{path}: there is no question in this file")
+        check_unique((item.id for item in items), path)
         return items
 
     def write_submission(self, items: Sequence[Item], rows: Sequence[Row], folder: Path) -> list[Path]:
@@ -53,7 +75,7 @@ videos/                  video_id.mp4 (or avi, mov, mkv)"""
                 entry = {"id": item.extra["question_id"], "answer_id": chosen, "answer": item.options[chosen]}
                 answers.setdefault(item.extra["video_id"], []).append(entry)
         path = folder / "perception_test.json"
-        path.write_text(json.dumps(answers) + "\n", encoding="utf-8")
+        write_atomically(path, json.dumps(answers) + "\n")
         return [path]
 
 

@@ -11,6 +11,7 @@ from videollama2.errors import ConfigError, DataError, MissingDependencyError
 from videollama2.eval.annotations import Record, VideoFolder, check_unique
 from videollama2.eval.answers import LETTERS, published_videomme
 from videollama2.eval.benchmarks.multiple_choice import ONLY_THE_LETTER, MultipleChoice
+from videollama2.eval.files import write_atomically
 from videollama2.eval.items import Benchmark, Item, Row
 from videollama2.eval.subtitles import read_srt, subtitles_for
 
@@ -78,9 +79,15 @@ subtitles/               VIDEOID.srt, where the video has subtitles"""
             return item.instructions
         return tuple(_SUBTITLES.format(lines) + text for text in item.instructions)
 
+    def texts(self, items: Sequence[Item], data: Path) -> list[Path]:
+        """See :class:`Benchmark`."""
+        if self.subtitles is None:
+            return []
+        files = dict.fromkeys(_subtitle_file(data, item) for item in items)
+        return [file for file in files if file.is_file()]
+
     def _subtitles(self, item: Item, data: Path, num_frames: int) -> str:
-        video = data / item.media
-        file = data / "subtitles" / f"{video.stem}.srt"
+        video, file = data / item.media, _subtitle_file(data, item)
         if not file.is_file():
             return ""
         key = video, num_frames
@@ -100,9 +107,13 @@ subtitles/               VIDEOID.srt, where the video has subtitles"""
         results = official_results(items, rows)
         suffix = "_sub" if self.subtitles else ""
         as_json, report = folder / f"videomme{suffix}.json", folder / f"videomme{suffix}_report.txt"
-        as_json.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        report.write_text(official_report(results), encoding="utf-8")
+        write_atomically(as_json, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+        write_atomically(report, official_report(results))
         return [as_json, report]
+
+
+def _subtitle_file(data: Path, item: Item) -> Path:
+    return data / "subtitles" / f"{Path(item.media).stem}.srt"
 
 
 def official_results(items: Sequence[Item], rows: Sequence[Row]) -> list[dict[str, Any]]:

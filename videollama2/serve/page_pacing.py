@@ -1,0 +1,42 @@
+"""How often a growing answer is drawn, and how it is stopped."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+INTERVAL_S = 0.05
+"""Seconds between two drawings of a growing answer; what comes in between is drawn together."""
+
+
+async def paced(pieces: AsyncIterator[str], stop: asyncio.Event, interval: float = INTERVAL_S) -> AsyncIterator[str]:
+    """The text so far, as often as it is worth drawing, until it ends or ``stop`` is set. Closes ``pieces``.
+
+    Raises:
+        what ``pieces`` raises, after the text before it.
+    """
+    found: list[str] = []
+
+    async def collect() -> None:
+        async with aclosing(pieces):
+            async for piece in pieces:
+                found.append(piece)
+
+    collecting, stopping = asyncio.create_task(collect()), asyncio.create_task(stop.wait())
+    drawn = 0
+    try:
+        while not collecting.done() and not stop.is_set():
+            await asyncio.wait({collecting, stopping}, timeout=interval, return_when=asyncio.FIRST_COMPLETED)
+            if len(found) > drawn:
+                drawn = len(found)
+                yield "".join(found)
+    finally:
+        stopping.cancel()
+        if not collecting.done():
+            collecting.cancel()
+            await asyncio.wait({collecting})
+    if len(found) > drawn:
+        yield "".join(found)
+    if not collecting.cancelled():
+        collecting.result()
