@@ -14,23 +14,19 @@ import json
 import mimetypes
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 from uuid import uuid4
 
 from videollama2.errors import ConfigError, VideoLlama2Error
+from videollama2.serve.api_errors import ApiError
 from videollama2.serve.settings import API_KEY_VARIABLE, address, number, read_keys
-
-HELP = """\
-/video PATH   ask about a video      /clear   forget the conversation
-/image PATH   ask about a picture    /quit    leave (or Ctrl-D)
-Ctrl-C stops an answer. Anything else is a question; media go with the next one."""
+from videollama2.terminal_chat import HELP, TerminalChat
 
 _MIME = {"video": "video/mp4", "image": "image/png"}
 
 
-class RemoteChat:
+class RemoteChat(TerminalChat):
     """One conversation.
 
     Args:
@@ -42,15 +38,15 @@ class RemoteChat:
         out: where answers and notices go.
     """
 
+    errors = (VideoLlama2Error, ApiError)
+
     def __init__(
         self, controller: str, model: str | None = None, credential: str | None = None,
         media_options: dict[str, Any] | None = None, options: dict[str, Any] | None = None, out: TextIO | None = None,
     ) -> None:  # fmt: skip
+        super().__init__(out)
         self.controller, self.model, self._credential = controller, model, credential
         self.media_options, self.options = media_options or {}, options or {}
-        self.out = out or sys.stdout
-        self.messages: list[dict[str, Any]] = []
-        self._media: list[dict[str, Any]] = []
 
     def choose_model(self, read: Callable[[str], str] | None = None) -> str:
         """The model to ask.
@@ -77,7 +73,7 @@ class RemoteChat:
             known = ", ".join(models)
             raise ConfigError(f"there are several models at {self.controller}: name one with --model ({known})")
         for place, name in enumerate(models, 1):
-            self._say(f"{place:3}  {name}")
+            self.say(f"{place:3}  {name}")
         while True:
             try:
                 given = read("which model? ").strip()
@@ -88,52 +84,14 @@ class RemoteChat:
             if given.isdecimal() and 1 <= int(given) <= len(models):
                 return models[int(given) - 1]
 
-    def run(self, read: Callable[[str], str] = input) -> None:
-        """Read lines until ``/quit`` or the end of input."""
-        with suppress(ImportError):
-            import readline  # noqa: F401 - lines can be edited and called back where the system has it
-        self._say(f"{self.model}\n{HELP}")
-        while True:
-            try:
-                line = read("\n> ").strip()
-            except EOFError:
-                self._say("")
-                return
-            except KeyboardInterrupt:
-                self._say("\n(/quit leaves)")
-                continue
-            if line in ("/quit", "/exit"):
-                return
-            if line:
-                self.handle(line)
+    @property
+    def greeting(self) -> str:
+        """Whom one talks to, and how."""
+        return f"{self.model}\n{HELP}"
 
-    def handle(self, line: str) -> None:
-        """One command or question. Errors are told, and the conversation goes on."""
-        from videollama2.serve.api_errors import ApiError
-
-        command, _, rest = line.partition(" ")
-        try:
-            if command in ("/video", "/image"):
-                self.attach(command[1:], rest.strip())
-            elif command == "/clear":
-                self.messages, self._media = [], []
-                self._say("(a new conversation)")
-            elif command == "/help":
-                self._say(HELP)
-            elif command.startswith("/") and "/" not in command[1:]:
-                self._say(f"no command {command}\n{HELP}")
-            else:
-                self._ask(line)
-        except (VideoLlama2Error, ApiError) as error:
-            self._say(f"error: {error}")
-
-    def attach(self, kind: str, path: str) -> None:
-        """Put a file before the next question.
-
-        Raises:
-            ConfigError: it cannot be read.
-        """
-        file = Path(path.strip("'\"")).expanduser()
+    def read_medium(self, kind: str, path: str) -> tuple[dict[str, Any], str]:
+        """See :class:`TerminalChat`. The file travels with every question of the conversation."""
+        file = Path(path).expanduser()
         try:
             content = file.read_bytes()
         except OSError as error:
@@ -145,28 +103,14 @@ class RemoteChat:
         part: dict[str, Any] = {"type": f"{kind}_url", f"{kind}_url": {"url": url}}
         if kind == "video" and self.media_options:
             part["mm_processor_kwargs"] = self.media_options
-        self._media.append(part)
-        self._say(f"({kind} {file}, {len(content) / 1024:.0f} kB)")
+        return part, f"{len(content) / 1024:.0f} kB"
 
-    def _ask(self, question: str) -> None:
-        content = [*self._media, {"type": "text", "text": question}] if self._media else question
-        messages = [*self.messages, {"role": "user", "content": content}]
+    def stream(self, messages: list[dict[str, Any]], pieces: list[str]) -> None:
+        """See :class:`TerminalChat`."""
         body = {"model": self.model, "messages": messages, "stream": True, **self.options}
-        pieces: list[str] = []
-        try:
-            asyncio.run(self._stream(body, pieces))
-            note = ""
-        except KeyboardInterrupt:
-            note = " (stopped)"
-        finally:
-            # What was said stays said, also where it was cut short; without a word, the question is taken back.
-            if text := "".join(pieces).strip():
-                self.messages = [*messages, {"role": "assistant", "content": text}]
-                self._media = []
-        self._say(note)
+        asyncio.run(self._stream(body, pieces))
 
     async def _stream(self, body: dict[str, Any], pieces: list[str]) -> None:
-        from videollama2.serve.api_errors import ApiError
         from videollama2.serve.protocol import DONE, Splitter, event_data
 
         client, splitter = self._client(), Splitter(b"\n\n")
@@ -189,8 +133,7 @@ class RemoteChat:
             text = choice.get("delta", {}).get("content")
             if text:
                 pieces.append(text)
-                self.out.write(text)
-                self.out.flush()
+                self.show(text)
 
     async def _models(self) -> list[str]:
         client = self._client()
@@ -204,9 +147,6 @@ class RemoteChat:
         from videollama2.serve.client import ControllerClient
 
         return ControllerClient(self.controller, self._credential)
-
-    def _say(self, text: str) -> None:
-        print(text, file=self.out, flush=True)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -252,8 +192,6 @@ def _open(args: argparse.Namespace) -> RemoteChat:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     args = build_parser().parse_args(arguments)
-    from videollama2.serve.api_errors import ApiError
-
     try:
         _open(args).run()
     except (VideoLlama2Error, ApiError) as error:
