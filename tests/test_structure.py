@@ -8,8 +8,8 @@ import sys
 from tests.conftest import ROOT
 
 FLOORS = {
-    "errors": 0, "constants": 0, "config": 0, "_register": 0, "model_flags": 0,
-    "prompting": 1, "media": 1, "model": 1,
+    "errors": 0, "constants": 0, "config": 0, "_register": 0, "model_flags": 0, "flag_types": 0,
+    "prompting": 1, "media": 1, "model": 1, "terminal_chat": 1,
     "processing": 2, "loading": 2, "auto": 2, "data": 2,
     "inference": 3,
     "training": 4, "eval": 4, "serve": 4,

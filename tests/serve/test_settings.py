@@ -5,13 +5,13 @@ import argparse
 import pytest
 
 from videollama2.errors import ConfigError
+from videollama2.flag_types import address
 from videollama2.serve import controller, model_worker
 from videollama2.serve.settings import (
     MediaPolicy,
     Security,
     add_media_flags,
     add_security_flags,
-    address,
     is_loopback,
     read_media_policy,
     read_security,

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from videollama2.flag_types import number
 from videollama2.model_flags import add_model_flags
 
 Subparsers = Any
@@ -66,18 +67,18 @@ def _run(parser: argparse.ArgumentParser) -> None:
     asked.add_argument("--split", choices=("test", "valid"), help="Perception Test (default: whichever is there)")
     asked.add_argument("--prompt", choices=("question", "options"),
                        help="moving_shapes: the question alone (default), or with options as MVBench")  # fmt: skip
-    asked.add_argument("--limit", type=_whole(1), metavar="N", help="ask only N questions")
-    asked.add_argument("--offset", type=_whole(0), default=0, metavar="N", help="leave the first N out")
-    asked.add_argument("--num-frames", type=_whole(1), metavar="N", help="frames per video (default: the model's)")
+    asked.add_argument("--limit", type=number(1), metavar="N", help="ask only N questions")
+    asked.add_argument("--offset", type=number(0), default=0, metavar="N", help="leave the first N out")
+    asked.add_argument("--num-frames", type=number(1), metavar="N", help="frames per video (default: the model's)")
     asked.add_argument("--video-backend", default="auto", choices=("auto", "pyav", "decord"), help="video decoder")
     asked.add_argument("--strict-data", action="store_true", help="stop at a video that is missing or unreadable")
     answer = parser.add_argument_group("answers")
-    answer.add_argument("--max-new-tokens", type=_whole(1), metavar="N",
+    answer.add_argument("--max-new-tokens", type=number(1), metavar="N",
                         help="default 2048 (published), at most half of the model's positions")  # fmt: skip
     answer.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default): no sampling")
     answer.add_argument("--top-p", type=float, default=1.0, metavar="P", help="when sampling (default %(default)s)")
-    answer.add_argument("--seed", type=_whole(0), default=0, metavar="N", help="when sampling (default %(default)s)")
-    answer.add_argument("--batch-size", type=_whole(1), metavar="N",
+    answer.add_argument("--seed", type=number(0), default=0, metavar="N", help="when sampling (default %(default)s)")
+    answer.add_argument("--batch-size", type=number(1), metavar="N",
                         help="answers at once; they do not depend on it (default: what memory allows)")  # fmt: skip
     answer.add_argument("--retry-failed", action="store_true", help="ask again what had no answer in a former run")
     answer.add_argument("--no-progress", action="store_true", help="no progress bar")
@@ -122,24 +123,11 @@ def _add_judge(parser: argparse.ArgumentParser) -> None:
     judge.add_argument("--judge-azure-api-version", metavar="VERSION", help="of the Azure service")
     judge.add_argument("--judge-temperature", type=float, metavar="T",
                        help="default 0.7 with protocol published, 0 with strict")  # fmt: skip
-    judge.add_argument("--judge-max-tokens", type=_whole(1), metavar="N",
+    judge.add_argument("--judge-max-tokens", type=number(1), metavar="N",
                        help="longest reply, default 800 (published); less for a judge of few positions")  # fmt: skip
-    judge.add_argument("--judge-concurrency", type=_whole(1), default=8, metavar="N", help="default %(default)s")
-    judge.add_argument("--judge-retries", type=_whole(0), default=5, metavar="N", help="default %(default)s")
+    judge.add_argument("--judge-concurrency", type=number(1), default=8, metavar="N", help="default %(default)s")
+    judge.add_argument("--judge-retries", type=number(0), default=5, metavar="N", help="default %(default)s")
     judge.add_argument("--judge-timeout", type=float, default=60.0, metavar="SECONDS", help="default %(default)s")
     judge.add_argument("--rubric", default="published", metavar="WHICH",
                        help="published (default), own (this project's texts), or a folder of rubric files")  # fmt: skip
     judge.add_argument("--dry-run", action="store_true", help="only print what judging would take")
-
-
-def _whole(least: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least:
-            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text!r}")
-        return value
-
-    return parse

@@ -19,8 +19,9 @@ from typing import Any, TextIO
 from uuid import uuid4
 
 from videollama2.errors import ConfigError, VideoLlama2Error
+from videollama2.flag_types import address, number
 from videollama2.serve.api_errors import ApiError
-from videollama2.serve.settings import API_KEY_VARIABLE, address, number, read_keys
+from videollama2.serve.settings import API_KEY_VARIABLE, read_keys
 from videollama2.terminal_chat import HELP, TerminalChat
 
 _MIME = {"video": "video/mp4", "image": "image/png"}

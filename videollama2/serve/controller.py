@@ -24,6 +24,7 @@ from pydantic import ValidationError
 from starlette.responses import JSONResponse
 
 from videollama2.errors import VideoLlama2Error
+from videollama2.flag_types import port, seconds
 from videollama2.serve.api_errors import ApiError, worker_failed
 from videollama2.serve.dispatch import METHODS, Registry, Worker, affinity_of
 from videollama2.serve.event_stream import ClientGoneError, EventStream, while_connected
@@ -38,7 +39,7 @@ from videollama2.serve.protocol import (
     WorkerStatus,
     error_frame,
 )
-from videollama2.serve.settings import Security, add_security_flags, port, read_security, seconds
+from videollama2.serve.settings import Security, add_security_flags, read_security
 from videollama2.serve.upstream import ClosingIterator, Patience, Reply, WorkerLostError, ask_any, bearer, make_client
 from videollama2.serve.web import configure_logging, make_app, serve, warn_if_open
 from videollama2.serve.web_guards import REQUEST_ID

@@ -14,8 +14,8 @@ from pathlib import Path
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
+    from videollama2.flag_types import address
     from videollama2.serve.page_server import add_page_flags
-    from videollama2.serve.settings import address
 
     parser = argparse.ArgumentParser(description="Web page in front of a controller.")
     models = parser.add_argument_group("models")

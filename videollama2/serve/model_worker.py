@@ -22,17 +22,14 @@ from typing import TYPE_CHECKING, Any
 from videollama2 import model_flags
 from videollama2.constants import DEFAULT_MODEL_NAME
 from videollama2.errors import ConfigError, VideoLlama2Error
+from videollama2.flag_types import address, number, port, seconds
 from videollama2.serve.protocol import HEART_BEAT_S
 from videollama2.serve.settings import (
     add_media_flags,
     add_security_flags,
-    address,
     is_loopback,
-    number,
-    port,
     read_media_policy,
     read_security,
-    seconds,
 )
 
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ from typing import Any
 from fastapi import APIRouter, FastAPI, Request, Response
 
 from videollama2.errors import VideoLlama2Error
+from videollama2.flag_types import address, port
 from videollama2.serve.api_errors import ApiError
 from videollama2.serve.chat_completions import CLIENT_GONE, model_reply, models_reply
 from videollama2.serve.client import ChatStream, ControllerClient
@@ -27,7 +28,7 @@ from videollama2.serve.event_stream import ClientGoneError, EventStream, while_c
 from videollama2.serve.openai_replies import ERROR_RESPONSES, ChatCompletion, Model, ModelList, event
 from videollama2.serve.openai_schema import ChatRequest
 from videollama2.serve.protocol import Splitter
-from videollama2.serve.settings import Security, add_security_flags, address, port, read_security
+from videollama2.serve.settings import Security, add_security_flags, read_security
 from videollama2.serve.upstream import ClosingIterator
 from videollama2.serve.web import configure_logging, make_app, serve, warn_if_open
 from videollama2.serve.web_guards import REQUEST_ID

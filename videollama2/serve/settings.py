@@ -10,11 +10,12 @@ import hashlib
 import hmac
 import ipaddress
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from videollama2.errors import ConfigError
+from videollama2.flag_types import number, seconds
 
 API_KEY_VARIABLE = "VIDEOLLAMA2_API_KEY"
 WORKER_TOKEN_VARIABLE = "VIDEOLLAMA2_WORKER_TOKEN"
@@ -272,54 +273,3 @@ def read_media_policy(args: argparse.Namespace) -> MediaPolicy:
         decode_memory_bytes=args.decode_memory_mb * MIB,
         decode_processes=args.decode_processes,
     )
-
-
-# -------------------------------------------------------------------------------------------------------------- types
-
-
-def number(least: int) -> Callable[[str], int]:
-    """Type of a flag: a whole number of at least ``least``."""
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least:
-            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text!r}")
-        return value
-
-    return parse
-
-
-def seconds(text: str) -> float:
-    """Type of a flag: seconds above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected seconds above 0, got {text!r}")
-    return value
-
-
-def port(text: str) -> int:
-    """Type of a flag: a port."""
-    value = int(text) if text.isdecimal() else 0
-    if not 1 <= value <= 65535:
-        raise argparse.ArgumentTypeError(f"expected a port from 1 to 65535, got {text!r}")
-    return value
-
-
-def address(text: str) -> str:
-    """Type of a flag: where a part of the installation listens, as ``http://host:port``."""
-    from urllib.parse import urlsplit
-
-    try:
-        parts = urlsplit(text.rstrip("/"))
-        is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:
-        is_good = False
-    if not is_good or parts.path or parts.query or parts.fragment or "@" in parts.netloc:
-        raise argparse.ArgumentTypeError(f"expected an address like http://localhost:10000, got {text!r}")
-    return text.rstrip("/")
