@@ -17,7 +17,7 @@ from videollama2 import model_init
 from videollama2.errors import ConfigError, EngineError, MediaError, PromptError, QueueFullError, RequestTooLongError
 from videollama2.inference.engine import Engine
 from videollama2.inference.media_cache import MediaCache
-from videollama2.inference.request import Request
+from videollama2.inference.request import Answer, Channel, Request, Result
 
 NAMES = sorted({row["model"] for row in json.loads((golden_dir() / "summary.json").read_text())})
 MEDIA = golden_dir() / "media"
@@ -462,6 +462,27 @@ def test_many_callers_at_once(engine):
     for thread in threads:
         thread.join(60)
     assert texts == expected
+
+
+def test_an_answer_as_fast_as_its_reader_leaves_the_event_loop_to_others():
+    channel, turns = Channel(), 0
+    for _ in range(100):
+        channel.send("x")
+    channel.finish(Result("x" * 100, "stop"))
+
+    async def others():
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def read():
+        other = asyncio.create_task(others())
+        deltas = [delta async for delta in Answer(channel, None, lambda: None, "")]
+        other.cancel()
+        return deltas
+
+    assert len(asyncio.run(read())) == 100 and turns >= 99
 
 
 def test_asynchronous_face(engine):

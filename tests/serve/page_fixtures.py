@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import socket
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,8 +26,9 @@ TINY, LONG = "videollama2-tiny", "tiny-long"
 CLIP, PICTURE = DEMO / "moving_shapes.mp4", DEMO / "shapes.png"
 SIZES = {"desktop": (1280, 860), "phone": (390, 844)}
 
-LONG_TOKENS = 500
-"""The tiny model answers in a word. Asked as :data:`LONG`, it may not end before so many."""
+LONG_TOKENS, LONG_STEP_S = 500, 0.01
+"""The tiny model answers in a word, at once. Asked as :data:`LONG`, it may not end before so many tokens, and takes so
+long for each: like a large one, it can be seen writing and be stopped in time."""
 
 _CHROMIUM_FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -39,6 +41,7 @@ class RecordedEngine(Engine):
     """Keeps its answers, so that a test can ask what became of them."""
 
     answers: list[Answer]
+    step_seconds = 0.0
 
     def submit_request(self, request: Request) -> Answer:
         answer = super().submit_request(request)
@@ -49,9 +52,9 @@ class RecordedEngine(Engine):
 class TwoModels(EngineBackend):
     """One engine under two names. ``names``: what the page is told there is."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: RecordedEngine) -> None:
         super().__init__({TINY: engine, LONG: engine}, MediaPolicy(decode_processes=1))
-        self.names = list(self.engines)
+        self.names, self.recorded = list(self.engines), engine
         self.faults: list[Exception] = []
         """Raised, each once, in place of an answer."""
         self.scripted = ""
@@ -71,6 +74,7 @@ class TwoModels(EngineBackend):
             return
         if model == LONG:
             options = {**options, "min_new_tokens": LONG_TOKENS}
+        self.recorded.step_seconds = LONG_STEP_S if model == LONG else 0.0
         async for delta in super().stream(model, messages, options):
             yield delta
 
@@ -102,6 +106,7 @@ def free_port() -> int:
 def tiny() -> Iterator[RecordedEngine]:
     model, processor, _ = model_init(TINY)
     with RecordedEngine(model, processor, max_batch=4) as engine:
+        model.lm_head.register_forward_hook(lambda *_: time.sleep(engine.step_seconds))
         yield engine
 
 

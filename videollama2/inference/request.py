@@ -246,6 +246,8 @@ class Answer:
                     delta = self._channel.next(block=False)
                     if delta is not None:
                         yield delta
+                        # Where the model is as fast as its reader there is always one more: others want a turn too.
+                        await asyncio.sleep(0)
                     elif self.done:
                         break
                     else:
