@@ -42,7 +42,6 @@ class Chat(TerminalChat):
             for delta in answer:
                 self.show(delta)
                 pieces.append(delta)
-            answer.result()  # raises what went wrong
         except KeyboardInterrupt:
             answer.cancel()
             pieces[:] = [answer.result().text]  # also what came between the last piece and the cancelling

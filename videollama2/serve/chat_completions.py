@@ -112,7 +112,6 @@ class _Reply:
     def __init__(self, service: ChatService, body: ChatRequest, answers: Sequence[Answer]) -> None:
         self.service, self.body, self.answers = service, body, answers
         self.id, self.created = f"chatcmpl-{uuid4().hex}", int(time.time())
-        self._wants_logprobs = bool(body.logprobs)
         self._logprobs_told = [0] * len(answers)
         self._wants_usage = body.stream_options is not None and body.stream_options.include_usage
 
@@ -208,13 +207,11 @@ class _Reply:
 
     def _new_logprobs(self, index: int) -> dict[str, Any] | None:
         """Of the tokens since the last chunk; text may be held back longer than they are (half a character)."""
-        if not self._wants_logprobs:
+        if not self.body.logprobs:
             return None
-        told = self._logprobs_told[index]
-        new = self.answers[index].channel.logprobs[told:]
+        new = self.answers[index].channel.logprobs[self._logprobs_told[index] :]
         self._logprobs_told[index] += len(new)
-        found = logprobs_of(new, self.service.tokenizer)
-        return None if found is None else found.model_dump()
+        return logprobs_of(new, self.service.tokenizer).model_dump()
 
     def _reason(self, result: Result) -> Any:
         """``stop`` or ``length``. An answer that was cancelled under a client who still waits was cut by a shutdown."""
