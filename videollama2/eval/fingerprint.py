@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
-from videollama2.loading.files import checkpoint_kind, config_dict_of, find_file, is_videollama2, resolve_name
+from videollama2.loading.files import (
+    ADAPTER_CONFIG,
+    base_of,
+    checkpoint_kind,
+    config_dict_of,
+    find_file,
+    is_videollama2,
+    resolve_name,
+)
 
 _SUFFIXES = {".json", ".safetensors", ".bin", ".model", ".jinja", ".txt"}
 _WHOLE = 64 << 20
@@ -25,28 +32,24 @@ def model_revision(model_path: str, model_base: str | None = None) -> str:
     """
     path = resolve_name(model_path)
     kind = checkpoint_kind(path)
-    used = [path, *([model_base] if kind == "full" else _built_on(path, kind, model_base))]
+    used = [path, *([model_base] if kind == "full" else _built_on(path, model_base))]
     return "+".join(_revision(name) for name in used if name)
 
 
-def _built_on(path: str, kind: str, model_base: str | None) -> list[str | None]:
+def _built_on(path: str, model_base: str | None) -> list[str | None]:
     """Base and vision tower, found as loading finds them; a whole base brings its own tower."""
     fields = config_dict_of(path) if find_file(path, "config.json") else {}
-    base = model_base or fields.get("_name_or_path")
-    if kind == "lora":
-        adapter = find_file(path, "adapter_config.json")
-        assert adapter is not None  # that is what makes it a LoRA folder
-        base = model_base or json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    base = base_of(path, model_base)
     if not base:
         return []  # loading says what is missing
-    tower = None if is_videollama2(config_dict_of(resolve_name(base))) else fields.get("mm_vision_tower")
+    tower = None if is_videollama2(config_dict_of(base)) else fields.get("mm_vision_tower")
     return [base, tower]
 
 
 def _revision(name: str) -> str:
     path = resolve_name(name)
     if not Path(path).is_dir():
-        config = find_file(path, "config.json") or find_file(path, "adapter_config.json")
+        config = find_file(path, "config.json") or find_file(path, ADAPTER_CONFIG)
         if config is not None:
             return config.parent.name  # snapshots/COMMIT/config.json
     digest: Any = hashlib.sha256()

@@ -28,6 +28,7 @@ FULL_WEIGHTS = (
     "pytorch_model.bin.index.json",
 )
 CONNECTOR_FILES = ("mm_projector.safetensors", "mm_projector.bin")
+ADAPTER_CONFIG = "adapter_config.json"
 
 # What the readers of weight files raise on a damaged, foreign or dangerous file.
 UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, SafetensorError)
@@ -75,6 +76,23 @@ def config_dict_of(name_or_path: str, **hub: Any) -> dict[str, Any]:
     return read_json(path)
 
 
+def base_of(path: str, model_base: str | Path | None = None, **hub: Any) -> str:
+    """Folder or hub name of the model that a LoRA or connector folder is added to; empty where nothing tells.
+
+    Args:
+        path: of kind ``lora`` or ``connector``, see :func:`checkpoint_kind`.
+        model_base: comes before what the folder itself names.
+    """
+    adapter = find_file(path, ADAPTER_CONFIG, **hub)
+    if model_base:
+        named = model_base
+    elif adapter is not None:
+        named = read_json(adapter).get("base_model_name_or_path")
+    else:
+        named = config_dict_of(path, **hub).get("_name_or_path")
+    return resolve_name(named or "")
+
+
 def is_videollama2(config: dict[str, Any]) -> bool:
     return str(config.get("model_type", "")).startswith("videollama2")
 
@@ -92,7 +110,7 @@ def checkpoint_kind(name_or_path: str, **hub: Any) -> str:
         CheckpointNotFoundError: nothing there.
         CheckpointError: none of the three.
     """
-    if find_file(name_or_path, "adapter_config.json", **hub) is not None:
+    if find_file(name_or_path, ADAPTER_CONFIG, **hub) is not None:
         return "lora"
     if any(find_file(name_or_path, name, **hub) is not None for name in FULL_WEIGHTS):
         return "full"
@@ -103,7 +121,7 @@ def checkpoint_kind(name_or_path: str, **hub: Any) -> str:
             f"{name_or_path} is no folder, and no model repository of that name is in the hub's cache or within reach"
         )
     raise CheckpointError(
-        f"{name_or_path} holds no weights: expected model.safetensors (or its shards), adapter_config.json "
+        f"{name_or_path} holds no weights: expected model.safetensors (or its shards), {ADAPTER_CONFIG} "
         f"or {' / '.join(CONNECTOR_FILES)}"
     )
 

@@ -10,7 +10,15 @@ from torch import nn
 
 from videollama2.config import read_json
 from videollama2.errors import CheckpointError, ConfigError
-from videollama2.loading.files import config_dict_of, find_file, first_file, is_videollama2, read_tensors, resolve_name
+from videollama2.loading.files import (
+    ADAPTER_CONFIG,
+    base_of,
+    config_dict_of,
+    find_file,
+    first_file,
+    is_videollama2,
+    read_tensors,
+)
 from videollama2.loading.parts import base_with_connector
 from videollama2.model.checkpoints import connector_weights, module_name
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
@@ -26,15 +34,15 @@ def load_lora_folder(
             f"{path}: a LoRA folder is merged into its base while loading, which quantised weights do not allow; "
             f"load it without load_8bit / load_4bit, save it, and quantise the merged folder"
         )
-    adapter = read_json(find_file(path, "adapter_config.json", **hub))
-    base = resolve_name(model_base or adapter.get("base_model_name_or_path") or "")
+    adapter = read_json(find_file(path, ADAPTER_CONFIG, **hub))
+    base = base_of(path, model_base, **hub)
     if not base:
-        raise CheckpointError(f"{path}: its adapter_config.json names no base model; give model_base (--model-base)")
+        raise CheckpointError(f"{path}: its {ADAPTER_CONFIG} names no base model; give model_base (--model-base)")
     fields = config_dict_of(path, **hub) if find_file(path, "config.json", **hub) else {}
     model, processor = base_with_connector(path, base, fields, placement, hub)
     weights = first_file(path, ("adapter_model.safetensors", "adapter_model.bin"), **hub)
     if weights is None:
-        raise CheckpointError(f"{path}: has an adapter_config.json but no adapter_model.safetensors or .bin")
+        raise CheckpointError(f"{path}: has an {ADAPTER_CONFIG} but no adapter_model.safetensors or .bin")
     tensors = read_tensors(weights)
     merge_lora(model, tensors, adapter, weights)
     others = first_file(path, ("non_lora_trainables.safetensors", "non_lora_trainables.bin"), **hub)
@@ -74,7 +82,7 @@ def merge_lora(
     Raises:
         CheckpointError: an adapter other than plain LoRA, a weight the model has not, or half of a pair.
     """
-    scale = _scale(adapter, path.with_name("adapter_config.json"))
+    scale = _scale(adapter, path.with_name(ADAPTER_CONFIG))
     parameters = dict(model.named_parameters())
     pairs, rest = _pairs(tensors, path)
     for name, pair in pairs.items():

@@ -15,13 +15,13 @@ from videollama2.loading.files import (
     CONNECTOR_FILES,
     HUB_OPTIONS,
     UNREADABLE,
+    base_of,
     check_model_type,
     config_dict_of,
     first_file,
     first_line,
     is_videollama2,
     read_tensors,
-    resolve_name,
 )
 from videollama2.loading.whole import load_checkpoint
 from videollama2.model.checkpoints import connector_weights
@@ -170,7 +170,7 @@ def load_connector_folder(
 ) -> tuple[VideoLlama2ForConditionalGeneration, VideoLlama2Processor]:
     """First-stage folder: connector weights and a flat config; decoder and encoder are pretrained elsewhere."""
     fields = config_dict_of(path, **hub)
-    base = resolve_name(model_base or fields.get("_name_or_path") or "")
+    base = base_of(path, model_base, **hub)
     if not base or Path(base).resolve() == Path(path).resolve():
         raise CheckpointError(f"{path} holds a connector only: name its language model with model_base (--model-base)")
     model, processor = base_with_connector(path, base, fields, placement, hub)

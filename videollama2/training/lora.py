@@ -17,12 +17,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from videollama2.errors import CheckpointError, ConfigError, MissingDependencyError
-from videollama2.loading import read_tensors
+from videollama2.loading.files import ADAPTER_CONFIG, read_tensors
 from videollama2.model.checkpoints import PUBLISHED_TOWER_PREFIX
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.training.flags import TrainingArguments
 
-ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_FILE = "adapter_model.safetensors"
 OTHERS_FILE = "non_lora_trainables.bin"
 

@@ -44,18 +44,15 @@ def merge_adapter(
         raise ConfigError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
     # Added in float32 whatever is written: an addition in 16 bits would lose most of a small change.
     _, model, processor, _ = load_pretrained_model(adapter, base, device="cpu", dtype="float32")
-    target = getattr(torch, dtype or _dtype_of_base(Path(adapter), base))
+    target = getattr(torch, dtype or _dtype_of_base(str(adapter), base))
     save_model(model, processor, out, dtype=None if target is torch.float32 else target)
     return out
 
 
-def _dtype_of_base(adapter: Path, base: str | Path | None) -> str:
-    from videollama2.config import read_json
-    from videollama2.loading import resolve_name
+def _dtype_of_base(adapter: str, base: str | Path | None) -> str:
+    from videollama2.loading.files import base_of, config_dict_of
 
-    name = base or read_json(adapter / "adapter_config.json").get("base_model_name_or_path") or ""
-    config = Path(resolve_name(name)) / "config.json"
-    fields = read_json(config) if config.is_file() else {}
+    fields = config_dict_of(base_of(adapter, base))
     found = fields.get("dtype") or fields.get("torch_dtype")
     return found if found in _DTYPES else "bfloat16"
 

@@ -20,10 +20,11 @@ from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.data.sampler import InOrderSampler, MixtureSampler, ModalityLengthSampler
 from videollama2.errors import MissingDependencyError
 from videollama2.loading import load_checkpoint, load_connector
+from videollama2.loading.files import ADAPTER_CONFIG
 from videollama2.training.checkpoints import told_when_it_fails
 from videollama2.training.evaluation import sums_over
 from videollama2.training.flags import TrainingArguments
-from videollama2.training.lora import ADAPTER_CONFIG, has_lora, load_adapter
+from videollama2.training.lora import has_lora, load_adapter
 from videollama2.training.meter import Meter, peak_flops
 from videollama2.training.saving import CONNECTOR_FILE, save_connector, save_lora, save_model
 
