@@ -22,6 +22,9 @@ DEEPSPEED="${DEEPSPEED-none}"
 PYTHON="$(find_python)"
 read -r -a SIZES <<<"${TINY:-}"
 
+# Two processes of one thread each use two cores better than one of two threads: the products are small.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+
 "$PYTHON" -m videollama2.data.moving_shapes --out "$RUN/train" --videos "${VIDEOS:-30000}" \
     --images "${IMAGES:-8000}" --seed "$SEED" --mcq-fraction 0.1 --workers "${WORKERS:-2}"
 # Only one dialogue in six asks which of two objects moved first, and that is learnt last: more of these.
@@ -34,9 +37,6 @@ done
 if [ ! -f "$RUN/start/mm_projector.bin" ]; then
     "$PYTHON" -m videollama2.training.tiny --out "$RUN/start" --seed 0 ${SIZES[@]+"${SIZES[@]}"}
 fi
-
-# Two processes of one thread each use two cores better than one of two threads: the products are small.
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
 # stage ARGUMENTS OF THE SCRIPT -- FLAGS OF THE STAGE
 stage() {

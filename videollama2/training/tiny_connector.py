@@ -12,6 +12,7 @@ motions.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from videollama2.model.vision import encode_frames
 from videollama2.training.tiny_encoder import (
     QUADRANT_COUNT,
     SCENE_SEED,
+    DrawnBatches,
     Truth,
     fit,
     probe_loss,
@@ -155,14 +157,14 @@ def pretrain_connector(
         nn.init.zeros_(block.conv3.bn.weight)
     probe = TokenProbe(connector.readout[-1].out_features, words_WD)
 
-    def batch(step: int) -> tuple[dict[str, torch.Tensor], Truth]:
-        frames, truth = draw_clips(step * BATCH, BATCH, num_frames)
+    def read(pixels_FCHW: torch.Tensor) -> dict[str, torch.Tensor]:
         with torch.no_grad():
-            features = encode_frames(encoder, transform(frames, None), select_layer)
-        return probe(connector(features.unflatten(0, (BATCH, num_frames)))), truth
+            features = encode_frames(encoder, pixels_FCHW, select_layer)
+        return probe(connector(features.unflatten(0, (-1, num_frames))))
 
     parameters = [*connector.parameters(), *probe.parameters()]
-    reached = fit(parameters, batch, steps, "connector", progress, token_loss)
+    batches = DrawnBatches(partial(draw_clips, num_frames=num_frames), transform, BATCH, steps)
+    reached = fit(parameters, batches, read, "connector", progress, token_loss)
     _scale_tokens(encoder, connector, transform, select_layer, num_frames)
     return reached
 

@@ -8,11 +8,13 @@ where its centre lies.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
@@ -105,28 +107,53 @@ def pretrain_encoder(
     config = encoder.config
     probe = QuadrantProbe(config.hidden_size, config.image_size // config.patch_size)
 
-    def batch(step: int) -> tuple[dict[str, torch.Tensor], Truth]:
-        frames, truth = draw_batch(step * BATCH, BATCH)
-        return probe(encode_frames(encoder, transform(frames, None), select_layer)), truth
+    def read(pixels_BCHW: torch.Tensor) -> dict[str, torch.Tensor]:
+        return probe(encode_frames(encoder, pixels_BCHW, select_layer))
 
-    return fit([*encoder.parameters(), *probe.parameters()], batch, steps, "encoder", progress)
+    batches = DrawnBatches(draw_batch, transform, BATCH, steps)
+    return fit([*encoder.parameters(), *probe.parameters()], batches, read, "encoder", progress)
+
+
+@dataclass(frozen=True)
+class DrawnBatches(Dataset):
+    """Batch ``step``: pixels (B, C, H, W) of scenes ``step * size`` on, and what they show.
+
+    Args:
+        draw: first scene, number of scenes -> frames and truth, as :func:`draw_batch`.
+        transform: frames -> pixels.
+    """
+
+    draw: Callable[[int, int], tuple[np.ndarray, Truth]]
+    transform: PixelTransform
+    size: int
+    steps: int
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> tuple[torch.Tensor, Truth]:
+        frames, truth = self.draw(step * self.size, self.size)
+        return self.transform(frames, None), truth
 
 
 def fit(
     parameters: list[nn.Parameter],
-    batch: Callable[[int], tuple[dict[str, torch.Tensor], Truth]],
-    steps: int,
+    batches: DrawnBatches,
+    read: Callable[[torch.Tensor], dict[str, torch.Tensor]],
     name: str,
     progress: bool,
     loss_of: Callable[[dict[str, torch.Tensor], Truth], torch.Tensor] = probe_loss,
 ) -> dict[str, float]:
-    """Minimise ``loss_of(*batch(step))``; returns the means of :func:`measure` over the last 20 batches."""
+    """Minimise ``loss_of(read(pixels), truth)``; returns the means of :func:`measure` over the last 20 batches."""
+    steps = len(batches)
+    # Drawing takes as long as learning: another process does it meanwhile. Nothing here is random, so no seed is drawn.
+    drawn = DataLoader(batches, batch_size=None, num_workers=1, generator=torch.Generator())
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = get_cosine_schedule_with_warmup(optimizer, min(WARMUP, steps // 4), steps)
     history: list[dict[str, float]] = []
-    bar = tqdm(range(steps), desc=name, disable=not progress, mininterval=2.0)
-    for step in bar:
-        readings, truth = batch(step)
+    bar = tqdm(drawn, desc=name, disable=not progress, mininterval=2.0)
+    for step, (pixels_BCHW, truth) in enumerate(bar):
+        readings = read(pixels_BCHW)
         loss = loss_of(readings, truth)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
