@@ -16,13 +16,13 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from ask import CLIP, QUESTION, SHAPES, make_random
+from limits import copy_rate, product_rate, synchronize, timed
 
 DECODING_FRAMES = 2
 """Frames of the clip where decoding alone is measured: generate prefills every row anew, which takes minutes."""
@@ -41,26 +41,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--shape", choices=sorted(SHAPES), help="default 7b on a GPU, else 0.5b")
     parser.add_argument("--no-cuda-graphs", action="store_true", help="on a GPU, start every kernel of a step")
     return parser.parse_args()
-
-
-def synchronize() -> None:
-    """Wait for the GPU, where there is one: its work is only started by the calls that are timed."""
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def timed(run: Callable[[], Any], repeat: int) -> float:
-    """Median seconds."""
-    times = []
-    for _ in range(repeat):
-        synchronize()
-        start = time.perf_counter()
-        run()
-        synchronize()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
 
 
 class Bench:
@@ -159,22 +139,6 @@ class Bench:
         sources = [part.source for part in request.media]
         turn = self.first_token("", self.Request(messages, sources, max_new_tokens=1))
         return {"first question": first, "second question": other, "second turn": turn}
-
-
-def copy_rate(torch: Any, device: Any) -> float:
-    """Bytes per second that a large copy moves, read and written."""
-    source = torch.empty(256 << 20, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    target.copy_(source)
-    return 2 * source.nbytes / timed(lambda: target.copy_(source), 5)
-
-
-def product_rate(torch: Any, device: Any, dtype: Any) -> float:
-    """Operations per second of one large product of matrices."""
-    size = 8192 if device.type == "cuda" else 2048
-    left, right = torch.randn(2, size, size, device=device).to(dtype)
-    left @ right
-    return 2 * size**3 / timed(lambda: left @ right, 5)
 
 
 def equal_answers(dtype: str, device: str | None) -> str:

@@ -13,6 +13,9 @@ on a GPU). Each row runs in a process of its own, so that its peak memory is its
     all logits     logits at all positions at once (published), instead of labelled ones in parts
     random order   batches of random records (no --group_by_modality_length)
 
+TFLOP/step are the operations that a step needs, by counting weights and tokens; "of limit" is their rate as a share of
+that of one large product of matrices, measured in the same process. What a row wastes is not counted as needed.
+
 Then the padding of both orders over whole epochs, and a run of ``train.py`` on the tiny model with two loader workers,
 whose log says how long it waited for data.
 """
@@ -29,6 +32,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from limits import product_rate, synchronize
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -162,7 +169,7 @@ def measure(name: str, row: str, args: argparse.Namespace) -> dict[str, float]:
     import torch
 
     from videollama2.loading import default_device
-    from videollama2.training.meter import peak_memory
+    from videollama2.training.meter import Meter, peak_memory
 
     torch.manual_seed(0)
     device = torch.device(args.device or default_device())
@@ -170,6 +177,9 @@ def measure(name: str, row: str, args: argparse.Namespace) -> dict[str, float]:
     model.model.vision_tower.requires_grad_(False)
     model.to(device).train()
     prepared = batches(name, row, args, processor)
+    meter = Meter(model)
+    for batch in prepared[1:]:
+        meter.add(batch)  # before anything is wasted
     if row == "images x T":
         prepared = [images_as_videos(batch, model.config) for batch in prepared]
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
@@ -177,7 +187,7 @@ def measure(name: str, row: str, args: argparse.Namespace) -> dict[str, float]:
     samples = tokens = padding = 0
     for number, batch in enumerate(prepared):
         if number == 1:
-            _wait(device)
+            synchronize()
             begin = time.perf_counter()
         if number:
             samples += len(batch["input_ids"])
@@ -188,19 +198,15 @@ def measure(name: str, row: str, args: argparse.Namespace) -> dict[str, float]:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    _wait(device)
+    synchronize()
     seconds = time.perf_counter() - begin
+    needed = meter.flops.of_step(meter.counts)
+    limit = product_rate(torch, device, torch.bfloat16 if device.type == "cuda" else torch.float32)
     return {
         "samples/s": samples / seconds, "tokens/s": tokens / seconds, "s/step": seconds / (len(prepared) - 1),
         "padding": padding / (padding + tokens), "peak GB": peak_memory(device) / 1e9,
+        "TFLOP/step": needed / (len(prepared) - 1) / 1e12, "of limit": needed / seconds / limit,
     }  # fmt: skip
-
-
-def _wait(device: Any) -> None:
-    import torch
-
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 # ---------------------------------------------------------------------------------------------- other tables
@@ -246,7 +252,8 @@ def data_wait(args: argparse.Namespace) -> float:
 
 def table(name: str, args: argparse.Namespace) -> None:
     print(f"\n{name}: batches of {args.batch}, {args.steps} steps")
-    print(f"  {'':<14}{'s/step':>9}{'samples/s':>11}{'tokens/s':>10}{'padding':>9}{'peak GB':>9}")
+    print(f"  {'':<14}{'s/step':>9}{'samples/s':>11}{'tokens/s':>10}{'padding':>9}{'peak GB':>9}"
+          f"{'TFLOP/step':>12}{'of limit':>10}")
     for row in ROWS:
         command = [sys.executable, __file__, "--child", name, row, "--steps", str(args.steps), "--batch",
                    str(args.batch), "--world", str(args.world)]  # fmt: skip
@@ -258,7 +265,8 @@ def table(name: str, args: argparse.Namespace) -> None:
             continue
         r = json.loads(done.stdout.splitlines()[-1])
         print(f"  {row:<14}{r['s/step']:>9.3f}{r['samples/s']:>11.2f}{r['tokens/s']:>10.0f}"
-              f"{r['padding']:>9.1%}{r['peak GB']:>9.2f}", flush=True)  # fmt: skip
+              f"{r['padding']:>9.1%}{r['peak GB']:>9.2f}{r['TFLOP/step']:>12.3f}{r['of limit']:>10.1%}",
+              flush=True)  # fmt: skip
 
 
 def main() -> int:

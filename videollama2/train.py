@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -94,6 +95,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     A bare ``--debug`` shows the traceback instead (with a value it is transformers' flag of that name).
     """
+    # Neither is for the reader to act on: a flag under its published name, and 1 x 1 convolutions, whose gradients have
+    # another order of axes but the same one in memory.
+    warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing` is deprecated", FutureWarning)
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = _take_bare_debug(arguments)
     try:

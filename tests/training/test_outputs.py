@@ -5,10 +5,11 @@ import torch
 from PIL import Image
 
 from videollama2 import train
+from videollama2.constants import IGNORE_INDEX
 from videollama2.loading import load_checkpoint
 from videollama2.training.arguments import parse_arguments
 from videollama2.training.build import build_model
-from videollama2.training.meter import FlopCount, Meter, peak_flops
+from videollama2.training.meter import Counts, FlopCount, Meter, peak_flops
 from videollama2.training.plot import plot_losses, smoothed
 
 from .conftest import flags
@@ -76,12 +77,27 @@ def built(world, parts, tmp_path):
 def test_operations_of_a_step(built):
     model, _ = built(freeze_vision_tower=True, freeze_mm_mlp_adapter=True)
     count = FlopCount(model)
-    decoder = sum(p.numel() for p in model.model.language_model.layers.parameters()) + model.lm_head.weight.numel()
+    decoder = sum(p.numel() for p in model.model.language_model.layers.parameters())
+    head = model.lm_head.weight.numel()
     attention = 3 * 4 * 2 * 32 * 10 / 2
-    assert count.of_step(visual=0, text=10, frames=0, samples=1) == 10 * (6 * decoder + attention)
+    text = Counts(samples=1, text_tokens=10, labels=3)
+    assert count.of_step(text) == 10 * (6 * decoder + attention) + 3 * 6 * head
     frozen = FlopCount(built(freeze_vision_tower=True, freeze_backbone=True)[0])
-    assert frozen.of_step(0, 10, 0, 1) == 10 * (4 * decoder + attention)
-    assert count.of_step(0, 0, 1, 1) == 16 * 2 * count.tower
+    assert frozen.of_step(text) == 10 * (4 * decoder + attention) + 3 * 4 * head
+    assert count.of_step(Counts(samples=1, frames=1)) == 16 * 2 * count.tower
+
+
+def test_experts_count_where_tokens_are_sent(golden):
+    """Mixtral: of each layer's experts, two work on a token."""
+    model, _ = load_checkpoint(next((golden / "models").glob("mixtral*")))
+    config = model.config.text_config
+    layers = dict(model.model.language_model.layers.named_parameters())
+    experts = sum(p.numel() for name, p in layers.items() if ".experts." in name)
+    rest = sum(p.numel() for p in layers.values()) - experts
+    assert config.num_local_experts > config.num_experts_per_tok == 2
+    working = rest + experts * 2 / config.num_local_experts
+    model.requires_grad_(False)
+    assert FlopCount(model).decoder == 2 * working
 
 
 def test_meter_counts_labels_tokens_and_frames(built, records):
@@ -97,14 +113,15 @@ def test_meter_counts_labels_tokens_and_frames(built, records):
     meter.add(TrainingCollator(0)(samples))
     visual = dataset.visual_lengths[chosen[0]] + dataset.visual_lengths[chosen[1]]
     assert (meter.counts.samples, meter.counts.visual_tokens, meter.counts.frames) == (3, visual, 9)
+    assert meter.counts.labels == sum(label != IGNORE_INDEX for s in samples for label in s["labels"][1:])
     assert meter.counts.text_tokens == sum(len(s["input_ids"]) for s in samples) - visual
 
 
 def test_utilisation_is_the_share_of_what_all_devices_could_do(built):
     """Two processes, one second each, of devices that do ten times as much as was needed."""
     meter = Meter(built()[0])
-    rows = torch.tensor([[4, 50, 100, 16, 0.1, 1.0, 2e9], [4, 70, 80, 16, 0.3, 1.0, 3e9]], dtype=torch.float64)
-    needed = meter.flops.of_step(120, 180, 32, 8)
+    rows = torch.tensor([[4, 50, 100, 16, 9, 0.1, 1.0, 2e9], [4, 70, 80, 16, 7, 0.3, 1.0, 3e9]], dtype=torch.float64)
+    needed = meter.flops.of_step(Counts(samples=8, visual_tokens=120, text_tokens=180, frames=32, labels=16))
     entries = meter.rates(rows, peak=5 * needed)
     assert entries["model_flops_utilisation"] == pytest.approx(0.1)
     assert (entries["samples_per_second"], entries["visual_tokens_per_second"]) == (8, 120)

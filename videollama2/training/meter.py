@@ -6,13 +6,12 @@ import math
 import resource
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
 
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
-from videollama2.processing import visual_tokens
 
 PEAK_FLOPS = {
     "H200": 989e12, "H100": 989e12, "H800": 989e12, "A100": 312e12, "A800": 312e12, "A40": 150e12, "L40": 181e12,
@@ -29,6 +28,7 @@ class Counts:
     visual_tokens: int = 0
     text_tokens: int = 0
     frames: int = 0
+    labels: int = 0
     waited: float = 0.0
 
 
@@ -54,7 +54,10 @@ class Meter:
         ids_BL, mask_BL = batch["input_ids"], batch["attention_mask"].bool()
         visual_BL = (ids_BL == self.config.image_token_id) | (ids_BL == self.config.video_token_id)
         visual = int(visual_BL.sum())
-        self.counts.samples += int((batch["labels"] >= 0).any(dim=1).sum())
+        # Where logits are computed: the first token is predicted from nothing.
+        labelled_BL = batch["labels"][:, 1:] >= 0
+        self.counts.samples += int(labelled_BL.any(dim=1).sum())
+        self.counts.labels += int(labelled_BL.sum())
         self.counts.visual_tokens += visual
         self.counts.text_tokens += int(mask_BL.sum()) - visual
         self.counts.frames += sum(len(video) for video in batch.get("pixel_values_videos", ()))
@@ -64,42 +67,45 @@ class Meter:
         """This process's sums, to be gathered: see :meth:`rates`."""
         c = self.counts
         elapsed = time.perf_counter() - self.started
-        values = [c.samples, c.visual_tokens, c.text_tokens, c.frames, c.waited, elapsed, peak_memory(device)]
+        values = [*astuple(c), elapsed, peak_memory(device)]
         return torch.tensor([values], dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
 
     def rates(self, gathered: torch.Tensor, peak: float | None) -> dict[str, float]:
         """Log entries.
 
         Args:
-            gathered: (processes, 7), the :meth:`totals` of all.
+            gathered: (processes, 8), the :meth:`totals` of all.
             peak: operations per second of one process's device, see :func:`peak_flops`; None: no utilisation is told.
         """
-        samples, visual, text, frames, waited, elapsed = gathered[:, :6].sum(dim=0).tolist()
+        *counted, elapsed = gathered[:, :-1].sum(dim=0).tolist()
+        counts = Counts(*counted)
         seconds = max(elapsed / len(gathered), 1e-9)
         entries = {
-            "samples_per_second": samples / seconds,
-            "visual_tokens_per_second": visual / seconds,
-            "text_tokens_per_second": text / seconds,
-            "data_wait_share": waited / max(elapsed, 1e-9),
-            "peak_memory_gb": gathered[:, 6].max().item() / 1e9,
+            "samples_per_second": counts.samples / seconds,
+            "visual_tokens_per_second": counts.visual_tokens / seconds,
+            "text_tokens_per_second": counts.text_tokens / seconds,
+            "data_wait_share": counts.waited / max(elapsed, 1e-9),
+            "peak_memory_gb": gathered[:, -1].max().item() / 1e9,
         }
         if peak is not None:
-            done = self.flops.of_step(visual, text, frames, samples)
-            entries["model_flops_utilisation"] = done / seconds / (peak * len(gathered))
+            entries["model_flops_utilisation"] = self.flops.of_step(counts) / seconds / (peak * len(gathered))
         return {name: float(f"{value:.4g}") for name, value in entries.items()}
 
 
 class FlopCount:
     """Operations of a training step by counting: 2 per weight and token forwards, 2 backwards where something below
     learns, 2 for the gradient of a weight that learns; attention by its length. Recomputation is not counted (Chowdhery
-    et al. 2022, appendix B).
+    et al. 2022, appendix B), nor are experts that a token is not sent to and logits that nothing asks for.
     """
 
     def __init__(self, model: VideoLlama2ForConditionalGeneration) -> None:
         inner, text = model.model, model.config.text_config
-        layers = [*inner.language_model.layers.parameters(), *model.lm_head.parameters()]
-        self.decoder = sum(map(weights_of, layers))
-        self.decoder_trained = sum(weights_of(p) for p in layers if p.requires_grad)
+        sent_to = getattr(text, "num_experts_per_tok", 1) / getattr(text, "num_local_experts", 1)
+        layers = [
+            (weights_of(p) * (sent_to if ".experts." in name else 1), p.requires_grad)
+            for name, p in inner.language_model.layers.named_parameters()
+        ]
+        head = [(weights_of(p), p.requires_grad) for p in model.lm_head.parameters()]
         self.connector = sum(map(weights_of, inner.mm_projector.parameters()))
         self.tower = sum(map(weights_of, inner.vision_tower.encoder.parameters()))
         learns = {
@@ -108,21 +114,26 @@ class FlopCount:
         }
         self.tower_factor = 6 if learns["tower"] else 2
         self.connector_factor = 6 if learns["connector"] else 4 if learns["tower"] else 2
-        self.backward = self.decoder if any(learns.values()) or self.decoder_trained else 0
+        below = any(learns.values()) or any(trained for _, trained in layers)
+        self.decoder, self.head = _per_token(layers, below), _per_token(head, below)
         self.attention = 4 * text.num_hidden_layers * text.hidden_size
         self.patches = model.config.patches_per_side**2
-        self.video_tokens = visual_tokens(model.config, "video")
 
-    def of_step(self, visual: float, text: float, frames: float, samples: float) -> float:
-        """Operations for so many tokens, frames and samples."""
-        tokens = visual + text
-        length = tokens / max(samples, 1)
-        decoder = tokens * (2 * self.decoder + 2 * self.backward + 2 * self.decoder_trained)
+    def of_step(self, counts: Counts) -> float:
+        """Operations for what was counted."""
+        tokens = counts.visual_tokens + counts.text_tokens
+        length = tokens / max(counts.samples, 1)
         attention = 3 * tokens * self.attention * length / 2
-        tower = frames * self.patches * self.tower * self.tower_factor
+        tower = counts.frames * self.patches * self.tower * self.tower_factor
         # A convolution's weights work once per output position; the positions inside are within twice the tokens.
-        connector = visual * self.connector * self.connector_factor
-        return decoder + attention + tower + connector
+        connector = counts.visual_tokens * self.connector * self.connector_factor
+        return tokens * self.decoder + counts.labels * self.head + attention + tower + connector
+
+
+def _per_token(weights: list[tuple[float, bool]], learns_below: bool) -> float:
+    """Operations for one token; of each tensor, how many weights work on it and whether they learn."""
+    every, trained = sum(count for count, _ in weights), sum(count for count, learns in weights if learns)
+    return 2 * every + 2 * (every if learns_below else 0) + 2 * trained
 
 
 def weights_of(parameter: torch.nn.Parameter) -> int:
