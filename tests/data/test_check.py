@@ -39,11 +39,26 @@ def run(*argv):
 
 
 def test_good_file(world, capsys):
-    assert run(world / "good.json", "--model-max-length", 40) == 0
+    assert run(world / "good.json", "--model-max-length", 60) == 0
     text = capsys.readouterr().out
     assert "5 records, 5 of them right: 1 image, 1 several media, 1 text only, 2 video" in text
     assert "visual tokens per record" in text
-    assert "records are longer than the maximum" in text
+
+
+def test_records_that_are_too_long(world, capsys):
+    """Cut at the end they are usable, unless no answer is left: there training would stop."""
+    rows = json.loads((world / "good.json").read_text())
+    ask, answer = ({"from": name, "value": "word " * 60} for name in ("human", "gpt"))
+    rows += [{"id": "late", "conversations": [ask, answer]}, {"id": "cut", "conversations": [ask, answer, ask, answer]}]
+    (world / "long.json").write_text(json.dumps(rows))
+    assert run(world / "long.json", "--model-max-length", 100) == 0
+    text = capsys.readouterr().out
+    assert "longer than the maximum, to be cut at the end: 2 records" in text
+    assert run(world / "long.json", "--model-max-length", 60) == 1
+    text = capsys.readouterr().out
+    assert "7 records, 5 of them right" in text
+    assert "record 'late': no labelled token within the 60 tokens of model_max_length" in text
+    assert text.endswith("model_max_length\n") and "2 problems:" in text
 
 
 @pytest.mark.parametrize("name", ["bad.json", "worst.json"])
@@ -69,6 +84,7 @@ def test_a_file_that_cannot_be_read_is_a_problem_beside_the_others(world, tmp_pa
     assert len(report.problems) == 1
     assert "line 1" in report.problems[0]
     assert sum(report.modalities.values()) == 5
+    assert report.text().startswith("5 records, 5 of them right")
 
 
 def test_a_model_that_is_not_there_is_told(world, capsys):

@@ -19,6 +19,9 @@ from videollama2.errors import CheckpointNotFoundError, DataError
 _BARS = 10
 _BAR_WIDTH = 40
 
+_TEMPLATE_TOKENS = 32
+"""More than a chat template adds at the beginning, and to each turn; lengths are counted without it."""
+
 
 @dataclass
 class Report:
@@ -29,20 +32,26 @@ class Report:
     visual_lengths: list[int] = field(default_factory=list)
     text_lengths: list[int] = field(default_factory=list)
     too_long: int = 0
+    unusable: int = 0
+    """Problems of whole files, which hold nobody knows how many records."""
 
     def text(self) -> str:
         """The report as it is printed."""
         good, bad = sum(self.modalities.values()), len(self.problems)
         counts = ", ".join(f"{count} {name}" for name, count in sorted(self.modalities.items())) or "none"
-        lines = [f"{good + bad} records, {good} of them right: {counts}"]
+        lines = [f"{_number(good + bad - self.unusable, 'record')}, {good} of them right: {counts}"]
         if self.visual_lengths:
             lines += ["", "visual tokens per record", *histogram(self.visual_lengths)]
             lines += ["", "text tokens per record", *histogram(self.text_lengths)]
         if self.too_long:
-            lines += ["", f"{self.too_long} records are longer than the maximum and would be cut at the end"]
+            lines += ["", f"longer than the maximum, to be cut at the end: {_number(self.too_long, 'record')}"]
         if self.problems:
-            lines += ["", f"{bad} problem{'s' if bad > 1 else ''}:", *self.problems]
+            lines += ["", f"{_number(bad, 'problem')}:", *self.problems]
         return "\n".join(lines)
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def check_files(
@@ -57,7 +66,8 @@ def check_files(
         files: JSON lists or JSON Lines.
         data_folder: what media paths are relative to; default each file's own folder.
         processor: of the model to be trained; without it no lengths are counted.
-        max_length: tokens from which on a record counts as too long.
+        max_length: tokens of one sample; longer records are counted, and those whose answers are all cut off are
+            problems, since training stops there.
     """
     report = Report()
     records: list[Record] = []
@@ -68,15 +78,17 @@ def check_files(
             # A file of bad records alone has told each of them already.
             if not any(problem.startswith(f"{file}: record") for problem in report.problems):
                 report.problems.append(str(error))
+                report.unusable += 1
             continue
         records += found
-    report.modalities.update(modality(record) for record in records)
     if processor is not None and records:
-        _count_lengths(report, records, processor, max_length)
+        records = _count_lengths(report, records, processor, max_length)
+    report.modalities.update(modality(record) for record in records)
     return report
 
 
-def _count_lengths(report: Report, records: list[Record], processor: Any, max_length: int | None) -> None:
+def _count_lengths(report: Report, records: list[Record], processor: Any, max_length: int | None) -> list[Record]:
+    """Fill in the report's lengths; returns the records that keep an answer within ``max_length``."""
     # The command line declares this command at every start: nothing heavy before it runs.
     from videollama2.data.dataset import VideoInstructionDataset
 
@@ -84,7 +96,19 @@ def _count_lengths(report: Report, records: list[Record], processor: Any, max_le
     report.visual_lengths = unlimited.visual_lengths
     pairs = zip(unlimited.lengths, report.visual_lengths, strict=True)
     report.text_lengths = [whole - visual for whole, visual in pairs]
-    report.too_long = sum(whole > max_length for whole in unlimited.lengths) if max_length else 0
+    if not max_length:
+        return records
+    report.too_long = sum(whole > max_length for whole in unlimited.lengths)
+    limited = VideoInstructionDataset(records, processor, max_length)
+    kept = []
+    for record, length in zip(records, unlimited.lengths, strict=True):
+        try:
+            if length + _TEMPLATE_TOKENS * (1 + len(record.conversations)) > max_length:
+                limited.tokens(record)
+            kept.append(record)
+        except DataError as error:
+            report.problems.append(f"{record.name}: {error}")
+    return kept
 
 
 def modality(record: Record) -> str:

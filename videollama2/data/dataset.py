@@ -84,6 +84,15 @@ class VideoInstructionDataset(Dataset):
         return {"input_ids": [self.processor.pad_token_id], "labels": [IGNORE_INDEX], "media": []}
 
     def _sample(self, record: Record) -> Sample:
+        ids, labels, media = self.tokens(record)
+        return {"input_ids": ids, "labels": labels, "media": [(m.kind, self._pixels(m)) for m in media]}
+
+    def tokens(self, record: Record) -> tuple[list[int], list[int], tuple[Medium, ...]]:
+        """Ids with placeholders, labels, and the media that are left within ``max_length``; no file is read.
+
+        Raises:
+            DataError: no labelled token is left.
+        """
         config = self.processor.model_config
         ids, labels = training_ids(record.conversations, record.kinds, self.processor.tokenizer, self.stage)
         counts = [visual_tokens(config, kind) for kind in record.kinds]
@@ -94,7 +103,7 @@ class VideoInstructionDataset(Dataset):
         # The first token is predicted from nothing, so a label there is none.
         if all(label == IGNORE_INDEX for label in labels[1:]):
             raise DataError(f"no labelled token within the {self.max_length} tokens of model_max_length")
-        return {"input_ids": ids, "labels": labels, "media": [(m.kind, self._pixels(m)) for m in media]}
+        return ids, labels, media
 
     def _pixels(self, medium: Medium) -> torch.Tensor:
         return self.processor[medium.kind](medium.path)
