@@ -5,7 +5,8 @@
 #   NPROC_PER_NODE=2 WORLD_SIZE=1 bash scripts/tiny/train.sh [flags of train.py for both stages, which override those below]
 #
 # Environment: RUN=runs/tiny (where everything goes), VIDEOS=30000, IMAGES=8000, ORDER_VIDEOS=5000 (files of the training
-#   sets), SEED=1 (of the first one; the second has the next), WORKERS=2 (to write the sets),
+#   sets), SEED=1 (of the first one; the second has the next), OBJECTS=4 (of a scene at most, where it needs no more: with
+#   one, a model learns in minutes what there is), WORKERS=2 (to write the sets),
 #   TINY="--width 192 ..." (sizes and steps of the parts, see python -m videollama2.training.tiny --help),
 #   PRETRAIN_STEPS=100, FINETUNE_STEPS=6600, and what scripts/launch.sh names (NPROC_PER_NODE=2 here).
 # Started again after an interruption, it goes on where it stopped. The result is $RUN/checkpoint.
@@ -25,11 +26,12 @@ read -r -a SIZES <<<"${TINY:-}"
 # Two processes of one thread each use two cores better than one of two threads: the products are small.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
+OF_SCENES=(${OBJECTS:+--objects "$OBJECTS"})
 "$PYTHON" -m videollama2.data.moving_shapes --out "$RUN/train" --videos "${VIDEOS:-30000}" \
-    --images "${IMAGES:-8000}" --seed "$SEED" --mcq-fraction 0.1 --workers "${WORKERS:-2}"
+    --images "${IMAGES:-8000}" --seed "$SEED" --mcq-fraction 0.1 --workers "${WORKERS:-2}" ${OF_SCENES[@]+"${OF_SCENES[@]}"}
 # Only one dialogue in six asks which of two objects moved first, and that is learnt last: more of these.
 "$PYTHON" -m videollama2.data.moving_shapes --out "$RUN/order" --videos "${ORDER_VIDEOS:-5000}" \
-    --seed "$((SEED + 1))" --mcq-fraction 0.1 --scenario order --workers "${WORKERS:-2}"
+    --seed "$((SEED + 1))" --mcq-fraction 0.1 --workers "${WORKERS:-2}" --scenario order ${OF_SCENES[@]+"${OF_SCENES[@]}"}
 for SET in train order; do
     "$PYTHON" -m videollama2.data.moving_shapes_captions --set "$RUN/$SET"
 done

@@ -369,3 +369,15 @@ def test_a_set_about_one_thing(scenario):
         assert kind in {question.type for question in ask(scene)}
     with pytest.raises(ConfigError, match="nonsense"):
         make_scene(9, 0, scenario="nonsense")
+
+
+def test_scenes_of_few_objects():
+    """As many as the scenario needs, but no others; without a limit the world is the one it always was."""
+    for scenario in SCENARIOS:
+        scenes = [make_scene(9, index, scenario=scenario, objects=1) for index in range(30)]
+        assert {len(scene.objects) for scene in scenes} == {2 if scenario == "order" else 1}
+    assert {len(make_scene(9, index, "image", objects=2).objects) for index in range(30)} == {1, 2}
+    assert make_scene(9, 3, objects=4) == make_scene(9, 3)
+    for wrong in (0, 5):
+        with pytest.raises(ConfigError, match=f"objects {wrong} is not between 1 and 4"):
+            make_scene(9, 0, objects=wrong)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from videollama2.data import moving_shapes_captions
 from videollama2.data.moving_shapes import QUESTION_TYPES, SetParameters, main, make_scene, write_set
 from videollama2.data.moving_shapes_scene import COLOURS
 from videollama2.data.records import read_records
@@ -211,6 +212,35 @@ def test_too_few_videos_for_the_balance(tmp_path):
     assert load(tmp_path / "set.json")["complete"] is False
 
 
+# ---- captions
+
+
+@pytest.mark.parametrize("objects", [None, 1])
+def test_captions_tell_what_the_files_show(tmp_path, objects):
+    """Scenes are drawn again for them, by the parameters of the set: those must be the ones of its files."""
+    write_set(tmp_path, videos=6, images=4, seed=8, mcq_fraction=0.0, scenario="direction", objects=objects)
+    assert moving_shapes_captions.main(["--set", str(tmp_path)]) == 0
+    captions, records = load(tmp_path / "captions.json"), load(tmp_path / "train.json")
+    assert [row["id"] for row in captions] == [f"{row['id']}-caption" for row in records]
+    counts, placed = set(), 0
+    for row, record in zip(captions, records, strict=True):
+        caption = row["conversations"][1]["value"]
+        assert re.fullmatch(r"top left: [^.]+\. top right: [^.]+\. bottom left: [^.]+\. bottom right: [^.]+\.", caption)
+        counts.add(4 - caption.count("nothing"))
+        for ask, answer in zip(record["conversations"][::2], record["conversations"][1::2], strict=True):
+            _, where, name = ask["value"].rstrip("?").rpartition("Where is the ")
+            if where:
+                placed += 1
+                assert f"{answer['value']}: {name}" in caption
+    assert placed
+    assert counts == {1} if objects else counts > {1}
+
+
+def test_captions_need_a_finished_set(tmp_path, capsys):
+    assert moving_shapes_captions.main(["--set", str(tmp_path)]) == 2
+    assert f"error: {tmp_path} holds no finished set" in capsys.readouterr().err
+
+
 # ---- refusals
 
 
@@ -222,6 +252,7 @@ def test_too_few_videos_for_the_balance(tmp_path):
         ({"videos": 1, "questions_per_item": 0}, "questions per item"),
         ({"videos": 1, "mcq_fraction": 1.5}, "1.5"),
         ({"videos": 1, "balanced_questions": 0}, "balanced questions"),
+        ({"videos": 1, "objects": 5}, "objects must lie between 1 and 4, got 5"),
     ],
 )
 def test_parameters_that_make_no_set(values, message):

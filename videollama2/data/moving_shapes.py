@@ -40,7 +40,7 @@ from videollama2.data.moving_shapes_questions import (
     Question,
     questions,
 )
-from videollama2.data.moving_shapes_scene import FPS, SCENARIOS, Scene, make_scene, render
+from videollama2.data.moving_shapes_scene import FPS, MOST_OBJECTS, SCENARIOS, Scene, make_scene, render
 from videollama2.errors import DataError, VideoLlama2Error
 
 __all__ = [
@@ -74,12 +74,15 @@ class SetParameters:
     mcq_fraction: float = 0.2
     balanced_questions: int | None = None
     scenario: str | None = None
+    objects: int | None = None
 
     def __post_init__(self) -> None:
         if self.videos < 0 or self.images < 0 or self.videos + self.images < 1:
             raise DataError(f"a set needs at least one file, got videos={self.videos}, images={self.images}")
         if self.scenario is not None and self.scenario not in SCENARIOS:
             raise DataError(f"scenario {self.scenario!r} is none of {', '.join(SCENARIOS)}")
+        if self.objects is not None and not 1 <= self.objects <= MOST_OBJECTS:
+            raise DataError(f"objects must lie between 1 and {MOST_OBJECTS}, got {self.objects}")
         if self.questions_per_item < 1:
             raise DataError(f"questions per item must be at least 1, got {self.questions_per_item}")
         if not 0 <= self.mcq_fraction <= 1:
@@ -171,7 +174,7 @@ def _json_list(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
 def _make_item(out: Path, parameters: SetParameters, item: tuple[str, int]) -> Annotation:
     """Write one file, unless a former run has, and annotate it."""
     modality, index = item
-    scene = make_scene(parameters.seed, index, modality, parameters.scenario)
+    scene = make_scene(parameters.seed, index, modality, parameters.scenario, parameters.objects)
     file = f"videos/{index:06d}.mp4" if modality == "video" else f"images/{index:06d}.png"
     if not (out / file).exists():
         encode = encode_video if modality == "video" else _encode_image
@@ -195,17 +198,21 @@ def write_set(
     mcq_fraction: float = 0.2,
     balanced_questions: int | None = None,
     scenario: str | None = None,
+    objects: int | None = None,
     workers: int = 1,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Write a whole set to the folder ``out`` and return the content of its set.json.
 
     ``balanced_questions`` limits questions.json and mvbench/ to that many questions, equal in number for each type (to
-    within one) and balanced over the answers of each type. With ``scenario`` all clips are about that. Raises DataError
+    within one) and balanced over the answers of each type. With ``scenario`` all clips are about that; ``objects``
+    limits how many a scene has, see :func:`~videollama2.data.moving_shapes_scene.make_scene`. Raises DataError
     for parameters that make no set, a folder that holds another set, too few files for the balance, or a file that
     cannot be written.
     """
-    parameters = SetParameters(videos, images, seed, questions_per_item, mcq_fraction, balanced_questions, scenario)
+    parameters = SetParameters(
+        videos, images, seed, questions_per_item, mcq_fraction, balanced_questions, scenario, objects
+    )
     out = Path(out)
     _claim(out, parameters)
     with ExitStack() as stack:
@@ -331,6 +338,9 @@ def _parser() -> argparse.ArgumentParser:
         "--balanced-questions", type=int, help="exactly so many test questions, balanced over types and answers"
     )
     parser.add_argument("--scenario", choices=SCENARIOS, help="make all clips about this (default: a mixture)")
+    parser.add_argument(
+        "--objects", type=int, help=f"of a scene at most, unless it needs more (default {MOST_OBJECTS})"
+    )
     return parser
 
 

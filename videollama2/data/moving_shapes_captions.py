@@ -58,13 +58,13 @@ def write_captions(folder: Path) -> int:
     try:
         records = json.loads((folder / "train.json").read_text(encoding="utf-8"))
         parameters = json.loads((folder / "set.json").read_text(encoding="utf-8"))
-        seed, scenario = parameters["seed"], parameters.get("scenario")
+        seed, scenario, objects = parameters["seed"], parameters.get("scenario"), parameters.get("objects")
     except (OSError, json.JSONDecodeError, KeyError) as error:
         raise DataError(f"{folder} holds no finished set of python -m videollama2.data.moving_shapes") from error
     rows = []
     for record in records:
         modality = "video" if "video" in record else "image"
-        scene = make_scene(seed, int(Path(record[modality]).stem), modality, scenario)
+        scene = make_scene(seed, int(Path(record[modality]).stem), modality, scenario, objects)
         turns = [
             {"from": "human", "value": f"<{modality}>\n{PROMPTS[modality]}"},
             {"from": "gpt", "value": caption(scene)},

@@ -162,27 +162,35 @@ class Scene:
 
 
 SCENARIOS = tuple(_LEADS)
+MOST_OBJECTS = 4
+"""One per quadrant."""
 """What a clip can be about."""
 
 
-def make_scene(seed: int, index: int, modality: str = "video", scenario: str | None = None) -> Scene:
+def make_scene(
+    seed: int, index: int, modality: str = "video", scenario: str | None = None, objects: int | None = None
+) -> Scene:
     """Draw scene number ``index`` of a seed; it depends on these values alone.
 
     Sets of different seeds share no scene (positions and sizes are continuous). ``scenario`` decides what a clip is
-    about (:data:`SCENARIOS`), else chance does; a picture has none. Raises ConfigError for an unknown modality or
-    scenario.
+    about (:data:`SCENARIOS`), else chance does; a picture has none. ``objects`` limits their number to less than the
+    usual four, but not below what the scenario needs. Raises ConfigError for an unknown modality or scenario, or
+    another number.
     """
     if modality not in MODALITIES:
         raise ConfigError(f"modality {modality!r} is none of {', '.join(MODALITIES)}")
     if scenario is not None and scenario not in SCENARIOS:
         raise ConfigError(f"scenario {scenario!r} is none of {', '.join(SCENARIOS)}")
+    most = MOST_OBJECTS if objects is None else objects
+    if not 1 <= most <= MOST_OBJECTS:
+        raise ConfigError(f"objects {most} is not between 1 and {MOST_OBJECTS}")
     rng = random.Random(f"{seed}:{modality}:{index}")
     if modality == "image":
         scenario = "still"
     else:
         drawn = rng.choices(list(_WEIGHTS), weights=list(_WEIGHTS.values()))[0]
         scenario = scenario or drawn
-    behaviours = _draw_behaviours(rng, scenario)
+    behaviours = _draw_behaviours(rng, scenario, most)
     colours = iter(rng.sample(list(COLOURS), len(COLOURS)))
     shapes = iter(rng.sample(SHAPES, len(SHAPES)))
     looks = [(next(shapes), next(colours)) for _ in behaviours]
@@ -204,12 +212,13 @@ def make_scene(seed: int, index: int, modality: str = "video", scenario: str | N
     return Scene(seed, index, modality, scenario, rng.randint(*_BACKGROUND), tuple(objects))
 
 
-def _draw_behaviours(rng: random.Random, scenario: str) -> list[str]:
+def _draw_behaviours(rng: random.Random, scenario: str, most: int) -> list[str]:
     if scenario == "still":
-        return ["still"] * rng.randint(1, 4)
+        return ["still"] * rng.randint(1, most)
     behaviours = list(rng.choice(_LEADS[scenario]))
     # A changed shape needs a name nobody else has, and there are only four.
-    count = rng.randint(len(behaviours), 3 if scenario == "reshape" else 4)
+    most = min(most, 3) if scenario == "reshape" else most
+    count = rng.randint(len(behaviours), max(len(behaviours), most))
     choices = _FILL + VANISHING if scenario == "appearance" else _FILL
     spare = {"recolour": len(COLOURS) - count, "reshape": len(SHAPES) - count}
     for lead in behaviours:
