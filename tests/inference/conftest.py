@@ -1,0 +1,16 @@
+import pytest
+
+from videollama2.inference.engine import Engine
+
+from .engine_helpers import load
+
+
+@pytest.fixture(scope="module")
+def small():
+    return load("qwen2-stc_connector-clip")
+
+
+@pytest.fixture
+def engine(small):
+    with Engine(*small, max_batch=4, max_length=600) as made:
+        yield made
