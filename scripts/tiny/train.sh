@@ -8,12 +8,20 @@
 #   sets), SEED=1 (of the first one; the second has the next), OBJECTS=4 (of a scene at most, where it needs no more: with
 #   one, a model learns in minutes what there is), WORKERS=2 (to write the sets),
 #   TINY="--width 192 ..." (sizes and steps of the parts, see python -m videollama2.training.tiny --help),
-#   PRETRAIN_STEPS=100, FINETUNE_STEPS=6600, and what scripts/launch.sh names (NPROC_PER_NODE=2 here).
+#   PRETRAIN_STEPS=100, FINETUNE_STEPS=6600, WARMUP=100, and what scripts/launch.sh names (NPROC_PER_NODE=2 here);
+#   QUICK=1 for other defaults of all these: five minutes on two cores instead of an hour and a half, scenes of one object,
+#   and a model that has learnt some of the ten types of questions.
 # Started again after an interruption, it goes on where it stopped. The result is $RUN/checkpoint.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 source scripts/launch.sh
 
+if [ -n "${QUICK:-}" ]; then
+    RUN="${RUN:-runs/quick}" VIDEOS="${VIDEOS:-1000}" IMAGES="${IMAGES:-200}" ORDER_VIDEOS="${ORDER_VIDEOS:-100}"
+    OBJECTS="${OBJECTS:-1}" TINY="${TINY:---encoder-steps 300 --connector-steps 200}"
+    PRETRAIN_STEPS="${PRETRAIN_STEPS:-10}" FINETUNE_STEPS="${FINETUNE_STEPS:-450}" WARMUP="${WARMUP:-20}"
+    GLOBAL_BATCH_SIZE="${GLOBAL_BATCH_SIZE:-8}" LOCAL_BATCH_SIZE="${LOCAL_BATCH_SIZE:-4}"
+fi
 RUN="${RUN:-runs/tiny}"
 SEED="${SEED:-1}"
 GLOBAL_BATCH_SIZE="${GLOBAL_BATCH_SIZE:-16}"
@@ -26,12 +34,11 @@ read -r -a SIZES <<<"${TINY:-}"
 # Two processes of one thread each use two cores better than one of two threads: the products are small.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
-OF_SCENES=(${OBJECTS:+--objects "$OBJECTS"})
 "$PYTHON" -m videollama2.data.moving_shapes --out "$RUN/train" --videos "${VIDEOS:-30000}" \
-    --images "${IMAGES:-8000}" --seed "$SEED" --mcq-fraction 0.1 --workers "${WORKERS:-2}" ${OF_SCENES[@]+"${OF_SCENES[@]}"}
+    --images "${IMAGES:-8000}" --seed "$SEED" --mcq-fraction 0.1 --workers "${WORKERS:-2}" ${OBJECTS:+--objects "$OBJECTS"}
 # Only one dialogue in six asks which of two objects moved first, and that is learnt last: more of these.
 "$PYTHON" -m videollama2.data.moving_shapes --out "$RUN/order" --videos "${ORDER_VIDEOS:-5000}" \
-    --seed "$((SEED + 1))" --mcq-fraction 0.1 --workers "${WORKERS:-2}" --scenario order ${OF_SCENES[@]+"${OF_SCENES[@]}"}
+    --seed "$((SEED + 1))" --mcq-fraction 0.1 --workers "${WORKERS:-2}" --scenario order ${OBJECTS:+--objects "$OBJECTS"}
 for SET in train order; do
     "$PYTHON" -m videollama2.data.moving_shapes_captions --set "$RUN/$SET"
 done
@@ -71,7 +78,7 @@ if [ ! -f "$RUN/pretrain/trainer_state.json" ]; then
         --data_path "$RUN/train/captions.json" "$RUN/order/captions.json" \
         --output_dir "$RUN/pretrain" \
         --learning_rate 1e-5 \
-        --warmup_steps 20
+        --warmup_steps "${WARMUP:-20}"
 fi
 
 stage --max_steps "${FINETUNE_STEPS:-6600}" "$@" -- \
@@ -81,7 +88,7 @@ stage --max_steps "${FINETUNE_STEPS:-6600}" "$@" -- \
     "$RUN/order/train.json" "$RUN/order/train.json" "$RUN/order/train.json" "$RUN/order/captions.json" \
     --output_dir "$RUN/checkpoint" \
     --learning_rate 1e-3 \
-    --warmup_steps 100 \
+    --warmup_steps "${WARMUP:-100}" \
     --weight_decay 0.05 \
     --max_grad_norm 1.0 \
     --group_by_modality_length True
