@@ -26,7 +26,7 @@ from transformers import set_seed
 from videollama2.data.collator import TrainingCollator
 from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.data.records import Record, read_sets
-from videollama2.errors import VideoLlama2Error
+from videollama2.errors import MissingDependencyError, VideoLlama2Error
 from videollama2.training.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from videollama2.training.build import base_name, build_model, describe_trainable
 from videollama2.training.checkpoints import checkpoint_to_resume, told_when_full
@@ -80,7 +80,14 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
         trainer.save_model(training_args.output_dir)
         trainer.save_state()
         if training_args.should_save:
-            plot_losses(out)
+            _plot(out)
+
+
+def _plot(out: Path) -> None:
+    try:
+        plot_losses(out)
+    except MissingDependencyError as error:
+        print(f"not drawn: {error}", file=sys.stderr)  # all that was trained has been written
 
 
 def _stage(model_args: ModelArguments) -> str:

@@ -1,5 +1,7 @@
 """What a run tells about itself: log lines, loss.png, TensorBoard; and the arithmetic behind them."""
 
+import sys
+
 import pytest
 import torch
 from PIL import Image
@@ -10,7 +12,7 @@ from videollama2.loading import load_checkpoint
 from videollama2.training.arguments import parse_arguments
 from videollama2.training.build import build_model
 from videollama2.training.meter import Counts, FlopCount, Meter, peak_flops
-from videollama2.training.plot import plot_losses, smoothed
+from videollama2.training.plot import draw, plot_losses, smoothed
 
 from .conftest import flags
 
@@ -29,6 +31,7 @@ def test_each_line_of_a_step(run):
 
 
 def test_plot(run, world):
+    pytest.importorskip("matplotlib")
     result = run(eval_data_path=world / "train.json", eval_strategy="steps", eval_steps=1)
     with Image.open(result.folder / "loss.png") as image:
         colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 20)}
@@ -36,6 +39,7 @@ def test_plot(run, world):
 
 
 def test_plot_without_losses(tmp_path):
+    pytest.importorskip("matplotlib")
     (tmp_path / "trainer_state.json").write_text('{"log_history": [{"step": 1}]}')
     assert plot_losses(tmp_path) is None
     (tmp_path / "trainer_state.json").write_text('{"log_history": [{"step": 1, "loss": 2.0}]}')
@@ -44,8 +48,25 @@ def test_plot_without_losses(tmp_path):
 
 def test_smoothing_keeps_a_constant_and_follows_a_fall():
     assert [value for _, value in smoothed([(i, 2.0) for i in range(50)])] == pytest.approx([2.0] * 50)
-    falling = [value for _, value in smoothed([(i, 100.0 - i) for i in range(100)])]
-    assert falling == sorted(falling, reverse=True)
+    falling = [(i, 100.0 - i) for i in range(100)]
+    assert [value for _, value in smoothed(falling)] == pytest.approx([value for _, value in falling])  # without a lag
+    noisy = [(i, float(i % 2)) for i in range(200)]
+    assert all(0.4 < value < 0.6 for _, value in smoothed(noisy)[10:-10])
+
+
+@pytest.mark.parametrize(("last", "scale"), [(0.5, "linear"), (0.01, "log")])
+def test_a_long_fall_is_drawn_on_a_logarithmic_scale(last, scale):
+    pytest.importorskip("matplotlib")
+    curve = [(step, 5.0 + (last - 5.0) * step / 99) for step in range(100)]
+    (axis,) = draw({"loss": curve, "loss, smoothed": curve}).axes
+    assert axis.get_yscale() == scale
+
+
+def test_a_run_without_matplotlib_loses_its_plot_only(run, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    folder = run(max_steps=1).folder
+    assert (folder / "model.safetensors").is_file() and not (folder / "loss.png").exists()
+    assert "not drawn: loss.png needs matplotlib" in capsys.readouterr().err
 
 
 def test_tensorboard_by_default_where_it_is_installed(run):
