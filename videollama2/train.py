@@ -21,6 +21,8 @@ if not __package__:
 # Loader workers are forked; tokenizers would warn about it on every run.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import torch
+from accelerate import Accelerator
 from transformers import set_seed
 
 from videollama2.data.collator import TrainingCollator
@@ -81,6 +83,18 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
         trainer.save_state()
         if training_args.should_save:
             _plot(out)
+    end_together(trainer.accelerator)
+
+
+def end_together(accelerator: Accelerator) -> None:
+    """Every process stays until the first one has written, and leaves its group before Python ends.
+
+    A launcher stops all processes when one ends badly, and one whose group's threads outlive Python may: the first
+    would be stopped while it writes.
+    """
+    accelerator.wait_for_everyone()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _plot(out: Path) -> None:

@@ -8,7 +8,7 @@
 #   sets), SEED=1 (of the first one; the second has the next), OBJECTS=4 (of a scene at most, where it needs no more: with
 #   one, a model learns in minutes what there is), WORKERS=2 (to write the sets),
 #   TINY="--width 192 ..." (sizes and steps of the parts, see python -m videollama2.training.tiny --help),
-#   PRETRAIN_STEPS=100, FINETUNE_STEPS=6600, WARMUP=100, and what scripts/launch.sh names (NPROC_PER_NODE=2 here);
+#   PRETRAIN_STEPS=100, FINETUNE_STEPS=6600, WARMUP (steps of both), and what scripts/launch.sh names (NPROC_PER_NODE=2 here);
 #   QUICK=1 for other defaults of all these: five minutes on two cores instead of more than an hour, scenes of one object,
 #   and a model that has learnt some of the ten types of questions.
 # Started again after an interruption, it goes on where it stopped. The result is $RUN/checkpoint.

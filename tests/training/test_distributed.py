@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.loading import load_pretrained_model
 from videollama2.training.evaluation import sums_over
 
-from .conftest import difference, flags
+from .conftest import difference, environment, flags
 
 pytestmark = pytest.mark.slow
 needs_deepspeed = pytest.mark.skipif(
@@ -70,6 +72,32 @@ def test_killed_processes_go_on(launch):
     resumed = launch(2, folder=killed.folder, **options)
     assert difference(whole.weights, resumed.weights) <= 1e-6
     assert resumed.losses == pytest.approx(whole.losses, abs=1e-6)
+
+
+ENDING = """
+import sys, time
+from pathlib import Path
+import torch
+from accelerate import Accelerator
+from videollama2.train import end_together
+accelerator, written = Accelerator(cpu=True), Path(sys.argv[1])
+if accelerator.is_main_process:
+    time.sleep(2)  # a result that takes long to write
+    written.touch()
+end_together(accelerator)
+assert written.exists() and not torch.distributed.is_initialized()
+"""
+
+
+def test_no_process_leaves_before_the_first_has_written(tmp_path):
+    script = tmp_path / "ending.py"
+    script.write_text(ENDING)
+    argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*argv, script, tmp_path / "written"], env=environment(), cwd=ROOT, capture_output=True, text=True,
+        timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_evaluation_does_not_depend_on_processes(run, launch, world):
