@@ -23,11 +23,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 from accelerate import Accelerator
+from torch.utils.data import ConcatDataset
 from transformers import set_seed
 
 from videollama2.data.collator import TrainingCollator
 from videollama2.data.dataset import VideoInstructionDataset
-from videollama2.data.records import Record, read_sets
+from videollama2.data.records import PackedRecords, read_sets
 from videollama2.errors import MissingDependencyError, VideoLlama2Error
 from videollama2.training.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from videollama2.training.build import base_name, build_model, describe_trainable
@@ -44,17 +45,17 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
     """
     # Annotations first: a wrong one is found in seconds, before gigabytes of weights are read.
     skipped: list[str] | None = [] if data_args.on_bad_sample == "skip" else None
-    sets = read_sets(data_args.data_path, data_args.data_folder, skipped)
-    eval_sets = read_sets(data_args.eval_data_path or [], data_args.data_folder, skipped)
+    first = training_args.local_process_index == 0
+    sets = read_sets(data_args.data_path, data_args.data_folder, skipped, progress=first)
+    eval_sets = read_sets(data_args.eval_data_path or [], data_args.data_folder, skipped, progress=first)
     resumed = checkpoint_to_resume(training_args.output_dir, training_args.resume_from_checkpoint)
     set_seed(training_args.seed)
     model, processor = build_model(model_args, data_args, training_args)
     stage = _stage(model_args)
 
-    def dataset(sets: list[list[Record]]) -> VideoInstructionDataset:
-        records = [record for records in sets for record in records]
+    def dataset(sets: list[PackedRecords]) -> VideoInstructionDataset:
         return VideoInstructionDataset(
-            records, processor, training_args.model_max_length, stage, skip_bad=skipped is not None
+            ConcatDataset(sets), processor, training_args.model_max_length, stage, skip_bad=skipped is not None
         )
 
     trainer = VideoLlama2Trainer(

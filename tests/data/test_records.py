@@ -1,14 +1,16 @@
 """Annotation files: what is accepted, and that what is not names file, record and rule."""
 
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from videollama2.data import records as records_module
 from videollama2.data.moving_shapes import encode_video
-from videollama2.data.records import read_records
+from videollama2.data.records import parse_record, read_records, read_sets
 from videollama2.errors import DataError
 
 
@@ -132,8 +134,12 @@ def test_all_problems_are_told_up_to_a_number(media, tmp_path):
     [
         ('[{"id": 1},\n {"id": }]', ["line 2", "column 9"]),
         ('{"id": 1}\n{"id": ', ["line 2"]),
+        ('[{"id": 1},\n {"id": 2}', ["line 2", "column 11"]),
+        ('[{"id": 1}\n {"id": 2}]', ["line 2", "column 2"]),
+        ('[{"id": 1},\n]', ["line 2", "column 1"]),
+        ('[{"id": 1}]\n{"id": 2}', ["line 1", "column 12", "Extra data"]),
         ("", ["no record"]),
-        ("[]", ["no record"]),
+        (" [ ] ", ["no record"]),
     ],
 )
 def test_bad_file_is_named_with_the_place(tmp_path, text, words):
@@ -142,6 +148,40 @@ def test_bad_file_is_named_with_the_place(tmp_path, text, words):
         read_records([path])
     for word in [str(path), *words]:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize("join", [lambda rows: f"[{','.join(rows)}]", "\n".join], ids=["list", "lines"])
+def test_texts_may_hold_separators_that_json_allows(tmp_path, join):
+    """Web captions hold them: separators of lines and paragraphs, next line. And the mark that Windows writes first."""
+    text = "one\u2028two\u2029three\x85four\x0cfive"
+    rows = [json.dumps({"id": i, "conversations": dialogue((text, text))}, ensure_ascii=False) for i in range(3)]
+    path = tmp_path / "data"
+    path.write_text(join(rows), encoding="utf-8-sig")
+    records = read_records([path])
+    assert [record.id for record in records] == ["0", "1", "2"]
+    assert all(turn["value"] == text for record in records for turn in record.conversations)
+
+
+@pytest.mark.parametrize("far", [False, True])
+def test_many_records_keep_their_order_and_so_do_their_problems(media, tmp_path, monkeypatch, far):
+    """Files that are far away are opened by several threads at once."""
+    monkeypatch.setattr(records_module, "_mostly_waited", lambda seconds, worked: far)
+    count, bad = 5000, [3, 64, 2999, 4999]
+    rows = [{**GOOD, "id": i, "video": "gone.mp4" if i in bad else "v.mp4"} for i in range(count)]
+    problems: list[str] = []
+    (records,) = read_sets([write(tmp_path, rows)], media, problems)
+    assert [record.id for record in records] == [str(i) for i in range(count) if i not in bad]
+    assert [problem.split("'")[1] for problem in problems] == [str(i) for i in bad]
+
+
+def test_packed_records_come_back_as_they_were(media, tmp_path):
+    row = {"id": "ü", "image": ["i.png"] * 2, "conversations": dialogue(("<image> or <image>?", "no"), ("So", "…"))}
+    path = write(tmp_path, [GOOD, row])
+    (records,) = read_sets([path], media)
+    assert list(records) == [parse_record(raw, 0, str(path), media) for raw in (GOOD, row)]
+    assert list(pickle.loads(pickle.dumps(records))) == list(records)  # what a spawned loader worker gets
+    with pytest.raises(IndexError):
+        records[2]
 
 
 def test_missing_and_binary_files(tmp_path):

@@ -125,7 +125,8 @@ def test_a_judge_behind_an_openai_compatible_server(tmp_path, capsys, monkeypatc
 
 def published(tmp_path, name, text):
     path = tmp_path / name
-    path.write_text(text if isinstance(text, str) else "".join(json.dumps(row) + "\n" for row in text))
+    rows = text if isinstance(text, str) else "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in text)
+    path.write_text(rows, encoding="utf-8")
     return str(path)
 
 
@@ -176,7 +177,8 @@ def test_published_videomme_file_gives_the_official_report(tmp_path, capsys):
 
 
 def test_published_open_answers_are_judged(tmp_path, capsys):
-    rows = [{"id": "v_a_0", "question": "who?", "answer": "a man", "pred": "Man."}]
+    # A line separator is a character like others within JSON, and no end of a row.
+    rows = [{"id": "v_a_0", "question": "who?\u2028", "answer": "a man", "pred": "Man."}]
     rows.append({"id": "v_a_1", "question": "how many?", "answer": 2, "pred": "three"})
     path = published(tmp_path, "merge.json", rows)
     assert score(path, "--benchmark", "activitynet_qa") == 2

@@ -50,6 +50,9 @@ def test_half_a_checkpoint_is_never_picked(run, tmp_path):
         state.write_text(text) if text is not None else state.unlink()
         assert not is_whole(broken / "checkpoint-4")
         assert last_checkpoint(broken) == str(broken / "checkpoint-2")
+    # Copies under names of somebody's own are not picked either, and stop nothing.
+    copy_checkpoint(whole.folder / "checkpoint-4", broken / "checkpoint-4.old")
+    copy_checkpoint(whole.folder / "checkpoint-4", broken / "checkpoint-best-4")
     resumed = run(folder=broken, **options)
     assert difference(whole.weights, resumed.weights) <= 1e-6
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,7 @@ def check_files(
     data_folder: str | Path | None = None,
     processor: Any = None,
     max_length: int | None = None,
+    progress: bool = False,
 ) -> Report:
     """Read annotation files as training does, and collect every problem instead of stopping at the first ones.
 
@@ -68,47 +69,46 @@ def check_files(
         processor: of the model to be trained; without it no lengths are counted.
         max_length: tokens of one sample; longer records are counted, and those whose answers are all cut off are
             problems, since training stops there.
+        progress: show a bar for each file that takes longer than seconds.
     """
     report = Report()
-    records: list[Record] = []
     for file in files:
         try:
-            (found,) = read_sets([file], data_folder, report.problems)
+            (records,) = read_sets([file], data_folder, report.problems, progress)
         except DataError as error:
             # A file of bad records alone has told each of them already.
             if not any(problem.startswith(f"{file}: record") for problem in report.problems):
                 report.problems.append(str(error))
                 report.unusable += 1
             continue
-        records += found
-    if processor is not None and records:
-        records = _count_lengths(report, records, processor, max_length)
-    report.modalities.update(modality(record) for record in records)
+        right = iter(records) if processor is None else _count_lengths(report, records, processor, max_length)
+        report.modalities.update(map(modality, right))
     return report
 
 
-def _count_lengths(report: Report, records: list[Record], processor: Any, max_length: int | None) -> list[Record]:
-    """Fill in the report's lengths; returns the records that keep an answer within ``max_length``."""
+def _count_lengths(
+    report: Report, records: Sequence[Record], processor: Any, max_length: int | None
+) -> Iterator[Record]:
+    """Add to the report's lengths; gives the records that keep an answer within ``max_length``."""
     # The command line declares this command at every start: nothing heavy before it runs.
     from videollama2.data.dataset import VideoInstructionDataset
 
     unlimited = VideoInstructionDataset(records, processor, max_length=1 << 30)
-    report.visual_lengths = unlimited.visual_lengths
-    pairs = zip(unlimited.lengths, report.visual_lengths, strict=True)
-    report.text_lengths = [whole - visual for whole, visual in pairs]
+    report.visual_lengths += unlimited.visual_lengths
+    pairs = zip(unlimited.lengths, unlimited.visual_lengths, strict=True)
+    report.text_lengths += [whole - visual for whole, visual in pairs]
     if not max_length:
-        return records
-    report.too_long = sum(whole > max_length for whole in unlimited.lengths)
+        yield from records
+        return
+    report.too_long += sum(whole > max_length for whole in unlimited.lengths)
     limited = VideoInstructionDataset(records, processor, max_length)
-    kept = []
     for record, length in zip(records, unlimited.lengths, strict=True):
         try:
             if length + _TEMPLATE_TOKENS * (1 + len(record.conversations)) > max_length:
                 limited.tokens(record)
-            kept.append(record)
+            yield record
         except DataError as error:
             report.problems.append(f"{record.name}: {error}")
-    return kept
 
 
 def modality(record: Record) -> str:
@@ -157,7 +157,7 @@ def _check(args: argparse.Namespace) -> int:
         raise CheckpointNotFoundError(
             f"--model-path {path}: neither a folder with a model's files nor a hub name that can be reached"
         ) from error
-    report = check_files(args.files, args.data_folder, processor, args.model_max_length)
+    report = check_files(args.files, args.data_folder, processor, args.model_max_length, progress=True)
     print(f"lengths are counted in the tokens of {args.model_path}")
     print(report.text())
     return 1 if report.problems else 0

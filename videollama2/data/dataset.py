@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import torch
@@ -54,7 +56,7 @@ class VideoInstructionDataset(Dataset):
     ) -> None:
         if not records:
             raise DataError("the training set has no record")
-        self.records = list(records)
+        self.records = records
         self.processor = processor
         self.max_length = max_length
         self.stage = stage
@@ -109,24 +111,23 @@ class VideoInstructionDataset(Dataset):
         return self.processor[medium.kind](medium.path)
 
     @cached_property
-    def visual_lengths(self) -> list[int]:
+    def visual_lengths(self) -> Sequence[int]:
         """Visual tokens per record."""
         config = self.processor.model_config
-        return [sum(visual_tokens(config, kind) for kind in record.kinds) for record in self.records]
+        return array("q", (sum(visual_tokens(config, kind) for kind in record.kinds) for record in self.records))
 
     @cached_property
-    def lengths(self) -> list[int]:
+    def lengths(self) -> Sequence[int]:
         """Tokens per record, visual ones included: what batches are grouped by.
 
         The text is counted without the chat template, which adds about the same to every record.
         """
-        lengths: list[int] = []
-        for start in range(0, len(self.records), _TEXTS_AT_ONCE):
-            chunk = self.records[start : start + _TEXTS_AT_ONCE]
-            texts = ["\n".join(turn["value"] for turn in record.conversations) for record in chunk]
-            lengths += map(len, self.processor.tokenizer(texts, add_special_tokens=False).input_ids)
+        lengths = array("q")
+        texts = ("\n".join(turn["value"] for turn in record.conversations) for record in self.records)
+        while chunk := list(islice(texts, _TEXTS_AT_ONCE)):
+            lengths.extend(map(len, self.processor.tokenizer(chunk, add_special_tokens=False).input_ids))
         pairs = zip(self.visual_lengths, lengths, strict=True)
-        return [min(visual + text, self.max_length) for visual, text in pairs]
+        return array("q", (min(visual + text, self.max_length) for visual, text in pairs))
 
 
 def fit_length(ids: Sequence[int], counts: Sequence[int], max_length: int) -> int:

@@ -12,14 +12,21 @@ both keys; then each tag takes the next path of its own key.
 
 from __future__ import annotations
 
-import json
 import os
+import pickle
 import re
-from collections.abc import Iterator, Sequence
+import time
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
+from videollama2.data.rows import read_rows
 from videollama2.errors import DataError, MediaError, PromptError
 from videollama2.media.image import sniff_modality
 from videollama2.prompting import TAGS, conversation_messages
@@ -27,6 +34,10 @@ from videollama2.prompting import TAGS, conversation_messages
 MEDIA_KEYS = ("image", "video")
 SHOWN_PROBLEMS = 10
 """Problems that one error message lists; the others are counted."""
+
+_READERS = 16
+"""Threads that open files where that is mostly waiting, as on a file server."""
+_ROWS_EACH = 64
 
 _TAG = re.compile("|".join(map(re.escape, TAGS.values())))
 
@@ -58,6 +69,38 @@ class Record:
         return [medium.kind for medium in self.media]
 
 
+class PackedRecords(Sequence[Record]):
+    """Records in one block of memory, made into objects when they are asked for.
+
+    Sets of pretraining have millions of records. As objects they take several times the memory, and take it again in
+    each loader worker: counting references writes beside every object, which copies a forked process's memory.
+
+    Args:
+        source: the annotation file of all of them.
+    """
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self._block = bytearray()
+        self._ends = array("Q", [0])
+
+    def append(self, record: Record) -> None:
+        """Add one record of ``source``."""
+        media = tuple((medium.kind, medium.path) for medium in record.media)
+        self._block += pickle.dumps((record.id, media, record.conversations), pickle.HIGHEST_PROTOCOL)
+        self._ends.append(len(self._block))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        with memoryview(self._block) as block:
+            name, media, conversations = pickle.loads(block[self._ends[index] : self._ends[index + 1]])
+        return Record(name, self.source, tuple(Medium(*medium) for medium in media), conversations)
+
+
 def read_records(
     files: Sequence[str | os.PathLike[str]], data_folder: str | os.PathLike[str] | None = None
 ) -> list[Record]:
@@ -69,20 +112,22 @@ def read_sets(
     files: Sequence[str | os.PathLike[str]],
     data_folder: str | os.PathLike[str] | None = None,
     skipped: list[str] | None = None,
-) -> list[list[Record]]:
+    progress: bool = False,
+) -> list[PackedRecords]:
     """The records of each annotation file.
 
     Args:
         files: JSON lists or JSON Lines.
         data_folder: what media paths are relative to; default each annotation file's own folder.
         skipped: where given, records that break a rule are left out and their problems are appended here.
+        progress: show a bar for each file that takes longer than seconds.
 
     Raises:
         DataError: a file that cannot be read or holds no usable record; or, without ``skipped``, records that
             break a rule, each named with it.
     """
     problems: list[str] = []
-    sets = [_read_set(file, data_folder, problems) for file in files]
+    sets = [_read_set(file, data_folder, problems, progress) for file in files]
     if skipped is not None:
         skipped += problems
         for file, records in zip(files, sets, strict=True):
@@ -96,48 +141,54 @@ def read_sets(
 
 
 def _read_set(
-    file: str | os.PathLike[str], data_folder: str | os.PathLike[str] | None, problems: list[str]
-) -> list[Record]:
+    file: str | os.PathLike[str], data_folder: str | os.PathLike[str] | None, problems: list[str], progress: bool
+) -> PackedRecords:
+    source = os.fspath(file)
     folder = Path(data_folder) if data_folder is not None else Path(file).parent
-    records: list[Record] = []
-    rows = 0
-    for number, raw in enumerate(read_rows(file)):
-        rows += 1
-        try:
-            records.append(parse_record(raw, number, os.fspath(file), folder))
-        except DataError as error:
-            problems.append(str(error))
-    if not rows:
+    records = PackedRecords(source)
+
+    def parse(rows: list[tuple[int, Any]]) -> list[Record | str]:
+        return [_record_or_problem(raw, number, source, folder) for number, raw in rows]
+
+    rows = enumerate(read_rows(file))
+    found_any = False
+    with (
+        ThreadPoolExecutor(_READERS) as readers,
+        tqdm(desc=f"reading {source}", unit=" records", delay=2, disable=not progress) as bar,
+    ):
+        # Files that are near are read sooner by one thread alone: several would wait for each other.
+        run: Callable[..., Iterable[list[Record | str]]] = map
+        while parts := list(islice(_parts(rows), 2 * _READERS)):
+            begin, worked = time.perf_counter(), time.thread_time()
+            for parsed in run(parse, parts):
+                for found in parsed:
+                    if isinstance(found, Record):
+                        records.append(found)
+                    else:
+                        problems.append(found)
+                bar.update(len(parsed))
+            if not found_any and _mostly_waited(time.perf_counter() - begin, time.thread_time() - worked):
+                run = readers.map
+            found_any = True
+    if not found_any:
         raise DataError(f"{file}: there is no record in this file")
     return records
 
 
-def read_rows(file: str | os.PathLike[str]) -> Iterator[Any]:
-    """The rows of one JSON list or JSON Lines file, as they are.
+def _mostly_waited(seconds: float, worked: float) -> bool:
+    return seconds > 3 * worked
 
-    Raises:
-        DataError: the file is missing or unreadable, or is neither form; names line and column.
-    """
+
+def _parts(rows: Iterator[tuple[int, Any]]) -> Iterator[list[tuple[int, Any]]]:
+    while part := list(islice(rows, _ROWS_EACH)):
+        yield part
+
+
+def _record_or_problem(raw: Any, number: int, source: str, folder: Path) -> Record | str:
     try:
-        text = Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read as an annotation file ({error})") from error
-    if text.lstrip()[:1] == "[":
-        try:
-            yield from json.loads(text)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{file}: not JSON at line {error.lineno}, column {error.colno}: {error.msg}"
-            ) from error
-        return
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(
-                    f"{file}: not JSON at line {number}, column {error.colno}: {error.msg}"
-                ) from error
+        return parse_record(raw, number, source, folder)
+    except DataError as error:
+        return str(error)
 
 
 def parse_record(raw: Any, number: int, source: str, folder: Path) -> Record:

@@ -65,7 +65,7 @@ def entries(path: Path) -> list[Any]:
     except ValueError:
         pass  # lines, then
     found = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         line = line.strip().removesuffix(",")
         if line and line not in "[]{}":
             try:

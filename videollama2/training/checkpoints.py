@@ -28,7 +28,9 @@ def is_whole(checkpoint: Path) -> bool:
 
 def last_checkpoint(folder: Path) -> str | None:
     """The whole checkpoint of the most steps in ``folder``, if there is one."""
-    numbered = {int(path.name.rpartition("-")[2]): path for path in folder.glob("checkpoint-[0-9]*")}
+    # A copy that somebody put beside them (checkpoint-100.old) is none of the run's.
+    named = ((path.name.removeprefix("checkpoint-"), path) for path in folder.glob("checkpoint-*"))
+    numbered = {int(number): path for number, path in named if number.isascii() and number.isdigit()}
     whole = (path for _, path in sorted(numbered.items(), reverse=True) if is_whole(path))
     return next(map(str, whole), None)
 

@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from videollama2.data.moving_shapes import QUESTION_TYPES, STATIC_TYPES, TEMPORAL_TYPES
-from videollama2.data.records import read_rows
+from videollama2.data.rows import read_rows
 from videollama2.errors import DataError, VideoLlama2Error
 from videollama2.loading import load_pretrained_model
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
