@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -174,3 +175,32 @@ def test_both_stages_train_on_two_processes(world, parts, captions, tmp_path, po
     _, model, processor, _ = load_pretrained_model(folder / "finetune_vllava_settings", device="cpu")
     assert processor.model_config.mm_inference_aspect_ratio == "pad"
     assert {path.name for path in folder.iterdir()} == {"pretrain_vllava_settings", "finetune_vllava_settings"}
+
+
+@pytest.mark.slow
+def test_two_nodes_are_one_run(world, tmp_path, port):
+    """Two launchers that find each other learn what two processes of one launcher do, and one result is written."""
+    overrides = [
+        "--model_path", "videollama2-tiny", "--vision_tower", "", "--pretrain_mm_mlp_adapter", "", "--num_frames", 8,
+        "--data_path", world / "mixed.json", "--data_folder", world, "--max_steps", 2, "--model_max_length", 400,
+        "--dataloader_num_workers", 0, "--report_to", "none", "--bf16", "False",
+    ]  # fmt: skip
+    variables = {"GLOBAL_BATCH_SIZE": 8, "LOCAL_BATCH_SIZE": 2, "DEEPSPEED": "none", "OMP_NUM_THREADS": 1}
+
+    def losses(name, nodes, processes):
+        def node(rank):
+            output = ["--output_dir", tmp_path / name]
+            settings = {"WORLD_SIZE": nodes, "NPROC_PER_NODE": processes, "RANK": rank, "MASTER_PORT": port}
+            return call("custom/finetune.sh", *overrides, *output, **variables, **settings)
+
+        with ThreadPoolExecutor(nodes) as pool:
+            for done in pool.map(node, range(nodes)):
+                assert done.returncode == 0, done.stderr[-3000:]
+        history = json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"]
+        return [line["loss"] for line in history if "loss" in line]
+
+    apart = losses("apart", 2, 1)
+    assert len(apart) == 2
+    assert apart == pytest.approx(losses("together", 1, 2), rel=1e-5)
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("apart", "together")]
+    assert difference(*weights) <= 1e-6
