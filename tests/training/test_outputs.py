@@ -138,6 +138,20 @@ def test_meter_counts_labels_tokens_and_frames(built, records):
     assert meter.counts.text_tokens == sum(len(s["input_ids"]) for s in samples) - visual
 
 
+def test_time_before_the_first_step_is_not_counted(built):
+    meter = Meter(built()[0])
+
+    def seconds():
+        return meter.totals(torch.device("cpu"))[0, -2].item()
+
+    meter.started -= 1000  # an engine is compiled
+    meter.begin()
+    assert seconds() < 500
+    meter.started -= 1000  # a step that takes long
+    meter.begin()
+    assert seconds() > 500
+
+
 def test_utilisation_is_the_share_of_what_all_devices_could_do(built):
     """Two processes, one second each, of devices that do ten times as much as was needed."""
     meter = Meter(built()[0])

@@ -42,7 +42,14 @@ class Meter:
     def __init__(self, model: VideoLlama2ForConditionalGeneration) -> None:
         self.config = model.config
         self.flops = FlopCount(model)
+        self.begun = False
         self.restart()
+
+    def begin(self) -> None:
+        """Called before each step; the time before the first one, in which engines are built, is not counted."""
+        if not self.begun:
+            self.begun = True
+            self.restart()
 
     def restart(self) -> None:
         """Begin a new log line."""

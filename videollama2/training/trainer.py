@@ -117,6 +117,7 @@ class VideoLlama2Trainer(Trainer):
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
         """The micro-batches of a step and the number of labels in them over all processes."""
+        self.meter.begin()
         begin = time.perf_counter()
         batches = list(islice(epoch_iterator, num_batches))
         self.meter.counts.waited += time.perf_counter() - begin
