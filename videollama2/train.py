@@ -48,7 +48,9 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
     first = training_args.local_process_index == 0
     sets = read_sets(data_args.data_path, data_args.data_folder, skipped, progress=first)
     eval_sets = read_sets(data_args.eval_data_path or [], data_args.data_folder, skipped, progress=first)
-    resumed = checkpoint_to_resume(training_args.output_dir, training_args.resume_from_checkpoint)
+    resumed = checkpoint_to_resume(
+        training_args.output_dir, training_args.resume_from_checkpoint, bool(training_args.deepspeed)
+    )
     set_seed(training_args.seed)
     model, processor = build_model(model_args, data_args, training_args)
     stage = _stage(model_args)

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,10 +13,12 @@ from tests.conftest import ROOT
 from videollama2 import train
 from videollama2.data.collator import TrainingCollator
 from videollama2.data.dataset import VideoInstructionDataset
+from videollama2.errors import CheckpointError
 from videollama2.loading import load_pretrained_model
 from videollama2.training.evaluation import sums_over
+from videollama2.training.sharding import load_engine
 
-from .conftest import difference, environment, flags
+from .conftest import copy_checkpoint, difference, environment, flags
 
 pytestmark = pytest.mark.slow
 needs_deepspeed = pytest.mark.skipif(
@@ -171,7 +174,8 @@ def test_zero_equals_plain_training(run, launch, world, several, records, stage,
 @needs_deepspeed
 def test_zero_3_goes_on_from_its_checkpoint_and_writes_each_kind(run, launch, captions):
     zero = {"deepspeed": ROOT / "scripts" / "zero3.json", "per_device_train_batch_size": 2}
-    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, **zero}
+    # The frozen encoder is not in the engine's part of a checkpoint.
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "freeze_vision_tower": True, **zero}
     whole = launch(2, **options)
     killed = launch(2, kill_at=3, **options)
     resumed = launch(2, folder=killed.folder, **options)
@@ -182,6 +186,31 @@ def test_zero_3_goes_on_from_its_checkpoint_and_writes_each_kind(run, launch, ca
     lora = {"lora_enable": True, "lora_r": 4, "lora_dropout": 0, "freeze_vision_tower": True}
     adapter = launch(2, **lora, **zero)
     assert difference(adapter.weights, run(per_device_train_batch_size=4, **lora).weights) < 2e-3
+
+
+@needs_deepspeed
+def test_zero_2_goes_on_over_quantised_weights(launch, world, parts, tmp_path, capsys):
+    """As scripts/custom/finetune_qlora.sh does; its checkpoints do not repeat what is frozen."""
+    options = {
+        "lora_enable": True, "lora_r": 4, "bits": 4, "freeze_vision_tower": True, "per_device_train_batch_size": 2,
+        "save_strategy": "steps", "save_steps": 1,
+    }  # fmt: skip
+    zero = {"deepspeed": ROOT / "scripts" / "zero2.json"}
+    whole = launch(2, **zero, **options)
+    begun = tmp_path / "begun"
+    copy_checkpoint(whole.folder / "checkpoint-1", begun / "checkpoint-1")
+    (states,) = begun.glob("checkpoint-1/global_step1/*model_states.pt")
+    names = torch.load(states, weights_only=False)["module"]
+    assert not [name for name in names if name.endswith((".base_layer.weight", "embed_tokens.weight"))]
+    assert any(".lora_A." in name for name in names)
+    resumed = launch(2, folder=begun, **zero, **options)
+    assert difference(whole.weights, resumed.weights) <= 1e-6
+    assert resumed.losses == pytest.approx(whole.losses, abs=1e-6)
+
+    assert train.main(flags(world, parts, begun, **options)) == 2
+    assert "checkpoint-2 was written with --deepspeed, this run is without it" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match="by 2 processes, these are 3"):
+        load_engine(SimpleNamespace(dp_world_size=3), str(begun / "checkpoint-1"))
 
 
 @needs_deepspeed

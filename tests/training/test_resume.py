@@ -8,8 +8,9 @@ import subprocess
 import pytest
 
 from tests.conftest import ROOT
-from videollama2.errors import CheckpointError
-from videollama2.training.checkpoints import is_whole, last_checkpoint, told_when_it_fails
+from videollama2 import train
+from videollama2.errors import CheckpointError, ConfigError
+from videollama2.training.checkpoints import checkpoint_to_resume, is_whole, last_checkpoint, told_when_it_fails
 
 from .conftest import command, copy_checkpoint, difference, environment, flags
 
@@ -55,6 +56,17 @@ def test_half_a_checkpoint_is_never_picked(run, tmp_path):
     copy_checkpoint(whole.folder / "checkpoint-4", broken / "checkpoint-best-4")
     resumed = run(folder=broken, **options)
     assert difference(whole.weights, resumed.weights) <= 1e-6
+
+
+def test_an_optimizer_never_begins_anew_in_silence(run, world, parts, tmp_path, capsys):
+    """A checkpoint without its state, or with one that this run cannot read, is refused."""
+    options = {**SAVING, "max_steps": 2}
+    plain = run(**options).folder
+    with pytest.raises(ConfigError, match=r"checkpoint-2 was written without --deepspeed, this run is with it"):
+        checkpoint_to_resume(str(plain), None, deepspeed=True)
+    folder = run(save_only_model=True, **options).folder
+    assert train.main(flags(world, parts, folder, **{**options, "max_steps": 4})) == 2
+    assert "checkpoint-2 holds no state of the optimizer (--save_only_model)" in capsys.readouterr().err
 
 
 def test_the_mark_of_an_older_checkpoint_does_not_make_a_new_one_whole(run, launch, tmp_path):

@@ -35,15 +35,39 @@ def last_checkpoint(folder: Path) -> str | None:
     return next(map(str, whole), None)
 
 
-def checkpoint_to_resume(output_dir: str, asked: str | None) -> str | None:
+def checkpoint_to_resume(output_dir: str, asked: str | None, deepspeed: bool = False) -> str | None:
     """``--resume_from_checkpoint``, else the last whole checkpoint in the output folder.
 
+    Args:
+        deepspeed: whether this run has ``--deepspeed``.
+
     Raises:
-        ConfigError: the one that was asked for is not whole.
+        ConfigError: the one that was asked for is not whole, or this run cannot read its optimizer: that would begin
+            anew, in silence.
     """
     if asked is not None and not is_whole(Path(asked)):
         raise ConfigError(f"--resume_from_checkpoint {asked}: there is no whole checkpoint")
-    return asked or last_checkpoint(Path(output_dir))
+    found = asked or last_checkpoint(Path(output_dir))
+    if found is not None:
+        _check_optimizer(Path(found), deepspeed)
+    return found
+
+
+def has_engine(checkpoint: Path) -> bool:
+    """Whether DeepSpeed has written it."""
+    return any(checkpoint.glob("global_step*"))
+
+
+def _check_optimizer(checkpoint: Path, deepspeed: bool) -> None:
+    if deepspeed and has_engine(checkpoint) or not deepspeed and (checkpoint / "optimizer.pt").is_file():
+        return
+    if has_engine(checkpoint):
+        reason = "was written with --deepspeed, this run is without it"
+    elif (checkpoint / "optimizer.pt").is_file():
+        reason = "was written without --deepspeed, this run is with it"
+    else:
+        reason = "holds no state of the optimizer (--save_only_model)"
+    raise ConfigError(f"{checkpoint} {reason}: cannot go on from there; give the same flags or another --output_dir")
 
 
 @contextmanager

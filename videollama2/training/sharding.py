@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from videollama2.errors import ConfigError
+from videollama2.errors import CheckpointError, ConfigError
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration, VideoLlama2Model
 from videollama2.training.flags import TrainingArguments
 
@@ -35,6 +38,42 @@ def whole_weights(args: TrainingArguments) -> Iterator[None]:
         yield
     finally:
         set_hf_deepspeed_config(config)
+
+
+def keep_frozen_out(engine: Any) -> None:
+    """Let DeepSpeed's checkpoints hold what learns alone: the rest is where the run began.
+
+    Else each of them repeats a frozen language model, which is most of what there is.
+    """
+    engine.save_checkpoint = partial(engine.save_checkpoint, exclude_frozen_parameters=True)
+
+
+def load_engine(engine: Any, checkpoint: str) -> None:
+    """Read weights that learn, optimizer and schedule from what :func:`keep_frozen_out` let through.
+
+    Raises:
+        CheckpointError: of other weights, or of another number of processes.
+    """
+    slices = len(list(Path(checkpoint).glob("global_step*/*_optim_states.pt")))
+    if slices not in (0, engine.dp_world_size):  # without ZeRO there are none
+        raise CheckpointError(
+            f"{checkpoint} was written by {slices} processes, these are {engine.dp_world_size}: "
+            "under DeepSpeed each reads its own slice of the optimizer back"
+        )
+    engine.load_checkpoint(checkpoint, custom_load_fn=partial(_load_learning, checkpoint))
+
+
+def _load_learning(checkpoint: str, src: dict[str, torch.Tensor], dst: nn.Module) -> None:
+    own = dst.state_dict()
+    learning = {name for name, parameter in dst.named_parameters() if parameter.requires_grad}
+    missing, unexpected = sorted(learning - src.keys()), sorted(src.keys() - own.keys())
+    if missing or unexpected:
+        raise CheckpointError(
+            f"{checkpoint}: does not fit this model; missing: {missing[:4]}, unexpected: {unexpected[:4]}"
+        )
+    # Constants of quantised weights lie in it as well, without these weights.
+    wanted = learning.union(name for name, _ in dst.named_buffers()).intersection(src)
+    dst.load_state_dict({name: src[name] for name in wanted}, strict=False)
 
 
 def encode_uniformly(model: VideoLlama2ForConditionalGeneration) -> None:

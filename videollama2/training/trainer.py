@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Trainer
 
 from videollama2.data.dataset import VideoInstructionDataset
@@ -27,6 +27,7 @@ from videollama2.training.flags import TrainingArguments
 from videollama2.training.lora import has_lora, load_adapter
 from videollama2.training.meter import Meter, peak_flops
 from videollama2.training.saving import CONNECTOR_FILE, save_connector, save_lora, save_model
+from videollama2.training.sharding import keep_frozen_out, load_engine
 
 BAD_SAMPLES_FILE = "bad_samples-{process}.jsonl"
 
@@ -229,6 +230,20 @@ class VideoLlama2Trainer(Trainer):
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()
 
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: str | None
+    ) -> tuple[nn.Module, DataLoader]:
+        """Under DeepSpeed, checkpoints without frozen weights: transformers makes them for peft's own models only."""
+        if not self.is_deepspeed_enabled:
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        keep_frozen_out(self.model_wrapped)
+        if resume_from_checkpoint is not None:
+            load_engine(self.model_wrapped, resume_from_checkpoint)
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+            self._load_scaler(resume_from_checkpoint)
+        return prepared
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Read weights through the published names.
 
@@ -249,7 +264,7 @@ class VideoLlama2Trainer(Trainer):
     def _load_best_model(self) -> None:
         """As :meth:`_load_from_checkpoint`, for ``load_best_model_at_end``."""
         if self.is_deepspeed_enabled:
-            super()._load_best_model()
+            load_engine(self.model_wrapped, self.state.best_model_checkpoint)
         else:
             self._load_from_checkpoint(self.state.best_model_checkpoint)
 
