@@ -33,8 +33,15 @@ EXTRAS = {
     "quant": ["bitsandbytes>=0.45"],
     "decord": ["decord==0.6.0"],
     "dev": [
-        "pytest>=8", "pytest-xdist", "ruff", "psutil", "decord==0.6.0; platform_machine == 'x86_64'",
-        "bitsandbytes>=0.45", "deepspeed==0.19.8; sys_platform == 'linux'", "playwright", "schemathesis",
+        "pytest>=8",
+        "pytest-xdist",
+        "ruff",
+        "psutil",
+        "decord==0.6.0; platform_machine == 'x86_64'",
+        "bitsandbytes>=0.45",
+        "deepspeed==0.19.8; sys_platform == 'linux'",
+        "playwright",
+        "schemathesis",
     ],
 }
 

@@ -60,14 +60,22 @@ def _count(text: str) -> int:
 
 SHAPES = {
     "0.5b": {
-        "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
-        "num_key_value_heads": 2, "tie_word_embeddings": True,
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
     },
     "7b": {
-        "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
-        "num_key_value_heads": 4, "tie_word_embeddings": False,
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "tie_word_embeddings": False,
     },
-}  # fmt: skip
+}
 """Qwen2 decoders."""
 
 
@@ -88,14 +96,17 @@ def make_random(folder: Path, shape: str = "0.5b", seed: int = 0) -> None:
     tower = "openai/clip-vit-large-patch14-336"
     config = VideoLlama2Config(
         text_config={
-            "model_type": "qwen2", "vocab_size": 151936, "max_position_embeddings": 32768, "rope_theta": 1e6,
+            "model_type": "qwen2",
+            "vocab_size": 151936,
+            "max_position_embeddings": 32768,
+            "rope_theta": 1e6,
             **SHAPES[shape],
         },
         vision_config=KNOWN_TOWERS[tower]["vision_config"],
         mm_vision_tower=tower,
         mm_projector_type="stc_connector",
         num_frames=8,
-    )  # fmt: skip
+    )
     standard = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
@@ -167,10 +178,17 @@ class Bench:
 
         start = time.perf_counter()
         self.model.generate(
-            inputs_embeds=embeds_BLD, attention_mask=mask_BL, do_sample=False, max_new_tokens=tokens,
-            min_new_tokens=tokens, pad_token_id=0, temperature=None, top_p=None, top_k=None,
+            inputs_embeds=embeds_BLD,
+            attention_mask=mask_BL,
+            do_sample=False,
+            max_new_tokens=tokens,
+            min_new_tokens=tokens,
+            pad_token_id=0,
+            temperature=None,
+            top_p=None,
+            top_k=None,
             stopping_criteria=[stamp],
-        )  # fmt: skip
+        )
         if len(stamps) != tokens:
             raise RuntimeError(f"{len(stamps)} tokens were generated, {tokens} were asked for")
         return stamps
@@ -204,11 +222,14 @@ def measure(path: str, args: argparse.Namespace) -> dict[str, Any]:
         result["memory"] = _peak_memory(torch, bench.device)
         result |= _limits(bench, embeds_BLD.shape[1], pixels_TCHW.shape)
     result |= {
-        "prompt tokens": embeds_BLD.shape[1], "frames": len(pixels_TCHW), "new tokens": args.new_tokens,
-        "pixels": pixels_TCHW.shape[-1], "weights": sum(p.numel() for p in model.parameters()) / 1e6,
+        "prompt tokens": embeds_BLD.shape[1],
+        "frames": len(pixels_TCHW),
+        "new tokens": args.new_tokens,
+        "pixels": pixels_TCHW.shape[-1],
+        "weights": sum(p.numel() for p in model.parameters()) / 1e6,
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(bench.device) if bench.device.type != "cpu" else f"cpu, {torch.get_num_threads()} threads",
-    }  # fmt: skip
+    }
     return result
 
 

@@ -56,9 +56,13 @@ class Bench:
         self.args, self.torch, self.Request = args, torch, Request
         self.model, self.processor, _ = model_init(path, device=args.device, dtype=args.dtype)
         self.engine = Engine(
-            self.model, self.processor, max_batch=args.concurrent, max_length=1024, background=False,
+            self.model,
+            self.processor,
+            max_batch=args.concurrent,
+            max_length=1024,
+            background=False,
             cuda_graphs=self.model.device.type == "cuda" and not args.no_cuda_graphs,
-        )  # fmt: skip
+        )
         self.engine._end_ids = frozenset()  # random weights must not end an answer early
         self.device = self.model.get_input_embeddings().weight.device
 
@@ -83,10 +87,18 @@ class Bench:
             prepared = self.processor.prepare([prompt] * batch, [[pixels]] * batch)
             embeds = model.model.embed(prepared["input_ids"].to(self.device), (), [medium.tokens] * batch)
             model.generate(
-                inputs_embeds=embeds, attention_mask=prepared["attention_mask"].to(self.device), do_sample=False,
-                max_new_tokens=tokens, min_new_tokens=tokens, pad_token_id=0, eos_token_id=None, temperature=None,
-                top_p=None, top_k=None, stopping_criteria=[stamp],
-            )  # fmt: skip
+                inputs_embeds=embeds,
+                attention_mask=prepared["attention_mask"].to(self.device),
+                do_sample=False,
+                max_new_tokens=tokens,
+                min_new_tokens=tokens,
+                pad_token_id=0,
+                eos_token_id=None,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                stopping_criteria=[stamp],
+            )
         return batch * (len(stamps) - 1) / (stamps[-1] - stamps[0])
 
     def concurrent(self, count: int) -> float:
@@ -182,9 +194,11 @@ def main() -> None:
     print(f"({DECODING_FRAMES} frames while decoding, 8 to the first token)")
     n = args.concurrent
     runs = {
-        ("generate", 1): lambda: bench.static(1), ("engine", 1): lambda: bench.concurrent(1),
-        ("generate", n): lambda: bench.static(n), ("engine", n): lambda: bench.concurrent(n),
-    }  # fmt: skip
+        ("generate", 1): lambda: bench.static(1),
+        ("engine", 1): lambda: bench.concurrent(1),
+        ("generate", n): lambda: bench.static(n),
+        ("engine", n): lambda: bench.concurrent(n),
+    }
     bench.concurrent(2)  # warm-up; from here on, the prompt's key-values are known to the engine
     rates: dict[tuple[str, int], list[float]] = {key: [] for key in runs}
     for _ in range(args.repeat):  # in turns, so that a slow minute of the machine slows all of them
@@ -201,8 +215,10 @@ def main() -> None:
     seconds, count = bench.prefill()
     operations = 2 * count * sum(p.numel() for p in decoder.layers.parameters())
     peak = product_rate(torch, bench.device, bench.model.dtype)
-    print(f"prefill of {count} tokens: {count / seconds:.0f} tokens/s, {operations / seconds / peak:.0%} of the rate "
-          f"of a large product of matrices ({peak / 1e12:.2f} TFLOP/s)")  # fmt: skip
+    print(
+        f"prefill of {count} tokens: {count / seconds:.0f} tokens/s, {operations / seconds / peak:.0%} of the rate "
+        f"of a large product of matrices ({peak / 1e12:.2f} TFLOP/s)"
+    )
     starts = bench.start_up()
     base = starts["first question"].timings.first_token
     print(f"\n{'to first token':16} {'seconds':>8} {'sooner':>8} {'prompt':>7} {'prefilled':>10}")

@@ -136,9 +136,15 @@ class Bench:
                 pixels = self.processor[item.kind](self.data / item.media, start=item.start, end=item.end)
                 stages["decode"] += time.perf_counter() - begun
                 answers.append(
-                    mm_infer(pixels, item.instruction, self.model, self.tokenizer, modal=item.kind,
-                             max_new_tokens=self.benchmark.max_new_tokens)
-                )  # fmt: skip
+                    mm_infer(
+                        pixels,
+                        item.instruction,
+                        self.model,
+                        self.tokenizer,
+                        modal=item.kind,
+                        max_new_tokens=self.benchmark.max_new_tokens,
+                    )
+                )
             seconds = time.perf_counter() - start
         return Round(seconds, answers, stages, beside=False)
 
@@ -182,8 +188,10 @@ def main() -> int:
         rounds = in_turns({"one by one": bench.one_by_one, "runner": bench.runner}, args.repeat)
     count = len(bench.items)
     dtype = str(bench.model.dtype).removeprefix("torch.")
-    print(f"{count} questions about {bench.clips} clips; {args.model}, {dtype}, "
-          f"batch {args.batch_size}, {torch.get_num_threads()} torch threads; stages in ms per question")  # fmt: skip
+    print(
+        f"{count} questions about {bench.clips} clips; {args.model}, {dtype}, "
+        f"batch {args.batch_size}, {torch.get_num_threads()} torch threads; stages in ms per question"
+    )
     print(table(rounds, count))
     print("decode: reading videos; for the runner in two threads beside the model, so it is no part of the sum")
     slow, fast = rounds["one by one"], rounds["runner"]

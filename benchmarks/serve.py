@@ -50,8 +50,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--requests", type=int, default=3, help="per client and load (default %(default)s)")
     parser.add_argument("--repeat", type=int, default=3, help="rounds of server and engine (default %(default)s)")
-    parser.add_argument("--through", choices=("worker", "api"), default="worker",
-                        help="ask the worker itself, or the API in front of a controller")  # fmt: skip
+    parser.add_argument(
+        "--through",
+        choices=("worker", "api"),
+        default="worker",
+        help="ask the worker itself, or the API in front of a controller",
+    )
     return parser.parse_args()
 
 
@@ -145,9 +149,14 @@ class Asker:
             {"type": "text", "text": QUESTIONS[number % len(QUESTIONS)]},
         ]
         return {
-            "model": "model", "messages": [{"role": "user", "content": parts}], "temperature": 0, "stream": True,
-            "stream_options": {"include_usage": True}, "max_completion_tokens": self.tokens, "min_tokens": self.tokens,
-        }  # fmt: skip
+            "model": "model",
+            "messages": [{"role": "user", "content": parts}],
+            "temperature": 0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "max_completion_tokens": self.tokens,
+            "min_tokens": self.tokens,
+        }
 
     async def ask(self, number: int, load: Load) -> None:
         start = last = time.perf_counter()
@@ -207,10 +216,14 @@ class Bare:
         from videollama2 import Request
 
         requests = [
-            Request(QUESTIONS[number % len(QUESTIONS)], [("video", CLIP)], max_new_tokens=self.tokens,
-                    min_new_tokens=self.tokens)
+            Request(
+                QUESTIONS[number % len(QUESTIONS)],
+                [("video", CLIP)],
+                max_new_tokens=self.tokens,
+                min_new_tokens=self.tokens,
+            )
             for number in range(count)
-        ]  # fmt: skip
+        ]
         start = time.perf_counter()
         results = self.engine.generate(requests)
         return sum(result.completion_tokens for result in results) / (time.perf_counter() - start)
@@ -266,8 +279,9 @@ async def compare(args: argparse.Namespace, asker: Asker, bare: Bare) -> None:
 def _row(kind: str, clients: int, load: Load, one: float) -> None:
     print(
         f"{kind:5} {clients:7} {load.rate:9.1f} {load.rate / one:5.2f}x   {percentiles(load.first):>24}   "
-        f"{percentiles(load.between):>20}", flush=True,
-    )  # fmt: skip
+        f"{percentiles(load.between):>20}",
+        flush=True,
+    )
 
 
 def main() -> None:

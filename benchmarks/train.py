@@ -102,12 +102,21 @@ def load(name: str) -> tuple[Any, Any]:
         return tiny, processor
     tower = "openai/clip-vit-large-patch14-336"
     config = VideoLlama2Config(
-        text_config={"model_type": "qwen2", "vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864,
-                     "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
-                     "tie_word_embeddings": True},
-        vision_config=KNOWN_TOWERS[tower]["vision_config"], mm_vision_tower=tower,
-        mm_projector_type="stc_connector", num_frames=8,
-    )  # fmt: skip
+        text_config={
+            "model_type": "qwen2",
+            "vocab_size": 151936,
+            "hidden_size": 896,
+            "intermediate_size": 4864,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 14,
+            "num_key_value_heads": 2,
+            "tie_word_embeddings": True,
+        },
+        vision_config=KNOWN_TOWERS[tower]["vision_config"],
+        mm_vision_tower=tower,
+        mm_projector_type="stc_connector",
+        num_frames=8,
+    )
     with tempfile.TemporaryDirectory() as nowhere:  # no preprocessor_config.json: the encoder's published one
         images = load_image_processor(nowhere, config)
     return VideoLlama2ForConditionalGeneration(config), VideoLlama2Processor(images, processor.tokenizer, config)
@@ -205,10 +214,14 @@ def measure(name: str, row: str, args: argparse.Namespace) -> dict[str, float]:
     needed = meter.flops.of_step(meter.counts)
     limit = product_rate(torch, device, torch.bfloat16 if device.type == "cuda" else torch.float32)
     return {
-        "samples/s": samples / seconds, "tokens/s": tokens / seconds, "s/step": seconds / (len(prepared) - 1),
-        "padding": padding / (padding + tokens), "peak GB": peak_memory(device) / 1e9,
-        "TFLOP/step": needed / (len(prepared) - 1) / 1e12, "of limit": needed / seconds / limit,
-    }  # fmt: skip
+        "samples/s": samples / seconds,
+        "tokens/s": tokens / seconds,
+        "s/step": seconds / (len(prepared) - 1),
+        "padding": padding / (padding + tokens),
+        "peak GB": peak_memory(device) / 1e9,
+        "TFLOP/step": needed / (len(prepared) - 1) / 1e12,
+        "of limit": needed / seconds / limit,
+    }
 
 
 # ---------------------------------------------------------------------------------------------- other tables
@@ -240,12 +253,38 @@ def data_wait(args: argparse.Namespace) -> float:
         # What the weights are does not matter to how long a step takes.
         write_parts(["--out", str(parts), "--encoder-steps", "1", "--connector-steps", "1"])
     command = [
-        sys.executable, "-m", "videollama2.train", "--model_path", str(parts / "llm"), "--vision_tower",
-        str(parts / "clip"), "--mm_projector_type", "stc_connector_v35", "--data_path", str(write_data(args.world)),
-        "--num_frames", "8", "--model_max_length", "512", "--output_dir", str(out), "--max_steps", "40",
-        "--per_device_train_batch_size", "8", "--logging_steps", "10", "--dataloader_num_workers", "2",
-        "--save_strategy", "no", "--report_to", "none", "--disable_tqdm", "True",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "videollama2.train",
+        "--model_path",
+        str(parts / "llm"),
+        "--vision_tower",
+        str(parts / "clip"),
+        "--mm_projector_type",
+        "stc_connector_v35",
+        "--data_path",
+        str(write_data(args.world)),
+        "--num_frames",
+        "8",
+        "--model_max_length",
+        "512",
+        "--output_dir",
+        str(out),
+        "--max_steps",
+        "40",
+        "--per_device_train_batch_size",
+        "8",
+        "--logging_steps",
+        "10",
+        "--dataloader_num_workers",
+        "2",
+        "--save_strategy",
+        "no",
+        "--report_to",
+        "none",
+        "--disable_tqdm",
+        "True",
+    ]
     subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     history = json.loads((out / "trainer_state.json").read_text())["log_history"]
     shares = [line["data_wait_share"] for line in history if "data_wait_share" in line]
@@ -273,11 +312,24 @@ def reading(folder: Path, count: int = 50_000) -> tuple[float, float, float]:
 
 def table(name: str, args: argparse.Namespace) -> None:
     print(f"\n{name}: batches of {args.batch}, {args.steps} steps")
-    print(f"  {'':<14}{'s/step':>9}{'samples/s':>11}{'tokens/s':>10}{'padding':>9}{'peak GB':>9}"
-          f"{'TFLOP/step':>12}{'of limit':>10}")
+    print(
+        f"  {'':<14}{'s/step':>9}{'samples/s':>11}{'tokens/s':>10}{'padding':>9}{'peak GB':>9}"
+        f"{'TFLOP/step':>12}{'of limit':>10}"
+    )
     for row in ROWS:
-        command = [sys.executable, __file__, "--child", name, row, "--steps", str(args.steps), "--batch",
-                   str(args.batch), "--world", str(args.world)]  # fmt: skip
+        command = [
+            sys.executable,
+            __file__,
+            "--child",
+            name,
+            row,
+            "--steps",
+            str(args.steps),
+            "--batch",
+            str(args.batch),
+            "--world",
+            str(args.world),
+        ]
         command += ["--device", args.device] if args.device else []
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -285,9 +337,11 @@ def table(name: str, args: argparse.Namespace) -> None:
             print(f"  {row:<14} failed: {reason}", flush=True)
             continue
         r = json.loads(done.stdout.splitlines()[-1])
-        print(f"  {row:<14}{r['s/step']:>9.3f}{r['samples/s']:>11.2f}{r['tokens/s']:>10.0f}"
-              f"{r['padding']:>9.1%}{r['peak GB']:>9.2f}{r['TFLOP/step']:>12.3f}{r['of limit']:>10.1%}",
-              flush=True)  # fmt: skip
+        print(
+            f"  {row:<14}{r['s/step']:>9.3f}{r['samples/s']:>11.2f}{r['tokens/s']:>10.0f}"
+            f"{r['padding']:>9.1%}{r['peak GB']:>9.2f}{r['TFLOP/step']:>12.3f}{r['of limit']:>10.1%}",
+            flush=True,
+        )
 
 
 def main() -> int:

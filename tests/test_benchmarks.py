@@ -24,8 +24,12 @@ def ask():
 def test_it_prints_every_stage_with_its_share(tmp_path):
     done = subprocess.run(
         [sys.executable, SCRIPT, "--only", "tiny", "--repeat", "1", "--new-tokens", "2", "--device", "cpu"],
-        capture_output=True, text=True, timeout=300, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     stages = ("import", "load", "preprocessing", "vision encoder", "connector", "prefill", "decoding, 2 more tokens")
     lines = done.stdout.splitlines()
@@ -52,6 +56,13 @@ def test_it_prints_every_stage_with_its_share(tmp_path):
     ],
 )
 def test_rules_that_can_be_broken(ask, change, verdicts):
-    row = {"image work": 0.13, "image vision": 2.0, "vision": 10.0, "limit vision": 6.0, "frames": 8,
-           "frames first": 8, "frames second": 0}  # fmt: skip
+    row = {
+        "image work": 0.13,
+        "image vision": 2.0,
+        "vision": 10.0,
+        "limit vision": 6.0,
+        "frames": 8,
+        "frames first": 8,
+        "frames second": 0,
+    }
     assert [is_met for is_met, _ in ask.rules(row | change)] == verdicts

@@ -19,13 +19,20 @@ def run(*arguments, cwd=None):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     return subprocess.run(
         [sys.executable, "-m", "videollama2", *map(str, arguments)],
-        capture_output=True, text=True, timeout=120, cwd=cwd, env=environment,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=cwd,
+        env=environment,
+    )
 
 
 def test_ask_answers_like_the_published_code_and_prints_nothing_else(tmp_path):
-    row = next(r for r in json.loads((golden_dir() / "end_to_end.json").read_text())
-               if r["model"] == "qwen2-stc_connector-clip" and r["file"] == "landscape_30fps_90f.mp4")  # fmt: skip
+    row = next(
+        r
+        for r in json.loads((golden_dir() / "end_to_end.json").read_text())
+        if r["model"] == "qwen2-stc_connector-clip" and r["file"] == "landscape_30fps_90f.mp4"
+    )
     done = run("ask", MEDIA / row["file"], row["question"], "--model-path", MODEL, "--max-new-tokens", 24, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout == row["answer"] + "\n"
@@ -42,13 +49,27 @@ def ask(capsys, *arguments):
 def test_options_reach_the_model(capsys):
     answers = set()
     for extra in ([], ["--start", 1, "--end", 2], ["--num-frames", 7]):
-        code, out, err = ask(capsys, MEDIA / "landscape_30fps_90f.mp4", "What?", "--model-path", MODEL,
-                             "--max-new-tokens", 24, *extra)  # fmt: skip
+        code, out, err = ask(
+            capsys, MEDIA / "landscape_30fps_90f.mp4", "What?", "--model-path", MODEL, "--max-new-tokens", 24, *extra
+        )
         assert code == 0, err
         answers.add(out)
     assert len(answers) > 1
-    code, out, _ = ask(capsys, MEDIA / "wide.png", "What?", "--model-path", MODEL, "--max-new-tokens", 3,
-                       "--temperature", 0.7, "--top-p", 0.5, "--seed", 4)  # fmt: skip
+    code, out, _ = ask(
+        capsys,
+        MEDIA / "wide.png",
+        "What?",
+        "--model-path",
+        MODEL,
+        "--max-new-tokens",
+        3,
+        "--temperature",
+        0.7,
+        "--top-p",
+        0.5,
+        "--seed",
+        4,
+    )
     assert code == 0
 
 
@@ -111,9 +132,7 @@ def test_a_question_that_is_no_utf8(tmp_path):
     question = os.fsdecode("Où ?".encode("latin-1"))
     done = run("ask", MEDIA / "wide.png", question, "--model-path", "/no/such/model", cwd=tmp_path)
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == (
-        "videollama2: error: the question is not valid UTF-8: character 2 is '\\udcf9'\n"
-    )  # fmt: skip
+    assert done.stderr == ("videollama2: error: the question is not valid UTF-8: character 2 is '\\udcf9'\n")
 
 
 @pytest.mark.parametrize(

@@ -60,10 +60,13 @@ class Scripts:
     def run(self, cwd=None, script=None, **variables):
         environment = {"PATH": f"{self.bin}:/usr/bin:/bin", "PIP_LOG": str(self.log), "CDPATH": str(self.elsewhere)}
         return subprocess.run(
-            ["bash", script or str(self.root / "scripts" / "show.sh")], cwd=cwd or self.elsewhere,
+            ["bash", script or str(self.root / "scripts" / "show.sh")],
+            cwd=cwd or self.elsewhere,
             env=environment | {name: str(value) for name, value in variables.items()},
-            capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
 
     def works(self, **options):
         """Run; returns the pip commands that were new in it."""

@@ -8,19 +8,38 @@ import sys
 from tests.conftest import ROOT
 
 FLOORS = {
-    "errors": 0, "constants": 0, "config": 0, "_register": 0, "model_flags": 0, "flag_types": 0,
-    "prompting": 1, "media": 1, "model": 1, "terminal_chat": 1,
-    "processing": 2, "loading": 2, "auto": 2, "data": 2,
+    "errors": 0,
+    "constants": 0,
+    "config": 0,
+    "_register": 0,
+    "model_flags": 0,
+    "flag_types": 0,
+    "prompting": 1,
+    "media": 1,
+    "model": 1,
+    "terminal_chat": 1,
+    "processing": 2,
+    "loading": 2,
+    "auto": 2,
+    "data": 2,
     "inference": 3,
-    "training": 4, "eval": 4, "serve": 4,
-    "cli": 5, "train": 5, "__main__": 6,
-}  # fmt: skip
+    "training": 4,
+    "eval": 4,
+    "serve": 4,
+    "cli": 5,
+    "train": 5,
+    "__main__": 6,
+}
 # One room may look into another on its floor where the table of the design says so.
 ALLOWED = {
-    ("config", "errors"), ("config", "constants"), ("model_flags", "constants"), ("loading", "processing"),
+    ("config", "errors"),
+    ("config", "constants"),
+    ("model_flags", "constants"),
+    ("loading", "processing"),
     ("loading", "auto"),
-    ("auto", "processing"), ("data", "processing"),
-}  # fmt: skip
+    ("auto", "processing"),
+    ("data", "processing"),
+}
 WITH_MODEL = ("model_worker", "gradio_web_server_adhoc")
 PACKAGE = ROOT / "videollama2"
 

@@ -61,9 +61,12 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_chat)
     parser.add_argument("media", nargs="*", help="videos and images to begin with")
     _add_options(parser)
-    parser.add_argument("--max-length", type=int, metavar="N",
-                        help="tokens a conversation may have (default: what model and memory allow, "
-                             f"at most {_CHAT_LENGTH})")  # fmt: skip
+    parser.add_argument(
+        "--max-length",
+        type=int,
+        metavar="N",
+        help=f"tokens a conversation may have (default: what model and memory allow, at most {_CHAT_LENGTH})",
+    )
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:

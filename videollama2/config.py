@@ -350,9 +350,7 @@ def find_tower(name: str, checkpoint: str | Path | None) -> Path | None:
     return next((place for place in places if (place / "config.json").is_file()), None)
 
 
-def complete_flat_dict(
-    config_dict: dict[str, Any], checkpoint: str | Path | None, **hub: Any
-) -> dict[str, Any]:
+def complete_flat_dict(config_dict: dict[str, Any], checkpoint: str | Path | None, **hub: Any) -> dict[str, Any]:
     """Add ``vision_config`` to a flat dict from the folder or hub repository that ``mm_vision_tower`` names.
 
     Args:

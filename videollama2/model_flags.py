@@ -24,8 +24,11 @@ def add_model_flags(
     group.add_argument("--model-path", metavar="NAME", **path)
     group.add_argument("--model-base", metavar="NAME", help="language model under a connector or LoRA folder")
     group.add_argument("--device", help=device_help)
-    group.add_argument("--dtype", choices=("float32", "float16", "bfloat16"),
-                       help="default bfloat16 on a GPU that has it, else float16; float32 on a CPU")  # fmt: skip
+    group.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="default bfloat16 on a GPU that has it, else float16; float32 on a CPU",
+    )
     group.add_argument("--attn-implementation", default="sdpa", choices=("sdpa", "eager", "flash_attention_2"))
     bits = group.add_mutually_exclusive_group()
     bits.add_argument("--load-8bit", action="store_true", help="language model in 8 bits (bitsandbytes)")

@@ -67,8 +67,11 @@ def test_every_problem_has_its_record(world, capsys, name):
     text = capsys.readouterr().out
     lines = [line for line in text.splitlines() if f"{name}: record" in line]
     assert len(lines) == 4
-    for line, words in zip(lines, (["'gone'", "gone.mp4"], ["'surplus'", "2 media"], ["'untagged'", "0 media"],
-                                   ["'odd'", "alternate"]), strict=True):  # fmt: skip
+    for line, words in zip(
+        lines,
+        (["'gone'", "gone.mp4"], ["'surplus'", "2 media"], ["'untagged'", "0 media"], ["'odd'", "alternate"]),
+        strict=True,
+    ):
         assert all(word in line for word in words), line
 
 

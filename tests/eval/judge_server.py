@@ -60,9 +60,15 @@ class JudgeServer:
 
             def _act(self, step, model):
                 if isinstance(step, str):
-                    reply = {"id": "x", "object": "chat.completion", "created": 0, "model": f"{model}-0613",
-                             "choices": [{"index": 0, "finish_reason": "stop",
-                                          "message": {"role": "assistant", "content": step}}]}  # fmt: skip
+                    reply = {
+                        "id": "x",
+                        "object": "chat.completion",
+                        "created": 0,
+                        "model": f"{model}-0613",
+                        "choices": [
+                            {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": step}}
+                        ],
+                    }
                     self._send(200, json.dumps(reply).encode(), "application/json", {})
                 elif step[0] == "status":
                     error = step[3] if len(step) > 3 else {"message": "as asked"}

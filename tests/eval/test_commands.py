@@ -99,8 +99,18 @@ def test_changed_annotations_are_noticed(tmp_path, copied, capsys):
 def test_a_judge_behind_an_openai_compatible_server(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "very-secret")
     server = JudgeServer()
-    options = ("--judge-model", "grader", "--judge-url", server.url, "--rubric", "own", "--judge-retries", "0",
-               "--judge-max-tokens", "60")  # fmt: skip
+    options = (
+        "--judge-model",
+        "grader",
+        "--judge-url",
+        server.url,
+        "--rubric",
+        "own",
+        "--judge-retries",
+        "0",
+        "--judge-max-tokens",
+        "60",
+    )
     try:
         server.script = {"twice first red last table": ["I cannot say"]}
         assert run("msvd_qa", tmp_path, *options) == 0

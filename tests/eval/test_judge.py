@@ -20,8 +20,15 @@ QA = rubric("qa", "own")
 
 
 def row(number, output="red", **more):
-    return {"id": f"q{number}", "group": "v", "question": f"colour {number}?", "answer": "red", "output": output,
-            "error": None, **more}  # fmt: skip
+    return {
+        "id": f"q{number}",
+        "group": "v",
+        "question": f"colour {number}?",
+        "answer": "red",
+        "output": output,
+        "error": None,
+        **more,
+    }
 
 
 @pytest.fixture
@@ -56,8 +63,13 @@ def test_request_and_verdict(server, monkeypatch):
     _, path, headers, body = server.seen[0]
     assert path == "/v1/chat/completions"
     assert headers["authorization"] == "Bearer secret-1"
-    assert body == {"model": "gpt-test", "messages": QA.messages(before[0]), "temperature": 0.7, "top_p": 0.95,
-                    "max_tokens": 800}  # fmt: skip
+    assert body == {
+        "model": "gpt-test",
+        "messages": QA.messages(before[0]),
+        "temperature": 0.7,
+        "top_p": 0.95,
+        "max_tokens": 800,
+    }
     record = one.describe()
     assert record["kind"] == "openai-compatible" and record["served_models"] == ["gpt-test-0613"]
     assert (record["temperature"], record["endpoint"]) == (0.7, server.url)

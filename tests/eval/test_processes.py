@@ -24,8 +24,14 @@ pytestmark = [
 
 def script(data, output, processes):
     """``scripts/eval/run.sh`` with its environment."""
-    settings = {"PYTHON": sys.executable, "MODEL": "videollama2-tiny", "NPROC": str(processes), "DATA": str(data),
-                "OUTPUT": str(output), "CUDA_VISIBLE_DEVICES": "0,1,2"}  # fmt: skip
+    settings = {
+        "PYTHON": sys.executable,
+        "MODEL": "videollama2-tiny",
+        "NPROC": str(processes),
+        "DATA": str(data),
+        "OUTPUT": str(output),
+        "CUDA_VISIBLE_DEVICES": "0,1,2",
+    }
     asked = ["bash", str(ROOT / "scripts" / "eval" / "run.sh"), "moving_shapes", *OPTIONS]
     # Every step of the bar is shown, so that the test sees each answer.
     return asked, {**os.environ, **settings, "OMP_NUM_THREADS": "1", "TQDM_MININTERVAL": "0", "PYTHONPATH": str(ROOT)}
@@ -73,8 +79,9 @@ def test_three_processes_give_the_same_files_and_one_of_them_reports(alone, larg
 def test_a_killed_process_has_saved_what_it_counted_and_the_same_command_ends_it(alone, large, tmp_path):
     asked, environment = script(large, tmp_path, 3)
     mine = [item.id for item in share(benchmark("moving_shapes").load(large), 0, 3)]
-    with subprocess.Popen([*asked, "--batch-size", "1"], env=environment, stderr=subprocess.PIPE,
-                          stdout=subprocess.DEVNULL) as launcher:  # fmt: skip
+    with subprocess.Popen(
+        [*asked, "--batch-size", "1"], env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    ) as launcher:
         seen, first = b"", None
         while not re.search(rb" [1-9]\d*/%d " % len(mine), seen):  # the bar shows an answer
             got = launcher.stderr.read1(64)

@@ -29,8 +29,11 @@ def test_on_a_laptop(tmp_path):
         done = subprocess.run(
             ["bash", "-c", installed + commands.replace("http://127.0.0.1:8000/v1", server.url)],
             env={**clean, "PYTHON": sys.executable, "HERE": str(tmp_path), "NPROC": "1", "OMP_NUM_THREADS": "1"},
-            capture_output=True, text=True, timeout=900, check=False,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            timeout=900,
+            check=False,
+        )
     finally:
         server.close()
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]

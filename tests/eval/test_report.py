@@ -31,9 +31,20 @@ HEADER = {
 
 
 def row(number, correct, category="Action Count", **more):
-    return {"id": f"q{number}", "category": category, "group": f"v{number}", "question": "?", "answer": 1,
-            "output": "A", "parsed": 0, "guessed": False, "correct": correct, "error": None, "judge": None,
-            "seconds": 0.5} | more  # fmt: skip
+    return {
+        "id": f"q{number}",
+        "category": category,
+        "group": f"v{number}",
+        "question": "?",
+        "answer": 1,
+        "output": "A",
+        "parsed": 0,
+        "guessed": False,
+        "correct": correct,
+        "error": None,
+        "judge": None,
+        "seconds": 0.5,
+    } | more
 
 
 ROWS = [
@@ -64,8 +75,15 @@ def test_accuracy_counts_and_lower_bound():
     assert overall["value"] == pytest.approx(100 * 4 / 6)
     assert overall["lower_bound"] == pytest.approx(100 * 4 / 8)
     assert (overall["low"], overall["high"]) == pytest.approx([100 * end for end in wilson(4, 6)])
-    assert found["counts"] == {"total": 8, "answered": 6, "unparsed": 2, "guessed": 1, "missing_media": 1, "failed": 1,
-                               "judge_failed": 0}  # fmt: skip
+    assert found["counts"] == {
+        "total": 8,
+        "answered": 6,
+        "unparsed": 2,
+        "guessed": 1,
+        "missing_media": 1,
+        "failed": 1,
+        "judge_failed": 0,
+    }
     assert list(found["categories"]) == ["Action Count", "Moving | Direction"]
     assert found["categories"]["Action Count"]["value"] == 50
     assert found["categories"]["Moving | Direction"]["lower_bound"] == 60
@@ -178,7 +196,10 @@ def test_results_json_says_everything(tmp_path):
     assert strict["paper"]["differs"] == ["protocol strict instead of published"]
     assert [problem["id"] for problem in document["problems"]] == ["q6", "q7"]
     assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == [
-        "results.json", "results.md", "results.png"]  # fmt: skip
+        "results.json",
+        "results.md",
+        "results.png",
+    ]
 
 
 def test_same_rows_same_bytes(tmp_path):

@@ -230,17 +230,27 @@ def test_everything_that_changes_an_answer_is_in_the_hash_and_nothing_else(world
         return {"model": ModelChoice("videollama2-tiny", options={"device": "cpu", **options})}
 
     other = [
-        model(device="cuda:1"), model(attn_implementation="eager"), model(load_4bit=True), model(load_8bit=True),
+        model(device="cuda:1"),
+        model(attn_implementation="eager"),
+        model(load_4bit=True),
+        model(load_8bit=True),
         {"model": ModelChoice("videollama2-tiny", dtype="bfloat16", options={"device": "cpu"})},
         {"benchmark": found.configure(prompt="options")},
         {"benchmark": benchmark("mvbench"), "data": benchmarks_dir() / "mvbench"},
-    ]  # fmt: skip
+    ]
     settings = {"num_frames": 4, "video_backend": "pyav", "max_new_tokens": 9, "temperature": 0.2, "top_p": 0.5}
     other += [{"options": AnswerOptions(**{name: value})} for name, value in {**settings, "seed": 1}.items()]
     hashes = [hashed(), *(hashed(**changes) for changes in other)]
     assert len(set(hashes)) == len(hashes)
-    same = [model(device="cpu", attn_implementation="sdpa"), {"batch_size": 3}, {"rank": 1, "world": 2},
-            {"protocol": "strict"}, {"strict_data": True}, {"output": tmp_path}, {"retry_failed": True}]  # fmt: skip
+    same = [
+        model(device="cpu", attn_implementation="sdpa"),
+        {"batch_size": 3},
+        {"rank": 1, "world": 2},
+        {"protocol": "strict"},
+        {"strict_data": True},
+        {"output": tmp_path},
+        {"retry_failed": True},
+    ]
     assert {hashed(**changes) for changes in same} == {hashed()}
     assert {"project_version", "model_revision"} <= set(plan.configuration(items))
 

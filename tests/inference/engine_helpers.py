@@ -12,9 +12,25 @@ NAMES = sorted({row["model"] for row in json.loads((golden_dir() / "summary.json
 MEDIA = golden_dir() / "media"
 VIDEO, IMAGE = MEDIA / "portrait_25fps_57f.mp4", MEDIA / "wide.png"
 WORDS = [
-    "what", "who", "where", "moves", "falls", "first", "then", "because", "red", "small", "picture", "of", "the",
-    "a", "man", "and", "turns", "why",
-]  # fmt: skip
+    "what",
+    "who",
+    "where",
+    "moves",
+    "falls",
+    "first",
+    "then",
+    "because",
+    "red",
+    "small",
+    "picture",
+    "of",
+    "the",
+    "a",
+    "man",
+    "and",
+    "turns",
+    "why",
+]
 
 
 def load(name):

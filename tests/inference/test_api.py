@@ -74,8 +74,14 @@ def test_a_still_image_is_encoded_once_not_per_frame(tiny_golden):
     model, processor, tokenizer = tiny_golden
     media_cache(model).clear()
     calls, hook = count_encodes(model)
-    mm_infer(processor["image"](golden_dir() / "media" / "wide.png"), "What?", model, tokenizer, modal="image",
-             max_new_tokens=3)  # fmt: skip
+    mm_infer(
+        processor["image"](golden_dir() / "media" / "wide.png"),
+        "What?",
+        model,
+        tokenizer,
+        modal="image",
+        max_new_tokens=3,
+    )
     mm_infer(None, "What?", model, tokenizer, modal="text", max_new_tokens=3)
     assert calls == [1]
     hook.remove()
@@ -165,8 +171,15 @@ def test_beams_are_no_less_likely_than_greedy(video_requests, tiny_golden):
     embeds_BLD, mask_BL = embed_prompts(prompts, [media for media, *_ in video_requests], model, tokenizer)
     sums = {}
     for beams in (1, 4):
-        ids = model.generate(inputs_embeds=embeds_BLD, attention_mask=mask_BL, do_sample=False, num_beams=beams,
-                             max_new_tokens=6, min_new_tokens=6, pad_token_id=0)  # fmt: skip
+        ids = model.generate(
+            inputs_embeds=embeds_BLD,
+            attention_mask=mask_BL,
+            do_sample=False,
+            num_beams=beams,
+            max_new_tokens=6,
+            min_new_tokens=6,
+            pad_token_id=0,
+        )
         assert ids.shape == (len(prompts), 6)
         whole = torch.cat([embeds_BLD, model.get_input_embeddings()(ids)], dim=1)
         with torch.no_grad():
@@ -176,8 +189,14 @@ def test_beams_are_no_less_likely_than_greedy(video_requests, tiny_golden):
     assert (sums[4] >= sums[1] - 1e-5).all() and (sums[4] > sums[1] + 1e-3).any()
 
 
-@pytest.mark.parametrize("options", [{"top_p": 1e-6, "temperature": 1.0}, {"top_p": 1.0, "temperature": 1e-4},
-                                     {"top_p": 1.0, "temperature": 1.0, "top_k": 1}])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"top_p": 1e-6, "temperature": 1.0},
+        {"top_p": 1.0, "temperature": 1e-4},
+        {"top_p": 1.0, "temperature": 1.0, "top_k": 1},
+    ],
+)
 def test_sampling_among_one_token_is_greedy(video_requests, tiny_golden, options):
     model, _, tokenizer = tiny_golden
     greedy = mm_infer_batch(video_requests, model, tokenizer, max_new_tokens=8)
@@ -194,8 +213,19 @@ def test_top_p_bounds_what_is_drawn(tiny_golden):
     for top_p in (0.3, 1.0):
         torch.manual_seed(0)
         steps = Recorder()
-        mm_infer(None, "What is this?", model, tokenizer, modal="text", do_sample=True, temperature=1.0, top_p=top_p,
-                 top_k=0, max_new_tokens=12, logits_processor=LogitsProcessorList([steps]))  # fmt: skip
+        mm_infer(
+            None,
+            "What is this?",
+            model,
+            tokenizer,
+            modal="text",
+            do_sample=True,
+            temperature=1.0,
+            top_p=top_p,
+            top_k=0,
+            max_new_tokens=12,
+            logits_processor=LogitsProcessorList([steps]),
+        )
         drawn[top_p] = [steps.rank_before(step) for step in range(1, len(steps.scores))]
     assert len(drawn[0.3]) == len(drawn[1.0]) == 11
     assert max(drawn[0.3]) < 0.3 <= max(drawn[1.0])
@@ -268,8 +298,9 @@ def test_pixels_of_several_sizes_in_one_batch(tiny_golden):
     assert calls == [] and len(media_cache(model)) == 0
 
 
-@pytest.mark.parametrize(("instruct", "rule"), [(None, "got None"), ("", "no text"), ([], "no message"),
-                                                ("a\udc80", "not valid UTF-8")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("instruct", "rule"), [(None, "got None"), ("", "no text"), ([], "no message"), ("a\udc80", "not valid UTF-8")]
+)
 def test_a_question_that_is_none(tiny_golden, instruct, rule):
     model, _, tokenizer = tiny_golden
     with pytest.raises(PromptError, match=rule):

@@ -57,8 +57,18 @@ def test_clear_forgets_and_media_go_with_the_next_question(tiny):
 def test_faults_are_told_and_the_conversation_goes_on(tiny, tmp_path):
     bad = tmp_path / "bad.png"
     bad.write_text("no picture")
-    _, text = converse(tiny, "/video /no/such.mp4", f"/image {bad}", "/frobnicate", KeyboardInterrupt, "Hello " * 2000,
-                       f"/image {DEMO / 'shapes.png'}", "Where is the red cross?", "/quit", "never read")  # fmt: skip
+    _, text = converse(
+        tiny,
+        "/video /no/such.mp4",
+        f"/image {bad}",
+        "/frobnicate",
+        KeyboardInterrupt,
+        "Hello " * 2000,
+        f"/image {DEMO / 'shapes.png'}",
+        "Where is the red cross?",
+        "/quit",
+        "never read",
+    )
     assert "error: /no/such.mp4" in text and "bad.png" in text and "no command /frobnicate" in text
     assert "do not fit" in text and "top right" in text
 
@@ -67,14 +77,28 @@ def test_ctrl_c_stops_the_answer_and_not_the_program():
     model = golden_dir() / "models" / "qwen2-stc_connector-clip"
     # Longer than the pipe takes: the answer cannot end before it is stopped, however slow this test is.
     command = [
-        sys.executable, "-u", "-m", "videollama2", "chat", "--model-path", str(model), "--max-length", "90000",
-        "--max-new-tokens", "80000",
-    ]  # fmt: skip
+        sys.executable,
+        "-u",
+        "-m",
+        "videollama2",
+        "chat",
+        "--model-path",
+        str(model),
+        "--max-length",
+        "90000",
+        "--max-new-tokens",
+        "80000",
+    ]
     process = subprocess.Popen(
-        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        command,
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         # Where the tests run in the background, Ctrl-C is ignored, and programs inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    )
     guard = threading.Timer(120, process.kill)
     guard.start()
     try:

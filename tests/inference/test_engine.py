@@ -84,8 +84,9 @@ def test_options_of_sampling(engine):
         assert same.token_ids == greedy.token_ids
     varied = engine.submit("what", max_new_tokens=12, repetition_penalty=1e9).result()
     assert len(set(varied.token_ids)) == 12
-    for entry, token in zip(engine.submit("what", max_new_tokens=12, logprobs=2).result().logprobs, greedy.token_ids,
-                            strict=True):  # fmt: skip
+    for entry, token in zip(
+        engine.submit("what", max_new_tokens=12, logprobs=2).result().logprobs, greedy.token_ids, strict=True
+    ):
         assert entry.token_id == token == entry.top[0][0]
         assert entry.logprob == entry.top[0][1] > entry.top[1][1]
 
@@ -103,11 +104,19 @@ def test_no_end_before_min_new_tokens(small):
 @pytest.mark.parametrize(
     "options",
     [
-        {"temperature": -1}, {"temperature": float("nan")}, {"top_p": 0}, {"top_p": 1.5}, {"max_new_tokens": 0},
-        {"repetition_penalty": 0}, {"stop": [""]}, {"seed": -1}, {"logprobs": -1}, {"top_k": 1.5},
+        {"temperature": -1},
+        {"temperature": float("nan")},
+        {"top_p": 0},
+        {"top_p": 1.5},
+        {"max_new_tokens": 0},
+        {"repetition_penalty": 0},
+        {"stop": [""]},
+        {"seed": -1},
+        {"logprobs": -1},
+        {"top_k": 1.5},
         {"min_new_tokens": 5, "max_new_tokens": 4},
     ],
-)  # fmt: skip
+)
 def test_options_out_of_range(engine, options):
     with pytest.raises(ConfigError, match=next(iter(options))):
         engine.submit("what", **options)
@@ -230,10 +239,12 @@ def test_published_call_with_several_media_and_seeds_of_their_own(small):
     text = mm_infer(media, "what", model, tokenizer, modal=kinds, max_new_tokens=8)
     assert text == mm_infer_batch([(media, "what", kinds)], model, tokenizer, max_new_tokens=8)[0]
     torch.manual_seed(0)
-    drawn = mm_infer_batch([([], "what", "text")] * 4, model, tokenizer, do_sample=True, temperature=2.0, top_p=1.0,
-                           max_new_tokens=12)  # fmt: skip
+    drawn = mm_infer_batch(
+        [([], "what", "text")] * 4, model, tokenizer, do_sample=True, temperature=2.0, top_p=1.0, max_new_tokens=12
+    )
     assert len(set(drawn)) > 1
     torch.manual_seed(0)
-    again = mm_infer_batch([([], "what", "text")] * 4, model, tokenizer, do_sample=True, temperature=2.0, top_p=1.0,
-                           max_new_tokens=12)  # fmt: skip
+    again = mm_infer_batch(
+        [([], "what", "text")] * 4, model, tokenizer, do_sample=True, temperature=2.0, top_p=1.0, max_new_tokens=12
+    )
     assert again == drawn

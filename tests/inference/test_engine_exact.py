@@ -60,8 +60,9 @@ def test_steps_of_fixed_shapes_give_the_same_tokens(name, monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_recorded_steps_give_the_same_tokens():
     """CUDA graphs against the same steps computed one by one."""
-    model, processor = model_init(golden_dir() / "models" / "qwen2-stc_connector-clip", device="cuda",
-                                  dtype="float32")[:2]  # fmt: skip
+    model, processor = model_init(golden_dir() / "models" / "qwen2-stc_connector-clip", device="cuda", dtype="float32")[
+        :2
+    ]
     requests = draw_requests(Random(2), 12)
     results = []
     for graphs in (False, True):

@@ -26,9 +26,16 @@ def base(tmp_path):
     """A bare language model of the same sizes, with weights of its own."""
     torch.manual_seed(5)
     config = Qwen2Config(
-        vocab_size=483, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=False, eos_token_id=2,
-    )  # fmt: skip
+        vocab_size=483,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        eos_token_id=2,
+    )
     Qwen2ForCausalLM(config).save_pretrained(tmp_path / "base")
     AutoTokenizer.from_pretrained(golden_dir() / "tokenizers" / "qwen2").save_pretrained(tmp_path / "base")
     return tmp_path / "base"

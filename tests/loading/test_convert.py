@@ -99,9 +99,11 @@ def test_hub_name(folder, tmp_path):
     (tmp_path / "hub" / "models--somebody--video" / "refs" / "main").write_text("0" * 40)
     done = subprocess.run(
         [sys.executable, SCRIPT, "somebody/video", tmp_path / "out", "--format", "published"],
-        capture_output=True, text=True, timeout=120,
+        capture_output=True,
+        text=True,
+        timeout=120,
         env={**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes()
@@ -112,12 +114,17 @@ def test_a_decoder_without_a_published_name(folder, tmp_path, convert):
     model, processor = load_checkpoint(folder, dtype=torch.float32)
     config = VideoLlama2Config(
         text_config=Qwen3Config(
-            vocab_size=483, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-            num_key_value_heads=2, head_dim=16,
+            vocab_size=483,
+            hidden_size=32,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=16,
         ),
         vision_config=model.config.vision_config,
         mm_projector_type="linear",
-    )  # fmt: skip
+    )
     VideoLlama2ForConditionalGeneration(config).save_pretrained(tmp_path / "qwen3")
     processor.model_config = config
     processor.save_pretrained(tmp_path / "qwen3")

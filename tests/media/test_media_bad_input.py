@@ -95,13 +95,15 @@ class TestTruncated:
 
     @pytest.mark.parametrize(
         ("name", "share"),
-        [("a.mkv", 0.6), ("a.webm", 0.6), ("a.avi", 0.8), ("a.flv", 0.6), ("a.gif", 0.6),
-         ("fragments.mp4", 0.6)],
+        [("a.mkv", 0.6), ("a.webm", 0.6), ("a.avi", 0.8), ("a.flv", 0.6), ("a.gif", 0.6), ("fragments.mp4", 0.6)],
     )
     def test_what_can_be_read_is_used_with_a_warning(self, film, tmp_path, name, share):
         codec = {"webm": "libvpx-vp9", "gif": "gif"}.get(name.split(".")[1], "libx264")
         path = film.write(
-            tmp_path / name, codec, b_frames=0, pixel_format="rgb8" if codec == "gif" else "yuv420p",
+            tmp_path / name,
+            codec,
+            b_frames=0,
+            pixel_format="rgb8" if codec == "gif" else "yuv420p",
             movflags="frag_keyframe+empty_moov" if name.startswith("frag") else None,
         )
         cut(path, share)
@@ -167,8 +169,13 @@ class TestDamaged:
     def test_lost_packets_of_a_stream(self, film, tmp_path):
         """Frames that refer to a lost one would show it wrongly: the next ones offered start at a keyframe."""
         padding = "nal-hrd=cbr:bitrate=200:vbv-maxrate=200:vbv-bufsize=200:filler=1"
-        path = film.write(tmp_path / "a.ts", frames=60, gop=20, b_frames=0,
-                          options={"x264-params": f"scenecut=0:{padding}", "b": "200k"})
+        path = film.write(
+            tmp_path / "a.ts",
+            frames=60,
+            gop=20,
+            b_frames=0,
+            options={"x264-params": f"scenecut=0:{padding}", "b": "200k"},
+        )
         with av.open(str(path)) as container:
             packet = [*container.demux(video=0)][25]
         assert packet.size > 5 * 188

@@ -10,8 +10,10 @@ def packets(length: int, gop: int) -> list[PacketInfo]:
 
 def reordered() -> list[PacketInfo]:
     """Two groups I P B B with open leading pictures: times 0 30 10 20, then 60 40 50 90 70 80."""
-    return [PacketInfo(pts, i * 10 - 10, 10, pts in (0, 60))
-            for i, pts in enumerate((0, 30, 10, 20, 60, 40, 50, 90, 70, 80))]
+    return [
+        PacketInfo(pts, i * 10 - 10, 10, pts in (0, 60))
+        for i, pts in enumerate((0, 30, 10, 20, 60, 40, 50, 90, 70, 80))
+    ]
 
 
 def test_times_come_in_order_of_presentation():

@@ -278,9 +278,15 @@ class TestConfig:
     def test_sizes_as_openai_wrote_them(self):
         """The config of clip-vit-large-patch14-336 has plain numbers and no rescaling fields."""
         fields = {
-            "crop_size": 336, "do_center_crop": True, "do_normalize": True, "do_resize": True, "resample": 3,
-            "feature_extractor_type": "CLIPFeatureExtractor", "size": 336,
-            "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711],
+            "crop_size": 336,
+            "do_center_crop": True,
+            "do_normalize": True,
+            "do_resize": True,
+            "resample": 3,
+            "feature_extractor_type": "CLIPFeatureExtractor",
+            "size": 336,
+            "image_mean": [0.48145466, 0.4578275, 0.40821073],
+            "image_std": [0.26862954, 0.26130258, 0.27577711],
         }
         transform = PixelTransform.from_preprocessor_config(fields)
         assert (transform.size, transform.crop_size, transform.output_size) == (336, (336, 336), (336, 336))

@@ -63,8 +63,14 @@ class TestFolder:
 class TestLists:
     def test_images_arrays_and_paths(self, film, tmp_path):
         Image.fromarray(film.draw(2)).save(tmp_path / "2.png")
-        mixed = [Image.fromarray(film.draw(0)), film.draw(1), tmp_path / "2.png", str(tmp_path / "2.png"),
-                 (tmp_path / "2.png").read_bytes(), torch.from_numpy(film.draw(5))]
+        mixed = [
+            Image.fromarray(film.draw(0)),
+            film.draw(1),
+            tmp_path / "2.png",
+            str(tmp_path / "2.png"),
+            (tmp_path / "2.png").read_bytes(),
+            torch.from_numpy(film.draw(5)),
+        ]
         clip = read_clip(mixed)
         assert clip.indices == [0, 1, 2, 3, 4, 5]
         assert film.numbers(clip.frames_THWC) == [0, 1, 2, 2, 2, 5]

@@ -34,7 +34,8 @@ FORMATS = {
     "hevc.mp4": {"codec": "libx265"},
     "hevc.mkv": {"codec": "libx265"},
     "hevc_closed.mp4": {
-        "codec": "libx265", "options": {"x265-params": "log-level=none:pools=none:open-gop=0"},
+        "codec": "libx265",
+        "options": {"x265-params": "log-level=none:pools=none:open-gop=0"},
     },
     "vp8.webm": {"codec": "libvpx", "b_frames": 0, "options": {"auto-alt-ref": "1", "lag-in-frames": "16"}},
     "vp9.webm": {"codec": "libvpx-vp9", "b_frames": 0},
@@ -116,7 +117,11 @@ class TestDecodingLittle:
     def test_fragments_with_neighbouring_keyframes(self, film, tmp_path):
         """There a seek to the presentation time lands on the keyframe behind; the decoding time is exact."""
         path = film.write(
-            tmp_path / "a.mp4", frames=120, gop=250, keyframes=(60, 61, 62), movflags="frag_keyframe+empty_moov",
+            tmp_path / "a.mp4",
+            frames=120,
+            gop=250,
+            keyframes=(60, 61, 62),
+            movflags="frag_keyframe+empty_moov",
             options={"x264-params": "scenecut=0", "forced-idr": "1"},
         )
         with PyAVReader(path, "a") as video:
@@ -306,8 +311,16 @@ class TestBackends:
 
     @pytest.mark.parametrize(
         "name",
-        ["h264.mp4", "h264.mkv", "hevc_closed.mp4", "vp9.webm", "mpeg4_plain.avi",
-         "landscape", "portrait", "clip_24fps"],
+        [
+            "h264.mp4",
+            "h264.mkv",
+            "hevc_closed.mp4",
+            "vp9.webm",
+            "mpeg4_plain.avi",
+            "landscape",
+            "portrait",
+            "clip_24fps",
+        ],
     )
     def test_both_give_the_same_frames(self, film, tmp_path, golden, name):
         pytest.importorskip("decord", reason="decord is not installed")

@@ -18,13 +18,21 @@ GRIDS = sorted(set(CONNECTORS) - set(ONE_BY_ONE))
 def config(connector, feature="cls_patch", encoder="clip", layer=-2):
     vision = AutoConfig.from_pretrained(golden_dir() / f"{encoder}-tiny")
     text = Qwen2Config(
-        vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
         num_key_value_heads=2,
-    )  # fmt: skip
+    )
     return VideoLlama2Config(
-        text_config=text, vision_config=vision.to_dict(), mm_projector_type=connector, num_frames=4,
-        mm_vision_select_feature=feature, mm_vision_select_layer=layer,
-    )  # fmt: skip
+        text_config=text,
+        vision_config=vision.to_dict(),
+        mm_projector_type=connector,
+        num_frames=4,
+        mm_vision_select_feature=feature,
+        mm_vision_select_layer=layer,
+    )
 
 
 @torch.no_grad()
@@ -43,8 +51,13 @@ def test_count_is_what_comes_out(connector, encoder, extra):
     ids = torch.tensor([[3, *[settings.video_token_id] * len(video), 4]])
     assert model(input_ids=ids, pixel_values_videos=pixels[None]).logits.shape[1] == ids.shape[1]
     # Beams repeat media with their sequences, which counts tokens once more.
-    out = model.generate(input_ids=ids.repeat(2, 1), pixel_values_videos=pixels[None].repeat(2, 1, 1, 1, 1),
-                         num_beams=2, max_new_tokens=2, do_sample=False)  # fmt: skip
+    out = model.generate(
+        input_ids=ids.repeat(2, 1),
+        pixel_values_videos=pixels[None].repeat(2, 1, 1, 1, 1),
+        num_beams=2,
+        max_new_tokens=2,
+        do_sample=False,
+    )
     assert out.shape[0] == 2
 
 

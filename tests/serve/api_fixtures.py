@@ -24,10 +24,18 @@ from tests.serve.servers import AppThread
 def policy(**changes: Any) -> Any:
     """A media policy: nothing allowed but data URLs, limits that tests reach quickly."""
     values = {
-        "allowed_hosts": frozenset(), "media_root": None, "max_bytes": 16 << 20, "max_pixels": 4_000_000,
-        "max_frames": 64, "max_duration_s": 600.0, "max_media": 4, "fetch_timeout_s": 5.0, "decode_timeout_s": 20.0,
-        "decode_memory_bytes": 1 << 30, "decode_processes": 1,
-    }  # fmt: skip
+        "allowed_hosts": frozenset(),
+        "media_root": None,
+        "max_bytes": 16 << 20,
+        "max_pixels": 4_000_000,
+        "max_frames": 64,
+        "max_duration_s": 600.0,
+        "max_media": 4,
+        "fetch_timeout_s": 5.0,
+        "decode_timeout_s": 20.0,
+        "decode_memory_bytes": 1 << 30,
+        "decode_processes": 1,
+    }
     return SimpleNamespace(**{**values, **changes})
 
 

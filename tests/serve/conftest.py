@@ -59,10 +59,18 @@ def installation(tmp_path_factory) -> Iterator[SimpleNamespace]:
     parts: list[Process] = [controller]
     try:
         for number in (1, 2):
-            parts.append(worker_process(
-                folder / f"worker{number}.log", controller.url, "--heart-beat-interval", "1",
-                "--limit-model-concurrency", "16", "--max-queue", "128",
-            ))  # fmt: skip
+            parts.append(
+                worker_process(
+                    folder / f"worker{number}.log",
+                    controller.url,
+                    "--heart-beat-interval",
+                    "1",
+                    "--limit-model-concurrency",
+                    "16",
+                    "--max-queue",
+                    "128",
+                )
+            )
         for part in parts:
             part.ready()
         found = SimpleNamespace(controller=controller, workers=parts[1:], folder=folder)

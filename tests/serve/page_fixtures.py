@@ -31,10 +31,16 @@ LONG_TOKENS, LONG_STEP_S = 500, 0.01
 long for each: like a large one, it can be seen writing and be stopped in time."""
 
 _CHROMIUM_FLAGS = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--use-fake-device-for-media-stream",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--use-fake-device-for-media-stream",
     "--use-fake-ui-for-media-stream",
-)  # fmt: skip
+)
 
 
 class RecordedEngine(Engine):

@@ -89,9 +89,13 @@ class Process:
     def start(self) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, *self.arguments], cwd=ROOT, env=self._environment, stdout=log, stderr=log,
+                [sys.executable, *self.arguments],
+                cwd=ROOT,
+                env=self._environment,
+                stdout=log,
+                stderr=log,
                 stdin=subprocess.DEVNULL,
-            )  # fmt: skip
+            )
 
     def ready(self, seconds: float = 240.0) -> Process:
         def is_ready() -> bool:
@@ -135,9 +139,22 @@ def worker_process(
     port = port or free_port()
     url = f"http://127.0.0.1:{port}"
     arguments = [
-        "-m", "videollama2.serve.model_worker", "--host", "127.0.0.1", "--controller", controller, "--port", str(port),
-        "--worker", url, "--model-path", "videollama2-tiny", "--decode-processes", "1", *flags,
-    ]  # fmt: skip
+        "-m",
+        "videollama2.serve.model_worker",
+        "--host",
+        "127.0.0.1",
+        "--controller",
+        controller,
+        "--port",
+        str(port),
+        "--worker",
+        url,
+        "--model-path",
+        "videollama2-tiny",
+        "--decode-processes",
+        "1",
+        *flags,
+    ]
     return Process(arguments, url, log, environment)
 
 

@@ -120,9 +120,20 @@ def test_a_port_that_is_taken_is_one_line(capsys: pytest.CaptureFixture) -> None
 def test_published_flags_are_understood() -> None:
     parser = gradio_web_server.build_parser()
     for name in ("--controller", "--controller-url"):
-        args = parser.parse_args([
-            name, "http://localhost:10000", "--host", "0.0.0.0", "--port", "7861", "--concurrency-count", "10",
-            "--model-list-mode", "reload", "--share",
-        ])  # fmt: skip
+        args = parser.parse_args(
+            [
+                name,
+                "http://localhost:10000",
+                "--host",
+                "0.0.0.0",
+                "--port",
+                "7861",
+                "--concurrency-count",
+                "10",
+                "--model-list-mode",
+                "reload",
+                "--share",
+            ]
+        )
         assert args.controller == "http://localhost:10000"
     assert sys.modules["videollama2.serve.gradio_web_server"].__doc__

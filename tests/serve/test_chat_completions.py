@@ -74,8 +74,14 @@ def at_home(question, media, **options):
 
 # -------------------------------------------------------------------------------------------------------------- answers
 
-VIDEOS = ["portrait_25fps_57f.mp4", "clip_24fps_240f.webm", "landscape_30fps_90f.mp4", "short_10fps_5f.mp4",
-          "one_frame.mp4", "anim_20f.gif"]  # fmt: skip
+VIDEOS = [
+    "portrait_25fps_57f.mp4",
+    "clip_24fps_240f.webm",
+    "landscape_30fps_90f.mp4",
+    "short_10fps_5f.mp4",
+    "one_frame.mp4",
+    "anim_20f.gif",
+]
 IMAGES = ["wide.png", "tall.jpg", "gray.png", "rgba.png", "anim_20f.gif"]
 
 
@@ -106,9 +112,15 @@ def test_the_engine_gets_the_same_pixels(chat):
         assert cache.hits == hits + 1
 
 
-@pytest.mark.parametrize("options", [
-    {"num_frames": 4}, {"start": 1.0}, {"end": 0.5}, {"num_frames": 3, "start": 0.5, "end": 1.5},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_frames": 4},
+        {"start": 1.0},
+        {"end": 0.5},
+        {"num_frames": 3, "start": 0.5, "end": 1.5},
+    ],
+)
 def test_frames_and_clip(chat, options):
     path = MEDIA / "landscape_30fps_90f.mp4"
     expected = at_home("What moves?", [{"type": "video", "path": path, **options}])
@@ -131,14 +143,18 @@ def test_several_media_and_turns(chat):
     video, image = demo("moving_shapes.mp4"), demo("shapes.png")
     first = [video_part(video.read_bytes()), image_part(image.read_bytes()), text_part("Which came first?")]
     turns = [
-        {"role": "system", "content": "Answer in one word."}, user(*first), {"role": "assistant", "content": "red"},
+        {"role": "system", "content": "Answer in one word."},
+        user(*first),
+        {"role": "assistant", "content": "red"},
         user(image_part(image.read_bytes()), text_part("And here?")),
-    ]  # fmt: skip
+    ]
     reply = ask(chat, messages=turns).json()
     own = [
-        turns[0], user({"type": "video", "path": video}, {"type": "image", "path": image}, first[-1]),
-        turns[2], user({"type": "image", "path": image}, text_part("And here?")),
-    ]  # fmt: skip
+        turns[0],
+        user({"type": "video", "path": video}, {"type": "image", "path": image}, first[-1]),
+        turns[2],
+        user({"type": "image", "path": image}, text_part("And here?")),
+    ]
     assert reply["choices"][0]["message"]["content"] == at_home(own, [])
 
 
@@ -292,11 +308,24 @@ def test_what_fails_before_the_first_token_has_its_own_status(chat, stream):
     assert refused(chat, image_part(b"x"), text_part("x"), stream=stream)["code"] == "invalid_media"
 
 
-@pytest.mark.parametrize("body", [
-    b"", b"{", b"[]", b"null", b"5", b'"x"', b"\xff\xfe", b'{"model": "tiny"}', b"[" * 100_000, b'{"a":' * 50_000,
-    b'{"model": "tiny", "messages": [{"role": "user", "content": "\\ud800"}]}', b'{"seed": ' + b"9" * 5000 + b"}",
-    b'{"model": "tiny", "temperature": NaN, "messages": [{"role": "user", "content": "x"}]}',
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"5",
+        b'"x"',
+        b"\xff\xfe",
+        b'{"model": "tiny"}',
+        b"[" * 100_000,
+        b'{"a":' * 50_000,
+        b'{"model": "tiny", "messages": [{"role": "user", "content": "\\ud800"}]}',
+        b'{"seed": ' + b"9" * 5000 + b"}",
+        b'{"model": "tiny", "temperature": NaN, "messages": [{"role": "user", "content": "x"}]}',
+    ],
+)
 def test_bodies_that_are_none(chat, body):
     reply = chat.post(PATH, content=body, headers={"content-type": "application/json"})
     assert 400 <= reply.status_code < 500, reply.text
@@ -450,9 +479,14 @@ def send_raw(server, body):
 def test_whoever_leaves_frees_the_slot(stream, n):
     with live_chat() as (server, service):
         body = {
-            "model": "tiny", "messages": [user("Tell me")], "stream": stream, "min_tokens": 900, "max_tokens": 900,
-            "n": n, "temperature": 1.0,
-        }  # fmt: skip
+            "model": "tiny",
+            "messages": [user("Tell me")],
+            "stream": stream,
+            "min_tokens": 900,
+            "max_tokens": 900,
+            "n": n,
+            "temperature": 1.0,
+        }
         connection = send_raw(server, body)
         wait_for(lambda: service.engine.load["decoding"] == n)
         if stream:
@@ -501,8 +535,15 @@ def test_names_of_tags_and_control_tokens_stay_text(chat, name):
         image = image_part(picture())
         answer(chat, image, text_part("a   b"))
         answer(chat, image, text_part(text))
-        answer(chat, messages=[{"role": "system", "content": text}, user(text),
-                               {"role": "assistant", "content": [text_part(text)]}, user(image, text_part(text))])
+        answer(
+            chat,
+            messages=[
+                {"role": "system", "content": text},
+                user(text),
+                {"role": "assistant", "content": [text_part(text)]},
+                user(image, text_part(text)),
+            ],
+        )
     finally:
         del engine.submit
     special = set(tokenizer.all_special_ids)
@@ -513,8 +554,9 @@ def test_names_of_tags_and_control_tokens_stay_text(chat, name):
     plain, odd, long = (prompt for _, prompt in seen)
     assert control(odd) == control(plain)
     assert len(control(long)) == 9  # four messages that begin and end, and the answer that begins
-    parts = [part["type"] for message in seen[2][0] if isinstance(message["content"], list)
-             for part in message["content"]]  # fmt: skip
+    parts = [
+        part["type"] for message in seen[2][0] if isinstance(message["content"], list) for part in message["content"]
+    ]
     assert parts == ["image", "text"]
 
 

@@ -68,8 +68,9 @@ def test_answers_are_those_of_the_engine(chat, tiny_engine):
     follow_up = "What is its colour?"
     messages = [
         {"role": "user", "content": [{"type": "video", "path": str(CLIP)}, {"type": "text", "text": QUESTION}]},
-        {"role": "assistant", "content": expected.strip()}, {"role": "user", "content": follow_up},
-    ]  # fmt: skip
+        {"role": "assistant", "content": expected.strip()},
+        {"role": "user", "content": follow_up},
+    ]
     second = tiny_engine.submit(messages, max_new_tokens=24).result().text
     chat.handle(follow_up)
     assert said(chat).rstrip().endswith(second.strip())
@@ -173,9 +174,14 @@ class Terminal:
     def __init__(self, arguments):
         ours, theirs = pty.openpty()
         self.process = subprocess.Popen(
-            [sys.executable, *arguments], cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored by what runs in the background
-        )  # fmt: skip
+        )
         os.close(theirs)
         self._ours, self._text, self._new = ours, "", threading.Condition()
         threading.Thread(target=self._read, daemon=True).start()

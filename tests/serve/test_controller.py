@@ -49,8 +49,9 @@ def post(server):
 
 def register(post, worker, models=("m",), queue=0, speed=1.0):
     status = {"model_names": list(models), "speed": speed, "queue_length": queue}
-    answer = post("/register_worker", worker_name=getattr(worker, "url", worker), check_heart_beat=True,
-                  worker_status=status)  # fmt: skip
+    answer = post(
+        "/register_worker", worker_name=getattr(worker, "url", worker), check_heart_beat=True, worker_status=status
+    )
     assert answer.status_code == 200, answer.text
 
 
@@ -117,7 +118,7 @@ def test_no_worker_is_told_at_once(post):
         assert answer.status_code == 503 and int(answer.headers["retry-after"]) >= 1
     assert time.monotonic() - start < 1
     assert answer.json()["address"] == "", "what published clients look at"
-    only, = frames_of(ask(post).content)
+    (only,) = frames_of(ask(post).content)
     assert only["error_code"] == 50005
 
 
@@ -217,8 +218,7 @@ def test_a_slow_worker_holds_nobody_back(server, post):
     with StrangeWorker(waiting) as worker, ThreadPoolExecutor(8) as pool:
         register(post, worker)
         url = server.url + "/worker_generate_stream"
-        waits = [pool.submit(http.post, url, json={"model": "m", "prompt": "x"}, timeout=20)
-                 for _ in range(8)]  # fmt: skip
+        waits = [pool.submit(http.post, url, json={"model": "m", "prompt": "x"}, timeout=20) for _ in range(8)]
         wait_until(lambda: worker.asked.count("/worker_generate_stream") == 8)
         start = time.monotonic()
         assert post("/list_models").json() == {"models": ["m"]}
@@ -275,12 +275,23 @@ def test_every_route_needs_a_key_and_workers_the_token():
                 assert with_token.status_code != 401, path
 
 
-@pytest.mark.parametrize(("name", "status"), [
-    ("http://169.254.169.254", 403), ("http://10.0.0.1:80", 403), ("http://192.168.1.1:80", 403),
-    ("http://[::ffff:10.0.0.1]:80", 403), ("http://[fd00::1]:80", 403), ("http://1.1.1.1:80", 403),
-    ("http://127.0.0.1:80/x", 400), ("http://a@127.0.0.1:80", 400), ("file:///etc/passwd", 400), ("127.0.0.1:80", 400),
-    ("http://127.0.0.1:80 ", 400), ("http://127.0.0.1:80\r\nX: y", 400),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "status"),
+    [
+        ("http://169.254.169.254", 403),
+        ("http://10.0.0.1:80", 403),
+        ("http://192.168.1.1:80", 403),
+        ("http://[::ffff:10.0.0.1]:80", 403),
+        ("http://[fd00::1]:80", 403),
+        ("http://1.1.1.1:80", 403),
+        ("http://127.0.0.1:80/x", 400),
+        ("http://a@127.0.0.1:80", 400),
+        ("file:///etc/passwd", 400),
+        ("127.0.0.1:80", 400),
+        ("http://127.0.0.1:80 ", 400),
+        ("http://127.0.0.1:80\r\nX: y", 400),
+    ],
+)
 def test_a_forged_registration_is_refused(post, name, status):
     """Server-side request forgery by what registers as a worker."""
     answer = post("/register_worker", worker_name=name, worker_status={"model_names": ["m"]})
@@ -336,13 +347,18 @@ def test_a_caller_from_elsewhere_is_refused():
             assert answer.status_code == 403 and answer.json()["error"]["code"] == "forbidden"
 
 
-@pytest.mark.parametrize("body", [
-    {}, {"worker_name": 5}, {"worker_name": "http://127.0.0.1:1", "worker_status": {"model_names": []}},
-    {"worker_name": "http://127.0.0.1:1", "worker_status": {"model_names": ["m"], "speed": 0}},
-    {"worker_name": "http://127.0.0.1:1", "worker_status": {"model_names": ["a\nb"]}},
-    {"worker_name": "http://127.0.0.1:1", "worker_status": {"model_names": ["m"], "queue_length": -1}},
-    {"worker_name": "http://127.0.0.1:1", "worker_status": {"model_names": ["m"] * 65}},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"worker_name": 5},
+        {"worker_name": "http://127.0.0.1:1", "worker_status": {"model_names": []}},
+        {"worker_name": "http://127.0.0.1:1", "worker_status": {"model_names": ["m"], "speed": 0}},
+        {"worker_name": "http://127.0.0.1:1", "worker_status": {"model_names": ["a\nb"]}},
+        {"worker_name": "http://127.0.0.1:1", "worker_status": {"model_names": ["m"], "queue_length": -1}},
+        {"worker_name": "http://127.0.0.1:1", "worker_status": {"model_names": ["m"] * 65}},
+    ],
+)
 def test_a_malformed_registration_is_refused(post, body):
     assert post("/register_worker", **body).status_code == 400
 
@@ -355,7 +371,7 @@ def test_workers_are_shown_the_token_and_not_the_clients_key():
         assert http.post(server.url + "/register_worker", json=body, headers=headers).status_code == 200
         headers = {"authorization": "Bearer key", "x-request-id": "seen-1"}
         http.post(server.url + "/worker_generate_stream", json={"model": "m", "prompt": "x"}, headers=headers)
-        head, = worker.heads
+        (head,) = worker.heads
         assert "authorization: bearer token" in head and "x-request-id: seen-1" in head
 
 

@@ -135,8 +135,13 @@ def test_the_table_of_workers_is_bounded(monkeypatch):
 
 # ------------------------------------------------------------------------------------------------------- registration
 
-NAMES = {"gpu1": ["10.1.2.3"], "evil": ["169.254.169.254"], "both": ["127.0.0.1", "10.0.0.1"], "here": ["127.0.0.1"],
-         "outside": ["93.184.216.34"]}  # fmt: skip
+NAMES = {
+    "gpu1": ["10.1.2.3"],
+    "evil": ["169.254.169.254"],
+    "both": ["127.0.0.1", "10.0.0.1"],
+    "here": ["127.0.0.1"],
+    "outside": ["93.184.216.34"],
+}
 
 
 async def resolve(host, port):
@@ -159,47 +164,53 @@ def caller(host, **options):
     return True
 
 
-@pytest.mark.parametrize(("name", "options", "expected"), [
-    ("http://127.0.0.1:4", {}, "http://127.0.0.1:4"),
-    ("http://[::1]:4", {}, "http://[::1]:4"),
-    ("http://here:4", {}, "http://127.0.0.1:4"),
-    ("http://10.1.2.3:4", {"worker_token": "t"}, "http://10.1.2.3:4"),
-    ("http://gpu1:4", {"worker_token": "t"}, "http://gpu1:4"),
-    ("http://gpu1:4", {"allowed_workers": ("10.0.0.0/8",)}, "http://10.1.2.3:4"),
-    ("http://gpu1:4", {"allowed_workers": ("gpu1",)}, "http://gpu1:4"),
-    ("http://169.254.1.1:4", {"allowed_workers": ("169.254.0.0/16",)}, "http://169.254.1.1:4"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("http://127.0.0.1:4", {}, "http://127.0.0.1:4"),
+        ("http://[::1]:4", {}, "http://[::1]:4"),
+        ("http://here:4", {}, "http://127.0.0.1:4"),
+        ("http://10.1.2.3:4", {"worker_token": "t"}, "http://10.1.2.3:4"),
+        ("http://gpu1:4", {"worker_token": "t"}, "http://gpu1:4"),
+        ("http://gpu1:4", {"allowed_workers": ("10.0.0.0/8",)}, "http://10.1.2.3:4"),
+        ("http://gpu1:4", {"allowed_workers": ("gpu1",)}, "http://gpu1:4"),
+        ("http://169.254.1.1:4", {"allowed_workers": ("169.254.0.0/16",)}, "http://169.254.1.1:4"),
+    ],
+)
 def test_addresses_that_workers_may_have(name, options, expected):
     """A name that a network allows is pinned to the address that was checked."""
     assert admit(name, **options) == expected
 
 
-@pytest.mark.parametrize(("name", "options", "status"), [
-    ("http://10.1.2.3:4", {}, 403),
-    ("http://outside:80", {}, 403),
-    ("http://both:4", {}, 403),
-    ("http://169.254.169.254", {}, 403),
-    ("http://169.254.169.254", {"worker_token": "t"}, 403),
-    ("http://evil:80", {"worker_token": "t"}, 403),
-    ("http://[fe80::1]:4", {"worker_token": "t"}, 403),
-    ("http://[::ffff:169.254.169.254]:4", {"worker_token": "t"}, 403),
-    ("http://[64:ff9b::a9fe:a9fe]:4", {"worker_token": "t"}, 403),
-    ("http://[2002:a9fe:a9fe::]:4", {"worker_token": "t"}, 403),
-    ("http://0.0.0.0:4", {"worker_token": "t"}, 403),
-    ("http://224.0.0.1:4", {"worker_token": "t"}, 403),
-    ("http://[::ffff:10.0.0.1]:4", {}, 403),
-    ("http://127.0.0.1:4", {"worker_token": "t", "allowed_workers": ("10.0.0.0/8",)}, 403),
-    ("http://gpu2:4", {"allowed_workers": ("gpu1",)}, 400),
-    ("http://127.0.0.1:4/admin", {}, 400),
-    ("http://127.0.0.1:4?x", {}, 400),
-    ("http://127.0.0.1:4#x", {}, 400),
-    ("http://user@127.0.0.1:4", {}, 400),
-    ("http://127.0.0.1:99999", {}, 400),
-    ("http://127.0.0.1\\@evil:4", {}, 400),
-    ("http://127.0.0.1%2eevil:4", {}, 400),
-    ("ftp://127.0.0.1:4", {}, 400),
-    ("http://", {}, 400),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "options", "status"),
+    [
+        ("http://10.1.2.3:4", {}, 403),
+        ("http://outside:80", {}, 403),
+        ("http://both:4", {}, 403),
+        ("http://169.254.169.254", {}, 403),
+        ("http://169.254.169.254", {"worker_token": "t"}, 403),
+        ("http://evil:80", {"worker_token": "t"}, 403),
+        ("http://[fe80::1]:4", {"worker_token": "t"}, 403),
+        ("http://[::ffff:169.254.169.254]:4", {"worker_token": "t"}, 403),
+        ("http://[64:ff9b::a9fe:a9fe]:4", {"worker_token": "t"}, 403),
+        ("http://[2002:a9fe:a9fe::]:4", {"worker_token": "t"}, 403),
+        ("http://0.0.0.0:4", {"worker_token": "t"}, 403),
+        ("http://224.0.0.1:4", {"worker_token": "t"}, 403),
+        ("http://[::ffff:10.0.0.1]:4", {}, 403),
+        ("http://127.0.0.1:4", {"worker_token": "t", "allowed_workers": ("10.0.0.0/8",)}, 403),
+        ("http://gpu2:4", {"allowed_workers": ("gpu1",)}, 400),
+        ("http://127.0.0.1:4/admin", {}, 400),
+        ("http://127.0.0.1:4?x", {}, 400),
+        ("http://127.0.0.1:4#x", {}, 400),
+        ("http://user@127.0.0.1:4", {}, 400),
+        ("http://127.0.0.1:99999", {}, 400),
+        ("http://127.0.0.1\\@evil:4", {}, 400),
+        ("http://127.0.0.1%2eevil:4", {}, 400),
+        ("ftp://127.0.0.1:4", {}, 400),
+        ("http://", {}, 400),
+    ],
+)
 def test_addresses_that_workers_may_not_have(name, options, status):
     with pytest.raises(ApiError) as raised:
         admit(name, **options)
@@ -247,8 +258,12 @@ def test_what_a_conversation_is_about():
     assert chat("x" * 200_000 + "a", "?") != chat("x" * 200_000 + "b", "?")
     plain = [affinity_of_chat({"messages": [{"role": "user", "content": text}]}) for text in ("a", "b", "a")]
     assert plain[0] == plain[2] != plain[1]
-    for strange in ({}, {"messages": 3}, {"messages": [None, {"role": "user", "content": 3}]},
-                    {"messages": [{"role": "user", "content": [{"video_url": {"url": 5}}, 7]}]}):  # fmt: skip
+    for strange in (
+        {},
+        {"messages": 3},
+        {"messages": [None, {"role": "user", "content": 3}]},
+        {"messages": [{"role": "user", "content": [{"video_url": {"url": 5}}, 7]}]},
+    ):
         assert affinity_of_chat(strange) is None
 
 

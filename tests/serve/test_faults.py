@@ -103,8 +103,9 @@ def answered(worker):
         text = http.get(worker.url + "/metrics", timeout=5).text
     except httpx.HTTPError:
         return 0
-    return sum(float(line.split()[-1]) for line in text.splitlines()
-               if line.startswith("videollama2:generation_tokens_total"))  # fmt: skip
+    return sum(
+        float(line.split()[-1]) for line in text.splitlines() if line.startswith("videollama2:generation_tokens_total")
+    )
 
 
 def test_64_streams_outlive_a_worker_that_is_killed(installation):
@@ -136,8 +137,11 @@ def test_64_streams_outlive_a_worker_that_is_killed(installation):
 
 def running_requests(worker):
     text = http.get(worker.url + "/metrics").text
-    return sum(float(line.split()[-1]) for line in text.splitlines()
-               if line.startswith(("videollama2:num_requests_running", "videollama2:num_requests_waiting")))
+    return sum(
+        float(line.split()[-1])
+        for line in text.splitlines()
+        if line.startswith(("videollama2:num_requests_running", "videollama2:num_requests_waiting"))
+    )
 
 
 @contextmanager

@@ -15,10 +15,12 @@ schemathesis = pytest.importorskip("schemathesis")
 PATH = "/v1/chat/completions"
 REQUESTS, BROKEN_REQUESTS, MUTANTS = 20, 15, 100
 SETTINGS = {
-    "deadline": None, "derandomize": True, "database": None,
+    "deadline": None,
+    "derandomize": True,
+    "database": None,
     "suppress_health_check": list(hypothesis.HealthCheck),
     "phases": [hypothesis.Phase.generate],
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -92,10 +94,31 @@ def test_odd_ways_to_ask_for_other_paths(api, path):
 def json_mutants(count):
     """A good request with bytes changed, and with values swapped for others."""
     rng = random.Random(5)
-    good = {"model": "tiny", "messages": [user(image_part(picture(4, 4)), text_part("what?"))], "max_tokens": 2,
-            "temperature": 0.5, "stop": ["x"], "seed": 1, "stream": False}  # fmt: skip
-    odd = [None, True, -1, 10**30, 1e308, "", "\0", "\ud800", [], {}, [[]], "x" * 10_000, {"type": "text"},
-           float("nan")]  # fmt: skip
+    good = {
+        "model": "tiny",
+        "messages": [user(image_part(picture(4, 4)), text_part("what?"))],
+        "max_tokens": 2,
+        "temperature": 0.5,
+        "stop": ["x"],
+        "seed": 1,
+        "stream": False,
+    }
+    odd = [
+        None,
+        True,
+        -1,
+        10**30,
+        1e308,
+        "",
+        "\0",
+        "\ud800",
+        [],
+        {},
+        [[]],
+        "x" * 10_000,
+        {"type": "text"},
+        float("nan"),
+    ]
     for _ in range(count):
         if rng.random() < 0.5:
             data = bytearray(json.dumps(good).encode())
@@ -104,8 +127,14 @@ def json_mutants(count):
             yield bytes(data)
         else:
             body = json.loads(json.dumps(good))
-            holder = rng.choice([body, body["messages"][0], body["messages"][0]["content"][0],
-                                 body["messages"][0]["content"][0]["image_url"]])  # fmt: skip
+            holder = rng.choice(
+                [
+                    body,
+                    body["messages"][0],
+                    body["messages"][0]["content"][0],
+                    body["messages"][0]["content"][0]["image_url"],
+                ]
+            )
             holder[rng.choice([*holder])] = rng.choice(odd)
             yield json.dumps(body).encode()
 

@@ -34,7 +34,7 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 README = (ROOT / "README.md").read_text().partition("## Serving\n")[2].partition("\n## ")[0]
 COMMANDS = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ").splitlines()
 COMMANDS = [line for line in COMMANDS if line.strip()]
-PYTHON, = re.findall(r"```py\n(.*?)```", README, re.DOTALL)
+(PYTHON,) = re.findall(r"```py\n(.*?)```", README, re.DOTALL)
 
 
 def part(name, code=SERVER, **options):
@@ -120,15 +120,36 @@ def test_what_is_started_knows_the_operators_flags(tmp_path, monkeypatch):
     key = tmp_path / "keys"
     key.write_text("alpha\n")
     args = arguments(
-        "--model-path", "videollama2-tiny", "--model-path", "/models/other", "--workers", "2", "--host", "0.0.0.0",
-        "--api-key-file", str(key), "--media-root", str(tmp_path), "--allowed-media-hosts", "cdn.example.com",
-        "--dtype", "float32", "--max-queue", "9", "--log-prompts", "--cors-origin", "https://a.example", "--load-4bit",
-    )  # fmt: skip
+        "--model-path",
+        "videollama2-tiny",
+        "--model-path",
+        "/models/other",
+        "--workers",
+        "2",
+        "--host",
+        "0.0.0.0",
+        "--api-key-file",
+        str(key),
+        "--media-root",
+        str(tmp_path),
+        "--allowed-media-hosts",
+        "cdn.example.com",
+        "--dtype",
+        "float32",
+        "--max-queue",
+        "9",
+        "--log-prompts",
+        "--cors-origin",
+        "https://a.example",
+        "--load-4bit",
+    )
     controller, workers, api, page = launch._parts(args)
     assert [worker.name for worker in workers] == [
-        "worker videollama2-tiny on port 40000", "worker videollama2-tiny on port 40001",
-        "worker other on port 40002", "worker other on port 40003",
-    ]  # fmt: skip
+        "worker videollama2-tiny on port 40000",
+        "worker videollama2-tiny on port 40001",
+        "worker other on port 40002",
+        "worker other on port 40003",
+    ]
     from videollama2.serve import controller as controller_module
     from videollama2.serve import model_worker, openai_api
 
@@ -174,11 +195,30 @@ def test_the_whole(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "videollama2", "serve", "--model-path", "videollama2-tiny", "--no-page",
-             "--api-port", str(ports[0]), "--controller-port", str(ports[1]), "--worker-port", str(ports[2]),
-             "--decode-processes", "1"],
-            cwd=ROOT, env=environment, stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-m",
+                "videollama2",
+                "serve",
+                "--model-path",
+                "videollama2-tiny",
+                "--no-page",
+                "--api-port",
+                str(ports[0]),
+                "--controller-port",
+                str(ports[1]),
+                "--worker-port",
+                str(ports[2]),
+                "--decode-processes",
+                "1",
+            ],
+            cwd=ROOT,
+            env=environment,
+            stdout=file,
+            stderr=file,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
     try:
         wait_until(lambda: "Ctrl-C ends all." in log.read_text() or process.poll() is not None, 240)
         assert f"http://127.0.0.1:{ports[0]}/v1" in log.read_text()

@@ -113,59 +113,133 @@ def refusal(url, kind="image", **options):
 # ---------------------------------------------------------------------------------------------------------------- URLs
 
 
-@pytest.mark.parametrize(("url", "expected"), [
-    ("http://a.example", WebAddress("http", "a.example", 80, "/")),
-    ("HTTPS://CDN.Example:8443/x/y.png?z=1&q=a?b#part", WebAddress("https", "cdn.example", 8443, "/x/y.png?z=1&q=a?b")),
-    ("http://[::1]:9/a", WebAddress("http", "::1", 9, "/a")),
-    ("http://[0:0::0:1]/", WebAddress("http", "::1", 80, "/")),
-    ("http://8.8.8.8?q", WebAddress("http", "8.8.8.8", 80, "/?q")),
-    ("https://xn--bcher-kva.example/", WebAddress("https", "xn--bcher-kva.example", 443, "/")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("http://a.example", WebAddress("http", "a.example", 80, "/")),
+        (
+            "HTTPS://CDN.Example:8443/x/y.png?z=1&q=a?b#part",
+            WebAddress("https", "cdn.example", 8443, "/x/y.png?z=1&q=a?b"),
+        ),
+        ("http://[::1]:9/a", WebAddress("http", "::1", 9, "/a")),
+        ("http://[0:0::0:1]/", WebAddress("http", "::1", 80, "/")),
+        ("http://8.8.8.8?q", WebAddress("http", "8.8.8.8", 80, "/?q")),
+        ("https://xn--bcher-kva.example/", WebAddress("https", "xn--bcher-kva.example", 443, "/")),
+    ],
+)
 def test_plain_urls_are_read(url, expected):
     assert parse_web(url) == expected
 
 
-@pytest.mark.parametrize("url", [
-    "http://user@a.example/", "http://user:pw@a.example/", "http://a.example@127.0.0.1/",  # somebody else's host
-    "http://a.example\\@127.0.0.1/", "http://a.example\\.b/", "http:\\\\a.example/", "http://a.example/\\x",
-    "http://a.example#@127.0.0.1/ x", "http:///a.example/", "http:a.example", "http:/a.example",
-    "http://127.1/", "http://2130706433/", "http://0177.0.0.1/", "http://0x7f.0.0.1/", "http://0x7f000001/",
-    "http://127.0.0.1.1/", "http://1.2.3/", "http://a.0x7f/",  # numbers that are addresses to some
-    "http://ⓛⓞⓒⓐⓛ.example/", "http://bücher.example/", "http://a。example/", "http://127。0。0。1/", "http://１２７.0.0.1/",
-    "http://a%2eexample/", "http://127.0.0.1%00.a.example/", "http://a.example%40b/",
-    "http://a.example./", "http://a..example/", "http://-a.example/", "http://a_.example:x/",
-    "http://a.example:0/", "http://a.example:65536/", "http://a.example:/", "http://a.example:80:90/", "http://:80/",
-    "http://[::1", "http://[::1%25eth0]/", "http://[v1.x]/", "http://[127.0.0.1]/", "http://[::1]x/",
-    "http://a.example/\n", "http://a.example/ x", "\thttp://a.example/", "http://a.exa\nmple/", "http://a.example/\0",
-    "http://a.example/\r\nHost: b", "http://a.example/é", "http://" + "a" * 64 + ".example/",
-    "http://a.example/" + "x" * 9000,
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://user@a.example/",
+        "http://user:pw@a.example/",
+        "http://a.example@127.0.0.1/",  # somebody else's host
+        "http://a.example\\@127.0.0.1/",
+        "http://a.example\\.b/",
+        "http:\\\\a.example/",
+        "http://a.example/\\x",
+        "http://a.example#@127.0.0.1/ x",
+        "http:///a.example/",
+        "http:a.example",
+        "http:/a.example",
+        "http://127.1/",
+        "http://2130706433/",
+        "http://0177.0.0.1/",
+        "http://0x7f.0.0.1/",
+        "http://0x7f000001/",
+        "http://127.0.0.1.1/",
+        "http://1.2.3/",
+        "http://a.0x7f/",  # numbers that are addresses to some
+        "http://ⓛⓞⓒⓐⓛ.example/",
+        "http://bücher.example/",
+        "http://a。example/",
+        "http://127。0。0。1/",
+        "http://１２７.0.0.1/",
+        "http://a%2eexample/",
+        "http://127.0.0.1%00.a.example/",
+        "http://a.example%40b/",
+        "http://a.example./",
+        "http://a..example/",
+        "http://-a.example/",
+        "http://a_.example:x/",
+        "http://a.example:0/",
+        "http://a.example:65536/",
+        "http://a.example:/",
+        "http://a.example:80:90/",
+        "http://:80/",
+        "http://[::1",
+        "http://[::1%25eth0]/",
+        "http://[v1.x]/",
+        "http://[127.0.0.1]/",
+        "http://[::1]x/",
+        "http://a.example/\n",
+        "http://a.example/ x",
+        "\thttp://a.example/",
+        "http://a.exa\nmple/",
+        "http://a.example/\0",
+        "http://a.example/\r\nHost: b",
+        "http://a.example/é",
+        "http://" + "a" * 64 + ".example/",
+        "http://a.example/" + "x" * 9000,
+    ],
+)
 def test_anything_else_is_refused(url):
     with pytest.raises(RefusedMediaError) as caught:
         parse_web(url)
     assert caught.value.code == "invalid_media_url"
 
 
-@pytest.mark.parametrize("url", [
-    "ftp://a.example/x", "gopher://a", "javascript:alert(1)", "a.png", "/etc/passwd", "//a.example/x", "", "blob:x",
-    "concat:/etc/passwd", "pipe:0", "C:\\x.png", "fi le:///x", "unix:/run/docker.sock", "jar:http://a!/x",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://a.example/x",
+        "gopher://a",
+        "javascript:alert(1)",
+        "a.png",
+        "/etc/passwd",
+        "//a.example/x",
+        "",
+        "blob:x",
+        "concat:/etc/passwd",
+        "pipe:0",
+        "C:\\x.png",
+        "fi le:///x",
+        "unix:/run/docker.sock",
+        "jar:http://a!/x",
+    ],
+)
 def test_other_schemes_are_refused(url):
     assert refusal(url).code == "invalid_media_url"
 
 
-@pytest.mark.parametrize(("location", "expected"), [
-    ("/other?x", "http://a.example:8080/other?x"), ("next.png", "http://a.example:8080/folder/next.png"),
-    ("//b.example/x", "http://b.example/x"), ("https://b.example/", "https://b.example/"),
-    ("x?y=http://z/", "http://a.example:8080/folder/x?y=http://z/"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("location", "expected"),
+    [
+        ("/other?x", "http://a.example:8080/other?x"),
+        ("next.png", "http://a.example:8080/folder/next.png"),
+        ("//b.example/x", "http://b.example/x"),
+        ("https://b.example/", "https://b.example/"),
+        ("x?y=http://z/", "http://a.example:8080/folder/x?y=http://z/"),
+    ],
+)
 def test_redirects_are_read_by_the_same_parser(location, expected):
     assert str(follow(parse_web("http://a.example:8080/folder/page?q"), location)) == expected
 
 
-@pytest.mark.parametrize("location", [
-    "http:/\\127.0.0.1/", "//127.1/", "///x", "file:///etc/passwd", "\\\\b", "//u@b/",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "location",
+    [
+        "http:/\\127.0.0.1/",
+        "//127.1/",
+        "///x",
+        "file:///etc/passwd",
+        "\\\\b",
+        "//u@b/",
+    ],
+)
 def test_redirects_to_odd_places_are_refused(location):
     with pytest.raises(RefusedMediaError):
         follow(parse_web("http://a.example/page"), location)
@@ -181,11 +255,37 @@ def test_a_redirect_does_not_lead_out_of_tls():
 PUBLIC = ["8.8.8.8", "1.1.1.1", "2606:4700:4700::1111"]
 PRIVATE = ["127.0.0.1", "127.255.0.9", "10.0.0.1", "172.16.0.1", "192.168.1.1", "::1", "fc00::1", "fd12::9"]
 NEVER = [
-    "169.254.169.254", "169.254.0.1", "0.0.0.0", "0.1.2.3", "100.64.0.1", "192.0.0.1", "192.0.2.1", "198.18.0.1",
-    "224.0.0.1", "239.1.1.1", "240.0.0.1", "255.255.255.255", "::", "fe80::1", "fe80::1%eth0", "fec0::1", "ff02::1",
-    "::ffff:127.0.0.1", "::ffff:8.8.8.8", "::ffff:169.254.169.254", "::127.0.0.1", "64:ff9b::7f00:1", "64:ff9b::a00:1",
-    "64:ff9b:1::1", "2002:7f00:1::", "2002:a9fe:a9fe::1", "2001:0:1::1", "2001:db8::1", "::ffff:0:7f00:1", "100::1",
-]  # fmt: skip
+    "169.254.169.254",
+    "169.254.0.1",
+    "0.0.0.0",
+    "0.1.2.3",
+    "100.64.0.1",
+    "192.0.0.1",
+    "192.0.2.1",
+    "198.18.0.1",
+    "224.0.0.1",
+    "239.1.1.1",
+    "240.0.0.1",
+    "255.255.255.255",
+    "::",
+    "fe80::1",
+    "fe80::1%eth0",
+    "fec0::1",
+    "ff02::1",
+    "::ffff:127.0.0.1",
+    "::ffff:8.8.8.8",
+    "::ffff:169.254.169.254",
+    "::127.0.0.1",
+    "64:ff9b::7f00:1",
+    "64:ff9b::a00:1",
+    "64:ff9b:1::1",
+    "2002:7f00:1::",
+    "2002:a9fe:a9fe::1",
+    "2001:0:1::1",
+    "2001:db8::1",
+    "::ffff:0:7f00:1",
+    "100::1",
+]
 
 
 def test_public_addresses_are_allowed():
@@ -285,10 +385,13 @@ def test_redirects_are_followed_within_the_list():
 def test_every_redirect_is_checked_again():
     with web({"/secret": ok(b"secret")}) as inner:
         targets = [
-            f"http://127.0.0.1:{inner.port}/secret", "http://169.254.169.254/latest/meta-data/",
-            f"http://localhost:{inner.port}/secret", "file:///etc/passwd", f"http://2130706433:{inner.port}/secret",
+            f"http://127.0.0.1:{inner.port}/secret",
+            "http://169.254.169.254/latest/meta-data/",
+            f"http://localhost:{inner.port}/secret",
+            "file:///etc/passwd",
+            f"http://2130706433:{inner.port}/secret",
             f"//[::ffff:127.0.0.1]:{inner.port}/secret",
-        ]  # fmt: skip
+        ]
         pages = {f"/{number}": redirect(target) for number, target in enumerate(targets)}
         with web(pages) as server:
             for number in range(len(targets)):
@@ -314,30 +417,38 @@ def test_redirects_end():
     assert len(server.requests) == MAX_REDIRECTS + 1
 
 
-@pytest.mark.parametrize(("page", "status", "code"), [
-    (ok(bytes(2000)), 413, "media_too_large"),
-    (b"HTTP/1.1 200 OK\r\nContent-Length: 999999999999\r\n\r\n", 413, "media_too_large"),
-    (b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + bytes(2000), 413, "media_too_large"),
-    ([b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", *[b"100\r\n" + bytes(256) + b"\r\n"] * 9, ...], 413,
-     "media_too_large"),
-    (ok(b"x", "Content-Encoding: gzip"), 400, "media_fetch_failed"),
-    (ok(b"x", "Content-Encoding: br"), 400, "media_fetch_failed"),
-    (ok(b""), 400, "invalid_media"),
-    (b"HTTP/1.1 404 Not Found\r\nContent-Length: 6\r\n\r\nsecret", 400, "media_fetch_failed"),
-    (b"HTTP/1.1 206 Partial\r\nContent-Length: 1\r\n\r\nx", 400, "media_fetch_failed"),
-    (b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nshort", 400, "media_fetch_failed"),
-    (b"no http at all\r\n\r\n", 400, "media_fetch_failed"),
-    (b"", 400, "media_fetch_failed"),
-    ([b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nslow", ...], 400, "media_timeout"),
-    ([...], 400, "media_timeout"),
-    (b"HTTP/1.1 200 OK\r\nX: " + b"y" * 200_000 + b"\r\n\r\n", 400, "media_fetch_failed"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("page", "status", "code"),
+    [
+        (ok(bytes(2000)), 413, "media_too_large"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 999999999999\r\n\r\n", 413, "media_too_large"),
+        (b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + bytes(2000), 413, "media_too_large"),
+        (
+            [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", *[b"100\r\n" + bytes(256) + b"\r\n"] * 9, ...],
+            413,
+            "media_too_large",
+        ),
+        (ok(b"x", "Content-Encoding: gzip"), 400, "media_fetch_failed"),
+        (ok(b"x", "Content-Encoding: br"), 400, "media_fetch_failed"),
+        (ok(b""), 400, "invalid_media"),
+        (b"HTTP/1.1 404 Not Found\r\nContent-Length: 6\r\n\r\nsecret", 400, "media_fetch_failed"),
+        (b"HTTP/1.1 206 Partial\r\nContent-Length: 1\r\n\r\nx", 400, "media_fetch_failed"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nshort", 400, "media_fetch_failed"),
+        (b"no http at all\r\n\r\n", 400, "media_fetch_failed"),
+        (b"", 400, "media_fetch_failed"),
+        ([b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nslow", ...], 400, "media_timeout"),
+        ([...], 400, "media_timeout"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"y" * 200_000 + b"\r\n\r\n", 400, "media_fetch_failed"),
+    ],
+)
 def test_what_a_host_may_answer(page, status, code):
     with web({"/x": page}) as server:
         error = refusal(
-            f"http://127.0.0.1:{server.port}/x", allowed_hosts=frozenset({f"127.0.0.1:{server.port}"}),
-            max_bytes=1000, fetch_timeout_s=0.5 if code == "media_timeout" else 10.0,
-        )  # fmt: skip
+            f"http://127.0.0.1:{server.port}/x",
+            allowed_hosts=frozenset({f"127.0.0.1:{server.port}"}),
+            max_bytes=1000,
+            fetch_timeout_s=0.5 if code == "media_timeout" else 10.0,
+        )
     assert (error.status, error.code) == (status, code)
     assert "secret" not in str(error)
     assert "127.0.0.1" not in str(error)
@@ -370,10 +481,27 @@ def test_a_name_that_is_none():
 def test_tls_is_checked_against_the_name(tmp_path):
     """The connection goes to an IP address; certificate and SNI are those of the name."""
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=cdn.local",
-         "-addext", "subjectAltName=DNS:cdn.local", "-keyout", tmp_path / "key.pem", "-out", tmp_path / "cert.pem"],
-        check=True, capture_output=True,
-    )  # fmt: skip
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=cdn.local",
+            "-addext",
+            "subjectAltName=DNS:cdn.local",
+            "-keyout",
+            tmp_path / "key.pem",
+            "-out",
+            tmp_path / "cert.pem",
+        ],
+        check=True,
+        capture_output=True,
+    )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
     seen = []
@@ -448,13 +576,33 @@ def test_without_a_root_there_are_no_files(root):
     assert error.code == "media_not_allowed"
 
 
-@pytest.mark.parametrize("url", [
-    "file://{root}/../secret", "file://{root}/%2e%2e/secret", "file://{root}/deep/../../secret", "file:///etc/passwd",
-    "file://{root}/..%2fsecret", "file://{root}-other/x", "file://{root}", "file://{root}/", "file://{root}/deep",
-    "file://{root}/none", "file://localhost{root}/clip.mp4", "file:{root}/clip.mp4", "file:clip.mp4", "file://host/x",
-    "file:////{root}/clip.mp4", "file://{root}/clip.mp4%00.png", "file://{root}/clip.mp4?x", "file://{root}/%ff",
-    "file://{root}/..\\secret", "file:///proc/self/environ", "file:///dev/zero", "file:///dev/stdin",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file://{root}/../secret",
+        "file://{root}/%2e%2e/secret",
+        "file://{root}/deep/../../secret",
+        "file:///etc/passwd",
+        "file://{root}/..%2fsecret",
+        "file://{root}-other/x",
+        "file://{root}",
+        "file://{root}/",
+        "file://{root}/deep",
+        "file://{root}/none",
+        "file://localhost{root}/clip.mp4",
+        "file:{root}/clip.mp4",
+        "file:clip.mp4",
+        "file://host/x",
+        "file:////{root}/clip.mp4",
+        "file://{root}/clip.mp4%00.png",
+        "file://{root}/clip.mp4?x",
+        "file://{root}/%ff",
+        "file://{root}/..\\secret",
+        "file:///proc/self/environ",
+        "file:///dev/zero",
+        "file:///dev/stdin",
+    ],
+)
 def test_names_that_lead_elsewhere_are_refused(root, url):
     error = refusal(url.replace("{root}", str(root)), media_root=root)
     assert error.status == 400
@@ -525,17 +673,29 @@ def test_data_urls():
     assert fetch(f"data:video/jpeg;base64,{frames}", "video") == [b"one", b"two!"]
 
 
-@pytest.mark.parametrize(("url", "kind"), [
-    ("data:image/png,abc", "image"), ("data:;base64,YWJj", "image"), ("data:image/png;base64,", "image"),
-    ("data:image/png;base64,YW Jj", "image"), ("data:image/png;base64,YWJj=", "image"),
-    ("data:image/png;base64,YWJ", "image"), ("data:image/png;base64,YW%4Aj", "image"),
-    ("data:image/png;base64,YWJj\n", "image"), ("data:image/png;base64,ÿÿÿÿ", "image"),
-    ("data:text/html;base64,YWJj", "image"), ("data:video/mp4;base64,YWJj", "image"),
-    ("data:image/png;base64,YWJj", "video"), ("data:image/jpeg;base64,YWJj,YWJj", "image"),
-    ("data:video/jpeg;base64,YWJj,,YWJj", "video"), ("data:video/mp4;base64,YWJj,YWJj", "video"),
-    ("data:", "image"), ("data:image/png;x=" + "y" * 5000 + ";base64,YWJj", "image"),
-    ("data:application/x-python-pickle;base64,gASVAAAA", "image"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("url", "kind"),
+    [
+        ("data:image/png,abc", "image"),
+        ("data:;base64,YWJj", "image"),
+        ("data:image/png;base64,", "image"),
+        ("data:image/png;base64,YW Jj", "image"),
+        ("data:image/png;base64,YWJj=", "image"),
+        ("data:image/png;base64,YWJ", "image"),
+        ("data:image/png;base64,YW%4Aj", "image"),
+        ("data:image/png;base64,YWJj\n", "image"),
+        ("data:image/png;base64,ÿÿÿÿ", "image"),
+        ("data:text/html;base64,YWJj", "image"),
+        ("data:video/mp4;base64,YWJj", "image"),
+        ("data:image/png;base64,YWJj", "video"),
+        ("data:image/jpeg;base64,YWJj,YWJj", "image"),
+        ("data:video/jpeg;base64,YWJj,,YWJj", "video"),
+        ("data:video/mp4;base64,YWJj,YWJj", "video"),
+        ("data:", "image"),
+        ("data:image/png;x=" + "y" * 5000 + ";base64,YWJj", "image"),
+        ("data:application/x-python-pickle;base64,gASVAAAA", "image"),
+    ],
+)
 def test_data_urls_that_are_none(url, kind):
     assert refusal(url, kind).status == 400
 

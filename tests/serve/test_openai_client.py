@@ -38,10 +38,15 @@ def whole(reply):
 
 def test_a_question_about_a_video(client):
     data = demo("moving_shapes.mp4").read_bytes()
-    reply = whole(client.chat.completions.create(
-        model="tiny", messages=[user(video_part(data), text_part("How many shapes are there?"))],
-        max_completion_tokens=10, temperature=0, extra_body={"mm_processor_kwargs": {"num_frames": 8}},
-    ))  # fmt: skip
+    reply = whole(
+        client.chat.completions.create(
+            model="tiny",
+            messages=[user(video_part(data), text_part("How many shapes are there?"))],
+            max_completion_tokens=10,
+            temperature=0,
+            extra_body={"mm_processor_kwargs": {"num_frames": 8}},
+        )
+    )
     (choice,) = reply.choices
     assert choice.message.role == "assistant"
     assert choice.message.content.strip()
@@ -58,14 +63,32 @@ def test_a_question_about_an_image(client):
 
 
 def test_everything_at_once(client):
-    reply = whole(client.chat.completions.create(
-        model="tiny", messages=[{"role": "developer", "content": "be brief"}, user("Tell me")], n=2, logprobs=True,
-        top_logprobs=2, stop=["\n\n\n"], top_p=0.9, presence_penalty=0, frequency_penalty=0, user="somebody",
-        metadata={"a": "b"}, store=False, service_tier="auto", parallel_tool_calls=False,
-        response_format={"type": "text"}, modalities=["text"], logit_bias={}, prompt_cache_key="k",
-        safety_identifier="s", verbosity="medium", reasoning_effort="none",
-        **LONG,
-    ))  # fmt: skip
+    reply = whole(
+        client.chat.completions.create(
+            model="tiny",
+            messages=[{"role": "developer", "content": "be brief"}, user("Tell me")],
+            n=2,
+            logprobs=True,
+            top_logprobs=2,
+            stop=["\n\n\n"],
+            top_p=0.9,
+            presence_penalty=0,
+            frequency_penalty=0,
+            user="somebody",
+            metadata={"a": "b"},
+            store=False,
+            service_tier="auto",
+            parallel_tool_calls=False,
+            response_format={"type": "text"},
+            modalities=["text"],
+            logit_bias={},
+            prompt_cache_key="k",
+            safety_identifier="s",
+            verbosity="medium",
+            reasoning_effort="none",
+            **LONG,
+        )
+    )
     assert len(reply.choices) == 2
     (first, *_) = reply.choices[0].logprobs.content
     assert len(first.top_logprobs) == 2
@@ -125,15 +148,22 @@ def test_models(client):
         client.models.retrieve("some/other")
 
 
-@pytest.mark.parametrize(("fields", "kind", "status", "code"), [
-    ({"model": "gpt-6"}, openai.NotFoundError, 404, "model_not_found"),
-    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, openai.BadRequestError, 400,
-     "unsupported_parameter"),
-    ({"response_format": {"type": "json_object"}}, openai.BadRequestError, 400, "unsupported_parameter"),
-    ({"max_tokens": 10**6}, openai.BadRequestError, 400, "context_length_exceeded"),
-    ({"max_tokens": 10**6, "stream": True}, openai.BadRequestError, 400, "context_length_exceeded"),
-    ({"extra_body": {"nonsense": 1}}, openai.BadRequestError, 400, "unknown_parameter"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fields", "kind", "status", "code"),
+    [
+        ({"model": "gpt-6"}, openai.NotFoundError, 404, "model_not_found"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f"}}]},
+            openai.BadRequestError,
+            400,
+            "unsupported_parameter",
+        ),
+        ({"response_format": {"type": "json_object"}}, openai.BadRequestError, 400, "unsupported_parameter"),
+        ({"max_tokens": 10**6}, openai.BadRequestError, 400, "context_length_exceeded"),
+        ({"max_tokens": 10**6, "stream": True}, openai.BadRequestError, 400, "context_length_exceeded"),
+        ({"extra_body": {"nonsense": 1}}, openai.BadRequestError, 400, "unknown_parameter"),
+    ],
+)
 def test_errors_are_the_clients_own(client, fields, kind, status, code):
     with pytest.raises(kind) as caught:
         client.chat.completions.create(**{"model": "tiny", "messages": [user("x")], **fields})
@@ -153,10 +183,12 @@ def test_a_wrong_key(server):
 def test_the_asynchronous_client(server):
     async def main():
         async with openai.AsyncOpenAI(base_url=server.url + "/v1", api_key=KEY, max_retries=0, timeout=60) as found:
-            replies = await asyncio.gather(*(
-                found.chat.completions.create(model="tiny", messages=[user(f"number {n}")], max_tokens=8)
-                for n in range(8)
-            ))  # fmt: skip
+            replies = await asyncio.gather(
+                *(
+                    found.chat.completions.create(model="tiny", messages=[user(f"number {n}")], max_tokens=8)
+                    for n in range(8)
+                )
+            )
             stream = await found.chat.completions.create(
                 model="tiny", messages=[user("number 3")], max_tokens=8, stream=True
             )

@@ -105,9 +105,15 @@ def test_frames_of_different_sizes_come_as_a_list():
     assert [frame.shape for frame in frames] == [(30, 40, 3), (50, 20, 3)]
 
 
-@pytest.mark.parametrize("size", [
-    FrameSize(48, 3), FrameSize((40, 32), 2), FrameSize(48, 3, (120, 110, 100)), FrameSize(None, 3, (1, 2, 3)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "size",
+    [
+        FrameSize(48, 3),
+        FrameSize((40, 32), 2),
+        FrameSize(48, 3, (120, 110, 100)),
+        FrameSize(None, 3, (1, 2, 3)),
+    ],
+)
 @pytest.mark.parametrize("shape", [(64, 48), (31, 77), (48, 48), (1, 1)])
 def test_small_frames_give_the_pixels_of_whole_ones(size, shape):
     torch = pytest.importorskip("torch")
@@ -130,10 +136,18 @@ def test_small_frames_give_the_pixels_of_whole_ones(size, shape):
 
 
 @pytest.mark.parametrize("kind", ["image", "video"])
-@pytest.mark.parametrize("data", [
-    b"\0", b"no media at all", b"\x89PNG\r\n\x1a\n" + bytes(200), b"\xff\xd8\xff\xe0" + bytes(50), b"GIF89a\1\0\1\0",
-    b"\0\0\0\x18ftypmp42" + bytes(40), b"RIFF\0\0\0\0AVI " + bytes(100),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\0",
+        b"no media at all",
+        b"\x89PNG\r\n\x1a\n" + bytes(200),
+        b"\xff\xd8\xff\xe0" + bytes(50),
+        b"GIF89a\1\0\1\0",
+        b"\0\0\0\x18ftypmp42" + bytes(40),
+        b"RIFF\0\0\0\0AVI " + bytes(100),
+    ],
+)
 def test_rubbish_is_refused_in_words_of_ours(kind, data):
     error = refusal(kind, data)
     assert (error.status, error.code) == (400, "invalid_media")
@@ -251,13 +265,16 @@ def test_a_header_that_claims_years_is_refused():
     assert "s long; at most 600 s" in str(refusal("video", file.getvalue(), {"num_frames": 2}))
 
 
-@pytest.mark.parametrize(("options", "words"), [
-    ({"num_frames": 65}, "num_frames 65 is more than the 64"),
-    ({"num_frames": 0}, "num_frames 0 is outside"),
-    ({"start": 5.0, "end": 1.0}, "start 5.0 s is after end 1.0 s"),
-    ({"start": -1.0}, "start -1.0 s is negative"),
-    ({"start": 100.0}, "start 100 s is after the end of the video (2.00 s)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"num_frames": 65}, "num_frames 65 is more than the 64"),
+        ({"num_frames": 0}, "num_frames 0 is outside"),
+        ({"start": 5.0, "end": 1.0}, "start 5.0 s is after end 1.0 s"),
+        ({"start": -1.0}, "start -1.0 s is negative"),
+        ({"start": 100.0}, "start 100 s is after the end of the video (2.00 s)"),
+    ],
+)
 def test_clips_that_are_none_are_explained(options, words):
     assert words in str(refusal("video", film(), options))
 

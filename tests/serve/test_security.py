@@ -97,20 +97,49 @@ def refused(api, *parts, **fields):
 
 
 @pytest.mark.parametrize("kind", ["image", "video"])
-@pytest.mark.parametrize("host", [
-    "127.0.0.1", "localhost", "0.0.0.0", "[::1]", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[0:0:0:0:0:ffff:127.0.0.1]",
-    "2130706433", "0x7f000001", "0177.0.0.1", "127.1", "127.0.1", "①②⑦.⓪.⓪.①", "127.0.0.1.", "localhost.", "LOCALHOST",
-    "user@127.0.0.1", "127.0.0.1%23.rebind.example", "rebind.example@127.0.0.1", "[64:ff9b::7f00:1]", "[2002:7f00:1::]",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "localhost",
+        "0.0.0.0",
+        "[::1]",
+        "[::ffff:127.0.0.1]",
+        "[::ffff:7f00:1]",
+        "[0:0:0:0:0:ffff:127.0.0.1]",
+        "2130706433",
+        "0x7f000001",
+        "0177.0.0.1",
+        "127.1",
+        "127.0.1",
+        "①②⑦.⓪.⓪.①",
+        "127.0.0.1.",
+        "localhost.",
+        "LOCALHOST",
+        "user@127.0.0.1",
+        "127.0.0.1%23.rebind.example",
+        "rebind.example@127.0.0.1",
+        "[64:ff9b::7f00:1]",
+        "[2002:7f00:1::]",
+    ],
+)
 def test_no_request_reaches_this_machine(api, trap, host, kind):
     refused(api, url_part(f"http://{host}:{trap.port}/secret.png", kind))
     assert trap.visits == 0
 
 
-@pytest.mark.parametrize("url", [
-    "http://169.254.169.254/latest/meta-data/", "http://[fd00:ec2::254]/latest/", "http://metadata.google.internal/",
-    "http://[::ffff:169.254.169.254]/", "http://2852039166/", "http://0xa9fea9fe/", "http://169.254.43518/",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://169.254.169.254/latest/meta-data/",
+        "http://[fd00:ec2::254]/latest/",
+        "http://metadata.google.internal/",
+        "http://[::ffff:169.254.169.254]/",
+        "http://2852039166/",
+        "http://0xa9fea9fe/",
+        "http://169.254.43518/",
+    ],
+)
 def test_credentials_of_the_cloud_stay_there(api, url):
     refused(api, url_part(url))
 
@@ -133,11 +162,20 @@ def test_an_allowed_name_that_turns_private_is_no_way_in(api):
         api.service.fetcher._resolve = resolve
 
 
-@pytest.mark.parametrize("url", [
-    "http://rebind.example\\@127.0.0.1/x", "http://rebind.example#@127.0.0.1/", "http://127.0.0.1\\.rebind.example/",
-    "http://127.0.0.1:80\\@rebind.example:80/", "http:\\\\127.0.0.1\\x", "http://rebind.example\t@127.0.0.1/",
-    "http://rebind.example:80@127.0.0.1/", "http://[rebind.example]/", "http://rebind.example\u2028/",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://rebind.example\\@127.0.0.1/x",
+        "http://rebind.example#@127.0.0.1/",
+        "http://127.0.0.1\\.rebind.example/",
+        "http://127.0.0.1:80\\@rebind.example:80/",
+        "http:\\\\127.0.0.1\\x",
+        "http://rebind.example\t@127.0.0.1/",
+        "http://rebind.example:80@127.0.0.1/",
+        "http://[rebind.example]/",
+        "http://rebind.example\u2028/",
+    ],
+)
 def test_parsers_that_read_a_url_differently_have_nothing_to_differ_over(api, url):
     """Characters that one parser takes for the end of a host and another does not are refused."""
     error = refused(api, url_part(url))
@@ -160,12 +198,26 @@ def test_files_of_the_media_folder_can_be_asked_about(api, root):
     assert ask(api, url_part(f"file://{root}/inside.png"), text_part("what?")).status_code == 200
 
 
-@pytest.mark.parametrize("url", [
-    "file://{root}/../outside.png", "file://{root}/%2e%2e/outside.png", "file://{root}/link.png",
-    "file://{parent}/outside.png", "file:///etc/passwd", "file:///proc/self/environ", "file:///dev/zero",
-    "file://localhost/etc/passwd", "{parent}/outside.png", "/etc/passwd", "outside.png", "file:outside.png",
-    "file://{root}", "concat:{parent}/outside.png", "subfile,,start,0,end,9,,:{parent}/outside.png",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file://{root}/../outside.png",
+        "file://{root}/%2e%2e/outside.png",
+        "file://{root}/link.png",
+        "file://{parent}/outside.png",
+        "file:///etc/passwd",
+        "file:///proc/self/environ",
+        "file:///dev/zero",
+        "file://localhost/etc/passwd",
+        "{parent}/outside.png",
+        "/etc/passwd",
+        "outside.png",
+        "file:outside.png",
+        "file://{root}",
+        "concat:{parent}/outside.png",
+        "subfile,,start,0,end,9,,:{parent}/outside.png",
+    ],
+)
 @pytest.mark.parametrize("kind", ["image", "video"])
 def test_no_other_file_can(api, root, url, kind):
     refused(api, url_part(url.format(root=root, parent=root.parent), kind))
@@ -182,9 +234,10 @@ def test_a_playlist_opens_no_other_file(api, root):
     target = root.parent / "outside.png"
     lists = [
         f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile://{target}\n#EXT-X-ENDLIST\n",
-        f"ffconcat version 1.0\nfile '{target}'\n", f"<?xml version='1.0'?><svg><image href='file://{target}'/></svg>",
+        f"ffconcat version 1.0\nfile '{target}'\n",
+        f"<?xml version='1.0'?><svg><image href='file://{target}'/></svg>",
         "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) run\n",
-    ]  # fmt: skip
+    ]
     for text in lists:
         refused(api, video_part(text.encode()))
         refused(api, image_part(text.encode()))
@@ -213,9 +266,19 @@ def test_pickles_arrays_and_tensors_are_not_read(api):
         assert refused(api, url_part(data_url(data, "application/x-npy")))["code"] == "invalid_media_url"
 
 
-@pytest.mark.parametrize("kind", [
-    "image_embeds", "video_embeds", "prompt_embeds", "audio_embeds", "input_audio", "file", "image_pil", "video",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "image_embeds",
+        "video_embeds",
+        "prompt_embeds",
+        "audio_embeds",
+        "input_audio",
+        "file",
+        "image_pil",
+        "video",
+    ],
+)
 def test_embeddings_are_not_taken(api, kind):
     assert "content" in refused(api, {"type": kind, kind: "gASVAAAAAAAAAAA="})["param"]
     assert refused(api, text_part("x"), prompt_embeds="AA==")["code"] == "unknown_parameter"
@@ -296,6 +359,7 @@ def test_text_is_no_token(api):
 
 def test_large_bodies_are_refused_while_they_come():
     with live_chat(security=Security(max_body_bytes=5000)) as (server, _):
+
         def endless():
             for _ in range(1000):
                 yield b" " * 1000

@@ -73,9 +73,17 @@ def test_two_worker_tokens_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("bearer", "is_client", "is_worker"),
-    [("alpha", True, False), ("beta", True, False), ("secret", True, True), ("", False, False), (None, False, False),
-     ("alph", False, False), ("alphaa", False, False), ("\udcff", False, False)],
-)  # fmt: skip
+    [
+        ("alpha", True, False),
+        ("beta", True, False),
+        ("secret", True, True),
+        ("", False, False),
+        (None, False, False),
+        ("alph", False, False),
+        ("alphaa", False, False),
+        ("\udcff", False, False),
+    ],
+)
 def test_who_may_do_what(bearer, is_client, is_worker):
     found = Security(api_keys=("alpha", "beta"), worker_token="secret")
     assert (found.is_client(bearer), found.is_worker(bearer)) == (is_client, is_worker)
@@ -102,8 +110,9 @@ def test_a_bad_worker_network_is_refused(entry):
 
 def test_worker_networks():
     assert security("--allowed-workers", "10.0.0.0/8", "--allowed-workers", "gpu1").allowed_workers == (
-        "10.0.0.0/8", "gpu1",
-    )  # fmt: skip
+        "10.0.0.0/8",
+        "gpu1",
+    )
 
 
 def test_a_bad_origin_is_refused():
@@ -113,8 +122,18 @@ def test_a_bad_origin_is_refused():
 
 def test_media_limits(tmp_path):
     assert media() == MediaPolicy()
-    found = media("--allowed-media-hosts", "CDN.example.com", "--media-root", str(tmp_path), "--max-media-mb", "3",
-                  "--max-frames", "8", "--decode-timeout", "2.5")  # fmt: skip
+    found = media(
+        "--allowed-media-hosts",
+        "CDN.example.com",
+        "--media-root",
+        str(tmp_path),
+        "--max-media-mb",
+        "3",
+        "--max-frames",
+        "8",
+        "--decode-timeout",
+        "2.5",
+    )
     assert found.allowed_hosts == {"cdn.example.com"} and found.media_root == tmp_path.resolve()
     assert found.max_bytes == 3 << 20 and found.max_frames == 8 and found.decode_timeout_s == 2.5
     with pytest.raises(ConfigError, match="media-root"):
@@ -124,8 +143,10 @@ def test_media_limits(tmp_path):
             media("--allowed-media-hosts", host)
 
 
-@pytest.mark.parametrize("text", ["localhost:10000", "ftp://a", "http://", "http://a/b", "http://a?b", "http://u@a",
-                                  "http://a:99999", "http://a:x"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    ["localhost:10000", "ftp://a", "http://", "http://a/b", "http://a?b", "http://u@a", "http://a:99999", "http://a:x"],
+)
 def test_a_bad_address_is_refused(text):
     with pytest.raises(argparse.ArgumentTypeError):
         address(text)
@@ -136,7 +157,16 @@ def test_addresses():
     assert address("https://[::1]:5") == "https://[::1]:5"
 
 
-@pytest.mark.parametrize(("host", "expected"), [("127.0.0.1", True), ("::1", True), ("localhost", True),
-                                                ("0.0.0.0", False), ("10.0.0.1", False), ("example.com", False)])
-def test_loopback(host, expected):  # fmt: skip
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("127.0.0.1", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("10.0.0.1", False),
+        ("example.com", False),
+    ],
+)
+def test_loopback(host, expected):
     assert is_loopback(host) is expected

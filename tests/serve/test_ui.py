@@ -54,12 +54,16 @@ def test_media_stay_in_the_turn_where_they_were_given() -> None:
     answered(conversation, "first", "one", VIDEO)
     conversation.begin("second", ())
     assert conversation.messages() == [
-        {"role": "user", "content": [
-            {"type": "video", "path": str(CLIP), "num_frames": 4}, {"type": "text", "text": "first"},
-        ]},
+        {
+            "role": "user",
+            "content": [
+                {"type": "video", "path": str(CLIP), "num_frames": 4},
+                {"type": "text", "text": "first"},
+            ],
+        },
         {"role": "assistant", "content": "one"},
         {"role": "user", "content": [{"type": "text", "text": "second"}]},
-    ]  # fmt: skip
+    ]
 
 
 def test_an_unanswered_question_is_replaced_and_its_media_go_along() -> None:
@@ -133,9 +137,11 @@ def test_a_vote_is_one_line_and_names_no_file(tmp_path: Path) -> None:
     digest = sha256(CLIP.read_bytes()).hexdigest()
     medium = {"kind": "video", "sha256": digest, "bytes": CLIP.stat().st_size, "num_frames": 4}
     assert down["messages"] == [
-        {"role": "user", "text": "what is\nit?", "media": [medium]}, {"role": "assistant", "text": "a cross"},
-        {"role": "user", "text": "and ü?", "media": []}, {"role": "assistant", "text": "red"},
-    ]  # fmt: skip
+        {"role": "user", "text": "what is\nit?", "media": [medium]},
+        {"role": "assistant", "text": "a cross"},
+        {"role": "user", "text": "and ü?", "media": []},
+        {"role": "assistant", "text": "red"},
+    ]
     assert len(flag["messages"]) == 2
     assert down["conversation"] == flag["conversation"] == conversation.id
 
@@ -170,9 +176,10 @@ def test_thumbnails_are_the_frames_asked_for() -> None:
             thumbnails = Thumbnails(sandbox)
             clip = Medium("video", str(CLIP), {"num_frames": 3, "start": 0.5, "end": 1.5})
             return [
-                await thumbnails.strip(Medium("video", str(CLIP)), 8), await thumbnails.strip(clip, 8),
+                await thumbnails.strip(Medium("video", str(CLIP)), 8),
+                await thumbnails.strip(clip, 8),
                 await thumbnails.strip(Medium("image", str(PICTURE)), 8),
-            ]  # fmt: skip
+            ]
         finally:
             sandbox.close()
 
@@ -316,8 +323,11 @@ def test_two_questions_of_one_visitor_at_the_same_moment_are_not_both_answered()
     backend, conversation = OneWord(), Conversation()
     events = Events(backend, PageSettings(), widgets)
     values = dict.fromkeys(widgets.inputs) | {
-        "conversation": conversation, "model": "m", "question": "what?", "files": [str(PICTURE)],
-    }  # fmt: skip
+        "conversation": conversation,
+        "model": "m",
+        "question": "what?",
+        "files": [str(PICTURE)],
+    }
     visitor = SimpleNamespace(session_hash="visitor")
 
     async def ask() -> list[str]:
@@ -429,8 +439,10 @@ def call(http: httpx.Client, handler: str, files: Any) -> httpx.Response:
     config = http.get("/config").json()
     dependency = next(each for each in config["dependencies"] if each["api_name"] == handler)
     kinds = {each["id"]: each for each in config["components"]}
-    data = [files if kinds[number]["type"] == "file" else kinds[number]["props"].get("value")
-            for number in dependency["inputs"]]  # fmt: skip
+    data = [
+        files if kinds[number]["type"] == "file" else kinds[number]["props"].get("value")
+        for number in dependency["inputs"]
+    ]
     body = {"data": data, "fn_index": dependency["id"], "session_hash": "visitor", "trigger_id": None}
     return http.post("/gradio_api/run/predict", json=body)
 

@@ -106,8 +106,15 @@ def raw(server, head, *pieces, key="alpha"):
 @pytest.mark.parametrize("header", [None, "Bearer wrong", "Bearer", "Basic alpha", "alpha", "Bearer alph\u00e4"])
 def test_without_a_key_nothing_is_answered(server, header):
     headers = {} if header is None else {"authorization": header.encode("latin-1")}
-    for method, path in [("POST", "/echo"), ("GET", "/openapi.json"), ("GET", "/docs"), ("GET", "/nothing"),
-                         ("OPTIONS", "/echo"), ("GET", "/health/x"), ("POST", "//health")]:  # fmt: skip
+    for method, path in [
+        ("POST", "/echo"),
+        ("GET", "/openapi.json"),
+        ("GET", "/docs"),
+        ("GET", "/nothing"),
+        ("OPTIONS", "/echo"),
+        ("GET", "/health/x"),
+        ("POST", "//health"),
+    ]:
         reply = http.request(method, server.url + path, headers=headers)
         assert error_of(reply, 401)["code"] == "invalid_api_key", (method, path)
 
@@ -245,8 +252,9 @@ def test_bodies_of_all_requests_together_are_bounded(monkeypatch):
         wait_until(lambda: not is_full())
 
 
-@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x",
-                                  None])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", None]
+)
 def test_a_body_must_be_json(client, kind):
     headers = {} if kind is None else {"content-type": kind}
     assert error_of(client.post("/echo", content=b'{"text": "x"}', headers=headers), 415)
@@ -303,16 +311,25 @@ def test_a_strange_request_id_is_replaced(client, given):
 
 def test_no_cors_unless_asked_for(client):
     headers = {"origin": "https://evil.example", "access-control-request-method": "POST"}
-    for reply in (client.options("/echo", headers=headers),
-                  client.post("/echo", json={"text": "x"}, headers=headers)):  # fmt: skip
+    for reply in (client.options("/echo", headers=headers), client.post("/echo", json={"text": "x"}, headers=headers)):
         assert not [name for name in reply.headers if name.startswith("access-control")]
 
 
-@pytest.mark.parametrize(("origin", "status"), [
-    (None, 200), ("http://localhost:7860", 200), ("http://127.0.0.1", 200), ("http://[::1]:8000", 200),
-    ("https://listed.example", 200), ("http://rebound.example:8000", 403), ("null", 403), ("http://[", 403),
-    ("http://127.0.0.1.rebound.example", 403), ("http://localhost.rebound.example", 403),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        (None, 200),
+        ("http://localhost:7860", 200),
+        ("http://127.0.0.1", 200),
+        ("http://[::1]:8000", 200),
+        ("https://listed.example", 200),
+        ("http://rebound.example:8000", 403),
+        ("null", 403),
+        ("http://[", 403),
+        ("http://127.0.0.1.rebound.example", 403),
+        ("http://localhost.rebound.example", 403),
+    ],
+)
 def test_pages_whose_name_was_bent_to_this_machine_may_not_call(origin, status):
     """DNS rebinding: the page's origin is this server's, so neither CORS nor the type of the body stops it."""
     with AppThread(make(Security(cors_origins=("https://listed.example",)))) as server:

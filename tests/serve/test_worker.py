@@ -57,36 +57,46 @@ def test_frames_hold_the_whole_text_so_far(tiny_worker, tiny_engine):
 def test_marks_tell_where_media_stand(tiny_worker, tiny_engine):
     asked = f"Look: <image>\nand <video>\n{QUESTION}"
     content = [
-        {"type": "text", "text": "Look: "}, {"type": "image", "path": str(PICTURE)},
-        {"type": "text", "text": "\nand "}, {"type": "video", "path": str(CLIP)},
+        {"type": "text", "text": "Look: "},
+        {"type": "image", "path": str(PICTURE)},
+        {"type": "text", "text": "\nand "},
+        {"type": "video", "path": str(CLIP)},
         {"type": "text", "text": "\n" + QUESTION},
-    ]  # fmt: skip
+    ]
     expected = direct(tiny_engine, [{"role": "user", "content": content}])
     frames = generate(tiny_worker, asked, PICTURE, CLIP, echo=False)
     assert frames[-1]["text"] == expected.text and frames[-1]["usage"]["prompt_tokens"] == expected.prompt_tokens
 
 
 def test_a_mark_without_media_is_text(tiny_worker):
-    short, long = (generate(tiny_worker, text, echo=False)[-1]["usage"]["prompt_tokens"]
-                   for text in ("What?", "What <video>?"))  # fmt: skip
+    short, long = (
+        generate(tiny_worker, text, echo=False)[-1]["usage"]["prompt_tokens"] for text in ("What?", "What <video>?")
+    )
     assert long - short < 12, "a typed tag becomes no visual tokens"
 
 
-@pytest.mark.parametrize("images", [
-    ["/etc/passwd"], ["file:///etc/passwd"], ["http://127.0.0.1:1/x.png"], ["../../x"], ["%%%"],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "images",
+    [
+        ["/etc/passwd"],
+        ["file:///etc/passwd"],
+        ["http://127.0.0.1:1/x.png"],
+        ["../../x"],
+        ["%%%"],
+    ],
+)
 def test_images_are_never_paths_or_addresses(tiny_worker, images):
-    only, = generate(tiny_worker, "What?", *images, status=400)
+    (only,) = generate(tiny_worker, "What?", *images, status=400)
     assert only["error_code"] == 40001 and "passwd" not in only["text"] and "base64" in only["text"]
 
 
 def test_bytes_that_are_no_media_are_refused(tiny_worker):
-    only, = generate(tiny_worker, "What?", base64.b64encode(b"nothing at all" * 9).decode(), status=400)
+    (only,) = generate(tiny_worker, "What?", base64.b64encode(b"nothing at all" * 9).decode(), status=400)
     assert only["error_code"] == 40001 and only["text"]
 
 
 def test_the_number_of_marks_must_fit(tiny_worker):
-    only, = generate(tiny_worker, "<image> <image>", PICTURE, status=400)
+    (only,) = generate(tiny_worker, "<image> <image>", PICTURE, status=400)
     assert "1 images and 2 places" in only["text"]
 
 
@@ -128,8 +138,11 @@ def test_the_openai_route_gives_the_same_answer(tiny_worker, tiny_engine):
 
 def test_status(tiny_worker, tiny_service):
     assert http.post(tiny_worker.url + "/worker_get_status").json() == {
-        "model_names": [MODEL], "speed": tiny_service.speed, "queue_length": 0, "num_frames": 8,
-    }  # fmt: skip
+        "model_names": [MODEL],
+        "speed": tiny_service.speed,
+        "queue_length": 0,
+        "num_frames": 8,
+    }
     assert http.get(tiny_worker.url + "/v1/models").json()["data"][0]["id"] == MODEL
 
 
@@ -152,9 +165,16 @@ def test_metrics(tiny_service, tiny_engine):
     assert found[f"videollama2:prompt_tokens_total{label}"] == usage["prompt_tokens"]
     assert found[f"videollama2:generation_tokens_total{label}"] == usage["completion_tokens"]
     assert found[f"videollama2:num_requests_running{label}"] == found[f"videollama2:num_requests_waiting{label}"] == 0
-    for name in ("time_to_first_token_seconds", "e2e_request_latency_seconds", "request_queue_time_seconds",
-                 "request_prefill_time_seconds", "request_decode_time_seconds", "media_decode_seconds",
-                 "request_prompt_tokens", "request_generation_tokens"):  # fmt: skip
+    for name in (
+        "time_to_first_token_seconds",
+        "e2e_request_latency_seconds",
+        "request_queue_time_seconds",
+        "request_prefill_time_seconds",
+        "request_decode_time_seconds",
+        "media_decode_seconds",
+        "request_prompt_tokens",
+        "request_generation_tokens",
+    ):
         assert found[f"videollama2:{name}_count{label}"] == 1, name
     assert found[f"videollama2:inter_token_latency_seconds_count{label}"] >= 1
     assert found[f'videollama2:rejected_total{{model_name="{MODEL}",reason="model_not_found"}}'] == 1
@@ -305,28 +325,55 @@ def test_a_wrong_token_is_no_registration():
 # -------------------------------------------------------------------------------------------------------------- flags
 
 
-@pytest.mark.parametrize(("path", "name"), [
-    ("videollama2-tiny", "videollama2-tiny"), ("DAMO-NLP-SG/VideoLLaMA2-7B", "VideoLLaMA2-7B"),
-    ("/models/mine/", "mine"), ("runs/mine/checkpoint-100", "mine_checkpoint-100"), ("checkpoint-5", "checkpoint-5"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("videollama2-tiny", "videollama2-tiny"),
+        ("DAMO-NLP-SG/VideoLLaMA2-7B", "VideoLLaMA2-7B"),
+        ("/models/mine/", "mine"),
+        ("runs/mine/checkpoint-100", "mine_checkpoint-100"),
+        ("checkpoint-5", "checkpoint-5"),
+    ],
+)
 def test_published_names_of_models(path, name):
     assert model_name_of(path) == name
 
 
 def test_published_flags():
-    args = build_parser().parse_args([
-        "--host", "0.0.0.0", "--controller-address", "http://localhost:10000", "--port", "40000", "--worker-address",
-        "http://localhost:40000", "--model-path", "x", "--model-name", "y", "--limit-model-concurrency", "5",
-        "--stream-interval", "2", "--no-register",
-    ])  # fmt: skip
+    args = build_parser().parse_args(
+        [
+            "--host",
+            "0.0.0.0",
+            "--controller-address",
+            "http://localhost:10000",
+            "--port",
+            "40000",
+            "--worker-address",
+            "http://localhost:40000",
+            "--model-path",
+            "x",
+            "--model-name",
+            "y",
+            "--limit-model-concurrency",
+            "5",
+            "--stream-interval",
+            "2",
+            "--no-register",
+        ]
+    )
     assert args.controller == "http://localhost:10000" and args.worker == "http://localhost:40000"
 
 
-@pytest.mark.parametrize(("flags", "expected"), [
-    ([], "http://127.0.0.1:40000"), (["--host", "10.0.0.5"], "http://10.0.0.5:40000"),
-    (["--host", "::1"], "http://[::1]:40000"), (["--host", "0.0.0.0"], "http://localhost:40000"),
-    (["--worker", "http://gpu1:5"], "http://gpu1:5"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], "http://127.0.0.1:40000"),
+        (["--host", "10.0.0.5"], "http://10.0.0.5:40000"),
+        (["--host", "::1"], "http://[::1]:40000"),
+        (["--host", "0.0.0.0"], "http://localhost:40000"),
+        (["--worker", "http://gpu1:5"], "http://gpu1:5"),
+    ],
+)
 def test_where_a_worker_is_reached(flags, expected):
     assert own_address(build_parser().parse_args(flags)) == expected
 

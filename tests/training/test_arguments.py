@@ -113,11 +113,26 @@ def test_bare_debug_shows_the_traceback(world, parts, tmp_path):
 
 
 WITHOUT_EFFECT = [
-    "do_train", "do_eval", "do_predict", "label_names", "label_smoothing_factor", "length_column_name",
-    "use_liger_kernel", "liger_kernel_config", "prediction_loss_only", "eval_accumulation_steps",
-    "eval_do_concat_batches", "eval_use_gather_object", "include_for_metrics", "batch_eval_metrics",
-    "bf16_full_eval", "fp16_full_eval", "version", "is_multimodal", "lazy_preprocess",
-]  # fmt: skip
+    "do_train",
+    "do_eval",
+    "do_predict",
+    "label_names",
+    "label_smoothing_factor",
+    "length_column_name",
+    "use_liger_kernel",
+    "liger_kernel_config",
+    "prediction_loss_only",
+    "eval_accumulation_steps",
+    "eval_do_concat_batches",
+    "eval_use_gather_object",
+    "include_for_metrics",
+    "batch_eval_metrics",
+    "bf16_full_eval",
+    "fp16_full_eval",
+    "version",
+    "is_multimodal",
+    "lazy_preprocess",
+]
 
 
 @pytest.mark.parametrize("name", WITHOUT_EFFECT)
@@ -129,9 +144,13 @@ def test_flags_without_effect_do_not_exist(world, parts, tmp_path, capsys, name)
 
 @pytest.mark.parametrize(
     ("package", "changes"),
-    [("deepspeed", {"deepspeed": "scripts/zero2.json"}), ("wandb", {"report_to": "wandb"}),
-     ("tensorboard", {"report_to": ["none", "tensorboard"]}), ("galore_torch", {"optim": "galore_adamw"})],
-)  # fmt: skip
+    [
+        ("deepspeed", {"deepspeed": "scripts/zero2.json"}),
+        ("wandb", {"report_to": "wandb"}),
+        ("tensorboard", {"report_to": ["none", "tensorboard"]}),
+        ("galore_torch", {"optim": "galore_adamw"}),
+    ],
+)
 def test_missing_packages_are_named(world, parts, tmp_path, capsys, monkeypatch, package, changes):
     monkeypatch.setitem(sys.modules, package, None)  # what Python itself notes for a failed import
     if package == "galore_torch":

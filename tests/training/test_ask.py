@@ -37,8 +37,14 @@ def grown(world, parts, tmp_path_factory):
     turns = [{"from": "human", "value": "Say it."}, {"from": "gpt", "value": ANSWER}]
     (folder / "say.json").write_text(json.dumps([{"id": "say", "conversations": turns}]))
     files = [world / "mixed.json", folder / "say.json"]
-    changes = {"max_steps": 60, "learning_rate": 1e-2, "per_device_train_batch_size": 8, "data_path": files,
-               "data_weights": [1, 1], "data_folder": world}  # fmt: skip
+    changes = {
+        "max_steps": 60,
+        "learning_rate": 1e-2,
+        "per_device_train_batch_size": 8,
+        "data_path": files,
+        "data_weights": [1, 1],
+        "data_folder": world,
+    }
     train.train(*train.parse_arguments(flags(world, parts, folder, **changes)))
     return folder
 

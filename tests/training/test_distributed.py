@@ -97,9 +97,14 @@ def test_no_process_leaves_before_the_first_has_written(tmp_path):
     script.write_text(ENDING)
     argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
-        [*argv, script, tmp_path / "written"], env=environment(), cwd=ROOT, capture_output=True, text=True,
-        timeout=300, check=False,
-    )  # fmt: skip
+        [*argv, script, tmp_path / "written"],
+        env=environment(),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -157,9 +162,12 @@ def loss_of(folder, records):
 def test_zero_equals_plain_training(run, launch, world, several, records, stage, frozen_tower):
     """Batches of one: in most steps the processes see different kinds of media, in some one sees text alone."""
     options = {
-        "max_steps": 8, "freeze_vision_tower": frozen_tower, "gradient_checkpointing": True, "data_path": several,
+        "max_steps": 8,
+        "freeze_vision_tower": frozen_tower,
+        "gradient_checkpointing": True,
+        "data_path": several,
         "data_folder": world,
-    }  # fmt: skip
+    }
     asked = {"eval_data_path": world / "mixed.json", "eval_strategy": "steps", "eval_steps": 8}
     one = run(per_device_train_batch_size=2, **options)
     zero = {"deepspeed": ROOT / "scripts" / f"zero{stage}.json"}
@@ -192,9 +200,14 @@ def test_zero_3_goes_on_from_its_checkpoint_and_writes_each_kind(run, launch, ca
 def test_zero_2_goes_on_over_quantised_weights(launch, world, parts, tmp_path, capsys):
     """As scripts/custom/finetune_qlora.sh does; its checkpoints do not repeat what is frozen."""
     options = {
-        "lora_enable": True, "lora_r": 4, "bits": 4, "freeze_vision_tower": True, "per_device_train_batch_size": 2,
-        "save_strategy": "steps", "save_steps": 1,
-    }  # fmt: skip
+        "lora_enable": True,
+        "lora_r": 4,
+        "bits": 4,
+        "freeze_vision_tower": True,
+        "per_device_train_batch_size": 2,
+        "save_strategy": "steps",
+        "save_steps": 1,
+    }
     zero = {"deepspeed": ROOT / "scripts" / "zero2.json"}
     whole = launch(2, **zero, **options)
     begun = tmp_path / "begun"

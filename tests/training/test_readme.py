@@ -24,9 +24,14 @@ def test_own_data_to_an_answer(tmp_path):
     names = ("WORLD_SIZE", "RANK", "LOCAL_BATCH_SIZE", "RUN_NAME", "DATA_DIR", "OUTP_DIR", "PYTHONPATH")
     clean = {name: value for name, value in environment().items() if name not in names}
     done = subprocess.run(
-        ["bash", "-c", installed + commands], cwd=tmp_path, env={**clean, "PYTHON": sys.executable},
-        capture_output=True, text=True, timeout=600, check=False,
-    )  # fmt: skip
+        ["bash", "-c", installed + commands],
+        cwd=tmp_path,
+        env={**clean, "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
     assert "4 records, 4 of them right: 1 image, 1 several media, 1 text only, 1 video" in done.stdout
     last = done.stdout.splitlines()[-1]

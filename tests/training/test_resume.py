@@ -89,9 +89,15 @@ def test_disk_that_is_full_while_saving(run, world, parts, tmp_path):
     first = run(**{**SAVING, "max_steps": 2})
     argv = command(flags(world, parts, first.folder, **{**SAVING, "max_steps": 4}), 1)
     done = subprocess.run(
-        argv, env=environment(), cwd=ROOT, preexec_fn=limit_files, capture_output=True, text=True, timeout=300,
+        argv,
+        env=environment(),
+        cwd=ROOT,
+        preexec_fn=limit_files,
+        capture_output=True,
+        text=True,
+        timeout=300,
         check=False,
-    )  # fmt: skip
+    )
     assert done.returncode == 2, done.stderr[-2000:]
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "checkpoint-4: cannot be written" in line
@@ -129,8 +135,13 @@ def test_disk_without_room_for_a_second_checkpoint(run, world, parts, tmp_path, 
     argv = command(flags(world, parts, disk, **changes), 1)
     done = subprocess.run(
         ["unshare", "-rm", "bash", "-c", SMALL_DISK, "bash", str(disk), str(first.folder), str(int(1.3 * used)), *argv],
-        env={**environment(), "OUT": str(disk)}, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+        env={**environment(), "OUT": str(disk)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 2, done.stderr[-3000:]
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "cannot be written" in line and "0.0 GB free on the disk" in line

@@ -36,8 +36,12 @@ def call(script, *argv, **variables):
     return subprocess.run(
         ["bash", str(ROOT / "scripts" / script), *map(str, argv)],
         env={**clean, "PYTHON": sys.executable, **{name: str(value) for name, value in variables.items()}},
-        cwd="/", capture_output=True, text=True, timeout=1200, check=False,
-    )  # fmt: skip
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=1200,
+        check=False,
+    )
 
 
 @pytest.fixture
@@ -156,14 +160,35 @@ def test_tiny_model_from_nothing_beats_chance_in_minutes(tmp_path, port):
 @pytest.mark.slow
 def test_both_stages_train_on_two_processes(world, parts, captions, tmp_path, port):
     variables = {
-        "NPROC_PER_NODE": 2, "WORLD_SIZE": 1, "GLOBAL_BATCH_SIZE": 8, "LOCAL_BATCH_SIZE": 2, "DEEPSPEED": "none",
-        "OUTP_DIR": tmp_path, "MASTER_PORT": port, "OMP_NUM_THREADS": 1,
-    }  # fmt: skip
+        "NPROC_PER_NODE": 2,
+        "WORLD_SIZE": 1,
+        "GLOBAL_BATCH_SIZE": 8,
+        "LOCAL_BATCH_SIZE": 2,
+        "DEEPSPEED": "none",
+        "OUTP_DIR": tmp_path,
+        "MASTER_PORT": port,
+        "OMP_NUM_THREADS": 1,
+    }
     overrides = [
-        "--model_path", parts / "llm", "--vision_tower", parts / "clip", "--num_frames", 8, "--tf32", "False",
-        "--data_folder", world, "--dataloader_num_workers", 0, "--max_steps", 2, "--model_max_length", 400,
-        "--report_to", "none",
-    ]  # fmt: skip
+        "--model_path",
+        parts / "llm",
+        "--vision_tower",
+        parts / "clip",
+        "--num_frames",
+        8,
+        "--tf32",
+        "False",
+        "--data_folder",
+        world,
+        "--dataloader_num_workers",
+        0,
+        "--max_steps",
+        2,
+        "--model_max_length",
+        400,
+        "--report_to",
+        "none",
+    ]
     folder = tmp_path / "videollama2qwen2"
     done = call("vllava/pretrain.sh", *overrides, "--data_path", captions, **variables)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -181,10 +206,29 @@ def test_both_stages_train_on_two_processes(world, parts, captions, tmp_path, po
 def test_two_nodes_are_one_run(world, tmp_path, port):
     """Two launchers that find each other learn what two processes of one launcher do, and one result is written."""
     overrides = [
-        "--model_path", "videollama2-tiny", "--vision_tower", "", "--pretrain_mm_mlp_adapter", "", "--num_frames", 8,
-        "--data_path", world / "mixed.json", "--data_folder", world, "--max_steps", 2, "--model_max_length", 400,
-        "--dataloader_num_workers", 0, "--report_to", "none", "--bf16", "False",
-    ]  # fmt: skip
+        "--model_path",
+        "videollama2-tiny",
+        "--vision_tower",
+        "",
+        "--pretrain_mm_mlp_adapter",
+        "",
+        "--num_frames",
+        8,
+        "--data_path",
+        world / "mixed.json",
+        "--data_folder",
+        world,
+        "--max_steps",
+        2,
+        "--model_max_length",
+        400,
+        "--dataloader_num_workers",
+        0,
+        "--report_to",
+        "none",
+        "--bf16",
+        "False",
+    ]
     variables = {"GLOBAL_BATCH_SIZE": 8, "LOCAL_BATCH_SIZE": 2, "DEEPSPEED": "none", "OMP_NUM_THREADS": 1}
 
     def losses(name, nodes, processes):

@@ -19,9 +19,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_loss_falls(run, world):
-    result = run(
-        max_steps=25, data_path=world / "train.json", per_device_train_batch_size=8, learning_rate=5e-3
-    )
+    result = run(max_steps=25, data_path=world / "train.json", per_device_train_batch_size=8, learning_rate=5e-3)
     losses = [row["loss"] for row in result.log]
     assert len(losses) == 25
     assert losses[-1] < 0.6 * losses[0]
@@ -40,9 +38,7 @@ def test_batch_of_text_image_and_video_is_the_sum_of_its_samples(run, records):
     model, processor = load_checkpoint(run(max_steps=1).folder)
     dataset = VideoInstructionDataset(records, processor, 400)
     collator = TrainingCollator(processor.pad_token_id)
-    chosen = [
-        next(i for i, r in enumerate(records) if r.kinds == kinds) for kinds in (["video"], [], ["image"])
-    ]
+    chosen = [next(i for i, r in enumerate(records) if r.kinds == kinds) for kinds in (["video"], [], ["image"])]
     samples = [dataset[i] for i in chosen]
     batch = collator(samples)
     assert batch["pixel_values"].shape[0] == 1
@@ -104,17 +100,13 @@ def test_resumed_run_equals_an_uninterrupted_one(run, tmp_path, grouped):
 
 def test_goes_on_from_a_whole_checkpoint(run):
     first = run(max_steps=3)
-    second = run(
-        model_path=first.folder, vision_tower=None, mm_projector_type=None, num_frames=4, freeze_backbone=True
-    )
+    second = run(model_path=first.folder, vision_tower=None, mm_projector_type=None, num_frames=4, freeze_backbone=True)
     before, after = weights(first.folder), weights(second.folder)
     assert before.keys() == after.keys()
     for name, tensor in before.items():
         in_decoder = "mm_projector" not in name and "vision_tower" not in name
         assert not in_decoder or torch.equal(tensor, after[name]), name
-    assert not torch.equal(
-        before["model.mm_projector.readout.0.weight"], after["model.mm_projector.readout.0.weight"]
-    )
+    assert not torch.equal(before["model.mm_projector.readout.0.weight"], after["model.mm_projector.readout.0.weight"])
     _, processor = load_checkpoint(second.folder)
     assert processor.model_config.num_frames == 4
 

@@ -18,9 +18,7 @@ def make(world, parts, tmp_path, records):
         arguments = parse_arguments(flags(world, parts, tmp_path / "out", **changes))
         model, processor = build_model(*arguments)
         dataset = VideoInstructionDataset(records, processor, 400)
-        trainer = VideoLlama2Trainer(
-            model=model, args=arguments[2], train_dataset=dataset, processing_class=processor
-        )
+        trainer = VideoLlama2Trainer(model=model, args=arguments[2], train_dataset=dataset, processing_class=processor)
         return model, trainer
 
     return build
@@ -104,9 +102,17 @@ def test_frozen_means_frozen(make, records, changes, learning):
 
 
 OPTIMIZERS = [
-    "adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop", "adamw_8bit", "lion_32bit",
-    "paged_adamw_8bit", "ademamix",
-]  # fmt: skip
+    "adamw_torch",
+    "adamw_torch_fused",
+    "adafactor",
+    "sgd",
+    "adagrad",
+    "rmsprop",
+    "adamw_8bit",
+    "lion_32bit",
+    "paged_adamw_8bit",
+    "ademamix",
+]
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -1,6 +1,6 @@
 """``videollama2 data check``: everything that is wrong with annotation files, and how long their records are.
 
-    videollama2 data check train.json --data-folder /data/videos --model-path DAMO-NLP-SG/VideoLLaMA2.1-7B-16F
+videollama2 data check train.json --data-folder /data/videos --model-path DAMO-NLP-SG/VideoLLaMA2.1-7B-16F
 """
 
 from __future__ import annotations
@@ -138,8 +138,9 @@ def add_data_commands(subparsers: Any) -> None:
     check = commands.add_parser("check", help="tell everything that is wrong with annotation files")
     check.add_argument("files", nargs="+", metavar="FILE", help="JSON list or JSON Lines")
     check.add_argument("--data-folder", metavar="DIR", help="what media paths are relative to (default: FILE's folder)")
-    check.add_argument("--model-path", default=TINY_MODEL_NAME, metavar="NAME",
-                       help="whose tokens are counted (default %(default)s)")  # fmt: skip
+    check.add_argument(
+        "--model-path", default=TINY_MODEL_NAME, metavar="NAME", help="whose tokens are counted (default %(default)s)"
+    )
     check.add_argument("--model-max-length", type=int, metavar="N", help="count the records that are longer")
     check.add_argument("--debug", action="store_true", help="show the traceback of an error")
     check.set_defaults(run=_check)

@@ -72,6 +72,4 @@ def _line_rows(stream: TextIO, file: str | os.PathLike[str]) -> Iterator[Any]:
             try:
                 yield json.loads(line)
             except json.JSONDecodeError as error:
-                raise DataError(
-                    f"{file}: not JSON at line {number}, column {error.colno}: {error.msg}"
-                ) from error
+                raise DataError(f"{file}: not JSON at line {number}, column {error.colno}: {error.msg}") from error

@@ -61,25 +61,42 @@ def _run(parser: argparse.ArgumentParser) -> None:
     _add_folders(parser)
     add_model_flags(parser, device_help="default: cuda of this process's number, else mps, else cpu")
     asked = parser.add_argument_group("questions")
-    asked.add_argument("--subtitles", nargs="?", const="published", choices=("published", "seen"), metavar="WHICH",
-                       help="VideoMME: published (the published choice; also without a value) or seen (cues of the "
-                       "frames that the model sees, each once)")  # fmt: skip
+    asked.add_argument(
+        "--subtitles",
+        nargs="?",
+        const="published",
+        choices=("published", "seen"),
+        metavar="WHICH",
+        help="VideoMME: published (the published choice; also without a value) or seen (cues of the "
+        "frames that the model sees, each once)",
+    )
     asked.add_argument("--split", choices=("test", "valid"), help="Perception Test (default: whichever is there)")
-    asked.add_argument("--prompt", choices=("question", "options"),
-                       help="moving_shapes: the question alone (default), or with options as MVBench")  # fmt: skip
+    asked.add_argument(
+        "--prompt",
+        choices=("question", "options"),
+        help="moving_shapes: the question alone (default), or with options as MVBench",
+    )
     asked.add_argument("--limit", type=number(1), metavar="N", help="ask only N questions")
     asked.add_argument("--offset", type=number(0), default=0, metavar="N", help="leave the first N out")
     asked.add_argument("--num-frames", type=number(1), metavar="N", help="frames per video (default: the model's)")
     asked.add_argument("--video-backend", default="auto", choices=("auto", "pyav", "decord"), help="video decoder")
     asked.add_argument("--strict-data", action="store_true", help="stop at a video that is missing or unreadable")
     answer = parser.add_argument_group("answers")
-    answer.add_argument("--max-new-tokens", type=number(1), metavar="N",
-                        help="default 2048 (published), at most half of the model's positions")  # fmt: skip
+    answer.add_argument(
+        "--max-new-tokens",
+        type=number(1),
+        metavar="N",
+        help="default 2048 (published), at most half of the model's positions",
+    )
     answer.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default): no sampling")
     answer.add_argument("--top-p", type=float, default=1.0, metavar="P", help="when sampling (default %(default)s)")
     answer.add_argument("--seed", type=number(0), default=0, metavar="N", help="when sampling (default %(default)s)")
-    answer.add_argument("--batch-size", type=number(1), metavar="N",
-                        help="answers at once; they do not depend on it (default: what memory allows)")  # fmt: skip
+    answer.add_argument(
+        "--batch-size",
+        type=number(1),
+        metavar="N",
+        help="answers at once; they do not depend on it (default: what memory allows)",
+    )
     answer.add_argument("--retry-failed", action="store_true", help="ask again what had no answer in a former run")
     answer.add_argument("--no-progress", action="store_true", help="no progress bar")
     _add_judge(parser)
@@ -109,8 +126,12 @@ def _check(parser: argparse.ArgumentParser) -> None:
 def _add_folders(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, metavar="DIR", help="data folder (default: eval/ and its usual name)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="default eval_output/BENCHMARK/MODEL")
-    parser.add_argument("--protocol", default="published", choices=("published", "strict"),
-                        help="reading that stands first in the results; both are reported")  # fmt: skip
+    parser.add_argument(
+        "--protocol",
+        default="published",
+        choices=("published", "strict"),
+        help="reading that stands first in the results; both are reported",
+    )
 
 
 def _add_judge(parser: argparse.ArgumentParser) -> None:
@@ -121,13 +142,22 @@ def _add_judge(parser: argparse.ArgumentParser) -> None:
     judge.add_argument("--judge-url", metavar="URL", help="any OpenAI-compatible server (default: OpenAI)")
     judge.add_argument("--judge-azure-endpoint", metavar="URL", help="use Azure")
     judge.add_argument("--judge-azure-api-version", metavar="VERSION", help="of the Azure service")
-    judge.add_argument("--judge-temperature", type=float, metavar="T",
-                       help="default 0.7 with protocol published, 0 with strict")  # fmt: skip
-    judge.add_argument("--judge-max-tokens", type=number(1), metavar="N",
-                       help="longest reply, default 800 (published); less for a judge of few positions")  # fmt: skip
+    judge.add_argument(
+        "--judge-temperature", type=float, metavar="T", help="default 0.7 with protocol published, 0 with strict"
+    )
+    judge.add_argument(
+        "--judge-max-tokens",
+        type=number(1),
+        metavar="N",
+        help="longest reply, default 800 (published); less for a judge of few positions",
+    )
     judge.add_argument("--judge-concurrency", type=number(1), default=8, metavar="N", help="default %(default)s")
     judge.add_argument("--judge-retries", type=number(0), default=5, metavar="N", help="default %(default)s")
     judge.add_argument("--judge-timeout", type=float, default=60.0, metavar="SECONDS", help="default %(default)s")
-    judge.add_argument("--rubric", default="published", metavar="WHICH",
-                       help="published (default), own (this project's texts), or a folder of rubric files")  # fmt: skip
+    judge.add_argument(
+        "--rubric",
+        default="published",
+        metavar="WHICH",
+        help="published (default), own (this project's texts), or a folder of rubric files",
+    )
     judge.add_argument("--dry-run", action="store_true", help="only print what judging would take")

@@ -29,8 +29,12 @@ def run_command(args: argparse.Namespace) -> int:
     if args.dry_run and not args.judge_model:
         raise ConfigError("--dry-run is about a judge: give --judge-model")
     rank, world = _processes()
-    options = {"device": args.device or _own_device(), "attn_implementation": args.attn_implementation,
-               "load_8bit": args.load_8bit, "load_4bit": args.load_4bit}  # fmt: skip
+    options = {
+        "device": args.device or _own_device(),
+        "attn_implementation": args.attn_implementation,
+        "load_8bit": args.load_8bit,
+        "load_4bit": args.load_4bit,
+    }
     folder = "_".join([found.name, *filter(None, settings.values())])
     output = args.output or OUTPUT_ROOT / folder / Path(args.model_path).name
     plan = Plan(
@@ -120,8 +124,13 @@ def _score_file(args: argparse.Namespace) -> int:
         return 0
     rows, metrics = _metrics(found, rows, judging, not args.no_progress)
     empty = dict.fromkeys(("revision", "dtype", "frames", "generation"))
-    head = {"benchmark": found.name, "model": f"{args.answers.name} (published code)", **empty,
-            "protocol": PUBLISHED, "judge": describe_judge(found, judging)}  # fmt: skip
+    head = {
+        "benchmark": found.name,
+        "model": f"{args.answers.name} (published code)",
+        **empty,
+        "protocol": PUBLISHED,
+        "judge": describe_judge(found, judging),
+    }
     if args.output:
         from videollama2.eval.store import write_samples
 

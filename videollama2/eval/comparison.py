@@ -78,8 +78,16 @@ def format_comparisons(comparisons: Sequence[Comparison], a: str, b: str) -> str
         d = each.difference
         interval = "-" if d.low is None else f"{d.low:+.2f} .. {d.high:+.2f}"
         p = "-" if d.p_value is None else f"{d.p_value:.3f}"
-        cells = (f"{each.metric}, {each.protocol} ({each.unit})", f"{each.a:.2f}", f"{each.b:.2f}",
-                 f"{d.difference:+.2f}", interval, p, str(d.n), f"{d.b_better} / {d.a_better}")  # fmt: skip
+        cells = (
+            f"{each.metric}, {each.protocol} ({each.unit})",
+            f"{each.a:.2f}",
+            f"{each.b:.2f}",
+            f"{d.difference:+.2f}",
+            interval,
+            p,
+            str(d.n),
+            f"{d.b_better} / {d.a_better}",
+        )
         lines.append("".join(f"{text:<{width}}" for text, width in zip(cells, _WIDTHS, strict=True)).rstrip())
     left = [f"{each.metric}: {each.only_a} / {each.only_b}" for each in comparisons if each.only_a or each.only_b]
     if left:

@@ -146,8 +146,13 @@ def run(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any] | None
     """
     items = plan.items()
     _tell_missing(plan, items)
-    about = {"data": str(plan.data.resolve()), "model": plan.model.path, "model_base": plan.model.base,
-             "limit": plan.limit, "offset": plan.offset}  # fmt: skip
+    about = {
+        "data": str(plan.data.resolve()),
+        "model": plan.model.path,
+        "model_base": plan.model.base,
+        "limit": plan.limit,
+        "offset": plan.offset,
+    }
     store = AnswerStore(plan.output, plan.configuration(items), about)
     answered = store.read()
     mine = share(items, plan.rank, plan.world)

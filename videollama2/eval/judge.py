@@ -194,8 +194,15 @@ class LocalJudge:
     def dry_run(self, rows: Sequence[Row], rubric: Rubric) -> dict[str, Any]:
         """No calls."""
         skipped = sum(bool(row.get("error")) for row in rows)
-        return {"rows": len(rows), "skipped": skipped, "duplicates": 0, "cached": 0, "calls": 0,
-                "prompt_tokens_estimate": 0, "reply_tokens_at_most": 0}  # fmt: skip
+        return {
+            "rows": len(rows),
+            "skipped": skipped,
+            "duplicates": 0,
+            "cached": 0,
+            "calls": 0,
+            "prompt_tokens_estimate": 0,
+            "reply_tokens_at_most": 0,
+        }
 
     def score_rows(self, rows: Sequence[Row], rubric: Rubric, progress: bool = True) -> list[Row]:
         """Judge every row that has an answer."""

@@ -21,9 +21,18 @@ SCHEMA_VERSION = 1
 HEADER_FIELDS = ("benchmark", "model", "revision", "dtype", "frames", "generation", "protocol", "judge")
 _METRIC_FIELDS = ("name", "protocol", "unit", "counts", "overall", "categories")
 _SETTINGS = (
-    "revision", "device", "dtype", "attention", "quantization", "frames", "subtitles", "split", "prompt", "protocol",
+    "revision",
+    "device",
+    "dtype",
+    "attention",
+    "quantization",
+    "frames",
+    "subtitles",
+    "split",
+    "prompt",
+    "protocol",
     "generation",
-)  # fmt: skip
+)
 _COUNT_NAMES = ("total", "answered", "unparsed", "guessed", "missing_media", "failed", "judge_failed")
 _UNTOLD = (
     "The file holds chosen options, not the model's words: how many of them the published parser guessed is not known, "

@@ -158,10 +158,12 @@ def mm_infer_batch(
         prefix_cache_bytes=0,  # nothing but its answers outlives the call
         background=False,
     ) as engine:
-        results = engine.generate([
-            Request(messages, pixels, **sampling_options(model, options))
-            for messages, pixels in zip(conversations, media, strict=True)
-        ])
+        results = engine.generate(
+            [
+                Request(messages, pixels, **sampling_options(model, options))
+                for messages, pixels in zip(conversations, media, strict=True)
+            ]
+        )
     answers = []
     for result in results:
         if result.error is not None:

@@ -81,9 +81,12 @@ class Engine:
         cuda_graphs: bool = False,
     ) -> None:
         for name, value in (
-            ("max_batch", max_batch), ("max_length", max_length), ("max_queue", max_queue),
-            ("prefill_chunk", prefill_chunk), ("media_threads", media_threads),
-        ):  # fmt: skip
+            ("max_batch", max_batch),
+            ("max_length", max_length),
+            ("max_queue", max_queue),
+            ("prefill_chunk", prefill_chunk),
+            ("media_threads", media_threads),
+        ):
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ConfigError(f"{name} must be at least 1, got {value!r}")
         if prefix_cache_bytes < 0:

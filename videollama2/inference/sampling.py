@@ -63,14 +63,12 @@ class SamplingOptions:
             "stop": (all(isinstance(text, str) and text for text in self.stop), "texts that are not empty"),
             "seed": (self.seed is None or _whole(self.seed, 0), "0 or more"),
             "logprobs": (self.logprobs is None or _whole(self.logprobs, 0), "0 or more"),
-        }  # fmt: skip
+        }
         for name, (holds, rule) in rules.items():
             if not holds:
                 raise ConfigError(f"{name} must be {rule}, got {getattr(self, name)!r}")
         if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
-            raise ConfigError(
-                f"min_new_tokens {self.min_new_tokens} is more than max_new_tokens {self.max_new_tokens}"
-            )
+            raise ConfigError(f"min_new_tokens {self.min_new_tokens} is more than max_new_tokens {self.max_new_tokens}")
 
 
 def _whole(value: object, least: int) -> bool:

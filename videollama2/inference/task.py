@@ -27,9 +27,7 @@ class Task:
     ``identity`` says per position what stands there: a token id, or (content of a medium, index within it).
     """
 
-    def __init__(
-        self, request: Request, prompt: Prompt, channel: Channel, chooser: Chooser, tokenizer: Any
-    ) -> None:
+    def __init__(self, request: Request, prompt: Prompt, channel: Channel, chooser: Chooser, tokenizer: Any) -> None:
         self.request, self.channel, self.chooser = request, channel, chooser
         self.media_keys: list[Hashable] = []
         self.readings: list[Future[Medium]] | None = None if request.media else []

@@ -109,4 +109,3 @@ def load_pretrained_model(
         model, processor = load_lora_folder(path, model_base, placement, hub)
     context = getattr(model.config.text_config, "max_position_embeddings", None) or 2048
     return processor.tokenizer, model.eval(), processor, context
-

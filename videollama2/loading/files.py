@@ -55,8 +55,7 @@ def find_file(name_or_path: str, filename: str, **hub: Any) -> Path | None:
         found = cached_file(name_or_path, filename, _raise_exceptions_for_missing_entries=False, **hub)
     except (OSError, ValueError) as error:
         raise CheckpointNotFoundError(
-            f"{name_or_path} is neither a folder nor a model repository that can be reached "
-            f"({first_line(error)})"
+            f"{name_or_path} is neither a folder nor a model repository that can be reached ({first_line(error)})"
         ) from error
     return None if found is None else Path(found)
 

@@ -71,9 +71,7 @@ def _module_key(name: str) -> str:
     return module_name(name)
 
 
-def merge_lora(
-    model: nn.Module, tensors: dict[str, torch.Tensor], adapter: dict[str, Any], path: Path
-) -> None:
+def merge_lora(model: nn.Module, tensors: dict[str, torch.Tensor], adapter: dict[str, Any], path: Path) -> None:
     """Add ``scale * B @ A`` to every adapted weight, in float32.
 
     Args:
@@ -140,4 +138,3 @@ def _load_named(model: nn.Module, tensors: dict[str, torch.Tensor], path: Path) 
     if unknown:
         raise CheckpointError(f"{path}: {len(unknown)} weights have no place in the model: {', '.join(unknown[:8])}")
     model.load_state_dict(renamed, strict=False)
-

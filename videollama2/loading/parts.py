@@ -154,8 +154,11 @@ def load_connector(model: VideoLlama2ForConditionalGeneration, path: Path) -> No
 
 def _load_strictly(module: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
     own = module.state_dict()
-    wrong = [f"{k} {tuple(v.shape)} instead of {tuple(own[k].shape)}" for k, v in tensors.items()
-             if k in own and own[k].shape != v.shape]  # fmt: skip
+    wrong = [
+        f"{k} {tuple(v.shape)} instead of {tuple(own[k].shape)}"
+        for k, v in tensors.items()
+        if k in own and own[k].shape != v.shape
+    ]
     missing, surplus = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
     if missing or surplus or wrong:
         raise CheckpointError(
@@ -190,4 +193,3 @@ def base_with_connector(
     settings = {key: fields[key] for key in _CONNECTOR_FIELDS if key in fields}
     settings.setdefault("mm_projector_type", "linear")
     return build_from_parts(base, find_tower(tower, path) or tower, **settings, **placement, **hub)
-

@@ -82,4 +82,3 @@ def quantization_config(load_8bit: bool, load_4bit: bool, dtype: torch.dtype) ->
         bnb_4bit_quant_type="nf4",
         llm_int8_skip_modules=_NOT_QUANTISED,
     )
-

@@ -58,4 +58,3 @@ def _read_config(path: str, **hub: Any) -> VideoLlama2Config:
         raise
     except (TypeError, ValueError, AttributeError, KeyError, OSError) as error:
         raise ConfigError(f"{path}/config.json: {first_line(error)}") from error
-

@@ -20,26 +20,92 @@ from videollama2.media.arrays import is_array, rgb_image
 MAX_IMAGE_PIXELS = 178_956_970
 """Twice Pillow's warning level, where it refuses by itself. Checked before memory is taken."""
 
-IMAGE_SUFFIXES = frozenset((
-    ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".ico", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm",
-    ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
-))
-VIDEO_SUFFIXES = frozenset((
-    ".3gp", ".asf", ".avi", ".divx", ".f4v", ".flv", ".h264", ".h265", ".hevc", ".ivf", ".m2ts", ".m4v",
-    ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".rm", ".rmvb", ".ts", ".vob", ".webm",
-    ".wmv",
-))
+IMAGE_SUFFIXES = frozenset(
+    (
+        ".avif",
+        ".bmp",
+        ".dib",
+        ".gif",
+        ".heic",
+        ".heif",
+        ".ico",
+        ".jp2",
+        ".jpe",
+        ".jpeg",
+        ".jpg",
+        ".pbm",
+        ".pgm",
+        ".png",
+        ".pnm",
+        ".ppm",
+        ".tga",
+        ".tif",
+        ".tiff",
+        ".webp",
+    )
+)
+VIDEO_SUFFIXES = frozenset(
+    (
+        ".3gp",
+        ".asf",
+        ".avi",
+        ".divx",
+        ".f4v",
+        ".flv",
+        ".h264",
+        ".h265",
+        ".hevc",
+        ".ivf",
+        ".m2ts",
+        ".m4v",
+        ".mkv",
+        ".mov",
+        ".mp4",
+        ".mpeg",
+        ".mpg",
+        ".mts",
+        ".mxf",
+        ".ogv",
+        ".rm",
+        ".rmvb",
+        ".ts",
+        ".vob",
+        ".webm",
+        ".wmv",
+    )
+)
 
 # Formats by name, as Pillow also opens some that run other programs (EPS through Ghostscript).
 _FORMATS = (
-    "JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO", "TGA",
+    "JPEG",
+    "MPO",
+    "PNG",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "DIB",
+    "TIFF",
+    "PPM",
+    "AVIF",
+    "JPEG2000",
+    "ICO",
+    "TGA",
     "HEIF",
 )
 
 # What Pillow's decoders raise on damaged files; there is no common base class.
 _DAMAGED = (
-    OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, KeyError, TypeError,
-    OverflowError, RuntimeError,
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    RuntimeError,
 )
 
 _GIF_STARTS = (b"GIF87a", b"GIF89a")
@@ -47,16 +113,22 @@ _IMAGE_STARTS = (
     *_GIF_STARTS,
     b"\x89PNG\r\n\x1a\n",
     b"\xff\xd8\xff",  # JPEG
-    b"II*\0", b"MM\0*",  # TIFF
-    b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51",  # JPEG 2000
+    b"II*\0",
+    b"MM\0*",  # TIFF
+    b"\0\0\0\x0cjP  ",
+    b"\xff\x4f\xff\x51",  # JPEG 2000
     b"\0\0\1\0",  # icon
 )
 _VIDEO_STARTS = (
     b"\x1a\x45\xdf\xa3",  # Matroska, WebM
-    b"\0\0\1\xba", b"\0\0\1\xb3",  # MPEG program stream, MPEG video
+    b"\0\0\1\xba",
+    b"\0\0\1\xb3",  # MPEG program stream, MPEG video
     b"\0\0\0\1",  # H.264 or H.265 without a container
     b"\x30\x26\xb2\x75\x8e\x66\xcf\x11",  # ASF, WMV
-    b"FLV\1", b"OggS", b"DKIF", b".RMF",
+    b"FLV\1",
+    b"OggS",
+    b"DKIF",
+    b".RMF",
 )
 
 _ORIENTATION_TAG = 0x0112
@@ -194,8 +266,10 @@ def _is_video(head: bytes) -> bool:
         return True
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"styp", b"moof"):
         return True
-    return any(head[offset:offset + 1] == b"\x47" == head[offset + step:offset + step + 1]
-               for offset, step in ((0, 188), (4, 192)))
+    return any(
+        head[offset : offset + 1] == b"\x47" == head[offset + step : offset + step + 1]
+        for offset, step in ((0, 188), (4, 192))
+    )
 
 
 def _is_animated(path: Path) -> bool:

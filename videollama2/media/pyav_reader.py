@@ -112,7 +112,8 @@ class PyAVReader(ReaderBase):
             target = "file:" + str(Path(self._source).absolute())
         try:
             self._container = av.open(
-                target, metadata_errors="replace",
+                target,
+                metadata_errors="replace",
                 options={"format_whitelist": _FORMATS, "protocol_whitelist": "file", **_LIMITS},
             )
         except av.error.FFmpegError as error:
@@ -131,8 +132,10 @@ class PyAVReader(ReaderBase):
             raise MediaError(f"{self.name}: there is no decoder for its video stream")
         context = stream.codec_context
         if not (context.width and context.height):
-            raise MediaError(f"{self.name}: the size of its frames is unknown: it is damaged, or larger than "
-                             f"{readers.MAX_FRAME_PIXELS // 10**6} megapixels")
+            raise MediaError(
+                f"{self.name}: the size of its frames is unknown: it is damaged, or larger than "
+                f"{readers.MAX_FRAME_PIXELS // 10**6} megapixels"
+            )
         check_frame_size(context.width, context.height, 1, self.name)
         return stream
 
@@ -146,8 +149,10 @@ class PyAVReader(ReaderBase):
         if is_listed:
             promised = sum(entry.size > 0 for entry in self._stream.index_entries)
             if scan.whole < promised:
-                raise MediaError(f"{self.name}: the file is truncated: its index promises {promised} frames, "
-                                 f"but only {scan.whole} are there")
+                raise MediaError(
+                    f"{self.name}: the file is truncated: its index promises {promised} frames, "
+                    f"but only {scan.whole} are there"
+                )
         self._index = PacketIndex(scan.packets)
         if self._index.num_packets == 0:
             raise MediaError(f"{self.name}: the video stream has no frames that can be decoded")
@@ -190,8 +195,10 @@ class PyAVReader(ReaderBase):
         is_short = stated - scan.seconds > max(_MISSING_SECONDS, _MISSING_SHARE * stated)
         is_sparse = frames - scan.whole > max(1, _MISSING_SHARE * frames)
         if scan.is_cut or scan.whole < scan.seen or is_short or is_sparse or self._is_cut_gif():
-            self._warn(f"the file is damaged or truncated; its {self.num_frames} readable frames "
-                       f"({self.duration:.2f} s) are used")
+            self._warn(
+                f"the file is damaged or truncated; its {self.num_frames} readable frames "
+                f"({self.duration:.2f} s) are used"
+            )
 
     def _is_cut_gif(self) -> bool:
         if self._container.format.name != "gif":

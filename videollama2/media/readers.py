@@ -112,11 +112,14 @@ def narrow(max_pixels: int) -> None:
 def check_frame_size(width: int, height: int, frames: int, name: str) -> None:
     """Raise MediaError when a frame, or this many of them together, would take an absurd amount of memory."""
     if max(width, height) > MAX_SIDE or width * height > MAX_FRAME_PIXELS:
-        raise MediaError(f"{name}: frames of {width}x{height} are larger than {MAX_SIDE} on a side "
-                         f"or {MAX_FRAME_PIXELS // 10**6} megapixels")
+        raise MediaError(
+            f"{name}: frames of {width}x{height} are larger than {MAX_SIDE} on a side "
+            f"or {MAX_FRAME_PIXELS // 10**6} megapixels"
+        )
     if frames * width * height * 3 > MAX_CLIP_BYTES:
-        raise MediaError(f"{name}: {frames} frames of {width}x{height} take more than "
-                         f"{MAX_CLIP_BYTES // 2**30} GiB; ask for fewer")
+        raise MediaError(
+            f"{name}: {frames} frames of {width}x{height} take more than {MAX_CLIP_BYTES // 2**30} GiB; ask for fewer"
+        )
 
 
 class EvenlySpacedReader(ReaderBase):
@@ -169,8 +172,11 @@ class FrameFolderReader(ImageListReader):
 
     def __init__(self, folder: str | os.PathLike, fps: float = FOLDER_FPS) -> None:
         paths = sorted(
-            (path for path in Path(folder).iterdir()
-             if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()),
+            (
+                path
+                for path in Path(folder).iterdir()
+                if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+            ),
             key=_natural_key,
         )
         if not paths:

@@ -115,12 +115,17 @@ def read_clip(
     """
     with open_video(source, backend, fps) as reader:
         indices = select_frames(
-            reader.num_frames, reader.fps, sampling or FrameSampling(),
-            times=reader.times, step_fps=reader.step_fps, name=reader.name,
+            reader.num_frames,
+            reader.fps,
+            sampling or FrameSampling(),
+            times=reader.times,
+            step_fps=reader.step_fps,
+            name=reader.name,
         )
         times = reader.times
-        return Clip(reader.get_frames(indices), indices, [times[i] for i in indices], reader.fps,
-                    reader.num_frames, reader.name)
+        return Clip(
+            reader.get_frames(indices), indices, [times[i] for i in indices], reader.fps, reader.num_frames, reader.name
+        )
 
 
 def _decoder(backend: str) -> Decoder:
@@ -157,4 +162,3 @@ def _seekable_file(source: Any, name: str) -> Any:
         raise MediaError(f"{name}: the file is empty")
     file.seek(0)
     return file
-

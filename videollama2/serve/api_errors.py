@@ -8,9 +8,20 @@ from __future__ import annotations
 from typing import Any
 
 INTERNAL_CODES = {
-    400: 40001, 401: 40101, 403: 40101, 404: 40301, 408: 40001, 413: 40001, 415: 40001, 422: 40001,
-    429: 42903, 500: 50001, 502: 50001, 503: 50005, 504: 50006,
-}  # fmt: skip
+    400: 40001,
+    401: 40101,
+    403: 40101,
+    404: 40301,
+    408: 40001,
+    413: 40001,
+    415: 40001,
+    422: 40001,
+    429: 42903,
+    500: 50001,
+    502: 50001,
+    503: 50005,
+    504: 50006,
+}
 """FastChat's numbers, which go with the ``\\0`` protocol, by status where an error names none."""
 
 
@@ -84,9 +95,13 @@ def no_worker(model: str, retry_after: float = 5.0) -> ApiError:
     """503, for a model whose workers are gone for the moment."""
     name = model if len(model) <= 64 else model[:64] + "..."
     return ApiError(
-        503, f"no worker serves the model {name!r} at the moment", type="server_error", code="no_worker",
-        retry_after=retry_after, internal_code=50005,
-    )  # fmt: skip
+        503,
+        f"no worker serves the model {name!r} at the moment",
+        type="server_error",
+        code="no_worker",
+        retry_after=retry_after,
+        internal_code=50005,
+    )
 
 
 def shutting_down(retry_after: float = 2.0) -> ApiError:

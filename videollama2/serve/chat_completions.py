@@ -58,9 +58,10 @@ def chat_router(service: ChatService) -> APIRouter:
         return model_reply(model, [service.model_name], started)
 
     @router.post(
-        "/v1/chat/completions", response_model=ChatCompletion,
+        "/v1/chat/completions",
+        response_model=ChatCompletion,
         responses={**_responses(), 200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
-    )  # fmt: skip
+    )
     async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation about images and videos; with ``stream``, as server-sent events."""
         try:
@@ -124,11 +125,13 @@ class _Reply:
             self._cancel()
         choices = [
             Choice(
-                index=index, message=ReplyMessage(content=result.text),
-                logprobs=logprobs_of(result.logprobs, self.service.tokenizer), finish_reason=self._reason(result),
+                index=index,
+                message=ReplyMessage(content=result.text),
+                logprobs=logprobs_of(result.logprobs, self.service.tokenizer),
+                finish_reason=self._reason(result),
             )
             for index, result in enumerate(results)
-        ]  # fmt: skip
+        ]
         completion = ChatCompletion(
             id=self.id, created=self.created, model=self.service.model_name, choices=choices, usage=_usage(results)
         )
@@ -196,9 +199,11 @@ class _Reply:
 
     def _head(self) -> dict[str, Any]:
         return {
-            "id": self.id, "object": "chat.completion.chunk", "created": self.created,
+            "id": self.id,
+            "object": "chat.completion.chunk",
+            "created": self.created,
             "model": self.service.model_name,
-        }  # fmt: skip
+        }
 
     def _chunk(self, index: int, delta: dict[str, Any], reason: str | None = None, logprobs: Any = None) -> bytes:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
@@ -239,6 +244,8 @@ def _usage(results: Sequence[Result]) -> Usage:
     prompt = results[0].prompt_tokens
     completion = sum(result.completion_tokens for result in results)
     return Usage(
-        prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion,
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        total_tokens=prompt + completion,
         prompt_tokens_details=PromptTokensDetails(cached_tokens=results[0].cached_tokens),
-    )  # fmt: skip
+    )

@@ -98,9 +98,11 @@ def engine_messages(request: ChatRequest, guard: TextGuard) -> tuple[list[dict[s
     length = sum(map(len, _texts(request)))
     if length > guard.max_characters:
         raise ApiError(
-            400, f"{length} characters of text are more than this model can read", code="context_length_exceeded",
+            400,
+            f"{length} characters of text are more than this model can read",
+            code="context_length_exceeded",
             param="messages",
-        )  # fmt: skip
+        )
     messages, media = [], []
     for number, message in enumerate(request.messages):
         role = "system" if message.role == "developer" else message.role
@@ -115,9 +117,10 @@ def engine_messages(request: ChatRequest, guard: TextGuard) -> tuple[list[dict[s
         texts = [part["text"] for part in parts if "text" in part]
         if not "".join(texts).strip():
             raise ApiError(
-                400, f"message {number} ({message.role}) has no text: a question is needed",
+                400,
+                f"message {number} ({message.role}) has no text: a question is needed",
                 param=f"messages.{number}.content",
-            )  # fmt: skip
+            )
         plain = len(parts) == len(texts) == 1
         messages.append({"role": role, "content": parts[0]["text"] if plain else parts})
     return messages, media

@@ -143,16 +143,21 @@ class ChatService:
             _log.info("messages: %s", messages)
         if len(asked) > self.policy.max_media:
             raise ApiError(
-                400, f"{len(asked)} images and videos are more than the {self.policy.max_media} that are accepted",
-                code="too_many_media", param="messages",
-            )  # fmt: skip
+                400,
+                f"{len(asked)} images and videos are more than the {self.policy.max_media} that are accepted",
+                code="too_many_media",
+                param="messages",
+            )
         frames = await self._read_all(asked)
         held = sum(map(frame_bytes, frames))
         if held and not self.frames.take(held):
             raise ApiError(
-                503, "too many images and videos are being looked at; try again later", type="server_error",
-                code="overloaded", retry_after=self.limits.retry_after_s,
-            )  # fmt: skip
+                503,
+                "too many images and videos are being looked at; try again later",
+                type="server_error",
+                code="overloaded",
+                retry_after=self.limits.retry_after_s,
+            )
         answers: list[Answer] = []
         try:
             media = [_part(medium, item) for medium, item in zip(asked, frames, strict=True)]
@@ -233,9 +238,13 @@ def _with_media(messages: Sequence[dict[str, Any]], media: Sequence[dict[str, An
 def queue_full(retry_after_s: float) -> ApiError:
     """429."""
     return ApiError(
-        429, "too many requests are waiting; try again later", type="rate_limit_error", code="queue_full",
-        retry_after=retry_after_s, internal_code=42903,
-    )  # fmt: skip
+        429,
+        "too many requests are waiting; try again later",
+        type="rate_limit_error",
+        code="queue_full",
+        retry_after=retry_after_s,
+        internal_code=42903,
+    )
 
 
 def as_api_error(error: VideoLlama2Error, retry_after_s: float = 2.0, closed: bool = False) -> ApiError:

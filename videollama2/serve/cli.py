@@ -42,9 +42,14 @@ class RemoteChat(TerminalChat):
     errors = (VideoLlama2Error, ApiError)
 
     def __init__(
-        self, controller: str, model: str | None = None, credential: str | None = None,
-        media_options: dict[str, Any] | None = None, options: dict[str, Any] | None = None, out: TextIO | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        controller: str,
+        model: str | None = None,
+        credential: str | None = None,
+        media_options: dict[str, Any] | None = None,
+        options: dict[str, Any] | None = None,
+        out: TextIO | None = None,
+    ) -> None:
         super().__init__(out)
         self.controller, self.model, self._credential = controller, model, credential
         self.media_options, self.options = media_options or {}, options or {}
@@ -152,15 +157,31 @@ class RemoteChat(TerminalChat):
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m videollama2.serve.cli", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m videollama2.serve.cli",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("media", nargs="*", help="videos and images to begin with")
-    parser.add_argument("--controller", "--controller-address", dest="controller", type=address, metavar="URL",
-                        default="http://localhost:10000", help="default %(default)s")  # fmt: skip
-    parser.add_argument("--model", "--model-name", dest="model", metavar="NAME",
-                        help="whom to ask (default: the only one there is, else a choice is shown)")  # fmt: skip
-    parser.add_argument("--api-key-file", type=Path, metavar="FILE",
-                        help=f"first line: the key (also: {API_KEY_VARIABLE})")  # fmt: skip
+    parser.add_argument(
+        "--controller",
+        "--controller-address",
+        dest="controller",
+        type=address,
+        metavar="URL",
+        default="http://localhost:10000",
+        help="default %(default)s",
+    )
+    parser.add_argument(
+        "--model",
+        "--model-name",
+        dest="model",
+        metavar="NAME",
+        help="whom to ask (default: the only one there is, else a choice is shown)",
+    )
+    parser.add_argument(
+        "--api-key-file", type=Path, metavar="FILE", help=f"first line: the key (also: {API_KEY_VARIABLE})"
+    )
     media = parser.add_argument_group("video")
     media.add_argument("--start", type=float, metavar="SECONDS", help="use videos from here")
     media.add_argument("--end", type=float, metavar="SECONDS", help="use videos up to here")
@@ -178,9 +199,11 @@ def _open(args: argparse.Namespace) -> RemoteChat:
     keys = read_keys(args.api_key_file)
     media = {name: getattr(args, name) for name in ("num_frames", "start", "end") if getattr(args, name) is not None}
     options = {
-        "max_completion_tokens": args.max_new_tokens, "temperature": args.temperature, "top_p": args.top_p,
+        "max_completion_tokens": args.max_new_tokens,
+        "temperature": args.temperature,
+        "top_p": args.top_p,
         "seed": args.seed,
-    }  # fmt: skip
+    }
     options = {name: value for name, value in options.items() if value is not None}
     chat = RemoteChat(args.controller, args.model, keys[0] if keys else None, media, options)
     chat.choose_model(input if sys.stdin.isatty() else None)

@@ -73,9 +73,13 @@ class ControllerClient:
     """
 
     def __init__(
-        self, controller: str, credential: str | None = None, *, patience: Patience | None = None,
+        self,
+        controller: str,
+        credential: str | None = None,
+        *,
+        patience: Patience | None = None,
         timeout_s: float = 15.0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.controller = controller.rstrip("/")
         self.patience, self._timeout_s = patience or Patience(), timeout_s
         self._headers = bearer(credential)
@@ -114,9 +118,7 @@ class ControllerClient:
             raise ApiError(502, "the controller sent a broken answer", type="server_error")
         return [str(name) for name in found]
 
-    async def worker_address(
-        self, model: str, exclude: Collection[str] = (), affinity: str | None = None
-    ) -> str:
+    async def worker_address(self, model: str, exclude: Collection[str] = (), affinity: str | None = None) -> str:
         """Where a worker with this model is.
 
         Args:
@@ -153,9 +155,15 @@ class ControllerClient:
             content = json.dumps(body).encode("ascii")
         choose = self._chooser(model, affinity_of_chat(body))
         worker, reply = await ask_any(
-            self._http, choose, CHAT_PATH, content, headers, self.patience, self._suspect,
+            self._http,
+            choose,
+            CHAT_PATH,
+            content,
+            headers,
+            self.patience,
+            self._suspect,
             is_whole=not body.get("stream"),
-        )  # fmt: skip
+        )
         try:
             yield ChatStream(worker, reply)
         finally:
@@ -191,9 +199,13 @@ class ControllerClient:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             _log.warning("the controller cannot be reached: %s %s", type(error).__name__, error)
             raise ApiError(
-                503, "the controller of this installation cannot be reached", type="server_error", code="unreachable",
-                retry_after=5.0, internal_code=50005,
-            ) from error  # fmt: skip
+                503,
+                "the controller of this installation cannot be reached",
+                type="server_error",
+                code="unreachable",
+                retry_after=5.0,
+                internal_code=50005,
+            ) from error
         try:
             found = response.json()
         except ValueError:

@@ -178,9 +178,7 @@ class Controller:
 
         headers = {**self._headers, "x-request-id": REQUEST_ID.get()}
         try:
-            name, reply = await ask_any(
-                self._client, choose, STREAM_PATH, content, headers, self.patience, lost
-            )
+            name, reply = await ask_any(self._client, choose, STREAM_PATH, content, headers, self.patience, lost)
         except BaseException:
             for worker in chosen.values():
                 self.registry.finished(worker)
@@ -221,9 +219,12 @@ def make_controller_app(controller: Controller) -> FastAPI:
     """The application."""
     metrics = WebMetrics(WorkerGauges(lambda: controller.registry.workers))
     app = make_app(
-        "VideoLLaMA 2 controller", controller.security, worker_paths=WORKER_PATHS, lifespan=controller.running,
+        "VideoLLaMA 2 controller",
+        controller.security,
+        worker_paths=WORKER_PATHS,
+        lifespan=controller.running,
         metrics=metrics,
-    )  # fmt: skip
+    )
     _add_worker_routes(app, controller)
     _add_client_routes(app, controller)
     metrics.paths = frozenset(app.openapi()["paths"])
@@ -313,18 +314,33 @@ def _add_client_routes(app: FastAPI, controller: Controller) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m videollama2.serve.controller", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m videollama2.serve.controller",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
     parser.add_argument("--port", type=port, default=DEFAULT_PORT, help="default %(default)s")
-    parser.add_argument("--dispatch-method", default=METHODS[0], choices=METHODS,
-                        help="which worker takes a request: the least queue for its speed (default), or by lot, in "
-                        "proportion to speed")  # fmt: skip
-    parser.add_argument("--expiry", type=seconds, default=EXPIRY_S, metavar="SECONDS",
-                        help="silence after which a worker is gone (default %(default)g)")  # fmt: skip
-    parser.add_argument("--worker-silence", type=seconds, default=Patience().silence, metavar="SECONDS",
-                        help="without a byte of an answer, after which a worker is asked whether it lives "
-                        "(default %(default)g)")  # fmt: skip
+    parser.add_argument(
+        "--dispatch-method",
+        default=METHODS[0],
+        choices=METHODS,
+        help="which worker takes a request: the least queue for its speed (default), or by lot, in proportion to speed",
+    )
+    parser.add_argument(
+        "--expiry",
+        type=seconds,
+        default=EXPIRY_S,
+        metavar="SECONDS",
+        help="silence after which a worker is gone (default %(default)g)",
+    )
+    parser.add_argument(
+        "--worker-silence",
+        type=seconds,
+        default=Patience().silence,
+        metavar="SECONDS",
+        help="without a byte of an answer, after which a worker is asked whether it lives (default %(default)g)",
+    )
     add_security_flags(parser, worker_flags=True, registry=True)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser

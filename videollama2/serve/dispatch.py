@@ -79,9 +79,13 @@ class Registry:
         self._started = clock()
 
     def register(
-        self, name: str, status: WorkerStatus, address: str | None = None, is_checked: bool = True,
+        self,
+        name: str,
+        status: WorkerStatus,
+        address: str | None = None,
+        is_checked: bool = True,
         multimodal: bool = True,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Take a worker up, or renew what is known of it.
 
         Raises:
@@ -91,9 +95,15 @@ class Registry:
         if name not in self._workers and len(self._workers) >= MAX_WORKERS:
             raise ApiError(503, f"this controller has {MAX_WORKERS} workers already", "server_error", retry_after=30)
         self._workers[name] = Worker(
-            name, address or name, tuple(dict.fromkeys(status.model_names)), status.speed, status.queue_length,
-            is_checked, self._clock(), multimodal=multimodal,
-        )  # fmt: skip
+            name,
+            address or name,
+            tuple(dict.fromkeys(status.model_names)),
+            status.speed,
+            status.queue_length,
+            is_checked,
+            self._clock(),
+            multimodal=multimodal,
+        )
         for model in status.model_names:
             if len(self._known) < MAX_MODELS:
                 self._known[model] = None
@@ -150,9 +160,10 @@ class Registry:
         """
         workers = self.workers
         having = [
-            worker for worker in workers
+            worker
+            for worker in workers
             if model in worker.models and worker.name not in exclude and worker.address not in exclude
-        ]  # fmt: skip
+        ]
         if not having:
             raise self._missing(model, workers)
         now = self._clock()

@@ -19,14 +19,33 @@ def build_parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(description="Web page in front of a controller.")
     models = parser.add_argument_group("models")
-    models.add_argument("--controller-url", "--controller", dest="controller", type=address, default="http://localhost:10000",
-                        metavar="URL", help="default %(default)s")  # fmt: skip
-    models.add_argument("--model-list-mode", choices=("once", "reload"), default="once",
-                        help="ask for the models once, or at every visit (default %(default)s)")  # fmt: skip
-    models.add_argument("--api-key-file", type=Path, metavar="FILE",
-                        help="key for the controller and its workers (also: VIDEOLLAMA2_API_KEY)")  # fmt: skip
-    models.add_argument("--worker-token-file", type=Path, metavar="FILE",
-                        help="token, in place of a key (also: VIDEOLLAMA2_WORKER_TOKEN)")  # fmt: skip
+    models.add_argument(
+        "--controller-url",
+        "--controller",
+        dest="controller",
+        type=address,
+        default="http://localhost:10000",
+        metavar="URL",
+        help="default %(default)s",
+    )
+    models.add_argument(
+        "--model-list-mode",
+        choices=("once", "reload"),
+        default="once",
+        help="ask for the models once, or at every visit (default %(default)s)",
+    )
+    models.add_argument(
+        "--api-key-file",
+        type=Path,
+        metavar="FILE",
+        help="key for the controller and its workers (also: VIDEOLLAMA2_API_KEY)",
+    )
+    models.add_argument(
+        "--worker-token-file",
+        type=Path,
+        metavar="FILE",
+        help="token, in place of a key (also: VIDEOLLAMA2_WORKER_TOKEN)",
+    )
     # As base64, a third larger: what a worker takes by itself (--max-body-mb 128).
     add_page_flags(parser, max_upload_mb=90)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

@@ -24,12 +24,15 @@ def build_parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(description="Web page with a model in one process.")
     model = add_model_flags(
-        parser, nargs="+", default=[TINY_MODEL_NAME],
+        parser,
+        nargs="+",
+        default=[TINY_MODEL_NAME],
         help="one or more of: videollama2-tiny (built in, default), a folder, a hub name",
-    )  # fmt: skip
+    )
     model.add_argument("--max-batch", type=int, metavar="N", help="answers computed together (default: what fits)")
-    model.add_argument("--max-length", type=int, metavar="N",
-                       help="tokens of a conversation with its answer (default: what fits)")  # fmt: skip
+    model.add_argument(
+        "--max-length", type=int, metavar="N", help="tokens of a conversation with its answer (default: what fits)"
+    )
     add_page_flags(parser, max_upload_mb=256)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser

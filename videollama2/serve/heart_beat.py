@@ -40,9 +40,14 @@ class HeartBeat:
     """
 
     def __init__(
-        self, controller: str, worker: str, status: Callable[[], WorkerStatus], credential: str | None = None,
-        interval_s: float = HEART_BEAT_S, taken: Callable[[], int] = lambda: 0,
-    ) -> None:  # fmt: skip
+        self,
+        controller: str,
+        worker: str,
+        status: Callable[[], WorkerStatus],
+        credential: str | None = None,
+        interval_s: float = HEART_BEAT_S,
+        taken: Callable[[], int] = lambda: 0,
+    ) -> None:
         self.controller, self.worker, self.interval_s = controller, worker, interval_s
         self.is_registered = False
         self._status, self._taken, self._headers = status, taken, bearer(credential)
@@ -99,9 +104,12 @@ class HeartBeat:
 
     async def _register(self, status: WorkerStatus) -> None:
         body = {
-            "worker_name": self.worker, "check_heart_beat": True, "worker_status": status.model_dump(),
-            "multimodal": True, "protocol_version": PROTOCOL_VERSION,
-        }  # fmt: skip
+            "worker_name": self.worker,
+            "check_heart_beat": True,
+            "worker_status": status.model_dump(),
+            "multimodal": True,
+            "protocol_version": PROTOCOL_VERSION,
+        }
         if await self._post("/register_worker", body) is not None:
             self.is_registered = self._was_heard = True
             _log.info("registered with %s as %s", self.controller, self.worker)

@@ -45,20 +45,35 @@ class LaunchError(VideoLlama2Error):
 
 def add_serve_command(commands: Any) -> None:
     """Add ``serve`` to the commands of another parser; sets ``run`` and ``debug``."""
-    parser = commands.add_parser("serve", help=_HELP, description=__doc__,
-                                 formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = commands.add_parser(
+        "serve", help=_HELP, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.set_defaults(run=run)
     where = parser.add_argument_group("where")
-    where.add_argument("--host", default="127.0.0.1",
-                       help="address of the API and the page (default: this machine alone)")  # fmt: skip
-    where.add_argument("--port", "--page-port", dest="page_port", type=port, default=7860, metavar="PORT",
-                       help="of the web page (default %(default)s)")  # fmt: skip
+    where.add_argument(
+        "--host", default="127.0.0.1", help="address of the API and the page (default: this machine alone)"
+    )
+    where.add_argument(
+        "--port",
+        "--page-port",
+        dest="page_port",
+        type=port,
+        default=7860,
+        metavar="PORT",
+        help="of the web page (default %(default)s)",
+    )
     where.add_argument("--api-port", type=port, default=8000, metavar="PORT", help="default %(default)s")
     where.add_argument("--controller-port", type=port, default=10000, metavar="PORT", help="default %(default)s")
-    where.add_argument("--worker-port", type=port, default=40000, metavar="PORT",
-                       help="of the first worker; the others follow (default %(default)s)")  # fmt: skip
-    where.add_argument("--workers", type=number(1), default=1, metavar="N",
-                       help="workers per model (default %(default)s)")  # fmt: skip
+    where.add_argument(
+        "--worker-port",
+        type=port,
+        default=40000,
+        metavar="PORT",
+        help="of the first worker; the others follow (default %(default)s)",
+    )
+    where.add_argument(
+        "--workers", type=number(1), default=1, metavar="N", help="workers per model (default %(default)s)"
+    )
     where.add_argument("--no-page", action="store_true", help="no web page")
     where.add_argument("--auth-file", metavar="FILE", help="lines 'user:password'; the page then asks for them")
     where.add_argument("--vote-log", metavar="FILE", help="of the page (default runs/votes.jsonl)")
@@ -92,9 +107,12 @@ class Part:
     def start(self) -> None:
         """Start it, in a process group of its own: Ctrl-C is for the launcher, which ends all in order."""
         self.process = subprocess.Popen(
-            [sys.executable, *self.arguments], env=self.environment, stdin=subprocess.DEVNULL,
-            start_new_session=True, preexec_fn=_die_with_parent if sys.platform == "linux" else None,
-        )  # fmt: skip
+            [sys.executable, *self.arguments],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+        )
 
     def is_ready(self) -> bool:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -223,9 +241,11 @@ def _parts(args: argparse.Namespace) -> tuple[Part, list[Part], Part, Part | Non
     origins = [text for origin in args.cors_origin or () for text in ("--cors-origin", origin)]
     controller_url = f"http://127.0.0.1:{args.controller_port}"
     controller = Part(
-        "controller", ["-m", "videollama2.serve.controller", "--port", str(args.controller_port), *shared],
-        f"{controller_url}/ready", environment,
-    )  # fmt: skip
+        "controller",
+        ["-m", "videollama2.serve.controller", "--port", str(args.controller_port), *shared],
+        f"{controller_url}/ready",
+        environment,
+    )
     paths = args.model_path or [DEFAULT_MODEL_NAME]
     names = [model_name_of(path) for path in paths]
     if len(set(names)) < len(names):
@@ -236,16 +256,44 @@ def _parts(args: argparse.Namespace) -> tuple[Part, list[Part], Part, Part | Non
     ]
     own = "127.0.0.1" if args.host in ("0.0.0.0", "::") else args.host
     api = Part(
-        "API", ["-m", "videollama2.serve.openai_api", "--controller", controller_url, "--host", args.host,
-                "--port", str(args.api_port), *shared, *origins],
-        f"http://{_bracketed(own)}:{args.api_port}/health", environment,
-    )  # fmt: skip
-    page = None if args.no_page else Part(
-        "page", ["-m", "videollama2.serve.gradio_web_server", "--controller", controller_url,
-                 "--model-list-mode", "reload", "--host", args.host, "--port", str(args.page_port),
-                 *_given(args, ("api_key_file", "auth_file", "vote_log"))],
-        f"http://{_bracketed(own)}:{args.page_port}/", environment,
-    )  # fmt: skip
+        "API",
+        [
+            "-m",
+            "videollama2.serve.openai_api",
+            "--controller",
+            controller_url,
+            "--host",
+            args.host,
+            "--port",
+            str(args.api_port),
+            *shared,
+            *origins,
+        ],
+        f"http://{_bracketed(own)}:{args.api_port}/health",
+        environment,
+    )
+    page = (
+        None
+        if args.no_page
+        else Part(
+            "page",
+            [
+                "-m",
+                "videollama2.serve.gradio_web_server",
+                "--controller",
+                controller_url,
+                "--model-list-mode",
+                "reload",
+                "--host",
+                args.host,
+                "--port",
+                str(args.page_port),
+                *_given(args, ("api_key_file", "auth_file", "vote_log")),
+            ],
+            f"http://{_bracketed(own)}:{args.page_port}/",
+            environment,
+        )
+    )
     return controller, workers, api, page
 
 
@@ -253,20 +301,56 @@ def _worker(
     args: argparse.Namespace, path: str, at: int, controller: str, shared: list[str], environment: dict[str, str]
 ) -> Part:
     policy = [text for host in args.allowed_media_hosts or () for text in ("--allowed-media-hosts", host)]
-    options = _given(args, (
-        "model_base", "device", "dtype", "attn_implementation", "load_8bit", "load_4bit", "limit_model_concurrency",
-        "max_length", "max_queue", "cuda_graphs", "stream_interval", "drain_timeout", "media_root", "max_media",
-        "max_media_mb", "max_pixels", "max_frames", "max_duration", "fetch_timeout", "decode_timeout",
-        "decode_memory_mb", "decode_processes", "log_prompts",
-    ))  # fmt: skip
+    options = _given(
+        args,
+        (
+            "model_base",
+            "device",
+            "dtype",
+            "attn_implementation",
+            "load_8bit",
+            "load_4bit",
+            "limit_model_concurrency",
+            "max_length",
+            "max_queue",
+            "cuda_graphs",
+            "stream_interval",
+            "drain_timeout",
+            "media_root",
+            "max_media",
+            "max_media_mb",
+            "max_pixels",
+            "max_frames",
+            "max_duration",
+            "fetch_timeout",
+            "decode_timeout",
+            "decode_memory_mb",
+            "decode_processes",
+            "log_prompts",
+        ),
+    )
     arguments = [
-        "-m", "videollama2.serve.model_worker", "--controller", controller, "--port", str(at),
-        "--worker", f"http://127.0.0.1:{at}", "--model-path", path, *shared, *options, *policy,
-    ]  # fmt: skip
+        "-m",
+        "videollama2.serve.model_worker",
+        "--controller",
+        controller,
+        "--port",
+        str(at),
+        "--worker",
+        f"http://127.0.0.1:{at}",
+        "--model-path",
+        path,
+        *shared,
+        *options,
+        *policy,
+    ]
     return Part(
-        f"worker {model_name_of(path)} on port {at}", arguments, f"http://127.0.0.1:{at}/ready", environment,
+        f"worker {model_name_of(path)} on port {at}",
+        arguments,
+        f"http://127.0.0.1:{at}/ready",
+        environment,
         may_restart=True,
-    )  # fmt: skip
+    )
 
 
 def _given(args: argparse.Namespace, names: tuple[str, ...]) -> list[str]:

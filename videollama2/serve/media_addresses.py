@@ -21,19 +21,35 @@ from videollama2.serve.media_urls import DEFAULT_PORTS, WebAddress
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-_PRIVATE = tuple(map(ipaddress.ip_network, (
-    "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "127.0.0.0/8", "::1/128", "fc00::/7",
-)))  # fmt: skip
+_PRIVATE = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            "10.0.0.0/8",
+            "172.16.0.0/12",
+            "192.168.0.0/16",
+            "127.0.0.0/8",
+            "::1/128",
+            "fc00::/7",
+        ),
+    )
+)
 """What an entry with a port may also resolve to."""
 
-_WRAPPING = tuple(map(ipaddress.ip_network, (
-    "::/96",  # IPv4-compatible
-    "::ffff:0:0/96",  # IPv4-mapped
-    "::ffff:0:0:0/96",  # IPv4-translated
-    "64:ff9b::/96", "64:ff9b:1::/48",  # NAT64
-    "2001::/32",  # Teredo
-    "2002::/16",  # 6to4
-)))  # fmt: skip
+_WRAPPING = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            "::/96",  # IPv4-compatible
+            "::ffff:0:0/96",  # IPv4-mapped
+            "::ffff:0:0:0/96",  # IPv4-translated
+            "64:ff9b::/96",
+            "64:ff9b:1::/48",  # NAT64
+            "2001::/32",  # Teredo
+            "2002::/16",  # 6to4
+        ),
+    )
+)
 """IPv6 addresses with an IPv4 address inside, which the network may deliver to."""
 
 
@@ -51,8 +67,9 @@ def check_allowed(address: WebAddress, allowed: Collection[str]) -> bool:
         return False
     raise RefusedMediaError(
         "media are not fetched from this host: the operator of this server has not allowed it; send a data: URL",
-        "media_not_allowed", detail=address.origin,
-    )  # fmt: skip
+        "media_not_allowed",
+        detail=address.origin,
+    )
 
 
 def check_resolved(found: Iterable[str], private: bool) -> list[str]:
@@ -74,8 +91,9 @@ def check_resolved(found: Iterable[str], private: bool) -> list[str]:
         if not is_allowed(address, private):
             raise RefusedMediaError(
                 "the host of a media URL has an address that is not fetched from",
-                "media_not_allowed", detail=str(address),
-            )  # fmt: skip
+                "media_not_allowed",
+                detail=str(address),
+            )
     return [str(address) for address in addresses]
 
 

@@ -70,9 +70,7 @@ class MediaFetcher:
         if scheme == "data":
             return await asyncio.to_thread(parse_data, url, kind, self.policy.max_bytes, self.policy.max_frames)
         if scheme == "file":
-            return await asyncio.to_thread(
-                read_below, self.policy.media_root, parse_file(url), self.policy.max_bytes
-            )
+            return await asyncio.to_thread(read_below, self.policy.media_root, parse_file(url), self.policy.max_bytes)
         address = parse_web(url)
         check_allowed(address, self.policy.allowed_hosts)
         try:

@@ -10,9 +10,13 @@ from videollama2.serve.media_errors import RefusedMediaError
 
 # Where a name turns out to be a pipe or terminal after all, opening must neither wait nor take it over.
 _FLAGS = (
-    os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_CLOEXEC", 0)
-    | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-)  # fmt: skip
+    os.O_RDONLY
+    | getattr(os, "O_NONBLOCK", 0)
+    | getattr(os, "O_NOCTTY", 0)
+    | getattr(os, "O_CLOEXEC", 0)
+    | getattr(os, "O_NOFOLLOW", 0)
+    | getattr(os, "O_BINARY", 0)
+)
 
 
 def read_below(root: Path | None, path: str, max_bytes: int) -> bytes:

@@ -65,9 +65,10 @@ class ServeMetrics:
         self._lengths = {
             name: self._histogram(name, text, _TOKENS)
             for name, text in {
-                "request_prompt_tokens": "Tokens of a prompt.", "request_generation_tokens": "Tokens of an answer.",
+                "request_prompt_tokens": "Tokens of a prompt.",
+                "request_generation_tokens": "Tokens of an answer.",
             }.items()
-        }  # fmt: skip
+        }
 
     def rejected(self, reason: str) -> None:
         """A request that was refused before the engine had it."""

@@ -43,20 +43,40 @@ _log = logging.getLogger("videollama2.serve.model_worker")
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m videollama2.serve.model_worker", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m videollama2.serve.model_worker",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
     parser.add_argument("--port", type=port, default=DEFAULT_PORT, help="default %(default)s")
-    parser.add_argument("--controller", "--controller-address", dest="controller", type=address, metavar="URL",
-                        default="http://localhost:10000", help="default %(default)s")  # fmt: skip
-    parser.add_argument("--worker", "--worker-address", dest="worker", type=address, metavar="URL",
-                        help="where controller and clients reach this worker (default: this machine and port)")
+    parser.add_argument(
+        "--controller",
+        "--controller-address",
+        dest="controller",
+        type=address,
+        metavar="URL",
+        default="http://localhost:10000",
+        help="default %(default)s",
+    )
+    parser.add_argument(
+        "--worker",
+        "--worker-address",
+        dest="worker",
+        type=address,
+        metavar="URL",
+        help="where controller and clients reach this worker (default: this machine and port)",
+    )
     parser.add_argument("--no-register", action="store_true", help="serve alone, without a controller")
-    parser.add_argument("--heart-beat-interval", type=seconds, default=HEART_BEAT_S, metavar="SECONDS",
-                        help="default %(default)g")  # fmt: skip
-    parser.add_argument("--speed", type=seconds, metavar="X",
-                        help="weight of this worker for the controller (default: tokens per second, the best "
-                        "measured so far)")  # fmt: skip
+    parser.add_argument(
+        "--heart-beat-interval", type=seconds, default=HEART_BEAT_S, metavar="SECONDS", help="default %(default)g"
+    )
+    parser.add_argument(
+        "--speed",
+        type=seconds,
+        metavar="X",
+        help="weight of this worker for the controller (default: tokens per second, the best measured so far)",
+    )
     add_model_flags(parser)
     add_security_flags(parser, worker_flags=True)
     add_media_flags(parser)
@@ -79,18 +99,44 @@ def add_model_flags(parser: argparse.ArgumentParser, is_several: bool = False) -
             "--model-name", metavar="NAME", help="what clients call it (default: last part of the path)"
         )
     engine = parser.add_argument_group("engine")
-    engine.add_argument("--limit-model-concurrency", type=number(1), metavar="N",
-                        help="answers at once (default: 16, or fewer where memory is short)")  # fmt: skip
-    engine.add_argument("--max-length", type=number(1), metavar="N",
-                        help="tokens of prompt and answer (default: 4096, or fewer where model or memory is smaller)")
-    engine.add_argument("--max-queue", type=number(1), default=256, metavar="N",
-                        help="requests that may wait; more are refused with 429 (default %(default)s)")  # fmt: skip
-    engine.add_argument("--cuda-graphs", action="store_true",
-                        help="replay decode steps as CUDA graphs (dense, unquantised model on one GPU)")  # fmt: skip
-    engine.add_argument("--stream-interval", type=number(1), default=1, metavar="N",
-                        help="/worker_generate_stream sends the text so far every N pieces (default %(default)s)")
-    engine.add_argument("--drain-timeout", type=seconds, default=300.0, metavar="SECONDS",
-                        help="for running answers to end after SIGTERM (default %(default)g)")  # fmt: skip
+    engine.add_argument(
+        "--limit-model-concurrency",
+        type=number(1),
+        metavar="N",
+        help="answers at once (default: 16, or fewer where memory is short)",
+    )
+    engine.add_argument(
+        "--max-length",
+        type=number(1),
+        metavar="N",
+        help="tokens of prompt and answer (default: 4096, or fewer where model or memory is smaller)",
+    )
+    engine.add_argument(
+        "--max-queue",
+        type=number(1),
+        default=256,
+        metavar="N",
+        help="requests that may wait; more are refused with 429 (default %(default)s)",
+    )
+    engine.add_argument(
+        "--cuda-graphs",
+        action="store_true",
+        help="replay decode steps as CUDA graphs (dense, unquantised model on one GPU)",
+    )
+    engine.add_argument(
+        "--stream-interval",
+        type=number(1),
+        default=1,
+        metavar="N",
+        help="/worker_generate_stream sends the text so far every N pieces (default %(default)s)",
+    )
+    engine.add_argument(
+        "--drain-timeout",
+        type=seconds,
+        default=300.0,
+        metavar="SECONDS",
+        help="for running answers to end after SIGTERM (default %(default)g)",
+    )
 
 
 def model_name_of(path: str) -> str:
@@ -157,9 +203,13 @@ def run(args: argparse.Namespace) -> int:
             from videollama2.serve.heart_beat import HeartBeat
 
             beat = HeartBeat(
-                args.controller, own, service.status, security.credential, args.heart_beat_interval,
+                args.controller,
+                own,
+                service.status,
+                security.credential,
+                args.heart_beat_interval,
                 taken=lambda: service.taken,
-            )  # fmt: skip
+            )
 
         async def drain() -> None:
             service.closing = True
@@ -168,9 +218,14 @@ def run(args: argparse.Namespace) -> int:
 
         app = make_worker_app(service, security, args.stream_interval, _lifespan(service, beat))
         code = serve(
-            app, args.host, args.port, drain=drain, drain_timeout_s=args.drain_timeout, bound=listener,
+            app,
+            args.host,
+            args.port,
+            drain=drain,
+            drain_timeout_s=args.drain_timeout,
+            bound=listener,
             on_listening=None if beat is None else beat.start,
-        )  # fmt: skip
+        )
         return 1 if service.engine.closed else code
 
 
@@ -186,15 +241,22 @@ def _open_service(
 
     transformers_logging.disable_progress_bar()
     model, processor, _ = model_init(args.model_path, **model_flags.model_options(args))
-    engine = stack.enter_context(Engine(
-        model, processor, max_batch=args.limit_model_concurrency, max_length=args.max_length, max_queue=args.max_queue,
-        cuda_graphs=args.cuda_graphs,
-    ))  # fmt: skip
+    engine = stack.enter_context(
+        Engine(
+            model,
+            processor,
+            max_batch=args.limit_model_concurrency,
+            max_length=args.max_length,
+            max_queue=args.max_queue,
+            cuda_graphs=args.cuda_graphs,
+        )
+    )
     sandbox = stack.enter_context(closing(Sandbox(policy, FrameSize.of(processor))))
     service = WorkerService(engine, name, policy, sandbox, log_prompts=log_prompts)
     service.speed, service.is_speed_fixed = args.speed or measure_speed(engine), args.speed is not None
-    _log.info("%s: %d answers at once of %d tokens, %g tokens/s", name, engine.max_batch, engine.max_length,
-              service.speed)  # fmt: skip
+    _log.info(
+        "%s: %d answers at once of %d tokens, %g tokens/s", name, engine.max_batch, engine.max_length, service.speed
+    )
     return service
 
 

@@ -107,30 +107,32 @@ async def _whole_events(reply: ChatStream) -> AsyncIterator[bytes]:
 def make_front_app(front: ApiFront, security: Security) -> FastAPI:
     """The application."""
     metrics = WebMetrics()
-    app = make_app("VideoLLaMA 2 API", security, ready=lambda: front.missing, lifespan=front.running,
-                   metrics=metrics)  # fmt: skip
+    app = make_app("VideoLLaMA 2 API", security, ready=lambda: front.missing, lifespan=front.running, metrics=metrics)
     router, started = APIRouter(tags=["OpenAI"]), int(time.time())
 
     @router.get(
-        "/v1/models", response_model=ModelList,
+        "/v1/models",
+        response_model=ModelList,
         responses={status: ERROR_RESPONSES[status] for status in (401, 502, 503)},
-    )  # fmt: skip
+    )
     async def list_models() -> ModelList:
         """The models that workers serve now."""
         return models_reply(await front.client.models(), started)
 
     @router.get(
-        "/v1/models/{model:path}", response_model=Model,
+        "/v1/models/{model:path}",
+        response_model=Model,
         responses={status: ERROR_RESPONSES[status] for status in (401, 404, 502, 503)},
-    )  # fmt: skip
+    )
     async def get_model(model: str) -> Model:
         """One model."""
         return model_reply(model, await front.client.models(), started)
 
     @router.post(
-        "/v1/chat/completions", response_model=ChatCompletion,
+        "/v1/chat/completions",
+        response_model=ChatCompletion,
         responses={**ERROR_RESPONSES, 200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
-    )  # fmt: skip
+    )
     async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation about images and videos; with ``stream``, as server-sent events."""
         # Validated as a whole, passed on as it came.
@@ -150,12 +152,22 @@ def make_front_app(front: ApiFront, security: Security) -> FastAPI:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m videollama2.serve.openai_api", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m videollama2.serve.openai_api",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
     parser.add_argument("--port", type=port, default=DEFAULT_PORT, help="default %(default)s")
-    parser.add_argument("--controller", "--controller-address", dest="controller", type=address, metavar="URL",
-                        default="http://localhost:10000", help="default %(default)s")  # fmt: skip
+    parser.add_argument(
+        "--controller",
+        "--controller-address",
+        dest="controller",
+        type=address,
+        metavar="URL",
+        default="http://localhost:10000",
+        help="default %(default)s",
+    )
     add_security_flags(parser, worker_flags=True)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser

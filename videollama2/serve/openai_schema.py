@@ -153,9 +153,12 @@ Message = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discri
 
 
 _TEXT_SCHEMA = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_LENGTH}
-Stop = Annotated[str | list[str] | None, WithJsonSchema({
-    "anyOf": [_TEXT_SCHEMA, {"type": "array", "items": _TEXT_SCHEMA, "maxItems": MAX_STOPS}, {"type": "null"}]
-})]  # fmt: skip
+Stop = Annotated[
+    str | list[str] | None,
+    WithJsonSchema(
+        {"anyOf": [_TEXT_SCHEMA, {"type": "array", "items": _TEXT_SCHEMA, "maxItems": MAX_STOPS}, {"type": "null"}]}
+    ),
+]
 
 
 class StreamOptions(_Model):
@@ -175,10 +178,12 @@ class ChatRequest(_Model):
     max_completion_tokens: Whole | None = Field(None, ge=1, description="Default: as many as fit.")
     max_tokens: Whole | None = Field(None, ge=1, description="Older name of max_completion_tokens.")
     temperature: Finite | None = Field(
-        None, ge=0, le=2,
+        None,
+        ge=0,
+        le=2,
         description="0 takes the most likely token. Default 0, as published, or 1 where top_p, top_k or n asks for "
         "sampling.",
-    )  # fmt: skip
+    )
     top_p: Finite | None = Field(None, gt=0, le=1)
     stop: Stop = Field(None, description=f"Up to {MAX_STOPS} texts that end the answer.")
     seed: Whole | None = Field(None, ge=-(2**63), lt=2**63)

@@ -28,18 +28,34 @@ def add_page_flags(parser: argparse.ArgumentParser, max_upload_mb: int) -> None:
     page = parser.add_argument_group("page")
     page.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
     page.add_argument("--port", type=int, default=7860, help="default %(default)s")
-    page.add_argument("--share", action="store_true",
-                      help="also open a public address at gradio.live, for everybody who knows it")  # fmt: skip
-    page.add_argument("--concurrency-count", type=int, default=16, metavar="N",
-                      help="answers at once; more wait (default %(default)s)")  # fmt: skip
-    page.add_argument("--vote-log", default="runs/votes.jsonl", metavar="FILE",
-                      help="votes and flags, as JSON lines (default %(default)s); '' takes none")  # fmt: skip
+    page.add_argument(
+        "--share", action="store_true", help="also open a public address at gradio.live, for everybody who knows it"
+    )
+    page.add_argument(
+        "--concurrency-count",
+        type=int,
+        default=16,
+        metavar="N",
+        help="answers at once; more wait (default %(default)s)",
+    )
+    page.add_argument(
+        "--vote-log",
+        default="runs/votes.jsonl",
+        metavar="FILE",
+        help="votes and flags, as JSON lines (default %(default)s); '' takes none",
+    )
     page.add_argument("--auth-file", metavar="FILE", help="lines 'user:password'; the page then asks for them")
     page.add_argument("--root-path", metavar="PATH", help="where a reverse proxy shows the page, e.g. /demo")
-    page.add_argument("--max-upload-mb", type=int, default=max_upload_mb, metavar="MB",
-                      help="of one file (default %(default)s)")  # fmt: skip
-    page.add_argument("--max-uploads-gb", type=float, default=20, metavar="GB",
-                      help="of all uploads on the disk together (default %(default)s)")  # fmt: skip
+    page.add_argument(
+        "--max-upload-mb", type=int, default=max_upload_mb, metavar="MB", help="of one file (default %(default)s)"
+    )
+    page.add_argument(
+        "--max-uploads-gb",
+        type=float,
+        default=20,
+        metavar="GB",
+        help="of all uploads on the disk together (default %(default)s)",
+    )
 
 
 def check_page_flags(args: argparse.Namespace) -> None:
@@ -53,9 +69,10 @@ def check_page_flags(args: argparse.Namespace) -> None:
     if not 0 <= args.port < 1 << 16:
         raise ConfigError(f"--port must be from 0 to 65535, got {args.port}")
     for flag, value in (
-        ("--concurrency-count", args.concurrency_count), ("--max-upload-mb", args.max_upload_mb),
+        ("--concurrency-count", args.concurrency_count),
+        ("--max-upload-mb", args.max_upload_mb),
         ("--max-uploads-gb", args.max_uploads_gb),
-    ):  # fmt: skip
+    ):
         if value <= 0:
             raise ConfigError(f"{flag} must be above 0, got {value}")
 
@@ -138,13 +155,29 @@ def launch_page(
     guard = Middleware(Guard, folder=folder, max_file_bytes=max_file_bytes, max_folder_bytes=max_folder_bytes)
     try:
         _, address, _ = page.launch(
-            server_name=host, server_port=port or None, share=share, prevent_thread_lock=True, quiet=True,
+            server_name=host,
+            server_port=port or None,
+            share=share,
+            prevent_thread_lock=True,
+            quiet=True,
             auth=None if accounts is None else lambda user, password: check_account(accounts, user, password),
-            allowed_paths=[], max_file_size=max_file_bytes, strict_cors=True, ssr_mode=False, mcp_server=False,
-            pwa=False, enable_monitoring=False, show_error=False, run_history=False, footer_links=[],
-            root_path=root_path, app_kwargs={"middleware": [guard]}, state_session_capacity=1000, inbrowser=False,
-            theme=page_theme(), css=page_css(),
-        )  # fmt: skip
+            allowed_paths=[],
+            max_file_size=max_file_bytes,
+            strict_cors=True,
+            ssr_mode=False,
+            mcp_server=False,
+            pwa=False,
+            enable_monitoring=False,
+            show_error=False,
+            run_history=False,
+            footer_links=[],
+            root_path=root_path,
+            app_kwargs={"middleware": [guard]},
+            state_session_capacity=1000,
+            inbrowser=False,
+            theme=page_theme(),
+            css=page_css(),
+        )
     except OSError as error:
         raise ConfigError(f"port {port} of {host} cannot be used: choose another --port ({error})") from error
     return address.rstrip("/")
@@ -167,9 +200,16 @@ def run_page(page: Any, folder: Path, args: argparse.Namespace, say: Callable[[s
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
     address = launch_page(
-        page, folder, host=args.host, port=args.port, share=args.share, accounts=accounts, root_path=args.root_path,
-        max_file_bytes=args.max_upload_mb << 20, max_folder_bytes=int(args.max_uploads_gb * (1 << 30)),
-    )  # fmt: skip
+        page,
+        folder,
+        host=args.host,
+        port=args.port,
+        share=args.share,
+        accounts=accounts,
+        root_path=args.root_path,
+        max_file_bytes=args.max_upload_mb << 20,
+        max_folder_bytes=int(args.max_uploads_gb * (1 << 30)),
+    )
     say(f"the page is ready: {address} (Ctrl-C ends it)")
     ended.wait()
     page.close(verbose=False)

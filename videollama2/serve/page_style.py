@@ -14,10 +14,13 @@ def page_theme() -> Any:
     import gradio as gr
 
     theme = gr.themes.Base(
-        primary_hue=gr.themes.colors.indigo, secondary_hue=gr.themes.colors.indigo,
-        neutral_hue=gr.themes.colors.slate, radius_size=gr.themes.sizes.radius_lg,
-        font=_SANS, font_mono=_MONO,
-    )  # fmt: skip
+        primary_hue=gr.themes.colors.indigo,
+        secondary_hue=gr.themes.colors.indigo,
+        neutral_hue=gr.themes.colors.slate,
+        radius_size=gr.themes.sizes.radius_lg,
+        font=_SANS,
+        font_mono=_MONO,
+    )
     return theme.set(
         body_background_fill="*neutral_50",
         body_background_fill_dark="*neutral_950",

@@ -115,9 +115,12 @@ class Sandbox:
         sampling = self._sampling(kind, options or {})
         blobs = await asyncio.to_thread(self._blobs, kind, source)
         header = {
-            "kind": kind, "sampling": sampling, "is_list": not isinstance(source, (bytes, Path)),
-            "size": None if self.size is None else asdict(self.size), "cpu_seconds": self.policy.decode_timeout_s,
-        }  # fmt: skip
+            "kind": kind,
+            "sampling": sampling,
+            "is_list": not isinstance(source, (bytes, Path)),
+            "size": None if self.size is None else asdict(self.size),
+            "cpu_seconds": self.policy.decode_timeout_s,
+        }
         key = await asyncio.to_thread(_key, header, blobs)
         frames = self.cache.get(key)
         if frames is not None:
@@ -148,9 +151,7 @@ class Sandbox:
             barrier.wait()  # each thread starts its own
             self._child()
 
-        await asyncio.gather(
-            *(loop.run_in_executor(self._threads, begin) for _ in range(self.policy.decode_processes))
-        )
+        await asyncio.gather(*(loop.run_in_executor(self._threads, begin) for _ in range(self.policy.decode_processes)))
 
     # ---------------------------------------------------------------------------------------------------- before it
 
@@ -181,9 +182,7 @@ class Sandbox:
         if len(blobs) > self.policy.max_frames:
             raise RefusedMediaError(f"{len(blobs)} frames are more than the {self.policy.max_frames} that are accepted")
         if sum(map(len, blobs)) > self.policy.max_bytes:
-            raise RefusedMediaError(
-                f"the {kind} is larger than {self.policy.max_bytes} bytes", "media_too_large", 413
-            )
+            raise RefusedMediaError(f"the {kind} is larger than {self.policy.max_bytes} bytes", "media_too_large", 413)
         return blobs
 
     # ------------------------------------------------------------------------------------------------ several askers
@@ -266,9 +265,7 @@ class Sandbox:
 
     def _refusal(self, kind: str, reason: str, detail: str) -> RefusedMediaError:
         reason = reason if reason in _MESSAGES else "crash"
-        text = _MESSAGES[reason].format(
-            kind=kind, pixels=self.policy.max_pixels, seconds=self.policy.decode_timeout_s
-        )
+        text = _MESSAGES[reason].format(kind=kind, pixels=self.policy.max_pixels, seconds=self.policy.decode_timeout_s)
         return RefusedMediaError(text, _CODES.get(reason, "invalid_media"), detail=detail)
 
     def _frames(self, kind: str, reply: dict[str, Any], arrays: list[bytearray]) -> Frames:

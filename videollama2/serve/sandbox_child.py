@@ -39,8 +39,16 @@ CODECS = (
 """FFmpeg's decoders a client's video may use, audio none. JPEG 2000 in a video has been a way into a server."""
 
 _WHAT_DECODERS_RAISE = (
-    OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, ArithmeticError, RuntimeError, AttributeError,
-)  # fmt: skip
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    RuntimeError,
+    AttributeError,
+)
 
 
 class RefusedError(Exception):
@@ -147,9 +155,13 @@ def _read(header: dict[str, Any], blobs: list[bytearray], limits: Limits) -> np.
         if sampling.start is not None and sampling.start > reader.duration + 1e-3:
             raise RefusedError(f"start {sampling.start:g} s is after the end of the video ({reader.duration:.2f} s)")
         indices = select_frames(
-            reader.num_frames, reader.fps, sampling,
-            times=reader.times, step_fps=reader.step_fps, name=reader.name,
-        )  # fmt: skip
+            reader.num_frames,
+            reader.fps,
+            sampling,
+            times=reader.times,
+            step_fps=reader.step_fps,
+            name=reader.name,
+        )
         if len(indices) > limits.max_frames:
             raise RefusedError(f"{len(indices)} frames were asked for; at most {limits.max_frames} are given")
         return reader.get_frames(indices)

@@ -65,9 +65,12 @@ def restrict(memory_bytes: int, cpu_seconds: int, readable: Iterable[str]) -> li
     done = []
     if resource is not None:
         for name, value in (
-            ("AS", _address_space() + memory_bytes), ("CPU", cpu_seconds), ("CORE", 0), ("NOFILE", OPEN_FILES),
+            ("AS", _address_space() + memory_bytes),
+            ("CPU", cpu_seconds),
+            ("CORE", 0),
+            ("NOFILE", OPEN_FILES),
             ("FSIZE", 0),
-        ):  # fmt: skip
+        ):
             if _set_limit(name, value):
                 done.append(name)
     if sys.platform == "linux":

@@ -54,20 +54,27 @@ class ChildLimits:
     def of(cls, policy: Any, jobs: int) -> ChildLimits:
         """From :class:`videollama2.serve.settings.MediaPolicy`."""
         return cls(
-            policy.max_pixels, policy.max_frames, policy.max_duration_s, policy.max_bytes,
-            policy.decode_memory_bytes, policy.decode_timeout_s, jobs,
-        )  # fmt: skip
+            policy.max_pixels,
+            policy.max_frames,
+            policy.max_duration_s,
+            policy.max_bytes,
+            policy.decode_memory_bytes,
+            policy.decode_timeout_s,
+            jobs,
+        )
 
     def message(self) -> dict[str, Any]:
         """First message to the process."""
         return {
             "limits": {
-                "max_pixels": self.max_pixels, "max_frames": self.max_frames, "max_seconds": self.max_seconds,
+                "max_pixels": self.max_pixels,
+                "max_frames": self.max_frames,
+                "max_seconds": self.max_seconds,
                 "max_bytes": self.max_bytes,
             },
             "memory_bytes": self.memory_bytes,
             "life_cpu_seconds": int(self.jobs * (self.job_seconds + 1)) + 60,
-        }  # fmt: skip
+        }
 
 
 class Child:
@@ -85,9 +92,13 @@ class Child:
         path = json.dumps([os.path.abspath(entry) for entry in sys.path])
         self.process = subprocess.Popen(
             [sys.executable, "-I", "-c", _PROGRAM, path, str(os.getpid())],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            env=_environment(), cwd=Path(sys.executable).anchor, start_new_session=True,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=_environment(),
+            cwd=Path(sys.executable).anchor,
+            start_new_session=True,
+        )
         ready, _ = self._exchange(limits.message(), (), START_TIMEOUT_S)
         self.in_force: tuple[str, ...] = tuple(ready.get("ready", ()))
         _log.debug("decoding process %d is ready, limits: %s", self.process.pid, " ".join(self.in_force))

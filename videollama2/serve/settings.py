@@ -116,20 +116,36 @@ def add_security_flags(parser: argparse.ArgumentParser, worker_flags: bool, regi
         registry: workers register here.
     """
     group = parser.add_argument_group("keys and limits")
-    group.add_argument("--api-key-file", type=Path, metavar="FILE",
-                       help=f"keys of clients, one per line (also: {API_KEY_VARIABLE}); without any, no key is asked "
-                       "for")  # fmt: skip
+    group.add_argument(
+        "--api-key-file",
+        type=Path,
+        metavar="FILE",
+        help=f"keys of clients, one per line (also: {API_KEY_VARIABLE}); without any, no key is asked for",
+    )
     if worker_flags:
-        group.add_argument("--worker-token-file", type=Path, metavar="FILE",
-                           help=f"token that controller and workers share (also: {WORKER_TOKEN_VARIABLE})")  # fmt: skip
+        group.add_argument(
+            "--worker-token-file",
+            type=Path,
+            metavar="FILE",
+            help=f"token that controller and workers share (also: {WORKER_TOKEN_VARIABLE})",
+        )
     if registry:
-        group.add_argument("--allowed-workers", action="append", metavar="NETWORK",
-                           help="network or host that workers may have, e.g. 10.0.0.0/8; repeatable (default: this "
-                           "machine without a worker token, any with one)")  # fmt: skip
-    group.add_argument("--cors-origin", action="append", metavar="ORIGIN",
-                       help="web origin whose pages may call, e.g. https://example.com; repeatable (default: none)")
-    group.add_argument("--max-body-mb", type=number(1), default=128, metavar="MB",
-                       help="largest request (default %(default)s)")  # fmt: skip
+        group.add_argument(
+            "--allowed-workers",
+            action="append",
+            metavar="NETWORK",
+            help="network or host that workers may have, e.g. 10.0.0.0/8; repeatable (default: this "
+            "machine without a worker token, any with one)",
+        )
+    group.add_argument(
+        "--cors-origin",
+        action="append",
+        metavar="ORIGIN",
+        help="web origin whose pages may call, e.g. https://example.com; repeatable (default: none)",
+    )
+    group.add_argument(
+        "--max-body-mb", type=number(1), default=128, metavar="MB", help="largest request (default %(default)s)"
+    )
 
 
 def read_security(args: argparse.Namespace) -> Security:
@@ -221,29 +237,71 @@ def add_media_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of :func:`read_media_policy`."""
     default = MediaPolicy()
     group = parser.add_argument_group("images and videos of clients")
-    group.add_argument("--allowed-media-hosts", action="append", metavar="HOST",
-                       help="fetch http(s) URLs from this host; HOST:PORT also where it is in a private network; "
-                       "repeatable (default: none)")  # fmt: skip
-    group.add_argument("--media-root", type=Path, metavar="DIR",
-                       help="open file:// URLs below this folder (default: none)")  # fmt: skip
-    group.add_argument("--max-media", type=number(1), default=default.max_media, metavar="N",
-                       help="per request (default %(default)s)")  # fmt: skip
-    group.add_argument("--max-media-mb", type=number(1), default=default.max_bytes // MIB, metavar="MB",
-                       help="of one, encoded (default %(default)s)")  # fmt: skip
-    group.add_argument("--max-pixels", type=number(1), default=default.max_pixels, metavar="N",
-                       help="of one frame (default %(default)s)")  # fmt: skip
-    group.add_argument("--max-frames", type=number(1), default=default.max_frames, metavar="N",
-                       help="of one video (default %(default)s)")  # fmt: skip
-    group.add_argument("--max-duration", type=seconds, default=default.max_duration_s, metavar="SECONDS",
-                       help="of a video (default %(default)s)")  # fmt: skip
-    group.add_argument("--fetch-timeout", type=seconds, default=default.fetch_timeout_s, metavar="SECONDS",
-                       help="for one URL (default %(default)s)")  # fmt: skip
-    group.add_argument("--decode-timeout", type=seconds, default=default.decode_timeout_s, metavar="SECONDS",
-                       help="for one medium (default %(default)s)")  # fmt: skip
-    group.add_argument("--decode-memory-mb", type=number(64), default=default.decode_memory_bytes // MIB, metavar="MB",
-                       help="of a decoding process (default %(default)s)")  # fmt: skip
-    group.add_argument("--decode-processes", type=number(1), default=default.decode_processes, metavar="N",
-                       help="default %(default)s")  # fmt: skip
+    group.add_argument(
+        "--allowed-media-hosts",
+        action="append",
+        metavar="HOST",
+        help="fetch http(s) URLs from this host; HOST:PORT also where it is in a private network; "
+        "repeatable (default: none)",
+    )
+    group.add_argument(
+        "--media-root", type=Path, metavar="DIR", help="open file:// URLs below this folder (default: none)"
+    )
+    group.add_argument(
+        "--max-media", type=number(1), default=default.max_media, metavar="N", help="per request (default %(default)s)"
+    )
+    group.add_argument(
+        "--max-media-mb",
+        type=number(1),
+        default=default.max_bytes // MIB,
+        metavar="MB",
+        help="of one, encoded (default %(default)s)",
+    )
+    group.add_argument(
+        "--max-pixels",
+        type=number(1),
+        default=default.max_pixels,
+        metavar="N",
+        help="of one frame (default %(default)s)",
+    )
+    group.add_argument(
+        "--max-frames",
+        type=number(1),
+        default=default.max_frames,
+        metavar="N",
+        help="of one video (default %(default)s)",
+    )
+    group.add_argument(
+        "--max-duration",
+        type=seconds,
+        default=default.max_duration_s,
+        metavar="SECONDS",
+        help="of a video (default %(default)s)",
+    )
+    group.add_argument(
+        "--fetch-timeout",
+        type=seconds,
+        default=default.fetch_timeout_s,
+        metavar="SECONDS",
+        help="for one URL (default %(default)s)",
+    )
+    group.add_argument(
+        "--decode-timeout",
+        type=seconds,
+        default=default.decode_timeout_s,
+        metavar="SECONDS",
+        help="for one medium (default %(default)s)",
+    )
+    group.add_argument(
+        "--decode-memory-mb",
+        type=number(64),
+        default=default.decode_memory_bytes // MIB,
+        metavar="MB",
+        help="of a decoding process (default %(default)s)",
+    )
+    group.add_argument(
+        "--decode-processes", type=number(1), default=default.decode_processes, metavar="N", help="default %(default)s"
+    )
 
 
 def read_media_policy(args: argparse.Namespace) -> MediaPolicy:

@@ -24,9 +24,11 @@ def logprobs_of(chosen: Iterable[TokenLogprob] | None, tokenizer: Any) -> Logpro
     content = []
     for item in chosen:
         top = [_entry(tokenizer, token_id, value) for token_id, value in item.top]
-        content.append(ChosenLogprob(**_entry(tokenizer, item.token_id, item.logprob), top_logprobs=[
-            TopLogprob(**entry) for entry in top
-        ]))  # fmt: skip
+        content.append(
+            ChosenLogprob(
+                **_entry(tokenizer, item.token_id, item.logprob), top_logprobs=[TopLogprob(**entry) for entry in top]
+            )
+        )
     return Logprobs(content=content)
 
 

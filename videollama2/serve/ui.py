@@ -160,14 +160,24 @@ def _side(settings: PageSettings) -> dict[str, Any]:
         with gr.Tabs(elem_id="vl-media"):
             with gr.Tab("Upload"):
                 files = gr.File(
-                    file_count="multiple", file_types=["video", "image"], label="Videos and pictures", height=150,
-                    elem_id="vl-files", show_label=False,
-                )  # fmt: skip
+                    file_count="multiple",
+                    file_types=["video", "image"],
+                    label="Videos and pictures",
+                    height=150,
+                    elem_id="vl-files",
+                    show_label=False,
+                )
             with gr.Tab("Camera"):
                 camera = gr.Video(
-                    sources=["webcam"], label="Record a video", include_audio=False, height=240, elem_id="vl-camera",
-                    webcam_options=gr.WebcamOptions(mirror=False, constraints=_CAMERA), show_label=False, buttons=[],
-                )  # fmt: skip
+                    sources=["webcam"],
+                    label="Record a video",
+                    include_audio=False,
+                    height=240,
+                    elem_id="vl-camera",
+                    webcam_options=gr.WebcamOptions(mirror=False, constraints=_CAMERA),
+                    show_label=False,
+                    buttons=[],
+                )
         frames = gr.HTML(EMPTY, elem_id="vl-frames")
         advanced = _advanced(settings)
     _take_as_uploaded(files, many=True)
@@ -178,29 +188,48 @@ def _side(settings: PageSettings) -> dict[str, Any]:
 def _advanced(settings: PageSettings) -> dict[str, Any]:
     with gr.Accordion("Advanced", open=False, elem_id="vl-advanced"):
         num_frames = gr.Slider(
-            0, settings.max_frames, 0, step=1, label="Frames", elem_id="vl-num-frames",
+            0,
+            settings.max_frames,
+            0,
+            step=1,
+            label="Frames",
+            elem_id="vl-num-frames",
             info="0: the model's own number",
-        )  # fmt: skip
+        )
         with gr.Row():
             start = gr.Number(
                 None, label="Clip from (s)", minimum=0, min_width=100, placeholder="start", elem_id="vl-start"
             )
             end = gr.Number(None, label="Clip to (s)", minimum=0, min_width=100, placeholder="end", elem_id="vl-end")
         temperature = gr.Slider(
-            0, 2, 0, step=0.05, label="Temperature", elem_id="vl-temperature",
+            0,
+            2,
+            0,
+            step=0.05,
+            label="Temperature",
+            elem_id="vl-temperature",
             info="0: the most likely answer",
-        )  # fmt: skip
+        )
         top_p = gr.Slider(
-            0.05, 1, 0.9, step=0.05, label="Top-p", elem_id="vl-top-p",
+            0.05,
+            1,
+            0.9,
+            step=0.05,
+            label="Top-p",
+            elem_id="vl-top-p",
             info="For temperatures above 0",
-        )  # fmt: skip
+        )
         max_tokens = gr.Slider(
             16, 2048, 512, step=16, label="Longest answer", info="In tokens", elem_id="vl-max-tokens"
         )
     return {
-        "num_frames": num_frames, "start": start, "end": end, "temperature": temperature, "top_p": top_p,
+        "num_frames": num_frames,
+        "start": start,
+        "end": end,
+        "temperature": temperature,
+        "top_p": top_p,
         "max_tokens": max_tokens,
-    }  # fmt: skip
+    }
 
 
 def _talk(settings: PageSettings) -> dict[str, Any]:
@@ -209,16 +238,34 @@ def _talk(settings: PageSettings) -> dict[str, Any]:
         notice = gr.HTML(visible=False, elem_id="vl-notice")
         status = gr.HTML(elem_id="vl-status")
         chat = gr.Chatbot(
-            show_label=False, elem_id="vl-chat", placeholder=WELCOME, examples=shown, height=None, buttons=["copy"],
-            feedback_options=None, allow_tags=False, allow_file_downloads=False, sanitize_html=True,
-            layout="bubble", latex_delimiters=[], container=False,
-        )  # fmt: skip
+            show_label=False,
+            elem_id="vl-chat",
+            placeholder=WELCOME,
+            examples=shown,
+            height=None,
+            buttons=["copy"],
+            feedback_options=None,
+            allow_tags=False,
+            allow_file_downloads=False,
+            sanitize_html=True,
+            layout="bubble",
+            latex_delimiters=[],
+            container=False,
+        )
         with gr.Row(elem_id="vl-composer", equal_height=True):
             # No autofocus: a phone would open its keyboard and begin in the middle of the page.
             question = gr.Textbox(
-                label="Question", show_label=False, container=False, placeholder="Ask a question", lines=1, max_lines=6,
-                scale=8, max_length=MAX_QUESTION, elem_id="vl-question", min_width=160,
-            )  # fmt: skip
+                label="Question",
+                show_label=False,
+                container=False,
+                placeholder="Ask a question",
+                lines=1,
+                max_lines=6,
+                scale=8,
+                max_length=MAX_QUESTION,
+                elem_id="vl-question",
+                min_width=160,
+            )
             send = gr.Button("Send", variant="primary", scale=0, min_width=88, elem_id="vl-send")
             stop = gr.Button("Stop", variant="stop", scale=0, min_width=88, elem_id="vl-stop", visible=False)
         with gr.Row(elem_id="vl-actions"):
@@ -235,15 +282,26 @@ def _talk(settings: PageSettings) -> dict[str, Any]:
 
 
 _ACTIONS = {
-    "regenerate": "Regenerate", "edit": "Edit", "up": "Good", "down": "Bad", "flag": "Flag", "clear": "Clear",
-}  # fmt: skip
+    "regenerate": "Regenerate",
+    "edit": "Edit",
+    "up": "Good",
+    "down": "Bad",
+    "flag": "Flag",
+    "clear": "Clear",
+}
 
 
 def _action(name: str, text: str, settings: PageSettings) -> gr.Button:
     return gr.Button(
-        text, size="sm", interactive=False, min_width=0, scale=0, elem_id=f"vl-{name}", elem_classes="vl-action",
+        text,
+        size="sm",
+        interactive=False,
+        min_width=0,
+        scale=0,
+        elem_id=f"vl-{name}",
+        elem_classes="vl-action",
         visible=settings.log is not None or name not in KINDS,
-    )  # fmt: skip
+    )
 
 
 def _take_as_uploaded(component: Any, many: bool) -> None:

@@ -72,9 +72,12 @@ class Events:
         w.camera.change(self.recorded, {w.camera, w.files}, [w.camera, w.files], **_QUICK)
         gr.on(
             [w.files.change, w.model.change, w.num_frames.change, w.start.change, w.end.change],
-            self.show_frames, w.inputs, w.frames, trigger_mode="always_last",
+            self.show_frames,
+            w.inputs,
+            w.frames,
+            trigger_mode="always_last",
             **{**_QUICK, "show_progress": "minimal"},
-        )  # fmt: skip
+        )
         for kind, button in (("up", w.up), ("down", w.down), ("flag", w.flag)):
             button.click(self._voting(kind), {w.conversation}, [button, w.notice], **_QUICK)
 
@@ -206,9 +209,13 @@ class Events:
         emptied: Updates = {} if keep_draft else {w.question: "", w.files: None, w.start: None, w.end: None}
         try:
             yield {
-                w.conversation: conversation, w.chat: conversation.shown(), w.notice: notice(""),
-                w.status: status("The model is answering."), **emptied, **self._buttons(conversation, running=True),
-            }  # fmt: skip
+                w.conversation: conversation,
+                w.chat: conversation.shown(),
+                w.notice: notice(""),
+                w.status: status("The model is answering."),
+                **emptied,
+                **self._buttons(conversation, running=True),
+            }
             pieces = self.backend.stream(turn.model, conversation.messages(), {**turn.options, **self._extra()})
             async with aclosing(paced(pieces, stop)) as texts:
                 async for text in texts:
@@ -224,9 +231,11 @@ class Events:
         listed = await self._listed_anew(turn) if turn.notice in _MODEL_IS_MISSING else {}
         yield {
             **listed,
-            w.conversation: conversation, w.chat: conversation.shown(),
-            w.status: status(f"Answer {conversation.answered} is complete."), **self._buttons(conversation),
-        }  # fmt: skip
+            w.conversation: conversation,
+            w.chat: conversation.shown(),
+            w.status: status(f"Answer {conversation.answered} is complete."),
+            **self._buttons(conversation),
+        }
 
     async def _listed_anew(self, turn: Turn) -> Updates:
         """The models there are now, to go on with: opening the page anew would lose the conversation."""
@@ -297,9 +306,17 @@ class Events:
         w, conversation = self.widgets, Conversation()
         self._halt(request)
         return {
-            w.conversation: conversation, w.chat: [], w.question: "", w.files: None, w.start: None, w.end: None,
-            w.frames: EMPTY, w.notice: notice(""), w.status: status(""), **self._buttons(conversation),
-        }  # fmt: skip
+            w.conversation: conversation,
+            w.chat: [],
+            w.question: "",
+            w.files: None,
+            w.start: None,
+            w.end: None,
+            w.frames: EMPTY,
+            w.notice: notice(""),
+            w.status: status(""),
+            **self._buttons(conversation),
+        }
 
     async def recorded(self, values: Values) -> Updates:
         """A recording goes to the files of the next question."""

@@ -124,9 +124,12 @@ async def ask(
     """
     timeout = httpx.Timeout(None, connect=patience.connect, write=60.0)
     request = client.build_request(
-        "POST", address + path, content=content, headers={"content-type": "application/json", **headers},
+        "POST",
+        address + path,
+        content=content,
+        headers={"content-type": "application/json", **headers},
         timeout=timeout,
-    )  # fmt: skip
+    )
     watch = _Watch(client, address, patience)
     try:
         response = await watch.over(client.send(request, stream=True))

@@ -62,14 +62,22 @@ def make_app(
     app = FastAPI(title=title, docs_url=None, redoc_url=None, lifespan=lifespan)
     gate = app.state.gate = Gate()
     app.add_middleware(
-        Guard, security=security, gate=gate, open_paths=open_paths, worker_paths=worker_paths,
-        body_timeout_s=body_timeout_s, observe=None if metrics is None else metrics.seen,
-    )  # fmt: skip
+        Guard,
+        security=security,
+        gate=gate,
+        open_paths=open_paths,
+        worker_paths=worker_paths,
+        body_timeout_s=body_timeout_s,
+        observe=None if metrics is None else metrics.seen,
+    )
     if security.cors_origins:
         app.add_middleware(
-            CORSMiddleware, allow_origins=list(security.cors_origins), allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type", "x-request-id"], expose_headers=["x-request-id"],
-        )  # fmt: skip
+            CORSMiddleware,
+            allow_origins=list(security.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type", "x-request-id"],
+            expose_headers=["x-request-id"],
+        )
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_error)
@@ -113,16 +121,21 @@ async def _on_own_error(request: Request, error: VideoLlama2Error) -> Response:
 
 
 async def _on_http_error(request: Request, error: HTTPException) -> Response:
-    texts = {404: "there is nothing at this path", 405: "this path does not take that method",
-             400: "the body cannot be read"}  # fmt: skip
+    texts = {
+        404: "there is nothing at this path",
+        405: "this path does not take that method",
+        400: "the body cannot be read",
+    }
     message = texts.get(error.status_code, f"the request was refused with status {error.status_code}")
     return error_response(ApiError(error.status_code, message), error.headers)
 
 
 _CODES = {
-    "json_invalid": "invalid_json", "missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter",
+    "json_invalid": "invalid_json",
+    "missing": "missing_required_parameter",
+    "extra_forbidden": "unknown_parameter",
     "unsupported_parameter": "unsupported_parameter",
-}  # fmt: skip
+}
 
 
 async def _on_validation_error(request: Request, error: RequestValidationError) -> Response:
@@ -234,10 +247,17 @@ def make_server(
         header_timeout_s: for a request's head to arrive on an open connection.
     """
     config = uvicorn.Config(
-        app, http=_protocol(header_timeout_s), ws="none", log_config=None, access_log=False, server_header=False,
-        timeout_keep_alive=30, timeout_graceful_shutdown=5, lifespan="on",
+        app,
+        http=_protocol(header_timeout_s),
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=5,
+        lifespan="on",
         proxy_headers=False,  # who calls is who connects: a header would be the caller's own word
-    )  # fmt: skip
+    )
     return DrainingServer(config, app.state.gate, drain, drain_timeout_s, on_listening)
 
 
@@ -245,9 +265,13 @@ class DrainingServer(uvicorn.Server):
     """Ends when what runs has ended."""
 
     def __init__(
-        self, config: uvicorn.Config, gate: Gate, drain: Callable[[], Awaitable[None]] | None, drain_timeout_s: float,
+        self,
+        config: uvicorn.Config,
+        gate: Gate,
+        drain: Callable[[], Awaitable[None]] | None,
+        drain_timeout_s: float,
         on_listening: Callable[[], None] | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(config)
         self.on_listening = on_listening
         self._gate, self._drain, self._drain_timeout_s = gate, drain, drain_timeout_s

@@ -84,9 +84,16 @@ class Guard:
     """
 
     def __init__(
-        self, app: ASGIApp, *, security: Security, gate: Gate, open_paths: Collection[str],
-        worker_paths: Collection[str], body_timeout_s: float, observe: Callable[[str, int, float], None] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        app: ASGIApp,
+        *,
+        security: Security,
+        gate: Gate,
+        open_paths: Collection[str],
+        worker_paths: Collection[str],
+        body_timeout_s: float,
+        observe: Callable[[str, int, float], None] | None = None,
+    ) -> None:
         self.app, self.security, self.gate = app, security, gate
         self.open_paths, self.worker_paths = frozenset(open_paths), frozenset(worker_paths)
         self.quiet_paths = self.open_paths | _QUIET
@@ -183,15 +190,16 @@ class Guard:
             raise self.too_large()
         if self._held + count > BODIES_HELD * self.security.max_body_bytes:
             raise ApiError(
-                503, "too many large requests at the moment; try again later", type="server_error",
-                code="overloaded", retry_after=2.0,
-            )  # fmt: skip
+                503,
+                "too many large requests at the moment; try again later",
+                type="server_error",
+                code="overloaded",
+                retry_after=2.0,
+            )
         self._held += count
 
     def too_large(self) -> ApiError:
-        return ApiError(
-            413, f"the body is larger than {self.security.max_body_bytes} bytes", code="request_too_large"
-        )
+        return ApiError(413, f"the body is larger than {self.security.max_body_bytes} bytes", code="request_too_large")
 
 
 class _ClientLeftError(Exception):
@@ -215,9 +223,7 @@ class _Body:
             try:
                 message = await asyncio.wait_for(self._receive(), max(left, 0))
             except asyncio.TimeoutError:
-                raise ApiError(
-                    408, "the body of the request did not arrive in time", code="request_timeout"
-                ) from None
+                raise ApiError(408, "the body of the request did not arrive in time", code="request_timeout") from None
             if message["type"] == "http.disconnect":
                 raise _ClientLeftError
             chunk = message.get("body", b"")
@@ -299,7 +305,6 @@ def with_request_id(record: logging.LogRecord) -> bool:
     """Filter of a log handler: gives records their ``request_id``."""
     record.request_id = REQUEST_ID.get()
     return True
-
 
 
 def error_response(error: ApiError, headers: Mapping[str, str] | None = None) -> Response:

@@ -29,13 +29,18 @@ class WebMetrics:
         self.paths: Collection[str] = ()
         """Paths that are told apart. Clients can ask for any, and each would be kept."""
         self._requests = Counter(
-            PREFIX + "http_requests", "Requests, by path and status (499: the client left).", ["path", "status"],
+            PREFIX + "http_requests",
+            "Requests, by path and status (499: the client left).",
+            ["path", "status"],
             registry=self.registry,
-        )  # fmt: skip
+        )
         self._seconds = Histogram(
-            PREFIX + "http_request_duration_seconds", "From head to the end of the reply.", ["path"],
-            registry=self.registry, buckets=SECONDS,
-        )  # fmt: skip
+            PREFIX + "http_request_duration_seconds",
+            "From head to the end of the reply.",
+            ["path"],
+            registry=self.registry,
+            buckets=SECONDS,
+        )
         if workers is not None:
             self.registry.register(workers)
 

@@ -112,9 +112,11 @@ def _parse(name: str) -> tuple[str, str, int]:
     is_bare = host and not (parts.path or parts.query or parts.fragment or "@" in parts.netloc or "%" in parts.netloc)
     if not is_bare or parts.scheme not in ("http", "https") or "\\" in name:
         raise ApiError(
-            400, "worker_name must be the worker's address, http://host:port", code="invalid_worker",
+            400,
+            "worker_name must be the worker's address, http://host:port",
+            code="invalid_worker",
             param="worker_name",
-        )  # fmt: skip
+        )
     return parts.scheme, host, port or (443 if parts.scheme == "https" else 80)
 
 

@@ -70,9 +70,7 @@ class WorkerService(ChatService):
         load = self.engine.load
         queue = load["decoding"] + load["prefilling"] + load["waiting"] + self.preparing
         frames = self.engine.processor.model_config.num_frames
-        return WorkerStatus(
-            model_names=[self.model_name], speed=self.speed, queue_length=queue, num_frames=frames
-        )
+        return WorkerStatus(model_names=[self.model_name], speed=self.speed, queue_length=queue, num_frames=frames)
 
     async def _submit(self, request: ChatRequest, count: int) -> list[Answer]:
         start = monotonic()
@@ -220,9 +218,11 @@ def chat_request(body: GenerateStream, model: str) -> ChatRequest:
             texts = [*[""] * len(media), body.prompt]
         if len(texts) != len(media) + 1:
             raise ApiError(
-                400, f"there are {len(media)} images and {len(texts) - 1} places for them in the prompt",
-                param="images", internal_code=40001,
-            )  # fmt: skip
+                400,
+                f"there are {len(media)} images and {len(texts) - 1} places for them in the prompt",
+                param="images",
+                internal_code=40001,
+            )
         content = [{"type": "text", "text": texts[0]}]
         for part, text in zip(media, texts[1:], strict=True):
             content += [part, {"type": "text", "text": text}]
@@ -252,9 +252,7 @@ def _media_part(item: str) -> dict[str, Any]:
         try:
             head = base64.b64decode(item[:_HEAD], validate=True)
         except (ValueError, binascii.Error):
-            raise ApiError(
-                400, "images must be base64 or data: URLs", param="images", internal_code=40001
-            ) from None
+            raise ApiError(400, "images must be base64 or data: URLs", param="images", internal_code=40001) from None
         is_image = not head.startswith((b"GIF87a", b"GIF89a")) and identify(head) == "image"
         kind, mime = ("image", "image/png") if is_image else ("video", "video/mp4")
         url = f"data:{mime};base64,{item}"

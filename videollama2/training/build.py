@@ -130,9 +130,7 @@ def _load_parts(
     path: str, model_args: ModelArguments, options: dict[str, Any]
 ) -> tuple[VideoLlama2ForConditionalGeneration, VideoLlama2Processor]:
     if not model_args.vision_tower:
-        raise ConfigError(
-            f"--model_path {path} is a language model without an encoder: --vision_tower is needed"
-        )
+        raise ConfigError(f"--model_path {path} is a language model without an encoder: --vision_tower is needed")
     layer = model_args.mm_vision_select_layer
     return build_from_parts(
         path,
@@ -164,8 +162,7 @@ def _load_whole(
 def _check_model_type(asked: str | None, decoder: str, path: str) -> None:
     if asked is not None and FLAT_MODEL_TYPES[asked] != decoder:
         raise ConfigError(
-            f"--model_type {asked} stands for a {FLAT_MODEL_TYPES[asked]!r} decoder, "
-            f"but {path} holds a {decoder!r} one"
+            f"--model_type {asked} stands for a {FLAT_MODEL_TYPES[asked]!r} decoder, but {path} holds a {decoder!r} one"
         )
 
 

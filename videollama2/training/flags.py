@@ -19,19 +19,13 @@ class ModelArguments:
     """Which parts the model is made of and which of them learn."""
 
     model_path: str = field(
-        metadata={
-            "help": "Language model (needs --vision_tower), or a VideoLLaMA 2 checkpoint to go on from."
-        }
+        metadata={"help": "Language model (needs --vision_tower), or a VideoLLaMA 2 checkpoint to go on from."}
     )
     model_type: str | None = field(
         default=None,
-        metadata={
-            "help": f"Checked against the decoder found in --model_path: {', '.join(FLAT_MODEL_TYPES)}."
-        },
+        metadata={"help": f"Checked against the decoder found in --model_path: {', '.join(FLAT_MODEL_TYPES)}."},
     )
-    vision_tower: str | None = field(
-        default=None, metadata={"help": "CLIP or SigLIP encoder, folder or hub name."}
-    )
+    vision_tower: str | None = field(default=None, metadata={"help": "CLIP or SigLIP encoder, folder or hub name."})
     mm_projector_type: str | None = field(
         default=None, metadata={"help": "Connector. Default: the checkpoint's, for a new model 'linear'."}
     )
@@ -48,13 +42,9 @@ class ModelArguments:
     )
     tune_mm_mlp_adapter: bool = field(
         default=False,
-        metadata={
-            "help": "First stage: only the connector learns, from captions; mm_projector.bin is written."
-        },
+        metadata={"help": "First stage: only the connector learns, from captions; mm_projector.bin is written."},
     )
-    freeze_backbone: bool = field(
-        default=False, metadata={"help": "The language model and its head do not learn."}
-    )
+    freeze_backbone: bool = field(default=False, metadata={"help": "The language model and its head do not learn."})
     pretrain_labels: Literal["published", "answer"] = field(
         default="published",
         metadata={
@@ -63,7 +53,6 @@ class ModelArguments:
         },
     )
     freeze_vision_tower: bool = field(default=True, metadata={"help": "The vision encoder does not learn."})
-
 
     def __post_init__(self) -> None:
         # How a caller of a script takes back a flag that the script gives.
@@ -82,9 +71,7 @@ class DataArguments:
     )
     data_weights: list[float] | None = field(
         default=None,
-        metadata={
-            "help": "One number per file of --data_path: its share of an epoch. Default: every record once."
-        },
+        metadata={"help": "One number per file of --data_path: its share of an epoch. Default: every record once."},
     )
     on_bad_sample: Literal["error", "skip"] = field(
         default="error",

@@ -14,9 +14,17 @@ import torch
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 
 PEAK_FLOPS = {
-    "H200": 989e12, "H100": 989e12, "H800": 989e12, "A100": 312e12, "A800": 312e12, "A40": 150e12, "L40": 181e12,
-    "RTX 4090": 165e12, "RTX 3090": 71e12, "V100": 125e12,
-}  # fmt: skip
+    "H200": 989e12,
+    "H100": 989e12,
+    "H800": 989e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "A40": 150e12,
+    "L40": 181e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+    "V100": 125e12,
+}
 """Dense 16-bit operations per second by the makers' data sheets, by part of the device's name."""
 
 

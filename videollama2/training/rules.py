@@ -16,9 +16,7 @@ Rule = tuple[Any, str]
 """Whether it is broken, and what to say then."""
 
 
-def check_arguments(
-    model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
-) -> None:
+def check_arguments(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> None:
     """Raise ConfigError for flags that contradict each other, naming them and the rule."""
     rules = [
         *_part_rules(model_args, training_args),

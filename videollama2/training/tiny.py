@@ -100,9 +100,7 @@ class TinySizes:
             ("heads", "key_value_heads"),
         ):
             if getattr(self, part) < 1 or getattr(self, whole) % getattr(self, part):
-                raise ConfigError(
-                    f"{whole} {getattr(self, whole)} is no multiple of {part} {getattr(self, part)}"
-                )
+                raise ConfigError(f"{whole} {getattr(self, whole)} is no multiple of {part} {getattr(self, part)}")
 
     def text_config(self) -> dict[str, Any]:
         """Fields of the decoder, a Qwen2."""

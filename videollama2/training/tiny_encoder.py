@@ -171,9 +171,7 @@ def fit(
 def measure(readings: dict[str, torch.Tensor], truth: Truth) -> dict[str, float]:
     """Accuracy of shape and colour, error of the centre; of words, those told and true among those told or true."""
     there = ~truth["centre"].isnan()
-    result = {
-        name: (readings[name].argmax(-1) == truth[name])[there[..., 0]].float().mean().item() for name in _NAMES
-    }
+    result = {name: (readings[name].argmax(-1) == truth[name])[there[..., 0]].float().mean().item() for name in _NAMES}
     result["centre"] = (readings["centre"] - truth["centre"])[there].abs().mean().item()
     if "words" in truth:
         told, true = readings["words"] > 0, truth["words"] > 0

@@ -136,9 +136,7 @@ class Evaluator:
         """Visual tokens (N, D) of every new file, as it is and shuffled. An image has one order only."""
         kinds = {question.file: question.kind for question in questions if question.file not in self.tokens}
         files = sorted(kinds, key=lambda file: kinds[file])
-        for start in tqdm(
-            range(0, len(files), ENCODE_BATCH), desc="encode", unit="batch", disable=not self.progress
-        ):
+        for start in tqdm(range(0, len(files), ENCODE_BATCH), desc="encode", unit="batch", disable=not self.progress):
             chunk = files[start : start + ENCODE_BATCH]
             images = [file for file in chunk if kinds[file] == "image"]
             videos = [file for file in chunk if kinds[file] == "video"]
@@ -166,8 +164,7 @@ class Evaluator:
         ids_BL = pad_rows(rows, self.processor.pad_token_id, "left").to(device)
         mask_BL = pad_rows([[1] * len(row) for row in rows], 0, "left").to(device)
         media = {
-            kind: [self.tokens[q.file][shuffle] for q in questions if q.kind == kind]
-            for kind in ("image", "video")
+            kind: [self.tokens[q.file][shuffle] for q in questions if q.kind == kind] for kind in ("image", "video")
         }
         new_BL = self.model.generate(
             inputs_embeds=self.model.model.embed(ids_BL, media["image"], media["video"]),
@@ -180,9 +177,7 @@ class Evaluator:
         return tokenizer.batch_decode(new_BL, skip_special_tokens=True)
 
 
-def score(
-    questions: Sequence[Question], straight: Sequence[str], shuffled: Sequence[str]
-) -> dict[str, Score]:
+def score(questions: Sequence[Question], straight: Sequence[str], shuffled: Sequence[str]) -> dict[str, Score]:
     """Scores per question type and per group, in the order of the table; types without questions left out."""
     rows = list(zip(questions, straight, shuffled, strict=True))
     table = {}
@@ -209,9 +204,7 @@ def format_table(table: dict[str, Score]) -> str:
     return "\n".join(lines)
 
 
-def evaluate(
-    model_path: str, data: str | Path, batch_size: int = 64, progress: bool = False
-) -> dict[str, Any]:
+def evaluate(model_path: str, data: str | Path, batch_size: int = 64, progress: bool = False) -> dict[str, Any]:
     """Load a model and score it.
 
     Returns:

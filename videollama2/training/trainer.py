@@ -269,9 +269,7 @@ class VideoLlama2Trainer(Trainer):
             self._load_from_checkpoint(self.state.best_model_checkpoint)
 
 
-def _split_groups(
-    groups: list[dict[str, Any]], module: nn.Module, rate: float, part: str
-) -> list[dict[str, Any]]:
+def _split_groups(groups: list[dict[str, Any]], module: nn.Module, rate: float, part: str) -> list[dict[str, Any]]:
     """Optimizer groups in which the parameters of ``module`` stand apart with learning rate ``rate``.
 
     The optimizer has no state yet, so its groups may be cut.
