@@ -86,8 +86,8 @@ def make_random(folder: Path, shape: str = "0.5b", seed: int = 0) -> None:
     """
     import torch
 
+    from videollama2.checkpoints import load_checkpoint
     from videollama2.config import KNOWN_TOWERS, VideoLlama2Config
-    from videollama2.loading import load_checkpoint
     from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
     from videollama2.processing import VideoLlama2Processor, load_image_processor
 

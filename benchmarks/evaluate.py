@@ -95,9 +95,9 @@ class Bench:
         from transformers.utils import logging
 
         from videollama2 import model_init
-        from videollama2.data.moving_shapes import write_set
         from videollama2.eval.benchmarks import benchmark
         from videollama2.eval.runner import by_clip
+        from videollama2.shapes.sets import write_set
 
         logging.disable_progress_bar()
         self.args, self.data = args, folder

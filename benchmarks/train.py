@@ -70,7 +70,7 @@ def write_data(folder: Path) -> Path:
         return path
     import random
 
-    from videollama2.data.moving_shapes import write_set
+    from videollama2.shapes.sets import write_set
 
     counts = {kind: round(200 * share) for kind, share in SHARES.items()}
     write_set(folder, videos=counts["video"], images=counts["image"], seed=5, questions_per_item=3, mcq_fraction=0.0)
@@ -92,8 +92,8 @@ def load(name: str) -> tuple[Any, Any]:
     """Model and processor; the large one has random weights and the tiny one's tokenizer."""
     import torch
 
+    from videollama2.checkpoints import load_checkpoint
     from videollama2.config import KNOWN_TOWERS, VideoLlama2Config
-    from videollama2.loading import load_checkpoint
     from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
     from videollama2.processing import VideoLlama2Processor, load_image_processor
 
@@ -179,7 +179,7 @@ def measure(name: str, row: str, args: argparse.Namespace) -> dict[str, float]:
     """One row of the table."""
     import torch
 
-    from videollama2.loading import default_device
+    from videollama2.checkpoints import default_device
     from videollama2.training.meter import Meter, peak_memory
 
     torch.manual_seed(0)
@@ -246,7 +246,7 @@ def padding_of_orders(args: argparse.Namespace) -> dict[str, float]:
 
 def data_wait(args: argparse.Namespace) -> float:
     """Share of the time of ``train.py`` spent waiting for data, two workers, after the first lines."""
-    from videollama2.training.tiny import main as write_parts
+    from videollama2.shapes.parts import main as write_parts
 
     parts, out = args.world / "parts", args.world / "run"
     if not (parts / "mm_projector.bin").is_file():

@@ -31,7 +31,7 @@ def convert(source: str, destination: str, form: str) -> None:
         ConfigError: the destination is there already, or the published form has no name for the decoder.
         CheckpointError: the source is no full checkpoint, or its weights do not fit.
     """
-    from videollama2.loading import load_checkpoint, resolve_name, stored_dtype
+    from videollama2.checkpoints import load_checkpoint, resolve_name, stored_dtype
 
     target, source = Path(destination), resolve_name(source)
     if target.exists() and not target.is_dir():
@@ -77,7 +77,7 @@ _TOKENIZER_FILES = (
 
 def _copy_tokenizer(source: str, target: Path) -> None:
     """The source's own tokenizer files, where it has them: transformers 5 writes some that version 4 cannot read."""
-    from videollama2.loading import find_file
+    from videollama2.checkpoints import find_file
 
     if find_file(source, "tokenizer_config.json") is None:
         return

@@ -6,9 +6,9 @@ import shutil
 import pytest
 
 from tests.conftest import golden_dir
+from videollama2.checkpoints import load_checkpoint
 from videollama2.config import VideoLlama2Config
 from videollama2.errors import CheckpointNotFoundError
-from videollama2.loading import load_checkpoint
 from videollama2.processing import VideoLlama2Processor
 
 QWEN = golden_dir() / "models" / "qwen2-stc_connector-clip"

@@ -5,10 +5,10 @@ import torch
 from PIL import Image
 
 from tests.conftest import golden_dir
+from videollama2.checkpoints import load_checkpoint
 from videollama2.constants import IMAGE_TOKEN_INDEX
 from videollama2.errors import ConfigError, PromptError
 from videollama2.inference.api import embed_prompts
-from videollama2.loading import load_checkpoint
 from videollama2.processing import VideoLlama2Processor, check_pixels, collate, expand_prompts, visual_tokens
 
 QWEN = golden_dir() / "models" / "qwen2-stc_connector-clip"

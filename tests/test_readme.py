@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT
-from videollama2.data.moving_shapes import encode_video
+from videollama2.shapes.sets import encode_video
 
 TEXT = (ROOT / "README.md").read_text()
 TINY = "videollama2/assets/videollama2-tiny"

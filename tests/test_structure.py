@@ -1,75 +1,134 @@
 """The house keeps its shape: floors, light imports, no forbidden dependency, no Python beside the data."""
 
 import ast
+import importlib.util
 import re
 import subprocess
 import sys
 
+import pytest
+
 from tests.conftest import ROOT
 
 FLOORS = {
-    "errors": 0,
-    "constants": 0,
-    "config": 0,
-    "_register": 0,
-    "model_flags": 0,
-    "flag_types": 0,
-    "prompting": 1,
-    "media": 1,
-    "model": 1,
-    "terminal_chat": 1,
-    "processing": 2,
-    "loading": 2,
-    "auto": 2,
-    "data": 2,
-    "inference": 3,
-    "training": 4,
-    "eval": 4,
-    "serve": 4,
-    "cli": 5,
-    "train": 5,
-    "__main__": 6,
+    0: ("errors", "constants", "config", "flags", "commands", "_register"),
+    1: ("prompting", "media", "model", "terminal_chat"),
+    2: ("processing", "auto"),
+    3: ("checkpoints", "data"),
+    4: ("inference",),
+    5: ("training", "eval", "serve", "shapes"),
+    6: ("cli", "train", "engines", "mm_utils", "utils"),
+    7: ("__main__",),
 }
-# One room may look into another on its floor where the table of the design says so.
+FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
+# A room may look into another on its own floor only where the design says so.
 ALLOWED = {
     ("config", "errors"),
     ("config", "constants"),
-    ("model_flags", "constants"),
-    ("loading", "processing"),
-    ("loading", "auto"),
+    ("flags", "constants"),
+    ("flags", "errors"),
+    ("commands", "errors"),
     ("auto", "processing"),
-    ("data", "processing"),
+}
+# Inside a wing, a module imports only from earlier groups, or from its own folder.
+WINGS = {
+    "serve": (
+        ("settings", "untrusted_media"),
+        ("web",),
+        ("api",),
+        ("cluster",),
+        ("worker", "page"),
+        ("legacy", "entries"),
+        ("controller", "model_worker", "openai_api", "gradio_web_server", "gradio_web_server_adhoc", "cli"),
+        ("launch",),
+    ),
+    "eval": (
+        ("items", "files", "subtitles", "fingerprint"),
+        ("answers", "annotations"),
+        ("judging", "store"),
+        ("report",),
+        ("benchmarks", "published_files"),
+        ("rows", "runner"),
+        ("run",),
+        ("commands",),
+        ("cli",),
+        ("__main__",),
+    ),
+    "inference": (
+        ("slots", "sampling", "lru", "weights_watch", "sizes", "text_stream", "threads"),
+        ("answer", "request", "prefix_cache"),
+        ("media",),
+        ("task",),
+        ("fixed_shapes",),
+        ("decoder",),
+        ("batch",),
+        ("engine",),
+        ("api",),
+        ("chat",),
+    ),
 }
 WITH_MODEL = ("model_worker", "gradio_web_server_adhoc")
 PACKAGE = ROOT / "videollama2"
 
 
-def room(path):
-    parts = path.relative_to(PACKAGE).with_suffix("").parts
-    return parts[0]
+def rooms(path):
+    """``videollama2/serve/web/app.py`` -> ``("serve", "web", "app")``."""
+    return path.relative_to(PACKAGE).with_suffix("").parts
 
 
 def imports(path):
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("videollama2."):
-            yield node.module.split(".")[1]
-        elif isinstance(node, ast.ImportFrom) and node.module == "videollama2":
-            yield from (name.name for name in node.names if name.name in FLOORS)
+    """The modules of this package that a file imports, as parts of their names; names only types need are left out."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    types_only = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    skipped = {inner for node in types_only for inner in ast.walk(node)}
+    for node in (node for node in ast.walk(tree) if node not in skipped):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "videollama2":
+            parts = tuple(node.module.split(".")[1:])
+            names = [name.name for name in node.names]
+            # The names may be modules of the package, or symbols of the module.
+            is_package = (PACKAGE.joinpath(*parts) / "__init__.py").is_file()
+            yield from ((*parts, name) for name in names) if is_package else (parts,)
         elif isinstance(node, ast.Import):
-            yield from (n.name.split(".")[1] for n in node.names if n.name.startswith("videollama2."))
+            yield from (tuple(n.name.split(".")[1:]) for n in node.names if n.name.startswith("videollama2."))
 
 
 def test_modules_import_only_from_lower_floors():
     wrong = []
     for path in PACKAGE.rglob("*.py"):
-        here = room(path)
+        here = rooms(path)[0]
         if here == "__init__":
             continue
-        assert here in FLOORS, f"{path} has no floor"
-        for there in imports(path):
-            if there != here and FLOORS[there] >= FLOORS[here] and (here, there) not in ALLOWED:
+        assert here in FLOOR_OF, f"{path} has no floor"
+        for there, *_ in imports(path):
+            if there == here or there not in FLOOR_OF or (here, there) in ALLOWED:
+                continue
+            if FLOOR_OF[there] >= FLOOR_OF[here]:
                 wrong.append(f"{path.relative_to(ROOT)} imports {there}")
     assert not wrong, wrong
+
+
+@pytest.mark.parametrize("wing", WINGS)
+def test_inside_a_wing_modules_import_only_from_earlier_groups(wing):
+    order = {room: number for number, group in enumerate(WINGS[wing]) for room in group}
+    wrong = []
+    for path in (PACKAGE / wing).rglob("*.py"):
+        here = rooms(path)[1]
+        if here == "__init__":
+            continue
+        assert here in order, f"{path.relative_to(ROOT)} has no place in the order of {wing}/"
+        for there in imports(path):
+            is_inside = there[0] == wing and len(there) > 1 and there[1] in order
+            if is_inside and there[1] != here and order[there[1]] >= order[here]:
+                wrong.append(f"{path.relative_to(ROOT)} imports {'.'.join(there)}")
+    assert not wrong, wrong
+
+
+def test_no_module_of_serve_is_called_like_a_package_elsewhere():
+    """``python videollama2/serve/gradio_web_server_adhoc.py`` puts that folder on the path."""
+    names = {path.stem for path in (PACKAGE / "serve").iterdir() if path.stem not in ("__init__", "__pycache__")}
+    assert not names & set(sys.stdlib_module_names)
+    hidden = [n for n in names if importlib.util.find_spec(n) is not None]
+    assert not hidden, hidden
 
 
 def test_no_python_file_hides_other_packages():
@@ -101,9 +160,9 @@ def test_readme_names_only_what_exists():
 def test_only_what_holds_a_model_imports_torch():
     """Controller, API, web page and terminal client start in a second and run where torch is not installed."""
     serve = PACKAGE / "serve"
-    names = sorted(path.stem for path in serve.glob("*.py") if path.stem not in ("__init__", *WITH_MODEL))
-    assert {"controller", "openai_api", "gradio_web_server", "cli", "launch"} <= set(names)
-    imports = "\n".join(f"import videollama2.serve.{name}" for name in names)
+    names = {".".join(rooms(path)) for path in serve.rglob("*.py") if path.stem not in ("__init__", *WITH_MODEL)}
+    assert {"serve.controller", "serve.openai_api", "serve.gradio_web_server", "serve.cli", "serve.launch"} <= names
+    imports = "\n".join(f"import videollama2.{name}" for name in sorted(names))
     check = "import sys\nheavy = {'torch', 'transformers'} & set(sys.modules)\nassert not heavy, heavy"
     done = subprocess.run([sys.executable, "-c", f"{imports}\n{check}"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -7,11 +7,11 @@ Import of this module is enough; it may be imported again at no cost. Afterwards
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from videollama2.config import FLAT_CONFIG_CLASSES, VideoLlama2Config
-from videollama2.model import checkpoints
+from videollama2.model import weight_names
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.processing import VideoLlama2Processor
 
-checkpoints.register()
+weight_names.register()
 AutoConfig.register(VideoLlama2Config.model_type, VideoLlama2Config, exist_ok=True)
 for _name, _config in FLAT_CONFIG_CLASSES.items():
     AutoConfig.register(_name, _config, exist_ok=True)

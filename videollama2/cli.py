@@ -17,7 +17,7 @@ from typing import Any
 from videollama2 import __version__
 from videollama2.constants import TINY_MODEL_NAME
 from videollama2.errors import ConfigError, VideoLlama2Error
-from videollama2.model_flags import add_model_flags, model_options
+from videollama2.flags import add_model_flags, model_options
 
 _CHAT_LENGTH = 16384
 """Tokens that a conversation in the terminal may have, where the model has as many positions."""
@@ -27,7 +27,7 @@ _ELSEWHERE = {
     "eval": ("evaluate on benchmarks", "videollama2.eval.cli", "add_eval_commands"),
     "data": ("check annotation files for training", "videollama2.data.check", "add_data_commands"),
     "serve": ("controller, worker, API and web page on this machine", "videollama2.serve.launch", "add_serve_command"),
-    "merge": ("LoRA folder + base -> a whole checkpoint", "videollama2.training.merge", "add_merge_command"),
+    "merge": ("LoRA folder + base -> a whole checkpoint", "videollama2.checkpoints.merge", "add_merge_command"),
 }
 """Commands declared where they are done: help, module and function that adds the parser. Imported when asked for."""
 

@@ -32,7 +32,7 @@ FLAT_MODEL_TYPES = {
 """Published ``model_type`` -> decoder ``model_type``."""
 
 VISION_MODEL_TYPES = ("clip_vision_model", "siglip_vision_model")
-"""Vision encoders whose layer layout :mod:`videollama2.model.vision` knows."""
+"""Vision encoders whose layer layout :mod:`videollama2.model.encoders.clip_siglip` knows."""
 
 # Architecture and preprocessing of the two published encoders, from their hub pages. With them a published
 # checkpoint opens without asking the network for a second repository.

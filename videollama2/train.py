@@ -32,8 +32,8 @@ from videollama2.data.records import PackedRecords, read_sets
 from videollama2.errors import MissingDependencyError, VideoLlama2Error
 from videollama2.training.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from videollama2.training.build import base_name, build_model, describe_trainable
-from videollama2.training.checkpoints import checkpoint_to_resume, told_when_full
-from videollama2.training.plot import plot_losses
+from videollama2.training.loss_plot import plot_losses
+from videollama2.training.resume import checkpoint_to_resume, told_when_full
 from videollama2.training.trainer import VideoLlama2Trainer
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Accuracy of a model of the built-in world on 1000 held-out questions, per question type, beside chance.
 #
-#   bash scripts/tiny/eval.sh [MODEL] [flags of python -m videollama2.training.tiny_eval]
+#   bash scripts/tiny/eval.sh [MODEL] [flags of python -m videollama2.shapes.accuracy]
 #
 # MODEL: folder or videollama2-tiny (default). Environment: DATA=runs/tiny/test (the held-out set, made when missing),
 #   VIDEOS=1000, QUESTIONS=1000, SEED=20260, WORKERS=2, PYTHON=/path/to/python or VENV=.venv.
@@ -16,6 +16,6 @@ if [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; then
     shift
 fi
 
-"$PYTHON" -m videollama2.data.moving_shapes --out "$DATA" --videos "${VIDEOS:-1000}" \
+"$PYTHON" -m videollama2.shapes.sets --out "$DATA" --videos "${VIDEOS:-1000}" \
     --seed "${SEED:-20260}" --balanced-questions "${QUESTIONS:-1000}" --workers "${WORKERS:-2}" >/dev/null
-exec "$PYTHON" -m videollama2.training.tiny_eval --model "$MODEL" --data "$DATA" "$@"
+exec "$PYTHON" -m videollama2.shapes.accuracy --model "$MODEL" --data "$DATA" "$@"

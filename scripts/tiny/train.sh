@@ -7,7 +7,7 @@
 # Environment: RUN=runs/tiny (where everything goes), VIDEOS=30000, IMAGES=8000, ORDER_VIDEOS=5000 (files of the training
 #   sets), SEED=1 (of the first one; the second has the next), OBJECTS=4 (of a scene at most, where it needs no more: with
 #   one, a model learns in minutes what there is), WORKERS=2 (to write the sets),
-#   TINY="--width 192 ..." (sizes and steps of the parts, see python -m videollama2.training.tiny --help),
+#   TINY="--width 192 ..." (sizes and steps of the parts, see python -m videollama2.shapes.parts --help),
 #   PRETRAIN_STEPS=100, FINETUNE_STEPS=6600, WARMUP (steps of both), and what scripts/launch.sh names (NPROC_PER_NODE=2 here);
 #   QUICK=1 for other defaults of all these: five minutes on two cores instead of more than an hour, scenes of one object,
 #   and a model that has learnt some of the ten types of questions.
@@ -34,17 +34,17 @@ read -r -a SIZES <<<"${TINY:-}"
 # Two processes of one thread each use two cores better than one of two threads: the products are small.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
-"$PYTHON" -m videollama2.data.moving_shapes --out "$RUN/train" --videos "${VIDEOS:-30000}" \
+"$PYTHON" -m videollama2.shapes.sets --out "$RUN/train" --videos "${VIDEOS:-30000}" \
     --images "${IMAGES:-8000}" --seed "$SEED" --mcq-fraction 0.1 --workers "${WORKERS:-2}" ${OBJECTS:+--objects "$OBJECTS"}
 # Only one dialogue in six asks which of two objects moved first, and that is learnt last: more of these.
-"$PYTHON" -m videollama2.data.moving_shapes --out "$RUN/order" --videos "${ORDER_VIDEOS:-5000}" \
+"$PYTHON" -m videollama2.shapes.sets --out "$RUN/order" --videos "${ORDER_VIDEOS:-5000}" \
     --seed "$((SEED + 1))" --mcq-fraction 0.1 --workers "${WORKERS:-2}" --scenario order ${OBJECTS:+--objects "$OBJECTS"}
 for SET in train order; do
-    "$PYTHON" -m videollama2.data.moving_shapes_captions --set "$RUN/$SET"
+    "$PYTHON" -m videollama2.shapes.captions --set "$RUN/$SET"
 done
 # This file is the last one written: the starting parts are whole when it is there.
 if [ ! -f "$RUN/start/mm_projector.bin" ]; then
-    "$PYTHON" -m videollama2.training.tiny --out "$RUN/start" --seed 0 ${SIZES[@]+"${SIZES[@]}"}
+    "$PYTHON" -m videollama2.shapes.parts --out "$RUN/start" --seed 0 ${SIZES[@]+"${SIZES[@]}"}
 fi
 
 # stage ARGUMENTS OF THE SCRIPT -- FLAGS OF THE STAGE

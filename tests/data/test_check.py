@@ -7,7 +7,7 @@ import pytest
 
 from videollama2 import cli
 from videollama2.data.check import add_data_commands, check_files, histogram
-from videollama2.data.moving_shapes import write_set
+from videollama2.shapes.sets import write_set
 
 
 @pytest.fixture(scope="module")

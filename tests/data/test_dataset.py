@@ -11,12 +11,12 @@ from videollama2.config import VideoLlama2Config
 from videollama2.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX, VIDEO_TOKEN_INDEX
 from videollama2.data.collator import TrainingCollator
 from videollama2.data.dataset import VideoInstructionDataset, fit_length
-from videollama2.data.moving_shapes import encode_video
 from videollama2.data.records import read_records
 from videollama2.data.sampler import InOrderSampler, MixtureSampler, ModalityLengthSampler, shares
 from videollama2.errors import DataError
 from videollama2.processing import VideoLlama2Processor, load_image_processor
-from videollama2.training.tiny import TinySizes, build_tokenizer
+from videollama2.shapes.parts import TinySizes, build_tokenizer
+from videollama2.shapes.sets import encode_video
 
 FRAMES = 4
 VISUAL = 8  # visual tokens of one medium: 4 x 4 patches and 4 frames through stc_connector_v35

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from videollama2.data import records as records_module
-from videollama2.data.moving_shapes import encode_video
 from videollama2.data.records import parse_record, read_records, read_sets
 from videollama2.errors import DataError
+from videollama2.shapes.sets import encode_video
 
 
 @pytest.fixture(scope="module")

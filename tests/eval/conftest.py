@@ -4,14 +4,14 @@ import pytest
 
 from tests.eval.reference import benchmarks_dir
 from videollama2.eval.benchmarks import benchmark
-from videollama2.eval.evaluation import ModelChoice, Plan, run
+from videollama2.eval.run import ModelChoice, Plan, run
 from videollama2.eval.runner import AnswerOptions
 
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
     """A small set of the built-in world: 7 videos, 3 questions each at most."""
-    from videollama2.data.moving_shapes import write_set
+    from videollama2.shapes.sets import write_set
 
     folder = tmp_path_factory.mktemp("world")
     write_set(folder, videos=7, seed=11, questions_per_item=3)

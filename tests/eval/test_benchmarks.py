@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 from tests.eval.reference import benchmarks_dir, expected
 from videollama2.errors import ConfigError, DataError
 from videollama2.eval.benchmarks import BENCHMARKS, benchmark, names
-from videollama2.eval.benchmarks.videomme_report import official_report
+from videollama2.eval.report.videomme_official import official_report
 
 FOLDERS = {
     "mvbench": "mvbench",

@@ -11,9 +11,9 @@ import pytest
 
 from tests.eval.judge_server import GOOD, JudgeServer
 from videollama2.errors import ConfigError, DataError
-from videollama2.eval.judge import LocalJudge, OpenAIJudge, normalise
-from videollama2.eval.judge_client import retry_after
-from videollama2.eval.rubrics import rubric
+from videollama2.eval.judging.client import retry_after
+from videollama2.eval.judging.judge import LocalJudge, OpenAIJudge, normalise
+from videollama2.eval.judging.rubrics import rubric
 
 pytest.importorskip("openai")
 QA = rubric("qa", "own")
@@ -331,7 +331,7 @@ def test_missing_package_says_what_to_install(tmp_path):
     """In a process where importing openai fails; the local judge still works there."""
     code = (
         "import sys; sys.modules['openai'] = None\n"
-        "from videollama2.eval.judge import LocalJudge, OpenAIJudge\n"
+        "from videollama2.eval.judging.judge import LocalJudge, OpenAIJudge\n"
         "from videollama2.errors import MissingDependencyError\n"
         "LocalJudge()\n"
         "try: OpenAIJudge('m')\n"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from videollama2.eval.judge_reply import ReplyError, parse_reply
+from videollama2.eval.judging.reply import ReplyError, parse_reply
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from videollama2.errors import ConfigError, DataError
-from videollama2.eval import rubrics
-from videollama2.eval.rubrics import ASPECTS, PUBLISHED_PASSAGES, rubric
+from videollama2.eval.judging import rubrics
+from videollama2.eval.judging.rubrics import ASPECTS, PUBLISHED_PASSAGES, rubric
 
 ROW = {"id": "q1", "question": "what {answer}?", "answer": ["a", "b"], "output": "{question} %s"}
 

@@ -55,7 +55,7 @@ def saved(folder, rank):
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
     """Enough questions that a process is still busy when it is killed at its first answer."""
-    from videollama2.data.moving_shapes import write_set
+    from videollama2.shapes.sets import write_set
 
     folder = tmp_path_factory.mktemp("large")
     write_set(folder, videos=36, seed=12, questions_per_item=3)

@@ -11,12 +11,12 @@ from PIL import Image
 from tests.eval.reference import unpadded
 from videollama2 import __version__
 from videollama2.errors import ConfigError
-from videollama2.eval.judge import LocalJudge
-from videollama2.eval.reference_numbers import canonical_benchmark, paper_number
-from videollama2.eval.report import SCHEMA_VERSION, build_document, build_markdown, write_report
-from videollama2.eval.rubrics import rubric
-from videollama2.eval.statistics import wilson
-from videollama2.eval.summary import count_outcomes, summarise, summarise_judged
+from videollama2.eval.judging.judge import LocalJudge
+from videollama2.eval.judging.rubrics import rubric
+from videollama2.eval.report.metrics import count_outcomes, summarise, summarise_judged
+from videollama2.eval.report.paper_numbers import canonical_benchmark, paper_number
+from videollama2.eval.report.statistics import wilson
+from videollama2.eval.report.tables import SCHEMA_VERSION, build_document, build_markdown, write_report
 
 HEADER = {
     "benchmark": "mvbench",
@@ -321,7 +321,7 @@ def test_chart_takes_names_as_they_are(tmp_path):
 def test_missing_matplotlib_says_what_to_install_and_keeps_the_numbers(tmp_path):
     code = (
         "import sys; sys.modules['matplotlib'] = None\n"
-        "from videollama2.eval.report import write_report\n"
+        "from videollama2.eval.report.tables import write_report\n"
         "from videollama2.errors import MissingDependencyError\n"
         f"try: write_report({str(tmp_path)!r}, {HEADER!r}, [], {{'metrics': []}})\n"
         "except MissingDependencyError as error: print(error)\n"

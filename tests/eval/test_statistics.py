@@ -6,7 +6,7 @@ import random
 import pytest
 
 from videollama2.errors import ConfigError
-from videollama2.eval.statistics import (
+from videollama2.eval.report.statistics import (
     clustered_interval,
     paired_difference,
     student_inside,

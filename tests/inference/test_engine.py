@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from videollama2.errors import ConfigError, MediaError
+from videollama2.inference.answer import Answer, Channel, Result
 from videollama2.inference.engine import Engine
-from videollama2.inference.request import Answer, Channel, Request, Result
+from videollama2.inference.request import Request
 
 from .engine_helpers import IMAGE, VIDEO, draw_requests, run_with_random_joins
 

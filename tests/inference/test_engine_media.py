@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from videollama2.inference.engine import Engine
-from videollama2.inference.media_cache import MediaCache
+from videollama2.inference.media.cache import MediaCache
 from videollama2.inference.request import Request
 
 from .engine_helpers import IMAGE, NAMES, VIDEO, WORDS, Counting, load
@@ -131,7 +131,7 @@ def test_cancelled_before_its_turn_is_not_read(small, tmp_path):
 
 
 def test_frames_of_many_clips_are_encoded_in_passes(small, monkeypatch):
-    from videollama2.inference import media_encoder
+    from videollama2.inference.media import encoder as media_encoder
 
     monkeypatch.setattr(media_encoder, "FRAMES_PER_PASS", 9)
     model, processor = small

@@ -6,7 +6,7 @@ import torch
 from tests.conftest import golden_dir
 from videollama2 import mm_infer, mm_infer_batch, model_init
 from videollama2.inference.api import embed_prompts, encode_media, media_cache
-from videollama2.inference.media_cache import DEFAULT_MAX_BYTES, MediaCache, content_key
+from videollama2.inference.media.cache import DEFAULT_MAX_BYTES, MediaCache, content_key
 from videollama2.prompting import build_prompt, user_messages
 
 

@@ -1,6 +1,6 @@
 """Planning what to decode, on packets made up for the purpose."""
 
-from videollama2.media.packet_index import READ_ON_PACKETS, PacketIndex, PacketInfo
+from videollama2.media.pyav.index import READ_ON_PACKETS, PacketIndex, PacketInfo
 
 
 def packets(length: int, gop: int) -> list[PacketInfo]:

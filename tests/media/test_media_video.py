@@ -14,7 +14,7 @@ from PIL import Image
 
 from videollama2.errors import ConfigError, MediaError, MissingDependencyError
 from videollama2.media.frames import FrameSampling
-from videollama2.media.pyav_reader import PyAVReader
+from videollama2.media.pyav.reader import PyAVReader
 from videollama2.media.readers import MediaWarning
 from videollama2.media.video import BACKENDS, open_video, read_clip
 

@@ -6,8 +6,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, GenerationMixin, StaticCache
 
 from tests.conftest import golden_dir
+from videollama2.checkpoints import load_checkpoint
 from videollama2.errors import PromptError
-from videollama2.loading import load_checkpoint
 
 QWEN = golden_dir() / "models" / "qwen2-stc_connector-clip"
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tests.conftest import golden_dir
+from videollama2.checkpoints import load_checkpoint
 from videollama2.errors import PromptError
-from videollama2.loading import load_checkpoint
 from videollama2.processing import VideoLlama2Processor
 
 QWEN = golden_dir() / "models" / "qwen2-stc_connector-clip"

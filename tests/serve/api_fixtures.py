@@ -129,10 +129,10 @@ def live_chat(
     engine: Any = None, security: Any = None, limits: Any = None, **policy_changes: Any
 ) -> Iterator[tuple[AppThread, Any]]:
     """A server that answers chats with the tiny model: the parts of a worker without its controller."""
-    from videollama2.serve.chat_completions import ChatService, chat_router
-    from videollama2.serve.sandbox import FrameSize, Sandbox
     from videollama2.serve.settings import Security
-    from videollama2.serve.web import make_app
+    from videollama2.serve.untrusted_media.sandbox import FrameSize, Sandbox
+    from videollama2.serve.web.app import make_app
+    from videollama2.serve.worker.chat_routes import ChatService, chat_router
 
     own = policy(**policy_changes)
     engine = engine or tiny_engine()

@@ -33,8 +33,8 @@ def tiny_engine() -> Iterator:
 @pytest.fixture(scope="session")
 def tiny_service(tiny_engine) -> Iterator:
     """A worker's service over it."""
-    from videollama2.serve.sandbox import FrameSize, Sandbox
-    from videollama2.serve.worker_app import WorkerService
+    from videollama2.serve.untrusted_media.sandbox import FrameSize, Sandbox
+    from videollama2.serve.worker.app import WorkerService
 
     policy = MediaPolicy(decode_processes=1)
     sandbox = Sandbox(policy, FrameSize.of(tiny_engine.processor))
@@ -45,7 +45,7 @@ def tiny_service(tiny_engine) -> Iterator:
 @pytest.fixture(scope="session")
 def tiny_worker(tiny_service) -> Iterator[AppThread]:
     """That service as it is served."""
-    from videollama2.serve.worker_app import make_worker_app
+    from videollama2.serve.worker.app import make_worker_app
 
     with AppThread(make_worker_app(tiny_service, Security())) as server:
         yield server

@@ -13,14 +13,15 @@ from typing import Any
 
 import pytest
 
+from videollama2.inference.answer import Answer
 from videollama2.inference.api import model_init
 from videollama2.inference.engine import Engine
-from videollama2.inference.request import Answer, Request
-from videollama2.serve.backend import EngineBackend
-from videollama2.serve.page_log import VoteLog
-from videollama2.serve.page_server import launch_page, uploads_folder
+from videollama2.inference.request import Request
+from videollama2.serve.page.backends import EngineBackend
+from videollama2.serve.page.layout import DEMO, PageSettings, build_page
+from videollama2.serve.page.server import launch_page, uploads_folder
+from videollama2.serve.page.votes import VoteLog
 from videollama2.serve.settings import MediaPolicy
-from videollama2.serve.ui import DEMO, PageSettings, build_page
 
 TINY, LONG = "videollama2-tiny", "tiny-long"
 CLIP, PICTURE = DEMO / "moving_shapes.mp4", DEMO / "shapes.png"

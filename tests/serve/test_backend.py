@@ -17,11 +17,11 @@ from tests.conftest import ROOT
 from tests.serve.servers import StrangeWorker, begin
 from videollama2.errors import MediaError
 from videollama2.inference.engine import Engine
-from videollama2.serve.api_errors import ApiError
-from videollama2.serve.backend import Backend, ControllerBackend, EngineBackend, media_type, server_events
-from videollama2.serve.client import ControllerClient
-from videollama2.serve.conversation import Conversation, Medium
+from videollama2.serve.cluster.client import ControllerClient
+from videollama2.serve.page.backends import Backend, ControllerBackend, EngineBackend, media_type, server_events
+from videollama2.serve.page.conversation import Conversation, Medium
 from videollama2.serve.settings import MediaPolicy
+from videollama2.serve.web.errors import ApiError
 
 TINY = "videollama2-tiny"
 DEMO = ROOT / "videollama2" / "assets" / "demo"
@@ -254,8 +254,9 @@ def test_media_types_agree_with_the_kind() -> None:
 
 def test_the_page_needs_no_torch() -> None:
     code = (
-        "import sys, videollama2.serve.gradio_web_server as page, videollama2.serve.ui, videollama2.serve.ui_events\n"
-        "import videollama2.serve.page_server, videollama2.serve.backend, videollama2.serve.client\n"
+        "import sys, videollama2.serve.gradio_web_server as page\n"
+        "import videollama2.serve.page.layout, videollama2.serve.page.events\n"
+        "import videollama2.serve.page.server, videollama2.serve.page.backends, videollama2.serve.cluster.client\n"
         "page.build_parser()\n"
         "print([name for name in ('torch', 'transformers') if name in sys.modules])"
     )

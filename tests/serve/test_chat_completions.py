@@ -25,9 +25,9 @@ from tests.serve.api_fixtures import (
     video_part,
 )
 from videollama2.inference.request import Request
-from videollama2.serve.byte_budget import Budget, WaitingBudget
-from videollama2.serve.chat_service import ChatLimits
 from videollama2.serve.settings import Security
+from videollama2.serve.worker.budget import Budget, WaitingBudget
+from videollama2.serve.worker.service import ChatLimits
 
 MEDIA = golden_dir() / "media"
 PATH = "/v1/chat/completions"
@@ -565,7 +565,7 @@ def test_no_tokenizer_reads_control_tokens_from_text(folder):
     """For the decoders of the published checkpoints."""
     from transformers import AutoTokenizer
 
-    from videollama2.serve.chat_messages import TextGuard
+    from videollama2.serve.api.messages import TextGuard
 
     tokenizer = AutoTokenizer.from_pretrained(golden_dir() / "models" / folder)
     guard = TextGuard(tokenizer, (), 10_000)

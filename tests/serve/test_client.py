@@ -7,12 +7,12 @@ import threading
 import pytest
 
 from tests.serve.servers import AppThread, StrangeWorker, begin, free_port, http, reply
-from videollama2.serve.api_errors import ApiError
-from videollama2.serve.client import ControllerClient
+from videollama2.serve.cluster.client import ControllerClient
+from videollama2.serve.cluster.failover import MOST_DEATHS, Patience
+from videollama2.serve.cluster.registry import Registry
 from videollama2.serve.controller import Controller, make_controller_app
-from videollama2.serve.dispatch import Registry
 from videollama2.serve.settings import Security
-from videollama2.serve.upstream import MOST_DEATHS, Patience
+from videollama2.serve.web.errors import ApiError
 
 HASTY = Patience(connect=1, silence=0.15, probe=0.3, total=3)
 DONE = b"data: [DONE]\n\n"

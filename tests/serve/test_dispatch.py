@@ -6,11 +6,11 @@ from random import Random
 
 import pytest
 
-from videollama2.serve.api_errors import ApiError
-from videollama2.serve.dispatch import AFFINITY_SLACK, Registry, affinity_of_chat
-from videollama2.serve.protocol import WorkerStatus
+from videollama2.serve.cluster.admission import WorkerAddresses
+from videollama2.serve.cluster.protocol import WorkerStatus
+from videollama2.serve.cluster.registry import AFFINITY_SLACK, Registry, affinity_of_chat
 from videollama2.serve.settings import Security
-from videollama2.serve.worker_addresses import WorkerAddresses
+from videollama2.serve.web.errors import ApiError
 
 
 class Clock:
@@ -126,7 +126,7 @@ def test_models_of_several_workers():
 
 
 def test_the_table_of_workers_is_bounded(monkeypatch):
-    monkeypatch.setattr("videollama2.serve.dispatch.MAX_WORKERS", 2)
+    monkeypatch.setattr("videollama2.serve.cluster.registry.MAX_WORKERS", 2)
     found = registry(a=(1, 0), b=(1, 0))
     found.register("a", WorkerStatus(model_names=["m"]))
     with pytest.raises(ApiError):

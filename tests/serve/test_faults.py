@@ -15,9 +15,9 @@ import pytest
 
 from tests.serve.conftest import MODEL, registered
 from tests.serve.servers import frames_of, http, wait_until
-from videollama2.serve.api_errors import ApiError
-from videollama2.serve.client import ControllerClient
-from videollama2.serve.protocol import DONE, Splitter, event_data
+from videollama2.serve.cluster.client import ControllerClient
+from videollama2.serve.cluster.protocol import DONE, Splitter, event_data
+from videollama2.serve.web.errors import ApiError
 
 SECONDS = float(os.environ.get("VIDEOLLAMA2_FAULT_SECONDS", "12"))
 """Of load; the issue's full minute by the environment variable."""

@@ -12,13 +12,13 @@ from contextlib import contextmanager
 import pytest
 
 from tests.serve.api_fixtures import data_url, policy, write
-from videollama2.serve import media_urls
-from videollama2.serve.media_addresses import check_resolved
-from videollama2.serve.media_errors import RefusedMediaError
-from videollama2.serve.media_fetch import MAX_REDIRECTS, MediaFetcher, resolve_host
-from videollama2.serve.media_files import read_below
-from videollama2.serve.media_urls import WebAddress, follow, parse_data, parse_file, parse_web
 from videollama2.serve.settings import MediaPolicy
+from videollama2.serve.untrusted_media import urls as media_urls
+from videollama2.serve.untrusted_media.addresses import check_resolved
+from videollama2.serve.untrusted_media.errors import RefusedMediaError
+from videollama2.serve.untrusted_media.fetch import MAX_REDIRECTS, MediaFetcher, resolve_host
+from videollama2.serve.untrusted_media.files import read_below
+from videollama2.serve.untrusted_media.urls import WebAddress, follow, parse_data, parse_file, parse_web
 
 
 class Web:

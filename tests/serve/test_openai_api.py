@@ -12,9 +12,9 @@ from tests.conftest import ROOT
 from tests.serve.api_fixtures import demo, image_part, picture, text_part, user, video_part
 from tests.serve.servers import AppThread, Process, StrangeWorker, begin, free_port, wait_until
 from tests.serve.servers import reply as send
-from videollama2.serve.client import ControllerClient
+from videollama2.serve.cluster.client import ControllerClient
+from videollama2.serve.cluster.registry import METHODS, Registry
 from videollama2.serve.controller import Controller, make_controller_app
-from videollama2.serve.dispatch import METHODS, Registry
 from videollama2.serve.openai_api import ApiFront, build_parser, make_front_app
 from videollama2.serve.settings import Security
 

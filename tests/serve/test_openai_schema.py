@@ -7,7 +7,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from videollama2.inference.sampling import SamplingOptions
-from videollama2.serve.openai_schema import ChatRequest
+from videollama2.serve.api.request import ChatRequest
 
 completion_create_params = pytest.importorskip("openai.types.chat.completion_create_params")
 

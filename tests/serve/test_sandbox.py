@@ -19,10 +19,10 @@ from tests.serve.api_fixtures import bomb_png, film, picture, policy, write
 from videollama2.media.frames import FrameSampling
 from videollama2.media.image import load_image
 from videollama2.media.video import read_clip
-from videollama2.serve import sandbox_process
-from videollama2.serve.media_errors import RefusedMediaError
-from videollama2.serve.sandbox import FrameCache, FrameSize, Sandbox
-from videollama2.serve.sandbox_process import Child, ChildLimits
+from videollama2.serve.untrusted_media import process as sandbox_process
+from videollama2.serve.untrusted_media.errors import RefusedMediaError
+from videollama2.serve.untrusted_media.process import Child, ChildLimits
+from videollama2.serve.untrusted_media.sandbox import FrameCache, FrameSize, Sandbox
 
 MEDIA = golden_dir() / "media"
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="Linux tells about processes and limits them")
@@ -425,7 +425,7 @@ def test_a_process_that_lies_about_its_reply_is_not_believed(monkeypatch):
     """It may be in a client's hands: shapes that do not fit the bytes are refused."""
     lie = (
         "import sys; sys.path[:] = __import__('json').loads(sys.argv[1])\n"
-        "from videollama2.serve.sandbox_wire import read_message, write_message\n"
+        "from videollama2.serve.untrusted_media.wire import read_message, write_message\n"
         "i, o = sys.stdin.buffer, sys.stdout.buffer\n"
         "read_message(i, 0); write_message(o, {'ready': []})\n"
         "read_message(i, 1 << 30); write_message(o, {'shapes': [[1 << 40, 9, 3]]}, [b'abc'])\n"
@@ -461,7 +461,7 @@ def in_child(code, memory=1 << 30):
         f"sandbox_limits.die_with_parent(os.getppid())\n"
         f"in_force = sandbox_limits.restrict({memory}, 60, sandbox_child._installation())\n{code}"
     )
-    root = Path(sandbox_process.__file__).parents[2]
+    root = Path(sandbox_process.__file__).parents[3]
     return subprocess.run(
         [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=60, check=False
     )
@@ -533,10 +533,10 @@ def test_a_process_sees_nothing_of_the_servers_environment(monkeypatch):
 
 def test_a_process_imports_no_torch():
     code = (
-        "import sys, videollama2.serve.sandbox_child\n"
+        "import sys, videollama2.serve.untrusted_media.child\n"
         "print([name for name in sys.modules if name.split('.')[0] in ('torch', 'transformers', 'fastapi', 'httpx')])"
     )
-    root = Path(sandbox_process.__file__).parents[2]
+    root = Path(sandbox_process.__file__).parents[3]
     found = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
 
@@ -546,13 +546,13 @@ def test_a_process_dies_with_the_server():
     code = (
         "import asyncio, os, sys\n"
         "from tests.serve.api_fixtures import policy\n"
-        "from videollama2.serve.sandbox import Sandbox\n"
+        "from videollama2.serve.untrusted_media.sandbox import Sandbox\n"
         "box = Sandbox(policy())\n"
         "asyncio.run(box.start())\n"
         "print(next(iter(box._children)).process.pid, flush=True)\n"
         "os.kill(os.getpid(), 9)\n"
     )
-    root = Path(sandbox_process.__file__).parents[2]
+    root = Path(sandbox_process.__file__).parents[3]
     found = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60)
     pid = int(found.stdout)
     deadline = time.monotonic() + 10
@@ -589,7 +589,7 @@ def test_what_differs_in_anything_is_another_clip():
 
 
 def test_where_a_frame_ends_counts():
-    from videollama2.serve.sandbox import _key
+    from videollama2.serve.untrusted_media.sandbox import _key
 
     assert _key({}, [b"ab", b"c"]) != _key({}, [b"a", b"bc"]) != _key({}, [b"abc"])
 

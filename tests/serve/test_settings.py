@@ -5,7 +5,7 @@ import argparse
 import pytest
 
 from videollama2.errors import ConfigError
-from videollama2.flag_types import address
+from videollama2.flags import address
 from videollama2.serve import controller, model_worker
 from videollama2.serve.settings import (
     MediaPolicy,

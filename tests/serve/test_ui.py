@@ -22,20 +22,20 @@ pytest.importorskip("gradio", reason="the web page needs gradio (the extra serve
 
 from tests.serve.page_fixtures import CLIP, PICTURE, Served, served, tiny  # noqa: F401 - fixtures
 from videollama2.errors import ConfigError, MediaError, PromptError, QueueFullError, RequestTooLongError
-from videollama2.serve import page_errors
-from videollama2.serve.api_errors import ApiError, model_not_found, no_worker
-from videollama2.serve.backend import kind_of
-from videollama2.serve.conversation import Conversation, Medium, literal
-from videollama2.serve.media_errors import RefusedMediaError
-from videollama2.serve.page_errors import explain
-from videollama2.serve.page_log import LogFullError, VoteLog
-from videollama2.serve.page_pacing import paced
-from videollama2.serve.page_server import check_account, read_accounts
-from videollama2.serve.sandbox import Sandbox
+from videollama2.serve.page import errors as page_errors
+from videollama2.serve.page.backends import kind_of
+from videollama2.serve.page.conversation import Conversation, Medium, literal
+from videollama2.serve.page.errors import explain
+from videollama2.serve.page.events import Events
+from videollama2.serve.page.layout import PageSettings, Widgets, examples
+from videollama2.serve.page.pacing import paced
+from videollama2.serve.page.server import check_account, read_accounts
+from videollama2.serve.page.thumbnails import EDGE, Thumbnails, data_url
+from videollama2.serve.page.votes import LogFullError, VoteLog
 from videollama2.serve.settings import MediaPolicy
-from videollama2.serve.thumbnails import EDGE, Thumbnails, data_url
-from videollama2.serve.ui import PageSettings, Widgets, examples
-from videollama2.serve.ui_events import Events
+from videollama2.serve.untrusted_media.errors import RefusedMediaError
+from videollama2.serve.untrusted_media.sandbox import Sandbox
+from videollama2.serve.web.errors import ApiError, model_not_found, no_worker
 
 VIDEO = Medium("video", str(CLIP), {"num_frames": 4})
 
@@ -417,7 +417,7 @@ def test_bodies_and_files_are_bounded(http: httpx.Client) -> None:
 
 
 def test_a_full_disk_refuses_uploads(tmp_path: Path) -> None:
-    from videollama2.serve.page_guard import Guard
+    from videollama2.serve.page.guard import Guard
 
     (tmp_path / "old").write_bytes(b"x" * 100)
     guard = Guard(None, tmp_path, max_file_bytes=1000, max_folder_bytes=50)

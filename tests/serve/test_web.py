@@ -15,9 +15,9 @@ from starlette.responses import StreamingResponse
 
 from tests.serve.servers import AppThread, http, wait_until
 from videollama2.errors import ConfigError
-from videollama2.serve.api_errors import ApiError, no_worker
 from videollama2.serve.settings import Security
-from videollama2.serve.web import bind, make_app
+from videollama2.serve.web.app import bind, make_app
+from videollama2.serve.web.errors import ApiError, no_worker
 
 KEYS = Security(api_keys=("alpha", "beta"), worker_token="secret", max_body_bytes=100_000)
 
@@ -233,7 +233,7 @@ def test_a_body_that_is_packed_is_not_unpacked(client):
 
 
 def test_bodies_of_all_requests_together_are_bounded(monkeypatch):
-    monkeypatch.setattr("videollama2.serve.web_guards.BODIES_HELD", 2)
+    monkeypatch.setattr("videollama2.serve.web.guard.BODIES_HELD", 2)
     head = "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 90000\r\n\r\n"
     with AppThread(make(Security(max_body_bytes=100_000), body_timeout_s=5)) as server:
         held = []

@@ -24,7 +24,7 @@ from tests.serve.page_fixtures import (  # noqa: F401 - fixtures
     user,
 )
 from videollama2.errors import QueueFullError
-from videollama2.serve.api_errors import model_not_found, no_worker
+from videollama2.serve.web.errors import model_not_found, no_worker
 
 COLOUR, SHAPE = "Which colour does the square change to?", "What is the shape of the white object?"
 COUNT = "How many objects can be seen?"

@@ -11,14 +11,14 @@ import pytest
 
 from tests.serve.servers import AppThread, frames_of, free_port, http, wait_until
 from videollama2.errors import ConfigError
-from videollama2.inference.request import Result, Timings
+from videollama2.inference.answer import Result, Timings
+from videollama2.serve.cluster.protocol import WorkerStatus
+from videollama2.serve.cluster.registry import Registry
 from videollama2.serve.controller import Controller, make_controller_app
-from videollama2.serve.dispatch import Registry
-from videollama2.serve.heart_beat import HeartBeat
 from videollama2.serve.model_worker import build_parser, measure_speed, model_name_of, own_address
-from videollama2.serve.protocol import WorkerStatus
 from videollama2.serve.settings import Security
-from videollama2.serve.worker_app import WorkerService, make_worker_app
+from videollama2.serve.worker.app import WorkerService, make_worker_app
+from videollama2.serve.worker.heart_beat import HeartBeat
 
 MODEL = "videollama2-tiny"
 DEMO = Path(__file__).resolve().parents[2] / "videollama2" / "assets" / "demo"
@@ -429,7 +429,7 @@ def test_work_that_is_over_is_reported_though_the_queue_is_as_before():
 
 
 def test_a_lost_heart_beat_is_soon_repeated(monkeypatch):
-    monkeypatch.setattr("videollama2.serve.heart_beat.RETRY_S", 0.2)
+    monkeypatch.setattr("videollama2.serve.worker.heart_beat.RETRY_S", 0.2)
     with controller_at() as server, Beating(server.url) as beating:
         wait_until(lambda: server.registry.workers)
         beating.beat.controller, there = f"http://127.0.0.1:{free_port()}", beating.beat.controller

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 
 from tests.conftest import ROOT
 from videollama2 import train
-from videollama2.data.moving_shapes import write_set
 from videollama2.data.records import read_records
-from videollama2.training.tiny import TinySizes, write_parts
+from videollama2.shapes.parts import TinySizes, write_parts
+from videollama2.shapes.sets import write_set
 
 SIZES = TinySizes(
     vocab_size=640,

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from videollama2 import train
+from videollama2.checkpoints import load_pretrained_model
 from videollama2.data.collator import TrainingCollator
 from videollama2.data.dataset import VideoInstructionDataset
-from videollama2.loading import load_pretrained_model
 
 from .conftest import difference, flags
 

@@ -11,11 +11,11 @@ import torch
 
 from tests.conftest import ROOT
 from videollama2 import train
+from videollama2.checkpoints import load_pretrained_model
 from videollama2.data.collator import TrainingCollator
 from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.errors import CheckpointError
-from videollama2.loading import load_pretrained_model
-from videollama2.training.evaluation import sums_over
+from videollama2.training.eval_loss import sums_over
 from videollama2.training.sharding import load_engine
 
 from .conftest import copy_checkpoint, difference, environment, flags

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from videollama2 import train
+from videollama2.checkpoints import load_checkpoint, load_pretrained_model
+from videollama2.checkpoints.merge import merge_adapter
+from videollama2.checkpoints.write import save_lora
 from videollama2.data.collator import TrainingCollator
 from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.errors import CheckpointError, ConfigError
-from videollama2.loading import load_checkpoint, load_pretrained_model
 from videollama2.training.build import base_name, build_model, describe_trainable
-from videollama2.training.merge import merge_adapter
-from videollama2.training.saving import save_lora
 
 from .conftest import flags
 

@@ -7,12 +7,12 @@ import torch
 from PIL import Image
 
 from videollama2 import train
+from videollama2.checkpoints import load_checkpoint
 from videollama2.constants import IGNORE_INDEX
-from videollama2.loading import load_checkpoint
 from videollama2.training.arguments import parse_arguments
 from videollama2.training.build import build_model
+from videollama2.training.loss_plot import draw, plot_losses, smoothed
 from videollama2.training.meter import Counts, FlopCount, Meter, peak_flops
-from videollama2.training.plot import draw, plot_losses, smoothed
 
 from .conftest import flags
 

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import ROOT
 from videollama2 import train
 from videollama2.errors import CheckpointError, ConfigError
-from videollama2.training.checkpoints import checkpoint_to_resume, is_whole, last_checkpoint, told_when_it_fails
+from videollama2.training.resume import checkpoint_to_resume, is_whole, last_checkpoint, told_when_it_fails
 
 from .conftest import command, copy_checkpoint, difference, environment, flags
 

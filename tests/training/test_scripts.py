@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from tests.conftest import ROOT
 from videollama2 import train
-from videollama2.data.moving_shapes import write_set
-from videollama2.loading import load_pretrained_model
-from videollama2.training import tiny_eval
+from videollama2.checkpoints import load_pretrained_model
+from videollama2.shapes import accuracy as tiny_eval
+from videollama2.shapes.sets import write_set
 
 from .conftest import difference, environment
 

@@ -8,10 +8,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from videollama2.checkpoints import load_checkpoint, load_pretrained_model
 from videollama2.data.collator import TrainingCollator
 from videollama2.data.dataset import VideoInstructionDataset
-from videollama2.loading import load_checkpoint, load_pretrained_model
-from videollama2.model.checkpoints import PUBLISHED_TOWER_PREFIX
+from videollama2.model.weight_names import PUBLISHED_TOWER_PREFIX
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

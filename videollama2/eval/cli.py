@@ -10,8 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from videollama2.flag_types import number
-from videollama2.model_flags import add_model_flags
+from videollama2.flags import add_model_flags, number
 
 Subparsers = Any
 """What ``ArgumentParser.add_subparsers`` returns; argparse does not name it publicly."""

@@ -13,7 +13,7 @@ from typing import Any
 from videollama2.errors import ConfigError, DataError
 from videollama2.eval.benchmarks import benchmark, names
 from videollama2.eval.items import PUBLISHED, Benchmark, Row
-from videollama2.eval.scoring import Judging, describe_judge, format_cost, judge_rows, judging_cost, option_metrics
+from videollama2.eval.rows import Judging, describe_judge, format_cost, judge_rows, judging_cost, option_metrics
 
 DATA_ROOT, OUTPUT_ROOT = Path("eval"), Path("eval_output")
 SHOWN = 20
@@ -21,7 +21,7 @@ SHOWN = 20
 
 def run_command(args: argparse.Namespace) -> int:
     """``eval run``: one process of one evaluation; torchrun's environment says which."""
-    from videollama2.eval.evaluation import ModelChoice, Plan, run
+    from videollama2.eval.run import ModelChoice, Plan, run
     from videollama2.eval.runner import AnswerOptions
 
     settings = {"subtitles": args.subtitles, "split": args.split, "prompt": args.prompt}
@@ -71,7 +71,7 @@ def score_command(args: argparse.Namespace) -> int:
 
 
 def _score_folder(args: argparse.Namespace) -> int:
-    from videollama2.eval.evaluation import ModelChoice, Plan, items_digest, report
+    from videollama2.eval.run import ModelChoice, Plan, items_digest, report
     from videollama2.eval.store import AnswerStore, read_run
 
     former = read_run(args.answers)
@@ -110,9 +110,9 @@ def _score_folder(args: argparse.Namespace) -> int:
 
 
 def _score_file(args: argparse.Namespace) -> int:
-    from videollama2.eval.evaluation import write_results
     from videollama2.eval.published_files import entries, read_published
-    from videollama2.eval.report import build_document, build_markdown
+    from videollama2.eval.report.tables import build_document, build_markdown
+    from videollama2.eval.run import write_results
 
     if not args.benchmark:
         raise ConfigError(f"{args.answers} is a file: say with --benchmark what it is about ({', '.join(names())})")
@@ -140,7 +140,7 @@ def _score_file(args: argparse.Namespace) -> int:
     else:
         print(build_markdown(build_document(head, rows, {"metrics": metrics})))
     if found.name == "videomme":
-        from videollama2.eval.benchmarks.videomme_report import official_report
+        from videollama2.eval.report.videomme_official import official_report
 
         print(official_report(entries(args.answers)))
     return 0
@@ -169,7 +169,7 @@ def _print_cost(found: Benchmark, rows: Sequence[Row], judging: Judging | None) 
 
 def compare_command(args: argparse.Namespace) -> int:
     """``eval compare``."""
-    from videollama2.eval.comparison import compare, format_comparisons
+    from videollama2.eval.report.compare import compare, format_comparisons
 
     found = compare(args.a, args.b)
     if args.json:
@@ -225,8 +225,8 @@ def _judging(args: argparse.Namespace, found: Benchmark, folder: Path | None) ->
         return None
     if not found.aspects:
         raise ConfigError(f"{found.title} is multiple choice: it takes no judge (--judge-model)")
-    from videollama2.eval.judge import LocalJudge, OpenAIJudge
-    from videollama2.eval.rubrics import PUBLISHED_SAMPLING
+    from videollama2.eval.judging.judge import LocalJudge, OpenAIJudge
+    from videollama2.eval.judging.rubrics import PUBLISHED_SAMPLING
 
     if args.judge_model == "local":
         judging = Judging(LocalJudge(), "own" if args.rubric == PUBLISHED else args.rubric)

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from videollama2.loading.files import (
+from videollama2.checkpoints.files import (
     ADAPTER_CONFIG,
     base_of,
     checkpoint_kind,

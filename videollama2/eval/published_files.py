@@ -25,8 +25,8 @@ from typing import Any
 from videollama2.errors import ConfigError, DataError
 from videollama2.eval.annotations import Record
 from videollama2.eval.answers import LETTERS
-from videollama2.eval.benchmarks.videomme_report import official_letter
 from videollama2.eval.items import PUBLISHED, Benchmark, Item, Row
+from videollama2.eval.report.videomme_official import official_letter
 
 
 def read_published(path: Path, benchmark: Benchmark, data: Path | None) -> list[Row]:

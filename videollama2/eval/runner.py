@@ -21,8 +21,8 @@ from videollama2.errors import DataError, EngineError, MediaError, RequestTooLon
 from videollama2.eval.items import Benchmark, Item
 
 if TYPE_CHECKING:  # torch is needed to answer, not to score answers or to check data
+    from videollama2.inference.answer import Answer
     from videollama2.inference.engine import Engine
-    from videollama2.inference.request import Answer
 
 DECODE_THREADS = 2
 CLIPS_AHEAD = 8

@@ -10,14 +10,15 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from videollama2.checkpoints import load_pretrained_model
 from videollama2.constants import DEFAULT_MODEL_NAME
 from videollama2.errors import CheckpointNotFoundError, ConfigError
 from videollama2.inference.engine import Engine, end_ids
-from videollama2.inference.media_cache import MediaCache
-from videollama2.inference.media_encoder import WeightsWatch, medium_key, visual_modules
+from videollama2.inference.media.cache import MediaCache
+from videollama2.inference.media.encoder import medium_key
 from videollama2.inference.request import Request
 from videollama2.inference.sizes import fitting_slots
-from videollama2.loading import load_pretrained_model
+from videollama2.inference.weights_watch import WeightsWatch, visual_modules
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.processing import VideoLlama2Processor, collate, expand_prompts, padding_id
 from videollama2.prompting import Message, Prompt, build_prompt, user_messages
@@ -46,7 +47,7 @@ def model_init(
 
     Args:
         model_path: ``videollama2-tiny``, a folder or a hub name; default ``DAMO-NLP-SG/VideoLLaMA2-7B``.
-        kwargs: of :func:`videollama2.loading.load_pretrained_model`: ``model_base``, ``device``, ``dtype``,
+        kwargs: of :func:`videollama2.checkpoints.load_pretrained_model`: ``model_base``, ``device``, ``dtype``,
             ``attn_implementation``, ``load_8bit``, ``load_4bit``, ``device_map``, hub options.
 
     Returns:

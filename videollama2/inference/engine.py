@@ -20,17 +20,19 @@ import torch
 from tqdm import tqdm
 
 from videollama2.errors import ConfigError, EngineError, QueueFullError, VideoLlama2Error
+from videollama2.inference.answer import Answer, Channel, Result
 from videollama2.inference.batch import Batch
 from videollama2.inference.decoder import Decoder
-from videollama2.inference.media_cache import MediaCache
-from videollama2.inference.media_encoder import MediaEncoder, WeightsWatch, visual_modules
-from videollama2.inference.media_reading import MediaReading
+from videollama2.inference.media.cache import MediaCache
+from videollama2.inference.media.encoder import MediaEncoder
+from videollama2.inference.media.reader import MediaReading
 from videollama2.inference.prefix_cache import DEFAULT_MAX_BYTES, PrefixCache
-from videollama2.inference.request import Answer, Channel, Request, Result
+from videollama2.inference.request import Request
 from videollama2.inference.sampling import Chooser
 from videollama2.inference.sizes import choose_sizes
 from videollama2.inference.task import Task
 from videollama2.inference.threads import Bell, interrupts_deferred, start_thread
+from videollama2.inference.weights_watch import WeightsWatch, visual_modules
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.processing import VideoLlama2Processor, visual_tokens
 

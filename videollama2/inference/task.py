@@ -11,9 +11,10 @@ import torch
 
 from videollama2.config import VideoLlama2Config
 from videollama2.errors import EngineError, RequestTooLongError, VideoLlama2Error
-from videollama2.inference.media_encoder import Medium
-from videollama2.inference.media_reading import MediaReading
-from videollama2.inference.request import Channel, Request, Result, Timings
+from videollama2.inference.answer import Channel, Result, Timings
+from videollama2.inference.media.encoder import Medium
+from videollama2.inference.media.reader import MediaReading
+from videollama2.inference.request import Request
 from videollama2.inference.sampling import Chooser, logprob
 from videollama2.inference.text_stream import TextStream
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration

@@ -104,7 +104,7 @@ class ReaderBase:
 
 
 def narrow(max_pixels: int) -> None:
-    """Lower :data:`MAX_FRAME_PIXELS` of this process; see :func:`videollama2.media.pyav_reader.narrow`."""
+    """Lower :data:`MAX_FRAME_PIXELS` of this process; see :func:`videollama2.media.pyav.reader.narrow`."""
     global MAX_FRAME_PIXELS
     MAX_FRAME_PIXELS = max_pixels
 

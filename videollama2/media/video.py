@@ -31,7 +31,7 @@ Decoder = Callable[[Any, str], VideoReader]
 
 def _pyav(source: Any, name: str) -> VideoReader:
     try:
-        from videollama2.media.pyav_reader import PyAVReader
+        from videollama2.media.pyav.reader import PyAVReader
     except ModuleNotFoundError as error:
         raise MissingDependencyError("reading videos needs PyAV: pip install av") from error
     return PyAVReader(source, name)

@@ -1,6 +1,6 @@
 """The composed model: vision encoder + connector + any transformers decoder.
 
-Published weights keep their names on disk (:mod:`videollama2.model.checkpoints` maps them). The input carries one
+Published weights keep their names on disk (:mod:`videollama2.model.weight_names` maps them). The input carries one
 placeholder id per visual token (``config.image_token_id``, ``config.video_token_id``); the model checks the counts
 and scatters the features into those positions, it never grows a sequence.
 """
@@ -29,9 +29,9 @@ from videollama2.model.base import (
     check_loading,
 )
 from videollama2.model.connectors import build_connector, check_class_token
+from videollama2.model.encoders.clip_siglip import build_vision_tower, encode_frames
 from videollama2.model.generation import MediaGenerationMixin
 from videollama2.model.loss import linear_cross_entropy
-from videollama2.model.vision import build_vision_tower, encode_frames
 
 __all__ = ["VideoLlama2ForConditionalGeneration", "VideoLlama2Model", "VideoLlama2PreTrainedModel", "check_loading"]
 

@@ -4,7 +4,7 @@
 and the published ones: ``processor["video"](path)`` and ``processor["image"](path)`` give pixels.
 """
 
-from videollama2.processing.opening import load_image_processor, load_tokenizer
+from videollama2.processing.open_parts import load_image_processor, load_tokenizer
 from videollama2.processing.processor import VideoLlama2Processor
 from videollama2.processing.sequences import (
     check_pixels,

@@ -17,7 +17,7 @@ from videollama2.media.frames import FrameSampling
 from videollama2.media.image import load_image
 from videollama2.media.pixels import PixelTransform
 from videollama2.media.video import read_clip
-from videollama2.processing.opening import load_image_processor, load_tokenizer
+from videollama2.processing.open_parts import load_image_processor, load_tokenizer
 from videollama2.processing.sequences import collate, expand_prompts, padding_id, visual_tokens
 from videollama2.prompting import TAGS, Message, Prompt, build_prompt
 

@@ -19,9 +19,9 @@ from typing import Any, TextIO
 from uuid import uuid4
 
 from videollama2.errors import ConfigError, VideoLlama2Error
-from videollama2.flag_types import address, number
-from videollama2.serve.api_errors import ApiError
+from videollama2.flags import address, number
 from videollama2.serve.settings import API_KEY_VARIABLE, read_keys
+from videollama2.serve.web.errors import ApiError
 from videollama2.terminal_chat import HELP, TerminalChat
 
 _MIME = {"video": "video/mp4", "image": "image/png"}
@@ -117,7 +117,7 @@ class RemoteChat(TerminalChat):
         asyncio.run(self._stream(body, pieces))
 
     async def _stream(self, body: dict[str, Any], pieces: list[str]) -> None:
-        from videollama2.serve.protocol import DONE, Splitter, event_data
+        from videollama2.serve.cluster.protocol import DONE, Splitter, event_data
 
         client, splitter = self._client(), Splitter(b"\n\n")
         try:
@@ -150,7 +150,7 @@ class RemoteChat(TerminalChat):
 
     def _client(self) -> Any:
         # One per question: each runs in an event loop of its own, so that Ctrl-C ends the answer and not the program.
-        from videollama2.serve.client import ControllerClient
+        from videollama2.serve.cluster.client import ControllerClient
 
         return ControllerClient(self.controller, self._credential)
 

@@ -24,11 +24,19 @@ from pydantic import ValidationError
 from starlette.responses import JSONResponse
 
 from videollama2.errors import VideoLlama2Error
-from videollama2.flag_types import port, seconds
-from videollama2.serve.api_errors import ApiError, worker_failed
-from videollama2.serve.dispatch import METHODS, Registry, Worker, affinity_of
-from videollama2.serve.event_stream import ClientGoneError, EventStream, while_connected
-from videollama2.serve.protocol import (
+from videollama2.flags import port, seconds
+from videollama2.serve.cluster.admission import WorkerAddresses
+from videollama2.serve.cluster.failover import (
+    ClosingIterator,
+    Patience,
+    Reply,
+    WorkerLostError,
+    ask_any,
+    bearer,
+    make_client,
+)
+from videollama2.serve.cluster.gauges import WorkerGauges
+from videollama2.serve.cluster.protocol import (
     EXPIRY_S,
     GenerateStream,
     HeartBeat,
@@ -39,12 +47,13 @@ from videollama2.serve.protocol import (
     WorkerStatus,
     error_frame,
 )
+from videollama2.serve.cluster.registry import METHODS, Registry, Worker, affinity_of
 from videollama2.serve.settings import Security, add_security_flags, read_security
-from videollama2.serve.upstream import ClosingIterator, Patience, Reply, WorkerLostError, ask_any, bearer, make_client
-from videollama2.serve.web import configure_logging, make_app, serve, warn_if_open
-from videollama2.serve.web_guards import REQUEST_ID
-from videollama2.serve.web_metrics import WebMetrics, WorkerGauges
-from videollama2.serve.worker_addresses import WorkerAddresses
+from videollama2.serve.web.app import configure_logging, make_app, serve, warn_if_open
+from videollama2.serve.web.errors import ApiError, worker_failed
+from videollama2.serve.web.guard import REQUEST_ID
+from videollama2.serve.web.metrics import WebMetrics
+from videollama2.serve.web.streaming import ClientGoneError, EventStream, while_connected
 
 DEFAULT_PORT = 10000
 WORKER_PATHS = ("/register_worker", "/receive_heart_beat", "/unregister_worker", "/refresh_all_workers")
@@ -160,7 +169,7 @@ class Controller:
 
         Args:
             content: the request.
-            affinity: of :func:`videollama2.serve.dispatch.affinity_of`.
+            affinity: of :func:`videollama2.serve.cluster.registry.affinity_of`.
 
         Raises:
             ApiError: none does.

@@ -14,8 +14,8 @@ from pathlib import Path
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    from videollama2.flag_types import address
-    from videollama2.serve.page_server import add_page_flags
+    from videollama2.flags import address
+    from videollama2.serve.page.server import add_page_flags
 
     parser = argparse.ArgumentParser(description="Web page in front of a controller.")
     models = parser.add_argument_group("models")
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     args = build_parser().parse_args(arguments)
     from videollama2.errors import VideoLlama2Error
-    from videollama2.serve.page_server import report_error
+    from videollama2.serve.page.server import report_error
 
     try:
         _run(args)
@@ -68,16 +68,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from videollama2.serve.page_server import check_page_flags, open_log, run_page, uploads_folder
+    from videollama2.serve.page.server import check_page_flags, open_log, run_page, uploads_folder
     from videollama2.serve.settings import MediaPolicy, read_security
 
     check_page_flags(args)
     log = open_log(args)
     key = read_security(argparse.Namespace(**vars(args), cors_origin=None, max_body_mb=1)).credential
     with uploads_folder() as folder:
-        from videollama2.serve.backend import ControllerBackend
-        from videollama2.serve.client import ControllerClient
-        from videollama2.serve.ui import PageSettings, build_page
+        from videollama2.serve.cluster.client import ControllerClient
+        from videollama2.serve.page.backends import ControllerBackend
+        from videollama2.serve.page.layout import PageSettings, build_page
 
         policy = MediaPolicy(max_bytes=args.max_upload_mb << 20)
         client = ControllerClient(args.controller, key)

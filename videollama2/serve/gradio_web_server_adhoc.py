@@ -19,8 +19,8 @@ if __name__ == "__main__" and not __package__:
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
     from videollama2.constants import TINY_MODEL_NAME
-    from videollama2.model_flags import add_model_flags
-    from videollama2.serve.page_server import add_page_flags
+    from videollama2.flags import add_model_flags
+    from videollama2.serve.page.server import add_page_flags
 
     parser = argparse.ArgumentParser(description="Web page with a model in one process.")
     model = add_model_flags(
@@ -47,9 +47,9 @@ def open_engines(args: argparse.Namespace) -> dict[str, Any]:
     from transformers.utils import logging
 
     from videollama2.errors import ConfigError
+    from videollama2.flags import model_options
     from videollama2.inference.api import model_init
     from videollama2.inference.engine import Engine
-    from videollama2.model_flags import model_options
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     args = build_parser().parse_args(arguments)
     from videollama2.errors import VideoLlama2Error
-    from videollama2.serve.page_server import report_error
+    from videollama2.serve.page.server import report_error
 
     try:
         _run(args)
@@ -79,14 +79,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from videollama2.serve.page_server import check_page_flags, open_log, run_page, uploads_folder
+    from videollama2.serve.page.server import check_page_flags, open_log, run_page, uploads_folder
     from videollama2.serve.settings import MediaPolicy
 
     check_page_flags(args)
     log = open_log(args)
     with uploads_folder() as folder:
-        from videollama2.serve.backend import EngineBackend
-        from videollama2.serve.ui import PageSettings, build_page
+        from videollama2.serve.page.backends import EngineBackend
+        from videollama2.serve.page.layout import PageSettings, build_page
 
         backend = EngineBackend(open_engines(args), MediaPolicy(max_bytes=args.max_upload_mb << 20))
         try:

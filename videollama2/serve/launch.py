@@ -22,7 +22,7 @@ from typing import Any
 
 from videollama2.constants import DEFAULT_MODEL_NAME
 from videollama2.errors import ConfigError, VideoLlama2Error
-from videollama2.flag_types import number, port
+from videollama2.flags import number, port
 from videollama2.serve.model_worker import add_model_flags, model_name_of
 from videollama2.serve.settings import (
     WORKER_TOKEN_VARIABLE,

@@ -19,11 +19,11 @@ from contextlib import ExitStack, asynccontextmanager, closing
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from videollama2 import model_flags
+from videollama2 import flags
 from videollama2.constants import DEFAULT_MODEL_NAME
 from videollama2.errors import ConfigError, VideoLlama2Error
-from videollama2.flag_types import address, number, port, seconds
-from videollama2.serve.protocol import HEART_BEAT_S
+from videollama2.flags import address, number, port, seconds
+from videollama2.serve.cluster.protocol import HEART_BEAT_S
 from videollama2.serve.settings import (
     add_media_flags,
     add_security_flags,
@@ -34,7 +34,7 @@ from videollama2.serve.settings import (
 
 if TYPE_CHECKING:
     from videollama2.inference.engine import Engine
-    from videollama2.serve.worker_app import WorkerService
+    from videollama2.serve.worker.app import WorkerService
 
 DEFAULT_PORT = 40000
 _WATCH_S = 1.0
@@ -93,9 +93,9 @@ def add_model_flags(parser: argparse.ArgumentParser, is_several: bool = False) -
     """
     if is_several:
         text = f"videollama2-tiny (built in), a folder, or a hub name; repeatable (default {DEFAULT_MODEL_NAME})"
-        model_flags.add_model_flags(parser, action="append", default=None, help=text)
+        flags.add_model_flags(parser, action="append", default=None, help=text)
     else:
-        model_flags.add_model_flags(parser).add_argument(
+        flags.add_model_flags(parser).add_argument(
             "--model-name", metavar="NAME", help="what clients call it (default: last part of the path)"
         )
     engine = parser.add_argument_group("engine")
@@ -176,7 +176,7 @@ def measure_speed(engine: Engine) -> float:
     Raises:
         VideoLlama2Error: the model cannot answer at all.
     """
-    from videollama2.serve.worker_app import SPEED_TOKENS, speed_of
+    from videollama2.serve.worker.app import SPEED_TOKENS, speed_of
 
     options = {"max_new_tokens": SPEED_TOKENS, "min_new_tokens": SPEED_TOKENS}
     return max(speed_of(engine.submit("Hello", **options).result()) for _ in range(3))
@@ -188,7 +188,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         VideoLlama2Error: the model cannot be loaded, or the address not listened on.
     """
-    from videollama2.serve.web import bind, serve, warn_if_open
+    from videollama2.serve.web.app import bind, serve, warn_if_open
 
     security, policy = read_security(args), read_media_policy(args)
     name, own = args.model_name or model_name_of(args.model_path), own_address(args)
@@ -196,11 +196,11 @@ def run(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         listener = stack.enter_context(bind(args.host, args.port))  # a port that is taken is told before weights load
         service = _open_service(args, name, policy, security.log_prompts, stack)
-        from videollama2.serve.worker_app import make_worker_app
+        from videollama2.serve.worker.app import make_worker_app
 
         beat = None
         if not args.no_register:
-            from videollama2.serve.heart_beat import HeartBeat
+            from videollama2.serve.worker.heart_beat import HeartBeat
 
             beat = HeartBeat(
                 args.controller,
@@ -236,11 +236,11 @@ def _open_service(
 
     from videollama2.inference.api import model_init
     from videollama2.inference.engine import Engine
-    from videollama2.serve.sandbox import FrameSize, Sandbox
-    from videollama2.serve.worker_app import WorkerService
+    from videollama2.serve.untrusted_media.sandbox import FrameSize, Sandbox
+    from videollama2.serve.worker.app import WorkerService
 
     transformers_logging.disable_progress_bar()
-    model, processor, _ = model_init(args.model_path, **model_flags.model_options(args))
+    model, processor, _ = model_init(args.model_path, **flags.model_options(args))
     engine = stack.enter_context(
         Engine(
             model,
@@ -287,7 +287,7 @@ async def _end_with(engine: Engine) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     args = build_parser().parse_args(arguments)
-    from videollama2.serve.web import configure_logging
+    from videollama2.serve.web.app import configure_logging
 
     configure_logging(part=f"worker:{args.port}")
     try:

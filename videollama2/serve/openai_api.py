@@ -20,19 +20,19 @@ from typing import Any
 from fastapi import APIRouter, FastAPI, Request, Response
 
 from videollama2.errors import VideoLlama2Error
-from videollama2.flag_types import address, port
-from videollama2.serve.api_errors import ApiError
-from videollama2.serve.chat_completions import CLIENT_GONE, model_reply, models_reply
-from videollama2.serve.client import ChatStream, ControllerClient
-from videollama2.serve.event_stream import ClientGoneError, EventStream, while_connected
-from videollama2.serve.openai_replies import ERROR_RESPONSES, ChatCompletion, Model, ModelList, event
-from videollama2.serve.openai_schema import ChatRequest
-from videollama2.serve.protocol import Splitter
+from videollama2.flags import address, port
+from videollama2.serve.api.reply import ERROR_RESPONSES, ChatCompletion, Model, ModelList, event
+from videollama2.serve.api.request import ChatRequest
+from videollama2.serve.cluster.client import ChatStream, ControllerClient
+from videollama2.serve.cluster.failover import ClosingIterator
+from videollama2.serve.cluster.protocol import Splitter
 from videollama2.serve.settings import Security, add_security_flags, read_security
-from videollama2.serve.upstream import ClosingIterator
-from videollama2.serve.web import configure_logging, make_app, serve, warn_if_open
-from videollama2.serve.web_guards import REQUEST_ID
-from videollama2.serve.web_metrics import WebMetrics
+from videollama2.serve.web.app import configure_logging, make_app, serve, warn_if_open
+from videollama2.serve.web.errors import ApiError
+from videollama2.serve.web.guard import REQUEST_ID
+from videollama2.serve.web.metrics import WebMetrics
+from videollama2.serve.web.streaming import ClientGoneError, EventStream, while_connected
+from videollama2.serve.worker.chat_routes import CLIENT_GONE, model_reply, models_reply
 
 DEFAULT_PORT = 8000
 LOOK_S = 5.0

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from videollama2.errors import ConfigError
-from videollama2.flag_types import number, seconds
+from videollama2.flags import number, seconds
 
 API_KEY_VARIABLE = "VIDEOLLAMA2_API_KEY"
 WORKER_TOKEN_VARIABLE = "VIDEOLLAMA2_WORKER_TOKEN"
@@ -81,7 +81,7 @@ class MediaPolicy:
     """Which media are fetched, and how much of one is decoded. Sizes in bytes.
 
     Attributes:
-        allowed_hosts: of http(s) URLs; see :mod:`videollama2.serve.media_addresses`.
+        allowed_hosts: of http(s) URLs; see :mod:`videollama2.serve.untrusted_media.addresses`.
         media_root: folder of ``file`` URLs; None: there are none.
         max_bytes: of one medium, encoded.
         max_pixels: of one frame.

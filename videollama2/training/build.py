@@ -11,14 +11,15 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 
+from videollama2.checkpoints import build_from_parts, load_checkpoint, load_connector, resolve_name
+from videollama2.checkpoints.adapter import has_lora
 from videollama2.config import FLAT_MODEL_TYPES
 from videollama2.errors import CheckpointNotFoundError, ConfigError
-from videollama2.loading import build_from_parts, load_checkpoint, load_connector, resolve_name
+from videollama2.model.encoders.clip_siglip import num_layers_to_run
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
-from videollama2.model.vision import num_layers_to_run
 from videollama2.processing import VideoLlama2Processor
 from videollama2.training.flags import DataArguments, ModelArguments, TrainingArguments
-from videollama2.training.lora import add_lora, fused_experts, has_lora, quantization_config
+from videollama2.training.lora import add_lora, fused_experts, quantization_config
 from videollama2.training.meter import weights_of
 from videollama2.training.sharding import encode_uniformly, whole_weights
 

@@ -11,7 +11,7 @@ from transformers.integrations import is_tensorboard_available
 
 from videollama2.config import FLAT_MODEL_TYPES
 from videollama2.errors import ConfigError, MissingDependencyError
-from videollama2.training.extensions import clear_stale_locks
+from videollama2.training.stale_locks import clear_stale_locks
 
 
 @dataclass

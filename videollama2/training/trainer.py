@@ -16,17 +16,17 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Trainer
 
+from videollama2.checkpoints import load_checkpoint, load_connector
+from videollama2.checkpoints.adapter import has_lora, load_adapter
+from videollama2.checkpoints.files import ADAPTER_CONFIG
+from videollama2.checkpoints.write import CONNECTOR_FILE, save_connector, save_lora, save_model
 from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.data.sampler import InOrderSampler, MixtureSampler, ModalityLengthSampler
 from videollama2.errors import MissingDependencyError
-from videollama2.loading import load_checkpoint, load_connector
-from videollama2.loading.files import ADAPTER_CONFIG
-from videollama2.training.checkpoints import told_when_it_fails
-from videollama2.training.evaluation import sums_over
+from videollama2.training.eval_loss import sums_over
 from videollama2.training.flags import TrainingArguments
-from videollama2.training.lora import has_lora, load_adapter
 from videollama2.training.meter import Meter, peak_flops
-from videollama2.training.saving import CONNECTOR_FILE, save_connector, save_lora, save_model
+from videollama2.training.resume import told_when_it_fails
 from videollama2.training.sharding import keep_frozen_out, load_engine
 
 BAD_SAMPLES_FILE = "bad_samples-{process}.jsonl"

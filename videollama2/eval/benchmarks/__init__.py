@@ -12,7 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 
 from videollama2.errors import ConfigError
 from videollama2.eval.items import Benchmark
-from videollama2.eval.reference_numbers import canonical_benchmark
+from videollama2.eval.report.paper_numbers import canonical_benchmark
 
 ENTRY_POINT_GROUP = "videollama2.benchmarks"
 

@@ -25,7 +25,7 @@ class MovingShapes(MVBench):
     title = "moving shapes (built in)"
     folder = "moving_shapes"
     source = (
-        "made here: python -m videollama2.data.moving_shapes --out eval/moving_shapes --videos 1000 --seed 20260 "
+        "made here: python -m videollama2.shapes.sets --out eval/moving_shapes --videos 1000 --seed 20260 "
         "--balanced-questions 1000"
     )
     layout = """\

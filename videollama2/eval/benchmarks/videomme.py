@@ -102,7 +102,7 @@ subtitles/               VIDEOID.srt, where the video has subtitles"""
 
     def write_submission(self, items: Sequence[Item], rows: Sequence[Row], folder: Path) -> list[Path]:
         """The results file of the official scorer, and what that scorer prints about it."""
-        from videollama2.eval.benchmarks.videomme_report import official_report
+        from videollama2.eval.report.videomme_official import official_report
 
         results = official_results(items, rows)
         suffix = "_sub" if self.subtitles else ""

@@ -1,0 +1,136 @@
+"""Full checkpoints open with every weight in place; damaged ones are refused with names."""
+
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.checkpoints.folders import QWEN, edit_weights, same
+from tests.conftest import golden_dir
+from videollama2.checkpoints import default_dtype, load_checkpoint, load_pretrained_model
+from videollama2.errors import CheckpointError, ConfigError, MissingDependencyError
+
+
+def test_load_pretrained_model_returns_what_published_callers_unpack():
+    tokenizer, model, processor, context = load_pretrained_model(golden_dir() / "models" / QWEN, None, "any-name")
+    assert context == 512
+    assert not model.training
+    assert model.dtype == torch.float32
+    assert processor.tokenizer is tokenizer
+
+
+def test_sharded_safetensors(folder):
+    model, processor = load_checkpoint(folder, dtype=torch.float32)
+    sharded = folder.parent / "sharded"
+    model.save_pretrained(sharded, max_shard_size="150KB")
+    processor.save_pretrained(sharded)
+    assert len(list(sharded.glob("*.safetensors"))) > 2
+    assert same(load_checkpoint(sharded, dtype=torch.float32)[0].state_dict(), model.state_dict())
+
+
+def test_bin_weights(folder):
+    expected = load_checkpoint(folder, dtype=torch.float32)[0].state_dict()
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    assert same(load_checkpoint(folder, dtype=torch.float32)[0].state_dict(), expected)
+
+
+class Trap:
+    ran = False
+
+    def __reduce__(self):
+        return (exec, ("from tests.checkpoints.test_full import Trap; Trap.ran = True",))
+
+
+def test_pickles_are_not_executed(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"x": Trap()}))
+    with pytest.raises(CheckpointError):
+        load_checkpoint(folder)
+    assert not Trap.ran
+
+
+def test_missing_surplus_and_misshapen_weights_are_listed(folder):
+    edit_weights(folder, lambda t: t.pop("model.layers.1.mlp.up_proj.weight"))
+    with pytest.raises(CheckpointError, match=r"1 weights missing: model\.language_model\.layers\.1\.mlp\.up_proj"):
+        load_checkpoint(folder)
+    edit_weights(folder, lambda t: t.update({"model.layers.1.mlp.up_proj.weight": torch.zeros(64, 31)}))
+    with pytest.raises(CheckpointError, match=r"of another shape: .*up_proj\.weight \(64, 31\) instead of \(64, 32\)"):
+        load_checkpoint(folder)
+    edit_weights(folder, lambda t: t.update({"model.layers.7.mlp.up_proj.weight": torch.zeros(64, 32)}))
+    with pytest.raises(CheckpointError, match="1 weights unexpected"):
+        load_checkpoint(folder)
+
+
+def test_truncated_weight_file(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match=QWEN):
+        load_checkpoint(folder)
+
+
+def test_mixtral_experts_are_the_files(golden):
+    """Without its conversion transformers leaves Mixtral's experts random and only logs it."""
+    folder = golden / "models" / "mixtral-stc_connector-clip"
+    model, _ = load_checkpoint(folder, dtype=torch.float32)
+    stored = load_file(folder / "model.safetensors")
+    experts = model.model.language_model.layers[1].mlp.experts
+    for number in range(4):
+        prefix = f"model.layers.1.block_sparse_moe.experts.{number}."
+        assert torch.equal(experts.down_proj[number], stored[prefix + "w2.weight"])
+        gate_up = torch.cat([stored[prefix + "w1.weight"], stored[prefix + "w3.weight"]])
+        assert torch.equal(experts.gate_up_proj[number], gate_up)
+
+
+# ------------------------------------------------------------------------------------------- 8 and 4 bits
+
+
+@pytest.mark.parametrize("bits", ["load_8bit", "load_4bit"])
+def test_quantised_loading(bits, golden):
+    pytest.importorskip("bitsandbytes", reason="optional extra 'quant'")
+    path = golden / "models" / QWEN
+    _, full, processor, _ = load_pretrained_model(path, device="cpu")
+    _, model, _, _ = load_pretrained_model(path, device="cpu", **{bits: True})
+    q_proj = model.model.language_model.layers[0].self_attn.q_proj
+    assert type(q_proj).__name__ == {"load_8bit": "Linear8bitLt", "load_4bit": "Linear4bit"}[bits]
+    assert same(model.model.mm_projector.state_dict(), full.model.mm_projector.state_dict())
+    assert same(model.model.vision_tower.state_dict(), full.model.vision_tower.state_dict())
+    exact = full.model.language_model.layers[0].self_attn.q_proj
+    with torch.no_grad():
+        x = torch.randn(64, 32)
+        error = (q_proj(x) - exact(x)).norm() / exact(x).norm()
+        assert 0 < error < (0.05 if bits == "load_8bit" else 0.2), error
+    inputs = processor(text="<video>\nWhat?", videos=golden / "media" / "landscape_30fps_90f.mp4")
+    out = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    assert out.shape[1] > inputs["input_ids"].shape[1]
+
+
+def test_contradictory_options(golden):
+    path = golden / "models" / QWEN
+    with pytest.raises(ConfigError, match="exclude each other"):
+        load_pretrained_model(path, load_8bit=True, load_4bit=True)
+    with pytest.raises(ConfigError, match="dtype"):
+        load_pretrained_model(path, dtype="int8")
+    with pytest.raises(ConfigError, match="no option colour"):
+        load_pretrained_model(path, colour="red")
+
+
+def test_missing_flash_attention_says_what_to_install(golden):
+    try:
+        import flash_attn  # noqa: F401
+    except ImportError:
+        with pytest.raises(MissingDependencyError, match="pip install"):
+            load_pretrained_model(golden / "models" / QWEN, attn_implementation="flash_attention_2")
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_attention_reaches_every_part(golden, attention):
+    _, model, _, _ = load_pretrained_model(golden / "models" / QWEN, attn_implementation=attention)
+    parts = (model, model.model.language_model, model.model.vision_tower)
+    assert {part.config._attn_implementation for part in parts} == {attention}
+
+
+def test_default_numbers():
+    assert default_dtype("cpu") == torch.float32
+    assert default_dtype("mps") == torch.float16

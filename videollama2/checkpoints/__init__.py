@@ -1,0 +1,111 @@
+"""Weights -> model + processor: full checkpoints, a connector on a base model, LoRA folders, 8 and 4 bits.
+
+What a folder is, is told by the files in it, never by its name. Every weight is accounted for: anything missing,
+surplus or of another shape is an error that lists the names.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import videollama2.auto  # noqa: F401 - registers the model types that AutoConfig meets below
+from videollama2.checkpoints.adapter import load_lora_folder, merge_lora
+from videollama2.checkpoints.files import (
+    HUB_OPTIONS,
+    TINY_FOLDER,
+    checkpoint_kind,
+    find_file,
+    read_tensors,
+    resolve_name,
+    stored_dtype,
+)
+from videollama2.checkpoints.full import load_checkpoint
+from videollama2.checkpoints.parts import build_from_parts, load_connector, load_connector_folder
+from videollama2.checkpoints.placement import (
+    as_dtype,
+    check_attention,
+    check_device,
+    default_device,
+    default_dtype,
+    quantization_config,
+)
+from videollama2.constants import TINY_MODEL_NAME
+from videollama2.errors import CheckpointNotFoundError, ConfigError
+from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
+from videollama2.processing import VideoLlama2Processor
+
+__all__ = [
+    "build_from_parts",
+    "checkpoint_kind",
+    "default_device",
+    "default_dtype",
+    "find_file",
+    "load_checkpoint",
+    "load_connector",
+    "load_pretrained_model",
+    "merge_lora",
+    "read_tensors",
+    "resolve_name",
+    "stored_dtype",
+]
+
+
+def load_pretrained_model(
+    model_path: str | Path,
+    model_base: str | Path | None = None,
+    model_name: str | None = None,
+    load_8bit: bool = False,
+    load_4bit: bool = False,
+    device_map: Any = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    attn_implementation: str = "sdpa",
+    use_flash_attn: bool = False,
+    **hub: Any,
+) -> tuple[Any, VideoLlama2ForConditionalGeneration, VideoLlama2Processor, int]:
+    """Open any checkpoint (published function).
+
+    Args:
+        model_path: folder, hub name or ``videollama2-tiny``: a full model, a connector or a LoRA folder.
+        model_base: language model under a connector or LoRA folder; default what the folder's config names.
+        model_name: accepted for published callers; the kind of checkpoint is told by its files.
+        load_8bit, load_4bit: quantise the language model through bitsandbytes.
+        device_map: transformers' placement over several devices; default everything on ``device``.
+        device: default cuda, else mps, else cpu.
+        dtype: default bfloat16 on a GPU that has it, else float16; float32 on CPU.
+        attn_implementation: ``sdpa``, ``eager`` or ``flash_attention_2``.
+        hub: ``revision``, ``token``, ``cache_dir``, ``local_files_only``.
+
+    Returns:
+        tokenizer, model in evaluation mode, processor, context length in tokens.
+
+    Raises:
+        CheckpointError: what is missing or does not fit, with names. ConfigError: contradictory arguments.
+    """
+    unknown = set(hub) - set(HUB_OPTIONS)
+    if unknown:
+        raise ConfigError(f"load_pretrained_model has no option {', '.join(sorted(unknown))}")
+    device = check_device(str(device or default_device()))
+    dtype = as_dtype(dtype, device)
+    attn_implementation = "flash_attention_2" if use_flash_attn else attn_implementation
+    check_attention(attn_implementation)
+    path = resolve_name(model_path)
+    if path == str(TINY_FOLDER) and not TINY_FOLDER.is_dir():
+        raise CheckpointNotFoundError(f"{TINY_MODEL_NAME} is not in {TINY_FOLDER}: the installation is incomplete")
+    placement: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
+    quantization = quantization_config(load_8bit, load_4bit, dtype)
+    if quantization is not None:
+        placement["quantization_config"] = quantization
+    placement["device_map"] = device_map if device_map is not None else {"": device}
+    kind = checkpoint_kind(path, **hub)
+    if kind == "full":
+        model, processor = load_checkpoint(path, **placement, **hub)
+    elif kind == "connector":
+        model, processor = load_connector_folder(path, model_base, placement, hub)
+    else:
+        model, processor = load_lora_folder(path, model_base, placement, hub)
+    context = getattr(model.config.text_config, "max_position_embeddings", None) or 2048
+    return processor.tokenizer, model.eval(), processor, context

@@ -1,0 +1,232 @@
+"""LoRA folders: writing them, reading one back into a model that still learns, and merging one into its base.
+
+The layout on disk is the published one: ``adapter_config.json`` and ``adapter_model.safetensors`` with the matrices
+under the decoder's published names. Everything else that was trained, and the connector in any case, is written to
+``non_lora_trainables.bin``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from videollama2.checkpoints.files import (
+    ADAPTER_CONFIG,
+    base_of,
+    config_dict_of,
+    find_file,
+    first_file,
+    is_videollama2,
+    read_tensors,
+)
+from videollama2.checkpoints.parts import base_with_connector
+from videollama2.config import read_json
+from videollama2.errors import CheckpointError, ConfigError
+from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
+from videollama2.model.weight_names import PUBLISHED_TOWER_PREFIX, connector_weights, module_name
+from videollama2.processing import VideoLlama2Processor
+
+ADAPTER_FILE = "adapter_model.safetensors"
+OTHERS_FILE = "non_lora_trainables.bin"
+
+_PREFIX = "base_model.model."
+_DECODER = "model.language_model."
+_TOWER = "model.vision_tower."
+
+
+def load_lora_folder(
+    path: str, model_base: str | Path | None, placement: dict[str, Any], hub: dict[str, Any]
+) -> tuple[VideoLlama2ForConditionalGeneration, VideoLlama2Processor]:
+    """LoRA weights merged into their base, then the other trained weights (connector) put in place."""
+    if "quantization_config" in placement:
+        raise ConfigError(
+            f"{path}: a LoRA folder is merged into its base while loading, which quantised weights do not allow; "
+            f"load it without load_8bit / load_4bit, save it, and quantise the merged folder"
+        )
+    adapter = read_json(find_file(path, ADAPTER_CONFIG, **hub))
+    base = base_of(path, model_base, **hub)
+    if not base:
+        raise CheckpointError(f"{path}: its {ADAPTER_CONFIG} names no base model; give model_base (--model-base)")
+    fields = config_dict_of(path, **hub) if find_file(path, "config.json", **hub) else {}
+    model, processor = base_with_connector(path, base, fields, placement, hub)
+    weights = first_file(path, ("adapter_model.safetensors", "adapter_model.bin"), **hub)
+    if weights is None:
+        raise CheckpointError(f"{path}: has an {ADAPTER_CONFIG} but no adapter_model.safetensors or .bin")
+    tensors = read_tensors(weights)
+    merge_lora(model, tensors, adapter, weights)
+    others = first_file(path, ("non_lora_trainables.safetensors", "non_lora_trainables.bin"), **hub)
+    trained = {} if others is None else read_tensors(others)
+    if others is not None:
+        _load_named(model, trained, others)
+    if not is_videollama2(config_dict_of(base, **hub)):
+        _check_connector_is_there(model, [*tensors, *trained], path)
+    return model, processor
+
+
+def _check_connector_is_there(model: nn.Module, names: list[str], path: str) -> None:
+    """On a bare language model the connector must come from the LoRA folder: what it lacks would stay random."""
+    found = set(connector_weights(names).values())
+    missing = sorted(set(model.model.mm_projector.state_dict()) - found)
+    if missing:
+        raise CheckpointError(
+            f"{path}: {len(missing)} connector weights are missing (non_lora_trainables.bin): {', '.join(missing[:8])}"
+        )
+
+
+def _module_key(name: str) -> str:
+    """Name inside a LoRA file -> name of the parameter in the model."""
+    while name.startswith("base_model."):
+        name = name.removeprefix("base_model.model.").removeprefix("base_model.")
+    return module_name(name)
+
+
+def merge_lora(model: nn.Module, tensors: dict[str, torch.Tensor], adapter: dict[str, Any], path: Path) -> None:
+    """Add ``scale * B @ A`` to every adapted weight, in float32.
+
+    Args:
+        tensors: of the adapter's weight file ``path``; adapter: of the ``adapter_config.json`` beside it.
+
+    Raises:
+        CheckpointError: an adapter other than plain LoRA, a weight the model has not, or half of a pair.
+    """
+    scale = _scale(adapter, path.with_name(ADAPTER_CONFIG))
+    parameters = dict(model.named_parameters())
+    pairs, rest = _pairs(tensors, path)
+    for name, pair in pairs.items():
+        if name not in parameters or set(pair) != {"A", "B"}:
+            raise CheckpointError(f"{path}: LoRA weight {name} has no place in the model, or is half of a pair")
+        weight = parameters[name]
+        delta = pair["B"].float() @ pair["A"].float() * scale
+        delta = delta.T if adapter.get("fan_in_fan_out") else delta
+        if delta.shape != weight.shape:
+            raise CheckpointError(f"{path}: LoRA weight {name} is {tuple(delta.shape)}, not {tuple(weight.shape)}")
+        with torch.no_grad():
+            weight.copy_((weight.float() + delta.to(weight.device)).to(weight.dtype))
+    _load_named(model, rest, path)
+
+
+def _scale(adapter: dict[str, Any], path: Path) -> float:
+    """The factor of ``B @ A``, one for all weights."""
+    if adapter.get("peft_type", "LORA") != "LORA" or adapter.get("use_dora"):
+        kind = "DoRA" if adapter.get("use_dora") else adapter["peft_type"]
+        raise CheckpointError(f"{path}: only plain LoRA adapters can be merged, this is {kind}")
+    for pattern in ("alpha_pattern", "rank_pattern"):
+        if adapter.get(pattern):
+            raise CheckpointError(
+                f"{path}: sets {pattern}, and adapters with a scale per weight cannot be merged here; "
+                f"merge it with peft (merge_and_unload) and load the merged folder"
+            )
+    rank, alpha = adapter.get("r"), adapter.get("lora_alpha")
+    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
+        raise CheckpointError(f"{path}: needs r >= 1 and lora_alpha, got {rank!r} and {alpha!r}")
+    return alpha / (rank**0.5 if adapter.get("use_rslora") else rank)
+
+
+def _pairs(
+    tensors: dict[str, torch.Tensor], path: Path
+) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
+    """(name of an adapted parameter -> its matrices ``A`` and ``B``, all that is no LoRA matrix)."""
+    pairs: dict[str, dict[str, torch.Tensor]] = {}
+    rest: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        stem, marker, tail = name.partition(".lora_")
+        if not marker:
+            rest[name] = tensor
+            continue
+        if tail.replace(".default", "") not in ("A.weight", "B.weight"):
+            raise CheckpointError(f"{path}: {name} is no plain LoRA matrix")
+        pairs.setdefault(_module_key(f"{stem}.weight"), {})[tail[0]] = tensor
+    return pairs, rest
+
+
+def _load_named(model: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Copy tensors, under published or LoRA names, into the model's parameters of those names."""
+    own = model.state_dict()
+    renamed = {_module_key(name.replace(".base_layer.", ".")): tensor for name, tensor in tensors.items()}
+    unknown = sorted(name for name, tensor in renamed.items() if name not in own or own[name].shape != tensor.shape)
+    if unknown:
+        raise CheckpointError(f"{path}: {len(unknown)} weights have no place in the model: {', '.join(unknown[:8])}")
+    model.load_state_dict(renamed, strict=False)
+
+
+def has_lora(model: nn.Module) -> bool:
+    return bool(getattr(model, "peft_config", None))
+
+
+def save_adapter(
+    model: VideoLlama2ForConditionalGeneration,
+    folder: Path,
+    base: str,
+    state: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Write the adapter and everything else that was trained.
+
+    Args:
+        base: what the adapter belongs to.
+        state: weights by name in memory where they are gathered elsewhere (ZeRO-3); default the model's own.
+    """
+    state = model.state_dict() if state is None else state
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    matrices, others = {}, {}
+    for name, tensor in state.items():
+        if ".lora_" in name:
+            matrices[_to_disk(name)] = tensor.detach().cpu().contiguous()
+        elif name in trained or name.startswith("model.mm_projector."):
+            others[_to_disk(name)] = tensor.detach().cpu()
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(matrices, folder / ADAPTER_FILE, metadata={"format": "pt"})
+    torch.save(others, folder / OTHERS_FILE)
+    (config,) = model.peft_config.values()
+    fields = {**config.to_dict(), "inference_mode": True, "base_model_name_or_path": base}
+    text = json.dumps(fields, indent=2, sort_keys=True, default=_plain)
+    (folder / ADAPTER_CONFIG).write_text(text + "\n", encoding="utf-8")
+
+
+def load_adapter(model: VideoLlama2ForConditionalGeneration, folder: Path) -> None:
+    """Read what :func:`save_adapter` wrote into a model with the same LoRA layers.
+
+    Raises:
+        CheckpointError: names or shapes that do not fit, or matrices that are missing.
+    """
+    tensors = {**read_tensors(folder / ADAPTER_FILE), **read_tensors(folder / OTHERS_FILE)}
+    own = model.state_dict()
+    found = {_to_memory(name, own): tensor for name, tensor in tensors.items()}
+    wrong = sorted(name for name, tensor in found.items() if name not in own or own[name].shape != tensor.shape)
+    missing = sorted(name for name in own if ".lora_" in name and name not in found)
+    if wrong or missing:
+        raise CheckpointError(
+            f"{folder}: the adapter does not fit this model and its --lora flags; missing: {missing[:4]}, "
+            f"unexpected or of another shape: {wrong[:4]}"
+        )
+    model.load_state_dict(found, strict=False)
+
+
+def _to_disk(name: str) -> str:
+    name = name.replace(".default.", ".").replace(".base_layer.", ".")
+    if name.startswith(_DECODER):
+        name = "model." + name.removeprefix(_DECODER)
+    elif name.startswith(_TOWER):
+        name = PUBLISHED_TOWER_PREFIX + name.removeprefix(_TOWER)
+    return _PREFIX + name
+
+
+def _to_memory(name: str, own: dict[str, torch.Tensor]) -> str:
+    name = name.removeprefix(_PREFIX)
+    if name.startswith(PUBLISHED_TOWER_PREFIX):
+        name = _TOWER + name.removeprefix(PUBLISHED_TOWER_PREFIX)
+    elif not name.startswith(("model.mm_projector.", "lm_head.")):
+        name = _DECODER + name.removeprefix("model.")
+    name = re.sub(r"\.(lora_[AB])\.", r".\1.default.", name)
+    inside = re.sub(r"\.(weight|bias)$", r".base_layer.\1", name)
+    return inside if inside in own else name
+
+
+def _plain(value: Any) -> Any:
+    """peft keeps sets and enumerations in its configuration."""
+    return sorted(value) if isinstance(value, set) else getattr(value, "value", str(value))

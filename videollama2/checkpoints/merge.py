@@ -1,0 +1,73 @@
+"""``videollama2 merge ADAPTER OUT``: a LoRA folder -> a whole checkpoint that needs neither base nor peft."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from videollama2.errors import CheckpointError, ConfigError
+
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def merge_adapter(
+    adapter: str | Path, out: str | Path, base: str | Path | None = None, dtype: str | None = None
+) -> Path:
+    """Add the matrices of a LoRA folder to the weights of its base and save the result under published names.
+
+    Args:
+        adapter: folder with ``adapter_config.json``, as ``train.py --lora_enable`` writes it.
+        out: where to; must not hold a checkpoint.
+        base: the model under the adapter; default what the adapter's configuration names.
+        dtype: of the weights that are written, ``float32``, ``bfloat16`` or ``float16``; default the base's.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        CheckpointError: not a LoRA folder, or weights that do not fit. ConfigError: ``out`` is in use.
+    """
+    # The command line declares this command at every start: nothing heavy before it runs.
+    import torch
+
+    from videollama2.checkpoints import checkpoint_kind, load_pretrained_model
+    from videollama2.checkpoints.write import save_model
+
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} exists and is not empty: give a new folder for the merged checkpoint")
+    kind = checkpoint_kind(str(adapter))
+    if kind != "lora":
+        raise CheckpointError(f"{adapter} holds a {kind} checkpoint; only a LoRA folder can be merged")
+    if dtype is not None and dtype not in _DTYPES:
+        raise ConfigError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
+    # Added in float32 whatever is written: an addition in 16 bits would lose most of a small change.
+    _, model, processor, _ = load_pretrained_model(adapter, base, device="cpu", dtype="float32")
+    target = getattr(torch, dtype or _dtype_of_base(str(adapter), base))
+    save_model(model, processor, out, dtype=None if target is torch.float32 else target)
+    return out
+
+
+def _dtype_of_base(adapter: str, base: str | Path | None) -> str:
+    from videollama2.checkpoints.files import base_of, config_dict_of
+
+    fields = config_dict_of(base_of(adapter, base))
+    found = fields.get("dtype") or fields.get("torch_dtype")
+    return found if found in _DTYPES else "bfloat16"
+
+
+def add_merge_command(subparsers: Any) -> None:
+    """Add ``merge`` to the command line."""
+    parser = subparsers.add_parser("merge", help="LoRA folder + base -> a whole checkpoint")
+    parser.add_argument("adapter", metavar="ADAPTER", help="folder with adapter_config.json")
+    parser.add_argument("out", metavar="OUT", help="new folder for the merged checkpoint")
+    parser.add_argument("--model-base", metavar="NAME", help="model under the adapter (default: what it names)")
+    parser.add_argument("--dtype", choices=_DTYPES, help="of the weights written (default: the base's)")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.set_defaults(run=_merge)
+
+
+def _merge(args: argparse.Namespace) -> int:
+    print(f"written to {merge_adapter(args.adapter, args.out, args.model_base, args.dtype)}")
+    return 0

@@ -1,0 +1,241 @@
+"""Judges: something that reads question, reference and answer, and gives a verdict.
+
+``OpenAIJudge`` asks a language model behind any OpenAI-compatible address or Azure. ``LocalJudge`` compares texts and
+needs no network; it is named in the results as what it is. Both fill ``row["judge"]``:
+
+    {"pred": "yes" | "no" | None, "score": 0..5 | None, "raw": reply | None, "error": None | why there is no verdict}
+
+A failure is never a verdict: it is recorded, counted and left out of the mean (``summary`` shows the lower bound).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+import unicodedata
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, Protocol
+
+from videollama2.errors import ConfigError
+from videollama2.eval.judging.cache import ReplyCache, content_key
+from videollama2.eval.judging.client import ChatClient, JudgeCallError, Reply
+from videollama2.eval.judging.reply import ReplyError, parse_reply
+from videollama2.eval.judging.rubrics import MAX_SCORE, Rubric
+
+Row = dict[str, Any]
+
+
+class Judge(Protocol):
+    """What the runner needs of a judge."""
+
+    def score_rows(self, rows: Sequence[Row], rubric: Rubric, progress: bool = True) -> list[Row]:
+        """Copies of the rows, in order, each with ``judge`` filled. Rows with an ``error`` get ``judge`` None."""
+
+    def dry_run(self, rows: Sequence[Row], rubric: Rubric) -> dict[str, Any]:
+        """What ``score_rows`` would cost."""
+
+    def describe(self) -> dict[str, Any]:
+        """What the results record about the judge."""
+
+
+class OpenAIJudge:
+    """A language model as judge.
+
+    Args:
+        model: model name, or the deployment on Azure.
+        base_url, azure_endpoint, azure_api_version, retries, timeout, backoff, max_wait: see :class:`ChatClient`.
+        temperature: None leaves it to the server (some models refuse the setting). Published scorers use 0.7.
+        top_p: None leaves it to the server. Published scorers use 0.95.
+        max_tokens: longest reply. Published scorers use 800.
+        concurrency: requests under way at once.
+        cache_dir: keeps readable replies; the same request is never paid for twice. None: no cache.
+
+    Raises:
+        ConfigError, MissingDependencyError: see :class:`ChatClient`.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        base_url: str | None = None,
+        azure_endpoint: str | None = None,
+        azure_api_version: str | None = None,
+        temperature: float | None = 0.0,
+        top_p: float | None = None,
+        max_tokens: int = 800,
+        concurrency: int = 8,
+        retries: int = 5,
+        timeout: float = 60.0,
+        backoff: float = 1.0,
+        max_wait: float = 60.0,
+        cache_dir: str | Path | None = None,
+    ) -> None:
+        _check_at_least("concurrency", concurrency, 1)
+        _check_at_least("retries", retries, 0)
+        _check_at_least("max_tokens", max_tokens, 1)
+        self.model, self.temperature, self.top_p, self.max_tokens = model, temperature, top_p, max_tokens
+        self.concurrency = concurrency
+        self._azure = bool(azure_endpoint)
+        self._client = ChatClient(base_url, azure_endpoint, azure_api_version, retries, timeout, backoff, max_wait)
+        self._cache = ReplyCache(cache_dir)
+        self._served: set[str] = set()
+        # With this many unanswered requests in a row the server is down; the rest need not each wait for it.
+        self._patience = max(3, concurrency)
+        self._unanswered = 0
+        self._lock = threading.Lock()
+
+    def describe(self) -> dict[str, Any]:
+        """Model asked for, models the server says it used, address without credentials, sampling."""
+        return {
+            "kind": "azure" if self._azure else "openai-compatible",
+            "model": self.model,
+            "served_models": sorted(self._served),
+            "endpoint": self._client.endpoint,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "max_tokens": self.max_tokens,
+        }
+
+    def score_rows(self, rows: Sequence[Row], rubric: Rubric, progress: bool = True) -> list[Row]:
+        """Judge every row that has an answer; equal requests are sent once. Order and result do not depend on threads.
+
+        Raises:
+            ConfigError: the server refuses key, model or address; nothing is lost, replies so far are in the cache.
+            DataError: a row lacks what the rubric needs.
+        """
+        requests = [None if row.get("error") else self._request(rubric, row) for row in rows]
+        keys = [request and self._key(request) for request in requests]
+        unique = {key: request for key, request in zip(keys, requests, strict=True) if key}
+        self._unanswered = 0
+        verdicts = self._ask_all(unique, rubric, progress)
+        # A copy for each row: rows must not share one dictionary.
+        return [{**row, "judge": dict(verdicts[key]) if key else None} for row, key in zip(rows, keys, strict=True)]
+
+    def dry_run(self, rows: Sequence[Row], rubric: Rubric) -> dict[str, Any]:
+        """Count without asking. Tokens are an estimate (four bytes a token) and an upper bound for the replies."""
+        requests = [self._request(rubric, row) for row in rows if not row.get("error")]
+        unique = {self._key(request): request for request in requests}
+        calls = [request for key, request in unique.items() if self._cache.get(key) is None]
+        texts = ["".join(message["content"] for message in request["messages"]) for request in calls]
+        return {
+            "rows": len(rows),
+            "skipped": len(rows) - len(requests),
+            "duplicates": len(requests) - len(unique),
+            "cached": len(unique) - len(calls),
+            "calls": len(calls),
+            "prompt_tokens_estimate": sum(math.ceil(len(text.encode()) / 4) for text in texts),
+            "reply_tokens_at_most": len(calls) * self.max_tokens,
+        }
+
+    def _request(self, rubric: Rubric, row: Row) -> dict[str, Any]:
+        request = {"model": self.model, "messages": rubric.messages(row), "max_tokens": self.max_tokens}
+        sampling = {"temperature": self.temperature, "top_p": self.top_p}
+        return request | {name: value for name, value in sampling.items() if value is not None}
+
+    def _key(self, request: Mapping[str, Any]) -> str:
+        # Two servers may give one name to different models.
+        return content_key({"endpoint": self._client.endpoint, **request})
+
+    def _ask_all(self, unique: Mapping[str, Mapping[str, Any]], rubric: Rubric, progress: bool) -> dict[str, Row]:
+        from tqdm import tqdm
+
+        verdicts: dict[str, Row] = {}
+        pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="judge")
+        try:
+            futures = {pool.submit(self._ask, key, request, rubric): key for key, request in unique.items()}
+            for future in tqdm(as_completed(futures), "judge", len(futures), disable=not progress, unit=" answers"):
+                verdicts[futures[future]] = future.result()
+        finally:
+            # After an error or Ctrl-C, requests not yet sent stay unsent.
+            pool.shutdown(wait=True, cancel_futures=True)
+        return verdicts
+
+    def _ask(self, key: str, request: Mapping[str, Any], rubric: Rubric) -> Row:
+        stored = self._cache.get(key)
+        if stored is not None:
+            return self._verdict(Reply(stored["raw"], stored.get("model", self.model)), rubric)
+        with self._lock:
+            if self._unanswered >= self._patience:
+                return _failed(f"not asked: {self._unanswered} requests in a row got no answer", None)
+        try:
+            reply = self._client.complete(request)
+        except JudgeCallError as error:
+            self._note(error.unreachable)
+            return _failed(str(error), None)
+        self._note(False)
+        verdict = self._verdict(reply, rubric)
+        if verdict["error"] is None:  # an unreadable reply is worth asking for again
+            self._cache.put(key, reply.raw, reply.model)
+        return verdict
+
+    def _note(self, unanswered: bool) -> None:
+        with self._lock:
+            self._unanswered = self._unanswered + 1 if unanswered else 0
+
+    def _verdict(self, reply: Reply, rubric: Rubric) -> Row:
+        with self._lock:
+            self._served.add(reply.model)
+        try:
+            pred, score = parse_reply(reply.raw, rubric.wants_pred)
+        except ReplyError as error:
+            return _failed(f"unreadable reply: {error}", reply.raw)
+        return {"pred": pred, "score": score, "raw": reply.raw, "error": None}
+
+
+class LocalJudge:
+    """Compares texts: equal, or equal after normalisation, is yes and 5; anything else is no and 0. Offline."""
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "local", "model": "exact or normalised match"}
+
+    def dry_run(self, rows: Sequence[Row], rubric: Rubric) -> dict[str, Any]:
+        """No calls."""
+        skipped = sum(bool(row.get("error")) for row in rows)
+        return {
+            "rows": len(rows),
+            "skipped": skipped,
+            "duplicates": 0,
+            "cached": 0,
+            "calls": 0,
+            "prompt_tokens_estimate": 0,
+            "reply_tokens_at_most": 0,
+        }
+
+    def score_rows(self, rows: Sequence[Row], rubric: Rubric, progress: bool = True) -> list[Row]:
+        """Judge every row that has an answer."""
+        return [{**row, "judge": None if row.get("error") else self._verdict(row, rubric)} for row in rows]
+
+    def _verdict(self, row: Row, rubric: Rubric) -> Row:
+        rubric.messages(row)  # the same demands on a row as the other judge makes
+        references = [row["answer"]] if isinstance(row["answer"], str) else list(row["answer"])
+        outputs = [row["output"]] if isinstance(row["output"], str) else list(row["output"])
+        how = "no match"
+        if all(output in references for output in outputs):
+            how = "exact match"
+        elif {*map(normalise, outputs)} <= {*map(normalise, references)}:
+            how = "normalised match"
+        right = how != "no match"
+        pred = ("yes" if right else "no") if rubric.wants_pred else None
+        return {"pred": pred, "score": float(MAX_SCORE if right else 0), "raw": how, "error": None}
+
+
+_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_DIGITS = {word: str(number) for number, word in enumerate(_NUMBERS)}
+
+
+def normalise(text: str) -> str:
+    """Lower case, no punctuation, no articles, small numbers as digits, single spaces."""
+    words = re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
+    return " ".join(_DIGITS.get(word, word) for word in words if word not in ("a", "an", "the"))
+
+
+def _failed(why: str, raw: str | None) -> Row:
+    return {"pred": None, "score": None, "raw": raw, "error": why}
+
+
+def _check_at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ConfigError(f"judge: {name}={value} must be at least {least}")

@@ -1,0 +1,58 @@
+"""Reading a judge's reply: tolerant about its dress, strict about its meaning. Ambiguity is a failure, not a guess."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from videollama2.eval.judging.rubrics import MAX_SCORE
+
+# Judges write {'pred': 'yes', 'score': 4}, {''score': 4.8}, **Score:** 4/5, ```json {"score": "4"}```.
+_DRESS = r"[\s'\"`*_]*"
+_PRED = re.compile(rf"(?<![a-z])pred(?:iction)?{_DRESS}[:=]{_DRESS}([a-z]+)(?![a-z])", re.I)
+_SCORE = re.compile(  # a number out of ten is on another scale, so it is none
+    rf"(?<![a-z])score{_DRESS}(?:[:=]|\bis\b){_DRESS}([-+]?\d+(?:\.\d+)?)(?![\d.]*\d)(?!\s*/\s*(?!{MAX_SCORE}\b)\d)",
+    re.I,
+)
+_NUMBER_ALONE = re.compile(rf"{_DRESS}(\d+(?:\.\d+)?)(?:\s*/\s*{MAX_SCORE})?[\s'\"`*_.]*", re.I)
+_VERDICTS = {"yes": "yes", "no": "no", "true": "yes", "false": "no"}
+
+
+class ReplyError(ValueError):
+    """The reply holds no verdict, several, or one out of range."""
+
+
+class Verdict(NamedTuple):
+    """``pred`` is "yes", "no" or None where the rubric asks for a score alone; ``score`` lies in 0..5."""
+
+    pred: str | None
+    score: float
+
+
+def parse_reply(text: str, wants_pred: bool) -> Verdict:
+    """Read yes/no and score.
+
+    Raises:
+        ReplyError: something is missing, contradictory or outside 0..5; the message says what.
+    """
+    scores = {float(found) for found in _SCORE.findall(text)}
+    if not scores and not wants_pred and (alone := _NUMBER_ALONE.fullmatch(text)):
+        scores = {float(alone.group(1))}
+    score = _only(scores, "score")
+    if not 0 <= score <= MAX_SCORE:
+        raise ReplyError(f"score {score:g} is outside 0..{MAX_SCORE}")
+    if not wants_pred:
+        return Verdict(None, score)
+    words = {word.lower() for word in _PRED.findall(text)}
+    pred = _VERDICTS.get(_only(words, "pred"))
+    if pred is None or re.search(rf"pred{_DRESS}[:=]{_DRESS}yes\s*/\s*no", text, re.I):
+        raise ReplyError("pred is neither yes nor no")
+    return Verdict(pred, score)
+
+
+def _only(found: set, what: str):
+    if not found:
+        raise ReplyError(f"no {what}")
+    if len(found) > 1:
+        raise ReplyError(f"several values of {what}: {', '.join(sorted(map(str, found)))}")
+    return found.pop()

@@ -1,0 +1,1 @@
+"""From rows of scored answers to numbers, tables, charts and comparisons."""

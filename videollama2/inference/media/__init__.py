@@ -1,0 +1,1 @@
+"""Media of a request: read beside the model, encoded together, remembered by content."""

@@ -1,0 +1,373 @@
+"""Videos through PyAV (FFmpeg): the default reader.
+
+Opening reads the packets once, without decoding, and so knows each frame's time, where decoding can start,
+and whether the file holds what its header promises. Reading then decodes only from keyframes to the frames
+asked for, and finds these by their exact time, so that a container whose seeking is off is noticed and read
+from the start instead.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.stream import Discard, Disposition
+
+from videollama2.errors import MediaError
+from videollama2.media import readers
+from videollama2.media.image import identify
+from videollama2.media.pyav.index import PacketIndex, PacketInfo, Run
+from videollama2.media.pyav.packets import FrameSink, Scan, packets_of, scan_packets
+from videollama2.media.readers import MediaWarning, ReaderBase, check_frame_size
+
+# Containers by FFmpeg's names. Playlists, image sequences and text formats are left out on purpose: they
+# would make FFmpeg open other files than the one that was named.
+# Audio files are in it to be told apart from what is no media at all.
+_FORMATS = (
+    "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,flv,gif,ogg,asf,h264,hevc,obu,av1,ivf,nut,mxf,dv,rm,wtv,"
+    "yuv4mpegpipe,mp3,wav,aac,flac"
+)
+
+# For the decoder: a header can name any size, also in the middle of a stream.
+_LIMITS = {"max_pixels": str(readers.MAX_FRAME_PIXELS)}
+
+# Containers that store where each keyframe lies. Others guess from the bit rate, and land anywhere.
+_SEEKABLE = ("mov", "matroska", "avi")
+
+PUBLISHED_GIF_FPS = 25.0
+"""The published code counts 25 gif frames as one second in one-frame-per-second mode, whatever the file says.
+Kept there, because it decides which frames are chosen; times and clip bounds use the gif's own delays."""
+
+_GIF_END = b";"
+
+# Codecs whose decoder skips exactly the frames that no other frame refers to.
+_EXACT_SKIP = ("h264", "mpeg2video", "mpeg4")
+_PROGRESSIVE = (0, 1)  # FFmpeg's AVFieldOrder: unknown, progressive
+
+_RATE_TOLERANCE = 0.1  # a header's frame rate that is further off the measured one is not believed
+_MISSING_SECONDS, _MISSING_SHARE = 0.5, 0.05  # headers round; less than this is not called truncated
+
+
+def narrow(containers: str, codecs: str, max_pixels: int) -> None:
+    """Read less than usual in this process: for programs that open strangers' files.
+
+    Args:
+        containers, codecs: FFmpeg's names of those that are still opened and decoded, joined by commas.
+        max_pixels: of one frame, of any reader.
+    """
+    global _FORMATS
+    readers.narrow(max_pixels)
+    _FORMATS = containers
+    _LIMITS.update(max_pixels=str(max_pixels), codec_whitelist=codecs)
+
+
+class PyAVReader(ReaderBase):
+    """An open video file; see :class:`videollama2.media.readers.VideoReader`.
+
+    Decodes in the calling thread only, and shares nothing between readers: safe in DataLoader workers.
+
+    Args:
+        source: path of an existing file, or a binary file that can seek (it is not closed here).
+        name: how messages call it.
+
+    Raises:
+        MediaError: not a video, no video stream, no frames, or an mp4 that ends before its index does.
+    """
+
+    def __init__(self, source: str | os.PathLike | Any, name: str) -> None:
+        self.name = name
+        self.decoded_frames = 0
+        """Frames decoded so far; what seeking saves can be read from it."""
+        self._source = source
+        self._container: Any = None
+        try:
+            self._open()
+            self._read_index()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """See :class:`videollama2.media.readers.VideoReader`."""
+        super().close()
+        self._release()
+
+    def _release(self) -> None:
+        if self._container is not None:
+            self._container.close()
+            self._container = None
+
+    def _open(self) -> None:
+        self._release()
+        if hasattr(self._source, "read"):
+            self._source.seek(0)
+            target = self._source
+        else:
+            # Absolute and with a scheme, or a colon in the name would be taken for a protocol.
+            target = "file:" + str(Path(self._source).absolute())
+        try:
+            self._container = av.open(
+                target,
+                metadata_errors="replace",
+                options={"format_whitelist": _FORMATS, "protocol_whitelist": "file", **_LIMITS},
+            )
+        except av.error.FFmpegError as error:
+            raise MediaError(f"{self.name}: {_explain(self._source, error)}") from error
+        self._stream = self._video_stream()
+        self._stream.thread_type = "NONE"
+        self._stream.codec_context.thread_count = 1
+        self._stream.codec_context.options = dict(_LIMITS)
+
+    def _video_stream(self) -> Any:
+        stream = self._container.streams.best("video")
+        if stream is None or stream.disposition & Disposition.attached_pic:
+            kinds = sorted({stream.type for stream in self._container.streams}) or ["nothing"]
+            raise MediaError(f"{self.name}: has no video stream, only {' and '.join(kinds)}")
+        if stream.codec_context is None:
+            raise MediaError(f"{self.name}: there is no decoder for its video stream")
+        context = stream.codec_context
+        if not (context.width and context.height):
+            raise MediaError(
+                f"{self.name}: the size of its frames is unknown: it is damaged, or larger than "
+                f"{readers.MAX_FRAME_PIXELS // 10**6} megapixels"
+            )
+        check_frame_size(context.width, context.height, 1, self.name)
+        return stream
+
+    def _read_index(self) -> None:
+        # An mp4 lists its packets (unless in fragments): what is missing shows without the other streams.
+        is_listed = self._container.format.name.startswith("mov") and self._stream.frames > 0
+        if is_listed:
+            for other in self._container.streams:
+                other.discard = Discard.default if other is self._stream else Discard.all
+        scan = scan_packets(self._container, self._stream)
+        if is_listed:
+            promised = sum(entry.size > 0 for entry in self._stream.index_entries)
+            if scan.whole < promised:
+                raise MediaError(
+                    f"{self.name}: the file is truncated: its index promises {promised} frames, "
+                    f"but only {scan.whole} are there"
+                )
+        self._index = PacketIndex(scan.packets)
+        if self._index.num_packets == 0:
+            raise MediaError(f"{self.name}: the video stream has no frames that can be decoded")
+        if self._container.format.name == "avi" and self._stream.codec_context.has_b_frames:
+            # avi stores no times; those FFmpeg makes up ignore the order of B-frames.
+            self._index.is_timed = False
+        self._seekable = self._container.format.name.split(",")[0] in _SEEKABLE and self._index.can_seek
+        self._set_times()
+        if not is_listed:
+            self._warn_of_missing(scan)
+
+    def _set_times(self) -> None:
+        if self._index.is_timed:
+            base = float(self._stream.time_base)
+            pts = self._index.pts
+            self.num_frames = len(pts)
+            self.times: list[float] = [(time - pts[0]) * base for time in pts]
+            self.fps = self._rate(self.times)
+            self.duration = self.times[-1] + (self._index.last_duration * base or 1 / self.fps)
+        else:
+            self.num_frames = self._count_frames()
+            self.fps = self._rate(())
+            self.times = [i / self.fps for i in range(self.num_frames)]
+            self.duration = self.num_frames / self.fps
+        self.step_fps = PUBLISHED_GIF_FPS if self._container.format.name == "gif" else self.fps
+
+    def _rate(self, times: Sequence[float]) -> float:
+        stated = self._stream.average_rate or self._stream.guessed_rate
+        stated = float(stated) if stated and stated > 0 else None
+        if len(times) < 2:
+            return stated or 1.0
+        measured = (len(times) - 1) / times[-1]
+        if stated is None or abs(stated - measured) > _RATE_TOLERANCE * measured:
+            return measured
+        return stated
+
+    def _warn_of_missing(self, scan: Scan) -> None:
+        stated = (self._container.duration or 0) / 1e6
+        frames = self._stream.frames
+        is_short = stated - scan.seconds > max(_MISSING_SECONDS, _MISSING_SHARE * stated)
+        is_sparse = frames - scan.whole > max(1, _MISSING_SHARE * frames)
+        if scan.is_cut or scan.whole < scan.seen or is_short or is_sparse or self._is_cut_gif():
+            self._warn(
+                f"the file is damaged or truncated; its {self.num_frames} readable frames "
+                f"({self.duration:.2f} s) are used"
+            )
+
+    def _is_cut_gif(self) -> bool:
+        if self._container.format.name != "gif":
+            return False
+        if hasattr(self._source, "read"):
+            self._source.seek(-1, os.SEEK_END)
+            return self._source.read(1) != _GIF_END
+        with open(self._source, "rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) != _GIF_END
+
+    def _warn(self, message: str) -> None:
+        warnings.warn(f"{self.name}: {message}", MediaWarning, stacklevel=2)
+
+    def _count_frames(self) -> int:
+        """Number of frames where packets do not tell; costs decoding the whole video."""
+        self._open()
+        count = sum(not frame.is_corrupt for frame in self._decode(packets_of(self._container, self._stream)))
+        if count == 0:
+            raise MediaError(f"{self.name}: no frame can be decoded")
+        return count
+
+    def get_frames(self, indices: Sequence[int]) -> np.ndarray:
+        """See :class:`videollama2.media.readers.VideoReader`.
+
+        A frame that cannot be decoded is replaced by the one shown before it, with a warning; MediaError is
+        raised where these are more than half of the frames.
+        """
+        indices = self.check_indices(indices)
+        sink = FrameSink(indices, self.name)
+        if not self._index.is_timed:
+            self._read_by_counting(sink)
+            return sink.frames_THWC
+        index_of = {self._index.pts[i]: i for i in sorted(set(indices))}
+
+        def deliver(pts: int, frame: Any) -> None:
+            sink.put(index_of[pts], frame)
+
+        missing = self._read_needed(list(index_of), deliver)
+        if missing:
+            lost = self._read_in_order(missing, deliver)
+            self._judge_loss(lost, len(index_of))
+        return sink.frames_THWC
+
+    def _read_needed(self, wanted: list[int], deliver: Callable[[int, Any], None]) -> list[int]:
+        """Decode little, by seeking and by skipping frames nothing refers to.
+
+        Returns the times of frames that did not come, or came damaged. They are for :meth:`_read_in_order` to
+        judge, and this container is not sought in again.
+        """
+        missing = set(wanted)
+        if self._seekable:
+            runs = self._index.plan(wanted)
+        else:
+            self._open()
+            runs = [Run(None, tuple(wanted))]
+        for run in runs:
+            packets = packets_of(self._container, self._stream) if run.key is None else self._seek(run.key)
+            for frame in self._decode(self._light(packets, missing)):
+                if frame.pts in missing and not frame.is_corrupt:
+                    deliver(frame.pts, frame)
+                    missing.remove(frame.pts)
+                if frame.pts is not None and frame.pts >= run.pts[-1]:
+                    break
+        self._seekable = self._seekable and not missing
+        return sorted(missing)
+
+    def _seek(self, key: PacketInfo) -> Iterator[Any]:
+        """Packets from this keyframe on, or from one before it; none if the container went elsewhere."""
+        # Containers keep one or the other time of a keyframe, and mp4 may shift it.
+        for target in (key.pts, key.dts):
+            if target is None:
+                continue
+            try:
+                self._container.seek(target, stream=self._stream)
+            except av.error.FFmpegError:
+                continue
+            packets = packets_of(self._container, self._stream)
+            first = next(packets, None)
+            if first is not None and self._index.is_at_or_before(first.pts, key.pts):
+                yield first
+                yield from packets
+                return
+
+    def _light(self, packets: Iterator[Any], needed: set[int]) -> Iterator[Any]:
+        """The packets, with the decoder told to skip those neither needed nor referred to (B-frames)."""
+        context = self._stream.codec_context
+        # Not in interlaced video, where the second half of a needed frame may come with another time.
+        can_skip = context.codec.name in _EXACT_SKIP and getattr(context, "field_order", None) in _PROGRESSIVE
+        try:
+            for packet in packets:
+                if can_skip and packet is not None and packet.size:
+                    context.skip_frame = "DEFAULT" if packet.pts in needed else "NONREF"
+                yield packet
+        finally:
+            context.skip_frame = "DEFAULT"
+
+    def _read_in_order(self, wanted: list[int], deliver: Callable[[int, Any], None]) -> int:
+        """Decode from the start. A frame that never comes is replaced by the one on screen at its time.
+
+        Returns the number of frames that were replaced, or are damaged.
+        """
+        self._open()
+        pending, lost, shown = list(wanted), 0, None
+        for frame in self._decode(packets_of(self._container, self._stream)):
+            while pending and frame.pts is not None and pending[0] < frame.pts:
+                deliver(pending.pop(0), frame if shown is None else shown)
+                lost += 1
+            if pending and frame.pts == pending[0]:
+                lost += bool(frame.is_corrupt)
+                deliver(pending.pop(0), frame)
+            shown = frame
+            if not pending:
+                break
+        if pending and shown is None:
+            raise MediaError(f"{self.name}: no frame can be decoded")
+        for pts in pending:
+            deliver(pts, shown)
+        return lost + len(pending)
+
+    def _read_by_counting(self, sink: FrameSink) -> None:
+        self._open()
+        pending = sorted(set(sink.positions), reverse=True)
+        frames = self._decode(packets_of(self._container, self._stream))
+        for i, frame in enumerate(frame for frame in frames if not frame.is_corrupt):
+            if i == pending[-1]:
+                sink.put(pending.pop(), frame)
+            if not pending:
+                return
+        raise MediaError(f"{self.name}: frame {pending[-1]} of {self.num_frames} counted did not come again")
+
+    def _judge_loss(self, lost: int, wanted: int) -> None:
+        if not lost:
+            return
+        if self._bad_packets and 2 * lost > wanted:
+            raise MediaError(f"{self.name}: {lost} of the {wanted} frames needed cannot be decoded")
+        self._warn(f"{lost} of the {wanted} frames needed are damaged; the frames before them are used")
+
+    def _decode(self, packets: Iterator[Any]) -> Iterator[Any]:
+        """Frames in the order they are shown. Packets that cannot be decoded are skipped and counted."""
+        self._bad_packets = 0
+        for packet in packets:
+            try:
+                frames = self._stream.decode(packet)
+            except av.error.EOFError:
+                return
+            except av.error.FFmpegError:
+                self._bad_packets += 1
+                continue
+            self.decoded_frames += len(frames)
+            yield from frames
+
+
+def _explain(source: Any, error: Exception) -> str:
+    """Why FFmpeg refused a file, in a reader's words."""
+    if hasattr(source, "read"):
+        source.seek(0)
+        head = source.read(512)
+    else:
+        try:
+            with open(source, "rb") as file:
+                head = file.read(512)
+        except OSError as refusal:
+            return f"cannot be opened ({refusal.strerror})"
+    if not head:
+        return "the file is empty"
+    kind = identify(head)
+    if kind == "image":
+        return "is a still image, not a video"
+    if kind == "video":
+        return f"the video is truncated or damaged ({error.strerror})"
+    return "is not a video in a format that can be read"

@@ -1,0 +1,1 @@
+"""Encoders: pixels or sound -> features. One file each."""

@@ -1,0 +1,1 @@
+"""OpenAI's language: requests, replies, messages and log probabilities."""

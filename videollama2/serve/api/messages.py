@@ -1,0 +1,154 @@
+"""A chat request -> the engine's messages. Here ends what a user's text can do.
+
+The engine knows media by message parts, never by tags in text, so ``<video>`` in a question stays seven letters. But a
+tokenizer reads the names of its control tokens wherever they stand; typed by a user, ``<|im_end|>`` would end their
+turn and begin another in the system's name. Such names are broken up by a blank, and the tokens of every text are
+checked before it goes on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from videollama2.serve.api.request import (
+    AssistantMessage,
+    ChatRequest,
+    ImagePart,
+    RefusalPart,
+    TextPart,
+    VideoPart,
+)
+from videollama2.serve.web.errors import ApiError
+
+CHARACTERS_PER_TOKEN = 32
+"""Text longer than this times the positions of a slot is refused without being tokenised: it cannot fit, and
+tokenising megabytes of it would hold everybody up. Ordinary text has three to five."""
+
+_MOST_PASSES = 4
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+@dataclass(frozen=True)
+class MediumAsked:
+    """One medium of a request; ``param`` names its place in the body."""
+
+    kind: str
+    url: str
+    options: dict[str, Any]
+    param: str
+
+
+class TextGuard:
+    """Keeps control tokens and placeholders out of users' text.
+
+    Args:
+        tokenizer: of the model.
+        placeholders: token ids that stand for media.
+        max_characters: of all text of a request.
+    """
+
+    def __init__(self, tokenizer: Any, placeholders: Iterable[int], max_characters: int) -> None:
+        self._tokenizer, self.max_characters = tokenizer, max_characters
+        special = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        special |= {number: str(token) for number, token in added.items() if token.special}
+        names = set(special.values())
+        # Tokens of single bytes and of the unknown are no control tokens, though some tokenizers call them special:
+        # ordinary text comes to them.
+        self._forbidden = {number for number, name in special.items() if not _BYTE.fullmatch(name)} | set(placeholders)
+        if tokenizer.unk_token_id not in (tokenizer.eos_token_id, tokenizer.bos_token_id):
+            self._forbidden.discard(tokenizer.unk_token_id)
+        names = {name for name in names if name.strip()}
+        longest_first = sorted(names, key=len, reverse=True)
+        self._names = re.compile("|".join(map(re.escape, longest_first))) if names else None
+
+    def clean(self, text: str, param: str) -> str:
+        """The text, with names of control tokens broken up.
+
+        Raises:
+            ApiError: it still holds one, or something UTF-8 cannot.
+        """
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ApiError(400, "the text is not valid Unicode: it holds half a character", param=param) from None
+        for _ in range(_MOST_PASSES):
+            if self._names is None or not self._names.search(text):
+                break
+            text = self._names.sub(_broken_up, text)
+        if self._forbidden.intersection(self._tokenizer(text, add_special_tokens=False).input_ids):
+            raise ApiError(400, "the text holds a control token of the model", code="invalid_text", param=param)
+        return text
+
+
+def _broken_up(found: re.Match[str]) -> str:
+    name = found[0]
+    return f"{name[0]} {name[1:]}" if len(name) > 1 else " "
+
+
+def engine_messages(request: ChatRequest, guard: TextGuard) -> tuple[list[dict[str, Any]], list[MediumAsked]]:
+    """Messages whose media parts name no source, and the media in reading order.
+
+    Raises:
+        ApiError: text that is too long, empty, or that :class:`TextGuard` refuses.
+    """
+    length = sum(map(len, _texts(request)))
+    if length > guard.max_characters:
+        raise ApiError(
+            400,
+            f"{length} characters of text are more than this model can read",
+            code="context_length_exceeded",
+            param="messages",
+        )
+    messages, media = [], []
+    for number, message in enumerate(request.messages):
+        role = "system" if message.role == "developer" else message.role
+        parts: list[dict[str, Any]] = []
+        for place, part in enumerate(_parts(message)):
+            param = f"messages.{number}.content.{place}"
+            if isinstance(part, str):
+                parts.append({"type": "text", "text": guard.clean(part, param)})
+            else:
+                media.append(_medium(part, request, param))
+                parts.append({"type": media[-1].kind})
+        texts = [part["text"] for part in parts if "text" in part]
+        if not "".join(texts).strip():
+            raise ApiError(
+                400,
+                f"message {number} ({message.role}) has no text: a question is needed",
+                param=f"messages.{number}.content",
+            )
+        plain = len(parts) == len(texts) == 1
+        messages.append({"role": role, "content": parts[0]["text"] if plain else parts})
+    return messages, media
+
+
+def _medium(part: ImagePart | VideoPart, request: ChatRequest, param: str) -> MediumAsked:
+    if isinstance(part, ImagePart):
+        return MediumAsked("image", part.image_url.url, {}, f"{param}.image_url.url")
+    options: dict[str, Any] = {}
+    for given in (request.mm_processor_kwargs, part.mm_processor_kwargs):
+        options |= given.given() if given is not None else {}
+    return MediumAsked("video", part.video_url.url, options, f"{param}.video_url.url")
+
+
+def _parts(message: Any) -> Sequence[str | ImagePart | VideoPart]:
+    """Texts, and media parts, in reading order."""
+    content = message.content
+    if content is None and isinstance(message, AssistantMessage):
+        content = message.refusal
+    if content is None or isinstance(content, str):
+        return [content or ""]
+    return [_text_of(part) if isinstance(part, (TextPart, RefusalPart)) else part for part in content]
+
+
+def _text_of(part: TextPart | RefusalPart) -> str:
+    return part.text if isinstance(part, TextPart) else part.refusal
+
+
+def _texts(request: ChatRequest) -> Iterable[str]:
+    for message in request.messages:
+        yield from (part for part in _parts(message) if isinstance(part, str))

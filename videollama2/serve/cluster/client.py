@@ -1,0 +1,217 @@
+"""Asking through a controller: which models there are, where a worker is, and chat completions that survive a worker
+that dies before its first token."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import asynccontextmanager
+from time import monotonic
+from typing import Any
+
+import httpx
+
+from videollama2.serve.cluster.failover import Patience, Reply, WorkerLostError, ask_any, bearer, make_client
+from videollama2.serve.cluster.registry import SUSPECT_S, affinity_of_chat
+from videollama2.serve.web.errors import ApiError, worker_failed
+
+CHAT_PATH = "/v1/chat/completions"
+_log = logging.getLogger(__name__)
+
+
+class ChatStream:
+    """A worker's reply to a chat request; its beginning is there.
+
+    Attributes:
+        worker: its address.
+        status, headers: of HTTP.
+    """
+
+    def __init__(self, worker: str, reply: Reply) -> None:
+        self.worker, self._reply = worker, reply
+        self.status: int = reply.status
+        self.headers: Mapping[str, str] = reply.headers
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """The bytes as they come: server-sent events, cut anywhere.
+
+        Raises:
+            ApiError: the worker broke off.
+        """
+        try:
+            async for chunk in self._reply:
+                yield chunk
+        except WorkerLostError as error:
+            _log.warning("a stream broke off: %s", error)
+            raise worker_failed() from error
+
+    async def json(self) -> dict[str, Any]:
+        """The reply to a request that asked for no stream.
+
+        Raises:
+            ApiError: the worker broke off, or sent no JSON.
+        """
+        content = b"".join([chunk async for chunk in self])
+        try:
+            body = json.loads(content)
+        except ValueError as error:
+            raise worker_failed("the worker sent a broken answer") from error
+        if not isinstance(body, dict):
+            raise worker_failed("the worker sent a broken answer")
+        return body
+
+
+class ControllerClient:
+    """Talks to one controller and its workers. Of one event loop.
+
+    Args:
+        controller: its address.
+        credential: worker token or API key.
+        patience: with workers.
+        timeout_s: for the controller's own answers.
+    """
+
+    def __init__(
+        self,
+        controller: str,
+        credential: str | None = None,
+        *,
+        patience: Patience | None = None,
+        timeout_s: float = 15.0,
+    ) -> None:
+        self.controller = controller.rstrip("/")
+        self.patience, self._timeout_s = patience or Patience(), timeout_s
+        self._headers = bearer(credential)
+        self._client: httpx.AsyncClient | None = None
+        self._suspects: dict[str, float] = {}
+
+    @property
+    def _http(self) -> httpx.AsyncClient:
+        if self._client is None:
+            self._client = make_client()
+        return self._client
+
+    async def aclose(self) -> None:
+        """Give up connections."""
+        if self._client is not None:
+            await self._client.aclose()
+
+    async def models(self, refresh: bool = False) -> list[str]:
+        """Names of the models that can be asked now.
+
+        Args:
+            refresh: have the controller ask its workers first. That is for parts with the worker token; without it,
+                the list is the controller's last.
+
+        Raises:
+            ApiError: the controller cannot be reached.
+        """
+        if refresh:
+            try:
+                await self._call("/refresh_all_workers", {})
+            except ApiError as error:
+                if error.status not in (401, 403):
+                    raise
+        found = (await self._call("/list_models", {})).get("models")
+        if not isinstance(found, list):
+            raise ApiError(502, "the controller sent a broken answer", type="server_error")
+        return [str(name) for name in found]
+
+    async def worker_address(self, model: str, exclude: Collection[str] = (), affinity: str | None = None) -> str:
+        """Where a worker with this model is.
+
+        Args:
+            exclude: addresses where it was tried.
+            affinity: of :func:`videollama2.serve.cluster.registry.affinity_of`.
+
+        Raises:
+            ApiError: 404, no such model; 503, none at the moment, or no controller.
+        """
+        body = {"model": model, "exclude": list(exclude), **({"affinity": affinity} if affinity else {})}
+        found = (await self._call("/get_worker_address", body)).get("address")
+        if not isinstance(found, str) or not found:
+            raise ApiError(502, "the controller sent a broken answer", type="server_error")
+        return found
+
+    @asynccontextmanager
+    async def open_chat(
+        self, body: Mapping[str, Any], request_id: str = "", content: bytes | None = None
+    ) -> AsyncIterator[ChatStream]:
+        """Ask; the stream is open while the block runs, and leaving it early stops the answer.
+
+        A worker that dies or refuses before its first token is replaced by another; without ``stream`` in the body,
+        until the reply is complete.
+
+        Args:
+            content: the body as JSON, where it is at hand: writing a large one takes a while.
+
+        Raises:
+            ApiError: the request is at fault, or no worker can take it. Out of the stream: the worker broke off.
+        """
+        model = str(body.get("model", ""))
+        headers = {**self._headers, **({"x-request-id": request_id} if request_id else {})}
+        if content is None:
+            content = json.dumps(body).encode("ascii")
+        choose = self._chooser(model, affinity_of_chat(body))
+        worker, reply = await ask_any(
+            self._http,
+            choose,
+            CHAT_PATH,
+            content,
+            headers,
+            self.patience,
+            self._suspect,
+            is_whole=not body.get("stream"),
+        )
+        try:
+            yield ChatStream(worker, reply)
+        finally:
+            await reply.aclose()
+
+    def _chooser(self, model: str, affinity: str | None) -> Any:
+        async def choose(tried: tuple[str, ...]) -> tuple[str, str]:
+            now = monotonic()
+            suspects = {name for name, until in self._suspects.items() if until > now} - set(tried)
+            if suspects:
+                try:
+                    found = await self.worker_address(model, [*tried, *suspects], affinity)
+                    return found, found
+                except ApiError as error:
+                    if error.code != "no_worker":
+                        raise
+            found = await self.worker_address(model, tried, affinity)
+            return found, found
+
+        return choose
+
+    def _suspect(self, worker: str) -> None:
+        now = monotonic()
+        # Also bounds the table: names come from the controller and may change with every restart of a worker.
+        self._suspects = {name: until for name, until in self._suspects.items() if until > now}
+        self._suspects[worker] = now + SUSPECT_S
+
+    async def _call(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        try:
+            response = await self._http.post(
+                self.controller + path, json=body, headers=self._headers, timeout=self._timeout_s
+            )
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            _log.warning("the controller cannot be reached: %s %s", type(error).__name__, error)
+            raise ApiError(
+                503,
+                "the controller of this installation cannot be reached",
+                type="server_error",
+                code="unreachable",
+                retry_after=5.0,
+                internal_code=50005,
+            ) from error
+        try:
+            found = response.json()
+        except ValueError:
+            found = None
+        if response.status_code != 200 or not isinstance(found, dict):
+            after = response.headers.get("retry-after", "")
+            status = response.status_code if response.status_code >= 400 else 502
+            raise ApiError.of_body(status, found, float(after) if after.isdecimal() else None)
+        return found

@@ -1,0 +1,293 @@
+"""One request to one worker, watched: a worker that died or hangs is noticed, one that is only slow is waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import httpx
+
+from videollama2.serve.web.errors import ApiError, worker_failed, worker_timeout
+
+T = TypeVar("T")
+
+RETRY_STATUSES = (401, 403, 429, 502, 503, 504)
+"""Another worker may do better: this one is full, leaving, or not set up for us."""
+
+MAX_ERROR_BYTES = 64 << 10
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to wait for a worker, in seconds.
+
+    Attributes:
+        connect: for the connection.
+        silence: without a byte, after which the worker is asked whether it lives.
+        probe: for its answer to that. It is asked twice.
+        total: without a byte, though it lives. An answer that is not streamed takes as long as it is written.
+    """
+
+    connect: float = 3.0
+    silence: float = 10.0
+    probe: float = 5.0
+    total: float = 3600.0
+
+
+MOST_DEATHS = 3
+"""Workers that may break off over one request: it may be what broke them, and is not taken to all of them."""
+
+
+class WorkerLostError(Exception):
+    """A worker that cannot be reached, died, hangs or sends it away.
+
+    Args:
+        told: what it said, where it said something.
+        had_it: it may have begun to work on the request.
+    """
+
+    def __init__(self, reason: str, told: ApiError | None = None, had_it: bool = False) -> None:
+        super().__init__(reason)
+        self.told, self.had_it = told, had_it
+
+
+def make_client() -> httpx.AsyncClient:
+    """For requests to parts of the installation."""
+    # No connection is kept: one to a worker that was restarted would fail, and look like a worker that died. No proxy
+    # of the environment stands between the parts.
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+    return httpx.AsyncClient(trust_env=False, limits=limits, timeout=httpx.Timeout(30.0, connect=3.0))
+
+
+def bearer(credential: str | None) -> dict[str, str]:
+    """Header with a key, where there is one."""
+    return {} if credential is None else {"authorization": f"Bearer {credential}"}
+
+
+class Reply:
+    """A worker's reply whose first bytes are there. Close it."""
+
+    def __init__(self, response: httpx.Response, chunks: AsyncIterator[bytes], first: bytes, watch: _Watch) -> None:
+        self.status, self.headers = response.status_code, response.headers
+        self._response, self._chunks, self._first, self._watch = response, chunks, first, watch
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """The bytes as they come.
+
+        Raises:
+            WorkerLostError: the worker broke off.
+        """
+        if self._first:
+            yield self._first
+        while (chunk := await self._watch.over(_next(self._chunks))) is not None:
+            yield chunk
+
+    async def read(self, limit: int = 64 << 20) -> bytes:
+        """All of it.
+
+        Raises:
+            WorkerLostError: the worker broke off, or sends more than ``limit``.
+        """
+        content = bytearray()
+        async for chunk in self:
+            content += chunk
+            if len(content) > limit:
+                raise WorkerLostError(f"a reply of more than {limit} bytes")
+        return bytes(content)
+
+    async def complete(self) -> None:
+        """Take all of it in now.
+
+        Raises:
+            WorkerLostError: as :meth:`read`.
+        """
+        self._first = await self.read()
+
+    async def aclose(self) -> None:
+        with suppress(httpx.HTTPError):
+            await self._response.aclose()
+
+
+async def ask(
+    client: httpx.AsyncClient, address: str, path: str, content: bytes, headers: Mapping[str, str], patience: Patience
+) -> Reply:
+    """Post JSON to a worker and wait for the first bytes of its reply: with these comes the first token.
+
+    Raises:
+        WorkerLostError: another worker should be tried. ApiError: the request is at fault.
+    """
+    timeout = httpx.Timeout(None, connect=patience.connect, write=60.0)
+    request = client.build_request(
+        "POST",
+        address + path,
+        content=content,
+        headers={"content-type": "application/json", **headers},
+        timeout=timeout,
+    )
+    watch = _Watch(client, address, patience)
+    try:
+        response = await watch.over(client.send(request, stream=True))
+    except httpx.InvalidURL as error:
+        raise WorkerLostError(f"{address}: {error}") from error
+    try:
+        if response.status_code >= 400:
+            raise await _refusal(address, response)
+        chunks = response.aiter_raw()
+        first = await watch.over(_next(chunks))
+        return Reply(response, chunks, first or b"", watch)
+    except BaseException:
+        with suppress(httpx.HTTPError):
+            await response.aclose()
+        raise
+
+
+async def _refusal(address: str, response: httpx.Response) -> Exception:
+    content = bytearray()
+    try:
+        async for chunk in response.aiter_raw():
+            content += chunk
+            if len(content) > MAX_ERROR_BYTES:
+                break
+        # An error of the \0 protocol ends with a zero byte.
+        body: Any = json.loads(bytes(content).rstrip(b"\0"))
+    except (httpx.HTTPError, ValueError):
+        body = None
+    after = response.headers.get("retry-after", "")
+    error = ApiError.of_body(response.status_code, body, float(after) if after.isdecimal() else None)
+    if response.status_code in RETRY_STATUSES:
+        told = error if response.status_code in (429, 503) else None
+        return WorkerLostError(f"{address}: {response.status_code} {error}", told)
+    return error
+
+
+class _Watch:
+    """Waits for a worker's bytes, and asks after long silence whether it lives."""
+
+    def __init__(self, client: httpx.AsyncClient, address: str, patience: Patience) -> None:
+        self._client, self._address, self._patience = client, address, patience
+
+    async def over(self, work: Awaitable[T]) -> T:
+        """The result of ``work``.
+
+        Raises:
+            WorkerLostError: it failed, or the worker hangs. ApiError: it lives, but has not answered for too long.
+        """
+        task = asyncio.ensure_future(work)
+        waited, missed = 0.0, 0
+        try:
+            while not (await asyncio.wait({task}, timeout=self._patience.silence))[0]:
+                waited += self._patience.silence
+                missed = 0 if await self._is_alive(task) else missed + 1
+                if missed >= 2:
+                    raise WorkerLostError(f"{self._address} has been silent for {waited:g} s", had_it=True)
+                if waited >= self._patience.total:
+                    raise worker_timeout()
+            return task.result()
+        except httpx.HTTPError as error:
+            had_it = not isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout))
+            raise WorkerLostError(f"{self._address}: {type(error).__name__}: {error}", had_it=had_it) from error
+        finally:
+            if not task.done():
+                task.cancel()
+                with suppress(asyncio.CancelledError, httpx.HTTPError):
+                    await task
+
+    async def _is_alive(self, task: asyncio.Future[Any]) -> bool:
+        try:
+            await self._client.get(self._address + "/health", timeout=self._patience.probe)
+        except httpx.HTTPError as error:
+            _log.info("%s does not answer: %s", self._address, type(error).__name__)
+            return task.done()
+        return True
+
+
+async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:
+    return await anext(chunks, None)
+
+
+class ClosingIterator(AsyncIterator[bytes]):
+    """An asynchronous generator whose end is seen to even if it never began: its own ``finally`` would not run then.
+
+    Args:
+        close: called once.
+    """
+
+    def __init__(self, generator: AsyncGenerator[bytes, None], close: Callable[[], Awaitable[None]]) -> None:
+        self._generator, self._close = generator, close
+        self._is_closed = False
+
+    async def __anext__(self) -> bytes:
+        return await anext(self._generator)
+
+    async def aclose(self) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            try:
+                await self._generator.aclose()
+            finally:
+                await self._close()
+
+
+@asynccontextmanager
+async def closed_on_error(reply: Reply) -> AsyncIterator[None]:
+    """Close the reply if the block fails."""
+    try:
+        yield
+    except BaseException:
+        await reply.aclose()
+        raise
+
+
+Chooser = Callable[[tuple[str, ...]], Awaitable[tuple[str, str]]]
+"""Names of workers that were tried -> name and address of another one."""
+
+
+async def ask_any(
+    client: httpx.AsyncClient,
+    choose: Chooser,
+    path: str,
+    content: bytes,
+    headers: Mapping[str, str],
+    patience: Patience,
+    on_lost: Callable[[str], None],
+    is_whole: bool = False,
+) -> tuple[str, Reply]:
+    """Ask one worker after the other until one begins to answer; its name and reply.
+
+    Args:
+        on_lost: told the name of a worker that failed.
+        is_whole: nothing is passed on before the reply is complete, so that it can be begun anew until then.
+
+    Raises:
+        ApiError: the request is at fault, or there is no worker (left).
+    """
+    tried: tuple[str, ...] = ()
+    told: ApiError | None = None
+    deaths = 0
+    while True:
+        try:
+            name, address = await choose(tried)
+        except ApiError:
+            if told is not None:
+                raise told from None  # "busy" says more than "no other worker"
+            raise
+        try:
+            reply = await ask(client, address, path, content, headers, patience)
+            if is_whole:
+                async with closed_on_error(reply):
+                    await reply.complete()
+            return name, reply
+        except WorkerLostError as error:
+            _log.warning("a request is taken to another worker: %s", error)
+            told = error.told or told
+            tried = (*tried, name)
+            on_lost(name)
+            deaths += error.had_it
+            if deaths >= MOST_DEATHS:
+                raise worker_failed("the workers that took this request broke off") from error

@@ -1,0 +1,221 @@
+"""Which workers there are, and which of them takes a request.
+
+Nothing here waits or locks: a controller has one event loop, and every method is one step of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from random import Random
+from time import monotonic
+from typing import Any
+
+from videollama2.serve.cluster.protocol import EXPIRY_S, WorkerStatus
+from videollama2.serve.web.errors import ApiError, model_not_found, no_worker
+
+METHODS = ("shortest_queue", "lottery")
+
+SUSPECT_S = 5.0
+"""A worker that failed is passed over for so long, where there is another."""
+
+AFFINITY_SLACK = 4
+"""Requests more than its share that a worker takes because it knows what they are about."""
+
+_ENDS = 1 << 16
+
+MAX_WORKERS = 1024
+MAX_MODELS = 4096
+
+
+@dataclass
+class Worker:
+    """A worker as the controller knows it.
+
+    Attributes:
+        name: its address as it gave it; what others are told.
+        address: where this controller connects to.
+        queue: requests it reported last, and those sent to it since.
+        is_checked: heart-beats are expected.
+        seen: when it reported last.
+        suspect_until: when its last failure is forgotten.
+    """
+
+    name: str
+    address: str
+    models: tuple[str, ...]
+    speed: float
+    queue: int
+    is_checked: bool
+    seen: float
+    suspect_until: float = float("-inf")
+    multimodal: bool = True
+
+
+class Registry:
+    """The workers of one controller.
+
+    Args:
+        method: of :data:`METHODS`. ``lottery``: by chance, in proportion to speed. ``shortest_queue``: the least queue
+            in relation to speed.
+        expiry_s: of silence, after which a worker is gone.
+        clock, random: for tests.
+    """
+
+    def __init__(
+        self,
+        method: str = METHODS[0],
+        expiry_s: float = EXPIRY_S,
+        clock: Callable[[], float] = monotonic,
+        random: Random | None = None,
+    ) -> None:
+        if method not in METHODS:
+            raise ValueError(f"no dispatch method {method!r}")
+        self.method, self.expiry_s = method, expiry_s
+        self._clock, self._random = clock, random or Random()
+        self._workers: dict[str, Worker] = {}
+        self._known: dict[str, None] = {}
+        self._started = clock()
+
+    def register(
+        self,
+        name: str,
+        status: WorkerStatus,
+        address: str | None = None,
+        is_checked: bool = True,
+        multimodal: bool = True,
+    ) -> None:
+        """Take a worker up, or renew what is known of it.
+
+        Raises:
+            ApiError: there are too many.
+        """
+        self.expire()
+        if name not in self._workers and len(self._workers) >= MAX_WORKERS:
+            raise ApiError(503, f"this controller has {MAX_WORKERS} workers already", "server_error", retry_after=30)
+        self._workers[name] = Worker(
+            name,
+            address or name,
+            tuple(dict.fromkeys(status.model_names)),
+            status.speed,
+            status.queue_length,
+            is_checked,
+            self._clock(),
+            multimodal=multimodal,
+        )
+        for model in status.model_names:
+            if len(self._known) < MAX_MODELS:
+                self._known[model] = None
+
+    def beat(self, name: str, queue: int, speed: float | None = None) -> bool:
+        """A heart-beat. False: the worker is not known (any more) and has to register."""
+        self.expire()
+        worker = self._workers.get(name)
+        if worker is None:
+            return False
+        worker.queue, worker.seen, worker.speed = queue, self._clock(), speed or worker.speed
+        return True
+
+    def remove(self, name: str) -> bool:
+        """Forget a worker; whether it was known."""
+        return self._workers.pop(name, None) is not None
+
+    def failed(self, worker: Worker) -> None:
+        """It could not be reached or broke off."""
+        worker.suspect_until = self._clock() + SUSPECT_S
+
+    def finished(self, worker: Worker) -> None:
+        """A request that :meth:`choose` sent there is over."""
+        worker.queue = max(0, worker.queue - 1)
+
+    def expire(self) -> list[str]:
+        """Forget those that have been silent for too long; their names."""
+        oldest = self._clock() - self.expiry_s
+        gone = [worker.name for worker in self._workers.values() if worker.is_checked and worker.seen < oldest]
+        for name in gone:
+            del self._workers[name]
+        return gone
+
+    @property
+    def workers(self) -> list[Worker]:
+        """Those that are there now."""
+        self.expire()
+        return list(self._workers.values())
+
+    def models(self, multimodal: bool | None = None) -> list[str]:
+        """Names of the models there are, in order."""
+        workers = [worker for worker in self.workers if multimodal in (None, worker.multimodal)]
+        return sorted({model for worker in workers for model in worker.models})
+
+    def choose(self, model: str, exclude: Collection[str] = (), affinity: str | None = None) -> Worker:
+        """A worker for one request; it counts into its queue.
+
+        Args:
+            exclude: names of workers where it was tried.
+            affinity: requests of one such word go to one worker, as long as it is hardly busier than others.
+
+        Raises:
+            ApiError: 404, nobody knows the model; 503, nobody has it now.
+        """
+        workers = self.workers
+        having = [
+            worker
+            for worker in workers
+            if model in worker.models and worker.name not in exclude and worker.address not in exclude
+        ]
+        if not having:
+            raise self._missing(model, workers)
+        now = self._clock()
+        good = [worker for worker in having if worker.suspect_until <= now] or having
+        chosen = (affinity and _favourite(good, affinity)) or self._pick(good)
+        chosen.queue += 1
+        return chosen
+
+    def _missing(self, model: str, workers: Iterable[Worker]) -> ApiError:
+        # Just after a start not all workers are back, and a model that is missing now is not one that never was.
+        is_settled = self._clock() - self._started > self.expiry_s / 2
+        if any(workers) and is_settled and model not in self._known:
+            return model_not_found(model)
+        return no_worker(model)
+
+    def _pick(self, workers: list[Worker]) -> Worker:
+        if self.method == "shortest_queue":
+            least = min(worker.queue / worker.speed for worker in workers)
+            workers = [worker for worker in workers if worker.queue / worker.speed == least]
+        return self._random.choices(workers, [worker.speed for worker in workers])[0]
+
+
+def _favourite(workers: list[Worker], affinity: str) -> Worker | None:
+    """The worker of this word (rendezvous hashing: others that come and go change little), unless it is too busy."""
+    favourite = max(workers, key=lambda worker: blake2b(f"{affinity} {worker.name}".encode(), digest_size=8).digest())
+    least = min(worker.queue / worker.speed for worker in workers)
+    return favourite if favourite.queue <= least * favourite.speed + AFFINITY_SLACK else None
+
+
+def affinity_of(texts: Iterable[str]) -> str | None:
+    """A word for what a request is about, so that its follow-up finds the worker that has it cached.
+
+    Long texts (media) count by length, beginning and end: the worst that a chance hit does is another place.
+    """
+    digest, is_empty = blake2b(digest_size=16), True
+    for text in texts:
+        is_empty = False
+        digest.update(f"{len(text)} {text[:_ENDS]}{text[-_ENDS:]}".encode("utf-8", "replace"))
+    return None if is_empty else digest.hexdigest()
+
+
+def affinity_of_chat(body: Mapping[str, Any]) -> str | None:
+    """:func:`affinity_of` a chat request: its first media, else its first question. Nothing is known of its shape."""
+    messages = body.get("messages")
+    for message in messages if isinstance(messages, list) else ():
+        if not isinstance(message, dict) or message.get("role") != "user":
+            continue
+        content = message.get("content")
+        if isinstance(content, str):
+            return affinity_of([content])
+        parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+        fields = [part.get(kind) for part in parts for kind in ("video_url", "image_url")]
+        media = [field["url"] for field in fields if isinstance(field, dict) and isinstance(field.get("url"), str)]
+        return affinity_of(media or [part["text"] for part in parts if isinstance(part.get("text"), str)])
+    return None

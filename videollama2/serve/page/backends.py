@@ -1,0 +1,309 @@
+"""Who answers the page: a model in this process, or workers behind a controller.
+
+Messages have OpenAI's form; media are parts with a local ``path`` and, for a video, ``num_frames``, ``start`` and
+``end`` (:meth:`videollama2.serve.page.conversation.Medium.part`). This module imports no model and no torch: an
+:class:`EngineBackend` is handed its engines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import mimetypes
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, Protocol
+from uuid import uuid4
+
+import httpx
+
+from videollama2.constants import NUM_FRAMES
+from videollama2.errors import RequestTooLongError
+from videollama2.serve.cluster.failover import bearer, make_client
+from videollama2.serve.page.thumbnails import EDGE, Reader
+from videollama2.serve.untrusted_media.errors import RefusedMediaError
+from videollama2.serve.untrusted_media.sandbox import FrameSize, Sandbox
+from videollama2.serve.web.errors import ApiError, model_not_found
+
+Message = dict[str, Any]
+
+_BICUBIC = 3  # Pillow's number
+
+
+class Backend(Protocol):
+    """What the page needs.
+
+    ``options`` are ``temperature``, ``top_p`` and ``max_new_tokens``. An answer ends when its iterator is closed.
+    """
+
+    async def models(self, refresh: bool = False) -> list[str]:
+        """Names of the models there are. ``refresh``: ask again who is there."""
+        ...
+
+    async def num_frames(self, model: str) -> int:
+        """Frames that the model looks at where a video names no number."""
+        ...
+
+    def reader(self, model: str) -> Reader:
+        """Decodes media as the model will see them."""
+        ...
+
+    def stream(self, model: str, messages: Sequence[Message], options: Mapping[str, Any]) -> AsyncIterator[str]:
+        """Pieces of an answer as they come.
+
+        Raises:
+            VideoLlama2Error, ApiError: there is no answer, or no more of it.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give up processes and connections."""
+        ...
+
+
+class EngineBackend:
+    """Engines in this process.
+
+    Args:
+        engines: :class:`videollama2.Engine` by the name the page shows.
+        policy: limits of uploaded media, which are decoded in processes of their own.
+    """
+
+    def __init__(self, engines: Mapping[str, Any], policy: Any) -> None:
+        self.engines = dict(engines)
+        sizes = {name: FrameSize.of(engine.processor) for name, engine in self.engines.items()}
+        shared = {size: Sandbox(policy, size) for size in set(sizes.values())}
+        self._sandboxes = {name: shared[size] for name, size in sizes.items()}
+
+    async def models(self, refresh: bool = False) -> list[str]:
+        return list(self.engines)
+
+    async def num_frames(self, model: str) -> int:
+        return self._engine(model).processor.model_config.num_frames
+
+    def reader(self, model: str) -> Sandbox:
+        self._engine(model)
+        return self._sandboxes[model]
+
+    def _engine(self, model: str) -> Any:
+        if model not in self.engines:
+            raise model_not_found(model)
+        return self.engines[model]
+
+    async def stream(self, model: str, messages: Sequence[Message], options: Mapping[str, Any]) -> AsyncIterator[str]:
+        decoded = [await self._decoded(model, message) for message in messages]
+        try:
+            async with aclosing(self._answer(model, decoded, options)) as answer:
+                async for delta in answer:
+                    yield delta
+        except RequestTooLongError:
+            # Raised before a first token only. max_new_tokens is the longest answer the visitor wants to read, so as
+            # many as fit, which are fewer, are right too.
+            if options.get("max_new_tokens") is None:
+                raise
+            async with aclosing(self._answer(model, decoded, {**options, "max_new_tokens": None})) as answer:
+                async for delta in answer:
+                    yield delta
+
+    async def _answer(self, model: str, messages: list[Message], options: Mapping[str, Any]) -> AsyncIterator[str]:
+        answer = self._engine(model).submit(messages, **options)
+        try:
+            async for delta in answer:
+                yield delta
+        finally:
+            if not answer.done:
+                answer.cancel()
+
+    async def _decoded(self, model: str, message: Message) -> Message:
+        """The message with frames in place of files."""
+        if isinstance(message["content"], str):
+            return message
+        parts = [part if part["type"] == "text" else await self._frames(model, part) for part in message["content"]]
+        return {**message, "content": parts}
+
+    async def _frames(self, model: str, part: Message) -> Message:
+        options = {name: value for name, value in part.items() if name not in ("type", "path")}
+        if part["type"] == "video":
+            options.setdefault("num_frames", await self.num_frames(model))
+        frames = await self.reader(model).read(part["type"], Path(part["path"]), options)
+        if part["type"] == "image":
+            return {"type": "image", "image": frames}
+        return {"type": "video", "video": frames, "num_frames": options["num_frames"]}
+
+    def close(self) -> None:
+        for sandbox in set(self._sandboxes.values()):
+            sandbox.close()
+        for engine in self.engines.values():
+            engine.close()
+
+
+class ControllerBackend:
+    """Workers behind a controller.
+
+    Args:
+        client: :class:`videollama2.serve.cluster.client.ControllerClient`.
+        credential: worker token or API key, for the workers.
+        policy: limits of uploaded media; what the page draws of them is decoded in processes of their own.
+        refresh: whether the page's wish for a fresh list of models is passed on.
+    """
+
+    def __init__(self, client: Any, policy: Any, *, credential: str | None = None, refresh: bool = True) -> None:
+        self.client, self._refresh, self._headers = client, refresh, bearer(credential)
+        self._known: list[str] | None = None
+        self._sandbox = Sandbox(policy, FrameSize(EDGE, _BICUBIC))
+        self._frames: dict[str, int] = {}
+
+    async def models(self, refresh: bool = False) -> list[str]:
+        # With --model-list-mode once, an empty list is still asked for again: a page that was started before its
+        # workers would otherwise never have a model.
+        if not self._known or (refresh and self._refresh):
+            self._known = await self.client.models(refresh=True)
+            self._frames.clear()
+        return self._known
+
+    async def num_frames(self, model: str) -> int:
+        if model not in self._frames:
+            self._frames[model] = await self._ask_num_frames(model)
+        return self._frames[model]
+
+    async def _ask_num_frames(self, model: str) -> int:
+        """What a worker says in its status; only drawing depends on it, so no answer is not an error."""
+        address = await self.client.worker_address(model)
+        try:
+            async with make_client() as http:
+                reply = await http.post(f"{address}/worker_get_status", headers=self._headers, timeout=5.0)
+            found = reply.json().get("num_frames")
+        except (httpx.HTTPError, ValueError, AttributeError):
+            return NUM_FRAMES
+        return found if isinstance(found, int) and found > 0 else NUM_FRAMES
+
+    def reader(self, model: str) -> Sandbox:
+        return self._sandbox
+
+    async def stream(self, model: str, messages: Sequence[Message], options: Mapping[str, Any]) -> AsyncIterator[str]:
+        body = {
+            "model": model,
+            "messages": [await asyncio.to_thread(_with_data, message) for message in messages],
+            "stream": True,
+            "temperature": options.get("temperature", 0.0),
+            "top_p": options.get("top_p", 1.0),
+        }
+        limit = options.get("max_new_tokens")
+        try:
+            async with aclosing(self._answer({**body, "max_completion_tokens": limit})) as answer:
+                async for delta in answer:
+                    yield delta
+        except ApiError as error:
+            if error.code in ("model_not_found", "no_worker"):
+                self._known = None  # whatever was known is old: the page asks for the list anew
+            if error.code != "context_length_exceeded" or limit is None:
+                raise
+            # As in EngineBackend: fewer tokens than were wanted fit. Refused before a first token.
+            async with aclosing(self._answer(body)) as answer:
+                async for delta in answer:
+                    yield delta
+
+    async def _answer(self, body: dict[str, Any]) -> AsyncIterator[str]:
+        async with (
+            self.client.open_chat(body, uuid4().hex) as stream,
+            aclosing(server_events(stream)) as events,
+        ):
+            async for event in events:
+                if "error" in event:
+                    raise ApiError.of_body(500, event)
+                for choice in event.get("choices", ()):
+                    text = choice.get("delta", {}).get("content")
+                    if text:
+                        yield text
+
+    def close(self) -> None:
+        self._sandbox.close()
+
+
+async def server_events(chunks: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:
+    """JSON objects of a stream of server-sent events, up to ``[DONE]``. Chunks may be cut anywhere.
+
+    Raises:
+        ApiError: an event is no JSON object.
+    """
+    buffer = b""
+    async for chunk in chunks:
+        buffer += chunk
+        *lines, buffer = buffer.split(b"\n")
+        for line in lines:
+            data = line.strip()
+            if not data.startswith(b"data:"):
+                continue
+            data = data[5:].strip()
+            if data == b"[DONE]":
+                return
+            yield _event(data)
+
+
+def _event(data: bytes) -> dict[str, Any]:
+    try:
+        event = json.loads(data)
+    except ValueError as error:
+        raise ApiError(502, "the worker sent a broken answer") from error
+    if not isinstance(event, dict):
+        raise ApiError(502, "the worker sent a broken answer")
+    return event
+
+
+def _with_data(message: Message) -> Message:
+    """The message with ``data:`` addresses in place of files."""
+    if isinstance(message["content"], str):
+        return message
+    return {**message, "content": [_data_part(part) for part in message["content"]]}
+
+
+def _data_part(part: Message) -> Message:
+    kind = part["type"]
+    if kind == "text":
+        return part
+    path = Path(part["path"])
+    try:
+        data = base64.b64encode(path.read_bytes()).decode("ascii")
+    except OSError as error:
+        raise RefusedMediaError("the file is gone: upload it once more", detail=str(error)) from error
+    name = f"{kind}_url"
+    found: Message = {"type": name, name: {"url": f"data:{media_type(kind, path)};base64,{data}"}}
+    options = {key: value for key, value in part.items() if key not in ("type", "path")}
+    if options:
+        found["mm_processor_kwargs"] = options
+    return found
+
+
+def media_type(kind: str, path: Path) -> str:
+    """MIME type by the file's name, as far as it agrees with what the file is."""
+    guessed = mimetypes.guess_type(path.name)[0] or ""
+    if guessed == "image/gif" or guessed.startswith(kind + "/"):
+        return guessed
+    return "video/mp4" if kind == "video" else "image/png"
+
+
+def kind_of(path: str | Path) -> str:
+    """``image`` or ``video``, by the first bytes of a file. A gif is a video.
+
+    Raises:
+        MediaError: it is neither, or cannot be opened.
+    """
+    from videollama2.media.image import IMAGE_SUFFIXES, VIDEO_SUFFIXES, identify
+
+    found = Path(path)
+    try:
+        with found.open("rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise RefusedMediaError("the file is gone: upload it once more", detail=str(error)) from error
+    if not head:
+        raise RefusedMediaError(f"{found.name} is empty")
+    if head.startswith((b"GIF87a", b"GIF89a")):
+        return "video"
+    suffix = found.suffix.lower()
+    kind = identify(head) or ("video" if suffix in VIDEO_SUFFIXES else "image" if suffix in IMAGE_SUFFIXES else None)
+    if kind is None:
+        raise RefusedMediaError(f"{found.name} is neither a video nor a picture")
+    return kind

@@ -1,0 +1,328 @@
+"""The web page: what is on it. What it does is in :mod:`videollama2.serve.page.events`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from videollama2.serve.page.backends import Backend
+from videollama2.serve.page.conversation import Conversation
+from videollama2.serve.page.thumbnails import EMPTY
+from videollama2.serve.page.votes import KINDS, VoteLog
+
+ASSETS = Path(__file__).resolve().parents[2] / "assets"
+DEMO = ASSETS / "demo"
+
+TITLE = "VideoLLaMA 2"
+
+HEADER = f"""
+<div class="vl-head">
+  <span class="vl-logo" aria-hidden="true"></span>
+  <div><h1>{TITLE}</h1><p>Ask a video or a picture.</p></div>
+</div>
+"""
+
+WELCOME = """
+<div class="vl-welcome">
+  <h2>What would you like to know?</h2>
+  <p>Add a video or a picture, then ask about it. Or begin with one of these:</p>
+</div>
+"""
+
+TERMS = """
+By using this page you agree to the following. The service is offered for research and for trying out the model, as it
+is and without any warranty. Answers are made by a machine: they can be wrong, incomplete or offensive, and are no
+advice. Upload nothing that you have no right to use, that shows people who do not want it, or that is private; do not
+use the page for anything illegal, harmful, violent, racist or sexual.
+
+What you upload is kept on the server for about a day so that the conversation works; questions and answers are not
+stored. Only when you press **Good**, **Bad** or **Flag** is the conversation written to a log, with a fingerprint of
+the video or picture in place of the file, so that the model can be made better.
+"""
+
+TINY_NOTE = "This small built-in model knows moving shapes and nothing else: try the examples."
+
+_EXAMPLES = ((0, "Order in time"), (3, "Direction"), (6, "Counting"))
+"""Rows of the bundled questions, and what each shows."""
+
+_EMPTY_CACHE = 3600, 86400
+"""Every hour, uploads older than a day are deleted."""
+
+_CAMERA = {"video": {"width": {"ideal": 640}, "height": {"ideal": 480}}}
+"""More than any model looks at, and quickly uploaded."""
+
+MAX_QUESTION = 8000
+"""Characters."""
+
+
+@dataclass(frozen=True)
+class PageSettings:
+    """How the page behaves.
+
+    Args:
+        log: where votes go; None: the buttons are not shown.
+        concurrency: answers at once; more wait.
+        max_queue: questions that may wait; more are told to come again.
+        max_media: videos and pictures of one question.
+        max_frames: of one video.
+        extra_options: options of every request that are not on the page.
+    """
+
+    log: VoteLog | None = None
+    concurrency: int = 16
+    max_queue: int = 64
+    max_media: int = 8
+    max_frames: int = 64
+    extra_options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A bundled file and a question about it."""
+
+    path: Path
+    question: str
+    shows: str
+
+
+@dataclass(frozen=True)
+class Widgets:
+    """Everything on the page that an event reads or changes."""
+
+    conversation: gr.State
+    model: gr.Dropdown
+    files: gr.File
+    camera: gr.Video
+    frames: gr.HTML
+    temperature: gr.Slider
+    top_p: gr.Slider
+    max_tokens: gr.Slider
+    num_frames: gr.Slider
+    start: gr.Number
+    end: gr.Number
+    notice: gr.HTML
+    status: gr.HTML
+    chat: gr.Chatbot
+    question: gr.Textbox
+    send: gr.Button
+    stop: gr.Button
+    regenerate: gr.Button
+    edit: gr.Button
+    up: gr.Button
+    down: gr.Button
+    flag: gr.Button
+    clear: gr.Button
+
+    @property
+    def inputs(self) -> set[Any]:
+        """What a question is made of."""
+        return {
+            *(self.conversation, self.model, self.files, self.question),
+            *(self.temperature, self.top_p, self.max_tokens, self.num_frames, self.start, self.end),
+        }
+
+
+def examples() -> list[Example]:
+    """The bundled ones."""
+    rows = json.loads((DEMO / "questions.json").read_text(encoding="utf-8"))
+    return [Example(DEMO / rows[row]["file"], rows[row]["question"], shows) for row, shows in _EXAMPLES]
+
+
+def build_page(backend: Backend, settings: PageSettings) -> gr.Blocks:
+    """The page, not yet launched.
+
+    Only bundled files and those that visitors uploaded are ever served: set ``GRADIO_TEMP_DIR`` to a folder of its own
+    before (:mod:`videollama2.serve.page.server` does).
+    """
+    from videollama2.serve.page.events import Events
+
+    gr.set_static_paths([DEMO])
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=_EMPTY_CACHE) as page:
+        gr.HTML(HEADER)
+        with gr.Row(elem_id="vl-main", equal_height=False):
+            side = _side(settings)
+            talk = _talk(settings)
+        with gr.Accordion("Terms of use", open=False, elem_id="vl-terms"):
+            gr.Markdown(TERMS)
+        widgets = Widgets(conversation=gr.State(Conversation(), time_to_live=86400), **side, **talk)
+        Events(backend, settings, widgets).connect(page)
+    page.queue(max_size=settings.max_queue, default_concurrency_limit=settings.concurrency, api_open=False)
+    return page
+
+
+def _side(settings: PageSettings) -> dict[str, Any]:
+    with gr.Column(scale=1, min_width=300, elem_id="vl-side"):
+        model = gr.Dropdown([], label="Model", elem_id="vl-model", filterable=False)
+        with gr.Tabs(elem_id="vl-media"):
+            with gr.Tab("Upload"):
+                files = gr.File(
+                    file_count="multiple",
+                    file_types=["video", "image"],
+                    label="Videos and pictures",
+                    height=150,
+                    elem_id="vl-files",
+                    show_label=False,
+                )
+            with gr.Tab("Camera"):
+                camera = gr.Video(
+                    sources=["webcam"],
+                    label="Record a video",
+                    include_audio=False,
+                    height=240,
+                    elem_id="vl-camera",
+                    webcam_options=gr.WebcamOptions(mirror=False, constraints=_CAMERA),
+                    show_label=False,
+                    buttons=[],
+                )
+        frames = gr.HTML(EMPTY, elem_id="vl-frames")
+        advanced = _advanced(settings)
+    _take_as_uploaded(files, many=True)
+    _take_as_uploaded(camera, many=False)
+    return {"model": model, "files": files, "camera": camera, "frames": frames, **advanced}
+
+
+def _advanced(settings: PageSettings) -> dict[str, Any]:
+    with gr.Accordion("Advanced", open=False, elem_id="vl-advanced"):
+        num_frames = gr.Slider(
+            0,
+            settings.max_frames,
+            0,
+            step=1,
+            label="Frames",
+            elem_id="vl-num-frames",
+            info="0: the model's own number",
+        )
+        with gr.Row():
+            start = gr.Number(
+                None, label="Clip from (s)", minimum=0, min_width=100, placeholder="start", elem_id="vl-start"
+            )
+            end = gr.Number(None, label="Clip to (s)", minimum=0, min_width=100, placeholder="end", elem_id="vl-end")
+        temperature = gr.Slider(
+            0,
+            2,
+            0,
+            step=0.05,
+            label="Temperature",
+            elem_id="vl-temperature",
+            info="0: the most likely answer",
+        )
+        top_p = gr.Slider(
+            0.05,
+            1,
+            0.9,
+            step=0.05,
+            label="Top-p",
+            elem_id="vl-top-p",
+            info="For temperatures above 0",
+        )
+        max_tokens = gr.Slider(
+            16, 2048, 512, step=16, label="Longest answer", info="In tokens", elem_id="vl-max-tokens"
+        )
+    return {
+        "num_frames": num_frames,
+        "start": start,
+        "end": end,
+        "temperature": temperature,
+        "top_p": top_p,
+        "max_tokens": max_tokens,
+    }
+
+
+def _talk(settings: PageSettings) -> dict[str, Any]:
+    shown = [{"text": each.question, "files": [str(each.path)]} for each in examples()]
+    with gr.Column(scale=3, min_width=320, elem_id="vl-talk"):
+        notice = gr.HTML(visible=False, elem_id="vl-notice")
+        status = gr.HTML(elem_id="vl-status")
+        chat = gr.Chatbot(
+            show_label=False,
+            elem_id="vl-chat",
+            placeholder=WELCOME,
+            examples=shown,
+            height=None,
+            buttons=["copy"],
+            feedback_options=None,
+            allow_tags=False,
+            allow_file_downloads=False,
+            sanitize_html=True,
+            layout="bubble",
+            latex_delimiters=[],
+            container=False,
+        )
+        with gr.Row(elem_id="vl-composer", equal_height=True):
+            # No autofocus: a phone would open its keyboard and begin in the middle of the page.
+            question = gr.Textbox(
+                label="Question",
+                show_label=False,
+                container=False,
+                placeholder="Ask a question",
+                lines=1,
+                max_lines=6,
+                scale=8,
+                max_length=MAX_QUESTION,
+                elem_id="vl-question",
+                min_width=160,
+            )
+            send = gr.Button("Send", variant="primary", scale=0, min_width=88, elem_id="vl-send")
+            stop = gr.Button("Stop", variant="stop", scale=0, min_width=88, elem_id="vl-stop", visible=False)
+        with gr.Row(elem_id="vl-actions"):
+            actions = {name: _action(name, text, settings) for name, text in _ACTIONS.items()}
+    return {
+        "notice": notice,
+        "status": status,
+        "chat": chat,
+        "question": question,
+        "send": send,
+        "stop": stop,
+        **actions,
+    }
+
+
+_ACTIONS = {
+    "regenerate": "Regenerate",
+    "edit": "Edit",
+    "up": "Good",
+    "down": "Bad",
+    "flag": "Flag",
+    "clear": "Clear",
+}
+
+
+def _action(name: str, text: str, settings: PageSettings) -> gr.Button:
+    return gr.Button(
+        text,
+        size="sm",
+        interactive=False,
+        min_width=0,
+        scale=0,
+        elem_id=f"vl-{name}",
+        elem_classes="vl-action",
+        visible=settings.log is not None or name not in KINDS,
+    )
+
+
+def _take_as_uploaded(component: Any, many: bool) -> None:
+    """Give a handler the paths of uploaded files and do nothing else with them.
+
+    By itself Gradio would fetch ``http(s)`` addresses that a client sends in place of an upload, and run ffmpeg on
+    recordings: visitors' files are decoded in the sandbox alone, and nothing is fetched for them.
+    """
+    moved = component.async_move_resource_to_block_cache
+
+    async def only_uploads(path: str | None) -> str | None:
+        if path is not None and "://" in str(path):
+            raise gr.Error("Upload the file itself; addresses are not opened.", print_exception=False)
+        return await moved(path)
+
+    def paths(payload: Any) -> Any:
+        if payload is None:
+            return [] if many else None
+        if not many:
+            return payload.path
+        return [each.path for each in getattr(payload, "root", [payload])]
+
+    component.async_move_resource_to_block_cache = only_uploads
+    component.preprocess = paths

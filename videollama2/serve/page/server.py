@@ -1,0 +1,232 @@
+"""How a page is run: hardened Gradio behind :mod:`videollama2.serve.page.guard`. Shared by the two commands."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import hmac
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from videollama2.errors import ConfigError, VideoLlama2Error
+from videollama2.serve.page.votes import VoteLog
+
+
+def add_page_flags(parser: argparse.ArgumentParser, max_upload_mb: int) -> None:
+    """Flags of both commands.
+
+    Args:
+        max_upload_mb: default of ``--max-upload-mb``.
+    """
+    page = parser.add_argument_group("page")
+    page.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
+    page.add_argument("--port", type=int, default=7860, help="default %(default)s")
+    page.add_argument(
+        "--share", action="store_true", help="also open a public address at gradio.live, for everybody who knows it"
+    )
+    page.add_argument(
+        "--concurrency-count",
+        type=int,
+        default=16,
+        metavar="N",
+        help="answers at once; more wait (default %(default)s)",
+    )
+    page.add_argument(
+        "--vote-log",
+        default="runs/votes.jsonl",
+        metavar="FILE",
+        help="votes and flags, as JSON lines (default %(default)s); '' takes none",
+    )
+    page.add_argument("--auth-file", metavar="FILE", help="lines 'user:password'; the page then asks for them")
+    page.add_argument("--root-path", metavar="PATH", help="where a reverse proxy shows the page, e.g. /demo")
+    page.add_argument(
+        "--max-upload-mb", type=int, default=max_upload_mb, metavar="MB", help="of one file (default %(default)s)"
+    )
+    page.add_argument(
+        "--max-uploads-gb",
+        type=float,
+        default=20,
+        metavar="GB",
+        help="of all uploads on the disk together (default %(default)s)",
+    )
+
+
+def check_page_flags(args: argparse.Namespace) -> None:
+    """Refuse values that cannot be meant, before anything takes long.
+
+    Raises:
+        ConfigError: a value out of range, or a file of accounts that cannot be used.
+    """
+    if args.auth_file is not None:
+        read_accounts(args.auth_file)
+    if not 0 <= args.port < 1 << 16:
+        raise ConfigError(f"--port must be from 0 to 65535, got {args.port}")
+    for flag, value in (
+        ("--concurrency-count", args.concurrency_count),
+        ("--max-upload-mb", args.max_upload_mb),
+        ("--max-uploads-gb", args.max_uploads_gb),
+    ):
+        if value <= 0:
+            raise ConfigError(f"{flag} must be above 0, got {value}")
+
+
+def read_accounts(path: str | Path) -> dict[str, bytes]:
+    """Users and digests of their passwords.
+
+    Raises:
+        ConfigError: the file cannot be read, names nobody, or a line has no colon.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: --auth-file cannot be read ({error})") from error
+    accounts = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        user, colon, password = line.partition(":")
+        if not colon or not user or not password:
+            raise ConfigError(f"{path}, line {number}: is not 'user:password'")
+        accounts[user] = _digest(password)
+    if not accounts:
+        raise ConfigError(f"{path}: --auth-file names nobody")
+    return accounts
+
+
+def check_account(accounts: dict[str, bytes], user: str, password: str) -> bool:
+    """Whether they belong together; takes as long for a user there is not."""
+    known = accounts.get(user, b"\0" * 32)
+    return hmac.compare_digest(known, _digest(password)) and user in accounts
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+
+@contextmanager
+def uploads_folder() -> Iterator[Path]:
+    """A folder of its own for what visitors upload, deleted at the end. Enter it before the page is built."""
+    names = ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED")
+    before = {name: os.environ.get(name) for name in names}
+    with tempfile.TemporaryDirectory(prefix="videollama2-page-", ignore_cleanup_errors=True) as folder:
+        os.environ.update(GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED="False")
+        try:
+            yield Path(folder)
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+
+
+def launch_page(
+    page: Any,
+    folder: Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    share: bool = False,
+    accounts: dict[str, bytes] | None = None,
+    root_path: str | None = None,
+    max_file_bytes: int = 256 << 20,
+    max_folder_bytes: int = 20 << 30,
+) -> str:
+    """Serve a page of :func:`videollama2.serve.page.layout.build_page` in threads of its own; returns its address.
+
+    Args:
+        folder: of :func:`uploads_folder`.
+
+    Raises:
+        ConfigError: the port is taken.
+    """
+    from starlette.middleware import Middleware
+
+    from videollama2.serve.page.guard import Guard
+    from videollama2.serve.page.style import page_css, page_theme
+
+    guard = Middleware(Guard, folder=folder, max_file_bytes=max_file_bytes, max_folder_bytes=max_folder_bytes)
+    try:
+        _, address, _ = page.launch(
+            server_name=host,
+            server_port=port or None,
+            share=share,
+            prevent_thread_lock=True,
+            quiet=True,
+            auth=None if accounts is None else lambda user, password: check_account(accounts, user, password),
+            allowed_paths=[],
+            max_file_size=max_file_bytes,
+            strict_cors=True,
+            ssr_mode=False,
+            mcp_server=False,
+            pwa=False,
+            enable_monitoring=False,
+            show_error=False,
+            run_history=False,
+            footer_links=[],
+            root_path=root_path,
+            app_kwargs={"middleware": [guard]},
+            state_session_capacity=1000,
+            inbrowser=False,
+            theme=page_theme(),
+            css=page_css(),
+        )
+    except OSError as error:
+        raise ConfigError(f"port {port} of {host} cannot be used: choose another --port ({error})") from error
+    return address.rstrip("/")
+
+
+def run_page(page: Any, folder: Path, args: argparse.Namespace, say: Callable[[str], None] = print) -> None:
+    """Serve a page until Ctrl-C or SIGTERM.
+
+    Args:
+        args: with the flags of :func:`add_page_flags`.
+
+    Raises:
+        ConfigError: see :func:`launch_page` and :func:`read_accounts`.
+    """
+    accounts = None if args.auth_file is None else read_accounts(args.auth_file)
+    if accounts is None and (args.share or args.host not in ("127.0.0.1", "localhost", "::1")):
+        who = "knows the shared address" if args.share else f"reaches {args.host}"
+        print(f"warning: everybody who {who} can use this page (--auth-file)", file=sys.stderr)
+    ended = Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    address = launch_page(
+        page,
+        folder,
+        host=args.host,
+        port=args.port,
+        share=args.share,
+        accounts=accounts,
+        root_path=args.root_path,
+        max_file_bytes=args.max_upload_mb << 20,
+        max_folder_bytes=int(args.max_uploads_gb * (1 << 30)),
+    )
+    say(f"the page is ready: {address} (Ctrl-C ends it)")
+    ended.wait()
+    page.close(verbose=False)
+
+
+def open_log(args: argparse.Namespace) -> VoteLog | None:
+    """The log of votes that ``--vote-log`` names.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    return VoteLog(Path(args.vote_log).resolve()) if args.vote_log else None
+
+
+def report_error(error: VideoLlama2Error, debug: bool) -> int:
+    """Tell an error in one line; returns the exit code."""
+    if debug:
+        raise error
+    print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
+    return 2

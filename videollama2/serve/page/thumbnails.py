@@ -1,0 +1,105 @@
+"""The frames a model sees, as a strip of small pictures inside the page.
+
+Pictures travel in the page itself (``data:`` addresses): no file is written, and none can be asked for by others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from html import escape
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from videollama2.serve.page.conversation import Medium
+
+EDGE = 144
+"""Pixels of the shorter edge; drawn at half of that, so that they are sharp on a phone."""
+
+_MAX_STRIPS = 64
+
+EMPTY = (
+    '<div class="vl-frames vl-frames-empty">The frames that the model looks at appear here once there is a video or a '
+    "picture.</div>"
+)
+
+
+class Reader(Protocol):
+    """Decodes untrusted media: :class:`videollama2.serve.untrusted_media.sandbox.Sandbox`."""
+
+    async def read(self, kind: str, source: Any, options: Mapping[str, Any] | None = None) -> Any: ...
+
+
+class Thumbnails:
+    """Draws strips of frames and remembers the last ones.
+
+    Args:
+        reader: decodes, away from this process.
+    """
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+        self._strips: OrderedDict[tuple[Any, ...], str] = OrderedDict()
+
+    async def strip(self, medium: Medium, default_frames: int) -> str:
+        """HTML of one medium.
+
+        Args:
+            default_frames: of the model; taken where the medium names none.
+
+        Raises:
+            VideoLlama2Error: it cannot be decoded.
+        """
+        options = dict(medium.options)
+        if medium.kind == "video":
+            options.setdefault("num_frames", default_frames)
+        key = medium.kind, medium.path, tuple(sorted(options.items()))
+        if key not in self._strips:
+            frames = await self.reader.read(medium.kind, Path(medium.path), options)
+            pictures = [frames] if medium.kind == "image" else list(frames)
+            self._strips[key] = await asyncio.to_thread(_draw, medium, options, pictures)
+            while len(self._strips) > _MAX_STRIPS:
+                self._strips.popitem(last=False)
+        self._strips.move_to_end(key)
+        return self._strips[key]
+
+
+def _draw(medium: Medium, options: Mapping[str, Any], frames: Iterable[np.ndarray]) -> str:
+    cells = []
+    for number, frame_HWC in enumerate(frames, start=1):
+        label = f"frame {number}" if medium.kind == "video" else "picture"
+        figure = f'<figure><img src="{data_url(frame_HWC)}" alt="{label}" draggable="false">'
+        cells.append(figure + (f"<figcaption>{number}</figcaption>" if medium.kind == "video" else "") + "</figure>")
+    title = _title(medium, options, len(cells))
+    return (
+        f'<section class="vl-frames" data-frames="{len(cells)}"><header>{title}</header>'
+        f'<div class="vl-strip" tabindex="0" aria-label="{escape(title)}">{"".join(cells)}</div></section>'
+    )
+
+
+def _title(medium: Medium, options: Mapping[str, Any], count: int) -> str:
+    if medium.kind == "image":
+        return "1 picture"
+    start, end = options.get("start"), options.get("end")
+    where = "the whole video"
+    if start is not None or end is not None:
+        where = f"{start or 0:g} s to " + ("the end" if end is None else f"{end:g} s")
+    return f"{count} frame{'s' if count > 1 else ''} from {where}"
+
+
+def data_url(frame_HWC: np.ndarray) -> str:
+    """A frame as a JPEG of at most :data:`EDGE` pixels on its shorter edge, and four times that on the other."""
+    picture = Image.fromarray(np.ascontiguousarray(frame_HWC))
+    scale = min(EDGE / min(picture.size), 4 * EDGE / max(picture.size))
+    if scale < 1:
+        size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+        picture = picture.resize(size, Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

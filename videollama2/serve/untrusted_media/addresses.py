@@ -1,0 +1,112 @@
+"""Which hosts media may come from, and which IP addresses a host's name may stand for.
+
+The operator's list (``--allowed-media-hosts``) has entries of two forms:
+
+* ``cdn.example.com``: this host at the usual port (80 for http, 443 for https). Its name must resolve to public
+  addresses, so that whoever controls the name cannot point it into the operator's network.
+* ``cdn.local:8080``: this host at this port alone. Naming the port is the operator's word for one certain service,
+  which may then also be in a private network or on this machine.
+
+An entry is one exact name; there are no wildcards. Addresses that are never a service of one's own (link-local, where
+clouds keep their credentials; multicast; reserved; those that wrap another address) are refused for both forms.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Collection, Iterable
+
+from videollama2.serve.untrusted_media.errors import RefusedMediaError
+from videollama2.serve.untrusted_media.urls import DEFAULT_PORTS, WebAddress
+
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_PRIVATE = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            "10.0.0.0/8",
+            "172.16.0.0/12",
+            "192.168.0.0/16",
+            "127.0.0.0/8",
+            "::1/128",
+            "fc00::/7",
+        ),
+    )
+)
+"""What an entry with a port may also resolve to."""
+
+_WRAPPING = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            "::/96",  # IPv4-compatible
+            "::ffff:0:0/96",  # IPv4-mapped
+            "::ffff:0:0:0/96",  # IPv4-translated
+            "64:ff9b::/96",
+            "64:ff9b:1::/48",  # NAT64
+            "2001::/32",  # Teredo
+            "2002::/16",  # 6to4
+        ),
+    )
+)
+"""IPv6 addresses with an IPv4 address inside, which the network may deliver to."""
+
+
+def check_allowed(address: WebAddress, allowed: Collection[str]) -> bool:
+    """Whether the address may be private, for an address on the operator's list.
+
+    Raises:
+        RefusedMediaError: it is not on the list.
+    """
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    listed = {entry.lower() for entry in allowed}
+    if listed & {f"{host}:{address.port}", f"{address.host}:{address.port}"}:
+        return True
+    if address.port == DEFAULT_PORTS[address.scheme] and listed & {host, address.host}:
+        return False
+    raise RefusedMediaError(
+        "media are not fetched from this host: the operator of this server has not allowed it; send a data: URL",
+        "media_not_allowed",
+        detail=address.origin,
+    )
+
+
+def check_resolved(found: Iterable[str], private: bool) -> list[str]:
+    """The addresses of a host, all of which may be connected to.
+
+    One forbidden address among others is refused too: which of them is connected to must not depend on chance.
+
+    Args:
+        found: as the resolver gave them.
+        private: private and loopback addresses are allowed.
+
+    Raises:
+        RefusedMediaError: there is none, or one is forbidden.
+    """
+    addresses = [ipaddress.ip_address(text.partition("%")[0]) for text in found]
+    if not addresses:
+        raise RefusedMediaError("the host of a media URL has no address", "media_fetch_failed")
+    for address in addresses:
+        if not is_allowed(address, private):
+            raise RefusedMediaError(
+                "the host of a media URL has an address that is not fetched from",
+                "media_not_allowed",
+                detail=str(address),
+            )
+    return [str(address) for address in addresses]
+
+
+def is_allowed(address: IPAddress, private: bool) -> bool:
+    """Whether to connect to this IP address."""
+    if _in(address, _PRIVATE):
+        return private
+    if address.version == 6 and (_in(address, _WRAPPING) or address.is_site_local):
+        return False
+    return address.is_global and not (
+        address.is_multicast or address.is_reserved or address.is_link_local or address.is_unspecified
+    )
+
+
+def _in(address: IPAddress, networks: Iterable[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> bool:
+    return any(address.version == network.version and address in network for network in networks)

@@ -1,0 +1,175 @@
+"""Media a client names -> bytes, under the operator's policy.
+
+``data:`` URLs always; ``http(s)`` only from hosts the operator listed
+(:mod:`~videollama2.serve.untrusted_media.addresses` has the rule); ``file`` only below the folder the operator named.
+A web address is resolved once, every IP address of it is checked, and the connection goes to the address that was
+checked, so a name that changes its mind in between changes nothing. Redirects are followed by hand, each through the
+same checks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import AsyncIterable, Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from videollama2.serve.untrusted_media.addresses import check_allowed, check_resolved
+from videollama2.serve.untrusted_media.errors import RefusedMediaError
+from videollama2.serve.untrusted_media.files import read_below
+from videollama2.serve.untrusted_media.urls import WebAddress, follow, parse_data, parse_file, parse_web, scheme_of
+
+if TYPE_CHECKING:
+    import httpcore
+
+MAX_REDIRECTS = 5
+
+Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
+"""Host and port -> IP addresses."""
+
+_REDIRECTS = (301, 302, 303, 307, 308)
+_log = logging.getLogger(__name__)
+
+
+async def resolve_host(host: str, port: int) -> list[str]:
+    """IP addresses of a host, from the system.
+
+    Raises:
+        OSError: it has none.
+    """
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
+class MediaFetcher:
+    """Gets the bytes of media.
+
+    Args:
+        policy: ``allowed_hosts``, ``media_root``, ``max_bytes``, ``max_frames``, ``fetch_timeout_s`` of
+            :class:`videollama2.serve.settings.MediaPolicy`.
+        resolve: names -> addresses.
+        tls: whose certificates count; None: those that count everywhere.
+    """
+
+    def __init__(self, policy: Any, resolve: Resolver = resolve_host, tls: ssl.SSLContext | None = None) -> None:
+        self.policy = policy
+        self._resolve, self._tls = resolve, tls
+
+    async def fetch(self, url: str, kind: str) -> bytes | list[bytes]:
+        """Bytes of one medium, or the encoded frames of a video that came as a list.
+
+        Args:
+            kind: ``image`` or ``video``.
+
+        Raises:
+            RefusedMediaError: the policy forbids it, or it cannot be had.
+        """
+        scheme = scheme_of(url)
+        if scheme == "data":
+            return await asyncio.to_thread(parse_data, url, kind, self.policy.max_bytes, self.policy.max_frames)
+        if scheme == "file":
+            return await asyncio.to_thread(read_below, self.policy.media_root, parse_file(url), self.policy.max_bytes)
+        address = parse_web(url)
+        check_allowed(address, self.policy.allowed_hosts)
+        try:
+            return await asyncio.wait_for(self._download(address), self.policy.fetch_timeout_s)
+        except asyncio.TimeoutError:
+            raise RefusedMediaError(
+                f"a media URL was not fetched within {self.policy.fetch_timeout_s:g} s", "media_timeout"
+            ) from None
+
+    def size_bound(self, url: str) -> int:
+        """Bytes that :meth:`fetch` will give at most."""
+        return len(url) * 3 // 4 if url[:5].lower() == "data:" else self.policy.max_bytes
+
+    # ------------------------------------------------------------------------------------------------------ the web
+
+    async def _download(self, address: WebAddress) -> bytes:
+        async with self._connections() as connections:
+            return await self._follow(connections, address)
+
+    async def _follow(self, connections: httpcore.AsyncConnectionPool, address: WebAddress) -> bytes:
+        for _ in range(MAX_REDIRECTS + 1):
+            private = check_allowed(address, self.policy.allowed_hosts)
+            try:
+                found = await self._resolve(address.host, address.port)
+            except (OSError, UnicodeError) as error:
+                raise _failed(f"{address.origin}: {error}") from error
+            content, location = await self._get(connections, address, check_resolved(found, private))
+            if content is not None:
+                return content
+            address = follow(address, location)
+        raise RefusedMediaError(f"a media URL leads through more than {MAX_REDIRECTS} redirects", "media_fetch_failed")
+
+    async def _get(
+        self, connections: httpcore.AsyncConnectionPool, address: WebAddress, ips: Sequence[str]
+    ) -> tuple[bytes | None, str]:
+        """Content, or where a redirect leads. Other addresses of the host are tried where one cannot be reached."""
+        import httpcore
+
+        for number, ip in enumerate(ips, 1):
+            try:
+                return await self._get_from(connections, address, ip)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                if number == len(ips):
+                    raise _failed(f"{address.origin}: {error}") from error
+            except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException) as error:
+                raise _failed(f"{address.origin}: {type(error).__name__}: {error}") from error
+        raise _failed(f"{address.origin}: no address")
+
+    async def _get_from(
+        self, connections: httpcore.AsyncConnectionPool, address: WebAddress, ip: str
+    ) -> tuple[bytes | None, str]:
+        import httpcore
+
+        # Parts, not text: nobody parses anew what the client wrote.
+        url = httpcore.URL(
+            scheme=address.scheme.encode(), host=ip.encode(), port=address.port, target=address.target.encode()
+        )
+        headers = {"Host": address.host_header, "Accept": "*/*", "Accept-Encoding": "identity", "Connection": "close"}
+        extensions = {
+            "sni_hostname": address.host,
+            "timeout": dict.fromkeys(("connect", "read", "write", "pool"), self.policy.fetch_timeout_s),
+        }
+        async with connections.stream("GET", url, headers=headers, extensions=extensions) as response:
+            told = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
+            if response.status in _REDIRECTS:
+                return None, told.get("location", "")
+            if response.status != 200:
+                raise _failed(f"{address.origin}: status {response.status}")
+            return await self._read(response.aiter_stream(), told), ""
+
+    async def _read(self, chunks: AsyncIterable[bytes], headers: Mapping[str, str]) -> bytes:
+        limit = self.policy.max_bytes
+        # A few bytes can unpack to anything, and media are packed already.
+        if headers.get("content-encoding", "").strip().lower() not in ("", "identity"):
+            raise _failed("compressed content")
+        stated = headers.get("content-length", "0")
+        if not stated.isdecimal() or int(stated[:20]) > limit:
+            raise RefusedMediaError(f"a media URL holds more than {limit} bytes", "media_too_large", 413)
+        content = bytearray()
+        async for chunk in chunks:
+            content += chunk
+            if len(content) > limit:
+                raise RefusedMediaError(f"a media URL holds more than {limit} bytes", "media_too_large", 413)
+        if not content:
+            raise RefusedMediaError("a media URL holds nothing")
+        return bytes(content)
+
+    def _connections(self) -> httpcore.AsyncConnectionPool:
+        """Of one fetch: a shared pool keeps a connection for ever whose request was cancelled before it was sent."""
+        import httpcore
+        import httpx
+
+        if self._tls is None:
+            self._tls = httpx.create_ssl_context()
+        # No proxy of the environment: it would resolve names again, by itself. Nothing is kept alive: a pool goes by IP
+        # address, and two names may share one.
+        return httpcore.AsyncConnectionPool(ssl_context=self._tls, max_keepalive_connections=0)
+
+
+def _failed(detail: str) -> RefusedMediaError:
+    return RefusedMediaError("a media URL could not be fetched", "media_fetch_failed", detail=detail)

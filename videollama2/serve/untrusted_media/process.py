@@ -1,0 +1,177 @@
+"""One decoding process as seen from the server: started, asked, ended."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from videollama2.serve.untrusted_media.wire import WireError, read_message, write_message
+
+START_TIMEOUT_S = 60.0
+"""Half a second is usual; a machine under load must not lose a process for it."""
+
+_log = logging.getLogger(__name__)
+
+_PROGRAM = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from videollama2.serve.untrusted_media.child import main; main(int(sys.argv[2]))"
+)
+# One thread: a process decodes one medium, and every thread's stack counts as memory.
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "LC_ALL": "C.UTF-8"}
+
+
+class ChildError(Exception):
+    """The process could not do its work; ``reason``: ``timeout``, ``memory`` or ``crash``."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason, self.detail = reason, detail
+
+
+@dataclass(frozen=True)
+class ChildLimits:
+    """What a process is held to."""
+
+    max_pixels: int
+    max_frames: int
+    max_seconds: float
+    max_bytes: int
+    memory_bytes: int
+    job_seconds: float
+    jobs: int
+
+    @classmethod
+    def of(cls, policy: Any, jobs: int) -> ChildLimits:
+        """From :class:`videollama2.serve.settings.MediaPolicy`."""
+        return cls(
+            policy.max_pixels,
+            policy.max_frames,
+            policy.max_duration_s,
+            policy.max_bytes,
+            policy.decode_memory_bytes,
+            policy.decode_timeout_s,
+            jobs,
+        )
+
+    def message(self) -> dict[str, Any]:
+        """First message to the process."""
+        return {
+            "limits": {
+                "max_pixels": self.max_pixels,
+                "max_frames": self.max_frames,
+                "max_seconds": self.max_seconds,
+                "max_bytes": self.max_bytes,
+            },
+            "memory_bytes": self.memory_bytes,
+            "life_cpu_seconds": int(self.jobs * (self.job_seconds + 1)) + 60,
+        }
+
+
+class Child:
+    """A process that decodes. Belongs to the thread that makes it, and ends when that thread does (Linux).
+
+    Raises:
+        OSError: it cannot be started. ChildError: it ended before it was ready.
+    """
+
+    def __init__(self, limits: ChildLimits) -> None:
+        self._limits = limits
+        self._left = limits.jobs
+        self._killed_for: str | None = None
+        # The server's own path: the environment is empty, and this package need not be installed.
+        path = json.dumps([os.path.abspath(entry) for entry in sys.path])
+        self.process = subprocess.Popen(
+            [sys.executable, "-I", "-c", _PROGRAM, path, str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=_environment(),
+            cwd=Path(sys.executable).anchor,
+            start_new_session=True,
+        )
+        ready, _ = self._exchange(limits.message(), (), START_TIMEOUT_S)
+        self.in_force: tuple[str, ...] = tuple(ready.get("ready", ()))
+        _log.debug("decoding process %d is ready, limits: %s", self.process.pid, " ".join(self.in_force))
+
+    @property
+    def fit(self) -> bool:
+        """Whether it can take another job."""
+        return self._left > 0 and self._killed_for is None and self.process.poll() is None
+
+    def ask(
+        self, header: dict[str, Any], blobs: Sequence[Any], timeout_s: float
+    ) -> tuple[dict[str, Any], list[bytearray]]:
+        """Have one job done.
+
+        Raises:
+            ChildError: it did not answer in time, or at all. It is of no use any more.
+        """
+        self._left -= 1
+        reply, arrays = self._exchange(header, blobs, timeout_s)
+        if reply.get("error") == "memory":
+            self.kill("memory")  # what is left of its memory is no place for the next job
+        return reply, arrays
+
+    def kill(self, reason: str = "killed") -> None:
+        """End it at once; from any thread, without waiting."""
+        self._killed_for = self._killed_for or reason
+        self.process.kill()
+
+    def bury(self) -> None:
+        """End it, wait for the end and give up its pipes."""
+        self.kill()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            _log.warning("decoding process %d does not end", self.process.pid)
+        for pipe in (self.process.stdin, self.process.stdout):
+            with suppress(OSError):  # what was not sent any more
+                pipe.close()
+
+    def _exchange(
+        self, header: dict[str, Any], blobs: Sequence[Any], timeout_s: float
+    ) -> tuple[dict[str, Any], list[bytearray]]:
+        timer = threading.Timer(timeout_s, self.kill, ("timeout",))
+        timer.daemon = True
+        timer.start()
+        try:
+            write_message(self.process.stdin, header, blobs)
+            return read_message(self.process.stdout, self._limits.memory_bytes)
+        except (OSError, ValueError, WireError) as error:
+            self.bury()
+            raise self._obituary(error) from error
+        finally:
+            timer.cancel()
+
+    def _obituary(self, error: Exception) -> ChildError:
+        """Why it broke, as far as its end tells."""
+        code = self.process.returncode
+        detail = f"decoding process {self.process.pid} ended with {_name(code)}: {error}"
+        if self._killed_for == "timeout" or code == -getattr(signal, "SIGXCPU", 24):
+            return ChildError("timeout", detail)
+        return ChildError("crash", detail)
+
+
+def _name(code: int | None) -> str:
+    if code is not None and code < 0:
+        try:
+            return signal.Signals(-code).name
+        except ValueError:
+            return f"signal {-code}"
+    return f"code {code}"
+
+
+def _environment() -> dict[str, str]:
+    """Nothing of the server's environment: it may hold keys. Windows needs to know where it is."""
+    kept = {name: os.environ[name] for name in ("SYSTEMROOT",) if name in os.environ}
+    return {**kept, **_ENVIRONMENT}

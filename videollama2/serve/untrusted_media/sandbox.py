@@ -1,0 +1,376 @@
+"""Media of clients are decoded here: in processes of their own that may crash, hang or fill their memory.
+
+A few processes (:mod:`~videollama2.serve.untrusted_media.child`) live on between jobs. Each belongs to one thread,
+which sends it a job and reads the frames; a process that breaks, or has served its number of jobs, is replaced.
+Frames come back in the size the model takes, so that little travels and little is kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from videollama2.errors import MediaError
+from videollama2.media.frames import FrameSampling
+from videollama2.serve.untrusted_media.errors import RefusedMediaError
+from videollama2.serve.untrusted_media.process import Child, ChildError, ChildLimits
+
+Frames = np.ndarray | list[np.ndarray]
+"""(H, W, 3) of an image; (T, H, W, 3) of a video, or a list of (H, W, 3) where frames differ in size. uint8."""
+
+Source = bytes | Path | Sequence[bytes]
+"""An encoded image or video, its path, or a list of encoded frames."""
+
+JOBS_PER_PROCESS = 256
+"""A process is replaced after so many jobs: what a library leaks, or a client has planted, does not stay."""
+
+CACHE_BYTES = 256 << 20
+
+_log = logging.getLogger(__name__)
+
+_MESSAGES = {
+    "unreadable": "the {kind} cannot be read: it is damaged, not of an accepted format, or larger than {pixels} pixels",
+    "memory": "the {kind} takes more memory to decode than is given to one",
+    "timeout": "the {kind} took longer to decode than the {seconds:g} s that are given to one",
+    "crash": "the {kind} cannot be decoded",
+}
+_CODES = {"memory": "media_too_large", "timeout": "media_timeout"}
+
+
+@dataclass(frozen=True)
+class FrameSize:
+    """First steps of a model's preprocessing, which are done where frames are decoded.
+
+    Attributes:
+        edge: length of the shorter edge, or (height, width); None leaves frames as they are.
+        resample: Pillow's number of the filter.
+        background: colour of the bars that make frames square; None adds none.
+    """
+
+    edge: int | tuple[int, int] | None
+    resample: int
+    background: tuple[int, int, int] | None = None
+
+    @classmethod
+    def of(cls, processor: Any) -> FrameSize:
+        """What ``processor`` (of a model) does."""
+        transform = processor.transform
+        is_padded = getattr(processor.model_config, "mm_inference_aspect_ratio", None) == "pad"
+        return cls(transform.size, int(transform.resample), transform.background if is_padded else None)
+
+
+class Sandbox:
+    """Decodes media of clients.
+
+    Args:
+        policy: ``max_bytes``, ``max_pixels``, ``max_frames``, ``max_duration_s``, ``decode_timeout_s``,
+            ``decode_memory_bytes``, ``decode_processes`` of :class:`videollama2.serve.settings.MediaPolicy`.
+        size: frames are brought to; None: as they are in the file.
+        jobs_per_process: see :data:`JOBS_PER_PROCESS`.
+        cache_bytes: of frames kept for the next question about the same clip.
+    """
+
+    def __init__(
+        self,
+        policy: Any,
+        size: FrameSize | None = None,
+        *,
+        jobs_per_process: int = JOBS_PER_PROCESS,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        self.policy, self.size = policy, size
+        self.started = 0
+        """Processes started so far."""
+        self.cache = FrameCache(cache_bytes)
+        self._limits = ChildLimits.of(policy, jobs_per_process)
+        self._threads = ThreadPoolExecutor(policy.decode_processes, thread_name_prefix="videollama2-sandbox")
+        self._own = threading.local()
+        self._children: set[Child] = set()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._flights: dict[bytes, _Flight] = {}
+
+    async def read(self, kind: str, source: Source, options: Mapping[str, Any] | None = None) -> Frames:
+        """Frames of one medium; do not write into them.
+
+        Args:
+            kind: ``image`` or ``video``.
+            source: its bytes, a list of the encoded frames of a video, or a path that the caller vouches for.
+            options: of a video: ``num_frames`` (None: one per second), ``start``, ``end`` in seconds.
+
+        Raises:
+            RefusedMediaError: it cannot be decoded, or not within the limits. Cancelling ends the work.
+        """
+        sampling = self._sampling(kind, options or {})
+        blobs = await asyncio.to_thread(self._blobs, kind, source)
+        header = {
+            "kind": kind,
+            "sampling": sampling,
+            "is_list": not isinstance(source, (bytes, Path)),
+            "size": None if self.size is None else asdict(self.size),
+            "cpu_seconds": self.policy.decode_timeout_s,
+        }
+        key = await asyncio.to_thread(_key, header, blobs)
+        frames = self.cache.get(key)
+        if frames is not None:
+            return frames
+        return await self._share(key, header, blobs)
+
+    def close(self) -> None:
+        """End the processes. Jobs under way fail."""
+        with self._lock:
+            self._closed = True
+            children = list(self._children)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for child in children:
+            child.kill()
+        self._threads.shutdown(wait=True)
+        for child in children:
+            child.bury()
+
+    async def start(self) -> None:
+        """Start the processes now rather than with the first jobs.
+
+        Raises:
+            RefusedMediaError: they cannot be started.
+        """
+        loop, barrier = asyncio.get_running_loop(), threading.Barrier(self.policy.decode_processes)
+
+        def begin() -> None:
+            barrier.wait()  # each thread starts its own
+            self._child()
+
+        await asyncio.gather(*(loop.run_in_executor(self._threads, begin) for _ in range(self.policy.decode_processes)))
+
+    # ---------------------------------------------------------------------------------------------------- before it
+
+    def _sampling(self, kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        if kind == "image":
+            if options:
+                raise RefusedMediaError(f"an image has no {', '.join(sorted(options))}")
+            return {}
+        try:
+            sampling = FrameSampling(**options)
+        except MediaError as error:  # numbers that the client gave, and their rule
+            raise RefusedMediaError(str(error)) from error
+        if (sampling.num_frames or 0) > self.policy.max_frames:
+            raise RefusedMediaError(
+                f"num_frames {sampling.num_frames} is more than the {self.policy.max_frames} that are given"
+            )
+        return {"max_frames": min(sampling.max_frames, self.policy.max_frames), **options}
+
+    def _blobs(self, kind: str, source: Source) -> list[Any]:
+        if isinstance(source, Path):
+            blobs: list[Any] = [_read_file(source, self.policy.max_bytes)]
+        elif isinstance(source, bytes):
+            blobs = [source]
+        else:
+            blobs = list(source)
+        if not blobs or not all(blobs):
+            raise RefusedMediaError(f"the {kind} is empty")
+        if len(blobs) > self.policy.max_frames:
+            raise RefusedMediaError(f"{len(blobs)} frames are more than the {self.policy.max_frames} that are accepted")
+        if sum(map(len, blobs)) > self.policy.max_bytes:
+            raise RefusedMediaError(f"the {kind} is larger than {self.policy.max_bytes} bytes", "media_too_large", 413)
+        return blobs
+
+    # ------------------------------------------------------------------------------------------------ several askers
+
+    async def _share(self, key: bytes, header: dict[str, Any], blobs: list[Any]) -> Frames:
+        """Decode once for all who ask for the same at the same time; who leaves last ends it."""
+        flight = self._flights.get(key)
+        if flight is None:
+            flight = self._flights[key] = _Flight(asyncio.ensure_future(self._decode(key, header, blobs)))
+            flight.task.add_done_callback(lambda _: self._flights.pop(key, None))
+        flight.waiting += 1
+        try:
+            return await asyncio.shield(flight.task)
+        finally:
+            flight.waiting -= 1
+            if not flight.waiting and not flight.task.done():
+                self._flights.pop(key, None)
+                flight.task.cancel()
+
+    async def _decode(self, key: bytes, header: dict[str, Any], blobs: list[Any]) -> Frames:
+        job = _Job(header, blobs)
+        try:
+            frames = await asyncio.get_running_loop().run_in_executor(self._threads, self._run, job)
+        except asyncio.CancelledError:
+            job.abandon()
+            raise
+        except RuntimeError as error:  # the pool takes no more
+            raise RefusedMediaError(
+                "this server is shutting down", "decoder_unavailable", 503, detail=str(error)
+            ) from error
+        self.cache.put(key, frames)
+        return frames
+
+    # --------------------------------------------------------------------------------------------------- on a thread
+
+    def _run(self, job: _Job) -> Frames:
+        child = self._child()
+        if not job.take(child):
+            raise ChildError("crash", "the client has left")
+        try:
+            reply, arrays = child.ask(job.header, job.blobs, self.policy.decode_timeout_s)
+        except ChildError as error:
+            raise self._refusal(job.header["kind"], error.reason, error.detail) from error
+        finally:
+            job.release()
+            if not child.fit:
+                self._drop(child)
+        if reply.get("error") == "refused":
+            raise RefusedMediaError(str(reply.get("message")))
+        if "error" in reply:
+            raise self._refusal(job.header["kind"], reply["error"], str(reply.get("detail", "")))
+        return self._frames(job.header["kind"], reply, arrays)
+
+    def _child(self) -> Child:
+        """This thread's process."""
+        child = getattr(self._own, "child", None)
+        if child is not None and child.fit:
+            return child
+        try:
+            child = Child(self._limits)
+        except (OSError, ChildError) as error:
+            _log.error("a decoding process cannot be started: %s", error)
+            raise RefusedMediaError(
+                "media cannot be decoded at the moment", "decoder_unavailable", 503, detail=str(error)
+            ) from error
+        with self._lock:
+            self.started += 1
+            self._children.add(child)
+            closed = self._closed
+        if closed:
+            child.kill()
+        self._own.child = child
+        return child
+
+    def _drop(self, child: Child) -> None:
+        child.bury()
+        self._own.child = None
+        with self._lock:
+            self._children.discard(child)
+
+    def _refusal(self, kind: str, reason: str, detail: str) -> RefusedMediaError:
+        reason = reason if reason in _MESSAGES else "crash"
+        text = _MESSAGES[reason].format(kind=kind, pixels=self.policy.max_pixels, seconds=self.policy.decode_timeout_s)
+        return RefusedMediaError(text, _CODES.get(reason, "invalid_media"), detail=detail)
+
+    def _frames(self, kind: str, reply: dict[str, Any], arrays: list[bytearray]) -> Frames:
+        """The reply's bytes as arrays. The process may be in a client's hands by now: its word is checked."""
+        shapes = reply.get("shapes")
+        dimensions = (3,) if kind == "image" else (3, 4)
+        if not isinstance(shapes, list) or not 1 <= len(shapes) == len(arrays) <= self.policy.max_frames:
+            raise self._refusal(kind, "crash", f"a reply with the shapes {shapes!r:.200}")
+        frames = []
+        for shape, data in zip(shapes, arrays, strict=True):
+            good = isinstance(shape, list) and all(type(side) is int and side > 0 for side in shape)
+            if not good or len(shape) not in dimensions or shape[-1] != 3 or _product(shape) != len(data):
+                raise self._refusal(kind, "crash", f"a reply with the shape {shape!r:.200}")
+            array = np.frombuffer(data, np.uint8).reshape(shape)
+            array.flags.writeable = False
+            frames.append(array)
+        return frames[0] if kind == "image" or frames[0].ndim == 4 else frames
+
+
+class FrameCache:
+    """Frames by what they were decoded from, least recently used first out, bounded by bytes."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes, self.used_bytes = max_bytes, 0
+        self.hits = self.misses = 0
+        self._entries: OrderedDict[bytes, Frames] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: bytes) -> Frames | None:
+        with self._lock:
+            if key not in self._entries:
+                self.misses += 1
+                return None
+            self.hits += 1
+            self._entries.move_to_end(key)
+            return self._entries[key]
+
+    def put(self, key: bytes, frames: Frames) -> None:
+        size = frame_bytes(frames)
+        if size > self.max_bytes:
+            return
+        with self._lock:
+            if key in self._entries:
+                return
+            self._entries[key] = frames
+            self.used_bytes += size
+            while self.used_bytes > self.max_bytes:
+                self.used_bytes -= frame_bytes(self._entries.popitem(last=False)[1])
+
+
+def frame_bytes(frames: Frames) -> int:
+    """Memory that frames take."""
+    return frames.nbytes if isinstance(frames, np.ndarray) else sum(frame.nbytes for frame in frames)
+
+
+@dataclass
+class _Flight:
+    task: asyncio.Future[Frames]
+    waiting: int = 0
+
+
+class _Job:
+    """A header and blobs on their way to a process; abandoning it ends the process that works on it."""
+
+    def __init__(self, header: dict[str, Any], blobs: list[Any]) -> None:
+        self.header, self.blobs = header, blobs
+        self._child: Child | None = None
+        self._abandoned = False
+        self._lock = threading.Lock()
+
+    def take(self, child: Child) -> bool:
+        with self._lock:
+            self._child = child
+            return not self._abandoned
+
+    def release(self) -> None:
+        with self._lock:
+            self._child, self.blobs = None, []
+
+    def abandon(self) -> None:
+        with self._lock:
+            self._abandoned = True
+            if self._child is not None:
+                self._child.kill()
+
+
+def _key(header: dict[str, Any], blobs: Sequence[Any]) -> bytes:
+    """What frames are kept under: every byte they come from, where each blob ends, and how they are read."""
+    digest = hashlib.blake2b(json.dumps(header, sort_keys=True).encode(), digest_size=32)
+    for blob in blobs:
+        digest.update(b"%d:" % len(blob))
+        digest.update(blob)
+    return digest.digest()
+
+
+def _product(shape: Sequence[int]) -> int:
+    product = 1
+    for side in shape:
+        product *= side
+    return product
+
+
+def _read_file(path: Path, max_bytes: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(max_bytes + 1)
+    except OSError as error:
+        raise RefusedMediaError("the file cannot be opened", detail=str(error)) from error

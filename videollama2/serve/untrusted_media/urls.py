@@ -1,0 +1,195 @@
+"""URLs of media, read once. What is checked and what is fetched come from the same :class:`WebAddress`.
+
+Two parsers that read one URL differently are how a forbidden host slips through a check, so nothing here is lenient: a
+URL that is not plain is refused.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import ipaddress
+import re
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+from videollama2.serve.untrusted_media.errors import RefusedMediaError
+
+MAX_URL_LENGTH = 8192
+"""Characters of an http or file URL."""
+
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
+# ASCII alone, so no letter that IDNA maps to another one; no backslash, no user, no percent sign in the host.
+_WEB = re.compile(
+    r"(?P<scheme>https?)://(?P<host>[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
+    r"(?P<path>/[!$->@-\[\]-~]*)?(?P<query>\?[!$-\[\]-~]*)?(?:#[!-\[\]-~]*)?",
+    re.IGNORECASE | re.ASCII,
+)
+_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,61}[a-z0-9])?", re.ASCII)
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII)
+_MAX_DATA_HEAD = 1024
+_DATA = re.compile(r"data:(?P<type>[a-z]+/[a-z0-9.+-]+)(?:;[a-z0-9_-]+=[^;,\"\\]*)*;base64,", re.IGNORECASE | re.ASCII)
+
+_PIECE = 1 << 20
+"""Characters of base64 that are decoded at a time; a multiple of four."""
+
+FRAME_LIST_TYPE = "video/jpeg"
+"""``data:video/jpeg;base64,FRAME,FRAME,...`` holds a video as frames (vLLM's form)."""
+
+
+@dataclass(frozen=True)
+class WebAddress:
+    """An http(s) URL in parts. ``host`` is lower case, an IPv6 address without brackets; ``target`` path and query."""
+
+    scheme: str
+    host: str
+    port: int
+    target: str
+
+    @property
+    def host_header(self) -> str:
+        """Host as HTTP wants it."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
+
+    @property
+    def origin(self) -> str:
+        """For the log, where path and query, which may hold a client's credentials, have no place."""
+        return f"{self.scheme}://{self.host_header}"
+
+    def __str__(self) -> str:
+        return self.origin + self.target
+
+
+def scheme_of(url: str) -> str:
+    """``data``, ``file``, ``http`` or ``https``.
+
+    Raises:
+        RefusedMediaError: anything else.
+    """
+    scheme = url[:8].partition(":")[0].lower()
+    if scheme not in ("data", "file", "http", "https"):
+        raise RefusedMediaError("a media URL must be a data:, http(s):// or file:// URL", "invalid_media_url")
+    return scheme
+
+
+def parse_web(url: str) -> WebAddress:
+    """Read an http(s) URL.
+
+    Raises:
+        RefusedMediaError: it is not a plain one, see the module.
+    """
+    found = _WEB.fullmatch(url) if len(url) <= MAX_URL_LENGTH else None
+    if found is None:
+        raise _no_url()
+    scheme, host = found["scheme"].lower(), found["host"].lower()
+    port = int(found["port"]) if found["port"] else DEFAULT_PORTS[scheme]
+    if not 0 < port < 65536:
+        raise _no_url()
+    return WebAddress(scheme, _check_host(host), port, (found["path"] or "/") + (found["query"] or ""))
+
+
+def _check_host(host: str) -> str:
+    if host.startswith("["):
+        try:
+            return str(ipaddress.IPv6Address(host[1:-1]))
+        except ValueError:
+            raise _no_url() from None
+    labels = host.split(".")
+    if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
+        raise _no_url()
+    if _NUMBER.fullmatch(labels[-1]):
+        # What ends in a number is an IPv4 address to a browser, in decimal, octal or hexadecimal, with 1 to 4 parts.
+        try:
+            return str(ipaddress.IPv4Address(host))
+        except ValueError:
+            raise _no_url() from None
+    return host
+
+
+def _no_url() -> RefusedMediaError:
+    return RefusedMediaError("a media URL is not a plain http(s) URL: http(s)://host[:port]/path", "invalid_media_url")
+
+
+def follow(address: WebAddress, location: str) -> WebAddress:
+    """Where a redirect leads.
+
+    Raises:
+        RefusedMediaError: nowhere plain, or from https to http.
+    """
+    if location.startswith("//"):
+        location = f"{address.scheme}:{location}"
+    elif location.startswith("/"):
+        location = f"{address.scheme}://{address.host_header}{location}"
+    elif "://" not in location.partition("?")[0]:
+        folder = address.target.partition("?")[0].rpartition("/")[0]
+        location = f"{address.scheme}://{address.host_header}{folder}/{location}"
+    next_address = parse_web(location)
+    if address.scheme == "https" and next_address.scheme == "http":
+        raise RefusedMediaError("a media URL leads from https to http", "media_not_allowed")
+    return next_address
+
+
+def parse_file(url: str) -> str:
+    """Path of a ``file:///path`` URL.
+
+    Raises:
+        RefusedMediaError: it names a host, climbs with ``..``, or holds what no path has.
+    """
+    rest = url[len("file:") :]
+    if len(url) <= MAX_URL_LENGTH and rest.startswith("///"):
+        try:
+            path = unquote(rest[2:], errors="strict")
+        except UnicodeDecodeError:
+            path = ""
+        is_plain = not re.search(r"[\0-\x1f\\]", path) and not re.search(r"[?#]|^////", rest)
+        if path and is_plain and ".." not in path.split("/"):
+            return path
+    raise RefusedMediaError("a file URL must be file:/// and an absolute path without '..'", "invalid_media_url")
+
+
+def parse_data(url: str, kind: str, max_bytes: int, max_frames: int) -> bytes | list[bytes]:
+    """Bytes of a ``data:`` URL; a list of frames for :data:`FRAME_LIST_TYPE`.
+
+    Counts and lengths are checked before anything is decoded.
+
+    Args:
+        kind: ``image`` or ``video``.
+
+    Raises:
+        RefusedMediaError: not base64, of another kind, too large, or too many frames.
+    """
+    found = _DATA.match(url[:_MAX_DATA_HEAD])
+    if found is None:
+        raise RefusedMediaError("a data URL must be data:TYPE/SUBTYPE;base64,...", "invalid_media_url")
+    mime = found["type"].lower()
+    main = mime.partition("/")[0]
+    # A gif is a picture and a film; who does not know the type says octet-stream.
+    if main != kind and mime != "application/octet-stream" and (kind, mime) != ("video", "image/gif"):
+        raise RefusedMediaError(f"a data URL of type {main}/... is no {kind}", "invalid_media_url")
+    start = found.end()
+    if (len(url) - start) * 3 // 4 > max_bytes:
+        raise RefusedMediaError(f"a {kind} is larger than {max_bytes} bytes", "media_too_large", 413)
+    if mime != FRAME_LIST_TYPE or kind != "video":
+        return _decode(url[start:], kind)
+    count = url.count(",", start) + 1
+    if count > max_frames:
+        raise RefusedMediaError(f"a video of {count} frames has more than the {max_frames} that are accepted")
+    return [_decode(frame, "video") for frame in url[start:].split(",")]
+
+
+def _decode(text: str, kind: str) -> bytes:
+    try:
+        if len(text) % 4:
+            raise ValueError("the padding is missing, or too long")
+        # In pieces: nothing else runs in this process while one is decoded.
+        pieces = [text[at : at + _PIECE] for at in range(0, len(text), _PIECE)]
+        if any("=" in piece for piece in pieces[:-1]):
+            raise ValueError("padding within")
+        data = b"".join(base64.b64decode(piece.encode("ascii"), validate=True) for piece in pieces)
+    except (binascii.Error, ValueError):
+        raise RefusedMediaError(f"the data URL of a {kind} is not valid base64") from None
+    if not data:
+        raise RefusedMediaError(f"the data URL of a {kind} is empty")
+    return data

@@ -1,0 +1,1 @@
+"""What every server has: application frame, guards, errors, streams and metrics."""

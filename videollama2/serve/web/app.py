@@ -1,0 +1,348 @@
+"""The web applications' common frame: errors, guards, health, and a server that drains before it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Collection
+from typing import Any
+
+import h11
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from videollama2.errors import ConfigError, VideoLlama2Error
+from videollama2.serve.settings import Security, is_loopback
+from videollama2.serve.web.errors import ApiError, server_fault
+from videollama2.serve.web.guard import Gate, Guard, error_response, with_request_id
+from videollama2.serve.web.metrics import CONTENT_TYPE, WebMetrics
+
+OPEN_PATHS = ("/health", "/ready")
+BODY_TIMEOUT_S = 30.0
+HEADER_TIMEOUT_S = 15.0
+DRAIN_TIMEOUT_S = 300.0
+_MESSAGE_LENGTH = 500
+
+_log = logging.getLogger(__name__)
+
+
+def make_app(
+    title: str,
+    security: Security,
+    *,
+    open_paths: Collection[str] = OPEN_PATHS,
+    worker_paths: Collection[str] = (),
+    ready: Callable[[], str | None] | None = None,
+    lifespan: Any = None,
+    metrics: WebMetrics | None = None,
+    body_timeout_s: float = BODY_TIMEOUT_S,
+) -> FastAPI:
+    """An application with ``/health`` and ``/ready``, guarded (:class:`~videollama2.serve.web.guard.Guard`), whose
+    errors are OpenAI's error objects.
+
+    Its ``state.gate`` tells whether it is draining.
+
+    Args:
+        open_paths: need no key.
+        worker_paths: need the worker token.
+        ready: what it waits for, or None when it can work.
+        lifespan: of FastAPI.
+        metrics: counts requests, and is served at ``/metrics``.
+        body_timeout_s: for a request's body to arrive.
+    """
+    # The usual documentation pages load scripts from elsewhere.
+    app = FastAPI(title=title, docs_url=None, redoc_url=None, lifespan=lifespan)
+    gate = app.state.gate = Gate()
+    app.add_middleware(
+        Guard,
+        security=security,
+        gate=gate,
+        open_paths=open_paths,
+        worker_paths=worker_paths,
+        body_timeout_s=body_timeout_s,
+        observe=None if metrics is None else metrics.seen,
+    )
+    if security.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(security.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type", "x-request-id"],
+            expose_headers=["x-request-id"],
+        )
+    app.add_exception_handler(ApiError, _on_api_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(VideoLlama2Error, _on_own_error)
+
+    @app.get("/health", tags=["health"])
+    async def health() -> dict[str, str]:
+        """Whether this process runs."""
+        return {"status": "ok"}
+
+    @app.get("/ready", tags=["health"], responses={503: {"description": "Not now"}})
+    async def is_ready() -> Response:
+        """Whether requests should be sent here."""
+        reason = "shutting down" if gate.closing else ready() if ready is not None else None
+        if reason is None:
+            return JSONResponse({"status": "ready"})
+        return JSONResponse({"status": reason}, 503, {"retry-after": "2"})
+
+    if metrics is not None:
+        _add_metrics(app, metrics)
+    return app
+
+
+def _add_metrics(app: FastAPI, metrics: WebMetrics) -> None:
+    @app.get("/metrics", tags=["health"])
+    async def expose() -> Response:
+        """For Prometheus."""
+        return Response(metrics.expose(), media_type=CONTENT_TYPE)
+
+
+# ------------------------------------------------------------------------------------------------------------- errors
+
+
+async def _on_api_error(request: Request, error: ApiError) -> Response:
+    return error_response(error)
+
+
+async def _on_own_error(request: Request, error: VideoLlama2Error) -> Response:
+    _log.error("a request failed", exc_info=error)
+    return error_response(server_fault())
+
+
+async def _on_http_error(request: Request, error: HTTPException) -> Response:
+    texts = {
+        404: "there is nothing at this path",
+        405: "this path does not take that method",
+        400: "the body cannot be read",
+    }
+    message = texts.get(error.status_code, f"the request was refused with status {error.status_code}")
+    return error_response(ApiError(error.status_code, message), error.headers)
+
+
+_CODES = {
+    "json_invalid": "invalid_json",
+    "missing": "missing_required_parameter",
+    "extra_forbidden": "unknown_parameter",
+    "unsupported_parameter": "unsupported_parameter",
+}
+
+
+async def _on_validation_error(request: Request, error: RequestValidationError) -> Response:
+    """OpenAI's status for a malformed request is 400. The first fault is told."""
+    first = error.errors()[0]
+    kind = first.get("type", "")
+    if kind == "json_invalid":
+        return error_response(ApiError(400, "the body is not valid JSON", code="invalid_json"))
+    place = ".".join(str(name) for name in first.get("loc", ())[1:])
+    message = str(first.get("msg", "the request is malformed"))
+    if place:
+        message = f"{place}: {message}"
+    code = _CODES.get(kind, "invalid_value")
+    return error_response(ApiError(400, message[:_MESSAGE_LENGTH], code=code, param=place[:200] or None))
+
+
+# ------------------------------------------------------------------------------------------------------------- server
+
+
+def configure_logging(level: int = logging.INFO, part: str = "-") -> None:
+    """Log lines to standard error, each with the id of its request.
+
+    Args:
+        part: of the installation; several may share a terminal.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(with_request_id)
+    handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {part} %(name)s [%(request_id)s] %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    for name in ("uvicorn", "uvicorn.error", "httpx", "httpcore"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that will listen there.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    try:
+        # IPv4 first: "localhost" is to be where most look for it.
+        found = sorted(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), key=lambda entry: entry[0])
+        family, kind, protocol, _, place = found[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(place)
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}") from error
+    bound.set_inheritable(False)
+    return bound
+
+
+def warn_if_open(host: str, security: Security) -> None:
+    """Say so when strangers could use this server."""
+    if not security.api_keys and not is_loopback(host):
+        _log.warning(
+            "listening on %s without an API key: whoever reaches this port can use it; see --api-key-file", host
+        )
+
+
+def serve(
+    app: FastAPI,
+    host: str,
+    port: int,
+    *,
+    drain: Callable[[], Awaitable[None]] | None = None,
+    drain_timeout_s: float = DRAIN_TIMEOUT_S,
+    bound: socket.socket | None = None,
+    on_listening: Callable[[], None] | None = None,
+) -> int:
+    """Serve until SIGTERM or SIGINT, then drain: no new work, what runs ends, exit. A second signal ends at once.
+
+    Args:
+        drain: what else is to be done when the draining begins.
+        drain_timeout_s: longest time for what runs to end.
+        bound: of :func:`bind`; None: made here.
+        on_listening: called in the event loop once connections are taken.
+
+    Returns:
+        the exit code.
+
+    Raises:
+        ConfigError: the address cannot be listened on.
+    """
+    listener = bound or bind(host, port)
+    place = f"{host}:{listener.getsockname()[1]}"
+
+    def listening() -> None:
+        _log.info("%s listens on %s", app.title, place)
+        if on_listening is not None:
+            on_listening()
+
+    server = make_server(app, drain=drain, drain_timeout_s=drain_timeout_s, on_listening=listening)
+    server.run([listener])
+    return 0 if server.started else 3
+
+
+def make_server(
+    app: FastAPI,
+    *,
+    drain: Callable[[], Awaitable[None]] | None = None,
+    drain_timeout_s: float = DRAIN_TIMEOUT_S,
+    on_listening: Callable[[], None] | None = None,
+    header_timeout_s: float = HEADER_TIMEOUT_S,
+) -> DrainingServer:
+    """The server of :func:`serve`, for a socket of one's own.
+
+    Args:
+        header_timeout_s: for a request's head to arrive on an open connection.
+    """
+    config = uvicorn.Config(
+        app,
+        http=_protocol(header_timeout_s),
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=5,
+        lifespan="on",
+        proxy_headers=False,  # who calls is who connects: a header would be the caller's own word
+    )
+    return DrainingServer(config, app.state.gate, drain, drain_timeout_s, on_listening)
+
+
+class DrainingServer(uvicorn.Server):
+    """Ends when what runs has ended."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        gate: Gate,
+        drain: Callable[[], Awaitable[None]] | None,
+        drain_timeout_s: float,
+        on_listening: Callable[[], None] | None,
+    ) -> None:
+        super().__init__(config)
+        self.on_listening = on_listening
+        self._gate, self._drain, self._drain_timeout_s = gate, drain, drain_timeout_s
+        self._running_loop: asyncio.AbstractEventLoop | None = None
+        self._draining: asyncio.Task[None] | None = None
+        self._signals = 0
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._running_loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+        if self.started and self.on_listening is not None:
+            self.on_listening()
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        # Not uvicorn's, which kills the process with the same signal in the end: a drained server has exit code 0.
+        self._signals += 1
+        if self._running_loop is None or self._signals > 1:
+            self.should_exit = self.force_exit = True
+            return
+        self._running_loop.call_soon_threadsafe(self.begin_draining, signal.Signals(sig).name)
+
+    def begin_draining(self, why: str) -> None:
+        """In the event loop."""
+        _log.info("%s: draining, %d requests under way", why, self._gate.active)
+        self._draining = asyncio.ensure_future(self._finish())
+
+    async def _finish(self) -> None:
+        try:
+            self._gate.close()
+            if self._drain is not None:
+                await self._drain()
+            if not await self._gate.wait_idle(self._drain_timeout_s):
+                _log.warning("%d requests did not end in %g s", self._gate.active, self._drain_timeout_s)
+        finally:
+            self.should_exit = True
+
+
+def _protocol(timeout_s: float) -> type[H11Protocol]:
+    return type("PatientProtocol", (_Protocol,), {"header_timeout_s": timeout_s})
+
+
+class _Protocol(H11Protocol):
+    """Closes connections whose request's head does not arrive, however slowly its bytes trickle in."""
+
+    header_timeout_s = HEADER_TIMEOUT_S
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._forget()
+        elif self._late is None and self.timeout_keep_alive_task is None:
+            self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget()
+        super().connection_lost(exc)
+
+    def _expect_head(self) -> None:
+        self._late = self.loop.call_later(self.header_timeout_s, self._on_late)
+
+    def _on_late(self) -> None:
+        self._late = None
+        if self.conn.their_state is h11.IDLE and self.timeout_keep_alive_task is None:
+            self.transport.close()
+
+    def _forget(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None

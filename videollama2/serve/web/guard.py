@@ -1,0 +1,314 @@
+"""What stands before every route: request ids, keys, bounded bodies, and the gate that closes when a server drains.
+
+Plain ASGI: a stream must see its client leave, which Starlette's BaseHTTPMiddleware hides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import time
+from collections.abc import Callable, Collection, Mapping
+from contextvars import ContextVar
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from videollama2.serve.settings import Security, is_address
+from videollama2.serve.web.errors import ApiError, server_fault, shutting_down, unauthorized
+
+REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="-")
+"""Of the request this task works for; log lines carry it."""
+
+BODIES_HELD = 8
+"""Requests of the largest size whose bodies are held at one time; more are refused for the moment."""
+
+MAX_BODY_ITEMS = 1 << 18
+"""Commas and opening brackets of one body: a bound on the objects that reading its JSON makes, each of which takes many
+times its bytes. Media are one long text."""
+
+MIN_BODY_RATE = 64 << 10
+"""Bytes per second that a body must keep up once its first seconds have gone."""
+
+_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_LINGER_S, _LINGER_BYTES = 2.0, 16 << 20
+_QUIET = {"/metrics", "/receive_heart_beat", "/list_models", "/get_worker_address"}
+_log = logging.getLogger(__name__)
+
+
+class Gate:
+    """Counts requests under way, and lets no new ones in once it is closed."""
+
+    def __init__(self) -> None:
+        self.closing = False
+        self.active = 0
+        self._idle = asyncio.Event()
+
+    def close(self) -> None:
+        """From now on, work is refused. Of the event loop."""
+        self.closing = True
+        self._notice()
+
+    async def wait_idle(self, timeout_s: float) -> bool:
+        """Whether everything that was under way has ended in time."""
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+        except asyncio.TimeoutError:
+            return False
+        return True
+
+    def enter(self) -> None:
+        self.active += 1
+
+    def leave(self) -> None:
+        self.active -= 1
+        self._notice()
+
+    def _notice(self) -> None:
+        if self.closing and not self.active:
+            self._idle.set()
+
+
+class Guard:
+    """Middleware around the whole application.
+
+    Args:
+        open_paths: need no key, and are answered while the server drains.
+        worker_paths: need the worker token.
+        body_timeout_s: for a body to arrive, plus the time :data:`MIN_BODY_RATE` gives its size.
+        observe: told path, status and seconds of every request that is over.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        security: Security,
+        gate: Gate,
+        open_paths: Collection[str],
+        worker_paths: Collection[str],
+        body_timeout_s: float,
+        observe: Callable[[str, int, float], None] | None = None,
+    ) -> None:
+        self.app, self.security, self.gate = app, security, gate
+        self.open_paths, self.worker_paths = frozenset(open_paths), frozenset(worker_paths)
+        self.quiet_paths = self.open_paths | _QUIET
+        self.body_timeout_s, self._observe = body_timeout_s, observe
+        self._held = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        reply = _Reply(send, _request_id(scope))
+        scope.setdefault("state", {})["request_id"] = reply.id
+        REQUEST_ID.set(reply.id)
+        self.gate.enter()
+        start, body = time.monotonic(), _Body(receive, self, _has_no_body(scope))
+        try:
+            self._check(scope)
+            if not body.is_complete:
+                await self._read(scope, body)
+            await self.app(scope, body.receive, reply.send)
+        except _ClientLeftError:
+            pass
+        except ApiError as error:
+            await reply.refuse(error, body)
+        except Exception:
+            # The last place where a fault can become an answer with an id, rather than a closed connection.
+            _log.exception("%s %.200r failed", scope["method"], scope["path"])
+            if reply.status:
+                raise  # a stream is cut, so that the client notices
+            await reply.refuse(server_fault(), body)
+        finally:
+            self._held -= body.size
+            self.gate.leave()
+            is_usual = scope["path"] in self.quiet_paths and 0 < reply.status < 400
+            level = logging.DEBUG if is_usual else logging.INFO
+            seconds = time.monotonic() - start
+            if self._observe is not None:
+                self._observe(scope["path"], reply.status, seconds)
+            _log.log(level, "%s %.200r %s %.3f s", scope["method"], scope["path"], reply.status or "left", seconds)
+
+    def _check(self, scope: Scope) -> None:
+        path = scope["path"]
+        if path in self.open_paths:
+            return
+        bearer = _bearer(scope)
+        if path in self.worker_paths:
+            if not self.security.is_worker(bearer):
+                raise unauthorized("the worker token of this installation is needed: Authorization: Bearer TOKEN")
+        elif not self.security.is_client(bearer):
+            raise unauthorized()
+        if not self.security.api_keys and not self._is_own_page(scope):
+            raise ApiError(403, "web pages of this origin may not call; see --cors-origin", code="forbidden")
+        if self.gate.closing and scope["method"] not in ("GET", "HEAD", "OPTIONS"):
+            raise shutting_down()
+
+    def _is_own_page(self, scope: Scope) -> bool:
+        """Whether this was not sent by a web page, or by one that may.
+
+        CORS does not do: a page whose name was made to resolve to this machine (DNS rebinding) is of the same origin.
+        Browsers name the origin of whatever they post; pages of this machine are known by an address, or localhost.
+        """
+        origin = (_header(scope, b"origin") or b"").decode("latin-1")
+        if not origin or {origin, "*"} & set(self.security.cors_origins):
+            return True
+        try:
+            host = urlsplit(origin).hostname or ""
+        except ValueError:
+            return False
+        return host == "localhost" or is_address(host)
+
+    async def _read(self, scope: Scope, body: _Body) -> None:
+        """The whole body, before the application sees anything of the request."""
+        length = _header(scope, b"content-length")
+        if length is not None and int(length) > self.security.max_body_bytes:
+            raise self.too_large()
+        if (_header(scope, b"content-encoding") or b"identity").strip().lower() != b"identity":
+            raise ApiError(415, "the body must not be compressed", code="unsupported_media_type")
+        await body.read(self.body_timeout_s)
+        kind = (_header(scope, b"content-type") or b"").split(b";")[0].strip().lower()
+        # Other types are what a foreign web page can send without asking (CSRF).
+        if body.size and kind != b"application/json" and not kind.endswith(b"+json"):
+            raise ApiError(415, "the body must be JSON: Content-Type: application/json", code="unsupported_media_type")
+
+    def hold(self, count: int, size: int) -> None:
+        """Account for ``count`` more bytes of a body that now has ``size``.
+
+        Raises:
+            ApiError: it is too large, or all bodies together are.
+        """
+        if size > self.security.max_body_bytes:
+            raise self.too_large()
+        if self._held + count > BODIES_HELD * self.security.max_body_bytes:
+            raise ApiError(
+                503,
+                "too many large requests at the moment; try again later",
+                type="server_error",
+                code="overloaded",
+                retry_after=2.0,
+            )
+        self._held += count
+
+    def too_large(self) -> ApiError:
+        return ApiError(413, f"the body is larger than {self.security.max_body_bytes} bytes", code="request_too_large")
+
+
+class _ClientLeftError(Exception):
+    """Before the request was complete."""
+
+
+class _Body:
+    """A request's body: read whole, then handed on in one piece."""
+
+    def __init__(self, receive: Receive, guard: Guard, is_empty: bool) -> None:
+        self._receive, self._guard = receive, guard
+        self._chunks: list[bytes] = []
+        self._is_pending = False
+        self.is_complete = is_empty
+        self.size = self._items = 0
+
+    async def read(self, timeout_s: float) -> None:
+        start = time.monotonic()
+        while not self.is_complete:
+            left = start + timeout_s + self.size / MIN_BODY_RATE - time.monotonic()
+            try:
+                message = await asyncio.wait_for(self._receive(), max(left, 0))
+            except asyncio.TimeoutError:
+                raise ApiError(408, "the body of the request did not arrive in time", code="request_timeout") from None
+            if message["type"] == "http.disconnect":
+                raise _ClientLeftError
+            chunk = message.get("body", b"")
+            self._guard.hold(len(chunk), self.size + len(chunk))
+            self.size += len(chunk)
+            self._items += sum(map(chunk.count, (b",", b"[", b"{")))
+            if self._items > MAX_BODY_ITEMS:
+                raise ApiError(413, "the body holds too many values", code="request_too_large")
+            self._chunks.append(chunk)
+            self.is_complete = not message.get("more_body", False)
+        self._is_pending = True
+
+    async def receive(self) -> Message:
+        if self._is_pending:
+            self._is_pending = False
+            chunks, self._chunks = self._chunks, []
+            return {"type": "http.request", "body": b"".join(chunks), "more_body": False}
+        return await self._receive()
+
+    async def discard(self) -> None:
+        """Take in some of what is still being sent: closing at once would lose the answer on its way."""
+        deadline, size = time.monotonic() + _LINGER_S, 0
+        while not self.is_complete and size < _LINGER_BYTES:
+            try:
+                message = await asyncio.wait_for(self._receive(), max(deadline - time.monotonic(), 0))
+            except asyncio.TimeoutError:
+                return
+            size += len(message.get("body", b""))
+            self.is_complete = message["type"] == "http.disconnect" or not message.get("more_body", False)
+
+
+class _Reply:
+    """What goes back; every response carries the request's id."""
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send, self.id = send, request_id
+        self.status = 0
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = [*message.get("headers", ()), (b"x-request-id", self.id.encode())]
+            message = {**message, "headers": headers}
+        await self._send(message)
+
+    async def refuse(self, error: ApiError, body: _Body) -> None:
+        response = error_response(error)
+        headers = list(response.raw_headers)
+        if not body.is_complete:
+            headers.append((b"connection", b"close"))
+        await self.send({"type": "http.response.start", "status": error.status, "headers": headers})
+        await self.send({"type": "http.response.body", "body": response.body, "more_body": True})
+        if not body.is_complete and error.status != 408:
+            await body.discard()
+        await self.send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _request_id(scope: Scope) -> str:
+    """The client's, where it is a decent one."""
+    given = _header(scope, b"x-request-id") or b""
+    return given.decode() if _ID.fullmatch(given) else uuid4().hex
+
+
+def _header(scope: Scope, name: bytes) -> bytes | None:
+    return next((value for key, value in scope["headers"] if key == name), None)
+
+
+def _bearer(scope: Scope) -> str | None:
+    scheme, _, token = (_header(scope, b"authorization") or b"").partition(b" ")
+    return token.strip().decode("latin-1") if scheme.lower() == b"bearer" else None
+
+
+def _has_no_body(scope: Scope) -> bool:
+    length = _header(scope, b"content-length")
+    return _header(scope, b"transfer-encoding") is None and (length is None or length == b"0")
+
+
+def with_request_id(record: logging.LogRecord) -> bool:
+    """Filter of a log handler: gives records their ``request_id``."""
+    record.request_id = REQUEST_ID.get()
+    return True
+
+
+def error_response(error: ApiError, headers: Mapping[str, str] | None = None) -> Response:
+    """The error as it goes to the client."""
+    # ASCII: what a client sent may be half a surrogate pair, which UTF-8 has no bytes for.
+    content = json.dumps(error.body()).encode("ascii")
+    return Response(content, error.status, {**(headers or {}), **error.headers()}, "application/json")

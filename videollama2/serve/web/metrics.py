@@ -1,0 +1,55 @@
+"""What every server tells Prometheus: its requests by path and status."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.registry import Collector
+
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+PREFIX = "videollama2:"
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+_OTHER = "other"
+_LEFT = 499
+
+
+class WebMetrics:
+    """Counts requests of one application.
+
+    Args:
+        more: a collector whose metrics are exposed beside these.
+    """
+
+    def __init__(self, more: Collector | None = None) -> None:
+        disable_created_metrics()
+        self.registry = CollectorRegistry()
+        self.paths: Collection[str] = ()
+        """Paths that are told apart. Clients can ask for any, and each would be kept."""
+        self._requests = Counter(
+            PREFIX + "http_requests",
+            "Requests, by path and status (499: the client left).",
+            ["path", "status"],
+            registry=self.registry,
+        )
+        self._seconds = Histogram(
+            PREFIX + "http_request_duration_seconds",
+            "From head to the end of the reply.",
+            ["path"],
+            registry=self.registry,
+            buckets=SECONDS,
+        )
+        if more is not None:
+            self.registry.register(more)
+
+    def seen(self, path: str, status: int, seconds: float) -> None:
+        """A request is over; status 0: without a reply."""
+        path = path if path in self.paths else _OTHER
+        self._requests.labels(path, str(status or _LEFT)).inc()
+        self._seconds.labels(path).observe(seconds)
+
+    def expose(self) -> bytes:
+        """All of it, in Prometheus' text format."""
+        return generate_latest(self.registry)

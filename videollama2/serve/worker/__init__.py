@@ -1,0 +1,1 @@
+"""A model worker: an engine behind HTTP."""

@@ -1,0 +1,140 @@
+"""A worker's word to its controller: here I am, this is how busy I am, I am leaving.
+
+The loop never gives up and never holds the worker back: a controller that is away is tried again, one that was
+restarted, and says it does not know the worker, gets a new registration at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+import httpx
+
+from videollama2.serve.cluster.failover import bearer, make_client
+from videollama2.serve.cluster.protocol import HEART_BEAT_S, PROTOCOL_VERSION, WorkerStatus
+
+RETRY_S = 3.0
+"""Between tries to register, where the interval is not shorter."""
+
+REPORT_S = 1.0
+"""Least time between reports of a queue that changes."""
+
+_log = logging.getLogger(__name__)
+
+
+class HeartBeat:
+    """Registers one worker and keeps it registered.
+
+    Args:
+        controller: its address.
+        worker: this worker's address, as others reach it.
+        status: what it says of itself.
+        credential: worker token or key.
+        interval_s: between heart-beats; sooner when the queue changes or requests came, so that the controller, which
+            counts what it sends, knows where there is room.
+        taken: requests so far.
+    """
+
+    def __init__(
+        self,
+        controller: str,
+        worker: str,
+        status: Callable[[], WorkerStatus],
+        credential: str | None = None,
+        interval_s: float = HEART_BEAT_S,
+        taken: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self.controller, self.worker, self.interval_s = controller, worker, interval_s
+        self.is_registered = False
+        self._status, self._taken, self._headers = status, taken, bearer(credential)
+        self._task: asyncio.Task[None] | None = None
+        self._client: httpx.AsyncClient | None = None
+        self._was_reached = self._was_heard = True
+        self._reported = (-1, 0, float("-inf"))
+
+    def start(self) -> None:
+        """Begin, in the running event loop."""
+        self._client = make_client()
+        self._task = asyncio.ensure_future(self._run())
+
+    async def stop(self) -> None:
+        """Say goodbye, in a moment or not at all."""
+        if self._task is None:
+            return
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._task = None
+        if self.is_registered:
+            await self._post("/unregister_worker", {"worker_name": self.worker}, timeout_s=2.0)
+            self.is_registered = False
+        await self._client.aclose()
+
+    async def _run(self) -> None:
+        while True:
+            await self._report()
+            await self._wait()
+
+    async def _wait(self) -> None:
+        """Until the next report is due."""
+        if not (self.is_registered and self._was_heard):  # one beat that was lost must not become two
+            await asyncio.sleep(min(self.interval_s, RETRY_S))
+            return
+        queue, taken, since = self._reported
+        while (left := since + self.interval_s - monotonic()) > 0:
+            await asyncio.sleep(min(left, REPORT_S))
+            if self._status().queue_length != queue or self._taken() != taken:
+                return
+
+    async def _report(self) -> None:
+        status = self._status()
+        self._reported = status.queue_length, self._taken(), monotonic()
+        if self.is_registered:
+            body = {"worker_name": self.worker, "queue_length": status.queue_length, "speed": status.speed}
+            reply = await self._post("/receive_heart_beat", body)
+            self._was_heard = reply is not None
+            if reply is None or reply.get("exist") is True:
+                return  # no controller: the next beat shows whether it still knows this worker
+            _log.info("the controller does not know this worker any more")
+            self.is_registered = False
+        await self._register(status)
+
+    async def _register(self, status: WorkerStatus) -> None:
+        body = {
+            "worker_name": self.worker,
+            "check_heart_beat": True,
+            "worker_status": status.model_dump(),
+            "multimodal": True,
+            "protocol_version": PROTOCOL_VERSION,
+        }
+        if await self._post("/register_worker", body) is not None:
+            self.is_registered = self._was_heard = True
+            _log.info("registered with %s as %s", self.controller, self.worker)
+
+    async def _post(self, path: str, body: dict[str, Any], timeout_s: float | None = None) -> dict[str, Any] | None:
+        """The reply; None: there was none to use."""
+        timeout_s = timeout_s or min(10.0, max(1.0, self.interval_s))
+        try:
+            response = await self._client.post(
+                self.controller + path, json=body, headers=self._headers, timeout=timeout_s
+            )
+            if response.status_code == 200:
+                found = response.json()
+                self._tell(True, "")
+                return found if isinstance(found, dict) else {}
+            self._tell(False, f"{path}: {response.status_code} {response.text[:200]}")
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+            self._tell(False, f"{path}: {type(error).__name__} {error}")
+        return None
+
+    def _tell(self, is_reached: bool, why: str) -> None:
+        """Once per change, not once per try."""
+        if is_reached != self._was_reached:
+            if is_reached:
+                _log.info("the controller %s is back", self.controller)
+            else:
+                _log.warning("no use of the controller %s; trying on (%s)", self.controller, why)
+        self._was_reached = is_reached

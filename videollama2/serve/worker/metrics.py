@@ -1,0 +1,167 @@
+"""What a worker tells Prometheus, under vLLM's names with the prefix ``videollama2:``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from videollama2.serve.web.metrics import PREFIX, SECONDS
+
+if TYPE_CHECKING:
+    from videollama2.inference.answer import Answer, Result
+
+_TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5, 5)
+_TOKENS = (1, 4, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+_OUTCOMES = {"stop": "stop", "length": "length", "cancelled": "abort"}
+
+Gauges = Callable[[], dict[str, float]]
+
+
+class ServeMetrics:
+    """Counts what one worker does.
+
+    Args:
+        model: its name, a label of everything.
+        gauges: names -> values as they are now; names that end in ``_total`` only ever grow.
+        on_end: told of every result, from the model's thread.
+    """
+
+    def __init__(self, model: str, gauges: Gauges, on_end: Callable[[Result], None] | None = None) -> None:
+        disable_created_metrics()
+        self.registry = CollectorRegistry()
+        self._model, self._on_end = model, on_end
+        self.registry.register(_Now(model, gauges))
+        self._tokens = {
+            name: self._counter(name, text)
+            for name, text in {
+                "prompt_tokens": "Prompt tokens of answers that ended.",
+                "generation_tokens": "Tokens answered.",
+                "prefix_cache_queries": "Prompt tokens looked up among known beginnings.",
+                "prefix_cache_hits": "Prompt tokens that were known.",
+            }.items()
+        }
+        self._ended = self._labelled("request_success", "Answers that ended, by how.", "finished_reason")
+        self._rejected = self._labelled("rejected", "Requests that were refused, by why.", "reason")
+        self._seconds = {
+            name: self._histogram(name, text, SECONDS)
+            for name, text in {
+                "time_to_first_token_seconds": "Since the request was complete.",
+                "e2e_request_latency_seconds": "Since the request was complete, to the end of its answer.",
+                "request_queue_time_seconds": "In the engine's queue.",
+                "request_prefill_time_seconds": "From being taken up to the first token.",
+                "request_decode_time_seconds": "From the first token to the last.",
+                "media_decode_seconds": "Fetching and decoding media.",
+                "encode_seconds": "Reading decoded media and encoding them.",
+            }.items()
+        }
+        self._gap = self._histogram("inter_token_latency_seconds", "Between two pieces of an answer.", _TOKEN_SECONDS)
+        self._lengths = {
+            name: self._histogram(name, text, _TOKENS)
+            for name, text in {
+                "request_prompt_tokens": "Tokens of a prompt.",
+                "request_generation_tokens": "Tokens of an answer.",
+            }.items()
+        }
+
+    def rejected(self, reason: str) -> None:
+        """A request that was refused before the engine had it."""
+        self._rejected.labels(self._model, reason).inc()
+
+    def watch(self, answer: Answer, prepared_s: float = 0.0, has_media: bool = False) -> None:
+        """Follow an answer to its end.
+
+        Args:
+            prepared_s: that fetching and decoding its media took.
+        """
+        if has_media:
+            self._seconds["media_decode_seconds"].observe(prepared_s)
+        # The channel and not the answer, which must be free to be given up.
+        _Watch(answer.channel, self._gap.observe, lambda result: self._end(result, prepared_s))
+
+    def expose(self) -> bytes:
+        """All of it, in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def _end(self, result: Result, prepared_s: float) -> None:
+        if self._on_end is not None:
+            self._on_end(result)
+        self._ended.labels(self._model, _OUTCOMES.get(result.finish_reason, "error")).inc()
+        self._tokens["prompt_tokens"].inc(result.prompt_tokens)
+        self._tokens["generation_tokens"].inc(result.completion_tokens)
+        self._tokens["prefix_cache_queries"].inc(result.prompt_tokens)
+        self._tokens["prefix_cache_hits"].inc(result.cached_tokens)
+        timings = result.timings
+        self._seconds["e2e_request_latency_seconds"].observe(prepared_s + timings.total)
+        if not result.completion_tokens:
+            return
+        self._seconds["time_to_first_token_seconds"].observe(prepared_s + timings.first_token)
+        self._seconds["request_queue_time_seconds"].observe(timings.queued)
+        self._seconds["request_prefill_time_seconds"].observe(max(0.0, timings.first_token - timings.queued))
+        self._seconds["request_decode_time_seconds"].observe(max(0.0, timings.total - timings.first_token))
+        if timings.media:
+            self._seconds["encode_seconds"].observe(timings.media)
+        self._lengths["request_prompt_tokens"].observe(result.prompt_tokens)
+        self._lengths["request_generation_tokens"].observe(result.completion_tokens)
+
+    def _labelled(self, name: str, text: str, label: str) -> Counter:
+        return Counter(PREFIX + name, text, ["model_name", label], registry=self.registry)
+
+    def _counter(self, name: str, text: str) -> Any:
+        return Counter(PREFIX + name, text, ["model_name"], registry=self.registry).labels(self._model)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Any:
+        found = Histogram(PREFIX + name, text, ["model_name"], registry=self.registry, buckets=buckets)
+        return found.labels(self._model)
+
+
+class _Watch:
+    """Listens to one answer. Called from the model's thread: quick, and no fault of it may get out."""
+
+    def __init__(self, channel: Any, on_gap: Callable[[float], None], on_end: Callable[[Result], None]) -> None:
+        self._channel, self._on_gap, self._on_end = channel, on_gap, on_end
+        self._last: float | None = None
+        self._calls = 0
+        self._listening = ExitStack()
+        self._listening.enter_context(channel.listening(self._changed))
+        if channel.result is not None:
+            self._finish()  # it ended before there was anything to stop listening with
+
+    def _changed(self) -> None:
+        self._calls += 1
+        if self._calls == 1:
+            return  # listening calls once at first
+        if self._channel.result is not None:
+            self._finish()
+            return
+        now = monotonic()
+        if self._last is not None:
+            self._on_gap(now - self._last)
+        self._last = now
+
+    def _finish(self) -> None:
+        on_end, self._on_end = self._on_end, None
+        if on_end is not None:
+            on_end(self._channel.result)
+        self._listening.close()
+
+
+class _Now:
+    """Values that are read when Prometheus asks."""
+
+    def __init__(self, model: str, gauges: Gauges) -> None:
+        self._model, self._gauges = model, gauges
+
+    def collect(self) -> Iterator[Metric]:
+        for name, value in self._gauges().items():
+            text = name.removesuffix("_total").replace("_", " ").capitalize() + "."
+            if name.endswith("_total"):
+                family: Metric = CounterMetricFamily(PREFIX + name.removesuffix("_total"), text, labels=["model_name"])
+            else:
+                family = GaugeMetricFamily(PREFIX + name, text, labels=["model_name"])
+            family.add_metric([self._model], value)
+            yield family

@@ -1,0 +1,268 @@
+"""Chat requests over one engine: checked, their media fetched and decoded, submitted."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from videollama2.errors import (
+    ConfigError,
+    EngineError,
+    MediaError,
+    PromptError,
+    QueueFullError,
+    RequestTooLongError,
+    VideoLlama2Error,
+)
+from videollama2.serve.api.messages import CHARACTERS_PER_TOKEN, MediumAsked, TextGuard, engine_messages
+from videollama2.serve.api.request import ChatRequest
+from videollama2.serve.untrusted_media.errors import RefusedMediaError
+from videollama2.serve.untrusted_media.fetch import MediaFetcher
+from videollama2.serve.untrusted_media.sandbox import Frames, Sandbox, frame_bytes
+from videollama2.serve.web.errors import ApiError, model_not_found, server_fault, shutting_down
+from videollama2.serve.worker.budget import Budget, WaitingBudget
+
+if TYPE_CHECKING:
+    from videollama2.inference.answer import Answer
+    from videollama2.inference.engine import Engine
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ChatLimits:
+    """Bounds on what requests take together.
+
+    Attributes:
+        max_requests: whose media are being fetched and decoded; with these, those that wait in the engine.
+        max_raw_bytes: of encoded media that are being fetched and decoded. More wait.
+        max_frame_bytes: of decoded frames that belong to answers under way. More are refused for the moment.
+        retry_after_s: what a refused client is told.
+    """
+
+    max_requests: int = 256
+    max_raw_bytes: int = 2 << 30
+    max_frame_bytes: int = 1 << 30
+    retry_after_s: float = 2.0
+
+
+class ChatService:
+    """Answers chat requests with one engine.
+
+    Args:
+        engine: of :mod:`videollama2.inference.engine`, with a thread.
+        model_name: what clients call the model.
+        policy: :class:`videollama2.serve.settings.MediaPolicy`.
+        sandbox: decodes media; should be made with :meth:`FrameSize.of` the processor.
+        limits: bounds on what requests take together.
+        log_prompts: write questions to the log.
+        fetcher: default one under ``policy``.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        model_name: str,
+        policy: Any,
+        sandbox: Sandbox,
+        limits: ChatLimits | None = None,
+        log_prompts: bool = False,
+        fetcher: MediaFetcher | None = None,
+    ) -> None:
+        self.engine, self.model_name, self.policy, self.sandbox = engine, model_name, policy, sandbox
+        self.limits, self.log_prompts = limits or ChatLimits(), log_prompts
+        self.fetcher = fetcher or MediaFetcher(policy)
+        self.closing = False
+        """No new requests; those under way end."""
+        self.preparing = 0
+        """Requests whose media are being fetched and decoded."""
+        config = engine.processor.model_config
+        self._guard = TextGuard(
+            engine.processor.tokenizer,
+            (config.image_token_id, config.video_token_id),
+            CHARACTERS_PER_TOKEN * engine.max_length,
+        )
+        self._raw = WaitingBudget(self.limits.max_raw_bytes)
+        self.frames = Budget(self.limits.max_frame_bytes)
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.engine.processor.tokenizer
+
+    async def submit(self, request: ChatRequest) -> Answer:
+        """Hand in a request for one answer; cancelling it while its media are fetched ends that work.
+
+        Raises:
+            ApiError: what is wrong with it, or with the moment.
+        """
+        return (await self._submit(request, 1))[0]
+
+    async def submit_all(self, request: ChatRequest) -> list[Answer]:
+        """As :meth:`submit`, for all ``n`` answers."""
+        return await self._submit(request, request.n or 1)
+
+    @contextmanager
+    def faults(self) -> Iterator[None]:
+        """Turn what the engine raises into what a client is told."""
+        try:
+            yield
+        except VideoLlama2Error as error:
+            raise as_api_error(error, self.limits.retry_after_s, self.engine.closed) from error
+
+    async def close(self) -> None:
+        """Take no more requests. Engine and sandbox are closed by whoever made them."""
+        self.closing = True
+
+    async def _submit(self, request: ChatRequest, count: int) -> list[Answer]:
+        self._admit(request)
+        self.preparing += 1
+        try:
+            return await self._prepare(request, count)
+        finally:
+            self.preparing -= 1
+
+    def _admit(self, request: ChatRequest) -> None:
+        if self.closing or self.engine.closed:
+            raise shutting_down(self.limits.retry_after_s)
+        if request.model != self.model_name:
+            raise model_not_found(request.model)
+        waiting = self.engine.load["waiting"]
+        if waiting >= self.engine.max_queue or self.preparing + waiting >= self.limits.max_requests:
+            raise queue_full(self.limits.retry_after_s)
+
+    async def _prepare(self, request: ChatRequest, count: int) -> list[Answer]:
+        # Long texts take a while to tokenise, and other answers stream meanwhile.
+        messages, asked = await asyncio.to_thread(engine_messages, request, self._guard)
+        if self.log_prompts:
+            _log.info("messages: %s", messages)
+        if len(asked) > self.policy.max_media:
+            raise ApiError(
+                400,
+                f"{len(asked)} images and videos are more than the {self.policy.max_media} that are accepted",
+                code="too_many_media",
+                param="messages",
+            )
+        frames = await self._read_all(asked)
+        held = sum(map(frame_bytes, frames))
+        if held and not self.frames.take(held):
+            raise ApiError(
+                503,
+                "too many images and videos are being looked at; try again later",
+                type="server_error",
+                code="overloaded",
+                retry_after=self.limits.retry_after_s,
+            )
+        answers: list[Answer] = []
+        try:
+            media = [_part(medium, item) for medium, item in zip(asked, frames, strict=True)]
+            with self.faults():
+                for choice in range(count):
+                    own = list(_with_media(messages, media))
+                    answers.append(self.engine.submit(own, **request.sampling(choice)))
+        except BaseException:
+            self.frames.give_back(held)
+            for answer in answers:
+                answer.cancel()
+            raise
+        # However the answers end and whoever reads them, their frames are free when the last of them is gone.
+        share = _Share(self.frames, held, count)
+        for answer in answers:
+            weakref.finalize(answer, share.leave)
+        return answers
+
+    async def _read_all(self, asked: Sequence[MediumAsked]) -> list[Frames]:
+        tasks = [asyncio.ensure_future(self._read(medium)) for medium in asked]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _read(self, medium: MediumAsked) -> Frames:
+        try:
+            async with self._raw.hold(self.fetcher.size_bound(medium.url)):
+                source = await self.fetcher.fetch(medium.url, medium.kind)
+                return await self.sandbox.read(medium.kind, source, self._options(medium))
+        except RefusedMediaError as error:
+            if error.detail:
+                _log.info("refused: %s (%s): %s", medium.kind, error, error.detail)
+            kind = "invalid_request_error" if error.status < 500 else "server_error"
+            retry = self.limits.retry_after_s if error.status == 503 else None
+            raise ApiError(
+                error.status, str(error), type=kind, code=error.code, param=medium.param, retry_after=retry
+            ) from error
+
+    def _options(self, medium: MediumAsked) -> dict[str, Any]:
+        if medium.kind == "image":
+            return {}
+        return {"num_frames": self.engine.processor.model_config.num_frames, **medium.options}
+
+
+class _Share:
+    """Bytes that several answers hold together. Finalizers run on any thread."""
+
+    def __init__(self, budget: Budget, held: int, members: int) -> None:
+        self._budget, self._held, self._members = budget, held, members
+        self._lock = threading.RLock()
+
+    def leave(self) -> None:
+        with self._lock:
+            self._members -= 1
+            if not self._members:
+                self._budget.give_back(self._held)
+
+
+def _part(medium: MediumAsked, frames: Frames) -> dict[str, Any]:
+    # All frames that were read are looked at: they were chosen where the video was open.
+    options = {"num_frames": len(frames)} if medium.kind == "video" else {}
+    return {"type": medium.kind, medium.kind: frames, **options}
+
+
+def _with_media(messages: Sequence[dict[str, Any]], media: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Messages whose media parts hold their frames."""
+    left = iter(media)
+    for message in messages:
+        content = message["content"]
+        if not isinstance(content, str):
+            content = [part if part["type"] == "text" else next(left) for part in content]
+        yield {**message, "content": content}
+
+
+def queue_full(retry_after_s: float) -> ApiError:
+    """429."""
+    return ApiError(
+        429,
+        "too many requests are waiting; try again later",
+        type="rate_limit_error",
+        code="queue_full",
+        retry_after=retry_after_s,
+        internal_code=42903,
+    )
+
+
+def as_api_error(error: VideoLlama2Error, retry_after_s: float = 2.0, closed: bool = False) -> ApiError:
+    """What a client is told of a fault; more of it is for the log.
+
+    Args:
+        closed: the engine takes no more.
+    """
+    if isinstance(error, QueueFullError):
+        return queue_full(retry_after_s)
+    if isinstance(error, RequestTooLongError):
+        return ApiError(400, str(error), code="context_length_exceeded", param="messages", internal_code=40303)
+    if isinstance(error, (PromptError, ConfigError)):
+        return ApiError(400, str(error), internal_code=40302)
+    if isinstance(error, MediaError):
+        _log.info("media that were decoded are of no use: %s", error)
+        return ApiError(400, "an image or video cannot be used", code="invalid_media", param="messages")
+    if isinstance(error, EngineError) and closed:
+        return shutting_down(retry_after_s)
+    _log.error("an answer failed: %s", error, exc_info=error)
+    return server_fault()

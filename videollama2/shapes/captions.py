@@ -1,0 +1,96 @@
+"""The built-in world, part 3: captions, the data of the tiny model's first training stage.
+
+    python -m videollama2.shapes.captions --set DIR
+
+writes ``DIR/captions.json`` beside the annotations of a finished set: one record per file that says, quadrant by
+quadrant, what is there and what it does. Real models are first trained on captions too; here a caption tells a model
+which words go with which visual tokens far sooner than answers of one word can.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from videollama2.errors import DataError, VideoLlama2Error
+from videollama2.shapes.scene import QUADRANTS, Scene, ShapeObject, make_scene
+
+PROMPTS = {"video": "Describe the video.", "image": "Describe the picture."}
+
+
+def caption(scene: Scene) -> str:
+    """What is in each quadrant: 'top left: red circle moves left early. top right: nothing. ...'."""
+    by_quadrant = {item.quadrant: item for item in scene.objects}
+    parts = []
+    for number, name in enumerate(QUADRANTS):
+        item = by_quadrant.get(number)
+        parts.append(f"{name}: {'nothing' if item is None else describe(item)}.")
+    return " ".join(parts)
+
+
+def describe(item: ShapeObject) -> str:
+    """One object and its behaviour: 'red circle', 'red circle moves left slowly', 'red circle becomes blue'."""
+    name = f"{item.colour} {item.shape}"
+    if item.behaviour in ("appear", "disappear"):
+        return f"{name} {item.behaviour}s"
+    if item.behaviour == "recolour":
+        return f"{name} becomes {item.colour_after}"
+    if item.behaviour == "reshape":
+        return f"{name} becomes {item.shape_after}"
+    if item.behaviour == "bounce_fast":
+        return f"{name} moves fast"
+    if item.behaviour == "still":
+        return name
+    # What crosses once at a steady pace is slow, whichever question it was drawn for.
+    manner = {"slide_early": "early", "slide_late": "late"}.get(item.behaviour, "slowly")
+    return f"{name} moves {item.direction} {manner}"
+
+
+def write_captions(folder: Path) -> int:
+    """Write ``captions.json`` for the set in ``folder``; returns the number of records.
+
+    Raises:
+        DataError: the folder holds no finished set.
+    """
+    try:
+        records = json.loads((folder / "train.json").read_text(encoding="utf-8"))
+        parameters = json.loads((folder / "set.json").read_text(encoding="utf-8"))
+        seed, scenario, objects = parameters["seed"], parameters.get("scenario"), parameters.get("objects")
+    except (OSError, json.JSONDecodeError, KeyError) as error:
+        raise DataError(f"{folder} holds no finished set of python -m videollama2.shapes.sets") from error
+    rows = []
+    for record in records:
+        modality = "video" if "video" in record else "image"
+        scene = make_scene(seed, int(Path(record[modality]).stem), modality, scenario, objects)
+        turns = [
+            {"from": "human", "value": f"<{modality}>\n{PROMPTS[modality]}"},
+            {"from": "gpt", "value": caption(scene)},
+        ]
+        rows.append({"id": f"{record['id']}-caption", modality: record[modality], "conversations": turns})
+    part = folder / ".captions.json.part"
+    part.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n", encoding="utf-8")
+    os.replace(part, folder / "captions.json")
+    return len(rows)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m videollama2.shapes.captions",
+        description="Write captions for a set of the built-in world.",
+    )
+    parser.add_argument("--set", required=True, type=Path, metavar="DIR", help="folder of the finished set")
+    args = parser.parse_args(arguments)
+    try:
+        count = write_captions(args.set)
+    except VideoLlama2Error as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"wrote {count} captions to {args.set / 'captions.json'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""Pretraining of the tiny model's vision encoder, since real models start from a pretrained CLIP.
+
+The built-in world has no captions by the million to contrast, but it knows what it drew. On still scenes, the encoder's
+patches of each quadrant must tell, through one linear layer, the shape and colour there (or that there is nothing) and
+where its centre lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812 - the field's name for it
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+from transformers import get_cosine_schedule_with_warmup
+
+from videollama2.media.pixels import PixelTransform
+from videollama2.model.encoders.clip_siglip import encode_frames
+from videollama2.shapes.scene import COLOURS, SHAPES, SIZE, Scene, make_scene, render
+
+SCENE_SEED = 1_000_003
+"""Seed of the scenes drawn here; no data set uses it."""
+
+STEPS, BATCH, LEARNING_RATE, WARMUP = 2000, 64, 2e-3, 100
+
+QUADRANT_COUNT = 4
+_NAMES = {"shape": SHAPES, "colour": tuple(COLOURS)}
+
+
+class QuadrantProbe(nn.Module):
+    """Linear readings of each quadrant's patches: shape, colour (the last class is 'nothing'), centre."""
+
+    def __init__(self, width: int, patches_per_side: int) -> None:
+        super().__init__()
+        self.side = patches_per_side
+        features = width * patches_per_side**2 // QUADRANT_COUNT
+        self.shape = nn.Linear(features, len(SHAPES) + 1)
+        self.colour = nn.Linear(features, len(COLOURS) + 1)
+        self.centre = nn.Linear(features, 2)
+
+    def forward(self, features_BND: torch.Tensor) -> dict[str, torch.Tensor]:
+        """(B, patches, D) -> values per (B, 4 quadrants)."""
+        B, _, D = features_BND.shape
+        half = self.side // 2
+        quadrants = features_BND.reshape(B, 2, half, 2, half, D).transpose(2, 3).reshape(B, QUADRANT_COUNT, -1)
+        return {name: getattr(self, name)(quadrants) for name in ("shape", "colour", "centre")}
+
+
+Truth = dict[str, torch.Tensor]
+
+
+def quadrant_truth(scene: Scene, frame: int) -> Truth:
+    """What one frame shows in each of the four quadrants.
+
+    ``shape`` and ``colour`` (4,) are classes, the last one 'nothing'; ``centre`` (4, 2) goes from -1 to 1 about the
+    quadrant's own and is NaN where there is nothing.
+    """
+    shape = torch.full((QUADRANT_COUNT,), len(SHAPES))
+    colour = torch.full((QUADRANT_COUNT,), len(COLOURS))
+    centre = torch.full((QUADRANT_COUNT, 2), torch.nan)
+    for item in scene.objects:
+        state = item.state(frame)
+        if state is not None:
+            shape[item.quadrant] = _NAMES["shape"].index(state.shape)
+            colour[item.quadrant] = _NAMES["colour"].index(state.colour)
+            middle = [SIZE // 4 * (1 + 2 * place) for place in (item.quadrant % 2, item.quadrant // 2)]
+            centre[item.quadrant] = 4 * (torch.tensor([state.x, state.y]) - torch.tensor(middle)) / SIZE
+    return {"shape": shape, "colour": colour, "centre": centre}
+
+
+def stack(truths: list[Truth]) -> Truth:
+    """One truth with a new first axis out of many."""
+    return {name: torch.stack([truth[name] for truth in truths]) for name in truths[0]}
+
+
+def draw_batch(first: int, count: int) -> tuple[np.ndarray, Truth]:
+    """Still scenes ``first`` to ``first + count``: frames (B, 128, 128, 3) and :func:`quadrant_truth` (B, 4, ...)."""
+    scenes = [make_scene(SCENE_SEED, first + row, "image") for row in range(count)]
+    frames = np.concatenate([render(scene) for scene in scenes])
+    return frames, stack([quadrant_truth(scene, 0) for scene in scenes])
+
+
+def probe_loss(readings: dict[str, torch.Tensor], truth: Truth) -> torch.Tensor:
+    """Cross entropies of shape and colour + absolute error of the centre where there is something."""
+    there = ~truth["centre"].isnan()
+    classes = sum(F.cross_entropy(readings[name].flatten(0, -2), truth[name].flatten()) for name in _NAMES)
+    return classes + F.l1_loss(readings["centre"][there], truth["centre"][there])
+
+
+def pretrain_encoder(
+    encoder: nn.Module, transform: PixelTransform, select_layer: int, steps: int = STEPS, progress: bool = True
+) -> dict[str, float]:
+    """Train ``encoder`` in place.
+
+    Args:
+        encoder: CLIP vision model whose patches divide into quadrants.
+        transform: its preprocessing.
+        select_layer: hidden state that the connector will read; layers above it stay untrained.
+
+    Returns:
+        accuracies of shape and colour and the mean error of the centre (in quadrant halves) over the last 20 batches.
+    """
+    config = encoder.config
+    probe = QuadrantProbe(config.hidden_size, config.image_size // config.patch_size)
+
+    def read(pixels_BCHW: torch.Tensor) -> dict[str, torch.Tensor]:
+        return probe(encode_frames(encoder, pixels_BCHW, select_layer))
+
+    batches = DrawnBatches(draw_batch, transform, BATCH, steps)
+    return fit([*encoder.parameters(), *probe.parameters()], batches, read, "encoder", progress)
+
+
+@dataclass(frozen=True)
+class DrawnBatches(Dataset):
+    """Batch ``step``: pixels (B, C, H, W) of scenes ``step * size`` on, and what they show.
+
+    Args:
+        draw: first scene, number of scenes -> frames and truth, as :func:`draw_batch`.
+        transform: frames -> pixels.
+    """
+
+    draw: Callable[[int, int], tuple[np.ndarray, Truth]]
+    transform: PixelTransform
+    size: int
+    steps: int
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> tuple[torch.Tensor, Truth]:
+        frames, truth = self.draw(step * self.size, self.size)
+        return self.transform(frames, None), truth
+
+
+def fit(
+    parameters: list[nn.Parameter],
+    batches: DrawnBatches,
+    read: Callable[[torch.Tensor], dict[str, torch.Tensor]],
+    name: str,
+    progress: bool,
+    loss_of: Callable[[dict[str, torch.Tensor], Truth], torch.Tensor] = probe_loss,
+) -> dict[str, float]:
+    """Minimise ``loss_of(read(pixels), truth)``; returns the means of :func:`measure` over the last 20 batches."""
+    steps = len(batches)
+    # Drawing takes as long as learning: another process does it meanwhile. Nothing here is random, so no seed is drawn.
+    drawn = DataLoader(batches, batch_size=None, num_workers=1, generator=torch.Generator())
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.01, betas=(0.9, 0.98))
+    schedule = get_cosine_schedule_with_warmup(optimizer, min(WARMUP, steps // 4), steps)
+    history: list[dict[str, float]] = []
+    bar = tqdm(drawn, desc=name, disable=not progress, mininterval=2.0)
+    for step, (pixels_BCHW, truth) in enumerate(bar):
+        readings = read(pixels_BCHW)
+        loss = loss_of(readings, truth)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        if step >= steps - 20 or step % 50 == 0:
+            history.append(measure(readings, truth))
+            bar.set_postfix({key: f"{value:.3f}" for key, value in history[-1].items()})
+    last = history[-20:]
+    return {key: sum(row[key] for row in last) / len(last) for key in last[0]}
+
+
+@torch.no_grad()
+def measure(readings: dict[str, torch.Tensor], truth: Truth) -> dict[str, float]:
+    """Accuracy of shape and colour, error of the centre; of words, those told and true among those told or true."""
+    there = ~truth["centre"].isnan()
+    result = {name: (readings[name].argmax(-1) == truth[name])[there[..., 0]].float().mean().item() for name in _NAMES}
+    result["centre"] = (readings["centre"] - truth["centre"])[there].abs().mean().item()
+    if "words" in truth:
+        told, true = readings["words"] > 0, truth["words"] > 0
+        result["words"] = ((told & true).sum() / (told | true).sum()).item()
+    return result

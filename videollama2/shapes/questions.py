@@ -1,0 +1,317 @@
+"""The built-in world, part 2: questions about a scene, their answers and the options to choose from.
+
+Ten types. Half can be answered from one frame (STATIC_TYPES); the other half cannot, because the clip played backwards
+or with its frames shuffled would call for another answer (TEMPORAL_TYPES), and that other answer is always among the
+candidates. An object is named by colour and shape, or by the one that does not change where the other does.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+
+from videollama2.shapes.scene import COLOURS, COUNTABLE, QUADRANTS, SHAPES, Scene, ShapeObject
+
+STATIC_TYPES = ("shape", "colour", "count", "position", "existence")
+TEMPORAL_TYPES = ("direction", "order", "change", "speed", "appearance")
+QUESTION_TYPES = STATIC_TYPES + TEMPORAL_TYPES
+
+NUMBERS = ("one", "two", "three", "four")
+DIRECTIONS = ("left", "right", "up", "down")
+OPTIONS = 4
+
+_WORDING = {
+    "shape": ("What shape is the {0} object?", "What is the shape of the {0} object?"),
+    "colour": ("What colour is the {0}?", "What is the colour of the {0}?"),
+    "count": ("How many objects are there?", "How many objects can be seen?"),
+    "position": ("Where is the {0}?", "In which part of the picture is the {0}?"),
+    "existence": ("Is there a {0}?", "Can a {0} be seen?"),
+    "direction": ("In which direction does the {0} move?", "Which way does the {0} move?"),
+    "order": ("What moves first, the {0} or the {1}?", "Which object moves first, the {0} or the {1}?"),
+    "recolour": ("What colour does the {0} become?", "Which colour does the {0} change to?"),
+    "reshape": ("What shape does the {0} object become?", "Which shape does the {0} object change to?"),
+    "speed": ("Does the {0} move fast or slowly?", "Does the {0} move slowly or fast?"),
+    "appearance": ("Does the {0} appear or disappear?", "Does the {0} disappear or appear?"),
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question with its answer and the options, the answer among them.
+
+    ``subject`` is the index of the object asked about (None: the whole scene). ``tells`` are the facts that a reader
+    of question and answer knows, and ``told_by`` the facts any one of which gives this answer away; a dialogue never
+    asks a question after it was told one of them.
+    """
+
+    type: str
+    question: str
+    answer: str
+    candidates: tuple[str, ...]
+    subject: int | None = None
+    tells: frozenset[str] = frozenset()
+    told_by: frozenset[str] = frozenset()
+
+    @property
+    def balance_key(self) -> str:
+        """What must be balanced so that no constant strategy beats chance: the answer, or its place in the question."""
+        if self.type != "order":
+            return self.answer
+        named_first = self.question.split(" first, ")[1].startswith(self.answer + " or ")
+        return "named first" if named_first else "named last"
+
+
+def reference(item: ShapeObject) -> str:
+    """The name of an object that is true of it throughout the clip: 'red circle', 'circle' or 'red object'."""
+    if item.behaviour == "recolour":
+        return item.shape
+    if item.behaviour == "reshape":
+        return f"{item.colour} object"
+    return f"{item.colour} {item.shape}"
+
+
+def questions(scene: Scene, rng: random.Random) -> list[Question]:
+    """Every kind of question the scene supports, at most one per type and object, in a fixed order.
+
+    ``rng`` decides on the wording, the options and their order, and whether existence is asked of something there.
+    """
+    found: list[Question] = []
+    for make in _MAKERS:
+        found.extend(make(scene, rng))
+    return found
+
+
+def choose_dialogue(found: list[Question], rng: random.Random, limit: int) -> list[Question]:
+    """Up to ``limit`` questions in random order, none of which an earlier turn gives away.
+
+    Where the limit binds, each type keeps its first question before any keeps its second. The count is asked first or
+    second: the names in later turns would add up to it.
+    """
+    told: set[str] = set()
+    asked: dict[str, int] = {}
+    order: list[tuple[int, int, Question]] = []
+    for question in _speed_first(rng.sample(found, len(found))):
+        if told & question.told_by:
+            continue
+        told |= question.tells
+        order.append((asked.get(question.type, 0), len(order), question))
+        asked[question.type] = asked.get(question.type, 0) + 1
+    kept = [question for _, _, question in sorted(sorted(order)[:limit], key=lambda row: row[1])]
+    counts = [question for question in kept if question.type == "count"]
+    others = [question for question in kept if question.type != "count"]
+    place = min(rng.randint(0, 1), len(others))
+    return others[:place] + counts + others[place:]
+
+
+def _speed_first(pool: list[Question]) -> list[Question]:
+    """Of one object the speed is asked before the direction, with their places exchanged where it was drawn after.
+
+    Only a slow object has a direction to ask for, so dropping what that gives away would leave mostly fast ones.
+    """
+    ordered = list(pool)
+    places = {(question.type, question.subject): place for place, question in enumerate(pool)}
+    for (kind, subject), place in places.items():
+        other = places.get(("direction", subject), -1)
+        if kind == "speed" and 0 <= other < place:
+            ordered[other], ordered[place] = pool[place], pool[other]
+    return ordered
+
+
+def _ask(
+    rng: random.Random,
+    kind: str,
+    names: tuple[str, ...],
+    answer: str,
+    candidates: list[str],
+    item: int | None,
+    tells: set[str],
+    told_by: set[str],
+) -> Question:
+    return Question(
+        type="change" if kind in ("recolour", "reshape") else kind,
+        question=rng.choice(_WORDING[kind]).format(*names),
+        answer=answer,
+        candidates=tuple(rng.sample(candidates, len(candidates))),
+        subject=item,
+        tells=frozenset(tells),
+        told_by=frozenset(told_by),
+    )
+
+
+def _name(index: int, item: ShapeObject) -> set[str]:
+    """The fact learnt when this object is mentioned: which colour goes with which shape."""
+    return {f"name {index}"} if item.behaviour not in ("recolour", "reshape") else set()
+
+
+def _options(rng: random.Random, answer: str, likely: list[str], every: tuple[str, ...]) -> list[str]:
+    """The answer, then the likely wrong ones, filled up at random to four different options."""
+    rest = [value for value in every if value != answer and value not in likely]
+    wrong = [value for value in likely if value != answer] + rng.sample(rest, len(rest))
+    return [answer, *wrong[: OPTIONS - 1]]
+
+
+def _looks(scene: Scene, rng: random.Random) -> list[Question]:
+    """Shape and colour of objects that keep both."""
+    found = []
+    for index, item in enumerate(scene.objects):
+        if not item.steady:
+            continue
+        facts = _name(index, item)
+        found.append(_ask(rng, "shape", (item.colour,), item.shape, list(SHAPES), index, facts, facts))
+        present = [other.colour for other in scene.objects if other is not item]
+        options = _options(rng, item.colour, present, tuple(COLOURS))
+        found.append(_ask(rng, "colour", (item.shape,), item.colour, options, index, facts, facts))
+    return found
+
+
+def _count(scene: Scene, rng: random.Random) -> list[Question]:
+    if scene.scenario not in COUNTABLE:
+        return []
+    return [_ask(rng, "count", (), NUMBERS[len(scene.objects) - 1], list(NUMBERS), None, set(), set())]
+
+
+def _position(scene: Scene, rng: random.Random) -> list[Question]:
+    return [
+        _ask(
+            rng,
+            "position",
+            (reference(item),),
+            QUADRANTS[item.quadrant],
+            list(QUADRANTS),
+            index,
+            _name(index, item) | {f"place {index}"},
+            {f"place {index}"},
+        )
+        for index, item in enumerate(scene.objects)
+        if item.behaviour not in ("appear", "disappear")
+    ]
+
+
+def _existence(scene: Scene, rng: random.Random) -> list[Question]:
+    """Half of them about a steady object, half about something that is not there but nearly is."""
+    found = []
+    for index, item in enumerate(scene.objects):
+        if not item.steady:
+            continue
+        name = f"name {index}"
+        if rng.random() < 0.5:
+            # Half of the 'no' are given away by a second object's name too. So are these, though it tells nothing:
+            # otherwise more 'yes' than 'no' would be left in dialogues.
+            second = f"name {(index + 1) % len(scene.objects)}" if item.quadrant % 2 else name
+            told_by = {name, second}
+            found.append(_ask(rng, "existence", (reference(item),), "yes", ["yes", "no"], index, {name}, told_by))
+            continue
+        wrong, owners = _absent(scene, rng, index)
+        found.append(_ask(rng, "existence", (wrong,), "no", ["yes", "no"], index, set(), owners))
+    return found
+
+
+def _absent(scene: Scene, rng: random.Random, index: int) -> tuple[str, set[str]]:
+    """Something that is never there, and whose names would show it.
+
+    Half of the time the colour of this object with a shape it has not (one that another object has, if there is one),
+    else its shape in a colour that nothing has.
+    """
+    item = scene.objects[index]
+    used = {colour for other in scene.objects for colour in (other.colour, other.colour_after)}
+    unused = [colour for colour in COLOURS if colour not in used]
+    if unused and rng.random() < 0.5:
+        return f"{rng.choice(unused)} {item.shape}", {f"name {index}"}
+    others = [(n, other.shape) for n, other in enumerate(scene.objects) if n != index]
+    if not others:
+        shape = rng.choice([shape for shape in SHAPES if shape != item.shape])
+        return f"{item.colour} {shape}", {f"name {index}"}
+    owner, shape = rng.choice(others)
+    return f"{item.colour} {shape}", {f"name {index}", f"name {owner}"}
+
+
+def _direction(scene: Scene, rng: random.Random) -> list[Question]:
+    # Having one direction means crossing once, which gives the speed away.
+    return [
+        _ask(
+            rng,
+            "direction",
+            (reference(item),),
+            item.direction,
+            list(DIRECTIONS),
+            index,
+            _name(index, item) | {f"speed {index}"},
+            set(),
+        )
+        for index, item in enumerate(scene.objects)
+        if item.direction is not None
+    ]
+
+
+def _order(scene: Scene, rng: random.Random) -> list[Question]:
+    numbered = list(enumerate(scene.objects))
+    early = [pair for pair in numbered if pair[1].behaviour == "slide_early"]
+    late = [pair for pair in numbered if pair[1].behaviour == "slide_late"]
+    found = []
+    for (first, item), (second, other) in list(product(early, late))[:1]:
+        names = (reference(item), reference(other)) if rng.random() < 0.5 else (reference(other), reference(item))
+        answer = f"the {reference(item)}"
+        tells = _name(first, item) | _name(second, other)
+        options = [answer, f"the {reference(other)}"]
+        found.append(_ask(rng, "order", names, answer, options, first, tells, set()))
+    return found
+
+
+def _change(scene: Scene, rng: random.Random) -> list[Question]:
+    found = []
+    for index, item in enumerate(scene.objects):
+        if item.behaviour == "recolour":
+            options = _options(rng, item.colour_after, [item.colour], tuple(COLOURS))
+            found.append(_ask(rng, "recolour", (item.shape,), item.colour_after, options, index, set(), set()))
+        elif item.behaviour == "reshape":
+            found.append(_ask(rng, "reshape", (item.colour,), item.shape_after, list(SHAPES), index, set(), set()))
+    return found
+
+
+def _speed(scene: Scene, rng: random.Random) -> list[Question]:
+    words = {"bounce_slow": "slowly", "bounce_fast": "fast"}
+    return [
+        _ask(
+            rng,
+            "speed",
+            (reference(item),),
+            words[item.behaviour],
+            ["fast", "slowly"],
+            index,
+            _name(index, item),
+            {f"speed {index}"},
+        )
+        for index, item in enumerate(scene.objects)
+        if item.behaviour in words
+    ]
+
+
+def _appearance(scene: Scene, rng: random.Random) -> list[Question]:
+    words = {"appear": "appears", "disappear": "disappears"}
+    return [
+        _ask(
+            rng,
+            "appearance",
+            (reference(item),),
+            words[item.behaviour],
+            ["appears", "disappears"],
+            index,
+            _name(index, item),
+            set(),
+        )
+        for index, item in enumerate(scene.objects)
+        if item.behaviour in words
+    ]
+
+
+_MAKERS: tuple[Callable[[Scene, random.Random], list[Question]], ...] = (
+    _looks,
+    _count,
+    _position,
+    _existence,
+    _direction,
+    _order,
+    _change,
+    _speed,
+    _appearance,
+)

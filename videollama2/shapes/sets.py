@@ -1,0 +1,361 @@
+"""The built-in world, part 4: the command that writes sets of videos, images and questions.
+
+    python -m videollama2.shapes.sets --out DIR --videos N [--images M] --seed S
+
+A set is a function of its parameters: running the command again writes the same bytes (the videos too, with the same
+versions of the video libraries). Sets of different seeds share no video, so take another seed for a test set.
+
+    DIR/videos/000123.mp4       24 frames of 128 x 128 at 12 frames per second, H.264
+    DIR/images/000045.png
+    DIR/train.json              one record per file: id, video or image (a path relative to DIR), conversations
+    DIR/questions.json          one row per question: id, video or image, type, question, answer, candidates
+    DIR/mvbench/json/TYPE.json  the same questions as far as they are about videos: video, question, candidates, answer
+    DIR/mvbench/video           a link to ../videos; a system without links takes DIR/videos as video folder instead
+    DIR/set.json                the parameters, the version of the world, counts, and whether the set is complete
+
+Every file is written under another name and renamed when it is whole. After an interruption the same command goes on
+where it stopped; with other parameters it refuses the folder.
+"""
+
+import argparse
+import io
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from videollama2.errors import DataError, VideoLlama2Error
+from videollama2.shapes.annotations import MCQ_PROMPT, Annotation, annotate, choose_balanced
+from videollama2.shapes.questions import (
+    QUESTION_TYPES,
+    STATIC_TYPES,
+    TEMPORAL_TYPES,
+    Question,
+    questions,
+)
+from videollama2.shapes.scene import FPS, MOST_OBJECTS, SCENARIOS, Scene, make_scene, render
+
+__all__ = [
+    "MCQ_PROMPT",
+    "QUESTION_TYPES",
+    "STATIC_TYPES",
+    "TEMPORAL_TYPES",
+    "Question",
+    "Scene",
+    "SetParameters",
+    "encode_video",
+    "main",
+    "make_scene",
+    "questions",
+    "render",
+    "write_set",
+]
+
+WORLD_VERSION = 1
+"""Raised whenever the same parameters would give another set."""
+
+
+@dataclass(frozen=True)
+class SetParameters:
+    """What defines a set. Raises DataError for a value that makes no set."""
+
+    videos: int
+    images: int = 0
+    seed: int = 0
+    questions_per_item: int = 8
+    mcq_fraction: float = 0.2
+    balanced_questions: int | None = None
+    scenario: str | None = None
+    objects: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.videos < 0 or self.images < 0 or self.videos + self.images < 1:
+            raise DataError(f"a set needs at least one file, got videos={self.videos}, images={self.images}")
+        if self.scenario is not None and self.scenario not in SCENARIOS:
+            raise DataError(f"scenario {self.scenario!r} is none of {', '.join(SCENARIOS)}")
+        if self.objects is not None and not 1 <= self.objects <= MOST_OBJECTS:
+            raise DataError(f"objects must lie between 1 and {MOST_OBJECTS}, got {self.objects}")
+        if self.questions_per_item < 1:
+            raise DataError(f"questions per item must be at least 1, got {self.questions_per_item}")
+        if not 0 <= self.mcq_fraction <= 1:
+            raise DataError(f"mcq fraction must lie between 0 and 1, got {self.mcq_fraction}")
+        if self.balanced_questions is not None and self.balanced_questions < 1:
+            raise DataError(f"balanced questions must be at least 1, got {self.balanced_questions}")
+
+    def items(self) -> Iterator[tuple[str, int]]:
+        """(modality, index) of every file, videos first."""
+        yield from (("video", index) for index in range(self.videos))
+        yield from (("image", index) for index in range(self.images))
+
+
+def encode_video(frames_THWC: np.ndarray) -> bytes:
+    """H.264 in mp4 from uint8 RGB frames (T, H, W, 3) of even height and width; the same frames give the same bytes."""
+    import av
+
+    frame_count, height, width = frames_THWC.shape[:3]
+    # One colour conversion for the whole clip, as one tall picture: per frame it costs as much as the encoding.
+    tall = av.VideoFrame.from_ndarray(frames_THWC.reshape(-1, width, 3), format="rgb24")
+    planes = tall.reformat(format="yuv420p").to_ndarray().reshape(-1)
+    luma = frame_count * height * width
+    parts = (planes[:luma], planes[luma : luma * 5 // 4], planes[luma * 5 // 4 :])
+    packed = np.concatenate([part.reshape(frame_count, -1) for part in parts], axis=1)
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=FPS, options={"preset": "veryfast", "crf": "18"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.gop_size = 12
+        stream.codec_context.thread_count = 1
+        for pixels in packed.reshape(frame_count, height * 3 // 2, width):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="yuv420p")))
+        container.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def _encode_image(frames_THWC: np.ndarray) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(frames_THWC[0]).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _part_path(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[Path]:
+    """A path to write to, which takes its real name when the block ends well and vanishes otherwise."""
+    part = _part_path(path)
+    try:
+        yield part
+        os.replace(part, path)
+    except OSError as error:
+        raise _write_error(path, error) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _write_error(path: Path, error: OSError) -> DataError:
+    return DataError(f"cannot write {path}: {error.strerror or error}")
+
+
+def _write_file(path: Path, content: bytes) -> None:
+    with _whole_file(path) as part:
+        part.write_bytes(content)
+
+
+@contextmanager
+def _json_list(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A function that adds a row to a JSON list, one line each, so that a set need not fit into memory."""
+    separator = "[\n"
+    with _whole_file(path) as part, part.open("w", encoding="utf-8") as file:
+
+        def add(row: dict[str, Any]) -> None:
+            nonlocal separator
+            try:
+                file.write(separator + json.dumps(row, ensure_ascii=False))
+            except OSError as error:  # here, where it is known which of the open files it was
+                raise _write_error(path, error) from error
+            separator = ",\n"
+
+        yield add
+        file.write("[]\n" if separator == "[\n" else "\n]\n")
+
+
+def _make_item(out: Path, parameters: SetParameters, item: tuple[str, int]) -> Annotation:
+    """Write one file, unless a former run has, and annotate it."""
+    modality, index = item
+    scene = make_scene(parameters.seed, index, modality, parameters.scenario, parameters.objects)
+    file = f"videos/{index:06d}.mp4" if modality == "video" else f"images/{index:06d}.png"
+    if not (out / file).exists():
+        encode = encode_video if modality == "video" else _encode_image
+        _write_file(out / file, encode(render(scene)))
+    return annotate(
+        scene,
+        file,
+        questions_per_item=parameters.questions_per_item,
+        mcq_fraction=parameters.mcq_fraction,
+        every_question=parameters.balanced_questions is not None,
+    )
+
+
+def write_set(
+    out: str | os.PathLike[str],
+    videos: int,
+    images: int = 0,
+    seed: int = 0,
+    *,
+    questions_per_item: int = 8,
+    mcq_fraction: float = 0.2,
+    balanced_questions: int | None = None,
+    scenario: str | None = None,
+    objects: int | None = None,
+    workers: int = 1,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Write a whole set to the folder ``out`` and return the content of its set.json.
+
+    ``balanced_questions`` limits questions.json and mvbench/ to that many questions, equal in number for each type (to
+    within one) and balanced over the answers of each type. With ``scenario`` all clips are about that; ``objects``
+    limits how many a scene has, see :func:`~videollama2.shapes.scene.make_scene`. Raises DataError
+    for parameters that make no set, a folder that holds another set, too few files for the balance, or a file that
+    cannot be written.
+    """
+    parameters = SetParameters(
+        videos, images, seed, questions_per_item, mcq_fraction, balanced_questions, scenario, objects
+    )
+    out = Path(out)
+    _claim(out, parameters)
+    with ExitStack() as stack:
+        items: Iterable[Annotation] = stack.enter_context(_work(out, parameters, workers))
+        if progress:
+            from tqdm import tqdm
+
+            items = tqdm(items, total=videos + images, unit="file", desc=str(out))
+        counts = _write_annotations(out, parameters, items)
+    summary = {**_identity(parameters), "complete": True, "questions": counts}
+    _write_file(out / "set.json", _json(summary))
+    return summary
+
+
+def _identity(parameters: SetParameters) -> dict[str, Any]:
+    return {"world_version": WORLD_VERSION, **asdict(parameters)}
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _claim(out: Path, parameters: SetParameters) -> None:
+    """Take the folder for this set: new, or begun by a run with the same parameters. Raises DataError otherwise."""
+    identity = _identity(parameters)
+    try:
+        for folder in ("videos", "images", "mvbench/json"):
+            (out / folder).mkdir(parents=True, exist_ok=True)
+        if (out / "set.json").exists():
+            _compare(out / "set.json", identity)
+        elif any((out / "videos").glob("*.mp4")) or (out / "train.json").exists():
+            raise DataError(f"{out} holds a data set without set.json; take an empty folder")
+        else:
+            _write_file(out / "set.json", _json({**identity, "complete": False}))
+        for folder in (out, out / "videos", out / "images", out / "mvbench/json"):
+            for left_over in folder.glob(".*.part"):
+                left_over.unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot use folder {out}: {error.strerror or error}") from error
+    _link(out / "mvbench" / "video")
+
+
+def _compare(path: Path, identity: dict[str, Any]) -> None:
+    try:
+        former = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is not readable as JSON ({error}); take an empty folder") from error
+    if not isinstance(former, dict):
+        raise DataError(f"{path} does not describe a set; take an empty folder")
+    for key, value in identity.items():
+        if former.get(key) != value:
+            raise DataError(
+                f"{path} belongs to a set with {key} = {former.get(key)!r}, not {value!r}; take another folder"
+            )
+
+
+def _link(path: Path) -> None:
+    """Give MVBench runners their folder without a second copy; a system without links loses only the short cut."""
+    if not os.path.lexists(path):
+        try:
+            path.symlink_to("../videos", target_is_directory=True)
+        except OSError as error:
+            print(f"no link {path} ({error.strerror or error}): use {path.parents[1] / 'videos'}", file=sys.stderr)
+
+
+@contextmanager
+def _work(out: Path, parameters: SetParameters, workers: int) -> Iterator[Iterable[Annotation]]:
+    """The items in order, made here or by other processes."""
+    make = partial(_make_item, out, parameters)
+    if workers <= 1:
+        yield map(make, parameters.items())
+        return
+    # Spawn: a fork of a process that has threads (torch, decoders) may hang.
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield pool.imap(make, parameters.items(), chunksize=16)
+
+
+def _write_annotations(out: Path, parameters: SetParameters, items: Iterable[Annotation]) -> dict[str, int]:
+    """Write train.json, questions.json and mvbench/json; return the number of questions per type."""
+    counts = dict.fromkeys(QUESTION_TYPES, 0)
+    with ExitStack() as stack:
+        train = stack.enter_context(_json_list(out / "train.json"))
+        listed = stack.enter_context(_json_list(out / "questions.json"))
+        bench = {
+            kind: stack.enter_context(_json_list(out / "mvbench" / "json" / f"{kind}.json")) for kind in QUESTION_TYPES
+        }
+
+        def add(row: dict[str, Any]) -> None:
+            counts[row["type"]] += 1
+            listed(row)
+            if "video" in row:
+                fields = {key: row[key] for key in ("question", "candidates", "answer")}
+                bench[row["type"]]({"video": Path(row["video"]).name, **fields})
+
+        pool: list[tuple[str, dict[str, Any]]] = []
+        for item in items:
+            if item.record["conversations"]:
+                train(item.record)
+            if parameters.balanced_questions is None:
+                for row in item.rows:
+                    add(row)
+            else:
+                pool.extend(zip(item.balance_keys, item.rows, strict=True))
+        if parameters.balanced_questions is not None:
+            for row in choose_balanced(pool, parameters.balanced_questions, parameters.seed):
+                add(row)
+    return counts
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m videollama2.shapes.sets",
+        description="Write a set of short videos of moving shapes with questions and answers.",
+    )
+    parser.add_argument("--out", required=True, type=Path, help="folder of the set")
+    parser.add_argument("--videos", required=True, type=int, help="number of videos")
+    parser.add_argument("--images", default=0, type=int, help="number of still images")
+    parser.add_argument("--seed", required=True, type=int, help="another seed gives another world, without overlap")
+    parser.add_argument("--workers", default=1, type=int, help="processes that draw and encode")
+    parser.add_argument("--questions-per-item", default=8, type=int, help="turns per record at most")
+    parser.add_argument("--mcq-fraction", default=0.2, type=float, help="share of turns in multiple-choice form")
+    parser.add_argument(
+        "--balanced-questions", type=int, help="exactly so many test questions, balanced over types and answers"
+    )
+    parser.add_argument("--scenario", choices=SCENARIOS, help="make all clips about this (default: a mixture)")
+    parser.add_argument(
+        "--objects", type=int, help=f"of a scene at most, unless it needs more (default {MOST_OBJECTS})"
+    )
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit code (0, or 2 after one line that says what is wrong)."""
+    options = vars(_parser().parse_args(arguments))
+    try:
+        summary = write_set(**options, progress=True)
+    except VideoLlama2Error as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for kind, count in summary["questions"].items():
+        print(f"{kind:12} {count}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
