@@ -54,7 +54,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["videollama2", "videollama2.*"]),
-    package_data={"videollama2": ["assets/**/*"]},
+    package_data={"videollama2": ["assets/**/*", "py.typed"]},
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["videollama2=videollama2.cli:main"]},
