@@ -36,6 +36,7 @@ EXTRAS = {
         "pytest>=8",
         "pytest-xdist",
         "ruff",
+        "basedpyright",
         "psutil",
         "decord==0.6.0; platform_machine == 'x86_64'",
         "bitsandbytes>=0.45",

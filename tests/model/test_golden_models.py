@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from videollama2.model.checkpoints import module_name
 
 from tests.conftest import golden_dir
+from videollama2.checkpoints import load_checkpoint
 from videollama2.config import VideoLlama2Config
 from videollama2.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX, VIDEO_TOKEN_INDEX
-from videollama2.loading import load_checkpoint
+from videollama2.model.weight_names import module_name
 from videollama2.processing import collate, expand_placeholders, visual_tokens
 
 NAMES = [row["model"] for row in json.loads((golden_dir() / "summary.json").read_text())]
