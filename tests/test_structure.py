@@ -150,11 +150,14 @@ def test_torch_is_pinned_the_same_everywhere():
     assert "torch==2.13.0\n" in (ROOT / "requirements.txt").read_text()
 
 
-def test_readme_names_only_what_exists():
-    text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize(
+    "name", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+)
+def test_pages_name_only_what_exists(name):
+    text = (ROOT / name).read_text()
     for path in re.findall(r"\b(?:scripts|benchmarks|datasets|eval|videollama2|tests)/[\w./-]+", text):
         path = path.rstrip("./")
-        assert (ROOT / path).exists(), f"README.md names {path}"
+        assert (ROOT / path).exists(), f"{name} names {path}"
 
 
 def test_only_what_holds_a_model_imports_torch():

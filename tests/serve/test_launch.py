@@ -31,10 +31,10 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
 
 
-README = (ROOT / "README.md").read_text().partition("## Serving\n")[2].partition("\n## ")[0]
-COMMANDS = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ").splitlines()
+PAGE = (ROOT / "docs" / "serve.md").read_text()
+COMMANDS = "\n".join(re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)).replace("\\\n", " ").splitlines()
 COMMANDS = [line for line in COMMANDS if line.strip()]
-(PYTHON,) = re.findall(r"```py\n(.*?)```", README, re.DOTALL)
+(PYTHON,) = re.findall(r"```py\n(.*?)```", PAGE, re.DOTALL)
 
 
 def part(name, code=SERVER, **options):

@@ -1,4 +1,4 @@
-"""README's section Evaluate, typed as it stands there, with a real server on loopback as the judge."""
+"""docs/evaluate.md, typed as it stands there, with a real server on loopback as the judge."""
 
 import os
 import re
@@ -16,8 +16,7 @@ pytest.importorskip("openai")
 
 @pytest.mark.slow
 def test_on_a_laptop(tmp_path):
-    section = (ROOT / "README.md").read_text().split("## Evaluate\n")[1].split("\n## ")[0]
-    (commands,) = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+    (commands,) = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "evaluate.md").read_text(), re.DOTALL)
     for name in ("videollama2", "scripts", "tests"):
         (tmp_path / name).symlink_to(ROOT / name)
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "OPENAI_API_KEY", "NPROC", "JUDGE", "OUTPUT", "DATA", "HTTP_PROXY")

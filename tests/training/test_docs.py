@@ -1,4 +1,4 @@
-"""The README's way from a user's own data to an answer, typed as it stands there."""
+"""The way of docs/train.md from a user's own data to an answer, typed as it stands there."""
 
 import re
 import shutil
@@ -14,8 +14,7 @@ from .conftest import environment
 
 @pytest.mark.slow
 def test_own_data_to_an_answer(tmp_path):
-    section = (ROOT / "README.md").read_text().split("## Train\n")[1].split("\n## ")[0]
-    (commands,) = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+    (commands,) = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "train.md").read_text(), re.DOTALL)
     for name in ("videollama2", "scripts"):
         (tmp_path / name).symlink_to(ROOT / name)
     shutil.copytree(ROOT / "datasets", tmp_path / "datasets")

@@ -1,4 +1,4 @@
-"""What the README tells people to type works: its Python runs, its commands exist."""
+"""What README and docs/ tell people to type works: the Python runs, the commands exist, the picture is current."""
 
 import re
 import shlex
@@ -11,12 +11,13 @@ import pytest
 from tests.conftest import ROOT
 from videollama2.shapes.sets import encode_video
 
-TEXT = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = "\n".join(page.read_text() for page in PAGES)
 TINY = "videollama2/assets/videollama2-tiny"
 CLIP = "videollama2/assets/demo/moving_shapes.mp4"
-PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+PYTHON = list(dict.fromkeys(re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)))
 SHELL = "\n".join(re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)).replace("\\\n", " ")
-COMMANDS = [line for line in SHELL.splitlines() if line.strip()]
+COMMANDS = list(dict.fromkeys(line for line in SHELL.splitlines() if line.strip()))
 
 
 @pytest.mark.parametrize("number", range(len(PYTHON)))
@@ -47,3 +48,19 @@ def test_files_named_in_commands_exist():
         for word in shlex.split(line, comments=True):
             if re.match(r"(scripts|benchmarks|videollama2)/\S+\.\w+$", word):
                 assert (ROOT / word).exists(), line
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_picture_is_what_the_code_says():
+    done = subprocess.run([sys.executable, "scripts/draw_map.py", "--check"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
