@@ -87,13 +87,12 @@ def make_random(folder: Path, shape: str = "0.5b", seed: int = 0) -> None:
     import torch
 
     from videollama2.checkpoints import load_checkpoint
-    from videollama2.config import KNOWN_TOWERS, VideoLlama2Config
+    from videollama2.config import VideoLlama2Config
     from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
     from videollama2.processing import VideoLlama2Processor, load_image_processor
 
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    tower = "openai/clip-vit-large-patch14-336"
     config = VideoLlama2Config(
         text_config={
             "model_type": "qwen2",
@@ -102,8 +101,7 @@ def make_random(folder: Path, shape: str = "0.5b", seed: int = 0) -> None:
             "rope_theta": 1e6,
             **SHAPES[shape],
         },
-        vision_config=KNOWN_TOWERS[tower]["vision_config"],
-        mm_vision_tower=tower,
+        mm_vision_tower="openai/clip-vit-large-patch14-336",
         mm_projector_type="stc_connector",
         num_frames=8,
     )

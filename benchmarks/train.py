@@ -93,14 +93,13 @@ def load(name: str) -> tuple[Any, Any]:
     import torch
 
     from videollama2.checkpoints import load_checkpoint
-    from videollama2.config import KNOWN_TOWERS, VideoLlama2Config
+    from videollama2.config import VideoLlama2Config
     from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
     from videollama2.processing import VideoLlama2Processor, load_image_processor
 
     tiny, processor = load_checkpoint("videollama2-tiny", dtype=torch.float32)
     if name == "tiny":
         return tiny, processor
-    tower = "openai/clip-vit-large-patch14-336"
     config = VideoLlama2Config(
         text_config={
             "model_type": "qwen2",
@@ -112,8 +111,7 @@ def load(name: str) -> tuple[Any, Any]:
             "num_key_value_heads": 2,
             "tie_word_embeddings": True,
         },
-        vision_config=KNOWN_TOWERS[tower]["vision_config"],
-        mm_vision_tower=tower,
+        mm_vision_tower="openai/clip-vit-large-patch14-336",
         mm_projector_type="stc_connector",
         num_frames=8,
     )

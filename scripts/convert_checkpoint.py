@@ -90,7 +90,7 @@ def _copy_tokenizer(source: str, target: Path) -> None:
 
 def _write_tower(target: Path, config, processor) -> None:
     """Beside a flat config lies the encoder's own, for encoders that are no hub repository."""
-    from videollama2.config import KNOWN_TOWERS
+    from videollama2.model.encoders import KNOWN_TOWERS
 
     if config.mm_vision_tower in KNOWN_TOWERS:
         return

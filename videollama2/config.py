@@ -21,6 +21,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from videollama2.constants import NUM_FRAMES
 from videollama2.errors import CheckpointError, CheckpointNotFoundError, ConfigError
+from videollama2.model.encoders import KNOWN_TOWERS, known_vision_config, vision_encoder, vision_fields
 
 FLAT_MODEL_TYPES = {
     "videollama2": "mistral",
@@ -30,66 +31,6 @@ FLAT_MODEL_TYPES = {
     "videollama2_qwen2": "qwen2",
 }
 """Published ``model_type`` -> decoder ``model_type``."""
-
-VISION_MODEL_TYPES = ("clip_vision_model", "siglip_vision_model")
-"""Vision encoders whose layer layout :mod:`videollama2.model.encoders.clip_siglip` knows."""
-
-# Architecture and preprocessing of the two published encoders, from their hub pages. With them a published
-# checkpoint opens without asking the network for a second repository.
-KNOWN_TOWERS: dict[str, dict[str, dict[str, Any]]] = {
-    "openai/clip-vit-large-patch14-336": {
-        "vision_config": {
-            "model_type": "clip_vision_model",
-            "hidden_size": 1024,
-            "intermediate_size": 4096,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 16,
-            "image_size": 336,
-            "patch_size": 14,
-            "projection_dim": 768,
-            "hidden_act": "quick_gelu",
-            "layer_norm_eps": 1e-5,
-        },
-        "preprocessor": {
-            "image_processor_type": "CLIPImageProcessor",
-            "crop_size": {"height": 336, "width": 336},
-            "size": {"shortest_edge": 336},
-            "resample": 3,
-            "do_resize": True,
-            "do_center_crop": True,
-            "do_rescale": True,
-            "do_normalize": True,
-            "do_convert_rgb": True,
-            "rescale_factor": 1 / 255,
-            "image_mean": [0.48145466, 0.4578275, 0.40821073],
-            "image_std": [0.26862954, 0.26130258, 0.27577711],
-        },
-    },
-    "google/siglip-so400m-patch14-384": {
-        "vision_config": {
-            "model_type": "siglip_vision_model",
-            "hidden_size": 1152,
-            "intermediate_size": 4304,
-            "num_hidden_layers": 27,
-            "num_attention_heads": 16,
-            "image_size": 384,
-            "patch_size": 14,
-            "hidden_act": "gelu_pytorch_tanh",
-            "layer_norm_eps": 1e-6,
-        },
-        "preprocessor": {
-            "image_processor_type": "SiglipImageProcessor",
-            "size": {"height": 384, "width": 384},
-            "resample": 3,
-            "do_resize": True,
-            "do_rescale": True,
-            "do_normalize": True,
-            "rescale_factor": 1 / 255,
-            "image_mean": [0.5, 0.5, 0.5],
-            "image_std": [0.5, 0.5, 0.5],
-        },
-    },
-}
 
 # Hub options that hold for every repository a checkpoint leads to. A revision does not: it names a state of one.
 OPTIONS_OF_ANY_REPOSITORY = ("token", "cache_dir", "local_files_only")
@@ -143,8 +84,8 @@ class VideoLlama2Config(PreTrainedConfig):
         model_type = kwargs.pop("model_type", self.model_type)
         if text_config is None:
             text_config, kwargs = _split_flat(model_type, kwargs)
-        if vision_config is None and mm_vision_tower in KNOWN_TOWERS:
-            vision_config = KNOWN_TOWERS[mm_vision_tower]["vision_config"]
+        if vision_config is None:
+            vision_config = known_vision_config(mm_vision_tower)
         self.text_config = _as_config("text_config", text_config)
         self.vision_config = _as_vision_config(vision_config)
         self.mm_projector_type = mm_projector_type
@@ -181,8 +122,9 @@ class VideoLlama2Config(PreTrainedConfig):
 
     @property
     def keeps_class_token(self) -> bool:
-        """Whether the connector is given CLIP's class token, as one feature more than there are patches."""
-        return self.mm_vision_select_feature == "cls_patch" and self.vision_config.model_type == "clip_vision_model"
+        """Whether the connector is given the encoder's class token, as one feature more than there are patches."""
+        has_one = vision_encoder(self.vision_config.model_type).has_class_token
+        return has_one and self.mm_vision_select_feature == "cls_patch"
 
     @property
     def flat_model_type(self) -> str:
@@ -316,13 +258,8 @@ def _as_vision_config(value: PreTrainedConfig | dict | None) -> PreTrainedConfig
             "the configuration names no vision encoder that can be found: set vision_config, or mm_vision_tower to a "
             f"folder with a config.json or to one of {', '.join(KNOWN_TOWERS)}"
         )
-    if isinstance(value, dict) and value.get("model_type") in ("clip", "siglip"):
-        value = {**value.get("vision_config", {}), "model_type": f"{value['model_type']}_vision_model"}
-    config = _as_config("vision_config", value)
-    if config.model_type not in VISION_MODEL_TYPES:
-        raise ConfigError(
-            f"vision encoder model_type {config.model_type!r} is not supported; known: {', '.join(VISION_MODEL_TYPES)}"
-        )
+    config = _as_config("vision_config", vision_fields(value) if isinstance(value, dict) else value)
+    vision_encoder(config.model_type)
     return config
 
 
@@ -366,9 +303,7 @@ def complete_flat_dict(config_dict: dict[str, Any], checkpoint: str | Path | Non
     folder = find_tower(name, checkpoint)
     if folder is not None:
         vision = read_json(folder / "config.json")
-    elif name in KNOWN_TOWERS:
-        vision = KNOWN_TOWERS[name]["vision_config"]
-    else:
+    elif (vision := known_vision_config(name)) is None:
         try:
             vision = PreTrainedConfig.get_config_dict(name, **hub)[0]
         except OSError as error:

@@ -25,6 +25,7 @@ from videollama2.checkpoints.full import load_checkpoint
 from videollama2.config import OPTIONS_OF_ANY_REPOSITORY, VideoLlama2Config, find_tower
 from videollama2.errors import CheckpointError, ConfigError
 from videollama2.model.connectors import build_connector
+from videollama2.model.encoders import vision_encoder, vision_fields
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration, check_loading
 from videollama2.model.weight_names import connector_weights
 from videollama2.processing import VideoLlama2Processor, load_image_processor, load_tokenizer
@@ -113,30 +114,17 @@ def _load_decoder(path: str, **options: Any) -> nn.Module:
 def _load_tower(path: str, **options: Any) -> nn.Module:
     """The encoder's pretrained weights. Repositories of whole CLIP models hold a text half too, which is left out."""
     hub = {key: options[key] for key in HUB_OPTIONS if key in options}
-    vision = config_dict_of(path, **hub)
-    model_type = str(vision.get("model_type", ""))
-    if model_type in ("clip", "siglip"):
-        fields = {k: v for k, v in vision.get("vision_config", {}).items() if k != "model_type"}
-        config = AutoConfig.for_model(f"{model_type}_vision_model", **fields)
-    elif model_type in ("clip_vision_model", "siglip_vision_model"):
-        config = AutoConfig.for_model(model_type, **{k: v for k, v in vision.items() if k != "model_type"})
-    else:
-        raise ConfigError(f"{path}: vision encoder model_type {model_type!r} is neither CLIP nor SigLIP")
+    fields = vision_fields(config_dict_of(path, **hub))
     try:
-        tower, info = _tower_class(config).from_pretrained(path, config=config, output_loading_info=True, **options)
+        encoder = vision_encoder(fields.pop("model_type", ""))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    try:
+        tower, info = encoder.load(path, config=AutoConfig.for_model(encoder.model_type, **fields), **options)
     except UNREADABLE as error:
         raise CheckpointError(f"vision encoder {path}: cannot be read ({first_line(error)})") from error
     check_loading({**dict(info), "unexpected_keys": []}, path)
     return tower
-
-
-def _tower_class(config: Any) -> type:
-    import transformers
-
-    return {
-        "clip_vision_model": transformers.CLIPVisionModel,
-        "siglip_vision_model": transformers.SiglipVisionModel,
-    }[config.model_type]
 
 
 def load_connector(model: VideoLlama2ForConditionalGeneration, path: Path) -> None:

@@ -14,6 +14,7 @@ from transformers.modeling_outputs import ModelOutput
 
 from videollama2.config import VideoLlama2Config
 from videollama2.errors import CheckpointError
+from videollama2.model.encoders import VISION_ENCODERS
 
 Videos = torch.Tensor | Sequence[torch.Tensor]
 
@@ -44,7 +45,7 @@ class VideoLlama2PreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     input_modalities = ("image", "video", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = ["CLIPEncoderLayer", "SiglipEncoderLayer", "RegNetBlock"]
+    _no_split_modules = [*(encoder.layer_class for encoder in VISION_ENCODERS.values()), "RegNetBlock"]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True

@@ -29,7 +29,7 @@ from videollama2.model.base import (
     check_loading,
 )
 from videollama2.model.connectors import build_connector, check_class_token
-from videollama2.model.encoders.clip_siglip import build_vision_tower, encode_frames
+from videollama2.model.encoders import encode_frames, vision_encoder
 from videollama2.model.generation import MediaGenerationMixin
 from videollama2.model.loss import linear_cross_entropy
 
@@ -42,7 +42,7 @@ class VideoLlama2Model(VideoLlama2PreTrainedModel):
     def __init__(self, config: VideoLlama2Config) -> None:
         super().__init__(config)
         check_class_token(config.mm_projector_type, config.keeps_class_token)
-        self.vision_tower = build_vision_tower(config)
+        self.vision_tower = vision_encoder(config.vision_config.model_type).build(config.vision_config)
         self.mm_projector = build_connector(config.mm_projector_type, config.mm_hidden_size, config.hidden_size)
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
@@ -196,7 +196,7 @@ class VideoLlama2Model(VideoLlama2PreTrainedModel):
         return total.to(like.dtype)
 
     def _vision_device(self) -> torch.device:
-        return self.vision_tower.embeddings.patch_embedding.weight.device
+        return next(self.vision_tower.parameters()).device
 
     def _to_connector(self, features: torch.Tensor) -> torch.Tensor:
         weight = next(self.mm_projector.parameters(), None)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
 from transformers.utils import cached_file
 
-from videollama2.config import (
-    KNOWN_TOWERS,
-    OPTIONS_OF_ANY_REPOSITORY,
-    VideoLlama2Config,
-    find_tower,
-    read_json,
-)
+from videollama2.config import OPTIONS_OF_ANY_REPOSITORY, VideoLlama2Config, find_tower, read_json
 from videollama2.errors import CheckpointError, VideoLlama2Error
+from videollama2.model.encoders import KNOWN_TOWERS, vision_encoder
 
 # Any of them makes a tokenizer: the fast form, sentencepiece, byte-pair tables.
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -64,24 +60,17 @@ def load_image_processor(name_or_path: str | Path, config: VideoLlama2Config, **
     it; published numbers were made with PIL.
     """
     settings = _find_preprocessor(name_or_path, config, **hub)
-    kind = {"clip_vision_model": "CLIPImageProcessorPil", "siglip_vision_model": "SiglipImageProcessorPil"}
-    return _image_processor_class(kind[config.vision_config.model_type])(**settings)
-
-
-def _image_processor_class(name: str) -> type:
-    import transformers
-
-    return getattr(transformers, name)
+    return vision_encoder(config.vision_config.model_type).image_processor(settings)
 
 
 def _find_preprocessor(name_or_path: str | Path, config: VideoLlama2Config, **hub: Any) -> dict[str, Any]:
     name = config.mm_vision_tower
-    settings = _read_preprocessor(name_or_path, **hub)
+    settings: Mapping[str, Any] | None = _read_preprocessor(name_or_path, **hub)
     if settings is None and name:
         folder = find_tower(name, name_or_path)
         settings = _read_preprocessor(folder) if folder is not None else None
         if settings is None and name in KNOWN_TOWERS:
-            settings = KNOWN_TOWERS[name]["preprocessor"]
+            settings = KNOWN_TOWERS[name].preprocessor
         if settings is None and folder is None:
             settings = _read_preprocessor(name, **{k: v for k, v in hub.items() if k in OPTIONS_OF_ANY_REPOSITORY})
     if settings is None:

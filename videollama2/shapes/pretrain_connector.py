@@ -22,7 +22,7 @@ from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from videollama2.media.frames import uniform_indices
 from videollama2.media.pixels import PixelTransform
-from videollama2.model.encoders.clip_siglip import encode_frames
+from videollama2.model.encoders import encode_frames
 from videollama2.shapes.pretrain_encoder import (
     QUADRANT_COUNT,
     SCENE_SEED,

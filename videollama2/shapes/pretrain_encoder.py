@@ -19,7 +19,7 @@ from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
 from videollama2.media.pixels import PixelTransform
-from videollama2.model.encoders.clip_siglip import encode_frames
+from videollama2.model.encoders import encode_frames
 from videollama2.shapes.scene import COLOURS, SHAPES, SIZE, Scene, make_scene, render
 
 SCENE_SEED = 1_000_003

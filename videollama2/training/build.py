@@ -15,7 +15,7 @@ from videollama2.checkpoints import build_from_parts, load_checkpoint, load_conn
 from videollama2.checkpoints.adapter import has_lora
 from videollama2.config import FLAT_MODEL_TYPES
 from videollama2.errors import CheckpointNotFoundError, ConfigError
-from videollama2.model.encoders.clip_siglip import num_layers_to_run
+from videollama2.model.encoders import vision_encoder
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.processing import VideoLlama2Processor
 from videollama2.training.flags import DataArguments, ModelArguments, TrainingArguments
@@ -208,10 +208,9 @@ def choose_trainable(
 
 def _freeze_unused_layers(tower: nn.Module, select_layer: int) -> None:
     """Weights above the selected layer never run: distributed runs would wait for their gradients."""
-    used = num_layers_to_run(select_layer, len(tower.encoder.layers))
-    names = ("embeddings.", "pre_layrnorm.", *(f"encoder.layers.{i}." for i in range(used)))
-    for name, parameter in tower.named_parameters():
-        parameter.requires_grad_(name.startswith(names))
+    tower.requires_grad_(False)
+    for module in vision_encoder(tower.config.model_type).runs(tower, select_layer):
+        module.requires_grad_(True)
 
 
 def describe_trainable(model: VideoLlama2ForConditionalGeneration) -> str:

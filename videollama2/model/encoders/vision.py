@@ -1,0 +1,100 @@
+"""What all vision encoders share: they are transformers' modules, run up to the selected layer and no further.
+
+Layers are stepped here instead of asking the module for all hidden states: nothing above the selected layer is computed
+or kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from videollama2.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class KnownTower:
+    """A published encoder, so that a checkpoint that only names it opens without asking the network for it.
+
+    Attributes:
+        vision_config: fields of its configuration, without ``model_type``.
+        preprocessor: contents of its ``preprocessor_config.json``.
+    """
+
+    vision_config: Mapping[str, Any]
+    preprocessor: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class VisionEncoder:
+    """One kind of vision encoder: the names of its classes in transformers, its layout and its published sizes.
+
+    Attributes:
+        model_type: of its configuration.
+        pair_type: ``model_type`` of repositories that hold this encoder together with a text encoder.
+        model_class, layer_class, image_processor_class: names in transformers. The image processor is the PIL one:
+            published numbers were made with it.
+        stem: modules that run one after the other before the layers.
+        has_class_token: whether the first feature is no patch.
+        known: name of a hub repository -> what it holds.
+    """
+
+    model_type: str
+    pair_type: str
+    model_class: str
+    layer_class: str
+    image_processor_class: str
+    stem: tuple[str, ...]
+    has_class_token: bool
+    known: Mapping[str, KnownTower] = field(default_factory=dict)
+
+    def build(self, config: Any) -> nn.Module:
+        """The encoder that a configuration describes, with fresh weights."""
+        return _transformers_class(self.model_class)._from_config(config)
+
+    def load(self, name_or_path: str, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
+        """The pretrained encoder and transformers' report of how its weights fitted."""
+        return _transformers_class(self.model_class).from_pretrained(name_or_path, output_loading_info=True, **options)
+
+    def image_processor(self, settings: Mapping[str, Any]) -> Any:
+        """The preprocessing that these fields of a ``preprocessor_config.json`` describe."""
+        return _transformers_class(self.image_processor_class)(**settings)
+
+    def encode(
+        self, tower: nn.Module, pixels_BCHW: torch.Tensor, select_layer: int, select_feature: str = "patch"
+    ) -> torch.Tensor:
+        """Features of the selected layer; see :func:`videollama2.model.encoders.encode_frames`."""
+        size = tower.config.image_size
+        if tuple(pixels_BCHW.shape[-2:]) != (size, size):
+            raise ConfigError(
+                f"frames are {pixels_BCHW.shape[-2]}x{pixels_BCHW.shape[-1]} pixels, "
+                f"the vision encoder takes {size}x{size}"
+            )
+        hidden_BND = pixels_BCHW.to(tower.embeddings.patch_embedding.weight.dtype)
+        for name in self.stem:
+            hidden_BND = getattr(tower, name)(hidden_BND)
+        for layer in tower.encoder.layers[: _layers_to_run(tower, select_layer)]:
+            hidden_BND = layer(hidden_BND, None)
+        return hidden_BND[:, 1:] if self.has_class_token and select_feature == "patch" else hidden_BND
+
+    def runs(self, tower: nn.Module, select_layer: int) -> list[nn.Module]:
+        """The modules of the encoder that :meth:`encode` runs; the others do not matter for its features."""
+        return [
+            *(getattr(tower, name) for name in self.stem),
+            *tower.encoder.layers[: _layers_to_run(tower, select_layer)],
+        ]
+
+
+def _layers_to_run(tower: nn.Module, select_layer: int) -> int:
+    """Layers below hidden state ``select_layer`` (0 is the embedding; negative counts from the last)."""
+    return select_layer if select_layer >= 0 else len(tower.encoder.layers) + 1 + select_layer
+
+
+def _transformers_class(name: str) -> Any:
+    import transformers
+
+    return getattr(transformers, name)
