@@ -11,13 +11,24 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
 from videollama2 import __version__
+from videollama2.commands import CommandParser, add_debug_flag, run_command
 from videollama2.constants import TINY_MODEL_NAME
-from videollama2.errors import ConfigError, VideoLlama2Error
-from videollama2.flags import add_model_flags, model_options
+from videollama2.errors import ConfigError
+from videollama2.flags import (
+    AnswerFlags,
+    add_answer_flags,
+    add_backend_flag,
+    add_bounds_flags,
+    add_model_flags,
+    add_num_frames_flag,
+    frame_options,
+    model_options,
+)
 
 _CHAT_LENGTH = 16384
 """Tokens that a conversation in the terminal may have, where the model has as many positions."""
@@ -34,7 +45,7 @@ _ELSEWHERE = {
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     """The command line; the arguments of the commands in :data:`_ELSEWHERE` only for ``command``."""
-    parser = argparse.ArgumentParser(prog="videollama2", description="Ask videos and images questions.")
+    parser = CommandParser(prog="videollama2", description="Ask videos and images questions.")
     parser.add_argument("--version", action="version", version=f"videollama2 {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_ask(commands.add_parser("ask", help="answer a question about a video or an image"))
@@ -46,7 +57,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
             commands.add_parser(name, help=text)
     demo = commands.add_parser("demo", help="the built-in tiny model answers questions about bundled samples")
     demo.set_defaults(run=_demo)
-    demo.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_debug_flag(demo)
     return parser
 
 
@@ -73,16 +84,11 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     """What every command that answers takes."""
     add_model_flags(parser)
     media = parser.add_argument_group("video")
-    media.add_argument("--start", type=float, metavar="SECONDS", help="use the video from here")
-    media.add_argument("--end", type=float, metavar="SECONDS", help="use the video up to here")
-    media.add_argument("--num-frames", type=int, metavar="N", help="frames to look at (default: the model's)")
-    media.add_argument("--video-backend", default="auto", choices=("auto", "pyav", "decord"), help="video decoder")
-    answer = parser.add_argument_group("answer")
-    answer.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="default %(default)s")
-    answer.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default): no sampling")
-    answer.add_argument("--top-p", type=float, metavar="P", help="when sampling, default 0.9")
-    answer.add_argument("--seed", type=int, metavar="N", help="when sampling: makes the answer repeatable")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_bounds_flags(media)
+    add_num_frames_flag(media)
+    add_backend_flag(media)
+    add_answer_flags(parser.add_argument_group("answer"))
+    add_debug_flag(parser)
 
 
 def _ask(args: argparse.Namespace) -> int:
@@ -94,9 +100,8 @@ def _ask(args: argparse.Namespace) -> int:
         raise ConfigError("the question is empty")
     check_text(args.question, "the question")
     kind = sniff_modality(args.media)
-    video_options = {"--start": args.start, "--end": args.end, "--num-frames": args.num_frames}
-    if kind == "image" and any(value is not None for value in video_options.values()):
-        given = ", ".join(name for name, value in video_options.items() if value is not None)
+    if kind == "image" and frame_options(args):
+        given = ", ".join("--" + name.replace("_", "-") for name in frame_options(args))
         raise ConfigError(f"{args.media} is an image; {given} can only be given for a video")
     options = _generation(args)
     _check_readable(args, kind)
@@ -168,8 +173,7 @@ def _prompt_length(processor: Any, args: argparse.Namespace, kind: str) -> int:
 
 
 def _video_options(args: argparse.Namespace) -> dict[str, Any]:
-    options = {"start": args.start, "end": args.end, "num_frames": args.num_frames}
-    return {name: value for name, value in options.items() if value is not None} | {"backend": args.video_backend}
+    return {**frame_options(args), "backend": args.video_backend}
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -209,24 +213,17 @@ def _check_readable(args: argparse.Namespace, kind: str) -> None:
     if kind == "image":
         load_image(args.media)
         return
-    FrameSampling(num_frames=args.num_frames, start=args.start, end=args.end)
-    read_clip(args.media, FrameSampling(num_frames=1, start=args.start, end=args.end), backend=args.video_backend)
+    sampling = FrameSampling(**frame_options(args))
+    read_clip(args.media, replace(sampling, num_frames=1), backend=args.video_backend)
 
 
 def _generation(args: argparse.Namespace) -> dict[str, Any]:
-    options: dict[str, Any] = {"max_new_tokens": args.max_new_tokens, "do_sample": args.temperature != 0}
-    if not 0 <= args.temperature < float("inf"):
-        raise ConfigError(f"--temperature must be 0 or a positive number, got {args.temperature}")
-    if args.top_p is not None and not 0 < args.top_p <= 1:
-        raise ConfigError(f"--top-p must be above 0 and at most 1, got {args.top_p}")
-    if args.max_new_tokens < 1:
-        raise ConfigError(f"--max-new-tokens must be at least 1, got {args.max_new_tokens} (max_new_tokens)")
-    if args.seed is not None and not 0 <= args.seed < 2**63:
-        raise ConfigError(f"--seed must be from 0 to 2**63 - 1, got {args.seed}")
-    if args.temperature:
-        options["temperature"] = args.temperature
-        if args.top_p is not None:
-            options["top_p"] = args.top_p
+    answer = AnswerFlags.of(args)
+    options: dict[str, Any] = {"max_new_tokens": answer.max_new_tokens, "do_sample": answer.temperature != 0}
+    if answer.temperature:
+        options["temperature"] = answer.temperature
+        if answer.top_p is not None:
+            options["top_p"] = answer.top_p
     return options
 
 
@@ -242,16 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     args = build_parser(next(iter(arguments), None)).parse_args(arguments)
-    try:
-        return args.run(args)
-    except VideoLlama2Error as error:
-        if args.debug:
-            raise
-        # One line, also where a file name or a library's message holds line breaks.
-        print("videollama2: error:", " ".join(str(error).splitlines()), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return run_command(lambda: args.run(args), "videollama2", args.debug)
 
 
 if __name__ == "__main__":

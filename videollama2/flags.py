@@ -1,12 +1,16 @@
-"""Command-line flags that several commands share: the types of their values, and those that choose a model."""
+"""Command-line flags that several commands share: types of values, flags that choose a model, flags of asking."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from videollama2.constants import DEFAULT_MODEL_NAME
+from videollama2.errors import ConfigError
+
+_MOST_SEEDS = 2**63
 
 _PATH_HELP = "videollama2-tiny (built in), a folder, or a hub name"
 _DEVICE_HELP = "cuda, cuda:1, mps or cpu (default: the first of these there is)"
@@ -41,6 +45,87 @@ def model_options(args: argparse.Namespace) -> dict[str, Any]:
     """What the flags say besides the path -> keyword arguments of :func:`videollama2.model_init`."""
     names = ("model_base", "device", "dtype", "attn_implementation", "load_8bit", "load_4bit")
     return {name: getattr(args, name) for name in names}
+
+
+def add_bounds_flags(group: argparse._ActionsContainer) -> None:
+    """Add ``--start`` and ``--end``: the part of a video that is looked at."""
+    group.add_argument("--start", type=float, metavar="SECONDS", help="use videos from here")
+    group.add_argument("--end", type=float, metavar="SECONDS", help="use videos up to here")
+
+
+def add_num_frames_flag(group: argparse._ActionsContainer) -> None:
+    """Add ``--num-frames``."""
+    group.add_argument(
+        "--num-frames", type=int, metavar="N", help="frames of a video to look at (default: the model's)"
+    )
+
+
+def add_backend_flag(group: argparse._ActionsContainer) -> None:
+    """Add ``--video-backend``, for commands that decode videos themselves."""
+    group.add_argument("--video-backend", default="auto", choices=("auto", "pyav", "decord"), help="video decoder")
+
+
+def frame_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What was given of the flags above -> fields of :class:`videollama2.media.frames.FrameSampling`.
+
+    That class checks the values, so ``--num-frames 0`` is refused in the same words by every command.
+    """
+    options = {name: getattr(args, name, None) for name in ("num_frames", "start", "end")}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class AnswerFlags:
+    """How answers are made, as the flags of :func:`add_answer_flags` say.
+
+    Attributes:
+        max_new_tokens: longest answer; None: what the command takes by itself.
+        temperature: 0 takes the likeliest token; above it, tokens are drawn.
+        top_p: share of the likeliest tokens that are drawn from; None: the default of who answers.
+        seed: makes drawn answers repeatable.
+
+    Raises:
+        ConfigError: a value out of range, named as its flag.
+    """
+
+    max_new_tokens: int | None
+    temperature: float
+    top_p: float | None
+    seed: int | None
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> AnswerFlags:
+        """The options that were given on a command line."""
+        return cls(args.max_new_tokens, args.temperature, args.top_p, args.seed)
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ConfigError(f"--max-new-tokens (max_new_tokens) must be at least 1, got {self.max_new_tokens}")
+        if not 0 <= self.temperature < float("inf"):
+            raise ConfigError(f"--temperature must be 0 or a positive number, got {self.temperature}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ConfigError(f"--top-p must be above 0 and at most 1, got {self.top_p}")
+        if self.seed is not None and not 0 <= self.seed < _MOST_SEEDS:
+            raise ConfigError(f"--seed must be from 0 to 2**63 - 1, got {self.seed}")
+
+
+def add_answer_flags(
+    group: argparse._ActionsContainer,
+    max_new_tokens: int | None = 512,
+    top_p: float | None = None,
+    seed: int | None = None,
+    max_new_tokens_help: str = "longest answer (default %(default)s)",
+) -> None:
+    """Add ``--max-new-tokens``, ``--temperature``, ``--top-p`` and ``--seed``, with these defaults."""
+    usual = {True: "", False: " (default %(default)s)"}
+    group.add_argument("--max-new-tokens", type=int, default=max_new_tokens, metavar="N", help=max_new_tokens_help)
+    group.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default): no sampling")
+    group.add_argument(
+        "--top-p", type=float, default=top_p, metavar="P", help=f"when sampling: share drawn from{usual[top_p is None]}"
+    )
+    group.add_argument(
+        "--seed", type=int, default=seed, metavar="N", help=f"when sampling: repeatable answers{usual[seed is None]}"
+    )
 
 
 def number(least: int) -> Callable[[str], int]:

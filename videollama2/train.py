@@ -26,10 +26,11 @@ from accelerate import Accelerator
 from torch.utils.data import ConcatDataset
 from transformers import set_seed
 
+from videollama2.commands import run_command
 from videollama2.data.collator import TrainingCollator
 from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.data.records import PackedRecords, read_sets
-from videollama2.errors import MissingDependencyError, VideoLlama2Error
+from videollama2.errors import MissingDependencyError
 from videollama2.training.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from videollama2.training.build import base_name, build_model, describe_trainable
 from videollama2.training.loss_plot import plot_losses
@@ -125,14 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = _take_bare_debug(arguments)
-    try:
-        train(*parse_arguments(arguments))
-    except VideoLlama2Error as error:
-        if debug:
-            raise
-        print(f"error: {_message(error)}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(lambda: train(*parse_arguments(arguments)), debug=debug, describe=_message)
 
 
 def _take_bare_debug(arguments: list[str]) -> bool:
@@ -143,11 +137,12 @@ def _take_bare_debug(arguments: list[str]) -> bool:
     return False
 
 
-def _message(error: VideoLlama2Error) -> str:
+def _message(error: Exception) -> str:
     """The message alone; one that comes out of a loader worker carries that worker's whole traceback."""
     text = str(error)
     name = f"{type(error).__module__}.{type(error).__name__}: "
-    return text.rpartition(name)[2].strip() if text.startswith("Caught ") else text
+    message = text.rpartition(name)[2].strip() if text.startswith("Caught ") else text
+    return "; ".join(message.splitlines())  # several records may be named, a line each
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from hashlib import sha256
 import numpy as np
 import pytest
 
-from tests.data.test_moving_shapes_dialogues import assert_balanced, names_in
+from tests.shapes.test_questions import assert_balanced, names_in
 from videollama2.errors import ConfigError
 from videollama2.shapes.scene import (
     COLOURS,

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from videollama2.commands import add_debug_flag
 from videollama2.errors import CheckpointError, ConfigError
 
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -64,7 +65,7 @@ def add_merge_command(subparsers: Any) -> None:
     parser.add_argument("out", metavar="OUT", help="new folder for the merged checkpoint")
     parser.add_argument("--model-base", metavar="NAME", help="model under the adapter (default: what it names)")
     parser.add_argument("--dtype", choices=_DTYPES, help="of the weights written (default: the base's)")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_debug_flag(parser)
     parser.set_defaults(run=_merge)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from videollama2.commands import add_debug_flag
 from videollama2.constants import TINY_MODEL_NAME
 from videollama2.data.records import Record, read_sets
 from videollama2.errors import CheckpointNotFoundError, DataError
@@ -142,7 +143,7 @@ def add_data_commands(subparsers: Any) -> None:
         "--model-path", default=TINY_MODEL_NAME, metavar="NAME", help="whose tokens are counted (default %(default)s)"
     )
     check.add_argument("--model-max-length", type=int, metavar="N", help="count the records that are longer")
-    check.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_debug_flag(check)
     check.set_defaults(run=_check)
 
 

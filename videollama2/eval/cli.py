@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from videollama2.flags import add_model_flags, number
+from videollama2.commands import add_debug_flag
+from videollama2.flags import add_answer_flags, add_backend_flag, add_model_flags, add_num_frames_flag, number
 
 Subparsers = Any
 """What ``ArgumentParser.add_subparsers`` returns; argparse does not name it publicly."""
@@ -37,7 +38,7 @@ def add_commands(subparsers: Subparsers) -> None:
 
 def _command(subparsers: Subparsers, name: str, text: str) -> argparse.ArgumentParser:
     parser = subparsers.add_parser(name, help=text, description=text)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_debug_flag(parser)
     parser.set_defaults(run=_late(name))
     return parser
 
@@ -77,19 +78,17 @@ def _run(parser: argparse.ArgumentParser) -> None:
     )
     asked.add_argument("--limit", type=number(1), metavar="N", help="ask only N questions")
     asked.add_argument("--offset", type=number(0), default=0, metavar="N", help="leave the first N out")
-    asked.add_argument("--num-frames", type=number(1), metavar="N", help="frames per video (default: the model's)")
-    asked.add_argument("--video-backend", default="auto", choices=("auto", "pyav", "decord"), help="video decoder")
+    add_num_frames_flag(asked)
+    add_backend_flag(asked)
     asked.add_argument("--strict-data", action="store_true", help="stop at a video that is missing or unreadable")
     answer = parser.add_argument_group("answers")
-    answer.add_argument(
-        "--max-new-tokens",
-        type=number(1),
-        metavar="N",
-        help="default 2048 (published), at most half of the model's positions",
+    add_answer_flags(
+        answer,
+        max_new_tokens=None,
+        top_p=1.0,
+        seed=0,
+        max_new_tokens_help="longest answer (default 2048, as published; at most half of the model's positions)",
     )
-    answer.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default): no sampling")
-    answer.add_argument("--top-p", type=float, default=1.0, metavar="P", help="when sampling (default %(default)s)")
-    answer.add_argument("--seed", type=number(0), default=0, metavar="N", help="when sampling (default %(default)s)")
     answer.add_argument(
         "--batch-size",
         type=number(1),

@@ -14,6 +14,7 @@ from videollama2.errors import ConfigError, DataError
 from videollama2.eval.benchmarks import benchmark, names
 from videollama2.eval.items import PUBLISHED, Benchmark, Row
 from videollama2.eval.rows import Judging, describe_judge, format_cost, judge_rows, judging_cost, option_metrics
+from videollama2.flags import AnswerFlags, frame_options
 
 DATA_ROOT, OUTPUT_ROOT = Path("eval"), Path("eval_output")
 SHOWN = 20
@@ -23,6 +24,7 @@ def run_command(args: argparse.Namespace) -> int:
     """``eval run``: one process of one evaluation; torchrun's environment says which."""
     from videollama2.eval.run import ModelChoice, Plan, run
     from videollama2.eval.runner import AnswerOptions
+    from videollama2.media.frames import FrameSampling
 
     settings = {"subtitles": args.subtitles, "split": args.split, "prompt": args.prompt}
     found = benchmark(args.benchmark).configure(**settings)
@@ -43,7 +45,9 @@ def run_command(args: argparse.Namespace) -> int:
         output=output,
         model=ModelChoice(args.model_path, args.model_base, args.dtype, options),
         options=AnswerOptions(
-            args.num_frames, args.video_backend, args.max_new_tokens, args.temperature, args.top_p, args.seed
+            num_frames=FrameSampling(**frame_options(args)).num_frames,
+            video_backend=args.video_backend,
+            **asdict(AnswerFlags.of(args)),
         ),
         protocol=args.protocol,
         judging=_judging(args, found, output),

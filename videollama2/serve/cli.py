@@ -14,12 +14,22 @@ import json
 import mimetypes
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 from uuid import uuid4
 
+from videollama2.commands import CommandParser, add_debug_flag, run_command
 from videollama2.errors import ConfigError, VideoLlama2Error
-from videollama2.flags import address, number
+from videollama2.flags import (
+    AnswerFlags,
+    add_answer_flags,
+    add_bounds_flags,
+    add_num_frames_flag,
+    address,
+    frame_options,
+)
+from videollama2.media.frames import FrameSampling
 from videollama2.serve.settings import API_KEY_VARIABLE, read_keys
 from videollama2.serve.web.errors import ApiError
 from videollama2.terminal_chat import HELP, TerminalChat
@@ -157,7 +167,7 @@ class RemoteChat(TerminalChat):
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m videollama2.serve.cli",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -183,27 +193,19 @@ def build_parser() -> argparse.ArgumentParser:
         "--api-key-file", type=Path, metavar="FILE", help=f"first line: the key (also: {API_KEY_VARIABLE})"
     )
     media = parser.add_argument_group("video")
-    media.add_argument("--start", type=float, metavar="SECONDS", help="use videos from here")
-    media.add_argument("--end", type=float, metavar="SECONDS", help="use videos up to here")
-    media.add_argument("--num-frames", type=number(1), metavar="N", help="frames to look at (default: the model's)")
-    answer = parser.add_argument_group("answer")
-    answer.add_argument("--max-new-tokens", type=number(1), default=512, metavar="N", help="default %(default)s")
-    answer.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default): no sampling")
-    answer.add_argument("--top-p", type=float, metavar="P", help="when sampling")
-    answer.add_argument("--seed", type=number(0), metavar="N", help="when sampling: makes answers repeatable")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_bounds_flags(media)
+    add_num_frames_flag(media)
+    add_answer_flags(parser.add_argument_group("answer"))
+    add_debug_flag(parser)
     return parser
 
 
 def _open(args: argparse.Namespace) -> RemoteChat:
     keys = read_keys(args.api_key_file)
-    media = {name: getattr(args, name) for name in ("num_frames", "start", "end") if getattr(args, name) is not None}
-    options = {
-        "max_completion_tokens": args.max_new_tokens,
-        "temperature": args.temperature,
-        "top_p": args.top_p,
-        "seed": args.seed,
-    }
+    media = frame_options(args)
+    FrameSampling(**media)
+    options = asdict(AnswerFlags.of(args))
+    options["max_completion_tokens"] = options.pop("max_new_tokens")
     options = {name: value for name, value in options.items() if value is not None}
     chat = RemoteChat(args.controller, args.model, keys[0] if keys else None, media, options)
     chat.choose_model(input if sys.stdin.isatty() else None)
@@ -216,16 +218,7 @@ def _open(args: argparse.Namespace) -> RemoteChat:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     args = build_parser().parse_args(arguments)
-    try:
-        _open(args).run()
-    except (VideoLlama2Error, ApiError) as error:
-        if args.debug:
-            raise
-        print("cli: error:", " ".join(str(error).splitlines()), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return run_command(lambda: _open(args).run(), "cli", args.debug, RemoteChat.errors)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from fastapi import FastAPI, Request, Response
 from pydantic import ValidationError
 from starlette.responses import JSONResponse
 
-from videollama2.errors import VideoLlama2Error
+from videollama2.commands import CommandParser, add_debug_flag, run_command
 from videollama2.flags import port, seconds
 from videollama2.serve.cluster.admission import WorkerAddresses
 from videollama2.serve.cluster.failover import (
@@ -323,7 +323,7 @@ def _add_client_routes(app: FastAPI, controller: Controller) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m videollama2.serve.controller",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -351,7 +351,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="without a byte of an answer, after which a worker is asked whether it lives (default %(default)g)",
     )
     add_security_flags(parser, worker_flags=True, registry=True)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_debug_flag(parser)
     return parser
 
 
@@ -359,18 +359,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     args = build_parser().parse_args(arguments)
     configure_logging(part="controller")
-    try:
-        security = read_security(args)
-        warn_if_open(args.host, security)
-        controller = Controller(
-            Registry(args.dispatch_method, args.expiry), security, Patience(silence=args.worker_silence)
-        )
-        return serve(make_controller_app(controller), args.host, args.port)
-    except VideoLlama2Error as error:
-        if args.debug:
-            raise
-        print("controller: error:", " ".join(str(error).splitlines()), file=sys.stderr)
-        return 2
+    return run_command(lambda: _run(args), "controller", args.debug)
+
+
+def _run(args: argparse.Namespace) -> int:
+    security = read_security(args)
+    warn_if_open(args.host, security)
+    controller = Controller(
+        Registry(args.dispatch_method, args.expiry), security, Patience(silence=args.worker_silence)
+    )
+    return serve(make_controller_app(controller), args.host, args.port)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,11 @@ from pathlib import Path
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
+    from videollama2.commands import CommandParser, add_debug_flag
     from videollama2.flags import address
     from videollama2.serve.page.server import add_page_flags
 
-    parser = argparse.ArgumentParser(description="Web page in front of a controller.")
+    parser = CommandParser(description="Web page in front of a controller.")
     models = parser.add_argument_group("models")
     models.add_argument(
         "--controller-url",
@@ -48,23 +49,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     # As base64, a third larger: what a worker takes by itself (--max-body-mb 128).
     add_page_flags(parser, max_upload_mb=90)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_debug_flag(parser)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     args = build_parser().parse_args(arguments)
-    from videollama2.errors import VideoLlama2Error
-    from videollama2.serve.page.server import report_error
+    from videollama2.commands import run_command
 
-    try:
-        _run(args)
-    except VideoLlama2Error as error:
-        return report_error(error, args.debug)
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return run_command(lambda: _run(args), debug=args.debug)
 
 
 def _run(args: argparse.Namespace) -> None:

@@ -18,11 +18,12 @@ if __name__ == "__main__" and not __package__:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
+    from videollama2.commands import CommandParser, add_debug_flag
     from videollama2.constants import TINY_MODEL_NAME
     from videollama2.flags import add_model_flags
     from videollama2.serve.page.server import add_page_flags
 
-    parser = argparse.ArgumentParser(description="Web page with a model in one process.")
+    parser = CommandParser(description="Web page with a model in one process.")
     model = add_model_flags(
         parser,
         nargs="+",
@@ -34,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--max-length", type=int, metavar="N", help="tokens of a conversation with its answer (default: what fits)"
     )
     add_page_flags(parser, max_upload_mb=256)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_debug_flag(parser)
     return parser
 
 
@@ -66,16 +67,9 @@ def open_engines(args: argparse.Namespace) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     args = build_parser().parse_args(arguments)
-    from videollama2.errors import VideoLlama2Error
-    from videollama2.serve.page.server import report_error
+    from videollama2.commands import run_command
 
-    try:
-        _run(args)
-    except VideoLlama2Error as error:
-        return report_error(error, args.debug)
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return run_command(lambda: _run(args), debug=args.debug)
 
 
 def _run(args: argparse.Namespace) -> None:

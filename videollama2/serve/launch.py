@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from videollama2.commands import add_debug_flag
 from videollama2.constants import DEFAULT_MODEL_NAME
 from videollama2.errors import ConfigError, VideoLlama2Error
 from videollama2.flags import number, port
@@ -81,7 +82,7 @@ def add_serve_command(commands: Any) -> None:
     add_security_flags(parser, worker_flags=True)
     add_media_flags(parser)
     parser.add_argument("--log-prompts", action="store_true", help="write questions to the log")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_debug_flag(parser)
 
 
 @dataclass

@@ -20,8 +20,9 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from videollama2 import flags
+from videollama2.commands import CommandParser, add_debug_flag, run_command
 from videollama2.constants import DEFAULT_MODEL_NAME
-from videollama2.errors import ConfigError, VideoLlama2Error
+from videollama2.errors import ConfigError
 from videollama2.flags import address, number, port, seconds
 from videollama2.serve.cluster.protocol import HEART_BEAT_S
 from videollama2.serve.settings import (
@@ -43,7 +44,7 @@ _log = logging.getLogger("videollama2.serve.model_worker")
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m videollama2.serve.model_worker",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -81,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_security_flags(parser, worker_flags=True)
     add_media_flags(parser)
     parser.add_argument("--log-prompts", action="store_true", help="write questions to the log")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_debug_flag(parser)
     return parser
 
 
@@ -290,15 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from videollama2.serve.web.app import configure_logging
 
     configure_logging(part=f"worker:{args.port}")
-    try:
-        return run(args)
-    except VideoLlama2Error as error:
-        if args.debug:
-            raise
-        print("model_worker: error:", " ".join(str(error).splitlines()), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return run_command(lambda: run(args), "model_worker", args.debug)
 
 
 if __name__ == "__main__":

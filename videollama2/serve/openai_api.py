@@ -19,7 +19,7 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
 
-from videollama2.errors import VideoLlama2Error
+from videollama2.commands import CommandParser, add_debug_flag, run_command
 from videollama2.flags import address, port
 from videollama2.serve.api.reply import ERROR_RESPONSES, ChatCompletion, Model, ModelList, event
 from videollama2.serve.api.request import ChatRequest
@@ -152,7 +152,7 @@ def make_front_app(front: ApiFront, security: Security) -> FastAPI:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m videollama2.serve.openai_api",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -169,7 +169,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="default %(default)s",
     )
     add_security_flags(parser, worker_flags=True)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_debug_flag(parser)
     return parser
 
 
@@ -177,16 +177,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     args = build_parser().parse_args(arguments)
     configure_logging(part="api")
-    try:
-        security = read_security(args)
-        warn_if_open(args.host, security)
-        front = ApiFront(ControllerClient(args.controller, security.credential))
-        return serve(make_front_app(front, security), args.host, args.port)
-    except VideoLlama2Error as error:
-        if args.debug:
-            raise
-        print("openai_api: error:", " ".join(str(error).splitlines()), file=sys.stderr)
-        return 2
+    return run_command(lambda: _run(args), "openai_api", args.debug)
+
+
+def _run(args: argparse.Namespace) -> int:
+    security = read_security(args)
+    warn_if_open(args.host, security)
+    front = ApiFront(ControllerClient(args.controller, security.credential))
+    return serve(make_front_app(front, security), args.host, args.port)
 
 
 if __name__ == "__main__":

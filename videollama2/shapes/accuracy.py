@@ -21,8 +21,9 @@ import torch
 from tqdm import tqdm
 
 from videollama2.checkpoints import load_pretrained_model
+from videollama2.commands import CommandParser, add_debug_flag, run_command
 from videollama2.data.rows import read_rows
-from videollama2.errors import DataError, VideoLlama2Error
+from videollama2.errors import DataError
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.processing import VideoLlama2Processor, expand_placeholders, pad_rows
 from videollama2.prompting import user_messages
@@ -233,7 +234,7 @@ def evaluate(model_path: str, data: str | Path, batch_size: int = 64, progress: 
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m videollama2.shapes.accuracy",
         description="Score a model on a set of the built-in world, as drawn and with shuffled frames.",
     )
@@ -241,21 +242,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", required=True, type=Path, help="folder of the set, with questions.json")
     parser.add_argument("--batch-size", default=64, type=int, help="questions answered together")
     parser.add_argument("--output", type=Path, help="file for scores and answers, JSON")
+    add_debug_flag(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit code (0, or 2 after one line that says what is wrong)."""
     options = _parser().parse_args(argv)
-    try:
-        results = evaluate(options.model, options.data, options.batch_size, progress=True)
-    except VideoLlama2Error as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_command(lambda: _run(options), debug=options.debug)
+
+
+def _run(options: argparse.Namespace) -> None:
+    results = evaluate(options.model, options.data, options.batch_size, progress=True)
     print(results.pop("table"))
     if options.output:
         options.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    return 0
 
 
 if __name__ == "__main__":

@@ -9,13 +9,13 @@ which words go with which visual tokens far sooner than answers of one word can.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
 from pathlib import Path
 
-from videollama2.errors import DataError, VideoLlama2Error
+from videollama2.commands import CommandParser, add_debug_flag, run_command
+from videollama2.errors import DataError
 from videollama2.shapes.scene import QUADRANTS, Scene, ShapeObject, make_scene
 
 PROMPTS = {"video": "Describe the video.", "image": "Describe the picture."}
@@ -77,19 +77,18 @@ def write_captions(folder: Path) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m videollama2.shapes.captions",
         description="Write captions for a set of the built-in world.",
     )
     parser.add_argument("--set", required=True, type=Path, metavar="DIR", help="folder of the finished set")
+    add_debug_flag(parser)
     args = parser.parse_args(arguments)
-    try:
-        count = write_captions(args.set)
-    except VideoLlama2Error as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"wrote {count} captions to {args.set / 'captions.json'}")
-    return 0
+    return run_command(lambda: _run(args.set), debug=args.debug)
+
+
+def _run(folder: Path) -> None:
+    print(f"wrote {write_captions(folder)} captions to {folder / 'captions.json'}")
 
 
 if __name__ == "__main__":

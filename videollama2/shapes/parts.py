@@ -20,8 +20,9 @@ from typing import Any
 
 import torch
 
+from videollama2.commands import CommandParser, add_debug_flag, run_command
 from videollama2.constants import NUM_FRAMES
-from videollama2.errors import ConfigError, VideoLlama2Error
+from videollama2.errors import ConfigError
 from videollama2.media.pixels import PixelTransform
 from videollama2.model.connectors import build_connector
 from videollama2.model.weight_names import CONNECTOR_PREFIX
@@ -272,7 +273,7 @@ def write_parts(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m videollama2.shapes.parts",
         description="Write the language model (untrained) and vision encoder (pretrained) the tiny model starts from.",
     )
@@ -284,23 +285,22 @@ def _parser() -> argparse.ArgumentParser:
         )
     for size in fields(TinySizes):
         parser.add_argument(f"--{size.name.replace('_', '-')}", default=size.default, type=int)
+    add_debug_flag(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit code (0, or 2 after one line that says what is wrong)."""
     options = vars(_parser().parse_args(argv))
-    out, seed = options.pop("out"), options.pop("seed")
-    steps = options.pop("encoder_steps"), options.pop("connector_steps")
-    try:
-        reached = write_parts(out, TinySizes(**options), seed, *steps)
-    except VideoLlama2Error as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    debug = options.pop("debug")
+    return run_command(lambda: _run(**options), debug=debug)
+
+
+def _run(out: Path, seed: int, encoder_steps: int, connector_steps: int, **sizes: int) -> None:
+    reached = write_parts(out, TinySizes(**sizes), seed, encoder_steps, connector_steps)
     for part, values in reached.items():
         print(f"{part}:", *(f"{name} {value:.3f}" for name, value in values.items()))
     print(f"wrote {out}: llm, clip, mm_projector.bin")
-    return 0
 
 
 if __name__ == "__main__":

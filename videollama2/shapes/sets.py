@@ -32,7 +32,8 @@ from typing import Any
 
 import numpy as np
 
-from videollama2.errors import DataError, VideoLlama2Error
+from videollama2.commands import CommandParser, add_debug_flag, run_command
+from videollama2.errors import DataError
 from videollama2.shapes.annotations import MCQ_PROMPT, Annotation, annotate, choose_balanced
 from videollama2.shapes.questions import (
     QUESTION_TYPES,
@@ -323,7 +324,7 @@ def _write_annotations(out: Path, parameters: SetParameters, items: Iterable[Ann
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m videollama2.shapes.sets",
         description="Write a set of short videos of moving shapes with questions and answers.",
     )
@@ -341,20 +342,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--objects", type=int, help=f"of a scene at most, unless it needs more (default {MOST_OBJECTS})"
     )
+    add_debug_flag(parser)
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code (0, or 2 after one line that says what is wrong)."""
     options = vars(_parser().parse_args(arguments))
-    try:
-        summary = write_set(**options, progress=True)
-    except VideoLlama2Error as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    debug = options.pop("debug")
+    return run_command(lambda: _run(**options), debug=debug)
+
+
+def _run(**options: Any) -> None:
+    summary = write_set(**options, progress=True)
     for kind, count in summary["questions"].items():
         print(f"{kind:12} {count}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from videollama2.errors import ConfigError, VideoLlama2Error
+from videollama2.errors import ConfigError
 from videollama2.serve.page.votes import VoteLog
 
 
@@ -222,11 +222,3 @@ def open_log(args: argparse.Namespace) -> VoteLog | None:
         ConfigError: it cannot be written.
     """
     return VoteLog(Path(args.vote_log).resolve()) if args.vote_log else None
-
-
-def report_error(error: VideoLlama2Error, debug: bool) -> int:
-    """Tell an error in one line; returns the exit code."""
-    if debug:
-        raise error
-    print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
-    return 2
