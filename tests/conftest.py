@@ -30,6 +30,12 @@ def golden_dir() -> Path:
     return golden_dirs()[0]
 
 
+def golden_audio_dir() -> Path:
+    """Folder of the reference values of the audio branch: the whole set where it is here, else the part in tests/."""
+    whole = ROOT.parent / "shared" / "golden_audio"
+    return whole if (whole / "summary.json").is_file() else ROOT / "tests" / "golden_audio"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with the most slow tests come first: of several workers, none is left with a long one in the end."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
@@ -39,3 +45,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def golden() -> Path:
     return golden_dir()
+
+
+@pytest.fixture(scope="session")
+def golden_audio() -> Path:
+    return golden_audio_dir()

@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 
 # ``model.encoders`` lies below the rest of ``model``: the configuration asks it which encoders there are.
 FLOORS = {
-    0: ("errors", "constants", "config", "flags", "commands", "_register", "model.encoders"),
+    0: ("errors", "constants", "config", "audio_config", "flags", "commands", "_register", "model.encoders"),
     1: ("prompting", "media", "model", "terminal_chat"),
     2: ("processing", "auto"),
     3: ("checkpoints", "data"),
@@ -26,7 +26,9 @@ FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 ALLOWED = {
     ("config", "model.encoders"),
     ("model.encoders", "errors"),
+    ("model.encoders", "audio_config"),
     ("config", "errors"),
+    ("audio_config", "errors"),
     ("config", "constants"),
     ("flags", "constants"),
     ("flags", "errors"),

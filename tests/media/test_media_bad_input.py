@@ -46,7 +46,7 @@ def test_empty(tmp_path, backend):
 
 def test_text_renamed(tmp_path):
     (tmp_path / "a.mp4").write_text("These are words.\n" * 100)
-    with pytest.raises(MediaError, match="a.mp4: is not a video in a format that can be read"):
+    with pytest.raises(MediaError, match="a.mp4: is not a video or a sound in a format that can be read"):
         open_video(tmp_path / "a.mp4")
 
 
@@ -55,7 +55,7 @@ def test_a_playlist_does_not_open_other_files(tmp_path, plain_mp4):
     (tmp_path / "a.mp4").write_text("\n".join(lines))
     (tmp_path / "b.mp4").write_text(f"ffconcat version 1.0\nfile '{plain_mp4}'\n")
     for name in ("a.mp4", "b.mp4"):
-        with pytest.raises(MediaError, match="is not a video in a format that can be read"):
+        with pytest.raises(MediaError, match="is not a video or a sound in a format that can be read"):
             open_video(tmp_path / name)
 
 
@@ -85,7 +85,7 @@ class TestTruncated:
     @pytest.mark.parametrize("share", [0.05, 0.5, 0.95])
     def test_mp4_with_its_index_behind(self, film, tmp_path, share):
         path = cut(film.write(tmp_path / "a.mp4"), share)
-        with pytest.raises(MediaError, match="a.mp4: the video is truncated or damaged"):
+        with pytest.raises(MediaError, match="a.mp4: the file is truncated or damaged"):
             open_video(path)
 
     def test_mp4_with_its_index_in_front(self, film, tmp_path):

@@ -31,7 +31,7 @@ CONNECTOR_FILES = ("mm_projector.safetensors", "mm_projector.bin")
 ADAPTER_CONFIG = "adapter_config.json"
 
 # What the readers of weight files raise on a damaged, foreign or dangerous file.
-UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, SafetensorError)
+UNREADABLE = (OSError, RuntimeError, ValueError, LookupError, EOFError, pickle.UnpicklingError, SafetensorError)
 
 
 def resolve_name(name_or_path: str | Path) -> str:

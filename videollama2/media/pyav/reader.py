@@ -27,10 +27,10 @@ from videollama2.media.readers import MediaWarning, ReaderBase, check_frame_size
 
 # Containers by FFmpeg's names. Playlists, image sequences and text formats are left out on purpose: they
 # would make FFmpeg open other files than the one that was named.
-# Audio files are in it to be told apart from what is no media at all.
+# Audio files are in it for their sound, and for a video reader to tell them apart from what is no media at all.
 _FORMATS = (
     "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,flv,gif,ogg,asf,h264,hevc,obu,av1,ivf,nut,mxf,dv,rm,wtv,"
-    "yuv4mpegpipe,mp3,wav,aac,flac"
+    "yuv4mpegpipe,mp3,wav,w64,aiff,aac,flac"
 )
 
 # For the decoder: a header can name any size, also in the middle of a stream.
@@ -64,6 +64,33 @@ def narrow(containers: str, codecs: str, max_pixels: int) -> None:
     readers.narrow(max_pixels)
     _FORMATS = containers
     _LIMITS.update(max_pixels=str(max_pixels), codec_whitelist=codecs)
+
+
+def open_container(source: Any, name: str) -> Any:
+    """FFmpeg's container of a path, or of a binary file that can seek; no other file or address is opened.
+
+    Raises:
+        MediaError: the source is no container of a format that is read here.
+    """
+    if hasattr(source, "read"):
+        source.seek(0)
+        target = source
+    else:
+        # Absolute and with a scheme, or a colon in the name would be taken for a protocol.
+        target = "file:" + str(Path(source).absolute())
+    try:
+        return av.open(
+            target,
+            metadata_errors="replace",
+            options={"format_whitelist": _FORMATS, "protocol_whitelist": "file", **_LIMITS},
+        )
+    except av.error.FFmpegError as error:
+        raise MediaError(f"{name}: {_explain(source, error)}") from error
+
+
+def is_much_less(seconds: float, stated: float) -> bool:
+    """Whether so much less was read than a header states that the file must be truncated."""
+    return stated - seconds > max(_MISSING_SECONDS, _MISSING_SHARE * stated)
 
 
 class PyAVReader(ReaderBase):
@@ -104,20 +131,7 @@ class PyAVReader(ReaderBase):
 
     def _open(self) -> None:
         self._release()
-        if hasattr(self._source, "read"):
-            self._source.seek(0)
-            target = self._source
-        else:
-            # Absolute and with a scheme, or a colon in the name would be taken for a protocol.
-            target = "file:" + str(Path(self._source).absolute())
-        try:
-            self._container = av.open(
-                target,
-                metadata_errors="replace",
-                options={"format_whitelist": _FORMATS, "protocol_whitelist": "file", **_LIMITS},
-            )
-        except av.error.FFmpegError as error:
-            raise MediaError(f"{self.name}: {_explain(self._source, error)}") from error
+        self._container = open_container(self._source, self.name)
         self._stream = self._video_stream()
         self._stream.thread_type = "NONE"
         self._stream.codec_context.thread_count = 1
@@ -192,7 +206,7 @@ class PyAVReader(ReaderBase):
     def _warn_of_missing(self, scan: Scan) -> None:
         stated = (self._container.duration or 0) / 1e6
         frames = self._stream.frames
-        is_short = stated - scan.seconds > max(_MISSING_SECONDS, _MISSING_SHARE * stated)
+        is_short = is_much_less(scan.seconds, stated)
         is_sparse = frames - scan.whole > max(1, _MISSING_SHARE * frames)
         if scan.is_cut or scan.whole < scan.seen or is_short or is_sparse or self._is_cut_gif():
             self._warn(
@@ -369,5 +383,5 @@ def _explain(source: Any, error: Exception) -> str:
     if kind == "image":
         return "is a still image, not a video"
     if kind == "video":
-        return f"the video is truncated or damaged ({error.strerror})"
-    return "is not a video in a format that can be read"
+        return f"the file is truncated or damaged ({error.strerror})"
+    return "is not a video or a sound in a format that can be read"

@@ -14,13 +14,12 @@ one by one make a token of it; those that need a square grid refuse it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
 from torch import nn
 
 from videollama2.errors import ConfigError
-from videollama2.model.connectors.mlp import IdentityConnector, LinearConnector, MlpConnector
+from videollama2.model.connectors.mlp import IdentityConnector, LinearConnector, MlpConnector, mlp_depth
 from videollama2.model.connectors.stc import (
     SpatialConvConnector,
     SpatialPoolConnector,
@@ -39,8 +38,6 @@ CONNECTORS: dict[str, Callable[..., nn.Module]] = {
     "spatial_pool": SpatialPoolConnector,
 }
 
-_MLP_NAME = re.compile(r"mlp(\d+)x_gelu")
-
 
 def build_connector(name: str, encoder_hidden_size: int, hidden_size: int) -> nn.Module:
     """Build the connector called ``name``.
@@ -48,10 +45,7 @@ def build_connector(name: str, encoder_hidden_size: int, hidden_size: int) -> nn
     Raises:
         ConfigError: the name is not in :data:`CONNECTORS` and not of the form ``mlpNx_gelu`` with N >= 1.
     """
-    if match := _MLP_NAME.fullmatch(name):
-        depth = int(match.group(1))
-        if depth < 1:
-            raise ConfigError(f"mm_projector_type {name!r}: the number of layers must be at least 1")
+    if depth := mlp_depth(name):
         return MlpConnector(encoder_hidden_size, hidden_size, depth)
     if name not in CONNECTORS:
         raise ConfigError(f"unknown mm_projector_type {name!r}; known: {', '.join(CONNECTORS)}, mlpNx_gelu")
@@ -59,7 +53,7 @@ def build_connector(name: str, encoder_hidden_size: int, hidden_size: int) -> nn
 
 
 def _connector_class(name: str) -> type[nn.Module]:
-    cls = MlpConnector if _MLP_NAME.fullmatch(name) else CONNECTORS.get(name)
+    cls = MlpConnector if mlp_depth(name) else CONNECTORS.get(name)
     if cls is None:
         raise ConfigError(f"unknown mm_projector_type {name!r}; known: {', '.join(CONNECTORS)}, mlpNx_gelu")
     return cls

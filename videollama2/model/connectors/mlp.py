@@ -5,10 +5,14 @@ They subclass the torch module they are, so that their weights keep the publishe
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import nn
 
 from videollama2.errors import ConfigError
+
+_MLP_NAME = re.compile(r"mlp(\d+)x_gelu")
 
 
 class _TimeMean:
@@ -53,7 +57,27 @@ class MlpConnector(_TimeMean, nn.Sequential):
     """``depth`` linear layers with exact GELU between them."""
 
     def __init__(self, encoder_hidden_size: int, hidden_size: int, depth: int) -> None:
-        layers: list[nn.Module] = [nn.Linear(encoder_hidden_size, hidden_size)]
-        for _ in range(depth - 1):
-            layers += [nn.GELU(), nn.Linear(hidden_size, hidden_size)]
-        super().__init__(*layers)
+        super().__init__(*mlp_layers(encoder_hidden_size, hidden_size, depth))
+
+
+def mlp_layers(inputs: int, outputs: int, depth: int) -> list[nn.Module]:
+    """The layers of ``mlpNx_gelu``; their places in the list are their published names."""
+    layers: list[nn.Module] = [nn.Linear(inputs, outputs)]
+    for _ in range(depth - 1):
+        layers += [nn.GELU(), nn.Linear(outputs, outputs)]
+    return layers
+
+
+def mlp_depth(name: str, field: str = "mm_projector_type") -> int | None:
+    """N of ``mlpNx_gelu``; None for any other name.
+
+    Raises:
+        ConfigError: N is 0.
+    """
+    match = _MLP_NAME.fullmatch(name)
+    if match is None:
+        return None
+    depth = int(match.group(1))
+    if depth < 1:
+        raise ConfigError(f"{field} {name!r}: the number of layers must be at least 1")
+    return depth

@@ -1,0 +1,188 @@
+"""``AudioConfig``: the shape of the BEATs encoder and the rules by which a clip is cut out of a sound.
+
+It is ``audio_config`` in ``config.json``. The published checkpoints do not write it; their
+values are the defaults here. Field names of the encoder are those of Microsoft's ``.pt`` files.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from videollama2.errors import ConfigError
+
+# What every published BEATs checkpoint says. Another value describes an encoder that does not exist here.
+_FIXED = {
+    "activation_fn": "gelu",
+    "layer_norm_first": False,
+    "deep_norm": True,
+    "relative_position_embedding": True,
+    "gru_rel_pos": True,
+}
+_POSITIVE = (
+    "input_patch_size",
+    "embed_dim",
+    "encoder_layers",
+    "encoder_embed_dim",
+    "encoder_ffn_embed_dim",
+    "encoder_attention_heads",
+    "conv_pos",
+    "conv_pos_groups",
+    "num_buckets",
+    "max_distance",
+    "sampling_rate",
+    "num_mel_bins",
+    "num_windows",
+    "clip_seconds",
+    "window_seconds",
+    "frame_length_ms",
+    "frame_shift_ms",
+)
+_SHARES = ("dropout", "attention_dropout", "activation_dropout", "dropout_input", "encoder_layerdrop")
+
+
+class AudioConfig(PreTrainedConfig):
+    """Configuration of :class:`videollama2.model.encoders.beats.BeatsModel` and of the sound it is given.
+
+    Args:
+        input_patch_size: side of the square patches of the filter bank, in frames and mel bins.
+        embed_dim: width of the patch embedding, before the projection to ``encoder_embed_dim``.
+        conv_bias: whether the patch embedding has a bias.
+        encoder_layers, encoder_embed_dim, encoder_ffn_embed_dim, encoder_attention_heads: shape of the transformer.
+        dropout, attention_dropout, activation_dropout, dropout_input: shares dropped in training.
+        encoder_layerdrop: share of layers skipped in training.
+        layer_wise_gradient_decay_ratio: what the gradient is multiplied by on its way into each layer's input.
+        conv_pos, conv_pos_groups: kernel and groups of the position convolution.
+        num_buckets, max_distance: buckets of the relative position bias, and the distance from which all share one.
+        finetuned_model, predictor_class: whether there is a classification head, and its number of classes. The head
+            is carried along; language models do not use it.
+        sampling_rate: samples per second the filter bank is computed at.
+        clip_seconds: length every sound is cut or padded to.
+        num_windows, window_seconds: windows that are cut out of the sound of a video.
+        num_mel_bins, frame_length_ms, frame_shift_ms: the filter bank.
+
+    Raises:
+        ConfigError: a value out of its range, or of an encoder this code does not have.
+    """
+
+    model_type = "videollama2_audio"
+
+    def __init__(
+        self,
+        input_patch_size: int = 16,
+        embed_dim: int = 512,
+        conv_bias: bool = False,
+        encoder_layers: int = 12,
+        encoder_embed_dim: int = 768,
+        encoder_ffn_embed_dim: int = 3072,
+        encoder_attention_heads: int = 12,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        activation_dropout: float = 0.0,
+        dropout_input: float = 0.0,
+        encoder_layerdrop: float = 0.05,
+        layer_wise_gradient_decay_ratio: float = 0.6,
+        conv_pos: int = 128,
+        conv_pos_groups: int = 16,
+        num_buckets: int = 320,
+        max_distance: int = 800,
+        finetuned_model: bool = True,
+        predictor_class: int = 527,
+        sampling_rate: int = 16000,
+        clip_seconds: float = 30.0,
+        num_windows: int = 8,
+        window_seconds: float = 2.0,
+        num_mel_bins: int = 128,
+        frame_length_ms: float = 25.0,
+        frame_shift_ms: float = 10.0,
+        **kwargs: Any,
+    ) -> None:
+        for name, only in _FIXED.items():
+            if (given := kwargs.pop(name, only)) != only:
+                raise ConfigError(f"audio_config: {name} must be {only!r}, got {given!r}")
+        # Published: the decoder's width, which hidden_size_a of the model says; the dropout of a head nobody trains.
+        for name in ("hidden_size", "predictor_dropout"):
+            kwargs.pop(name, None)
+        self.input_patch_size = input_patch_size
+        self.embed_dim = embed_dim
+        self.conv_bias = conv_bias
+        self.encoder_layers = encoder_layers
+        self.encoder_embed_dim = encoder_embed_dim
+        self.encoder_ffn_embed_dim = encoder_ffn_embed_dim
+        self.encoder_attention_heads = encoder_attention_heads
+        self.dropout = dropout
+        self.attention_dropout = attention_dropout
+        self.activation_dropout = activation_dropout
+        self.dropout_input = dropout_input
+        self.encoder_layerdrop = encoder_layerdrop
+        self.layer_wise_gradient_decay_ratio = layer_wise_gradient_decay_ratio
+        self.conv_pos = conv_pos
+        self.conv_pos_groups = conv_pos_groups
+        self.num_buckets = num_buckets
+        self.max_distance = max_distance
+        self.finetuned_model = finetuned_model
+        self.predictor_class = predictor_class
+        self.sampling_rate = sampling_rate
+        self.clip_seconds = clip_seconds
+        self.num_windows = num_windows
+        self.window_seconds = window_seconds
+        self.num_mel_bins = num_mel_bins
+        self.frame_length_ms = frame_length_ms
+        self.frame_shift_ms = frame_shift_ms
+        super().__init__(**kwargs)
+        self._check()
+
+    @property
+    def clip_samples(self) -> int:
+        """Samples of a clip."""
+        return round(self.clip_seconds * self.sampling_rate)
+
+    @property
+    def frame_samples(self) -> tuple[int, int]:
+        """(Length, shift) of a filter bank frame in samples."""
+        rate = self.sampling_rate * 0.001
+        return int(rate * self.frame_length_ms), int(rate * self.frame_shift_ms)
+
+    @property
+    def clip_frames(self) -> int:
+        """Filter bank frames of a clip; frames that would reach over its end are left out."""
+        length, shift = self.frame_samples
+        return max(0, 1 + (self.clip_samples - length) // shift)
+
+    def tokens_of(self, frames: int) -> int:
+        """Encoder outputs for so many filter bank frames: whole patches along time, times those along frequency."""
+        return frames // self.input_patch_size * (self.num_mel_bins // self.input_patch_size)
+
+    def _check(self) -> None:
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+                raise ConfigError(f"audio_config: {name} must be a positive number, got {value!r}")
+        for name in _SHARES:
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 <= value < 1:
+                raise ConfigError(f"audio_config: {name} must be at least 0 and below 1, got {value!r}")
+        if not 0 < self.layer_wise_gradient_decay_ratio <= 1:
+            raise ConfigError(
+                "audio_config: layer_wise_gradient_decay_ratio must be above 0 and at most 1, "
+                f"got {self.layer_wise_gradient_decay_ratio!r}"
+            )
+        for name in ("encoder_attention_heads", "conv_pos_groups"):
+            if self.encoder_embed_dim % getattr(self, name):
+                raise ConfigError(
+                    f"audio_config: encoder_embed_dim {self.encoder_embed_dim} must be a multiple of {name} "
+                    f"{getattr(self, name)}"
+                )
+        if self.num_buckets % 4:
+            raise ConfigError(f"audio_config: num_buckets must be a multiple of 4, got {self.num_buckets}")
+        if self.max_distance <= self.num_buckets // 4:
+            raise ConfigError(
+                f"audio_config: max_distance {self.max_distance} must be above a quarter of num_buckets "
+                f"({self.num_buckets})"
+            )
+        if self.clip_frames < self.input_patch_size or self.num_mel_bins < self.input_patch_size:
+            raise ConfigError(
+                f"audio_config: a clip of {self.clip_seconds} s has {self.clip_frames} frames of {self.num_mel_bins} "
+                f"mel bins, less than one patch of {self.input_patch_size}x{self.input_patch_size}"
+            )

@@ -1,0 +1,74 @@
+"""An audio encoder from a file: Microsoft's ``.pt`` (shape and weights), or ``audio_tower.bin`` (weights alone)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from videollama2.audio_config import AudioConfig
+from videollama2.checkpoints.files import UNREADABLE, first_line
+from videollama2.errors import CheckpointError, CheckpointNotFoundError
+from videollama2.model.encoders.beats import BeatsModel
+
+AUDIO_TOWER_PREFIX = "model.audio_tower."
+
+
+def load_beats(path: str | Path, config: AudioConfig | None = None) -> BeatsModel:
+    """The encoder in a file, in float32 and evaluation mode. What a pickle may hold besides weights is not run.
+
+    What the file is, is told by its content: ``{'cfg': ..., 'model': ...}`` as Microsoft writes it, or a flat
+    dictionary of weights as the second published stage writes it, with or without ``model.audio_tower.`` before
+    their names.
+
+    Args:
+        config: shape of a file that does not say its own, and the rules of clips; default: the published values.
+
+    Raises:
+        CheckpointNotFoundError: there is no such file.
+        CheckpointError: it holds no audio encoder, or weights that do not fit.
+        ConfigError: it describes an encoder that this code does not have.
+    """
+    content = _read(Path(path))
+    config = config or AudioConfig()
+    if "cfg" in content and "model" in content:
+        rules = {name: getattr(config, name) for name in ("sampling_rate", "clip_seconds", "num_windows")}
+        rules["window_seconds"] = config.window_seconds
+        config, content = AudioConfig(**{**content["cfg"], **rules}), content["model"]
+    weights = {name.rpartition(AUDIO_TOWER_PREFIX)[2]: tensor for name, tensor in content.items()}
+    model = BeatsModel(config)
+    load_audio_weights(model, weights, str(path))
+    return model.eval()
+
+
+def load_audio_weights(model: BeatsModel, weights: Mapping[str, torch.Tensor], source: str) -> None:
+    """Load an encoder's weights, named as inside it, with all copies of the shared bias table or only the first.
+
+    Raises:
+        CheckpointError: names or shapes of weights that do not fit.
+    """
+    tied = model.get_expanded_tied_weights_keys()
+    try:
+        missing, unexpected = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise CheckpointError(f"{source}: the weights do not fit this audio encoder ({first_line(error)})") from error
+    missing = [name for name in missing if tied.get(name) not in weights]
+    if missing or unexpected:
+        raise CheckpointError(
+            f"{source}: the weights do not fit this audio encoder; missing: {', '.join(missing[:8]) or 'none'}; "
+            f"unexpected: {', '.join(unexpected[:8]) or 'none'}"
+        )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointNotFoundError(f"audio encoder {path}: there is no such file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except UNREADABLE as error:
+        raise CheckpointError(f"audio encoder {path}: cannot be read as weights ({first_line(error)})") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"audio encoder {path}: holds no weights but a {type(content).__name__}")
+    return content

@@ -1,0 +1,303 @@
+"""Sound of any file -> the clip a model hears. Shapes: S samples, T filter bank frames, F mel bins.
+
+There are two ways, as published, and the same sound comes out differently:
+
+* a sound file (:func:`read_sound`): one channel, cut or padded to 30 s at the file's own rate, then resampled as a
+  whole by Fourier transform in float64, so that the padding rings;
+* the sound of a video (:func:`read_video_sound`): all channels mixed and resampled by FFmpeg to 16 bits, of which
+  eight windows of 2 s are joined and padded to 30 s.
+
+Where the published way loses something, there is another beside it: ``channels="mix"``, ``windows="whole"``, and bounds
+in seconds. The middle 30 s of a longer file are taken, not a random part.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import numbers
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from videollama2.errors import MediaError, MissingDependencyError
+from videollama2.media.arrays import is_array
+from videollama2.media.image import check_path, describe_source
+
+if TYPE_CHECKING:
+    import torch
+
+    from videollama2.audio_config import AudioConfig
+    from videollama2.media.pyav.sound import SoundTrack
+
+NO_TRACK = "the video has no sound track: silence is heard"
+"""Note of a :class:`Sound` that stands for a missing track."""
+
+_KEPT_SECONDS = 600
+"""A longer track is decoded twice, once to learn its length, instead of being held in memory."""
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class ClipRules:
+    """How long a clip is and what it is made of; see :class:`videollama2.audio_config.AudioConfig` for the fields."""
+
+    sampling_rate: int = 16000
+    clip_seconds: float = 30.0
+    num_windows: int = 8
+    window_seconds: float = 2.0
+
+    @classmethod
+    def of(cls, config: AudioConfig) -> ClipRules:
+        """The rules of a model."""
+        return cls(config.sampling_rate, config.clip_seconds, config.num_windows, config.window_seconds)
+
+    def samples(self, rate: int) -> int:
+        """Samples of a clip at this rate."""
+        return round(self.clip_seconds * rate)
+
+
+@dataclass(frozen=True)
+class SoundSampling:
+    """Which part of a sound is heard.
+
+    Attributes:
+        start, end: bounds in seconds, of a video from its first picture; None leaves that side open.
+        channels: "published" hears the first channel of a sound file (videos are always mixed), "mix" the mean of all.
+        windows: "published" never reaches the end of a video's sound, "whole" spreads the windows up to it.
+        crop_start: where more sound was chosen than a clip is long, the first sample heard, counted from the first one
+            chosen, at the file's own rate (of a video, at the model's); None takes the middle.
+
+    Raises:
+        MediaError: a value breaks one of these rules.
+    """
+
+    start: float | None = None
+    end: float | None = None
+    channels: Literal["published", "mix"] = "published"
+    windows: Literal["published", "whole"] = "published"
+    crop_start: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("start", self.start), ("end", self.end)):
+            if value is not None and (not isinstance(value, numbers.Real) or not math.isfinite(value) or value < 0):
+                raise MediaError(f"{name} {value!r} of a sound is not a number of seconds from 0")
+        if self.end is not None and self.end <= (self.start or 0):
+            raise MediaError(f"end {self.end} s of a sound is not after its start {self.start or 0} s")
+        if self.channels not in ("published", "mix"):
+            raise MediaError(f"channels {self.channels!r} is neither 'published' nor 'mix'")
+        if self.windows not in ("published", "whole"):
+            raise MediaError(f"windows {self.windows!r} is neither 'published' nor 'whole'")
+        if self.crop_start is not None and (not isinstance(self.crop_start, int) or self.crop_start < 0):
+            raise MediaError(f"crop_start {self.crop_start!r} is not a number of samples from 0")
+
+
+@dataclass(frozen=True, eq=False)
+class Sound:
+    """A clip ready for the filter bank.
+
+    Attributes:
+        wave_S: samples at the model's rate, full scale 1; float64 of a sound file, float32 of a video (published).
+        spans: the parts of the track that are heard, (first, last + 1) in samples: of a sound file at its own rate, of
+            a video at the model's.
+        seconds: length of the track; 0 without one.
+        note: what the listener should know, or None.
+        name: path or description of the source.
+    """
+
+    wave_S: np.ndarray  # noqa: N815
+    spans: list[Span]
+    seconds: float
+    note: str | None
+    name: str
+
+
+def read_sound(source: Any, rules: ClipRules | None = None, sampling: SoundSampling | None = None) -> Sound:
+    """The clip of a sound file, or of the sound track of any other file.
+
+    Args:
+        source: path, bytes or a binary file in any container PyAV reads.
+
+    Raises:
+        MediaNotFoundError: the path does not exist.
+        MediaError: the source has no sound that can be decoded, none at all within the bounds, or breaks a limit of
+            :mod:`videollama2.media.pyav.sound`.
+        MissingDependencyError: PyAV is not installed.
+    """
+    rules, sampling = rules or ClipRules(), sampling or SoundSampling()
+    track = _track(source)
+    if not track.is_there:
+        raise MediaError(f"{track.name}: has no sound track")
+    rate = track.rate
+    length = rules.samples(rate)
+
+    def choose(total: int) -> list[Span]:
+        first, last = _bounds(total, rate, sampling, track)
+        return [_crop(first, last, length, sampling.crop_start, track.name)]
+
+    channels = "mix" if sampling.channels == "mix" else "first"
+    pieces, spans, total = _cut(lambda: track.samples(channels), choose, rate)
+    wave_S = _padded(pieces, length)
+    if rate != rules.sampling_rate:
+        wave_S = resample(wave_S, rules.samples(rules.sampling_rate))
+    return Sound(wave_S, spans, total / rate, None, track.name)
+
+
+def read_video_sound(source: Any, rules: ClipRules | None = None, sampling: SoundSampling | None = None) -> Sound:
+    """The windows of a video's sound. A video without a track is silent, and :attr:`Sound.note` says so.
+
+    Args:
+        source: as :func:`read_sound`; also what else is a video: a folder or list of frames, an array, all silent.
+
+    Raises:
+        As :func:`read_sound`, except where there is no track.
+    """
+    rules, sampling = rules or ClipRules(), sampling or SoundSampling()
+    rate = rules.sampling_rate
+    track = None if _is_frames(source) else _track(source)
+    if track is None or not track.is_there:
+        silence_S = np.zeros(rules.samples(rate), np.float32)
+        return Sound(silence_S, [], 0.0, NO_TRACK, describe_source(source))
+
+    def choose(total: int) -> list[Span]:
+        first, last = _bounds(total, rate, sampling, track)
+        is_whole = sampling.windows == "whole"
+        spans = window_spans(last - first, rate, rules.num_windows, rules.window_seconds, is_whole)
+        return [(first + start, min(first + end, last)) for start, end in spans]
+
+    pieces, spans, total = _cut(lambda: track.resampled(rate), choose, rate)
+    wave_S = np.concatenate(pieces).astype(np.float32) / 2.0**15
+    start, end = _crop(0, len(wave_S), rules.samples(rate), sampling.crop_start, track.name)
+    return Sound(_padded([wave_S[start:end]], rules.samples(rate)), spans, total / rate, None, track.name)
+
+
+def sound_features(sound: Sound, config: AudioConfig) -> torch.Tensor:
+    """``fbank_1TF`` of a clip as models take it, in bfloat16: they were trained on rounded values."""
+    import torch
+
+    from videollama2.media.filter_bank import log_filter_bank
+
+    fbank_TF = log_filter_bank(
+        torch.from_numpy(sound.wave_S), config.sampling_rate, config.num_mel_bins, config.frame_samples
+    )
+    return fbank_TF.to(torch.bfloat16).unsqueeze(0)
+
+
+def window_spans(
+    samples: int, rate: int, num_windows: int = 8, window_seconds: float = 2.0, whole: bool = False
+) -> list[Span]:
+    """``num_windows`` windows spread over a track, (first, last + 1) in samples; the last may reach over its end.
+
+    A track shorter than a window gives the same one each time. Source: ``ConstantClipsPerVideoSampler`` of pytorchvideo
+    0.1.5, whose last window starts at 7/8 of the room there is; with ``whole`` it ends with the track.
+    """
+    window = Fraction(window_seconds)
+    room = Fraction(max(samples / rate - window_seconds, 0.0))  # the rounding of this float is published
+    steps = max(num_windows - 1, 1) if whole else num_windows
+    starts = [room * i / steps for i in range(num_windows)]
+    return [(math.floor(rate * start), math.floor(rate * (start + window))) for start in starts]
+
+
+def resample(wave_S: np.ndarray, samples: int) -> np.ndarray:
+    """The wave with another number of samples, by Fourier transform: as if it repeated for ever.
+
+    Source: ``scipy.signal.resample``.
+    """
+    before, shared = len(wave_S), min(len(wave_S), samples)
+    spectrum_K = np.zeros(samples // 2 + 1, np.complex128)
+    spectrum_K[: shared // 2 + 1] = np.fft.rfft(wave_S)[: shared // 2 + 1]
+    if shared % 2 == 0 and before != samples:
+        # The frequency of half the lower rate stands for itself and its mirror image.
+        spectrum_K[shared // 2] *= 2.0 if samples < before else 0.5
+    return np.fft.irfft(spectrum_K, samples) * (samples / before)
+
+
+def _is_frames(source: Any) -> bool:
+    """Whether this is a video of single frames, which has no sound."""
+    if isinstance(source, (str, os.PathLike)):
+        return check_path(source).is_dir()
+    return is_array(source) or isinstance(source, (list, tuple))
+
+
+def _track(source: Any) -> SoundTrack:
+    name = describe_source(source)
+    if isinstance(source, (str, os.PathLike)):
+        source = check_path(source)
+        if source.is_dir():
+            raise MediaError(f"{name}: is a folder, not a sound")
+    elif isinstance(source, (bytes, bytearray, memoryview)):
+        source = io.BytesIO(source)
+    elif not hasattr(source, "read"):
+        raise MediaError(f"{name}: a {type(source).__name__} is not a sound")
+    try:
+        from videollama2.media.pyav.sound import SoundTrack
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError("reading sound needs PyAV: pip install av") from error
+    return SoundTrack(source, name)
+
+
+def _bounds(total: int, rate: int, sampling: SoundSampling, track: SoundTrack) -> Span:
+    """The part of a track between the bounds, in samples."""
+    if total == 0:
+        raise MediaError(f"{track.name}: its sound track is empty (0 s)")
+    first = 0 if sampling.start is None else max(0, round((sampling.start - track.offset) * rate))
+    last = total if sampling.end is None else min(total, round((sampling.end - track.offset) * rate))
+    if first >= last:
+        raise MediaError(
+            f"{track.name}: there is no sound between {sampling.start or 0:g} s and "
+            f"{'its end' if sampling.end is None else f'{sampling.end:g} s'}; it is {total / rate:.2f} s long"
+        )
+    return first, last
+
+
+def _crop(first: int, last: int, length: int, start: int | None, name: str) -> Span:
+    """At most ``length`` samples: from ``start`` on (counted from ``first``), else the middle ones."""
+    spare = last - first - length
+    if start is None:
+        start = max(0, spare // 2)
+    elif start > max(0, spare):
+        raise MediaError(f"{name}: a clip of {length} samples cannot start at sample {start} of {last - first}")
+    return first + start, min(first + start + length, last)
+
+
+def _cut(
+    read: Callable[[], Iterable[np.ndarray]], choose: Callable[[int], list[Span]], rate: int
+) -> tuple[list[np.ndarray], list[Span], int]:
+    """(Parts of a track, their spans, samples of the track), where the spans depend on the track's length."""
+    kept: list[np.ndarray] | None = []
+    total = 0
+    for piece in read():
+        total += len(piece)
+        if kept is not None:
+            kept.append(piece)
+            if total > _KEPT_SECONDS * rate:
+                kept = None
+    spans = choose(total)
+    if kept is None:
+        return _collect(read(), spans), spans, total
+    whole_S = np.concatenate(kept)
+    return [whole_S[start:end] for start, end in spans], spans, total
+
+
+def _collect(pieces: Iterable[np.ndarray], spans: Sequence[Span]) -> list[np.ndarray]:
+    """The spans of a track that comes in pieces, in one pass."""
+    found: list[list[np.ndarray]] = [[] for _ in spans]
+    at, stop = 0, max(end for _, end in spans)
+    for piece in pieces:
+        for (start, end), parts in zip(spans, found, strict=True):
+            if start < at + len(piece) and at < end:
+                parts.append(piece[max(start - at, 0) : end - at].copy())
+        at += len(piece)
+        if at >= stop:
+            break
+    return [np.concatenate(parts) for parts in found]
+
+
+def _padded(pieces: Sequence[np.ndarray], samples: int) -> np.ndarray:
+    wave_S = np.concatenate(pieces)
+    return np.concatenate([wave_S, np.zeros(samples - len(wave_S), wave_S.dtype)])

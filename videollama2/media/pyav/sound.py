@@ -1,0 +1,206 @@
+"""The sound of a file through PyAV (FFmpeg), decoded piece by piece: memory does not grow with its length."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import av
+import numpy as np
+from av.stream import Discard
+
+from videollama2.errors import MediaError
+from videollama2.media.pyav.reader import is_much_less, open_container
+from videollama2.media.readers import MediaWarning
+
+MAX_SECONDS = 6 * 3600
+"""Longest sound that is decoded, in seconds."""
+
+MAX_STREAMS = 64
+"""Most streams of a file that is opened for its sound."""
+
+# What one unit of each sample format is worth, so that full scale is 1.
+_FULL_SCALE = {"u1": 2.0**7, "i2": 2.0**15, "i4": 2.0**31, "i8": 2.0**63, "f4": 1.0, "f8": 1.0}
+
+_ROUNDING, _AUDIBLE_GAP = 0.005, 0.1  # seconds
+
+Channels = Literal["first", "mix"]
+
+
+class SoundTrack:
+    """The sound track of a file: the one with the most channels where there are several (FFmpeg's choice).
+
+    Attributes:
+        name: how messages call the file.
+        is_there: whether the file has a sound track.
+        rate: samples per second; None without a track.
+        offset: seconds from the first picture to the first sample; 0 without a picture.
+
+    Args:
+        source: path of an existing file, or a binary file that can seek (it is not closed here).
+
+    Raises:
+        MediaError: the file cannot be opened, has too many streams, or a track that no decoder is there for.
+    """
+
+    def __init__(self, source: Any, name: str) -> None:
+        self.name, self._source = name, source
+        with self._open() as container:
+            stream = container.streams.best("audio")
+            self.is_there = stream is not None
+            self.rate = stream.rate if self.is_there else None
+            self.offset = _offset(container, stream) if self.is_there else 0.0
+        if self.is_there and not self.rate:
+            raise MediaError(f"{name}: the sampling rate of its sound is unknown; the file is damaged")
+
+    def samples(self, channels: Channels = "first") -> Iterator[np.ndarray]:
+        """Pieces of the track at its own rate, float64, full scale 1.
+
+        Args:
+            channels: the first one alone, or the mean of all.
+        """
+        for frame in self._frames():
+            if frame.sample_rate != self.rate:
+                raise MediaError(
+                    f"{self.name}: its sound changes from {self.rate} to {frame.sample_rate} samples per second"
+                )
+            yield _to_float(frame, channels)
+
+    def resampled(self, rate: int) -> Iterator[np.ndarray]:
+        """Pieces of the track, all channels mixed into one by FFmpeg, int16 at another rate.
+
+        Times that the container gives are ignored, as ``ffmpeg -f s16le`` ignores them: no gap is filled.
+        """
+        resampler = av.AudioResampler("s16", "mono", rate)
+        for frame in self._frames():
+            frame.pts = None
+            yield from self._resample(resampler, frame)
+        yield from self._resample(resampler, None)
+
+    def _resample(self, resampler: av.AudioResampler, frame: Any) -> Iterator[np.ndarray]:
+        try:
+            pieces = resampler.resample(frame)
+        except (av.error.FFmpegError, ValueError) as error:
+            raise MediaError(
+                f"{self.name}: its sound changes its form in the middle and cannot be resampled"
+            ) from error
+        for piece in pieces:
+            yield piece.to_ndarray()[0]
+
+    def _open(self) -> Any:
+        container = open_container(self._source, self.name)
+        if len(container.streams) > MAX_STREAMS:
+            count = len(container.streams)
+            container.close()
+            raise MediaError(f"{self.name}: has {count} streams, more than {MAX_STREAMS}")
+        return container
+
+    def _frames(self) -> Iterator[Any]:
+        """Decoded frames in order; in the end, what was lost on the way is judged."""
+        with self._open() as container:
+            stream = container.streams.best("audio")
+            if stream.codec_context is None:
+                raise MediaError(f"{self.name}: there is no decoder for its sound")
+            for other in container.streams:
+                other.discard = Discard.default if other is stream else Discard.all
+            stream.codec_context.thread_count = 1
+            progress = _Progress()
+            for frames, is_damaged in _decoded(container, stream):
+                for frame in frames:
+                    progress.add(frame)
+                    if progress.seconds > MAX_SECONDS:
+                        raise MediaError(f"{self.name}: its sound is longer than {MAX_SECONDS / 3600:g} hours")
+                    yield frame
+                if is_damaged:
+                    progress.damaged_since = progress.seconds
+            stated = float(stream.duration * stream.time_base) if stream.duration else 0.0
+        self._judge(progress, stated)
+
+    def _judge(self, progress: _Progress, stated: float) -> None:
+        read, lost = progress.seconds, progress.lost
+        if progress.is_broken and is_much_less(read, read + lost):
+            raise MediaError(f"{self.name}: {lost:.2f} s of its sound cannot be decoded; {read:.2f} s can")
+        if progress.is_broken or lost > _AUDIBLE_GAP:
+            problem = f"{lost:.2f} s of sound are missing; the sound behind them comes earlier"
+        elif progress.damaged_since is not None or is_much_less(read, stated):
+            problem = f"the file is damaged or truncated; the {read:.2f} s of sound that can be read are used"
+        else:
+            return
+        warnings.warn(f"{self.name}: {problem}", MediaWarning, stacklevel=2)
+
+
+@dataclass
+class _Progress:
+    """How much of a track was decoded.
+
+    Attributes:
+        seconds: sound so far.
+        lost: seconds missing between frames, by their times.
+        damaged_since: where something could not be decoded and no sound has come since.
+        is_broken: whether sound came after such a place.
+    """
+
+    seconds: float = 0.0
+    lost: float = 0.0
+    damaged_since: float | None = None
+    is_broken: bool = False
+    _expected: float | None = None
+
+    def add(self, frame: Any) -> None:
+        """Count a frame."""
+        seconds = frame.samples / frame.sample_rate
+        if self.damaged_since is not None:
+            self.is_broken, self.damaged_since = True, None
+        if frame.pts is not None:
+            time = float(frame.pts * frame.time_base)
+            # Containers round times, some to milliseconds.
+            if self._expected is not None and time - self._expected > _ROUNDING:
+                self.lost += time - self._expected
+            self._expected = time + seconds
+        self.seconds += seconds
+
+
+def _decoded(container: Any, stream: Any) -> Iterator[tuple[list[Any], bool]]:
+    """(Frames, whether something could not be read or decoded) for each packet."""
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets)
+        except StopIteration:
+            return
+        except (av.error.FFmpegError, IndexError):  # PyAV raises the latter when a stream appears on the way
+            yield _flushed(stream), False
+            yield [], True
+            return
+        try:
+            yield stream.decode(packet), False
+        except av.error.EOFError:
+            return
+        except av.error.FFmpegError:
+            yield [], True
+
+
+def _flushed(stream: Any) -> list[Any]:
+    try:
+        return stream.decode(None)
+    except av.error.FFmpegError:
+        return []
+
+
+def _to_float(frame: Any, channels: Channels) -> np.ndarray:
+    values_CS = frame.to_ndarray()
+    if not frame.format.is_planar:
+        values_CS = values_CS.reshape(-1, len(frame.layout.channels)).T
+    kind = values_CS.dtype.str[1:]
+    chosen_CS = values_CS[:1] if channels == "first" else values_CS
+    centre = _FULL_SCALE[kind] if kind.startswith("u") else 0.0
+    return ((chosen_CS.astype(np.float64) - centre) / _FULL_SCALE[kind]).mean(axis=0)
+
+
+def _offset(container: Any, stream: Any) -> float:
+    pictures = container.streams.best("video")
+    if pictures is None or pictures.start_time is None or stream.start_time is None:
+        return 0.0
+    return float(stream.start_time * stream.time_base - pictures.start_time * pictures.time_base)

@@ -1,0 +1,315 @@
+"""BEATs: filter bank of a sound -> features, a transformer over 16x16 patches (Chen et al., arXiv 2212.09058).
+
+Shapes: B sounds, T filter bank frames, F mel bins, L tokens, D width, H heads, W width of a head. Tokens run along
+time, and along frequency within one step of time. Weight names are those of Microsoft's ``.pt`` files.
+
+Every layer normalises after adding the residual, which is scaled up for it ("deep norm"). Attention adds a bias that
+depends on the distance of two tokens in that order, one table for all layers, scaled by a gate of each query.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812 - the field's name for it
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput
+
+from videollama2.audio_config import AudioConfig
+from videollama2.errors import ConfigError, MediaError
+
+FBANK_MEAN = 15.41663
+FBANK_STD = 6.55582
+"""Mean and standard deviation of the filter banks BEATs was pretrained on."""
+
+_BIAS_TABLE = "encoder.layers.{}.self_attn.relative_attention_bias.weight"
+
+
+class BeatsModel(PreTrainedModel):
+    """The encoder. Its layers share one table of position biases, declared as tied weights."""
+
+    config_class = AudioConfig
+    main_input_name = "fbank"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["BeatsLayer"]
+    _tied_weights_keys = {
+        r"encoder\.layers\.(?!0\.)\d+\.self_attn\.relative_attention_bias\.weight": _BIAS_TABLE.format(0),
+    }
+
+    def __init__(self, config: AudioConfig) -> None:
+        super().__init__(config)
+        size, width = config.input_patch_size, config.encoder_embed_dim
+        self.patch_embedding = nn.Conv2d(1, config.embed_dim, size, stride=size, bias=config.conv_bias)
+        self.layer_norm = nn.LayerNorm(config.embed_dim)
+        self.post_extract_proj = nn.Linear(config.embed_dim, width) if config.embed_dim != width else None
+        self.encoder = BeatsEncoder(config)
+        self.predictor = nn.Linear(width, config.predictor_class) if config.finetuned_model else None
+        self.post_init()
+
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
+        """Names of the shared table: in every layer -> in the first. (It is tied whatever the configuration says.)"""
+        return {_BIAS_TABLE.format(i): _BIAS_TABLE.format(0) for i in range(1, self.config.encoder_layers)}
+
+    def forward(self, fbank: torch.Tensor, padding_mask: torch.Tensor | None = None, **kwargs: Any) -> BaseModelOutput:
+        """Features of sounds.
+
+        Args:
+            fbank: ``fbank_BTF``, log filter bank, not normalised; any floating type, cast to the encoder's.
+            padding_mask: ``mask_BT`` or ``mask_BTF``, True where there is only padding. A token is ignored where all
+                of its frames are. Published models give none: padding is heard as silence.
+
+        Returns:
+            ``last_hidden_state``: ``features_BLD`` with ``config.tokens_of(T)`` tokens.
+
+        Raises:
+            MediaError: fewer frames than a patch is long, or another number of mel bins than the configuration's.
+        """
+        hidden_BLD = self.embed_patches(fbank)
+        is_padding_BL = None if padding_mask is None else token_mask(padding_mask, hidden_BLD.shape[1])
+        hidden_BLD = self.layer_norm(hidden_BLD)
+        if self.post_extract_proj is not None:
+            hidden_BLD = self.post_extract_proj(hidden_BLD)
+        hidden_BLD = F.dropout(hidden_BLD, self.config.dropout_input, self.training)
+        return BaseModelOutput(last_hidden_state=self.encoder(hidden_BLD, is_padding_BL))
+
+    def embed_patches(self, fbank_BTF: torch.Tensor) -> torch.Tensor:
+        """Normalised patches, ``hidden_BLD`` of width ``embed_dim``. Frames after the last whole patch are left out."""
+        size, bins = self.config.input_patch_size, self.config.num_mel_bins
+        if fbank_BTF.dim() != 3 or fbank_BTF.shape[1] < size or fbank_BTF.shape[2] != bins:
+            raise MediaError(
+                f"a filter bank of shape {tuple(fbank_BTF.shape)} was given; (sounds, frames, {bins}) with at least "
+                f"{size} frames is needed"
+            )
+        fbank_BTF = (fbank_BTF.to(self.patch_embedding.weight.dtype) - FBANK_MEAN) / (2 * FBANK_STD)
+        return self.patch_embedding(fbank_BTF.unsqueeze(1)).flatten(2).transpose(1, 2)
+
+    def class_probabilities(
+        self, features_BLD: torch.Tensor, is_padding_BL: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Probability of each sound class of the fine-tuned encoder, from the mean of the tokens' logits.
+
+        Args:
+            features_BLD: output of :meth:`forward`.
+            is_padding_BL: tokens to leave out, see :func:`token_mask`.
+        """
+        if self.predictor is None:
+            raise ConfigError("this encoder was not fine-tuned: it has no classes (audio_config.finetuned_model)")
+        logits_BLK = self.predictor(features_BLD)
+        if is_padding_BL is None:
+            return logits_BLK.mean(1).sigmoid()
+        kept_BL = ~is_padding_BL
+        mean_BK = (logits_BLK * kept_BL.unsqueeze(-1)).sum(1) / kept_BL.sum(1, keepdim=True)
+        return mean_BK.sigmoid()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Fresh weights as BEATs began: Xavier, scaled down with depth where deep norm asks for it."""
+        if isinstance(module, nn.Linear) and hasattr(module, "xavier_gain"):
+            init.xavier_normal_(module.weight, gain=module.xavier_gain)
+            init.zeros_(module.bias)
+        elif isinstance(module, BeatsAttention):
+            init.ones_(module.grep_a)
+        elif isinstance(module, PositionConv):
+            std = math.sqrt(4 / (module.weight_v.shape[2] * module.bias.shape[0]))
+            init.normal_(module.weight_v, std=std)
+            init.copy_(module.weight_g, module.weight_v.float().pow(2).sum((0, 1), keepdim=True).sqrt())
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        else:
+            super()._init_weights(module)
+
+
+class BeatsEncoder(nn.Module):
+    """Position convolution and layers."""
+
+    def __init__(self, config: AudioConfig) -> None:
+        super().__init__()
+        self.pos_conv = nn.ModuleList([PositionConv(config)])  # a list by its published name
+        self.layer_norm = nn.LayerNorm(config.encoder_embed_dim)
+        self.layers = nn.ModuleList([BeatsLayer(config) for _ in range(config.encoder_layers)])
+        for layer in self.layers[1:]:
+            layer.self_attn.relative_attention_bias = self.layers[0].self_attn.relative_attention_bias
+        self.dropout, self.layer_drop = config.dropout, config.encoder_layerdrop
+        self.num_buckets, self.max_distance = config.num_buckets, config.max_distance
+
+    def forward(self, hidden_BLD: torch.Tensor, is_padding_BL: torch.Tensor | None = None) -> torch.Tensor:
+        if is_padding_BL is not None:
+            hidden_BLD = hidden_BLD.masked_fill(is_padding_BL.unsqueeze(-1), 0)
+        hidden_BLD = hidden_BLD + self.pos_conv[0](hidden_BLD)
+        hidden_BLD = F.dropout(self.layer_norm(hidden_BLD), self.dropout, self.training)
+        bias_HLL = self.position_bias(hidden_BLD.shape[1])
+        for layer in self.layers:
+            if self.training and self.layer_drop and torch.rand(()).item() < self.layer_drop:
+                hidden_BLD = hidden_BLD + _zero_of(layer, hidden_BLD)
+                continue
+            hidden_BLD = layer(hidden_BLD, bias_HLL, is_padding_BL)
+        return hidden_BLD
+
+    def position_bias(self, length: int) -> torch.Tensor:
+        """``bias_HLL`` of (query, key): one value per head and distance, laid out along the diagonals."""
+        table = self.layers[0].self_attn.relative_attention_bias
+        distances = torch.arange(1 - length, length, device=table.weight.device)
+        values_HD = table(distance_buckets(distances, self.num_buckets, self.max_distance)).T
+        # Row i starts at distance -i, so the windows come in reverse.
+        return values_HD.unfold(1, length, 1).flip(1)
+
+
+class BeatsLayer(GradientCheckpointingLayer):
+    """Attention and feed-forward, each normalised after its residual sum."""
+
+    def __init__(self, config: AudioConfig) -> None:
+        super().__init__()
+        width = config.encoder_embed_dim
+        self.self_attn = BeatsAttention(config)
+        self.self_attn_layer_norm = nn.LayerNorm(width)
+        self.fc1 = _xavier_linear(width, config.encoder_ffn_embed_dim, deep_norm_gain(config))
+        self.fc2 = _xavier_linear(config.encoder_ffn_embed_dim, width, deep_norm_gain(config))
+        self.final_layer_norm = nn.LayerNorm(width)
+        self.residual_scale = (2 * config.encoder_layers) ** 0.25
+        self.gradient_scale = config.layer_wise_gradient_decay_ratio
+        self.dropout, self.activation_dropout = config.dropout, config.activation_dropout
+
+    def forward(
+        self, hidden_BLD: torch.Tensor, bias_HLL: torch.Tensor, is_padding_BL: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        if self.gradient_scale != 1 and hidden_BLD.requires_grad:
+            hidden_BLD = _ScaleGradient.apply(hidden_BLD, self.gradient_scale)
+        branch_BLD = self._drop(self.self_attn(hidden_BLD, bias_HLL, is_padding_BL))
+        hidden_BLD = self.self_attn_layer_norm(hidden_BLD * self.residual_scale + branch_BLD)
+        branch_BLD = F.dropout(F.gelu(self.fc1(hidden_BLD)), self.activation_dropout, self.training)
+        branch_BLD = self._drop(self.fc2(branch_BLD))
+        return self.final_layer_norm(hidden_BLD * self.residual_scale + branch_BLD)
+
+    def _drop(self, branch_BLD: torch.Tensor) -> torch.Tensor:
+        return F.dropout(branch_BLD, self.dropout, self.training)
+
+
+class BeatsAttention(nn.Module):
+    """Self-attention with a relative position bias that each query scales for itself."""
+
+    def __init__(self, config: AudioConfig) -> None:
+        super().__init__()
+        width, self.heads = config.encoder_embed_dim, config.encoder_attention_heads
+        gain = deep_norm_gain(config)
+        self.q_proj, self.k_proj = _xavier_linear(width, width), _xavier_linear(width, width)
+        self.v_proj, self.out_proj = _xavier_linear(width, width, gain), _xavier_linear(width, width, gain)
+        self.relative_attention_bias = nn.Embedding(config.num_buckets, self.heads)
+        self.grep_linear = nn.Linear(width // self.heads, 8)
+        self.grep_a = nn.Parameter(torch.ones(1, self.heads, 1, 1))
+        self.dropout = config.attention_dropout
+
+    def forward(
+        self, hidden_BLD: torch.Tensor, bias_HLL: torch.Tensor, is_padding_BL: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        query_BHLW, key_BHLW, value_BHLW = (
+            proj(hidden_BLD).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        mask_BHLL = self.gate(query_BHLW) * bias_HLL
+        if is_padding_BL is not None:
+            mask_BHLL = mask_BHLL.masked_fill(is_padding_BL[:, None, None], torch.finfo(mask_BHLL.dtype).min)
+        attended_BHLW = F.scaled_dot_product_attention(
+            query_BHLW, key_BHLW, value_BHLW, mask_BHLL, self.dropout if self.training else 0.0
+        )
+        return self.out_proj(attended_BHLW.transpose(1, 2).flatten(2))
+
+    def gate(self, query_BHLW: torch.Tensor) -> torch.Tensor:
+        """``gate_BHL1``: what a query's biases are multiplied by (WavLM, arXiv 2110.13900, section 3.1)."""
+        sums_BHL2 = self.grep_linear(query_BHLW).unflatten(-1, (2, 4)).sum(-1)
+        update, reset = sums_BHL2.sigmoid().chunk(2, dim=-1)
+        return update * (reset * self.grep_a - 1) + 2
+
+
+def deep_norm_gain(config: AudioConfig) -> float:
+    """Scale of fresh weights on the residual branches (DeepNet, arXiv 2203.00555, table 1)."""
+    return (8 * config.encoder_layers) ** -0.25
+
+
+def _xavier_linear(inputs: int, outputs: int, gain: float = 1.0) -> nn.Linear:
+    linear = nn.Linear(inputs, outputs)
+    linear.xavier_gain = gain  # for _init_weights, which sees the modules one by one
+    return linear
+
+
+class PositionConv(nn.Module):
+    """Convolution along the tokens whose weight is normalised per kernel position, and GELU.
+
+    (``torch.nn.utils.weight_norm`` has no epsilon, and quantisation cannot see through it.)
+    """
+
+    epsilon = 1e-6
+
+    def __init__(self, config: AudioConfig) -> None:
+        super().__init__()
+        width, self.groups = config.encoder_embed_dim, config.conv_pos_groups
+        self.weight_g = nn.Parameter(torch.ones(1, 1, config.conv_pos))
+        self.weight_v = nn.Parameter(torch.empty(width, width // self.groups, config.conv_pos))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """``weight_OIK``: output channels, input channels of a group, kernel."""
+        norm_11K = torch.rsqrt(self.weight_v.pow(2).sum((0, 1), keepdim=True) + self.epsilon)
+        return self.weight_g * self.weight_v * norm_11K
+
+    def forward(self, hidden_BLD: torch.Tensor) -> torch.Tensor:
+        length, kernel = hidden_BLD.shape[1], self.weight_v.shape[2]
+        x_BDL = F.conv1d(hidden_BLD.transpose(1, 2), self.weight, self.bias, padding=kernel // 2, groups=self.groups)
+        # An even kernel padded on both sides makes one step too many.
+        return F.gelu(x_BDL[..., :length].transpose(1, 2))
+
+
+class _ScaleGradient(torch.autograd.Function):
+    """Identity whose gradient is multiplied by a number."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, scale: float) -> torch.Tensor:
+        ctx.scale = scale
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradient * ctx.scale, None
+
+
+def _zero_of(module: nn.Module, like: torch.Tensor) -> torch.Tensor | float:
+    """Zero that depends on the module's trainable weights: DDP waits for the gradient of each."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    if not (parameters and torch.is_grad_enabled()):
+        return 0.0
+    return sum((p.sum() * 0.0 for p in parameters), start=like.new_zeros(())).to(like.dtype)
+
+
+def distance_buckets(distances: torch.Tensor, num_buckets: int, max_distance: int) -> torch.Tensor:
+    """Bucket of each distance (key index minus query index), as in T5 (arXiv 1910.10683).
+
+    One half of the buckets is for positive distances. Of each half, small distances have a bucket of their own, larger
+    ones share buckets that widen logarithmically, and all from ``max_distance`` on share the last one.
+    """
+    half = num_buckets // 2
+    exact = half // 2
+    magnitude = distances.abs()
+    ratio = torch.log(magnitude.clamp(min=1).float() / exact) / math.log(max_distance / exact)
+    wide = (exact + (ratio * (half - exact)).long()).clamp(max=half - 1)
+    return (distances > 0) * half + torch.where(magnitude < exact, magnitude, wide)
+
+
+def token_mask(padding_mask: torch.Tensor, tokens: int) -> torch.Tensor:
+    """``is_padding_BL``: tokens all of whose frames are padding.
+
+    Args:
+        padding_mask: ``mask_BT`` or ``mask_BTF``, True where there is padding.
+        tokens: L. The frames are divided into that many equal runs, as published: the mask is cut along the flat order
+            of the tokens, not along their place in time.
+    """
+    mask_BT = padding_mask.all(-1) if padding_mask.dim() == 3 else padding_mask
+    frames = mask_BT.shape[1] - mask_BT.shape[1] % tokens
+    return mask_BT[:, :frames].unflatten(1, (tokens, -1)).all(-1)
