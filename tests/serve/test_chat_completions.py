@@ -295,11 +295,28 @@ def test_errors_have_their_status_place_and_code(chat):
     assert error["code"] == "media_too_large"
     error = refused(chat, {"type": "image_url", "image_url": {"url": "http://a.example/"}}, text_part("x"))
     assert error["code"] == "media_not_allowed"
-    assert "no text" in refused(chat, picture_part)["message"]
     assert "no text" in refused(chat, "  ")["message"]
-    assert "no text" in refused(chat, messages=[user("a"), {"role": "assistant"}, user("b")])["message"]
+    assert "nothing to answer" in refused(chat, messages=[user("a"), {"role": "assistant", "content": "b"}])["message"]
     assert "start 9 s is after" in refused(chat, video_part(film(), start=9), text_part("x"))["message"]
     assert refused(chat, video_part(film(), num_frames=100), text_part("x"))["code"] == "invalid_media"
+
+
+def test_the_text_may_stand_before_its_medium(chat):
+    """Most clients send the text first; the model was trained on the tag first."""
+    question = text_part("What color is the shape?")
+    for medium in (image_part(picture()), video_part(film())):
+        replies = [ask(chat, *parts).json() for parts in ((question, medium), (medium, question))]
+        assert replies[0]["choices"] == replies[1]["choices"] and replies[0]["usage"] == replies[1]["usage"]
+
+
+def test_turns_that_say_little_are_accepted(chat):
+    medium, question = image_part(picture()), text_part("What color is the shape?")
+    asked = answer(chat, medium, question)
+    assert answer(chat, messages=[user(medium), user(question)]) == asked, "a question in the next message"
+    assert answer(chat, messages=[{"role": "system", "content": " "}, user(medium, question)]) == asked
+    assert answer(chat, medium), "a medium without words"
+    assert answer(chat, messages=[user("a"), {"role": "assistant"}, user(medium, question)])
+    assert answer(chat, messages=[user("a"), {"role": "assistant", "content": ""}, user(medium, question)])
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -68,6 +68,14 @@ def test_marks_tell_where_media_stand(tiny_worker, tiny_engine):
     assert frames[-1]["text"] == expected.text and frames[-1]["usage"]["prompt_tokens"] == expected.prompt_tokens
 
 
+def test_one_mark_may_stand_anywhere(tiny_worker, tiny_engine):
+    content = [{"type": "video", "path": str(CLIP)}, {"type": "text", "text": QUESTION}]
+    expected = direct(tiny_engine, [{"role": "user", "content": content}])
+    for asked in (QUESTION, f"<video>\n{QUESTION}", f"{QUESTION}\n<video>", f"{QUESTION} <video>"):
+        last = generate(tiny_worker, asked, CLIP, echo=False)[-1]
+        assert (last["text"], last["usage"]["prompt_tokens"]) == (expected.text, expected.prompt_tokens), asked
+
+
 def test_a_mark_without_media_is_text(tiny_worker):
     short, long = (
         generate(tiny_worker, text, echo=False)[-1]["usage"]["prompt_tokens"] for text in ("What?", "What <video>?")

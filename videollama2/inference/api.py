@@ -183,8 +183,8 @@ class _Prompter:
     def __init__(self, model: VideoLlama2ForConditionalGeneration, tokenizer: Any) -> None:
         self.tokenizer, self.model_config = tokenizer, model.config
 
-    def prompt(self, messages: Sequence[Message]) -> Prompt:
-        return build_prompt(messages, self.tokenizer, self.model_config.text_config.model_type)
+    def prompt(self, messages: Sequence[Message], **options: Any) -> Prompt:
+        return build_prompt(messages, self.tokenizer, self.model_config.text_config.model_type, **options)
 
 
 def sampling_options(model: VideoLlama2ForConditionalGeneration, options: dict[str, Any]) -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from videollama2.errors import PromptError
 from videollama2.inference.sampling import SamplingOptions
-from videollama2.prompting import TAGS, Message, check_messages, user_messages
+from videollama2.prompting import TAGS, Message, check_last, check_messages, user_messages
 
 _SOURCES = ("path", "url", "source")
 """Names under which a media part may hold its source, beside its own type."""
@@ -33,20 +33,39 @@ class Request:
             pixels that the processor made.
         media: sources for the parts that name none, in reading order. With a plain question, pairs
             ``("video", source)`` or parts as above, which then stand before it.
+        add_generation_prompt: end the prompt where the template begins an answer of the assistant.
+        continue_final_message: the last message is the beginning of the assistant's answer, which goes on from it.
+        template_options: ``tools``, ``documents`` and variables of the model's chat template.
         options: of :class:`SamplingOptions`.
 
     Raises:
         PromptError: messages or media break a rule. ConfigError: an option out of range.
     """
 
-    def __init__(self, messages: str | Sequence[Message], media: Sequence[Any] = (), **options: Any) -> None:
+    def __init__(
+        self,
+        messages: str | Sequence[Message],
+        media: Sequence[Any] = (),
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        template_options: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
         self.options = SamplingOptions(**options)
         if isinstance(messages, str):
             parts = [_as_part(item) for item in media]
             messages, media = user_messages(messages, [part["type"] for part in parts] or "text"), ()
             messages[0]["content"][: len(parts)] = parts
         check_messages(messages)
+        check_last(messages, continue_final_message)
         self.messages, self.media = _resolve(messages, list(media))
+        self.prompt_options = {
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+            "template_options": template_options,
+        }
+        """How :func:`videollama2.prompting.build_prompt` renders the messages."""
 
 
 def _as_part(item: Any) -> Message:
@@ -66,8 +85,8 @@ def _resolve(messages: Sequence[Message], media: list[Any]) -> tuple[list[Messag
     found: list[MediaPart] = []
     bare: list[Message] = []
     for message in messages:
-        content = message["content"]
-        if not isinstance(content, str):
+        content = message.get("content")
+        if content is not None and not isinstance(content, str):
             parts = []
             for part in content:
                 kind = part.get("type")

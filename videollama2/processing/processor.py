@@ -154,9 +154,10 @@ class VideoLlama2Processor(ProcessorMixin):
         """See :func:`padding_id`."""
         return padding_id(self.tokenizer)
 
-    def prompt(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> Prompt:
-        """Messages -> prompt in this model's format, see :func:`videollama2.prompting.build_prompt`."""
-        return build_prompt(messages, self.tokenizer, self.model_config.text_config.model_type, add_generation_prompt)
+    def prompt(self, messages: Sequence[Message], add_generation_prompt: bool = True, **options: Any) -> Prompt:
+        """Messages -> prompt in this model's format; arguments of :func:`videollama2.prompting.build_prompt`."""
+        decoder_type = self.model_config.text_config.model_type
+        return build_prompt(messages, self.tokenizer, decoder_type, add_generation_prompt, **options)
 
     def apply_chat_template(
         self,

@@ -93,7 +93,7 @@ def engine_messages(request: ChatRequest, guard: TextGuard) -> tuple[list[dict[s
     """Messages whose media parts name no source, and the media in reading order.
 
     Raises:
-        ApiError: text that is too long, empty, or that :class:`TextGuard` refuses.
+        ApiError: text that is too long, or that :class:`TextGuard` refuses.
     """
     length = sum(map(len, _texts(request)))
     if length > guard.max_characters:
@@ -114,14 +114,7 @@ def engine_messages(request: ChatRequest, guard: TextGuard) -> tuple[list[dict[s
             else:
                 media.append(_medium(part, request, param))
                 parts.append({"type": media[-1].kind})
-        texts = [part["text"] for part in parts if "text" in part]
-        if not "".join(texts).strip():
-            raise ApiError(
-                400,
-                f"message {number} ({message.role}) has no text: a question is needed",
-                param=f"messages.{number}.content",
-            )
-        plain = len(parts) == len(texts) == 1
+        plain = len(parts) == 1 and "text" in parts[0]
         messages.append({"role": role, "content": parts[0]["text"] if plain else parts})
     return messages, media
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import re
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from time import monotonic
@@ -14,6 +13,7 @@ from fastapi import FastAPI, Request, Response
 from pydantic import ValidationError
 
 from videollama2.media.image import identify
+from videollama2.prompting import ANY_TAG, tagged_parts
 from videollama2.serve.api.request import ChatRequest
 from videollama2.serve.cluster.protocol import GenerateStream, WorkerStatus, error_frame, frame
 from videollama2.serve.settings import Security
@@ -27,7 +27,6 @@ from videollama2.serve.worker.metrics import ServeMetrics
 if TYPE_CHECKING:
     from videollama2.inference.answer import Answer, Result
 
-_TAG = re.compile(r"<(?:image|video)>")
 _GREEDY_BELOW = 1e-3
 """Published: a temperature up to this takes the most likely token."""
 
@@ -205,29 +204,15 @@ async def _frames(service: WorkerService, answer: Answer, text: str, interval: i
 def chat_request(body: GenerateStream, model: str) -> ChatRequest:
     """A request of the ``\\0`` protocol as a chat request.
 
-    ``<image>`` and ``<video>`` in the prompt mark the places of its media, in order; without such marks the media come
-    first, and without media they are text like any other.
+    ``<image>`` and ``<video>`` in the prompt mark the places of its media, in order, as in an annotation; without such
+    marks the media come first, and without media they are text like any other.
 
     Raises:
         ApiError: media that are neither base64 nor ``data:`` URLs, or whose number is not that of the marks.
     """
-    media = [_media_part(item) for item in body.images]
     content: Any = body.prompt
-    if media:
-        texts = _TAG.split(body.prompt)
-        if len(texts) == 1:
-            texts = [*[""] * len(media), body.prompt]
-        if len(texts) != len(media) + 1:
-            raise ApiError(
-                400,
-                f"there are {len(media)} images and {len(texts) - 1} places for them in the prompt",
-                param="images",
-                internal_code=40001,
-            )
-        content = [{"type": "text", "text": texts[0]}]
-        for part, text in zip(media, texts[1:], strict=True):
-            content += [part, {"type": "text", "text": text}]
-        content = [part for part in content if part.get("text") != ""]
+    if body.images:
+        content = _content(body.prompt, [_media_part(item) for item in body.images])
     stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
     fields = {
         "model": body.model or model,
@@ -242,6 +227,26 @@ def chat_request(body: GenerateStream, model: str) -> ChatRequest:
         return ChatRequest.model_validate(fields)
     except ValidationError as error:
         raise ApiError(400, str(error.errors()[0]["msg"])[:300], internal_code=40001) from error
+
+
+def _content(prompt: str, media: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Parts of a message from a prompt with marks; a single mark is read as the tag of an annotation."""
+    texts = ANY_TAG.split(prompt)
+    if len(texts) == 1:
+        return [*media, {"type": "text", "text": prompt}]
+    if len(texts) != len(media) + 1:
+        raise ApiError(
+            400,
+            f"there are {len(media)} images and {len(texts) - 1} places for them in the prompt",
+            param="images",
+            internal_code=40001,
+        )
+    if len(media) == 1:
+        return [*media, *tagged_parts(prompt, [media[0]["type"]])[1:]]
+    parts = [{"type": "text", "text": texts[0]}]
+    for part, text in zip(media, texts[1:], strict=True):
+        parts += [part, {"type": "text", "text": text}]
+    return [part for part in parts if part.get("text") != ""]
 
 
 def _media_part(item: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from videollama2.errors import (
     RequestTooLongError,
     VideoLlama2Error,
 )
+from videollama2.prompting import check_last, check_messages
 from videollama2.serve.api.messages import CHARACTERS_PER_TOKEN, MediumAsked, TextGuard, engine_messages
 from videollama2.serve.api.request import ChatRequest
 from videollama2.serve.untrusted_media.errors import RefusedMediaError
@@ -139,6 +140,10 @@ class ChatService:
     async def _prepare(self, request: ChatRequest, count: int) -> list[Answer]:
         # Long texts take a while to tokenise, and other answers stream meanwhile.
         messages, asked = await asyncio.to_thread(engine_messages, request, self._guard)
+        with self.faults():
+            # Before any medium is fetched.
+            check_messages(messages)
+            check_last(messages, continue_final_message=False)
         if self.log_prompts:
             _log.info("messages: %s", messages)
         if len(asked) > self.policy.max_media:
@@ -258,7 +263,8 @@ def as_api_error(error: VideoLlama2Error, retry_after_s: float = 2.0, closed: bo
     if isinstance(error, RequestTooLongError):
         return ApiError(400, str(error), code="context_length_exceeded", param="messages", internal_code=40303)
     if isinstance(error, (PromptError, ConfigError)):
-        return ApiError(400, str(error), internal_code=40302)
+        param = "messages" if isinstance(error, PromptError) else None
+        return ApiError(400, str(error), param=param, internal_code=40302)
     if isinstance(error, MediaError):
         _log.info("media that were decoded are of no use: %s", error)
         return ApiError(400, "an image or video cannot be used", code="invalid_media", param="messages")

@@ -1,0 +1,50 @@
+"""Messages -> prompt: system text, media tags, chat template, training labels. No tensor and no pixel is seen here.
+
+A prompt is text with media in between. Text is tokenised piece by piece around the media, as published: a Metaspace
+tokenizer adds a prefix to every piece, so tokenising the whole would give other ids. Where a medium stood, the ids
+hold the published sentinel (:data:`~videollama2.constants.MODAL_INDEX_MAP`); ``processing`` expands it.
+
+A tag is a medium only where a message part or an annotation says so. The same letters typed by a user stay text.
+"""
+
+from videollama2.prompting.labels import conversation_messages, training_ids
+from videollama2.prompting.messages import (
+    ANY_TAG,
+    TAGS,
+    Message,
+    as_turns,
+    check_last,
+    check_messages,
+    check_text,
+    tagged_parts,
+    user_messages,
+)
+from videollama2.prompting.prompt import (
+    SAFETY_SYSTEM_PROMPT,
+    SYSTEM_PROMPTS,
+    Prompt,
+    build_prompt,
+    tokenizer_multimodal_token,
+)
+from videollama2.prompting.template import render, template_variables
+
+__all__ = [
+    "ANY_TAG",
+    "SAFETY_SYSTEM_PROMPT",
+    "SYSTEM_PROMPTS",
+    "TAGS",
+    "Message",
+    "Prompt",
+    "as_turns",
+    "build_prompt",
+    "check_last",
+    "check_messages",
+    "check_text",
+    "conversation_messages",
+    "render",
+    "tagged_parts",
+    "template_variables",
+    "tokenizer_multimodal_token",
+    "training_ids",
+    "user_messages",
+]

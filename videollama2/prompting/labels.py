@@ -1,0 +1,122 @@
+"""Annotations -> ids and labels: what a training record's conversation becomes, as published."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from videollama2.constants import IGNORE_INDEX, MODAL_INDEX_MAP
+from videollama2.errors import DataError, PromptError
+from videollama2.prompting.messages import ANY_TAG, Message, first_surrogate, tagged_parts
+from videollama2.prompting.prompt import Prompt, flatten, split
+from videollama2.prompting.template import render
+
+_ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant"}
+
+
+def conversation_messages(conversations: Sequence[dict[str, str]], kinds: Sequence[str]) -> list[Message]:
+    """Annotation turns -> messages, each tag a media part.
+
+    A leading ``gpt`` turn is dropped, as published. A turn's only tag moves to the front of that turn, as published;
+    several stay where they are. The tag's word does not matter (``<image>`` before a video is read as that video):
+    ``kinds`` tells what the files are.
+
+    Args:
+        conversations: ``{"from": "human" | "gpt", "value": text}``.
+        kinds: ``image`` or ``video`` per medium, in the order of the tags.
+
+    Raises:
+        DataError: no turns, an unknown speaker, turns that do not alternate or do not end with an answer, or a
+            number of tags that is not the number of media; text that UTF-8 cannot hold.
+    """
+    messages: list[Message] = []
+    for turn in conversations:
+        speaker, value = turn.get("from"), turn.get("value")
+        if speaker not in _ROLES or not isinstance(value, str):
+            raise DataError(f"a turn needs 'from' (human or gpt) and a text 'value', got {turn!r}")
+        if broken := first_surrogate(value):
+            raise DataError(f"the text of a turn is not valid UTF-8: {broken}")
+        messages.append({"role": _ROLES[speaker], "content": value})
+    if messages and messages[0]["role"] == "assistant":
+        messages = messages[1:]
+    roles = [m["role"] for m in messages]
+    if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
+        raise DataError(f"turns must alternate human, gpt and end with gpt; got {' '.join(roles) or 'no turn'}")
+    found = sum(len(ANY_TAG.findall(m["content"])) for m in messages if m["role"] == "user")
+    if found != len(kinds):
+        raise DataError(f"the human turns hold {found} media tag(s), the record holds {len(kinds)} medium(s)")
+    remaining = list(kinds)
+    for message in messages:
+        text = message["content"]
+        count = len(ANY_TAG.findall(text)) if message["role"] == "user" else 0
+        own, remaining = remaining[:count], remaining[count:]
+        message["content"] = tagged_parts(text, own) if own else [{"type": "text", "text": text}]
+    return messages
+
+
+def training_ids(
+    conversations: Sequence[dict[str, str]], kinds: Sequence[str], tokenizer: Any, stage: str = "finetune"
+) -> tuple[list[int], list[int]]:
+    """Ids with media sentinels, and labels of equal length.
+
+    Args:
+        stage: ``finetune``: chat template, labels on the answers and what closes them. ``pretrain``: tag, human
+            text and answer without template, all but the medium labelled, no end token (published, first stage).
+            ``pretrain_answer``: the same text, labels on the answer only, end token added.
+
+    Raises:
+        DataError: see :func:`conversation_messages`; a first-stage record with more than one question.
+    """
+    messages = conversation_messages(conversations, kinds)
+    if stage in ("pretrain", "pretrain_answer"):
+        return _pretrain_ids(messages, tokenizer, answer_only=stage == "pretrain_answer")
+    if stage != "finetune":
+        raise PromptError(f"unknown stage {stage!r}; known: finetune, pretrain, pretrain_answer")
+    return _finetune_ids(messages, tokenizer)
+
+
+def _pretrain_ids(messages: list[Message], tokenizer: Any, answer_only: bool) -> tuple[list[int], list[int]]:
+    if len(messages) != 2:
+        raise DataError(f"a first-stage record has one question and one answer, got {len(messages)} turns")
+    flat, tags, marker = flatten(messages)
+    question, answer = (m["content"] for m in flat)
+    ids = split(f"{question} {answer}", tags, marker).token_ids(tokenizer)
+    labels = [IGNORE_INDEX if i < 0 else i for i in ids]
+    if answer_only:
+        masked = len(split(question, tags, marker).token_ids(tokenizer))
+        labels[:masked] = [IGNORE_INDEX] * masked
+        ids, labels = ids + [tokenizer.eos_token_id], labels + [tokenizer.eos_token_id]
+    return ids, labels
+
+
+def _finetune_ids(messages: list[Message], tokenizer: Any) -> tuple[list[int], list[int]]:
+    flat, tags, marker = flatten(messages)
+    whole = render(flat, tokenizer, False)
+    ids, starts = _ids_with_starts(split(whole, tags, marker), tokenizer)
+    labels = [IGNORE_INDEX] * len(ids)
+    for turn in range(1, len(flat), 2):
+        before = render(flat[:turn], tokenizer, True)
+        after = render(flat[: turn + 1], tokenizer, False)
+        if not (whole.startswith(before) and whole.startswith(after)):
+            raise PromptError("the chat template rewrites earlier turns when later ones follow: no place for labels")
+        for position, start in enumerate(starts):
+            if len(before) <= start < len(after) and ids[position] >= 0:
+                labels[position] = ids[position]
+    return ids, labels
+
+
+def _ids_with_starts(prompt: Prompt, tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Ids as :meth:`Prompt.token_ids`, and the character of the rendered text each starts at (a medium counts 1)."""
+    ids: list[int] = []
+    starts: list[int] = []
+    base = 0
+    for chunk, tag in zip(prompt.chunks, (*prompt.tags, None), strict=True):
+        encoded = tokenizer(chunk, add_special_tokens=False, return_offsets_mapping=True)
+        ids += encoded.input_ids
+        starts += [base + start for start, _ in encoded.offset_mapping]
+        base += len(chunk)
+        if tag is not None:
+            ids.append(MODAL_INDEX_MAP[tag])
+            starts.append(base)
+            base += 1
+    return ids, starts

@@ -1,0 +1,167 @@
+"""Messages -> :class:`Prompt`: what the tokenizer reads, with the places of the media."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from videollama2.constants import DEFAULT_VIDEO_TOKEN, MODAL_INDEX_MAP
+from videollama2.errors import PromptError
+from videollama2.prompting.messages import TAGS, Message, as_turns, check_last
+from videollama2.prompting.template import render, tells_role
+
+# The published system text of Mistral and Mixtral at inference. It defines published numbers: data, not prose.
+SAFETY_SYSTEM_PROMPT = (
+    "<<SYS>>\nYou are a helpful, respectful and honest assistant. Always answer as helpfully as possible, while being "
+    "safe.  Your answers should not include any harmful, unethical, racist, sexist, toxic, dangerous, or illegal "
+    "content. Please ensure that your responses are socially unbiased and positive in nature.\nIf a question does not "
+    "make any sense, or is not factually coherent, explain why instead of answering something not correct. If you "
+    "don't know the answer to a question, please don't share false information.\n<</SYS>>"
+)
+SYSTEM_PROMPTS = {"mistral": SAFETY_SYSTEM_PROMPT, "mixtral": SAFETY_SYSTEM_PROMPT}
+"""Decoder ``model_type`` -> system text that inference puts first."""
+
+_PRIVATE_USE = range(0xE000, 0xF8FF)
+"""Characters that mean nothing to anybody else: templates carry them through, no tokenizer sees them."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """``chunks[0] tags[0] chunks[1] tags[1] ... chunks[-1]``; tags are ``<image>`` or ``<video>``."""
+
+    chunks: tuple[str, ...]
+    tags: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """The prompt as one string, tags written out."""
+        pairs = zip(self.chunks, (*self.tags, ""), strict=True)
+        return "".join(chunk + tag for chunk, tag in pairs)
+
+    def token_ids(self, tokenizer: Any) -> list[int]:
+        """Ids with one published sentinel per medium."""
+        ids: list[int] = []
+        for chunk, tag in zip(self.chunks, (*self.tags, None), strict=True):
+            ids += _tokenize(chunk, tokenizer)
+            if tag is not None:
+                ids.append(MODAL_INDEX_MAP[tag])
+        return ids
+
+
+def tokenizer_multimodal_token(prompt: str, tokenizer: Any, tag: str | None = DEFAULT_VIDEO_TOKEN) -> list[int]:
+    """Ids of ``prompt`` in which every occurrence of ``tag`` is its sentinel (published function).
+
+    Args:
+        tag: one of ``<image>``, ``<video>``, ``<audio>``; empty or None: plain text.
+    """
+    if not tag:
+        return _tokenize(prompt, tokenizer)
+    if tag not in MODAL_INDEX_MAP:
+        raise PromptError(f"unknown media tag {tag!r}; known: {', '.join(MODAL_INDEX_MAP)}")
+    chunks = tuple(prompt.split(tag))
+    return Prompt(chunks, (tag,) * (len(chunks) - 1)).token_ids(tokenizer)
+
+
+def _tokenize(text: str, tokenizer: Any) -> list[int]:
+    return tokenizer(text, add_special_tokens=False).input_ids
+
+
+def build_prompt(
+    messages: Sequence[Message],
+    tokenizer: Any,
+    decoder_type: str,
+    add_generation_prompt: bool = True,
+    *,
+    continue_final_message: bool = False,
+    template_options: Mapping[str, Any] | None = None,
+) -> Prompt:
+    """Render messages with the tokenizer's chat template, as turns (see :func:`as_turns`).
+
+    Args:
+        messages: ``role`` and ``content``; content is text, or a list of parts ``{"type": "text", "text": ...}``,
+            ``{"type": "image"}``, ``{"type": "video"}``, joined by line breaks (the published layout).
+        tokenizer: with a chat template.
+        decoder_type: ``model_type`` of the decoder; Mistral and Mixtral get the published system text unless the
+            messages bring their own.
+        add_generation_prompt: end where the assistant's answer begins. Ignored with ``continue_final_message``.
+        continue_final_message: the last message is the beginning of the assistant's answer, and the prompt ends with
+            its last character.
+        template_options: ``tools``, ``documents`` and variables of the chat template.
+
+    Raises:
+        PromptError: messages that break a rule of :func:`as_turns`, that the template refuses, or whose last one is
+            the assistant's where an answer is to begin.
+    """
+    turns = as_turns(messages)
+    if add_generation_prompt or continue_final_message:
+        check_last(messages, continue_final_message)
+    turns = _with_roles_of(tokenizer, turns)
+    if decoder_type in SYSTEM_PROMPTS and turns[0]["role"] != "system":
+        turns.insert(0, {"role": "system", "content": [{"type": "text", "text": SYSTEM_PROMPTS[decoder_type]}]})
+    flat, tags, marker = flatten(turns)
+    if not continue_final_message:
+        return split(render(flat, tokenizer, add_generation_prompt, template_options), tags, marker)
+    end = _unused_character(marker + "".join(turn["content"] for turn in flat))
+    flat[-1]["content"] += end
+    rendered = render(flat, tokenizer, False, template_options)
+    if rendered.count(end) != 1:
+        raise PromptError("the chat template does not print the last message as it is, so it cannot be continued")
+    return split(rendered[: rendered.index(end)], tags, marker)
+
+
+def _with_roles_of(tokenizer: Any, turns: list[Message]) -> list[Message]:
+    """Turns that the tokenizer's template can tell apart.
+
+    Under Mistral's and Llama's templates a system text that is not the first message would become an answer of the
+    assistant. It is put in front there, joined to those before it.
+
+    Raises:
+        PromptError: a result of a tool, where the template has no form for it.
+    """
+    if any(turn["role"] == "tool" for turn in turns) and not tells_role(tokenizer, "tool"):
+        raise PromptError("the chat template of this model has no form for messages of the role tool")
+    system = [turn for turn in turns if turn["role"] == "system"]
+    is_plain = not system or (len(system) == 1 and turns[0]["role"] == "system")
+    if is_plain or tells_role(tokenizer, "system"):
+        return turns
+    text = "\n\n".join(text_of(turn) for turn in system)
+    others = [turn for turn in turns if turn["role"] != "system"]
+    return as_turns([{"role": "system", "content": text}, *others])  # questions may now stand in a row
+
+
+def text_of(turn: Message) -> str:
+    """The text of a turn, its parts joined by line breaks."""
+    return "\n".join(part["text"] for part in turn["content"] if part["type"] == "text")
+
+
+def flatten(turns: Sequence[Message]) -> tuple[list[Message], list[str], str]:
+    """Turns with string contents in which each medium is a private marker, the tags in order, and the marker."""
+    marker = _unused_character("".join(map(text_of, turns)))
+    flat, tags = [], []
+    for turn in turns:
+        pieces = []
+        for part in turn["content"]:
+            if part["type"] == "text":
+                pieces.append(part["text"])
+            else:
+                pieces.append(marker)
+                tags.append(TAGS[part["type"]])
+        flat.append({**turn, "content": "\n".join(pieces)})
+    return flat, tags, marker
+
+
+def split(rendered: str, tags: Sequence[str], marker: str) -> Prompt:
+    """A rendered text with the markers of :func:`flatten` -> prompt.
+
+    Raises:
+        PromptError: the template dropped media or printed some twice.
+    """
+    chunks = tuple(rendered.split(marker))
+    if len(chunks) != len(tags) + 1:
+        raise PromptError(f"the chat template kept {len(chunks) - 1} of {len(tags)} media of the messages")
+    return Prompt(chunks, tuple(tags))
+
+
+def _unused_character(text: str) -> str:
+    return next(chr(code) for code in _PRIVATE_USE if chr(code) not in text)
