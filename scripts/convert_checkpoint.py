@@ -77,7 +77,7 @@ _TOKENIZER_FILES = (
 
 def _copy_tokenizer(source: str, target: Path) -> None:
     """The source's own tokenizer files, where it has them: transformers 5 writes some that version 4 cannot read."""
-    from videollama2.checkpoints import find_file
+    from videollama2.hub import find_file
 
     if find_file(source, "tokenizer_config.json") is None:
         return

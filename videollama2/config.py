@@ -11,7 +11,6 @@ Field names are the published ones. ``AutoConfig`` opens both forms once :mod:`v
 
 from __future__ import annotations
 
-import json
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from videollama2.constants import NUM_FRAMES
-from videollama2.errors import CheckpointError, CheckpointNotFoundError, ConfigError
+from videollama2.errors import CheckpointNotFoundError, ConfigError
+from videollama2.hub import OPTIONS_OF_ANY_REPOSITORY, find_file, read_json
 from videollama2.model.encoders import KNOWN_TOWERS, known_vision_config, vision_encoder, vision_fields
 
 FLAT_MODEL_TYPES = {
@@ -31,9 +31,6 @@ FLAT_MODEL_TYPES = {
     "videollama2_qwen2": "qwen2",
 }
 """Published ``model_type`` -> decoder ``model_type``."""
-
-# Hub options that hold for every repository a checkpoint leads to. A revision does not: it names a state of one.
-OPTIONS_OF_ANY_REPOSITORY = ("token", "cache_dir", "local_files_only")
 
 # Fields of the flat form that belong to this class. All others describe the decoder.
 _OWN_FIELDS = ("num_frames", "image_aspect_ratio", "image_token_id", "video_token_id")
@@ -263,19 +260,9 @@ def _as_vision_config(value: PreTrainedConfig | dict | None) -> PreTrainedConfig
     return config
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        CheckpointError: the file cannot be read, or holds anything else.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is no JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is no JSON object but a {type(value).__name__}")
-    return value
+def is_videollama2(fields: dict[str, Any]) -> bool:
+    """Whether a ``config.json``, of either form, describes a VideoLLaMA 2 model."""
+    return str(fields.get("model_type", "")).startswith(VideoLlama2Config.model_type)
 
 
 def find_tower(name: str, checkpoint: str | Path | None) -> Path | None:
@@ -292,7 +279,7 @@ def complete_flat_dict(config_dict: dict[str, Any], checkpoint: str | Path | Non
 
     Args:
         checkpoint: folder or hub name the dict came from; the encoder's folder may lie beside it.
-        hub: of :data:`OPTIONS_OF_ANY_REPOSITORY`. (``AutoConfig`` hands none on; ``from_pretrained`` here does.)
+        hub: of :data:`videollama2.hub.OPTIONS_OF_ANY_REPOSITORY`. ``AutoConfig`` hands none on.
 
     Raises:
         CheckpointNotFoundError: the encoder is neither a folder nor a repository within reach.
@@ -304,11 +291,20 @@ def complete_flat_dict(config_dict: dict[str, Any], checkpoint: str | Path | Non
     if folder is not None:
         vision = read_json(folder / "config.json")
     elif (vision := known_vision_config(name)) is None:
-        try:
-            vision = PreTrainedConfig.get_config_dict(name, **hub)[0]
-        except OSError as error:
-            raise CheckpointNotFoundError(
-                f"mm_vision_tower {name!r} is neither a folder with a config.json (looked in the working folder and "
-                f"beside {checkpoint}) nor a hub repository that can be reached"
-            ) from error
+        vision = read_json(_tower_in_repository(name, checkpoint, **hub))
     return {**config_dict, "vision_config": vision}
+
+
+def _tower_in_repository(name: str, checkpoint: str | Path | None, **hub: Any) -> Path:
+    try:
+        path = find_file(name, "config.json", **hub)
+    except CheckpointNotFoundError as error:
+        cause: Exception | None = error
+    else:
+        if path is not None:
+            return path
+        cause = None
+    raise CheckpointNotFoundError(
+        f"mm_vision_tower {name!r} is neither a folder with a config.json (looked in the working folder and "
+        f"beside {checkpoint}) nor a hub repository that can be reached"
+    ) from cause

@@ -70,3 +70,8 @@ class RequestTooLongError(EngineError, ValueError):
 
 class QueueFullError(EngineError):
     """As many requests wait as may; try again later."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what a library says, to be quoted in a message of ours; its class where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -106,6 +106,15 @@ def test_quantised_loading(bits, golden):
     assert out.shape[1] > inputs["input_ids"].shape[1]
 
 
+def test_only_linear_layers_of_the_decoder_are_quantised(golden):
+    pytest.importorskip("bitsandbytes", reason="optional extra 'quant'")
+    _, model, _, _ = load_pretrained_model(golden / "models" / "llama-mlp2x_gelu-clip", device="cpu", load_8bit=True)
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    quantised = {name for name, module in linear.items() if type(module) is not torch.nn.Linear}
+    assert quantised == {name for name in linear if name.startswith("model.language_model.")}
+    assert any("mm_projector" in name for name in linear)
+
+
 def test_contradictory_options(golden):
     path = golden / "models" / QWEN
     with pytest.raises(ConfigError, match="exclude each other"):

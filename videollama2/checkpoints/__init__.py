@@ -13,17 +13,10 @@ import torch
 
 import videollama2.auto  # noqa: F401 - registers the model types that AutoConfig meets below
 from videollama2.checkpoints.adapter import load_lora_folder, merge_lora
-from videollama2.checkpoints.files import (
-    HUB_OPTIONS,
-    TINY_FOLDER,
-    checkpoint_kind,
-    find_file,
-    read_tensors,
-    resolve_name,
-    stored_dtype,
-)
+from videollama2.checkpoints.connector import load_connector, load_connector_folder
+from videollama2.checkpoints.files import TINY_FOLDER, checkpoint_kind, read_tensors, resolve_name, stored_dtype
 from videollama2.checkpoints.full import load_checkpoint
-from videollama2.checkpoints.parts import build_from_parts, load_connector, load_connector_folder
+from videollama2.checkpoints.parts import build_from_parts
 from videollama2.checkpoints.placement import (
     as_dtype,
     check_attention,
@@ -34,6 +27,7 @@ from videollama2.checkpoints.placement import (
 )
 from videollama2.constants import TINY_MODEL_NAME
 from videollama2.errors import CheckpointNotFoundError, ConfigError
+from videollama2.hub import OPTIONS
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.processing import VideoLlama2Processor
 
@@ -42,7 +36,6 @@ __all__ = [
     "checkpoint_kind",
     "default_device",
     "default_dtype",
-    "find_file",
     "load_checkpoint",
     "load_connector",
     "load_pretrained_model",
@@ -85,7 +78,7 @@ def load_pretrained_model(
     Raises:
         CheckpointError: what is missing or does not fit, with names. ConfigError: contradictory arguments.
     """
-    unknown = set(hub) - set(HUB_OPTIONS)
+    unknown = set(hub) - set(OPTIONS)
     if unknown:
         raise ConfigError(f"load_pretrained_model has no option {', '.join(sorted(unknown))}")
     device = check_device(str(device or default_device()))
@@ -96,7 +89,9 @@ def load_pretrained_model(
     if path == str(TINY_FOLDER) and not TINY_FOLDER.is_dir():
         raise CheckpointNotFoundError(f"{TINY_MODEL_NAME} is not in {TINY_FOLDER}: the installation is incomplete")
     placement: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
-    quantization = quantization_config(load_8bit, load_4bit, dtype)
+    if load_8bit and load_4bit:
+        raise ConfigError("load_8bit and load_4bit exclude each other")
+    quantization = quantization_config(8 if load_8bit else 4 if load_4bit else 16, dtype)
     if quantization is not None:
         placement["quantization_config"] = quantization
     placement["device_map"] = device_map if device_map is not None else {"": device}

@@ -8,7 +8,6 @@ under the decoder's published names. Everything else that was trained, and the c
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +15,28 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from videollama2.checkpoints.connector import base_with_connector
 from videollama2.checkpoints.files import (
     ADAPTER_CONFIG,
+    ADAPTER_FILE,
+    ADAPTER_FILES,
+    OTHERS_FILE,
+    OTHERS_FILES,
     base_of,
-    config_dict_of,
-    find_file,
-    first_file,
-    is_videollama2,
     read_tensors,
 )
-from videollama2.checkpoints.parts import base_with_connector
-from videollama2.config import read_json
+from videollama2.config import is_videollama2
 from videollama2.errors import CheckpointError, ConfigError
+from videollama2.hub import find_file, first_file, read_config, read_json
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
-from videollama2.model.weight_names import PUBLISHED_TOWER_PREFIX, connector_weights, module_name
+from videollama2.model.weight_names import (
+    CONNECTOR_PREFIX,
+    connector_weights,
+    from_adapter_file,
+    to_adapter_file,
+    to_memory,
+)
 from videollama2.processing import VideoLlama2Processor
-
-ADAPTER_FILE = "adapter_model.safetensors"
-OTHERS_FILE = "non_lora_trainables.bin"
-
-_PREFIX = "base_model.model."
-_DECODER = "model.language_model."
-_TOWER = "model.vision_tower."
 
 
 def load_lora_folder(
@@ -53,18 +52,18 @@ def load_lora_folder(
     base = base_of(path, model_base, **hub)
     if not base:
         raise CheckpointError(f"{path}: its {ADAPTER_CONFIG} names no base model; give model_base (--model-base)")
-    fields = config_dict_of(path, **hub) if find_file(path, "config.json", **hub) else {}
+    fields = read_config(path, **hub) if find_file(path, "config.json", **hub) else {}
     model, processor = base_with_connector(path, base, fields, placement, hub)
-    weights = first_file(path, ("adapter_model.safetensors", "adapter_model.bin"), **hub)
+    weights = first_file(path, ADAPTER_FILES, **hub)
     if weights is None:
-        raise CheckpointError(f"{path}: has an {ADAPTER_CONFIG} but no adapter_model.safetensors or .bin")
+        raise CheckpointError(f"{path}: has an {ADAPTER_CONFIG} but no {' or '.join(ADAPTER_FILES)}")
     tensors = read_tensors(weights)
     merge_lora(model, tensors, adapter, weights)
-    others = first_file(path, ("non_lora_trainables.safetensors", "non_lora_trainables.bin"), **hub)
+    others = first_file(path, OTHERS_FILES, **hub)
     trained = {} if others is None else read_tensors(others)
     if others is not None:
         _load_named(model, trained, others)
-    if not is_videollama2(config_dict_of(base, **hub)):
+    if not is_videollama2(read_config(base, **hub)):
         _check_connector_is_there(model, [*tensors, *trained], path)
     return model, processor
 
@@ -75,15 +74,8 @@ def _check_connector_is_there(model: nn.Module, names: list[str], path: str) -> 
     missing = sorted(set(model.model.mm_projector.state_dict()) - found)
     if missing:
         raise CheckpointError(
-            f"{path}: {len(missing)} connector weights are missing (non_lora_trainables.bin): {', '.join(missing[:8])}"
+            f"{path}: {len(missing)} connector weights are missing ({OTHERS_FILE}): {', '.join(missing[:8])}"
         )
-
-
-def _module_key(name: str) -> str:
-    """Name inside a LoRA file -> name of the parameter in the model."""
-    while name.startswith("base_model."):
-        name = name.removeprefix("base_model.model.").removeprefix("base_model.")
-    return module_name(name)
 
 
 def merge_lora(model: nn.Module, tensors: dict[str, torch.Tensor], adapter: dict[str, Any], path: Path) -> None:
@@ -141,14 +133,14 @@ def _pairs(
             continue
         if tail.replace(".default", "") not in ("A.weight", "B.weight"):
             raise CheckpointError(f"{path}: {name} is no plain LoRA matrix")
-        pairs.setdefault(_module_key(f"{stem}.weight"), {})[tail[0]] = tensor
+        pairs.setdefault(to_memory(f"{stem}.weight"), {})[tail[0]] = tensor
     return pairs, rest
 
 
 def _load_named(model: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
     """Copy tensors, under published or LoRA names, into the model's parameters of those names."""
     own = model.state_dict()
-    renamed = {_module_key(name.replace(".base_layer.", ".")): tensor for name, tensor in tensors.items()}
+    renamed = {to_memory(name): tensor for name, tensor in tensors.items()}
     unknown = sorted(name for name, tensor in renamed.items() if name not in own or own[name].shape != tensor.shape)
     if unknown:
         raise CheckpointError(f"{path}: {len(unknown)} weights have no place in the model: {', '.join(unknown[:8])}")
@@ -176,9 +168,9 @@ def save_adapter(
     matrices, others = {}, {}
     for name, tensor in state.items():
         if ".lora_" in name:
-            matrices[_to_disk(name)] = tensor.detach().cpu().contiguous()
-        elif name in trained or name.startswith("model.mm_projector."):
-            others[_to_disk(name)] = tensor.detach().cpu()
+            matrices[to_adapter_file(name)] = tensor.detach().cpu().contiguous()
+        elif name in trained or name.startswith(CONNECTOR_PREFIX):
+            others[to_adapter_file(name)] = tensor.detach().cpu()
     folder.mkdir(parents=True, exist_ok=True)
     save_file(matrices, folder / ADAPTER_FILE, metadata={"format": "pt"})
     torch.save(others, folder / OTHERS_FILE)
@@ -196,7 +188,7 @@ def load_adapter(model: VideoLlama2ForConditionalGeneration, folder: Path) -> No
     """
     tensors = {**read_tensors(folder / ADAPTER_FILE), **read_tensors(folder / OTHERS_FILE)}
     own = model.state_dict()
-    found = {_to_memory(name, own): tensor for name, tensor in tensors.items()}
+    found = {from_adapter_file(name, own): tensor for name, tensor in tensors.items()}
     wrong = sorted(name for name, tensor in found.items() if name not in own or own[name].shape != tensor.shape)
     missing = sorted(name for name in own if ".lora_" in name and name not in found)
     if wrong or missing:
@@ -205,26 +197,6 @@ def load_adapter(model: VideoLlama2ForConditionalGeneration, folder: Path) -> No
             f"unexpected or of another shape: {wrong[:4]}"
         )
     model.load_state_dict(found, strict=False)
-
-
-def _to_disk(name: str) -> str:
-    name = name.replace(".default.", ".").replace(".base_layer.", ".")
-    if name.startswith(_DECODER):
-        name = "model." + name.removeprefix(_DECODER)
-    elif name.startswith(_TOWER):
-        name = PUBLISHED_TOWER_PREFIX + name.removeprefix(_TOWER)
-    return _PREFIX + name
-
-
-def _to_memory(name: str, own: dict[str, torch.Tensor]) -> str:
-    name = name.removeprefix(_PREFIX)
-    if name.startswith(PUBLISHED_TOWER_PREFIX):
-        name = _TOWER + name.removeprefix(PUBLISHED_TOWER_PREFIX)
-    elif not name.startswith(("model.mm_projector.", "lm_head.")):
-        name = _DECODER + name.removeprefix("model.")
-    name = re.sub(r"\.(lora_[AB])\.", r".\1.default.", name)
-    inside = re.sub(r"\.(weight|bias)$", r".base_layer.\1", name)
-    return inside if inside in own else name
 
 
 def _plain(value: Any) -> Any:

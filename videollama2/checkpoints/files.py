@@ -13,22 +13,25 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from transformers.utils import cached_file
 
-from videollama2.config import read_json
 from videollama2.constants import TINY_MODEL_NAME
-from videollama2.errors import CheckpointError, CheckpointNotFoundError
+from videollama2.errors import CheckpointError, CheckpointNotFoundError, first_line
+from videollama2.hub import check_is_no_pointer, find_file, first_file, read_config, read_json
 
 TINY_FOLDER = Path(__file__).parent.parent / "assets" / TINY_MODEL_NAME
-HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only")
 FULL_WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-CONNECTOR_FILES = ("mm_projector.safetensors", "mm_projector.bin")
+CONNECTOR_FILE = "mm_projector.bin"
+CONNECTOR_FILES = ("mm_projector.safetensors", CONNECTOR_FILE)
 ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_FILE = "adapter_model.safetensors"
+ADAPTER_FILES = (ADAPTER_FILE, "adapter_model.bin")
+OTHERS_FILE = "non_lora_trainables.bin"
+OTHERS_FILES = ("non_lora_trainables.safetensors", OTHERS_FILE)
 
 # What the readers of weight files raise on a damaged, foreign or dangerous file.
 UNREADABLE = (OSError, RuntimeError, ValueError, LookupError, EOFError, pickle.UnpicklingError, SafetensorError)
@@ -38,41 +41,6 @@ def resolve_name(name_or_path: str | Path) -> str:
     """The name of the built-in model -> its folder; anything else as it is."""
     name = str(name_or_path)
     return str(TINY_FOLDER) if name == TINY_MODEL_NAME and not Path(name).exists() else name
-
-
-def find_file(name_or_path: str, filename: str, **hub: Any) -> Path | None:
-    """A checkpoint's file, local or from the hub; None where the repository has none.
-
-    Raises:
-        CheckpointNotFoundError: no such folder, and no such hub repository within reach.
-    """
-    if Path(name_or_path).is_dir():
-        path = Path(name_or_path) / filename
-        return path if path.is_file() else None
-    if Path(name_or_path).exists():
-        raise CheckpointNotFoundError(f"{name_or_path} is a file; a checkpoint is a folder or a hub name")
-    try:
-        found = cached_file(name_or_path, filename, _raise_exceptions_for_missing_entries=False, **hub)
-    except (OSError, ValueError) as error:
-        raise CheckpointNotFoundError(
-            f"{name_or_path} is neither a folder nor a model repository that can be reached ({first_line(error)})"
-        ) from error
-    return None if found is None else Path(found)
-
-
-def first_file(path: str, names: tuple[str, ...], **hub: Any) -> Path | None:
-    return next((found for name in names if (found := find_file(path, name, **hub)) is not None), None)
-
-
-def first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-def config_dict_of(name_or_path: str, **hub: Any) -> dict[str, Any]:
-    path = find_file(name_or_path, "config.json", **hub)
-    if path is None:
-        raise CheckpointError(f"{name_or_path} holds no config.json, so it is no checkpoint")
-    return read_json(path)
 
 
 def base_of(path: str, model_base: str | Path | None = None, **hub: Any) -> str:
@@ -88,12 +56,8 @@ def base_of(path: str, model_base: str | Path | None = None, **hub: Any) -> str:
     elif adapter is not None:
         named = read_json(adapter).get("base_model_name_or_path")
     else:
-        named = config_dict_of(path, **hub).get("_name_or_path")
+        named = read_config(path, **hub).get("_name_or_path")
     return resolve_name(named or "")
-
-
-def is_videollama2(config: dict[str, Any]) -> bool:
-    return str(config.get("model_type", "")).startswith("videollama2")
 
 
 def check_model_type(config: dict[str, Any], name_or_path: str) -> None:
@@ -131,6 +95,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         CheckpointError: the file is damaged, or a pickle holds anything but tensors.
     """
+    check_is_no_pointer(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

@@ -5,17 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from videollama2.checkpoints.files import (
-    HUB_OPTIONS,
-    UNREADABLE,
-    check_model_type,
-    config_dict_of,
-    first_line,
-    is_videollama2,
-    resolve_name,
-)
-from videollama2.config import VideoLlama2Config
-from videollama2.errors import CheckpointError, ConfigError, VideoLlama2Error
+from videollama2.checkpoints.files import UNREADABLE, check_model_type, resolve_name
+from videollama2.config import VideoLlama2Config, is_videollama2
+from videollama2.errors import CheckpointError, ConfigError, VideoLlama2Error, first_line
+from videollama2.hub import OPTIONS, read_config
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.processing import VideoLlama2Processor
 
@@ -31,8 +24,8 @@ def load_checkpoint(
             ``quantization_config``) and of the hub.
     """
     path = resolve_name(path)
-    hub = {key: options.pop(key) for key in HUB_OPTIONS if key in options}
-    config_dict = config_dict_of(path, **hub)
+    hub = {key: options.pop(key) for key in OPTIONS if key in options}
+    config_dict = read_config(path, **hub)
     check_model_type(config_dict, path)
     if not is_videollama2(config_dict):
         raise CheckpointError(

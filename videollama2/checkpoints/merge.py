@@ -51,9 +51,10 @@ def merge_adapter(
 
 
 def _dtype_of_base(adapter: str, base: str | Path | None) -> str:
-    from videollama2.checkpoints.files import base_of, config_dict_of
+    from videollama2.checkpoints.files import base_of
+    from videollama2.hub import read_config
 
-    fields = config_dict_of(base_of(adapter, base))
+    fields = read_config(base_of(adapter, base))
     found = fields.get("dtype") or fields.get("torch_dtype")
     return found if found in _DTYPES else "bfloat16"
 

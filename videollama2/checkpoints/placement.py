@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
-from videollama2.errors import ConfigError, MissingDependencyError
+from videollama2.errors import ConfigError, MissingDependencyError, first_line
 
 # Quantising them saves little and costs accuracy; the published code quantised the connector and could not load it.
-_NOT_QUANTISED = ["model.vision_tower", "model.mm_projector", "lm_head"]
+# transformers compares these with the start of a module's name, which lacks "model." in a model without its head.
+NOT_QUANTISED = ["model.vision_tower", "model.mm_projector", "vision_tower", "mm_projector", "lm_head"]
 
 
 def default_device() -> str:
@@ -45,7 +46,7 @@ def check_device(name: str) -> str:
     try:
         torch.empty(1, device=torch.device(name)).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]})") from error
+        raise ConfigError(f"device {name!r} cannot be used here ({first_line(error)})") from error
     return name
 
 
@@ -60,25 +61,31 @@ def check_attention(name: str) -> None:
             ) from error
 
 
-def quantization_config(load_8bit: bool, load_4bit: bool, dtype: torch.dtype) -> Any:
-    if not (load_8bit or load_4bit):
+def quantization_config(bits: int, dtype: torch.dtype, double_quant: bool = True, quant_type: str = "nf4") -> Any:
+    """What transformers' loaders take to quantise the language model through bitsandbytes; None for 16 bits.
+
+    Args:
+        bits: 4, 8 or 16.
+        dtype: what 4-bit weights are computed in.
+        double_quant, quant_type: of 4 bits, as bitsandbytes has them.
+
+    Raises:
+        MissingDependencyError: bitsandbytes is not installed.
+    """
+    if bits == 16:
         return None
-    if load_8bit and load_4bit:
-        raise ConfigError("load_8bit and load_4bit exclude each other")
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
-        raise MissingDependencyError(
-            "loading in 8 or 4 bits needs the package bitsandbytes: pip install bitsandbytes"
-        ) from error
+        raise MissingDependencyError(f"{bits} bits need the package bitsandbytes: pip install bitsandbytes") from error
     from transformers import BitsAndBytesConfig
 
-    if load_8bit:
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=_NOT_QUANTISED)
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=NOT_QUANTISED)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_compute_dtype=dtype,
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_quant_type="nf4",
-        llm_int8_skip_modules=_NOT_QUANTISED,
+        bnb_4bit_use_double_quant=double_quant,
+        bnb_4bit_quant_type=quant_type,
+        llm_int8_skip_modules=NOT_QUANTISED,
     )

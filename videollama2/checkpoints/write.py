@@ -15,12 +15,10 @@ from pathlib import Path
 import torch
 
 from videollama2.checkpoints.adapter import save_adapter
+from videollama2.checkpoints.files import CONNECTOR_FILE
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.model.weight_names import CONNECTOR_PREFIX
 from videollama2.processing import VideoLlama2Processor
-
-CONNECTOR_FILE = "mm_projector.bin"
-
 
 State = dict[str, torch.Tensor]
 

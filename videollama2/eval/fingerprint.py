@@ -6,15 +6,9 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from videollama2.checkpoints.files import (
-    ADAPTER_CONFIG,
-    base_of,
-    checkpoint_kind,
-    config_dict_of,
-    find_file,
-    is_videollama2,
-    resolve_name,
-)
+from videollama2.checkpoints.files import ADAPTER_CONFIG, base_of, checkpoint_kind, resolve_name
+from videollama2.config import is_videollama2
+from videollama2.hub import find_file, read_config
 
 _SUFFIXES = {".json", ".safetensors", ".bin", ".model", ".jinja", ".txt"}
 _WHOLE = 64 << 20
@@ -38,11 +32,11 @@ def model_revision(model_path: str, model_base: str | None = None) -> str:
 
 def _built_on(path: str, model_base: str | None) -> list[str | None]:
     """Base and vision tower, found as loading finds them; a whole base brings its own tower."""
-    fields = config_dict_of(path) if find_file(path, "config.json") else {}
+    fields = read_config(path) if find_file(path, "config.json") else {}
     base = base_of(path, model_base)
     if not base:
         return []  # loading says what is missing
-    tower = None if is_videollama2(config_dict_of(base)) else fields.get("mm_vision_tower")
+    tower = None if is_videollama2(read_config(base)) else fields.get("mm_vision_tower")
     return [base, tower]
 
 

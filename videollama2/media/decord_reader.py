@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from videollama2.errors import MediaError, MissingDependencyError
+from videollama2.errors import MediaError, MissingDependencyError, first_line
 from videollama2.media.readers import ReaderBase, check_frame_size
 
 
@@ -42,7 +42,7 @@ class DecordReader(ReaderBase):
             self._height, self._width = self._video[0].shape[:2] if self.num_frames else (0, 0)
             self.fps = self.step_fps = float(self._video.get_avg_fps())
         except (decord.DECORDError, RuntimeError, UnicodeEncodeError) as error:
-            raise MediaError(f"{name}: decord cannot read this video ({_first_line(error)})") from error
+            raise MediaError(f"{name}: decord cannot read this video ({first_line(error)})") from error
         if self.num_frames == 0:
             raise MediaError(f"{name}: the video stream has no frames that can be decoded")
         self.times, self.duration = self._read_times()
@@ -65,7 +65,7 @@ class DecordReader(ReaderBase):
         try:
             batch = self._video.get_batch(indices)
         except (decord.DECORDError, RuntimeError) as error:
-            raise MediaError(f"{self.name}: decord cannot decode frames ({_first_line(error)})") from error
+            raise MediaError(f"{self.name}: decord cannot decode frames ({first_line(error)})") from error
         # decord answers in torch tensors where somebody has set its bridge so.
         return batch.asnumpy() if hasattr(batch, "asnumpy") else np.asarray(batch)
 
@@ -73,7 +73,3 @@ class DecordReader(ReaderBase):
         """See :class:`videollama2.media.readers.VideoReader`."""
         super().close()
         self._video = None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,52 +1,83 @@
-"""Weight names: how published tensors map to modules, and back when saving.
+"""Weight names: how the tensors of a checkpoint map to modules, and back when it is written.
 
-transformers 5 applies these mappings while loading and reverses them while saving, and applies the mappings of the
-nested models (Mixtral's experts, the ``vision_model`` level of CLIP and SigLIP) by itself. So a checkpoint saved here
-carries the published names.
+Files carry the published names. transformers 5 applies the mapping below while loading and reverses it while saving; it
+applies the mappings of nested models (Mixtral's experts, the ``vision_model`` level of CLIP and SigLIP) by itself. LoRA
+files, which this software reads and writes without transformers, use the same mapping and peft's marks besides.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 
-PUBLISHED_TOWER_PREFIX = "model.vision_tower.vision_tower.vision_model."
 CONNECTOR_PREFIX = "model.mm_projector."
 
-# anchored on both sides, so that reversing them on save cannot touch another module's names
-_RENAMINGS = (
-    (r"^model\.vision_tower\.vision_tower\.vision_model\.", "model.vision_tower."),
-    (r"^model\.(layers\.|norm\.|embed_tokens\.)", r"model.language_model.\1"),
-)
+# Start of a name on disk -> start of the name in memory. Names that start in no such way are the same in both.
+_PREFIXES = {
+    "model.vision_tower.vision_tower.vision_model.": "model.vision_tower.",
+    "model.layers.": "model.language_model.layers.",
+    "model.norm.": "model.language_model.norm.",
+    "model.embed_tokens.": "model.language_model.embed_tokens.",
+}
+
+# peft writes this before every name, and inserts the other marks into names in memory.
+_PEFT_PREFIX = "base_model.model."
+_PEFT_ADAPTER = ".default."
+_PEFT_WRAPPED = ".base_layer."
 
 
 def register() -> None:
-    """Tell transformers about the names; safe to call again."""
+    """Tell transformers about the names; may be called again."""
     register_checkpoint_conversion_mapping(
         "VideoLlama2ForConditionalGeneration",
-        [WeightRenaming(source_patterns=source, target_patterns=target) for source, target in _RENAMINGS],
+        # Anchored, so that their reversal cannot touch the names of another module.
+        [WeightRenaming(source_patterns=f"^{re.escape(disk)}", target_patterns=own) for disk, own in _PREFIXES.items()],
         overwrite=True,
     )
 
 
-def module_name(published: str) -> str:
-    """Module path of a published weight name (experts of Mixtral excepted: they are merged, not renamed)."""
-    for pattern, replacement in _RENAMINGS:
-        published = re.sub(pattern, replacement, published)
-    return published
+def to_memory(disk: str) -> str:
+    """Name in a file -> name of the parameter. (Mixtral's experts excepted: they are merged, not renamed.)
+
+    peft's marks are dropped: what is named ``base_model.model.X`` or ``X.base_layer.weight`` belongs to ``X``.
+    """
+    while disk.startswith("base_model."):
+        disk = disk.removeprefix(_PEFT_PREFIX).removeprefix("base_model.")
+    return _replace_prefix(disk.replace(_PEFT_WRAPPED, "."), _PREFIXES)
+
+
+def to_disk(memory: str) -> str:
+    """Name of a parameter -> name in a file; the inverse of :func:`to_memory`, for names without peft's marks."""
+    return _replace_prefix(memory, {own: disk for disk, own in _PREFIXES.items()})
+
+
+def to_adapter_file(memory: str) -> str:
+    """Name of a parameter of a model with LoRA layers -> name in the files of a LoRA folder."""
+    return _PEFT_PREFIX + to_disk(memory.replace(_PEFT_ADAPTER, ".").replace(_PEFT_WRAPPED, "."))
+
+
+def from_adapter_file(disk: str, own: Container[str]) -> str:
+    """Name in the files of a LoRA folder -> name of the parameter of a model with LoRA layers.
+
+    Args:
+        own: names of the model's parameters. They tell whether a layer is wrapped: its own weight then lies deeper.
+    """
+    name = re.sub(r"\.(lora_[AB])\.", rf".\1{_PEFT_ADAPTER}", to_memory(disk))
+    wrapped = re.sub(r"\.(weight|bias)$", rf"{_PEFT_WRAPPED}\1", name)
+    return wrapped if wrapped in own else name
 
 
 def connector_weights(names: Iterable[str]) -> dict[str, str]:
-    """Names holding connector weights -> their name inside the connector, whatever prefix they carry.
+    """Names that hold connector weights -> their name inside the connector, whatever prefix they carry."""
+    inner = CONNECTOR_PREFIX.removeprefix("model.")
+    return {name: name.partition(inner)[2] for name in names if inner in name}
 
-    ``mm_projector.bin`` files carry ``model.mm_projector.``, LoRA runs add ``base_model.model.`` before it.
-    """
-    found = {}
-    for name in names:
-        _, marker, rest = name.partition("mm_projector.")
-        if marker:
-            found[name] = rest
-    return found
+
+def _replace_prefix(name: str, prefixes: dict[str, str]) -> str:
+    for old, new in prefixes.items():
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
-from transformers.utils import cached_file
 
-from videollama2.config import OPTIONS_OF_ANY_REPOSITORY, VideoLlama2Config, find_tower, read_json
-from videollama2.errors import CheckpointError, VideoLlama2Error
+from videollama2.config import VideoLlama2Config, find_tower
+from videollama2.errors import CheckpointError, CheckpointNotFoundError, VideoLlama2Error, first_line
+from videollama2.hub import OPTIONS_OF_ANY_REPOSITORY, find_file, read_json
 from videollama2.model.encoders import KNOWN_TOWERS, vision_encoder
 
 # Any of them makes a tokenizer: the fast form, sentencepiece, byte-pair tables.
@@ -42,15 +43,14 @@ def _tokenizer_complaint(name_or_path: str | Path, error: Exception, **hub: Any)
     Raises:
         CheckpointError: one of its files is no JSON.
     """
-    files = {name: _file(name_or_path, name, **hub) for name in (*_TOKENIZER_FILES, _TOKENIZER_CONFIG)}
+    files = {name: find_file(name_or_path, name, **hub) for name in (*_TOKENIZER_FILES, _TOKENIZER_CONFIG)}
     if not any(files[name] for name in _TOKENIZER_FILES):
         return f"{name_or_path} holds no tokenizer: expected one of {', '.join(_TOKENIZER_FILES)}"
     for name in (_TOKENIZER_CONFIG, _TOKENIZER_FILES[0]):
         if files[name] is not None:
             read_json(files[name])
     found = next(files[name] for name in _TOKENIZER_FILES if files[name] is not None)
-    reason = next(iter(str(error).splitlines()), type(error).__name__)
-    return f"{found}: cannot be read as a tokenizer ({reason})"
+    return f"{found}: cannot be read as a tokenizer ({first_line(error)})"
 
 
 def load_image_processor(name_or_path: str | Path, config: VideoLlama2Config, **hub: Any) -> Any:
@@ -72,7 +72,9 @@ def _find_preprocessor(name_or_path: str | Path, config: VideoLlama2Config, **hu
         if settings is None and name in KNOWN_TOWERS:
             settings = KNOWN_TOWERS[name].preprocessor
         if settings is None and folder is None:
-            settings = _read_preprocessor(name, **{k: v for k, v in hub.items() if k in OPTIONS_OF_ANY_REPOSITORY})
+            with suppress(CheckpointNotFoundError):  # told below, with the name of the checkpoint
+                options = {key: value for key, value in hub.items() if key in OPTIONS_OF_ANY_REPOSITORY}
+                settings = _read_preprocessor(name, **options)
     if settings is None:
         raise CheckpointError(
             f"{name_or_path}: found no preprocessor_config.json here nor for its vision encoder {name!r}"
@@ -81,18 +83,5 @@ def _find_preprocessor(name_or_path: str | Path, config: VideoLlama2Config, **hu
 
 
 def _read_preprocessor(name_or_path: str | Path, **hub: Any) -> dict[str, Any] | None:
-    path = _file(name_or_path, "preprocessor_config.json", **hub)
+    path = find_file(name_or_path, "preprocessor_config.json", **hub)
     return None if path is None else read_json(path)
-
-
-def _file(name_or_path: str | Path, filename: str, **hub: Any) -> Path | None:
-    """A file of a folder or hub repository; None where it cannot be had, for whatever reason."""
-    path = cached_file(
-        str(name_or_path),
-        filename,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        **hub,
-    )
-    return None if path is None else Path(path)

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from videollama2.checkpoints.files import CONNECTOR_FILE
 from videollama2.commands import CommandParser, add_debug_flag, run_command
 from videollama2.constants import NUM_FRAMES
 from videollama2.errors import ConfigError
@@ -268,7 +269,7 @@ def write_parts(
     (out / "clip" / "preprocessor_config.json").write_text(text + "\n", encoding="utf-8")
     if connector_steps:
         weights = {f"{CONNECTOR_PREFIX}{name}": tensor for name, tensor in connector.state_dict().items()}
-        torch.save(weights, out / "mm_projector.bin")
+        torch.save(weights, out / CONNECTOR_FILE)
     return reached
 
 
@@ -300,7 +301,7 @@ def _run(out: Path, seed: int, encoder_steps: int, connector_steps: int, **sizes
     reached = write_parts(out, TinySizes(**sizes), seed, encoder_steps, connector_steps)
     for part, values in reached.items():
         print(f"{part}:", *(f"{name} {value:.3f}" for name, value in values.items()))
-    print(f"wrote {out}: llm, clip, mm_projector.bin")
+    print(f"wrote {out}: llm, clip, {CONNECTOR_FILE}")
 
 
 if __name__ == "__main__":

@@ -8,18 +8,18 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
-from transformers.utils import cached_file
 
 from videollama2.checkpoints import build_from_parts, load_checkpoint, load_connector, resolve_name
 from videollama2.checkpoints.adapter import has_lora
-from videollama2.config import FLAT_MODEL_TYPES
+from videollama2.checkpoints.placement import quantization_config
+from videollama2.config import FLAT_MODEL_TYPES, is_videollama2
 from videollama2.errors import CheckpointNotFoundError, ConfigError
+from videollama2.hub import find_file, read_config
 from videollama2.model.encoders import vision_encoder
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.processing import VideoLlama2Processor
 from videollama2.training.flags import DataArguments, ModelArguments, TrainingArguments
-from videollama2.training.lora import add_lora, fused_experts, quantization_config
+from videollama2.training.lora import add_lora, fused_experts
 from videollama2.training.meter import weights_of
 from videollama2.training.sharding import encode_uniformly, whole_weights
 
@@ -41,7 +41,7 @@ def build_model(
     """
     path = resolve_name(model_args.model_path)
     fields = _read_config(path)
-    whole = str(fields.get("model_type", "")).startswith("videollama2")
+    whole = is_videollama2(fields)
     options = _loading_options(training_args)
     with whole_weights(training_args):
         load = _load_whole if whole else _load_parts
@@ -71,7 +71,10 @@ def _loading_options(training_args: TrainingArguments) -> dict[str, Any]:
     """What learns is kept in float32; DeepSpeed keeps its own such copy and needs the weights in half of it only."""
     half = training_args.bf16 and training_args.deepspeed
     options: dict[str, Any] = {"dtype": torch.bfloat16 if half else torch.float32}
-    quantization = quantization_config(training_args)
+    computed_in = torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else torch.float32
+    quantization = quantization_config(
+        training_args.bits, computed_in, training_args.double_quant, training_args.quant_type
+    )
     if quantization is not None:
         options["quantization_config"] = quantization
         options["device_map"] = {"": training_args.device}
@@ -105,23 +108,23 @@ def _connector_file(name: str) -> Path:
         return path
     owner, _, rest = name.partition("/")
     repository, _, file = rest.partition("/")
-    found = None
+    connector = None
     if not path.is_absolute() and file:
         try:
-            found = cached_file(f"{owner}/{repository}", file, _raise_exceptions_for_missing_entries=False)
-        except (OSError, ValueError) as error:
+            connector = find_file(f"{owner}/{repository}", file)
+        except CheckpointNotFoundError as error:
             raise CheckpointNotFoundError(
                 f"--pretrain_mm_mlp_adapter {name}: neither a file nor on a hub that can be reached"
             ) from error
-    if found is None:
+    if connector is None:
         raise CheckpointNotFoundError(f"--pretrain_mm_mlp_adapter {name}: there is no such file")
-    return Path(found)
+    return connector
 
 
 def _read_config(path: str) -> dict[str, Any]:
     try:
-        return PreTrainedConfig.get_config_dict(path)[0]
-    except OSError as error:
+        return read_config(path)
+    except CheckpointNotFoundError as error:
         raise CheckpointNotFoundError(
             f"--model_path {path}: neither a folder with a config.json nor a hub name that can be reached"
         ) from error

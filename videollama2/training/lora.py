@@ -1,22 +1,15 @@
-"""LoRA and QLoRA: low-rank matrices beside the decoder's linear layers, what is written of them and read back.
+"""LoRA and QLoRA: low-rank matrices that learn beside the decoder's linear layers.
 
-The layout on disk is the published one: ``adapter_config.json`` and ``adapter_model.safetensors`` with the matrices
-under the decoder's published names, everything else that was trained, and the connector in any case, in
-``non_lora_trainables.bin``.
+How they are written and read back is the matter of :mod:`videollama2.checkpoints.adapter`.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import nn
 
 from videollama2.errors import ConfigError, MissingDependencyError
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.training.flags import TrainingArguments
-
-_NOT_QUANTISED = ["model.vision_tower", "model.mm_projector", "vision_tower", "mm_projector", "lm_head"]
 
 
 def add_lora(model: VideoLlama2ForConditionalGeneration, args: TrainingArguments) -> None:
@@ -45,33 +38,6 @@ def add_lora(model: VideoLlama2ForConditionalGeneration, args: TrainingArguments
         task_type="CAUSAL_LM",
     )
     model.add_adapter(config)
-
-
-def quantization_config(args: TrainingArguments) -> Any:
-    """For transformers' loaders, None without ``--bits``.
-
-    Raises:
-        MissingDependencyError: bitsandbytes is not installed.
-    """
-    if args.bits == 16:
-        return None
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"--bits {args.bits} needs the package bitsandbytes: pip install bitsandbytes"
-        ) from error
-    from transformers import BitsAndBytesConfig
-
-    if args.bits == 8:
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=_NOT_QUANTISED)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_compute_dtype=torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32,
-        bnb_4bit_use_double_quant=args.double_quant,
-        bnb_4bit_quant_type=args.quant_type,
-        llm_int8_skip_modules=_NOT_QUANTISED,
-    )
 
 
 def fused_experts(model: VideoLlama2ForConditionalGeneration) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from videollama2.errors import CheckpointError, ConfigError
+from videollama2.errors import CheckpointError, ConfigError, first_line
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 STATE_FILE = "trainer_state.json"
@@ -118,7 +118,7 @@ def _reason(error: BaseException) -> str:
         if isinstance(inner, OSError) and inner.strerror:
             return inner.strerror
         inner = inner.__cause__ or inner.__context__
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    return first_line(error)
 
 
 def _free(folder: Path) -> str:

@@ -18,8 +18,8 @@ from transformers import Trainer
 
 from videollama2.checkpoints import load_checkpoint, load_connector
 from videollama2.checkpoints.adapter import has_lora, load_adapter
-from videollama2.checkpoints.files import ADAPTER_CONFIG
-from videollama2.checkpoints.write import CONNECTOR_FILE, save_connector, save_lora, save_model
+from videollama2.checkpoints.files import ADAPTER_CONFIG, CONNECTOR_FILE
+from videollama2.checkpoints.write import save_connector, save_lora, save_model
 from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.data.sampler import InOrderSampler, MixtureSampler, ModalityLengthSampler
 from videollama2.errors import MissingDependencyError
