@@ -47,7 +47,7 @@ WINGS = {
     ),
     "checkpoints": (
         ("files", "placement"),
-        ("full", "parts"),
+        ("audio_tower", "full", "parts"),
         ("connector",),
         ("adapter",),
         ("write",),

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from videollama2.audio_config import AudioConfig
-from videollama2.checkpoints.files import UNREADABLE, first_line
-from videollama2.errors import CheckpointError, CheckpointNotFoundError
+from videollama2.checkpoints.files import UNREADABLE
+from videollama2.errors import CheckpointError, CheckpointNotFoundError, first_line
 from videollama2.model.encoders.beats import BeatsModel
 
 AUDIO_TOWER_PREFIX = "model.audio_tower."
