@@ -11,8 +11,19 @@ import pytest
 from tests.conftest import ROOT
 
 # ``model.encoders`` lies below the rest of ``model``: the configuration asks it which encoders there are.
+# ``media.kinds`` lies below the rest of ``media``: prompts and models know the kinds of media, and no medium.
 FLOORS = {
-    0: ("errors", "constants", "config", "audio_config", "flags", "commands", "_register", "hub", "model.encoders"),
+    0: (
+        "errors",
+        "constants",
+        "config",
+        "audio_config",
+        "flags",
+        "commands",
+        "_register",
+        "hub",
+        *("model.encoders", "media.kinds"),
+    ),
     1: ("prompting", "media", "model", "terminal_chat"),
     2: ("processing", "auto"),
     3: ("checkpoints", "data"),
@@ -29,6 +40,8 @@ ALLOWED = {
     ("hub", "errors"),
     ("model.encoders", "errors"),
     ("model.encoders", "audio_config"),
+    ("media.kinds", "constants"),
+    ("media.kinds", "errors"),
     ("config", "errors"),
     ("audio_config", "errors"),
     ("config", "constants"),

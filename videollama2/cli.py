@@ -29,6 +29,7 @@ from videollama2.flags import (
     frame_options,
     model_options,
 )
+from videollama2.media.kinds import IMAGE, VIDEO
 
 _CHAT_LENGTH = 16384
 """Tokens that a conversation in the terminal may have, where the model has as many positions."""
@@ -93,20 +94,20 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 def _ask(args: argparse.Namespace) -> int:
     """Load, look, answer. The media are read first: a wrong path must not wait for 15 GB of weights."""
-    from videollama2.media.image import sniff_modality
+    from videollama2.media.sources import kind_of_path
     from videollama2.prompting import check_text
 
     if not args.question.strip():
         raise ConfigError("the question is empty")
     check_text(args.question, "the question")
-    kind = sniff_modality(args.media)
-    if kind == "image" and frame_options(args):
+    kind = kind_of_path(args.media)
+    if kind == IMAGE and frame_options(args):
         given = ", ".join("--" + name.replace("_", "-") for name in frame_options(args))
         raise ConfigError(f"{args.media} is an image; {given} can only be given for a video")
     options = _generation(args)
     _check_readable(args, kind)
     engine, sampling = _open_engine(args, options, lambda processor: _prompt_length(processor, args, kind))
-    part = {"type": kind, "path": args.media, **(_video_options(args) if kind == "video" else {})}
+    part = {"type": kind, "path": args.media, **(_video_options(args) if kind == VIDEO else {})}
     content = [part, {"type": "text", "text": args.question}]
     answer = engine.submit([{"role": "user", "content": content}], **sampling)
     if sys.stdout.isatty():
@@ -120,10 +121,10 @@ def _ask(args: argparse.Namespace) -> int:
 
 def _chat(args: argparse.Namespace) -> int:
     """A conversation; media given on the command line go with the first question."""
-    from videollama2.media.image import sniff_modality
+    from videollama2.media.sources import kind_of_path
 
     options = _generation(args)
-    kinds = [sniff_modality(path) for path in args.media]
+    kinds = [kind_of_path(path) for path in args.media]
     if args.max_length is not None and args.max_length < 1:
         raise ConfigError(f"--max-length must be at least 1, got {args.max_length}")
     engine, sampling = _open_engine(args, options, None)
@@ -183,14 +184,14 @@ def _demo(args: argparse.Namespace) -> int:
 
     _quiet_libraries()
     from videollama2.inference.api import mm_infer, model_init
-    from videollama2.media.image import sniff_modality
+    from videollama2.media.sources import kind_of_path
 
     folder = Path(__file__).parent / "assets" / "demo"
     rows = json.loads((folder / "questions.json").read_text(encoding="utf-8"))
     model, processor, tokenizer = model_init(TINY_MODEL_NAME)
     current, right = None, 0
     for row in rows:
-        kind = sniff_modality(folder / row["file"])
+        kind = kind_of_path(folder / row["file"])
         if row["file"] != current:
             current = row["file"]
             pixels = processor[kind](folder / current)
@@ -210,7 +211,7 @@ def _check_readable(args: argparse.Namespace, kind: str) -> None:
     from videollama2.media.image import load_image
     from videollama2.media.video import read_clip
 
-    if kind == "image":
+    if kind == IMAGE:
         load_image(args.media)
         return
     sampling = FrameSampling(**frame_options(args))

@@ -12,7 +12,8 @@ import torch
 from PIL import Image, ImageOps
 
 from videollama2.errors import MediaError, MediaNotFoundError
-from videollama2.media.image import load_image, sniff_modality
+from videollama2.media.image import load_image
+from videollama2.media.sources import kind_of_path
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +173,7 @@ class TestBadFiles:
         (tmp_path / "a.png").write_bytes(b"")
         with pytest.raises(MediaError, match="a.png: the file is empty"):
             load_image(tmp_path / "a.png")
-        with pytest.raises(MediaError, match="the image is empty"):
+        with pytest.raises(MediaError, match="the file is empty"):
             load_image(b"")
 
     @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
@@ -224,38 +225,38 @@ class TestSniffing:
     def test_images_by_content(self, photo, tmp_path, format_):
         path = tmp_path / "a.mp4"
         path.write_bytes(encoded(photo, format_))
-        assert sniff_modality(path) == "image"
+        assert kind_of_path(path) == "image"
 
     @pytest.mark.parametrize("container", ["mp4", "mov", "matroska", "avi", "mpegts", "flv", "mpeg", "h264"])
     def test_videos_by_content(self, film, tmp_path, container):
         codec = "mpeg2video" if container == "mpeg" else "libx264"
         path = film.write(tmp_path / "a.png", codec, container=container, frames=3, fps=25)
-        assert sniff_modality(str(path)) == "video"
+        assert kind_of_path(str(path)) == "video"
 
     def test_an_animated_gif_is_a_video(self, golden, photo, tmp_path):
-        assert sniff_modality(golden / "media" / "anim_20f.gif") == "video"
+        assert kind_of_path(golden / "media" / "anim_20f.gif") == "video"
         photo.save(tmp_path / "still.gif")
-        assert sniff_modality(tmp_path / "still.gif") == "image"
+        assert kind_of_path(tmp_path / "still.gif") == "image"
 
     def test_a_folder_is_a_video(self, golden):
-        assert sniff_modality(golden / "media" / "frames_dir") == "video"
+        assert kind_of_path(golden / "media" / "frames_dir") == "video"
 
     @pytest.mark.parametrize(("name", "modality"), [("a.mp4", "video"), ("A.JPG", "image"), ("a.Mkv", "video")])
     def test_the_extension_decides_where_content_does_not(self, tmp_path, name, modality):
         (tmp_path / name).write_text("words " * 100)
-        assert sniff_modality(tmp_path / name) == modality
+        assert kind_of_path(tmp_path / name) == modality
 
     @pytest.mark.parametrize("name", ["a.txt", "a", "a.pdf"])
     def test_neither(self, tmp_path, name):
         (tmp_path / name).write_text("words " * 100)
         with pytest.raises(MediaError, match=f"{name}: is neither an image nor a video"):
-            sniff_modality(tmp_path / name)
+            kind_of_path(tmp_path / name)
 
     def test_bad_paths(self, tmp_path):
         with pytest.raises(MediaNotFoundError, match="gone.mp4"):
-            sniff_modality(tmp_path / "gone.mp4")
+            kind_of_path(tmp_path / "gone.mp4")
         (tmp_path / "a.mp4").write_bytes(b"")
         with pytest.raises(MediaError, match="a.mp4: the file is empty"):
-            sniff_modality(tmp_path / "a.mp4")
+            kind_of_path(tmp_path / "a.mp4")
         with pytest.raises(MediaError, match="neither a file nor a folder"):
-            sniff_modality("/dev/null")
+            kind_of_path("/dev/null")

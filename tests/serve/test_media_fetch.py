@@ -687,7 +687,7 @@ def test_data_urls():
         ("data:image/png;base64,ÿÿÿÿ", "image"),
         ("data:text/html;base64,YWJj", "image"),
         ("data:video/mp4;base64,YWJj", "image"),
-        ("data:image/png;base64,YWJj", "video"),
+        ("data:image/jpeg;base64,YWJj", "video"),
         ("data:image/jpeg;base64,YWJj,YWJj", "image"),
         ("data:video/jpeg;base64,YWJj,,YWJj", "video"),
         ("data:video/mp4;base64,YWJj,YWJj", "video"),

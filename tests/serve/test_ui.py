@@ -23,7 +23,7 @@ pytest.importorskip("gradio", reason="the web page needs gradio (the extra serve
 from tests.serve.page_fixtures import CLIP, PICTURE, Served, served, tiny  # noqa: F401 - fixtures
 from videollama2.errors import ConfigError, MediaError, PromptError, QueueFullError, RequestTooLongError
 from videollama2.serve.page import errors as page_errors
-from videollama2.serve.page.backends import kind_of
+from videollama2.serve.page.backends import kind_of_upload
 from videollama2.serve.page.conversation import Conversation, Medium, literal
 from videollama2.serve.page.errors import explain
 from videollama2.serve.page.events import Events
@@ -204,11 +204,11 @@ def test_thumbnails_are_small(shape: tuple[int, ...]) -> None:
 def test_kinds_are_told_by_content(tmp_path: Path) -> None:
     disguised = tmp_path / "clip.jpg"
     disguised.write_bytes(CLIP.read_bytes())
-    assert (kind_of(CLIP), kind_of(PICTURE), kind_of(disguised)) == ("video", "image", "video")
+    assert (kind_of_upload(CLIP), kind_of_upload(PICTURE), kind_of_upload(disguised)) == ("video", "image", "video")
     for name, content in {"a.txt": b"words", "b.mp4": b""}.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(MediaError, match=name):
-            kind_of(tmp_path / name)
+            kind_of_upload(tmp_path / name)
 
 
 def test_examples_are_there() -> None:

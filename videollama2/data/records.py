@@ -28,10 +28,11 @@ from tqdm import tqdm
 
 from videollama2.data.rows import read_rows
 from videollama2.errors import DataError, MediaError, PromptError
-from videollama2.media.image import sniff_modality
-from videollama2.prompting import TAGS, conversation_messages
+from videollama2.media.kinds import KINDS, TAGS
+from videollama2.media.sources import kind_of_path
+from videollama2.prompting import conversation_messages
 
-MEDIA_KEYS = ("image", "video")
+MEDIA_KEYS = tuple(KINDS)
 SHOWN_PROBLEMS = 10
 """Problems that one error message lists; the others are counted."""
 
@@ -252,4 +253,4 @@ def _paths(value: Any, key: str) -> list[str]:
 
 def _medium(path: str, folder: Path) -> Medium:
     full = os.path.join(folder, path)
-    return Medium(sniff_modality(full), full)
+    return Medium(kind_of_path(full), full)

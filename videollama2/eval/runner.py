@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from videollama2.errors import DataError, EngineError, MediaError, RequestTooLongError, VideoLlama2Error
 from videollama2.eval.items import Benchmark, Item
+from videollama2.media.kinds import VIDEO
 
 if TYPE_CHECKING:  # torch is needed to answer, not to score answers or to check data
     from videollama2.inference.answer import Answer
@@ -187,7 +188,7 @@ class Runner:
         load = self.engine.processor[item.kind]
         path = self.data / item.media
         try:
-            pixels = load(path, **options) if item.kind == "video" else load(path)
+            pixels = load(path, **options) if item.kind == VIDEO else load(path)
         except MediaError:
             raise
         except OSError as error:

@@ -19,6 +19,7 @@ from videollama2.inference.media.encoder import medium_key
 from videollama2.inference.request import Request
 from videollama2.inference.sizes import fitting_slots
 from videollama2.inference.weights_watch import WeightsWatch, visual_modules
+from videollama2.media.kinds import IMAGE, KINDS, VIDEO
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.processing import VideoLlama2Processor, collate, expand_prompts, padding_id
 from videollama2.prompting import Message, Prompt, build_prompt, user_messages
@@ -94,7 +95,7 @@ def mm_infer(
     instruct: str | Sequence[dict[str, Any]],
     model: VideoLlama2ForConditionalGeneration,
     tokenizer: Any,
-    modal: str | Sequence[str] = "video",
+    modal: str | Sequence[str] = VIDEO,
     **kwargs: Any,
 ) -> str:
     """Answer one question about one medium (published function).
@@ -237,12 +238,12 @@ def embed_prompts(
     Media seen before come from the model's cache; the others are encoded together.
     """
     rows, pairs = expand_prompts(prompts, media, tokenizer, model.config)
-    tokens: dict[str, list[torch.Tensor]] = {"image": [], "video": []}
+    tokens: dict[str, list[torch.Tensor]] = {kind: [] for kind in KINDS}
     for kind, tokens_ND in encode_media([pair for own in pairs for pair in own], model):
         tokens[kind].append(tokens_ND)
     batch = collate(rows, [], padding_id(tokenizer), "left")
     device = model.get_input_embeddings().weight.device
-    embeds = model.model.embed(batch["input_ids"].to(device), tokens["image"], tokens["video"])
+    embeds = model.model.embed(batch["input_ids"].to(device), tokens[IMAGE], tokens[VIDEO])
     return embeds, batch["attention_mask"].to(device)
 
 
@@ -257,11 +258,11 @@ def encode_media(
     cache = media_cache(model)
     keys = [medium_key(model, kind, pixels) for kind, pixels in media]
     known = {key: cache.get(key) for key in dict.fromkeys(keys)}
-    for kind, encode in (("image", model.get_image_features), ("video", model.get_video_features)):
+    for kind, encode in ((IMAGE, model.get_image_features), (VIDEO, model.get_video_features)):
         new = {key: pixels for key, (k, pixels) in zip(keys, media, strict=True) if k == kind and known[key] is None}
         if not new:
             continue
-        pixels = torch.cat(list(new.values())) if kind == "image" else list(new.values())
+        pixels = torch.cat(list(new.values())) if kind == IMAGE else list(new.values())
         # Inference mode would mark its tensors for good; without a graph it saves nothing here.
         with torch.inference_mode(False), torch.no_grad():
             encoded = encode(pixels).pooler_output

@@ -8,7 +8,8 @@ from typing import Any
 
 from videollama2.errors import PromptError
 from videollama2.inference.sampling import SamplingOptions
-from videollama2.prompting import TAGS, Message, check_last, check_messages, user_messages
+from videollama2.media.kinds import TAGS
+from videollama2.prompting import Message, check_last, check_messages, user_messages
 
 _SOURCES = ("path", "url", "source")
 """Names under which a media part may hold its source, beside its own type."""
@@ -74,8 +75,8 @@ def _as_part(item: Any) -> Message:
     if isinstance(item, tuple) and len(item) == 2 and item[0] in TAGS:
         return {"type": item[0], item[0]: item[1]}
     raise PromptError(
-        'beside a plain question each medium is a pair ("image" or "video", source) or a part {"type": ...}, '
-        f"got {type(item).__name__}"
+        f"beside a plain question each medium is a pair ({' or '.join(map(repr, TAGS))}, source) or a part "
+        f'{{"type": ...}}, got {type(item).__name__}'
     )
 
 

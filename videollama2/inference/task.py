@@ -17,6 +17,7 @@ from videollama2.inference.media.reader import MediaReading
 from videollama2.inference.request import Request
 from videollama2.inference.sampling import Chooser, logprob
 from videollama2.inference.text_stream import TextStream
+from videollama2.media.kinds import IMAGE, KINDS, VIDEO
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.processing import expand_placeholders
 from videollama2.prompting import Prompt
@@ -81,7 +82,7 @@ class Task:
         """Fill ``identity``; the media are encoded by now, and laid out."""
         self._taken = monotonic() - self.channel.submitted
         visual = iter([(medium.key, n) for medium in self.media for n in range(medium.tokens.shape[0])])
-        placeholders = (config.image_token_id, config.video_token_id)
+        placeholders = {getattr(config, kind.token_id_field) for kind in KINDS.values()}
         self.identity = [next(visual) if token in placeholders else token for token in self.input_ids]
 
     def _check_length(self, max_length: int, visual: int) -> None:
@@ -98,11 +99,11 @@ class Task:
         """The whole prompt -> input embeddings; positions that are filled already cost a row of a table each."""
         weight = model.get_input_embeddings().weight
         ids = torch.tensor([self.input_ids], device=weight.device)
-        tokens: dict[str, list[torch.Tensor]] = {"image": [], "video": []}
+        tokens: dict[str, list[torch.Tensor]] = {kind: [] for kind in KINDS}
         for medium in self.media:
             tokens[medium.kind].append(medium.tokens)
             self._media_seconds += medium.seconds
-        self._embeds_LD = model.model.embed(ids, tokens["image"], tokens["video"])[0]
+        self._embeds_LD = model.model.embed(ids, tokens[IMAGE], tokens[VIDEO])[0]
         self.media = []
 
     @property

@@ -26,7 +26,7 @@ import numpy as np
 
 from videollama2.errors import MediaError, MissingDependencyError
 from videollama2.media.arrays import is_array
-from videollama2.media.image import check_path, describe_source
+from videollama2.media.sources import check_path, describe_source
 
 if TYPE_CHECKING:
     import torch

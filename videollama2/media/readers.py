@@ -15,7 +15,9 @@ import numpy as np
 
 from videollama2.errors import MediaError
 from videollama2.media.arrays import rgb_frames
-from videollama2.media.image import IMAGE_SUFFIXES, describe_source, load_image
+from videollama2.media.image import load_image
+from videollama2.media.kinds import IMAGE, SUFFIXES
+from videollama2.media.sources import describe_source
 
 FOLDER_FPS = 3.0
 """Rate of a folder of frames when nobody says otherwise (published; TVQA stores its frames this way)."""
@@ -175,7 +177,7 @@ class FrameFolderReader(ImageListReader):
             (
                 path
                 for path in Path(folder).iterdir()
-                if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+                if path.suffix.lower() in SUFFIXES[IMAGE] and not path.name.startswith(".") and path.is_file()
             ),
             key=_natural_key,
         )

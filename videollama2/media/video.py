@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -15,7 +13,7 @@ from PIL import Image
 from videollama2.errors import ConfigError, MediaError, MissingDependencyError
 from videollama2.media.arrays import is_array
 from videollama2.media.frames import FrameSampling, select_frames
-from videollama2.media.image import check_path, describe_source
+from videollama2.media.kinds import GIF_STARTS, VIDEO
 from videollama2.media.readers import (
     FOLDER_FPS,
     LIST_FPS,
@@ -24,6 +22,7 @@ from videollama2.media.readers import (
     ImageListReader,
     VideoReader,
 )
+from videollama2.media.sources import check_path, describe_source, opened, seekable_file
 
 Decoder = Callable[[Any, str], VideoReader]
 """Opens a source (path or binary file) that messages call by the name given."""
@@ -98,9 +97,11 @@ def open_video(source: Any, backend: str = "auto", fps: float | None = None) -> 
         path = check_path(source)
         if path.is_dir():
             return FrameFolderReader(path, FOLDER_FPS if fps is None else fps)
-        return _file_decoder(_head(path), decoder)(path, name)
-    file = _seekable_file(source, name)
-    return _file_decoder(file.read(6), decoder)(file, name)
+        with opened(path, name, VIDEO) as file:
+            decoder = _file_decoder(file, decoder)
+        return decoder(path, name)
+    file = seekable_file(source, name, VIDEO)
+    return _file_decoder(file, decoder)(file, name)
 
 
 def read_clip(
@@ -135,30 +136,6 @@ def _decoder(backend: str) -> Decoder:
     return BACKENDS[name]
 
 
-def _file_decoder(head: bytes, decoder: Decoder) -> Decoder:
+def _file_decoder(file: BinaryIO, decoder: Decoder) -> Decoder:
     """Gifs always go to the default decoder: decord cannot read them (nor is it asked to when published)."""
-    return BACKENDS[DEFAULT_BACKEND] if head.startswith((b"GIF87a", b"GIF89a")) else decoder
-
-
-def _head(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(6)
-    except OSError as error:
-        raise MediaError(f"{path}: cannot be opened ({error.strerror})") from error
-
-
-def _seekable_file(source: Any, name: str) -> Any:
-    """A binary file at its start, for bytes and for files; files that cannot seek are read into memory."""
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        file: Any = io.BytesIO(source)
-    elif hasattr(source, "read"):
-        can_seek = hasattr(source, "seekable") and source.seekable()
-        file = source if can_seek else io.BytesIO(source.read())
-        file.seek(0)
-    else:
-        raise MediaError(f"{name}: a {type(source).__name__} is not a video")
-    if not file.read(1):
-        raise MediaError(f"{name}: the file is empty")
-    file.seek(0)
-    return file
+    return BACKENDS[DEFAULT_BACKEND] if file.read(6) in GIF_STARTS else decoder

@@ -15,11 +15,12 @@ from videollama2.config import VideoLlama2Config
 from videollama2.errors import ConfigError, PromptError
 from videollama2.media.frames import FrameSampling
 from videollama2.media.image import load_image
+from videollama2.media.kinds import IMAGE, KINDS, TAGS, VIDEO
 from videollama2.media.pixels import PixelTransform
 from videollama2.media.video import read_clip
 from videollama2.processing.open_parts import load_image_processor, load_tokenizer
 from videollama2.processing.sequences import collate, expand_prompts, padding_id, visual_tokens
-from videollama2.prompting import TAGS, Message, Prompt, build_prompt
+from videollama2.prompting import Message, Prompt, build_prompt
 
 _UNSET = object()
 
@@ -46,7 +47,7 @@ class VideoLlama2Processor(ProcessorMixin):
             raise ConfigError("VideoLlama2Processor needs the model's configuration")
         self.model_config = config
         self.transform = PixelTransform.from_image_processor(image_processor)
-        self.image_token, self.video_token = TAGS["image"], TAGS["video"]
+        self.image_token, self.video_token = TAGS[IMAGE], TAGS[VIDEO]
 
     @property
     def image_token_id(self) -> int:
@@ -88,9 +89,9 @@ class VideoLlama2Processor(ProcessorMixin):
 
     def __getitem__(self, kind: str) -> Callable[..., torch.Tensor]:
         """``processor["video"]`` and ``processor["image"]``, the published way to get pixels."""
-        loaders = {"video": self.load_video, "image": self.load_image}
+        loaders = {VIDEO: self.load_video, IMAGE: self.load_image}
         if kind not in loaders:
-            raise KeyError(f"{kind!r}: a processor has 'video' and 'image'")
+            raise KeyError(f"{kind!r}: a processor has {' and '.join(map(repr, loaders))}")
         return loaders[kind]
 
     def load_video(
@@ -219,8 +220,8 @@ class VideoLlama2Processor(ProcessorMixin):
         prompts = [_split_tags(t) for t in ([text] if isinstance(text, str) else text)]
         images = _in_reading_order(_as_list(images), prompts)
         queues = {
-            TAGS["image"]: [self._pixels(item, partial(self.load_image, **image_options)) for item in images],
-            TAGS["video"]: [self._pixels(item, partial(self.load_video, **video_options)) for item in _as_list(videos)],
+            TAGS[IMAGE]: [self._pixels(item, partial(self.load_image, **image_options)) for item in images],
+            TAGS[VIDEO]: [self._pixels(item, partial(self.load_video, **video_options)) for item in _as_list(videos)],
         }
         for tag, queue in queues.items():
             wanted = sum(prompt.tags.count(tag) for prompt in prompts)
@@ -239,15 +240,15 @@ class VideoLlama2Processor(ProcessorMixin):
 
         data: dict[str, Any] = {}
         if image_sizes is not None:
-            data["num_image_tokens"] = [visual_tokens(self.model_config, "image")] * len(image_sizes)
+            data["num_image_tokens"] = [visual_tokens(self.model_config, IMAGE)] * len(image_sizes)
             data["num_image_patches"] = [1] * len(image_sizes)
         if video_sizes is not None:
-            data["num_video_tokens"] = [visual_tokens(self.model_config, "video", s[0]) for s in video_sizes]
+            data["num_video_tokens"] = [visual_tokens(self.model_config, VIDEO, s[0]) for s in video_sizes]
         return MultiModalData(**data)
 
     @property
     def model_input_names(self) -> list[str]:
-        return ["input_ids", "attention_mask", "pixel_values", "pixel_values_videos"]
+        return ["input_ids", "attention_mask", *(kind.batch_key for kind in KINDS.values())]
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -267,7 +268,7 @@ def _in_reading_order(images: list[Any], prompts: Sequence[Prompt]) -> list[Any]
             f"{sum(nested)} of them lists, for {len(prompts)} text(s)"
         )
     for number, (own, prompt) in enumerate(zip(images, prompts, strict=True)):
-        wanted = prompt.tags.count(TAGS["image"])
+        wanted = prompt.tags.count(TAGS[IMAGE])
         if wanted != len(own):
             raise PromptError(f"text {number} holds {wanted} {TAGS['image']} tag(s) but {len(own)} are given")
     return [image for own in images for image in own]

@@ -8,17 +8,18 @@ from typing import Any
 import torch
 
 from videollama2.config import VideoLlama2Config
-from videollama2.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX, VIDEO_TOKEN_INDEX
+from videollama2.constants import IGNORE_INDEX
 from videollama2.errors import PromptError
+from videollama2.media.kinds import IMAGE, KINDS, VIDEO
 from videollama2.model.connectors import num_visual_tokens
 from videollama2.prompting import Prompt
 
-_KIND_OF_SENTINEL = {IMAGE_TOKEN_INDEX: "image", VIDEO_TOKEN_INDEX: "video"}
+_KIND_OF_SENTINEL = {kind.sentinel: kind for kind in KINDS.values()}
 
 
 def visual_tokens(config: VideoLlama2Config, kind: str, num_frames: int | None = None) -> int:
     """Visual tokens of one medium; an image counts as ``config.num_frames`` frames."""
-    frames = config.num_frames if kind == "image" or num_frames is None else num_frames
+    frames = config.num_frames if kind == IMAGE or num_frames is None else num_frames
     return num_visual_tokens(config.mm_projector_type, frames, config.patches_per_side, config.keeps_class_token)
 
 
@@ -37,7 +38,7 @@ def check_pixels(pixels: Any, kind: str, size: int | None = None) -> int:
         raise PromptError(f"a {kind} must be pixels made by processor[{kind!r}], {found}")
     if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.shape[0] < 1:
         raise PromptError(f"a {kind} must be a tensor (frames, 3, height, width), got {tuple(pixels.shape)}")
-    if kind == "image" and pixels.shape[0] != 1:
+    if kind == IMAGE and pixels.shape[0] != 1:
         raise PromptError(f"an image must be a tensor (1, 3, height, width), got {tuple(pixels.shape)}")
     height, width = pixels.shape[-2:]
     if size is not None and (height, width) != (size, size):
@@ -64,7 +65,6 @@ def expand_placeholders(
     sentinels = [i for i in ids if i in _KIND_OF_SENTINEL]
     if len(sentinels) != len(counts):
         raise PromptError(f"the prompt names {len(sentinels)} media but {len(counts)} are given")
-    token_ids = {"image": config.image_token_id, "video": config.video_token_id}
     remaining = iter(counts)
     out_ids: list[int] = []
     out_labels: list[int] = []
@@ -75,7 +75,7 @@ def expand_placeholders(
             out_labels.append(IGNORE_INDEX if labels is None else labels[position])
         else:
             count = next(remaining)
-            out_ids += [token_ids[kind]] * count
+            out_ids += [getattr(config, kind.token_id_field)] * count
             out_labels += [IGNORE_INDEX] * count
     return out_ids, out_labels
 
@@ -168,11 +168,11 @@ def collate(
     if len(sizes) > 1:
         found = " and ".join(f"{height}x{width}" for height, width in sizes)
         raise PromptError(f"the pixels of one batch must have one size, got {found}")
-    images = [pixels for kind, pixels in flat if kind == "image"]
-    videos = [pixels for kind, pixels in flat if kind == "video"]
+    images = [pixels for kind, pixels in flat if kind == IMAGE]
+    videos = [pixels for kind, pixels in flat if kind == VIDEO]
     if images:
-        batch["pixel_values"] = torch.cat(images)
+        batch[KINDS[IMAGE].batch_key] = torch.cat(images)
     if videos:
         same = len({video.shape[0] for video in videos}) == 1
-        batch["pixel_values_videos"] = torch.stack(videos) if same else videos
+        batch[KINDS[VIDEO].batch_key] = torch.stack(videos) if same else videos
     return batch

@@ -10,7 +10,6 @@ A tag is a medium only where a message part or an annotation says so. The same l
 from videollama2.prompting.labels import conversation_messages, training_ids
 from videollama2.prompting.messages import (
     ANY_TAG,
-    TAGS,
     Message,
     as_turns,
     check_last,
@@ -32,7 +31,6 @@ __all__ = [
     "ANY_TAG",
     "SAFETY_SYSTEM_PROMPT",
     "SYSTEM_PROMPTS",
-    "TAGS",
     "Message",
     "Prompt",
     "as_turns",

@@ -12,12 +12,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from videollama2.constants import DEFAULT_IMAGE_TOKEN, DEFAULT_VIDEO_TOKEN
 from videollama2.errors import PromptError
+from videollama2.media.kinds import TAGS
 
 Message = dict[str, Any]
-
-TAGS = {"image": DEFAULT_IMAGE_TOKEN, "video": DEFAULT_VIDEO_TOKEN}
 
 ROLES = ("system", "user", "assistant", "tool")
 

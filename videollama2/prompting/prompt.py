@@ -8,7 +8,8 @@ from typing import Any
 
 from videollama2.constants import DEFAULT_VIDEO_TOKEN, MODAL_INDEX_MAP
 from videollama2.errors import PromptError
-from videollama2.prompting.messages import TAGS, Message, as_turns, check_last
+from videollama2.media.kinds import TAGS
+from videollama2.prompting.messages import Message, as_turns, check_last
 from videollama2.prompting.template import render, tells_role
 
 # The published system text of Mistral and Mixtral at inference. It defines published numbers: data, not prose.

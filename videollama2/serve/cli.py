@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import base64
 import json
-import mimetypes
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -30,11 +29,11 @@ from videollama2.flags import (
     frame_options,
 )
 from videollama2.media.frames import FrameSampling
+from videollama2.media.kinds import VIDEO, mime_type
+from videollama2.media.sources import kind_of_path
 from videollama2.serve.settings import API_KEY_VARIABLE, read_keys
 from videollama2.serve.web.errors import ApiError
 from videollama2.terminal_chat import HELP, TerminalChat
-
-_MIME = {"video": "video/mp4", "image": "image/png"}
 
 
 class RemoteChat(TerminalChat):
@@ -112,12 +111,9 @@ class RemoteChat(TerminalChat):
             content = file.read_bytes()
         except OSError as error:
             raise ConfigError(f"{file}: cannot be read ({error.strerror})") from error
-        mime = mimetypes.guess_type(file.name)[0] or ""
-        if not mime.startswith(kind + "/") and mime != "image/gif":
-            mime = _MIME[kind]
-        url = f"data:{mime};base64,{base64.b64encode(content).decode('ascii')}"
+        url = f"data:{mime_type(kind, file)};base64,{base64.b64encode(content).decode('ascii')}"
         part: dict[str, Any] = {"type": f"{kind}_url", f"{kind}_url": {"url": url}}
-        if kind == "video" and self.media_options:
+        if kind == VIDEO and self.media_options:
             part["mm_processor_kwargs"] = self.media_options
         return part, f"{len(content) / 1024:.0f} kB"
 
@@ -210,8 +206,7 @@ def _open(args: argparse.Namespace) -> RemoteChat:
     chat = RemoteChat(args.controller, args.model, keys[0] if keys else None, media, options)
     chat.choose_model(input if sys.stdin.isatty() else None)
     for path in args.media:
-        mime = mimetypes.guess_type(path)[0] or ""
-        chat.attach("image" if mime.startswith("image/") and mime != "image/gif" else "video", path)
+        chat.attach(kind_of_path(path), path)
     return chat
 
 

@@ -21,14 +21,9 @@ import torch
 
 from videollama2.errors import PromptError
 from videollama2.inference.media.cache import MediaCache, content_key
+from videollama2.media.kinds import IMAGE, KINDS
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.processing import VideoLlama2Processor, check_pixels, visual_tokens
-
-OPTIONS = {
-    "image": frozenset({"aspect_ratio"}),
-    "video": frozenset({"start", "end", "num_frames", "aspect_ratio", "backend"}),
-}
-"""What a media part may say about its reading; see ``VideoLlama2Processor.load_video``."""
 
 _MAX_FILES = 4096
 
@@ -73,11 +68,11 @@ class MediaEncoder:
         Raises:
             PromptError: an option this kind has not.
         """
-        unknown = set(options) - OPTIONS[kind]
+        unknown = set(options) - KINDS[kind].options
         if unknown:
             raise PromptError(f"a {kind} has no option {', '.join(sorted(unknown))}")
         config = self.model.config
-        if kind == "image":
+        if kind == IMAGE:
             return visual_tokens(config, kind)
         if torch.is_tensor(source) and source.ndim == 4 and source.is_floating_point():
             return visual_tokens(config, kind, source.shape[0])
@@ -96,9 +91,9 @@ class MediaEncoder:
         """Decode and preprocess one medium, unless its tokens are known.
 
         Args:
-            kind: ``image`` or ``video``.
+            kind: of :data:`~videollama2.media.kinds.KINDS`.
             source: path, bytes, PIL image, array, list of frames; or pixels that the processor made.
-            options: of :data:`OPTIONS`.
+            options: that the kind has, see :data:`~videollama2.media.kinds.KINDS`.
             key: its :meth:`source_key` where that is known already.
 
         Raises:
@@ -138,7 +133,7 @@ class MediaEncoder:
                 medium.tokens = self.cache.get(medium.key)
             if medium.tokens is None:
                 waiting.setdefault(medium.key, []).append(medium)
-        for kind in OPTIONS:
+        for kind in KINDS:
             for groups in _passes([group for group in waiting.values() if group[0].kind == kind]):
                 self._encode_together(kind, groups)
         for medium in media:
@@ -150,7 +145,7 @@ class MediaEncoder:
         pixels = [group[0].pixels for group in groups]
         # Outside inference mode, whose tensors could not be used in training afterwards.
         with torch.inference_mode(False), torch.no_grad():
-            if kind == "image":
+            if kind == IMAGE:
                 encoded = self.model.get_image_features(torch.cat(pixels)).pooler_output
             else:
                 encoded = self.model.get_video_features(pixels).pooler_output

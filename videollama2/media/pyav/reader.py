@@ -20,10 +20,11 @@ from av.stream import Discard, Disposition
 
 from videollama2.errors import MediaError
 from videollama2.media import readers
-from videollama2.media.image import identify
+from videollama2.media.kinds import IMAGE, VIDEO, identify
 from videollama2.media.pyav.index import PacketIndex, PacketInfo, Run
 from videollama2.media.pyav.packets import FrameSink, Scan, packets_of, scan_packets
 from videollama2.media.readers import MediaWarning, ReaderBase, check_frame_size
+from videollama2.media.sources import opened
 
 # Containers by FFmpeg's names. Playlists, image sequences and text formats are left out on purpose: they
 # would make FFmpeg open other files than the one that was named.
@@ -85,7 +86,7 @@ def open_container(source: Any, name: str) -> Any:
             options={"format_whitelist": _FORMATS, "protocol_whitelist": "file", **_LIMITS},
         )
     except av.error.FFmpegError as error:
-        raise MediaError(f"{name}: {_explain(source, error)}") from error
+        raise MediaError(f"{name}: {_explain(source, name, error)}") from error
 
 
 def is_much_less(seconds: float, stated: float) -> bool:
@@ -366,22 +367,15 @@ class PyAVReader(ReaderBase):
             yield from frames
 
 
-def _explain(source: Any, error: Exception) -> str:
+def _explain(source: Any, name: str, error: Exception) -> str:
     """Why FFmpeg refused a file, in a reader's words."""
-    if hasattr(source, "read"):
-        source.seek(0)
-        head = source.read(512)
-    else:
-        try:
-            with open(source, "rb") as file:
-                head = file.read(512)
-        except OSError as refusal:
-            return f"cannot be opened ({refusal.strerror})"
-    if not head:
-        return "the file is empty"
-    kind = identify(head)
-    if kind == "image":
+    try:
+        with opened(source, name, VIDEO) as file:
+            kind = identify(file, name)
+    except MediaError as refusal:
+        return str(refusal).removeprefix(f"{name}: ")
+    if kind == IMAGE:
         return "is a still image, not a video"
-    if kind == "video":
+    if kind == VIDEO:
         return f"the file is truncated or damaged ({error.strerror})"
     return "is not a video or a sound in a format that can be read"

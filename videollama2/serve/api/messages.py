@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from videollama2.media.kinds import IMAGE, VIDEO
 from videollama2.serve.api.request import (
     AssistantMessage,
     ChatRequest,
@@ -121,11 +122,11 @@ def engine_messages(request: ChatRequest, guard: TextGuard) -> tuple[list[dict[s
 
 def _medium(part: ImagePart | VideoPart, request: ChatRequest, param: str) -> MediumAsked:
     if isinstance(part, ImagePart):
-        return MediumAsked("image", part.image_url.url, {}, f"{param}.image_url.url")
+        return MediumAsked(IMAGE, part.image_url.url, {}, f"{param}.image_url.url")
     options: dict[str, Any] = {}
     for given in (request.mm_processor_kwargs, part.mm_processor_kwargs):
         options |= given.given() if given is not None else {}
-    return MediumAsked("video", part.video_url.url, options, f"{param}.video_url.url")
+    return MediumAsked(VIDEO, part.video_url.url, options, f"{param}.video_url.url")
 
 
 def _parts(message: Any) -> Sequence[str | ImagePart | VideoPart]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import mimetypes
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
@@ -20,7 +19,8 @@ from uuid import uuid4
 import httpx
 
 from videollama2.constants import NUM_FRAMES
-from videollama2.errors import RequestTooLongError
+from videollama2.errors import MediaError, RequestTooLongError
+from videollama2.media.kinds import IMAGE, VIDEO, kind_of, mime_type
 from videollama2.serve.cluster.failover import bearer, make_client
 from videollama2.serve.page.thumbnails import EDGE, Reader
 from videollama2.serve.untrusted_media.errors import RefusedMediaError
@@ -125,12 +125,12 @@ class EngineBackend:
 
     async def _frames(self, model: str, part: Message) -> Message:
         options = {name: value for name, value in part.items() if name not in ("type", "path")}
-        if part["type"] == "video":
+        if part["type"] == VIDEO:
             options.setdefault("num_frames", await self.num_frames(model))
         frames = await self.reader(model).read(part["type"], Path(part["path"]), options)
-        if part["type"] == "image":
-            return {"type": "image", "image": frames}
-        return {"type": "video", "video": frames, "num_frames": options["num_frames"]}
+        if part["type"] == IMAGE:
+            return {"type": IMAGE, IMAGE: frames}
+        return {"type": VIDEO, VIDEO: frames, "num_frames": options["num_frames"]}
 
     def close(self) -> None:
         for sandbox in set(self._sandboxes.values()):
@@ -269,41 +269,24 @@ def _data_part(part: Message) -> Message:
     except OSError as error:
         raise RefusedMediaError("the file is gone: upload it once more", detail=str(error)) from error
     name = f"{kind}_url"
-    found: Message = {"type": name, name: {"url": f"data:{media_type(kind, path)};base64,{data}"}}
+    found: Message = {"type": name, name: {"url": f"data:{mime_type(kind, path)};base64,{data}"}}
     options = {key: value for key, value in part.items() if key not in ("type", "path")}
     if options:
         found["mm_processor_kwargs"] = options
     return found
 
 
-def media_type(kind: str, path: Path) -> str:
-    """MIME type by the file's name, as far as it agrees with what the file is."""
-    guessed = mimetypes.guess_type(path.name)[0] or ""
-    if guessed == "image/gif" or guessed.startswith(kind + "/"):
-        return guessed
-    return "video/mp4" if kind == "video" else "image/png"
-
-
-def kind_of(path: str | Path) -> str:
-    """``image`` or ``video``, by the first bytes of a file. A gif is a video.
+def kind_of_upload(path: str | Path) -> str:
+    """Kind of an uploaded file, see :func:`videollama2.media.kinds.kind_of`.
 
     Raises:
-        MediaError: it is neither, or cannot be opened.
+        RefusedMediaError: it is of no kind that is answered about, or it cannot be opened.
     """
-    from videollama2.media.image import IMAGE_SUFFIXES, VIDEO_SUFFIXES, identify
-
-    found = Path(path)
+    upload = Path(path)
     try:
-        with found.open("rb") as file:
-            head = file.read(512)
+        with upload.open("rb") as file:
+            return kind_of(file, upload.name)
     except OSError as error:
         raise RefusedMediaError("the file is gone: upload it once more", detail=str(error)) from error
-    if not head:
-        raise RefusedMediaError(f"{found.name} is empty")
-    if head.startswith((b"GIF87a", b"GIF89a")):
-        return "video"
-    suffix = found.suffix.lower()
-    kind = identify(head) or ("video" if suffix in VIDEO_SUFFIXES else "image" if suffix in IMAGE_SUFFIXES else None)
-    if kind is None:
-        raise RefusedMediaError(f"{found.name} is neither a video nor a picture")
-    return kind
+    except MediaError as error:
+        raise RefusedMediaError(str(error)) from error

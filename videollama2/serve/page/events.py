@@ -13,8 +13,9 @@ import gradio as gr
 
 from videollama2.constants import TINY_MODEL_NAME
 from videollama2.errors import MediaError, VideoLlama2Error
+from videollama2.media.kinds import VIDEO
 from videollama2.serve.page import errors as page_errors
-from videollama2.serve.page.backends import Backend, kind_of
+from videollama2.serve.page.backends import Backend, kind_of_upload
 from videollama2.serve.page.conversation import Conversation, Medium, Turn
 from videollama2.serve.page.layout import MAX_QUESTION, TINY_NOTE, PageSettings, Widgets, examples
 from videollama2.serve.page.pacing import paced
@@ -195,8 +196,8 @@ class Events:
         options = {name: value for name, value in options.items() if value is not None}
         found = []
         for path in (values[w.files] or ())[: self.settings.max_media]:
-            kind = kind_of(path)
-            found.append(Medium(kind, str(path), options if kind == "video" else {}))
+            kind = kind_of_upload(path)
+            found.append(Medium(kind, str(path), options if kind == VIDEO else {}))
         return tuple(found)
 
     async def _answer(
@@ -288,7 +289,7 @@ class Events:
         if conversation.last is None or self._is_running(request):
             return {w.notice: gr.skip()}
         turn = conversation.turns.pop()
-        options = next((medium.options for medium in turn.media if medium.kind == "video"), {})
+        options = next((medium.options for medium in turn.media if medium.kind == VIDEO), {})
         return {
             w.conversation: conversation,
             w.chat: conversation.shown(),

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from videollama2.media.kinds import IMAGE, VIDEO
 from videollama2.serve.page.conversation import Medium
 
 EDGE = 144
@@ -57,12 +58,12 @@ class Thumbnails:
             VideoLlama2Error: it cannot be decoded.
         """
         options = dict(medium.options)
-        if medium.kind == "video":
+        if medium.kind == VIDEO:
             options.setdefault("num_frames", default_frames)
         key = medium.kind, medium.path, tuple(sorted(options.items()))
         if key not in self._strips:
             frames = await self.reader.read(medium.kind, Path(medium.path), options)
-            pictures = [frames] if medium.kind == "image" else list(frames)
+            pictures = [frames] if medium.kind == IMAGE else list(frames)
             self._strips[key] = await asyncio.to_thread(_draw, medium, options, pictures)
             while len(self._strips) > _MAX_STRIPS:
                 self._strips.popitem(last=False)
@@ -73,9 +74,9 @@ class Thumbnails:
 def _draw(medium: Medium, options: Mapping[str, Any], frames: Iterable[np.ndarray]) -> str:
     cells = []
     for number, frame_HWC in enumerate(frames, start=1):
-        label = f"frame {number}" if medium.kind == "video" else "picture"
+        label = f"frame {number}" if medium.kind == VIDEO else "picture"
         figure = f'<figure><img src="{data_url(frame_HWC)}" alt="{label}" draggable="false">'
-        cells.append(figure + (f"<figcaption>{number}</figcaption>" if medium.kind == "video" else "") + "</figure>")
+        cells.append(figure + (f"<figcaption>{number}</figcaption>" if medium.kind == VIDEO else "") + "</figure>")
     title = _title(medium, options, len(cells))
     return (
         f'<section class="vl-frames" data-frames="{len(cells)}"><header>{title}</header>'
@@ -84,7 +85,7 @@ def _draw(medium: Medium, options: Mapping[str, Any], frames: Iterable[np.ndarra
 
 
 def _title(medium: Medium, options: Mapping[str, Any], count: int) -> str:
-    if medium.kind == "image":
+    if medium.kind == IMAGE:
         return "1 picture"
     start, end = options.get("start"), options.get("end")
     where = "the whole video"

@@ -7,12 +7,12 @@ URL that is not plain is refused.
 from __future__ import annotations
 
 import base64
-import binascii
 import ipaddress
 import re
 from dataclasses import dataclass
 from urllib.parse import unquote
 
+from videollama2.media.kinds import KINDS, VIDEO
 from videollama2.serve.untrusted_media.errors import RefusedMediaError
 
 MAX_URL_LENGTH = 8192
@@ -155,7 +155,7 @@ def parse_data(url: str, kind: str, max_bytes: int, max_frames: int) -> bytes | 
     Counts and lengths are checked before anything is decoded.
 
     Args:
-        kind: ``image`` or ``video``.
+        kind: of :data:`~videollama2.media.kinds.KINDS`.
 
     Raises:
         RefusedMediaError: not base64, of another kind, too large, or too many frames.
@@ -165,30 +165,38 @@ def parse_data(url: str, kind: str, max_bytes: int, max_frames: int) -> bytes | 
         raise RefusedMediaError("a data URL must be data:TYPE/SUBTYPE;base64,...", "invalid_media_url")
     mime = found["type"].lower()
     main = mime.partition("/")[0]
-    # A gif is a picture and a film; who does not know the type says octet-stream.
-    if main != kind and mime != "application/octet-stream" and (kind, mime) != ("video", "image/gif"):
+    # Who does not know the type says octet-stream.
+    if not KINDS[kind].fits_mime(mime) and mime != "application/octet-stream":
         raise RefusedMediaError(f"a data URL of type {main}/... is no {kind}", "invalid_media_url")
     start = found.end()
     if (len(url) - start) * 3 // 4 > max_bytes:
         raise RefusedMediaError(f"a {kind} is larger than {max_bytes} bytes", "media_too_large", 413)
-    if mime != FRAME_LIST_TYPE or kind != "video":
+    if mime != FRAME_LIST_TYPE or kind != VIDEO:
         return _decode(url[start:], kind)
     count = url.count(",", start) + 1
     if count > max_frames:
         raise RefusedMediaError(f"a video of {count} frames has more than the {max_frames} that are accepted")
-    return [_decode(frame, "video") for frame in url[start:].split(",")]
+    return [_decode(frame, VIDEO) for frame in url[start:].split(",")]
+
+
+def decode_base64(text: str) -> bytes:
+    """Bytes of strict base64, decoded in pieces: nothing else runs in this process while one is decoded.
+
+    Raises:
+        ValueError: a character that base64 has not, or padding that is missing, too long or within.
+    """
+    if len(text) % 4:
+        raise ValueError("the padding is missing, or too long")
+    pieces = [text[at : at + _PIECE] for at in range(0, len(text), _PIECE)]
+    if any("=" in piece for piece in pieces[:-1]):
+        raise ValueError("padding within")
+    return b"".join(base64.b64decode(piece.encode("ascii"), validate=True) for piece in pieces)
 
 
 def _decode(text: str, kind: str) -> bytes:
     try:
-        if len(text) % 4:
-            raise ValueError("the padding is missing, or too long")
-        # In pieces: nothing else runs in this process while one is decoded.
-        pieces = [text[at : at + _PIECE] for at in range(0, len(text), _PIECE)]
-        if any("=" in piece for piece in pieces[:-1]):
-            raise ValueError("padding within")
-        data = b"".join(base64.b64decode(piece.encode("ascii"), validate=True) for piece in pieces)
-    except (binascii.Error, ValueError):
+        data = decode_base64(text)
+    except ValueError:
         raise RefusedMediaError(f"the data URL of a {kind} is not valid base64") from None
     if not data:
         raise RefusedMediaError(f"the data URL of a {kind} is empty")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
+import asyncio
+import mimetypes
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from time import monotonic
@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI, Request, Response
 from pydantic import ValidationError
 
-from videollama2.media.image import identify
+from videollama2.errors import MediaError
+from videollama2.media.kinds import KINDS, VIDEO, kind_of
 from videollama2.prompting import ANY_TAG, tagged_parts
 from videollama2.serve.api.request import ChatRequest
 from videollama2.serve.cluster.protocol import GenerateStream, WorkerStatus, error_frame, frame
 from videollama2.serve.settings import Security
+from videollama2.serve.untrusted_media.urls import FRAME_LIST_TYPE, decode_base64
 from videollama2.serve.web.app import make_app
 from videollama2.serve.web.errors import ApiError, shutting_down
 from videollama2.serve.web.metrics import CONTENT_TYPE
@@ -29,8 +31,6 @@ if TYPE_CHECKING:
 
 _GREEDY_BELOW = 1e-3
 """Published: a temperature up to this takes the most likely token."""
-
-_HEAD = 1024
 
 
 SPEED_TOKENS = 16
@@ -164,7 +164,8 @@ async def _begin(service: WorkerService, body: GenerateStream, interval: int) ->
 
 
 async def _submit(service: WorkerService, body: GenerateStream) -> Answer:
-    request = chat_request(body, service.model_name)
+    # Beside the event loop: media of megabytes are decoded from base64 to see what they are.
+    request = await asyncio.to_thread(chat_request, body, service.model_name)
     try:
         return await service.submit(request)
     except ApiError as error:
@@ -250,17 +251,24 @@ def _content(prompt: str, media: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _media_part(item: str) -> dict[str, Any]:
-    """Never a path or an address: only what carries its own bytes."""
-    if item[:5].lower() == "data:":
-        kind = "image" if item[5:11].lower() == "image/" and item[5:14].lower() != "image/gif" else "video"
-        url = item
-    else:
-        try:
-            head = base64.b64decode(item[:_HEAD], validate=True)
-        except (ValueError, binascii.Error):
-            raise ApiError(400, "images must be base64 or data: URLs", param="images", internal_code=40001) from None
-        is_image = not head.startswith((b"GIF87a", b"GIF89a")) and identify(head) == "image"
-        kind, mime = ("image", "image/png") if is_image else ("video", "video/mp4")
-        url = f"data:{mime};base64,{item}"
+    """A medium of the ``\\0`` protocol as a part of a chat message.
+
+    Never a path or an address: only what carries its own bytes. What it is, its content tells; the type that a
+    ``data:`` URL states counts where the content says nothing known.
+    """
+    head, comma, text = item.partition(",") if item[:5].lower() == "data:" else ("", "", item)
+    stated = head[5:].partition(";")[0].lower()
+    if stated == FRAME_LIST_TYPE:
+        return _url_part(VIDEO, item)
+    try:
+        kind = kind_of(decode_base64(text), f"images{mimetypes.guess_extension(stated) or ''}")
+    except ValueError as error:
+        rule = str(error) if isinstance(error, MediaError) else "images must be base64 or data: URLs"
+        raise ApiError(400, rule, param="images", internal_code=40001) from error
+    mime = stated if KINDS[kind].fits_mime(stated) else KINDS[kind].mime
+    return _url_part(kind, f"data:{mime};base64,{text}")
+
+
+def _url_part(kind: str, url: str) -> dict[str, Any]:
     name = f"{kind}_url"
     return {"type": name, name: {"url": url}}

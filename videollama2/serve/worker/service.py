@@ -20,6 +20,7 @@ from videollama2.errors import (
     RequestTooLongError,
     VideoLlama2Error,
 )
+from videollama2.media.kinds import IMAGE, VIDEO
 from videollama2.prompting import check_last, check_messages
 from videollama2.serve.api.messages import CHARACTERS_PER_TOKEN, MediumAsked, TextGuard, engine_messages
 from videollama2.serve.api.request import ChatRequest
@@ -205,7 +206,7 @@ class ChatService:
             ) from error
 
     def _options(self, medium: MediumAsked) -> dict[str, Any]:
-        if medium.kind == "image":
+        if medium.kind == IMAGE:
             return {}
         return {"num_frames": self.engine.processor.model_config.num_frames, **medium.options}
 
@@ -226,7 +227,7 @@ class _Share:
 
 def _part(medium: MediumAsked, frames: Frames) -> dict[str, Any]:
     # All frames that were read are looked at: they were chosen where the video was open.
-    options = {"num_frames": len(frames)} if medium.kind == "video" else {}
+    options = {"num_frames": len(frames)} if medium.kind == VIDEO else {}
     return {"type": medium.kind, medium.kind: frames, **options}
 
 

@@ -1,0 +1,286 @@
+"""The kinds of media, one row each, and the one function that tells of which kind a file is.
+
+Everything that depends on the kind alone is a column of :data:`KINDS`: how a prompt names such a medium, under which
+key its values travel in a batch, what a caller may say about reading it. A new kind is a new row.
+
+:func:`kind_of` looks at the content first and at the name only where the content says nothing. An animated picture
+(gif, webp, png or avif with more than one frame) is a video; with one frame it is an image.
+"""
+
+from __future__ import annotations
+
+import io
+import mimetypes
+import os
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import BinaryIO
+
+from videollama2.constants import (
+    DEFAULT_IMAGE_TOKEN,
+    DEFAULT_VIDEO_TOKEN,
+    IMAGE_TOKEN_INDEX,
+    VIDEO_TOKEN_INDEX,
+)
+from videollama2.errors import MediaError
+
+IMAGE, VIDEO, AUDIO = "image", "video", "audio"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is true of every medium of one kind.
+
+    Attributes:
+        name: the ``type`` of a message part, and the main type of its MIME types.
+        tag: what stands for it in the text of a prompt.
+        sentinel: the published id that stands for the tag in tokenised prompts.
+        token_id_field: field of the model's configuration with the id of its placeholders.
+        batch_key: name under which its preprocessed values go into a batch.
+        mime: MIME type where the file's name suggests none.
+        other_mime_types: types of another main type that may also hold this kind.
+        options: what a message part may say about reading it.
+    """
+
+    name: str
+    tag: str
+    sentinel: int
+    token_id_field: str
+    batch_key: str
+    mime: str
+    other_mime_types: frozenset[str]
+    options: frozenset[str]
+
+    def fits_mime(self, mime: str) -> bool:
+        """Whether content of this MIME type (in lower case) can be of this kind."""
+        return mime.partition("/")[0] == self.name or mime in self.other_mime_types
+
+
+KINDS: dict[str, Kind] = {
+    IMAGE: Kind(
+        name=IMAGE,
+        tag=DEFAULT_IMAGE_TOKEN,
+        sentinel=IMAGE_TOKEN_INDEX,
+        token_id_field="image_token_id",
+        batch_key="pixel_values",
+        mime="image/png",
+        other_mime_types=frozenset(),
+        options=frozenset({"aspect_ratio"}),
+    ),
+    VIDEO: Kind(
+        name=VIDEO,
+        tag=DEFAULT_VIDEO_TOKEN,
+        sentinel=VIDEO_TOKEN_INDEX,
+        token_id_field="video_token_id",
+        batch_key="pixel_values_videos",
+        mime="video/mp4",
+        other_mime_types=frozenset({"image/gif", "image/webp", "image/png", "image/apng", "image/avif"}),
+        options=frozenset({"start", "end", "num_frames", "aspect_ratio", "backend"}),
+    ),
+}
+"""Every kind of medium this software reads, by name."""
+
+TAGS: dict[str, str] = {kind.name: kind.tag for kind in KINDS.values()}
+"""Tag of each kind, by the kind's name."""
+
+_SUFFIXES = {
+    IMAGE: ".avif .bmp .dib .gif .heic .heif .ico .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp",
+    VIDEO: ".3gp .apng .asf .avi .divx .f4v .flv .h264 .h265 .hevc .ivf .m2ts .m4v .mjpeg .mjpg .mkv .mov .mp4 .mpeg "
+    ".mpg .mts .mxf .ogv .rm .rmvb .ts .vob .webm .wmv",
+    AUDIO: ".aac .aif .aiff .flac .m4a .mp3 .oga .ogg .opus .wav .wma",
+}
+SUFFIXES: dict[str, frozenset[str]] = {name: frozenset(text.split()) for name, text in _SUFFIXES.items()}
+"""Endings of file names, in lower case, by the kind they suggest. They count where the content says nothing."""
+
+GIF_STARTS = (b"GIF87a", b"GIF89a")
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_JPEG_START = b"\xff\xd8\xff"
+_IMAGE_STARTS = (
+    _JPEG_START,
+    b"II*\0",
+    b"MM\0*",  # TIFF
+    b"\0\0\0\x0cjP  ",
+    b"\xff\x4f\xff\x51",  # JPEG 2000
+    b"\0\0\1\0",  # icon
+)
+_VIDEO_STARTS = (
+    b"\x1a\x45\xdf\xa3",  # Matroska, WebM
+    b"\0\0\1\xba",
+    b"\0\0\1\xb3",  # MPEG program stream, MPEG video
+    b"\0\0\0\1",  # H.264 or H.265 without a container
+    b"\x30\x26\xb2\x75\x8e\x66\xcf\x11",  # ASF, WMV
+    b"FLV\1",
+    b"OggS",
+    b"DKIF",
+    b".RMF",
+)
+_AUDIO_STARTS = (b"ID3", b"fLaC", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2", b"\xff\xf1", b"\xff\xf9")  # mp3 and aac
+_STILL_BRANDS = frozenset((b"avif", b"heic", b"heix", b"mif1"))
+_MOVING_BRANDS = frozenset((b"avis", b"msf1", b"hevc", b"hevx"))
+_AUDIO_BRANDS = frozenset((b"M4A ", b"M4B "))
+_VIDEO_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"styp", b"moof")
+
+_HEAD_BYTES = 512
+# A walk over a picture's blocks ends here at the latest, so that a file made to be slow cannot be. At the usual 255
+# bytes a block, a gif's first frame would be 50 MB by then.
+_MAX_BLOCKS = 200_000
+
+
+def kind_of(content: bytes | bytearray | memoryview | BinaryIO, name: str = "") -> str:
+    """Kind of a medium: what its content says it is, else what the ending of its name says.
+
+    Args:
+        content: the whole content, or a binary file that can seek; of a file only a little is read, from its start.
+        name: file name or path, for the ending and for messages.
+
+    Raises:
+        MediaError: there is no content, or it is of no kind in :data:`KINDS`.
+    """
+    label, suffix = name or "the medium", PurePath(name).suffix.lower()
+    kind = identify(content, name)
+    if kind is None:
+        kind = next((kind for kind, suffixes in SUFFIXES.items() if suffix in suffixes), None)
+    known = " nor ".join(map(with_article, KINDS))
+    if kind is None:
+        raise MediaError(f"{label}: is neither {known} by content or by extension ({suffix!r})")
+    if kind not in KINDS:
+        raise MediaError(f"{label}: is a sound file, neither {known}")
+    return kind
+
+
+def identify(content: bytes | bytearray | memoryview | BinaryIO, name: str = "") -> str | None:
+    """Kind that the content says it is; None where it says nothing that is known here. It need not be in KINDS.
+
+    Args:
+        content: as for :func:`kind_of`.
+        name: its ending tells apart formats that begin alike (JPEG and Motion JPEG; Ogg with and without pictures).
+
+    Raises:
+        MediaError: there is no content.
+    """
+    file = io.BytesIO(content) if isinstance(content, (bytes, bytearray, memoryview)) else content
+    file.seek(0)
+    head = file.read(_HEAD_BYTES)
+    if not head:
+        raise MediaError(f"{name or 'the medium'}: the file is empty")
+    suffix = PurePath(name).suffix.lower()
+    if head.startswith(_JPEG_START) and suffix in (".mjpeg", ".mjpg"):
+        return VIDEO
+    picture = _picture_kind(head, file)
+    if picture is not None:
+        return picture
+    if _is_audio(head, suffix):
+        return AUDIO
+    return VIDEO if _is_video(head) else None
+
+
+def with_article(kind: str) -> str:
+    """``an image``, ``a video``: for messages."""
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+
+
+def mime_type(kind: str, name: str | os.PathLike[str]) -> str:
+    """MIME type that the file's name suggests where that agrees with the kind, else the kind's usual one."""
+    guessed = mimetypes.guess_type(PurePath(name).name)[0] or ""
+    return guessed if KINDS[kind].fits_mime(guessed) else KINDS[kind].mime
+
+
+def _picture_kind(head: bytes, file: BinaryIO) -> str | None:
+    """Image, or video for a picture with several frames; None for anything that is no picture."""
+    if head.startswith(GIF_STARTS):
+        return VIDEO if _gif_is_animated(file) else IMAGE
+    if head.startswith(_PNG_START):
+        return VIDEO if _png_is_animated(file) else IMAGE
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        # Source: WebP container specification; bit 1 of the extended header's flags is "animation".
+        return VIDEO if head[12:16] == b"VP8X" and head[20:21] and head[20] & 2 else IMAGE
+    if head[4:8] == b"ftyp":
+        return _brand_kind(head)
+    is_bitmap = head[:2] == b"BM" and head[6:10] == b"\0\0\0\0"
+    is_netpbm = head[:1] == b"P" and head[1:2] in b"123456" and head[2:3] in b"\t\n\r #" and len(head) > 2
+    return IMAGE if head.startswith(_IMAGE_STARTS) or is_bitmap or is_netpbm else None
+
+
+def _brand_kind(head: bytes) -> str | None:
+    """Kind of an ISO file whose first box names picture formats (AVIF, HEIF) as its brands; else None."""
+    end = min(int.from_bytes(head[:4], "big"), len(head))
+    major, others = head[8:12], {head[at : at + 4] for at in range(16, end - 3, 4)}
+    if major not in _STILL_BRANDS | _MOVING_BRANDS:
+        return None
+    return VIDEO if ({major} | others) & _MOVING_BRANDS else IMAGE
+
+
+def _is_audio(head: bytes, suffix: str) -> bool:
+    if head[:4] == b"RIFF" and head[8:12] == b"WAVE" or head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
+        return True
+    if head[4:8] == b"ftyp" and head[8:12] in _AUDIO_BRANDS:
+        return True
+    # These containers hold sound as well as video; only the name tells.
+    if head.startswith((b"OggS", b"\x30\x26\xb2\x75")):
+        return suffix in SUFFIXES[AUDIO]
+    return head.startswith(_AUDIO_STARTS)
+
+
+def _is_video(head: bytes) -> bool:
+    if head.startswith(_VIDEO_STARTS):
+        return True
+    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+        return True
+    if head[4:8] in _VIDEO_BOXES:
+        return True
+    # A transport stream has 0x47 at the start of every packet of 188 bytes, or of 192 with a time in front.
+    return any(
+        head[offset : offset + 1] == b"\x47" == head[offset + step : offset + step + 1]
+        for offset, step in ((0, 188), (4, 192))
+    )
+
+
+def _png_is_animated(file: BinaryIO) -> bool:
+    """Whether there is an ``acTL`` chunk of more than one frame before the pixels. Source: PNG, third edition."""
+    file.seek(len(_PNG_START))
+    for _ in range(_MAX_BLOCKS):
+        start = file.read(8)
+        if len(start) < 8 or start[4:] == b"IDAT":
+            return False
+        if start[4:] == b"acTL":
+            return int.from_bytes(file.read(4), "big") > 1
+        file.seek(int.from_bytes(start[:4], "big") + 4, os.SEEK_CUR)
+    return False
+
+
+def _gif_is_animated(file: BinaryIO) -> bool:
+    """Whether a second image begins after the first. Source: GIF89a specification, sections 18 to 23."""
+    file.seek(10)
+    screen = file.read(3)
+    if len(screen) < 3:
+        return False
+    file.seek(_colour_table_bytes(screen[0]), os.SEEK_CUR)
+    images, blocks = 0, 0
+    while blocks < _MAX_BLOCKS:
+        introducer = file.read(1)
+        if introducer == b",":
+            images += 1
+            descriptor = file.read(9)
+            if images > 1 or len(descriptor) < 9:
+                break
+            file.seek(_colour_table_bytes(descriptor[8]) + 1, os.SEEK_CUR)  # and the byte of the code size
+        elif introducer == b"!":
+            file.seek(1, os.SEEK_CUR)  # the extension's label
+        else:
+            break  # the end of the picture, or of the file
+        blocks += _skip_sub_blocks(file, _MAX_BLOCKS - blocks)
+    return images > 1
+
+
+def _colour_table_bytes(flags: int) -> int:
+    return 3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0
+
+
+def _skip_sub_blocks(file: BinaryIO, most: int) -> int:
+    """Go past a gif's data sub-blocks; returns how many there were."""
+    for number in range(1, most + 1):
+        length = file.read(1)
+        if length in (b"", b"\0"):
+            return number
+        file.seek(length[0], os.SEEK_CUR)
+    return most
