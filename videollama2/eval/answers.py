@@ -18,6 +18,22 @@ _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 _DIGITS = {str(digit): word for digit, word in enumerate(_WORDS)}
 
 
+# How models that think aloud end their thought, before the answer itself.
+_THOUGHT_ENDS = re.compile(
+    r"</think(?:ing)?>|</thoughts?>|</reasoning>|</reflection>|\[/THINK\]|◁/think▷|<\|channel\|>\s*final\s*<\|message\|>",
+    re.I,
+)
+_THOUGHT_BEGINS = re.compile(r"<think(?:ing)?>|<thoughts?>|<reasoning>|<reflection>|\[THINK\]|◁think▷", re.I)
+
+
+def after_thinking(text: str) -> str:
+    """What stands after the last thought; nothing where a thought was begun and never ended."""
+    ends = list(_THOUGHT_ENDS.finditer(text))
+    rest = text[ends[-1].end() :] if ends else text
+    begins = _THOUGHT_BEGINS.search(rest)
+    return rest[: begins.start()] if begins else rest
+
+
 def _without_the_word(output: str) -> str:
     """Published: "answer" would be read as option A."""
     return output.replace("answer", "").replace("Answer", "")
@@ -64,10 +80,9 @@ def published_videomme(output: str, choices: Sequence[str]) -> Parsed:
     match = re.search(r"[A-D]", output)
     if match:
         return Parsed(LETTERS.index(match.group()))
-    texts = [re.search(r"[A-D]\. (.*).", choice) for choice in choices]
-    if not all(texts):
+    options = [text.group(1) for choice in choices if (text := re.search(r"[A-D]\. (.*).", choice))]
+    if len(options) < len(choices):
         return _FALLBACK
-    options = [text.group(1) for text in texts]
     return _contained(output, options, [_DIGITS.get(option, option) for option in options]) or _FALLBACK
 
 
