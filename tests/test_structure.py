@@ -94,6 +94,7 @@ WINGS = {
         ("__main__",),
     ),
     "inference": (
+        ("structure",),
         ("slots", "sampling", "lru", "weights_watch", "sizes", "text_stream", "threads"),
         ("answer", "request", "prefix_cache"),
         ("media",),
