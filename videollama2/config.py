@@ -83,7 +83,7 @@ class VideoLlama2Config(PreTrainedConfig):
             text_config, kwargs = _split_flat(model_type, kwargs)
         if vision_config is None:
             vision_config = known_vision_config(mm_vision_tower)
-        self.text_config = _as_config("text_config", text_config)
+        self.text_config = as_config("text_config", text_config)
         self.vision_config = _as_vision_config(vision_config)
         self.mm_projector_type = mm_projector_type
         self.mm_vision_tower = mm_vision_tower
@@ -237,7 +237,15 @@ def _split_flat(model_type: str, fields: dict[str, Any]) -> tuple[dict[str, Any]
     return text, top
 
 
-def _as_config(name: str, value: PreTrainedConfig | dict | None) -> PreTrainedConfig:
+def as_config(name: str, value: PreTrainedConfig | dict | None) -> PreTrainedConfig:
+    """A part's configuration from its fields, by a class of transformers; code beside a checkpoint is not run.
+
+    Args:
+        name: of the field or file, for the message.
+
+    Raises:
+        ConfigError: no ``model_type`` that this transformers knows.
+    """
     if isinstance(value, PreTrainedConfig):
         return value
     if not isinstance(value, dict) or "model_type" not in value:
@@ -255,7 +263,7 @@ def _as_vision_config(value: PreTrainedConfig | dict | None) -> PreTrainedConfig
             "the configuration names no vision encoder that can be found: set vision_config, or mm_vision_tower to a "
             f"folder with a config.json or to one of {', '.join(KNOWN_TOWERS)}"
         )
-    config = _as_config("vision_config", vision_fields(value) if isinstance(value, dict) else value)
+    config = as_config("vision_config", vision_fields(value) if isinstance(value, dict) else value)
     vision_encoder(config.model_type)
     return config
 
