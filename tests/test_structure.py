@@ -82,6 +82,7 @@ WINGS = {
     "eval": (
         ("samples", "atomic", "subtitles", "fingerprint"),
         ("items",),
+        ("strict",),
         ("answers", "annotations"),
         ("judging", "store"),
         ("report",),

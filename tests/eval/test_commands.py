@@ -7,9 +7,8 @@ import sys
 
 import pytest
 
-from tests.conftest import ROOT
 from tests.eval.judge_server import JudgeServer
-from tests.eval.reference import benchmarks_dir, expected, unpadded
+from tests.eval.reference import benchmarks_dir, cases_dir, expected, unpadded
 from videollama2.eval.__main__ import main
 from videollama2.eval.benchmarks import benchmark
 
@@ -171,12 +170,6 @@ def test_published_egoschema_file_needs_the_annotations(tmp_path, capsys):
     assert "| accuracy | published | % | 2 | 50.0 |" in unpadded(capsys.readouterr().out)
 
 
-def cases(kind):
-    """The reference cases: ``../shared/cases/eval`` where there, else the copy in tests/."""
-    folder = ROOT.parent / "shared" / "cases" / "eval"
-    return (folder if folder.is_dir() else ROOT / "tests" / "eval" / "cases") / kind
-
-
 @pytest.mark.parametrize(
     ("file", "options", "message"),
     [
@@ -185,7 +178,7 @@ def cases(kind):
     ],
 )
 def test_a_question_that_is_there_more_than_once_is_refused(file, options, message, capsys):
-    assert score(cases("published_files") / file, "--benchmark", *options, "--partial") == 2
+    assert score(cases_dir() / "published_files" / file, "--benchmark", *options, "--partial") == 2
     assert message in capsys.readouterr().err
 
 
