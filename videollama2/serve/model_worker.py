@@ -201,9 +201,9 @@ def run(args: argparse.Namespace) -> int:
 
         beat = None
         if not args.no_register:
-            from videollama2.serve.worker.heart_beat import HeartBeat
+            from videollama2.serve.worker.heart_beat import Registration
 
-            beat = HeartBeat(
+            beat = Registration(
                 args.controller,
                 own,
                 service.status,

@@ -26,7 +26,7 @@ REPORT_S = 1.0
 _log = logging.getLogger(__name__)
 
 
-class HeartBeat:
+class Registration:
     """Registers one worker and keeps it registered.
 
     Args:
