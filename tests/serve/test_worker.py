@@ -15,9 +15,10 @@ from videollama2.inference.answer import Result, Timings
 from videollama2.serve.cluster.controller_app import Controller, make_controller_app
 from videollama2.serve.cluster.protocol import WorkerStatus
 from videollama2.serve.cluster.registry import Registry
-from videollama2.serve.model_worker import build_parser, measure_speed, model_name_of, own_address
+from videollama2.serve.model_worker import build_parser, measure_speed, own_address
 from videollama2.serve.settings import Security
 from videollama2.serve.worker.app import WorkerService, make_worker_app
+from videollama2.serve.worker.flags import model_name_of
 from videollama2.serve.worker.heart_beat import Registration
 
 MODEL = "videollama2-tiny"

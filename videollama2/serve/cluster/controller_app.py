@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from functools import cached_property
 from typing import Any
 
 import httpx
@@ -55,14 +56,11 @@ class Controller:
         self.addresses = WorkerAddresses(security)
         self._headers = bearer(security.credential)
         self._refreshing: asyncio.Task[None] | None = None
-        self._client: httpx.AsyncClient | None = None
 
-    @property
+    @cached_property
     def http(self) -> httpx.AsyncClient:
         """The client for requests to workers; made with the first one, in the event loop."""
-        if self._client is None:
-            self._client = make_client()
-        return self._client
+        return make_client()
 
     @asynccontextmanager
     async def running(self, app: FastAPI) -> AsyncIterator[None]:

@@ -14,7 +14,6 @@ from videollama2.serve.api.request import ChatRequest
 from videollama2.serve.cluster.protocol import WorkerStatus
 from videollama2.serve.legacy import STREAM_PATH, FrameStream, GenerateRequest, chat_request, error_reply, frame
 from videollama2.serve.settings import Security
-from videollama2.serve.untrusted_media.urls import FRAME_LIST_TYPE, decode_base64
 from videollama2.serve.web.app import make_app
 from videollama2.serve.web.errors import ApiError, shutting_down
 from videollama2.serve.web.metrics import CONTENT_TYPE
