@@ -17,8 +17,9 @@ from tests.conftest import ROOT
 from tests.serve.servers import StrangeWorker, begin
 from videollama2.errors import MediaError
 from videollama2.inference.engine import Engine
+from videollama2.media.kinds import mime_type
 from videollama2.serve.cluster.client import ControllerClient
-from videollama2.serve.page.backends import Backend, ControllerBackend, EngineBackend, media_type
+from videollama2.serve.page.backends import Backend, ControllerBackend, EngineBackend
 from videollama2.serve.page.conversation import Conversation, Medium
 from videollama2.serve.settings import MediaPolicy
 from videollama2.serve.web.errors import ApiError
@@ -247,10 +248,10 @@ def test_media_travel_as_data(tmp_path: Path) -> None:
 
 
 def test_media_types_agree_with_the_kind() -> None:
-    assert media_type("video", Path("a.webm")) == "video/webm"
-    assert media_type("video", Path("a.gif")) == "image/gif"
-    assert media_type("video", Path("a.jpg")) == "video/mp4"
-    assert media_type("image", Path("a.unknown")) == "image/png"
+    assert mime_type("video", Path("a.webm")) == "video/webm"
+    assert mime_type("video", Path("a.gif")) == "image/gif"
+    assert mime_type("video", Path("a.jpg")) == "video/mp4"
+    assert mime_type("image", Path("a.unknown")) == "image/png"
 
 
 def test_the_page_needs_no_torch() -> None:
