@@ -43,7 +43,7 @@ def convert(source: str, destination: str, form: str) -> None:
     model, processor = load_checkpoint(source, dtype=dtype)
     if form == "published":
         _check_published_decoder(source, model.config.text_config.model_type)
-    for config in (model.config, model.config.text_config, model.config.vision_config):
+    for config in model.config.parts:
         config.dtype = dtype
     model.save_pretrained(target)
     processor.save_pretrained(target)
@@ -92,7 +92,7 @@ def _write_tower(target: Path, config, processor) -> None:
     """Beside a flat config lies the encoder's own, for encoders that are no hub repository."""
     from videollama2.model.encoders import KNOWN_TOWERS
 
-    if config.mm_vision_tower in KNOWN_TOWERS:
+    if config.mm_vision_tower in KNOWN_TOWERS or not config.sees:
         return
     tower = target / Path(config.mm_vision_tower or "vision_tower").name
     config.vision_config.save_pretrained(tower)

@@ -2,9 +2,11 @@
 
 Two forms of ``config.json`` are read:
 
-* nested, as saved here: ``text_config`` + ``vision_config`` + the connector fields;
+* nested, as saved here: ``text_config`` + ``vision_config`` + ``audio_config`` + the connector fields;
 * flat, as published: the decoder's fields lie beside the ``mm_*`` fields, the decoder is told by ``model_type``
-  and the vision encoder is only named (``mm_vision_tower``).
+  and the encoders are only named (``mm_vision_tower``, ``mm_audio_tower``).
+
+A model has an encoder of pixels, of sound, or both.
 
 Field names are the published ones. ``AutoConfig`` opens both forms once :mod:`videollama2.auto` is imported.
 """
@@ -18,6 +20,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from videollama2.audio_config import AudioConfig
 from videollama2.constants import NUM_FRAMES
 from videollama2.errors import CheckpointNotFoundError, ConfigError
 from videollama2.hub import OPTIONS_OF_ANY_REPOSITORY, find_file, read_json
@@ -33,7 +36,8 @@ FLAT_MODEL_TYPES = {
 """Published ``model_type`` -> decoder ``model_type``."""
 
 # Fields of the flat form that belong to this class. All others describe the decoder.
-_OWN_FIELDS = ("num_frames", "image_aspect_ratio", "image_token_id", "video_token_id")
+_OWN_FIELDS = ("num_frames", "image_aspect_ratio", "hidden_size_a")
+_TOKEN_ID_FIELDS = ("image_token_id", "video_token_id", "audio_token_id")
 _OWN_PREFIXES = ("mm_", "use_mm_", "tune_mm_", "freeze_mm_")
 _TOP_FIELDS = ("architectures", "dtype", "torch_dtype", "transformers_version", "tie_word_embeddings")
 
@@ -44,22 +48,26 @@ class VideoLlama2Config(PreTrainedConfig):
     Args:
         text_config: decoder configuration (object, or dict with ``model_type``). When missing, the remaining keyword
             arguments are read as the flat published form.
-        vision_config: encoder configuration (object, or dict with ``model_type`` CLIP or SigLIP vision).
+        vision_config: encoder configuration (object, or dict with ``model_type`` CLIP or SigLIP vision); None: a model
+            that hears and does not see.
+        audio_config: of the sound encoder and its clips (object or dict); None: the published values where
+            ``mm_audio_tower`` is given, else the model does not hear.
         mm_projector_type: connector name, see :data:`videollama2.model.connectors.CONNECTORS`.
-        mm_vision_tower: name or path the encoder came from; kept for the published form.
+        mm_projector_a_type: audio projector, see :func:`videollama2.model.connectors.audio.build_audio_projector`.
+        mm_vision_tower, mm_audio_tower: name or path the encoders came from; kept for the published form.
         mm_vision_select_layer: index into the encoder's hidden states (0 is the embedding), may be negative.
         mm_vision_select_feature: ``patch`` (drops the class token) or ``cls_patch``.
         num_frames: frames per video; a still image counts as this many equal frames.
         image_aspect_ratio: ``pad`` or None, the shape the training images were given (published field).
-        image_token_id, video_token_id: ids of the placeholders, one per visual token. By default the two ids after
-            the vocabulary, which no text can produce.
+        image_token_id, video_token_id, audio_token_id: ids of the placeholders, one per token of a medium. By default
+            the ids after the vocabulary, which no text can produce.
 
     Raises:
         ConfigError: unknown ``model_type``, missing or unsupported encoder, or a value out of its range.
     """
 
     model_type = "videollama2"
-    sub_configs = {"text_config": AutoConfig, "vision_config": AutoConfig}
+    sub_configs = {"text_config": AutoConfig, "vision_config": AutoConfig, "audio_config": AudioConfig}
     keys_to_ignore_at_inference = ["past_key_values"]
     # There is no default decoder or encoder; transformers up to 5.20 asks before it builds one to compare with.
     has_no_defaults_at_init = True
@@ -76,6 +84,10 @@ class VideoLlama2Config(PreTrainedConfig):
         image_aspect_ratio: str | None = None,
         image_token_id: int | None = None,
         video_token_id: int | None = None,
+        audio_config: AudioConfig | dict | None = None,
+        mm_audio_tower: str | None = None,
+        mm_projector_a_type: str = "mlp2x_gelu",
+        audio_token_id: int | None = None,
         **kwargs: Any,
     ) -> None:
         model_type = kwargs.pop("model_type", self.model_type)
@@ -83,10 +95,14 @@ class VideoLlama2Config(PreTrainedConfig):
             text_config, kwargs = _split_flat(model_type, kwargs)
         if vision_config is None:
             vision_config = known_vision_config(mm_vision_tower)
-        self.text_config = as_config("text_config", text_config)
-        self.vision_config = _as_vision_config(vision_config)
+        self.text_config = _as_config("text_config", text_config)
+        self.audio_config = _as_audio_config(audio_config, mm_audio_tower)
+        is_blind = vision_config is None and mm_vision_tower is None and self.audio_config is not None
+        self.vision_config = None if is_blind else _as_vision_config(vision_config)
         self.mm_projector_type = mm_projector_type
         self.mm_vision_tower = mm_vision_tower
+        self.mm_audio_tower = mm_audio_tower
+        self.mm_projector_a_type = mm_projector_a_type
         self.mm_vision_select_layer = mm_vision_select_layer
         self.mm_vision_select_feature = mm_vision_select_feature
         self.num_frames = NUM_FRAMES if num_frames is None else num_frames
@@ -94,20 +110,43 @@ class VideoLlama2Config(PreTrainedConfig):
         vocab_size = self.text_config.vocab_size
         self.image_token_id = vocab_size if image_token_id is None else image_token_id
         self.video_token_id = vocab_size + 1 if video_token_id is None else video_token_id
-        kwargs.pop("mm_hidden_size", None)  # published copy of vision_config.hidden_size; a property here
+        self.audio_token_id = vocab_size + 2 if audio_token_id is None else audio_token_id
+        # Published copies of the widths of encoders and decoder; properties here.
+        for name in ("mm_hidden_size", "mm_hidden_size_a", "hidden_size_a"):
+            kwargs.pop(name, None)
         kwargs.setdefault("tie_word_embeddings", bool(getattr(self.text_config, "tie_word_embeddings", False)))
         super().__init__(**kwargs)
         self._check()
 
     @property
     def mm_hidden_size(self) -> int:
-        """Width of the encoder's features (published field)."""
+        """Width of the vision encoder's features (published field)."""
         return self.vision_config.hidden_size
+
+    @property
+    def mm_hidden_size_a(self) -> int:
+        """Width of the audio encoder's features (published field)."""
+        return self.audio_config.encoder_embed_dim
+
+    @property
+    def sees(self) -> bool:
+        """Whether there is a vision encoder."""
+        return self.vision_config is not None
+
+    @property
+    def hears(self) -> bool:
+        """Whether there is an audio encoder."""
+        return self.audio_config is not None
 
     @property
     def hidden_size(self) -> int:
         """Width of the decoder."""
         return self.text_config.hidden_size
+
+    @property
+    def parts(self) -> list[PreTrainedConfig]:
+        """This configuration and those of the parts that the model has."""
+        return [part for part in (self, self.text_config, self.vision_config, self.audio_config) if part is not None]
 
     @property
     def vocab_size(self) -> int:
@@ -120,7 +159,7 @@ class VideoLlama2Config(PreTrainedConfig):
     @property
     def keeps_class_token(self) -> bool:
         """Whether the connector is given the encoder's class token, as one feature more than there are patches."""
-        has_one = vision_encoder(self.vision_config.model_type).has_class_token
+        has_one = self.sees and vision_encoder(self.vision_config.model_type).has_class_token
         return has_one and self.mm_vision_select_feature == "cls_patch"
 
     @property
@@ -133,7 +172,7 @@ class VideoLlama2Config(PreTrainedConfig):
 
         Ids that lay after the old vocabulary keep their distance to its end; ids within it stay.
         """
-        for name in ("image_token_id", "video_token_id"):
+        for name in _TOKEN_ID_FIELDS:
             if getattr(self, name) >= old_vocab_size:
                 setattr(self, name, getattr(self, name) + self.vocab_size - old_vocab_size)
 
@@ -144,11 +183,14 @@ class VideoLlama2Config(PreTrainedConfig):
             raise ConfigError(
                 f"mm_vision_select_feature must be 'patch' or 'cls_patch', got {self.mm_vision_select_feature!r}"
             )
-        layers = self.vision_config.num_hidden_layers
         if not isinstance(self.mm_vision_select_layer, int):
             raise ConfigError(f"mm_vision_select_layer must be an integer, got {self.mm_vision_select_layer!r}")
-        if not isinstance(self.mm_projector_type, str):
-            raise ConfigError(f"mm_projector_type must be a name, got {self.mm_projector_type!r}")
+        for name in ("mm_projector_type", "mm_projector_a_type"):
+            if not isinstance(getattr(self, name), str):
+                raise ConfigError(f"{name} must be a name, got {getattr(self, name)!r}")
+        if self.vision_config is None:
+            return
+        layers = self.vision_config.num_hidden_layers
         if not -layers - 1 <= self.mm_vision_select_layer <= layers:
             raise ConfigError(
                 f"mm_vision_select_layer {self.mm_vision_select_layer} is outside the {layers + 1} hidden states "
@@ -194,21 +236,30 @@ class VideoLlama2Config(PreTrainedConfig):
         if flat.get("use_sliding_window") is False:
             flat.pop("sliding_window")  # here None says "off"; published code wants a number and reads the switch
         own = {
-            key: value
-            for key, value in self.to_dict().items()
-            if key in _OWN_FIELDS[:2] or key.startswith(_OWN_PREFIXES)
+            key: value for key, value in self.to_dict().items() if key in _OWN_FIELDS or key.startswith(_OWN_PREFIXES)
         }
         class_name = {"qwen2": "Qwen2"}.get(self.text_config.model_type, self.text_config.model_type.capitalize())
         flat.update(own)
         flat.update(
             model_type=self.flat_model_type,
             architectures=[f"Videollama2{class_name}ForCausalLM"],
-            mm_hidden_size=self.mm_hidden_size,
             use_mm_proj=True,
             tie_word_embeddings=self.tie_word_embeddings,
             torch_dtype=str(self.dtype or "float32").removeprefix("torch."),
             transformers_version="4.40.0",
         )
+        if self.sees:
+            flat["mm_hidden_size"] = self.mm_hidden_size
+        if self.hears:
+            # The published code builds its encoder by default values and reads no audio_config; ours does.
+            flat.update(
+                mm_audio_tower=self.mm_audio_tower or "audio_tower.bin",
+                mm_hidden_size_a=self.mm_hidden_size_a,
+                hidden_size_a=self.hidden_size,
+                audio_config=self.audio_config.to_diff_dict(),
+            )
+        else:
+            flat.pop("mm_projector_a_type")
         return flat
 
 
@@ -225,7 +276,9 @@ def _split_flat(model_type: str, fields: dict[str, Any]) -> tuple[dict[str, Any]
     if model_type not in FLAT_MODEL_TYPES:
         raise ConfigError(f"model_type {model_type!r} is not one of {', '.join(FLAT_MODEL_TYPES)}")
     top = {
-        key: value for key, value in fields.items() if key in _TOP_FIELDS + _OWN_FIELDS or key.startswith(_OWN_PREFIXES)
+        key: value
+        for key, value in fields.items()
+        if key in _TOP_FIELDS + _OWN_FIELDS + _TOKEN_ID_FIELDS or key.startswith(_OWN_PREFIXES)
     }
     text = {key: value for key, value in fields.items() if key not in top or key == "tie_word_embeddings"}
     text["model_type"] = FLAT_MODEL_TYPES[model_type]
@@ -237,15 +290,7 @@ def _split_flat(model_type: str, fields: dict[str, Any]) -> tuple[dict[str, Any]
     return text, top
 
 
-def as_config(name: str, value: PreTrainedConfig | dict | None) -> PreTrainedConfig:
-    """A part's configuration from its fields, by a class of transformers; code beside a checkpoint is not run.
-
-    Args:
-        name: of the field or file, for the message.
-
-    Raises:
-        ConfigError: no ``model_type`` that this transformers knows.
-    """
+def _as_config(name: str, value: PreTrainedConfig | dict | None) -> PreTrainedConfig:
     if isinstance(value, PreTrainedConfig):
         return value
     if not isinstance(value, dict) or "model_type" not in value:
@@ -257,13 +302,23 @@ def as_config(name: str, value: PreTrainedConfig | dict | None) -> PreTrainedCon
     return CONFIG_MAPPING[model_type](**fields)
 
 
+def _as_audio_config(value: AudioConfig | dict | None, tower: str | None) -> AudioConfig | None:
+    if value is None:
+        return AudioConfig() if tower else None
+    if isinstance(value, AudioConfig):
+        return value
+    if not isinstance(value, dict):
+        raise ConfigError(f"audio_config must be a configuration or a dict, got {type(value).__name__}")
+    return AudioConfig(**{name: deepcopy(field) for name, field in value.items() if name != "model_type"})
+
+
 def _as_vision_config(value: PreTrainedConfig | dict | None) -> PreTrainedConfig:
     if value is None:
         raise ConfigError(
             "the configuration names no vision encoder that can be found: set vision_config, or mm_vision_tower to a "
             f"folder with a config.json or to one of {', '.join(KNOWN_TOWERS)}"
         )
-    config = as_config("vision_config", vision_fields(value) if isinstance(value, dict) else value)
+    config = _as_config("vision_config", vision_fields(value) if isinstance(value, dict) else value)
     vision_encoder(config.model_type)
     return config
 
@@ -275,15 +330,31 @@ def is_videollama2(fields: dict[str, Any]) -> bool:
 
 def find_tower(name: str, checkpoint: str | Path | None) -> Path | None:
     """Folder of the vision encoder ``name``: as given or beside the checkpoint; else None."""
+    return next((place for place in _places(name, checkpoint) if (place / "config.json").is_file()), None)
+
+
+def _places(name: str, checkpoint: str | Path | None) -> list[Path]:
+    """Where an encoder may lie: as given, and beside the checkpoint (its own folder and the two above)."""
     places = [Path(name)]
     if checkpoint and Path(checkpoint).is_dir():
         folder = Path(checkpoint).resolve()
         places += [parent / name for parent in (folder, folder.parent, folder.parent.parent)]
-    return next((place for place in places if (place / "config.json").is_file()), None)
+    return places
+
+
+def _with_audio_fields(config_dict: dict[str, Any], checkpoint: str | Path | None) -> dict[str, Any]:
+    name = config_dict.get("mm_audio_tower")
+    if config_dict.get("audio_config") is not None or not name:
+        return config_dict
+    shapes = (place.with_suffix(".json") for place in _places(name, checkpoint) if place.is_file())
+    shape = next((path for path in shapes if path.is_file()), None)
+    return config_dict if shape is None else {**config_dict, "audio_config": read_json(shape)}
 
 
 def complete_flat_dict(config_dict: dict[str, Any], checkpoint: str | Path | None, **hub: Any) -> dict[str, Any]:
     """Add ``vision_config`` to a flat dict from the folder or hub repository that ``mm_vision_tower`` names.
+
+    ``audio_config`` comes from the JSON file beside the file that ``mm_audio_tower`` names, where there is one.
 
     Args:
         checkpoint: folder or hub name the dict came from; the encoder's folder may lie beside it.
@@ -292,6 +363,7 @@ def complete_flat_dict(config_dict: dict[str, Any], checkpoint: str | Path | Non
     Raises:
         CheckpointNotFoundError: the encoder is neither a folder nor a repository within reach.
     """
+    config_dict = _with_audio_fields(config_dict, checkpoint)
     name = config_dict.get("mm_vision_tower")
     if config_dict.get("vision_config") is not None or not name:
         return config_dict

@@ -10,7 +10,7 @@ from tests.conftest import golden_dir
 from videollama2.checkpoints import load_checkpoint
 from videollama2.config import VideoLlama2Config
 from videollama2.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX, VIDEO_TOKEN_INDEX
-from videollama2.model.weight_names import module_name
+from videollama2.model.weight_names import to_memory
 from videollama2.processing import collate, expand_placeholders, visual_tokens
 
 NAMES = [row["model"] for row in json.loads((golden_dir() / "summary.json").read_text())]
@@ -104,7 +104,7 @@ def test_padded_batch_loss_and_gradients(case):
     assert names
     for name in names:
         reference = ref[f"grad.{name}"]
-        gradient = parameters[module_name(name)].grad
+        gradient = parameters[to_memory(name)].grad
         close(gradient, reference, atol=1e-4 * reference.abs().max().item())
     model.zero_grad()
     model.eval()

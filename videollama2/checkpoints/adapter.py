@@ -30,6 +30,7 @@ from videollama2.errors import CheckpointError, ConfigError
 from videollama2.hub import find_file, first_file, read_config, read_json
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.model.weight_names import (
+    AUDIO_CONNECTOR_PREFIX,
     CONNECTOR_PREFIX,
     connector_weights,
     from_adapter_file,
@@ -169,7 +170,7 @@ def save_adapter(
     for name, tensor in state.items():
         if ".lora_" in name:
             matrices[to_adapter_file(name)] = tensor.detach().cpu().contiguous()
-        elif name in trained or name.startswith(CONNECTOR_PREFIX):
+        elif name in trained or name.startswith((CONNECTOR_PREFIX, AUDIO_CONNECTOR_PREFIX)):
             others[to_adapter_file(name)] = tensor.detach().cpu()
     folder.mkdir(parents=True, exist_ok=True)
     save_file(matrices, folder / ADAPTER_FILE, metadata={"format": "pt"})

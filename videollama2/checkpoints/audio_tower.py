@@ -12,8 +12,7 @@ from videollama2.audio_config import AudioConfig
 from videollama2.checkpoints.files import UNREADABLE
 from videollama2.errors import CheckpointError, CheckpointNotFoundError, first_line
 from videollama2.model.encoders.beats import BeatsModel
-
-AUDIO_TOWER_PREFIX = "model.audio_tower."
+from videollama2.model.weight_names import AUDIO_TOWER_PREFIX
 
 
 def load_beats(path: str | Path, config: AudioConfig | None = None) -> BeatsModel:

@@ -45,7 +45,7 @@ def save_model(
         if dtype is not None:
             # transformers has recorded what the model computes in.
             config = copy.deepcopy(model.config)
-            for part in (config, config.text_config, config.vision_config):
+            for part in config.parts:
                 part.dtype = dtype
             config.save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -18,7 +18,7 @@ from videollama2.inference.media.cache import MediaCache
 from videollama2.inference.media.encoder import medium_key
 from videollama2.inference.request import Request
 from videollama2.inference.sizes import fitting_slots
-from videollama2.inference.weights_watch import WeightsWatch, visual_modules
+from videollama2.inference.weights_watch import WeightsWatch, media_modules
 from videollama2.media.kinds import IMAGE, KINDS, VIDEO
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.processing import VideoLlama2Processor, collate, expand_prompts, padding_id
@@ -83,7 +83,7 @@ def media_cache(model: VideoLlama2ForConditionalGeneration) -> MediaCache:
     What :class:`WeightsWatch` does not notice: clear it then.
     """
     if model not in _caches:
-        _caches[model] = MediaCache(), WeightsWatch(visual_modules(model))
+        _caches[model] = MediaCache(), WeightsWatch(media_modules(model))
     cache, watch = _caches[model]
     if watch.changed():
         cache.clear()

@@ -30,10 +30,9 @@ from videollama2.inference.prefix_cache import DEFAULT_MAX_BYTES, PrefixCache
 from videollama2.inference.request import Request
 from videollama2.inference.sampling import Chooser
 from videollama2.inference.sizes import choose_sizes
-from videollama2.inference.structure import Grammars
 from videollama2.inference.task import Task
 from videollama2.inference.threads import Bell, interrupts_deferred, start_thread
-from videollama2.inference.weights_watch import WeightsWatch, visual_modules
+from videollama2.inference.weights_watch import WeightsWatch, media_modules
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.processing import VideoLlama2Processor, visual_tokens
 
@@ -104,7 +103,6 @@ class Engine:
         self.prefixes = PrefixCache(prefix_cache_bytes)
         self.decoder = Decoder(model, self.max_batch, self.max_length, cuda_graphs)
         self._end_ids = frozenset(end_ids(model, processor.tokenizer))
-        self._grammars = Grammars(processor.tokenizer, model.config.text_config.vocab_size, self._end_ids)
         self._waiting: deque[Task] = deque()
         self._background = background
         self._bell = Bell()  # wakes the model's thread
@@ -112,7 +110,7 @@ class Engine:
         self._state = Condition()  # guards _waiting and closed; notified when a task leaves the queue or ends
         self._stepping = Lock()  # without a thread, two readers may drive
         self._batch = Batch(self.decoder, self.prefixes, _ender(self._reading, self._state))
-        self._visual_weights, self._weights = WeightsWatch(visual_modules(model)), WeightsWatch([model])
+        self._media_weights, self._weights = WeightsWatch(media_modules(model)), WeightsWatch([model])
         self.closed = False
         self._thread: Thread | None = None
 
@@ -133,11 +131,7 @@ class Engine:
         options = request.options
         if options.repetition_penalty is None:
             options = replace(options, repetition_penalty=self.model.generation_config.repetition_penalty or 1.0)
-        vocabulary = self.model.config.text_config.vocab_size
-        if any(token >= vocabulary for token in options.logit_bias):
-            raise ConfigError(f"logit_bias names token {max(options.logit_bias)}; the model has {vocabulary} tokens")
-        chooser = Chooser(options, self._end_ids, self._grammars.constraint(options.structure))
-        task = Task(request, prompt, Channel(), chooser, self.processor.tokenizer)
+        task = Task(request, prompt, Channel(), Chooser(options, self._end_ids), self.processor.tokenizer)
         parts = [(part.kind, part.source, part.options) for part in request.media]
         planned = [self.media.planned_tokens(*part) for part in parts]
         if None not in planned:
@@ -322,7 +316,7 @@ class Engine:
 
     def _notice_new_weights(self) -> None:
         """What was computed with other weights is worth nothing."""
-        if self._visual_weights.changed():
+        if self._media_weights.changed():
             self.media.cache.clear()
         if self._weights.changed():
             self.prefixes.clear()

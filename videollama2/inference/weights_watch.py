@@ -34,6 +34,8 @@ class WeightsWatch:
         return [(id(weight), 0 if weight is None or weight.is_inference() else weight._version) for weight in weights]
 
 
-def visual_modules(model: VideoLlama2ForConditionalGeneration) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """What makes visual tokens: encoder and connector."""
-    return model.model.vision_tower, model.model.mm_projector
+def media_modules(model: VideoLlama2ForConditionalGeneration) -> list[torch.nn.Module]:
+    """What makes tokens of media: the encoders and connectors that the model has."""
+    inner = model.model
+    parts = (inner.vision_tower, inner.mm_projector, inner.audio_tower, inner.mm_projector_a)
+    return [part for part in parts if part is not None]

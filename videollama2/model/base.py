@@ -16,7 +16,8 @@ from videollama2.config import VideoLlama2Config
 from videollama2.errors import CheckpointError
 from videollama2.model.encoders import VISION_ENCODERS
 
-Videos = torch.Tensor | Sequence[torch.Tensor]
+Media = torch.Tensor | Sequence[torch.Tensor]
+"""Media of one kind: stacked, or one by one where their lengths differ."""
 
 
 @dataclass
@@ -43,9 +44,9 @@ class VideoLlama2CausalLMOutput(ModelOutput):
 class VideoLlama2PreTrainedModel(PreTrainedModel):
     config_class = VideoLlama2Config
     base_model_prefix = "model"
-    input_modalities = ("image", "video", "text")
+    input_modalities = ("image", "video", "audio", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = [*(encoder.layer_class for encoder in VISION_ENCODERS.values()), "RegNetBlock"]
+    _no_split_modules = [*(encoder.layer_class for encoder in VISION_ENCODERS.values()), "RegNetBlock", "BeatsLayer"]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True

@@ -9,7 +9,7 @@ from transformers import GenerationMixin
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from videollama2.model.base import Videos
+from videollama2.model.base import Media
 from videollama2.model.connectors import num_visual_tokens
 
 
@@ -22,7 +22,8 @@ class MediaGenerationMixin(GenerationMixin):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
-        pixel_values_videos: Videos | None = None,
+        pixel_values_videos: Media | None = None,
+        input_features: Media | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         is_first_iteration: bool | None = False,
         **kwargs: Any,
@@ -39,6 +40,7 @@ class MediaGenerationMixin(GenerationMixin):
             inputs.update(
                 pixel_values=pixel_values,
                 pixel_values_videos=pixel_values_videos,
+                input_features=input_features,
                 mm_encoder_outputs=mm_encoder_outputs,
             )
         return inputs
@@ -55,12 +57,13 @@ class MediaGenerationMixin(GenerationMixin):
         A sequence may hold any number of media, so they are repeated in blocks, one block per sequence: repeating each
         medium by itself, as transformers up to 5.20 does, would hand them to the wrong sequences.
         """
-        media = {name: kwargs.pop(name) for name in ("pixel_values", "pixel_values_videos") if name in kwargs}
-        images, videos = media.get("pixel_values"), media.get("pixel_values_videos")
-        blocks = {
-            "pixel_values": self._media_per_row(input_ids, self.config.image_token_id, "image", images),
-            "pixel_values_videos": self._media_per_row(input_ids, self.config.video_token_id, "video", videos),
+        token_ids = {
+            "pixel_values": self.config.image_token_id,
+            "pixel_values_videos": self.config.video_token_id,
+            "input_features": self.config.audio_token_id,
         }
+        media = {name: kwargs.pop(name) for name in token_ids if name in kwargs}
+        blocks = {name: self._media_per_row(input_ids, token_ids[name], name, media[name]) for name in media}
         input_ids, kwargs = super()._expand_inputs_for_generation(
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
         )
@@ -73,7 +76,7 @@ class MediaGenerationMixin(GenerationMixin):
         return input_ids, kwargs
 
     def _media_per_row(
-        self, input_ids: torch.Tensor | None, token_id: int, kind: str, media: Videos | None
+        self, input_ids: torch.Tensor | None, token_id: int, name: str, media: Media | None
     ) -> list[list[torch.Tensor]] | None:
         """Split media, in reading order, by the sequence whose placeholders they fill."""
         if media is None or input_ids is None:
@@ -84,13 +87,17 @@ class MediaGenerationMixin(GenerationMixin):
             row: list[torch.Tensor] = []
             while count > 0 and remaining:
                 medium = remaining.pop(0)
-                frames = self.config.num_frames if kind == "image" else medium.shape[0]
-                count -= num_visual_tokens(
-                    self.config.mm_projector_type, frames, self.config.patches_per_side, self.config.keeps_class_token
-                )
+                count -= self._tokens_of(name, medium)
                 row.append(medium)
             rows.append(row)
         return rows
+
+    def _tokens_of(self, name: str, medium: torch.Tensor) -> int:
+        config = self.config
+        if name == "input_features":
+            return config.audio_config.tokens_of(medium.shape[0])
+        frames = config.num_frames if name == "pixel_values" else medium.shape[0]
+        return num_visual_tokens(config.mm_projector_type, frames, config.patches_per_side, config.keeps_class_token)
 
 
 def _is_empty(cache: Cache, may_wait: bool) -> bool:

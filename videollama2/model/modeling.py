@@ -1,14 +1,13 @@
-"""The composed model: vision encoder + connector + any transformers decoder.
+"""The composed model: encoders of pixels and of sound, their connectors, and any transformers decoder.
 
 Published weights keep their names on disk (:mod:`videollama2.model.weight_names` maps them). The input carries one
-placeholder id per visual token (``config.image_token_id``, ``config.video_token_id``); the model checks the counts
-and scatters the features into those positions, it never grows a sequence.
+placeholder id per token of a medium (``config.image_token_id``, ``video_token_id``, ``audio_token_id``); the model
+checks the counts and scatters the features into those positions, it never grows a sequence.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -22,28 +21,25 @@ from videollama2.config import VideoLlama2Config
 from videollama2.constants import IGNORE_INDEX
 from videollama2.errors import PromptError
 from videollama2.model.base import (
+    Media,
     VideoLlama2CausalLMOutput,
     VideoLlama2ModelOutput,
     VideoLlama2PreTrainedModel,
-    Videos,
     check_loading,
 )
-from videollama2.model.connectors import build_connector, check_class_token
-from videollama2.model.encoders import encode_frames, vision_encoder
+from videollama2.model.features import MediaFeaturesMixin
 from videollama2.model.generation import MediaGenerationMixin
 from videollama2.model.loss import linear_cross_entropy
 
 __all__ = ["VideoLlama2ForConditionalGeneration", "VideoLlama2Model", "VideoLlama2PreTrainedModel", "check_loading"]
 
 
-class VideoLlama2Model(VideoLlama2PreTrainedModel):
-    """Encoder, connector and decoder without the language model head."""
+class VideoLlama2Model(VideoLlama2PreTrainedModel, MediaFeaturesMixin):
+    """Encoders, connectors and decoder without the language model head."""
 
     def __init__(self, config: VideoLlama2Config) -> None:
         super().__init__(config)
-        check_class_token(config.mm_projector_type, config.keeps_class_token)
-        self.vision_tower = vision_encoder(config.vision_config.model_type).build(config.vision_config)
-        self.mm_projector = build_connector(config.mm_projector_type, config.mm_hidden_size, config.hidden_size)
+        self._build_media_modules(config)
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
@@ -53,83 +49,31 @@ class VideoLlama2Model(VideoLlama2PreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_input_embeddings(value)
 
-    def encode_vision(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
-        """Frames -> ``features_BND`` of the selected layer. Keeps no graph while the encoder is frozen."""
-        frozen = not any(p.requires_grad for p in self.vision_tower.parameters())
-        config = self.config
-        with torch.no_grad() if frozen else nullcontext():
-            return encode_frames(
-                self.vision_tower,
-                pixels_BCHW.to(self._vision_device()),
-                config.mm_vision_select_layer,
-                config.mm_vision_select_feature,
-            )
-
-    def get_image_features(
-        self, pixel_values: torch.Tensor, num_frames: int | None = None, **kwargs: Any
-    ) -> BaseModelOutputWithPooling:
-        """Visual tokens of still images.
-
-        Args:
-            pixel_values: (B, C, H, W). Each image is encoded once and counts as ``num_frames`` equal frames.
-            num_frames: default ``config.num_frames``.
-
-        Returns:
-            ``pooler_output``: list of B tensors (N, D); ``last_hidden_state``: encoder features (B, patches, D).
-        """
-        features_BND = self.encode_vision(pixel_values)
-        tokens_BND = self.mm_projector.forward_still(
-            self._to_connector(features_BND), num_frames or self.config.num_frames
-        )
-        return BaseModelOutputWithPooling(last_hidden_state=features_BND, pooler_output=list(tokens_BND))
-
-    def get_video_features(self, pixel_values_videos: Videos, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """Visual tokens of videos.
-
-        Args:
-            pixel_values_videos: (B, T, C, H, W), or a sequence of (T, C, H, W) whose frame counts may differ.
-
-        Returns:
-            ``pooler_output``: list of B tensors (N, D) in the order of the videos. Videos of one shape share one pass
-            through encoder and connector.
-
-        Raises:
-            ConfigError: frames of another size than the encoder's.
-        """
-        videos = list(pixel_values_videos)
-        tokens: list[torch.Tensor | None] = [None] * len(videos)
-        by_shape: dict[tuple[int, ...], list[int]] = {}
-        for index, video_TCHW in enumerate(videos):
-            by_shape.setdefault(tuple(video_TCHW.shape), []).append(index)
-        for shape, indices in by_shape.items():
-            frames_BCHW = torch.cat([videos[i] for i in indices])
-            features_BTND = self._to_connector(self.encode_vision(frames_BCHW)).unflatten(0, (len(indices), shape[0]))
-            for i, tokens_ND in zip(indices, self.mm_projector(features_BTND), strict=True):
-                tokens[i] = tokens_ND
-        return BaseModelOutputWithPooling(pooler_output=tokens)
-
     def embed(
         self,
         input_ids: torch.Tensor,
         image_tokens: Sequence[torch.Tensor] = (),
         video_tokens: Sequence[torch.Tensor] = (),
+        audio_tokens: Sequence[torch.Tensor] = (),
     ) -> torch.Tensor:
-        """``input_ids`` (B, L) and visual tokens, in the order of their placeholders -> ``embeds_BLD``.
+        """``input_ids`` (B, L) and tokens of media, in the order of their placeholders -> ``embeds_BLD``.
 
         Raises:
-            PromptError: placeholders and visual tokens differ in number.
+            PromptError: placeholders and tokens of media differ in number.
         """
-        is_image = input_ids == self.config.image_token_id
-        is_video = input_ids == self.config.video_token_id
-        # The one place where the GPU is waited for: both numbers at once.
-        images, videos = torch.stack((is_image.sum(), is_video.sum())).tolist()
-        _check_count(images, image_tokens, "image")
-        _check_count(videos, video_tokens, "video")
+        config = self.config
+        tokens = {"image": image_tokens, "video": video_tokens, "audio": audio_tokens}
+        masks = [input_ids == i for i in (config.image_token_id, config.video_token_id, config.audio_token_id)]
+        # The one place where the GPU is waited for: all numbers at once.
+        counts = torch.stack([mask.sum() for mask in masks]).tolist()
+        for count, (kind, given) in zip(counts, tokens.items(), strict=True):
+            _check_count(count, given, kind)
         # Placeholder ids lie outside the vocabulary; any valid row serves until the features replace it.
-        text_ids = input_ids.masked_fill(is_image | is_video, 0)
+        text_ids = input_ids.masked_fill(masks[0] | masks[1] | masks[2], 0)
         embeds_BLD = self.get_input_embeddings()(text_ids)
-        embeds_BLD = _scatter(embeds_BLD, is_image, image_tokens)
-        return _scatter(embeds_BLD, is_video, video_tokens)
+        for mask, given in zip(masks, tokens.values(), strict=True):
+            embeds_BLD = _scatter(embeds_BLD, mask, given)
+        return embeds_BLD
 
     def forward(
         self,
@@ -139,7 +83,8 @@ class VideoLlama2Model(VideoLlama2PreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
-        pixel_values_videos: Videos | None = None,
+        pixel_values_videos: Media | None = None,
+        input_features: Media | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
@@ -149,9 +94,10 @@ class VideoLlama2Model(VideoLlama2PreTrainedModel):
         Args:
             input_ids: (B, L) with placeholders; exactly one of it and ``inputs_embeds``.
             attention_mask: (B, L), 1 where there is something to read.
-            pixel_values, pixel_values_videos: see :meth:`get_image_features`, :meth:`get_video_features`; all
-                images, all videos of the batch in reading order.
-            mm_encoder_outputs: ``{"image": ..., "video": ...}`` computed before, instead of pixels.
+            pixel_values, pixel_values_videos, input_features: see :meth:`get_image_features`,
+                :meth:`get_video_features`, :meth:`get_audio_features`; all images, videos, sounds of the batch in
+                reading order.
+            mm_encoder_outputs: ``{"image": ..., "video": ..., "audio": ...}`` computed before, instead of media.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("exactly one of input_ids and inputs_embeds must be given")
@@ -161,14 +107,16 @@ class VideoLlama2Model(VideoLlama2PreTrainedModel):
                 encoded["image"] = self.get_image_features(pixel_values)
             if pixel_values_videos is not None and len(pixel_values_videos):
                 encoded["video"] = self.get_video_features(pixel_values_videos)
+            if input_features is not None and len(input_features):
+                encoded["audio"] = self.get_audio_features(input_features)
             tokens = {kind: output.pooler_output for kind, output in encoded.items()}
             if tokens or past_key_values is None or input_ids.shape[1] > 1:
-                inputs_embeds = self.embed(input_ids, tokens.get("image", ()), tokens.get("video", ()))
+                inputs_embeds = self.embed(input_ids, *(tokens.get(kind, ()) for kind in ("image", "video", "audio")))
             else:
                 # One generated token: it is no placeholder, and looking for one would wait for the GPU in every step.
                 inputs_embeds = self.get_input_embeddings()(input_ids)
-            if self.training and not encoded:
-                inputs_embeds = inputs_embeds + self._zero_of_connector(inputs_embeds)
+            if self.training:
+                inputs_embeds = self.add_zero_of_unused(inputs_embeds, encoded.keys())
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -183,26 +131,6 @@ class VideoLlama2Model(VideoLlama2PreTrainedModel):
             hidden_states=outputs.get("hidden_states"),
             attentions=outputs.get("attentions"),
         )
-
-    def _zero_of_connector(self, like: torch.Tensor) -> torch.Tensor:
-        """Zero that depends on the trainable visual weights.
-
-        A text-only micro-batch runs neither encoder nor connector, but DDP and ZeRO wait for a gradient of every
-        trainable weight on every rank.
-        """
-        modules = (self.mm_projector, self.vision_tower)
-        parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-        total = sum((p.sum() * 0.0 for p in parameters), start=like.new_zeros(()))
-        return total.to(like.dtype)
-
-    def _vision_device(self) -> torch.device:
-        return next(self.vision_tower.parameters()).device
-
-    def _to_connector(self, features: torch.Tensor) -> torch.Tensor:
-        weight = next(self.mm_projector.parameters(), None)
-        if weight is None or not weight.is_floating_point():
-            return features
-        return features.to(weight.device, weight.dtype)
 
 
 class VideoLlama2ForConditionalGeneration(VideoLlama2PreTrainedModel, MediaGenerationMixin):
@@ -234,9 +162,13 @@ class VideoLlama2ForConditionalGeneration(VideoLlama2PreTrainedModel, MediaGener
         """See :meth:`VideoLlama2Model.get_image_features`."""
         return self.model.get_image_features(pixel_values, **kwargs)
 
-    def get_video_features(self, pixel_values_videos: Videos, **kwargs: Any) -> BaseModelOutputWithPooling:
+    def get_video_features(self, pixel_values_videos: Media, **kwargs: Any) -> BaseModelOutputWithPooling:
         """See :meth:`VideoLlama2Model.get_video_features`."""
         return self.model.get_video_features(pixel_values_videos, **kwargs)
+
+    def get_audio_features(self, input_features: Media, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """See :meth:`VideoLlama2Model.get_audio_features`."""
+        return self.model.get_audio_features(input_features, **kwargs)
 
     def forward(
         self,
@@ -247,7 +179,8 @@ class VideoLlama2ForConditionalGeneration(VideoLlama2PreTrainedModel, MediaGener
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
-        pixel_values_videos: Videos | None = None,
+        pixel_values_videos: Media | None = None,
+        input_features: Media | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
@@ -273,6 +206,7 @@ class VideoLlama2ForConditionalGeneration(VideoLlama2PreTrainedModel, MediaGener
             inputs_embeds=inputs_embeds,
             pixel_values=pixel_values,
             pixel_values_videos=pixel_values_videos,
+            input_features=input_features,
             mm_encoder_outputs=mm_encoder_outputs,
             use_cache=use_cache,
             **kwargs,

@@ -14,6 +14,8 @@ from transformers.conversion_mapping import register_checkpoint_conversion_mappi
 from transformers.core_model_loading import WeightRenaming
 
 CONNECTOR_PREFIX = "model.mm_projector."
+AUDIO_CONNECTOR_PREFIX = "model.mm_projector_a."
+AUDIO_TOWER_PREFIX = "model.audio_tower."
 
 # Start of a name on disk -> start of the name in memory. Names that start in no such way are the same in both.
 _PREFIXES = {

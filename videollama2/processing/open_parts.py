@@ -56,9 +56,13 @@ def _tokenizer_complaint(name_or_path: str | Path, error: Exception, **hub: Any)
 def load_image_processor(name_or_path: str | Path, config: VideoLlama2Config, **hub: Any) -> Any:
     """Image preprocessing of a checkpoint: its own, else that of the vision encoder it names. Always PIL.
 
+    None for a model that does not see.
+
     Which back end transformers picks by default depends on whether torchvision is installed, and pixel values with
     it; published numbers were made with PIL.
     """
+    if not config.sees:
+        return None
     settings = _find_preprocessor(name_or_path, config, **hub)
     return vision_encoder(config.vision_config.model_type).image_processor(settings)
 

@@ -29,7 +29,8 @@ class VideoLlama2Processor(ProcessorMixin):
     """Tokenizer, image preprocessing and the model's visual token counts, joined.
 
     Args:
-        image_processor: transformers' PIL processor of CLIP or SigLIP; carries size, mean and resampling.
+        image_processor: transformers' PIL processor of CLIP or SigLIP; carries size, mean and resampling. None for a
+            model that does not see.
         tokenizer: the decoder's.
         config: of the model, for frames, connector and placeholder ids.
         chat_template: default the tokenizer's.
@@ -46,7 +47,7 @@ class VideoLlama2Processor(ProcessorMixin):
         if config is None:
             raise ConfigError("VideoLlama2Processor needs the model's configuration")
         self.model_config = config
-        self.transform = PixelTransform.from_image_processor(image_processor)
+        self.transform = None if image_processor is None else PixelTransform.from_image_processor(image_processor)
         self.image_token, self.video_token = TAGS[IMAGE], TAGS[VIDEO]
 
     @property
@@ -62,6 +63,12 @@ class VideoLlama2Processor(ProcessorMixin):
     @classmethod
     def get_attributes(cls) -> list[str]:
         return ["image_processor", "tokenizer"]
+
+    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+        """As in transformers, except that there may be no image processor."""
+        if argument is None and argument_name == "image_processor":
+            return None
+        return super().check_argument_for_proper_class(argument_name, argument)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> VideoLlama2Processor:
@@ -80,7 +87,8 @@ class VideoLlama2Processor(ProcessorMixin):
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> list[str]:
         """Write tokenizer and image preprocessing beside the weights; ``config.json`` is the model's."""
         files = self.tokenizer.save_pretrained(save_directory)
-        files = [*files, *self.image_processor.save_pretrained(save_directory)]
+        if self.image_processor is not None:
+            files = [*files, *self.image_processor.save_pretrained(save_directory)]
         if not (Path(save_directory) / "config.json").exists():
             self.model_config.save_pretrained(save_directory)
         return files

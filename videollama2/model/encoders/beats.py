@@ -10,6 +10,7 @@ depends on the distance of two tokens in that order, one table for all layers, s
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -43,6 +44,8 @@ class BeatsModel(PreTrainedModel):
     }
 
     def __init__(self, config: AudioConfig) -> None:
+        # Its biases differ from query to query, which only sdpa takes, whatever the other parts of a model use.
+        config._attn_implementation = "sdpa"
         super().__init__(config)
         size, width = config.input_patch_size, config.encoder_embed_dim
         self.patch_embedding = nn.Conv2d(1, config.embed_dim, size, stride=size, bias=config.conv_bias)
@@ -76,7 +79,10 @@ class BeatsModel(PreTrainedModel):
         if self.post_extract_proj is not None:
             hidden_BLD = self.post_extract_proj(hidden_BLD)
         hidden_BLD = F.dropout(hidden_BLD, self.config.dropout_input, self.training)
-        return BaseModelOutput(last_hidden_state=self.encoder(hidden_BLD, is_padding_BL))
+        features_BLD = self.encoder(hidden_BLD, is_padding_BL)
+        if self.training and self.predictor is not None:
+            features_BLD = features_BLD + zero_of([self.predictor], features_BLD)
+        return BaseModelOutput(last_hidden_state=features_BLD)
 
     def embed_patches(self, fbank_BTF: torch.Tensor) -> torch.Tensor:
         """Normalised patches, ``hidden_BLD`` of width ``embed_dim``. Frames after the last whole patch are left out."""
@@ -148,7 +154,7 @@ class BeatsEncoder(nn.Module):
         bias_HLL = self.position_bias(hidden_BLD.shape[1])
         for layer in self.layers:
             if self.training and self.layer_drop and torch.rand(()).item() < self.layer_drop:
-                hidden_BLD = hidden_BLD + _zero_of(layer, hidden_BLD)
+                hidden_BLD = hidden_BLD + zero_of([layer], hidden_BLD)
                 continue
             hidden_BLD = layer(hidden_BLD, bias_HLL, is_padding_BL)
         return hidden_BLD
@@ -280,11 +286,13 @@ class _ScaleGradient(torch.autograd.Function):
         return gradient * ctx.scale, None
 
 
-def _zero_of(module: nn.Module, like: torch.Tensor) -> torch.Tensor | float:
-    """Zero that depends on the module's trainable weights: DDP waits for the gradient of each."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    if not (parameters and torch.is_grad_enabled()):
-        return 0.0
+def zero_of(modules: Sequence[nn.Module], like: torch.Tensor) -> torch.Tensor:
+    """Zero that depends on the modules' trainable weights: DDP waits for the gradient of each.
+
+    Args:
+        like: a tensor of the result's type and device.
+    """
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     return sum((p.sum() * 0.0 for p in parameters), start=like.new_zeros(())).to(like.dtype)
 
 

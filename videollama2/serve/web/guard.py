@@ -73,7 +73,7 @@ class Gate:
             self._idle.set()
 
 
-class RequestGuard:
+class Guard:
     """Middleware around the whole application.
 
     Args:
@@ -107,7 +107,7 @@ class RequestGuard:
             await self._http(scope, receive, send)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        reply = _Outgoing(send, _request_id(scope))
+        reply = _Reply(send, _request_id(scope))
         scope.setdefault("state", {})["request_id"] = reply.id
         REQUEST_ID.set(reply.id)
         self.gate.enter()
@@ -209,7 +209,7 @@ class _ClientLeftError(Exception):
 class _Body:
     """A request's body: read whole, then handed on in one piece."""
 
-    def __init__(self, receive: Receive, guard: RequestGuard, is_empty: bool) -> None:
+    def __init__(self, receive: Receive, guard: Guard, is_empty: bool) -> None:
         self._receive, self._guard = receive, guard
         self._chunks: list[bytes] = []
         self._is_pending = False
@@ -255,7 +255,7 @@ class _Body:
             self.is_complete = message["type"] == "http.disconnect" or not message.get("more_body", False)
 
 
-class _Outgoing:
+class _Reply:
     """What goes back; every response carries the request's id."""
 
     def __init__(self, send: Send, request_id: str) -> None:

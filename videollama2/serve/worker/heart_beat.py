@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from functools import cached_property
 from time import monotonic
 from typing import Any
 
@@ -27,7 +26,7 @@ REPORT_S = 1.0
 _log = logging.getLogger(__name__)
 
 
-class Registration:
+class HeartBeat:
     """Registers one worker and keeps it registered.
 
     Args:
@@ -53,15 +52,13 @@ class Registration:
         self.is_registered = False
         self._status, self._taken, self._headers = status, taken, bearer(credential)
         self._task: asyncio.Task[None] | None = None
+        self._client: httpx.AsyncClient | None = None
         self._was_reached = self._was_heard = True
         self._reported = (-1, 0, float("-inf"))
 
-    @cached_property
-    def _http(self) -> httpx.AsyncClient:
-        return make_client()
-
     def start(self) -> None:
         """Begin, in the running event loop."""
+        self._client = make_client()
         self._task = asyncio.ensure_future(self._run())
 
     async def stop(self) -> None:
@@ -74,7 +71,7 @@ class Registration:
         if self.is_registered:
             await self._post("/unregister_worker", {"worker_name": self.worker}, timeout_s=2.0)
             self.is_registered = False
-        await self._http.aclose()
+        await self._client.aclose()
 
     async def _run(self) -> None:
         while True:
@@ -121,7 +118,7 @@ class Registration:
         """The reply; None: there was none to use."""
         timeout_s = timeout_s or min(10.0, max(1.0, self.interval_s))
         try:
-            response = await self._http.post(
+            response = await self._client.post(
                 self.controller + path, json=body, headers=self._headers, timeout=timeout_s
             )
             if response.status_code == 200:

@@ -1,0 +1,171 @@
+"""Media -> tokens in the decoder's width: encoders and connectors of a model, either of which it may lack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from videollama2.config import VideoLlama2Config
+from videollama2.errors import PromptError
+from videollama2.model.base import Media
+from videollama2.model.connectors import build_connector, check_class_token
+from videollama2.model.connectors.audio import build_audio_projector
+from videollama2.model.encoders import encode_frames, vision_encoder
+from videollama2.model.encoders.beats import BeatsModel, zero_of
+
+
+class MediaFeaturesMixin:
+    """The part of the model that turns media into tokens; the class it joins is a module and has ``config``.
+
+    Attributes:
+        vision_tower, mm_projector: encoder and connector of pixels; None where the model does not see.
+        audio_tower, mm_projector_a: encoder and projector of sound; None where the model does not hear.
+    """
+
+    config: VideoLlama2Config
+    vision_tower: nn.Module | None
+    mm_projector: nn.Module | None
+    audio_tower: BeatsModel | None
+    mm_projector_a: nn.Module | None
+
+    def _build_media_modules(self, config: VideoLlama2Config) -> None:
+        self.vision_tower = self.mm_projector = self.audio_tower = self.mm_projector_a = None
+        if config.sees:
+            check_class_token(config.mm_projector_type, config.keeps_class_token)
+            self.vision_tower = vision_encoder(config.vision_config.model_type).build(config.vision_config)
+            self.mm_projector = build_connector(config.mm_projector_type, config.mm_hidden_size, config.hidden_size)
+        if config.hears:
+            self.audio_tower = BeatsModel(config.audio_config)
+            self.mm_projector_a = build_audio_projector(
+                config.mm_projector_a_type, config.mm_hidden_size_a, config.hidden_size
+            )
+
+    def encode_vision(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        """Frames -> ``features_BND`` of the selected layer. Keeps no graph while the encoder is frozen.
+
+        Raises:
+            PromptError: this model has no vision encoder.
+        """
+        if self.vision_tower is None:
+            raise PromptError("this model has no vision encoder: it takes neither images nor videos")
+        with _graph_of(self.vision_tower):
+            return encode_frames(
+                self.vision_tower,
+                pixels_BCHW.to(self._vision_device()),
+                self.config.mm_vision_select_layer,
+                self.config.mm_vision_select_feature,
+            )
+
+    def encode_audio(self, fbank_BTF: torch.Tensor) -> torch.Tensor:
+        """Filter banks of one length -> ``features_BND``. Keeps no graph while the encoder is frozen.
+
+        Raises:
+            PromptError: this model has no audio encoder.
+            MediaError: filter banks of another shape than the encoder's.
+        """
+        if self.audio_tower is None:
+            raise PromptError("this model has no audio encoder: it takes no sound")
+        with _graph_of(self.audio_tower):
+            return self.audio_tower(fbank_BTF.to(self.audio_tower.device)).last_hidden_state
+
+    def get_image_features(
+        self, pixel_values: torch.Tensor, num_frames: int | None = None, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
+        """Visual tokens of still images.
+
+        Args:
+            pixel_values: (B, C, H, W). Each image is encoded once and counts as ``num_frames`` equal frames.
+            num_frames: default ``config.num_frames``.
+
+        Returns:
+            ``pooler_output``: list of B tensors (N, D); ``last_hidden_state``: encoder features (B, patches, D).
+        """
+        features_BND = self.encode_vision(pixel_values)
+        tokens_BND = self.mm_projector.forward_still(
+            _to_connector(features_BND, self.mm_projector), num_frames or self.config.num_frames
+        )
+        return BaseModelOutputWithPooling(last_hidden_state=features_BND, pooler_output=list(tokens_BND))
+
+    def get_video_features(self, pixel_values_videos: Media, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """Visual tokens of videos.
+
+        Args:
+            pixel_values_videos: (B, T, C, H, W), or a sequence of (T, C, H, W) whose frame counts may differ.
+
+        Returns:
+            ``pooler_output``: list of B tensors (N, D) in the order of the videos. Videos of one shape share one pass
+            through encoder and connector.
+
+        Raises:
+            ConfigError: frames of another size than the encoder's.
+        """
+
+        def encode(videos_BTCHW: torch.Tensor) -> torch.Tensor:
+            features_BND = _to_connector(self.encode_vision(videos_BTCHW.flatten(0, 1)), self.mm_projector)
+            return self.mm_projector(features_BND.unflatten(0, videos_BTCHW.shape[:2]))
+
+        return BaseModelOutputWithPooling(pooler_output=_by_shape(pixel_values_videos, encode))
+
+    def get_audio_features(self, input_features: Media, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """Tokens of sounds.
+
+        Args:
+            input_features: filter banks (B, T, F), or a sequence of (T, F) whose lengths may differ.
+
+        Returns:
+            ``pooler_output``: list of B tensors (N, D) in the order of the sounds. Sounds of one length share one pass
+            through encoder and projector.
+
+        Raises:
+            PromptError, MediaError: see :meth:`encode_audio`.
+        """
+
+        def encode(fbank_BTF: torch.Tensor) -> torch.Tensor:
+            return self.mm_projector_a(_to_connector(self.encode_audio(fbank_BTF), self.mm_projector_a))
+
+        return BaseModelOutputWithPooling(pooler_output=_by_shape(input_features, encode))
+
+    def add_zero_of_unused(self, embeds_BLD: torch.Tensor, kinds: Collection[str]) -> torch.Tensor:
+        """The same values, depending on all trainable weights of encoders and connectors that these kinds do not run.
+
+        A micro-batch of text runs none of them, but DDP and ZeRO wait for a gradient of every trainable weight on every
+        rank.
+        """
+        unused = [] if "audio" in kinds else [self.audio_tower, self.mm_projector_a]
+        if not {"image", "video"} & set(kinds):
+            unused += [self.vision_tower, self.mm_projector]
+        modules = [module for module in unused if module is not None]
+        return embeds_BLD + zero_of(modules, embeds_BLD) if modules else embeds_BLD
+
+    def _vision_device(self) -> torch.device:
+        return self.vision_tower.embeddings.patch_embedding.weight.device
+
+
+def _graph_of(module: nn.Module) -> AbstractContextManager[None]:
+    """Where the module is frozen, no graph is kept."""
+    return nullcontext() if any(p.requires_grad for p in module.parameters()) else torch.no_grad()
+
+
+def _to_connector(features: torch.Tensor, connector: nn.Module) -> torch.Tensor:
+    """The features where the connector is, and in its type."""
+    weight = next(connector.parameters(), None)
+    if weight is None or not weight.is_floating_point():
+        return features
+    return features.to(weight.device, weight.dtype)
+
+
+def _by_shape(media: Media, encode: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
+    """Encode media in one pass per shape; the results are in the order of the media."""
+    media = list(media)
+    results: dict[int, torch.Tensor] = {}
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, medium in enumerate(media):
+        groups.setdefault(tuple(medium.shape), []).append(index)
+    for indices in groups.values():
+        results.update(zip(indices, encode(torch.stack([media[i] for i in indices])), strict=True))
+    return [results[index] for index in range(len(media))]
