@@ -122,10 +122,10 @@ def serve(engine: RecordedEngine, folder: Path) -> Iterator[Served]:
     """Run a page on a free port."""
     with uploads_folder() as uploads:
         backend, log = TwoModels(engine), folder / "votes.jsonl"
-        page = build_page(backend, PageSettings(log=VoteLog(log), concurrency=4, max_queue=8))
-        address = launch_page(page, uploads, port=free_port(), max_file_bytes=4 << 20)
-        yield Served(address, backend, engine, log, uploads)
-        page.close(verbose=False)
+        settings = PageSettings(log=VoteLog(log), concurrency=4, max_queue=8, uploads=uploads)
+        running = launch_page(build_page(backend, settings), uploads, port=0, max_file_bytes=4 << 20)
+        yield Served(running.address, backend, engine, log, uploads)
+        running.close()
         for sandbox in set(backend._sandboxes.values()):
             sandbox.close()
 

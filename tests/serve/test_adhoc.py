@@ -84,6 +84,31 @@ def test_the_page_of_a_controller_answers_the_same(
         assert not mapped.exists() or "libtorch" not in mapped.read_text()
 
 
+def test_a_space_starts_with_the_variables_of_a_space(tmp_path: Path) -> None:
+    """docs/space/app.py as Hugging Face starts it: address and port from the environment, shown in its frame."""
+    port, host = free_port(), "someone-videollama2.hf.space"
+    environment = {
+        "TMPDIR": str(tmp_path),
+        "SYSTEM": "spaces",
+        "SPACE_ID": "someone/videollama2",
+        "SPACE_HOST": host,
+        "GRADIO_SERVER_NAME": "0.0.0.0",
+        "GRADIO_SERVER_PORT": str(port),
+    }
+    process = Process(["docs/space/app.py"], f"http://127.0.0.1:{port}", tmp_path / "log", environment)
+    try:
+        process.ready()
+        with httpx.Client(base_url=process.url, trust_env=False) as client:
+            reply = client.get("/config", headers={"Host": host})
+            assert reply.status_code == 200
+            assert "frame-ancestors 'self' https://huggingface.co" in reply.headers["content-security-policy"]
+            assert client.get("/config", headers={"Host": "attacker.example"}).status_code == 403
+        process.process.send_signal(signal.SIGTERM)
+        assert process.process.wait(20) == 0, process.tail()
+    finally:
+        process.close()
+
+
 @pytest.mark.parametrize(
     "flags",
     [

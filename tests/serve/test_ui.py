@@ -6,12 +6,14 @@ import asyncio
 import json
 import os
 import re
+import socket
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import fields
 from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
@@ -414,6 +416,71 @@ def test_bodies_and_files_are_bounded(http: httpx.Client) -> None:
     reply = http.post("/gradio_api/upload", files={"files": ("a.mp4", b"x" * ((4 << 20) + 10))})
     assert reply.status_code == 413
     assert http.post("/gradio_api/upload", files={"files": ("a.mp4", b"x" * 1000)}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Host": "localhost:7860"}, 200),
+        ({"Host": "[::1]:7860", "Origin": "http://[::1]:7860"}, 200),
+        ({"Host": "attacker.example"}, 403),
+        ({"Host": "attacker.example:7860", "Origin": "http://attacker.example:7860"}, 403),
+        ({"Origin": "https://attacker.example"}, 403),
+        ({"Origin": "null"}, 403),
+    ],
+)
+def test_pages_and_names_of_strangers_are_refused(http: httpx.Client, headers: dict[str, str], status: int) -> None:
+    """A page whose name leads here (DNS rebinding), or that posts across origins, reads nothing and uploads nothing."""
+    reply = http.get("/config", headers=headers)
+    assert reply.status_code == status
+    assert "access-control-allow-credentials" not in reply.headers or status == 200
+    upload = http.post("/gradio_api/upload", headers=headers, files={"files": ("x.png", b"x")})
+    assert upload.status_code == status
+    if status == 403:
+        assert "access-control-allow-origin" not in reply.headers
+
+
+def test_half_a_request_does_not_hold_a_connection(tmp_path: Path) -> None:
+    import gradio as gr
+
+    from videollama2.serve.page.server import launch_page
+
+    with gr.Blocks() as page:
+        gr.HTML("here")
+    running = launch_page(page, tmp_path, port=0, header_timeout_s=0.3)
+    try:
+        place = urlsplit(running.address)
+        with socket.create_connection((place.hostname, place.port), timeout=30) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: local")
+            while connection.recv(4096):
+                pass  # ends when the server has closed it
+    finally:
+        running.close()
+
+
+def test_a_body_that_does_not_arrive_is_refused(tmp_path: Path) -> None:
+    from videollama2.serve.page.guard import Guard
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+
+    async def never() -> Any:
+        await asyncio.Event().wait()
+
+    async def run() -> list[dict[str, Any]]:
+        sent: list[dict[str, Any]] = []
+
+        async def send(message: dict[str, Any]) -> None:
+            sent.append(message)
+
+        guard = Guard(application, tmp_path, 1000, 1000, body_timeout_s=0.05)
+        headers = [(b"host", b"localhost"), (b"content-length", b"10")]
+        scope = {"type": "http", "path": "/gradio_api/upload", "method": "POST", "headers": headers}
+        await asyncio.wait_for(guard(scope, never, send), 30)
+        return sent
+
+    assert asyncio.run(run())[0]["status"] == 408
 
 
 def test_a_full_disk_refuses_uploads(tmp_path: Path) -> None:

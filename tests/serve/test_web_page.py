@@ -257,3 +257,76 @@ def test_questions_and_answers_cannot_make_the_browser_ask_others(visit: Open, s
     page.page.evaluate("() => new Promise(done => requestIdleCallback(done))")
     assert set(page.outside()) <= set(page.refused)
     page.requests.clear()
+
+
+def test_a_conversation_outlives_a_reload(visit: Open, served: Served) -> None:  # noqa: F811
+    page = visit()
+    page.upload(CLIP, frames=8)
+    first = page.ask(COLOUR)
+    page.page.reload()
+    page.expect(page.page.locator("[data-testid=user] .message-content").last).to_have_text(COLOUR)
+    assert page.answers() == [first]
+    page.answered = 0
+    history = [user(COLOUR, ("video", CLIP)), {"role": "assistant", "content": first}]
+    assert page.ask(SHAPE) == served.expected(*history, user(SHAPE))
+    page.press("clear")
+    page.expect(page.page.locator("[data-testid=user]")).to_have_count(0)
+    page.page.reload()
+    page.expect(page.page.get_by_text("What would you like to know?")).to_be_visible()
+    assert page.questions() == []
+
+
+def test_a_conversation_is_saved_as_a_file(visit: Open) -> None:
+    page = visit()
+    page.upload(PICTURE)
+    said = page.ask(COUNT)
+    with page.page.expect_download() as download:
+        page.press("save")
+    assert download.value.suggested_filename == "conversation.md"
+    text = Path(download.value.path()).read_text(encoding="utf-8")
+    assert COUNT in text
+    assert said in text
+    assert PICTURE.name in text
+
+
+def test_two_models_side_by_side(visit: Open, served: Served) -> None:  # noqa: F811
+    page = visit()
+    page.page.get_by_text("Advanced").click()
+    page.page.click("#vl-other input")
+    page.page.get_by_role("option", name=LONG, exact=True).click()
+    page.expect(page.page.locator("#vl-other-chat")).to_be_visible()
+    served.backend.recorded.step_seconds = 0.0
+    page.upload(CLIP, frames=8)
+    page.ask(COLOUR)
+    own = page.page.locator("#vl-chat [data-testid=bot]")
+    other = page.page.locator("#vl-other-chat [data-testid=bot]")
+    assert own.all_inner_texts()[-1].strip() == "yellow"
+    assert len(other.all_inner_texts()[-1]) > len("yellow")
+    boxes = [page.page.locator(f"#{name}").bounding_box() for name in ("vl-chat", "vl-other-chat")]
+    assert boxes[0] is not None
+    assert boxes[1] is not None
+    assert boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"] + 1
+    assert {answer.result(timeout=20).finish_reason for answer in served.engine.answers[-2:]} <= {"stop", "length"}
+
+
+def test_system_text_and_seed_reach_the_model(visit: Open, served: Served) -> None:  # noqa: F811
+    page = visit()
+    page.page.get_by_text("Advanced").click()
+    page.page.fill("#vl-system textarea", "Answer in one word.")
+    page.page.fill("#vl-seed input", "7")
+    page.page.locator("#vl-temperature input[type=number]").fill("1.5")
+    page.upload(CLIP, frames=8)
+    first = page.ask(COLOUR)
+    system = {"role": "system", "content": "Answer in one word."}
+    asked = [system, user(COLOUR, ("video", CLIP))]
+    expected = served.engine.submit(asked, max_new_tokens=512, temperature=1.5, top_p=0.9, seed=7)
+    assert first == expected.result(timeout=60).text.strip()
+
+
+def test_on_a_phone_the_answer_is_in_sight(visit: Open) -> None:
+    page = visit("phone")
+    page.page.get_by_text("Advanced").click()
+    page.expect(page.page.locator("#vl-system")).to_be_visible()
+    page.ask(SHAPE)
+    bot = page.page.locator("#vl-chat [data-testid=bot]").last
+    page.expect(bot).to_be_in_viewport()

@@ -77,7 +77,7 @@ def _run(args: argparse.Namespace) -> None:
         client = ControllerClient(args.controller, key)
         backend = ControllerBackend(client, policy, credential=key, refresh=args.model_list_mode == "reload")
         try:
-            settings = PageSettings(log=log, concurrency=args.concurrency_count)
+            settings = PageSettings(log=log, concurrency=args.concurrency_count, uploads=folder)
             run_page(build_page(backend, settings), folder, args)
         finally:
             backend.close()

@@ -84,7 +84,7 @@ def _run(args: argparse.Namespace) -> None:
 
         backend = EngineBackend(open_engines(args), MediaPolicy(max_bytes=args.max_upload_mb << 20))
         try:
-            settings = PageSettings(log=log, concurrency=args.concurrency_count)
+            settings = PageSettings(log=log, concurrency=args.concurrency_count, uploads=folder)
             run_page(build_page(backend, settings), folder, args)
         finally:
             backend.close()

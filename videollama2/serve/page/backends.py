@@ -35,7 +35,8 @@ _BICUBIC = 3  # Pillow's number
 class Backend(Protocol):
     """What the page needs.
 
-    ``options`` are ``temperature``, ``top_p`` and ``max_new_tokens``. An answer ends when its iterator is closed.
+    ``options`` are ``temperature``, ``top_p``, ``max_new_tokens`` and ``seed``. An answer ends when its iterator is
+    closed.
     """
 
     async def models(self, refresh: bool = False) -> list[str]:
@@ -189,6 +190,7 @@ class ControllerBackend:
             "stream": True,
             "temperature": options.get("temperature", 0.0),
             "top_p": options.get("top_p", 1.0),
+            **({"seed": options["seed"]} if "seed" in options else {}),
         }
         limit = options.get("max_new_tokens")
         try:

@@ -4,38 +4,52 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from html import escape
+from copy import deepcopy
 from typing import Any
 
 import gradio as gr
 
 from videollama2.constants import TINY_MODEL_NAME
-from videollama2.errors import MediaError, VideoLlama2Error
+from videollama2.errors import MediaError
 from videollama2.media.kinds import VIDEO
 from videollama2.serve.page import errors as page_errors
-from videollama2.serve.page.backends import Backend, kind_of_upload
-from videollama2.serve.page.conversation import Conversation, Medium, Turn
-from videollama2.serve.page.layout import MAX_QUESTION, TINY_NOTE, PageSettings, Widgets, examples
-from videollama2.serve.page.pacing import paced
-from videollama2.serve.page.thumbnails import EMPTY, Thumbnails
+from videollama2.serve.page.backends import Backend
+from videollama2.serve.page.conversation import Conversation, Turn
+from videollama2.serve.page.frames import FrameStrips, Values
+from videollama2.serve.page.keeping import from_kept, to_kept, transcript
+from videollama2.serve.page.lanes import Lane, answer_together
+from videollama2.serve.page.layout import MAX_QUESTION, NO_OTHER, TINY_NOTE, PageSettings, Widgets, examples
+from videollama2.serve.page.notices import notice, status
+from videollama2.serve.page.thumbnails import EMPTY
 from videollama2.serve.page.votes import LogFullError
 from videollama2.serve.web.errors import ApiError
 
-Values = dict[Any, Any]
 Updates = dict[Any, Any]
 
 _ANSWERS = {"concurrency_id": "answers", "api_visibility": "private", "show_progress": "minimal"}
 # Not queued: where many questions wait, nobody else's vote or upload may be turned away for it.
 _QUICK = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
 
-_MAX_DRAWING = 32
-"""Visitors whose frames are drawn at the same time."""
-
 _MODEL_IS_MISSING = (page_errors.GONE, page_errors.NO_MODEL)
 
 _RUNNING = "An answer is still being written. Stop it first, or wait for its end."
+
+_DOWNLOAD = """(text) => {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], {type: "text/markdown"}));
+  link.download = "conversation.md";
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}"""
+
+_SCROLL_TO_CHAT = """() => {
+  const chat = document.querySelector("#vl-chat");
+  const box = chat.getBoundingClientRect();
+  if (box.top < 0 || box.bottom > window.innerHeight) chat.scrollIntoView({block: "start", behavior: "smooth"});
+}"""
+"""On a phone, open settings push the conversation below the screen: whoever asks wants to see the answer."""
 
 _log = logging.getLogger(__name__)
 
@@ -53,8 +67,7 @@ class Events:
         self.backend, self.settings, self.widgets = backend, settings, widgets
         self.running: dict[str, asyncio.Event] = {}
         """By session: set to stop its answer."""
-        self._thumbnails: dict[int, Thumbnails] = {}
-        self._drawing = 0
+        self.strips = FrameStrips(backend, widgets, settings.max_media)
 
     def connect(self, page: gr.Blocks) -> None:
         """Tie handlers to the widgets."""
@@ -62,7 +75,7 @@ class Events:
         # Shows the place of a question that waits for its turn.
         answers = {**_ANSWERS, "concurrency_limit": self.settings.concurrency, "show_progress_on": w.chat}
         everything = list(vars(w).values())
-        page.load(self.load, None, [w.model, w.notice], **_QUICK)
+        page.load(self.load, {w.kept}, everything, **_QUICK)
         page.unload(self.leave)
         gr.on([w.question.submit, w.send.click], self.ask, w.inputs, everything, trigger_mode="once", **answers)
         w.chat.example_select(self.example, w.inputs, everything, trigger_mode="once", **answers)
@@ -70,10 +83,15 @@ class Events:
         w.stop.click(self.stop, None, None, **_QUICK)
         w.edit.click(self.edit, w.inputs, everything, **_QUICK)
         w.clear.click(self.clear, None, everything, **_QUICK)
+        # The browser writes the file itself: nothing is stored on the server for it.
+        saved = w.save.click(self.save, {w.conversation}, w.saved, **_QUICK)
+        saved.then(None, w.saved, None, js=_DOWNLOAD)
+        gr.on([w.question.submit, w.send.click], None, None, None, js=_SCROLL_TO_CHAT)
+        w.other.change(self.show_other, {w.other}, [w.other_chat, w.other_conversation], **_QUICK)
         w.camera.change(self.recorded, {w.camera, w.files}, [w.camera, w.files], **_QUICK)
         gr.on(
             [w.files.change, w.model.change, w.num_frames.change, w.start.change, w.end.change],
-            self.show_frames,
+            self.strips.show_frames,
             w.inputs,
             w.frames,
             trigger_mode="always_last",
@@ -84,17 +102,27 @@ class Events:
 
     # ------------------------------------------------------------------------------------------------ page and models
 
-    async def load(self) -> Updates:
-        """The list of models, when somebody opens the page."""
+    async def load(self, values: Values) -> Updates:
+        """The list of models, and the conversation that this browser kept, when somebody opens the page."""
         w = self.widgets
+        restored = self._restored(values[w.kept])
         try:
             names = await self.backend.models(refresh=True)
         except ApiError as error:
             _log.warning("no list of models: %s", error)
-            return {w.model: gr.Dropdown(choices=[], value=None), w.notice: notice(page_errors.UNREACHABLE)}
+            return {**restored, w.model: gr.Dropdown(choices=[], value=None), w.notice: notice(page_errors.UNREACHABLE)}
         note = TINY_NOTE if names[:1] == [TINY_MODEL_NAME] else None
         shown = gr.Dropdown(choices=names, value=names[0] if names else None, info=note)
-        return {w.model: shown, w.notice: notice("" if names else page_errors.NO_MODEL)}
+        others = gr.Dropdown(choices=[NO_OTHER, *names], value=NO_OTHER, visible=len(names) > 1)
+        return {**restored, w.model: shown, w.other: others, w.notice: notice("" if names else page_errors.NO_MODEL)}
+
+    def _restored(self, kept: object) -> Updates:
+        """The conversation from before a reload, where there is one and its files are still here."""
+        w = self.widgets
+        conversation = from_kept(kept, self.settings.is_served)
+        if conversation is None:
+            return {}
+        return {w.conversation: conversation, w.chat: conversation.shown(), **self._buttons(conversation)}
 
     async def _models(self) -> list[str]:
         try:
@@ -111,22 +139,23 @@ class Events:
     async def ask(self, values: Values, request: gr.Request) -> AsyncIterator[Updates]:
         """The question in the box, about the files beside it and what was said before."""
         w = self.widgets
-        conversation: Conversation = values[w.conversation]
         question = (values[w.question] or "").strip()
         problem = await self._problem(values, question, request)
         if problem:
             yield {w.notice: notice(problem)}
             return
         try:
-            media = await asyncio.to_thread(self._media, values)
+            media = await asyncio.to_thread(self.strips.media, values)
         except MediaError as error:
             yield {w.notice: notice(page_errors.bad_media(error))}
             return
         if self._is_running(request):  # another question of this visitor came while the files were looked at
             yield {w.notice: notice(_RUNNING)}
             return
-        conversation.begin(question, media)
-        async with aclosing(self._answer(values, conversation, request)) as updates:
+        lanes = self._lanes(values)
+        for lane in lanes:
+            lane.conversation.begin(question, media)
+        async with aclosing(self._answer(values, lanes, request)) as updates:
             async for update in updates:
                 yield update
 
@@ -153,8 +182,10 @@ class Events:
         if problem:
             yield {self.widgets.notice: notice(problem)}
             return
-        conversation.again()
-        async with aclosing(self._answer(values, conversation, request, keep_draft=True)) as updates:
+        lanes = self._lanes(values)
+        for lane in lanes:
+            lane.conversation.again()
+        async with aclosing(self._answer(values, lanes, request, keep_draft=True)) as updates:
             async for update in updates:
                 yield update
 
@@ -189,51 +220,50 @@ class Events:
             return f"One question can have at most {self.settings.max_media} videos and pictures. Remove some."
         return ""
 
-    def _media(self, values: Values) -> tuple[Medium, ...]:
-        """The files beside the question, with the options set now."""
+    def _lanes(self, values: Values) -> list[Lane]:
+        """The chosen model's conversation and, where another model is compared with it, that one's."""
         w = self.widgets
-        options = {"num_frames": int(values[w.num_frames] or 0) or None, "start": values[w.start], "end": values[w.end]}
-        options = {name: value for name, value in options.items() if value is not None}
-        found = []
-        for path in (values[w.files] or ())[: self.settings.max_media]:
-            kind = kind_of_upload(path)
-            found.append(Medium(kind, str(path), options if kind == VIDEO else {}))
-        return tuple(found)
+        conversation: Conversation = values[w.conversation]
+        lanes = [Lane(conversation, values[w.model], w.conversation, w.chat)]
+        if values[w.other] and values[w.other] != NO_OTHER:
+            other: Conversation = values[w.other_conversation]
+            if not other.turns:
+                # It joins a conversation that is under way, and goes on from what was said so far.
+                other = deepcopy(conversation)
+            lanes.append(Lane(other, values[w.other], w.other_conversation, w.other_chat))
+        return lanes
 
     async def _answer(
-        self, values: Values, conversation: Conversation, request: gr.Request, keep_draft: bool = False
+        self, values: Values, lanes: Sequence[Lane], request: gr.Request, keep_draft: bool = False
     ) -> AsyncIterator[Updates]:
-        """Answer the last turn of ``conversation`` while it is drawn."""
-        w, turn, session = self.widgets, conversation.turns[-1], request.session_hash or ""
-        turn.model, turn.options = values[w.model], self._options(values)
+        """Answer the last turn of every lane while it is drawn. The first lane is the visitor's conversation."""
+        w, session = self.widgets, request.session_hash or ""
+        conversation, turn = lanes[0].conversation, lanes[0].turn
+        options = self._options(values)
+        for lane in lanes:
+            lane.turn.model, lane.turn.options = lane.model, {**options, "system": (values[w.system] or "").strip()}
         stop = self.running[session] = asyncio.Event()
         emptied: Updates = {} if keep_draft else {w.question: "", w.files: None, w.start: None, w.end: None}
         try:
             yield {
-                w.conversation: conversation,
-                w.chat: conversation.shown(),
+                **_drawn(lanes),
                 w.notice: notice(""),
                 w.status: status("The model is answering."),
                 **emptied,
                 **self._buttons(conversation, running=True),
             }
-            pieces = self.backend.stream(turn.model, conversation.messages(), {**turn.options, **self._extra()})
-            async with aclosing(paced(pieces, stop)) as texts:
-                async for text in texts:
-                    turn.answer = text
-                    yield {w.chat: conversation.shown()}
-            _conclude(turn, stop.is_set())
-        except Exception as error:  # noqa: BLE001 - a visitor must be told something, whatever it was
-            explained = page_errors.explain(error)
-            turn.outcome, turn.notice, turn.media_failed = "failed", explained.text, explained.media_failed
+            drawing = answer_together(self.backend, lanes, {**options, **self.settings.extra_options}, stop)
+            async with aclosing(drawing) as grown:
+                async for lane in grown:
+                    yield {lane.chat: lane.conversation.shown()}
         finally:
             self.running.pop(session, None)
         conversation.answered += 1
         listed = await self._listed_anew(turn) if turn.notice in _MODEL_IS_MISSING else {}
         yield {
             **listed,
-            w.conversation: conversation,
-            w.chat: conversation.shown(),
+            **_drawn(lanes),
+            w.kept: to_kept(conversation),
             w.status: status(f"Answer {conversation.answered} is complete."),
             **self._buttons(conversation),
         }
@@ -255,10 +285,8 @@ class Events:
             "temperature": float(values[w.temperature] or 0),
             "top_p": float(values[w.top_p] or 1),
             "max_new_tokens": int(values[w.max_tokens] or 512),
+            **({} if values[w.seed] is None else {"seed": int(values[w.seed])}),
         }
-
-    def _extra(self) -> dict[str, Any]:
-        return self.settings.extra_options
 
     def _buttons(self, conversation: Conversation, running: bool = False) -> Updates:
         """What can be pressed now."""
@@ -272,6 +300,7 @@ class Events:
             w.regenerate: gr.Button(interactive=idle),
             w.edit: gr.Button(interactive=idle),
             w.clear: gr.Button(interactive=idle),
+            w.save: gr.Button(interactive=idle),
             **{
                 button: gr.Button(
                     interactive=can_vote and kind not in last.votes, visible=self.settings.log is not None
@@ -288,11 +317,12 @@ class Events:
         conversation: Conversation = values[w.conversation]
         if conversation.last is None or self._is_running(request):
             return {w.notice: gr.skip()}
-        turn = conversation.turns.pop()
+        lanes = self._lanes(values)
+        turn, *_ = [lane.conversation.turns.pop() for lane in lanes]
         options = next((medium.options for medium in turn.media if medium.kind == VIDEO), {})
         return {
-            w.conversation: conversation,
-            w.chat: conversation.shown(),
+            **_drawn(lanes),
+            w.kept: to_kept(conversation),
             w.question: turn.question,
             w.files: [medium.path for medium in turn.media] or None,
             w.num_frames: options.get("num_frames", 0),
@@ -309,6 +339,9 @@ class Events:
         return {
             w.conversation: conversation,
             w.chat: [],
+            w.other_conversation: Conversation(),
+            w.other_chat: [],
+            w.kept: "",
             w.question: "",
             w.files: None,
             w.start: None,
@@ -319,6 +352,18 @@ class Events:
             **self._buttons(conversation),
         }
 
+    async def save(self, values: Values) -> str:
+        """The conversation as Markdown, which the browser then saves as a file."""
+        return transcript(values[self.widgets.conversation])
+
+    async def show_other(self, values: Values) -> Updates:
+        """Show or hide the column of a second model. Its conversation begins anew."""
+        w = self.widgets
+        name = values[w.other]
+        is_shown = bool(name) and name != NO_OTHER
+        column = gr.Chatbot(visible=is_shown, value=[], label=name if is_shown else "")
+        return {w.other_chat: column, w.other_conversation: Conversation()}
+
     async def recorded(self, values: Values) -> Updates:
         """A recording goes to the files of the next question."""
         w = self.widgets
@@ -326,37 +371,6 @@ class Events:
         if not path:
             return {w.camera: gr.skip()}
         return {w.camera: None, w.files: [*(values[w.files] or ()), path]}
-
-    async def show_frames(self, values: Values) -> str:
-        """The frames that the model will see of the files beside the question, or saw of the last ones."""
-        if self._drawing >= _MAX_DRAWING:
-            return _alert(page_errors.BUSY_DRAWING)
-        self._drawing += 1
-        try:
-            return await self._frames(values)
-        except MediaError as error:
-            return _alert(page_errors.bad_media(error))
-        except (VideoLlama2Error, ApiError) as error:
-            return _alert(page_errors.explain(error).text)
-        finally:
-            self._drawing -= 1
-
-    async def _frames(self, values: Values) -> str:
-        w = self.widgets
-        model, conversation = values[w.model], values[w.conversation]
-        media = await asyncio.to_thread(self._media, values)
-        if not media:
-            given = [turn.media for turn in conversation.turns if turn.media and not turn.media_failed]
-            media = given[-1] if given else ()
-        if not media or not model:
-            return EMPTY
-        default = await self.backend.num_frames(model)
-        thumbnails = self._thumbnails_of(model)
-        return "".join([await thumbnails.strip(medium, default) for medium in media])
-
-    def _thumbnails_of(self, model: str) -> Thumbnails:
-        reader = self.backend.reader(model)
-        return self._thumbnails.setdefault(id(reader), Thumbnails(reader))
 
     def _voting(self, kind: str) -> Any:
         """The handler of one of the buttons Good, Bad and Flag."""
@@ -380,25 +394,9 @@ class Events:
         return vote
 
 
-def _conclude(turn: Turn, stopped: bool) -> None:
-    """Say how an answer ended that did not fail."""
-    turn.outcome = "stopped" if stopped else "done"
-    if stopped:
-        turn.notice = "Stopped." if turn.answer.strip() else "Stopped before the first word."
-    elif not turn.answer.strip():
-        turn.notice = page_errors.EMPTY_ANSWER
-
-
-def notice(text: str, kind: str = "failed") -> gr.HTML:
-    """The line above the conversation; an empty text hides it."""
-    role = "alert" if kind == "failed" else "status"
-    return gr.HTML(f'<div class="vl-note vl-{kind}" role="{role}">{escape(text)}</div>', visible=bool(text))
-
-
-def _alert(text: str) -> str:
-    return f'<div class="vl-note vl-failed" role="alert">{escape(text)}</div>'
-
-
-def status(text: str) -> str:
-    """What a screen reader says about the answer; drawn, it would only repeat what is seen."""
-    return f'<div class="vl-unseen" role="status">{escape(text)}</div>'
+def _drawn(lanes: Sequence[Lane]) -> Updates:
+    """Every lane as it stands."""
+    shown: Updates = {}
+    for lane in lanes:
+        shown |= {lane.state: lane.conversation, lane.chat: lane.conversation.shown()}
+    return shown

@@ -4,7 +4,8 @@ What it adds to Gradio, each against a class of vulnerability known from this fi
 
 * a content security policy that keeps the browser on this origin, whatever stands in an answer (``![](http://...)``);
 * no fetching of addresses for visitors (``/gradio_api/file=http...``, ``/gradio_api/proxy=...``);
-* a bound on request bodies and on what uploads take on the disk;
+* a rule for the names this server is reached by (``Host``) and for the pages that may call it (``Origin``);
+* a bound on request bodies, on the time they take to arrive, and on what uploads take on the disk;
 * ``/health`` and ``/ready``.
 """
 
@@ -13,34 +14,30 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from videollama2.serve.web.app import BODY_TIMEOUT_S
+from videollama2.serve.web.guard import MIN_BODY_RATE
+from videollama2.serve.web.origins import is_known_name, name_of
+
 API = "/gradio_api"
 
-_POLICY = "; ".join(
-    (
-        "default-src 'self'",
-        "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:",  # Gradio's own page needs these
-        "style-src 'self' 'unsafe-inline'",
-        "img-src 'self' data: blob:",
-        "media-src 'self' data: blob:",
-        "font-src 'self' data:",
-        "connect-src 'self' data: blob:",
-        "worker-src 'self' blob:",
-        "object-src 'none'",
-        "base-uri 'self'",
-        "form-action 'self'",
-        "frame-ancestors 'self'",
-    )
-)
-_HEADERS = (
-    (b"content-security-policy", _POLICY.encode()),
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"permissions-policy", b"camera=(self), microphone=(self), geolocation=()"),
+_POLICY = (
+    "default-src 'self'",
+    "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:",  # Gradio's own page needs these
+    "style-src 'self' 'unsafe-inline'",
+    "img-src 'self' data: blob:",
+    "media-src 'self' data: blob:",
+    "font-src 'self' data:",
+    "connect-src 'self' data: blob:",
+    "worker-src 'self' blob:",
+    "object-src 'none'",
+    "base-uri 'self'",
+    "form-action 'self'",
 )
 
 MAX_EVENT_BYTES = 1 << 20
@@ -51,8 +48,8 @@ MAX_FILES_PER_UPLOAD = 8
 _MEASURED_EVERY_S = 5.0
 
 
-class _BodyTooLargeError(Exception):
-    """A body went beyond its bound while it was read."""
+class _BodyRefusedError(Exception):
+    """A body went beyond its bound, or took too long, while it was read."""
 
 
 class Guard:
@@ -63,10 +60,25 @@ class Guard:
         folder: of uploads.
         max_file_bytes: of one uploaded file.
         max_folder_bytes: of all uploads on the disk; beyond it uploads are refused until old ones are deleted.
+        names: host names of this server, besides ``localhost`` and addresses.
+        embedded_in: origins of pages that may show this one in a frame.
+        body_timeout_s: for a request's body to arrive, plus the time :data:`MIN_BODY_RATE` gives its size.
     """
 
-    def __init__(self, app: Any, folder: Path, max_file_bytes: int, max_folder_bytes: int) -> None:
+    def __init__(
+        self,
+        app: Any,
+        folder: Path,
+        max_file_bytes: int,
+        max_folder_bytes: int,
+        *,
+        names: Collection[str] = (),
+        embedded_in: Collection[str] = (),
+        body_timeout_s: float = BODY_TIMEOUT_S,
+    ) -> None:
         self.app, self.folder = app, folder
+        self.names, self.body_timeout_s = tuple(names), body_timeout_s
+        self._headers = _headers(embedded_in)
         self.max_file_bytes, self.max_folder_bytes = max_file_bytes, max_folder_bytes
         self._measured, self._size = -_MEASURED_EVERY_S, 0
 
@@ -76,13 +88,30 @@ class Guard:
             return
         path = scope["path"]
         if path in ("/health", "/ready"):
-            await _reply(send, 200, {"status": "ok"})
+            await self._reply(send, 200, {"status": "ok"})
+        elif stranger := self._stranger(scope):
+            await self._reply(send, 403, {"detail": f"{stranger}; see --allowed-host"})
         elif _fetches(path):
-            await _reply(send, 403, {"detail": "addresses are not opened here"})
+            await self._reply(send, 403, {"detail": "addresses are not opened here"})
         elif _is_upload(path) and scope["method"] == "POST" and await self._is_full():
-            await _reply(send, 503, {"detail": "The server has no room for uploads now. Try again later."}, 600)
+            await self._reply(send, 503, {"detail": "The server has no room for uploads now. Try again later."}, 600)
         else:
             await self._bounded(scope, receive, send)
+
+    def _stranger(self, scope: Any) -> str:
+        """What is wrong with the names in a request's head; empty if nothing is.
+
+        Browsers send ``Origin`` with everything that changes something, and a page cannot forge it.
+        """
+        authority = _header(scope, b"host")
+        host = name_of(authority)
+        # No browser leaves the header out.
+        if authority and not is_known_name(host, self.names):
+            return f"this page is not served under the name {authority[:100]!r}"
+        origin = _header(scope, b"origin")
+        if origin and name_of(origin) != host and not is_known_name(name_of(origin), self.names):
+            return "pages of this origin may not call"
+        return ""
 
     async def _is_full(self) -> bool:
         if monotonic() - self._measured > _MEASURED_EVERY_S:
@@ -93,31 +122,48 @@ class Guard:
     async def _bounded(self, scope: Any, receive: Any, send: Any) -> None:
         bound = MAX_FILES_PER_UPLOAD * self.max_file_bytes if _is_upload(scope["path"]) else MAX_EVENT_BYTES
         taken, refused = 0, _content_length(scope) > bound
-        refusal = {"detail": f"a request body may have at most {bound} bytes"}
+        refusal = 413, {"detail": f"a request body may have at most {bound} bytes"}
         if refused:
-            await _reply(send, 413, refusal)
+            await self._reply(send, *refusal)
             return
+        start, is_complete = monotonic(), False
 
         async def bounded_receive() -> Any:
-            nonlocal taken, refused
-            message = await receive()
+            nonlocal taken, refused, refusal, is_complete
+            if is_complete:
+                return await receive()  # waits for the client to leave
+            left = start + self.body_timeout_s + taken / MIN_BODY_RATE - monotonic()
+            try:
+                message = await asyncio.wait_for(receive(), max(left, 0))
+            except asyncio.TimeoutError:
+                refused, refusal = True, (408, {"detail": "the body of the request did not arrive in time"})
+                raise _BodyRefusedError from None
             taken += len(message.get("body", b""))
+            is_complete = not message.get("more_body", False)
             if taken > bound:
                 refused = True
-                raise _BodyTooLargeError
+                raise _BodyRefusedError
             return message
 
         async def headed_send(message: Any) -> None:
             if refused:
                 return  # whatever Gradio makes of it, the visitor is told below
             if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", ()), *_HEADERS]}
+                message = {**message, "headers": [*message.get("headers", ()), *self._headers]}
             await send(message)
 
-        with suppress(_BodyTooLargeError):
+        with suppress(_BodyRefusedError):
             await self.app(scope, bounded_receive, headed_send)
         if refused:
-            await _reply(send, 413, refusal)
+            await self._reply(send, *refusal)
+
+    async def _reply(self, send: Any, status: int, body: dict[str, Any], retry_after: int | None = None) -> None:
+        data = json.dumps(body).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode()), *self._headers]
+        if retry_after is not None:
+            headers.append((b"retry-after", str(retry_after).encode()))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": data})
 
 
 def _is_upload(path: str) -> bool:
@@ -133,20 +179,24 @@ def _fetches(path: str) -> bool:
     return "://" in target or target.startswith(("http:", "https:", "//"))
 
 
+def _headers(embedded_in: Collection[str]) -> tuple[tuple[bytes, bytes], ...]:
+    """What every response carries."""
+    policy = "; ".join((*_POLICY, " ".join(("frame-ancestors 'self'", *embedded_in))))
+    return (
+        (b"content-security-policy", policy.encode()),
+        (b"x-content-type-options", b"nosniff"),
+        (b"referrer-policy", b"no-referrer"),
+        (b"permissions-policy", b"camera=(self), microphone=(self), geolocation=()"),
+    )
+
+
+def _header(scope: Any, name: bytes) -> str:
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
+
+
 def _content_length(scope: Any) -> int:
-    for name, value in scope["headers"]:
-        if name == b"content-length" and value.isdigit():
-            return int(value)
-    return 0
-
-
-async def _reply(send: Any, status: int, body: dict[str, Any], retry_after: int | None = None) -> None:
-    data = json.dumps(body).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode()), *_HEADERS]
-    if retry_after is not None:
-        headers.append((b"retry-after", str(retry_after).encode()))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": data})
+    length = _header(scope, b"content-length")
+    return int(length) if length.isdecimal() else 0
 
 
 def _bytes_below(folder: Path) -> int:

@@ -11,6 +11,7 @@ import gradio as gr
 
 from videollama2.serve.page.backends import Backend
 from videollama2.serve.page.conversation import Conversation
+from videollama2.serve.page.keeping import served_from
 from videollama2.serve.page.thumbnails import EMPTY
 from videollama2.serve.page.votes import KINDS, VoteLog
 
@@ -56,7 +57,10 @@ _CAMERA = {"video": {"width": {"ideal": 640}, "height": {"ideal": 480}}}
 """More than any model looks at, and quickly uploaded."""
 
 MAX_QUESTION = 8000
-"""Characters."""
+"""Characters of a question, and of a system text."""
+
+NO_OTHER = "none"
+"""The choice of comparing with no second model."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,8 @@ class PageSettings:
         max_media: videos and pictures of one question.
         max_frames: of one video.
         extra_options: options of every request that are not on the page.
+        uploads: folder of what visitors upload; of a conversation that a browser kept, only files from there and the
+            examples are taken back.
     """
 
     log: VoteLog | None = None
@@ -78,6 +84,11 @@ class PageSettings:
     max_media: int = 8
     max_frames: int = 64
     extra_options: dict[str, Any] = field(default_factory=dict)
+    uploads: Path | None = None
+
+    def is_served(self, path: str) -> bool:
+        """Whether a path is a file that this page shows to its visitors."""
+        return served_from(DEMO, *(() if self.uploads is None else (self.uploads,)))(path)
 
 
 @dataclass(frozen=True)
@@ -94,7 +105,12 @@ class Widgets:
     """Everything on the page that an event reads or changes."""
 
     conversation: gr.State
+    other_conversation: gr.State
+    kept: gr.BrowserState
     model: gr.Dropdown
+    other: gr.Dropdown
+    system: gr.Textbox
+    seed: gr.Number
     files: gr.File
     camera: gr.Video
     frames: gr.HTML
@@ -107,6 +123,8 @@ class Widgets:
     notice: gr.HTML
     status: gr.HTML
     chat: gr.Chatbot
+    other_chat: gr.Chatbot
+    saved: gr.Textbox
     question: gr.Textbox
     send: gr.Button
     stop: gr.Button
@@ -115,6 +133,7 @@ class Widgets:
     up: gr.Button
     down: gr.Button
     flag: gr.Button
+    save: gr.Button
     clear: gr.Button
 
     @property
@@ -123,6 +142,7 @@ class Widgets:
         return {
             *(self.conversation, self.model, self.files, self.question),
             *(self.temperature, self.top_p, self.max_tokens, self.num_frames, self.start, self.end),
+            *(self.seed, self.system, self.other, self.other_conversation),
         }
 
 
@@ -148,7 +168,13 @@ def build_page(backend: Backend, settings: PageSettings) -> gr.Blocks:
             talk = _talk(settings)
         with gr.Accordion("Terms of use", open=False, elem_id="vl-terms"):
             gr.Markdown(TERMS)
-        widgets = Widgets(conversation=gr.State(Conversation(), time_to_live=86400), **side, **talk)
+        widgets = Widgets(
+            conversation=gr.State(Conversation(), time_to_live=86400),
+            other_conversation=gr.State(Conversation(), time_to_live=86400),
+            kept=gr.BrowserState("", storage_key="videollama2-conversation"),
+            **side,
+            **talk,
+        )
         Events(backend, settings, widgets).connect(page)
     page.queue(max_size=settings.max_queue, default_concurrency_limit=settings.concurrency, api_open=False)
     return page
@@ -222,7 +248,31 @@ def _advanced(settings: PageSettings) -> dict[str, Any]:
         max_tokens = gr.Slider(
             16, 2048, 512, step=16, label="Longest answer", info="In tokens", elem_id="vl-max-tokens"
         )
+        seed = gr.Number(
+            None, label="Seed", precision=0, minimum=0, placeholder="a new one each time", elem_id="vl-seed"
+        )
+        system = gr.Textbox(
+            "",
+            label="System text",
+            lines=2,
+            max_lines=6,
+            max_length=MAX_QUESTION,
+            placeholder="the model's own",
+            elem_id="vl-system",
+        )
+        other = gr.Dropdown(
+            [NO_OTHER],
+            value=NO_OTHER,
+            label="Compare with",
+            info="A second model answers the same questions",
+            filterable=False,
+            visible=False,
+            elem_id="vl-other",
+        )
     return {
+        "seed": seed,
+        "system": system,
+        "other": other,
         "num_frames": num_frames,
         "start": start,
         "end": end,
@@ -237,21 +287,10 @@ def _talk(settings: PageSettings) -> dict[str, Any]:
     with gr.Column(scale=3, min_width=320, elem_id="vl-talk"):
         notice = gr.HTML(visible=False, elem_id="vl-notice")
         status = gr.HTML(elem_id="vl-status")
-        chat = gr.Chatbot(
-            show_label=False,
-            elem_id="vl-chat",
-            placeholder=WELCOME,
-            examples=shown,
-            height=None,
-            buttons=["copy"],
-            feedback_options=None,
-            allow_tags=False,
-            allow_file_downloads=False,
-            sanitize_html=True,
-            layout="bubble",
-            latex_delimiters=[],
-            container=False,
-        )
+        with gr.Row(elem_id="vl-chats", equal_height=True):
+            chat = _chatbot("vl-chat", placeholder=WELCOME, examples=shown)
+            other_chat = _chatbot("vl-other-chat", visible=False)
+        saved = gr.Textbox(visible=False)
         with gr.Row(elem_id="vl-composer", equal_height=True):
             # No autofocus: a phone would open its keyboard and begin in the middle of the page.
             question = gr.Textbox(
@@ -274,11 +313,32 @@ def _talk(settings: PageSettings) -> dict[str, Any]:
         "notice": notice,
         "status": status,
         "chat": chat,
+        "other_chat": other_chat,
+        "saved": saved,
         "question": question,
         "send": send,
         "stop": stop,
         **actions,
     }
+
+
+def _chatbot(elem_id: str, **options: Any) -> gr.Chatbot:
+    """A column that shows a conversation."""
+    return gr.Chatbot(
+        show_label=False,
+        elem_id=elem_id,
+        elem_classes="vl-chat",
+        height=None,
+        buttons=["copy"],
+        feedback_options=None,
+        allow_tags=False,
+        allow_file_downloads=False,
+        sanitize_html=True,
+        layout="bubble",
+        latex_delimiters=[],
+        container=False,
+        **options,
+    )
 
 
 _ACTIONS = {
@@ -287,6 +347,7 @@ _ACTIONS = {
     "up": "Good",
     "down": "Bad",
     "flag": "Flag",
+    "save": "Save",
     "clear": "Clear",
 }
 

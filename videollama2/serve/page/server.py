@@ -9,14 +9,17 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
 from typing import Any
 
 from videollama2.errors import ConfigError
 from videollama2.serve.page.votes import VoteLog
+from videollama2.serve.settings import is_loopback
+from videollama2.serve.web.app import HEADER_TIMEOUT_S, bind, server_config
 
 
 def add_page_flags(parser: argparse.ArgumentParser, max_upload_mb: int) -> None:
@@ -26,8 +29,25 @@ def add_page_flags(parser: argparse.ArgumentParser, max_upload_mb: int) -> None:
         max_upload_mb: default of ``--max-upload-mb``.
     """
     page = parser.add_argument_group("page")
-    page.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
-    page.add_argument("--port", type=int, default=7860, help="default %(default)s")
+    page.add_argument(
+        "--host",
+        default=os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1",
+        help="address to listen on (default %(default)s; also: GRADIO_SERVER_NAME)",
+    )
+    page.add_argument(
+        "--port",
+        type=int,
+        default=os.environ.get("GRADIO_SERVER_PORT") or 7860,
+        help="default %(default)s; also: GRADIO_SERVER_PORT",
+    )
+    page.add_argument(
+        "--allowed-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="name under which visitors reach the page, e.g. behind a reverse proxy; repeatable "
+        "(addresses and localhost always do)",
+    )
     page.add_argument(
         "--share", action="store_true", help="also open a public address at gradio.live, for everybody who knows it"
     )
@@ -127,6 +147,26 @@ def uploads_folder() -> Iterator[Path]:
                     os.environ[name] = value
 
 
+@dataclass
+class RunningPage:
+    """A page that is being served.
+
+    Attributes:
+        address: of the page, without a slash at its end.
+    """
+
+    address: str
+    _page: Any
+    _server: Any
+    _thread: Thread
+
+    def close(self) -> None:
+        """Stop serving; answers that are being written end."""
+        self._server.should_exit = True
+        self._thread.join()
+        self._page.close(verbose=False)
+
+
 def launch_page(
     page: Any,
     folder: Path,
@@ -138,49 +178,87 @@ def launch_page(
     root_path: str | None = None,
     max_file_bytes: int = 256 << 20,
     max_folder_bytes: int = 20 << 30,
-) -> str:
-    """Serve a page of :func:`videollama2.serve.page.layout.build_page` in threads of its own; returns its address.
+    names: Collection[str] = (),
+    header_timeout_s: float = HEADER_TIMEOUT_S,
+) -> RunningPage:
+    """Serve a page of :func:`videollama2.serve.page.layout.build_page` in a thread of its own.
+
+    Gradio's own ``launch`` is not used: it knows no limit for connections that send nothing or half a request.
 
     Args:
         folder: of :func:`uploads_folder`.
+        port: 0 takes a free one.
+        names: host names under which the page is reached, besides ``localhost`` and addresses.
+        header_timeout_s: for a request's head to arrive on an open connection.
 
     Raises:
-        ConfigError: the port is taken.
+        ConfigError: the port is taken, or there is no public address to share.
     """
+    import gradio as gr
+    import uvicorn
+    from fastapi import FastAPI
     from starlette.middleware import Middleware
 
     from videollama2.serve.page.guard import Guard
     from videollama2.serve.page.style import page_css, page_theme
 
-    guard = Middleware(Guard, folder=folder, max_file_bytes=max_file_bytes, max_folder_bytes=max_folder_bytes)
+    space = os.environ.get("SPACE_HOST")
+    known = [*names, *([host] if host else []), *([space] if space else []), *([".gradio.live"] if share else [])]
+    guard = Middleware(
+        Guard,
+        folder=folder,
+        max_file_bytes=max_file_bytes,
+        max_folder_bytes=max_folder_bytes,
+        names=known,
+        embedded_in=("https://huggingface.co",) if space else (),
+    )
+    listener = bind(host, port)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, middleware=[guard])
+    gr.mount_gradio_app(
+        app,
+        page,
+        path="/",
+        auth=None if accounts is None else lambda user, password: check_account(accounts, user, password),
+        allowed_paths=[],
+        max_file_size=max_file_bytes,
+        ssr_mode=False,
+        mcp_server=False,
+        pwa=False,
+        enable_monitoring=False,
+        show_error=False,
+        run_history=False,
+        footer_links=[],
+        root_path=root_path,
+        theme=page_theme(),
+        css=page_css(),
+    )
+    server = uvicorn.Server(server_config(app, header_timeout_s))
+    thread = Thread(target=server.run, args=([listener],), name="videollama2-page", daemon=True)
+    thread.start()
+    while not server.started:
+        if not thread.is_alive():
+            raise ConfigError("the page could not be started, see the log")
+        thread.join(0.02)
+    place = listener.getsockname()
+    shown = f"[{place[0]}]" if ":" in place[0] else "localhost" if place[0] == "0.0.0.0" else place[0]
+    address = _public_address(place[1]) if share else f"http://{shown}:{place[1]}"
+    return RunningPage(address, page, server, thread)
+
+
+def _public_address(port: int) -> str:
+    """An address at gradio.live that leads here.
+
+    Raises:
+        ConfigError: there is none to be had.
+    """
+    from secrets import token_urlsafe
+
+    from gradio import networking
+
     try:
-        _, address, _ = page.launch(
-            server_name=host,
-            server_port=port or None,
-            share=share,
-            prevent_thread_lock=True,
-            quiet=True,
-            auth=None if accounts is None else lambda user, password: check_account(accounts, user, password),
-            allowed_paths=[],
-            max_file_size=max_file_bytes,
-            strict_cors=True,
-            ssr_mode=False,
-            mcp_server=False,
-            pwa=False,
-            enable_monitoring=False,
-            show_error=False,
-            run_history=False,
-            footer_links=[],
-            root_path=root_path,
-            app_kwargs={"middleware": [guard]},
-            state_session_capacity=1000,
-            inbrowser=False,
-            theme=page_theme(),
-            css=page_css(),
-        )
-    except OSError as error:
-        raise ConfigError(f"port {port} of {host} cannot be used: choose another --port ({error})") from error
-    return address.rstrip("/")
+        return networking.setup_tunnel("127.0.0.1", port, token_urlsafe(32), None, None).rstrip("/")
+    except Exception as error:
+        raise ConfigError(f"--share: no public address could be opened ({error})") from error
 
 
 def run_page(page: Any, folder: Path, args: argparse.Namespace, say: Callable[[str], None] = print) -> None:
@@ -193,13 +271,13 @@ def run_page(page: Any, folder: Path, args: argparse.Namespace, say: Callable[[s
         ConfigError: see :func:`launch_page` and :func:`read_accounts`.
     """
     accounts = None if args.auth_file is None else read_accounts(args.auth_file)
-    if accounts is None and (args.share or args.host not in ("127.0.0.1", "localhost", "::1")):
+    if accounts is None and (args.share or not is_loopback(args.host)):
         who = "knows the shared address" if args.share else f"reaches {args.host}"
         print(f"warning: everybody who {who} can use this page (--auth-file)", file=sys.stderr)
     ended = Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
-    address = launch_page(
+    running = launch_page(
         page,
         folder,
         host=args.host,
@@ -209,10 +287,11 @@ def run_page(page: Any, folder: Path, args: argparse.Namespace, say: Callable[[s
         root_path=args.root_path,
         max_file_bytes=args.max_upload_mb << 20,
         max_folder_bytes=int(args.max_uploads_gb * (1 << 30)),
+        names=args.allowed_host,
     )
-    say(f"the page is ready: {address} (Ctrl-C ends it)")
+    say(f"the page is ready: {running.address} (Ctrl-C ends it)")
     ended.wait()
-    page.close(verbose=False)
+    running.close()
 
 
 def open_log(args: argparse.Namespace) -> VoteLog | None:

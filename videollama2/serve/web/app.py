@@ -246,7 +246,13 @@ def make_server(
     Args:
         header_timeout_s: for a request's head to arrive on an open connection.
     """
-    config = uvicorn.Config(
+    config = server_config(app, header_timeout_s)
+    return DrainingServer(config, app.state.gate, drain, drain_timeout_s, on_listening)
+
+
+def server_config(app: Any, header_timeout_s: float = HEADER_TIMEOUT_S) -> uvicorn.Config:
+    """How every part of an installation is served: idle connections and heads that do not arrive are closed."""
+    return uvicorn.Config(
         app,
         http=_protocol(header_timeout_s),
         ws="none",
@@ -258,7 +264,6 @@ def make_server(
         lifespan="on",
         proxy_headers=False,  # who calls is who connects: a header would be the caller's own word
     )
-    return DrainingServer(config, app.state.gate, drain, drain_timeout_s, on_listening)
 
 
 class DrainingServer(uvicorn.Server):

@@ -12,14 +12,14 @@ import re
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextvars import ContextVar
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from videollama2.serve.settings import Security, is_address
+from videollama2.serve.settings import Security
 from videollama2.serve.web.errors import ApiError, server_fault, shutting_down, unauthorized
+from videollama2.serve.web.origins import is_known_name, name_of
 
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="-")
 """Of the request this task works for; log lines carry it."""
@@ -161,11 +161,7 @@ class Guard:
         origin = (_header(scope, b"origin") or b"").decode("latin-1")
         if not origin or {origin, "*"} & set(self.security.cors_origins):
             return True
-        try:
-            host = urlsplit(origin).hostname or ""
-        except ValueError:
-            return False
-        return host == "localhost" or is_address(host)
+        return is_known_name(name_of(origin))
 
     async def _read(self, scope: Scope, body: _Body) -> None:
         """The whole body, before the application sees anything of the request."""

@@ -1,0 +1,79 @@
+"""The media beside a question: what they are, how they are read, and the strip of frames that the model looks at."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from videollama2.errors import MediaError, VideoLlama2Error
+from videollama2.media.kinds import VIDEO
+from videollama2.serve.page import errors as page_errors
+from videollama2.serve.page.backends import Backend, kind_of_upload
+from videollama2.serve.page.conversation import Medium
+from videollama2.serve.page.layout import Widgets
+from videollama2.serve.page.notices import alert
+from videollama2.serve.page.thumbnails import EMPTY, Thumbnails
+from videollama2.serve.web.errors import ApiError
+
+Values = dict[Any, Any]
+"""Widgets of the page -> what they hold when an event is handled."""
+
+_MAX_DRAWING = 32
+"""Visitors whose frames are drawn at the same time."""
+
+
+class FrameStrips:
+    """Draws the frames of every visitor's media.
+
+    Args:
+        backend: decodes them as its models see them.
+        widgets: of the page.
+        max_media: of one question.
+    """
+
+    def __init__(self, backend: Backend, widgets: Widgets, max_media: int) -> None:
+        self.backend, self.widgets, self.max_media = backend, widgets, max_media
+        self._thumbnails: dict[int, Thumbnails] = {}
+        self._drawing = 0
+
+    def media(self, values: Values) -> tuple[Medium, ...]:
+        """The files beside the question, with the options set now."""
+        w = self.widgets
+        options = {"num_frames": int(values[w.num_frames] or 0) or None, "start": values[w.start], "end": values[w.end]}
+        options = {name: value for name, value in options.items() if value is not None}
+        found = []
+        for path in (values[w.files] or ())[: self.max_media]:
+            kind = kind_of_upload(path)
+            found.append(Medium(kind, str(path), options if kind == VIDEO else {}))
+        return tuple(found)
+
+    async def show_frames(self, values: Values) -> str:
+        """The frames that the model will see of the files beside the question, or saw of the last ones."""
+        if self._drawing >= _MAX_DRAWING:
+            return alert(page_errors.BUSY_DRAWING)
+        self._drawing += 1
+        try:
+            return await self._frames(values)
+        except MediaError as error:
+            return alert(page_errors.bad_media(error))
+        except (VideoLlama2Error, ApiError) as error:
+            return alert(page_errors.explain(error).text)
+        finally:
+            self._drawing -= 1
+
+    async def _frames(self, values: Values) -> str:
+        w = self.widgets
+        model, conversation = values[w.model], values[w.conversation]
+        media = await asyncio.to_thread(self.media, values)
+        if not media:
+            given = [turn.media for turn in conversation.turns if turn.media and not turn.media_failed]
+            media = given[-1] if given else ()
+        if not media or not model:
+            return EMPTY
+        default = await self.backend.num_frames(model)
+        thumbnails = self._thumbnails_of(model)
+        return "".join([await thumbnails.strip(medium, default) for medium in media])
+
+    def _thumbnails_of(self, model: str) -> Thumbnails:
+        reader = self.backend.reader(model)
+        return self._thumbnails.setdefault(id(reader), Thumbnails(reader))

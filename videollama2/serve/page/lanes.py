@@ -1,0 +1,94 @@
+"""Answers of one or two models to the same question, written side by side."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from videollama2.serve.page import errors as page_errors
+from videollama2.serve.page.backends import Backend
+from videollama2.serve.page.conversation import Conversation, Turn
+from videollama2.serve.page.pacing import paced
+
+
+@dataclass(frozen=True, eq=False)
+class Lane:
+    """One conversation, and the model that answers its last turn.
+
+    Attributes:
+        state: the widget that holds the conversation between two events.
+        chat: the widget that shows it.
+    """
+
+    conversation: Conversation
+    model: str
+    state: Any
+    chat: Any
+
+    @property
+    def turn(self) -> Turn:
+        return self.conversation.turns[-1]
+
+    def messages(self) -> list[dict[str, Any]]:
+        """The conversation as it is sent, with the system text of its last turn in front."""
+        system = self.turn.options.get("system")
+        head = [{"role": "system", "content": system}] if system else []
+        return [*head, *self.conversation.messages()]
+
+
+async def answer_together(
+    backend: Backend, lanes: Sequence[Lane], options: Mapping[str, Any], stop: asyncio.Event
+) -> AsyncIterator[Lane]:
+    """Answer the last turn of every lane at the same time; yields a lane whenever there is more of its answer to draw.
+
+    A model that fails ends its own lane alone: the turn's ``outcome`` and ``notice`` say what happened.
+
+    Args:
+        options: of the requests, the same for all models.
+        stop: ends all answers when it is set.
+    """
+    grown: set[Lane] = set()
+    changed = asyncio.Event()
+
+    async def answer(lane: Lane) -> None:
+        try:
+            pieces = backend.stream(lane.model, lane.messages(), options)
+            async with aclosing(paced(pieces, stop)) as texts:
+                async for text in texts:
+                    lane.turn.answer = text
+                    grown.add(lane)
+                    changed.set()
+            _conclude(lane.turn, stop.is_set())
+        except Exception as error:  # noqa: BLE001 - a visitor must be told something, whatever it was
+            explained = page_errors.explain(error)
+            lane.turn.outcome, lane.turn.notice = "failed", explained.text
+            lane.turn.media_failed = explained.media_failed
+        finally:
+            changed.set()
+
+    answering = [asyncio.create_task(answer(lane)) for lane in lanes]
+    try:
+        # A task sets the event in its last step, so whoever wakes from it finds the task done.
+        while grown or not all(task.done() for task in answering):
+            await changed.wait()
+            changed.clear()
+            ready = list(grown)
+            grown.clear()
+            for lane in ready:
+                yield lane
+    finally:
+        for task in answering:
+            task.cancel()
+        await asyncio.gather(*answering, return_exceptions=True)
+
+
+def _conclude(turn: Turn, stopped: bool) -> None:
+    """Say how an answer ended that did not fail."""
+    turn.outcome = "stopped" if stopped else "done"
+    if stopped:
+        turn.notice = "Stopped." if turn.answer.strip() else "Stopped before the first word."
+    elif not turn.answer.strip():
+        turn.notice = page_errors.EMPTY_ANSWER
