@@ -216,6 +216,9 @@ class Events:
             return "Type a question first."
         if len(question) > MAX_QUESTION:
             return f"The question is longer than {MAX_QUESTION} characters. Shorten it."
+        seed = (values[w.seed] or "").strip()
+        if seed and not (seed.isascii() and seed.isdecimal() and int(seed) <= MAX_SEED):
+            return f"Seed: {seed!r} is no whole number from 0 to {MAX_SEED}."
         if len(values[w.files] or ()) > self.settings.max_media:
             return f"One question can have at most {self.settings.max_media} videos and pictures. Remove some."
         return ""
@@ -243,7 +246,7 @@ class Events:
         for lane in lanes:
             lane.turn.model, lane.turn.options = lane.model, {**options, "system": (values[w.system] or "").strip()}
         stop = self.running[session] = asyncio.Event()
-        emptied: Updates = {} if keep_draft else {w.question: "", w.files: None, w.start: None, w.end: None}
+        emptied: Updates = {} if keep_draft else {w.question: "", w.files: None, w.start: "", w.end: ""}
         try:
             yield {
                 **_drawn(lanes),
@@ -285,7 +288,7 @@ class Events:
             "temperature": float(values[w.temperature] or 0),
             "top_p": float(values[w.top_p] or 1),
             "max_new_tokens": int(values[w.max_tokens] or 512),
-            **({} if values[w.seed] is None else {"seed": int(values[w.seed])}),
+            **({"seed": int(values[w.seed])} if (values[w.seed] or "").strip() else {}),
         }
 
     def _buttons(self, conversation: Conversation, running: bool = False) -> Updates:
@@ -326,8 +329,8 @@ class Events:
             w.question: turn.question,
             w.files: [medium.path for medium in turn.media] or None,
             w.num_frames: options.get("num_frames", 0),
-            w.start: options.get("start"),
-            w.end: options.get("end"),
+            w.start: _text_of(options.get("start")),
+            w.end: _text_of(options.get("end")),
             w.notice: notice(""),
             **self._buttons(conversation),
         }
@@ -344,8 +347,8 @@ class Events:
             w.kept: "",
             w.question: "",
             w.files: None,
-            w.start: None,
-            w.end: None,
+            w.start: "",
+            w.end: "",
             w.frames: EMPTY,
             w.notice: notice(""),
             w.status: status(""),
@@ -392,6 +395,10 @@ class Events:
             return {button: gr.Button(interactive=False), w.notice: notice(thanks, "done")}
 
         return vote
+
+
+def _text_of(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds:g}"
 
 
 def _drawn(lanes: Sequence[Lane]) -> Updates:

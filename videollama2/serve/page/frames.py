@@ -13,6 +13,7 @@ from videollama2.serve.page.conversation import Medium
 from videollama2.serve.page.layout import Widgets
 from videollama2.serve.page.notices import alert
 from videollama2.serve.page.thumbnails import EMPTY, Thumbnails
+from videollama2.serve.untrusted_media.errors import RefusedMediaError
 from videollama2.serve.web.errors import ApiError
 
 Values = dict[Any, Any]
@@ -39,7 +40,11 @@ class FrameStrips:
     def media(self, values: Values) -> tuple[Medium, ...]:
         """The files beside the question, with the options set now."""
         w = self.widgets
-        options = {"num_frames": int(values[w.num_frames] or 0) or None, "start": values[w.start], "end": values[w.end]}
+        options = {
+            "num_frames": int(values[w.num_frames] or 0) or None,
+            "start": seconds_of("Clip from", values[w.start]),
+            "end": seconds_of("Clip to", values[w.end]),
+        }
         options = {name: value for name, value in options.items() if value is not None}
         found = []
         for path in (values[w.files] or ())[: self.max_media]:
@@ -77,3 +82,20 @@ class FrameStrips:
     def _thumbnails_of(self, model: str) -> Thumbnails:
         reader = self.backend.reader(model)
         return self._thumbnails.setdefault(id(reader), Thumbnails(reader))
+
+
+def seconds_of(label: str, text: str | None) -> float | None:
+    """The time that stands in a box; None where it is empty.
+
+    Raises:
+        RefusedMediaError: it is no number of seconds.
+    """
+    if not (text or "").strip():
+        return None
+    try:
+        seconds = float(str(text).strip().replace(",", "."))
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise RefusedMediaError(f"{label}: {text!r} is no number of seconds")
+    return seconds

@@ -110,7 +110,7 @@ class Widgets:
     model: gr.Dropdown
     other: gr.Dropdown
     system: gr.Textbox
-    seed: gr.Number
+    seed: gr.Textbox
     files: gr.File
     camera: gr.Video
     frames: gr.HTML
@@ -118,8 +118,8 @@ class Widgets:
     top_p: gr.Slider
     max_tokens: gr.Slider
     num_frames: gr.Slider
-    start: gr.Number
-    end: gr.Number
+    start: gr.Textbox
+    end: gr.Textbox
     notice: gr.HTML
     status: gr.HTML
     chat: gr.Chatbot
@@ -223,10 +223,8 @@ def _advanced(settings: PageSettings) -> dict[str, Any]:
             info="0: the model's own number",
         )
         with gr.Row():
-            start = gr.Number(
-                None, label="Clip from (s)", minimum=0, min_width=100, placeholder="start", elem_id="vl-start"
-            )
-            end = gr.Number(None, label="Clip to (s)", minimum=0, min_width=100, placeholder="end", elem_id="vl-end")
+            start = _optional_number("Clip from (s)", "start", "vl-start")
+            end = _optional_number("Clip to (s)", "end", "vl-end")
         temperature = gr.Slider(
             0,
             2,
@@ -248,9 +246,7 @@ def _advanced(settings: PageSettings) -> dict[str, Any]:
         max_tokens = gr.Slider(
             16, 2048, 512, step=16, label="Longest answer", info="In tokens", elem_id="vl-max-tokens"
         )
-        seed = gr.Number(
-            None, label="Seed", precision=0, minimum=0, placeholder="a new one each time", elem_id="vl-seed"
-        )
+        seed = _optional_number("Seed", "a new one each time", "vl-seed")
         system = gr.Textbox(
             "",
             label="System text",
@@ -320,6 +316,11 @@ def _talk(settings: PageSettings) -> dict[str, Any]:
         "stop": stop,
         **actions,
     }
+
+
+def _optional_number(label: str, placeholder: str, elem_id: str) -> gr.Textbox:
+    """A box for a number that may be left out. Gradio's own number box sends 0 when nobody has typed anything."""
+    return gr.Textbox("", label=label, placeholder=placeholder, elem_id=elem_id, max_length=32, min_width=100)
 
 
 def _chatbot(elem_id: str, **options: Any) -> gr.Chatbot:

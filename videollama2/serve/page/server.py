@@ -232,6 +232,8 @@ def launch_page(
         theme=page_theme(),
         css=page_css(),
     )
+    # Only of a page that "has launched" does Gradio refuse paths of files that nobody uploaded.
+    page.has_launched = page.is_running = True
     server = uvicorn.Server(server_config(app, header_timeout_s))
     thread = Thread(target=server.run, args=([listener],), name="videollama2-page", daemon=True)
     thread.start()
