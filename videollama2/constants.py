@@ -30,3 +30,6 @@ TINY_MODEL_NAME = "videollama2-tiny"
 
 DEFAULT_MODEL_NAME = "DAMO-NLP-SG/VideoLLaMA2-7B"
 """Checkpoint that answers where none is named (published)."""
+
+MAX_SEED = 2**63 - 1
+"""Largest seed of a sampled answer."""

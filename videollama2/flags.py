@@ -7,10 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from videollama2.constants import DEFAULT_MODEL_NAME
+from videollama2.constants import DEFAULT_MODEL_NAME, MAX_SEED
 from videollama2.errors import ConfigError
-
-_MOST_SEEDS = 2**63
 
 _PATH_HELP = "videollama2-tiny (built in), a folder, or a hub name"
 _DEVICE_HELP = "cuda, cuda:1, mps or cpu (default: the first of these there is)"
@@ -105,7 +103,7 @@ class AnswerFlags:
             raise ConfigError(f"--temperature must be 0 or a positive number, got {self.temperature}")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ConfigError(f"--top-p must be above 0 and at most 1, got {self.top_p}")
-        if self.seed is not None and not 0 <= self.seed < _MOST_SEEDS:
+        if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
             raise ConfigError(f"--seed must be from 0 to 2**63 - 1, got {self.seed}")
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, TextIO
 
+from videollama2.constants import MAX_SEED
 from videollama2.inference.engine import Engine
-from videollama2.inference.sampling import MAX_SEED
 from videollama2.media.kinds import VIDEO
 from videollama2.terminal_chat import TerminalChat
 

@@ -9,9 +9,8 @@ from random import Random
 
 import torch
 
+from videollama2.constants import MAX_SEED
 from videollama2.errors import ConfigError
-
-MAX_SEED = 2**63 - 1
 
 GREEDY_BELOW = 1e-5
 """A temperature below this is greedy: nothing but the most likely token would be left, and logits over it overflow."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from videollama2.constants import TINY_MODEL_NAME
+from videollama2.constants import MAX_SEED, TINY_MODEL_NAME
 from videollama2.errors import MediaError
 from videollama2.media.kinds import VIDEO
 from videollama2.serve.page import errors as page_errors
