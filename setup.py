@@ -22,6 +22,8 @@ CORE = [
     "av>=17.1",
     "tqdm",
     "sentencepiece",
+    # transformers asks for this version where it renders chat templates, but does not bring it.
+    "jinja2>=3.1.6",
 ]
 EXTRAS = {
     "train": ["peft>=0.17", "bitsandbytes>=0.45", "tensorboard", "matplotlib"],
@@ -30,10 +32,13 @@ EXTRAS = {
     # Below 6.20, Gradio has known vulnerabilities.
     "serve": ["gradio>=6.20", "fastapi", "uvicorn", "httpx", "prometheus-client", "openai>=1"],
     "flash": ["flash-attn"],
+    # Answers of a given form (JSON schema, choices). No dependencies of its own: xgrammar would bring triton.
+    "structured": ["llguidance>=1.9"],
     "quant": ["bitsandbytes>=0.45"],
     "decord": ["decord==0.6.0"],
     "dev": [
         "pytest>=8",
+        "llguidance>=1.9",
         "pytest-xdist",
         "ruff",
         "basedpyright",

@@ -118,7 +118,7 @@ class Bench:
             runner = Runner(engine, self.benchmark, self.data, AnswerOptions())
             with self.clock.counting() as stages:
                 start = time.perf_counter()
-                runner.run(self.items, lambda answer: answers.__setitem__(answer["id"], answer["output"]))
+                runner.run(self.items, lambda answer: answers.__setitem__(answer.id, answer.output))
                 seconds = time.perf_counter() - start
         stages["decode"] = runner.work.decode_seconds
         return Round(seconds, [answers[item.id] for item in self.items], stages, beside=True)

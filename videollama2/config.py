@@ -95,7 +95,7 @@ class VideoLlama2Config(PreTrainedConfig):
             text_config, kwargs = _split_flat(model_type, kwargs)
         if vision_config is None:
             vision_config = known_vision_config(mm_vision_tower)
-        self.text_config = _as_config("text_config", text_config)
+        self.text_config = as_config("text_config", text_config)
         self.audio_config = _as_audio_config(audio_config, mm_audio_tower)
         is_blind = vision_config is None and mm_vision_tower is None and self.audio_config is not None
         self.vision_config = None if is_blind else _as_vision_config(vision_config)
@@ -290,7 +290,15 @@ def _split_flat(model_type: str, fields: dict[str, Any]) -> tuple[dict[str, Any]
     return text, top
 
 
-def _as_config(name: str, value: PreTrainedConfig | dict | None) -> PreTrainedConfig:
+def as_config(name: str, value: PreTrainedConfig | dict | None) -> PreTrainedConfig:
+    """A part's configuration from its fields, by a class of transformers; code beside a checkpoint is not run.
+
+    Args:
+        name: of the field or file, for the message.
+
+    Raises:
+        ConfigError: no ``model_type`` that this transformers knows.
+    """
     if isinstance(value, PreTrainedConfig):
         return value
     if not isinstance(value, dict) or "model_type" not in value:
@@ -318,7 +326,7 @@ def _as_vision_config(value: PreTrainedConfig | dict | None) -> PreTrainedConfig
             "the configuration names no vision encoder that can be found: set vision_config, or mm_vision_tower to a "
             f"folder with a config.json or to one of {', '.join(KNOWN_TOWERS)}"
         )
-    config = _as_config("vision_config", vision_fields(value) if isinstance(value, dict) else value)
+    config = as_config("vision_config", vision_fields(value) if isinstance(value, dict) else value)
     vision_encoder(config.model_type)
     return config
 

@@ -9,6 +9,7 @@ from typing import Any
 from transformers.utils import cached_file
 
 from videollama2.errors import CheckpointError, CheckpointNotFoundError, first_line
+from videollama2.stand_ins import HEAD_BYTES, stand_in
 
 OPTIONS = ("revision", "token", "cache_dir", "local_files_only")
 """How a repository is reached; keyword arguments ``**hub`` of everything that opens one."""
@@ -16,7 +17,6 @@ OPTIONS = ("revision", "token", "cache_dir", "local_files_only")
 OPTIONS_OF_ANY_REPOSITORY = OPTIONS[1:]
 """The options that also hold for the other repositories a model names: a revision belongs to one repository."""
 
-_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _MAX_JSON_BYTES = 256 << 20
 
 
@@ -78,15 +78,15 @@ def read_config(name_or_path: str | Path, **hub: Any) -> dict[str, Any]:
 
 
 def check_is_no_pointer(path: Path) -> None:
-    """Refuse the few lines of text that a clone without Git LFS leaves in place of a large file.
+    """Refuse the few lines of text that a clone without Git LFS leaves in place of a large file, and its like.
 
     Raises:
-        CheckpointError: the file is such a pointer.
+        CheckpointError: the file stands in place of another, see :func:`videollama2.stand_ins.stand_in`.
     """
     try:
         with path.open("rb") as file:
-            head = file.read(len(_LFS_POINTER))
+            head = file.read(HEAD_BYTES)
     except OSError:
         return  # whoever opens it in earnest says why it cannot be read
-    if head == _LFS_POINTER:
-        raise CheckpointError(f"{path} is a Git LFS pointer, not the file itself: run git lfs pull in its repository")
+    if (reason := stand_in(head)) is not None:
+        raise CheckpointError(f"{path} {reason}")

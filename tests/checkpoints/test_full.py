@@ -1,14 +1,18 @@
 """Full checkpoints open with every weight in place; damaged ones are refused with names."""
 
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import Qwen2Config
 
 from tests.checkpoints.folders import QWEN, edit_weights, same
 from tests.conftest import golden_dir
 from videollama2.checkpoints import default_dtype, load_checkpoint, load_pretrained_model
+from videollama2.checkpoints.placement import leave_out_misfits, quantization_config
 from videollama2.errors import CheckpointError, ConfigError, MissingDependencyError
 
 
@@ -89,21 +93,49 @@ def test_mixtral_experts_are_the_files(golden):
 @pytest.mark.parametrize("bits", ["load_8bit", "load_4bit"])
 def test_quantised_loading(bits, golden):
     pytest.importorskip("bitsandbytes", reason="optional extra 'quant'")
-    path = golden / "models" / QWEN
-    _, full, processor, _ = load_pretrained_model(path, device="cpu")
-    _, model, _, _ = load_pretrained_model(path, device="cpu", **{bits: True})
+    _, full, processor, _ = load_pretrained_model("videollama2-tiny", device="cpu")
+    _, model, _, _ = load_pretrained_model("videollama2-tiny", device="cpu", **{bits: True})
     q_proj = model.model.language_model.layers[0].self_attn.q_proj
     assert type(q_proj).__name__ == {"load_8bit": "Linear8bitLt", "load_4bit": "Linear4bit"}[bits]
     assert same(model.model.mm_projector.state_dict(), full.model.mm_projector.state_dict())
     assert same(model.model.vision_tower.state_dict(), full.model.vision_tower.state_dict())
     exact = full.model.language_model.layers[0].self_attn.q_proj
     with torch.no_grad():
-        x = torch.randn(64, 32)
+        x = torch.randn(64, 128)
         error = (q_proj(x) - exact(x)).norm() / exact(x).norm()
-        assert 0 < error < (0.05 if bits == "load_8bit" else 0.2), error
+        assert 0 < error < (0.05 if bits == "load_8bit" else 0.12), error
     inputs = processor(text="<video>\nWhat?", videos=golden / "media" / "landscape_30fps_90f.mp4")
     out = model.generate(**inputs, max_new_tokens=4, do_sample=False)
     assert out.shape[1] > inputs["input_ids"].shape[1]
+
+
+def test_layers_that_the_cpu_decodes_wrongly_are_not_put_into_4_bits(folder):
+    """bitsandbytes reads rows that are no whole number of blocks with the wrong scales, or fails on them."""
+    pytest.importorskip("bitsandbytes", reason="optional extra 'quant'")
+    _, full, _, _ = load_pretrained_model(folder, device="cpu")
+    with pytest.warns(UserWarning, match="64 n inputs and 32 m outputs: 12 of 14 layers stay as they are"):
+        _, model, _, _ = load_pretrained_model(folder, device="cpu", load_4bit=True)
+    layers = model.model.language_model.layers
+    assert {type(layer.mlp.down_proj).__name__ for layer in layers} == {"Linear4bit"}
+    for name, layer in layers.named_modules():
+        if type(layer) is torch.nn.Linear:
+            assert torch.equal(layer.weight, full.model.language_model.layers.get_parameter(f"{name}.weight"))
+    x = torch.randn(5, 64)
+    exact = full.model.language_model.layers[0].mlp.down_proj(x)
+    assert (layers[0].mlp.down_proj(x) - exact).norm() / exact.norm() < 0.12
+
+
+def test_a_decoder_without_a_layer_that_fits_is_refused(tmp_path):
+    pytest.importorskip("bitsandbytes", reason="optional extra 'quant'")
+    config = Qwen2Config(hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2)
+    with pytest.raises(ConfigError, match="none of the qwen2 decoder's is"):
+        leave_out_misfits(quantization_config(4, torch.float32), config, {"": "cpu"})
+
+
+def test_the_noise_of_an_optional_kernel_stays_out():
+    code = "import videollama2.checkpoints, bitsandbytes"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_only_linear_layers_of_the_decoder_are_quantised(golden):

@@ -1,7 +1,9 @@
-"""``videollama2 data check``: every problem with its record, counts and lengths, exit code 1 where there is any."""
+"""``videollama2 data check``: every problem with its record, files opened and decoded, counts and lengths."""
 
 import argparse
+import gzip
 import json
+from pathlib import Path
 
 import pytest
 
@@ -103,3 +105,174 @@ def test_histogram():
     assert lines[-1].split()[-1] == "#" * 13
     assert lines[4].split()[-1] == "0"
     assert histogram([7]) == ["        7 to       7         1 " + "#" * 40]
+
+
+CASES = Path(__file__).parent / "cases"
+"""Annotation files as people have them, with the media they name."""
+
+WRONG = {
+    "c_videos_key_no_tag": "'videos_key_no_tag': the human turns hold 0 media tag(s), the record holds 1",
+    "c_images_key_no_tag": "'images_key_no_tag': the human turns hold 0 media tag(s), the record holds 1",
+    "c_system_key": "'system_key': 'system' is not used",
+    "c_system_prompt_key": "'system_prompt_key': 'system_prompt' is not used",
+    "c_audio_key": "'audio_key': 'audio' is not used",
+    "c_lfs": "m/lfs.mp4: is a Git LFS pointer, not the file itself: run git lfs pull",
+    "c_html": "m/html.mp4: is an HTML page, not the file itself",
+    "c_zeros": "m/zeros.mp4: begins with nothing but zeros",
+    "c_no_moov": "m/no_moov.mp4: the file is truncated or damaged",
+    "c_dir_nomedia": "cases/m: the folder holds videos, such as a.mp4: a video is named by its file",
+    "c_audio_only": "m/audio.mp4: has no video stream, only audio",
+    "c_empty_dir": "emptydir: the folder holds no images",
+    "one_object": "one_object.json: is one JSON object over several lines; read is a JSON list of records",
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("how", ["open", "decode"])
+def test_what_cannot_be_trained_on_is_named(name, how):
+    report = check_files([CASES / f"{name}.json"], CASES, media=how)
+    (problem,) = report.problems
+    assert WRONG[name] in problem
+    assert f"{name}.json" in problem and not report.modalities
+
+
+def test_one_bad_file_among_good_ones(capsys):
+    assert run(CASES / "mix_lfs.json", "--data-folder", CASES) == 1
+    text = capsys.readouterr().out
+    assert "9 records, 8 of them right: 8 video" in text
+    assert "record 'lfs': " in text and "Git LFS pointer" in text
+
+
+def test_quick_opens_no_file():
+    report = check_files([CASES / "c_audio_only.json"], CASES, media="quick")
+    assert not report.problems and report.modalities["video"] == 1
+
+
+def test_records_that_name_the_same_bad_file_share_a_line(tmp_path):
+    (row,) = json.loads((CASES / "c_audio_only.json").read_text())
+    (tmp_path / "many.json").write_text(json.dumps([{**row, "id": name} for name in "abc"]))
+    report = check_files([tmp_path / "many.json"], CASES)
+    (problem,) = report.problems
+    assert "record 'a' (and 2 other records): " in problem and report.wrong == 3
+
+
+@pytest.fixture
+def no_frame(tmp_path):
+    """An mp4 whose header promises a video stream, and that holds no frame of it."""
+    import av
+
+    with av.open(str(tmp_path / "empty.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        container.start_encoding()
+    talk = [{"from": "human", "value": "<video>What?"}, {"from": "gpt", "value": "x"}]
+    (tmp_path / "data.json").write_text(json.dumps([{"id": "none", "video": "empty.mp4", "conversations": talk}]))
+    return tmp_path / "data.json"
+
+
+@pytest.mark.parametrize("how", ["open", "decode"])
+def test_a_video_without_a_frame_is_not_right(no_frame, how):
+    assert (no_frame.parent / "empty.mp4").stat().st_size < 600
+    (problem,) = check_files([no_frame], media=how).problems
+    assert "record 'none': " in problem and "empty.mp4: " in problem
+
+
+def test_decoding_finds_what_opening_does_not(tmp_path, capsys):
+    """The frames are noise where the packets are listed; only a decoder can tell."""
+    whole = bytearray((CASES / "m" / "a.mp4").read_bytes())
+    begin = whole.index(b"mdat") + 4
+    end = whole.index(b"moov") if whole.index(b"moov") > begin else len(whole)
+    whole[begin:end] = bytes(reversed(whole[begin:end]))
+    (tmp_path / "noise.mp4").write_bytes(whole)
+    rows = json.loads((CASES / "mix_lfs.json").read_text())[:2]
+    (tmp_path / "a.mp4").write_bytes((CASES / "m" / "a.mp4").read_bytes())
+    rows[0]["video"], rows[1]["video"] = "a.mp4", "noise.mp4"
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    assert not check_files([tmp_path / "data.json"]).problems
+    assert run(tmp_path / "data.json", "--decode", "--workers", 2) == 1
+    text = capsys.readouterr().out
+    assert "2 records, 1 of them right: 1 video" in text and "noise.mp4: no frame can be decoded" in text
+    assert "2 files decoded in " in text and " a second" in text
+
+
+def test_decoding_looks_at_the_part_that_is_trained_on(tmp_path):
+    row = json.loads((CASES / "mix_lfs.json").read_text())[0]
+    (tmp_path / "data.json").write_text(json.dumps([{**row, "start": 0.1}, {**row, "id": "late", "start": 60}]))
+    assert not check_files([tmp_path / "data.json"], CASES).problems
+    report = check_files([tmp_path / "data.json"], CASES, media="decode")
+    (problem,) = report.problems
+    assert "record 'late'" in problem and "start 60 s is after the end of the video" in problem
+
+
+def test_damage_that_leaves_a_file_usable_is_a_remark(tmp_path):
+    import numpy as np
+
+    from videollama2.shapes.sets import encode_video
+
+    whole = encode_video(np.random.default_rng(0).integers(0, 255, (48, 32, 32, 3), np.uint8))
+    (tmp_path / "whole.mp4").write_bytes(whole)
+    import av
+
+    with av.open(str(tmp_path / "whole.mp4")) as source, av.open(str(tmp_path / "cut.mkv"), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.size:
+                packet.stream = stream
+                target.mux(packet)
+    content = (tmp_path / "cut.mkv").read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(content[: len(content) // 2])
+    talk = [{"from": "human", "value": "<video>What?"}, {"from": "gpt", "value": "x"}]
+    (tmp_path / "data.json").write_text(json.dumps([{"id": "cut", "video": "cut.mkv", "conversations": talk}]))
+    report = check_files([tmp_path / "data.json"], media="decode")
+    assert not report.problems and report.modalities["video"] == 1
+    (remark,) = report.remarks
+    assert "cut.mkv" in remark and "damaged or truncated" in remark and "1 remark:" in report.text()
+
+
+def test_keys_that_nobody_reads_are_counted(world, tmp_path):
+    rows = json.loads((world / "good.json").read_text())
+    for row in rows:
+        row["source"] = "somewhere"
+    rows[0]["conversations"][0]["weight"] = 1
+    (tmp_path / "keys.json").write_text(json.dumps(rows))
+    report = check_files([tmp_path / "keys.json"], world)
+    assert not report.problems
+    assert report.unread == {"source": 5, "conversations.weight": 1}
+    assert (
+        "keys that nobody reads, with how often they are there: 'source' (5), 'conversations.weight' (1)"
+        in report.text()
+    )
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "gz"])
+@pytest.mark.parametrize("form", ["list", "lines"])
+def test_forms_and_encodings(world, tmp_path, form, encoding):
+    rows = json.loads((world / "good.json").read_text())
+    rows[0]["conversations"][0]["value"] += " Où ?"
+    text = json.dumps(rows, ensure_ascii=False) if form == "list" else "\n".join(map(json.dumps, rows))
+    content = gzip.compress(text.encode()) if encoding == "gz" else text.encode(encoding)
+    (tmp_path / "data.json").write_bytes(content)
+    assert check_files([tmp_path / "data.json"], world).text().startswith("5 records, 5 of them right")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ((CASES / "m" / "lfs.mp4").read_bytes(), ["is a Git LFS pointer"]),
+        ((CASES / "m" / "html.mp4").read_bytes(), ["is an HTML page"]),
+        ("[]".encode("utf-16")[2:], ["not JSON", "UTF-16"]),
+        (b"PAR1\xff\xfe", ["is not an annotation file", "JSON list"]),
+        (gzip.compress(b"[" * 1000)[:-20], ["cannot be read"]),
+        (b"id,video\n1,a.mp4\n", ["not JSON at line 1", "JSON list of records, or JSON Lines"]),
+    ],
+    ids=["lfs", "page", "no mark", "parquet", "cut gz", "csv"],
+)
+def test_files_that_are_no_annotations(tmp_path, content, words):
+    (tmp_path / "data.json").write_bytes(content)
+    (problem,) = check_files([tmp_path / "data.json"]).problems
+    assert all(word in problem for word in ["data.json", *words]), problem
+
+
+def test_workers_are_about_decoding(world, capsys):
+    assert cli.main(["data", "check", str(world / "good.json"), "--workers", "2"]) == 2
+    assert "--workers is about --decode" in capsys.readouterr().err

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from videollama2.data import records as records_module
@@ -190,3 +191,45 @@ def test_missing_and_binary_files(tmp_path):
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00\x81")
     with pytest.raises(DataError, match=r"binary\.json"):
         read_records([tmp_path / "binary.json"])
+
+
+def test_bounds_of_a_record_reach_the_reader(media, tmp_path):
+    """They survive packing, and the samples are the frames between them."""
+    from tests.conftest import golden_dir
+    from videollama2.data.dataset import VideoInstructionDataset
+    from videollama2.processing import VideoLlama2Processor
+
+    row = {**GOOD, "video": str(golden_dir() / "media" / "landscape_30fps_90f.mp4")}
+    ((whole, part),) = read_sets([write(tmp_path, [row, {**row, "start": 1, "end": 2.5}])])
+    assert whole.media[0].options == {}
+    assert part.media[0].options == {"start": 1, "end": 2.5}
+    processor = VideoLlama2Processor.from_pretrained(golden_dir() / "models" / "qwen2-stc_connector-clip")
+    pixels = [VideoInstructionDataset([r], processor, 4096)[0]["media"][0][1] for r in (whole, part)]
+    assert torch.equal(pixels[1], processor.load_video(row["video"], start=1, end=2.5))
+    assert not torch.equal(*pixels)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"start": 3, "end": 1}, "start 3 s is after end 1 s"),
+        ({"start": "1:30"}, "start '1:30' is not a number of seconds"),
+        ({"video": "i.png", "start": 1}, "'start' bound a video, and this record has none"),
+        ({"videos": "v.mp4"}, "'video' and 'videos' mean the same"),
+        ({"system_prompt": "Be brief."}, "'system_prompt' is not used"),
+        ({"conversations": dialogue(("<video>What?", " \n"))}, "turn 2, an answer, is empty"),
+    ],
+)
+def test_keys_that_would_change_what_is_learned(media, tmp_path, change, words):
+    with pytest.raises(DataError, match="record 'a'") as error:
+        read_records([write(tmp_path, [{**GOOD, **change}])], media)
+    assert words in str(error.value)
+
+
+def test_names_that_other_programs_use(media, tmp_path):
+    """Empty values of keys that would be refused are none; keys in the plural mean the same."""
+    talk = dialogue(("<image><video>What?", "this"))
+    row = {"id": "b", "images": ["i.png"], "videos": ["v.mp4"], "system": "", "audio": None, "conversations": talk}
+    text_only = {"id": "c", "images": [], "conversations": dialogue(("Hi", "hello"))}
+    both, none = read_records([write(tmp_path, [row, text_only])], media)
+    assert both.kinds == ["image", "video"] and none.media == ()

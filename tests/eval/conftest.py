@@ -6,6 +6,7 @@ from tests.eval.reference import benchmarks_dir
 from videollama2.eval.benchmarks import benchmark
 from videollama2.eval.run import ModelChoice, Plan, run
 from videollama2.eval.runner import AnswerOptions
+from videollama2.eval.samples import Sample
 
 
 @pytest.fixture(scope="session")
@@ -16,6 +17,12 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     write_set(folder, videos=7, seed=11, questions_per_item=3)
     return folder
+
+
+def sample(number=1, output="A", **changes):
+    """A sample with question, reference and output."""
+    fields = {"id": f"q{number}", "category": "Action Count", "group": f"v{number}", "question": "?", "answer": 1}
+    return Sample(**{**fields, "output": output, **changes})
 
 
 @pytest.fixture

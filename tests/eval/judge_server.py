@@ -18,6 +18,7 @@ class JudgeServer:
 
     def __init__(self):
         self.script = {}
+        self.extra = {}  # further fields of every reply
         self.seen = []  # (monotonic time, path, headers, request body)
         self.most_at_once = 0
         self.gate = None  # a threading.Barrier that requests have to meet at
@@ -68,6 +69,7 @@ class JudgeServer:
                         "choices": [
                             {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": step}}
                         ],
+                        **server.extra,
                     }
                     self._send(200, json.dumps(reply).encode(), "application/json", {})
                 elif step[0] == "status":

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.eval.judge_server import JudgeServer
-from tests.eval.reference import benchmarks_dir, expected, unpadded
+from tests.eval.reference import benchmarks_dir, cases_dir, expected, unpadded
 from videollama2.eval.__main__ import main
 from videollama2.eval.benchmarks import benchmark
 
@@ -163,18 +163,41 @@ def test_published_egoschema_file_needs_the_annotations(tmp_path, capsys):
     path = published(tmp_path, "merge.csv", "q_uid, answer\n89181ba3bdee9231, 0\nc3d9b3b022b56be1, 2\n")
     assert score(path, "--benchmark", "egoschema") == 2
     assert "give the benchmark's folder with --data" in capsys.readouterr().err
-    assert score(path, "--benchmark", "egoschema", "--data", benchmarks_dir() / "egoschema") == 0
+    with_data = ("--benchmark", "egoschema", "--data", benchmarks_dir() / "egoschema")
+    assert score(path, *with_data) == 2
+    assert "2 of 4 questions are missing; --partial scores what is there" in capsys.readouterr().err
+    assert score(path, *with_data, "--partial") == 0
     assert "| accuracy | published | % | 2 | 50.0 |" in unpadded(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("file", "options", "message"),
+    [
+        ("egoschema_one_question_three_times.csv", ("egoschema", "--data", benchmarks_dir() / "egoschema"), "3 times"),
+        ("activitynet_same_id_three_times.jsonl", ("activitynet_qa", "--judge-model", "local"), "3 times"),
+    ],
+)
+def test_a_question_that_is_there_more_than_once_is_refused(file, options, message, capsys):
+    assert score(cases_dir() / "published_files" / file, "--benchmark", *options, "--partial") == 2
+    assert message in capsys.readouterr().err
+
+
+def test_repeated_lines_without_an_id_are_counted(tmp_path, capsys):
+    line = {"video_name": "v.mp4", "question": "Describe.", "answer": ["a cat"], "pred": "A cat"}
+    path = published(tmp_path, "msvc.json", [line, line, {**line, "answer": ["a dog"]}])
+    assert score(path, "--benchmark", "msvc", "--judge-model", "local") == 0
+    assert "1 of 3 answers are to a question that is there already" in capsys.readouterr().out
 
 
 def test_published_perception_test_file(tmp_path, capsys):
     text = '{\n"video_9198": [{"id": 0, "answer_id": 1}],\n"video_8107": [{"id": 0, "answer_id": 0}]\n}\n'
     path = published(tmp_path, "merge.json", text)
     data = benchmarks_dir() / "perception_test_mcqa"
-    assert score(path, "--benchmark", "perception_test", "--data", data) == 0
-    assert "| accuracy | published | % | 2 | 50.0 |" in unpadded(capsys.readouterr().out)
+    assert score(path, "--benchmark", "perception_test", "--data", data, "--partial") == 0
+    said = unpadded(capsys.readouterr().out)
+    assert "| accuracy | published | % | 2 | 50.0 |" in said and "- questions: 2 of 6 questions\n" in said
     pieces = published(tmp_path, "pieces.json", '"video_9198": [{"id": 0, "answer_id": 1}],\n')
-    assert score(pieces, "--benchmark", "perception_test", "--data", data) == 0
+    assert score(pieces, "--benchmark", "perception_test", "--data", data, "--partial") == 0
 
 
 def test_published_videomme_file_gives_the_official_report(tmp_path, capsys):
@@ -251,7 +274,7 @@ def test_list_layout_and_check(capsys, copied):
     ("arguments", "message"),
     [
         (["run", "nothing"], "there is no benchmark 'nothing'"),
-        (["run", "mvbench", "--data", "/nowhere"], "action_sequence.json: cannot be read"),
+        (["run", "mvbench", "--data", "/nowhere"], "action_sequence.json: is missing"),
         (["run", "mvbench", "--judge-model", "local"], "MVBench is multiple choice: it takes no judge"),
         (["run", "mvbench", "--subtitles"], "benchmark mvbench has no option subtitles"),
         (["run", "msvc", "--dry-run"], "--dry-run is about a judge"),
@@ -287,13 +310,15 @@ def test_help_imports_nothing_heavy():
     assert "--judge-model" in done.stdout
 
 
-def test_scoring_and_checking_need_no_torch(tmp_path):
+def test_scoring_and_checking_need_no_torch_and_what_is_read_no_judge(tmp_path):
     assert run("egoschema", tmp_path) == 0
     data = benchmarks_dir() / "egoschema"
     code = (
         "import sys\nfrom videollama2.eval.__main__ import main\n"
         f"assert main(['score', {str(tmp_path)!r}]) == main(['check', 'egoschema', '--data', {str(data)!r}]) == 0\n"
         "heavy = {'torch', 'transformers'} & set(sys.modules)\nassert not heavy, heavy\n"
+        "judge = [name for name in sys.modules if name.startswith('videollama2.eval.judging')]\n"
+        "assert not judge, judge\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

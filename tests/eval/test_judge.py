@@ -6,29 +6,25 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
+from tests.eval.conftest import sample
 from tests.eval.judge_server import GOOD, JudgeServer
 from videollama2.errors import ConfigError, DataError
 from videollama2.eval.judging.client import retry_after
 from videollama2.eval.judging.judge import LocalJudge, OpenAIJudge, normalise
 from videollama2.eval.judging.rubrics import rubric
+from videollama2.eval.samples import Verdict
 
 pytest.importorskip("openai")
 QA = rubric("qa", "own")
 
 
-def row(number, output="red", **more):
-    return {
-        "id": f"q{number}",
-        "group": "v",
-        "question": f"colour {number}?",
-        "answer": "red",
-        "output": output,
-        "error": None,
-        **more,
-    }
+def ask(number, output="red", **more):
+    """A sample to be judged."""
+    return sample(number, output, group="v", **{"question": f"colour {number}?", "answer": "red", **more})
 
 
 @pytest.fixture
@@ -49,17 +45,16 @@ def judge(server, **options):
     return OpenAIJudge("gpt-test", **settings)
 
 
-def verdicts(rows):
-    return [(row["judge"]["pred"], row["judge"]["score"], row["judge"]["error"]) for row in rows]
+def shown(verdicts):
+    return [(verdict.pred, verdict.score, verdict.error) for verdict in verdicts]
 
 
 def test_request_and_verdict(server, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret-1")
     one = judge(server, temperature=0.7, top_p=0.95)
-    before = [row(1)]
-    (after,) = one.score_rows(before, QA, progress=False)
-    assert after["judge"] == {"pred": "yes", "score": 4.0, "raw": GOOD, "error": None}
-    assert "judge" not in before[0]
+    before = [ask(1)]
+    (after,) = one.verdicts(before, QA, progress=False)
+    assert after == Verdict("yes", 4.0, GOOD)
     _, path, headers, body = server.seen[0]
     assert path == "/v1/chat/completions"
     assert headers["authorization"] == "Bearer secret-1"
@@ -73,7 +68,7 @@ def test_request_and_verdict(server, monkeypatch):
     record = one.describe()
     assert record["kind"] == "openai-compatible" and record["served_models"] == ["gpt-test-0613"]
     assert (record["temperature"], record["endpoint"]) == (0.7, server.url)
-    assert "secret-1" not in json.dumps([after, record])
+    assert "secret-1" not in json.dumps([after.to_json(), record])
 
 
 def test_azure(server, monkeypatch):
@@ -84,7 +79,7 @@ def test_azure(server, monkeypatch):
     with pytest.raises(ConfigError, match="azure_api_version"):
         OpenAIJudge("my-deployment", azure_endpoint=endpoint)
     one = OpenAIJudge("my-deployment", azure_endpoint=endpoint, azure_api_version="2024-02-01")
-    assert verdicts(one.score_rows([row(1)], QA, progress=False)) == [("yes", 4.0, None)]
+    assert shown(one.verdicts([ask(1)], QA, progress=False)) == [("yes", 4.0, None)]
     _, path, headers, _ = server.seen[0]
     assert path == "/openai/deployments/my-deployment/chat/completions?api-version=2024-02-01"
     assert headers["api-key"] == "secret-2"
@@ -93,7 +88,7 @@ def test_azure(server, monkeypatch):
 
 def test_rate_limit_is_waited_out_as_asked(server):
     server.script = {"slow down": [("status", 429, {"Retry-After": "1"}), GOOD]}
-    assert verdicts(judge(server).score_rows([row(1, "slow down")], QA, progress=False)) == [("yes", 4.0, None)]
+    assert shown(judge(server).verdicts([ask(1, "slow down")], QA, progress=False)) == [("yes", 4.0, None)]
     (first, *_), (second, *_) = server.seen
     assert second - first >= 0.95
 
@@ -101,33 +96,33 @@ def test_rate_limit_is_waited_out_as_asked(server):
 def test_rate_limit_without_end_is_counted_not_repeated_for_ever(server):
     server.script = {"slow down": [("status", 429, {"Retry-After": "3600"})]}
     started = time.monotonic()
-    (limited, fine) = judge(server, max_wait=0.05).score_rows([row(1, "slow down"), row(2)], QA, progress=False)
+    (limited, fine) = judge(server, max_wait=0.05).verdicts([ask(1, "slow down"), ask(2)], QA, progress=False)
     assert time.monotonic() - started < 5
-    assert limited["judge"]["error"].startswith("HTTP 429 after 3 attempts")
-    assert (limited["judge"]["pred"], limited["judge"]["score"]) == (None, None)
-    assert fine["judge"]["error"] is None
+    assert limited.error.startswith("HTTP 429 after 3 attempts")
+    assert (limited.pred, limited.score) == (None, None)
+    assert fine.error is None
     assert len(server.seen) == 4
 
 
 def test_server_errors_are_tried_again(server):
     server.script = {"odd": [("status", 500, {}), ("status", 503, {}), GOOD]}
-    assert verdicts(judge(server).score_rows([row(1, "odd")], QA, progress=False)) == [("yes", 4.0, None)]
+    assert shown(judge(server).verdicts([ask(1, "odd")], QA, progress=False)) == [("yes", 4.0, None)]
     assert len(server.seen) == 3
 
 
 @pytest.mark.parametrize("step", [("drop",), ("cut",)])
 def test_dropped_connections_are_tried_again(server, step):
     server.script = {"odd": [step, GOOD], "bad": [step]}
-    fine, lost = judge(server).score_rows([row(1, "odd"), row(2, "bad")], QA, progress=False)
-    assert fine["judge"]["error"] is None
-    assert "after 3 attempts" in lost["judge"]["error"]
+    fine, lost = judge(server).verdicts([ask(1, "odd"), ask(2, "bad")], QA, progress=False)
+    assert fine.error is None
+    assert "after 3 attempts" in lost.error
 
 
 def test_a_server_that_hangs(server):
     server.script = {"odd": [("hang",), GOOD], "bad": [("hang",)]}
-    fine, lost = judge(server, timeout=0.4, retries=1).score_rows([row(1, "odd"), row(2, "bad")], QA, progress=False)
-    assert fine["judge"]["error"] is None
-    assert lost["judge"]["error"].startswith("APITimeoutError after 2 attempts")
+    fine, lost = judge(server, timeout=0.4, retries=1).verdicts([ask(1, "odd"), ask(2, "bad")], QA, progress=False)
+    assert fine.error is None
+    assert lost.error.startswith("APITimeoutError after 2 attempts")
 
 
 @pytest.mark.parametrize(
@@ -146,18 +141,18 @@ def test_a_server_that_hangs(server):
 )
 def test_nonsense_is_a_failure_of_that_row_alone(server, step, raw):
     server.script = {"odd": [step]}
-    bad, fine = judge(server, retries=0).score_rows([row(1, "odd"), row(2)], QA, progress=False)
-    assert bad["judge"]["error"]
-    assert bad["judge"]["raw"] == raw
-    assert (bad["judge"]["pred"], bad["judge"]["score"]) == (None, None)
-    assert fine["judge"]["error"] is None
+    bad, fine = judge(server, retries=0).verdicts([ask(1, "odd"), ask(2)], QA, progress=False)
+    assert bad.error
+    assert bad.raw == raw
+    assert (bad.pred, bad.score) == (None, None)
+    assert fine.error is None
 
 
 def test_a_refused_request_is_not_repeated(server):
     """A content filter refuses for good."""
     server.script = {"odd": [("status", 400, {})]}
-    (bad,) = judge(server).score_rows([row(1, "odd")], QA, progress=False)
-    assert bad["judge"]["error"].startswith("HTTP 400")
+    (bad,) = judge(server).verdicts([ask(1, "odd")], QA, progress=False)
+    assert bad.error.startswith("HTTP 400")
     assert len(server.seen) == 1
 
 
@@ -165,37 +160,37 @@ def test_a_refused_request_is_not_repeated(server):
 def test_what_every_request_would_meet_stops_at_once(server, status, why):
     server.script = {"": [("status", status, {})]}
     with pytest.raises(ConfigError, match=why):
-        judge(server, concurrency=1).score_rows([row(n) for n in range(50)], QA, progress=False)
+        judge(server, concurrency=1).verdicts([ask(n) for n in range(50)], QA, progress=False)
     assert len(server.seen) <= 2
 
 
-def test_a_server_that_is_not_there_is_not_waited_for_by_every_row():
+def test_a_server_that_is_not_there_is_not_waited_for_by_every_ask():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
     one = OpenAIJudge("m", base_url=url, retries=1, backoff=0.01, concurrency=2, timeout=5)
-    rows = one.score_rows([row(n) for n in range(200)], QA, progress=False)
-    errors = [each["judge"]["error"] for each in rows]
+    rows = one.verdicts([ask(n) for n in range(200)], QA, progress=False)
+    errors = [each.error for each in rows]
     assert sum(error.startswith("APIConnectionError after 2 attempts") for error in errors) <= 6
     assert sum("in a row got no answer" in error for error in errors) >= 194
 
 
 @pytest.mark.parametrize("step", [("status", 429, {"Retry-After": "0"}), ("status", 503, {}), ("drop",)])
-def test_a_server_that_refuses_everybody_is_not_asked_for_every_row(server, step):
+def test_a_server_that_refuses_everybody_is_not_asked_for_every_ask(server, step):
     server.script = {"": [step]}
-    rows = judge(server, retries=1, concurrency=2).score_rows([row(n) for n in range(100)], QA, progress=False)
-    assert all(each["judge"]["error"] for each in rows)
+    rows = judge(server, retries=1, concurrency=2).verdicts([ask(n) for n in range(100)], QA, progress=False)
+    assert all(each.error for each in rows)
     assert len(server.seen) <= 2 * (3 + 2)  # two attempts for three rows, and for what was under way then
     server.script = {}
-    again = judge(server).score_rows([row(n) for n in range(100)], QA, progress=False)
-    assert not any(each["judge"]["error"] for each in again)
+    again = judge(server).verdicts([ask(n) for n in range(100)], QA, progress=False)
+    assert not any(each.error for each in again)
 
 
 @pytest.mark.parametrize("word", ["code", "type"])
 def test_a_spent_quota_stops_at_once(server, word):
     server.script = {"": [("status", 429, {}, {"message": "You exceeded your quota", word: "insufficient_quota"})]}
     with pytest.raises(ConfigError, match="the quota is used up"):
-        judge(server, concurrency=1).score_rows([row(n) for n in range(50)], QA, progress=False)
+        judge(server, concurrency=1).verdicts([ask(n) for n in range(50)], QA, progress=False)
     assert len(server.seen) <= 2
 
 
@@ -204,7 +199,7 @@ def test_a_key_that_the_server_repeats_is_not_kept(server, status, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret-3")
     server.script = {"": [("status", status, {}, {"message": "Incorrect API key provided: secret-3"})]}
     try:
-        said = judge(server, retries=0).score_rows([row(1)], QA, progress=False)[0]["judge"]["error"]
+        said = judge(server, retries=0).verdicts([ask(1)], QA, progress=False)[0].error
     except ConfigError as error:
         said = str(error)
     assert "provided: ***" in said
@@ -214,42 +209,69 @@ def test_a_key_that_the_server_repeats_is_not_kept(server, status, monkeypatch):
 def test_requests_run_side_by_side_and_results_keep_their_order(server):
     server.gate = threading.Barrier(4)  # answers only when four are there at once
     server.script = {f"colour {n}?": [f"{{'pred': 'yes', 'score': {n % 6}}}"] for n in range(8)}
-    rows = judge(server, concurrency=4).score_rows([row(n) for n in range(8)], QA, progress=False)
-    assert [each["judge"]["score"] for each in rows] == [n % 6 for n in range(8)]
-    assert [each["id"] for each in rows] == [f"q{n}" for n in range(8)]
+    found = judge(server, concurrency=4).verdicts([ask(n) for n in range(8)], QA, progress=False)
+    assert [each.score for each in found] == [n % 6 for n in range(8)]
     assert server.most_at_once == 4
 
 
 def test_cache_answers_the_same_request_and_no_other(server, tmp_path):
-    first = judge(server, cache_dir=tmp_path).score_rows([row(1), row(2), row(1)], QA, progress=False)
+    first = judge(server, cache_dir=tmp_path).verdicts([ask(1), ask(2), ask(1)], QA, progress=False)
     assert len(server.seen) == 2  # two equal requests are one
     again = judge(server, cache_dir=tmp_path)
-    assert again.score_rows([row(1), row(2), row(1)], QA, progress=False) == first
+    assert again.verdicts([ask(1), ask(2), ask(1)], QA, progress=False) == first
     assert again.describe()["served_models"] == ["gpt-test-0613"]
     assert len(server.seen) == 2
-    judge(server, cache_dir=tmp_path, temperature=0.7).score_rows([row(1)], QA, progress=False)
-    judge(server, cache_dir=tmp_path).score_rows([row(1, "blue")], QA, progress=False)
-    judge(server, cache_dir=tmp_path).score_rows([row(1)], rubric("msvc_correctness", "own"), progress=False)
+    judge(server, cache_dir=tmp_path, temperature=0.7).verdicts([ask(1)], QA, progress=False)
+    judge(server, cache_dir=tmp_path).verdicts([ask(1, "blue")], QA, progress=False)
+    judge(server, cache_dir=tmp_path).verdicts([ask(1)], rubric("msvc_correctness", "own"), progress=False)
     assert len(server.seen) == 5
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".json"]
 
 
 def test_failures_are_not_cached_and_damage_is_repaired(server, tmp_path):
-    server.script = {"odd": ["no idea", GOOD]}
-    assert judge(server, cache_dir=tmp_path).score_rows([row(1, "odd")], QA, progress=False)[0]["judge"]["error"]
+    server.script = {"odd": ["no idea", "no idea", GOOD]}
+    assert judge(server, cache_dir=tmp_path).verdicts([ask(1, "odd")], QA, progress=False)[0].error
     assert not list(tmp_path.rglob("*.json"))
-    assert verdicts(judge(server, cache_dir=tmp_path).score_rows([row(1, "odd")], QA, progress=False))[0][2] is None
+    assert shown(judge(server, cache_dir=tmp_path).verdicts([ask(1, "odd")], QA, progress=False))[0][2] is None
     (stored,) = tmp_path.rglob("*.json")
     for damage in (b'{"key"', b"\xff", b"[]", b'{"key": "other", "raw": "{\'pred\': \'no\', \'score\': 0}"}'):
         stored.write_bytes(damage)
-        (repaired,) = judge(server, cache_dir=tmp_path).score_rows([row(1, "odd")], QA, progress=False)
-        assert repaired["judge"]["pred"] == "yes"
-    assert len(server.seen) == 6
+        (repaired,) = judge(server, cache_dir=tmp_path).verdicts([ask(1, "odd")], QA, progress=False)
+        assert repaired.pred == "yes"
+    assert len(server.seen) == 7
+
+
+def test_an_unreadable_reply_is_asked_for_once_more(server):
+    server.script = {"odd": ["let me see", GOOD], "bad": ["let me see"]}
+    fine, bad = judge(server).verdicts([ask(1, "odd"), ask(2, "bad")], QA, progress=False)
+    assert (fine.error, fine.score) == (None, 4.0)
+    assert bad.error == "unreadable reply: no score" and not bad.unanswered
+    assert len(server.seen) == 4
+
+
+def test_tokens_are_those_that_the_server_counted(server, tmp_path):
+    counted = {"prompt_tokens": 100, "completion_tokens": 7, "total_tokens": 107, "details": {"a": 1}}
+    server.extra = {"usage": counted}
+    server.script = {"odd": ["let me see", GOOD]}
+    one = judge(server, cache_dir=tmp_path)
+    one.verdicts([ask(1), ask(2, "odd")], QA, progress=False)
+    assert one.describe()["usage"] == {"completion_tokens": 21, "prompt_tokens": 300}  # the unreadable one was paid for
+    again = judge(server, cache_dir=tmp_path)
+    again.verdicts([ask(1), ask(2, "odd")], QA, progress=False)
+    assert again.describe()["usage"] == {"completion_tokens": 14, "prompt_tokens": 200}
+    assert len(server.seen) == 3
+
+
+def test_a_judge_that_moved_to_another_address_is_not_asked_again(server, tmp_path):
+    first = judge(server, cache_dir=tmp_path).verdicts([ask(1)], QA, progress=False)
+    other = judge(server, cache_dir=tmp_path, base_url="http://127.0.0.1:1/v1", retries=0)
+    assert other.verdicts([ask(1)], QA, progress=False) == first
+    assert len(server.seen) == 1
 
 
 def test_dry_run_asks_nothing(server, tmp_path):
-    judge(server, cache_dir=tmp_path).score_rows([row(1)], QA, progress=False)
-    rows = [row(1), row(2), row(2), row(3, "é" * 400), row(4, error="missing media: v.mp4")]
+    judge(server, cache_dir=tmp_path).verdicts([ask(1)], QA, progress=False)
+    rows = [ask(1), ask(2), ask(2), ask(3, "é" * 400), ask(4, error="missing media: v.mp4")]
     cost = judge(server, cache_dir=tmp_path).dry_run(rows, QA)
     assert len(server.seen) == 1
     tokens = cost.pop("prompt_tokens_estimate")
@@ -258,11 +280,11 @@ def test_dry_run_asks_nothing(server, tmp_path):
 
 
 def test_rows_without_an_answer_are_not_judged(server):
-    (skipped,) = judge(server).score_rows([row(1, None, error="missing media: v.mp4")], QA, progress=False)
-    assert skipped["judge"] is None
+    (skipped,) = judge(server).verdicts([ask(1, None, error="missing media: v.mp4")], QA, progress=False)
+    assert skipped is None
     assert not server.seen
-    with pytest.raises(DataError, match="row 'q1'.*needs output"):
-        judge(server).score_rows([row(1, None)], QA, progress=False)
+    with pytest.raises(DataError, match="sample 'q1'.*needs output"):
+        judge(server).verdicts([ask(1, None)], QA, progress=False)
 
 
 def test_key_comes_from_the_environment_only():
@@ -306,21 +328,20 @@ def test_retry_after_in_all_its_forms():
     ],
 )
 def test_local_judge_says_what_it_does(answer, output, how):
-    before = row(1, output) | {"answer": answer}
-    (after,) = LocalJudge().score_rows([before], QA)
+    (after,) = LocalJudge().verdicts([ask(1, output, answer=answer)], QA)
     right = how != "no match"
-    assert after["judge"] == {"pred": "yes" if right else "no", "score": 5.0 * right, "raw": how, "error": None}
+    assert after == Verdict("yes" if right else "no", 5.0 * right, how)
     assert LocalJudge().describe() == {"kind": "local", "model": "exact or normalised match"}
 
 
 def test_local_judge_of_pairs_and_failures():
     pairs = rubric("videochatgpt_consistency", "own")
-    both = {"id": 1, "group": "v", "question": ["a?", "b?"], "answer": "red", "output": ["red", "Red!"], "error": None}
-    rows = [both, both | {"output": ["red", "blue"]}, both | {"output": None, "error": "failed: x"}]
-    judged = LocalJudge().score_rows(rows, pairs)
-    assert [each["judge"] and each["judge"]["score"] for each in judged] == [5.0, 0.0, None]
-    assert judged[0]["judge"]["pred"] is None
-    assert LocalJudge().dry_run(rows, pairs)["calls"] == 0
+    both = ask(1, ["red", "Red!"], question=["a?", "b?"])
+    samples = [both, replace(both, output=["red", "blue"]), replace(both, output=None, error="failed: x")]
+    judged = LocalJudge().verdicts(samples, pairs)
+    assert [each and each.score for each in judged] == [5.0, 0.0, None]
+    assert judged[0].pred is None
+    assert LocalJudge().dry_run(samples, pairs)["calls"] == 0
 
 
 def test_normalise():

@@ -1,7 +1,10 @@
 """How judges write, and what is no verdict."""
 
+import json
+
 import pytest
 
+from tests.eval.reference import cases_dir
 from videollama2.eval.judging.reply import ReplyError, parse_reply
 
 
@@ -25,6 +28,16 @@ from videollama2.eval.judging.reply import ReplyError, parse_reply
 )
 def test_readable_whatever_the_dress(text):
     assert parse_reply(text, wants_pred=True) == ("yes", 4.0)
+
+
+@pytest.mark.parametrize("case", json.loads((cases_dir() / "judge_replies.json").read_text()))
+def test_what_a_judge_thinks_aloud_is_not_its_verdict(case):
+    assert parse_reply(case["reply"], wants_pred=True) == (case["pred"], case["score"])
+
+
+def test_a_thought_without_an_end_is_no_verdict():
+    with pytest.raises(ReplyError, match="no score"):
+        parse_reply("<think>{'pred': 'yes', 'score': 4}", wants_pred=True)
 
 
 _SCORES = [("{''score': 4.8}", 4.8), ("3", 3), ("**2**", 2), ("4/5", 4), (" 0.\n", 0)]

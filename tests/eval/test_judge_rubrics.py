@@ -1,14 +1,17 @@
 """Rubrics: own texts, files, and that nothing passes for published that is not."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from tests.eval.conftest import sample
 from videollama2.errors import ConfigError, DataError
 from videollama2.eval.judging import rubrics
 from videollama2.eval.judging.rubrics import ASPECTS, PUBLISHED_PASSAGES, rubric
 
-ROW = {"id": "q1", "question": "what {answer}?", "answer": ["a", "b"], "output": "{question} %s"}
+SAMPLE = sample(question="what {answer}?", answer=["a", "b"], output="{question} %s")
+PAIR = replace(SAMPLE, question=["one", "two"], output=["first", "second"])
 
 
 def write(folder, **changes):
@@ -23,8 +26,7 @@ def write(folder, **changes):
 @pytest.mark.parametrize("name", ASPECTS)
 def test_own_rubrics_are_complete_and_say_that_they_are_own(name):
     found = rubric(name, "own")
-    row = ROW | ({"question": ["one", "two"], "output": ["first", "second"]} if found.pairs else {})
-    system, user = found.messages(row)
+    system, user = found.messages(PAIR if found.pairs else SAMPLE)
     assert system["role"] == "system" and user["role"] == "user"
     assert "{task}" not in system["content"]
     assert ('"pred"' in system["content"]) == found.wants_pred
@@ -49,8 +51,7 @@ PUBLISHED_FINGERPRINTS = {
 def test_published_texts_are_frozen(name):
     found = rubric(name)
     assert found.published and found.fingerprint == PUBLISHED_FINGERPRINTS[name]
-    row = ROW | ({"question": ["one", "two"], "output": ["first", "second"]} if found.pairs else {})
-    system, user = found.messages(row)
+    system, user = found.messages(PAIR if found.pairs else SAMPLE)
     assert system["content"].startswith("You are an intelligent chatbot") and "['a', 'b']" in user["content"]
     asked = "Correct Answers: " if name.startswith("msvc") else "Correct Answer: "
     assert asked in user["content"] and user["content"].endswith("'score': 4.8}.")
@@ -64,24 +65,24 @@ def test_a_published_text_that_is_missing_is_never_replaced(name, monkeypatch, t
 
 
 def test_braces_in_an_answer_stay_as_they_are(tmp_path):
-    user = rubric("qa", str(write(tmp_path))).messages(ROW)[1]["content"]
+    user = rubric("qa", str(write(tmp_path))).messages(SAMPLE)[1]["content"]
     assert user == "what {answer}?|['a', 'b']|{question} %s"
 
 
 def test_two_questions_and_two_predictions():
     found = rubric("videochatgpt_consistency", "own")
-    user = found.messages({"id": 1, "question": ["Q-1", "Q-2"], "answer": "A", "output": ["P-1", "P-2"]})[1]["content"]
+    user = found.messages(sample(1, ["P-1", "P-2"], question=["Q-1", "Q-2"], answer="A"))[1]["content"]
     assert [user.index(part) for part in ("Q-1", "P-1", "Q-2", "P-2", "A")] == sorted(
         user.index(part) for part in ("Q-1", "P-1", "Q-2", "P-2", "A")
     )
     for wrong in ("one text", ["one"], ["1", "2", "3"]):
-        with pytest.raises(DataError, match="row 1.*list of two in 'output'"):
-            found.messages({"id": 1, "question": ["Q-1", "Q-2"], "answer": "A", "output": wrong})
+        with pytest.raises(DataError, match="sample 'q1'.*list of two in 'output'"):
+            found.messages(sample(1, wrong, question=["Q-1", "Q-2"], answer="A"))
 
 
-def test_a_row_without_a_reference_is_named():
-    with pytest.raises(DataError, match="row 'q1'.*needs answer"):
-        rubric("qa", "own").messages({**ROW, "answer": None})
+def test_a_sample_without_a_reference_is_named():
+    with pytest.raises(DataError, match="sample 'q1'.*needs answer"):
+        rubric("qa", "own").messages(replace(SAMPLE, answer=None))
 
 
 @pytest.mark.parametrize(

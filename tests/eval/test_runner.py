@@ -138,7 +138,7 @@ def test_every_clip_is_decoded_and_encoded_once(world):
         runner = Runner(engine, benchmark("moving_shapes"), world, AnswerOptions(max_new_tokens=4))
         runner.run(items, stored.append)
         assert len(items) > len(by_clip(items)) == runner.work.clips == len(engine.media.cache)
-    assert sorted(each["id"] for each in stored) == sorted(each.id for each in items)
+    assert sorted(each.id for each in stored) == sorted(each.id for each in items)
     assert runner.work.answers == len(items)
     assert runner.work.tokens > 0
 

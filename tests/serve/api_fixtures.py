@@ -132,7 +132,8 @@ def live_chat(
     from videollama2.serve.settings import Security
     from videollama2.serve.untrusted_media.sandbox import FrameSize, Sandbox
     from videollama2.serve.web.app import make_app
-    from videollama2.serve.worker.chat_routes import ChatService, chat_router
+    from videollama2.serve.worker.chat_routes import chat_router
+    from videollama2.serve.worker.service import ChatService
 
     own = policy(**policy_changes)
     engine = engine or tiny_engine()

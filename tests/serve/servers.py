@@ -36,6 +36,15 @@ def wait_until(holds: Callable[[], Any], seconds: float = 15.0, what: str = "") 
         time.sleep(0.02)
 
 
+class ClockAhead:
+    """The clock of a controller, which a test can set ahead."""
+
+    ahead = 0.0
+
+    def __call__(self) -> float:
+        return time.monotonic() + self.ahead
+
+
 def free_port() -> int:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,11 +17,13 @@ from tests.conftest import ROOT
 from tests.serve.servers import StrangeWorker, begin
 from videollama2.errors import MediaError
 from videollama2.inference.engine import Engine
+from videollama2.media.kinds import mime_type
 from videollama2.serve.cluster.client import ControllerClient
-from videollama2.serve.page.backends import Backend, ControllerBackend, EngineBackend, media_type, server_events
+from videollama2.serve.page.backends import Backend, ControllerBackend, EngineBackend
 from videollama2.serve.page.conversation import Conversation, Medium
 from videollama2.serve.settings import MediaPolicy
 from videollama2.serve.web.errors import ApiError
+from videollama2.serve.web.sse import read_events
 
 TINY = "videollama2-tiny"
 DEMO = ROOT / "videollama2" / "assets" / "demo"
@@ -172,11 +174,11 @@ def test_a_list_asked_for_once_is_asked_again_only_while_it_is_empty() -> None:
 
 
 async def events_of(content: bytes, size: int) -> list[dict[str, Any]]:
-    async def chunks() -> AsyncIterator[bytes]:
+    async def chunks() -> AsyncGenerator[bytes, None]:
         for start in range(0, len(content), size):
             yield content[start : start + size]
 
-    return [event async for event in server_events(chunks())]
+    return [event async for event in read_events(chunks())]
 
 
 @pytest.mark.parametrize("size", [1, 3, 7, 1000])
@@ -246,10 +248,10 @@ def test_media_travel_as_data(tmp_path: Path) -> None:
 
 
 def test_media_types_agree_with_the_kind() -> None:
-    assert media_type("video", Path("a.webm")) == "video/webm"
-    assert media_type("video", Path("a.gif")) == "image/gif"
-    assert media_type("video", Path("a.jpg")) == "video/mp4"
-    assert media_type("image", Path("a.unknown")) == "image/png"
+    assert mime_type("video", Path("a.webm")) == "video/webm"
+    assert mime_type("video", Path("a.gif")) == "image/gif"
+    assert mime_type("video", Path("a.jpg")) == "video/mp4"
+    assert mime_type("image", Path("a.unknown")) == "image/png"
 
 
 def test_the_page_needs_no_torch() -> None:

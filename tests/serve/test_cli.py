@@ -18,8 +18,8 @@ from tests.conftest import ROOT
 from tests.serve.servers import AppThread, StrangeWorker, begin, free_port, http
 from videollama2.errors import ConfigError
 from videollama2.serve.cli import RemoteChat, main
+from videollama2.serve.cluster.controller_app import Controller, make_controller_app
 from videollama2.serve.cluster.registry import Registry
-from videollama2.serve.controller import Controller, make_controller_app
 from videollama2.serve.settings import Security
 
 MODEL = "videollama2-tiny"

@@ -6,11 +6,11 @@ import threading
 
 import pytest
 
-from tests.serve.servers import AppThread, StrangeWorker, begin, free_port, http, reply
+from tests.serve.servers import AppThread, ClockAhead, StrangeWorker, begin, free_port, http, reply
 from videollama2.serve.cluster.client import ControllerClient
+from videollama2.serve.cluster.controller_app import Controller, make_controller_app
 from videollama2.serve.cluster.failover import MOST_DEATHS, Patience
 from videollama2.serve.cluster.registry import Registry
-from videollama2.serve.controller import Controller, make_controller_app
 from videollama2.serve.settings import Security
 from videollama2.serve.web.errors import ApiError
 
@@ -20,9 +20,10 @@ DONE = b"data: [DONE]\n\n"
 
 @pytest.fixture(scope="module")
 def shared():
-    controller = Controller(Registry(expiry_s=0.4), Security(), HASTY)
+    clock = ClockAhead()
+    controller = Controller(Registry(clock=clock), Security(), HASTY)
     with AppThread(make_controller_app(controller)) as found:
-        found.registry = controller.registry
+        found.registry, found.clock = controller.registry, clock
         yield found
 
 
@@ -103,6 +104,7 @@ def test_missing_models(server):
     with pytest.raises(ApiError) as raised:
         with_client(server.url, read)
     assert (raised.value.status, raised.value.code) == (503, "no_worker") and raised.value.retry_after
+    server.clock.ahead += server.registry.expiry_s
     register(server, "http://127.0.0.1:1")
     with pytest.raises(ApiError) as raised:
         with_client(server.url, lambda client: read(client, model="never"))

@@ -6,9 +6,10 @@ from random import Random
 
 import pytest
 
-from videollama2.serve.cluster.admission import WorkerAddresses
+from videollama2.serve.cluster.admission import WorkerAddresses, worker_address
+from videollama2.serve.cluster.affinity import affinity_of_chat
 from videollama2.serve.cluster.protocol import WorkerStatus
-from videollama2.serve.cluster.registry import AFFINITY_SLACK, Registry, affinity_of_chat
+from videollama2.serve.cluster.registry import AFFINITY_SLACK, Registry
 from videollama2.serve.settings import Security
 from videollama2.serve.web.errors import ApiError
 
@@ -72,11 +73,14 @@ def test_silence_expires():
     assert found.models() == []
 
 
-def test_a_worker_without_heart_beats_stays():
-    found = registry()
-    found.register("fixed", WorkerStatus(model_names=["m"]), is_checked=False)
-    found.clock.now += 10_000
-    assert found.choose("m").name == "fixed"
+def test_a_worker_without_heart_beats_stays_as_long_as_it_answers():
+    found, status = registry(), WorkerStatus(model_names=["m"])
+    found.register("fixed", status, is_checked=False)
+    for _ in range(100):
+        found.clock.now += 20
+        found.told(found.choose("m"), status)
+    found.clock.now += 31
+    assert found.models() == []
 
 
 def test_a_heart_beat_sets_the_queue():
@@ -140,6 +144,7 @@ NAMES = {
     "evil": ["169.254.169.254"],
     "both": ["127.0.0.1", "10.0.0.1"],
     "here": ["127.0.0.1"],
+    "localhost": ["127.0.0.1"],
     "outside": ["93.184.216.34"],
 }
 
@@ -152,7 +157,7 @@ async def resolve(host, port):
 
 
 def admit(name, **options):
-    return asyncio.run(WorkerAddresses(Security(**options), resolve).admit(name))
+    return asyncio.run(WorkerAddresses(Security(**options), resolve).admit(worker_address(name)))
 
 
 def caller(host, **options):
@@ -169,6 +174,8 @@ def caller(host, **options):
     [
         ("http://127.0.0.1:4", {}, "http://127.0.0.1:4"),
         ("http://[::1]:4", {}, "http://[::1]:4"),
+        ("http://[0::1]:4/", {}, "http://[::1]:4"),
+        ("HTTP://LocalHost:80", {}, "http://localhost"),
         ("http://here:4", {}, "http://127.0.0.1:4"),
         ("http://10.1.2.3:4", {"worker_token": "t"}, "http://10.1.2.3:4"),
         ("http://gpu1:4", {"worker_token": "t"}, "http://gpu1:4"),
@@ -192,6 +199,10 @@ def test_addresses_that_workers_may_have(name, options, expected):
         ("http://169.254.169.254", {"worker_token": "t"}, 403),
         ("http://evil:80", {"worker_token": "t"}, 403),
         ("http://[fe80::1]:4", {"worker_token": "t"}, 403),
+        ("http://[fec0::1]:4", {"worker_token": "t"}, 403),
+        ("http://[::127.0.0.1]:4", {"worker_token": "t"}, 403),
+        ("http://[64:ff9b:1::1]:4", {"worker_token": "t"}, 403),
+        ("http://240.0.0.1:4", {"worker_token": "t"}, 403),
         ("http://[::ffff:169.254.169.254]:4", {"worker_token": "t"}, 403),
         ("http://[64:ff9b::a9fe:a9fe]:4", {"worker_token": "t"}, 403),
         ("http://[2002:a9fe:a9fe::]:4", {"worker_token": "t"}, 403),
@@ -205,6 +216,11 @@ def test_addresses_that_workers_may_have(name, options, expected):
         ("http://127.0.0.1:4#x", {}, 400),
         ("http://user@127.0.0.1:4", {}, 400),
         ("http://127.0.0.1:99999", {}, 400),
+        ("http://127.0.0.1:0", {}, 400),
+        ("http://127.0.0.1:4/#x", {}, 400),
+        ("http://127.0.0.1:4#", {}, 400),
+        ("http://127.0.0.1:4/?", {}, 400),
+        ("http://2130706433:4", {}, 400),
         ("http://127.0.0.1\\@evil:4", {}, 400),
         ("http://127.0.0.1%2eevil:4", {}, 400),
         ("ftp://127.0.0.1:4", {}, 400),

@@ -16,8 +16,9 @@ import pytest
 from tests.serve.conftest import MODEL, registered
 from tests.serve.servers import frames_of, http, wait_until
 from videollama2.serve.cluster.client import ControllerClient
-from videollama2.serve.cluster.protocol import DONE, Splitter, event_data
 from videollama2.serve.web.errors import ApiError
+from videollama2.serve.web.sse import DONE, SEPARATOR
+from videollama2.serve.web.streaming import Splitter
 
 SECONDS = float(os.environ.get("VIDEOLLAMA2_FAULT_SECONDS", "12"))
 """Of load; the issue's full minute by the environment variable."""
@@ -37,15 +38,14 @@ def chat_body(question, tokens, **fields):
 
 async def through_the_client(client, question, tokens):
     """Outcome of one chat request, as a front end of this installation asks it."""
-    pieces, splitter, ended = 0, Splitter(b"\n\n"), False
+    pieces, splitter, ended = 0, Splitter(SEPARATOR), False
     try:
         async with client.open_chat(chat_body(question, tokens)) as stream:
             async for chunk in stream:
                 for block in splitter.feed(chunk):
-                    data = event_data(block)
                     assert not ended, "something comes after the end"
-                    ended = data == DONE
-                    event = {} if ended else json.loads(data)
+                    ended = block + SEPARATOR == DONE
+                    event = {} if ended else json.loads(block.removeprefix(b"data: "))
                     if "error" in event:
                         return event["error"]["code"]
                     pieces += bool(event.get("choices"))

@@ -10,12 +10,13 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.serve.api_fixtures import demo, image_part, picture, text_part, user, video_part
-from tests.serve.servers import AppThread, Process, StrangeWorker, begin, free_port, wait_until
+from tests.serve.servers import AppThread, ClockAhead, Process, StrangeWorker, begin, free_port, wait_until
 from tests.serve.servers import reply as send
 from videollama2.serve.cluster.client import ControllerClient
-from videollama2.serve.cluster.registry import METHODS, Registry
-from videollama2.serve.controller import Controller, make_controller_app
-from videollama2.serve.openai_api import ApiFront, build_parser, make_front_app
+from videollama2.serve.cluster.controller_app import Controller, make_controller_app
+from videollama2.serve.cluster.front import ApiFront, make_front_app
+from videollama2.serve.cluster.registry import Registry
+from videollama2.serve.openai_api import build_parser
 from videollama2.serve.settings import Security
 
 PATH = "/v1/chat/completions"
@@ -40,8 +41,10 @@ def unregister(controller, url):
 
 @pytest.fixture(scope="module")
 def controller(tiny_worker):
-    # These workers do not expire; the time only says how long after its start a controller waits for unknown ones.
-    with AppThread(make_controller_app(Controller(Registry(METHODS[0], 0.2), Security()))) as server:
+    clock = ClockAhead()
+    registry = Registry(clock=clock)
+    clock.ahead = registry.expiry_s  # a controller that has just started waits for models it does not know
+    with AppThread(make_controller_app(Controller(registry, Security()))) as server:
         register(server, tiny_worker.url, MODEL)
         yield server
 

@@ -12,13 +12,14 @@ import pytest
 from tests.serve.servers import AppThread, frames_of, free_port, http, wait_until
 from videollama2.errors import ConfigError
 from videollama2.inference.answer import Result, Timings
+from videollama2.serve.cluster.controller_app import Controller, make_controller_app
 from videollama2.serve.cluster.protocol import WorkerStatus
 from videollama2.serve.cluster.registry import Registry
-from videollama2.serve.controller import Controller, make_controller_app
-from videollama2.serve.model_worker import build_parser, measure_speed, model_name_of, own_address
+from videollama2.serve.model_worker import build_parser, measure_speed, own_address
 from videollama2.serve.settings import Security
 from videollama2.serve.worker.app import WorkerService, make_worker_app
-from videollama2.serve.worker.heart_beat import HeartBeat
+from videollama2.serve.worker.flags import model_name_of
+from videollama2.serve.worker.heart_beat import Registration
 
 MODEL = "videollama2-tiny"
 DEMO = Path(__file__).resolve().parents[2] / "videollama2" / "assets" / "demo"
@@ -270,7 +271,7 @@ class Beating:
         import threading
 
         self.queue, self.speed = 0, 5
-        self.beat = HeartBeat(controller, worker, self.status, interval_s=0.2, **options)
+        self.beat = Registration(controller, worker, self.status, interval_s=0.2, **options)
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._thread.start()

@@ -12,6 +12,7 @@ from videollama2.checkpoints.write import save_lora
 from videollama2.data.collator import TrainingCollator
 from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.errors import CheckpointError, ConfigError
+from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.training.build import base_name, build_model, describe_trainable
 
 from .conftest import flags
@@ -98,7 +99,7 @@ def test_quantised_decoder_learns_through_its_adapter(run, built, records, optio
     import bitsandbytes
 
     model, _ = built(**LORA, **options)
-    layer = model.model.language_model.layers[0].self_attn.q_proj
+    layer = model.model.language_model.layers[0].mlp.down_proj  # others are too narrow for 4 bits on a CPU
     assert isinstance(layer.base_layer, bitsandbytes.nn.Linear4bit)
     state = layer.base_layer.weight.quant_state
     assert (state.nested, state.quant_type) == (options.get("double_quant", True), options.get("quant_type", "nf4"))
@@ -134,14 +135,30 @@ def test_fused_experts_get_no_matrices_and_the_rest_does(run, golden, tmp_path):
     assert torch.equal(model.state_dict()[experts], plain.state_dict()[experts])
 
 
-def test_experts_that_stay_unquantised_are_told(built, golden):
+def test_experts_that_stay_unquantised_are_told(built, golden, tmp_path):
     """A quantised Mixtral is nearly as large as before."""
-    base = next((golden / "models").glob("mixtral*"))
+    _, processor = load_checkpoint(next((golden / "models").glob("mixtral*")))
+    config = processor.model_config
+    config.text_config.hidden_size = 64  # wide enough for 4 bits on a CPU
+    base = tmp_path / "mixtral"
+    VideoLlama2ForConditionalGeneration(config).save_pretrained(base)
+    processor.save_pretrained(base)
     changes = {"model_path": base, "vision_tower": None, "mm_projector_type": None, "model_type": None, "bits": 4}
     with pytest.warns(UserWarning, match="--bits 4 leaves .* weights of fused experts as they are"):
         model, _ = built(**LORA, **changes, num_frames=None)
     experts = model.model.language_model.layers[0].mlp.experts.gate_up_proj
     assert experts.dtype == torch.float32 and experts.ndim == 3
+
+
+def test_quantised_layers_pass_gradients_on_after_an_evaluation(built, records):
+    """On processors with AVX512_BF16, bitsandbytes packs weights in evaluation so that they pass none."""
+    model, processor = built(**LORA, bits=4)
+    before = next(p for name, p in model.named_parameters() if "layers.0.mlp.gate_proj.lora_B" in name)
+    logits(model.eval(), processor, records)
+    model.train()
+    ids = torch.arange(5).unsqueeze(0)
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert before.grad.abs().sum() > 0  # reaches it through the quantised down_proj alone
 
 
 def test_quantised_weights_are_counted_as_weights(built):

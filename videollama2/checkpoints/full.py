@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from videollama2.checkpoints.files import UNREADABLE, check_model_type, resolve_name
+from videollama2.checkpoints.placement import leave_out_misfits
 from videollama2.config import VideoLlama2Config, is_videollama2
 from videollama2.errors import CheckpointError, ConfigError, VideoLlama2Error, first_line
 from videollama2.hub import OPTIONS, read_config
@@ -33,6 +34,7 @@ def load_checkpoint(
             f"connector: give the connector's folder as model_path and this one as model_base"
         )
     config = _read_config(path, **hub)
+    leave_out_misfits(options.get("quantization_config"), config.text_config, options.get("device_map"))
     try:
         model = VideoLlama2ForConditionalGeneration.from_pretrained(path, config=config, **options, **hub)
     except VideoLlama2Error:

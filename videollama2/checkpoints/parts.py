@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from videollama2.checkpoints.files import UNREADABLE, check_model_type
-from videollama2.config import VideoLlama2Config
+from videollama2.checkpoints.placement import leave_out_misfits
+from videollama2.config import VideoLlama2Config, as_config
 from videollama2.errors import CheckpointError, ConfigError, first_line
 from videollama2.hub import OPTIONS, read_config
 from videollama2.model.connectors import build_connector
@@ -81,9 +82,12 @@ def build_from_parts(
 
 def _load_decoder(path: str, **options: Any) -> nn.Module:
     hub = {key: options[key] for key in OPTIONS if key in options}
-    check_model_type(read_config(path, **hub), path)
+    fields = read_config(path, **hub)
+    check_model_type(fields, path)
+    config = as_config(f"{path}/config.json", fields)
+    leave_out_misfits(options.get("quantization_config"), config, options.get("device_map"))
     try:
-        decoder, info = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
+        decoder, info = AutoModelForCausalLM.from_pretrained(path, config=config, output_loading_info=True, **options)
     except UNREADABLE as error:
         raise CheckpointError(f"base language model {path}: cannot be read ({first_line(error)})") from error
     check_loading(info, path)
@@ -95,11 +99,12 @@ def _load_tower(path: str, **options: Any) -> nn.Module:
     hub = {key: options[key] for key in OPTIONS if key in options}
     fields = vision_fields(read_config(path, **hub))
     try:
-        encoder = vision_encoder(fields.pop("model_type", ""))
+        encoder = vision_encoder(fields.get("model_type"))
+        config = as_config("config.json", fields)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     try:
-        tower, info = encoder.load(path, config=AutoConfig.for_model(encoder.model_type, **fields), **options)
+        tower, info = encoder.load(path, config=config, **options)
     except UNREADABLE as error:
         raise CheckpointError(f"vision encoder {path}: cannot be read ({first_line(error)})") from error
     check_loading({**dict(info), "unexpected_keys": []}, path)

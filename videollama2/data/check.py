@@ -1,21 +1,28 @@
 """``videollama2 data check``: everything that is wrong with annotation files, and how long their records are.
 
-videollama2 data check train.json --data-folder /data/videos --model-path DAMO-NLP-SG/VideoLLaMA2.1-7B-16F
+    videollama2 data check train.json --data-folder /data/videos --model-path DAMO-NLP-SG/VideoLLaMA2.1-7B-16F
+
+Every file that a record names is opened; ``--decode`` also decodes its first and last frame, ``--quick`` opens none.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from videollama2.commands import add_debug_flag
 from videollama2.constants import TINY_MODEL_NAME
-from videollama2.data.records import Record, read_sets
-from videollama2.errors import CheckpointNotFoundError, DataError
+from videollama2.data.records import Medium, PackedRecords, Record, read_sets
+from videollama2.errors import CheckpointNotFoundError, ConfigError, DataError
+from videollama2.flags import number
+
+MediaCheck = Literal["quick", "open", "decode"]
+"""How closely the files that records name are looked at."""
 
 _BARS = 10
 _BAR_WIDTH = 40
@@ -26,28 +33,48 @@ _TEMPLATE_TOKENS = 32
 
 @dataclass
 class Report:
-    """What was found; ``problems`` name file, record and rule, one each."""
+    """What a check says.
+
+    Attributes:
+        modalities: records that are right, by :func:`modality`.
+        wrong: records that are not.
+        problems: lines that name file, record and rule; several records that name one broken file share a line.
+        remarks: lines about files that are damaged and can be used.
+        unread: keys that nobody reads, with the number of their records (of turns, for ``conversations.KEY``).
+        decoded, seconds: files that were decoded, and how long that took.
+    """
 
     modalities: Counter[str] = field(default_factory=Counter)
+    wrong: int = 0
     problems: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    unread: Counter[str] = field(default_factory=Counter)
     visual_lengths: list[int] = field(default_factory=list)
     text_lengths: list[int] = field(default_factory=list)
     too_long: int = 0
-    unusable: int = 0
-    """Problems of whole files, which hold nobody knows how many records."""
+    decoded: int = 0
+    seconds: float = 0.0
 
     def text(self) -> str:
         """The report as it is printed."""
-        good, bad = sum(self.modalities.values()), len(self.problems)
+        good = sum(self.modalities.values())
         counts = ", ".join(f"{count} {name}" for name, count in sorted(self.modalities.items())) or "none"
-        lines = [f"{_number(good + bad - self.unusable, 'record')}, {good} of them right: {counts}"]
+        lines = [f"{_number(good + self.wrong, 'record')}, {good} of them right: {counts}"]
+        if self.decoded:
+            rate = self.decoded / max(self.seconds, 1e-9)
+            lines += [f"{_number(self.decoded, 'file')} decoded in {self.seconds:.1f} s, {rate:.0f} a second"]
         if self.visual_lengths:
             lines += ["", "visual tokens per record", *histogram(self.visual_lengths)]
             lines += ["", "text tokens per record", *histogram(self.text_lengths)]
         if self.too_long:
             lines += ["", f"longer than the maximum, to be cut at the end: {_number(self.too_long, 'record')}"]
+        if self.unread:
+            keys = ", ".join(f"{key!r} ({count})" for key, count in self.unread.most_common())
+            lines += ["", f"keys that nobody reads, with how often they are there: {keys}"]
+        if self.remarks:
+            lines += ["", f"{_number(len(self.remarks), 'remark')}:", *self.remarks]
         if self.problems:
-            lines += ["", f"{_number(bad, 'problem')}:", *self.problems]
+            lines += ["", f"{_number(len(self.problems), 'problem')}:", *self.problems]
         return "\n".join(lines)
 
 
@@ -61,30 +88,72 @@ def check_files(
     processor: Any = None,
     max_length: int | None = None,
     progress: bool = False,
+    media: MediaCheck = "open",
+    workers: int = 1,
 ) -> Report:
     """Read annotation files as training does, and collect every problem instead of stopping at the first ones.
 
     Args:
-        files: JSON lists or JSON Lines.
+        files: see :func:`videollama2.data.rows.read_rows`.
         data_folder: what media paths are relative to; default each file's own folder.
         processor: of the model to be trained; without it no lengths are counted.
         max_length: tokens of one sample; longer records are counted, and those whose answers are all cut off are
             problems, since training stops there.
-        progress: show a bar for each file that takes longer than seconds.
+        progress: show a bar for what takes longer than seconds.
+        media: ``open`` reads the first packet of every file, ``decode`` its first and last frame, ``quick`` neither.
+        workers: processes that decode.
     """
     report = Report()
     for file in files:
+        problems: list[str] = []
+        records: Sequence[Record] = ()
         try:
-            (records,) = read_sets([file], data_folder, report.problems, progress)
+            (records,) = read_sets([file], data_folder, problems, progress, report.unread)
         except DataError as error:
             # A file of bad records alone has told each of them already.
-            if not any(problem.startswith(f"{file}: record") for problem in report.problems):
+            if not problems:
                 report.problems.append(str(error))
-                report.unusable += 1
-            continue
-        right = iter(records) if processor is None else _count_lengths(report, records, processor, max_length)
+        report.wrong += len(problems)
+        report.problems += problems
+        if media != "quick" and records:
+            records = _check_media(report, records, media == "decode", workers, progress)
+        if processor is not None and records:
+            right = _count_lengths(report, records, processor, max_length)
+        else:
+            right = iter(records)
         report.modalities.update(map(modality, right))
     return report
+
+
+def _check_media(
+    report: Report, records: Sequence[Record], decode: bool, workers: int, progress: bool
+) -> Sequence[Record]:
+    """Add what is wrong with the files of records; returns the records whose files are right."""
+    from videollama2.data.files_check import check_media_files
+
+    checked = check_media_files((m for record in records for m in record.media), decode, workers, progress)
+    if decode:
+        report.decoded += checked.count
+        report.seconds += checked.seconds
+    report.remarks += checked.remarks.values()
+    if not checked.problems:
+        return records
+    right = PackedRecords(records[0].source)
+    first_names: dict[str, str] = {}
+    more: Counter[str] = Counter()
+    for record in records:
+        keys = (medium if decode else Medium(medium.kind, medium.path) for medium in record.media)
+        reason = next((checked.problems[key] for key in keys if key in checked.problems), None)
+        if reason is None:
+            right.append(record)
+            continue
+        report.wrong += 1
+        more[reason] += reason in first_names
+        first_names.setdefault(reason, record.name)
+    for reason, name in first_names.items():
+        others = f" (and {_number(more[reason], 'other record')})" if more[reason] else ""
+        report.problems.append(f"{name}{others}: {reason}")
+    return right
 
 
 def _count_lengths(
@@ -109,6 +178,7 @@ def _count_lengths(
                 limited.tokens(record)
             yield record
         except DataError as error:
+            report.wrong += 1
             report.problems.append(f"{record.name}: {error}")
 
 
@@ -137,12 +207,18 @@ def add_data_commands(subparsers: Any) -> None:
     parser = subparsers.add_parser("data", help="annotation files for training")
     commands = parser.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
     check = commands.add_parser("check", help="tell everything that is wrong with annotation files")
-    check.add_argument("files", nargs="+", metavar="FILE", help="JSON list or JSON Lines")
+    check.add_argument("files", nargs="+", metavar="FILE", help="JSON list or JSON Lines, also gzipped")
     check.add_argument("--data-folder", metavar="DIR", help="what media paths are relative to (default: FILE's folder)")
     check.add_argument(
         "--model-path", default=TINY_MODEL_NAME, metavar="NAME", help="whose tokens are counted (default %(default)s)"
     )
     check.add_argument("--model-max-length", type=int, metavar="N", help="count the records that are longer")
+    media = check.add_mutually_exclusive_group()
+    media.add_argument("--quick", action="store_true", help="do not open videos and images")
+    media.add_argument("--decode", action="store_true", help="decode the first and last frame of every file")
+    check.add_argument(
+        "--workers", type=number(1), metavar="N", help="processes that decode (default: the processors there are)"
+    )
     add_debug_flag(check)
     check.set_defaults(run=_check)
 
@@ -150,6 +226,8 @@ def add_data_commands(subparsers: Any) -> None:
 def _check(args: argparse.Namespace) -> int:
     from videollama2.processing import VideoLlama2Processor
 
+    if args.workers is not None and not args.decode:
+        raise ConfigError("--workers is about --decode")
     path = args.model_path
     if path == TINY_MODEL_NAME and not Path(path).exists():
         path = Path(__file__).parent.parent / "assets" / TINY_MODEL_NAME
@@ -159,7 +237,15 @@ def _check(args: argparse.Namespace) -> int:
         raise CheckpointNotFoundError(
             f"--model-path {path}: neither a folder with a model's files nor a hub name that can be reached"
         ) from error
-    report = check_files(args.files, args.data_folder, processor, args.model_max_length, progress=True)
+    report = check_files(
+        args.files,
+        args.data_folder,
+        processor,
+        args.model_max_length,
+        progress=True,
+        media="quick" if args.quick else "decode" if args.decode else "open",
+        workers=args.workers or os.cpu_count() or 1,
+    )
     print(f"lengths are counted in the tokens of {args.model_path}")
     print(report.text())
     return 1 if report.problems else 0

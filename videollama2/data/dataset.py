@@ -108,7 +108,7 @@ class VideoInstructionDataset(Dataset):
         return ids, labels, media
 
     def _pixels(self, medium: Medium) -> torch.Tensor:
-        return self.processor[medium.kind](medium.path)
+        return self.processor[medium.kind](medium.path, **medium.options)
 
     @cached_property
     def visual_lengths(self) -> Sequence[int]:

@@ -2,12 +2,16 @@
 
 The format is a JSON list, or JSON Lines, of::
 
-    {"id": ..., "video" | "image": path or list of paths,
+    {"id": ..., "video" | "image": path or list of paths, "start": seconds, "end": seconds,
      "conversations": [{"from": "human" | "gpt", "value": ...}, ...]}
 
 A record without ``video`` and ``image`` is text only. Paths are relative to the data folder. Whether a file
 is an image or a video is read from the file itself, so an image under ``video`` is one. A record may hold
-both keys; then each tag takes the next path of its own key.
+both keys; then each tag takes the next path of its own key. ``videos`` and ``images``, the names that other
+programs use, mean the same. ``start`` and ``end`` bound the part of its videos that is looked at.
+
+Keys that would change what is learned, and that nothing here reads, are refused by name; others, such as the name of
+the source, may be there and are counted by ``videollama2 data check``.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import pickle
 import re
 import time
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,11 +33,27 @@ from tqdm import tqdm
 
 from videollama2.data.rows import read_rows
 from videollama2.errors import DataError, MediaError, PromptError
+from videollama2.media.frames import FrameSampling
 from videollama2.media.kinds import KINDS, TAGS
 from videollama2.media.sources import kind_of_path
 from videollama2.prompting import conversation_messages
 
-MEDIA_KEYS = tuple(KINDS)
+MEDIA_KEYS = {key: kind for kind in KINDS for key in (kind, f"{kind}s")}
+"""Keys that hold media, and the kind whose tag each of their paths has in the text."""
+
+READ_KEYS = frozenset(("id", "conversations", "start", "end", *MEDIA_KEYS))
+_TURN_KEYS = frozenset(("from", "value"))
+
+_PATHS_ELSEWHERE = "media are read from 'image' and 'video'"
+_REFUSED_KEYS = {
+    **dict.fromkeys(
+        ("system", "system_prompt"), "training has no system text; put it into the first question, or leave it out"
+    ),
+    **dict.fromkeys(("audio", "audios", "audio_path"), "sound is not read"),
+    **dict.fromkeys(("image_path", "video_path", "image_file", "video_file"), _PATHS_ELSEWHERE),
+}
+"""Keys of other formats that hold media or instructions, and why they are refused."""
+
 SHOWN_PROBLEMS = 10
 """Problems that one error message lists; the others are counted."""
 
@@ -45,10 +66,18 @@ _TAG = re.compile("|".join(map(re.escape, TAGS.values())))
 
 @dataclass(frozen=True, slots=True)
 class Medium:
-    """One file of a record; ``kind`` is ``image`` or ``video``."""
+    """One file of a record; ``kind`` is ``image`` or ``video``, ``start`` and ``end`` bound a video, in seconds."""
 
     kind: str
     path: str
+    start: float | None = None
+    end: float | None = None
+
+    @property
+    def options(self) -> dict[str, float]:
+        """What the processor is told besides the path."""
+        bounds = {"start": self.start, "end": self.end}
+        return {name: value for name, value in bounds.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +116,7 @@ class PackedRecords(Sequence[Record]):
 
     def append(self, record: Record) -> None:
         """Add one record of ``source``."""
-        media = tuple((medium.kind, medium.path) for medium in record.media)
+        media = tuple((medium.kind, medium.path, medium.start, medium.end) for medium in record.media)
         self._block += pickle.dumps((record.id, media, record.conversations), pickle.HIGHEST_PROTOCOL)
         self._ends.append(len(self._block))
 
@@ -114,6 +143,7 @@ def read_sets(
     data_folder: str | os.PathLike[str] | None = None,
     skipped: list[str] | None = None,
     progress: bool = False,
+    unread: Counter[str] | None = None,
 ) -> list[PackedRecords]:
     """The records of each annotation file.
 
@@ -122,13 +152,14 @@ def read_sets(
         data_folder: what media paths are relative to; default each annotation file's own folder.
         skipped: where given, records that break a rule are left out and their problems are appended here.
         progress: show a bar for each file that takes longer than seconds.
+        unread: where given, keys that nobody reads are counted here, those of turns as ``conversations.KEY``.
 
     Raises:
         DataError: a file that cannot be read or holds no usable record; or, without ``skipped``, records that
             break a rule, each named with it.
     """
     problems: list[str] = []
-    sets = [_read_set(file, data_folder, problems, progress) for file in files]
+    sets = [_read_set(file, data_folder, problems, progress, unread) for file in files]
     if skipped is not None:
         skipped += problems
         for file, records in zip(files, sets, strict=True):
@@ -142,7 +173,11 @@ def read_sets(
 
 
 def _read_set(
-    file: str | os.PathLike[str], data_folder: str | os.PathLike[str] | None, problems: list[str], progress: bool
+    file: str | os.PathLike[str],
+    data_folder: str | os.PathLike[str] | None,
+    problems: list[str],
+    progress: bool,
+    unread: Counter[str] | None,
 ) -> PackedRecords:
     source = os.fspath(file)
     folder = Path(data_folder) if data_folder is not None else Path(file).parent
@@ -160,6 +195,8 @@ def _read_set(
         # Files that are near are read sooner by one thread alone: several would wait for each other.
         run: Callable[..., Iterable[list[Record | str]]] = map
         while parts := list(islice(_parts(rows), 2 * _READERS)):
+            if unread is not None:
+                unread.update(key for part in parts for _, raw in part for key in _unread_keys(raw))
             begin, worked = time.perf_counter(), time.thread_time()
             for parsed in run(parse, parts):
                 for found in parsed:
@@ -209,8 +246,10 @@ def parse_record(raw: Any, number: int, source: str, folder: Path) -> Record:
         if not isinstance(raw, dict):
             raise DataError(f"a record must be an object with 'conversations', got {type(raw).__name__}")
         conversations = _conversations(raw)
-        media = tuple(_medium(path, folder) for path in _ordered_paths(raw, conversations))
+        _refuse_keys(raw)
+        media = _media(raw, _ordered_paths(raw, conversations), folder)
         conversation_messages(conversations, [medium.kind for medium in media])
+        _refuse_blank_answers(conversations)
     except (DataError, MediaError, PromptError) as error:
         raise DataError(f"{source}: record {str(name)!r}: {error}") from error
     return Record(str(name), source, media, tuple(conversations))
@@ -228,7 +267,13 @@ def _conversations(raw: dict[str, Any]) -> list[dict[str, str]]:
 
 def _ordered_paths(raw: dict[str, Any], conversations: list[dict[str, str]]) -> list[str]:
     """The record's paths in the order of the tags."""
-    paths = {key: _paths(raw[key], key) for key in MEDIA_KEYS if raw.get(key) is not None}
+    paths: dict[str, list[str]] = {}
+    for key, kind in MEDIA_KEYS.items():
+        # Other programs write an empty list under the names of several where there is none.
+        if raw.get(key) is not None and not (key != kind and raw[key] == []):
+            if kind in paths:
+                raise DataError(f"{kind!r} and {key!r} mean the same: a record may have one of them")
+            paths[kind] = _paths(raw[key], key)
     if len(paths) < 2:
         return next(iter(paths.values()), [])
     ordered = []
@@ -251,6 +296,37 @@ def _paths(value: Any, key: str) -> list[str]:
     return paths
 
 
-def _medium(path: str, folder: Path) -> Medium:
-    full = os.path.join(folder, path)
-    return Medium(kind_of_path(full), full)
+def _media(raw: dict[str, Any], paths: Sequence[str], folder: Path) -> tuple[Medium, ...]:
+    bounds = {key: raw[key] for key in ("start", "end") if raw.get(key) is not None}
+    FrameSampling(**bounds)  # refuses bounds that no video can have
+    media = []
+    for path in paths:
+        full = os.path.join(folder, path)
+        kind = kind_of_path(full)
+        media.append(Medium(kind, full, **{key: bounds[key] for key in KINDS[kind].options & bounds.keys()}))
+    if bounds and not any(medium.options for medium in media):
+        raise DataError(f"{' and '.join(map(repr, bounds))} bound a video, and this record has none")
+    return tuple(media)
+
+
+def _refuse_keys(raw: dict[str, Any]) -> None:
+    for key, reason in _REFUSED_KEYS.items():
+        if raw.get(key) not in (None, "", [], {}):
+            raise DataError(f"{key!r} is not used: {reason}")
+
+
+def _refuse_blank_answers(conversations: Sequence[dict[str, str]]) -> None:
+    for number, turn in enumerate(conversations, start=1):
+        # A first turn of the model is dropped, see conversation_messages.
+        if turn["from"] == "gpt" and number > 1 and not turn["value"].strip():
+            raise DataError(f"turn {number}, an answer, is empty: there is nothing to learn from it")
+
+
+def _unread_keys(raw: Any) -> set[str]:
+    """Keys of a row that change nothing, where it is a row of this format at all."""
+    if not isinstance(raw, dict):
+        return set()
+    turns = raw.get("conversations")
+    turns = turns if isinstance(turns, list) else []
+    inner = {f"conversations.{key}" for turn in turns if isinstance(turn, dict) for key in turn.keys() - _TURN_KEYS}
+    return (raw.keys() - READ_KEYS - _REFUSED_KEYS.keys()) | inner

@@ -2,34 +2,63 @@
 
 from __future__ import annotations
 
+import codecs
+import gzip
+import io
 import json
 import os
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 from videollama2.errors import DataError
+from videollama2.stand_ins import HEAD_BYTES, stand_in
+
+FORMS = "a JSON list of records, or JSON Lines with a record on each line, in UTF-8 or UTF-16, also gzipped"
+"""What :func:`read_rows` reads, for messages."""
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 """What JSON allows between values."""
 
+_GZIP = b"\x1f\x8b"
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
 
 def read_rows(file: str | os.PathLike[str]) -> Iterator[Any]:
     """The rows of one JSON list or JSON Lines file, as they are.
+
+    The file may be compressed with gzip, whatever its name. A mark at its beginning tells UTF-16; without one the
+    encoding is UTF-8.
 
     Raises:
         DataError: the file is missing or unreadable, or is neither form; names line and column. Rows before that place
             have been given.
     """
     try:
-        # Some editors put a mark of the encoding at the beginning.
-        with Path(file).open(encoding="utf-8-sig") as stream:
+        with _open_text(Path(file)) as stream:
             is_list = _first_mark(stream) == "["
             stream.seek(0)
             yield from _list_rows(stream, file) if is_list else _line_rows(stream, file)
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: is not an annotation file ({error}); read is {FORMS}") from error
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{file}: cannot be read as an annotation file ({error})") from error
+
+
+def _open_text(file: Path) -> TextIO:
+    with file.open("rb") as raw:
+        head = raw.read(HEAD_BYTES)
+    opened = gzip.open if head.startswith(_GZIP) else open
+    if head.startswith(_GZIP):
+        with gzip.open(file) as content:
+            head = content.read(HEAD_BYTES)
+    if (reason := stand_in(head)) is not None:
+        raise DataError(f"{file}: {reason}")
+    # Some editors put a mark of the encoding at the beginning of UTF-8 too.
+    encoding = "utf-16" if head.startswith(_UTF16) else "utf-8-sig"
+    return io.TextIOWrapper(opened(file, "rb"), encoding=encoding)
 
 
 def _first_mark(stream: TextIO) -> str:
@@ -41,13 +70,14 @@ def _first_mark(stream: TextIO) -> str:
 
 def _list_rows(stream: TextIO, file: str | os.PathLike[str]) -> Iterator[Any]:
     text = stream.read()
-    decoder = json.JSONDecoder()
+    decoder, count = json.JSONDecoder(), 0
     place = _skip(text, text.index("[") + 1)
     more = text[place : place + 1] != "]"
     try:
         while more:
             row, place = decoder.raw_decode(text, place)
             yield row
+            count += 1
             place = _skip(text, place)
             more = text[place : place + 1] == ","
             if more:
@@ -57,7 +87,13 @@ def _list_rows(stream: TextIO, file: str | os.PathLike[str]) -> Iterator[Any]:
         if _skip(text, place + 1) != len(text):
             raise json.JSONDecodeError("Extra data", text, place + 1)
     except json.JSONDecodeError as error:
-        raise DataError(f"{file}: not JSON at line {error.lineno}, column {error.colno}: {error.msg}") from error
+        raise _not_json(file, error, error.lineno, is_first=count == 0) from error
+
+
+def _not_json(file: str | os.PathLike[str], error: json.JSONDecodeError, line: int, is_first: bool) -> DataError:
+    """The error of a place in a file; where nothing was read before it, with the forms that are."""
+    forms = f"; read is {FORMS}" if is_first else ""
+    return DataError(f"{file}: not JSON at line {line}, column {error.colno}: {error.msg}{forms}")
 
 
 def _skip(text: str, place: int) -> int:
@@ -67,9 +103,22 @@ def _skip(text: str, place: int) -> int:
 
 def _line_rows(stream: TextIO, file: str | os.PathLike[str]) -> Iterator[Any]:
     # A file's lines end at line feeds alone; str.splitlines would also cut at characters that JSON allows in texts.
+    is_first = True
     for number, line in enumerate(stream, start=1):
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{file}: not JSON at line {number}, column {error.colno}: {error.msg}") from error
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            if is_first and _is_one_object(line + stream.read()):
+                raise DataError(f"{file}: is one JSON object over several lines; read is {FORMS}") from error
+            raise _not_json(file, error, number, is_first) from error
+        is_first = False
+        yield row
+
+
+def _is_one_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except json.JSONDecodeError:
+        return False

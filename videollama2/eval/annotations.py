@@ -14,6 +14,11 @@ VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")
 """In the order in which they are looked for; the first four are the published ones."""
 
 
+def why_unreadable(error: OSError) -> str:
+    """What a message says after the file's name: most often the file is just not there."""
+    return "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror or error})"
+
+
 def read_json(path: Path, kind: type[list] | type[dict]) -> Any:
     """A JSON file that holds a list, or an object.
 
@@ -21,9 +26,9 @@ def read_json(path: Path, kind: type[list] | type[dict]) -> Any:
         DataError: missing, unreadable, not JSON, or of the other kind.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise DataError(f"{path}: {why_unreadable(error)}") from error
     except json.JSONDecodeError as error:
         raise DataError(f"{path}: not JSON at line {error.lineno}, column {error.colno}: {error.msg}") from error
     except UnicodeDecodeError as error:
@@ -34,7 +39,7 @@ def read_json(path: Path, kind: type[list] | type[dict]) -> Any:
     return content
 
 
-class Record:
+class AnnotationEntry:
     """One row of an annotation file, whose fields are checked as they are read.
 
     Args:
@@ -94,16 +99,16 @@ class Record:
             raise self.problem(name, f"expected a path inside the data folder, got {value!r}")
         return value
 
-    def record(self, name: str) -> Record:
+    def record(self, name: str) -> AnnotationEntry:
         """A nested object."""
-        return Record(self._get(name), f"{self.where}, field {name!r}")
+        return AnnotationEntry(self._get(name), f"{self.where}, field {name!r}")
 
-    def records(self, name: str) -> list[Record]:
+    def records(self, name: str) -> list[AnnotationEntry]:
         """A nested list of objects."""
         value = self._get(name)
         if not isinstance(value, list):
             raise self.problem(name, f"expected a list, got {value!r}")
-        return [Record(raw, f"{self.where}, {name}[{index}]") for index, raw in enumerate(value)]
+        return [AnnotationEntry(raw, f"{self.where}, {name}[{index}]") for index, raw in enumerate(value)]
 
     def problem(self, name: str, what: str) -> DataError:
         """The error for one field."""
@@ -115,13 +120,13 @@ class Record:
         return self.raw[name]
 
 
-def read_records(path: Path) -> list[Record]:
+def read_records(path: Path) -> list[AnnotationEntry]:
     """The rows of a JSON list.
 
     Raises:
         DataError: see :func:`read_json`; or there is none.
     """
-    records = [Record(raw, f"{path}: index {index}") for index, raw in enumerate(read_json(path, list))]
+    records = [AnnotationEntry(raw, f"{path}: index {index}") for index, raw in enumerate(read_json(path, list))]
     if not records:
         raise DataError(f"{path}: there is no record in this file")
     return records

@@ -13,6 +13,7 @@ from typing import Any
 from videollama2.commands import add_debug_flag
 from videollama2.flags import add_answer_flags, add_backend_flag, add_model_flags, add_num_frames_flag, number
 
+FORCE_HELP = "replace results that rest on more verdicts than there are now"
 Subparsers = Any
 """What ``ArgumentParser.add_subparsers`` returns; argparse does not name it publicly."""
 
@@ -76,6 +77,11 @@ def _run(parser: argparse.ArgumentParser) -> None:
         choices=("question", "options"),
         help="moving_shapes: the question alone (default), or with options as MVBench",
     )
+    asked.add_argument(
+        "--shuffle-frames",
+        action="store_true",
+        help="moving_shapes: ask every question again with the frames in another order, to see whether time is used",
+    )
     asked.add_argument("--limit", type=number(1), metavar="N", help="ask only N questions")
     asked.add_argument("--offset", type=number(0), default=0, metavar="N", help="leave the first N out")
     add_num_frames_flag(asked)
@@ -97,6 +103,7 @@ def _run(parser: argparse.ArgumentParser) -> None:
     )
     answer.add_argument("--retry-failed", action="store_true", help="ask again what had no answer in a former run")
     answer.add_argument("--no-progress", action="store_true", help="no progress bar")
+    answer.add_argument("--force", action="store_true", help=FORCE_HELP)
     _add_judge(parser)
 
 
@@ -105,6 +112,7 @@ def _score(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--benchmark", metavar="NAME", help="what a file of the published code is about")
     parser.add_argument("--partial", action="store_true", help="score what is there though answers are missing")
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
+    parser.add_argument("--force", action="store_true", help=FORCE_HELP)
     _add_folders(parser)
     _add_judge(parser)
 

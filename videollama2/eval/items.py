@@ -1,28 +1,15 @@
-"""What a benchmark is: items to ask, how an answer is read, what counts as right.
-
-A stored answer ("row", one JSON line) holds::
-
-    {"id", "category", "group", "question", "answer", "output": text (two texts where an item asks two questions),
-     "parsed", "guessed", "correct": bool | None, "protocols": {name: {"parsed", "guessed", "correct"}},
-     "error": str | None, "error_kind": "media" | "failed" | None,
-     (what ``Benchmark.breakdowns`` names),
-     "judge": {"pred", "score", "error", ...} | None, "judges": {aspect: the same} where there are several aspects}
-
-``correct`` is None where there is no answer to compare with, or none was given. With several aspects ``judge`` is the
-first verdict that failed, else None.
-"""
+"""What a benchmark is: items to ask, how an answer is read, what counts as right."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from videollama2.errors import ConfigError
-
-Row = dict[str, Any]
+from videollama2.eval.samples import Reading, Sample
 
 PUBLISHED, STRICT = "published", "strict"
 PROTOCOLS = (PUBLISHED, STRICT)
@@ -44,8 +31,9 @@ class Item:
         instruction: the exact text for the model; two texts are asked independently and judged together.
         answer: index of the right option, text, or list of texts; None where it is not public.
         category: what results are broken down by.
-        group: the video, for intervals that know its questions belong together.
+        group: the video, for intervals that know that its questions belong together.
         extra: what the benchmark itself needs later.
+        shuffled: the model is shown the clip's frames in another order, drawn from the file's name.
     """
 
     id: str
@@ -60,6 +48,7 @@ class Item:
     category: str = ""
     group: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
+    shuffled: bool = False
 
     @property
     def clip(self) -> tuple[str, str, float | None, float | None]:
@@ -81,16 +70,87 @@ class Parsed:
 
 
 @dataclass(frozen=True)
+class Questions:
+    """How many questions an evaluation asks: ``asked`` of the ``total`` in its files, after leaving ``offset`` out.
+
+    ``official``: how many the benchmark has where it is whole; None where that is not told.
+    """
+
+    asked: int
+    total: int
+    offset: int = 0
+    official: int | None = None
+
+    def part(self) -> str:
+        """Which part of the benchmark this is; empty where it is all of it."""
+        whole = max(self.total, self.official or 0)
+        if self.asked == whole:
+            return ""
+        began = f", after the first {self.offset:,}" if self.offset else ""
+        return f"{self.asked:,} of {whole:,} questions{began}"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Supplement:
+    """Something that prompts hold beside video and question, such as subtitles: there for ``found`` of ``of`` videos.
+
+    Attributes:
+        wanted: this evaluation uses it.
+        usual: the share of the videos for which the benchmark has it.
+    """
+
+    name: str
+    found: int
+    of: int
+    wanted: bool = True
+    usual: float = 1.0
+
+    @property
+    def is_short(self) -> bool:
+        """There is less than the benchmark has."""
+        return self.found < round(self.usual * self.of)
+
+    def text(self) -> str:
+        return f"{self.name} for {self.found:,} of {self.of:,} videos"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "found": self.found, "of": self.of}
+
+
+def right(reading: Reading) -> float | None:
+    """1 for a right answer, 0 for a wrong one."""
+    return None if reading.correct is None else float(reading.correct)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number about readings: the mean of ``value`` over the samples it ``concerns``, times 100.
+
+    Attributes:
+        value: 0 to 1; None where a reading has no verdict.
+        proportion: the values are 0 and 1 alone, so that their interval is one of a proportion.
+    """
+
+    name: str = "accuracy"
+    value: Callable[[Reading], float | None] = right
+    proportion: bool = True
+    concerns: Callable[[Sample], bool] = lambda sample: True
+
+
+@dataclass(frozen=True)
 class Aspect:
-    """One thing a judge grades: ``name`` as in the paper's tables, the rubric, and the categories of the rows that it
-    is about (empty: all)."""
+    """One thing a judge grades: ``name`` as in the paper's tables, the rubric, and the categories of the questions that
+    it is about (empty: all)."""
 
     name: str
     rubric: str
     categories: tuple[str, ...] = ()
 
-    def concerns(self, row: Row) -> bool:
-        return not self.categories or row["category"] in self.categories
+    def concerns(self, sample: Sample) -> bool:
+        return not self.categories or sample.category in self.categories
 
 
 class Benchmark(ABC):
@@ -103,8 +163,10 @@ class Benchmark(ABC):
         folder: its usual data folder under ``eval/``.
         version: raised when items or prompts change; part of what tells runs apart.
         source: where the data come from.
+        questions: how many there are where the benchmark is whole; None where its splits differ.
         layout: the files in the data folder, as text.
-        aspects: what a judge grades; empty for multiple choice.
+        aspects: what a judge grades; empty where answers are read.
+        measures: the numbers about answers that are read.
         breakdowns: names in ``Item.extra`` that results are also broken down by.
     """
 
@@ -113,8 +175,10 @@ class Benchmark(ABC):
     folder: str
     version: int = 1
     source: str = ""
+    questions: int | None = None
     layout: str = ""
     aspects: tuple[Aspect, ...] = ()
+    measures: tuple[Measure, ...] = (Measure(),)
     breakdowns: tuple[str, ...] = ()
     max_new_tokens: int = MAX_NEW_TOKENS
 
@@ -146,6 +210,15 @@ class Benchmark(ABC):
         """The texts for the model. Called when the item's turn comes, so it may open files beside the video."""
         return item.instructions
 
+    def supplements(self, items: Sequence[Item], data: Path) -> list[Supplement]:
+        """What prompts may hold beside video and question, and for how many videos it is there. Called before the first
+        question is asked.
+
+        Raises:
+            DataError: a file of it cannot be used.
+        """
+        return []
+
     def texts(self, items: Sequence[Item], data: Path) -> list[Path]:
         """Files beside the videos whose content gets into :meth:`instructions`. With others, answers are not reused."""
         return []
@@ -154,6 +227,18 @@ class Benchmark(ABC):
         """Read an answer; None where answers are judged, not read."""
         return None
 
-    def write_submission(self, items: Sequence[Item], rows: Sequence[Row], folder: Path) -> list[Path]:
+    def read(self, item: Item, output: str, protocol: str) -> Reading:
+        """Read an answer and compare it with the reference."""
+        parsed = self.parse(item, output, protocol)
+        if parsed is None:
+            return Reading()
+        correct = None if item.answer is None else parsed.value == item.answer
+        return Reading(parsed.value, parsed.guessed, correct)
+
+    def own_table(self, items: Sequence[Item], samples: Sequence[Sample], protocol: str) -> str:
+        """A table of the benchmark's own for the report, as Markdown; empty where the common ones say everything."""
+        return ""
+
+    def write_submission(self, items: Sequence[Item], samples: Sequence[Sample], folder: Path) -> list[Path]:
         """Write the files that the benchmark's server or official scorer takes; returns them."""
         return []

@@ -1,4 +1,4 @@
-"""Output files of the published code -> rows, so that answers made there can be scored here. Nothing is run as code.
+"""Output files of the published code -> samples, so that answers made there can be scored here. Nothing is run as code.
 
 | benchmark | one line or entry |
 |---|---|
@@ -19,38 +19,37 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from videollama2.errors import ConfigError, DataError
-from videollama2.eval.annotations import Record
+from videollama2.eval.annotations import AnnotationEntry
 from videollama2.eval.answers import LETTERS
-from videollama2.eval.items import PUBLISHED, Benchmark, Item, Row
+from videollama2.eval.items import PUBLISHED, Benchmark, Item
 from videollama2.eval.report.videomme_official import official_letter
+from videollama2.eval.samples import MEDIA, Reading, Sample
 
 
-def read_published(path: Path, benchmark: Benchmark, data: Path | None) -> list[Row]:
-    """Rows of one file.
+def read_published(path: Path, benchmark: Benchmark, items: Sequence[Item] = ()) -> list[Sample]:
+    """Samples of one file.
 
     Args:
-        data: the benchmark's folder, for files that do not hold the right answers themselves.
+        items: the benchmark's, for files that do not hold the right answers themselves.
 
     Raises:
         DataError: the file breaks the form; names file, line and field.
-        ConfigError: no form is known, or ``data`` is needed.
+        ConfigError: no form is known, or ``items`` are needed.
     """
     reader = _READERS.get(benchmark.name)
     if reader is None:
         raise ConfigError(f"the published code writes no file for benchmark {benchmark.name!r}")
-    items: Sequence[Item] = ()
-    if benchmark.name in _NEED_DATA:
-        if data is None:
-            raise ConfigError(f"{path} holds no right answers: give the benchmark's folder with --data")
-        items = benchmark.load(data)
-    rows = list(reader(path, items))
-    if not rows:
+    if benchmark.name in _NEED_DATA and not items:
+        raise ConfigError(f"{path} holds no right answers: give the benchmark's folder with --data")
+    samples = list(reader(path, items))
+    if not samples:
         raise DataError(f"{path}: there is no answer in this file")
-    return rows
+    return samples
 
 
 def entries(path: Path) -> list[Any]:
@@ -75,29 +74,25 @@ def entries(path: Path) -> list[Any]:
     return found
 
 
-def _records(path: Path) -> list[Record]:
-    return [Record(raw, f"{path}: entry {number}") for number, raw in enumerate(entries(path))]
+def _entries(path: Path) -> list[AnnotationEntry]:
+    return [AnnotationEntry(raw, f"{path}: entry {number}") for number, raw in enumerate(entries(path))]
 
 
-def _row(name: str, category: str, group: str, **fields: Any) -> Row:
-    empty = dict.fromkeys(("question", "answer", "output", "parsed", "correct", "protocols", "error", "judge"))
-    return {"id": name, "category": category, "group": group, **empty, "guessed": False, **fields}
+def _chosen(name: str, category: str, group: str, parsed: int, answer: int | None, **fields: Any) -> Sample:
+    """A sample of multiple choice. These files hold the option that the published parser chose, not the model's words,
+    so that there is no other reading, and which were guessed is not told (None)."""
+    reading = Reading(parsed, None, None if answer is None else parsed == answer)
+    known = {"question": None, "output": None, **fields}
+    return Sample(name, category, group, answer=answer, reading=reading, protocols={PUBLISHED: reading}, **known)
 
 
-def _chosen(name: str, category: str, group: str, parsed: int, answer: int | None, **fields: Any) -> Row:
-    """A row of multiple choice. These files hold the option that the published parser chose, not the model's words, so
-    there is no other reading, and which were guessed is not told (None)."""
-    reading = {"parsed": parsed, "guessed": None, "correct": None if answer is None else parsed == answer}
-    return _row(name, category, group, answer=answer, **{**reading, "protocols": {PUBLISHED: reading}, **fields})
-
-
-def _mvbench(path: Path, items: Sequence[Item]) -> Iterable[Row]:
-    for number, record in enumerate(_records(path)):
+def _mvbench(path: Path, items: Sequence[Item]) -> Iterable[Sample]:
+    for number, record in enumerate(_entries(path)):
         video, parsed, answer = record.text("vid"), record.index("pred", 26), record.index("gt", 26)
         yield _chosen(f"{number}-{video}", record.text("task_type"), video, parsed, answer)
 
 
-def _egoschema(path: Path, items: Sequence[Item]) -> Iterable[Row]:
+def _egoschema(path: Path, items: Sequence[Item]) -> Iterable[Sample]:
     answers = {item.id: item for item in items}
     with path.open(encoding="utf-8", newline="") as file:
         for number, line in enumerate(csv.reader(file, skipinitialspace=True), start=1):
@@ -110,71 +105,84 @@ def _egoschema(path: Path, items: Sequence[Item]) -> Iterable[Row]:
             yield _chosen(item.id, item.category, item.group, int(line[1]), item.answer)
 
 
-def _perception_test(path: Path, items: Sequence[Item]) -> Iterable[Row]:
+def _perception_test(path: Path, items: Sequence[Item]) -> Iterable[Sample]:
     answers = {item.id: item for item in items}
     for part in entries(path):
-        for video in Record(part, str(path)).raw:
-            for record in Record(part, f"{path}: {video!r}").records(video):
+        for video in AnnotationEntry(part, str(path)).raw:
+            for record in AnnotationEntry(part, f"{path}: {video!r}").records(video):
                 item = _known(answers, f"{video}-{record.index('id', 10**9)}", record.where)
                 chosen, reasoning = record.index("answer_id", 3), item.extra["reasoning"]
-                yield _chosen(item.id, item.category, item.group, chosen, item.answer, reasoning=reasoning)
+                yield _chosen(
+                    item.id, item.category, item.group, chosen, item.answer, breakdowns={"reasoning": reasoning}
+                )
 
 
-def _videomme(path: Path, items: Sequence[Item]) -> Iterable[Row]:
-    for entry in _records(path):
-        group = entry.text("video_id")
+def _videomme(path: Path, items: Sequence[Item]) -> Iterable[Sample]:
+    for entry in _entries(path):
+        group, duration = entry.text("video_id"), entry.text("duration")
         extra = {name: entry.text(name) for name in ("domain", "sub_category")}
         for record in entry.records("questions"):
             answer = LETTERS.index(record.text("answer"))
-            fields = {**extra, "task_type": record.text("task_type")}
+            breakdowns = {**extra, "task_type": record.text("task_type")}
             name = record.text("question_id")
             if entry.raw.get("missing"):
-                missing = {"error": "missing video", "error_kind": "media", "answer": answer}
-                yield _row(name, entry.text("duration"), group, **fields, **missing)
+                yield Sample(
+                    name,
+                    duration,
+                    group,
+                    question=None,
+                    answer=answer,
+                    output=None,
+                    breakdowns=breakdowns,
+                    error="missing video",
+                    error_kind=MEDIA,
+                )
                 continue
             response = str(record.raw.get("response", ""))
             letter = official_letter(response)
             parsed = LETTERS.index(letter) if letter else -1
-            row = _chosen(name, entry.text("duration"), group, parsed, answer, output=response, **fields)
-            unread = {"parsed": None, "guessed": None, "correct": None}  # the official scorer leaves it out
-            yield row if letter else {**row, **unread, "protocols": {PUBLISHED: unread}}
+            sample = _chosen(name, duration, group, parsed, answer, output=response, breakdowns=breakdowns)
+            unread = Reading(None, None, None)  # the official scorer leaves it out
+            yield sample if letter else replace(sample, reading=unread, protocols={PUBLISHED: unread})
 
 
-def _question_answer(path: Path, items: Sequence[Item]) -> Iterable[Row]:
-    for record in _records(path):
+def _question_answer(path: Path, items: Sequence[Item]) -> Iterable[Sample]:
+    for record in _entries(path):
         name = record.text("id")
         # v_VIDEO_3 is the third question about VIDEO.
         yield _open(record, name, "all", name.rsplit("_", 1)[0], ("question", "answer", "pred"))
 
 
-def _msvc(path: Path, items: Sequence[Item]) -> Iterable[Row]:
-    for number, record in enumerate(_records(path)):
+def _msvc(path: Path, items: Sequence[Item]) -> Iterable[Sample]:
+    for number, record in enumerate(_entries(path)):
         video = record.text("video_name")
-        row = _open(record, f"{number}-{video}", "all", video, ("question", None, "pred"))
-        yield {**row, "answer": list(record.texts("answer"))}
+        sample = _open(record, f"{number}-{video}", "all", video, ("question", None, "pred"))
+        yield replace(sample, answer=list(record.texts("answer")))
 
 
-def _videochatgpt(path: Path, items: Sequence[Item]) -> Iterable[Row]:
+def _videochatgpt(path: Path, items: Sequence[Item]) -> Iterable[Sample]:
     category = "temporal" if any("temporal" in part for part in path.resolve().parts[-4:]) else "generic"
-    for number, record in enumerate(_records(path)):
+    for number, record in enumerate(_entries(path)):
         video = record.text("video_name")
         if "Q1" in record:
-            row = _open(record, f"consistency-{number}", "consistency", video, (None, "A", None))
-            pair = {"question": [record.text("Q1"), record.text("Q2")], "output": [record.raw["P1"], record.raw["P2"]]}
-            yield {**row, **pair}
+            sample = _open(record, f"consistency-{number}", "consistency", video, (None, "A", None))
+            outputs = [str(record.raw.get(name, "")) for name in ("P1", "P2")]
+            yield replace(sample, question=[record.text("Q1"), record.text("Q2")], output=outputs)
         else:
             yield _open(record, f"{category}-{number}", category, video, ("Q", "A", "P"))
 
 
-def _open(record: Record, name: str, category: str, group: str, fields: Sequence[str | None]) -> Row:
+def _open(record: AnnotationEntry, name: str, category: str, group: str, fields: Sequence[str | None]) -> Sample:
     """``fields``: where question, answer and output stand; None where the caller fills them in."""
     question, answer, output = fields
-    values = {
-        "question": question and record.text(question),
-        "answer": answer and record.answer(answer),
-        "output": output and str(record.raw.get(output, "")),
-    }
-    return _row(name, category, group, **values)
+    return Sample(
+        name,
+        category,
+        group,
+        question=question and record.text(question),
+        answer=answer and record.answer(answer),
+        output=output and str(record.raw.get(output, "")),
+    )
 
 
 def _known(items: dict[str, Item], name: str, where: str) -> Item:
@@ -183,7 +191,7 @@ def _known(items: dict[str, Item], name: str, where: str) -> Item:
     return items[name]
 
 
-_READERS: dict[str, Callable[[Path, Sequence[Item]], Iterable[Row]]] = {
+_READERS: dict[str, Callable[[Path, Sequence[Item]], Iterable[Sample]]] = {
     "mvbench": _mvbench,
     "egoschema": _egoschema,
     "perception_test": _perception_test,

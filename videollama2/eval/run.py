@@ -9,25 +9,24 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from videollama2 import __version__
-from videollama2.errors import DataError, MissingDependencyError
-from videollama2.eval.items import PUBLISHED, Benchmark, Item, Row
-from videollama2.eval.rows import (
-    Judging,
-    describe_judge,
-    format_cost,
-    judge_rows,
-    judging_cost,
-    make_row,
-    option_metrics,
-)
+from videollama2.errors import DataError
+from videollama2.eval.items import PUBLISHED, Benchmark, Item, Questions
+from videollama2.eval.report.document import Header
+from videollama2.eval.report.metrics import Metric
+from videollama2.eval.report.publish import RESULTS_FILE, Published, publish
 from videollama2.eval.runner import AnswerOptions, Runner, missing_media, open_engine, share
-from videollama2.eval.store import AnswerStore, read_model, read_run, write_samples
+from videollama2.eval.samples import Sample, StoredAnswer
+from videollama2.eval.scoring import judged_metrics, make_sample, read_metrics
+from videollama2.eval.store import AnswerStore, read_model, read_run
+
+if TYPE_CHECKING:  # what is read needs no judge
+    from videollama2.eval.judging.aspects import Judging
 
 SHOWN = 5
 
@@ -70,6 +69,7 @@ class Plan:
         retry_failed: ask again what failed in a former run.
         rank, world: this process and how many there are.
         dry_run: say what judging would take instead of judging.
+        force: results with fewer verdicts than those that are there take their place.
     """
 
     benchmark: Benchmark
@@ -88,19 +88,25 @@ class Plan:
     world: int = 1
     progress: bool = True
     dry_run: bool = False
+    force: bool = False
 
-    def items(self) -> list[Item]:
-        """The items asked.
+    def select(self) -> tuple[list[Item], Questions]:
+        """The items asked, and how many they are of how many.
 
         Raises:
             DataError: a broken annotation file, or nothing left after ``offset`` and ``limit``.
         """
-        found = self.benchmark.load(self.data)
-        chosen = found[self.offset :] if self.limit is None else found[self.offset : self.offset + self.limit]
+        loaded = self.benchmark.load(self.data)
+        end = None if self.limit is None else self.offset + self.limit
+        chosen = loaded[self.offset : end]
         if not chosen:
             bounds = f"offset {self.offset}, limit {self.limit}"
-            raise DataError(f"{self.data}: of {len(found)} questions none is left ({bounds})")
-        return chosen
+            raise DataError(f"{self.data}: of {len(loaded)} questions none is left ({bounds})")
+        return chosen, Questions(len(chosen), len(loaded), self.offset, self.benchmark.questions)
+
+    def items(self) -> list[Item]:
+        """The items asked; see :meth:`select`."""
+        return self.select()[0]
 
     def configuration(self, items: Sequence[Item]) -> dict[str, Any]:
         """Everything that answers depend on."""
@@ -135,16 +141,17 @@ def texts_digest(files: Sequence[Path]) -> str | None:
     return digest.hexdigest()[:16]
 
 
-def run(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any] | None:
+def run(plan: Plan, say: Callable[[str], None] = print) -> Published | None:
     """Ask what is left of this process's share, and report if nothing is left of all.
 
     Returns:
-        the content of results.json, or None where answers of other processes are outstanding.
+        the report, or None where there is none: answers of other processes are outstanding, or it is kept as it was.
 
     Raises:
         VideoLlama2Error: data, model, output folder or judge cannot be used.
     """
-    items = plan.items()
+    items, questions = plan.select()
+    plan.benchmark.supplements(items, plan.data)  # what cannot be used is told now, not after hours
     _tell_missing(plan, items)
     about = {
         "data": str(plan.data.resolve()),
@@ -154,10 +161,10 @@ def run(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any] | None
         "offset": plan.offset,
     }
     store = AnswerStore(plan.output, plan.configuration(items), about)
-    answered = store.read()
     mine = share(items, plan.rank, plan.world)
-    left = [item for item in mine if not _done(answered.get(item.id), plan.retry_failed)]
     with store.shard(plan.rank, plan.world) as writer:
+        answered = store.read()  # with the folder in hand: nobody else answers these now
+        left = [item for item in mine if not _done(answered.get(item.id), plan.retry_failed)]
         if left:
             _answer(plan, store, left, len(mine), writer.append)
     answers, gaps = store.merge([item.id for item in items])
@@ -167,79 +174,85 @@ def run(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any] | None
     if not left and plan.rank:
         return None  # a finished run is reported again by the first process alone
     with store.merging() as alone:
-        return report(plan, store.folder, items, answers, say) if alone else None
+        return report(plan, store.folder, items, questions, answers, say) if alone else None
 
 
 def report(
-    plan: Plan, folder: Path, items: Sequence[Item], answers: Sequence[Mapping[str, Any]], say: Callable[[str], None]
-) -> dict[str, Any] | None:
-    """Score answers, write samples, submission files and the report, and say the numbers; None for a dry run."""
-    rows = [make_row(plan.benchmark, item, answer, plan.protocol) for item, answer in zip(items, answers, strict=True)]
+    plan: Plan,
+    folder: Path,
+    items: Sequence[Item],
+    questions: Questions,
+    answers: Sequence[StoredAnswer],
+    say: Callable[[str], None],
+) -> Published | None:
+    """Score answers, write samples, submission files and the report, and say the numbers; None where a dry run, or a
+    judged benchmark without a judge, leaves the results as they are."""
+    samples = [
+        make_sample(plan.benchmark, item, answer, plan.protocol) for item, answer in zip(items, answers, strict=True)
+    ]
     if plan.dry_run and plan.judging is not None:
-        say(format_cost(judging_cost(plan.benchmark, rows, plan.judging)))
+        from videollama2.eval.judging.aspects import format_cost, judging_cost
+
+        say(format_cost(judging_cost(plan.benchmark, samples, plan.judging)))
         return None
-    former = folder / "results.json"
+    former = folder / RESULTS_FILE
     if plan.benchmark.aspects and plan.judging is None and former.is_file():
         say(f"{former} is kept as it is: no judge is given now")
-        return json.loads(former.read_text(encoding="utf-8"))
-    rows, metrics = _metrics(plan, rows, say)
-    write_samples(folder, rows)
-    submissions = plan.benchmark.write_submission(items, rows, folder)
-    return write_results(folder, header(plan, folder), rows, metrics, submissions, say)
+        return None
+    samples, metrics = _metrics(plan, samples, say)
+    return publish(
+        folder,
+        header(plan, folder, items, questions),
+        samples,
+        metrics,
+        say,
+        lambda stage: plan.benchmark.write_submission(items, samples, stage),
+        plan.benchmark.own_table(items, samples, plan.protocol),
+        plan.force,
+    )
 
 
-def _metrics(plan: Plan, rows: list[Row], say: Callable[[str], None]) -> tuple[list[Row], list[dict[str, Any]]]:
+def _metrics(plan: Plan, samples: list[Sample], say: Callable[[str], None]) -> tuple[list[Sample], list[Metric]]:
     if not plan.benchmark.aspects:
-        return rows, option_metrics(plan.benchmark, rows)
+        return samples, read_metrics(plan.benchmark, samples)
     if plan.judging is None:
         say(f"{plan.benchmark.title} is judged, and no judge is given. The answers are saved; next:")
         say(f"  videollama2 eval score {plan.output} --judge-model NAME   (or local, which compares texts)")
-        return rows, []
-    return judge_rows(plan.benchmark, rows, plan.judging, plan.progress)
+        return samples, []
+    return judged_metrics(plan.benchmark, samples, plan.judging, plan.progress)
 
 
-def header(plan: Plan, folder: Path) -> dict[str, Any]:
+def header(plan: Plan, folder: Path, items: Sequence[Item], questions: Questions) -> Header:
     """What the results say about how they came about."""
     former = read_run(folder)
     asked, model = former["configuration"], read_model(folder)
-    return {
-        "benchmark": plan.benchmark.name,
-        "model": plan.model.path,
-        "model_base": plan.model.base,
-        "revision": asked["model_revision"],
-        "dtype": asked["dtype"],
-        "quantization": asked["quantization"],
-        "device": asked.get("device"),
-        "attention": asked.get("attention"),
-        "frames": asked["generation"]["num_frames"] or model.get("frames"),
-        "generation": {**asked["generation"], "max_new_tokens": model.get("max_new_tokens")},
-        "protocol": plan.protocol,
-        "judge": describe_judge(plan.benchmark, plan.judging),
-        "configuration_hash": former["hash"],
-        **asked["settings"],
-    }
+    return Header(
+        benchmark=plan.benchmark.name,
+        model=plan.model.path,
+        model_base=plan.model.base,
+        revision=asked["model_revision"],
+        dtype=asked["dtype"],
+        quantization=asked["quantization"],
+        device=asked.get("device"),
+        attention=asked.get("attention"),
+        frames=asked["generation"]["num_frames"] or model.get("frames"),
+        generation={**asked["generation"], "max_new_tokens": model.get("max_new_tokens")},
+        protocol=plan.protocol,
+        judge=describe_judge(plan.benchmark, plan.judging),
+        configuration_hash=former["hash"],
+        questions=questions,
+        supplements=[each for each in plan.benchmark.supplements(items, plan.data) if each.wanted],
+        settings=asked["settings"],
+    )
 
 
-def write_results(
-    folder: Path,
-    head: Mapping[str, Any],
-    rows: Sequence[Row],
-    metrics: Sequence[Mapping[str, Any]],
-    submissions: Sequence[Path],
-    say: Callable[[str], None],
-) -> dict[str, Any]:
-    """Write the report and say its tables."""
-    from videollama2.eval.report.tables import write_report
+def describe_judge(benchmark: Benchmark, judging: Judging | None) -> dict[str, Any] | None:
+    """What the results record about the judge; None where answers are read."""
+    if judging is None or not benchmark.aspects:
+        return None
+    from videollama2.eval.judging import aspects
 
-    summary = {"metrics": list(metrics), "submissions": [path.name for path in submissions]}
-    try:
-        write_report(folder, head, rows, summary)
-    except MissingDependencyError as error:  # tables are written; only the chart is not
-        say(f"no chart: {error}")
-    say((folder / "results.md").read_text(encoding="utf-8"))
-    made = [name for name in ("results.json", "results.md", "results.png", "samples.jsonl") if (folder / name).exists()]
-    say(f"written to {folder}: {', '.join([*made, *(path.name for path in submissions)])}")
-    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    return aspects.describe_judge(benchmark, judging)
 
 
 def _tell_missing(plan: Plan, items: Sequence[Item]) -> None:
@@ -254,12 +267,12 @@ def _tell_missing(plan: Plan, items: Sequence[Item]) -> None:
         print(f"warning: {text}; their questions are counted as missing media", file=sys.stderr)
 
 
-def _done(answer: Mapping[str, Any] | None, retry_failed: bool) -> bool:
-    return answer is not None and not (retry_failed and answer["error"] is not None)
+def _done(answer: StoredAnswer | None, retry_failed: bool) -> bool:
+    return answer is not None and not (retry_failed and answer.error is not None)
 
 
 def _answer(
-    plan: Plan, store: AnswerStore, items: Sequence[Item], of: int, append: Callable[[dict[str, Any]], None]
+    plan: Plan, store: AnswerStore, items: Sequence[Item], of: int, append: Callable[[StoredAnswer], None]
 ) -> None:
     from tqdm import tqdm
     from transformers.utils import logging
@@ -280,7 +293,7 @@ def _answer(
             {"frames": runner.num_frames, "max_new_tokens": runner.max_new_tokens, "project_version": __version__}
         )
 
-        def keep(answer: dict[str, Any]) -> None:
+        def keep(answer: StoredAnswer) -> None:
             append(answer)
             bar.update()
 

@@ -7,6 +7,7 @@ of the questions before it, so that a process that is killed loses only what the
 from __future__ import annotations
 
 import hashlib
+import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -18,7 +19,9 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from videollama2.errors import DataError, EngineError, MediaError, RequestTooLongError, VideoLlama2Error
+from videollama2.eval.annotations import why_unreadable
 from videollama2.eval.items import Benchmark, Item
+from videollama2.eval.samples import FAILED, MEDIA, StoredAnswer
 from videollama2.media.kinds import VIDEO
 
 if TYPE_CHECKING:  # torch is needed to answer, not to score answers or to check data
@@ -124,7 +127,7 @@ class Runner:
         # At most half of a slot; a longer prompt takes of the answer's room.
         self.max_new_tokens = options.max_new_tokens or min(benchmark.max_new_tokens, engine.max_length // 2)
 
-    def run(self, items: Sequence[Item], on_answer: Callable[[dict[str, Any]], None]) -> None:
+    def run(self, items: Sequence[Item], on_answer: Callable[[StoredAnswer], None]) -> None:
         """Ask all items; ``on_answer`` gets each answer once, in the order in which they are finished.
 
         Raises:
@@ -146,7 +149,7 @@ class Runner:
             self._hand_on(under_way, on_answer)
         self.work.seconds += monotonic() - started
 
-    def _hand_on(self, under_way: deque[_Asked], on_answer: Callable[[dict[str, Any]], None]) -> None:
+    def _hand_on(self, under_way: deque[_Asked], on_answer: Callable[[StoredAnswer], None]) -> None:
         for asked in [each for each in under_way if each.done]:
             under_way.remove(asked)
             on_answer(self._finish(asked))
@@ -192,7 +195,7 @@ class Runner:
         except MediaError:
             raise
         except OSError as error:
-            raise MediaError(f"{path}: cannot be read ({error.strerror or error})") from error
+            raise MediaError(f"{path}: {why_unreadable(error)}") from error
         return pixels, monotonic() - started
 
     def _ask_clip(self, group: list[Item], future: Future[Any]) -> Iterator[_Asked]:
@@ -205,8 +208,10 @@ class Runner:
             return
         self.work.clips += 1
         self.work.decode_seconds += seconds
+        # Pixels (T, C, H, W); an image, which has no order of frames, stays as it is.
+        mixed = pixels[shuffled_order(len(pixels), Path(group[0].media).name)] if _shuffles(group) else pixels
         for item in group:
-            yield self._ask(item, pixels)
+            yield self._ask(item, mixed if item.shuffled else pixels)
 
     def _ask(self, item: Item, pixels: Any) -> _Asked:
         asked = _Asked(item, item.instructions)
@@ -233,7 +238,7 @@ class Runner:
         sampling = self.options.sampling(item, part, None)
         return self.engine.submit_request(Request(text, [(item.kind, pixels)], **sampling))
 
-    def _finish(self, asked: _Asked) -> dict[str, Any]:
+    def _finish(self, asked: _Asked) -> StoredAnswer:
         """Wait for an item's answers."""
         outputs, reasons = [], []
         for answer in asked.answers if asked.error is None else ():
@@ -253,20 +258,31 @@ class Runner:
         return _stored(asked, outputs, reasons)
 
 
-def _stored(asked: _Asked, outputs: list[str], reasons: list[str]) -> dict[str, Any]:
+def _stored(asked: _Asked, outputs: list[str], reasons: list[str]) -> StoredAnswer:
     error = asked.error
     several = len(asked.instructions) > 1
-    shown: dict[str, Any] = {"output": None, "finish_reason": None}
-    if error is None:
-        shown = {"output": outputs if several else outputs[0], "finish_reason": reasons if several else reasons[0]}
-    return {
-        "id": asked.item.id,
-        "instruction": list(asked.instructions) if several else asked.instructions[0],
-        **shown,
-        "error": None if error is None else f"{type(error).__name__}: {error}",
-        "error_kind": None if error is None else "media" if isinstance(error, MediaError) else "failed",
-        "seconds": round(monotonic() - asked.started, 3),
-    }
+    return StoredAnswer(
+        id=asked.item.id,
+        instruction=list(asked.instructions) if several else asked.instructions[0],
+        output=None if error else outputs if several else outputs[0],
+        finish_reason=None if error else reasons if several else reasons[0],
+        error=None if error is None else f"{type(error).__name__}: {error}",
+        error_kind=None if error is None else MEDIA if isinstance(error, MediaError) else FAILED,
+        seconds=round(monotonic() - asked.started, 3),
+    )
+
+
+def shuffled_order(frames: int, seed: str) -> list[int]:
+    """A permutation of ``0 .. frames - 1`` drawn from ``seed``, never the identity where there is another."""
+    rng = random.Random(seed)
+    order = list(range(frames))
+    while frames > 1 and order == sorted(order):
+        rng.shuffle(order)
+    return order
+
+
+def _shuffles(group: Sequence[Item]) -> bool:
+    return any(item.shuffled for item in group)
 
 
 def by_clip(items: Sequence[Item]) -> list[list[Item]]:

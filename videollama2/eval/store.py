@@ -6,7 +6,8 @@
     OUTPUT/samples.jsonl, results.*            made from them when all answers are there
 
 A line is on the disk before its question counts as answered. A line cut short by a kill has no end, is not read, and is
-cut off when its process writes again.
+cut off when its process writes again. Processes of one evaluation share the folder; another evaluation with another
+number of processes is refused while one of them runs, since it would ask the same questions.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from videollama2.errors import ConfigError, DataError
-from videollama2.eval.files import write_atomically
+from videollama2.eval.annotations import why_unreadable
+from videollama2.eval.atomic import write_atomically
+from videollama2.eval.samples import Sample, StoredAnswer
 
 RUN_FILE, MODEL_FILE, SAMPLES_FILE, ANSWER_FOLDER = "run.json", "model.json", "samples.jsonl", "answers"
 SHOWN = 5
-
-Answer = dict[str, Any]
 
 
 def configuration_hash(configuration: Mapping[str, Any]) -> str:
@@ -56,32 +57,31 @@ class AnswerStore:
             _create(self.folder / RUN_FILE, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
         except OSError as error:
             raise ConfigError(f"{folder}: cannot be used as output folder ({error.strerror or error})") from error
+        except DataError as error:
+            raise ConfigError(f"{folder}: cannot be used as output folder: {error}") from error
         former = read_run(self.folder)
         if former["hash"] != self.hash:
             difference = _difference(former["configuration"], configuration)
             raise ConfigError(f"{folder} holds answers of another configuration ({difference}): choose another folder")
 
-    def read(self) -> dict[str, Answer]:
-        """Every answer there is, by id. A later answer takes the place of one that had failed.
+    def read(self) -> dict[str, StoredAnswer]:
+        """Every answer there is, by id. A later answer takes the place of one that had failed; of two answers to one
+        question, which two evaluations at once may have left, the first counts, in the order of files and lines.
 
         Raises:
-            DataError: two answers to one question, a damaged line, or an answer of another configuration.
+            DataError: a damaged line, or an answer of another configuration.
         """
-        found: dict[str, Answer] = {}
-        places: dict[str, str] = {}
+        found: dict[str, StoredAnswer] = {}
         for path in sorted(self.answers.glob("*.jsonl")):
-            for number, answer in _lines(path):
-                name, place = answer["id"], f"{path.name} line {number}"
-                if answer.get("config") != self.hash:
+            for number, line in _lines(path):
+                if line.get("config") != self.hash:
                     raise DataError(f"{path}: line {number} is not of configuration {self.hash}")
-                former = found.get(name)
-                if former is not None and former["error"] is None and answer["error"] is None:
-                    raise DataError(f"{self.answers}: question {name!r} is answered twice: {places[name]} and {place}")
-                if former is None or former["error"] is not None:
-                    found[name], places[name] = answer, place
+                answer = StoredAnswer.from_json(line)
+                if answer.id not in found or found[answer.id].error is not None:
+                    found[answer.id] = answer
         return found
 
-    def merge(self, ids: Sequence[str]) -> tuple[list[Answer], list[str]]:
+    def merge(self, ids: Sequence[str]) -> tuple[list[StoredAnswer], list[str]]:
         """Answers in the order of ``ids``, and the ids that have none.
 
         Raises:
@@ -98,15 +98,31 @@ class AnswerStore:
         """The file of one process, for appending.
 
         Raises:
-            ConfigError: another process writes it.
+            ConfigError: another process writes it, or an evaluation with another number of processes runs here.
         """
         path = self.answers / f"rank-{rank:05d}-of-{world:05d}.jsonl"
-        # Unbuffered: nothing is left to be written when the disk is full.
-        with path.open("ab", buffering=0) as file:
+        with self._among(world), path.open("ab", buffering=0) as file:  # unbuffered: nothing is left to be written
             if not _lock(file):
                 raise ConfigError(f"{path}: is being written by another process; the same evaluation runs already")
             _cut_torn_line(path, file)
             yield ShardWriter(file, self.hash)
+
+    @contextmanager
+    def _among(self, world: int) -> Iterator[None]:
+        """Be one of ``world`` processes in this folder: each holds a shared lock on a file of that number."""
+        own = self.answers / f".processes-{world:05d}.lock"
+        with own.open("ab") as file:
+            with (self.answers / ".processes.lock").open("ab") as turn:  # one process after the other looks and takes
+                _lock(turn, wait=True)
+                for path in sorted(self.answers.glob(".processes-*.lock")):
+                    if path != own and _is_held(path):
+                        others = int(path.stem.rpartition("-")[2])
+                        raise ConfigError(
+                            f"{self.folder}: an evaluation with {others} process{'es' * (others > 1)} runs in this "
+                            f"folder; wait for it, or choose another folder for {world}"
+                        )
+                _lock(file, shared=True)
+            yield
 
     @contextmanager
     def merging(self) -> Iterator[bool]:
@@ -124,18 +140,18 @@ class AnswerStore:
 
 
 class ShardWriter:
-    """Appends answers to one file; each is on the disk when :meth:`append` returns."""
+    """Appends answers to one file; each one is on the disk when :meth:`append` returns."""
 
     def __init__(self, file: BinaryIO, configuration: str) -> None:
         self._file, self._configuration = file, configuration
 
-    def append(self, answer: Answer) -> None:
-        """Write one answer (``id``, ``output``, ``error`` and what else belongs to it).
+    def append(self, answer: StoredAnswer) -> None:
+        """Write one answer.
 
         Raises:
             DataError: the disk does not take it; what stood there before is whole.
         """
-        line = json.dumps({"config": self._configuration, **answer}, ensure_ascii=False) + "\n"
+        line = json.dumps({"config": self._configuration, **answer.to_json()}, ensure_ascii=False) + "\n"
         left = memoryview(line.encode("utf-8", "backslashreplace"))
         try:
             while left:
@@ -155,7 +171,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise DataError(f"{folder} is no folder of an evaluation: {path} cannot be read ({error.strerror})") from error
+        raise DataError(f"{folder} is no folder of an evaluation: {path} {why_unreadable(error)}") from error
     except ValueError as error:
         raise DataError(f"{path}: is damaged ({error})") from error
     if not isinstance(content, dict) or not {"hash", "configuration", "about"} <= set(content):
@@ -169,12 +185,31 @@ def read_model(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def write_samples(folder: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
-    """Rows as JSON lines, replaced whole."""
+def write_samples(folder: Path, samples: Iterable[Sample]) -> Path:
+    """Samples as JSON lines, replaced whole."""
     path = folder / SAMPLES_FILE
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    text = "".join(json.dumps(sample.to_json(), ensure_ascii=False) + "\n" for sample in samples)
     write_atomically(path, text.encode("utf-8", "backslashreplace"))
     return path
+
+
+def read_samples(path: Path) -> dict[str, Sample]:
+    """Samples by id, from an output folder or its samples.jsonl.
+
+    Raises:
+        DataError: no samples, or a question twice.
+    """
+    file = path / SAMPLES_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise DataError(f"{file}: no such file; is the evaluation finished?")
+    samples: dict[str, Sample] = {}
+    for number, line in enumerate(read_json_lines(file), start=1):
+        if not isinstance(line, dict) or not {"id", "group", "protocols"} <= set(line):
+            raise DataError(f"{file}: line {number} is no sample of an evaluation")
+        if line["id"] in samples:
+            raise DataError(f"{file}: line {number} repeats question {line['id']!r}")
+        samples[line["id"]] = Sample.from_json(line)
+    return samples
 
 
 def read_json_lines(path: Path) -> list[Any]:
@@ -186,7 +221,7 @@ def read_json_lines(path: Path) -> list[Any]:
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise DataError(f"{path}: {why_unreadable(error)}") from error
     rows = []
     for number, line in enumerate(lines, start=1):
         if line.strip():
@@ -197,7 +232,7 @@ def read_json_lines(path: Path) -> list[Any]:
     return rows
 
 
-def _lines(path: Path) -> Iterator[tuple[int, Answer]]:
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Whole lines with their numbers."""
     *lines, _ = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
@@ -216,17 +251,22 @@ def _cut_torn_line(path: Path, file: BinaryIO) -> None:
         file.truncate(content.rfind(b"\n") + 1)
 
 
-def _lock(file: BinaryIO) -> bool:
+def _lock(file: BinaryIO, shared: bool = False, wait: bool = False) -> bool:
     """Take the file for this process until it is closed or the process ends; False where another has it."""
     try:
         import fcntl
-    except ImportError:  # Windows: the check for double answers has to do
+    except ImportError:  # Windows, where the first of two answers counts
         return True
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
     except OSError:
         return False
     return True
+
+
+def _is_held(path: Path) -> bool:
+    with path.open("ab") as file:
+        return not _lock(file)
 
 
 def _create(path: Path, text: str) -> None:

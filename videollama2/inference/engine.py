@@ -30,6 +30,7 @@ from videollama2.inference.prefix_cache import DEFAULT_MAX_BYTES, PrefixCache
 from videollama2.inference.request import Request
 from videollama2.inference.sampling import Chooser
 from videollama2.inference.sizes import choose_sizes
+from videollama2.inference.structure import Grammars
 from videollama2.inference.task import Task
 from videollama2.inference.threads import Bell, interrupts_deferred, start_thread
 from videollama2.inference.weights_watch import WeightsWatch, media_modules
@@ -103,6 +104,7 @@ class Engine:
         self.prefixes = PrefixCache(prefix_cache_bytes)
         self.decoder = Decoder(model, self.max_batch, self.max_length, cuda_graphs)
         self._end_ids = frozenset(end_ids(model, processor.tokenizer))
+        self._grammars = Grammars(processor.tokenizer, model.config.text_config.vocab_size, self._end_ids)
         self._waiting: deque[Task] = deque()
         self._background = background
         self._bell = Bell()  # wakes the model's thread
@@ -131,7 +133,11 @@ class Engine:
         options = request.options
         if options.repetition_penalty is None:
             options = replace(options, repetition_penalty=self.model.generation_config.repetition_penalty or 1.0)
-        task = Task(request, prompt, Channel(), Chooser(options, self._end_ids), self.processor.tokenizer)
+        vocabulary = self.model.config.text_config.vocab_size
+        if any(token >= vocabulary for token in options.logit_bias):
+            raise ConfigError(f"logit_bias names token {max(options.logit_bias)}; the model has {vocabulary} tokens")
+        chooser = Chooser(options, self._end_ids, self._grammars.constraint(options.structure))
+        task = Task(request, prompt, Channel(), chooser, self.processor.tokenizer)
         parts = [(part.kind, part.source, part.options) for part in request.media]
         planned = [self.media.planned_tokens(*part) for part in parts]
         if None not in planned:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
@@ -11,6 +12,7 @@ import torch
 
 from videollama2.constants import MAX_SEED
 from videollama2.errors import ConfigError
+from videollama2.inference.structure import Constraint, Structure
 
 GREEDY_BELOW = 1e-5
 """A temperature below this is greedy: nothing but the most likely token would be left, and logits over it overflow."""
@@ -26,10 +28,17 @@ class SamplingOptions:
         temperature: 0 takes the most likely token (greedy).
         top_p: sample from the most likely tokens whose probabilities sum up to this.
         top_k: sample from so many most likely tokens; 0: from all.
+        min_p: sample from tokens at least this many times as likely as the most likely one; 0: from all.
         repetition_penalty: divides positive and multiplies negative logits of tokens already answered. The prompt does
             not count, as in the published code, which generates from embeddings. None: the checkpoint's, as published
             (``generation_config.json``).
+        frequency_penalty: taken from a token's logit for each time the answer holds it, -2 to 2.
+        presence_penalty: taken from the logit of each token that the answer holds, -2 to 2.
+        logit_bias: token id -> what is added to its logit, -100 to 100.
+        structure: the form that the answer must have; not with ``ignore_eos`` or ``min_new_tokens``.
         stop: texts that end the answer; they are not part of it.
+        ignore_eos: go on behind an end of text, which then is a token like any other.
+        skip_special_tokens: leave the names of control tokens out of the text.
         seed: the same seed gives the same answer, whatever else runs; None: another one each time.
         logprobs: None, or how many most likely tokens to report beside each chosen one (0: the chosen one alone).
 
@@ -42,19 +51,44 @@ class SamplingOptions:
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
     repetition_penalty: float | None = None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    structure: Structure | None = None
     stop: Sequence[str] = ()
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
     seed: int | None = None
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()))
-        rules = {
+        object.__setattr__(self, "logit_bias", dict(self.logit_bias or {}))
+        for name, (holds, rule) in self._rules().items():
+            if not holds:
+                raise ConfigError(f"{name} must be {rule}, got {getattr(self, name)!r}")
+        if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
+            raise ConfigError(f"min_new_tokens {self.min_new_tokens} is more than max_new_tokens {self.max_new_tokens}")
+        if self.structure is not None and (self.ignore_eos or self.min_new_tokens):
+            raise ConfigError("a structure says where its answer ends: ignore_eos and min_new_tokens cannot")
+
+    def _rules(self) -> dict[str, tuple[bool, str]]:
+        """Field -> whether its value keeps the rule, and the rule in words."""
+        return {
             "max_new_tokens": (self.max_new_tokens is None or _whole(self.max_new_tokens, 1), "at least 1"),
             "min_new_tokens": (_whole(self.min_new_tokens, 0), "0 or more"),
             "temperature": (_number(self.temperature) and self.temperature >= 0, "0 (greedy) or more, and finite"),
             "top_p": (_number(self.top_p) and 0 < self.top_p <= 1, "above 0 and at most 1"),
             "top_k": (_whole(self.top_k, 0), "0 (all tokens) or more"),
+            "min_p": (_number(self.min_p) and 0 <= self.min_p <= 1, "from 0 to 1"),
+            "frequency_penalty": (_within(self.frequency_penalty, 2), "from -2 to 2"),
+            "presence_penalty": (_within(self.presence_penalty, 2), "from -2 to 2"),
+            "logit_bias": (
+                all(_whole(token, 0) and _within(bias, 100) for token, bias in self.logit_bias.items()),
+                "token ids with numbers from -100 to 100",
+            ),
             "repetition_penalty": (
                 self.repetition_penalty is None or _number(self.repetition_penalty) and self.repetition_penalty > 0,
                 "above 0, and finite",
@@ -63,11 +97,6 @@ class SamplingOptions:
             "seed": (self.seed is None or _whole(self.seed, 0), "0 or more"),
             "logprobs": (self.logprobs is None or _whole(self.logprobs, 0), "0 or more"),
         }
-        for name, (holds, rule) in rules.items():
-            if not holds:
-                raise ConfigError(f"{name} must be {rule}, got {getattr(self, name)!r}")
-        if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
-            raise ConfigError(f"min_new_tokens {self.min_new_tokens} is more than max_new_tokens {self.max_new_tokens}")
 
 
 def _whole(value: object, least: int) -> bool:
@@ -76,6 +105,10 @@ def _whole(value: object, least: int) -> bool:
 
 def _number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _within(value: object, bound: float) -> bool:
+    return _number(value) and -bound <= value <= bound
 
 
 @dataclass(frozen=True)
@@ -89,34 +122,62 @@ class TokenLogprob:
 
 @dataclass
 class Chooser:
-    """Chooses the tokens of one request. Holds the request's own random numbers."""
+    """Chooses the tokens of one request. Holds the request's own random numbers.
+
+    Args:
+        end_ids: ends of text.
+        constraint: of the request's structure, where it has one.
+    """
 
     options: SamplingOptions
     end_ids: frozenset[int]
+    constraint: Constraint | None = None
     chosen: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         # One uniform number per token, drawn outside torch: the same on every device and in every batch.
         self._random = Random(self.options.seed)
+        self._counts: Counter[int] = Counter()
 
     def draw(self) -> float:
         return self._random.random()
 
+    def ends_with(self, token_id: int) -> bool:
+        """Whether the answer is over once ``token_id`` was chosen."""
+        return token_id in self.end_ids and not self.options.ignore_eos
+
+    def take(self, token_id: int) -> None:
+        """The token is part of the answer."""
+        self.chosen.append(token_id)
+        self._counts[token_id] += 1
+        if self.constraint is not None:
+            self.constraint.advance(token_id)
+
     def adjust(self, logits_V: torch.Tensor) -> torch.Tensor:
-        """Repetition penalty and the ban on an early end."""
+        """Penalties and bias, then what the request forbids: an early end, and what its structure has no place for."""
         options = self.options
-        banned = self.end_ids if len(self.chosen) < options.min_new_tokens else ()
-        if not banned and (options.repetition_penalty == 1 or not self.chosen):
-            return logits_V
-        logits_V = logits_V.clone()
-        if options.repetition_penalty != 1 and self.chosen:
-            seen = torch.tensor(sorted(set(self.chosen)), device=logits_V.device)
-            values = logits_V[seen]
-            penalty = options.repetition_penalty
-            logits_V[seen] = torch.where(values < 0, values * penalty, values / penalty)
-        if banned:
-            logits_V[sorted(banned)] = -torch.inf
+        logits_V = self._penalised(logits_V)
+        if options.logit_bias:
+            ids, biases = zip(*options.logit_bias.items(), strict=True)
+            places = torch.tensor(ids, device=logits_V.device)
+            logits_V = logits_V.index_add(0, places, logits_V.new_tensor(biases))
+        if self.constraint is not None:
+            logits_V = logits_V.masked_fill(~self.constraint.allowed(len(logits_V)).to(logits_V.device), -torch.inf)
+        if len(self.chosen) < options.min_new_tokens:
+            logits_V = logits_V.index_fill(0, torch.tensor(sorted(self.end_ids), device=logits_V.device), -torch.inf)
         return logits_V
+
+    def _penalised(self, logits_V: torch.Tensor) -> torch.Tensor:
+        repetition = self.options.repetition_penalty or 1
+        frequency, presence = self.options.frequency_penalty, self.options.presence_penalty
+        if not self._counts or (repetition == 1 and not frequency and not presence):
+            return logits_V
+        ids, counts = zip(*sorted(self._counts.items()), strict=True)
+        places = torch.tensor(ids, device=logits_V.device)
+        values = logits_V[places]
+        if repetition != 1:
+            values = torch.where(values < 0, values * repetition, values / repetition)
+        return logits_V.index_copy(0, places, values - frequency * values.new_tensor(counts) - presence)
 
 
 def choose(logits_BV: torch.Tensor, choosers: Sequence[Chooser]) -> list[int]:
@@ -137,9 +198,12 @@ def choose(logits_BV: torch.Tensor, choosers: Sequence[Chooser]) -> list[int]:
 
 
 def _sample(logits_BV: torch.Tensor, choosers: Sequence[Chooser]) -> list[int]:
-    """Inverse transform sampling from the tokens that top_k and top_p leave, most likely first."""
+    """Inverse transform sampling from the tokens that min_p, top_k and top_p leave, most likely first."""
     temperatures = logits_BV.new_tensor([chooser.options.temperature for chooser in choosers])
     values_BV, order_BV = (logits_BV / temperatures.unsqueeze(1)).sort(dim=-1, descending=True, stable=True)
+    # The most likely token stands first: min_p bounds the distance of logits to its own.
+    min_p = values_BV.new_tensor([chooser.options.min_p for chooser in choosers]).unsqueeze(1)
+    values_BV = values_BV.masked_fill(values_BV < values_BV[:, :1] + min_p.log(), -torch.inf)
     vocabulary = values_BV.shape[-1]
     top_k = torch.tensor([chooser.options.top_k or vocabulary for chooser in choosers], device=values_BV.device)
     ranks_V = torch.arange(vocabulary, device=values_BV.device)

@@ -39,7 +39,7 @@ class Task:
         self.filled = self.cached = 0
         self.collected = False
         self._prompt_ids = prompt.token_ids(tokenizer)
-        self._stream = TextStream(tokenizer, request.options.stop)
+        self._stream = TextStream(tokenizer, request.options.stop, request.options.skip_special_tokens)
         self._logprobs = channel.logprobs
         self._budget = 0
         self._embeds_LD: torch.Tensor | None = None
@@ -125,9 +125,9 @@ class Task:
         """Take the next token; returns why the answer ends with it, or None."""
         if not self._first_token:
             self._first_token = monotonic() - self.channel.submitted
-        if token_id in self.chooser.end_ids:
+        if self.chooser.ends_with(token_id):
             return "stop"
-        self.chooser.chosen.append(token_id)
+        self.chooser.take(token_id)
         self.identity.append(token_id)
         if self.request.options.logprobs is not None:
             self._logprobs.append(logprob(logits_V, token_id, self.request.options.logprobs))

@@ -17,8 +17,8 @@ class TextStream:
     could still become either.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = (), skip_special_tokens: bool = True) -> None:
+        self._tokenizer, self._skip_special_tokens = tokenizer, skip_special_tokens
         self._stop = tuple(stop)
         self._ids: list[int] = []
         self._decoded = 0  # ids[:_decoded] are in self.text
@@ -58,7 +58,7 @@ class TextStream:
 
     def _text(self, start: int, end: int) -> str:
         return self._tokenizer.decode(
-            self._ids[start:end], skip_special_tokens=True, clean_up_tokenization_spaces=False
+            self._ids[start:end], skip_special_tokens=self._skip_special_tokens, clean_up_tokenization_spaces=False
         )
 
     def _look_for_stop(self, before: int) -> None:

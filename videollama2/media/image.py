@@ -86,6 +86,17 @@ def load_image(source: Any) -> Image.Image:
         return _upright_rgb(image, name)
 
 
+def check_image(source: Any) -> None:
+    """Read an image's header, without decoding its pixels.
+
+    Raises:
+        MediaError: it is no image, or one that is too large.
+    """
+    name = describe_source(source)
+    with opened(source, name, IMAGE) as file, _open_image(file, name) as image:
+        _check_size(image, name)
+
+
 def narrow(formats: Sequence[str], max_pixels: int) -> None:
     """Read less than usual in this process: for programs that open strangers' files.
 
@@ -107,9 +118,13 @@ def _open_image(file: BinaryIO, name: str) -> Image.Image:
         raise MediaError(f"{name}: not an image that can be read, or a damaged one") from error
 
 
-def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
+def _check_size(image: Image.Image, name: str) -> None:
     if image.width * image.height > MAX_IMAGE_PIXELS:
         raise MediaError(f"{name}: {image.width}x{image.height} is more than {MAX_IMAGE_PIXELS} pixels")
+
+
+def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
+    _check_size(image, name)
     try:
         image.load()
     except (*_DAMAGED, Image.DecompressionBombError) as error:

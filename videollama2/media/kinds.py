@@ -23,6 +23,7 @@ from videollama2.constants import (
     VIDEO_TOKEN_INDEX,
 )
 from videollama2.errors import MediaError
+from videollama2.stand_ins import HEAD_BYTES, stand_in
 
 IMAGE, VIDEO, AUDIO = "image", "video", "audio"
 
@@ -120,7 +121,6 @@ _MOVING_BRANDS = frozenset((b"avis", b"msf1", b"hevc", b"hevx"))
 _AUDIO_BRANDS = frozenset((b"M4A ", b"M4B "))
 _VIDEO_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"styp", b"moof")
 
-_HEAD_BYTES = 512
 # A walk over a picture's blocks ends here at the latest, so that a file made to be slow cannot be. At the usual 255
 # bytes a block, a gif's first frame would be 50 MB by then.
 _MAX_BLOCKS = 200_000
@@ -156,13 +156,15 @@ def identify(content: bytes | bytearray | memoryview | BinaryIO, name: str = "")
         name: its ending tells apart formats that begin alike (JPEG and Motion JPEG; Ogg with and without pictures).
 
     Raises:
-        MediaError: there is no content.
+        MediaError: there is no content, or something else stands in its place.
     """
     file = io.BytesIO(content) if isinstance(content, (bytes, bytearray, memoryview)) else content
     file.seek(0)
-    head = file.read(_HEAD_BYTES)
+    head = file.read(HEAD_BYTES)
     if not head:
         raise MediaError(f"{name or 'the medium'}: the file is empty")
+    if (reason := stand_in(head)) is not None:
+        raise MediaError(f"{name or 'the medium'}: {reason}")
     suffix = PurePath(name).suffix.lower()
     if head.startswith(_JPEG_START) and suffix in (".mjpeg", ".mjpg"):
         return VIDEO

@@ -16,7 +16,7 @@ import numpy as np
 from videollama2.errors import MediaError
 from videollama2.media.arrays import rgb_frames
 from videollama2.media.image import load_image
-from videollama2.media.kinds import IMAGE, SUFFIXES
+from videollama2.media.kinds import IMAGE, SUFFIXES, VIDEO
 from videollama2.media.sources import describe_source
 
 FOLDER_FPS = 3.0
@@ -167,20 +167,17 @@ class ImageListReader(EvenlySpacedReader):
 
 
 class FrameFolderReader(ImageListReader):
-    """A folder of numbered images. Other files in it are ignored.
+    """A folder of numbered images. Other files in it are ignored, except videos: a folder of these is no video.
 
     Order is natural, 2 before 10. (The published order is by character: 10 before 2.)
     """
 
     def __init__(self, folder: str | os.PathLike, fps: float = FOLDER_FPS) -> None:
-        paths = sorted(
-            (
-                path
-                for path in Path(folder).iterdir()
-                if path.suffix.lower() in SUFFIXES[IMAGE] and not path.name.startswith(".") and path.is_file()
-            ),
-            key=_natural_key,
-        )
+        files = [path for path in Path(folder).iterdir() if not path.name.startswith(".") and path.is_file()]
+        videos = sorted(path.name for path in files if path.suffix.lower() in SUFFIXES[VIDEO])
+        if videos:
+            raise MediaError(f"{folder}: the folder holds videos, such as {videos[0]}: a video is named by its file")
+        paths = sorted((path for path in files if path.suffix.lower() in SUFFIXES[IMAGE]), key=_natural_key)
         if not paths:
             raise MediaError(f"{folder}: the folder holds no images")
         super().__init__(paths, fps, str(folder))

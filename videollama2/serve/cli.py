@@ -10,9 +10,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
-import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
@@ -123,20 +123,16 @@ class RemoteChat(TerminalChat):
         asyncio.run(self._stream(body, pieces))
 
     async def _stream(self, body: dict[str, Any], pieces: list[str]) -> None:
-        from videollama2.serve.cluster.protocol import DONE, Splitter, event_data
+        from videollama2.serve.web.sse import read_events
 
-        client, splitter = self._client(), Splitter(b"\n\n")
+        client = self._client()
         try:
-            async with client.open_chat(body, uuid4().hex) as stream:
-                async for chunk in stream:
-                    for block in splitter.feed(chunk):
-                        data = event_data(block)
-                        if data is None or data == DONE:
-                            continue
-                        event = json.loads(data)
-                        if "error" in event:
-                            raise ApiError.of_body(500, event)
-                        self._show(event, pieces)
+            async with (
+                client.open_chat(body, uuid4().hex) as stream,
+                aclosing(read_events(aiter(stream))) as events,
+            ):
+                async for event in events:
+                    self._show(event, pieces)
         finally:
             await client.aclose()
 

@@ -24,14 +24,15 @@ from videollama2.commands import add_debug_flag
 from videollama2.constants import DEFAULT_MODEL_NAME
 from videollama2.errors import ConfigError, VideoLlama2Error
 from videollama2.flags import number, port
-from videollama2.serve.model_worker import add_model_flags, model_name_of
 from videollama2.serve.settings import (
     WORKER_TOKEN_VARIABLE,
     add_media_flags,
     add_security_flags,
+    forwarded,
     read_media_policy,
     read_security,
 )
+from videollama2.serve.worker.flags import add_worker_flags, model_name_of
 
 RESTARTS, RESTART_WINDOW_S = 5, 300.0
 """A worker that dies more often than this within so many seconds is given up."""
@@ -76,13 +77,20 @@ def add_serve_command(commands: Any) -> None:
         "--workers", type=number(1), default=1, metavar="N", help="workers per model (default %(default)s)"
     )
     where.add_argument("--no-page", action="store_true", help="no web page")
-    where.add_argument("--auth-file", metavar="FILE", help="lines 'user:password'; the page then asks for them")
-    where.add_argument("--vote-log", metavar="FILE", help="of the page (default runs/votes.jsonl)")
-    add_model_flags(parser, is_several=True)
-    add_security_flags(parser, worker_flags=True)
+    _add_page_flags(where)
+    add_worker_flags(parser, is_several=True)
+    _add_security(parser)
     add_media_flags(parser)
-    parser.add_argument("--log-prompts", action="store_true", help="write questions to the log")
     add_debug_flag(parser)
+
+
+def _add_page_flags(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--auth-file", metavar="FILE", help="lines 'user:password'; the page then asks for them")
+    parser.add_argument("--vote-log", metavar="FILE", help="of the page (default runs/votes.jsonl)")
+
+
+def _add_security(parser: argparse.ArgumentParser) -> None:
+    add_security_flags(parser, worker_flags=True)
 
 
 @dataclass
@@ -122,6 +130,11 @@ class Part:
                 return reply.status == 200
         except (urllib.error.URLError, OSError, ValueError):
             return False
+
+    def wait(self) -> None:
+        """Until it has ended."""
+        if self.process is not None:
+            self.process.wait()
 
     def signal(self, number: int) -> None:
         if self.process is not None and self.process.poll() is None:
@@ -205,7 +218,7 @@ class Launcher:
             for part in parts:
                 part.signal(signal.SIGTERM)
             for part in parts:
-                part.process.wait()
+                part.wait()
 
 
 def run(args: argparse.Namespace) -> int:
@@ -238,8 +251,8 @@ def _parts(args: argparse.Namespace) -> tuple[Part, list[Part], Part, Part | Non
     if args.worker_token_file is None:
         # Nobody else registers here, also from this machine.
         environment.setdefault(WORKER_TOKEN_VARIABLE, secrets.token_urlsafe(32))
-    shared = _given(args, ("api_key_file", "worker_token_file", "max_body_mb"))
-    origins = [text for origin in args.cors_origin or () for text in ("--cors-origin", origin)]
+    # Pages of other origins may call the API alone.
+    shared = forwarded(args, _add_security, exclude={"cors_origin"})
     controller_url = f"http://127.0.0.1:{args.controller_port}"
     controller = Part(
         "controller",
@@ -267,8 +280,7 @@ def _parts(args: argparse.Namespace) -> tuple[Part, list[Part], Part, Part | Non
             args.host,
             "--port",
             str(args.api_port),
-            *shared,
-            *origins,
+            *forwarded(args, _add_security),
         ],
         f"http://{_bracketed(own)}:{args.api_port}/health",
         environment,
@@ -289,7 +301,8 @@ def _parts(args: argparse.Namespace) -> tuple[Part, list[Part], Part, Part | Non
                 args.host,
                 "--port",
                 str(args.page_port),
-                *_given(args, ("api_key_file", "auth_file", "vote_log")),
+                *forwarded(args, _add_page_flags),
+                *forwarded(args, _add_security, exclude={"worker_token_file", "cors_origin", "max_body_mb"}),
             ],
             f"http://{_bracketed(own)}:{args.page_port}/",
             environment,
@@ -301,35 +314,6 @@ def _parts(args: argparse.Namespace) -> tuple[Part, list[Part], Part, Part | Non
 def _worker(
     args: argparse.Namespace, path: str, at: int, controller: str, shared: list[str], environment: dict[str, str]
 ) -> Part:
-    policy = [text for host in args.allowed_media_hosts or () for text in ("--allowed-media-hosts", host)]
-    options = _given(
-        args,
-        (
-            "model_base",
-            "device",
-            "dtype",
-            "attn_implementation",
-            "load_8bit",
-            "load_4bit",
-            "limit_model_concurrency",
-            "max_length",
-            "max_queue",
-            "cuda_graphs",
-            "stream_interval",
-            "drain_timeout",
-            "media_root",
-            "max_media",
-            "max_media_mb",
-            "max_pixels",
-            "max_frames",
-            "max_duration",
-            "fetch_timeout",
-            "decode_timeout",
-            "decode_memory_mb",
-            "decode_processes",
-            "log_prompts",
-        ),
-    )
     arguments = [
         "-m",
         "videollama2.serve.model_worker",
@@ -342,8 +326,8 @@ def _worker(
         "--model-path",
         path,
         *shared,
-        *options,
-        *policy,
+        *forwarded(args, add_worker_flags, exclude={"model_path", "model_name"}),
+        *forwarded(args, add_media_flags),
     ]
     return Part(
         f"worker {model_name_of(path)} on port {at}",
@@ -352,19 +336,6 @@ def _worker(
         environment,
         may_restart=True,
     )
-
-
-def _given(args: argparse.Namespace, names: tuple[str, ...]) -> list[str]:
-    """Flags as they were given to this command."""
-    found = []
-    for name in names:
-        value = getattr(args, name)
-        flag = "--" + name.replace("_", "-")
-        if value is True:
-            found.append(flag)
-        elif value is not None and value is not False:
-            found += [flag, str(value)]
-    return found
 
 
 def _print_addresses(args: argparse.Namespace) -> None:

@@ -16,14 +16,12 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, closing
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from videollama2 import flags
 from videollama2.commands import CommandParser, add_debug_flag, run_command
-from videollama2.constants import DEFAULT_MODEL_NAME
 from videollama2.errors import ConfigError
-from videollama2.flags import address, number, port, seconds
+from videollama2.flags import address, port, seconds
 from videollama2.serve.cluster.protocol import HEART_BEAT_S
 from videollama2.serve.settings import (
     add_media_flags,
@@ -32,6 +30,7 @@ from videollama2.serve.settings import (
     read_media_policy,
     read_security,
 )
+from videollama2.serve.worker.flags import add_worker_flags, model_name_of
 
 if TYPE_CHECKING:
     from videollama2.inference.engine import Engine
@@ -78,74 +77,11 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="X",
         help="weight of this worker for the controller (default: tokens per second, the best measured so far)",
     )
-    add_model_flags(parser)
+    add_worker_flags(parser)
     add_security_flags(parser, worker_flags=True)
     add_media_flags(parser)
-    parser.add_argument("--log-prompts", action="store_true", help="write questions to the log")
     add_debug_flag(parser)
     return parser
-
-
-def add_model_flags(parser: argparse.ArgumentParser, is_several: bool = False) -> None:
-    """Flags of the model and its engine.
-
-    Args:
-        is_several: ``--model-path`` may be given more than once, and names come from the paths.
-    """
-    if is_several:
-        text = f"videollama2-tiny (built in), a folder, or a hub name; repeatable (default {DEFAULT_MODEL_NAME})"
-        flags.add_model_flags(parser, action="append", default=None, help=text)
-    else:
-        flags.add_model_flags(parser).add_argument(
-            "--model-name", metavar="NAME", help="what clients call it (default: last part of the path)"
-        )
-    engine = parser.add_argument_group("engine")
-    engine.add_argument(
-        "--limit-model-concurrency",
-        type=number(1),
-        metavar="N",
-        help="answers at once (default: 16, or fewer where memory is short)",
-    )
-    engine.add_argument(
-        "--max-length",
-        type=number(1),
-        metavar="N",
-        help="tokens of prompt and answer (default: 4096, or fewer where model or memory is smaller)",
-    )
-    engine.add_argument(
-        "--max-queue",
-        type=number(1),
-        default=256,
-        metavar="N",
-        help="requests that may wait; more are refused with 429 (default %(default)s)",
-    )
-    engine.add_argument(
-        "--cuda-graphs",
-        action="store_true",
-        help="replay decode steps as CUDA graphs (dense, unquantised model on one GPU)",
-    )
-    engine.add_argument(
-        "--stream-interval",
-        type=number(1),
-        default=1,
-        metavar="N",
-        help="/worker_generate_stream sends the text so far every N pieces (default %(default)s)",
-    )
-    engine.add_argument(
-        "--drain-timeout",
-        type=seconds,
-        default=300.0,
-        metavar="SECONDS",
-        help="for running answers to end after SIGTERM (default %(default)g)",
-    )
-
-
-def model_name_of(path: str) -> str:
-    """Published: the last part of the path, and the one before it for a checkpoint folder."""
-    parts = PurePath(path.rstrip("/")).parts or (path,)
-    if parts[-1].startswith("checkpoint-") and len(parts) > 1:
-        return f"{parts[-2]}_{parts[-1]}"
-    return parts[-1]
 
 
 def own_address(args: argparse.Namespace) -> str:
@@ -179,8 +115,10 @@ def measure_speed(engine: Engine) -> float:
     """
     from videollama2.serve.worker.app import SPEED_TOKENS, speed_of
 
-    options = {"max_new_tokens": SPEED_TOKENS, "min_new_tokens": SPEED_TOKENS}
-    return max(speed_of(engine.submit("Hello", **options).result()) for _ in range(3))
+    answers = (
+        engine.submit("Hello", max_new_tokens=SPEED_TOKENS, min_new_tokens=SPEED_TOKENS).result() for _ in range(3)
+    )
+    return max(map(speed_of, answers))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -201,9 +139,9 @@ def run(args: argparse.Namespace) -> int:
 
         beat = None
         if not args.no_register:
-            from videollama2.serve.worker.heart_beat import HeartBeat
+            from videollama2.serve.worker.heart_beat import Registration
 
-            beat = HeartBeat(
+            beat = Registration(
                 args.controller,
                 own,
                 service.status,

@@ -10,7 +10,7 @@ import hashlib
 import hmac
 import ipaddress
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -103,6 +103,31 @@ class MediaPolicy:
     decode_timeout_s: float = 60.0
     decode_memory_bytes: int = 2048 * MIB
     decode_processes: int = 2
+
+
+def forwarded(
+    args: argparse.Namespace, add_flags: Callable[[argparse.ArgumentParser], object], exclude: Collection[str] = ()
+) -> list[str]:
+    """The command line that gives another part the flags that this one was given.
+
+    Args:
+        add_flags: adds the flags in question to a parser; ``args`` has a value for each.
+        exclude: names of values that are not handed on.
+    """
+    parser = argparse.ArgumentParser(add_help=False)
+    add_flags(parser)
+    found: list[str] = []
+    for action in parser._actions:
+        value = None if action.dest in exclude else getattr(args, action.dest)
+        if value is None or value is False:
+            continue
+        flag = action.option_strings[0]
+        if value is True:
+            found.append(flag)
+            continue
+        for one in value if isinstance(value, list) else [value]:
+            found += [flag, str(one)]
+    return found
 
 
 # ----------------------------------------------------------------------------------------------------------- security

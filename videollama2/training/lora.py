@@ -38,6 +38,10 @@ def add_lora(model: VideoLlama2ForConditionalGeneration, args: TrainingArguments
         task_type="CAUSAL_LM",
     )
     model.add_adapter(config)
+    for module in decoder.modules():
+        # bitsandbytes packs 4-bit weights for such processors in evaluation, and what is packed passes no gradient on.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def fused_experts(model: VideoLlama2ForConditionalGeneration) -> int:

@@ -9,9 +9,10 @@ from pathlib import Path
 from videollama2.errors import DataError
 from videollama2.eval.annotations import VideoFolder, check_unique, read_json, read_records
 from videollama2.eval.answers import published_egoschema
+from videollama2.eval.atomic import write_atomically
 from videollama2.eval.benchmarks.multiple_choice import ONLY_THE_LETTER, MultipleChoice, lettered
-from videollama2.eval.files import write_atomically
-from videollama2.eval.items import Item, Row
+from videollama2.eval.items import Item
+from videollama2.eval.samples import Sample
 
 _OPTIONS = tuple(f"option {index}" for index in range(5))
 _TASK = "Select the best answer to the following multiple-choice question based on the video."
@@ -61,9 +62,9 @@ good_clips_git/          q_uid.mp4 (or avi, mov, mkv)"""
             raise DataError(f"{data / 'subset_answers.json'}: {next(iter(answers))!r} is no question of {path}")
         return items
 
-    def write_submission(self, items: Sequence[Item], rows: Sequence[Row], folder: Path) -> list[Path]:
+    def write_submission(self, items: Sequence[Item], samples: Sequence[Sample], folder: Path) -> list[Path]:
         """JSON for the official server, CSV for Kaggle."""
-        answers = {row["id"]: row["parsed"] for row in rows if row["parsed"] is not None}
+        answers = {sample.id: sample.parsed for sample in samples if sample.parsed is not None}
         as_json, as_csv = folder / "egoschema.json", folder / "egoschema.csv"
         write_atomically(as_json, json.dumps(answers, indent=1) + "\n")
         lines = ["q_uid, answer", *(f"{uid}, {index}" for uid, index in answers.items())]

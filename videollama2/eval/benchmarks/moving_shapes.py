@@ -2,10 +2,13 @@
 
 By default the question alone is asked and the answer must be the right candidate's text: this is how the table in the
 built-in model's README was made. ``prompt="options"`` asks as MVBench does: options with letters, MVBench's parser.
+``shuffle_frames`` asks every question a second time with the frames in another order. This shows whether a model uses
+time: questions about the order of frames must become harder, the others must not.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +16,25 @@ from typing import Any
 from videollama2.errors import ConfigError, DataError
 from videollama2.eval.annotations import read_json
 from videollama2.eval.benchmarks.mvbench import MVBench, Task, load_tasks
-from videollama2.eval.items import Benchmark, Item, Parsed
+from videollama2.eval.items import Benchmark, Item, Measure, Parsed
+from videollama2.eval.report.tables import markdown_table
+from videollama2.eval.samples import Sample
 
 PROMPTS = ("question", "options")
+STATIC = ("shape", "colour", "count", "position", "existence")
+"""Types of questions that a single frame answers, in the order of the table."""
+TEMPORAL = ("direction", "order", "change", "speed", "appearance")
+"""Types that need several frames in their order."""
+SHUFFLED = "-shuffled"
+"""End of the id of a question that is asked with shuffled frames."""
+
+
+def _is_shuffled(sample: Sample) -> bool:
+    return sample.id.endswith(SHUFFLED)
+
+
+def _is_straight(sample: Sample) -> bool:
+    return not _is_shuffled(sample)
 
 
 class MovingShapes(MVBench):
@@ -33,25 +52,55 @@ mvbench/json/TYPE.json   a list of {"video", "question", "candidates", "answer"}
 mvbench/video            a link to videos/ beside it"""
     max_new_tokens = 16
 
-    def __init__(self, prompt: str = "question") -> None:
+    def __init__(self, prompt: str = "question", shuffle_frames: bool = False) -> None:
         if prompt not in PROMPTS:
             raise ConfigError(f"prompt must be one of {', '.join(PROMPTS)}, got {prompt!r}")
-        self.prompt = prompt
+        self.prompt, self.shuffle_frames = prompt, shuffle_frames
+        if shuffle_frames:
+            shuffled = Measure("accuracy, frames shuffled", concerns=_is_shuffled)
+            self.measures = (Measure(concerns=_is_straight), shuffled)
 
-    def configure(self, prompt: str | None = None, **options: Any) -> Benchmark:
+    def configure(self, prompt: str | None = None, shuffle_frames: bool | None = None, **options: Any) -> Benchmark:
         """See :class:`Benchmark`."""
         super().configure(**options)
-        return self if prompt is None else MovingShapes(prompt)
+        return MovingShapes(prompt or self.prompt, self.shuffle_frames if shuffle_frames is None else shuffle_frames)
 
     def settings(self) -> dict[str, Any]:
         """See :class:`Benchmark`."""
-        return {"prompt": self.prompt}
+        return {"prompt": self.prompt, "shuffle_frames": self.shuffle_frames or None}
 
     def load(self, data: Path) -> list[Item]:
         """See :class:`Benchmark`."""
         inside = "mvbench/" if (data / "mvbench" / "json").is_dir() else ""
         tasks = {name: Task(name, "") for name in _types(data / inside / "json")}
-        return [self._own(item, inside) for item in load_tasks(data / inside, tasks)]
+        items = [self._own(item, inside) for item in load_tasks(data / inside, tasks)]
+        if not self.shuffle_frames:
+            return items
+        return [each for item in items for each in (item, replace(item, id=item.id + SHUFFLED, shuffled=True))]
+
+    def write_submission(self, items: Sequence[Item], samples: Sequence[Sample], folder: Path) -> list[Path]:
+        """As MVBench does, of the questions as they were drawn."""
+        return super().write_submission([item for item in items if not item.shuffled], samples, folder)
+
+    def own_table(self, items: Sequence[Item], samples: Sequence[Sample], protocol: str) -> str:
+        """Accuracy by type, beside chance and the accuracy with shuffled frames."""
+        if not self.shuffle_frames:
+            return ""
+        options = {item.id: len(item.options) for item in items}
+        asked = {sample.category for sample in samples}
+        types = [name for name in (*STATIC, *TEMPORAL) if name in asked]
+        groups = {
+            "static": [name for name in types if name in STATIC],
+            "temporal": [name for name in types if name in TEMPORAL],
+            "overall": list(asked),
+        }
+        rows = [
+            [name, *_scores([sample for sample in samples if sample.category in members], options, protocol)]
+            for name, members in [*((name, [name]) for name in types), *groups.items()]
+            if members
+        ]
+        head = ["type", "questions", "accuracy", "chance", "shuffled", "drop"]
+        return f"## With shuffled frames ({protocol}, %)\n\n" + markdown_table(head, rows, text_columns=1)
 
     def parse(self, item: Item, output: str, protocol: str) -> Parsed:
         """See :class:`Benchmark`."""
@@ -63,6 +112,18 @@ mvbench/video            a link to videos/ beside it"""
     def _own(self, item: Item, inside: str) -> Item:
         instruction = item.question if self.prompt == "question" else item.instruction
         return replace(item, media=inside + item.media, group=inside + item.group, instruction=instruction)
+
+
+def _scores(samples: Sequence[Sample], options: Mapping[str, int], protocol: str) -> list[str]:
+    """Cells of one line; a question without an answer counts as wrong."""
+    straight = [sample for sample in samples if _is_straight(sample)]
+    shuffled = [sample for sample in samples if _is_shuffled(sample)]
+    accuracy, mixed = (
+        sum(bool(sample.read_by(protocol).correct) for sample in chosen) / max(len(chosen), 1)
+        for chosen in (straight, shuffled)
+    )
+    chance = sum(1 / options[sample.id] for sample in straight) / max(len(straight), 1)
+    return [str(len(straight)), *(f"{100 * share:.1f}" for share in (accuracy, chance, mixed, accuracy - mixed))]
 
 
 def _types(folder: Path) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from videollama2.eval.annotations import Record, read_records
+from videollama2.eval.annotations import AnnotationEntry, read_records
 from videollama2.eval.items import Aspect, Benchmark, Item
 
 
@@ -25,7 +25,7 @@ VIDEO_PATH               each video where msvc.json says, relative to this folde
         return [_item(record, index) for index, record in enumerate(read_records(data / "msvc.json"))]
 
 
-def _item(record: Record, index: int) -> Item:
+def _item(record: AnnotationEntry, index: int) -> Item:
     media, question = record.path("video_path"), record.text("question")
     return Item(
         # File names repeat between the sources, so the place in the file is part of the id.

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from videollama2.eval.annotations import Record, read_records
+from videollama2.eval.annotations import AnnotationEntry, read_records
 from videollama2.eval.answers import published_mvbench
+from videollama2.eval.atomic import write_atomically
 from videollama2.eval.benchmarks.multiple_choice import MultipleChoice, question_and_options
-from videollama2.eval.files import write_atomically
-from videollama2.eval.items import Item, Row
+from videollama2.eval.items import Item
+from videollama2.eval.samples import Sample
 
 
 class Task(NamedTuple):
@@ -66,15 +67,15 @@ video/FOLDER/...         the original videos, FOLDER as in the table of videolla
         """See :class:`Benchmark`."""
         return load_tasks(data, TASKS)
 
-    def write_submission(self, items: Sequence[Item], rows: Sequence[Row], folder: Path) -> list[Path]:
+    def write_submission(self, items: Sequence[Item], samples: Sequence[Sample], folder: Path) -> list[Path]:
         """The published runner's output: JSON lines of video, task, prediction and truth."""
         path = folder / "mvbench.jsonl"
-        by_id = {row["id"]: row for row in rows}
+        by_id = {sample.id: sample for sample in samples}
         lines = []
         for item in items:
-            row = by_id.get(item.id)
-            if row is not None and row["error"] is None:
-                line = {"vid": item.media, "task_type": item.category, "pred": row["parsed"], "gt": item.answer}
+            sample = by_id.get(item.id)
+            if sample is not None and sample.error is None:
+                line = {"vid": item.media, "task_type": item.category, "pred": sample.parsed, "gt": item.answer}
                 lines.append(json.dumps(line) + "\n")
         write_atomically(path, "".join(lines))
         return [path]
@@ -89,7 +90,7 @@ def load_tasks(data: Path, tasks: dict[str, Task]) -> list[Item]:
     return items
 
 
-def _item(record: Record, category: str, task: Task, index: int) -> Item:
+def _item(record: AnnotationEntry, category: str, task: Task, index: int) -> Item:
     options = record.texts("candidates", least=2, most=26)
     answer = record.answer("answer")
     if answer not in options:
@@ -113,7 +114,7 @@ def _item(record: Record, category: str, task: Task, index: int) -> Item:
     )
 
 
-def _bounds(record: Record) -> tuple[float, float]:
+def _bounds(record: AnnotationEntry) -> tuple[float, float]:
     """Published: negative bounds are 0, reversed ones are exchanged."""
     start, end = sorted(max(record.seconds(name), 0.0) for name in ("start", "end"))
     return start, end

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from videollama2.errors import ConfigError, DataError
-from videollama2.eval.annotations import Record, VideoFolder, check_unique, read_json
+from videollama2.eval.annotations import AnnotationEntry, VideoFolder, check_unique, read_json
 from videollama2.eval.answers import published_perception_test
+from videollama2.eval.atomic import write_atomically
 from videollama2.eval.benchmarks.multiple_choice import MultipleChoice, question_and_options
-from videollama2.eval.files import write_atomically
-from videollama2.eval.items import Benchmark, Item, Row
+from videollama2.eval.items import Benchmark, Item
+from videollama2.eval.samples import Sample
 
 FILES = {"test": ("mc_question_test.json",), "valid": ("mc_question_valid.json", "all_valid.json")}
 """Of each split; the first that is there is used, of test before valid where no split is asked for."""
@@ -57,7 +58,7 @@ videos/                  video_id.mp4 (or avi, mov, mkv)"""
         videos = VideoFolder(data, "videos")
         items = []
         for key, raw in read_json(path, dict).items():
-            entry = Record(raw, f"{path}: index {key!r}")
+            entry = AnnotationEntry(raw, f"{path}: index {key!r}")
             video = entry.record("metadata").path("video_id")
             items.extend(_item(question, video, videos.find(video)) for question in entry.records("mc_question"))
         if not items:
@@ -65,12 +66,12 @@ videos/                  video_id.mp4 (or avi, mov, mkv)"""
         check_unique((item.id for item in items), path)
         return items
 
-    def write_submission(self, items: Sequence[Item], rows: Sequence[Row], folder: Path) -> list[Path]:
+    def write_submission(self, items: Sequence[Item], samples: Sequence[Sample], folder: Path) -> list[Path]:
         """The JSON that the challenge's server takes: for each video its questions' ids and chosen options."""
-        by_id = {row["id"]: row for row in rows}
+        by_id = {sample.id: sample for sample in samples}
         answers: dict[str, list[dict[str, object]]] = {}
         for item in items:
-            chosen = by_id.get(item.id, {}).get("parsed")
+            chosen = by_id[item.id].parsed if item.id in by_id else None
             if chosen is not None:
                 entry = {"id": item.extra["question_id"], "answer_id": chosen, "answer": item.options[chosen]}
                 answers.setdefault(item.extra["video_id"], []).append(entry)
@@ -79,7 +80,7 @@ videos/                  video_id.mp4 (or avi, mov, mkv)"""
         return [path]
 
 
-def _item(record: Record, video: str, media: str) -> Item:
+def _item(record: AnnotationEntry, video: str, media: str) -> Item:
     number, question = record.index("id", 10**9), record.text("question")
     options = record.texts("options", least=3, most=3)
     return Item(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from videollama2.errors import DataError
-from videollama2.eval.annotations import Record, VideoFolder, check_unique, read_records
+from videollama2.eval.annotations import AnnotationEntry, VideoFolder, check_unique, read_records
 from videollama2.eval.items import Aspect, Benchmark, Item
 
 QUESTION_FILE, ANSWER_FILE = "test_q.json", "test_a.json"
@@ -42,7 +42,7 @@ class QuestionAnswer(Benchmark):
             raise next(iter(answers.values())).problem("question_id", f"has no question in {question_path}")
         return items
 
-    def _item(self, question: Record, answer: Record, videos: VideoFolder) -> Item:
+    def _item(self, question: AnnotationEntry, answer: AnnotationEntry, videos: VideoFolder) -> Item:
         name, text = question.path("video_name"), question.text("question")
         kind = answer.raw.get("type")
         return Item(
@@ -59,8 +59,8 @@ class QuestionAnswer(Benchmark):
         )
 
 
-def _by_question(records: list[Record], path: Path) -> dict[str, Record]:
-    found: dict[str, Record] = {}
+def _by_question(records: list[AnnotationEntry], path: Path) -> dict[str, AnnotationEntry]:
+    found: dict[str, AnnotationEntry] = {}
     for record in records:
         number = record.text("question_id")
         if number in found:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from videollama2.eval.annotations import Record, VideoFolder, read_records
+from videollama2.eval.annotations import AnnotationEntry, VideoFolder, read_records
 from videollama2.eval.items import Aspect, Benchmark, Item
 
 CATEGORIES = ("generic", "temporal", "consistency")
@@ -41,7 +41,7 @@ Test_Videos/             VIDEO_NAME.mp4 (or webm, avi, mov, mkv)"""
         ]
 
 
-def _item(record: Record, category: str, index: int, videos: VideoFolder) -> Item:
+def _item(record: AnnotationEntry, category: str, index: int, videos: VideoFolder) -> Item:
     name = record.path("video_name")
     if category == "consistency":
         question: str | list[str] = [record.text("Q1"), record.text("Q2")]

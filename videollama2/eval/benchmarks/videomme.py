@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from videollama2.errors import ConfigError, DataError, MissingDependencyError
-from videollama2.eval.annotations import Record, VideoFolder, check_unique
+from videollama2.eval.annotations import AnnotationEntry, VideoFolder, check_unique
 from videollama2.eval.answers import LETTERS, published_videomme
+from videollama2.eval.atomic import write_atomically
 from videollama2.eval.benchmarks.multiple_choice import ONLY_THE_LETTER, MultipleChoice
-from videollama2.eval.files import write_atomically
-from videollama2.eval.items import Benchmark, Item, Row
+from videollama2.eval.items import Benchmark, Item
+from videollama2.eval.samples import Sample
 from videollama2.eval.subtitles import read_srt, subtitles_for
 
 PARQUET = "test-00000-of-00001.parquet"
@@ -64,7 +65,10 @@ subtitles/               VIDEOID.srt, where the video has subtitles"""
         """See :class:`Benchmark`."""
         path = data / PARQUET
         videos = VideoFolder(data, "videos")
-        items = [_item(Record(raw, f"{path}: index {index}"), videos) for index, raw in enumerate(_read_parquet(path))]
+        items = [
+            _item(AnnotationEntry(raw, f"{path}: index {index}"), videos)
+            for index, raw in enumerate(_read_parquet(path))
+        ]
         if not items:
             raise DataError(f"{path}: there is no question in this file")
         check_unique((item.id for item in items), path)
@@ -100,11 +104,11 @@ subtitles/               VIDEOID.srt, where the video has subtitles"""
         """With their letters, as the published parser cuts them."""
         return item.extra["choices"]
 
-    def write_submission(self, items: Sequence[Item], rows: Sequence[Row], folder: Path) -> list[Path]:
+    def write_submission(self, items: Sequence[Item], samples: Sequence[Sample], folder: Path) -> list[Path]:
         """The results file of the official scorer, and what that scorer prints about it."""
         from videollama2.eval.report.videomme_official import official_report
 
-        results = official_results(items, rows)
+        results = official_results(items, samples)
         suffix = "_sub" if self.subtitles else ""
         as_json, report = folder / f"videomme{suffix}.json", folder / f"videomme{suffix}_report.txt"
         write_atomically(as_json, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
@@ -116,13 +120,13 @@ def _subtitle_file(data: Path, item: Item) -> Path:
     return data / "subtitles" / f"{Path(item.media).stem}.srt"
 
 
-def official_results(items: Sequence[Item], rows: Sequence[Row]) -> list[dict[str, Any]]:
+def official_results(items: Sequence[Item], samples: Sequence[Sample]) -> list[dict[str, Any]]:
     """One entry per video; a video that could not be read is ``missing``, as published."""
-    by_id = {row["id"]: row for row in rows}
+    by_id = {sample.id: sample for sample in samples}
     results: dict[str, dict[str, Any]] = {}
     for item in items:
-        row = by_id.get(item.id)
-        if row is None:
+        sample = by_id.get(item.id)
+        if sample is None:
             continue
         entry = results.setdefault(item.extra["video_id"], {**_video(item), "questions": [], "missing": False})
         question = {
@@ -132,10 +136,10 @@ def official_results(items: Sequence[Item], rows: Sequence[Row]) -> list[dict[st
             "choices": list(item.extra["choices"]),
             "answer": LETTERS[item.answer],
         }
-        if row["error"] is not None:
+        if sample.error is not None:
             entry["missing"] = True
         else:
-            question["response"] = "" if row["parsed"] is None else LETTERS[row["parsed"]]
+            question["response"] = "" if sample.parsed is None else LETTERS[sample.parsed]
         entry["questions"].append(question)
     return list(results.values())
 
@@ -144,7 +148,7 @@ def _video(item: Item) -> dict[str, Any]:
     return {name: item.extra[name] for name in ("video_id", "youtube_id", *_VIDEO_FIELDS[1:])}
 
 
-def _item(record: Record, videos: VideoFolder) -> Item:
+def _item(record: AnnotationEntry, videos: VideoFolder) -> Item:
     choices = record.texts("options", least=4, most=4)
     answer = record.text("answer")
     if answer not in LETTERS[:4]:

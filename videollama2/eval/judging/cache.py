@@ -8,13 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from videollama2.eval.files import write_atomically
+from videollama2.eval.atomic import write_atomically
+from videollama2.eval.judging.client import Reply
 
-_VERSION = 1
+_VERSION = 2
 
 
 def content_key(request: Mapping[str, Any]) -> str:
-    """SHA-256 of everything the reply depends on."""
+    """SHA-256 of everything the reply depends on. The address is no part of it: the same model is often reached by
+    another one (a port, a proxy), and the results name the model that the server says it served."""
     text = json.dumps([_VERSION, request], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -25,7 +27,7 @@ class ReplyCache:
     def __init__(self, folder: str | Path | None) -> None:
         self.folder = Path(folder) if folder is not None else None
 
-    def get(self, key: str) -> dict[str, Any] | None:
+    def get(self, key: str) -> Reply | None:
         """The stored reply, or None. A damaged file counts as absent: asking again repairs it."""
         if self.folder is None:
             return None
@@ -35,13 +37,13 @@ class ReplyCache:
             return None
         if not isinstance(record, dict) or record.get("key") != key or not isinstance(record.get("raw"), str):
             return None
-        return record
+        return Reply(record["raw"], str(record.get("model")), dict(record.get("usage") or {}))
 
-    def put(self, key: str, raw: str, model: str) -> None:
+    def put(self, key: str, reply: Reply) -> None:
         """Store a reply whole or not at all."""
-        if self.folder is None:
-            return
-        write_atomically(self._path(key), json.dumps({"key": key, "raw": raw, "model": model}, ensure_ascii=False))
+        if self.folder is not None:
+            write_atomically(self._path(key), json.dumps({"key": key, **reply._asdict()}, ensure_ascii=False))
 
     def _path(self, key: str) -> Path:
+        assert self.folder is not None
         return self.folder / key[:2] / f"{key}.json"

@@ -32,10 +32,12 @@ class JudgeCallError(Exception):
 
 
 class Reply(NamedTuple):
-    """Text of a reply and the model that the server says it came from."""
+    """Text of a reply, the model that the server says it came from, and the tokens that the server counted
+    (``prompt_tokens``, ``completion_tokens``; empty where it counts none)."""
 
     raw: str
     model: str
+    usage: dict[str, int]
 
 
 class ChatClient:
@@ -112,7 +114,7 @@ class ChatClient:
             raise JudgeCallError("the reply is no chat completion") from error
         if not isinstance(text, str):
             raise JudgeCallError("the reply holds no text")
-        return Reply(text, str(body.get("model") or request["model"]))
+        return Reply(text, str(body.get("model") or request["model"]), _usage(body.get("usage")))
 
     def _give_up_if_pointless(self, error: Exception) -> None:
         """Raise at once where asking again cannot help."""
@@ -149,6 +151,13 @@ class ChatClient:
             wait = self._resume_at - time.monotonic()
         if wait > 0:
             time.sleep(wait)
+
+
+def _usage(counted: Any) -> dict[str, int]:
+    """The two numbers that are paid for, where they are numbers."""
+    numbers = counted if isinstance(counted, dict) else {}
+    names = ("prompt_tokens", "completion_tokens")
+    return {name: numbers[name] for name in names if isinstance(numbers.get(name), int)}
 
 
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:

@@ -1,11 +1,9 @@
 """Judges: something that reads question, reference and answer, and gives a verdict.
 
 ``OpenAIJudge`` asks a language model behind any OpenAI-compatible address or Azure. ``LocalJudge`` compares texts and
-needs no network; it is named in the results as what it is. Both fill ``row["judge"]``:
+needs no network; it is named in the results as what it is.
 
-    {"pred": "yes" | "no" | None, "score": 0..5 | None, "raw": reply | None, "error": None | why there is no verdict}
-
-A failure is never a verdict: it is recorded, counted and left out of the mean (``summary`` shows the lower bound).
+A failure is never a verdict: it is recorded, counted and left out of the mean (the report shows the lower bound).
 """
 
 from __future__ import annotations
@@ -14,6 +12,7 @@ import math
 import re
 import threading
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -23,22 +22,27 @@ from videollama2.errors import ConfigError
 from videollama2.eval.judging.cache import ReplyCache, content_key
 from videollama2.eval.judging.client import ChatClient, JudgeCallError, Reply
 from videollama2.eval.judging.reply import ReplyError, parse_reply
-from videollama2.eval.judging.rubrics import MAX_SCORE, Rubric
+from videollama2.eval.judging.rubrics import Rubric
+from videollama2.eval.samples import MAX_SCORE, UNREADABLE, Sample, Verdict
 
-Row = dict[str, Any]
+ASKED_AT_MOST = 2
+"""Times that one question is asked where the reply cannot be read."""
 
 
 class Judge(Protocol):
-    """What the runner needs of a judge."""
+    """What scoring needs of a judge."""
 
-    def score_rows(self, rows: Sequence[Row], rubric: Rubric, progress: bool = True) -> list[Row]:
-        """Copies of the rows, in order, each with ``judge`` filled. Rows with an ``error`` get ``judge`` None."""
+    def verdicts(self, samples: Sequence[Sample], rubric: Rubric, progress: bool = True) -> list[Verdict | None]:
+        """A verdict for each sample, in order; None where the sample has an ``error`` in place of an answer."""
+        ...
 
-    def dry_run(self, rows: Sequence[Row], rubric: Rubric) -> dict[str, Any]:
-        """What ``score_rows`` would cost."""
+    def dry_run(self, samples: Sequence[Sample], rubric: Rubric) -> dict[str, Any]:
+        """What :meth:`verdicts` would cost."""
+        ...
 
     def describe(self) -> dict[str, Any]:
         """What the results record about the judge."""
+        ...
 
 
 class OpenAIJudge:
@@ -82,13 +86,15 @@ class OpenAIJudge:
         self._client = ChatClient(base_url, azure_endpoint, azure_api_version, retries, timeout, backoff, max_wait)
         self._cache = ReplyCache(cache_dir)
         self._served: set[str] = set()
+        self._usage: Counter[str] = Counter()
         # With this many unanswered requests in a row the server is down; the rest need not each wait for it.
         self._patience = max(3, concurrency)
         self._unanswered = 0
         self._lock = threading.Lock()
 
     def describe(self) -> dict[str, Any]:
-        """Model asked for, models the server says it used, address without credentials, sampling."""
+        """Model asked for, models the server says it used, address without credentials, sampling, and the tokens that
+        the server counted for the replies in use, whether they were asked for now or kept from a former run."""
         return {
             "kind": "azure" if self._azure else "openai-compatible",
             "model": self.model,
@@ -97,32 +103,33 @@ class OpenAIJudge:
             "temperature": self.temperature,
             "top_p": self.top_p,
             "max_tokens": self.max_tokens,
+            "usage": dict(sorted(self._usage.items())),
         }
 
-    def score_rows(self, rows: Sequence[Row], rubric: Rubric, progress: bool = True) -> list[Row]:
-        """Judge every row that has an answer; equal requests are sent once. Order and result do not depend on threads.
+    def verdicts(self, samples: Sequence[Sample], rubric: Rubric, progress: bool = True) -> list[Verdict | None]:
+        """Judge every sample that has an answer; equal requests are sent once. A reply that cannot be read is asked
+        for once more. Order and result do not depend on threads.
 
         Raises:
             ConfigError: the server refuses key, model or address; nothing is lost, replies so far are in the cache.
-            DataError: a row lacks what the rubric needs.
+            DataError: a sample lacks what the rubric needs.
         """
-        requests = [None if row.get("error") else self._request(rubric, row) for row in rows]
-        keys = [request and self._key(request) for request in requests]
-        unique = {key: request for key, request in zip(keys, requests, strict=True) if key}
+        requests = [None if sample.error else self._request(rubric, sample) for sample in samples]
+        keys = [content_key(request) if request else None for request in requests]
+        unique = {key: request for key, request in zip(keys, requests, strict=True) if key and request}
         self._unanswered = 0
-        verdicts = self._ask_all(unique, rubric, progress)
-        # A copy for each row: rows must not share one dictionary.
-        return [{**row, "judge": dict(verdicts[key]) if key else None} for row, key in zip(rows, keys, strict=True)]
+        found = self._ask_all(unique, rubric, progress)
+        return [found[key] if key else None for key in keys]
 
-    def dry_run(self, rows: Sequence[Row], rubric: Rubric) -> dict[str, Any]:
+    def dry_run(self, samples: Sequence[Sample], rubric: Rubric) -> dict[str, Any]:
         """Count without asking. Tokens are an estimate (four bytes a token) and an upper bound for the replies."""
-        requests = [self._request(rubric, row) for row in rows if not row.get("error")]
-        unique = {self._key(request): request for request in requests}
+        requests = [self._request(rubric, sample) for sample in samples if not sample.error]
+        unique = {content_key(request): request for request in requests}
         calls = [request for key, request in unique.items() if self._cache.get(key) is None]
         texts = ["".join(message["content"] for message in request["messages"]) for request in calls]
         return {
-            "rows": len(rows),
-            "skipped": len(rows) - len(requests),
+            "rows": len(samples),
+            "skipped": len(samples) - len(requests),
             "duplicates": len(requests) - len(unique),
             "cached": len(unique) - len(calls),
             "calls": len(calls),
@@ -130,59 +137,64 @@ class OpenAIJudge:
             "reply_tokens_at_most": len(calls) * self.max_tokens,
         }
 
-    def _request(self, rubric: Rubric, row: Row) -> dict[str, Any]:
-        request = {"model": self.model, "messages": rubric.messages(row), "max_tokens": self.max_tokens}
+    def _request(self, rubric: Rubric, sample: Sample) -> dict[str, Any]:
+        request = {"model": self.model, "messages": rubric.messages(sample), "max_tokens": self.max_tokens}
         sampling = {"temperature": self.temperature, "top_p": self.top_p}
         return request | {name: value for name, value in sampling.items() if value is not None}
 
-    def _key(self, request: Mapping[str, Any]) -> str:
-        # Two servers may give one name to different models.
-        return content_key({"endpoint": self._client.endpoint, **request})
-
-    def _ask_all(self, unique: Mapping[str, Mapping[str, Any]], rubric: Rubric, progress: bool) -> dict[str, Row]:
+    def _ask_all(self, unique: Mapping[str, Mapping[str, Any]], rubric: Rubric, progress: bool) -> dict[str, Verdict]:
         from tqdm import tqdm
 
-        verdicts: dict[str, Row] = {}
+        found: dict[str, Verdict] = {}
         pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="judge")
         try:
             futures = {pool.submit(self._ask, key, request, rubric): key for key, request in unique.items()}
             for future in tqdm(as_completed(futures), "judge", len(futures), disable=not progress, unit=" answers"):
-                verdicts[futures[future]] = future.result()
+                found[futures[future]] = future.result()
         finally:
             # After an error or Ctrl-C, requests not yet sent stay unsent.
             pool.shutdown(wait=True, cancel_futures=True)
-        return verdicts
+        return found
 
-    def _ask(self, key: str, request: Mapping[str, Any], rubric: Rubric) -> Row:
+    def _ask(self, key: str, request: Mapping[str, Any], rubric: Rubric) -> Verdict:
         stored = self._cache.get(key)
         if stored is not None:
-            return self._verdict(Reply(stored["raw"], stored.get("model", self.model)), rubric)
-        with self._lock:
-            if self._unanswered >= self._patience:
-                return _failed(f"not asked: {self._unanswered} requests in a row got no answer", None)
-        try:
-            reply = self._client.complete(request)
-        except JudgeCallError as error:
-            self._note(error.unreachable)
-            return _failed(str(error), None)
-        self._note(False)
-        verdict = self._verdict(reply, rubric)
-        if verdict["error"] is None:  # an unreadable reply is worth asking for again
-            self._cache.put(key, reply.raw, reply.model)
+            self._count(stored)
+            return _read(stored, rubric)
+        verdict = Verdict()
+        for _ in range(ASKED_AT_MOST):
+            with self._lock:
+                if self._unanswered >= self._patience:
+                    return Verdict(error=f"not asked: {self._unanswered} requests in a row got no answer")
+            try:
+                reply = self._client.complete(request)
+            except JudgeCallError as error:
+                self._note(error.unreachable)
+                return Verdict(error=str(error))
+            self._note(False)
+            self._count(reply)
+            verdict = _read(reply, rubric)
+            if verdict.error is None:  # an unreadable reply is worth asking for again
+                self._cache.put(key, reply)
+                break
         return verdict
 
     def _note(self, unanswered: bool) -> None:
         with self._lock:
             self._unanswered = self._unanswered + 1 if unanswered else 0
 
-    def _verdict(self, reply: Reply, rubric: Rubric) -> Row:
+    def _count(self, reply: Reply) -> None:
         with self._lock:
             self._served.add(reply.model)
-        try:
-            pred, score = parse_reply(reply.raw, rubric.wants_pred)
-        except ReplyError as error:
-            return _failed(f"unreadable reply: {error}", reply.raw)
-        return {"pred": pred, "score": score, "raw": reply.raw, "error": None}
+            self._usage.update(reply.usage)
+
+
+def _read(reply: Reply, rubric: Rubric) -> Verdict:
+    try:
+        pred, score = parse_reply(reply.raw, rubric.wants_pred)
+    except ReplyError as error:
+        return Verdict(raw=reply.raw, error=f"{UNREADABLE}: {error}")
+    return Verdict(pred, score, reply.raw)
 
 
 class LocalJudge:
@@ -191,11 +203,11 @@ class LocalJudge:
     def describe(self) -> dict[str, Any]:
         return {"kind": "local", "model": "exact or normalised match"}
 
-    def dry_run(self, rows: Sequence[Row], rubric: Rubric) -> dict[str, Any]:
+    def dry_run(self, samples: Sequence[Sample], rubric: Rubric) -> dict[str, Any]:
         """No calls."""
-        skipped = sum(bool(row.get("error")) for row in rows)
+        skipped = sum(bool(sample.error) for sample in samples)
         return {
-            "rows": len(rows),
+            "rows": len(samples),
             "skipped": skipped,
             "duplicates": 0,
             "cached": 0,
@@ -204,14 +216,14 @@ class LocalJudge:
             "reply_tokens_at_most": 0,
         }
 
-    def score_rows(self, rows: Sequence[Row], rubric: Rubric, progress: bool = True) -> list[Row]:
-        """Judge every row that has an answer."""
-        return [{**row, "judge": None if row.get("error") else self._verdict(row, rubric)} for row in rows]
+    def verdicts(self, samples: Sequence[Sample], rubric: Rubric, progress: bool = True) -> list[Verdict | None]:
+        """Judge every sample that has an answer."""
+        return [None if sample.error else self._verdict(sample, rubric) for sample in samples]
 
-    def _verdict(self, row: Row, rubric: Rubric) -> Row:
-        rubric.messages(row)  # the same demands on a row as the other judge makes
-        references = [row["answer"]] if isinstance(row["answer"], str) else list(row["answer"])
-        outputs = [row["output"]] if isinstance(row["output"], str) else list(row["output"])
+    def _verdict(self, sample: Sample, rubric: Rubric) -> Verdict:
+        rubric.messages(sample)  # the same demands on a sample as the other judge makes
+        references = [sample.answer] if isinstance(sample.answer, str) else list(sample.answer)
+        outputs = [sample.output] if isinstance(sample.output, str) else list(sample.output or ())
         how = "no match"
         if all(output in references for output in outputs):
             how = "exact match"
@@ -219,7 +231,7 @@ class LocalJudge:
             how = "normalised match"
         right = how != "no match"
         pred = ("yes" if right else "no") if rubric.wants_pred else None
-        return {"pred": pred, "score": float(MAX_SCORE if right else 0), "raw": how, "error": None}
+        return Verdict(pred, float(MAX_SCORE if right else 0), how)
 
 
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -228,12 +240,8 @@ _DIGITS = {word: str(number) for number, word in enumerate(_NUMBERS)}
 
 def normalise(text: str) -> str:
     """Lower case, no punctuation, no articles, small numbers as digits, single spaces."""
-    words = re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
-    return " ".join(_DIGITS.get(word, word) for word in words if word not in ("a", "an", "the"))
-
-
-def _failed(why: str, raw: str | None) -> Row:
-    return {"pred": None, "score": None, "raw": raw, "error": why}
+    words: list[str] = re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
+    return " ".join(str(_DIGITS.get(word, word)) for word in words if word not in ("a", "an", "the"))
 
 
 def _check_at_least(name: str, value: int, least: int) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from videollama2.eval.judging.rubrics import MAX_SCORE
+from videollama2.eval.samples import MAX_SCORE
+from videollama2.eval.strict import after_thinking
 
 # Judges write {'pred': 'yes', 'score': 4}, {''score': 4.8}, **Score:** 4/5, ```json {"score": "4"}```.
 _DRESS = r"[\s'\"`*_]*"
@@ -22,19 +23,20 @@ class ReplyError(ValueError):
     """The reply holds no verdict, several, or one out of range."""
 
 
-class Verdict(NamedTuple):
+class Grade(NamedTuple):
     """``pred`` is "yes", "no" or None where the rubric asks for a score alone; ``score`` lies in 0..5."""
 
     pred: str | None
     score: float
 
 
-def parse_reply(text: str, wants_pred: bool) -> Verdict:
-    """Read yes/no and score.
+def parse_reply(text: str, wants_pred: bool) -> Grade:
+    """Read yes/no and score. What a model thinks aloud before it replies is not part of the reply.
 
     Raises:
         ReplyError: something is missing, contradictory or outside 0..5; the message says what.
     """
+    text = after_thinking(text)
     scores = {float(found) for found in _SCORE.findall(text)}
     if not scores and not wants_pred and (alone := _NUMBER_ALONE.fullmatch(text)):
         scores = {float(alone.group(1))}
@@ -42,12 +44,12 @@ def parse_reply(text: str, wants_pred: bool) -> Verdict:
     if not 0 <= score <= MAX_SCORE:
         raise ReplyError(f"score {score:g} is outside 0..{MAX_SCORE}")
     if not wants_pred:
-        return Verdict(None, score)
+        return Grade(None, score)
     words = {word.lower() for word in _PRED.findall(text)}
     pred = _VERDICTS.get(_only(words, "pred"))
     if pred is None or re.search(rf"pred{_DRESS}[:=]{_DRESS}yes\s*/\s*no", text, re.I):
         raise ReplyError("pred is neither yes nor no")
-    return Verdict(pred, score)
+    return Grade(pred, score)
 
 
 def _only(found: set, what: str):

@@ -17,9 +17,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from videollama2.errors import ConfigError, DataError
+from videollama2.eval.samples import Sample
 
 PUBLISHED_FOLDER = Path(__file__).resolve().parents[2] / "assets" / "rubrics" / "published"
 # How the published scorers sample the judge.
@@ -36,7 +36,6 @@ PUBLISHED_PASSAGES = {
         "{'pred': 'yes', 'score': 4.8}.",
     ),
 }
-MAX_SCORE = 5
 _PLACEHOLDERS = ("question", "question_2", "answer", "prediction", "prediction_2")
 _FIELD = re.compile(r"\{(" + "|".join(_PLACEHOLDERS) + r")\}")
 _FILE_FIELDS = ("name", "version", "system", "user", "source")
@@ -47,7 +46,7 @@ class Rubric:
     """One judged aspect: what is asked and what the reply must hold.
 
     ``wants_pred``: the reply gives yes or no beside the score 0..5. ``pairs``: two questions and two predictions are
-    judged together, so a row's ``question`` and ``output`` are lists of two.
+    judged together, so a sample's ``question`` and ``output`` are lists of two.
     """
 
     name: str
@@ -71,29 +70,29 @@ class Rubric:
         """What the results record."""
         return {"name": self.name, "version": self.version, "source": self.source, "fingerprint": self.fingerprint}
 
-    def messages(self, row: Mapping[str, Any]) -> list[dict[str, str]]:
-        """The chat messages for one stored row (``question``, ``answer``, ``output``).
+    def messages(self, sample: Sample) -> list[dict[str, str]]:
+        """The chat messages about one sample: its question, reference answer and output.
 
         Raises:
-            DataError: the row lacks a field, or has not the two questions and outputs that the rubric compares.
+            DataError: the sample lacks one of these, or has not the two questions and outputs that the rubric compares.
         """
-        fields = self._fields(row)
+        fields = self._fields(sample)
         # One pass: a brace in an answer must not be taken for a placeholder.
         user = _FIELD.sub(lambda match: fields[match.group(1)], self.user)
         return [{"role": "system", "content": self.system}, {"role": "user", "content": user}]
 
-    def _fields(self, row: Mapping[str, Any]) -> dict[str, str]:
-        missing = [name for name in ("question", "answer", "output") if row.get(name) is None]
+    def _fields(self, sample: Sample) -> dict[str, str]:
+        missing = [name for name in ("question", "answer", "output") if getattr(sample, name) is None]
         if missing:
-            raise DataError(f"row {row.get('id')!r}: rubric {self.name} needs {', '.join(missing)}")
-        fields = {"answer": str(row["answer"])}
+            raise DataError(f"sample {sample.id!r}: rubric {self.name} needs {', '.join(missing)}")
+        fields = {"answer": str(sample.answer)}
         for name, key in (("question", "question"), ("prediction", "output")):
-            value = row[key]
+            value = getattr(sample, key)
             if not self.pairs:
                 fields[name] = str(value)
                 continue
             if isinstance(value, str) or len(value) != 2:
-                raise DataError(f"row {row.get('id')!r}: rubric {self.name} needs a list of two in {key!r}")
+                raise DataError(f"sample {sample.id!r}: rubric {self.name} needs a list of two in {key!r}")
             fields[name], fields[f"{name}_2"] = map(str, value)
         return fields
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from videollama2.errors import MissingDependencyError
+from videollama2.eval.report.document import Report
+from videollama2.eval.report.metrics import Cell, Metric
 
 _COLOURS = ("#2b6ca3", "#e08a1e", "#4f9d69", "#a34b8f", "#7a6a58", "#3aa0a0", "#b5483a")
 _INK = "#222222"
@@ -16,22 +18,22 @@ _TITLE_LETTERS = 60
 _GAP_INCHES, _BAR_INCHES = 0.12, 0.17
 
 
-def draw_chart(document: Mapping[str, Any]) -> bytes:
-    """The PNG of ``results.json``'s content. Overall on top, categories below; whiskers are 95 % intervals, a
+def draw_chart(report: Report) -> bytes:
+    """The PNG of a report. Overall on top, categories below; whiskers are 95 % intervals, a
     diamond is the paper's number.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
     figure_class, canvas_class = _import_matplotlib()
-    panels = _panels(document["metrics"])
+    panels = _panels(report.metrics)
     heights = [_panel_inches(metrics) for metrics in panels]
     figure = figure_class(figsize=(8.5, sum(heights) + 0.7), dpi=120, layout="constrained")
     canvas_class(figure)
     figure.get_layout_engine().set(h_pad=0.1, w_pad=0.1)
-    model = str(document["model"])
+    model = report.header.model
     shown = model if len(model) <= _TITLE_LETTERS else "…" + model[-_TITLE_LETTERS:]  # a path says most at its end
-    figure.suptitle(_plain(heading(document, shown)), fontsize=11)
+    figure.suptitle(_plain(report.header.heading(shown)), fontsize=11)
     axes = figure.subplots(len(panels), 1, squeeze=False, gridspec_kw={"height_ratios": heights or [1]})
     for axis, metrics in zip(axes[:, 0], panels, strict=True):
         _draw_panel(axis, metrics)
@@ -41,55 +43,49 @@ def draw_chart(document: Mapping[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def heading(document: Mapping[str, Any], model: str | None = None) -> str:
-    """What was measured and of which model. Options that change the questions belong to it."""
-    options = [f"{name} {document[name]}" for name in ("subtitles", "split", "prompt") if document.get(name)]
-    return f"{', '.join([document['benchmark'], *options])} · {model or document['model']}"
-
-
-def _panels(metrics: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+def _panels(metrics: Sequence[Metric]) -> list[list[Metric]]:
     """Metrics of one unit share an axis. Without any value there is one panel, which says so."""
     if not any(map(_scored, metrics)):
         return [[*metrics]]
-    units = dict.fromkeys(metric["unit"] for metric in metrics)
-    return [[metric for metric in metrics if metric["unit"] == unit] for unit in units]
+    units = dict.fromkeys(metric.unit for metric in metrics)
+    return [[metric for metric in metrics if metric.unit == unit] for unit in units]
 
 
-def _scored(metric: Mapping[str, Any]) -> bool:
-    return metric["overall"]["value"] is not None
+def _scored(metric: Metric) -> bool:
+    return metric.overall.value is not None
 
 
-def _labels(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
+def _labels(metrics: Sequence[Metric]) -> list[str]:
     """Row names: all questions, then the categories. One category says the same as all questions."""
-    if all(len(metric["categories"]) <= 1 for metric in metrics):
+    if all(len(metric.categories) <= 1 for metric in metrics):
         return [_OVERALL]
-    return [_OVERALL, *dict.fromkeys(label for metric in metrics for label in metric["categories"])]
+    return [_OVERALL, *dict.fromkeys(label for metric in metrics for label in metric.categories)]
 
 
-def _panel_inches(metrics: Sequence[Mapping[str, Any]]) -> float:
+def _panel_inches(metrics: Sequence[Metric]) -> float:
     if not any(map(_scored, metrics)):
         return 1.0
     return 1.0 + len(_labels(metrics)) * (_GAP_INCHES + _BAR_INCHES * max(1, len(metrics)))
 
 
-def _draw_panel(axis: Any, metrics: Sequence[Mapping[str, Any]]) -> None:
+def _draw_panel(axis: Any, metrics: Sequence[Metric]) -> None:
     if not any(map(_scored, metrics)):
         axis.text(0.5, 0.5, _why_unscored(metrics), ha="center", va="center", transform=axis.transAxes)
         axis.set_axis_off()
         return
-    top = 100.0 if metrics[0]["unit"] == "%" else 5.0
+    top = 100.0 if metrics[0].unit == "%" else 5.0
     labels = _labels(metrics)
     height = _BAR_INCHES / (_GAP_INCHES + _BAR_INCHES * len(metrics))
     offsets = [(index - (len(metrics) - 1) / 2) * height for index in range(len(metrics))]
     # Totals alone are named at their bars, so there the colour tells the protocol.
-    told = [metric["protocol"] if len(labels) == 1 else index for index, metric in enumerate(metrics)]
+    told = [metric.protocol if len(labels) == 1 else index for index, metric in enumerate(metrics)]
     kinds = list(dict.fromkeys(told))
     for metric, kind, offset in zip(metrics, told, offsets, strict=True):
         _draw_bars(axis, metric, labels, offset, height, _COLOURS[kinds.index(kind) % len(_COLOURS)], top)
     _dress(axis, top, len(labels))
     if len(labels) == 1:
         # Nothing but totals (the aspects of a judge): name each bar instead of one group of bars.
-        names = [f"{_name(metric)}  (n={metric['overall']['n']})" for metric in metrics]
+        names = [f"{_name(metric)}  (n={metric.overall.n})" for metric in metrics]
         axis.set_yticks(offsets, names, fontsize=8)
     else:
         names = [f"{_plain(label)}  (n={_count(metrics, label)})" for label in labels]
@@ -98,31 +94,37 @@ def _draw_panel(axis: Any, metrics: Sequence[Mapping[str, Any]]) -> None:
     _legend(axis, metrics, named=len(labels) > 1)
 
 
-def _why_unscored(metrics: Sequence[Mapping[str, Any]]) -> str:
+def _why_unscored(metrics: Sequence[Metric]) -> str:
     """The counts of the first metric that has any; all of a report say much the same."""
-    counts = metrics[0]["counts"] if metrics else {}
-    names = ("missing_media", "failed", "judge_failed")
-    found = [f"{counts[name]} {name.replace('_', ' ')}" for name in names if counts.get(name)]
-    return "no scored question" + (f" (of {counts['total']}: {', '.join(found)})" if found else "")
+    if not metrics:
+        return "no scored question"
+    counts = metrics[0].counts
+    numbers = {
+        "missing media": counts.missing_media,
+        "failed": counts.failed,
+        "judge failed": counts.judge_failed,
+    }
+    why = [f"{number} {name}" for name, number in numbers.items() if number]
+    return "no scored question" + (f" (of {counts.total}: {', '.join(why)})" if why else "")
 
 
 def _draw_bars(
-    axis: Any, metric: Mapping[str, Any], labels: list[str], offset: float, height: float, colour: str, top: float
+    axis: Any, metric: Metric, labels: list[str], offset: float, height: float, colour: str, top: float
 ) -> None:
     for row, label in enumerate(labels):
         cell = _cell(metric, label)
-        if cell is None or cell["value"] is None:
+        if cell is None or cell.value is None:
             continue
         place = row + offset
-        axis.barh(place, cell["value"], height * 0.88, color=colour, alpha=1.0 if row == 0 else 0.7)
-        if cell["low"] is not None:
-            axis.hlines(place, cell["low"], cell["high"], color=_INK, linewidth=0.8)
-            axis.vlines([cell["low"], cell["high"]], place - height * 0.2, place + height * 0.2, _INK, linewidth=0.8)
+        axis.barh(place, cell.value, height * 0.88, color=colour, alpha=1.0 if row == 0 else 0.7)
+        if cell.low is not None:
+            axis.hlines(place, cell.low, cell.high, color=_INK, linewidth=0.8)
+            axis.vlines([cell.low, cell.high], place - height * 0.2, place + height * 0.2, _INK, linewidth=0.8)
         # In a column of their own: beside the bar they would meet whiskers and the paper's mark.
-        digits = 1 if metric["unit"] == "%" else 2
-        axis.text(top * 1.02, place, f"{cell['value']:.{digits}f}", va="center", fontsize=7, color=_INK)
-    if metric.get("paper"):
-        axis.plot(metric["paper"]["value"], offset, zorder=5, **_PAPER_MARK)
+        digits = 1 if metric.unit == "%" else 2
+        axis.text(top * 1.02, place, f"{cell.value:.{digits}f}", va="center", fontsize=7, color=_INK)
+    if metric.paper:
+        axis.plot(metric.paper.value, offset, zorder=5, **_PAPER_MARK)
 
 
 def _dress(axis: Any, top: float, rows: int) -> None:
@@ -137,29 +139,29 @@ def _dress(axis: Any, top: float, rows: int) -> None:
     axis.spines[["top", "right", "left"]].set_visible(False)
 
 
-def _legend(axis: Any, metrics: Sequence[Mapping[str, Any]], named: bool) -> None:
+def _legend(axis: Any, metrics: Sequence[Metric], named: bool) -> None:
     handles, names = [], []
     for index, metric in enumerate(metrics if named else ()):
         handles.append(axis.barh([0], [0], color=_COLOURS[index % len(_COLOURS)]))
         names.append(_name(metric))
     handles += axis.plot([], [], color=_INK, linewidth=0.8)
     names.append("95 % interval")
-    if any(metric.get("paper") for metric in metrics):
+    if any(metric.paper for metric in metrics):
         handles += axis.plot([], [], **_PAPER_MARK)
         names.append("the paper")
     axis.legend(handles, names, fontsize=7, ncols=4, loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
 
 
-def _cell(metric: Mapping[str, Any], label: str) -> Mapping[str, Any] | None:
-    return metric["overall"] if label == _OVERALL else metric["categories"].get(label)
+def _cell(metric: Metric, label: str) -> Cell | None:
+    return metric.overall if label == _OVERALL else metric.categories.get(label)
 
 
-def _count(metrics: Sequence[Mapping[str, Any]], label: str) -> int:
-    return max(cell["n"] for metric in metrics if (cell := _cell(metric, label)))
+def _count(metrics: Sequence[Metric], label: str) -> int:
+    return max(cell.n for metric in metrics if (cell := _cell(metric, label)))
 
 
-def _name(metric: Mapping[str, Any]) -> str:
-    return _plain(f"{metric['name']} ({metric['protocol']})")
+def _name(metric: Metric) -> str:
+    return _plain(f"{metric.name} ({metric.protocol})")
 
 
 def _plain(text: str) -> str:

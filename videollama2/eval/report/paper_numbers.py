@@ -7,16 +7,34 @@ VideoMME category, so a category never has one.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import NamedTuple
 
 
 class PaperNumber(NamedTuple):
-    """One published number: ``value`` in percent for an accuracy, 0..5 for a judge's score."""
+    """One published number.
+
+    Attributes:
+        value: in percent for an accuracy, 0 to 5 for a judge's score.
+        frames: per video.
+        note: what to keep in mind when comparing; empty where there is nothing.
+        temperature: at which answers were sampled; 0: they were not.
+    """
 
     value: float
     frames: int
     source: str
-    note: str  # what to keep in mind when comparing; empty where nothing
+    note: str
+    temperature: float = 0.0
+
+
+@dataclass(frozen=True)
+class PaperComparison:
+    """The paper's number beside one of ours; ``differs``: why they are not the same measurement, empty if they are."""
+
+    value: float
+    source: str
+    differs: list[str]
 
 
 # Frames looked at, by table: the two tables disagree about the 72B model.
@@ -69,11 +87,13 @@ _TABLE_6 = {
 _NOTES = {
     "egoschema": "the paper's is on the full set, not on the 500 public answers",
     "perception_test": "the paper's is on the test split",
-    "msvc": "the paper samples at temperature 0.2 and was judged by GPT-3.5-turbo-0613",
+    "msvc": "the paper's judge is GPT-3.5-turbo-0613",
     "msvd_qa": "the paper's judge is GPT-3.5",
     "activitynet_qa": "the paper's judge is GPT-3.5",
     "videochatgpt": "the paper's judge is GPT-3.5",
 }
+
+_TEMPERATURES = {"msvc": 0.2}
 
 # Folder names of the data and spellings in use, without case and punctuation.
 _ALIASES = {
@@ -113,5 +133,7 @@ def paper_number(model: str, benchmark: str, metric: str, subtitles: bool = Fals
     for table, columns, index in ((_TABLE_5, _TABLE_5_COLUMNS, 0), (_TABLE_6, _TABLE_6_COLUMNS, 1)):
         if name in table and (key, metric) in columns:
             value = table[name][columns.index((key, metric))]
-            return PaperNumber(value, _FRAMES[name][index], f"arXiv 2406.07476, table {5 + index}", _NOTES.get(key, ""))
+            source = f"arXiv 2406.07476, table {5 + index}"
+            temperature = _TEMPERATURES.get(key, 0.0)
+            return PaperNumber(value, _FRAMES[name][index], source, _NOTES.get(key, ""), temperature)
     return None

@@ -1,4 +1,5 @@
-"""How sure a number is: Wilson intervals, intervals clustered by video, paired differences. No random numbers.
+"""How sure a number is: Wilson intervals, intervals clustered by video, paired differences, a bootstrap of means of
+categories whose random numbers are always the same.
 
 Questions about one video are not independent, so a benchmark with several questions a video has fewer independent
 observations than questions. Everything here therefore takes ``groups``, one label (the video) for each value.
@@ -7,7 +8,7 @@ observations than questions. Everything here therefore takes ``groups``, one lab
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 from functools import lru_cache
 from statistics import NormalDist
@@ -112,6 +113,43 @@ def paired_difference(
     return PairedDifference(mean, low, high, p_value, len(differences), clusters, wins, losses, ties)
 
 
+def category_bootstrap(
+    categories: Sequence[tuple[Sequence[float], Sequence[Hashable]]], confidence: float = 0.95, rounds: int = 2000
+) -> Interval:
+    """Interval of the mean of the categories' means, by the bootstrap (Efron 1979, percentiles): in every round each
+    category draws as many videos as it has, with replacement, and keeps all questions of each.
+
+    Args:
+        categories: of each one its values and, of the same length, the groups (videos) that they belong to.
+
+    Returns:
+        no ends where a category has a single video, since nothing tells how far another one would be off.
+
+    Raises:
+        ConfigError: lengths differ, nothing to average, or a value that is not finite.
+    """
+    import numpy as np
+
+    _check_confidence(confidence)
+    random = np.random.RandomState(0)  # its stream of numbers is frozen, unlike that of newer generators
+    total_R = np.zeros(rounds)
+    for values, groups in categories:
+        sums: dict[Hashable, float] = defaultdict(float)
+        for value, group in zip(_checked(values, groups), groups, strict=True):
+            sums[group] += value
+        if len(sums) < 2:
+            return Interval(None, None)
+        sizes = Counter(groups)
+        sum_G, size_G = np.array(list(sums.values())), np.array([sizes[group] for group in sums])
+        chosen_RG = random.randint(0, len(sum_G), (rounds, len(sum_G)))
+        total_R += sum_G[chosen_RG].sum(1) / size_G[chosen_RG].sum(1)
+    if not categories:
+        raise ConfigError("interval: no values")
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(total_R / len(categories), [tail, 100 - tail])
+    return Interval(float(low), float(high))
+
+
 @lru_cache(maxsize=256)
 def student_quantile(confidence: float, freedom: int) -> float:
     """The t for which ``confidence`` of Student's distribution with ``freedom`` degrees lies in -t..t."""
@@ -154,6 +192,7 @@ def _clustered_proportion(values: list[float], groups: Sequence[Hashable], confi
     if clusters == 1:
         return wilson(share, 1, confidence)  # one video is one observation
     _, error, _ = _mean_and_error(values, groups)
+    assert error is not None  # there are several clusters
     independent = share * (1 - share) / (n - 1)
     if independent == 0:
         return wilson(share * clusters, clusters, confidence)  # all right or all wrong: the variance says nothing

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel
+
+from videollama2.serve.web.errors import model_not_found
 
 FinishReason = Literal["stop", "length"]
 
@@ -111,11 +113,18 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 """For the OpenAPI description of a route."""
 
-DONE = b"data: [DONE]\n\n"
+
+def models_reply(names: Sequence[str], created: int) -> ModelList:
+    """List of models as OpenAI writes it."""
+    return ModelList(data=[Model(id=name, created=created) for name in names])
 
 
-def event(content: dict[str, Any]) -> bytes:
-    """One server-sent event."""
-    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-    # An error may repeat half a surrogate pair of the client's, which UTF-8 has no bytes for.
-    return b"data: " + text.encode("utf-8", "replace") + b"\n\n"
+def model_reply(name: str, names: Sequence[str], created: int) -> Model:
+    """One model as OpenAI writes it.
+
+    Raises:
+        ApiError: 404, there is none of this name.
+    """
+    if name not in names:
+        raise model_not_found(name)
+    return Model(id=name, created=created)

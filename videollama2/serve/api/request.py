@@ -149,7 +149,7 @@ class AssistantMessage(_Model):
     tool_calls: _only(None, []) = None  # type: ignore[valid-type]
 
 
-Message = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
+ChatMessage = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
 
 
 _TEXT_SCHEMA = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_LENGTH}
@@ -170,7 +170,7 @@ class ChatRequest(_Model):
     """Body of ``POST /v1/chat/completions``."""
 
     model: str = Field(max_length=512)
-    messages: list[Message] = Field(min_length=1)
+    messages: list[ChatMessage] = Field(min_length=1)
 
     stream: bool | None = False
     stream_options: StreamOptions | None = None

@@ -7,25 +7,38 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import socket
-from collections.abc import Awaitable, Callable, Sequence
-from urllib.parse import urlsplit
+from collections.abc import Sequence
+from dataclasses import replace
 
 from videollama2.serve.settings import LOOPBACK, Security
+from videollama2.serve.untrusted_media.addresses import IPAddress, Resolver, is_never_connected_to, resolve_host
+from videollama2.serve.untrusted_media.errors import RefusedMediaError
+from videollama2.serve.untrusted_media.urls import WebAddress, parse_web
 from videollama2.serve.web.errors import ApiError
 
-IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
 
 RESOLVE_S = 5.0
 
 
-async def resolve(host: str, port: int) -> list[str]:
-    """IP addresses of a host, from the system."""
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+def worker_address(name: str) -> WebAddress:
+    """The address that a worker registers as, read once: nothing else of what it wrote is used.
+
+    Raises:
+        ApiError: 400, it is not ``http://host:port``.
+    """
+    try:
+        address = parse_web(name)
+    except RefusedMediaError:
+        address = None
+    if address is None or address.target != "/" or "#" in name:
+        raise ApiError(
+            400,
+            "worker_name must be the worker's address, http://host:port",
+            code="invalid_worker",
+            param="worker_name",
+        )
+    return address
 
 
 class WorkerAddresses:
@@ -36,7 +49,7 @@ class WorkerAddresses:
         resolver: names -> addresses.
     """
 
-    def __init__(self, security: Security, resolver: Resolver = resolve) -> None:
+    def __init__(self, security: Security, resolver: Resolver = resolve_host) -> None:
         entries = security.allowed_workers
         if entries is None:
             entries = () if security.worker_token else LOOPBACK
@@ -57,77 +70,49 @@ class WorkerAddresses:
         if caller is None or not (self._is_any or self._is_listed(caller) or await self._is_host(caller)):
             raise ApiError(403, "workers may not register from this address; see --allowed-workers", code="forbidden")
 
-    async def admit(self, name: str) -> str:
-        """Where to connect to for a worker that registers as ``name``.
+    async def admit(self, worker: WebAddress) -> str:
+        """Where to connect to for a worker that registers with this address.
 
         Where a network on the list is what allows it, that is the IP address that was checked: a name could stand for
         another one the next time.
 
         Raises:
-            ApiError: 400, it is no address of a worker; 403, not an allowed one.
+            ApiError: 400, the host has no address; 403, not an allowed one.
         """
-        scheme, host, port = _parse(name)
-        if host in self._hosts:
-            return name
-        try:
-            found = await asyncio.wait_for(self._resolver(host, port), RESOLVE_S)
-        except (OSError, UnicodeError, asyncio.TimeoutError):
-            found = []
-        addresses = [_address(text) for text in found]
+        if worker.host in self._hosts:
+            return worker.origin
+        addresses = [_address(text) for text in await self._resolve(worker.host, worker.port)]
         if not addresses:
             raise ApiError(400, "the host of worker_name has no address", code="invalid_worker", param="worker_name")
         # One forbidden address among others is refused too: which one is connected to must not depend on chance.
-        if not all(address is not None and self._is_allowed(address) for address in addresses):
+        known = [address for address in addresses if address is not None]
+        if len(known) < len(addresses) or not all(map(self._is_allowed, known)):
             raise ApiError(
                 403, "workers may not have this address; see --allowed-workers", code="forbidden", param="worker_name"
             )
-        if self._is_any or scheme == "https" or host == "localhost":
-            return name
-        first = min(addresses, key=lambda address: address.version)
-        return f"{scheme}://{f'[{first}]' if first.version == 6 else first}:{port}"
+        if self._is_any or worker.scheme == "https" or worker.host == "localhost":
+            return worker.origin
+        first = min(known, key=lambda address: address.version)
+        return replace(worker, host=str(first)).origin
+
+    async def _resolve(self, host: str, port: int) -> Sequence[str]:
+        """The addresses of a host; none where it cannot be resolved in time."""
+        try:
+            return await asyncio.wait_for(self._resolver(host, port), RESOLVE_S)
+        except (OSError, UnicodeError, asyncio.TimeoutError):
+            return ()
 
     def _is_allowed(self, address: IPAddress) -> bool:
-        return self._is_listed(address) or self._is_any and not _is_never_meant(address)
+        return self._is_listed(address) or self._is_any and not is_never_connected_to(address)
 
     def _is_listed(self, address: IPAddress) -> bool:
         return any(address.version == network.version and address in network for network in self._networks)
 
     async def _is_host(self, caller: IPAddress) -> bool:
         for host in self._hosts:
-            try:
-                found = await asyncio.wait_for(self._resolver(host, 0), RESOLVE_S)
-            except (OSError, UnicodeError, asyncio.TimeoutError):
-                continue
-            if caller in map(_address, found):
+            if caller in map(_address, await self._resolve(host, 0)):
                 return True
         return False
-
-
-def _parse(name: str) -> tuple[str, str, int]:
-    try:
-        parts = urlsplit(name)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host = None
-    is_bare = host and not (parts.path or parts.query or parts.fragment or "@" in parts.netloc or "%" in parts.netloc)
-    if not is_bare or parts.scheme not in ("http", "https") or "\\" in name:
-        raise ApiError(
-            400,
-            "worker_name must be the worker's address, http://host:port",
-            code="invalid_worker",
-            param="worker_name",
-        )
-    return parts.scheme, host, port or (443 if parts.scheme == "https" else 80)
-
-
-def _is_never_meant(address: IPAddress) -> bool:
-    """Clouds keep credentials at link-local addresses; others are nobody's or wrap an address."""
-    if address.version == 6 and (address.sixtofour or address.teredo or address in _NAT64):
-        return True
-    return address.is_link_local or address.is_multicast or address.is_unspecified or address.is_reserved
-
-
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 def _network(entry: str) -> Network | None:

@@ -5,15 +5,23 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from time import monotonic
 from typing import Any
 
 import httpx
 
-from videollama2.serve.cluster.failover import Patience, Reply, WorkerLostError, ask_any, bearer, make_client
-from videollama2.serve.cluster.registry import SUSPECT_S, affinity_of_chat
+from videollama2.serve.cluster.affinity import affinity_of_chat
+from videollama2.serve.cluster.failover import (
+    SUSPECT_S,
+    Patience,
+    WorkerLostError,
+    WorkerReply,
+    ask_any,
+    bearer,
+    make_client,
+)
 from videollama2.serve.web.errors import ApiError, worker_failed
 
 CHAT_PATH = "/v1/chat/completions"
@@ -28,12 +36,12 @@ class ChatStream:
         status, headers: of HTTP.
     """
 
-    def __init__(self, worker: str, reply: Reply) -> None:
+    def __init__(self, worker: str, reply: WorkerReply) -> None:
         self.worker, self._reply = worker, reply
         self.status: int = reply.status
         self.headers: Mapping[str, str] = reply.headers
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    async def __aiter__(self) -> AsyncGenerator[bytes, None]:
         """The bytes as they come: server-sent events, cut anywhere.
 
         Raises:
@@ -123,7 +131,7 @@ class ControllerClient:
 
         Args:
             exclude: addresses where it was tried.
-            affinity: of :func:`videollama2.serve.cluster.registry.affinity_of`.
+            affinity: of :func:`videollama2.serve.cluster.affinity.affinity_of`.
 
         Raises:
             ApiError: 404, no such model; 503, none at the moment, or no controller.

@@ -40,6 +40,9 @@ class Patience:
     total: float = 3600.0
 
 
+SUSPECT_S = 5.0
+"""A worker that failed is passed over for so long, where there is another."""
+
 MOST_DEATHS = 3
 """Workers that may break off over one request: it may be what broke them, and is not taken to all of them."""
 
@@ -70,14 +73,14 @@ def bearer(credential: str | None) -> dict[str, str]:
     return {} if credential is None else {"authorization": f"Bearer {credential}"}
 
 
-class Reply:
+class WorkerReply:
     """A worker's reply whose first bytes are there. Close it."""
 
     def __init__(self, response: httpx.Response, chunks: AsyncIterator[bytes], first: bytes, watch: _Watch) -> None:
         self.status, self.headers = response.status_code, response.headers
         self._response, self._chunks, self._first, self._watch = response, chunks, first, watch
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    async def __aiter__(self) -> AsyncGenerator[bytes, None]:
         """The bytes as they come.
 
         Raises:
@@ -116,7 +119,7 @@ class Reply:
 
 async def ask(
     client: httpx.AsyncClient, address: str, path: str, content: bytes, headers: Mapping[str, str], patience: Patience
-) -> Reply:
+) -> WorkerReply:
     """Post JSON to a worker and wait for the first bytes of its reply: with these comes the first token.
 
     Raises:
@@ -140,7 +143,7 @@ async def ask(
             raise await _refusal(address, response)
         chunks = response.aiter_raw()
         first = await watch.over(_next(chunks))
-        return Reply(response, chunks, first or b"", watch)
+        return WorkerReply(response, chunks, first or b"", watch)
     except BaseException:
         with suppress(httpx.HTTPError):
             await response.aclose()
@@ -211,31 +214,8 @@ async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:
     return await anext(chunks, None)
 
 
-class ClosingIterator(AsyncIterator[bytes]):
-    """An asynchronous generator whose end is seen to even if it never began: its own ``finally`` would not run then.
-
-    Args:
-        close: called once.
-    """
-
-    def __init__(self, generator: AsyncGenerator[bytes, None], close: Callable[[], Awaitable[None]]) -> None:
-        self._generator, self._close = generator, close
-        self._is_closed = False
-
-    async def __anext__(self) -> bytes:
-        return await anext(self._generator)
-
-    async def aclose(self) -> None:
-        if not self._is_closed:
-            self._is_closed = True
-            try:
-                await self._generator.aclose()
-            finally:
-                await self._close()
-
-
 @asynccontextmanager
-async def closed_on_error(reply: Reply) -> AsyncIterator[None]:
+async def closed_on_error(reply: WorkerReply) -> AsyncIterator[None]:
     """Close the reply if the block fails."""
     try:
         yield
@@ -257,7 +237,7 @@ async def ask_any(
     patience: Patience,
     on_lost: Callable[[str], None],
     is_whole: bool = False,
-) -> tuple[str, Reply]:
+) -> tuple[str, WorkerReply]:
     """Ask one worker after the other until one begins to answer; its name and reply.
 
     Args:

@@ -1,18 +1,13 @@
-"""What the parts say to each other: bodies of the controller's and the worker's routes, and the two streams.
+"""What workers, their controller and those that ask it say to each other: the bodies of the controller's routes.
 
-Names are the published ones (FastChat's). ``\\0``-streams carry JSON objects with the whole text so far, each followed
-by a zero byte; server-sent events carry OpenAI's chunks.
+Names are the published ones (FastChat's).
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
-
-from videollama2.serve.web.errors import ApiError
 
 HEART_BEAT_S = 15.0
 EXPIRY_S = 30.0
@@ -70,80 +65,8 @@ class WorkerGone(_Body):
 
 class ModelAsked(_Body):
     """``/get_worker_address``. ``exclude``: addresses where it was tried. ``affinity``: see
-    :func:`videollama2.serve.cluster.registry.affinity_of`."""
+    :func:`videollama2.serve.cluster.affinity.affinity_of`."""
 
     model: Annotated[str, StringConstraints(max_length=512)]
     exclude: list[Annotated[str, StringConstraints(max_length=256)]] = Field(default=[], max_length=64)
     affinity: Annotated[str, StringConstraints(max_length=64)] | None = None
-
-
-class GenerateStream(_Body):
-    """``/worker_generate_stream``: a question with its media, base64 or ``data:`` URLs, in the prompt's order.
-
-    ``echo``: the text begins with the prompt, as published.
-    """
-
-    model: Annotated[str, StringConstraints(max_length=512)] = ""
-    prompt: str
-    images: list[str] = Field(default=[], max_length=64)
-    temperature: float = Field(1.0, ge=0, le=2, allow_inf_nan=False)
-    top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
-    max_new_tokens: int = Field(256, ge=1, le=10**6)
-    stop: str | list[str] | None = None
-    echo: bool = True
-
-
-# ------------------------------------------------------------------------------------------------------------ streams
-
-
-def frame(content: dict[str, Any]) -> bytes:
-    """One object of a ``\\0``-stream."""
-    return json.dumps(content).encode("ascii") + b"\0"
-
-
-def error_frame(error: ApiError, text: str = "") -> bytes:
-    """The last object of a ``\\0``-stream that failed."""
-    return frame({"text": text or error.message, "error_code": error.internal_code, "message": error.message})
-
-
-class Splitter:
-    """Cuts a byte stream at a separator, whatever pieces it comes in.
-
-    Args:
-        limit: of one part.
-    """
-
-    def __init__(self, separator: bytes, limit: int = 64 << 20) -> None:
-        self._separator, self._limit = separator, limit
-        self._rest = bytearray()
-
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        """Parts that are complete now.
-
-        Raises:
-            ApiError: a part is longer than the limit.
-        """
-        # Only the new bytes, and what could be a separator's beginning before them, are searched.
-        start = max(0, len(self._rest) - len(self._separator) + 1)
-        self._rest += data
-        begin = 0
-        while (end := self._rest.find(self._separator, max(start, begin))) >= 0:
-            yield bytes(self._rest[begin:end])
-            begin = end + len(self._separator)
-        del self._rest[:begin]
-        if len(self._rest) > self._limit:
-            raise ApiError(502, "the worker sent a broken answer", type="server_error", code="worker_failed")
-
-    @property
-    def rest(self) -> bytes:
-        """What has not been ended."""
-        return bytes(self._rest)
-
-
-def event_data(block: bytes) -> bytes | None:
-    """The data of one server-sent event; None for a comment."""
-    lines = [line[5:].strip() for line in block.splitlines() if line.startswith(b"data:")]
-    return b"\n".join(lines) if lines else None
-
-
-DONE = b"[DONE]"

@@ -5,25 +5,20 @@ Nothing here waits or locks: a controller has one event loop, and every method i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
 from random import Random
 from time import monotonic
-from typing import Any
 
+from videollama2.serve.cluster.failover import SUSPECT_S
 from videollama2.serve.cluster.protocol import EXPIRY_S, WorkerStatus
 from videollama2.serve.web.errors import ApiError, model_not_found, no_worker
 
 METHODS = ("shortest_queue", "lottery")
 
-SUSPECT_S = 5.0
-"""A worker that failed is passed over for so long, where there is another."""
-
 AFFINITY_SLACK = 4
 """Requests more than its share that a worker takes because it knows what they are about."""
-
-_ENDS = 1 << 16
 
 MAX_WORKERS = 1024
 MAX_MODELS = 4096
@@ -37,8 +32,8 @@ class Worker:
         name: its address as it gave it; what others are told.
         address: where this controller connects to.
         queue: requests it reported last, and those sent to it since.
-        is_checked: heart-beats are expected.
-        seen: when it reported last.
+        is_checked: it sends heart-beats. One that does not is asked for its status by the controller.
+        seen: when it reported or answered last.
         suspect_until: when its last failure is forgotten.
     """
 
@@ -117,6 +112,11 @@ class Registry:
         worker.queue, worker.seen, worker.speed = queue, self._clock(), speed or worker.speed
         return True
 
+    def told(self, worker: Worker, status: WorkerStatus) -> None:
+        """It answered when it was asked for its status."""
+        worker.models, worker.speed = tuple(status.model_names), status.speed
+        worker.queue, worker.seen = status.queue_length, self._clock()
+
     def remove(self, name: str) -> bool:
         """Forget a worker; whether it was known."""
         return self._workers.pop(name, None) is not None
@@ -132,7 +132,7 @@ class Registry:
     def expire(self) -> list[str]:
         """Forget those that have been silent for too long; their names."""
         oldest = self._clock() - self.expiry_s
-        gone = [worker.name for worker in self._workers.values() if worker.is_checked and worker.seen < oldest]
+        gone = [worker.name for worker in self._workers.values() if worker.seen < oldest]
         for name in gone:
             del self._workers[name]
         return gone
@@ -191,31 +191,3 @@ def _favourite(workers: list[Worker], affinity: str) -> Worker | None:
     favourite = max(workers, key=lambda worker: blake2b(f"{affinity} {worker.name}".encode(), digest_size=8).digest())
     least = min(worker.queue / worker.speed for worker in workers)
     return favourite if favourite.queue <= least * favourite.speed + AFFINITY_SLACK else None
-
-
-def affinity_of(texts: Iterable[str]) -> str | None:
-    """A word for what a request is about, so that its follow-up finds the worker that has it cached.
-
-    Long texts (media) count by length, beginning and end: the worst that a chance hit does is another place.
-    """
-    digest, is_empty = blake2b(digest_size=16), True
-    for text in texts:
-        is_empty = False
-        digest.update(f"{len(text)} {text[:_ENDS]}{text[-_ENDS:]}".encode("utf-8", "replace"))
-    return None if is_empty else digest.hexdigest()
-
-
-def affinity_of_chat(body: Mapping[str, Any]) -> str | None:
-    """:func:`affinity_of` a chat request: its first media, else its first question. Nothing is known of its shape."""
-    messages = body.get("messages")
-    for message in messages if isinstance(messages, list) else ():
-        if not isinstance(message, dict) or message.get("role") != "user":
-            continue
-        content = message.get("content")
-        if isinstance(content, str):
-            return affinity_of([content])
-        parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
-        fields = [part.get(kind) for part in parts for kind in ("video_url", "image_url")]
-        media = [field["url"] for field in fields if isinstance(field, dict) and isinstance(field.get("url"), str)]
-        return affinity_of(media or [part["text"] for part in parts if isinstance(part.get("text"), str)])
-    return None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
@@ -26,6 +25,7 @@ from videollama2.serve.page.thumbnails import EDGE, Reader
 from videollama2.serve.untrusted_media.errors import RefusedMediaError
 from videollama2.serve.untrusted_media.sandbox import FrameSize, Sandbox
 from videollama2.serve.web.errors import ApiError, model_not_found
+from videollama2.serve.web.sse import read_events
 
 Message = dict[str, Any]
 
@@ -210,11 +210,9 @@ class ControllerBackend:
     async def _answer(self, body: dict[str, Any]) -> AsyncIterator[str]:
         async with (
             self.client.open_chat(body, uuid4().hex) as stream,
-            aclosing(server_events(stream)) as events,
+            aclosing(read_events(aiter(stream))) as events,
         ):
             async for event in events:
-                if "error" in event:
-                    raise ApiError.of_body(500, event)
                 for choice in event.get("choices", ()):
                     text = choice.get("delta", {}).get("content")
                     if text:
@@ -222,36 +220,6 @@ class ControllerBackend:
 
     def close(self) -> None:
         self._sandbox.close()
-
-
-async def server_events(chunks: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:
-    """JSON objects of a stream of server-sent events, up to ``[DONE]``. Chunks may be cut anywhere.
-
-    Raises:
-        ApiError: an event is no JSON object.
-    """
-    buffer = b""
-    async for chunk in chunks:
-        buffer += chunk
-        *lines, buffer = buffer.split(b"\n")
-        for line in lines:
-            data = line.strip()
-            if not data.startswith(b"data:"):
-                continue
-            data = data[5:].strip()
-            if data == b"[DONE]":
-                return
-            yield _event(data)
-
-
-def _event(data: bytes) -> dict[str, Any]:
-    try:
-        event = json.loads(data)
-    except ValueError as error:
-        raise ApiError(502, "the worker sent a broken answer") from error
-    if not isinstance(event, dict):
-        raise ApiError(502, "the worker sent a broken answer")
-    return event
 
 
 def _with_data(message: Message) -> Message:

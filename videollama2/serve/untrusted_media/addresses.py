@@ -7,19 +7,24 @@ The operator's list (``--allowed-media-hosts``) has entries of two forms:
 * ``cdn.local:8080``: this host at this port alone. Naming the port is the operator's word for one certain service,
   which may then also be in a private network or on this machine.
 
-An entry is one exact name; there are no wildcards. Addresses that are never a service of one's own (link-local, where
-clouds keep their credentials; multicast; reserved; those that wrap another address) are refused for both forms.
+An entry is one exact name; there are no wildcards. Addresses that are never connected to are refused for both forms
+(:func:`is_never_connected_to`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
-from collections.abc import Collection, Iterable
+import socket
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 
 from videollama2.serve.untrusted_media.errors import RefusedMediaError
 from videollama2.serve.untrusted_media.urls import DEFAULT_PORTS, WebAddress
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
+"""Host and port -> IP addresses."""
 
 _PRIVATE = tuple(
     map(
@@ -98,14 +103,34 @@ def check_resolved(found: Iterable[str], private: bool) -> list[str]:
 
 
 def is_allowed(address: IPAddress, private: bool) -> bool:
-    """Whether to connect to this IP address."""
+    """Whether to connect to this IP address for a client's media."""
     if _in(address, _PRIVATE):
         return private
-    if address.version == 6 and (_in(address, _WRAPPING) or address.is_site_local):
+    return address.is_global and not is_never_connected_to(address)
+
+
+def is_never_connected_to(address: IPAddress) -> bool:
+    """Whether no part of an installation connects to this IP address, whatever its operator allows in general.
+
+    These are link-local addresses, where clouds keep their credentials, site-local, multicast and reserved ones, and
+    those that wrap another address. The loopback addresses, although reserved in IPv6, are not among them.
+    """
+    if address.is_loopback:
         return False
-    return address.is_global and not (
-        address.is_multicast or address.is_reserved or address.is_link_local or address.is_unspecified
-    )
+    if address.version == 6 and (_in(address, _WRAPPING) or address.is_site_local):
+        return True
+    return address.is_multicast or address.is_reserved or address.is_link_local or address.is_unspecified
+
+
+async def resolve_host(host: str, port: int) -> list[str]:
+    """IP addresses of a host, from the system.
+
+    Raises:
+        OSError: it has none.
+    """
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
 def _in(address: IPAddress, networks: Iterable[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> bool:

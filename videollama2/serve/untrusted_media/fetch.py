@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import ssl
-from collections.abc import AsyncIterable, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from videollama2.serve.untrusted_media.addresses import check_allowed, check_resolved
+from videollama2.serve.untrusted_media.addresses import Resolver, check_allowed, check_resolved, resolve_host
 from videollama2.serve.untrusted_media.errors import RefusedMediaError
 from videollama2.serve.untrusted_media.files import read_below
 from videollama2.serve.untrusted_media.urls import WebAddress, follow, parse_data, parse_file, parse_web, scheme_of
@@ -26,22 +25,8 @@ if TYPE_CHECKING:
 
 MAX_REDIRECTS = 5
 
-Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
-"""Host and port -> IP addresses."""
-
 _REDIRECTS = (301, 302, 303, 307, 308)
 _log = logging.getLogger(__name__)
-
-
-async def resolve_host(host: str, port: int) -> list[str]:
-    """IP addresses of a host, from the system.
-
-    Raises:
-        OSError: it has none.
-    """
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
 class MediaFetcher:

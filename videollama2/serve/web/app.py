@@ -22,8 +22,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from videollama2.errors import ConfigError, VideoLlama2Error
 from videollama2.serve.settings import Security, is_loopback
 from videollama2.serve.web.errors import ApiError, server_fault
-from videollama2.serve.web.guard import Gate, Guard, error_response, with_request_id
+from videollama2.serve.web.guard import Gate, RequestGuard, error_response, with_request_id
 from videollama2.serve.web.metrics import CONTENT_TYPE, WebMetrics
+from videollama2.serve.web.streaming import CLIENT_GONE, ClientGoneError
 
 OPEN_PATHS = ("/health", "/ready")
 BODY_TIMEOUT_S = 30.0
@@ -45,8 +46,9 @@ def make_app(
     metrics: WebMetrics | None = None,
     body_timeout_s: float = BODY_TIMEOUT_S,
 ) -> FastAPI:
-    """An application with ``/health`` and ``/ready``, guarded (:class:`~videollama2.serve.web.guard.Guard`), whose
-    errors are OpenAI's error objects.
+    """An application with ``/health`` and ``/ready``, whose errors are OpenAI's error objects.
+
+    A :class:`~videollama2.serve.web.guard.RequestGuard` stands before it.
 
     Its ``state.gate`` tells whether it is draining.
 
@@ -62,7 +64,7 @@ def make_app(
     app = FastAPI(title=title, docs_url=None, redoc_url=None, lifespan=lifespan)
     gate = app.state.gate = Gate()
     app.add_middleware(
-        Guard,
+        RequestGuard,
         security=security,
         gate=gate,
         open_paths=open_paths,
@@ -82,6 +84,7 @@ def make_app(
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(VideoLlama2Error, _on_own_error)
+    app.add_exception_handler(ClientGoneError, _on_client_gone)
 
     @app.get("/health", tags=["health"])
     async def health() -> dict[str, str]:
@@ -118,6 +121,10 @@ async def _on_api_error(request: Request, error: ApiError) -> Response:
 async def _on_own_error(request: Request, error: VideoLlama2Error) -> Response:
     _log.error("a request failed", exc_info=error)
     return error_response(server_fault())
+
+
+async def _on_client_gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=CLIENT_GONE)
 
 
 async def _on_http_error(request: Request, error: HTTPException) -> Response:

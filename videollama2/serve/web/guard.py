@@ -73,7 +73,7 @@ class Gate:
             self._idle.set()
 
 
-class Guard:
+class RequestGuard:
     """Middleware around the whole application.
 
     Args:
@@ -107,7 +107,7 @@ class Guard:
             await self._http(scope, receive, send)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        reply = _Reply(send, _request_id(scope))
+        reply = _Outgoing(send, _request_id(scope))
         scope.setdefault("state", {})["request_id"] = reply.id
         REQUEST_ID.set(reply.id)
         self.gate.enter()
@@ -205,7 +205,7 @@ class _ClientLeftError(Exception):
 class _Body:
     """A request's body: read whole, then handed on in one piece."""
 
-    def __init__(self, receive: Receive, guard: Guard, is_empty: bool) -> None:
+    def __init__(self, receive: Receive, guard: RequestGuard, is_empty: bool) -> None:
         self._receive, self._guard = receive, guard
         self._chunks: list[bytes] = []
         self._is_pending = False
@@ -251,7 +251,7 @@ class _Body:
             self.is_complete = message["type"] == "http.disconnect" or not message.get("more_body", False)
 
 
-class _Reply:
+class _Outgoing:
     """What goes back; every response carries the request's id."""
 
     def __init__(self, send: Send, request_id: str) -> None:

@@ -8,12 +8,13 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
+from videollama2.serve.web.streaming import CLIENT_GONE
+
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 PREFIX = "videollama2:"
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 _OTHER = "other"
-_LEFT = 499
 
 
 class WebMetrics:
@@ -30,7 +31,7 @@ class WebMetrics:
         """Paths that are told apart. Clients can ask for any, and each would be kept."""
         self._requests = Counter(
             PREFIX + "http_requests",
-            "Requests, by path and status (499: the client left).",
+            f"Requests, by path and status ({CLIENT_GONE}: the client left).",
             ["path", "status"],
             registry=self.registry,
         )
@@ -47,7 +48,7 @@ class WebMetrics:
     def seen(self, path: str, status: int, seconds: float) -> None:
         """A request is over; status 0: without a reply."""
         path = path if path in self.paths else _OTHER
-        self._requests.labels(path, str(status or _LEFT)).inc()
+        self._requests.labels(path, str(status or CLIENT_GONE)).inc()
         self._seconds.labels(path).observe(seconds)
 
     def expose(self) -> bytes:

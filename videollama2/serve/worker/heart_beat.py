@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import cached_property
 from time import monotonic
 from typing import Any
 
@@ -26,7 +27,7 @@ REPORT_S = 1.0
 _log = logging.getLogger(__name__)
 
 
-class HeartBeat:
+class Registration:
     """Registers one worker and keeps it registered.
 
     Args:
@@ -52,13 +53,15 @@ class HeartBeat:
         self.is_registered = False
         self._status, self._taken, self._headers = status, taken, bearer(credential)
         self._task: asyncio.Task[None] | None = None
-        self._client: httpx.AsyncClient | None = None
         self._was_reached = self._was_heard = True
         self._reported = (-1, 0, float("-inf"))
 
+    @cached_property
+    def _http(self) -> httpx.AsyncClient:
+        return make_client()
+
     def start(self) -> None:
         """Begin, in the running event loop."""
-        self._client = make_client()
         self._task = asyncio.ensure_future(self._run())
 
     async def stop(self) -> None:
@@ -71,7 +74,7 @@ class HeartBeat:
         if self.is_registered:
             await self._post("/unregister_worker", {"worker_name": self.worker}, timeout_s=2.0)
             self.is_registered = False
-        await self._client.aclose()
+        await self._http.aclose()
 
     async def _run(self) -> None:
         while True:
@@ -118,7 +121,7 @@ class HeartBeat:
         """The reply; None: there was none to use."""
         timeout_s = timeout_s or min(10.0, max(1.0, self.interval_s))
         try:
-            response = await self._client.post(
+            response = await self._http.post(
                 self.controller + path, json=body, headers=self._headers, timeout=timeout_s
             )
             if response.status_code == 200:

@@ -81,7 +81,7 @@ class ServeMetrics:
         if has_media:
             self._seconds["media_decode_seconds"].observe(prepared_s)
         # The channel and not the answer, which must be free to be given up.
-        _Watch(answer.channel, self._gap.observe, lambda result: self._end(result, prepared_s))
+        _AnswerTimer(answer.channel, self._gap.observe, lambda result: self._end(result, prepared_s))
 
     def expose(self) -> bytes:
         """All of it, in Prometheus' text format."""
@@ -119,7 +119,7 @@ class ServeMetrics:
         return found.labels(self._model)
 
 
-class _Watch:
+class _AnswerTimer:
     """Listens to one answer. Called from the model's thread: quick, and no fault of it may get out."""
 
     def __init__(self, channel: Any, on_gap: Callable[[float], None], on_end: Callable[[Result], None]) -> None:

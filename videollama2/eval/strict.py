@@ -1,0 +1,259 @@
+"""The strict reading of an answer: the option that it clearly names, and otherwise nothing.
+
+1. Only what stands after the thought (``</think>``), inside ``<answer>`` or ``\\boxed{}`` where there is one, is read.
+2. A stated answer counts: a letter and nothing else, "the answer is X", "I choose X", "X is correct"; not where the
+   sentence doubts it, denies it or asks.
+3. Otherwise the letter with which the text begins as a label counts: "X.", "X) its words", "X, because ...".
+4. Otherwise a letter in brackets, after "option" or alone in its clause, and otherwise the words of one option; not
+   where the sentence denies them.
+5. The first of these that finds anything decides. Two letters are no answer, joined or corrected ("A or B", "A rather
+   than B", "A. No, B"), nor is a label beside the words of another option.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+from videollama2.eval.items import Parsed
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+# How models that think aloud end their thought, before the answer itself.
+_THOUGHT_ENDS = re.compile(
+    r"</think(?:ing)?>|</thoughts?>|</reasoning>|</reflection>|\[/THINK\]|◁/think▷"
+    r"|<\|channel\|>\s*final\s*<\|message\|>",
+    re.I,
+)
+_THOUGHT_BEGINS = re.compile(r"<think(?:ing)?>|<thoughts?>|<reasoning>|<reflection>|\[THINK\]|◁think▷", re.I)
+_ANSWER_TAG = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.I | re.S)
+_BOXED = re.compile(r"\\boxed\s{0,9}\{((?:[^{}]|\{[^{}]{0,99}\}){0,999})\}")
+_DRESS = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\b|<\|[^|<>]*\|>|</?s>|<end_of_turn>|[*`$\"“”_#]|(?<!\w)'|'(?!\w)")
+_BRACKETS = str.maketrans("[]{}【】「」『』", "()()()()()")
+
+_DENIED = re.compile(
+    r"n't\b|\b(?:not|no|nor|neither|never|none|cannot|without|wrong|incorrect(?:ly)?|false|untrue|invalid|unlikely|least|"
+    r"except|exclud\w+|eliminat\w+|reject\w*|discard\w*|rul(?:e|es|ed|ing) out|other than|unlike|doubt\w*)\b",
+    re.I,
+)
+_UNSURE = re.compile(
+    r"\b(?:whether|if|unless|unsure|uncertain|unclear|might|may|could|perhaps|possibly|initially|at first|tempting|"
+    r"either|both)\b",
+    re.I,
+)
+_TURN = re.compile(r"\b(?:wait|actually|correction|sorry|on second thoughts?|hmm|instead|however|but|no)\b", re.I)
+_REASON = re.compile(r"\b(?:because|since|as|while|although|though|whereas)\b", re.I)
+_CLAUSE = re.compile(r"[.;!?\n]|\b(?:but|wait|actually)\b|\bno,|,?\s\b(?:so|therefore|hence|thus)\b", re.I)
+_OPENING = re.compile(r"^\W*(?:(?:no|yes|wait|actually|sorry|hmm)\b\W*)+", re.I)
+_SUBORDINATE = re.compile(r"^\s*(?:since|because|as|although|though|given|while|when|after)\b[^,]*,", re.I)
+
+# A letter that stands by itself. A is an article before most words; a small letter counts where "answer" or the like
+# stands before it, and I is a pronoun.
+_A_GOES_ON = r"because|since|as|while|and|or|nor|but|so|is|was|seems|looks|appears|must|would|shows|instead|rather|over"
+_CAPITAL = rf"(?:A(?![\w'’])(?!\s+(?!(?:{_A_GOES_ON})\b)[a-z])|[B-HJ-Z](?![\w'’])|I(?=\s*(?:[.,;:!?)]|$)))"
+_ANY_CASE = rf"(?:{_CAPITAL}|a(?![\w'’])(?!\s+[a-z])|[b-hj-z](?![\w'’]))"
+_END = r"(?=\s*(?:[.,;:!)\n]|$)|\s+(?:because|since|as|while|but|and|or|rather|instead)\b)"
+_FILLER = (
+    r"(?:(?i:the|an?|option|choice|letter|answer|still|clearly|therefore|definitely|most|likely|probably|indeed|obviously|"
+    r"certainly|simply|correct|best|right)\s+)*"
+)
+_IS = r"(?i:is|are|was|be|would be|must be|should be|has to be|seems to be|:|=|->|→)"
+_GAP = r"(?P<gap>(?:(?!\b(?i:answer|option|choice)\b)[^.;!?\n]){0,60}?)"
+_RIGHT = (
+    r"(?i:correct|right(?!-|\s+(?:hand|side|foot|arm|leg|of)\b)|best|true|accurate|the answer|answer|likely|fitting|"
+    r"appropriate|suitable)\b"
+)
+_STATED = (
+    # the best answer, in my view, is (B); Answer: B; answer B
+    re.compile(
+        rf"\b(?:(?i:answers?|option|choice|response|ans)\b{_GAP}(?:\b|(?<=\W)){_IS}\s*:?\s*{_FILLER}"
+        rf"|(?i:answer|ans)\b[.\s]*)\(?\s*(?P<letter>{_ANY_CASE})"
+    ),
+    # I choose B; I would go with option B
+    re.compile(
+        r"\b(?i:choose|chose|pick|picked|select|selected|selecting|go with|going with|went with|opt for)\b\s*:?\s*"
+        rf"(?P<gap>){_FILLER}\(?\s*(?P<letter>{_CAPITAL})"
+    ),
+    # B is correct; (B) seems to be the best choice
+    re.compile(
+        rf"(?<![\w'’])(?P<letter>{_CAPITAL})\)?\s+(?i:is|seems|looks|appears|must be|would be|has to be)\s+"
+        rf"(?P<gap>)(?i:to be\s+)?(?i:(?:clearly|definitely|most|the|probably|indeed|obviously|certainly)\s+)*{_RIGHT}"
+    ),
+    # it is B
+    re.compile(
+        rf"\b(?i:it|this|that)(?:'s|’s|\s+(?i:is|must be|would be|has to be))\s+(?P<gap>){_FILLER}"
+        rf"\(?\s*(?P<letter>{_CAPITAL}){_END}"
+    ),
+    # in other languages
+    re.compile(
+        r"(?<![不别非])(?:答案|选项|選項|选择|選擇|选|選)\W{0,3}(?:应该)?(?:是|为|為)?\W{0,3}(?P<gap>)(?P<letter>[A-Z])(?![a-z])"
+    ),
+    re.compile(
+        r"(?:(?i:respuesta|réponse|antwort|resposta|risposta)\b(?P<gap>[^.;!?\n]{0,30}?)(?:\b(?:es|est|ist|é|è)\b|:)"
+        r"|(?:答え|正解|정답|답|ответ)\s*(?:は|은|는)?)\W{0,3}(?P<letter>[A-Z])(?![\w])"
+    ),
+)
+_SAYS_ANSWER = 0  # the statement that also counts where a letter is somebody's name
+_JOIN = r"\)?\s*(?:,|/|&|\band\b|\bor\b|\bnor\b|\brather than\b|\binstead of\b|\bover\b|\bversus\b|\bvs\b\.?)\s*"
+_JOINED = re.compile(rf"{_JOIN}(?:(?i:also|maybe|option|choice|and|or)\s+)*\(?\s*(?P<letter>{_CAPITAL})")
+_LABEL = re.compile(
+    r"\(?\s*(?P<letter>[A-Za-z])(?:\s*\)\s*[.,:;]?|\s*[.:、。](?!\s?\w\.)|(?:(?<=[A-Z])(?:\s*[,;!]|\s+[-–—]\s|\s+(?=(?:because|since|as|"
+    r"while|due)\b))))"
+)
+_LATER_LABEL = re.compile(r"(?:\n|;|[.!?]\s)\s*\(?(?P<letter>[A-Z])[.):](?=\s|$)")
+_BRACKETED = re.compile(r"\(\s*(?P<letter>[A-Za-z])\s*(?:\)|$)")
+_OPTION = re.compile(rf"\b(?i:option|choice|letter|answer)\s*\(?\s*(?P<letter>{_ANY_CASE})")
+_ALONE = re.compile(
+    r"\s*(?i:(?:definitely|probably|clearly|likely|so|thus|hence|therefore|then|finally|maybe|perhaps|only|just|surely|certainly|"
+    r"i(?:'d| would| will)?\s+(?:think|say|guess|believe)|my guess|must be|it is|it's|is)\s+)*(?P<letter>[A-Z])\s*"
+)
+
+
+def after_thinking(text: str) -> str:
+    """What stands after the last thought; nothing where a thought was begun and never ended."""
+    ends = list(_THOUGHT_ENDS.finditer(text))
+    rest = text[ends[-1].end() :] if ends else text
+    begins = _THOUGHT_BEGINS.search(rest)
+    return rest[: begins.start()] if begins else rest
+
+
+def strict_option(output: str, options: Sequence[str], names: Collection[str] = ()) -> Parsed:
+    """The option that an answer clearly names, or None; the rule stands at the head of this module.
+
+    Args:
+        options: their texts, without letters.
+        names: letters that may also be somebody's name (EgoSchema calls the camera wearer C), so that alone in a
+            sentence they say nothing.
+    """
+    text = _readable(output)
+    known = LETTERS[: len(options)]
+    for find in _STEPS:
+        letters = find(text, options, names)
+        if letters:
+            letter = letters.pop()
+            return Parsed(known.index(letter) if not letters and letter in known else None)
+    named = {index for index, option in enumerate(options) if _says(text, option)}
+    # "right" is also said by "turns right"; the longer option is what was meant.
+    named = {i for i in named if not any(i != j and _says(options[j], options[i]) for j in named)}
+    return Parsed(named.pop() if len(named) == 1 else None)
+
+
+def _readable(output: str) -> str:
+    """The answer without thought, tags, markup and quotes, in plain letters and round brackets."""
+    text = after_thinking(unicodedata.normalize("NFKC", output))
+    for wrapped in (_ANSWER_TAG, _BOXED):
+        if inside := wrapped.findall(text):
+            text = inside[-1]
+    return _DRESS.sub("", text.replace("’", "'").translate(_BRACKETS)).strip()
+
+
+def _whole(text: str, options: Sequence[str], names: Collection[str]) -> set[str]:
+    """Nothing but letters: "B", "(b)", "B B", "A, B"."""
+    return set(re.findall(r"[A-Z]", text.upper())) if re.fullmatch(r"\W*[A-Za-z](?:\W+[A-Za-z])*\W*", text) else set()
+
+
+def _stated(text: str, options: Sequence[str], names: Collection[str]) -> set[str]:
+    """Letters that a sentence says to be the answer."""
+    letters: set[str] = set()
+    end = 0
+    for number, pattern in enumerate(_STATED):
+        for match in pattern.finditer(text):
+            if number != _SAYS_ANSWER and match["letter"] in names:
+                continue
+            if not _is_meant(text, match):
+                continue
+            letters |= {match["letter"].upper(), *_joined_to(text, match.end())}
+            end = max(end, match.end())
+    return letters | (_corrected(text[end:], letters) if letters else set())
+
+
+def _is_meant(text: str, match: re.Match[str]) -> bool:
+    """The sentence neither doubts nor denies nor asks what is stated in it."""
+    before = _CLAUSE.split(text[: match.start()])[-1]
+    before = _SUBORDINATE.sub("", before)
+    between = match["gap"] or ""
+    asked = re.match(r"\)?\s*\?", text[match.end("letter") :])
+    another = re.search(rf"(?<![\w']){_CAPITAL}", between)
+    denied = _is_denied_at_once(_REASON.split(re.split(r"[(,.;!?\n]", text[match.end() :].lstrip(")"))[0])[0])
+    # "A is wrong, B is right": what is denied of another letter says nothing of this one.
+    nearest = re.split(rf"(?<![\w']){_CAPITAL}[^,]*,", before)[-1]
+    return not (asked or another or denied or _UNSURE.search(before + between) or _DENIED.search(nearest + between))
+
+
+def _joined_to(text: str, place: int) -> Iterator[str]:
+    """Letters that "or", "and", "rather than" or a comma join to the one that ends at ``place``."""
+    while match := _JOINED.match(text, place):
+        yield match["letter"]
+        place = match.end()
+
+
+def _corrected(rest: str, letters: set[str]) -> set[str]:
+    """Other letters that stand after a turn ("no, C"; "but B is possible") and are not denied there."""
+    found: set[str] = set()
+    for sentence in re.split(r"[.;!?\n]", rest):
+        turn = _TURN.search(sentence)
+        if turn and not _DENIED.search(sentence, turn.end()):
+            found |= set(re.findall(rf"(?<![\w'])({_CAPITAL})", sentence[turn.end() :]))
+    return found - letters
+
+
+def _label(text: str, options: Sequence[str], names: Collection[str]) -> set[str]:
+    """The letter at the beginning, where it is a label, with whatever contradicts it."""
+    match = _LABEL.match(text)
+    if not match:
+        return set()
+    letter, rest = match["letter"].upper(), text[match.end() :].strip()
+    own = [index for index, option in enumerate(options) if _begins(rest, option)]
+    is_own = letter in LETTERS[: len(options)] and LETTERS.index(letter) in own
+    if not is_own and (letter in names and "(" not in match[0] or _is_denied_at_once(rest)):
+        return set()
+    others = {LETTERS[index] for index in own} if own and not is_own else set()
+    later = {each["letter"] for each in _LATER_LABEL.finditer(text, match.end())}
+    joined = set(_joined_to(text, match.end("letter")))
+    return {letter} | others | later | joined | _corrected(rest, {letter})
+
+
+def _is_denied_at_once(rest: str) -> bool:
+    """ "A: no"; "A, which is wrong"; but not "A, not B"."""
+    first = " ".join(rest.split()[:4])
+    return bool(_DENIED.search(first)) and not re.match(rf"(?i:and\s+)?(?i:not|nor)\s+\(?{_CAPITAL}", first)
+
+
+def _mentioned(text: str, options: Sequence[str], names: Collection[str]) -> set[str]:
+    """Letters in brackets, after "option", or alone in a clause, in sentences that deny nothing."""
+    letters: set[str] = set()
+    for sentence in re.split(r"[.;!?\n]|\bbut\b|\bhowever\b", text):
+        sentence = _REASON.split(_OPENING.sub("", sentence))[0]
+        sentence = re.sub(r"\([^()]{0,999}\)", lambda aside: "" if _DENIED.search(aside[0]) else aside[0], sentence)
+        if _DENIED.search(sentence):
+            continue
+        letters |= {match["letter"].upper() for match in _BRACKETED.finditer(sentence)}
+        letters |= {match["letter"].upper() for match in _OPTION.finditer(sentence)}
+        for match in re.finditer(rf"(?<![\w'])(?P<letter>{_CAPITAL})", sentence):
+            if joined := set(_joined_to(sentence, match.end())):
+                letters |= {match["letter"], *joined}
+        alone = {match["letter"] for clause in re.split(r"[,:()]", sentence) if (match := _ALONE.fullmatch(clause))}
+        letters |= alone - set(names)
+    return letters
+
+
+def _begins(text: str, option: str) -> bool:
+    words = option.strip().rstrip(".").lower()
+    return bool(words) and re.match(rf"{re.escape(words)}(?!\w)", text.lower()) is not None
+
+
+def _says(text: str, option: str) -> bool:
+    """Whether the words of ``option`` stand in ``text`` one after the other, in a sentence that does not deny them."""
+    words = re.escape(option.strip().rstrip(".").lower())
+    if not words:
+        return False
+    for match in re.finditer(rf"(?<!\w){words}(?!\w)", text.lower()):
+        before = _CLAUSE.split(text[: match.start()])[-1]
+        after = re.split(r"[.;!?,\n]", text[match.end() :])[0]
+        if not (_DENIED.search(before) or _UNSURE.search(before) or _DENIED.search(" ".join(after.split()[:3]))):
+            return True
+    return False
+
+
+_STEPS: tuple[Callable[[str, Sequence[str], Collection[str]], set[str]], ...] = (_whole, _stated, _label, _mentioned)

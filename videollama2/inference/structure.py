@@ -1,0 +1,171 @@
+"""Structured output: the form an answer must have, and the tokens that keep to it at each step.
+
+llguidance (the ``structured`` extra) compiles a JSON schema, choices, a regular expression or a Lark grammar into a
+state machine over the tokenizer's vocabulary. Before each choice the sampler asks which tokens may come next; all
+others get no probability, so a finished answer has the form by construction.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+
+from videollama2.errors import ConfigError, EngineError
+
+_BLANKS = r"[ \n]{0,24}"
+"""Blanks that may stand between the parts of a JSON text. Without a bound, a weak model may write blanks for ever."""
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The form of an answer, as a rule of Lark's grammar language.
+
+    Make one with :meth:`json_object`, :meth:`json_schema`, :meth:`choice`, :meth:`regex` or :meth:`grammar`.
+    """
+
+    kind: str
+    rule: str
+
+    @classmethod
+    def json_object(cls) -> Structure:
+        """Any JSON object."""
+        return cls.json_schema({"type": "object"})
+
+    @classmethod
+    def json_schema(cls, schema: dict[str, Any] | bool) -> Structure:
+        """JSON that keeps to a schema (JSON Schema draft 2020-12).
+
+        Raises:
+            ConfigError: not a schema. What the schema says is checked when it is compiled, by the engine.
+        """
+        if not isinstance(schema, (dict, bool)):
+            raise ConfigError(f"a JSON schema must be an object, got {type(schema).__name__}")
+        options = {"x-guidance": {"whitespace_pattern": _BLANKS}}
+        try:
+            written = json.dumps({**schema, **options} if isinstance(schema, dict) else schema)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ConfigError(f"the JSON schema cannot be written as JSON: {error}") from error
+        return cls("json", f"%json {written}")
+
+    @classmethod
+    def choice(cls, texts: Sequence[str]) -> Structure:
+        """One of several texts.
+
+        Raises:
+            ConfigError: no texts, or one that is empty.
+        """
+        if isinstance(texts, str) or not texts or not all(isinstance(text, str) and text for text in texts):
+            raise ConfigError(f"choices must be a list of texts that are not empty, got {texts!r}")
+        return cls("choice", " | ".join(json.dumps(text) for text in texts))
+
+    @classmethod
+    def regex(cls, pattern: str) -> Structure:
+        """Text that a regular expression matches as a whole (syntax of Rust's ``regex``)."""
+        escaped = pattern.replace("\\/", "/").replace("/", "\\/")
+        return cls("regex", f"/{escaped}/")
+
+    @classmethod
+    def grammar(cls, lark: str) -> Structure:
+        """Text that the rule ``start`` of a Lark grammar derives."""
+        return cls("grammar", lark)
+
+
+class Constraint:
+    """Where one answer stands within its structure. Used by the model's thread alone."""
+
+    def __init__(self, matcher: Any) -> None:
+        self._matcher = matcher
+
+    def allowed(self, vocabulary: int) -> torch.Tensor:
+        """Which of the ids 0 to ``vocabulary`` - 1 may come next: bool (V,).
+
+        Raises:
+            EngineError: the grammar needs more memory or time than it may take.
+        """
+        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        self._check()
+        allowed = np.unpackbits(bits, bitorder="little")[:vocabulary].astype(bool)
+        return torch.from_numpy(np.pad(allowed, (0, vocabulary - len(allowed))))
+
+    def advance(self, token_id: int) -> None:
+        """The token was chosen."""
+        self._matcher.consume_token(token_id)
+        self._check()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise EngineError(f"the form of the answer cannot be kept: {_first_line(self._matcher.get_error())}")
+
+
+class Grammars:
+    """Compiles structures for one tokenizer. Safe to use from several threads.
+
+    Args:
+        tokenizer: a fast one.
+        vocabulary: logits of a step; may be more than the tokenizer has tokens.
+        end_ids: ends of text, allowed where an answer may end.
+    """
+
+    def __init__(self, tokenizer: Any, vocabulary: int, end_ids: Iterable[int]) -> None:
+        self._tokenizer, self._vocabulary, self._end_ids = tokenizer, vocabulary, sorted(end_ids)
+        self._compiled: Any = None
+        self._lock = Lock()
+
+    def constraint(self, structure: Structure | None) -> Constraint | None:
+        """The beginning of an answer of this structure; None for none. Large schemas take a second.
+
+        Raises:
+            ConfigError: llguidance is not installed, or cannot compile the structure.
+        """
+        if structure is None:
+            return None
+        llguidance = _import_llguidance()
+        matcher = llguidance.LLMatcher(self._vocabulary_of(llguidance), self._lark(structure), log_level=0)
+        if matcher.is_error():
+            names = {"json": "the JSON schema", "choice": "the choices", "regex": "the regular expression"}
+            what = names.get(structure.kind, "the grammar")
+            raise ConfigError(f"{what} cannot be used: {_first_line(matcher.get_error())}")
+        return Constraint(matcher)
+
+    def _vocabulary_of(self, llguidance: Any) -> Any:
+        """The tokenizer as llguidance reads it; made once, since it takes a second."""
+        with self._lock:
+            if self._compiled is None:
+                self._compiled = llguidance.hf.from_tokenizer(
+                    self._tokenizer, n_vocab=self._vocabulary, eos_token=self._end_ids
+                )
+            return self._compiled
+
+    def _lark(self, structure: Structure) -> str:
+        if structure.kind == "grammar":
+            return structure.rule
+        # Metaspace tokenizers begin a text with a blank that decoding takes away: "_yes" is read as "yes", and it is
+        # the token the model knows. Where that is so, the grammar allows this one blank.
+        blank = '" "? ' if _drops_first_blank(self._tokenizer) else ""
+        return f"start: {blank}answer\nanswer: {structure.rule}\n"
+
+
+def _drops_first_blank(tokenizer: Any) -> bool:
+    token = tokenizer.convert_tokens_to_ids("\u2581a")
+    return token is not None and token != tokenizer.unk_token_id and tokenizer.decode([token]) == "a"
+
+
+def _import_llguidance() -> Any:
+    try:
+        import llguidance
+        import llguidance.hf
+    except ImportError as error:
+        raise ConfigError(
+            "structured output needs the package llguidance: pip install 'videollama2[structured]'"
+        ) from error
+    return llguidance
+
+
+def _first_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "no reason is given")

@@ -1,0 +1,145 @@
+"""The ``\\0`` protocol (FastChat's) of the published workers and controllers, for clients written for them.
+
+A request to ``/worker_generate_stream`` holds a prompt and its media; the reply is a sequence of JSON objects, each of
+which holds the whole text so far and is followed by a zero byte. This module has what both sides say. A worker answers
+such requests as chat requests (:func:`chat_request`); a controller passes the replies on.
+"""
+
+from __future__ import annotations
+
+import json
+import mimetypes
+from typing import Annotated, Any
+
+from fastapi import Response
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from videollama2.errors import MediaError
+from videollama2.media.kinds import KINDS, VIDEO, kind_of
+from videollama2.prompting import ANY_TAG, tagged_parts
+from videollama2.serve.api.request import ChatRequest
+from videollama2.serve.untrusted_media.urls import FRAME_LIST_TYPE, decode_base64
+from videollama2.serve.web.errors import ApiError
+from videollama2.serve.web.streaming import Stream
+
+STREAM_PATH = "/worker_generate_stream"
+SEPARATOR = b"\0"
+
+_GREEDY_BELOW = 1e-3
+"""Published: a temperature up to this takes the most likely token."""
+
+
+class GenerateRequest(BaseModel):
+    """The body: a question with its media, base64 or ``data:`` URLs, in the order of the prompt.
+
+    ``echo``: the text begins with the prompt, as published.
+    """
+
+    # Other implementations send more; what is not known is not used.
+    model_config = ConfigDict(extra="ignore")
+
+    model: Annotated[str, StringConstraints(max_length=512)] = ""
+    prompt: str
+    images: list[str] = Field(default=[], max_length=64)
+    temperature: float = Field(1.0, ge=0, le=2, allow_inf_nan=False)
+    top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
+    max_new_tokens: int = Field(256, ge=1, le=10**6)
+    stop: str | list[str] | None = None
+    echo: bool = True
+
+
+def frame(content: dict[str, Any]) -> bytes:
+    """One object of the stream."""
+    return json.dumps(content).encode("ascii") + SEPARATOR
+
+
+def error_frame(error: ApiError) -> bytes:
+    """The last object of a stream that failed."""
+    return frame({"text": error.message, "error_code": error.internal_code, "message": error.message})
+
+
+class FrameStream(Stream):
+    """A stream of such objects on its way to the client."""
+
+    media_type = "application/octet-stream"
+
+    @staticmethod
+    def render_error(error: ApiError) -> bytes:
+        return error_frame(error)
+
+
+def error_reply(error: ApiError) -> Response:
+    """What is sent where no stream began: one object of the stream, with the status that other clients read."""
+    return Response(error_frame(error), error.status, error.headers(), FrameStream.media_type)
+
+
+def chat_request(body: GenerateRequest, model: str) -> ChatRequest:
+    """A request of the ``\\0`` protocol as a chat request.
+
+    ``<image>`` and ``<video>`` in the prompt mark the places of its media, in order, as in an annotation; without such
+    marks the media come first, and without media they are text like any other.
+
+    Raises:
+        ApiError: media that are neither base64 nor ``data:`` URLs, or whose number is not that of the marks.
+    """
+    content: Any = body.prompt
+    if body.images:
+        content = _content(body.prompt, [_media_part(item) for item in body.images])
+    stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
+    fields = {
+        "model": body.model or model,
+        "messages": [{"role": "user", "content": content}],
+        "max_completion_tokens": body.max_new_tokens,
+        "temperature": 0.0 if body.temperature <= _GREEDY_BELOW else body.temperature,
+        "top_p": body.top_p,
+        "stop": [text for text in stops if text] or None,
+        "stream": True,
+    }
+    try:
+        return ChatRequest.model_validate(fields)
+    except ValidationError as error:
+        raise ApiError(400, str(error.errors()[0]["msg"])[:300], internal_code=40001) from error
+
+
+def _content(prompt: str, media: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Parts of a message from a prompt with marks; a single mark is read as the tag of an annotation."""
+    texts = ANY_TAG.split(prompt)
+    if len(texts) == 1:
+        return [*media, {"type": "text", "text": prompt}]
+    if len(texts) != len(media) + 1:
+        raise ApiError(
+            400,
+            f"there are {len(media)} images and {len(texts) - 1} places for them in the prompt",
+            param="images",
+            internal_code=40001,
+        )
+    if len(media) == 1:
+        return [*media, *tagged_parts(prompt, [media[0]["type"]])[1:]]
+    parts = [{"type": "text", "text": texts[0]}]
+    for part, text in zip(media, texts[1:], strict=True):
+        parts += [part, {"type": "text", "text": text}]
+    return [part for part in parts if part.get("text") != ""]
+
+
+def _media_part(item: str) -> dict[str, Any]:
+    """A medium of the ``\\0`` protocol as a part of a chat message.
+
+    Never a path or an address: only what carries its own bytes. What it is, its content tells; the type that a
+    ``data:`` URL states counts where the content says nothing known.
+    """
+    head, comma, text = item.partition(",") if item[:5].lower() == "data:" else ("", "", item)
+    stated = head[5:].partition(";")[0].lower()
+    if stated == FRAME_LIST_TYPE:
+        return _url_part(VIDEO, item)
+    try:
+        kind = kind_of(decode_base64(text), f"images{mimetypes.guess_extension(stated) or ''}")
+    except ValueError as error:
+        rule = str(error) if isinstance(error, MediaError) else "images must be base64 or data: URLs"
+        raise ApiError(400, rule, param="images", internal_code=40001) from error
+    mime = stated if KINDS[kind].fits_mime(stated) else KINDS[kind].mime
+    return _url_part(kind, f"data:{mime};base64,{text}")
+
+
+def _url_part(kind: str, url: str) -> dict[str, Any]:
+    name = f"{kind}_url"
+    return {"type": name, name: {"url": url}}

@@ -1,0 +1,73 @@
+"""Flags of a model worker, which the launcher of a whole installation has as well."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import PurePath
+
+from videollama2 import flags
+from videollama2.constants import DEFAULT_MODEL_NAME
+from videollama2.flags import number, seconds
+
+
+def add_worker_flags(parser: argparse.ArgumentParser, is_several: bool = False) -> None:
+    """Flags of the model, its engine and what the worker logs.
+
+    Args:
+        is_several: ``--model-path`` may be given more than once, and names come from the paths.
+    """
+    if is_several:
+        text = f"videollama2-tiny (built in), a folder, or a hub name; repeatable (default {DEFAULT_MODEL_NAME})"
+        flags.add_model_flags(parser, action="append", default=None, help=text)
+    else:
+        flags.add_model_flags(parser).add_argument(
+            "--model-name", metavar="NAME", help="what clients call it (default: last part of the path)"
+        )
+    engine = parser.add_argument_group("engine")
+    engine.add_argument(
+        "--limit-model-concurrency",
+        type=number(1),
+        metavar="N",
+        help="answers at once (default: 16, or fewer where memory is short)",
+    )
+    engine.add_argument(
+        "--max-length",
+        type=number(1),
+        metavar="N",
+        help="tokens of prompt and answer (default: 4096, or fewer where model or memory is smaller)",
+    )
+    engine.add_argument(
+        "--max-queue",
+        type=number(1),
+        default=256,
+        metavar="N",
+        help="requests that may wait; more are refused with 429 (default %(default)s)",
+    )
+    engine.add_argument(
+        "--cuda-graphs",
+        action="store_true",
+        help="replay decode steps as CUDA graphs (dense, unquantised model on one GPU)",
+    )
+    engine.add_argument(
+        "--stream-interval",
+        type=number(1),
+        default=1,
+        metavar="N",
+        help="/worker_generate_stream sends the text so far every N pieces (default %(default)s)",
+    )
+    engine.add_argument(
+        "--drain-timeout",
+        type=seconds,
+        default=300.0,
+        metavar="SECONDS",
+        help="for running answers to end after SIGTERM (default %(default)g)",
+    )
+    parser.add_argument("--log-prompts", action="store_true", help="write questions to the log")
+
+
+def model_name_of(path: str) -> str:
+    """What clients call a model: the last part of its path, with the one before it for a checkpoint (published)."""
+    place = PurePath(path.rstrip("/"))
+    if place.name.startswith("checkpoint-") and place.parent.name:
+        return f"{place.parent.name}_{place.name}"
+    return place.name or path
