@@ -2,7 +2,8 @@
 
     VideoLlama2Error
     ├── MediaError                a video or image that cannot be used as asked (also a ValueError)
-    │   └── MediaNotFoundError    the path does not exist (also a FileNotFoundError)
+    │   ├── MediaNotFoundError    the path does not exist (also a FileNotFoundError)
+    │   └── MediaLimitError       larger or longer than may be, or asked for beyond its end
     ├── PromptError               messages, tags or text that break a rule (also a ValueError)
     ├── ConfigError               a config.json field or a command-line setting that breaks a rule (also a ValueError)
     ├── CheckpointError           weights that are missing, surplus or of the wrong shape (also a ValueError)
@@ -30,6 +31,19 @@ class MediaNotFoundError(MediaError, FileNotFoundError):
 
     # OSError.__str__ formats (errno, strerror); these errors carry one ready message.
     __str__ = Exception.__str__
+
+
+class MediaLimitError(MediaError):
+    """A medium is larger or longer than may be, or something beyond its end was asked for.
+
+    Args:
+        name: how messages call the medium.
+        rule: the message without the name. It quotes numbers alone, so it may be shown to whoever sent the medium.
+    """
+
+    def __init__(self, name: str, rule: str) -> None:
+        super().__init__(f"{name}: {rule}")
+        self.rule = rule
 
 
 class PromptError(VideoLlama2Error, ValueError):

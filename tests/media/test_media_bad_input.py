@@ -10,7 +10,8 @@ from PIL import Image
 
 from videollama2.errors import MediaError, MediaNotFoundError
 from videollama2.media.frames import FrameSampling
-from videollama2.media.readers import MediaWarning, check_frame_size
+from videollama2.media.limits import OWN_FILES
+from videollama2.media.readers import MediaWarning
 from videollama2.media.video import open_video, read_clip
 
 
@@ -215,12 +216,12 @@ class TestAbsurdSizes:
                 read_clip(tmp_path / name, FrameSampling(2))
 
     def test_limits(self):
-        check_frame_size(7680, 4320, 32, "8k.mp4")
+        OWN_FILES.check_frames(7680, 4320, 32, "8k.mp4")
         for width, height in ((16385, 4), (12000, 12000)):
             with pytest.raises(MediaError, match=f"wide.mp4: frames of {width}x{height}"):
-                check_frame_size(width, height, 1, "wide.mp4")
+                OWN_FILES.check_frames(width, height, 1, "wide.mp4")
         with pytest.raises(MediaError, match="long.mp4: 1024 frames of 3840x2160 take more than 8 GiB"):
-            check_frame_size(3840, 2160, 1024, "long.mp4")
+            OWN_FILES.check_frames(3840, 2160, 1024, "long.mp4")
 
 
 @pytest.mark.parametrize("start", [3.1, 1e9])

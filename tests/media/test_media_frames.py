@@ -74,7 +74,7 @@ def test_more_than_32_frames_are_given_when_asked_for(num_frames):
 
 
 def test_the_cap_keeps_frames_from_the_whole_clip():
-    chosen = select_frames(3600, 30.0, FrameSampling(max_frames=32))
+    chosen = select_frames(3600, 30.0, FrameSampling(None, max_frames=32))
     assert len(chosen) == 32
     every_second = fps_indices(3600, 30.0)
     assert set(chosen) <= set(every_second)

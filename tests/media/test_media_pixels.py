@@ -121,7 +121,7 @@ def same_order(frame_HWC, transform):
     if transform.size is None or int(PIL.__version__.split(".")[0]) < 13:
         return True
     height, width = frame_HWC.shape[:2]
-    new_height, new_width = transform._target(height, width)
+    new_height, new_width = transform.resize().target(height, width)
     return not (height > new_height and height - new_height > 2 * (width - new_width))
 
 

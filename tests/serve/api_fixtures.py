@@ -130,14 +130,14 @@ def live_chat(
 ) -> Iterator[tuple[AppThread, Any]]:
     """A server that answers chats with the tiny model: the parts of a worker without its controller."""
     from videollama2.serve.settings import Security
-    from videollama2.serve.untrusted_media.sandbox import FrameSize, Sandbox
+    from videollama2.serve.untrusted_media.sandbox import Sandbox
     from videollama2.serve.web.app import make_app
     from videollama2.serve.worker.chat_routes import chat_router
     from videollama2.serve.worker.service import ChatService
 
     own = policy(**policy_changes)
     engine = engine or tiny_engine()
-    box = Sandbox(own, FrameSize.of(engine.processor))
+    box = Sandbox.of(own, engine.processor)
     service = ChatService(engine, "tiny", own, box, limits)
     app = make_app("test", security or Security())
     app.include_router(chat_router(service))

@@ -33,11 +33,11 @@ def tiny_engine() -> Iterator:
 @pytest.fixture(scope="session")
 def tiny_service(tiny_engine) -> Iterator:
     """A worker's service over it."""
-    from videollama2.serve.untrusted_media.sandbox import FrameSize, Sandbox
+    from videollama2.serve.untrusted_media.sandbox import Sandbox
     from videollama2.serve.worker.app import WorkerService
 
     policy = MediaPolicy(decode_processes=1)
-    sandbox = Sandbox(policy, FrameSize.of(tiny_engine.processor))
+    sandbox = Sandbox.of(policy, tiny_engine.processor)
     yield WorkerService(tiny_engine, MODEL, policy, sandbox)
     sandbox.close()
 

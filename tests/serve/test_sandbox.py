@@ -18,11 +18,12 @@ from tests.conftest import golden_dir
 from tests.serve.api_fixtures import bomb_png, film, picture, policy, write
 from videollama2.media.frames import FrameSampling
 from videollama2.media.image import load_image
+from videollama2.media.pixels import FrameResize
 from videollama2.media.video import read_clip
 from videollama2.serve.untrusted_media import process as sandbox_process
 from videollama2.serve.untrusted_media.errors import RefusedMediaError
 from videollama2.serve.untrusted_media.process import Child, ChildLimits
-from videollama2.serve.untrusted_media.sandbox import FrameCache, FrameSize, Sandbox
+from videollama2.serve.untrusted_media.sandbox import FrameCache, Sandbox
 
 MEDIA = golden_dir() / "media"
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="Linux tells about processes and limits them")
@@ -42,15 +43,15 @@ def run(work, **options):
 
 
 def read(kind, source, options=None, **settings):
-    if settings.keys() - {"size"}:
+    if settings.keys() - {"resize"}:
         return run(lambda box: box.read(kind, source, options), **settings)
     return asyncio.run(shared(**settings).read(kind, source, options))
 
 
 @lru_cache
-def shared(size=None):
+def shared(resize=None):
     """A sandbox that tests of good and bad content have in common: nothing they do may break it."""
-    box = Sandbox(policy(), size, jobs_per_process=10_000)
+    box = Sandbox(policy(), resize, jobs_per_process=10_000)
     boxes.append(box)
     return box
 
@@ -108,10 +109,10 @@ def test_frames_of_different_sizes_come_as_a_list():
 @pytest.mark.parametrize(
     "size",
     [
-        FrameSize(48, 3),
-        FrameSize((40, 32), 2),
-        FrameSize(48, 3, (120, 110, 100)),
-        FrameSize(None, 3, (1, 2, 3)),
+        FrameResize(48, 3),
+        FrameResize((40, 32), 2),
+        FrameResize(48, 3, (120, 110, 100)),
+        FrameResize(None, 3, (1, 2, 3)),
     ],
 )
 @pytest.mark.parametrize("shape", [(64, 48), (31, 77), (48, 48), (1, 1)])
@@ -127,7 +128,7 @@ def test_small_frames_give_the_pixels_of_whole_ones(size, shape):
     assert size.background in (None, transform.background)
     ratio = "pad" if size.background is not None else None
     data = picture(*shape)
-    small = transform([read("image", data, size=size)], ratio)
+    small = transform([read("image", data, resize=size)], ratio)
     whole = transform([load_image(data)], ratio)
     assert torch.equal(small, whole)
 
@@ -217,8 +218,8 @@ def test_sound_beside_the_picture_does_not_matter():
 
 def test_a_picture_of_one_pixel_is_a_picture():
     assert read("image", picture(1, 1)).shape == (1, 1, 3)
-    assert read("image", picture(1, 1), size=FrameSize(48, 3)).shape == (48, 48, 3)
-    assert read("video", [picture(1, 1)] * 2, {"num_frames": 2}, size=FrameSize(48, 3)).shape == (2, 48, 48, 3)
+    assert read("image", picture(1, 1), resize=FrameResize(48, 3)).shape == (48, 48, 3)
+    assert read("video", [picture(1, 1)] * 2, {"num_frames": 2}, resize=FrameResize(48, 3)).shape == (2, 48, 48, 3)
 
 
 # -------------------------------------------------------------------------------------------------------------- limits
@@ -236,8 +237,8 @@ def test_a_narrow_picture_cannot_become_a_huge_one():
     """Its short edge would be blown up to the model's, and the other with it."""
     data = picture(1, 20_000)
     assert read("image", data).shape == (20_000, 1, 3)
-    assert "too wide or too high" in str(refusal("image", data, size=FrameSize(336, 3)))
-    assert "too wide or too high" in str(refusal("image", data, size=FrameSize(336, 3, (0, 0, 0))))
+    assert "too wide or too high" in str(refusal("image", data, resize=FrameResize(336, 3)))
+    assert "too wide or too high" in str(refusal("image", data, resize=FrameResize(336, 3, (0, 0, 0))))
 
 
 def test_large_frames_are_refused():

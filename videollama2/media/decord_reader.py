@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from videollama2.errors import MediaError, MissingDependencyError, first_line
-from videollama2.media.readers import ReaderBase, check_frame_size
+from videollama2.media.limits import OWN_FILES, MediaLimits
+from videollama2.media.readers import ReaderBase
 
 
 class DecordReader(ReaderBase):
@@ -19,18 +20,19 @@ class DecordReader(ReaderBase):
     Args:
         source: path of an existing file, or a binary file.
         name: how messages call it.
+        limits: how large its frames may be; decord opens whatever format it knows.
 
     Raises:
         MissingDependencyError: decord is not installed.
         MediaError: decord cannot read the file.
     """
 
-    def __init__(self, source: str | os.PathLike | Any, name: str) -> None:
+    def __init__(self, source: str | os.PathLike | Any, name: str, limits: MediaLimits = OWN_FILES) -> None:
         try:
             import decord
         except ImportError as error:
             raise MissingDependencyError("the video backend 'decord' needs: pip install decord") from error
-        self.name = name
+        self.name, self._limits = name, limits
         if hasattr(source, "read"):
             source.seek(0)
         else:
@@ -61,7 +63,7 @@ class DecordReader(ReaderBase):
         import decord
 
         indices = self.check_indices(indices)
-        check_frame_size(self._width, self._height, len(indices), self.name)
+        self._limits.check_frames(self._width, self._height, len(indices), self.name)
         try:
             batch = self._video.get_batch(indices)
         except (decord.DECORDError, RuntimeError) as error:

@@ -15,14 +15,17 @@ import math
 import numbers
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from videollama2.constants import MAX_FRAMES
-from videollama2.errors import MediaError
+from videollama2.constants import MAX_FRAMES, NUM_FRAMES
+from videollama2.errors import MediaError, MediaLimitError
 
 MAX_NUM_FRAMES = 1024
 """Most frames one clip may have. It keeps a typing mistake from allocating all memory."""
+
+_ROUNDING = 1e-6
+"""Seconds. A middle that falls on a frame's own time must not miss it by the error of a float."""
 
 _TIME_TOLERANCE = 1e-3
 """Seconds. Durations that people copy from a player are rounded to the millisecond."""
@@ -57,7 +60,7 @@ def fps_indices(duration: int, fps: float) -> list[int]:
     return list(range(step // 2, duration, step))
 
 
-def check_num_frames(num_frames: int, name: str = "num_frames") -> int:
+def check_num_frames(num_frames: object, name: str = "num_frames") -> int:
     """The number as int; MediaError unless it is whole and from 1 to ``MAX_NUM_FRAMES``."""
     if isinstance(num_frames, bool) or not isinstance(num_frames, numbers.Integral):
         raise MediaError(f"{name} {num_frames!r} is not a whole number")
@@ -68,13 +71,19 @@ def check_num_frames(num_frames: int, name: str = "num_frames") -> int:
 
 @dataclass(frozen=True)
 class FrameSampling:
-    """Which part of a video is looked at, and how often.
+    """Which part of a video is looked at, how often, and by which rule frames are chosen.
+
+    It is made where a caller says something about it (a flag, a field of a request, a part of a message) and handed
+    down unchanged to the place where the video is open. A model fills in what was left to it with :meth:`for_model`.
 
     Attributes:
-        num_frames: frames spread evenly over the clip; None means one per second, at most ``max_frames``.
+        num_frames: frames spread evenly over the clip; "model" leaves the number to the model (see
+            :meth:`for_model`); None means one frame per second, at most ``max_frames``.
         start, end: bounds of the clip in seconds from the first frame; None leaves that side open. Equal
             bounds mean the second that begins there (published).
         max_frames: cap of the one-frame-per-second mode; frames kept under it stay spread over the clip.
+        sampling: what frames are spread over. "index" is published: over the numbers of the frames. "time": over the
+            seconds of the clip, which differs where the frame rate varies (screen recordings).
         on_reversed: what a negative bound, or a start behind the end, leads to. "error" raises. "swap" is the
             published repair: negative bounds become 0, reversed bounds are exchanged.
 
@@ -82,22 +91,45 @@ class FrameSampling:
         MediaError: a value breaks one of these rules.
     """
 
-    num_frames: int | None = None
+    num_frames: int | None | Literal["model"] = "model"
     start: float | None = None
     end: float | None = None
     max_frames: int = MAX_FRAMES
+    sampling: Literal["index", "time"] = "index"
     on_reversed: Literal["error", "swap"] = "error"
 
     def __post_init__(self) -> None:
-        if self.num_frames is not None:
+        if self.num_frames is not None and not self._is_for_model:
             check_num_frames(self.num_frames)
         check_num_frames(self.max_frames, "max_frames")
-        if self.on_reversed not in ("error", "swap"):
-            raise MediaError(f"on_reversed {self.on_reversed!r} is neither 'error' nor 'swap'")
+        for name, value, known in (
+            ("on_reversed", self.on_reversed, ("error", "swap")),
+            ("sampling", self.sampling, ("index", "time")),
+        ):
+            if value not in known:
+                raise MediaError(f"{name} {value!r} is neither {known[0]!r} nor {known[1]!r}")
         for name, value in (("start", self.start), ("end", self.end)):
             _check_second(name, value)
         if self.on_reversed == "error":
             self._reject_reversed()
+
+    def for_model(self, num_frames: int = NUM_FRAMES) -> FrameSampling:
+        """The same with the model's number of frames where none was asked for. No other place decides this.
+
+        Args:
+            num_frames: of the model's configuration; by default the published number.
+        """
+        return replace(self, num_frames=num_frames) if self._is_for_model else self
+
+    @property
+    def _is_for_model(self) -> bool:
+        return isinstance(self.num_frames, str) and self.num_frames == "model"
+
+    @property
+    def count(self) -> int | None:
+        """Number of frames, once a model or a caller has said it; None in one-frame-per-second mode."""
+        number = self.for_model().num_frames
+        return None if number is None else int(number)
 
     def _reject_reversed(self) -> None:
         for name, value in (("start", self.start), ("end", self.end)):
@@ -123,6 +155,7 @@ def select_frames(
     *,
     times: Sequence[float] | None = None,
     step_fps: float | None = None,
+    duration: float | None = None,
     name: str = "video",
 ) -> list[int]:
     """Indices of the frames to read, ascending, repeated where the clip has fewer frames than were asked for.
@@ -133,6 +166,8 @@ def select_frames(
         sampling: clip and count.
         times: seconds of every frame from the first one. Used for the bounds when the rate varies.
         step_fps: rate that the one-frame-per-second mode counts in, when it is not ``fps``.
+        duration: seconds from the first frame's appearance to the last one's end; by default the last frame lasts as
+            long as an average one. Used when sampling by time.
         name: how messages call the video.
 
     Raises:
@@ -141,17 +176,51 @@ def select_frames(
     if total < 1:
         raise MediaError(f"{name}: the video has no frames")
     _check_fps(fps, name)
+    if sampling.sampling == "time":
+        return _select_by_time(total, fps, sampling, times, duration, name)
     if times is not None and is_constant_rate(times, fps):
         times = None
     first, last = _clip_bounds(total, fps, sampling, times, name)
     length = last - first + 1
-    if sampling.num_frames is not None:
-        chosen = uniform_indices(length, sampling.num_frames)
+    count = sampling.count
+    if count is not None:
+        chosen = uniform_indices(length, count)
     else:
-        chosen = fps_indices(length, step_fps or fps)
-        if len(chosen) > sampling.max_frames:
-            chosen = [chosen[i] for i in uniform_indices(len(chosen), sampling.max_frames)]
+        chosen = _spread(fps_indices(length, step_fps or fps), sampling.max_frames)
     return [first + i for i in chosen]
+
+
+def _spread(chosen: list[int], most: int) -> list[int]:
+    """At most this many of the indices, evenly spread over them."""
+    return chosen if len(chosen) <= most else [chosen[i] for i in uniform_indices(len(chosen), most)]
+
+
+def _select_by_time(
+    total: int,
+    fps: float,
+    sampling: FrameSampling,
+    times: Sequence[float] | None,
+    duration: float | None,
+    name: str,
+) -> list[int]:
+    """The frames on screen in the middle of equal stretches of time.
+
+    The stretches divide the clip; in one-frame-per-second mode each is a second long, or a little less or more where
+    the clip is no whole number of seconds.
+    """
+    times = [i / fps for i in range(total)] if times is None else times
+    duration = times[-1] + 1 / fps if duration is None else duration
+    start, end = sampling.bounds()
+    start = start or 0.0
+    if start > duration + _TIME_TOLERANCE:
+        raise _starts_late(start, duration, name)
+    end = min(duration if end is None else end, duration)
+    start = min(start, end)
+    count = sampling.count
+    if count is None:
+        count = min(max(round(end - start), 1), sampling.max_frames)
+    middles = [start + (end - start) * (2 * i + 1) / (2 * count) for i in range(count)]
+    return [max(bisect_right(times, second + _ROUNDING) - 1, 0) for second in middles]
 
 
 def is_constant_rate(times: Sequence[float], fps: float) -> bool:
@@ -172,10 +241,14 @@ def _clip_bounds(
     if start is not None:
         first = max(_frame_at(start, total, fps, times) - 1, 0)
         if first > last or start > duration + _TIME_TOLERANCE:
-            raise MediaError(f"{name}: start {start:g} s is after the end of the video ({duration:.2f} s)")
+            raise _starts_late(start, duration, name)
     if end is not None:
         last = max(min(_frame_at(end, total, fps, times) - 1, last), first)
     return first, last
+
+
+def _starts_late(start: float, duration: float, name: str) -> MediaLimitError:
+    return MediaLimitError(name, f"start {start:g} s is after the end of the video ({duration:.2f} s)")
 
 
 def _frame_at(second: float, total: int, fps: float, times: Sequence[float] | None) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -13,28 +12,8 @@ from PIL import Image
 from videollama2.errors import MediaError
 from videollama2.media.arrays import is_array, rgb_image
 from videollama2.media.kinds import IMAGE
+from videollama2.media.limits import OWN_FILES, MediaLimits
 from videollama2.media.sources import describe_source, opened
-
-MAX_IMAGE_PIXELS = 178_956_970
-"""Twice Pillow's warning level, where it refuses by itself. Checked before memory is taken."""
-
-# Formats by name, as Pillow also opens some that run other programs (EPS through Ghostscript).
-_FORMATS = (
-    "JPEG",
-    "MPO",
-    "PNG",
-    "WEBP",
-    "GIF",
-    "BMP",
-    "DIB",
-    "TIFF",
-    "PPM",
-    "AVIF",
-    "JPEG2000",
-    "ICO",
-    "TGA",
-    "HEIF",
-)
 
 # What Pillow's decoders raise on damaged files; there is no common base class.
 _DAMAGED = (
@@ -65,11 +44,12 @@ _UPRIGHT = {
 _PREMULTIPLIED = {"RGBa": "RGBA", "La": "LA", "PA": "RGBA"}
 
 
-def load_image(source: Any) -> Image.Image:
+def load_image(source: Any, limits: MediaLimits = OWN_FILES) -> Image.Image:
     """One image as RGB, upright according to its EXIF tag; of an animation the first frame.
 
     Args:
         source: path, bytes, binary file, PIL image, numpy array or torch tensor ((H,W), (H,W,C) or (C,H,W)).
+        limits: which formats are opened, and how large the image may be.
 
     Alpha is dropped as ``convert("RGB")`` does (published). Grey of more than 8 bits is scaled to 8 bits.
 
@@ -81,50 +61,40 @@ def load_image(source: Any) -> Image.Image:
     if is_array(source):
         return Image.fromarray(np.ascontiguousarray(rgb_image(source, name)))
     if isinstance(source, Image.Image):
-        return _upright_rgb(source, name)
-    with opened(source, name, IMAGE) as file, _open_image(file, name) as image:
-        return _upright_rgb(image, name)
+        return _upright_rgb(source, name, limits)
+    with opened(source, name, IMAGE) as file, open_image(file, name, limits) as image:
+        return _upright_rgb(image, name, limits)
 
 
-def check_image(source: Any) -> None:
+def check_image(source: Any, limits: MediaLimits = OWN_FILES) -> None:
     """Read an image's header, without decoding its pixels.
 
     Raises:
         MediaError: it is no image, or one that is too large.
     """
     name = describe_source(source)
-    with opened(source, name, IMAGE) as file, _open_image(file, name) as image:
-        _check_size(image, name)
+    with opened(source, name, IMAGE) as file, open_image(file, name, limits) as image:
+        limits.check_image(image.width, image.height, name)
 
 
-def narrow(formats: Sequence[str], max_pixels: int) -> None:
-    """Read less than usual in this process: for programs that open strangers' files.
+def open_image(file: BinaryIO, name: str, limits: MediaLimits) -> Image.Image:
+    """Pillow's image of a file, of which only the header was read.
 
-    Args:
-        formats: Pillow's names of those that are still opened.
-        max_pixels: of one image.
+
+    Raises:
+        MediaError: it is too large, damaged, or not of a format that is opened.
     """
-    global MAX_IMAGE_PIXELS, _FORMATS
-    MAX_IMAGE_PIXELS, _FORMATS = max_pixels, tuple(formats)
-
-
-def _open_image(file: BinaryIO, name: str) -> Image.Image:
     Image.init()
     try:
-        return Image.open(file, formats=[format_ for format_ in _FORMATS if format_ in Image.OPEN])
+        return Image.open(file, formats=[format_ for format_ in limits.image_formats if format_ in Image.OPEN])
     except Image.DecompressionBombError as error:
         raise MediaError(f"{name}: the image is too large ({error})") from error
     except _DAMAGED as error:
         raise MediaError(f"{name}: not an image that can be read, or a damaged one") from error
 
 
-def _check_size(image: Image.Image, name: str) -> None:
-    if image.width * image.height > MAX_IMAGE_PIXELS:
-        raise MediaError(f"{name}: {image.width}x{image.height} is more than {MAX_IMAGE_PIXELS} pixels")
-
-
-def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
-    _check_size(image, name)
+def _upright_rgb(image: Image.Image, name: str, limits: MediaLimits) -> Image.Image:
+    limits.check_image(image.width, image.height, name)
     try:
         image.load()
     except (*_DAMAGED, Image.DecompressionBombError) as error:

@@ -76,7 +76,7 @@ KINDS: dict[str, Kind] = {
         batch_key="pixel_values_videos",
         mime="video/mp4",
         other_mime_types=frozenset({"image/gif", "image/webp", "image/png", "image/apng", "image/avif"}),
-        options=frozenset({"start", "end", "num_frames", "aspect_ratio", "backend"}),
+        options=frozenset({"start", "end", "num_frames", "sampling", "aspect_ratio", "backend"}),
     ),
 }
 """Every kind of medium this software reads, by name."""

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image
 
-from videollama2.errors import ConfigError, MediaError
+from videollama2.errors import ConfigError, MediaError, MediaLimitError
+from videollama2.media.limits import OWN_FILES, MediaLimits
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +27,53 @@ AspectRatio = Literal["pad", "square"] | None
 """None and "square" leave the frame as it is; "pad" makes it square with bars in the mean colour."""
 
 _TORCH_MODES = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
+
+
+@dataclass(frozen=True)
+class FrameResize:
+    """The first steps of the preprocessing: bars that make a frame square, and resizing.
+
+    They can be done where a frame is decoded, so that only the smaller frame travels and is kept. Doing them again
+    changes nothing: Pillow copies a picture that has the size asked for, so the pixels in the end are those of the
+    whole frame, bit for bit.
+
+    Attributes:
+        edge: length of the shorter edge, or (height, width); None leaves the size as it is.
+        resample: Pillow's number of the filter.
+        background: RGB colour of the bars; None adds none.
+    """
+
+    edge: int | tuple[int, int] | None
+    resample: int
+    background: tuple[int, int, int] | None = None
+
+    def target(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) after resizing; the longer edge is rounded down, as in transformers."""
+        if self.edge is None:
+            return height, width
+        if isinstance(self.edge, tuple):
+            return self.edge
+        if width <= height:
+            return int(self.edge * height / width), self.edge
+        return self.edge, int(self.edge * width / height)
+
+    def __call__(self, frame_HWC: np.ndarray, limits: MediaLimits = OWN_FILES) -> np.ndarray:
+        """The frame, padded and resized.
+
+        Raises:
+            MediaLimitError: padded or resized, a long and narrow frame would be larger than an image may be.
+        """
+        height, width = frame_HWC.shape[:2]
+        side = max(height, width)
+        if self.background is not None:
+            _check_blown_up(side, side, limits)
+            frame_HWC = pad_to_square(frame_HWC, self.background)
+            height = width = side
+        height, width = self.target(height, width)
+        _check_blown_up(height, width, limits)
+        if self.edge is None:
+            return frame_HWC
+        return np.asarray(resize_in_two_passes(Image.fromarray(frame_HWC), width, height, self.resample))
 
 
 @dataclass(frozen=True)
@@ -114,13 +162,9 @@ class PixelTransform:
         """
         import torch
 
-        if aspect_ratio not in (None, "square", "pad"):
-            raise ConfigError(f"aspect ratio {aspect_ratio!r} is not 'pad', 'square' or None")
+        resize = self.resize(aspect_ratio)
         arrays = _arrays(frames)
-        if aspect_ratio == "pad":
-            arrays = [pad_to_square(frame_HWC, self.background) for frame_HWC in arrays]
-        if self.size is not None:
-            arrays = self._resize_fast(arrays) if fast else [self._resize(frame_HWC) for frame_HWC in arrays]
+        arrays = self._resize_fast(arrays, resize) if fast else [resize(frame_HWC) for frame_HWC in arrays]
         if self.crop_size is not None:
             arrays = [center_crop(frame_HWC, self.crop_size) for frame_HWC in arrays]
         shapes = {frame_HWC.shape for frame_HWC in arrays}
@@ -128,19 +172,17 @@ class PixelTransform:
             raise MediaError(f"frames come out at different sizes: {sorted(shapes)}")
         return torch.from_numpy(self._normalise(np.stack(arrays)))
 
-    def _target(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) after resizing; the longer edge is rounded down, as in transformers."""
-        if isinstance(self.size, tuple):
-            return self.size
-        if width <= height:
-            return int(self.size * height / width), self.size
-        return self.size, int(self.size * width / height)
+    def resize(self, aspect_ratio: AspectRatio = None) -> FrameResize:
+        """The first steps, which are done to each frame by itself.
 
-    def _resize(self, frame_HWC: np.ndarray) -> np.ndarray:
-        height, width = self._target(*frame_HWC.shape[:2])
-        return np.asarray(resize_in_two_passes(Image.fromarray(frame_HWC), width, height, self.resample))
+        Raises:
+            ConfigError: unknown ``aspect_ratio``.
+        """
+        if aspect_ratio not in (None, "square", "pad"):
+            raise ConfigError(f"aspect ratio {aspect_ratio!r} is not 'pad', 'square' or None")
+        return FrameResize(self.size, int(self.resample), self.background if aspect_ratio == "pad" else None)
 
-    def _resize_fast(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+    def _resize_fast(self, arrays: list[np.ndarray], resize: FrameResize) -> list[np.ndarray]:
         import torch
         from torch.nn.functional import interpolate
 
@@ -148,11 +190,15 @@ class PixelTransform:
             raise ConfigError(f"fast resizing has no filter {Image.Resampling(self.resample).name}")
         resized = []
         for frame_HWC in arrays:
-            # The permuted view keeps channels last in memory, for which torch has the quick kernel.
-            image_1CHW = torch.from_numpy(np.ascontiguousarray(frame_HWC)).permute(2, 0, 1)[None]
-            target = self._target(*frame_HWC.shape[:2])
-            image_1CHW = interpolate(image_1CHW, target, mode=_TORCH_MODES[self.resample], antialias=True)
-            resized.append(image_1CHW[0].permute(1, 2, 0).numpy())
+            if resize.background is not None:
+                frame_HWC = pad_to_square(frame_HWC, resize.background)
+            if resize.edge is not None:
+                # The permuted view keeps channels last in memory, for which torch has the quick kernel.
+                image_1CHW = torch.from_numpy(np.ascontiguousarray(frame_HWC)).permute(2, 0, 1)[None]
+                target = resize.target(*frame_HWC.shape[:2])
+                image_1CHW = interpolate(image_1CHW, target, mode=_TORCH_MODES[self.resample], antialias=True)
+                frame_HWC = image_1CHW[0].permute(1, 2, 0).numpy()
+            resized.append(frame_HWC)
         return resized
 
     def _normalise(self, frames_THWC: np.ndarray) -> np.ndarray:
@@ -164,6 +210,11 @@ class PixelTransform:
             table = (levels - np.float32(self.mean[channel])) / np.float32(self.std[channel])
             pixels_TCHW[:, channel] = np.take(table, frames_THWC[..., channel])
         return pixels_TCHW
+
+
+def _check_blown_up(height: int, width: int, limits: MediaLimits) -> None:
+    if height * width > limits.max_image_pixels:
+        raise MediaLimitError("a frame", "the frames are too wide or too high for their other side")
 
 
 def resize_in_two_passes(image: Image.Image, width: int, height: int, resample: int) -> Image.Image:

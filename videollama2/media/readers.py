@@ -17,6 +17,7 @@ from videollama2.errors import MediaError
 from videollama2.media.arrays import rgb_frames
 from videollama2.media.image import load_image
 from videollama2.media.kinds import IMAGE, SUFFIXES, VIDEO
+from videollama2.media.limits import OWN_FILES, MediaLimits
 from videollama2.media.sources import describe_source
 
 FOLDER_FPS = 3.0
@@ -24,13 +25,6 @@ FOLDER_FPS = 3.0
 
 LIST_FPS = 1.0
 """Rate of frames that come without times: one-frame-per-second mode then keeps them all (published)."""
-
-MAX_SIDE = 16384
-MAX_FRAME_PIXELS = 100_000_000
-"""Largest frame that is decoded. Headers can name any size, and memory is taken by it."""
-
-MAX_CLIP_BYTES = 8 * 2**30
-"""Most memory the frames of one clip may take."""
 
 
 class MediaWarning(UserWarning):
@@ -105,25 +99,6 @@ class ReaderBase:
         return checked
 
 
-def narrow(max_pixels: int) -> None:
-    """Lower :data:`MAX_FRAME_PIXELS` of this process; see :func:`videollama2.media.pyav.reader.narrow`."""
-    global MAX_FRAME_PIXELS
-    MAX_FRAME_PIXELS = max_pixels
-
-
-def check_frame_size(width: int, height: int, frames: int, name: str) -> None:
-    """Raise MediaError when a frame, or this many of them together, would take an absurd amount of memory."""
-    if max(width, height) > MAX_SIDE or width * height > MAX_FRAME_PIXELS:
-        raise MediaError(
-            f"{name}: frames of {width}x{height} are larger than {MAX_SIDE} on a side "
-            f"or {MAX_FRAME_PIXELS // 10**6} megapixels"
-        )
-    if frames * width * height * 3 > MAX_CLIP_BYTES:
-        raise MediaError(
-            f"{name}: {frames} frames of {width}x{height} take more than {MAX_CLIP_BYTES // 2**30} GiB; ask for fewer"
-        )
-
-
 class EvenlySpacedReader(ReaderBase):
     """Frames without times of their own: they come at a constant rate."""
 
@@ -147,20 +122,22 @@ class EvenlySpacedReader(ReaderBase):
 class ImageListReader(EvenlySpacedReader):
     """A list whose items are anything :func:`load_image` takes. Only the items asked for are opened."""
 
-    def __init__(self, images: Sequence[Any], fps: float = LIST_FPS, name: str | None = None) -> None:
+    def __init__(
+        self, images: Sequence[Any], fps: float = LIST_FPS, name: str | None = None, limits: MediaLimits = OWN_FILES
+    ) -> None:
         name = describe_source(images) if name is None else name
         if len(images) == 0:
             raise MediaError(f"{name}: there are no frames")
         super().__init__(name, len(images), fps)
-        self._images = list(images)
+        self._images, self._limits = list(images), limits
 
     def get_frames(self, indices: Sequence[int]) -> np.ndarray | list[np.ndarray]:
         """See :class:`VideoReader`."""
         indices = self.check_indices(indices)
         loaded: dict[int, np.ndarray] = {}
         for i in dict.fromkeys(indices):
-            image = load_image(self._images[i])
-            check_frame_size(image.width, image.height, len(indices), self.name)
+            image = load_image(self._images[i], self._limits)
+            self._limits.check_frames(image.width, image.height, len(indices), self.name)
             loaded[i] = np.asarray(image)
         frames = [loaded[i] for i in indices]
         return np.stack(frames) if len({frame.shape for frame in frames}) == 1 else frames
@@ -172,7 +149,7 @@ class FrameFolderReader(ImageListReader):
     Order is natural, 2 before 10. (The published order is by character: 10 before 2.)
     """
 
-    def __init__(self, folder: str | os.PathLike, fps: float = FOLDER_FPS) -> None:
+    def __init__(self, folder: str | os.PathLike, fps: float = FOLDER_FPS, limits: MediaLimits = OWN_FILES) -> None:
         files = [path for path in Path(folder).iterdir() if not path.name.startswith(".") and path.is_file()]
         videos = sorted(path.name for path in files if path.suffix.lower() in SUFFIXES[VIDEO])
         if videos:
@@ -180,7 +157,7 @@ class FrameFolderReader(ImageListReader):
         paths = sorted((path for path in files if path.suffix.lower() in SUFFIXES[IMAGE]), key=_natural_key)
         if not paths:
             raise MediaError(f"{folder}: the folder holds no images")
-        super().__init__(paths, fps, str(folder))
+        super().__init__(paths, fps, str(folder), limits)
 
 
 class ArrayReader(EvenlySpacedReader):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -14,6 +14,7 @@ from videollama2.errors import ConfigError, MediaError, MissingDependencyError
 from videollama2.media.arrays import is_array
 from videollama2.media.frames import FrameSampling, select_frames
 from videollama2.media.kinds import GIF_STARTS, VIDEO
+from videollama2.media.limits import OWN_FILES, MediaLimits
 from videollama2.media.readers import (
     FOLDER_FPS,
     LIST_FPS,
@@ -24,25 +25,25 @@ from videollama2.media.readers import (
 )
 from videollama2.media.sources import check_path, describe_source, opened, seekable_file
 
-Decoder = Callable[[Any, str], VideoReader]
-"""Opens a source (path or binary file) that messages call by the name given."""
+OpenVideo = Callable[[Any, str, MediaLimits], VideoReader]
+"""Opens a source (path or binary file) that messages call by the name given, within limits."""
 
 
-def _pyav(source: Any, name: str) -> VideoReader:
+def _pyav(source: Any, name: str, limits: MediaLimits) -> VideoReader:
     try:
         from videollama2.media.pyav.reader import PyAVReader
     except ModuleNotFoundError as error:
         raise MissingDependencyError("reading videos needs PyAV: pip install av") from error
-    return PyAVReader(source, name)
+    return PyAVReader(source, name, limits)
 
 
-def _decord(source: Any, name: str) -> VideoReader:
+def _decord(source: Any, name: str, limits: MediaLimits) -> VideoReader:
     from videollama2.media.decord_reader import DecordReader
 
-    return DecordReader(source, name)
+    return DecordReader(source, name, limits)
 
 
-BACKENDS: dict[str, Decoder] = {"pyav": _pyav, "decord": _decord}
+BACKENDS: dict[str, OpenVideo] = {"pyav": _pyav, "decord": _decord}
 """Decoders of video files by the name ``--video-backend`` takes."""
 
 DEFAULT_BACKEND = "pyav"
@@ -69,73 +70,83 @@ class Clip:
     name: str
 
 
-def open_video(source: Any, backend: str = "auto", fps: float | None = None) -> VideoReader:
+def open_video(
+    source: Any, backend: str = "auto", fps: float | None = None, limits: MediaLimits = OWN_FILES
+) -> VideoReader:
     """A reader for ``source``; close it, or use it in a ``with`` block.
 
     Args:
-        source: path of a video file, gif or folder of frames; bytes or a binary file; a list of images
+        source: path of a video file, animated picture or folder of frames; bytes or a binary file; a list of images
             (anything :func:`videollama2.media.image.load_image` takes); a numpy array or torch tensor
             (T,H,W,C), (T,C,H,W) or (T,H,W).
         backend: "pyav", "decord", or "auto" for the default. Only video files are read by decord.
         fps: rate of frames without times of their own: folders (3 if None), lists and arrays (1 if None).
+        limits: which formats are opened, and how large frames may be.
 
     Raises:
         MediaNotFoundError: the path does not exist.
+        MediaLimitError: its frames are too large.
         MediaError: the source cannot be read as a video.
         ConfigError: no such backend.
         MissingDependencyError: the backend is not installed.
     """
     name = describe_source(source)
-    decoder = _decoder(backend)
+    open_file = _backend(backend)
     if is_array(source):
         return ArrayReader(source, LIST_FPS if fps is None else fps)
     if isinstance(source, (list, tuple)):
-        return ImageListReader(source, LIST_FPS if fps is None else fps)
+        return ImageListReader(source, LIST_FPS if fps is None else fps, limits=limits)
     if isinstance(source, Image.Image):
         raise MediaError(f"{name}: is one image, not a video; a video can be a list of images")
     if isinstance(source, (str, os.PathLike)):
-        path = check_path(source)
-        if path.is_dir():
-            return FrameFolderReader(path, FOLDER_FPS if fps is None else fps)
-        with opened(path, name, VIDEO) as file:
-            decoder = _file_decoder(file, decoder)
-        return decoder(path, name)
-    file = seekable_file(source, name, VIDEO)
-    return _file_decoder(file, decoder)(file, name)
+        source = check_path(source)
+        if source.is_dir():
+            return FrameFolderReader(source, FOLDER_FPS if fps is None else fps, limits)
+    else:
+        source = seekable_file(source, name, VIDEO)
+    with opened(source, name, VIDEO) as file:
+        if file.read(6) in GIF_STARTS:
+            # decord cannot read gifs, nor does the published code ask it to.
+            open_file = BACKENDS[DEFAULT_BACKEND]
+    return open_file(source, name, limits)
 
 
 def read_clip(
-    source: Any, sampling: FrameSampling | None = None, backend: str = "auto", fps: float | None = None
+    source: Any,
+    sampling: FrameSampling | None = None,
+    backend: str = "auto",
+    fps: float | None = None,
+    limits: MediaLimits = OWN_FILES,
 ) -> Clip:
     """Choose frames of a video and read them; no other frames are converted, and few others decoded.
 
     Arguments are those of :func:`open_video`; ``sampling`` defaults to one frame per second.
 
     Raises:
-        MediaError: as :func:`open_video`, and when the clip starts after the end of the video.
+        MediaLimitError: the video is longer, or more frames are chosen, than the limits allow; or the clip starts
+            after the end of the video.
+        MediaError: as :func:`open_video`.
     """
-    with open_video(source, backend, fps) as reader:
+    with open_video(source, backend, fps, limits) as reader:
+        limits.check_duration(reader.duration, reader.name)
         indices = select_frames(
             reader.num_frames,
             reader.fps,
-            sampling or FrameSampling(),
+            sampling or FrameSampling(num_frames=None),
             times=reader.times,
             step_fps=reader.step_fps,
+            duration=reader.duration,
             name=reader.name,
         )
+        limits.check_count(len(indices), reader.name)
         times = reader.times
         return Clip(
             reader.get_frames(indices), indices, [times[i] for i in indices], reader.fps, reader.num_frames, reader.name
         )
 
 
-def _decoder(backend: str) -> Decoder:
-    name = DEFAULT_BACKEND if backend == "auto" else backend
+def _backend(name: str) -> OpenVideo:
+    name = DEFAULT_BACKEND if name == "auto" else name
     if name not in BACKENDS:
-        raise ConfigError(f"video backend {backend!r} is not one of {', '.join(['auto', *BACKENDS])}")
+        raise ConfigError(f"video backend {name!r} is not one of {', '.join(['auto', *BACKENDS])}")
     return BACKENDS[name]
-
-
-def _file_decoder(file: BinaryIO, decoder: Decoder) -> Decoder:
-    """Gifs always go to the default decoder: decord cannot read them (nor is it asked to when published)."""
-    return BACKENDS[DEFAULT_BACKEND] if file.read(6) in GIF_STARTS else decoder

@@ -6,6 +6,7 @@ and the published ones: ``processor["video"](path)`` and ``processor["image"](pa
 
 from videollama2.processing.open_parts import load_image_processor, load_tokenizer
 from videollama2.processing.processor import VideoLlama2Processor
+from videollama2.processing.read_options import ReadOptions
 from videollama2.processing.sequences import (
     check_pixels,
     collate,
@@ -17,6 +18,7 @@ from videollama2.processing.sequences import (
 )
 
 __all__ = [
+    "ReadOptions",
     "VideoLlama2Processor",
     "check_pixels",
     "collate",

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import BatchFeature, ProcessorMixin
@@ -16,13 +16,12 @@ from videollama2.errors import ConfigError, PromptError
 from videollama2.media.frames import FrameSampling
 from videollama2.media.image import load_image
 from videollama2.media.kinds import IMAGE, KINDS, TAGS, VIDEO
-from videollama2.media.pixels import PixelTransform
+from videollama2.media.pixels import AspectRatio, FrameResize, PixelTransform
 from videollama2.media.video import read_clip
 from videollama2.processing.open_parts import load_image_processor, load_tokenizer
+from videollama2.processing.read_options import ReadOptions, Shape
 from videollama2.processing.sequences import collate, expand_prompts, padding_id, visual_tokens
 from videollama2.prompting import Message, Prompt, build_prompt
-
-_UNSET = object()
 
 
 class VideoLlama2Processor(ProcessorMixin):
@@ -107,40 +106,60 @@ class VideoLlama2Processor(ProcessorMixin):
         video: Any,
         s: float | None = None,
         e: float | None = None,
-        aspect_ratio: str | None | object = _UNSET,
-        num_frames: int | None | object = _UNSET,
+        aspect_ratio: Shape = "model",
+        num_frames: int | None | Literal["model"] = "model",
         *,
         start: float | None = None,
         end: float | None = None,
+        sampling: Literal["index", "time"] = "index",
         backend: str = "auto",
     ) -> torch.Tensor:
         """Read a video and return ``pixels_TCHW``.
 
         Args:
-            video: path, bytes, gif, folder of frames, list of images, array; see :func:`read_clip`.
+            video: path, bytes, animated picture, folder of frames, list of images, array; see :func:`read_clip`.
             s, e: published names of ``start`` and ``end``, in seconds.
-            aspect_ratio: None (published at inference) or ``pad``; default what the checkpoint was trained with
+            aspect_ratio: None (published at inference) or ``pad``; by default what the checkpoint was trained with
                 where it says so.
-            num_frames: default the checkpoint's; None: one frame per second.
+            num_frames: by default the checkpoint's; None: one frame per second.
+            sampling: spread frames over the "index" (published) or the "time" of the clip, see
+                :class:`videollama2.media.frames.FrameSampling`.
             backend: video decoder, see :mod:`videollama2.media.video`.
 
         Raises:
             MediaError: the file cannot be read, or not as asked.
         """
-        sampling = FrameSampling(
-            num_frames=self.model_config.num_frames if num_frames is _UNSET else num_frames,
-            start=start if start is not None else s,
-            end=end if end is not None else e,
+        clip = FrameSampling(
+            num_frames,
+            start if start is not None else s,
+            end if end is not None else e,
+            sampling=sampling,
         )
-        clip = read_clip(video, sampling, backend=backend)
-        return self.transform(clip.frames_THWC, self._aspect_ratio(aspect_ratio))
+        return self.read(VIDEO, video, ReadOptions(clip, aspect_ratio, backend))
 
-    def load_image(self, image: Any, aspect_ratio: str | None | object = _UNSET) -> torch.Tensor:
+    def load_image(self, image: Any, aspect_ratio: Shape = "model") -> torch.Tensor:
         """Read an image and return pixels (1, C, H, W). ``aspect_ratio`` as in :meth:`load_video`."""
-        return self.transform([load_image(image)], self._aspect_ratio(aspect_ratio))
+        return self.read(IMAGE, image, ReadOptions(aspect_ratio=aspect_ratio))
 
-    def _aspect_ratio(self, value: str | None | object) -> str | None:
-        return getattr(self.model_config, "mm_inference_aspect_ratio", None) if value is _UNSET else value
+    def read(self, kind: str, source: Any, options: ReadOptions) -> torch.Tensor:
+        """Read a medium of any kind and return its pixels (T, C, H, W), with one frame for an image.
+
+        Raises:
+            MediaError: the file cannot be read, or not as asked.
+        """
+        if kind == IMAGE:
+            frames = [load_image(source)]
+        else:
+            sampling = options.sampling.for_model(self.model_config.num_frames)
+            frames = read_clip(source, sampling, options.backend).frames_THWC
+        return self.transform(frames, self._aspect_ratio(options.aspect_ratio))
+
+    def first_resize(self) -> FrameResize:
+        """What is done first to each frame by itself, where a caller says nothing about its shape."""
+        return self.transform.resize(self._aspect_ratio("model"))
+
+    def _aspect_ratio(self, value: Shape) -> AspectRatio:
+        return getattr(self.model_config, "mm_inference_aspect_ratio", None) if value == "model" else value
 
     # ---------------------------------------------------------------------------------------------- inputs
 
@@ -221,7 +240,7 @@ class VideoLlama2Processor(ProcessorMixin):
             raise PromptError("a prompt text is needed")
         if return_tensors != "pt":
             raise ConfigError(f"return_tensors must be 'pt', got {return_tensors!r}")
-        unknown = set(video_options) - {"s", "e", "start", "end", "num_frames", "aspect_ratio", "backend"}
+        unknown = set(video_options) - KINDS[VIDEO].options - {"s", "e"}
         if unknown:
             raise ConfigError(f"the processor has no option {', '.join(sorted(unknown))}")
         image_options = {key: value for key, value in video_options.items() if key == "aspect_ratio"}

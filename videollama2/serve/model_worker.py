@@ -175,7 +175,7 @@ def _open_service(
 
     from videollama2.inference.api import model_init
     from videollama2.inference.engine import Engine
-    from videollama2.serve.untrusted_media.sandbox import FrameSize, Sandbox
+    from videollama2.serve.untrusted_media.sandbox import Sandbox
     from videollama2.serve.worker.app import WorkerService
 
     transformers_logging.disable_progress_bar()
@@ -190,7 +190,7 @@ def _open_service(
             cuda_graphs=args.cuda_graphs,
         )
     )
-    sandbox = stack.enter_context(closing(Sandbox(policy, FrameSize.of(processor))))
+    sandbox = stack.enter_context(closing(Sandbox.of(policy, processor)))
     service = WorkerService(engine, name, policy, sandbox, log_prompts=log_prompts)
     service.speed, service.is_speed_fixed = args.speed or measure_speed(engine), args.speed is not None
     _log.info(

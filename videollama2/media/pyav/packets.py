@@ -10,8 +10,8 @@ import av
 import numpy as np
 
 from videollama2.errors import MediaError
+from videollama2.media.limits import MediaLimits
 from videollama2.media.pyav.index import PacketInfo
-from videollama2.media.readers import check_frame_size
 
 _VP8_SHOW_FRAME = 0x10  # RFC 6386, section 9.1: bit 4 of a frame's first byte
 
@@ -88,18 +88,18 @@ class FrameSink:
     Frames are converted to RGB, turned upright, and brought to the first one's size (a stream may change).
     """
 
-    def __init__(self, indices: Sequence[int], name: str) -> None:
+    def __init__(self, indices: Sequence[int], name: str, limits: MediaLimits) -> None:
         self.positions: dict[int, list[int]] = {}
         for position, index in enumerate(indices):
             self.positions.setdefault(index, []).append(position)
-        self._count, self._name = len(indices), name
+        self._count, self._name, self._limits = len(indices), name, limits
         self._size: tuple[int, int] | None = None
         self.frames_THWC: np.ndarray | None = None
 
     def put(self, index: int, frame: Any) -> None:
         """Store the frame of this index."""
         if self._size is None:
-            check_frame_size(frame.width, frame.height, self._count, self._name)
+            self._limits.check_frames(frame.width, frame.height, self._count, self._name)
             self._size = frame.width, frame.height
         width, height = self._size
         # One thread: swscale's own threads do not survive a fork.

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import av
@@ -19,23 +18,11 @@ import numpy as np
 from av.stream import Discard, Disposition
 
 from videollama2.errors import MediaError
-from videollama2.media import readers
-from videollama2.media.kinds import IMAGE, VIDEO, identify
+from videollama2.media.limits import OWN_FILES, MediaLimits
+from videollama2.media.pyav.container import decoder_options, is_much_fewer, is_much_less, open_container
 from videollama2.media.pyav.index import PacketIndex, PacketInfo, Run
 from videollama2.media.pyav.packets import FrameSink, Scan, packets_of, scan_packets
-from videollama2.media.readers import MediaWarning, ReaderBase, check_frame_size
-from videollama2.media.sources import opened
-
-# Containers by FFmpeg's names. Playlists, image sequences and text formats are left out on purpose: they
-# would make FFmpeg open other files than the one that was named.
-# Audio files are in it for their sound, and for a video reader to tell them apart from what is no media at all.
-_FORMATS = (
-    "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,flv,gif,ogg,asf,h264,hevc,obu,av1,ivf,nut,mxf,dv,rm,wtv,"
-    "yuv4mpegpipe,mp3,wav,w64,aiff,aac,flac"
-)
-
-# For the decoder: a header can name any size, also in the middle of a stream.
-_LIMITS = {"max_pixels": str(readers.MAX_FRAME_PIXELS)}
+from videollama2.media.readers import MediaWarning, ReaderBase
 
 # Containers that store where each keyframe lies. Others guess from the bit rate, and land anywhere.
 _SEEKABLE = ("mov", "matroska", "avi")
@@ -51,47 +38,6 @@ _EXACT_SKIP = ("h264", "mpeg2video", "mpeg4")
 _PROGRESSIVE = (0, 1)  # FFmpeg's AVFieldOrder: unknown, progressive
 
 _RATE_TOLERANCE = 0.1  # a header's frame rate that is further off the measured one is not believed
-_MISSING_SECONDS, _MISSING_SHARE = 0.5, 0.05  # headers round; less than this is not called truncated
-
-
-def narrow(containers: str, codecs: str, max_pixels: int) -> None:
-    """Read less than usual in this process: for programs that open strangers' files.
-
-    Args:
-        containers, codecs: FFmpeg's names of those that are still opened and decoded, joined by commas.
-        max_pixels: of one frame, of any reader.
-    """
-    global _FORMATS
-    readers.narrow(max_pixels)
-    _FORMATS = containers
-    _LIMITS.update(max_pixels=str(max_pixels), codec_whitelist=codecs)
-
-
-def open_container(source: Any, name: str) -> Any:
-    """FFmpeg's container of a path, or of a binary file that can seek; no other file or address is opened.
-
-    Raises:
-        MediaError: the source is no container of a format that is read here.
-    """
-    if hasattr(source, "read"):
-        source.seek(0)
-        target = source
-    else:
-        # Absolute and with a scheme, or a colon in the name would be taken for a protocol.
-        target = "file:" + str(Path(source).absolute())
-    try:
-        return av.open(
-            target,
-            metadata_errors="replace",
-            options={"format_whitelist": _FORMATS, "protocol_whitelist": "file", **_LIMITS},
-        )
-    except av.error.FFmpegError as error:
-        raise MediaError(f"{name}: {_explain(source, name, error)}") from error
-
-
-def is_much_less(seconds: float, stated: float) -> bool:
-    """Whether so much less was read than a header states that the file must be truncated."""
-    return stated - seconds > max(_MISSING_SECONDS, _MISSING_SHARE * stated)
 
 
 class PyAVReader(ReaderBase):
@@ -102,13 +48,14 @@ class PyAVReader(ReaderBase):
     Args:
         source: path of an existing file, or a binary file that can seek (it is not closed here).
         name: how messages call it.
+        limits: what is opened, and how large its frames may be.
 
     Raises:
         MediaError: not a video, no video stream, no frames, or an mp4 that ends before its index does.
     """
 
-    def __init__(self, source: str | os.PathLike | Any, name: str) -> None:
-        self.name = name
+    def __init__(self, source: str | os.PathLike | Any, name: str, limits: MediaLimits = OWN_FILES) -> None:
+        self.name, self._limits = name, limits
         self.decoded_frames = 0
         """Frames decoded so far; what seeking saves can be read from it."""
         self._source = source
@@ -148,11 +95,11 @@ class PyAVReader(ReaderBase):
 
     def _open(self) -> None:
         self._release()
-        self._container = open_container(self._source, self.name)
+        self._container = open_container(self._source, self.name, self._limits)
         self._stream = self._video_stream()
         self._stream.thread_type = "NONE"
         self._stream.codec_context.thread_count = 1
-        self._stream.codec_context.options = dict(_LIMITS)
+        self._stream.codec_context.options = decoder_options(self._limits)
 
     def _video_stream(self) -> Any:
         stream = self._container.streams.best("video")
@@ -165,9 +112,9 @@ class PyAVReader(ReaderBase):
         if not (context.width and context.height):
             raise MediaError(
                 f"{self.name}: the size of its frames is unknown: it is damaged, or larger than "
-                f"{readers.MAX_FRAME_PIXELS // 10**6} megapixels"
+                f"{self._limits.max_frame_pixels / 1e6:g} megapixels"
             )
-        check_frame_size(context.width, context.height, 1, self.name)
+        self._limits.check_frames(context.width, context.height, 1, self.name)
         return stream
 
     def _read_index(self) -> None:
@@ -224,7 +171,7 @@ class PyAVReader(ReaderBase):
         stated = (self._container.duration or 0) / 1e6
         frames = self._stream.frames
         is_short = is_much_less(scan.seconds, stated)
-        is_sparse = frames - scan.whole > max(1, _MISSING_SHARE * frames)
+        is_sparse = is_much_fewer(scan.whole, frames)
         if scan.is_cut or scan.whole < scan.seen or is_short or is_sparse or self._is_cut_gif():
             self._warn(
                 f"the file is damaged or truncated; its {self.num_frames} readable frames "
@@ -259,7 +206,7 @@ class PyAVReader(ReaderBase):
         raised where these are more than half of the frames.
         """
         indices = self.check_indices(indices)
-        sink = FrameSink(indices, self.name)
+        sink = FrameSink(indices, self.name, self._limits)
         if not self._index.is_timed:
             self._read_by_counting(sink)
             return sink.frames_THWC
@@ -381,17 +328,3 @@ class PyAVReader(ReaderBase):
                 continue
             self.decoded_frames += len(frames)
             yield from frames
-
-
-def _explain(source: Any, name: str, error: Exception) -> str:
-    """Why FFmpeg refused a file, in a reader's words."""
-    try:
-        with opened(source, name, VIDEO) as file:
-            kind = identify(file, name)
-    except MediaError as refusal:
-        return str(refusal).removeprefix(f"{name}: ")
-    if kind == IMAGE:
-        return "is a still image, not a video"
-    if kind == VIDEO:
-        return f"the file is truncated or damaged ({error.strerror})"
-    return "is not a video or a sound in a format that can be read"

@@ -12,7 +12,7 @@ import numpy as np
 from av.stream import Discard
 
 from videollama2.errors import MediaError
-from videollama2.media.pyav.reader import is_much_less, open_container
+from videollama2.media.pyav.container import is_much_less, open_container
 from videollama2.media.readers import MediaWarning
 
 MAX_SECONDS = 6 * 3600

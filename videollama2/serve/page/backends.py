@@ -20,10 +20,11 @@ import httpx
 from videollama2.constants import NUM_FRAMES
 from videollama2.errors import MediaError, RequestTooLongError
 from videollama2.media.kinds import IMAGE, VIDEO, kind_of, mime_type
+from videollama2.media.pixels import FrameResize
 from videollama2.serve.cluster.failover import bearer, make_client
 from videollama2.serve.page.thumbnails import EDGE, Reader
 from videollama2.serve.untrusted_media.errors import RefusedMediaError
-from videollama2.serve.untrusted_media.sandbox import FrameSize, Sandbox
+from videollama2.serve.untrusted_media.sandbox import Sandbox
 from videollama2.serve.web.errors import ApiError, model_not_found
 from videollama2.serve.web.sse import read_events
 
@@ -74,9 +75,13 @@ class EngineBackend:
 
     def __init__(self, engines: Mapping[str, Any], policy: Any) -> None:
         self.engines = dict(engines)
-        sizes = {name: FrameSize.of(engine.processor) for name, engine in self.engines.items()}
-        shared = {size: Sandbox(policy, size) for size in set(sizes.values())}
-        self._sandboxes = {name: shared[size] for name, size in sizes.items()}
+        # Models that read media alike share the processes.
+        made: dict[Any, Sandbox] = {}
+        self._sandboxes: dict[str, Sandbox] = {}
+        for name, engine in self.engines.items():
+            need = engine.processor.first_resize(), engine.processor.model_config.num_frames
+            made[need] = made.get(need) or Sandbox.of(policy, engine.processor)
+            self._sandboxes[name] = made[need]
 
     async def models(self, refresh: bool = False) -> list[str]:
         return list(self.engines)
@@ -126,12 +131,11 @@ class EngineBackend:
 
     async def _frames(self, model: str, part: Message) -> Message:
         options = {name: value for name, value in part.items() if name not in ("type", "path")}
-        if part["type"] == VIDEO:
-            options.setdefault("num_frames", await self.num_frames(model))
         frames = await self.reader(model).read(part["type"], Path(part["path"]), options)
         if part["type"] == IMAGE:
             return {"type": IMAGE, IMAGE: frames}
-        return {"type": VIDEO, VIDEO: frames, "num_frames": options["num_frames"]}
+        # All of them are looked at: they were chosen where the video was open.
+        return {"type": VIDEO, VIDEO: frames, "num_frames": len(frames)}
 
     def close(self) -> None:
         for sandbox in set(self._sandboxes.values()):
@@ -153,7 +157,7 @@ class ControllerBackend:
     def __init__(self, client: Any, policy: Any, *, credential: str | None = None, refresh: bool = True) -> None:
         self.client, self._refresh, self._headers = client, refresh, bearer(credential)
         self._known: list[str] | None = None
-        self._sandbox = Sandbox(policy, FrameSize(EDGE, _BICUBIC))
+        self._sandbox = Sandbox(policy, FrameResize(EDGE, _BICUBIC))
         self._frames: dict[str, int] = {}
 
     async def models(self, refresh: bool = False) -> list[str]:

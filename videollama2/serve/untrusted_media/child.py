@@ -12,18 +12,18 @@ import sys
 import sysconfig
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
 
-from videollama2.media import image as image_module
-from videollama2.media.frames import FrameSampling, select_frames
+from videollama2.errors import MediaLimitError
+from videollama2.media.frames import FrameSampling
 from videollama2.media.image import load_image
-from videollama2.media.pixels import pad_to_square, resize_in_two_passes
-from videollama2.media.pyav import reader as pyav_reader
-from videollama2.media.video import open_video
+from videollama2.media.kinds import IMAGE
+from videollama2.media.limits import MediaLimits
+from videollama2.media.pixels import FrameResize
+from videollama2.media.video import read_clip
 from videollama2.serve.untrusted_media.limits import die_with_parent, limit_cpu, restrict
 from videollama2.serve.untrusted_media.wire import WireError, read_message, write_message
 
@@ -31,7 +31,8 @@ IMAGE_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "PPM", "AVIF
 """Pillow's formats a client may send. Its others (TIFF, JPEG 2000, icons, ...) are rare in requests and have a history
 of memory faults."""
 
-CONTAINERS = "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,flv,gif,ogg,asf,h264,hevc,obu,av1,ivf"
+CONTAINERS = "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,mjpeg,flv,gif,ogg,asf,h264,hevc,obu,av1,ivf"
+"""FFmpeg's containers a client may send."""
 
 CODECS = (
     "h264,hevc,vp8,vp9,libvpx,libvpx-vp9,av1,libdav1d,libaom-av1,mpeg4,mpeg2video,mpeg1video,mjpeg,gif,theora,h263,"
@@ -52,32 +53,19 @@ _WHAT_DECODERS_RAISE = (
 )
 
 
-class RefusedError(Exception):
-    """A medium that breaks a rule; the text is for the client."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """``max_pixels`` per frame, ``max_frames`` and ``max_seconds`` per video, ``max_bytes`` per message."""
-
-    max_pixels: int
-    max_frames: int
-    max_seconds: float
-    max_bytes: int
-
-
 def main(parent: int) -> None:
     """Serve jobs until the input ends."""
     die_with_parent(parent)
     requests, replies = _take_over_streams()
     try:
         header, _ = read_message(requests, 0)
-        limits = Limits(**header["limits"])
-        _narrow_readers(limits)
+        limits = client_limits(**header["limits"])
+        max_bytes = header["max_bytes"]
+        _prepare_libraries()
         in_force = restrict(header["memory_bytes"], header["life_cpu_seconds"], _installation())
         write_message(replies, {"ready": in_force})
         while True:
-            header, blobs = read_message(requests, limits.max_bytes)
+            header, blobs = read_message(requests, max_bytes)
             limit_cpu(header["cpu_seconds"])
             reply, arrays = _answer(header, blobs, limits)
             del blobs
@@ -97,16 +85,27 @@ def _take_over_streams() -> tuple[BinaryIO, BinaryIO]:
     return requests, io.BufferedWriter(replies, 1 << 16)
 
 
-def _narrow_readers(limits: Limits) -> None:
-    """Bring the readers' own bounds down to what clients may send. They are made for one's own files."""
+def client_limits(max_pixels: int, max_frames: int, max_seconds: float) -> MediaLimits:
+    """What clients may send, which is less than what the readers take of one's own files."""
+    return MediaLimits(
+        max_frame_pixels=max_pixels,
+        max_image_pixels=max_pixels,
+        max_clip_frames=max_frames,
+        max_seconds=max_seconds,
+        image_formats=IMAGE_FORMATS,
+        containers=CONTAINERS,
+        codecs=CODECS,
+    )
+
+
+def _prepare_libraries() -> None:
+    """Load Pillow's plugins, and let no library print; Pillow's own bound on pixels is replaced by ours."""
     import av
 
     av.logging.set_level(None)
     warnings.simplefilter("ignore")
     Image.init()
-    Image.MAX_IMAGE_PIXELS = None  # checked here
-    image_module.narrow(IMAGE_FORMATS, limits.max_pixels)
-    pyav_reader.narrow(CONTAINERS, CODECS, limits.max_pixels)
+    Image.MAX_IMAGE_PIXELS = None
 
 
 def _installation() -> list[str]:
@@ -119,19 +118,16 @@ def _installation() -> list[str]:
 
 
 def _answer(
-    header: dict[str, Any], blobs: list[bytearray], limits: Limits
+    header: dict[str, Any], blobs: list[bytearray], limits: MediaLimits
 ) -> tuple[dict[str, Any], Sequence[np.ndarray]]:
     """Reply and frames of one job. Whatever goes wrong becomes a reply: the process is there for the next one."""
     try:
         frames = _read(header, blobs, limits)
-        frames = _resized(frames, header["size"], limits) if header.get("size") else frames
-        if isinstance(frames, np.ndarray):
-            arrays = [np.ascontiguousarray(frames)]
-        else:
-            arrays = [np.ascontiguousarray(frame_HWC) for frame_HWC in frames]
+        arrays = [frames] if isinstance(frames, np.ndarray) else frames
+        arrays = [np.ascontiguousarray(array) for array in arrays]
         shapes = [list(array.shape) for array in arrays]
-    except RefusedError as refusal:
-        return {"error": "refused", "message": str(refusal)}, ()
+    except MediaLimitError as refusal:
+        return {"error": "refused", "message": refusal.rule}, ()
     except MemoryError:
         return {"error": "memory"}, ()
     except _WHAT_DECODERS_RAISE as error:
@@ -139,78 +135,20 @@ def _answer(
     return {"shapes": shapes}, arrays
 
 
-def _read(header: dict[str, Any], blobs: list[bytearray], limits: Limits) -> np.ndarray | list[np.ndarray]:
+def _read(header: dict[str, Any], blobs: list[bytearray], limits: MediaLimits) -> np.ndarray | list[np.ndarray]:
     """(H, W, 3) of an image; (T, H, W, 3) of a video, or a list where frames differ in size."""
-    if header["kind"] == "image":
-        _check_image(blobs[0], limits)
-        return np.asarray(load_image(blobs[0]))
-    if header["is_list"]:
-        for blob in blobs:
-            _check_image(blob, limits)
+    resize = None if header["resize"] is None else _resize_of(header["resize"])
+    if header["kind"] == IMAGE:
+        frame_HWC = np.asarray(load_image(blobs[0], limits))
+        return frame_HWC if resize is None else resize(frame_HWC, limits)
     source = blobs if header["is_list"] else blobs[0]
-    sampling = FrameSampling(**header["sampling"])
-    with open_video(source) as reader:
-        if reader.duration > limits.max_seconds:
-            length = f"{reader.duration:.0f} s long"
-            raise RefusedError(f"the video is {length}; at most {limits.max_seconds:g} s are accepted")
-        if sampling.start is not None and sampling.start > reader.duration + 1e-3:
-            raise RefusedError(f"start {sampling.start:g} s is after the end of the video ({reader.duration:.2f} s)")
-        indices = select_frames(
-            reader.num_frames,
-            reader.fps,
-            sampling,
-            times=reader.times,
-            step_fps=reader.step_fps,
-            name=reader.name,
-        )
-        if len(indices) > limits.max_frames:
-            raise RefusedError(f"{len(indices)} frames were asked for; at most {limits.max_frames} are given")
-        return reader.get_frames(indices)
-
-
-def _check_image(data: bytearray, limits: Limits) -> None:
-    """Refuse by the header, before memory is taken. What cannot be opened is for the reader to refuse."""
-    try:
-        with Image.open(io.BytesIO(data), formats=_known_formats()) as image:
-            width, height = image.size
-    except (OSError, ValueError, SyntaxError, ArithmeticError, IndexError, TypeError):
-        return
-    if width * height > limits.max_pixels:
-        raise RefusedError(f"the image is {width}x{height} pixels; at most {limits.max_pixels} pixels are accepted")
-
-
-def _known_formats() -> list[str]:
-    """Of the accepted formats those that this Pillow reads."""
-    return [name for name in IMAGE_FORMATS if name in Image.OPEN]
-
-
-def _resized(
-    frames: np.ndarray | list[np.ndarray], size: dict[str, Any], limits: Limits
-) -> np.ndarray | list[np.ndarray]:
-    """Frames as the model's preprocessing resizes them first, so that only these values travel and are kept.
-
-    Doing so again changes nothing: Pillow copies a picture that has the size asked for. So the pixels in the end are
-    those of the whole frame, bit for bit.
-    """
-    if isinstance(frames, np.ndarray) and frames.ndim == 3:
-        return _resize(frames, size, limits)
-    small = [_resize(frame_HWC, size, limits) for frame_HWC in frames]
+    frames = read_clip(source, FrameSampling(**header["sampling"]), limits=limits).frames_THWC
+    if resize is None:
+        return frames
+    small = [resize(frame_HWC, limits) for frame_HWC in frames]
     return np.stack(small) if len({frame_HWC.shape for frame_HWC in small}) == 1 else small
 
 
-def _resize(frame_HWC: np.ndarray, size: dict[str, Any], limits: Limits) -> np.ndarray:
-    if size["background"] is not None:
-        side = max(frame_HWC.shape[:2])
-        if side * side > limits.max_pixels:
-            raise RefusedError("the frames are too wide or too high for their other side")
-        frame_HWC = pad_to_square(frame_HWC, tuple(size["background"]))
-    height, width = frame_HWC.shape[:2]
-    edge = size["edge"]
-    if isinstance(edge, list):
-        height, width = edge
-    elif edge is not None:
-        # As in transformers, the longer edge is rounded down.
-        height, width = (int(edge * height / width), edge) if width <= height else (edge, int(edge * width / height))
-    if height * width > limits.max_pixels:
-        raise RefusedError("the frames are too wide or too high for their other side")
-    return np.asarray(resize_in_two_passes(Image.fromarray(frame_HWC), width, height, size["resample"]))
+def _resize_of(fields: dict[str, Any]) -> FrameResize:
+    """JSON has lists where a size and a colour are tuples."""
+    return FrameResize(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})

@@ -70,8 +70,8 @@ class ChildLimits:
                 "max_pixels": self.max_pixels,
                 "max_frames": self.max_frames,
                 "max_seconds": self.max_seconds,
-                "max_bytes": self.max_bytes,
             },
+            "max_bytes": self.max_bytes,
             "memory_bytes": self.memory_bytes,
             "life_cpu_seconds": int(self.jobs * (self.job_seconds + 1)) + 60,
         }

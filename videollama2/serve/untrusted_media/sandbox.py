@@ -15,14 +15,17 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from videollama2.constants import NUM_FRAMES
 from videollama2.errors import MediaError
 from videollama2.media.frames import FrameSampling
+from videollama2.media.kinds import IMAGE
+from videollama2.media.pixels import FrameResize
 from videollama2.serve.untrusted_media.errors import RefusedMediaError
 from videollama2.serve.untrusted_media.process import Child, ChildError, ChildLimits
 
@@ -48,35 +51,14 @@ _MESSAGES = {
 _CODES = {"memory": "media_too_large", "timeout": "media_timeout"}
 
 
-@dataclass(frozen=True)
-class FrameSize:
-    """First steps of a model's preprocessing, which are done where frames are decoded.
-
-    Attributes:
-        edge: length of the shorter edge, or (height, width); None leaves frames as they are.
-        resample: Pillow's number of the filter.
-        background: colour of the bars that make frames square; None adds none.
-    """
-
-    edge: int | tuple[int, int] | None
-    resample: int
-    background: tuple[int, int, int] | None = None
-
-    @classmethod
-    def of(cls, processor: Any) -> FrameSize:
-        """What ``processor`` (of a model) does."""
-        transform = processor.transform
-        is_padded = getattr(processor.model_config, "mm_inference_aspect_ratio", None) == "pad"
-        return cls(transform.size, int(transform.resample), transform.background if is_padded else None)
-
-
 class Sandbox:
     """Decodes media of clients.
 
     Args:
         policy: ``max_bytes``, ``max_pixels``, ``max_frames``, ``max_duration_s``, ``decode_timeout_s``,
             ``decode_memory_bytes``, ``decode_processes`` of :class:`videollama2.serve.settings.MediaPolicy`.
-        size: frames are brought to; None: as they are in the file.
+        resize: what is done to frames where they are decoded; None leaves them as they are in the file.
+        num_frames: of the model, where a video is asked for without a number.
         jobs_per_process: see :data:`JOBS_PER_PROCESS`.
         cache_bytes: of frames kept for the next question about the same clip.
     """
@@ -84,12 +66,13 @@ class Sandbox:
     def __init__(
         self,
         policy: Any,
-        size: FrameSize | None = None,
+        resize: FrameResize | None = None,
         *,
+        num_frames: int = NUM_FRAMES,
         jobs_per_process: int = JOBS_PER_PROCESS,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        self.policy, self.size = policy, size
+        self.policy, self.resize, self.num_frames = policy, resize, num_frames
         self.started = 0
         """Processes started so far."""
         self.cache = FrameCache(cache_bytes)
@@ -101,13 +84,18 @@ class Sandbox:
         self._closed = False
         self._flights: dict[bytes, _Flight] = {}
 
+    @classmethod
+    def of(cls, policy: Any, processor: Any, **options: Any) -> Sandbox:
+        """A sandbox that decodes for a model: frames come as its ``processor`` resizes them first."""
+        return cls(policy, processor.first_resize(), num_frames=processor.model_config.num_frames, **options)
+
     async def read(self, kind: str, source: Source, options: Mapping[str, Any] | None = None) -> Frames:
         """Frames of one medium; do not write into them.
 
         Args:
             kind: ``image`` or ``video``.
             source: its bytes, a list of the encoded frames of a video, or a path that the caller vouches for.
-            options: of a video: ``num_frames`` (None: one per second), ``start``, ``end`` in seconds.
+            options: of a video, the fields of :class:`~videollama2.media.frames.FrameSampling` that were given.
 
         Raises:
             RefusedMediaError: it cannot be decoded, or not within the limits. Cancelling ends the work.
@@ -118,7 +106,7 @@ class Sandbox:
             "kind": kind,
             "sampling": sampling,
             "is_list": not isinstance(source, (bytes, Path)),
-            "size": None if self.size is None else asdict(self.size),
+            "resize": None if self.resize is None else asdict(self.resize),
             "cpu_seconds": self.policy.decode_timeout_s,
         }
         key = await asyncio.to_thread(_key, header, blobs)
@@ -156,19 +144,20 @@ class Sandbox:
     # ---------------------------------------------------------------------------------------------------- before it
 
     def _sampling(self, kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
-        if kind == "image":
+        """Fields of a :class:`FrameSampling` that the policy allows; of an image none."""
+        if kind == IMAGE:
             if options:
                 raise RefusedMediaError(f"an image has no {', '.join(sorted(options))}")
             return {}
         try:
-            sampling = FrameSampling(**options)
+            sampling = FrameSampling(**options).for_model(self.num_frames)
         except MediaError as error:  # numbers that the client gave, and their rule
             raise RefusedMediaError(str(error)) from error
-        if (sampling.num_frames or 0) > self.policy.max_frames:
+        if (sampling.count or 0) > self.policy.max_frames:
             raise RefusedMediaError(
-                f"num_frames {sampling.num_frames} is more than the {self.policy.max_frames} that are given"
+                f"num_frames {sampling.count} is more than the {self.policy.max_frames} that are given"
             )
-        return {"max_frames": min(sampling.max_frames, self.policy.max_frames), **options}
+        return asdict(replace(sampling, max_frames=min(sampling.max_frames, self.policy.max_frames)))
 
     def _blobs(self, kind: str, source: Source) -> list[Any]:
         if isinstance(source, Path):
@@ -271,7 +260,7 @@ class Sandbox:
     def _frames(self, kind: str, reply: dict[str, Any], arrays: list[bytearray]) -> Frames:
         """The reply's bytes as arrays. The process may be in a client's hands by now: its word is checked."""
         shapes = reply.get("shapes")
-        dimensions = (3,) if kind == "image" else (3, 4)
+        dimensions = (3,) if kind == IMAGE else (3, 4)
         if not isinstance(shapes, list) or not 1 <= len(shapes) == len(arrays) <= self.policy.max_frames:
             raise self._refusal(kind, "crash", f"a reply with the shapes {shapes!r:.200}")
         frames = []
@@ -282,7 +271,7 @@ class Sandbox:
             array = np.frombuffer(data, np.uint8).reshape(shape)
             array.flags.writeable = False
             frames.append(array)
-        return frames[0] if kind == "image" or frames[0].ndim == 4 else frames
+        return frames[0] if kind == IMAGE or frames[0].ndim == 4 else frames
 
 
 class FrameCache:

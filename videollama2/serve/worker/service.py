@@ -20,7 +20,7 @@ from videollama2.errors import (
     RequestTooLongError,
     VideoLlama2Error,
 )
-from videollama2.media.kinds import IMAGE, VIDEO
+from videollama2.media.kinds import VIDEO
 from videollama2.prompting import check_last, check_messages
 from videollama2.serve.api.messages import CHARACTERS_PER_TOKEN, MediumAsked, TextGuard, engine_messages
 from videollama2.serve.api.request import ChatRequest
@@ -61,7 +61,7 @@ class ChatService:
         engine: of :mod:`videollama2.inference.engine`, with a thread.
         model_name: what clients call the model.
         policy: :class:`videollama2.serve.settings.MediaPolicy`.
-        sandbox: decodes media; should be made with :meth:`FrameSize.of` the processor.
+        sandbox: decodes media; made with :meth:`~videollama2.serve.untrusted_media.sandbox.Sandbox.of` the processor.
         limits: bounds on what requests take together.
         log_prompts: write questions to the log.
         fetcher: default one under ``policy``.
@@ -195,7 +195,7 @@ class ChatService:
         try:
             async with self._raw.hold(self.fetcher.size_bound(medium.url)):
                 source = await self.fetcher.fetch(medium.url, medium.kind)
-                return await self.sandbox.read(medium.kind, source, self._options(medium))
+                return await self.sandbox.read(medium.kind, source, medium.options)
         except RefusedMediaError as error:
             if error.detail:
                 _log.info("refused: %s (%s): %s", medium.kind, error, error.detail)
@@ -204,11 +204,6 @@ class ChatService:
             raise ApiError(
                 error.status, str(error), type=kind, code=error.code, param=medium.param, retry_after=retry
             ) from error
-
-    def _options(self, medium: MediumAsked) -> dict[str, Any]:
-        if medium.kind == IMAGE:
-            return {}
-        return {"num_frames": self.engine.processor.model_config.num_frames, **medium.options}
 
 
 class _Share:
