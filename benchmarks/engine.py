@@ -73,7 +73,7 @@ class Bench:
     def static(self, batch: int) -> float:
         """Decoded tokens per second of transformers' generate with one static batch."""
         torch, model, tokens = self.torch, self.model, self.args.new_tokens
-        medium = self.engine.media.read("video", CLIP, {"num_frames": DECODING_FRAMES})
+        medium = self.engine.reader.read(self.request(frames=DECODING_FRAMES).media[0])
         pixels = self.processor["video"](CLIP, num_frames=DECODING_FRAMES)
         stamps: list[float] = []
 
@@ -118,7 +118,7 @@ class Bench:
     def prefill(self) -> tuple[float, int]:
         """Seconds and tokens of a prompt of which nothing is known but its visual tokens."""
         torch, decoder = self.torch, self.engine.decoder
-        medium = self.engine.media.read("video", CLIP, {"num_frames": 8})
+        medium = self.engine.reader.read(self.request().media[0])
         self.engine.media.encode([medium])
         embeds_BLD = medium.tokens.unsqueeze(0).to(self.model.dtype)
         count = embeds_BLD.shape[1]

@@ -93,11 +93,8 @@ class Counting:
         self.tokenizer, self.model_config, self.prompt = processor.tokenizer, processor.model_config, processor.prompt
         self.processor, self.sources, self.before = processor, [], before
 
-    def __getitem__(self, kind):
-        def load(source, **options):
-            self.sources.append(source)
-            if self.before is not None:
-                self.before()
-            return self.processor[kind](source, **options)
-
-        return load
+    def read(self, kind, source, options):
+        self.sources.append(source)
+        if self.before is not None:
+            self.before()
+        return self.processor.read(kind, source, options)

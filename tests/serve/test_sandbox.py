@@ -16,6 +16,7 @@ import pytest
 
 from tests.conftest import golden_dir
 from tests.serve.api_fixtures import bomb_png, film, picture, policy, write
+from videollama2.inference.lru import LruStore
 from videollama2.media.frames import FrameSampling
 from videollama2.media.image import load_image
 from videollama2.media.pixels import FrameResize
@@ -23,7 +24,7 @@ from videollama2.media.video import read_clip
 from videollama2.serve.untrusted_media import process as sandbox_process
 from videollama2.serve.untrusted_media.errors import RefusedMediaError
 from videollama2.serve.untrusted_media.process import Child, ChildLimits
-from videollama2.serve.untrusted_media.sandbox import FrameCache, Sandbox
+from videollama2.serve.untrusted_media.sandbox import Sandbox, frame_bytes
 
 MEDIA = golden_dir() / "media"
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="Linux tells about processes and limits them")
@@ -458,14 +459,16 @@ def in_child(code, memory=1 << 30):
     """Output of ``code`` in a process with the limits of a decoding one."""
     program = (
         "import os, sys\n"
-        "from videollama2.serve import sandbox_child, sandbox_limits\n"
-        f"sandbox_limits.die_with_parent(os.getppid())\n"
-        f"in_force = sandbox_limits.restrict({memory}, 60, sandbox_child._installation())\n{code}"
+        "from videollama2.serve.untrusted_media import child, limits\n"
+        f"limits.die_with_parent(os.getppid())\n"
+        f"in_force = limits.restrict({memory}, 60, child._installation())\n{code}"
     )
     root = Path(sandbox_process.__file__).parents[3]
-    return subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=60, check=False
     )
+    assert "ImportError" not in done.stderr, done.stderr
+    return done
 
 
 @LINUX
@@ -596,10 +599,10 @@ def test_where_a_frame_ends_counts():
 
 
 def test_the_cache_is_bounded_by_bytes():
-    cache = FrameCache(100)
+    cache = LruStore(100, frame_bytes)
     for number in range(5):
         cache.put(bytes([number]), np.zeros((30,), np.uint8))
-    assert cache.used_bytes == 90
+    assert cache.used_size == 90
     assert cache.get(b"\0") is None
     assert cache.get(b"\4") is not None
     cache.put(b"big", np.zeros((101,), np.uint8))
@@ -610,7 +613,7 @@ def test_a_child_of_a_thread_serves_alone():
     """The limits of one process are those of the policy it was made with."""
     child = Child(ChildLimits.of(policy(max_pixels=100), 4))
     try:
-        header = {"kind": "image", "sampling": {}, "is_list": False, "size": None, "cpu_seconds": 5}
+        header = {"kind": "image", "sampling": {}, "is_list": False, "resize": None, "cpu_seconds": 5}
         reply, _ = child.ask(header, [picture(11, 11)], 20)
         assert reply["error"] == "refused"
         reply, arrays = child.ask(header, [picture(10, 10)], 20)

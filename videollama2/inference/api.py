@@ -15,7 +15,8 @@ from videollama2.constants import DEFAULT_MODEL_NAME
 from videollama2.errors import CheckpointNotFoundError, ConfigError
 from videollama2.inference.engine import Engine, end_ids
 from videollama2.inference.media.cache import MediaCache
-from videollama2.inference.media.encoder import medium_key
+from videollama2.inference.media.encoder import MediaEncoder
+from videollama2.inference.media.reader import ReadMedium, medium_key
 from videollama2.inference.request import Request
 from videollama2.inference.sizes import fitting_slots
 from videollama2.inference.weights_watch import WeightsWatch, media_modules
@@ -255,21 +256,9 @@ def encode_media(
     The tokens carry no graph, known or new, and may be read in training: a step that is to reach the connector gives
     pixels to the model itself.
     """
-    cache = media_cache(model)
-    keys = [medium_key(model, kind, pixels) for kind, pixels in media]
-    known = {key: cache.get(key) for key in dict.fromkeys(keys)}
-    for kind, encode in ((IMAGE, model.get_image_features), (VIDEO, model.get_video_features)):
-        new = {key: pixels for key, (k, pixels) in zip(keys, media, strict=True) if k == kind and known[key] is None}
-        if not new:
-            continue
-        pixels = torch.cat(list(new.values())) if kind == IMAGE else list(new.values())
-        # Inference mode would mark its tensors for good; without a graph it saves nothing here.
-        with torch.inference_mode(False), torch.no_grad():
-            encoded = encode(pixels).pooler_output
-        for key, tokens_ND in zip(new, encoded, strict=True):
-            known[key] = tokens_ND
-            cache.put(key, tokens_ND)
-    return [(kind, known[key]) for key, (kind, _) in zip(keys, media, strict=True)]
+    read = [ReadMedium(kind, medium_key(model, kind, pixels), len(pixels), pixels) for kind, pixels in media]
+    MediaEncoder(model, media_cache(model)).encode(read)
+    return [(medium.kind, medium.tokens) for medium in read]
 
 
 def generation_options(tokenizer: Any, **kwargs: Any) -> dict[str, Any]:

@@ -6,7 +6,9 @@ from typing import Any, TextIO
 
 from videollama2.constants import MAX_SEED
 from videollama2.inference.engine import Engine
+from videollama2.inference.request import MediaPart
 from videollama2.media.kinds import VIDEO
+from videollama2.processing.read_options import ReadOptions
 from videollama2.terminal_chat import TerminalChat
 
 
@@ -29,7 +31,7 @@ class Chat(TerminalChat):
     def read_medium(self, kind: str, path: str) -> tuple[dict[str, Any], str]:
         """See :class:`TerminalChat`. The engine keeps what was read, so that the answer need not wait for it."""
         options = self.media_options if kind == VIDEO else {}
-        medium = self.engine.media.read(kind, path, options)
+        medium = self.engine.reader.read(MediaPart(kind, path, ReadOptions.of(kind, options)))
         return {"type": kind, "path": path, **options}, f"{medium.frames} frames" if kind == VIDEO else ""
 
     def stream(self, messages: list[dict[str, Any]], pieces: list[str]) -> None:

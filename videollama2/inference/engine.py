@@ -25,7 +25,8 @@ from videollama2.inference.batch import Batch
 from videollama2.inference.decoder import Decoder
 from videollama2.inference.media.cache import MediaCache
 from videollama2.inference.media.encoder import MediaEncoder
-from videollama2.inference.media.reader import MediaReading
+from videollama2.inference.media.read_ahead import ReadAhead
+from videollama2.inference.media.reader import MediaReader
 from videollama2.inference.prefix_cache import DEFAULT_MAX_BYTES, PrefixCache
 from videollama2.inference.request import Request
 from videollama2.inference.sampling import Chooser
@@ -100,7 +101,8 @@ class Engine:
         self._restore = _remember_modes(model)
         model.eval()
         cache = media_cache_bytes if isinstance(media_cache_bytes, MediaCache) else MediaCache(media_cache_bytes)
-        self.media = MediaEncoder(model, processor, cache)
+        self.media = MediaEncoder(model, cache)
+        self.reader = MediaReader(model, processor, cache)
         self.prefixes = PrefixCache(prefix_cache_bytes)
         self.decoder = Decoder(model, self.max_batch, self.max_length, cuda_graphs)
         self._end_ids = frozenset(end_ids(model, processor.tokenizer))
@@ -108,10 +110,10 @@ class Engine:
         self._waiting: deque[Task] = deque()
         self._background = background
         self._bell = Bell()  # wakes the model's thread
-        self._reading = MediaReading(self.media.read, media_threads if background else 0, self._bell.ring)
+        self._ahead = ReadAhead(self.reader.read, media_threads if background else 0, self._bell.ring)
         self._state = Condition()  # guards _waiting and closed; notified when a task leaves the queue or ends
         self._stepping = Lock()  # without a thread, two readers may drive
-        self._batch = Batch(self.decoder, self.prefixes, _ender(self._reading, self._state))
+        self._batch = Batch(self.decoder, self.prefixes, _ender(self._ahead, self._state))
         self._media_weights, self._weights = WeightsWatch(media_modules(model)), WeightsWatch([model])
         self.closed = False
         self._thread: Thread | None = None
@@ -138,12 +140,11 @@ class Engine:
             raise ConfigError(f"logit_bias names token {max(options.logit_bias)}; the model has {vocabulary} tokens")
         chooser = Chooser(options, self._end_ids, self._grammars.constraint(options.structure))
         task = Task(request, prompt, Channel(), chooser, self.processor.tokenizer)
-        parts = [(part.kind, part.source, part.options) for part in request.media]
-        planned = [self.media.planned_tokens(*part) for part in parts]
+        planned = [self.reader.planned_tokens(part) for part in request.media]
         if None not in planned:
             # Refused before anything is read or waited for.
             task.lay_out(self.model.config, planned, self.max_length)
-        task.media_keys = [self.media.source_key(*part) for part in parts]
+        task.media_keys = [self.reader.source_key(part) for part in request.media]
         with self._state:
             if self.closed:
                 raise EngineError("this engine is closed")
@@ -234,7 +235,7 @@ class Engine:
         for task in [*self._waiting, *self._batch.tasks]:
             task.channel.cancelled = True
         self.step()
-        self._reading.close()
+        self._ahead.close()
         if not already:
             self._restore()
 
@@ -316,7 +317,7 @@ class Engine:
                 self._batch.prefilling.append(task)  # at no time in neither: close and abort look in both
                 self._state.notify_all()
             self._batch.admit(task)
-            task.give_back(self._reading)
+            task.give_back(self._ahead)
         self._read_ahead()  # some have left, failed or been cancelled
         return bool(self._batch.prefilling)
 
@@ -337,7 +338,7 @@ class Engine:
             for task in list(self._waiting)[: _READ_AHEAD * self.max_batch]:
                 if not task.media_asked:
                     pairs = zip(task.media_keys, task.request.media, strict=True)
-                    task.readings = [self._reading.ask(key, part) for key, part in pairs]
+                    task.readings = [self._ahead.ask(key, part) for key, part in pairs]
 
     def _encode(self, tasks: list[Task]) -> list[Task]:
         """Tasks that fit and whose media could be read and encoded; the others fail."""
@@ -368,12 +369,12 @@ class Engine:
         return True
 
 
-def _ender(reading: MediaReading, state: Condition) -> Callable[[Task, str, VideoLlama2Error | None], None]:
+def _ender(ahead: ReadAhead, state: Condition) -> Callable[[Task, str, VideoLlama2Error | None], None]:
     """What ends a task. It does not hold the engine: that would keep the slots' memory until the garbage collector
     comes by."""
 
     def end(task: Task, reason: str, error: VideoLlama2Error | None) -> None:
-        task.give_back(reading)
+        task.give_back(ahead)
         task.finish(reason, error)
         with state:
             state.notify_all()

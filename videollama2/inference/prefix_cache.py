@@ -7,12 +7,12 @@ came first, and each is kept once. Least recently used blocks go first.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from hashlib import blake2b
 
 import torch
 
+from videollama2.inference.lru import LruStore
 from videollama2.inference.slots import KeyValueSlots
 
 BLOCK = 32
@@ -29,9 +29,17 @@ class PrefixCache:
     """
 
     def __init__(self, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
-        self.max_bytes = max_bytes
-        self.used_bytes = 0
-        self._blocks: OrderedDict[bytes, list[torch.Tensor]] = OrderedDict()
+        self._blocks: LruStore[bytes, list[torch.Tensor]] = LruStore(max_bytes, _nbytes)
+
+    @property
+    def max_bytes(self) -> int:
+        """The bound."""
+        return self._blocks.max_size
+
+    @property
+    def used_bytes(self) -> int:
+        """Memory that the blocks take now."""
+        return self._blocks.used_size
 
     def known(self, identity: Sequence[Hashable]) -> int:
         """Positions that :meth:`load` would fill."""
@@ -46,48 +54,44 @@ class PrefixCache:
 
         At least one position is left to compute: a request needs the logits of its last token.
         """
-        loaded = 0
-        found = []
+        loaded: list[bytes] = []
         for key in _keys(identity[:-1]):
-            if key not in self._blocks:
+            block = self._blocks.get(key)
+            if block is None:
                 break
-            slots.write(row, loaded, self._blocks[key])
-            loaded += BLOCK
-            found.append(key)
-        # The beginning of a chain is worth most: without it, the rest cannot be found.
-        for key in reversed(found):
-            self._blocks.move_to_end(key)
-        return loaded
+            slots.write(row, BLOCK * len(loaded), block)
+            loaded.append(key)
+        self._use(loaded)
+        return BLOCK * len(loaded)
 
     def store(self, identity: Sequence[Hashable], slots: KeyValueSlots, row: int) -> None:
         """Keep the blocks of a row whose key-values are all computed."""
         if self.max_bytes == 0:
             return
-        # Room is made before a copy is: the bound holds at every moment. What cannot all be kept is kept from its
-        # beginning.
         size = slots.bytes_per_position * BLOCK
+        # What cannot all be kept is kept from its beginning.
         keys = _keys(identity)[: self.max_bytes // size if size else None]
-        for key in reversed(keys):
-            if key in self._blocks:
-                self._blocks.move_to_end(key)
+        # Blocks of this chain that are there already must not be the ones that make room for the new ones.
+        self._use(keys)
         for number, key in enumerate(keys):
             if key not in self._blocks:
-                self._make_room(size)
-                self._blocks[key] = slots.read(row, number * BLOCK, (number + 1) * BLOCK)
-                self.used_bytes += size
-        for key in reversed(keys):
-            if key in self._blocks:
-                self._blocks.move_to_end(key)
+                # Before the copy is made, so that the bound holds at every moment.
+                self._blocks.make_room(size)
+                self._blocks.put(key, slots.read(row, number * BLOCK, (number + 1) * BLOCK))
+        self._use(keys)
 
-    def _make_room(self, size: int) -> None:
-        while self._blocks and self.used_bytes + size > self.max_bytes:
-            _, dropped = self._blocks.popitem(last=False)
-            self.used_bytes -= _nbytes(dropped)
+    def _use(self, chain: Sequence[bytes]) -> None:
+        """Count the blocks of a chain as used, the first one last.
+
+        The beginning of a chain is worth most: without it, the rest cannot be found. So of one chain, the end goes
+        first when room is needed.
+        """
+        for key in reversed(chain):
+            self._blocks.touch(key)
 
     def clear(self) -> None:
         """Forget everything; needed after the model's weights changed."""
         self._blocks.clear()
-        self.used_bytes = 0
 
     def __len__(self) -> int:
         return len(self._blocks)

@@ -9,6 +9,7 @@ from typing import Any
 from videollama2.errors import PromptError
 from videollama2.inference.sampling import SamplingOptions
 from videollama2.media.kinds import TAGS
+from videollama2.processing.read_options import ReadOptions
 from videollama2.prompting import Message, check_last, check_messages, user_messages
 
 _SOURCES = ("path", "url", "source")
@@ -17,11 +18,11 @@ _SOURCES = ("path", "url", "source")
 
 @dataclass(frozen=True)
 class MediaPart:
-    """One medium as a request names it: ``image`` or ``video``, where it is, and how to read it."""
+    """One medium as a request names it: its kind, where it is, and how it is read."""
 
     kind: str
     source: Any
-    options: dict[str, Any] = field(default_factory=dict)
+    options: ReadOptions = field(default_factory=ReadOptions)
 
 
 class Request:
@@ -109,4 +110,4 @@ def _media_part(part: Message, kind: str, media: list[Any]) -> MediaPart:
         if not media:
             raise PromptError(f"a {kind} part names no source and no medium is left for it")
         source = media.pop(0)
-    return MediaPart(kind, source, options)
+    return MediaPart(kind, source, ReadOptions.of(kind, options))

@@ -12,8 +12,8 @@ import torch
 from videollama2.config import VideoLlama2Config
 from videollama2.errors import EngineError, RequestTooLongError, VideoLlama2Error
 from videollama2.inference.answer import Channel, Result, Timings
-from videollama2.inference.media.encoder import Medium
-from videollama2.inference.media.reader import MediaReading
+from videollama2.inference.media.read_ahead import ReadAhead
+from videollama2.inference.media.reader import ReadMedium
 from videollama2.inference.request import Request
 from videollama2.inference.sampling import Chooser, logprob
 from videollama2.inference.text_stream import TextStream
@@ -32,8 +32,8 @@ class Task:
     def __init__(self, request: Request, prompt: Prompt, channel: Channel, chooser: Chooser, tokenizer: Any) -> None:
         self.request, self.channel, self.chooser = request, channel, chooser
         self.media_keys: list[Hashable] = []
-        self.readings: list[Future[Medium]] | None = None if request.media else []
-        self.media: list[Medium] = []
+        self.readings: list[Future[ReadMedium]] | None = None if request.media else []
+        self.media: list[ReadMedium] = []
         self.input_ids: list[int] = []
         self.identity: list[Hashable] = []
         self.filled = self.cached = 0
@@ -62,12 +62,12 @@ class Task:
         self.media = [reading.result() for reading in self.readings]
         self.collected = True
 
-    def give_back(self, reading: MediaReading) -> None:
+    def give_back(self, ahead: ReadAhead) -> None:
         """The media that were asked for are needed no more."""
         if self.readings:
             self.readings = []
             for key in self.media_keys:
-                reading.release(key)
+                ahead.release(key)
 
     def lay_out(self, config: VideoLlama2Config, counts: Sequence[int], max_length: int) -> None:
         """Lay the prompt out in positions, ``counts`` visual tokens per medium.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
-from threading import Lock
+from collections.abc import Hashable
 
 import torch
+
+from videollama2.inference.lru import LruStore
 
 DEFAULT_MAX_BYTES = 1 << 30
 """1 GiB of host memory: some 150 clips of a 7B model (1,000 tokens of 4,096 values of 2 bytes), thousands of others."""
@@ -35,51 +36,51 @@ class MediaCache:
     """
 
     def __init__(self, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
-        self.max_bytes = max_bytes
-        self.used_bytes = 0
-        self.hits = 0
-        self.misses = 0
-        self._entries: OrderedDict[object, tuple[torch.Tensor, torch.device]] = OrderedDict()
-        self._lock = Lock()
+        self._store: LruStore[Hashable, tuple[torch.Tensor, torch.device]] = LruStore(
+            max_bytes, lambda entry: entry[0].nbytes
+        )
 
-    def get(self, key: object) -> torch.Tensor | None:
+    @property
+    def max_bytes(self) -> int:
+        """The bound."""
+        return self._store.max_size
+
+    @property
+    def used_bytes(self) -> int:
+        """Host memory that the tensors take now."""
+        return self._store.used_size
+
+    @property
+    def hits(self) -> int:
+        """How often :meth:`get` had the tensor."""
+        return self._store.hits
+
+    @property
+    def misses(self) -> int:
+        """How often it had not."""
+        return self._store.misses
+
+    def get(self, key: Hashable) -> torch.Tensor | None:
         """The tensor on the device it came from, or None. On a CPU it is the copy kept: do not write into it."""
-        with self._lock:
-            entry = self._entries.get(key)
-            if entry is None:
-                self.misses += 1
-                return None
-            self.hits += 1
-            self._entries.move_to_end(key)
+        entry = self._store.get(key)
+        if entry is None:
+            return None
         kept, device = entry
         with torch.inference_mode(False):
             return kept.to(device)
 
-    def put(self, key: object, tensor: torch.Tensor) -> None:
+    def put(self, key: Hashable, tensor: torch.Tensor) -> None:
         """Keep a copy; the least recently used go when there is no room."""
         if tensor.nbytes > self.max_bytes:
-            with self._lock:
-                self._drop(key)
+            self._store.drop(key)  # the value it had is out of date
             return
         with torch.inference_mode(False), torch.no_grad():
             kept = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        with self._lock:
-            self._drop(key)
-            self._entries[key] = kept, tensor.device
-            self.used_bytes += kept.nbytes
-            while self.used_bytes > self.max_bytes:
-                self._drop(next(iter(self._entries)))
+        self._store.put(key, (kept, tensor.device))
 
     def clear(self) -> None:
         """Forget everything; needed after the model's weights changed."""
-        with self._lock:
-            self._entries.clear()
-            self.used_bytes = 0
-
-    def _drop(self, key: object) -> None:
-        old = self._entries.pop(key, None)
-        if old is not None:
-            self.used_bytes -= old[0].nbytes
+        self._store.clear()
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._store)

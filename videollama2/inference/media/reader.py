@@ -1,91 +1,136 @@
-"""Reads the media of requests, ahead of the model: what several requests name is read once for all of them."""
+"""One medium of a request, read: from a path, bytes or an array to the pixels that the encoder takes.
+
+Which content a file on disk had is remembered, so that a second question about it opens no file as long as the visual
+tokens of that content are kept.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from concurrent.futures import Future, ThreadPoolExecutor
+import os
+from collections.abc import Hashable
 from dataclasses import dataclass
-from threading import Lock
+from hashlib import blake2b
+from itertools import count
+from time import monotonic
 from typing import Any
+from weakref import WeakKeyDictionary
 
-from videollama2.inference.media.encoder import Medium
+import torch
+
+from videollama2.inference.lru import LruStore
+from videollama2.inference.media.cache import MediaCache, content_key
 from videollama2.inference.request import MediaPart
+from videollama2.media.kinds import IMAGE
+from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
+from videollama2.processing import VideoLlama2Processor, check_pixels, visual_tokens
 
-Read = Callable[[str, Any, dict[str, Any], Hashable], Medium]
+_MAX_FILES = 4096
+
+_unused = count()
+_numbers: WeakKeyDictionary[torch.nn.Module, int] = WeakKeyDictionary()
 
 
 @dataclass
-class _Reading:
-    future: Future[Medium]
-    users: int = 0
+class ReadMedium:
+    """A medium of a request that was read.
 
-
-class MediaReading:
-    """Media being read or waiting for the encoder, each for as long as somebody asked for it.
-
-    Args:
-        read: kind, source, options, key -> medium; see :meth:`MediaEncoder.read`.
-        threads: that read side by side; 0: whoever takes a result reads.
-        ring: called from a reading thread whenever a medium is there.
+    Attributes:
+        kind: of :data:`~videollama2.media.kinds.KINDS`.
+        key: what its visual tokens are kept under, see :func:`medium_key`.
+        frames: number of frames; 1 of an image.
+        pixels: (T, C, H, W); None once ``tokens`` took their place.
+        tokens: visual tokens (N, D); None before they are encoded.
+        seconds: spent on reading it, and in the pass that encoded it.
     """
 
-    def __init__(self, read: Read, threads: int, ring: Callable[[], object]) -> None:
-        self._read, self._ring = read, ring
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="videollama2-media") if threads else None
-        self._readings: dict[Hashable, _Reading] = {}
-        self._lock = Lock()
+    kind: str
+    key: Hashable
+    frames: int
+    pixels: torch.Tensor | None
+    tokens: torch.Tensor | None = None
+    seconds: float = 0.0
 
-    def ask(self, key: Hashable, part: MediaPart) -> Future[Medium]:
-        """The medium, read by now or later. Give it back with :meth:`release`, with the same key.
+
+class MediaReader:
+    """Reads media for one model; every method may be called from any thread.
+
+    Args:
+        cache: visual tokens that are known: a medium whose tokens are there is not read again.
+    """
+
+    def __init__(
+        self, model: VideoLlama2ForConditionalGeneration, processor: VideoLlama2Processor, cache: MediaCache
+    ) -> None:
+        self._model, self._processor, self._cache = model, processor, cache
+        self._contents: LruStore[Hashable, tuple[Hashable, int]] = LruStore(_MAX_FILES)
+
+    def planned_tokens(self, part: MediaPart) -> int | None:
+        """Visual tokens that a medium will have, told without opening it; None where only reading it tells."""
+        config = self._model.config
+        if part.kind == IMAGE:
+            return visual_tokens(config, part.kind)
+        if _is_pixels(part.source) and part.source.ndim == 4:
+            return visual_tokens(config, part.kind, part.source.shape[0])
+        frames = part.options.sampling.for_model(config.num_frames).count
+        return None if frames is None else visual_tokens(config, part.kind, frames)
+
+    def source_key(self, part: MediaPart) -> Hashable:
+        """What a part is known by before it is opened: how it is read, and the file's place, size and time of change,
+        or the bytes. Two parts with any other source have different keys, even where the source is the same object.
+        """
+        known = _file_key(part.source)
+        return object() if known is None else (part.kind, known, part.options)
+
+    def read(self, part: MediaPart, key: Hashable = None) -> ReadMedium:
+        """Decode and preprocess one medium, unless its tokens are known.
 
         Args:
-            key: of :meth:`MediaEncoder.source_key`; equal for what is read once.
+            part: its source is a path, bytes, PIL image, array or list of frames; or pixels that the processor made.
+            key: its :meth:`source_key`, where that is known already.
+
+        Raises:
+            MediaError: it cannot be read. PromptError: pixels of a wrong shape.
         """
-        with self._lock:
-            reading = self._readings.get(key)
-            if reading is None:
-                reading = self._readings[key] = _Reading(self._start(key, part))
-            reading.users += 1
-            return reading.future
-
-    def release(self, key: Hashable) -> None:
-        """The asker needs it no more. What nobody needs and nobody has begun to read is not read."""
-        with self._lock:
-            reading = self._readings[key]
-            reading.users -= 1
-            if reading.users:
-                return
-            del self._readings[key]
-        reading.future.cancel()
-
-    def close(self) -> None:
-        """Stop the threads; what they are reading now is read to its end."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-
-    def _start(self, key: Hashable, part: MediaPart) -> Future[Medium]:
-        arguments = part.kind, part.source, part.options, key
-        if self._pool is None:
-            return _ReadWhenTaken(self._read, *arguments)
-        future = self._pool.submit(self._read, *arguments)
-        future.add_done_callback(lambda _: self._ring())
-        return future
+        started = monotonic()
+        key = self.source_key(part) if key is None else key
+        known = self._contents.get(key)
+        if known is not None:
+            content, frames = known
+            tokens_ND = self._cache.get(content)
+            if tokens_ND is not None:
+                return ReadMedium(part.kind, content, frames, None, tokens_ND, monotonic() - started)
+        if _is_pixels(part.source):
+            pixels_TCHW = part.source
+        else:
+            pixels_TCHW = self._processor.read(part.kind, part.source, part.options)
+        frames = check_pixels(pixels_TCHW, part.kind, self._model.config.vision_config.image_size)
+        content = medium_key(self._model, part.kind, pixels_TCHW)
+        if isinstance(key, tuple):
+            self._contents.put(key, (content, frames))
+        return ReadMedium(part.kind, content, frames, pixels_TCHW, None, monotonic() - started)
 
 
-class _ReadWhenTaken(Future):
-    """The future of an engine without threads."""
+def medium_key(model: torch.nn.Module, kind: str, pixels_TCHW: torch.Tensor) -> Hashable:
+    """What visual tokens are kept under: the content and the model, since models may share a cache."""
+    # A number of its own: an id is given again after the model is gone.
+    return _numbers.setdefault(model, next(_unused)), content_key(kind, pixels_TCHW)
 
-    def __init__(self, read: Callable[..., Medium], *arguments: Any) -> None:
-        super().__init__()
-        self._read, self._arguments = read, arguments
 
-    def done(self) -> bool:
-        return True
+def _is_pixels(source: Any) -> bool:
+    """Whether a source needs no reading, because a processor made it."""
+    return torch.is_tensor(source) and source.is_floating_point()
 
-    def result(self, timeout: float | None = None) -> Medium:
-        if not super().done():
-            try:
-                self.set_result(self._read(*self._arguments))
-            except Exception as error:  # noqa: BLE001 - kept, and raised for everybody who asked
-                self.set_exception(error)
-        return super().result()
+
+def _file_key(source: Any) -> Hashable:
+    """Place, size and time of change of a file, or a digest of bytes; None for anything else."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return blake2b(source, digest_size=16).digest()
+    if not isinstance(source, (str, os.PathLike)):
+        return None
+    try:
+        status = os.stat(source)
+    except (OSError, ValueError):
+        return None  # reading it says what is wrong
+    if os.path.isdir(source):
+        return None  # a folder of frames may change without its own time changing
+    return os.path.realpath(source), status.st_ino, status.st_size, status.st_mtime_ns

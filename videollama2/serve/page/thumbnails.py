@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from videollama2.inference.lru import LruStore
 from videollama2.media.kinds import IMAGE, VIDEO
 from videollama2.serve.page.conversation import Medium
 
@@ -46,7 +46,7 @@ class Thumbnails:
 
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
-        self._strips: OrderedDict[tuple[Any, ...], str] = OrderedDict()
+        self._strips: LruStore[tuple[Any, ...], str] = LruStore(_MAX_STRIPS)
 
     async def strip(self, medium: Medium, default_frames: int) -> str:
         """HTML of one medium.
@@ -61,14 +61,13 @@ class Thumbnails:
         if medium.kind == VIDEO:
             options.setdefault("num_frames", default_frames)
         key = medium.kind, medium.path, tuple(sorted(options.items()))
-        if key not in self._strips:
+        strip = self._strips.get(key)
+        if strip is None:
             frames = await self.reader.read(medium.kind, Path(medium.path), options)
             pictures = [frames] if medium.kind == IMAGE else list(frames)
-            self._strips[key] = await asyncio.to_thread(_draw, medium, options, pictures)
-            while len(self._strips) > _MAX_STRIPS:
-                self._strips.popitem(last=False)
-        self._strips.move_to_end(key)
-        return self._strips[key]
+            strip = await asyncio.to_thread(_draw, medium, options, pictures)
+            self._strips.put(key, strip)
+        return strip
 
 
 def _draw(medium: Medium, options: Mapping[str, Any], frames: Iterable[np.ndarray]) -> str:

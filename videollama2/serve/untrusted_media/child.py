@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
+import videollama2
 from videollama2.errors import MediaLimitError
 from videollama2.media.frames import FrameSampling
 from videollama2.media.image import load_image
@@ -102,6 +103,8 @@ def _prepare_libraries() -> None:
     """Load Pillow's plugins, and let no library print; Pillow's own bound on pixels is replaced by ours."""
     import av
 
+    import videollama2.media.pyav.reader  # noqa: F401 - now, while a slow disk cannot cost a job its time
+
     av.logging.set_level(None)
     warnings.simplefilter("ignore")
     Image.init()
@@ -112,7 +115,7 @@ def _installation() -> list[str]:
     """Folders that hold Python, the packages used here and system libraries: modules may be imported late."""
     paths = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     paths |= {os.path.dirname(os.path.dirname(os.path.abspath(module.__file__))) for module in (np, Image)}
-    paths.add(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    paths.add(os.path.dirname(os.path.abspath(videollama2.__file__)))
     paths |= {os.path.join(sys.base_prefix, "lib"), "/usr/lib", "/lib", "/lib64"}
     return sorted(path for path in paths if path)
 

@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import threading
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +22,7 @@ import numpy as np
 
 from videollama2.constants import NUM_FRAMES
 from videollama2.errors import MediaError
+from videollama2.inference.lru import LruStore
 from videollama2.media.frames import FrameSampling
 from videollama2.media.kinds import IMAGE
 from videollama2.media.pixels import FrameResize
@@ -75,7 +75,8 @@ class Sandbox:
         self.policy, self.resize, self.num_frames = policy, resize, num_frames
         self.started = 0
         """Processes started so far."""
-        self.cache = FrameCache(cache_bytes)
+        self.cache: LruStore[bytes, Frames] = LruStore(cache_bytes, frame_bytes)
+        """Frames by what they were decoded from."""
         self._limits = ChildLimits.of(policy, jobs_per_process)
         self._threads = ThreadPoolExecutor(policy.decode_processes, thread_name_prefix="videollama2-sandbox")
         self._own = threading.local()
@@ -272,37 +273,6 @@ class Sandbox:
             array.flags.writeable = False
             frames.append(array)
         return frames[0] if kind == IMAGE or frames[0].ndim == 4 else frames
-
-
-class FrameCache:
-    """Frames by what they were decoded from, least recently used first out, bounded by bytes."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes, self.used_bytes = max_bytes, 0
-        self.hits = self.misses = 0
-        self._entries: OrderedDict[bytes, Frames] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: bytes) -> Frames | None:
-        with self._lock:
-            if key not in self._entries:
-                self.misses += 1
-                return None
-            self.hits += 1
-            self._entries.move_to_end(key)
-            return self._entries[key]
-
-    def put(self, key: bytes, frames: Frames) -> None:
-        size = frame_bytes(frames)
-        if size > self.max_bytes:
-            return
-        with self._lock:
-            if key in self._entries:
-                return
-            self._entries[key] = frames
-            self.used_bytes += size
-            while self.used_bytes > self.max_bytes:
-                self.used_bytes -= frame_bytes(self._entries.popitem(last=False)[1])
 
 
 def frame_bytes(frames: Frames) -> int:

@@ -89,7 +89,7 @@ class WorkerService(ChatService):
             "encoder_cache_bytes": media.used_bytes,
             "mm_cache_queries_total": frames.hits + frames.misses,
             "mm_cache_hits_total": frames.hits,
-            "mm_cache_bytes": frames.used_bytes,
+            "mm_cache_bytes": frames.used_size,
             "prefix_cache_bytes": engine.prefixes.used_bytes,
             "decoding_processes_started_total": self.sandbox.started,
         }
