@@ -85,7 +85,7 @@ WINGS = {
         ("samples", "atomic", "subtitles", "fingerprint"),
         ("items",),
         ("strict",),
-        ("answers", "annotations"),
+        ("answers", "annotations", "video_files"),
         ("judging", "store"),
         ("report",),
         ("benchmarks", "published_files"),

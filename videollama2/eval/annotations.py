@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterable
+import posixpath
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from videollama2.errors import DataError
-
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")
-"""In the order in which they are looked for; the first four are the published ones."""
+from videollama2.errors import DataError, MissingDependencyError
 
 
 def why_unreadable(error: OSError) -> str:
@@ -54,6 +52,10 @@ class AnnotationEntry:
     def __contains__(self, name: str) -> bool:
         return name in self.raw
 
+    def told(self, name: str) -> bool:
+        """Whether there is a value: files of the hub hold null, "" or "None" where there is none."""
+        return self.raw.get(name) not in (None, "", "None")
+
     def text(self, name: str) -> str:
         """A text; may be empty nowhere."""
         value = self._get(name)
@@ -79,8 +81,10 @@ class AnnotationEntry:
         return tuple(value)
 
     def index(self, name: str, count: int) -> int:
-        """A whole number from 0 to ``count - 1``."""
+        """A whole number from 0 to ``count - 1``, or such a number as a text."""
         value = self._get(name)
+        if isinstance(value, str) and value.strip().isdecimal():
+            value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < count:
             raise self.problem(name, f"expected a whole number from 0 to {count - 1}, got {value!r}")
         return value
@@ -97,7 +101,7 @@ class AnnotationEntry:
         value = self.text(name)
         if Path(value).is_absolute() or ".." in Path(value).parts or "\0" in value:
             raise self.problem(name, f"expected a path inside the data folder, got {value!r}")
-        return value
+        return posixpath.normpath(value)
 
     def record(self, name: str) -> AnnotationEntry:
         """A nested object."""
@@ -120,16 +124,61 @@ class AnnotationEntry:
         return self.raw[name]
 
 
-def read_records(path: Path) -> list[AnnotationEntry]:
-    """The rows of a JSON list.
+def read_entries(path: Path) -> list[AnnotationEntry]:
+    """The entries of a JSON list, of JSON lines or of a parquet file, as the name's end says.
 
     Raises:
         DataError: see :func:`read_json`; or there is none.
+        MissingDependencyError: a parquet file, and pyarrow is not installed.
     """
-    records = [AnnotationEntry(raw, f"{path}: index {index}") for index, raw in enumerate(read_json(path, list))]
-    if not records:
+    readers = {".parquet": _read_parquet, ".jsonl": _read_lines}
+    read = readers.get(path.suffix.lower())
+    rows = read(path) if read else read_json(path, list)
+    entries = [AnnotationEntry(raw, f"{path}: index {index}") for index, raw in enumerate(rows)]
+    if not entries:
         raise DataError(f"{path}: there is no record in this file")
-    return records
+    return entries
+
+
+def find_annotations(data: Path, *patterns: str) -> list[Path]:
+    """The files of the first of these patterns (relative to ``data``) that any file fits; several are parts of one.
+
+    Raises:
+        DataError: there is none; names the first pattern and the others.
+    """
+    for pattern in patterns:
+        if paths := sorted(data.glob(pattern)):
+            return paths
+    others = f" (as are {', '.join(patterns[1:])})" if len(patterns) > 1 else ""
+    raise DataError(f"{data / patterns[0]}: is missing{others}")
+
+
+def _read_parquet(path: Path) -> list[dict[str, Any]]:
+    try:
+        import pyarrow.parquet as parquet
+        from pyarrow import ArrowException
+    except ImportError as error:
+        raise MissingDependencyError(f"{path}: reading a parquet file needs pyarrow: pip install pyarrow") from error
+    try:
+        return parquet.ParquetFile(path).read().to_pylist()
+    except (OSError, ArrowException) as error:
+        raise DataError(f"{path}: cannot be read as a parquet file ({error})") from error
+
+
+def _read_lines(path: Path) -> list[Any]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except OSError as error:
+        raise DataError(f"{path}: {why_unreadable(error)}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except ValueError as error:
+            raise DataError(f"{path}: line {number} is not JSON ({error})") from error
+    return rows
 
 
 def check_unique(ids: Iterable[str], path: Path) -> None:
@@ -139,17 +188,3 @@ def check_unique(ids: Iterable[str], path: Path) -> None:
         if name in seen:
             raise DataError(f"{path}: index {index} has the id {name!r} of index {seen[name]}")
         seen[name] = index
-
-
-class VideoFolder:
-    """Finds videos that annotations name without a suffix. The folder is listed once."""
-
-    def __init__(self, data: Path, folder: str) -> None:
-        self.folder = folder
-        path = data / folder
-        self._names: Collection[str] = {entry.name for entry in path.iterdir()} if path.is_dir() else ()
-
-    def find(self, stem: str) -> str:
-        """Path relative to the data folder; of a file that is not there, where it would be as mp4."""
-        name = next((stem + suffix for suffix in VIDEO_SUFFIXES if stem + suffix in self._names), f"{stem}.mp4")
-        return f"{self.folder}/{name}"

@@ -14,6 +14,8 @@ from videollama2.commands import add_debug_flag
 from videollama2.flags import add_answer_flags, add_backend_flag, add_model_flags, add_num_frames_flag, number
 
 FORCE_HELP = "replace results that rest on more verdicts than there are now"
+Group = Any
+"""An ArgumentParser or a group of one; argparse does not name what they share publicly."""
 Subparsers = Any
 """What ``ArgumentParser.add_subparsers`` returns; argparse does not name it publicly."""
 
@@ -62,26 +64,7 @@ def _run(parser: argparse.ArgumentParser) -> None:
     _add_folders(parser)
     add_model_flags(parser, device_help="default: cuda of this process's number, else mps, else cpu")
     asked = parser.add_argument_group("questions")
-    asked.add_argument(
-        "--subtitles",
-        nargs="?",
-        const="published",
-        choices=("published", "seen"),
-        metavar="WHICH",
-        help="VideoMME: published (the published choice; also without a value) or seen (cues of the "
-        "frames that the model sees, each once)",
-    )
-    asked.add_argument("--split", choices=("test", "valid"), help="Perception Test (default: whichever is there)")
-    asked.add_argument(
-        "--prompt",
-        choices=("question", "options"),
-        help="moving_shapes: the question alone (default), or with options as MVBench",
-    )
-    asked.add_argument(
-        "--shuffle-frames",
-        action="store_true",
-        help="moving_shapes: ask every question again with the frames in another order, to see whether time is used",
-    )
+    _add_settings(asked)
     asked.add_argument("--limit", type=number(1), metavar="N", help="ask only N questions")
     asked.add_argument("--offset", type=number(0), default=0, metavar="N", help="leave the first N out")
     add_num_frames_flag(asked)
@@ -127,6 +110,31 @@ def _check(parser: argparse.ArgumentParser) -> None:
     _named(parser)
     parser.add_argument("--data", type=Path, metavar="DIR", help="data folder (default: eval/ and its usual name)")
     parser.add_argument("--all", action="store_true", help="name every missing file")
+    _add_settings(parser)
+
+
+def _add_settings(asked: Group) -> None:
+    """Options that a benchmark's questions depend on."""
+    asked.add_argument(
+        "--subtitles",
+        nargs="?",
+        const="published",
+        choices=("published", "seen"),
+        metavar="WHICH",
+        help="VideoMME: published (the published choice; also without a value) or seen (cues of the "
+        "frames that the model sees, each once)",
+    )
+    asked.add_argument("--split", choices=("test", "valid"), help="Perception Test (default: whichever is there)")
+    asked.add_argument(
+        "--prompt",
+        choices=("question", "options"),
+        help="moving_shapes: the question alone (default), or with options as MVBench",
+    )
+    asked.add_argument(
+        "--shuffle-frames",
+        action="store_true",
+        help="moving_shapes: ask every question again with the frames in another order, to see whether time is used",
+    )
 
 
 def _add_folders(parser: argparse.ArgumentParser) -> None:

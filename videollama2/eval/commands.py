@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from videollama2.errors import ConfigError, DataError
 from videollama2.eval.benchmarks import benchmark, names
@@ -29,12 +29,7 @@ def run_command(args: argparse.Namespace) -> int:
     from videollama2.eval.score import choose_judge
     from videollama2.media.frames import FrameSampling
 
-    settings = {
-        "subtitles": args.subtitles,
-        "split": args.split,
-        "prompt": args.prompt,
-        "shuffle_frames": args.shuffle_frames or None,
-    }
+    settings = _settings(args)
     found = benchmark(args.benchmark).configure(**settings)
     if args.dry_run and not args.judge_model:
         raise ConfigError("--dry-run is about a judge: give --judge-model")
@@ -73,6 +68,12 @@ def run_command(args: argparse.Namespace) -> int:
         force=args.force,
     )
     return finish(run(plan))
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Options of one benchmark; None where they are not given."""
+    given = {name: getattr(args, name, None) for name in ("subtitles", "split", "prompt")}
+    return {**given, "shuffle_frames": getattr(args, "shuffle_frames", False) or None}
 
 
 def score_command(args: argparse.Namespace) -> int:
@@ -128,13 +129,16 @@ def check_command(args: argparse.Namespace) -> int:
     """``eval check``: exit code 1 where media are missing."""
     from videollama2.eval.runner import by_clip, missing_media
 
-    found = benchmark(args.benchmark)
+    found = benchmark(args.benchmark).configure(**_settings(args))
     data = args.data or DATA_ROOT / found.folder
     items = found.load(data)
     missing = missing_media(items, data)
     scored = sum(item.answer is not None for item in items)
     files = len({item.media for item in items})
     print(f"{data}: {len(items)} questions ({scored} with answers) about {len(by_clip(items))} clips of {files} files")
+    for supplement in found.supplements(items, data):
+        print(supplement.text())
+    found.check_texts(items, data)
     if not missing:
         print("all files are there")
         return 0

@@ -211,13 +211,19 @@ class Benchmark(ABC):
         return item.instructions
 
     def supplements(self, items: Sequence[Item], data: Path) -> list[Supplement]:
-        """What prompts may hold beside video and question, and for how many videos it is there. Called before the first
-        question is asked.
+        """What prompts may hold beside video and question, and for how many videos it is there.
 
         Raises:
-            DataError: a file of it cannot be used.
+            DataError: it is asked for, and there is none of it.
         """
         return []
+
+    def check_texts(self, items: Sequence[Item], data: Path) -> None:  # noqa: B027  most benchmarks have none
+        """Read all of :meth:`texts`. Called before the first question is asked.
+
+        Raises:
+            DataError: one that cannot be used.
+        """
 
     def texts(self, items: Sequence[Item], data: Path) -> list[Path]:
         """Files beside the videos whose content gets into :meth:`instructions`. With others, answers are not reused."""

@@ -151,7 +151,6 @@ def run(plan: Plan, say: Callable[[str], None] = print) -> Published | None:
         VideoLlama2Error: data, model, output folder or judge cannot be used.
     """
     items, questions = plan.select()
-    plan.benchmark.supplements(items, plan.data)  # what cannot be used is told now, not after hours
     _tell_missing(plan, items)
     about = {
         "data": str(plan.data.resolve()),
@@ -166,6 +165,7 @@ def run(plan: Plan, say: Callable[[str], None] = print) -> Published | None:
         answered = store.read()  # with the folder in hand: nobody else answers these now
         left = [item for item in mine if not _done(answered.get(item.id), plan.retry_failed)]
         if left:
+            plan.benchmark.check_texts(left, plan.data)  # what cannot be used is told now, not after hours
             _answer(plan, store, left, len(mine), writer.append)
     answers, gaps = store.merge([item.id for item in items])
     if gaps:
@@ -256,6 +256,9 @@ def describe_judge(benchmark: Benchmark, judging: Judging | None) -> dict[str, A
 
 
 def _tell_missing(plan: Plan, items: Sequence[Item]) -> None:
+    for supplement in plan.benchmark.supplements(items, plan.data):
+        if supplement.wanted and plan.rank == 0:
+            print(f"{plan.benchmark.title}: {supplement.text()}", file=sys.stderr)
     missing = missing_media(items, plan.data)
     if not missing:
         return

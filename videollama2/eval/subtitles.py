@@ -1,13 +1,14 @@
-"""SubRip subtitles, and which of them go with the frames that a model sees.
+"""Which subtitles go into a prompt: their files, and the cues that belong to the frames that a model sees.
 
 ``published_lines`` reproduces the published choice: its own frame sampler, a cue repeated for every frame it covers,
-bounds excluded. ``seen_lines`` takes the cues of the very frames that the model is shown, each once.
+bounds excluded. ``seen_lines`` takes the cues of the very frames that the model is shown, each once, as plain words.
 """
 
 from __future__ import annotations
 
+import html
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +16,60 @@ from videollama2.errors import DataError
 from videollama2.media.frames import FrameSampling, select_frames
 from videollama2.media.video import open_video
 
+FOLDERS = ("subtitles", "subtitle")
+ENDINGS = (".srt", ".en.srt", ".vtt", ".en.vtt")
+"""Ends of the names of subtitle files, in any case, in the order in which they are preferred."""
+
 _TIME = re.compile(r"(\d{1,2}):(\d{1,2}):(\d{1,2})[.,](\d{1,3})")
+_TIME_OF_VTT = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2})[.,](\d{1,3})")
 _NUMBER_OF_NEXT = re.compile(r"\n+ *\d+ *$")
 _STYLE = re.compile(r"< *(/?) *([isub]) *>")
 _TAG = re.compile(r"< */? *[a-zA-Z][^>]*>")
+_MARKUP = re.compile(r"< */? *[a-zA-Z][^>]*>|<[\d:.]+>|\{\\[^}]*\}")  # also times within a cue, and {\an8}
+_BREAK = re.compile(r"< *br */? *>|\\[Nnh]", re.I)
+_UNSEEN = re.compile("[\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
+
+
+class SubtitleFolder:
+    """Finds the subtitle files of videos. The folders are listed once."""
+
+    def __init__(self, data: Path, folders: Sequence[str] = FOLDERS) -> None:
+        self._paths: dict[str, Path] = {}
+        for folder in folders:
+            entries = sorted((data / folder).iterdir()) if (data / folder).is_dir() else ()
+            for path in entries:
+                stem, ending = _split(path.name)
+                if ending and path.is_file():
+                    self._paths.setdefault(f"{stem}{ending}", path)
+
+    def find(self, stem: str) -> Path | None:
+        """The file of the video with this name, or None."""
+        return next((path for end in ENDINGS if (path := self._paths.get(stem + end))), None)
+
+
+def _split(name: str) -> tuple[str, str]:
+    """``ID.EN.SRT`` -> ``ID``, ``.en.srt``; the end is empty where the name is of no subtitle file."""
+    for ending in sorted(ENDINGS, key=len, reverse=True):
+        if name.lower().endswith(ending):
+            return name[: -len(ending)], ending
+    return name, ""
+
+
+def check_subtitles(paths: Iterable[Path]) -> None:
+    """Read every file, so that one that cannot be used is told before the first question is asked.
+
+    Raises:
+        DataError: names the first such file, what is wrong, and how many there are.
+    """
+    problems = []
+    for path in dict.fromkeys(paths):
+        try:
+            read_subtitles(path)
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        more = f" (and {len(problems) - 1} more subtitle files cannot be used)" if len(problems) > 1 else ""
+        raise DataError(problems[0] + more)
 
 
 @dataclass(frozen=True)
@@ -34,28 +85,57 @@ class Cue:
     published_text: str
 
 
-def read_srt(path: Path) -> list[Cue]:
-    """The cues of a file, in its order.
+def read_subtitles(path: Path) -> list[Cue]:
+    """The cues of a SubRip or WebVTT file, in its order.
 
     Raises:
-        DataError: the file cannot be read, is not UTF-8, or holds no cue though it is not empty.
+        DataError: the file cannot be read, is neither UTF-8 nor marked as UTF-16, or holds no cue but other text.
     """
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as subtitles in UTF-8 ({error})") from error
+    content = _text(path)
+    is_vtt = content.lstrip().startswith("WEBVTT") or path.suffix.lower() == ".vtt"
     spans: list[tuple[int, int]] = []
     bodies: list[list[str]] = []
     for line in content.split("\n"):
-        times = _TIME.findall(line)
+        times = _times(line, is_vtt)
         if len(times) == 2:
             spans.append((_milliseconds(times[0]), _milliseconds(times[1])))
             bodies.append([])
         elif bodies:
             bodies[-1].append(line)
-    if content.strip() and not spans:
+    if content.strip() and not spans and content.strip() != "WEBVTT":
         raise DataError(f"{path}: holds no line like 00:00:01,000 --> 00:00:02,500")
+    if is_vtt:  # a cue ends with a blank line; what stands before the next times is its name, or a note
+        bodies = [_until_blank(body) for body in bodies]
     return [_cue(*span, body) for span, body in zip(spans, bodies, strict=True)]
+
+
+def _text(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read as subtitles ({error.strerror or error})") from error
+    encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: cannot be read as subtitles: it is not UTF-8 ({error.reason} at byte {error.start}); convert it, "
+            "for instance with iconv -f latin1 -t utf-8"
+        ) from error
+
+
+def _times(line: str, is_vtt: bool) -> list[tuple[str, str, str, str]]:
+    if "-->" in line:
+        found = _TIME.findall(line)
+        return found if len(found) == 2 else _TIME_OF_VTT.findall(line)
+    return [] if is_vtt else _TIME.findall(line)
+
+
+def _until_blank(body: list[str]) -> list[str]:
+    for index, line in enumerate(body):
+        if not line.strip():
+            return body[:index]
+    return body
 
 
 def published_lines(cues: Sequence[Cue], total: int, fps: float, num_frames: int) -> list[str]:
@@ -98,7 +178,7 @@ def _published_frames(total: int, count: int) -> list[int]:
 
 def _milliseconds(stamp: tuple[str, ...]) -> int:
     hours, minutes, seconds, fraction = stamp
-    return ((int(hours) * 60 + int(minutes)) * 60 + int(seconds)) * 1000 + int(fraction.ljust(3, "0"))
+    return ((int(hours or 0) * 60 + int(minutes)) * 60 + int(seconds)) * 1000 + int(fraction.ljust(3, "0"))
 
 
 def _cue(start: int, end: int, body: list[str]) -> Cue:
@@ -107,5 +187,10 @@ def _cue(start: int, end: int, body: list[str]) -> Cue:
     text = "" if blank_then_number else _NUMBER_OF_NEXT.sub("", "\n".join(lines).strip())
     styled = _STYLE.sub(lambda tag: f"{{\\{tag[2]}{0 if tag[1] else 1}}}", text)
     published = _TAG.sub("", styled).replace("\n", " ")
-    plain = " ".join(_TAG.sub("", text).split())
-    return Cue(start, end, plain, published)
+    return Cue(start, end, _plain(text), published)
+
+
+def _plain(text: str) -> str:
+    """Words alone: no tags, no codes of other characters, no marks that nobody sees, single blanks."""
+    shown = html.unescape(_MARKUP.sub("", _BREAK.sub(" ", text)))
+    return " ".join(_UNSEEN.sub("", shown).split())

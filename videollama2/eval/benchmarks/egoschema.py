@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from videollama2.errors import DataError
-from videollama2.eval.annotations import VideoFolder, check_unique, read_json, read_records
+from videollama2.eval.annotations import AnnotationEntry, check_unique, find_annotations, read_entries, read_json
 from videollama2.eval.answers import published_egoschema
 from videollama2.eval.atomic import write_atomically
 from videollama2.eval.benchmarks.multiple_choice import ONLY_THE_LETTER, MultipleChoice, lettered
 from videollama2.eval.items import Item
 from videollama2.eval.samples import Sample
+from videollama2.eval.video_files import VideoFolder
 
 _OPTIONS = tuple(f"option {index}" for index in range(5))
+_LETTERED = re.compile(r"^[A-E][.)]\s*")
 _TASK = "Select the best answer to the following multiple-choice question based on the video."
 
 
@@ -24,42 +27,27 @@ class EgoSchema(MultipleChoice):
     name = "egoschema"
     title = "EgoSchema"
     folder = "egoschema"
+    questions = 5031
     source = "https://github.com/egoschema/EgoSchema"
     layout = """\
 questions.json           a list of {"q_uid", "question", "option 0" .. "option 4"}
 subset_answers.json      {"q_uid": index of the right option}, the 500 public answers; may be absent
-good_clips_git/          q_uid.mp4 (or avi, mov, mkv)"""
+good_clips_git/          (or videos/) q_uid.mp4 (or another kind of video)
+                         In place of the two files, of lmms-lab/egoschema: MC/test-*.parquet or Subset/test-*.parquet"""
     published_parser = staticmethod(published_egoschema)
     name_letters = frozenset("C")  # the camera wearer
 
     def load(self, data: Path) -> list[Item]:
         """See :class:`Benchmark`."""
-        path = data / "questions.json"
+        path, *_ = find_annotations(data, "questions.json", "MC/test-*.parquet", "Subset/test-*.parquet")
         answers = _public_answers(data / "subset_answers.json")
-        videos = VideoFolder(data, "good_clips_git")
-        items = []
-        for record in read_records(path):
-            uid, question = record.path("q_uid"), record.text("question")
-            options = tuple(record.text(name) for name in _OPTIONS)
-            items.append(
-                Item(
-                    id=uid,
-                    media=videos.find(uid),
-                    kind="video",
-                    start=None,
-                    end=None,
-                    question=question,
-                    instruction=f"{_TASK}\n{question}\nOptions:\n{lettered(options)}{ONLY_THE_LETTER} "
-                    "The best answer is: ",
-                    answer=answers.pop(uid, None),
-                    options=options,
-                    category="subset",
-                    group=uid,
-                )
-            )
+        videos = VideoFolder(data, "good_clips_git", "videos")
+        items = [_item(entry, videos, answers) for entry in read_entries(path)]
         check_unique((item.id for item in items), path)
-        if answers:
-            raise DataError(f"{data / 'subset_answers.json'}: {next(iter(answers))!r} is no question of {path}")
+        # A shortened list of questions leaves answers over; those to clips that are not there are mistakes.
+        unknown = [uid for uid in answers if not videos.has(uid)]
+        if unknown:
+            raise DataError(f"{data / 'subset_answers.json'}: {unknown[0]!r} is no question of {path}")
         return items
 
     def write_submission(self, items: Sequence[Item], samples: Sequence[Sample], folder: Path) -> list[Path]:
@@ -72,11 +60,34 @@ good_clips_git/          q_uid.mp4 (or avi, mov, mkv)"""
         return [as_json, as_csv]
 
 
+def _item(entry: AnnotationEntry, videos: VideoFolder, answers: dict[str, int]) -> Item:
+    """An entry of questions.json, or of the hub's tables, which hold the answers themselves."""
+    question = entry.text("question")
+    if "option" in entry:
+        uid = entry.path("video_idx")
+        options = tuple(_LETTERED.sub("", option) for option in entry.texts("option", least=5, most=5))
+        answer = entry.index("answer", 5) if entry.told("answer") else answers.pop(uid, None)
+    else:
+        uid = entry.path("q_uid")
+        options = tuple(entry.text(name) for name in _OPTIONS)
+        answer = answers.pop(uid, None)
+    return Item(
+        id=uid,
+        media=videos.find(uid),
+        kind="video",
+        start=None,
+        end=None,
+        question=question,
+        instruction=f"{_TASK}\n{question}\nOptions:\n{lettered(options)}{ONLY_THE_LETTER} The best answer is: ",
+        answer=answer,
+        options=options,
+        category="subset",
+        group=uid,
+    )
+
+
 def _public_answers(path: Path) -> dict[str, int]:
     if not path.is_file():
         return {}
-    answers = read_json(path, dict)
-    for uid, index in answers.items():
-        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < 5:
-            raise DataError(f"{path}: field {uid!r}: expected a whole number from 0 to 4, got {index!r}")
-    return answers
+    answers = AnnotationEntry(read_json(path, dict), str(path))
+    return {uid: answers.index(uid, 5) for uid in answers.raw}

@@ -51,6 +51,7 @@ class MovingShapes(MVBench):
 mvbench/json/TYPE.json   a list of {"video", "question", "candidates", "answer"}, a file for each type of question
 mvbench/video            a link to videos/ beside it"""
     max_new_tokens = 16
+    questions = None
 
     def __init__(self, prompt: str = "question", shuffle_frames: bool = False) -> None:
         if prompt not in PROMPTS:

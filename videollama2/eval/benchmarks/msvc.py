@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from videollama2.eval.annotations import AnnotationEntry, read_records
+from videollama2.eval.annotations import AnnotationEntry, find_annotations, read_entries
 from videollama2.eval.items import Aspect, Benchmark, Item
+from videollama2.eval.video_files import VideoFolder
 
 
 class MSVC(Benchmark):
@@ -22,15 +23,17 @@ VIDEO_PATH               each video where msvc.json says, relative to this folde
 
     def load(self, data: Path) -> list[Item]:
         """See :class:`Benchmark`."""
-        return [_item(record, index) for index, record in enumerate(read_records(data / "msvc.json"))]
+        path, *_ = find_annotations(data, "msvc.json")
+        videos = VideoFolder(data, ".", "videos")
+        return [_item(record, index, videos) for index, record in enumerate(read_entries(path))]
 
 
-def _item(record: AnnotationEntry, index: int) -> Item:
+def _item(record: AnnotationEntry, index: int, videos: VideoFolder) -> Item:
     media, question = record.path("video_path"), record.text("question")
     return Item(
         # File names repeat between the sources, so the place in the file is part of the id.
         id=f"{index}-{media}",
-        media=media,
+        media=videos.find_path(media),
         kind="video",
         start=None,
         end=None,

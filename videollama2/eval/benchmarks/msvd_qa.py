@@ -9,9 +9,10 @@ class MSVDQA(QuestionAnswer):
     name = "msvd_qa"
     title = "MSVD-QA"
     folder = "MSVD_Zero_Shot_QA"
+    questions = 13157
     source = "https://github.com/xudejing/video-question-answering; in this form from Video-ChatGPT and Video-LLaVA"
     layout = """\
 test_q.json              a list of {"video_name", "question", "question_id"}
 test_a.json              a list of {"answer", "type", "question_id"}
-videos/                  VIDEO_NAME.avi (or mp4, mov, mkv)"""
-    video_folder = "videos"
+videos/                  VIDEO_NAME.avi (or another kind of video)"""
+    video_folders = ("videos", "YouTubeClips")

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from videollama2.eval.annotations import AnnotationEntry, read_records
+from videollama2.eval.annotations import AnnotationEntry, find_annotations, read_entries
 from videollama2.eval.answers import published_mvbench
 from videollama2.eval.atomic import write_atomically
 from videollama2.eval.benchmarks.multiple_choice import MultipleChoice, question_and_options
 from videollama2.eval.items import Item
 from videollama2.eval.samples import Sample
+from videollama2.eval.video_files import VideoFolder
 
 
 class Task(NamedTuple):
@@ -22,6 +23,9 @@ class Task(NamedTuple):
     folder: str
     bound: bool = False
 
+
+ROOTS = ("video", ".", "video/data0613", "data0613")
+"""Folders that hold those of the tasks; the corrected archive of 13 June 2024 unpacks to data0613/."""
 
 TASKS = {
     "Action Sequence": Task("action_sequence", "star/Charades_v1_480", bound=True),
@@ -54,13 +58,15 @@ class MVBench(MultipleChoice):
     name = "mvbench"
     title = "MVBench"
     folder = "mvbench"
+    questions = 4000
     source = "https://huggingface.co/datasets/OpenGVLab/MVBench (NTU RGB+D videos must be asked for separately)"
     layout = """\
 json/TASK.json           a list of {"video", "question", "candidates", "answer": the right candidate's text}
                          and for bound tasks {"start", "end"} in seconds; TASK is one of
                          action_sequence ... counterfactual_inference
 video/FOLDER/...         the original videos, FOLDER as in the table of videollama2/eval/benchmarks/mvbench.py;
-                         tvqa/frames_fps3_hq holds a folder of frames for each video"""
+                         tvqa/frames_fps3_hq holds a folder of frames for each video. The hub's data0613/ may lie
+                         beside or below video/"""
     published_parser = staticmethod(published_mvbench)
 
     def load(self, data: Path) -> list[Item]:
@@ -83,20 +89,21 @@ video/FOLDER/...         the original videos, FOLDER as in the table of videolla
 
 def load_tasks(data: Path, tasks: dict[str, Task]) -> list[Item]:
     """Items of several task files, in the order of the table."""
+    videos = VideoFolder(data, *ROOTS)
     items = []
     for name, task in tasks.items():
-        path = data / "json" / f"{task.file}.json"
-        items.extend(_item(record, name, task, index) for index, record in enumerate(read_records(path)))
+        path, *_ = find_annotations(data, f"json/{task.file}.json")
+        items.extend(_item(record, name, task, index, videos) for index, record in enumerate(read_entries(path)))
     return items
 
 
-def _item(record: AnnotationEntry, category: str, task: Task, index: int) -> Item:
+def _item(record: AnnotationEntry, category: str, task: Task, index: int, videos: VideoFolder) -> Item:
     options = record.texts("candidates", least=2, most=26)
     answer = record.answer("answer")
     if answer not in options:
         raise record.problem("answer", f"{answer!r} is none of the candidates {list(options)}")
     start, end = _bounds(record) if task.bound else (None, None)
-    media = "/".join(part for part in ("video", task.folder, record.path("video")) if part)
+    media = videos.find_path("/".join(part for part in (task.folder, record.path("video")) if part))
     question = record.text("question")
     return Item(
         id=f"{task.file}-{index}",

@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from videollama2.errors import ConfigError, DataError
-from videollama2.eval.annotations import AnnotationEntry, VideoFolder, check_unique, read_json
+from videollama2.eval.annotations import AnnotationEntry, check_unique, find_annotations, read_entries, read_json
 from videollama2.eval.answers import published_perception_test
 from videollama2.eval.atomic import write_atomically
 from videollama2.eval.benchmarks.multiple_choice import MultipleChoice, question_and_options
 from videollama2.eval.items import Benchmark, Item
 from videollama2.eval.samples import Sample
+from videollama2.eval.video_files import VideoFolder
 
-FILES = {"test": ("mc_question_test.json",), "valid": ("mc_question_valid.json", "all_valid.json")}
+FILES = {
+    "test": ("mc_question_test.json", "mc_question_test/test-*.parquet"),
+    "valid": ("mc_question_valid.json", "all_valid.json", "mc_question_val/validation-*.parquet"),
+}
 """Of each split; the first that is there is used, of test before valid where no split is asked for."""
 
 
@@ -33,7 +37,8 @@ class PerceptionTest(MultipleChoice):
     layout = """\
 mc_question_test.json    (or mc_question_valid.json) {"video_id": {"metadata": {"video_id", "split"}, "mc_question":
                          [{"id", "question", "options": 3 texts, "answer_id" (not in test), "area", "reasoning"}]}}
-videos/                  video_id.mp4 (or avi, mov, mkv)"""
+                         In its place, of lmms-lab/PerceptionTest_Val: mc_question_val/validation-*.parquet
+videos/                  video_id.mp4 (or another kind of video)"""
     breakdowns = ("reasoning",)
     published_parser = staticmethod(published_perception_test)
 
@@ -54,13 +59,18 @@ videos/                  video_id.mp4 (or avi, mov, mkv)"""
     def load(self, data: Path) -> list[Item]:
         """See :class:`Benchmark`."""
         known = [name for split, names in FILES.items() if self.split in (None, split) for name in names]
-        path = next((data / name for name in known if (data / name).is_file()), data / known[0])
+        path, *_ = find_annotations(data, *known)
         videos = VideoFolder(data, "videos")
-        items = []
-        for key, raw in read_json(path, dict).items():
-            entry = AnnotationEntry(raw, f"{path}: index {key!r}")
-            video = entry.record("metadata").path("video_id")
-            items.extend(_item(question, video, videos.find(video)) for question in entry.records("mc_question"))
+        if path.suffix == ".parquet":
+            items = [_item(entry, entry.path("video_name"), videos) for entry in read_entries(path)]
+        else:
+            items = []
+            for key, raw in read_json(path, dict).items():
+                entry = AnnotationEntry(raw, f"{path}: index {key!r}")
+                video = entry.record("metadata").path("video_id")
+                # Videos of the benchmark's other tasks have no such questions.
+                questions = entry.records("mc_question") if "mc_question" in entry else ()
+                items.extend(_item(question, video, videos) for question in questions)
         if not items:
             raise DataError(f"{path}: there is no question in this file")
         check_unique((item.id for item in items), path)
@@ -80,18 +90,18 @@ videos/                  video_id.mp4 (or avi, mov, mkv)"""
         return [path]
 
 
-def _item(record: AnnotationEntry, video: str, media: str) -> Item:
-    number, question = record.index("id", 10**9), record.text("question")
+def _item(record: AnnotationEntry, video: str, videos: VideoFolder) -> Item:
+    number, question = record.index("id" if "id" in record else "question_id", 10**9), record.text("question")
     options = record.texts("options", least=3, most=3)
     return Item(
         id=f"{video}-{number}",
-        media=media,
+        media=videos.find(video),
         kind="video",
         start=None,
         end=None,
         question=question,
         instruction=question_and_options(question, options),
-        answer=record.index("answer_id", 3) if "answer_id" in record else None,
+        answer=record.index("answer_id", 3) if record.told("answer_id") else None,
         options=options,
         category=record.text("area"),
         group=video,

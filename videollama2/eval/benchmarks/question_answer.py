@@ -6,37 +6,42 @@ from pathlib import Path
 from typing import Any
 
 from videollama2.errors import DataError
-from videollama2.eval.annotations import AnnotationEntry, VideoFolder, check_unique, read_records
+from videollama2.eval.annotations import AnnotationEntry, check_unique, find_annotations, read_entries
 from videollama2.eval.items import Aspect, Benchmark, Item
+from videollama2.eval.video_files import VideoFolder
 
 QUESTION_FILE, ANSWER_FILE = "test_q.json", "test_a.json"
+TABLES = ("data/test-*.parquet", "test-*.parquet")
+"""Questions with their answers, as on the hub."""
 
 
 class QuestionAnswer(Benchmark):
     """Joined by ``question_id``, not by place as in the published code, which pairs wrongly once the files differ.
 
     Attributes:
-        video_folder: below the data folder.
+        video_folders: below the data folder; the first one is ours.
         stem: file name of a video without its suffix, with ``{}`` for its name.
         types: names of the answer types; numbers not in it are shown as ``type N``.
     """
 
-    video_folder: str
+    video_folders: tuple[str, ...]
     stem: str = "{}"
     types: dict[Any, str] = {}
     aspects = (Aspect("qa", "qa"),)
 
     def load(self, data: Path) -> list[Item]:
         """See :class:`Benchmark`."""
-        question_path, answer_path = data / QUESTION_FILE, data / ANSWER_FILE
-        answers = _by_question(read_records(answer_path), answer_path)
-        videos = VideoFolder(data, self.video_folder)
+        question_path, *_ = find_annotations(data, QUESTION_FILE, *TABLES)
+        questions = read_entries(question_path)
+        answer_path = data / ANSWER_FILE if question_path.name == QUESTION_FILE else question_path
+        answers = _by_question(read_entries(answer_path))
+        videos = VideoFolder(data, *self.video_folders)
         items = []
-        for record in read_records(question_path):
-            number = record.text("question_id")
+        for entry in questions:
+            number = entry.text("question_id")
             if number not in answers:
-                raise record.problem("question_id", f"{number!r} has no answer in {answer_path}")
-            items.append(self._item(record, answers.pop(number), videos))
+                raise entry.problem("question_id", f"{number!r} has no answer in {answer_path}")
+            items.append(self._item(entry, answers.pop(number), videos))
         check_unique((item.id for item in items), question_path)
         if answers:
             raise next(iter(answers.values())).problem("question_id", f"has no question in {question_path}")
@@ -45,9 +50,11 @@ class QuestionAnswer(Benchmark):
     def _item(self, question: AnnotationEntry, answer: AnnotationEntry, videos: VideoFolder) -> Item:
         name, text = question.path("video_name"), question.text("question")
         kind = answer.raw.get("type")
+        if isinstance(kind, str) and kind.isdecimal():
+            kind = int(kind)
         return Item(
             id=question.text("question_id"),
-            media=videos.find(self.stem.format(name)),
+            media=videos.find(self.stem.format(name), name),
             kind="video",
             start=None,
             end=None,
@@ -59,7 +66,7 @@ class QuestionAnswer(Benchmark):
         )
 
 
-def _by_question(records: list[AnnotationEntry], path: Path) -> dict[str, AnnotationEntry]:
+def _by_question(records: list[AnnotationEntry]) -> dict[str, AnnotationEntry]:
     found: dict[str, AnnotationEntry] = {}
     for record in records:
         number = record.text("question_id")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from videollama2.eval.annotations import AnnotationEntry, VideoFolder, read_records
+from videollama2.eval.annotations import AnnotationEntry, find_annotations, read_entries
 from videollama2.eval.items import Aspect, Benchmark, Item
+from videollama2.eval.video_files import VideoFolder
 
 CATEGORIES = ("generic", "temporal", "consistency")
+_NAMES = {name: name for name in ("Q", "Q1", "Q2", "A")}
+_HUB_NAMES = {"Q": "question", "Q1": "question_1", "Q2": "question_2", "A": "answer"}
 
 
 class VideoChatGPT(Benchmark):
@@ -17,12 +20,14 @@ class VideoChatGPT(Benchmark):
     name = "videochatgpt"
     title = "Video-ChatGPT"
     folder = "videochatgpt_gen"
+    questions = 2994
     source = "https://github.com/mbzuai-oryx/Video-ChatGPT (quantitative evaluation)"
     layout = """\
 generic_qa.json          a list of {"Q", "A", "video_name"}
 temporal_qa.json         the same
 consistency_qa.json      a list of {"Q1", "Q2", "A", "video_name"}
-Test_Videos/             VIDEO_NAME.mp4 (or webm, avi, mov, mkv)"""
+                         In place of each, of lmms-lab/VideoChatGPT: Generic/test-*.parquet and so on
+Test_Videos/             VIDEO_NAME.mp4 (or another kind of video)"""
     aspects = (
         Aspect("correctness", "videochatgpt_correctness", ("generic",)),
         Aspect("detail", "videochatgpt_detail", ("generic",)),
@@ -32,31 +37,32 @@ Test_Videos/             VIDEO_NAME.mp4 (or webm, avi, mov, mkv)"""
     )
 
     def load(self, data: Path) -> list[Item]:
-        """See :class:`Benchmark`."""
-        videos = VideoFolder(data, "Test_Videos")
-        return [
-            _item(record, category, index, videos)
-            for category in CATEGORIES
-            for index, record in enumerate(read_records(data / f"{category}_qa.json"))
-        ]
+        """See :class:`Benchmark`; categories whose file is not there are left out, which the report counts."""
+        videos = VideoFolder(data, "Test_Videos", "videos")
+        patterns = {name: (f"{name}_qa.json", f"{name.capitalize()}/test-*.parquet") for name in CATEGORIES}
+        there = {name for name, known in patterns.items() if any(any(data.glob(pattern)) for pattern in known)}
+        items = []
+        for category in CATEGORIES if not there else [name for name in CATEGORIES if name in there]:
+            path, *_ = find_annotations(data, *patterns[category])
+            items += [_item(entry, category, index, videos) for index, entry in enumerate(read_entries(path))]
+        return items
 
 
 def _item(record: AnnotationEntry, category: str, index: int, videos: VideoFolder) -> Item:
     name = record.path("video_name")
-    if category == "consistency":
-        question: str | list[str] = [record.text("Q1"), record.text("Q2")]
-        instruction: str | tuple[str, ...] = tuple(question)
-    else:
-        question = instruction = record.text("Q")
+    names = _HUB_NAMES if "question" in record else _NAMES  # the hub calls the fields by words
+    instruction: str | tuple[str, ...] = (
+        record.text(names["Q"]) if category != "consistency" else tuple(record.text(names[key]) for key in ("Q1", "Q2"))
+    )
     return Item(
         id=f"{category}-{index}",
         media=videos.find(name),
         kind="video",
         start=None,
         end=None,
-        question=question,
+        question=instruction if isinstance(instruction, str) else list(instruction),
         instruction=instruction,
-        answer=record.text("A"),
+        answer=record.text(names["A"]),
         category=category,
         group=name,
     )

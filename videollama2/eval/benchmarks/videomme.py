@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from videollama2.errors import ConfigError, DataError, MissingDependencyError
-from videollama2.eval.annotations import AnnotationEntry, VideoFolder, check_unique
+from videollama2.errors import ConfigError, DataError
+from videollama2.eval.annotations import AnnotationEntry, check_unique, find_annotations, read_entries
 from videollama2.eval.answers import LETTERS, published_videomme
 from videollama2.eval.atomic import write_atomically
 from videollama2.eval.benchmarks.multiple_choice import ONLY_THE_LETTER, MultipleChoice
-from videollama2.eval.items import Benchmark, Item
+from videollama2.eval.items import Benchmark, Item, Supplement
 from videollama2.eval.samples import Sample
-from videollama2.eval.subtitles import read_srt, subtitles_for
+from videollama2.eval.subtitles import FOLDERS, SubtitleFolder, check_subtitles, read_subtitles, subtitles_for
+from videollama2.eval.video_files import VideoFolder
 
 PARQUET = "test-00000-of-00001.parquet"
 SUBTITLE_MODES = ("published", "seen")
@@ -23,6 +24,8 @@ _TASK = (
     "Respond with only the letter (A, B, C, or D) of the correct option."
 )
 _SUBTITLES = "This video's subtitles are listed below:\n{}\n"
+_SUBTITLED = 744 / 900
+"""Share of the videos that have subtitles, by the benchmark's own count."""
 _VIDEO_FIELDS = ("video_id", "url", "duration", "domain", "sub_category")
 
 
@@ -37,12 +40,13 @@ class VideoMME(MultipleChoice):
     name = "videomme"
     title = "VideoMME"
     folder = "videomme"
+    questions = 2700
     source = "https://huggingface.co/datasets/lmms-lab/Video-MME"
     layout = f"""\
-{PARQUET}   video_id, duration, domain, sub_category, url, videoID, question_id, task_type,
-                         question, options (4 texts "A. ..."), answer (a letter)
-videos/                  VIDEOID.mp4 (or avi, mov, mkv)
-subtitles/               VIDEOID.srt, where the video has subtitles"""
+{PARQUET}   (or below videomme/) video_id, duration, domain, sub_category, url, videoID,
+                         question_id, task_type, question, options (4 texts "A. ..."), answer (a letter)
+videos/                  (or data/) VIDEOID.mp4 (or another kind of video)
+subtitles/               (or subtitle/) VIDEOID.srt (or VIDEOID.en.srt, .vtt), where the video has subtitles"""
     breakdowns = ("domain", "sub_category", "task_type")
     published_parser = staticmethod(published_videomme)
 
@@ -51,6 +55,7 @@ subtitles/               VIDEOID.srt, where the video has subtitles"""
             raise ConfigError(f"subtitles must be one of {', '.join(SUBTITLE_MODES)}, got {subtitles!r}")
         self.subtitles = subtitles
         self._lines: dict[tuple[Path, int], str] = {}
+        self._folders: dict[Path, SubtitleFolder] = {}
 
     def configure(self, subtitles: str | None = None, **options: Any) -> Benchmark:
         """See :class:`Benchmark`."""
@@ -63,14 +68,9 @@ subtitles/               VIDEOID.srt, where the video has subtitles"""
 
     def load(self, data: Path) -> list[Item]:
         """See :class:`Benchmark`."""
-        path = data / PARQUET
-        videos = VideoFolder(data, "videos")
-        items = [
-            _item(AnnotationEntry(raw, f"{path}: index {index}"), videos)
-            for index, raw in enumerate(_read_parquet(path))
-        ]
-        if not items:
-            raise DataError(f"{path}: there is no question in this file")
+        path, *_ = find_annotations(data, PARQUET, f"videomme/{PARQUET}")
+        videos = VideoFolder(data, "videos", "data", "video")
+        items = [_item(entry, videos) for entry in read_entries(path)]
         check_unique((item.id for item in items), path)
         return items
 
@@ -83,21 +83,43 @@ subtitles/               VIDEOID.srt, where the video has subtitles"""
             return item.instructions
         return tuple(_SUBTITLES.format(lines) + text for text in item.instructions)
 
+    def supplements(self, items: Sequence[Item], data: Path) -> list[Supplement]:
+        """The subtitles.
+
+        Raises:
+            DataError: there are none at all though they are asked for.
+        """
+        groups = {item.group for item in items}
+        found = sum(self._folder(data).find(group) is not None for group in groups)
+        if self.subtitles and not found:
+            where = " and ".join(str(data / folder) for folder in FOLDERS)
+            raise DataError(f"{where}: subtitles (VIDEOID.srt) are missing for all of {len(groups)} videos")
+        return [Supplement("subtitles", found, len(groups), wanted=bool(self.subtitles), usual=_SUBTITLED)]
+
+    def check_texts(self, items: Sequence[Item], data: Path) -> None:
+        """See :class:`Benchmark`."""
+        check_subtitles(self.texts(items, data))
+
     def texts(self, items: Sequence[Item], data: Path) -> list[Path]:
         """See :class:`Benchmark`."""
         if self.subtitles is None:
             return []
-        files = dict.fromkeys(_subtitle_file(data, item) for item in items)
-        return [file for file in files if file.is_file()]
+        found = map(self._folder(data).find, dict.fromkeys(item.group for item in items))
+        return [path for path in found if path]
+
+    def _folder(self, data: Path) -> SubtitleFolder:
+        if data not in self._folders:
+            self._folders[data] = SubtitleFolder(data)
+        return self._folders[data]
 
     def _subtitles(self, item: Item, data: Path, num_frames: int) -> str:
-        video, file = data / item.media, _subtitle_file(data, item)
-        if not file.is_file():
+        video, file = data / item.media, self._folder(data).find(item.group)
+        if file is None:
             return ""
         key = video, num_frames
         if key not in self._lines:
             # The questions of a video come together, so one text is enough.
-            self._lines = {key: subtitles_for(video, read_srt(file), num_frames, self.subtitles == "published")}
+            self._lines = {key: subtitles_for(video, read_subtitles(file), num_frames, self.subtitles == "published")}
         return self._lines[key]
 
     def published_options(self, item: Item) -> Sequence[str]:
@@ -114,10 +136,6 @@ subtitles/               VIDEOID.srt, where the video has subtitles"""
         write_atomically(as_json, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
         write_atomically(report, official_report(results))
         return [as_json, report]
-
-
-def _subtitle_file(data: Path, item: Item) -> Path:
-    return data / "subtitles" / f"{Path(item.media).stem}.srt"
 
 
 def official_results(items: Sequence[Item], samples: Sequence[Sample]) -> list[dict[str, Any]]:
@@ -178,15 +196,3 @@ def _item(record: AnnotationEntry, videos: VideoFolder) -> Item:
 
 def _without_letter(choice: str, index: int) -> str:
     return choice.removeprefix(f"{LETTERS[index]}.").strip()
-
-
-def _read_parquet(path: Path) -> list[dict[str, Any]]:
-    try:
-        import pyarrow.parquet as parquet
-        from pyarrow import ArrowException
-    except ImportError as error:
-        raise MissingDependencyError(f"{path}: reading a parquet file needs pyarrow: pip install pyarrow") from error
-    try:
-        return parquet.read_table(path).to_pylist()
-    except (OSError, ArrowException) as error:
-        raise DataError(f"{path}: cannot be read as a parquet file ({error})") from error
