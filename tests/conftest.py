@@ -9,6 +9,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 
+from tests.timing import ProcessorTimes
+
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN_COPY = ROOT / "tests" / "golden"
 _CANDIDATES = (ROOT.parent / "shared" / "golden", GOLDEN_COPY)
@@ -34,6 +36,10 @@ def golden_audio_dir() -> Path:
     """Folder of the reference values of the audio branch: the whole set where it is here, else the part in tests/."""
     whole = ROOT.parent / "shared" / "golden_audio"
     return whole if (whole / "summary.json").is_file() else ROOT / "tests" / "golden_audio"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(ProcessorTimes())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
