@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,10 +18,14 @@ from videollama2.media.image import load_image
 from videollama2.media.kinds import IMAGE, KINDS, TAGS, VIDEO
 from videollama2.media.pixels import AspectRatio, FrameResize, PixelTransform
 from videollama2.media.video import read_clip
+from videollama2.processing.conversations import as_batch, media_of
 from videollama2.processing.open_parts import load_image_processor, load_tokenizer
+from videollama2.processing.options import CallOptions, TextOptions
 from videollama2.processing.read_options import ReadOptions, Shape
-from videollama2.processing.sequences import collate, expand_prompts, padding_id, visual_tokens
-from videollama2.prompting import Message, Prompt, build_prompt
+from videollama2.processing.rows import batch_of
+from videollama2.processing.sequences import padding_id, visual_tokens
+from videollama2.processing.video_options import frames_asked_for, options_of_each
+from videollama2.prompting import Message, Prompt, build_labelled_prompt, build_prompt, template_variables
 
 
 class VideoLlama2Processor(ProcessorMixin):
@@ -174,8 +178,7 @@ class VideoLlama2Processor(ProcessorMixin):
         Raises:
             PromptError: a prompt names more or fewer media than are given, or pixels of a wrong shape.
         """
-        rows, pairs = expand_prompts(prompts, media, self.tokenizer, self.model_config)
-        return BatchFeature(collate(rows, pairs, self.pad_token_id, padding_side))
+        return self._batch(prompts, media, TextOptions(padding_side=padding_side))
 
     @property
     def pad_token_id(self) -> int:
@@ -187,41 +190,95 @@ class VideoLlama2Processor(ProcessorMixin):
         decoder_type = self.model_config.text_config.model_type
         return build_prompt(messages, self.tokenizer, decoder_type, add_generation_prompt, **options)
 
-    def apply_chat_template(
+    def apply_chat_template(  # type: ignore[override] - tokenised results are whole batches by default
         self,
-        conversation: Sequence[Message],
+        conversation: Sequence[Message] | Sequence[Sequence[Message]],
+        chat_template: str | None = None,
+        tools: Sequence[Any] | None = None,
+        documents: Sequence[Mapping[str, str]] | None = None,
         add_generation_prompt: bool = False,
+        continue_final_message: bool | str = False,
+        return_assistant_tokens_mask: bool = False,
         tokenize: bool = False,
+        return_tensors: str | None = "pt",
+        return_dict: bool = True,
+        processor_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
-    ) -> str | BatchFeature:
-        """transformers' call form for one conversation.
+    ) -> str | list[str] | BatchFeature | Any:
+        """transformers' call form, for one conversation or a list of them.
 
-        Media parts hold their source under their own type, ``path`` or ``url`` (``{"type": "video", "path": ...}``)
-        when ``tokenize`` is set; the result is then a batch of one. Otherwise it is the prompt's text with tags.
+        Args:
+            conversation: media parts hold their source under their own type, ``path``, ``url`` or ``base64``
+                (``{"type": "video", "path": ...}``), and may say how they are read (``start``, ``end``,
+                ``num_frames``, ``fps``, ...). OpenAI's ``image_url`` parts are read too.
+            chat_template: in place of the tokenizer's: the name of one it has, or a template.
+            tools, documents: for templates that read them.
+            return_assistant_tokens_mask: with ``tokenize``: 1 in ``assistant_masks`` where the assistant speaks.
+            tokenize: read the media and return a batch as :meth:`__call__` does; else the prompt with tags, for a
+                list of conversations a list.
+            return_dict: False: ``input_ids`` alone.
+            processor_kwargs: options of :meth:`__call__`.
+            kwargs: variables of the template; others are options of :meth:`__call__`.
+
+        Raises:
+            PromptError: messages that break a rule. ConfigError: an option without meaning here.
+            MediaError: a medium that cannot be read.
         """
-        prompt = self.prompt(conversation, add_generation_prompt)
+        conversations, is_batch = as_batch(conversation)
+        variables = template_variables(self.tokenizer, chat_template)
+        template_options = {name: value for name, value in kwargs.items() if name in variables}
+        template_options |= {
+            name: value for name, value in (("tools", tools), ("documents", documents)) if value is not None
+        }
+        given = {**(processor_kwargs or {}), **{n: v for n, v in kwargs.items() if n not in variables}}
+        options = CallOptions.of(
+            {"return_tensors": "pt" if return_tensors == "auto" else return_tensors, **given}, self.image_processor
+        )
+        render = partial(
+            self._render,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=_continues(continue_final_message, add_generation_prompt),
+            template_options=template_options,
+            chat_template=chat_template,
+        )
         if not tokenize:
-            return prompt.text
-        media = []
-        for message in conversation:
-            for part in message["content"] if not isinstance(message["content"], str) else ():
-                kind = part["type"]
-                if kind in TAGS:
-                    source = next((part[key] for key in (kind, "path", "url") if key in part), None)
-                    if source is None:
-                        raise PromptError(f"a {kind} part needs its source under {kind!r} or 'path'")
-                    media.append(self._pixels(source, self[kind]))
-        return self.prepare([prompt], [media])
+            if return_assistant_tokens_mask or CallOptions.of(given, self.image_processor) != CallOptions():
+                names = ", ".join(sorted(given)) or "return_assistant_tokens_mask"
+                raise ConfigError(f"{names}: of effect with tokenize=True alone")
+            texts = [render(one, False)[0].text for one in conversations]
+            return texts if is_batch else texts[0]
+        prompts, answered = zip(*(render(one, return_assistant_tokens_mask) for one in conversations), strict=True)
+        parts = [media_of(one) for one in conversations]
+        videos = sum(kind == VIDEO for own in parts for kind, *_ in own)
+        of_videos = iter(options_of_each(options.media[VIDEO], videos))
+        media = [
+            [
+                self._loaded(kind, source, {**(next(of_videos) if kind == VIDEO else options.media[kind]), **said})
+                for kind, source, said in own
+            ]
+            for own in parts
+        ]
+        batch = self._batch(prompts, media, options.text, answered if return_assistant_tokens_mask else None)
+        return batch if return_dict else batch["input_ids"]
+
+    def _render(
+        self, conversation: Sequence[Message], with_answers: bool, **options: Any
+    ) -> tuple[Prompt, list[bool] | None]:
+        """The prompt and, where they are asked for, which of its tokens are answers."""
+        decoder_type = self.model_config.text_config.model_type
+        if not with_answers:
+            return build_prompt(conversation, self.tokenizer, decoder_type, **options), None
+        if options.pop("continue_final_message"):
+            raise ConfigError("continue_final_message and return_assistant_tokens_mask do not go together")
+        return build_labelled_prompt(conversation, self.tokenizer, decoder_type, **options)
 
     def __call__(
         self,
         images: Any = None,
         text: str | Sequence[str] | None = None,
         videos: Any = None,
-        padding_side: str = "left",
-        return_tensors: str = "pt",
-        padding: bool | str = True,
-        **video_options: Any,
+        audio: Any = None,
+        **kwargs: Any,
     ) -> BatchFeature:
         """transformers' call form: prompt text with ``<image>`` / ``<video>`` tags, one per medium, in order.
 
@@ -229,37 +286,53 @@ class VideoLlama2Processor(ProcessorMixin):
             images, videos: one medium, or a list in reading order over all texts: paths, PIL images, arrays, or pixels
                 this processor made. Images may also come as one list per text: ``[[a, b], [c]]``. A video that is
                 itself a list of frames goes into a list: ``videos=[[f1, f2]]``.
-            text: one prompt, or several (always padded, on ``padding_side``).
-            return_tensors: ``pt`` only.
-            video_options: of :meth:`load_video`.
+            text: one prompt, or several.
+            audio: None; this processor reads none.
+            kwargs: flat or in transformers' groups (``text_kwargs``, ``images_kwargs``, ``videos_kwargs``,
+                ``common_kwargs``): fields of :class:`~videollama2.processing.options.TextOptions`, options of
+                :meth:`load_image` and :meth:`load_video`, and for videos ``fps``, ``do_sample_frames`` and
+                ``video_metadata``. Rows are padded on the left.
 
         Raises:
-            PromptError: no text, or tags and media differ in number.
+            PromptError: no text, or tags and media differ in number. ConfigError: an option that cannot be honoured.
         """
         if not text:
             raise PromptError("a prompt text is needed")
-        if return_tensors != "pt":
-            raise ConfigError(f"return_tensors must be 'pt', got {return_tensors!r}")
-        unknown = set(video_options) - KINDS[VIDEO].options - {"s", "e"}
-        if unknown:
-            raise ConfigError(f"the processor has no option {', '.join(sorted(unknown))}")
-        image_options = {key: value for key, value in video_options.items() if key == "aspect_ratio"}
+        if audio is not None:
+            raise PromptError("this processor reads no audio")
+        options = CallOptions.of(kwargs, self.image_processor)
         prompts = [_split_tags(t) for t in ([text] if isinstance(text, str) else text)]
         images = _in_reading_order(_as_list(images), prompts)
+        videos = _as_list(videos)
         queues = {
-            TAGS[IMAGE]: [self._pixels(item, partial(self.load_image, **image_options)) for item in images],
-            TAGS[VIDEO]: [self._pixels(item, partial(self.load_video, **video_options)) for item in _as_list(videos)],
+            TAGS[IMAGE]: [self._loaded(IMAGE, item, options.media[IMAGE]) for item in images],
+            TAGS[VIDEO]: [
+                self._loaded(VIDEO, item, own)
+                for item, own in zip(videos, options_of_each(options.media[VIDEO], len(videos)), strict=True)
+            ],
         }
         for tag, queue in queues.items():
             wanted = sum(prompt.tags.count(tag) for prompt in prompts)
             if wanted != len(queue):
                 raise PromptError(f"the text holds {wanted} {tag} tag(s) but {len(queue)} are given")
         media = [[queues[tag].pop(0) for tag in prompt.tags] for prompt in prompts]
-        return self.prepare(prompts, media, padding_side)
+        return self._batch(prompts, media, options.text)
 
-    @staticmethod
-    def _pixels(item: Any, load: Callable[[Any], torch.Tensor]) -> torch.Tensor:
-        return item if torch.is_tensor(item) and item.is_floating_point() else load(item)
+    def _batch(
+        self,
+        prompts: Sequence[Prompt],
+        media: Sequence[Sequence[torch.Tensor]],
+        options: TextOptions,
+        answered: Sequence[Sequence[bool]] | None = None,
+    ) -> BatchFeature:
+        """One batch, see :func:`videollama2.processing.rows.batch_of`."""
+        return BatchFeature(batch_of(prompts, media, self.tokenizer, self.model_config, options, answered))
+
+    def _loaded(self, kind: str, source: Any, options: Mapping[str, Any]) -> torch.Tensor:
+        """Pixels of a medium; those that this processor made already stay as they are."""
+        if torch.is_tensor(source) and source.is_floating_point():
+            return source
+        return self[kind](source, **(frames_asked_for(source, options) if kind == VIDEO else options))
 
     def _get_num_multimodal_tokens(self, image_sizes: Any = None, video_sizes: Any = None, **kwargs: Any) -> Any:
         """Contract of serving engines: visual tokens per medium, independent of its size in pixels."""
@@ -276,6 +349,15 @@ class VideoLlama2Processor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         return ["input_ids", "attention_mask", *(kind.batch_key for kind in KINDS.values())]
+
+
+def _continues(continue_final_message: bool | str, add_generation_prompt: bool) -> bool:
+    """transformers takes the name of a field too; the text of a message is its content."""
+    if continue_final_message not in (True, False, None, "content"):
+        raise ConfigError(f"continue_final_message must be True, False or 'content', got {continue_final_message!r}")
+    if continue_final_message and add_generation_prompt:
+        raise ConfigError("continue_final_message and add_generation_prompt do not go together")
+    return bool(continue_final_message)
 
 
 def _as_list(value: Any) -> list[Any]:

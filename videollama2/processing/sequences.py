@@ -125,9 +125,9 @@ def padding_id(tokenizer: Any) -> int:
     return next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
 
 
-def pad_rows(rows: Sequence[Sequence[int]], value: int, side: str) -> torch.Tensor:
-    """Rows of ids -> (B, L), filled with ``value`` on the ``left`` or ``right``."""
-    length = max(map(len, rows))
+def pad_rows(rows: Sequence[Sequence[int]], value: int, side: str, length: int | None = None) -> torch.Tensor:
+    """Rows of ids -> (B, L), filled with ``value`` on the ``left`` or ``right``; L is the longest row's, or more."""
+    length = max(length or 0, *map(len, rows))
     padded = torch.full((len(rows), length), value, dtype=torch.long)
     for row, target in zip(rows, padded, strict=True):
         target[slice(length - len(row), None) if side == "left" else slice(len(row))] = torch.tensor(
@@ -142,6 +142,7 @@ def collate(
     pad_token_id: int,
     side: str,
     labels: Sequence[Sequence[int]] | None = None,
+    length: int | None = None,
 ) -> dict[str, Any]:
     """One batch from expanded rows and their media.
 
@@ -149,6 +150,7 @@ def collate(
         rows: ids with placeholders, one list per sample.
         media: per sample, ``(kind, pixels_TCHW)`` in reading order.
         side: where to pad; ``left`` for generation, ``right`` for training.
+        length: of the padded rows, where it is more than the longest one's.
 
     Returns:
         ``input_ids``, ``attention_mask`` (B, L), optionally ``labels``; ``pixel_values`` (images, C, H, W) and
@@ -158,11 +160,11 @@ def collate(
         PromptError: media of different height or width.
     """
     batch: dict[str, Any] = {
-        "input_ids": pad_rows(rows, pad_token_id, side),
-        "attention_mask": pad_rows([[1] * len(row) for row in rows], 0, side),
+        "input_ids": pad_rows(rows, pad_token_id, side, length),
+        "attention_mask": pad_rows([[1] * len(row) for row in rows], 0, side, length),
     }
     if labels is not None:
-        batch["labels"] = pad_rows(labels, IGNORE_INDEX, side)
+        batch["labels"] = pad_rows(labels, IGNORE_INDEX, side, length)
     flat = [item for sample in media for item in sample]
     sizes = sorted({tuple(pixels.shape[-2:]) for _, pixels in flat})
     if len(sizes) > 1:

@@ -22,6 +22,7 @@ from videollama2.prompting.prompt import (
     SAFETY_SYSTEM_PROMPT,
     SYSTEM_PROMPTS,
     Prompt,
+    build_labelled_prompt,
     build_prompt,
     tokenizer_multimodal_token,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "Message",
     "Prompt",
     "as_turns",
+    "build_labelled_prompt",
     "build_prompt",
     "check_last",
     "check_messages",

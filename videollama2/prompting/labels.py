@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from videollama2.constants import IGNORE_INDEX, MODAL_INDEX_MAP
+from videollama2.constants import IGNORE_INDEX
 from videollama2.errors import DataError, PromptError
 from videollama2.prompting.messages import ANY_TAG, Message, first_surrogate, tagged_parts
-from videollama2.prompting.prompt import Prompt, flatten, split
+from videollama2.prompting.prompt import answer_spans, flatten, in_spans, split
 from videollama2.prompting.template import render
 
 _ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant"}
@@ -92,31 +92,8 @@ def _pretrain_ids(messages: list[Message], tokenizer: Any, answer_only: bool) ->
 def _finetune_ids(messages: list[Message], tokenizer: Any) -> tuple[list[int], list[int]]:
     flat, tags, marker = flatten(messages)
     whole = render(flat, tokenizer, False)
-    ids, starts = _ids_with_starts(split(whole, tags, marker), tokenizer)
-    labels = [IGNORE_INDEX] * len(ids)
-    for turn in range(1, len(flat), 2):
-        before = render(flat[:turn], tokenizer, True)
-        after = render(flat[: turn + 1], tokenizer, False)
-        if not (whole.startswith(before) and whole.startswith(after)):
-            raise PromptError("the chat template rewrites earlier turns when later ones follow: no place for labels")
-        for position, start in enumerate(starts):
-            if len(before) <= start < len(after) and ids[position] >= 0:
-                labels[position] = ids[position]
-    return ids, labels
-
-
-def _ids_with_starts(prompt: Prompt, tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Ids as :meth:`Prompt.token_ids`, and the character of the rendered text each starts at (a medium counts 1)."""
-    ids: list[int] = []
-    starts: list[int] = []
-    base = 0
-    for chunk, tag in zip(prompt.chunks, (*prompt.tags, None), strict=True):
-        encoded = tokenizer(chunk, add_special_tokens=False, return_offsets_mapping=True)
-        ids += encoded.input_ids
-        starts += [base + start for start, _ in encoded.offset_mapping]
-        base += len(chunk)
-        if tag is not None:
-            ids.append(MODAL_INDEX_MAP[tag])
-            starts.append(base)
-            base += 1
-    return ids, starts
+    ids, starts = split(whole, tags, marker).ids_with_starts(tokenizer)
+    answered = in_spans(starts, answer_spans(flat, whole, tokenizer))
+    return ids, [
+        token if is_answer and token >= 0 else IGNORE_INDEX for token, is_answer in zip(ids, answered, strict=True)
+    ]

@@ -9,7 +9,7 @@ from typing import Any
 from videollama2.constants import DEFAULT_VIDEO_TOKEN, MODAL_INDEX_MAP
 from videollama2.errors import PromptError
 from videollama2.media.kinds import TAGS
-from videollama2.prompting.messages import Message, as_turns, check_last
+from videollama2.prompting.messages import Message, as_turns, check_last, check_messages
 from videollama2.prompting.template import render, tells_role
 
 # The published system text of Mistral and Mixtral at inference. It defines published numbers: data, not prose.
@@ -49,6 +49,22 @@ class Prompt:
                 ids.append(MODAL_INDEX_MAP[tag])
         return ids
 
+    def ids_with_starts(self, tokenizer: Any) -> tuple[list[int], list[int]]:
+        """Ids as :meth:`token_ids`, and the character of the rendered text each starts at, where a medium counts 1."""
+        ids: list[int] = []
+        starts: list[int] = []
+        base = 0
+        for chunk, tag in zip(self.chunks, (*self.tags, None), strict=True):
+            encoded = tokenizer(chunk, add_special_tokens=False, return_offsets_mapping=True)
+            ids += encoded.input_ids
+            starts += [base + start for start, _ in encoded.offset_mapping]
+            base += len(chunk)
+            if tag is not None:
+                ids.append(MODAL_INDEX_MAP[tag])
+                starts.append(base)
+                base += 1
+        return ids, starts
+
 
 def tokenizer_multimodal_token(prompt: str, tokenizer: Any, tag: str | None = DEFAULT_VIDEO_TOKEN) -> list[int]:
     """Ids of ``prompt`` in which every occurrence of ``tag`` is its sentinel (published function).
@@ -76,8 +92,9 @@ def build_prompt(
     *,
     continue_final_message: bool = False,
     template_options: Mapping[str, Any] | None = None,
+    chat_template: str | None = None,
 ) -> Prompt:
-    """Render messages with the tokenizer's chat template, as turns (see :func:`as_turns`).
+    """Render messages with a chat template, as turns (see :func:`as_turns`).
 
     Args:
         messages: ``role`` and ``content``; content is text, or a list of parts ``{"type": "text", "text": ...}``,
@@ -89,29 +106,88 @@ def build_prompt(
         continue_final_message: the last message is the beginning of the assistant's answer, and the prompt ends with
             its last character.
         template_options: ``tools``, ``documents`` and variables of the chat template.
+        chat_template: in place of the tokenizer's: the name of one it has, or a template.
 
     Raises:
         PromptError: messages that break a rule of :func:`as_turns`, that the template refuses, or whose last one is
             the assistant's where an answer is to begin.
     """
-    turns = as_turns(messages)
     if add_generation_prompt or continue_final_message:
+        check_messages(messages)
         check_last(messages, continue_final_message)
-    turns = _with_roles_of(tokenizer, turns)
-    if decoder_type in SYSTEM_PROMPTS and turns[0]["role"] != "system":
-        turns.insert(0, {"role": "system", "content": [{"type": "text", "text": SYSTEM_PROMPTS[decoder_type]}]})
-    flat, tags, marker = flatten(turns)
+    flat, tags, marker = flatten(_complete(messages, tokenizer, decoder_type, chat_template))
     if not continue_final_message:
-        return split(render(flat, tokenizer, add_generation_prompt, template_options), tags, marker)
+        return split(render(flat, tokenizer, add_generation_prompt, template_options, chat_template), tags, marker)
     end = _unused_character(marker + "".join(turn["content"] for turn in flat))
     flat[-1]["content"] += end
-    rendered = render(flat, tokenizer, False, template_options)
+    rendered = render(flat, tokenizer, False, template_options, chat_template)
     if rendered.count(end) != 1:
         raise PromptError("the chat template does not print the last message as it is, so it cannot be continued")
     return split(rendered[: rendered.index(end)], tags, marker)
 
 
-def _with_roles_of(tokenizer: Any, turns: list[Message]) -> list[Message]:
+def build_labelled_prompt(
+    messages: Sequence[Message],
+    tokenizer: Any,
+    decoder_type: str,
+    add_generation_prompt: bool = False,
+    *,
+    template_options: Mapping[str, Any] | None = None,
+    chat_template: str | None = None,
+) -> tuple[Prompt, list[bool]]:
+    """A whole conversation as :func:`build_prompt` renders it, and which of its tokens are answers.
+
+    Returns:
+        the prompt, and per id of :meth:`Prompt.token_ids` whether the assistant says it. What closes an answer counts,
+        as in training.
+    """
+    flat, tags, marker = flatten(_complete(messages, tokenizer, decoder_type, chat_template))
+    whole = render(flat, tokenizer, add_generation_prompt, template_options, chat_template)
+    prompt = split(whole, tags, marker)
+    spans = answer_spans(flat, whole, tokenizer, template_options, chat_template)
+    return prompt, in_spans(prompt.ids_with_starts(tokenizer)[1], spans)
+
+
+def answer_spans(
+    flat: Sequence[Message],
+    whole: str,
+    tokenizer: Any,
+    template_options: Mapping[str, Any] | None = None,
+    chat_template: str | None = None,
+) -> list[tuple[int, int]]:
+    """Where the answers of a rendered conversation begin and end, in characters.
+
+    Raises:
+        PromptError: the template prints earlier turns in another way once later ones follow.
+    """
+    spans = []
+    for turn, message in enumerate(flat):
+        if message["role"] != "assistant":
+            continue
+        before = render(flat[:turn], tokenizer, True, template_options, chat_template)
+        after = render(flat[: turn + 1], tokenizer, False, template_options, chat_template)
+        if not (whole.startswith(before) and whole.startswith(after)):
+            raise PromptError("the chat template rewrites earlier turns when later ones follow: no place for labels")
+        spans.append((len(before), len(after)))
+    return spans
+
+
+def in_spans(starts: Sequence[int], spans: Sequence[tuple[int, int]]) -> list[bool]:
+    """Per token, whether it starts within one of the spans."""
+    return [any(first <= start < end for first, end in spans) for start in starts]
+
+
+def _complete(
+    messages: Sequence[Message], tokenizer: Any, decoder_type: str, chat_template: str | None
+) -> list[Message]:
+    """Turns that the template can show, with the system text that the decoder's published prompts begin with."""
+    turns = _with_roles_of(tokenizer, as_turns(messages), chat_template)
+    if decoder_type in SYSTEM_PROMPTS and turns[0]["role"] != "system":
+        turns.insert(0, {"role": "system", "content": [{"type": "text", "text": SYSTEM_PROMPTS[decoder_type]}]})
+    return turns
+
+
+def _with_roles_of(tokenizer: Any, turns: list[Message], chat_template: str | None) -> list[Message]:
     """Turns that the tokenizer's template can tell apart.
 
     Under Mistral's and Llama's templates a system text that is not the first message would become an answer of the
@@ -120,11 +196,11 @@ def _with_roles_of(tokenizer: Any, turns: list[Message]) -> list[Message]:
     Raises:
         PromptError: a result of a tool, where the template has no form for it.
     """
-    if any(turn["role"] == "tool" for turn in turns) and not tells_role(tokenizer, "tool"):
+    if any(turn["role"] == "tool" for turn in turns) and not tells_role(tokenizer, "tool", chat_template):
         raise PromptError("the chat template of this model has no form for messages of the role tool")
     system = [turn for turn in turns if turn["role"] == "system"]
     is_plain = not system or (len(system) == 1 and turns[0]["role"] == "system")
-    if is_plain or tells_role(tokenizer, "system"):
+    if is_plain or tells_role(tokenizer, "system", chat_template):
         return turns
     text = "\n\n".join(text_of(turn) for turn in system)
     others = [turn for turn in turns if turn["role"] != "system"]

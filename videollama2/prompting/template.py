@@ -36,12 +36,14 @@ def render(
     tokenizer: Any,
     add_generation_prompt: bool,
     options: Mapping[str, Any] | None = None,
+    chat_template: str | None = None,
 ) -> str:
-    """Apply the tokenizer's chat template.
+    """Apply a chat template.
 
     Args:
         messages: whose contents are plain strings.
         options: ``tools`` (JSON schemas or documented functions), ``documents``, and variables of the template.
+        chat_template: name of one of the tokenizer's, or a template; None: the tokenizer's.
 
     Raises:
         PromptError: no template, an option that the template does not read, messages that the template refuses, or a
@@ -49,7 +51,7 @@ def render(
     """
     options = dict(options or {})
     tools, documents = options.pop("tools", None), options.pop("documents", None)
-    template, names = _compiled(tokenizer, bool(tools))
+    template, names = _compiled(tokenizer, chat_template, bool(tools))
     unknown = set(options) - (names - _GIVEN)
     if unknown:
         raise PromptError(f"{_place(tokenizer)} does not read {', '.join(sorted(unknown))}")
@@ -71,12 +73,12 @@ def render(
         raise PromptError(f"{_place(tokenizer)} {error}") from error
 
 
-def template_variables(tokenizer: Any) -> frozenset[str]:
-    """Names of the variables that a caller may set for the tokenizer's chat template."""
-    return _compiled(tokenizer, False)[1] - _GIVEN - set(tokenizer.special_tokens_map)
+def template_variables(tokenizer: Any, chat_template: str | None = None) -> frozenset[str]:
+    """Names of the variables that a caller may set for a chat template, the tokenizer's where None is given."""
+    return _compiled(tokenizer, chat_template, False)[1] - _GIVEN - set(tokenizer.special_tokens_map)
 
 
-def tells_role(tokenizer: Any, role: str) -> bool:
+def tells_role(tokenizer: Any, role: str, chat_template: str | None = None) -> bool:
     """Whether the template renders a message of ``role`` behind an answer as something of its own.
 
     Templates of Mistral and Llama print whatever is not a user's as an answer of the assistant, or refuse it.
@@ -86,7 +88,8 @@ def tells_role(tokenizer: Any, role: str) -> bool:
         texts = {"user": "a", "assistant": "b"}
         opening = [{"role": name, "content": text} for name, text in texts.items()]
         try:
-            return render([*opening, {"role": probed, "content": "c"}, opening[0]], tokenizer, False)
+            messages = [*opening, {"role": probed, "content": "c"}, opening[0]]
+            return render(messages, tokenizer, False, chat_template=chat_template)
         except PromptError:
             return None
 
@@ -98,17 +101,17 @@ class _StoppedError(Exception):
     """A template took too long or printed too much."""
 
 
-def _compiled(tokenizer: Any, with_tools: bool) -> tuple[Template, frozenset[str]]:
+def _compiled(tokenizer: Any, name: str | None, with_tools: bool) -> tuple[Template, frozenset[str]]:
     """The tokenizer's template, and the names of the variables it reads."""
     # These two are private, yet they alone know the filters, tags and globals that chat templates may use. Both cache.
     from transformers.utils.chat_template_utils import _compile_jinja_template, _get_template_variables
 
-    if not tokenizer.chat_template:
+    if not tokenizer.chat_template and name is None:
         raise PromptError(
             f"the tokenizer of {tokenizer.name_or_path!r} has no chat template: this is not a chat checkpoint"
         )
     try:
-        source = tokenizer.get_chat_template(tools=[{}] if with_tools else None)
+        source = tokenizer.get_chat_template(name, tools=[{}] if with_tools else None)
         template = _compile_jinja_template(source)
         return template, _get_template_variables(source) - set(template.environment.globals)
     except (TemplateError, ValueError, RecursionError) as error:

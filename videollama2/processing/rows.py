@@ -1,0 +1,158 @@
+"""Prompts and their pixels -> one batch, cut and padded as transformers' options of a call say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from videollama2.config import VideoLlama2Config
+from videollama2.errors import ConfigError, PromptError
+from videollama2.media.kinds import IMAGE, TAGS, VIDEO
+from videollama2.processing.options import TextOptions
+from videollama2.processing.sequences import collate, expand_prompts, pad_rows, padding_id, visual_tokens
+from videollama2.prompting import Prompt
+
+_TYPES = {IMAGE: 1, VIDEO: 2}
+"""transformers' numbers of kinds in ``mm_token_type_ids``; 0 is text."""
+
+
+def batch_of(
+    prompts: Sequence[Prompt],
+    media: Sequence[Sequence[torch.Tensor]],
+    tokenizer: Any,
+    config: VideoLlama2Config,
+    options: TextOptions,
+    answered: Sequence[Sequence[bool]] | None = None,
+) -> dict[str, Any]:
+    """Everything a forward pass takes.
+
+    Args:
+        media: pixels per prompt, in the order of its tags.
+        answered: per prompt, which of its ids (see :meth:`Prompt.token_ids`) are answers of the assistant.
+
+    Returns:
+        ``input_ids``, ``attention_mask`` (B, L) and the pixels as :func:`collate` returns them; where asked for
+        ``assistant_masks`` and ``mm_token_type_ids`` (B, L), and ``text_replacement_offsets``, per prompt a list.
+
+    Raises:
+        PromptError: media that do not fit the prompts, or a row that cannot be cut without cutting a medium.
+        ConfigError: rows of different lengths that are not to be padded.
+    """
+    rows, pairs = expand_prompts(prompts, media, tokenizer, config)
+    placeholders = {config.image_token_id: _TYPES[IMAGE], config.video_token_id: _TYPES[VIDEO]}
+    masks = [[0] * len(row) for row in rows]
+    if answered is not None:
+        masks = [
+            _spread(row, prompt.token_ids(tokenizer), own, placeholders)
+            for row, prompt, own in zip(rows, prompts, answered, strict=True)
+        ]
+    if options.add_special_tokens:
+        before, behind = _tokens_around(tokenizer)
+        rows = [[*before, *row, *behind] for row in rows]
+        masks = [[*[0] * len(before), *mask, *[0] * len(behind)] for mask in masks]
+    if options.truncation:
+        kept = [_kept(number, row, tokenizer, options, placeholders) for number, row in enumerate(rows)]
+        rows = [row[part] for row, part in zip(rows, kept, strict=True)]
+        masks = [mask[part] for mask, part in zip(masks, kept, strict=True)]
+    length = _length(rows, options)
+    batch = collate(rows, pairs, padding_id(tokenizer), options.padding_side, length=length)
+    if answered is not None:
+        batch["assistant_masks"] = pad_rows(masks, 0, options.padding_side, length)
+    if options.return_mm_token_type_ids:
+        types = [[placeholders.get(token, 0) for token in row] for row in rows]
+        batch["mm_token_type_ids"] = pad_rows(types, 0, options.padding_side, length)
+    if not options.return_attention_mask:
+        del batch["attention_mask"]
+    batch = _converted(batch, rows, options)
+    if options.return_text_replacement_offsets:
+        batch["text_replacement_offsets"] = [
+            _replacements(prompt, own, config) for prompt, own in zip(prompts, pairs, strict=True)
+        ]
+    return batch
+
+
+def _spread(row: list[int], ids: list[int], flags: Sequence[bool], placeholders: dict[int, int]) -> list[int]:
+    """Flags of unexpanded ids -> 0 or 1 per id of the expanded row; a medium is nobody's answer."""
+    of_text = iter([int(flag) for token, flag in zip(ids, flags, strict=True) if token >= 0])
+    return [0 if token in placeholders else next(of_text) for token in row]
+
+
+def _tokens_around(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """What the tokenizer puts before and behind a text."""
+    bare, whole = (tokenizer("a", add_special_tokens=special).input_ids for special in (False, True))
+    start = next((n for n in range(len(whole)) if whole[n : n + len(bare)] == bare), 0)
+    return whole[:start], whole[start + len(bare) :]
+
+
+def _kept(number: int, row: list[int], tokenizer: Any, options: TextOptions, placeholders: dict[int, int]) -> slice:
+    """The part of a row that ``max_length`` leaves."""
+    most = options.max_length or tokenizer.model_max_length
+    if len(row) <= most:
+        return slice(None)
+    part = slice(len(row) - most, None) if tokenizer.truncation_side == "left" else slice(most)
+    visual = sum(token in placeholders for token in row)
+    if sum(token in placeholders for token in row[part]) != visual:
+        raise PromptError(
+            f"text {number} has {len(row)} tokens, {visual} of them visual; cutting it to {most} (max_length) would "
+            "cut a medium"
+        )
+    return part
+
+
+def _length(rows: Sequence[Sequence[int]], options: TextOptions) -> int | None:
+    """Of the padded rows; None where the longest row decides."""
+    longest, shortest = max(map(len, rows)), min(map(len, rows))
+    if options.padding == "max_length":
+        if longest > options.max_length:
+            raise ConfigError(f"a row has {longest} tokens, more than max_length {options.max_length}; give truncation")
+        return options.max_length
+    if options.padding == "none":
+        if longest != shortest and options.return_tensors is not None:
+            raise ConfigError(f"rows of {shortest} to {longest} tokens make no tensor without padding")
+        return None
+    step = options.pad_to_multiple_of or 1
+    return -(-longest // step) * step
+
+
+def _converted(batch: dict[str, Any], rows: Sequence[list[int]], options: TextOptions) -> dict[str, Any]:
+    """Tensors, or arrays, or lists where no type is asked for (pixels stay tensors)."""
+    if options.return_tensors == "pt":
+        return batch
+    if options.return_tensors == "np":
+        return {
+            name: value.numpy() if torch.is_tensor(value) else [item.numpy() for item in value]
+            for name, value in batch.items()
+        }
+    lists = {name: value.tolist() for name, value in batch.items() if torch.is_tensor(value) and value.ndim == 2}
+    if options.padding == "none":
+        for name, lines in lists.items():
+            lists[name] = [_unpadded(line, len(row), options) for line, row in zip(lines, rows, strict=True)]
+    return {**batch, **lists}
+
+
+def _unpadded(line: list[int], length: int, options: TextOptions) -> list[int]:
+    return line[-length:] if options.padding_side == "left" else line[:length]
+
+
+def _replacements(
+    prompt: Prompt, media: Sequence[tuple[str, torch.Tensor]], config: VideoLlama2Config
+) -> list[dict[str, Any]]:
+    """Per medium: where its tag stands in the prompt's text, and where it would once repeated per visual token."""
+    found = []
+    place = grown = 0
+    for chunk, tag, (kind, pixels_TCHW) in zip(prompt.chunks, prompt.tags, media, strict=False):
+        place, grown = place + len(chunk), grown + len(chunk)
+        replacement = TAGS[kind] * visual_tokens(config, kind, pixels_TCHW.shape[0])
+        found.append(
+            {
+                "type": kind,
+                "span": (place, place + len(tag)),
+                "new_span": (grown, grown + len(replacement)),
+                "text": tag,
+                "replacement": replacement,
+            }
+        )
+        place, grown = place + len(tag), grown + len(replacement)
+    return found
