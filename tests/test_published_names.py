@@ -11,7 +11,7 @@ from PIL import Image
 from videollama2 import constants, mm_utils
 from videollama2.checkpoints import load_pretrained_model
 from videollama2.errors import ConfigError
-from videollama2.prompting import TAGS
+from videollama2.media.kinds import TAGS
 
 # The example of the published README, with the built-in model and media of the reference data.
 EXAMPLE = """
