@@ -10,7 +10,6 @@ from videollama2.errors import MediaError
 from videollama2.media.kinds import KINDS, TAGS, identify, kind_of, mime_type
 from videollama2.serve.cli import RemoteChat
 from videollama2.serve.page.backends import kind_of_upload
-from videollama2.serve.worker.app import chat_request
 
 
 def picture(format_, frames=1, **options):
@@ -104,10 +103,10 @@ def test_the_table_is_consistent():
 
 def zero_stream_kind(content, url=""):
     """What the ``\\0`` protocol takes a medium to be: bare base64, or a ``data:`` URL."""
-    from videollama2.serve.cluster.protocol import GenerateStream
+    from videollama2.serve.legacy import GenerateRequest, chat_request
 
     text = base64.b64encode(content).decode()
-    body = GenerateStream(prompt="What?", images=[url + text])
+    body = GenerateRequest(prompt="What?", images=[url + text])
     (part, _) = chat_request(body, "m").messages[0].content
     return part.type.removesuffix("_url")
 
