@@ -82,7 +82,7 @@ WINGS = {
         ("launch",),
     ),
     "eval": (
-        ("samples", "atomic", "subtitles", "fingerprint"),
+        ("samples", "atomic", "subtitles", "fingerprint", "downloads"),
         ("items",),
         ("strict",),
         ("answers", "annotations", "video_files"),
@@ -91,7 +91,7 @@ WINGS = {
         ("benchmarks", "published_files"),
         ("scoring", "runner"),
         ("run",),
-        ("score",),
+        ("score", "prepare"),
         ("commands",),
         ("cli",),
         ("__main__",),

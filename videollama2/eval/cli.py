@@ -1,4 +1,4 @@
-"""``videollama2 eval run | score | compare | list | layout | check``, also as ``python -m videollama2.eval``.
+"""``videollama2 eval run | score | compare | list | layout | prepare | check``, also as ``python -m videollama2.eval``.
 
 Options are declared here; what they do is in :mod:`videollama2.eval.commands`, which is imported when one runs.
 """
@@ -36,6 +36,7 @@ def add_commands(subparsers: Subparsers) -> None:
     _compare(_command(subparsers, "compare", "paired difference of two evaluations"))
     _command(subparsers, "list", "the benchmarks there are")
     _named(_command(subparsers, "layout", "what a benchmark needs on disk"))
+    _prepare(_command(subparsers, "prepare", "lay downloaded data out as a benchmark needs them"))
     _check(_command(subparsers, "check", "what of a benchmark's data is missing"))
 
 
@@ -104,6 +105,15 @@ def _compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("a", type=Path, metavar="A", help="output folder, or its samples.jsonl")
     parser.add_argument("b", type=Path, metavar="B", help="the same of the other")
     parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _prepare(parser: argparse.ArgumentParser) -> None:
+    _named(parser)
+    parser.add_argument(
+        "--from", dest="source", type=Path, required=True, metavar="DIR", help="folder of the downloads"
+    )
+    parser.add_argument("--to", type=Path, metavar="DIR", help="data folder (default: eval/ and its usual name)")
+    parser.add_argument("--all", action="store_true", help="name every missing file")
 
 
 def _check(parser: argparse.ArgumentParser) -> None:

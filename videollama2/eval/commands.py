@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ def run_command(args: argparse.Namespace) -> int:
     found = benchmark(args.benchmark).configure(**settings)
     if args.dry_run and not args.judge_model:
         raise ConfigError("--dry-run is about a judge: give --judge-model")
+    FrameSampling(**frame_options(args))  # refuses a number out of range, in the words of every command
     rank, world = _processes()
     options = {
         "device": args.device or _own_device(),
@@ -50,7 +51,7 @@ def run_command(args: argparse.Namespace) -> int:
         output=output,
         model=ModelChoice(args.model_path, args.model_base, args.dtype, options),
         options=AnswerOptions(
-            num_frames=FrameSampling(**frame_options(args)).num_frames,
+            num_frames=args.num_frames,
             video_backend=args.video_backend,
             **asdict(AnswerFlags.of(args)),
         ),
@@ -143,11 +144,27 @@ def check_command(args: argparse.Namespace) -> int:
         print("all files are there")
         return 0
     print(f"{len(missing)} of {files} files are missing:")
-    for path in missing if args.all else missing[:SHOWN]:
-        print(f"  {data / path}")
-    if len(missing) > SHOWN and not args.all:
-        print(f"  and {len(missing) - SHOWN} more (--all names them)")
+    _name_missing(data, missing, args.all)
     return 1
+
+
+def prepare_command(args: argparse.Namespace) -> int:
+    """``eval prepare``: exit code 1 where videos are missing."""
+    from videollama2.eval.prepare import prepare
+
+    found = benchmark(args.benchmark)
+    target = args.to or DATA_ROOT / found.folder
+    prepared = prepare(found, args.source, target)
+    print(f"{found.title}: {args.source} -> {target}\n{prepared.table()}")
+    _name_missing(target, prepared.missing, args.all)
+    return 1 if prepared.missing else 0
+
+
+def _name_missing(data: Path, missing: Sequence[str], every: bool) -> None:
+    for path in missing if every else missing[:SHOWN]:
+        print(f"  {data / path}")
+    if len(missing) > SHOWN and not every:
+        print(f"  and {len(missing) - SHOWN} more (--all names them)")
 
 
 def _processes() -> tuple[int, int]:
@@ -177,5 +194,6 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "compare": compare_command,
     "list": list_command,
     "layout": layout_command,
+    "prepare": prepare_command,
     "check": check_command,
 }

@@ -165,6 +165,8 @@ class Benchmark(ABC):
         source: where the data come from.
         questions: how many there are where the benchmark is whole; None where its splits differ.
         layout: the files in the data folder, as text.
+        annotations: patterns of the annotation files among them, ours and the hub's, for ``eval prepare``.
+        has_subtitles: videos may have subtitles, in files of their name.
         aspects: what a judge grades; empty where answers are read.
         measures: the numbers about answers that are read.
         breakdowns: names in ``Item.extra`` that results are also broken down by.
@@ -177,6 +179,8 @@ class Benchmark(ABC):
     source: str = ""
     questions: int | None = None
     layout: str = ""
+    annotations: tuple[str, ...] = ()
+    has_subtitles: bool = False
     aspects: tuple[Aspect, ...] = ()
     measures: tuple[Measure, ...] = (Measure(),)
     breakdowns: tuple[str, ...] = ()

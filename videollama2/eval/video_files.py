@@ -44,10 +44,6 @@ class VideoFolder:
         found = self.find(str(PurePosixPath(path).with_suffix("")))
         return found if (self.data / found).exists() else str(PurePosixPath(self.folders[0], path))
 
-    def has(self, stem: str) -> bool:
-        """Whether a video of this name is there."""
-        return (self.data / self.find(stem)).exists()
-
     def _list(self, folder: Path) -> dict[tuple[str, str], str]:
         if folder not in self._names:
             entries = sorted(folder.iterdir()) if folder.is_dir() else []

@@ -17,7 +17,9 @@ from videollama2.eval.samples import Sample
 from videollama2.eval.video_files import VideoFolder
 
 _OPTIONS = tuple(f"option {index}" for index in range(5))
+_ID = re.compile(r"[0-9a-f-]{8,}")
 _LETTERED = re.compile(r"^[A-E][.)]\s*")
+ANSWERS, SUBSET = "subset_answers.json", "Subset/test-*.parquet"
 _TASK = "Select the best answer to the following multiple-choice question based on the video."
 
 
@@ -34,20 +36,21 @@ questions.json           a list of {"q_uid", "question", "option 0" .. "option 4
 subset_answers.json      {"q_uid": index of the right option}, the 500 public answers; may be absent
 good_clips_git/          (or videos/) q_uid.mp4 (or another kind of video)
                          In place of the two files, of lmms-lab/egoschema: MC/test-*.parquet or Subset/test-*.parquet"""
+    annotations = ("questions.json", ANSWERS, "MC/test-*.parquet", SUBSET)
     published_parser = staticmethod(published_egoschema)
     name_letters = frozenset("C")  # the camera wearer
 
     def load(self, data: Path) -> list[Item]:
         """See :class:`Benchmark`."""
-        path, *_ = find_annotations(data, "questions.json", "MC/test-*.parquet", "Subset/test-*.parquet")
-        answers = _public_answers(data / "subset_answers.json")
+        path, *_ = find_annotations(data, *(name for name in self.annotations if name != ANSWERS))
+        answers = _public_answers(data)
         videos = VideoFolder(data, "good_clips_git", "videos")
         items = [_item(entry, videos, answers) for entry in read_entries(path)]
         check_unique((item.id for item in items), path)
-        # A shortened list of questions leaves answers over; those to clips that are not there are mistakes.
-        unknown = [uid for uid in answers if not videos.has(uid)]
+        # A shortened list of questions leaves answers over; those to what is no id are mistakes.
+        unknown = [uid for uid in answers if not _ID.fullmatch(uid)]
         if unknown:
-            raise DataError(f"{data / 'subset_answers.json'}: {unknown[0]!r} is no question of {path}")
+            raise DataError(f"{data / ANSWERS}: {unknown[0]!r} is no question of {path}")
         return items
 
     def write_submission(self, items: Sequence[Item], samples: Sequence[Sample], folder: Path) -> list[Path]:
@@ -66,11 +69,12 @@ def _item(entry: AnnotationEntry, videos: VideoFolder, answers: dict[str, int]) 
     if "option" in entry:
         uid = entry.path("video_idx")
         options = tuple(_LETTERED.sub("", option) for option in entry.texts("option", least=5, most=5))
-        answer = entry.index("answer", 5) if entry.told("answer") else answers.pop(uid, None)
     else:
         uid = entry.path("q_uid")
         options = tuple(entry.text(name) for name in _OPTIONS)
-        answer = answers.pop(uid, None)
+    answer = answers.pop(uid, None)
+    if entry.told("answer"):
+        answer = entry.index("answer", 5)
     return Item(
         id=uid,
         media=videos.find(uid),
@@ -86,8 +90,11 @@ def _item(entry: AnnotationEntry, videos: VideoFolder, answers: dict[str, int]) 
     )
 
 
-def _public_answers(path: Path) -> dict[str, int]:
+def _public_answers(data: Path) -> dict[str, int]:
+    """Of the file of answers, or of the hub's table of the questions that have one."""
+    path = data / ANSWERS
     if not path.is_file():
-        return {}
+        tables = sorted(data.glob(SUBSET))
+        return {entry.path("video_idx"): entry.index("answer", 5) for table in tables for entry in read_entries(table)}
     answers = AnnotationEntry(read_json(path, dict), str(path))
     return {uid: answers.index(uid, 5) for uid in answers.raw}

@@ -52,6 +52,7 @@ mvbench/json/TYPE.json   a list of {"video", "question", "candidates", "answer"}
 mvbench/video            a link to videos/ beside it"""
     max_new_tokens = 16
     questions = None
+    annotations = ()  # it is made in its layout
 
     def __init__(self, prompt: str = "question", shuffle_frames: bool = False) -> None:
         if prompt not in PROMPTS:

@@ -19,11 +19,12 @@ class MSVC(Benchmark):
     layout = """\
 msvc.json                a list of {"video_path", "question", "captions": texts}
 VIDEO_PATH               each video where msvc.json says, relative to this folder"""
+    annotations = ("msvc.json",)
     aspects = (Aspect("correctness", "msvc_correctness"), Aspect("detailedness", "msvc_detailedness"))
 
     def load(self, data: Path) -> list[Item]:
         """See :class:`Benchmark`."""
-        path, *_ = find_annotations(data, "msvc.json")
+        path, *_ = find_annotations(data, *self.annotations)
         videos = VideoFolder(data, ".", "videos")
         return [_item(record, index, videos) for index, record in enumerate(read_entries(path))]
 

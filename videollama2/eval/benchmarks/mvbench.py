@@ -67,6 +67,7 @@ json/TASK.json           a list of {"video", "question", "candidates", "answer":
 video/FOLDER/...         the original videos, FOLDER as in the table of videollama2/eval/benchmarks/mvbench.py;
                          tvqa/frames_fps3_hq holds a folder of frames for each video. The hub's data0613/ may lie
                          beside or below video/"""
+    annotations: tuple[str, ...] = tuple(f"json/{task.file}.json" for task in TASKS.values())
     published_parser = staticmethod(published_mvbench)
 
     def load(self, data: Path) -> list[Item]:

@@ -39,6 +39,7 @@ mc_question_test.json    (or mc_question_valid.json) {"video_id": {"metadata": {
                          [{"id", "question", "options": 3 texts, "answer_id" (not in test), "area", "reasoning"}]}}
                          In its place, of lmms-lab/PerceptionTest_Val: mc_question_val/validation-*.parquet
 videos/                  video_id.mp4 (or another kind of video)"""
+    annotations = tuple(name for names in FILES.values() for name in names)
     breakdowns = ("reasoning",)
     published_parser = staticmethod(published_perception_test)
 

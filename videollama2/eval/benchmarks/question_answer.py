@@ -28,6 +28,7 @@ class QuestionAnswer(Benchmark):
     stem: str = "{}"
     types: dict[Any, str] = {}
     aspects = (Aspect("qa", "qa"),)
+    annotations = (QUESTION_FILE, ANSWER_FILE, *TABLES)
 
     def load(self, data: Path) -> list[Item]:
         """See :class:`Benchmark`."""

@@ -9,6 +9,7 @@ from videollama2.eval.items import Aspect, Benchmark, Item
 from videollama2.eval.video_files import VideoFolder
 
 CATEGORIES = ("generic", "temporal", "consistency")
+_PATTERNS = {name: (f"{name}_qa.json", f"{name.capitalize()}/test-*.parquet") for name in CATEGORIES}
 _NAMES = {name: name for name in ("Q", "Q1", "Q2", "A")}
 _HUB_NAMES = {"Q": "question", "Q1": "question_1", "Q2": "question_2", "A": "answer"}
 
@@ -28,6 +29,7 @@ temporal_qa.json         the same
 consistency_qa.json      a list of {"Q1", "Q2", "A", "video_name"}
                          In place of each, of lmms-lab/VideoChatGPT: Generic/test-*.parquet and so on
 Test_Videos/             VIDEO_NAME.mp4 (or another kind of video)"""
+    annotations = tuple(pattern for name in CATEGORIES for pattern in _PATTERNS[name])
     aspects = (
         Aspect("correctness", "videochatgpt_correctness", ("generic",)),
         Aspect("detail", "videochatgpt_detail", ("generic",)),
@@ -39,11 +41,10 @@ Test_Videos/             VIDEO_NAME.mp4 (or another kind of video)"""
     def load(self, data: Path) -> list[Item]:
         """See :class:`Benchmark`; categories whose file is not there are left out, which the report counts."""
         videos = VideoFolder(data, "Test_Videos", "videos")
-        patterns = {name: (f"{name}_qa.json", f"{name.capitalize()}/test-*.parquet") for name in CATEGORIES}
-        there = {name for name, known in patterns.items() if any(any(data.glob(pattern)) for pattern in known)}
+        there = {name for name, known in _PATTERNS.items() if any(any(data.glob(pattern)) for pattern in known)}
         items = []
         for category in CATEGORIES if not there else [name for name in CATEGORIES if name in there]:
-            path, *_ = find_annotations(data, *patterns[category])
+            path, *_ = find_annotations(data, *_PATTERNS[category])
             items += [_item(entry, category, index, videos) for index, entry in enumerate(read_entries(path))]
         return items
 

@@ -47,6 +47,8 @@ class VideoMME(MultipleChoice):
                          question_id, task_type, question, options (4 texts "A. ..."), answer (a letter)
 videos/                  (or data/) VIDEOID.mp4 (or another kind of video)
 subtitles/               (or subtitle/) VIDEOID.srt (or VIDEOID.en.srt, .vtt), where the video has subtitles"""
+    annotations = (PARQUET, f"videomme/{PARQUET}")
+    has_subtitles = True
     breakdowns = ("domain", "sub_category", "task_type")
     published_parser = staticmethod(published_videomme)
 
@@ -68,7 +70,7 @@ subtitles/               (or subtitle/) VIDEOID.srt (or VIDEOID.en.srt, .vtt), w
 
     def load(self, data: Path) -> list[Item]:
         """See :class:`Benchmark`."""
-        path, *_ = find_annotations(data, PARQUET, f"videomme/{PARQUET}")
+        path, *_ = find_annotations(data, *self.annotations)
         videos = VideoFolder(data, "videos", "data", "video")
         items = [_item(entry, videos) for entry in read_entries(path)]
         check_unique((item.id for item in items), path)
