@@ -36,6 +36,7 @@ EXTRAS = {
     "structured": ["llguidance>=1.9"],
     "quant": ["bitsandbytes>=0.45"],
     "decord": ["decord==0.6.0"],
+    "completion": ["shtab"],
     "dev": [
         "pytest>=8",
         "llguidance>=1.9",
@@ -48,6 +49,7 @@ EXTRAS = {
         "deepspeed==0.19.8; sys_platform == 'linux'",
         "playwright",
         "schemathesis",
+        "shtab",
     ],
 }
 

@@ -141,3 +141,23 @@ def test_every_command_names_the_flag_that_was_meant(module):
     done = subprocess.run([sys.executable, "-m", module, *sub, "--debugg"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and "there is no flag --debugg; did you mean --debug?" in done.stderr
+
+
+WARN = """
+import sys, warnings
+from videollama2.commands import run_command
+def run():
+    for number in (1, 2):
+        warnings.warn("the file\\nis cut", UserWarning, stacklevel=number)
+    warnings.warn("a name will change", FutureWarning, stacklevel=1)
+sys.exit(run_command(run, "part", debug={debug}))
+"""
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_warnings_are_plain_and_said_once(debug):
+    """In a process of its own, as pytest takes warnings for itself."""
+    done = subprocess.run([sys.executable, "-c", WARN.format(debug=debug)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0
+    expected = ["part: warning: the file is cut"] + ["part: warning: a name will change"] * debug
+    assert done.stderr.splitlines() == expected

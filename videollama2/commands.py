@@ -15,7 +15,9 @@ import argparse
 import os
 import select
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
@@ -49,7 +51,8 @@ def run_command(
     """
     prefix = "error:" if name is None else f"{name}: error:"
     try:
-        code = run() or 0
+        with _plain_warnings(name, debug):
+            code = run() or 0
     except errors as error:
         if debug:
             raise
@@ -67,6 +70,32 @@ def run_command(
     except OSError as error:
         _discard(sys.stdout)
         return _complain(prefix, f"the standard output cannot be written ({error.strerror})")
+
+
+@contextmanager
+def _plain_warnings(name: str | None, debug: bool) -> Iterator[None]:
+    """Warnings in one line each, without the line of code they come from; the same one is shown once.
+
+    Those of what a library will change are left out, unless ``debug`` is set: a user can do nothing about them.
+    """
+    prefix = "warning:" if name is None else f"{name}: warning:"
+    before, shown = warnings.formatwarning, set[str]()
+
+    def format_once(message: Warning | str, *_: Any, **__: Any) -> str:
+        line = one_line(message)
+        is_new = line not in shown
+        shown.add(line)
+        return f"{prefix} {line}\n" if is_new else ""
+
+    warnings.formatwarning = format_once
+    try:
+        with warnings.catch_warnings():
+            if not debug:
+                # Appended: what a user says with -W or PYTHONWARNINGS comes first.
+                warnings.simplefilter("ignore", FutureWarning, append=True)
+            yield
+    finally:
+        warnings.formatwarning = before
 
 
 def _complain(prefix: str, message: str) -> int:
@@ -126,6 +155,12 @@ class CommandParser(argparse.ArgumentParser):
     it, instead of by the command above, which knows none of its flags.
     """
 
+    _words: str | None = None
+
+    def take_words_anywhere(self, dest: str) -> None:
+        """Let the words of a positional argument with ``nargs="*"`` stand before, between and after flags."""
+        self._words = dest
+
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """See :meth:`argparse.ArgumentParser.parse_known_args`; here, nothing unknown is handed back."""
         args = sys.argv[1:] if args is None else list(args)
@@ -133,6 +168,10 @@ class CommandParser(argparse.ArgumentParser):
             # Before anything else: a required flag that is misspelt would be told as missing.
             self._check_spelling(args)
         parsed, unknown = super().parse_known_args(args, namespace)
+        if self._words is not None:
+            # argparse fills the positional arguments from the words before the first flag, and hands back the others.
+            getattr(parsed, self._words).extend(word for word in unknown if word == "-" or not word.startswith("-"))
+            unknown = [word for word in unknown if word.startswith("-") and word not in ("-", "--")]
         if unknown:
             self.error(f"unexpected arguments: {' '.join(unknown)}")
         return parsed, unknown

@@ -30,6 +30,7 @@ from videollama2.errors import CheckpointNotFoundError, ConfigError
 from videollama2.hub import OPTIONS
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.processing import VideoLlama2Processor
+from videollama2.reach import hub_options
 
 __all__ = [
     "build_from_parts",
@@ -86,6 +87,7 @@ def load_pretrained_model(
     attn_implementation = "flash_attention_2" if use_flash_attn else attn_implementation
     check_attention(attn_implementation)
     path = resolve_name(model_path)
+    hub = hub_options(path, **hub)
     if path == str(TINY_FOLDER) and not TINY_FOLDER.is_dir():
         raise CheckpointNotFoundError(f"{TINY_MODEL_NAME} is not in {TINY_FOLDER}: the installation is incomplete")
     placement: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}

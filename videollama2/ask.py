@@ -1,0 +1,269 @@
+"""``videollama2 ask | chat | demo``: the commands that answer, in one process. Their flags are in :mod:`.cli`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from videollama2.constants import TINY_MODEL_NAME
+from videollama2.errors import ConfigError
+from videollama2.flags import AnswerFlags, frame_options, model_options
+from videollama2.media.kinds import KINDS, VIDEO, with_article
+from videollama2.reach import hub_options
+
+CHAT_LENGTH = 16384
+"""Tokens that a conversation in the terminal may have, where the model has as many positions."""
+
+_BAR_FROM_BYTES = 1 << 30
+"""Weights of at least this size are loaded with a bar."""
+
+STDIN = "-"
+"""In place of a question: read it from the standard input."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What ``ask`` was asked.
+
+    Attributes:
+        media: ``(kind, path)``, in the order in which the model sees them.
+        question: the text.
+        system: what stands before the conversation; None: the model's own, where it has one.
+    """
+
+    media: tuple[tuple[str, str], ...]
+    question: str
+    system: str | None = None
+
+    def messages(self, video_options: dict[str, Any]) -> list[dict[str, Any]]:
+        """The conversation, as :meth:`videollama2.inference.engine.Engine.submit` takes it."""
+        content: list[dict[str, Any]] = []
+        for kind, path in self.media:
+            known = KINDS[kind].options
+            content.append({"type": kind, "path": path, **{k: v for k, v in video_options.items() if k in known}})
+        content.append({"type": "text", "text": self.question})
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        return [*system, {"role": "user", "content": content}]
+
+
+def ask(args: argparse.Namespace) -> int:
+    """Load, look, answer. The media are read first: a wrong path must not wait for 15 GB of weights."""
+    asked = read_asked(args)
+    options = _generation(args)
+    for kind, path in asked.media:
+        _check_readable(args, kind, path)
+    messages = asked.messages(_video_options(args))
+    begin = time.monotonic()
+    engine, sampling = open_engine(args, options, lambda processor: _prompt_length(processor, asked, messages))
+    loaded = time.monotonic() - begin
+    answer = engine.submit(messages, **sampling)
+    if args.json:
+        print(json.dumps(_as_json(args, asked, answer.result(), loaded), ensure_ascii=False))
+    elif sys.stdout.isatty():
+        for delta in answer:
+            print(delta, end="", flush=True)
+        print()
+    else:
+        print(answer.result().text.strip())
+    return 0
+
+
+def read_asked(args: argparse.Namespace) -> Asked:
+    """Media and question from the words of the command line, ``--attach`` and the standard input.
+
+    Raises:
+        ConfigError: there is no question or no medium, or an option that none of the media takes.
+        MediaError: a path that holds no medium.
+        PromptError: a text that is no text.
+    """
+    from videollama2.media.sources import kind_of_path
+    from videollama2.prompting import check_text
+
+    *paths, question = args.words or [None]
+    if question is None:
+        raise ConfigError("there is no question: videollama2 ask MEDIA ... QUESTION")
+    paths += args.attach
+    if not paths:
+        what = "question" if os.path.exists(question) else "video or image"
+        raise ConfigError(f"there is no {what} beside {question!r}: videollama2 ask MEDIA ... QUESTION")
+    if question == STDIN:
+        question = _read_stdin()
+    if not question.strip():
+        raise ConfigError("the question is empty")
+    check_text(question, "the question")
+    if args.system is not None:
+        check_text(args.system, "--system")
+    asked = Asked(tuple((kind_of_path(path), path) for path in paths), question, args.system)
+    _check_options(args, asked)
+    return asked
+
+
+def _read_stdin() -> str:
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"the question on the standard input is not valid UTF-8 ({error.reason})") from error
+
+
+def _check_options(args: argparse.Namespace, asked: Asked) -> None:
+    """Refuse what none of the media takes: left unsaid, it would seem to have had an effect."""
+    given = frame_options(args)
+    if given and not any(given.keys() <= KINDS[kind].options for kind, _ in asked.media):
+        flags = ", ".join("--" + name.replace("_", "-") for name in given)
+        kind, path = asked.media[0]
+        raise ConfigError(f"{path} is {with_article(kind)}; {flags} can only be given for {with_article(VIDEO)}")
+
+
+def _as_json(args: argparse.Namespace, asked: Asked, result: Any, loaded: float) -> dict[str, Any]:
+    timings = result.timings
+    return {
+        "answer": result.text.strip(),
+        "finish_reason": result.finish_reason,
+        "question": asked.question,
+        "media": [{"type": kind, "path": path} for kind, path in asked.media],
+        "model": args.model_path,
+        "usage": {"prompt_tokens": result.prompt_tokens, "completion_tokens": result.completion_tokens},
+        "seconds": {
+            "load": round(loaded, 3),
+            "media": round(timings.media, 3),
+            "first_token": round(timings.first_token, 3),
+            "answer": round(timings.total, 3),
+        },
+    }
+
+
+def chat(args: argparse.Namespace) -> int:
+    """A conversation; media given on the command line go with the first question."""
+    from videollama2.media.sources import kind_of_path
+
+    options = _generation(args)
+    kinds = [kind_of_path(path) for path in args.words]
+    if args.max_length is not None and args.max_length < 1:
+        raise ConfigError(f"--max-length must be at least 1, got {args.max_length}")
+    engine, sampling = open_engine(args, options, None)
+    from videollama2.inference.chat import Chat
+
+    conversation = Chat(engine, _video_options(args), sampling)
+    for kind, path in zip(kinds, args.words, strict=True):
+        conversation.handle(f"/{kind} {path}")
+    conversation.run()
+    return 0
+
+
+def demo(args: argparse.Namespace) -> int:
+    """Questions about a bundled video and image: the answer given beside the right one."""
+    quiet_libraries()
+    from videollama2.inference.api import mm_infer, model_init
+    from videollama2.media.sources import kind_of_path
+
+    folder = Path(__file__).parent / "assets" / "demo"
+    rows = json.loads((folder / "questions.json").read_text(encoding="utf-8"))
+    model, processor, tokenizer = model_init(TINY_MODEL_NAME)
+    current, pixels, right = None, None, 0
+    for row in rows:
+        kind = kind_of_path(folder / row["file"])
+        if row["file"] != current:
+            current = row["file"]
+            pixels = processor[kind](folder / current)
+            print(f"\n{kind}: {folder / current}")
+            print(f"  {'question':<64}{'answer':<16}correct answer")
+        answer = mm_infer(pixels, row["question"], model, tokenizer, modal=kind, max_new_tokens=32)
+        right += answer == row["answer"]
+        print(f"  {row['question']:<64}{answer:<16}{row['answer']}", flush=True)
+    print(f"\n{right} of {len(rows)} answers are right. {TINY_MODEL_NAME} knows moving shapes and nothing else;")
+    print("for your own videos: videollama2 ask VIDEO QUESTION --model-path DAMO-NLP-SG/VideoLLaMA2.1-7B-16F")
+    return 0
+
+
+def open_engine(
+    args: argparse.Namespace, options: dict[str, Any], prompt_length: Callable[[Any], int] | None
+) -> tuple[Any, dict[str, Any]]:
+    """The model in an engine of one slot, and the options of its requests.
+
+    Args:
+        prompt_length: processor -> tokens of the one prompt; None: as long a slot as chats use (--max-length).
+    """
+    hub = {} if args.model_path == TINY_MODEL_NAME else hub_options(args.model_path)
+    quiet_libraries(args.model_path)
+    from videollama2.inference.api import generation_options, model_init, sampling_options
+    from videollama2.inference.engine import Engine
+    from videollama2.inference.sizes import fitting_length
+
+    model, processor, tokenizer = model_init(args.model_path, **model_options(args), **hub)
+    sampling = sampling_options(model, generation_options(tokenizer, **options))
+    if args.seed is not None and args.temperature:
+        sampling["seed"] = args.seed
+    if prompt_length is not None:
+        length = prompt_length(processor) + args.max_new_tokens
+    else:
+        length = args.max_length or fitting_length(model, longest=CHAT_LENGTH)
+    return Engine(model, processor, max_batch=1, max_length=length, background=False), sampling
+
+
+def _prompt_length(processor: Any, asked: Asked, messages: Sequence[dict[str, Any]]) -> int:
+    """Tokens of the prompt, from the number of frames: nothing is decoded."""
+    from videollama2.processing import expand_placeholders, visual_tokens
+
+    parts = messages[-1]["content"][: len(asked.media)]
+    counts = [visual_tokens(processor.model_config, part["type"], part.get("num_frames")) for part in parts]
+    ids = processor.prompt(messages).token_ids(processor.tokenizer)
+    return len(expand_placeholders(ids, counts, processor.model_config)[0])
+
+
+def _video_options(args: argparse.Namespace) -> dict[str, Any]:
+    return {**frame_options(args), "backend": args.video_backend}
+
+
+def _check_readable(args: argparse.Namespace, kind: str, path: str) -> None:
+    """Decode the first frame asked for (or the image): cheap, and the same errors as later."""
+    from videollama2.media.frames import FrameSampling
+    from videollama2.media.image import load_image
+    from videollama2.media.video import read_clip
+
+    if kind != VIDEO:
+        load_image(path)
+        return
+    sampling = FrameSampling(**frame_options(args))
+    read_clip(path, replace(sampling, num_frames=1), backend=args.video_backend)
+
+
+def _generation(args: argparse.Namespace) -> dict[str, Any]:
+    answer = AnswerFlags.of(args)
+    options: dict[str, Any] = {"max_new_tokens": answer.max_new_tokens, "do_sample": answer.temperature != 0}
+    if answer.temperature:
+        options["temperature"] = answer.temperature
+        if answer.top_p is not None:
+            options["top_p"] = answer.top_p
+    return options
+
+
+def quiet_libraries(model_path: str | None = None) -> None:
+    """Keep hints for library authors off the screen, and bars too, except on a terminal that waits for gigabytes."""
+    import logging
+
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    # Says that an optional faster kernel is not installed, at every model in 4 bits.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if not (sys.stderr.isatty() and model_path is not None and _is_large(model_path)):
+        from huggingface_hub.utils import disable_progress_bars
+
+        transformers_logging.disable_progress_bar()
+        disable_progress_bars()
+
+
+def _is_large(model_path: str) -> bool:
+    """Whether loading takes long: a model of the hub, which may have to be fetched, or a folder of much weight."""
+    folder = Path(model_path)
+    if not folder.is_dir():
+        return model_path != TINY_MODEL_NAME
+    weights = [path for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern)]
+    return sum(path.stat().st_size for path in weights) >= _BAR_FROM_BYTES

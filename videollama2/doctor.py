@@ -1,0 +1,215 @@
+"""``videollama2 doctor``: versions, devices, memory and codecs, as the report of a problem needs them.
+
+Nothing secret is printed: no keys, and of the environment only the variables in :data:`VARIABLES`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from videollama2 import __version__
+from videollama2.commands import add_debug_flag
+from videollama2.constants import TINY_MODEL_NAME
+
+PACKAGES = (
+    *("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "accelerate", "numpy", "pillow", "av"),
+    *("sentencepiece", "peft", "bitsandbytes", "deepspeed", "flash-attn", "decord", "vllm", "ray"),
+    *("gradio", "fastapi", "uvicorn", "httpx", "openai", "pyarrow"),
+)
+"""What is looked for; the first ones are needed always."""
+
+VARIABLES = (
+    *("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT"),
+    *("TRANSFORMERS_OFFLINE", "PYTORCH_CUDA_ALLOC_CONF", "TOKENIZERS_PARALLELISM", "PYTHONPATH"),
+)
+
+DECODERS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mpeg2video", "mjpeg", "gif", "aac", "mp3", "opus")
+_IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "JPEG2000", "TIFF", "HEIF")
+
+_GIB = 1 << 30
+
+Section = dict[str, Any]
+"""What is there -> its value; shown as a line each."""
+
+
+def add_doctor_command(subparsers: Any) -> None:
+    """Add ``doctor`` to the command line; the handler returns 1 where something is wrong."""
+    parser = subparsers.add_parser("doctor", help="versions, devices and codecs, for reports of problems")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    add_debug_flag(parser)
+    parser.set_defaults(run=_doctor)
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    report, problems = examine()
+    if args.json:
+        print(json.dumps({**report, "problems": problems}, indent=1))
+    else:
+        for title, section in report.items():
+            print(f"{title}")
+            for name, value in section.items():
+                print(f"  {name:<24}{value}")
+        print("problems" if problems else "problems\n  none found")
+        for problem in problems:
+            print(f"  {problem}")
+    return 1 if problems else 0
+
+
+def examine() -> tuple[dict[str, Section], list[str]]:
+    """Sections of the report, and what is wrong."""
+    problems: list[str] = []
+    report = {
+        "software": _software(problems),
+        "processor": _processor(),
+        "devices": _devices(problems),
+        "media": _media(problems),
+        "models": _models(problems),
+        "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+    }
+    return report, problems
+
+
+def _software(problems: list[str]) -> Section:
+    section: Section = {
+        "videollama2": f"{__version__} ({Path(__file__).parent})",
+        "python": f"{platform.python_version()} ({sys.executable})",
+        "system": platform.platform(),
+    }
+    for name in PACKAGES:
+        try:
+            section[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            section[name] = "not installed"
+    problems += _unmet_requirements()
+    return section
+
+
+def _unmet_requirements() -> list[str]:
+    """Packages that are missing or too old or new, by what this package's metadata asks for."""
+    try:
+        from packaging.requirements import Requirement
+
+        wanted = metadata.requires("videollama2") or []
+    except (ModuleNotFoundError, metadata.PackageNotFoundError):  # run from a checkout
+        return []
+    problems = []
+    for requirement in map(Requirement, wanted):
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            version = metadata.version(requirement.name)
+        except metadata.PackageNotFoundError:
+            problems.append(f"{requirement.name} is not installed: pip install '{requirement}'")
+            continue
+        if not requirement.specifier.contains(version, prereleases=True):
+            problems.append(f"{requirement.name} is {version}, {requirement} is needed")
+    return problems
+
+
+def _processor() -> Section:
+    total, free = _memory()
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "name": _processor_name(),
+        "cores": f"{os.cpu_count()}, {usable} of them for this process",
+        "memory": "unknown" if total is None else f"{total / _GIB:.1f} GiB, {free / _GIB:.1f} GiB of it free",
+        "temporary folder": _room(Path(tempfile.gettempdir())),
+    }
+
+
+def _room(folder: Path) -> str:
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    return f"{folder}, {shutil.disk_usage(there).free / _GIB:.1f} GiB free"
+
+
+def _processor_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def _memory() -> tuple[int | None, int]:
+    """Bytes of memory, and those that are free; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None, 0
+    sizes = {line.partition(":")[0]: int(line.split()[1]) << 10 for line in lines if line.endswith("kB")}
+    return sizes.get("MemTotal"), sizes.get("MemAvailable", 0)
+
+
+def _devices(problems: list[str]) -> Section:
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        problems.append(f"torch cannot be imported: {error}")
+        return {}
+    section: Section = {"torch was built for": f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"}
+    if torch.version.cuda and not torch.cuda.is_available():
+        problems.append("torch was built for CUDA and finds no device: see whether nvidia-smi lists one")
+    for number in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(number)
+        free, total = torch.cuda.mem_get_info(number)
+        section[f"cuda:{number}"] = (
+            f"{device.name}, compute capability {device.major}.{device.minor}, "
+            f"{total / _GIB:.1f} GiB, {free / _GIB:.1f} GiB of it free"
+        )
+    if torch.backends.mps.is_available():
+        section["mps"] = "available"
+    section["cpu"] = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+    return section
+
+
+def _media(problems: list[str]) -> Section:
+    section: Section = {}
+    try:
+        import av
+    except (ImportError, OSError) as error:
+        problems.append(f"av, which reads videos, cannot be imported: {error}")
+    else:
+        versions = {name.removeprefix("lib"): ".".join(map(str, v)) for name, v in av.library_versions.items()}
+        section["ffmpeg libraries"] = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
+        missing = [name for name in DECODERS if name not in av.codecs_available]
+        section["decoders"] = ", ".join(name for name in DECODERS if name not in missing)
+        if missing:
+            problems.append(f"this build of av cannot decode {', '.join(missing)}")
+    from PIL import Image
+
+    Image.init()
+    section["image formats"] = ", ".join(name for name in _IMAGE_FORMATS if name in Image.OPEN)
+    return section
+
+
+def _models(problems: list[str]) -> Section:
+    from huggingface_hub import constants
+
+    from videollama2.reach import why_unreachable
+
+    built_in = Path(__file__).parent / "assets" / TINY_MODEL_NAME
+    if not (built_in / "config.json").is_file():
+        problems.append(f"the built-in model is not in {built_in}: the installation is incomplete")
+    cache = Path(constants.HF_HUB_CACHE)
+    if constants.is_offline_mode():
+        hub = "not asked (offline mode)"
+    else:
+        reason = why_unreachable(constants.ENDPOINT)
+        hub = "reachable" if reason is None else f"cannot be reached ({reason})"
+    names = sorted(path.name.removeprefix("models--").replace("--", "/") for path in cache.glob("models--*"))
+    return {
+        "built-in model": str(built_in),
+        "hub": f"{constants.ENDPOINT}, {hub}",
+        "cache": _room(cache),
+        "models in the cache": ", ".join(names) or "none",
+    }
