@@ -9,6 +9,7 @@ from PIL import Image
 from videollama2.errors import MediaError
 from videollama2.media.kinds import KINDS, TAGS, identify, kind_of, mime_type
 from videollama2.serve.cli import RemoteChat
+from videollama2.serve.legacy import GenerateRequest, chat_request
 from videollama2.serve.page.backends import kind_of_upload
 
 
@@ -103,8 +104,6 @@ def test_the_table_is_consistent():
 
 def zero_stream_kind(content, url=""):
     """What the ``\\0`` protocol takes a medium to be: bare base64, or a ``data:`` URL."""
-    from videollama2.serve.legacy import GenerateRequest, chat_request
-
     text = base64.b64encode(content).decode()
     body = GenerateRequest(prompt="What?", images=[url + text])
     (part, _) = chat_request(body, "m").messages[0].content

@@ -61,9 +61,9 @@ def load_image(source: Any, limits: MediaLimits = OWN_FILES) -> Image.Image:
     if is_array(source):
         return Image.fromarray(np.ascontiguousarray(rgb_image(source, name)))
     if isinstance(source, Image.Image):
-        return _upright_rgb(source, name, limits)
+        return upright_rgb(source, name, limits)
     with opened(source, name, IMAGE) as file, open_image(file, name, limits) as image:
-        return _upright_rgb(image, name, limits)
+        return upright_rgb(image, name, limits)
 
 
 def check_image(source: Any, limits: MediaLimits = OWN_FILES) -> None:
@@ -93,7 +93,12 @@ def open_image(file: BinaryIO, name: str, limits: MediaLimits) -> Image.Image:
         raise MediaError(f"{name}: not an image that can be read, or a damaged one") from error
 
 
-def _upright_rgb(image: Image.Image, name: str, limits: MediaLimits) -> Image.Image:
+def upright_rgb(image: Image.Image, name: str, limits: MediaLimits) -> Image.Image:
+    """Pillow's image, or the frame of it that was sought, as RGB and upright.
+
+    Raises:
+        MediaLimitError: it is too large. MediaError: it is damaged, or of a mode that is no colour.
+    """
     limits.check_image(image.width, image.height, name)
     try:
         image.load()

@@ -93,8 +93,8 @@ _SUFFIXES = {
 SUFFIXES: dict[str, frozenset[str]] = {name: frozenset(text.split()) for name, text in _SUFFIXES.items()}
 """Endings of file names, in lower case, by the kind they suggest. They count where the content says nothing."""
 
-GIF_STARTS = (b"GIF87a", b"GIF89a")
-_PNG_START = b"\x89PNG\r\n\x1a\n"
+_GIF_STARTS = (b"GIF87a", b"GIF89a")
+PNG_START = b"\x89PNG\r\n\x1a\n"
 _JPEG_START = b"\xff\xd8\xff"
 _IMAGE_STARTS = (
     _JPEG_START,
@@ -176,6 +176,21 @@ def identify(content: bytes | bytearray | memoryview | BinaryIO, name: str = "")
     return VIDEO if _is_video(head) else None
 
 
+def animated_format(content: bytes | bytearray | memoryview | BinaryIO) -> str | None:
+    """``GIF``, ``PNG``, ``WEBP`` or ``AVIF`` for a picture of that format with several frames, else None.
+
+    Args:
+        content: as for :func:`kind_of`.
+    """
+    file = io.BytesIO(content) if isinstance(content, (bytes, bytearray, memoryview)) else content
+    file.seek(0)
+    head = file.read(HEAD_BYTES)
+    if _picture_kind(head, file) != VIDEO:
+        return None
+    starts = {"GIF": head.startswith(_GIF_STARTS), "PNG": head.startswith(PNG_START), "WEBP": head[:4] == b"RIFF"}
+    return next((name for name, is_it in starts.items() if is_it), "AVIF")
+
+
 def with_article(kind: str) -> str:
     """``an image``, ``a video``: for messages."""
     return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
@@ -189,9 +204,9 @@ def mime_type(kind: str, name: str | os.PathLike[str]) -> str:
 
 def _picture_kind(head: bytes, file: BinaryIO) -> str | None:
     """Image, or video for a picture with several frames; None for anything that is no picture."""
-    if head.startswith(GIF_STARTS):
+    if head.startswith(_GIF_STARTS):
         return VIDEO if _gif_is_animated(file) else IMAGE
-    if head.startswith(_PNG_START):
+    if head.startswith(PNG_START):
         return VIDEO if _png_is_animated(file) else IMAGE
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         # Source: WebP container specification; bit 1 of the extended header's flags is "animation".
@@ -239,7 +254,7 @@ def _is_video(head: bytes) -> bool:
 
 def _png_is_animated(file: BinaryIO) -> bool:
     """Whether there is an ``acTL`` chunk of more than one frame before the pixels. Source: PNG, third edition."""
-    file.seek(len(_PNG_START))
+    file.seek(len(PNG_START))
     for _ in range(_MAX_BLOCKS):
         start = file.read(8)
         if len(start) < 8 or start[4:] == b"IDAT":

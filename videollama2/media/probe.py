@@ -9,7 +9,7 @@ from videollama2.media.frames import MAX_NUM_FRAMES, FrameSampling, select_frame
 from videollama2.media.image import check_image, load_image
 from videollama2.media.kinds import IMAGE
 from videollama2.media.readers import FrameFolderReader, MediaWarning
-from videollama2.media.video import open_video
+from videollama2.media.video import check_video_file, open_video
 
 
 def check_opens(path: str, kind: str) -> None:
@@ -23,9 +23,7 @@ def check_opens(path: str, kind: str) -> None:
     elif os.path.isdir(path):
         FrameFolderReader(path).close()
     else:
-        from videollama2.media.pyav.reader import PyAVReader
-
-        PyAVReader.check(path, path)
+        check_video_file(path)
 
 
 def check_decodes(path: str, kind: str, start: float | None = None, end: float | None = None) -> list[str]:

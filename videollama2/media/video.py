@@ -11,9 +11,10 @@ import numpy as np
 from PIL import Image
 
 from videollama2.errors import ConfigError, MediaError, MissingDependencyError
+from videollama2.media.animation import AnimatedPictureReader
 from videollama2.media.arrays import is_array
 from videollama2.media.frames import FrameSampling, select_frames
-from videollama2.media.kinds import GIF_STARTS, VIDEO
+from videollama2.media.kinds import VIDEO, animated_format
 from videollama2.media.limits import OWN_FILES, MediaLimits
 from videollama2.media.readers import (
     FOLDER_FPS,
@@ -105,10 +106,30 @@ def open_video(
     else:
         source = seekable_file(source, name, VIDEO)
     with opened(source, name, VIDEO) as file:
-        if file.read(6) in GIF_STARTS:
-            # decord cannot read gifs, nor does the published code ask it to.
-            open_file = BACKENDS[DEFAULT_BACKEND]
+        animated = animated_format(file)
+    if animated in ("PNG", "WEBP"):
+        return AnimatedPictureReader(source, name, limits)
+    if animated is not None:
+        # decord cannot read gifs, nor does the published code ask it to.
+        open_file = BACKENDS[DEFAULT_BACKEND]
     return open_file(source, name, limits)
+
+
+def check_video_file(path: str | os.PathLike, limits: MediaLimits = OWN_FILES) -> None:
+    """Find out cheaply whether a file can be read as a video, by its first packet; a reader reads all of them.
+
+    Raises:
+        MediaError: there is nothing in it that could be decoded.
+    """
+    name = describe_source(path)
+    with opened(path, name, VIDEO) as file:
+        animated = animated_format(file)
+    if animated in ("PNG", "WEBP"):
+        AnimatedPictureReader(path, name, limits).close()
+        return
+    from videollama2.media.pyav.reader import check_first_packet
+
+    check_first_packet(path, name, limits)
 
 
 def read_clip(

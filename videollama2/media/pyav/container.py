@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+from av.stream import Disposition
 
 from videollama2.errors import MediaError
 from videollama2.media.kinds import IMAGE, VIDEO, identify
@@ -32,6 +33,39 @@ def open_container(source: Any, name: str, limits: MediaLimits = OWN_FILES) -> A
         return av.open(target, metadata_errors="replace", options=options)
     except av.error.FFmpegError as error:
         raise MediaError(f"{name}: {_explain(source, name, error)}") from error
+
+
+def video_stream(container: Any, name: str, limits: MediaLimits = OWN_FILES) -> Any:
+    """The stream that is looked at, set up so that it decodes in the calling thread only.
+
+    Raises:
+        MediaLimitError: its frames are too large.
+        MediaError: there is no video stream, no decoder for it, or it states no size.
+    """
+    stream = container.streams.best("video")
+    if stream is None or stream.disposition & Disposition.attached_pic:
+        contents = " and ".join(_contents(container)) or "nothing"
+        raise MediaError(f"{name}: has no video stream, only {contents}")
+    context = stream.codec_context
+    if context is None:
+        raise MediaError(f"{name}: there is no decoder for its video stream")
+    if not (context.width and context.height):
+        raise MediaError(
+            f"{name}: the size of its frames is unknown: it is damaged, or larger than "
+            f"{limits.max_frame_pixels / 1e6:g} megapixels"
+        )
+    limits.check_frames(context.width, context.height, 1, name)
+    stream.thread_type = "NONE"
+    context.thread_count = 1
+    context.options = decoder_options(limits)
+    return stream
+
+
+def _contents(container: Any) -> list[str]:
+    """What streams a file has instead of a video; a cover picture is a video stream to FFmpeg."""
+    covers = [stream for stream in container.streams if stream.disposition & Disposition.attached_pic]
+    kinds = sorted({stream.type for stream in container.streams if stream not in covers})
+    return kinds + ["a cover picture"] * bool(covers)
 
 
 def decoder_options(limits: MediaLimits) -> dict[str, str]:

@@ -9,9 +9,13 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import median
 
 READ_ON_PACKETS = 12
 """A seek is worth it when it skips more packets than this: the decoder has to fill again afterwards."""
+
+_LEAP = 10
+"""A step of the clock that is so many times the usual one is no frame's duration."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +23,8 @@ class PacketInfo:
     """One packet: times of presentation and decoding, and duration, in units of the stream's time base.
 
     ``is_shown`` is False for packets that are decoded only because others refer to them (before the start of
-    an edit list, hidden reference frames).
+    an edit list, hidden reference frames). ``is_damaged``: a part of it was lost, or of a packet since the last
+    keyframe.
     """
 
     pts: int | None
@@ -27,6 +32,7 @@ class PacketInfo:
     duration: int
     is_keyframe: bool
     is_shown: bool = True
+    is_damaged: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ class PacketIndex:
         self.pts: list[int] = []
         """Presentation times, ascending; empty unless ``is_timed``."""
         self.last_duration = 0
+        self._decoding_times = [packet.dts for packet in decodable if packet.dts is not None]
         self._rank: dict[int, int] = {}
         self._keys: list[PacketInfo] = []
         if self.is_timed:
@@ -65,6 +72,17 @@ class PacketIndex:
     def can_seek(self) -> bool:
         """Whether there is a keyframe to start from."""
         return bool(self._keys)
+
+    def packets_per_second(self, seconds_per_unit: float) -> float | None:
+        """Rate of the decoding times, for streams whose times of presentation cannot be used; None if they have none.
+
+        Where files were joined the clock may start again, or leap; only the usual steps forward count.
+        """
+        steps = [b - a for a, b in pairwise(self._decoding_times) if b > a]
+        if not steps:
+            return None
+        usual = [step for step in steps if step <= _LEAP * median(steps)]
+        return len(usual) / (sum(usual) * seconds_per_unit)
 
     def plan(self, wanted_pts: Sequence[int]) -> list[Run]:
         """Runs that decode the wanted frames (ascending times): seek where it skips packets, else read on."""

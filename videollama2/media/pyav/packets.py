@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import av
@@ -18,60 +19,107 @@ _VP8_SHOW_FRAME = 0x10  # RFC 6386, section 9.1: bit 4 of a frame's first byte
 # PyAV raises this after the last packet when a container has shown new streams on the way (MPEG-TS may).
 _NEW_STREAM = IndexError
 
+_BLAMED_AT_JOINTS = 2
+
+_SKIPPED_SECONDS = 2.0
+"""Frames that would be shown wrongly are left out for so long; a longer stretch is shown with its faults."""
+
 
 @dataclass
 class Scan:
-    """All packets of a video stream, and what reading them said about the state of the file.
+    """The packets of a video stream, and what reading them said about the state of the file.
 
     Attributes:
-        packets: those that should decode, in decoding order; after a cut one, none before a keyframe.
-        seen: packets met; whole: those of them that are not cut.
-        seconds: end of the last packet of any stream that was read, from the start of the container.
+        packets: those that are decoded, in decoding order.
+        seen: packets met, without placeholders.
+        damaged: those of them that lost a part of their own.
+        seconds: where the last packet of any stream ends, counted from 0 or from the start of the container, whichever
+            is earlier: some containers state their length from the one, some from the other.
         is_cut: reading ended with an error.
-        waits_for_key: the last packet met was cut, or referred to one that is.
     """
 
     packets: list[PacketInfo] = field(default_factory=list)
     seen: int = 0
-    whole: int = 0
+    damaged: int = 0
     seconds: float = 0.0
     is_cut: bool = False
-    waits_for_key: bool = False
+
+    @property
+    def whole(self) -> int:
+        """Packets that are not cut."""
+        return self.seen - self.damaged
 
 
 def scan_packets(container: Any, stream: Any) -> Scan:
     """Read the container once, without decoding."""
     scan = Scan()
-    start = (container.start_time or 0) / 1e6
+    packets: list[PacketInfo] = []
+    start = min((container.start_time or 0) / 1e6, 0.0)
+    cut: set[int] = set()
     try:
         for packet in container.demux():
             if packet.pts is not None:
                 end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
                 scan.seconds = max(scan.seconds, end - start)
-            if packet.stream_index == stream.index:
-                _note(scan, packet, stream.codec_context.name)
+            # One of size 0 is the end marker, or a container's placeholder: the frame before stays on screen.
+            if packet.stream_index == stream.index and packet.size:
+                if packet.is_corrupt:
+                    cut.add(len(packets))
+                is_after = bool(packets) and packets[-1].is_damaged and not packet.is_keyframe
+                packets.append(_describe(packet, stream.codec_context.name, packet.is_corrupt or is_after))
     except av.error.FFmpegError:
         scan.is_cut = True
     except _NEW_STREAM:
         pass
+    scan.seen = len(packets)
+    scan.packets, left = _without_short_damage(packets, float(stream.time_base))
+    scan.damaged = len(cut - left)
     return scan
 
 
-def _note(scan: Scan, packet: Any, codec: str) -> None:
-    if packet.size == 0:
-        return  # the end marker, or a container's placeholder: the frame before stays on screen
-    scan.seen += 1
-    if packet.is_corrupt:
-        scan.waits_for_key = True
-        return
-    scan.whole += 1
-    scan.waits_for_key = scan.waits_for_key and not packet.is_keyframe
-    if scan.waits_for_key:
-        return
-    shown = not packet.is_discard
+def _describe(packet: Any, codec: str, is_damaged: bool) -> PacketInfo:
+    is_shown = not packet.is_discard
     if codec in ("vp8", "libvpx"):
-        shown = shown and bool(memoryview(packet)[0] & _VP8_SHOW_FRAME)
-    scan.packets.append(PacketInfo(packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, shown))
+        is_shown = is_shown and bool(memoryview(packet)[0] & _VP8_SHOW_FRAME)
+    return PacketInfo(packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, is_shown, is_damaged)
+
+
+def _without_short_damage(packets: list[PacketInfo], seconds_per_unit: float) -> tuple[list[PacketInfo], set[int]]:
+    """Decide what becomes of packets that lost a part, and of those that refer to them up to the next keyframe.
+
+    There are three cases, for each run of such packets:
+
+    * It is one packet or two, and a keyframe follows. Transport streams that were joined look like this: their packets
+      are numbered, and the numbers start again; FFmpeg blames the frame in front of the one it was reading. As a rule
+      nothing was lost, and little can refer to these frames: they are kept.
+    * It lasts no longer than :data:`_SKIPPED_SECONDS`. Its frames would be shown wrongly, so they are left out.
+    * It is longer, or the file has no other keyframe. Leaving it out would cost the clip, so it is kept: the picture
+      has faults that fade, as every player shows it.
+
+    Returns:
+        the packets that are decoded, and the places of those that only look damaged because streams were joined.
+    """
+    kept: list[PacketInfo] = []
+    joined: set[int] = set()
+    at = 0
+    for is_damaged, group in groupby(packets, key=lambda packet: packet.is_damaged):
+        run = list(group)
+        is_last = at + len(run) == len(packets)
+        if not is_damaged:
+            kept += run
+        elif len(run) <= _BLAMED_AT_JOINTS and not is_last:
+            joined.update(range(at, at + len(run)))
+            kept += run
+        elif _lasts(run, seconds_per_unit) > _SKIPPED_SECONDS:
+            kept += run
+        at += len(run)
+    return kept, joined
+
+
+def _lasts(run: list[PacketInfo], seconds_per_unit: float) -> float:
+    """Seconds between the decoding of the first and the last packet; 0 where they have no times."""
+    times = [packet.dts for packet in run if packet.dts is not None]
+    return (times[-1] - times[0]) * seconds_per_unit if times else 0.0
 
 
 def packets_of(container: Any, stream: Any) -> Iterator[Any]:

@@ -8,6 +8,7 @@ from the start instead.
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -15,14 +16,16 @@ from typing import Any
 
 import av
 import numpy as np
-from av.stream import Discard, Disposition
+from av.stream import Discard
 
 from videollama2.errors import MediaError
+from videollama2.media.kinds import VIDEO
 from videollama2.media.limits import OWN_FILES, MediaLimits
-from videollama2.media.pyav.container import decoder_options, is_much_fewer, is_much_less, open_container
+from videollama2.media.pyav.container import is_much_fewer, is_much_less, open_container, video_stream
 from videollama2.media.pyav.index import PacketIndex, PacketInfo, Run
 from videollama2.media.pyav.packets import FrameSink, Scan, packets_of, scan_packets
 from videollama2.media.readers import MediaWarning, ReaderBase
+from videollama2.media.sources import opened
 
 # Containers that store where each keyframe lies. Others guess from the bit rate, and land anywhere.
 _SEEKABLE = ("mov", "matroska", "avi")
@@ -77,45 +80,10 @@ class PyAVReader(ReaderBase):
             self._container.close()
             self._container = None
 
-    @classmethod
-    def check(cls, source: str | os.PathLike, name: str) -> None:
-        """Open a file and read the first packet of its video: far cheaper than a reader, which reads them all.
-
-        Raises:
-            MediaError: not a video, no video stream, or nothing in it.
-        """
-        reader = cls.__new__(cls)
-        reader.name, reader._source, reader._container = name, source, None
-        try:
-            reader._open()
-            if not any(packet is not None and packet.size for packet in packets_of(reader._container, reader._stream)):
-                raise MediaError(f"{name}: the video stream is empty")
-        finally:
-            reader.close()
-
     def _open(self) -> None:
         self._release()
         self._container = open_container(self._source, self.name, self._limits)
-        self._stream = self._video_stream()
-        self._stream.thread_type = "NONE"
-        self._stream.codec_context.thread_count = 1
-        self._stream.codec_context.options = decoder_options(self._limits)
-
-    def _video_stream(self) -> Any:
-        stream = self._container.streams.best("video")
-        if stream is None or stream.disposition & Disposition.attached_pic:
-            kinds = sorted({stream.type for stream in self._container.streams}) or ["nothing"]
-            raise MediaError(f"{self.name}: has no video stream, only {' and '.join(kinds)}")
-        if stream.codec_context is None:
-            raise MediaError(f"{self.name}: there is no decoder for its video stream")
-        context = stream.codec_context
-        if not (context.width and context.height):
-            raise MediaError(
-                f"{self.name}: the size of its frames is unknown: it is damaged, or larger than "
-                f"{self._limits.max_frame_pixels / 1e6:g} megapixels"
-            )
-        self._limits.check_frames(context.width, context.height, 1, self.name)
-        return stream
+        self._stream = video_stream(self._container, self.name, self._limits)
 
     def _read_index(self) -> None:
         # An mp4 lists its packets (unless in fragments): what is missing shows without the other streams.
@@ -158,21 +126,27 @@ class PyAVReader(ReaderBase):
         self.step_fps = PUBLISHED_GIF_FPS if self._container.format.name == "gif" else self.fps
 
     def _rate(self, times: Sequence[float]) -> float:
-        stated = self._stream.average_rate or self._stream.guessed_rate
-        stated = float(stated) if stated and stated > 0 else None
-        if len(times) < 2:
-            return stated or 1.0
-        measured = (len(times) - 1) / times[-1]
-        if stated is None or abs(stated - measured) > _RATE_TOLERANCE * measured:
-            return measured
-        return stated
+        """Average frames per second: what the header states where the time stamps agree, else what these say.
+
+        A header may count an avi's placeholders as frames, or have been copied from another file.
+        """
+        if len(times) > 1:
+            measured: float | None = (len(times) - 1) / times[-1]
+        else:
+            measured = self._index.packets_per_second(float(self._stream.time_base))
+        rates = (self._stream.average_rate, self._stream.guessed_rate, self._stream.base_rate)
+        stated = [float(rate) for rate in rates if rate and rate > 0]
+        if measured is None:
+            return stated[0] if stated else 1.0
+        return next((rate for rate in stated if abs(rate - measured) <= _RATE_TOLERANCE * measured), measured)
 
     def _warn_of_missing(self, scan: Scan) -> None:
         stated = (self._container.duration or 0) / 1e6
-        frames = self._stream.frames
+        # An avi counts placeholders as frames: no more are missing than fit into its length.
+        frames = min(self._stream.frames, math.ceil(self.fps * stated)) if stated else self._stream.frames
         is_short = is_much_less(scan.seconds, stated)
         is_sparse = is_much_fewer(scan.whole, frames)
-        if scan.is_cut or scan.whole < scan.seen or is_short or is_sparse or self._is_cut_gif():
+        if scan.is_cut or scan.damaged or is_short or is_sparse or self._is_cut_gif():
             self._warn(
                 f"the file is damaged or truncated; its {self.num_frames} readable frames "
                 f"({self.duration:.2f} s) are used"
@@ -181,10 +155,7 @@ class PyAVReader(ReaderBase):
     def _is_cut_gif(self) -> bool:
         if self._container.format.name != "gif":
             return False
-        if hasattr(self._source, "read"):
-            self._source.seek(-1, os.SEEK_END)
-            return self._source.read(1) != _GIF_END
-        with open(self._source, "rb") as file:
+        with opened(self._source, self.name, VIDEO) as file:
             file.seek(-1, os.SEEK_END)
             return file.read(1) != _GIF_END
 
@@ -328,3 +299,15 @@ class PyAVReader(ReaderBase):
                 continue
             self.decoded_frames += len(frames)
             yield from frames
+
+
+def check_first_packet(source: str | os.PathLike | Any, name: str, limits: MediaLimits = OWN_FILES) -> None:
+    """Open a file and read the first packet of its video: far cheaper than a reader, which reads them all.
+
+    Raises:
+        MediaError: not a video, no video stream, or nothing in it.
+    """
+    with open_container(source, name, limits) as container:
+        stream = video_stream(container, name, limits)
+        if not any(packet is not None and packet.size for packet in packets_of(container, stream)):
+            raise MediaError(f"{name}: the video stream is empty")
