@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
+import av
 import httpx
 import numpy as np
 import pytest
@@ -32,11 +33,11 @@ from videollama2.serve.page.events import Events
 from videollama2.serve.page.layout import PageSettings, Widgets, examples
 from videollama2.serve.page.pacing import paced
 from videollama2.serve.page.server import check_account, read_accounts
-from videollama2.serve.page.thumbnails import EDGE, Thumbnails, data_url
+from videollama2.serve.page.thumbnails import EDGE, Thumbnails, clock, data_url
 from videollama2.serve.page.votes import LogFullError, VoteLog
 from videollama2.serve.settings import MediaPolicy
 from videollama2.serve.untrusted_media.errors import RefusedMediaError
-from videollama2.serve.untrusted_media.sandbox import Sandbox
+from videollama2.serve.untrusted_media.sandbox import Sandbox, _times
 from videollama2.serve.web.errors import ApiError, model_not_found, no_worker
 
 VIDEO = Medium("video", str(CLIP), {"num_frames": 4})
@@ -190,6 +191,40 @@ def test_thumbnails_are_the_frames_asked_for() -> None:
     assert "8 frames from the whole video" in whole
     assert "3 frames from 0.5 s to 1.5 s" in clip
     assert "1 picture" in picture
+
+
+def test_a_thumbnail_tells_when_its_frame_is_shown() -> None:
+    """The times are those that a plain decoder finds in the file."""
+    with av.open(str(CLIP)) as container:
+        shown = [float(frame.time) for frame in container.decode(video=0)]
+    (decoded, strip) = asyncio.run(_timed_strip())
+    assert len(decoded.times) == 8
+    assert all(min(abs(time - other) for other in shown) < 1e-3 for time in decoded.times)
+    assert list(decoded.times) == sorted(decoded.times)
+    captions = re.findall("<figcaption>(.*?)</figcaption>", strip)
+    assert captions == [f"{time:.1f} s" for time in decoded.times]
+
+
+async def _timed_strip() -> tuple[Any, str]:
+    sandbox = Sandbox(MediaPolicy(decode_processes=1))
+    try:
+        decoded = await sandbox.read_timed("video", CLIP, {"num_frames": 8})
+        return decoded, await Thumbnails(sandbox).strip(Medium("video", str(CLIP)), 8)
+    finally:
+        sandbox.close()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.0, "0.0 s"), (3.46, "3.5 s"), (59.9, "59.9 s"), (60.0, "1:00"), (125.7, "2:05"), (3725.0, "1:02:05")],
+)
+def test_times_are_written_as_players_do(seconds: float, text: str) -> None:
+    assert clock(seconds) == text
+
+
+@pytest.mark.parametrize("told", [None, "1", ["a"], [1.0, None], [1e300], [True]])
+def test_times_of_a_process_in_a_clients_hands_are_not_taken(told: Any) -> None:
+    assert _times({"times": told}) == ()
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 3), (1080, 1920, 3), (1, 3000, 3), (3000, 1, 3)])

@@ -88,6 +88,7 @@ class Events:
         saved.then(None, w.saved, None, js=_DOWNLOAD)
         gr.on([w.question.submit, w.send.click], None, None, None, js=_SCROLL_TO_CHAT)
         w.other.change(self.show_other, {w.other}, [w.other_chat, w.other_conversation], **_QUICK)
+        gr.on([w.other.change, w.model.change], self.name_columns, {w.other, w.model}, [w.chat, w.other_chat], **_QUICK)
         w.camera.change(self.recorded, {w.camera, w.files}, [w.camera, w.files], **_QUICK)
         gr.on(
             [w.files.change, w.model.change, w.num_frames.change, w.start.change, w.end.change],
@@ -364,8 +365,16 @@ class Events:
         w = self.widgets
         name = values[w.other]
         is_shown = bool(name) and name != NO_OTHER
-        column = gr.Chatbot(visible=is_shown, value=[], label=name if is_shown else "")
-        return {w.other_chat: column, w.other_conversation: Conversation()}
+        return {w.other_chat: gr.Chatbot(visible=is_shown, value=[]), w.other_conversation: Conversation()}
+
+    async def name_columns(self, values: Values) -> Updates:
+        """Two columns are headed by the names of their models."""
+        w = self.widgets
+        are_two = bool(values[w.other]) and values[w.other] != NO_OTHER
+        return {
+            w.chat: gr.Chatbot(label=values[w.model] or "", show_label=are_two),
+            w.other_chat: gr.Chatbot(label=values[w.other] or "", show_label=are_two),
+        }
 
     async def recorded(self, values: Values) -> Updates:
         """A recording goes to the files of the next question."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,7 +34,7 @@ EMPTY = (
 class Reader(Protocol):
     """Decodes untrusted media: :class:`videollama2.serve.untrusted_media.sandbox.Sandbox`."""
 
-    async def read(self, kind: str, source: Any, options: Mapping[str, Any] | None = None) -> Any: ...
+    async def read_timed(self, kind: str, source: Any, options: Mapping[str, Any] | None = None) -> Any: ...
 
 
 class Thumbnails:
@@ -63,24 +63,39 @@ class Thumbnails:
         key = medium.kind, medium.path, tuple(sorted(options.items()))
         strip = self._strips.get(key)
         if strip is None:
-            frames = await self.reader.read(medium.kind, Path(medium.path), options)
-            pictures = [frames] if medium.kind == IMAGE else list(frames)
-            strip = await asyncio.to_thread(_draw, medium, options, pictures)
+            decoded = await self.reader.read_timed(medium.kind, Path(medium.path), options)
+            pictures = [decoded.frames] if medium.kind == IMAGE else list(decoded.frames)
+            strip = await asyncio.to_thread(_draw, medium, options, pictures, decoded.times)
             self._strips.put(key, strip)
         return strip
 
 
-def _draw(medium: Medium, options: Mapping[str, Any], frames: Iterable[np.ndarray]) -> str:
+def _draw(medium: Medium, options: Mapping[str, Any], frames: Sequence[np.ndarray], times: Sequence[float]) -> str:
+    """The strip's HTML. A frame is headed by its time, or by its number where frames have no times."""
     cells = []
-    for number, frame_HWC in enumerate(frames, start=1):
-        label = f"frame {number}" if medium.kind == VIDEO else "picture"
-        figure = f'<figure><img src="{data_url(frame_HWC)}" alt="{label}" draggable="false">'
-        cells.append(figure + (f"<figcaption>{number}</figcaption>" if medium.kind == VIDEO else "") + "</figure>")
+    for number, frame_HWC in enumerate(frames):
+        label, caption = "picture", ""
+        if medium.kind == VIDEO:
+            is_timed = len(times) == len(frames)
+            shown = clock(times[number]) if is_timed else str(number + 1)
+            label = f"frame {number + 1}" + (f" at {shown}" if is_timed else "")
+            caption = f"<figcaption>{shown}</figcaption>"
+        picture = f'<img src="{data_url(frame_HWC)}" alt="{label}" draggable="false">'
+        cells.append(f"<figure>{picture}{caption}</figure>")
     title = _title(medium, options, len(cells))
     return (
         f'<section class="vl-frames" data-frames="{len(cells)}"><header>{title}</header>'
         f'<div class="vl-strip" tabindex="0" aria-label="{escape(title)}">{"".join(cells)}</div></section>'
     )
+
+
+def clock(seconds: float) -> str:
+    """A time as players show it, with tenths below a minute: ``3.5 s``, ``2:05``, ``1:02:05``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _title(medium: Medium, options: Mapping[str, Any], count: int) -> str:

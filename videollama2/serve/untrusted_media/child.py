@@ -125,7 +125,7 @@ def _answer(
 ) -> tuple[dict[str, Any], Sequence[np.ndarray]]:
     """Reply and frames of one job. Whatever goes wrong becomes a reply: the process is there for the next one."""
     try:
-        frames = _read(header, blobs, limits)
+        frames, times = _read(header, blobs, limits)
         arrays = [frames] if isinstance(frames, np.ndarray) else frames
         arrays = [np.ascontiguousarray(array) for array in arrays]
         shapes = [list(array.shape) for array in arrays]
@@ -135,21 +135,24 @@ def _answer(
         return {"error": "memory"}, ()
     except _WHAT_DECODERS_RAISE as error:
         return {"error": "unreadable", "detail": f"{type(error).__name__}: {error}"[:2000]}, ()
-    return {"shapes": shapes}, arrays
+    return {"shapes": shapes, "times": times}, arrays
 
 
-def _read(header: dict[str, Any], blobs: list[bytearray], limits: MediaLimits) -> np.ndarray | list[np.ndarray]:
-    """(H, W, 3) of an image; (T, H, W, 3) of a video, or a list where frames differ in size."""
+def _read(
+    header: dict[str, Any], blobs: list[bytearray], limits: MediaLimits
+) -> tuple[np.ndarray | list[np.ndarray], list[float]]:
+    """(H, W, 3) of an image; (T, H, W, 3) of a video, or a list where frames differ in size; and the frames' times."""
     resize = None if header["resize"] is None else _resize_of(header["resize"])
     if header["kind"] == IMAGE:
         frame_HWC = np.asarray(load_image(blobs[0], limits))
-        return frame_HWC if resize is None else resize(frame_HWC, limits)
+        return (frame_HWC if resize is None else resize(frame_HWC, limits)), []
     source = blobs if header["is_list"] else blobs[0]
-    frames = read_clip(source, FrameSampling(**header["sampling"]), limits=limits).frames_THWC
+    clip = read_clip(source, FrameSampling(**header["sampling"]), limits=limits)
+    times = [round(float(time), 6) for time in clip.times]
     if resize is None:
-        return frames
-    small = [resize(frame_HWC, limits) for frame_HWC in frames]
-    return np.stack(small) if len({frame_HWC.shape for frame_HWC in small}) == 1 else small
+        return clip.frames_THWC, times
+    small = [resize(frame_HWC, limits) for frame_HWC in clip.frames_THWC]
+    return (np.stack(small) if len({frame_HWC.shape for frame_HWC in small}) == 1 else small), times
 
 
 def _resize_of(fields: dict[str, Any]) -> FrameResize:

@@ -32,6 +32,15 @@ from videollama2.serve.untrusted_media.process import Child, ChildError, ChildLi
 Frames = np.ndarray | list[np.ndarray]
 """(H, W, 3) of an image; (T, H, W, 3) of a video, or a list of (H, W, 3) where frames differ in size. uint8."""
 
+
+@dataclass(frozen=True)
+class Decoded:
+    """One decoded medium: its frames and, of a video, the second at which each is shown."""
+
+    frames: Frames
+    times: tuple[float, ...] = ()
+
+
 Source = bytes | Path | Sequence[bytes]
 """An encoded image or video, its path, or a list of encoded frames."""
 
@@ -75,7 +84,7 @@ class Sandbox:
         self.policy, self.resize, self.num_frames = policy, resize, num_frames
         self.started = 0
         """Processes started so far."""
-        self.cache: LruStore[bytes, Frames] = LruStore(cache_bytes, frame_bytes)
+        self.cache: LruStore[bytes, Decoded] = LruStore(cache_bytes, lambda decoded: frame_bytes(decoded.frames))
         """Frames by what they were decoded from."""
         self._limits = ChildLimits.of(policy, jobs_per_process)
         self._threads = ThreadPoolExecutor(policy.decode_processes, thread_name_prefix="videollama2-sandbox")
@@ -91,7 +100,11 @@ class Sandbox:
         return cls(policy, processor.first_resize(), num_frames=processor.model_config.num_frames, **options)
 
     async def read(self, kind: str, source: Source, options: Mapping[str, Any] | None = None) -> Frames:
-        """Frames of one medium; do not write into them.
+        """Frames of one medium; see :meth:`read_timed`."""
+        return (await self.read_timed(kind, source, options)).frames
+
+    async def read_timed(self, kind: str, source: Source, options: Mapping[str, Any] | None = None) -> Decoded:
+        """Frames of one medium with their times; do not write into them.
 
         Args:
             kind: ``image`` or ``video``.
@@ -111,9 +124,9 @@ class Sandbox:
             "cpu_seconds": self.policy.decode_timeout_s,
         }
         key = await asyncio.to_thread(_key, header, blobs)
-        frames = self.cache.get(key)
-        if frames is not None:
-            return frames
+        decoded = self.cache.get(key)
+        if decoded is not None:
+            return decoded
         return await self._share(key, header, blobs)
 
     def close(self) -> None:
@@ -177,7 +190,7 @@ class Sandbox:
 
     # ------------------------------------------------------------------------------------------------ several askers
 
-    async def _share(self, key: bytes, header: dict[str, Any], blobs: list[Any]) -> Frames:
+    async def _share(self, key: bytes, header: dict[str, Any], blobs: list[Any]) -> Decoded:
         """Decode once for all who ask for the same at the same time; who leaves last ends it."""
         flight = self._flights.get(key)
         if flight is None:
@@ -192,10 +205,10 @@ class Sandbox:
                 self._flights.pop(key, None)
                 flight.task.cancel()
 
-    async def _decode(self, key: bytes, header: dict[str, Any], blobs: list[Any]) -> Frames:
+    async def _decode(self, key: bytes, header: dict[str, Any], blobs: list[Any]) -> Decoded:
         job = _Job(header, blobs)
         try:
-            frames = await asyncio.get_running_loop().run_in_executor(self._threads, self._run, job)
+            decoded = await asyncio.get_running_loop().run_in_executor(self._threads, self._run, job)
         except asyncio.CancelledError:
             job.abandon()
             raise
@@ -203,12 +216,12 @@ class Sandbox:
             raise RefusedMediaError(
                 "this server is shutting down", "decoder_unavailable", 503, detail=str(error)
             ) from error
-        self.cache.put(key, frames)
-        return frames
+        self.cache.put(key, decoded)
+        return decoded
 
     # --------------------------------------------------------------------------------------------------- on a thread
 
-    def _run(self, job: _Job) -> Frames:
+    def _run(self, job: _Job) -> Decoded:
         child = self._child()
         if not job.take(child):
             raise ChildError("crash", "the client has left")
@@ -224,7 +237,8 @@ class Sandbox:
             raise RefusedMediaError(str(reply.get("message")))
         if "error" in reply:
             raise self._refusal(job.header["kind"], reply["error"], str(reply.get("detail", "")))
-        return self._frames(job.header["kind"], reply, arrays)
+        frames = self._frames(job.header["kind"], reply, arrays)
+        return Decoded(frames, _times(reply))
 
     def _child(self) -> Child:
         """This thread's process."""
@@ -275,6 +289,13 @@ class Sandbox:
         return frames[0] if kind == IMAGE or frames[0].ndim == 4 else frames
 
 
+def _times(reply: dict[str, Any]) -> tuple[float, ...]:
+    """The frames' times; like all that the process says, they are taken only as what they should be."""
+    times = reply.get("times")
+    is_good = isinstance(times, list) and all(isinstance(time, float) and abs(time) < 1e9 for time in times)
+    return tuple(times) if is_good else ()
+
+
 def frame_bytes(frames: Frames) -> int:
     """Memory that frames take."""
     return frames.nbytes if isinstance(frames, np.ndarray) else sum(frame.nbytes for frame in frames)
@@ -282,7 +303,7 @@ def frame_bytes(frames: Frames) -> int:
 
 @dataclass
 class _Flight:
-    task: asyncio.Future[Frames]
+    task: asyncio.Future[Decoded]
     waiting: int = 0
 
 
