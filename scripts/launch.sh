@@ -6,6 +6,7 @@
 #   NPROC_PER_NODE=8     processes of each node      MASTER_PORT=16666      its port
 #   RANK=0               number of this node         PYTHON, VENV=.venv     interpreter
 #   GLOBAL_BATCH_SIZE    samples of one step         LOCAL_BATCH_SIZE       samples of one process at a time
+#   STOP_SECONDS=600     how long a run may take to write its checkpoint after SIGTERM, SIGUSR1 (Slurm's --signal) or Ctrl-C
 #   DATA_DIR=datasets    OUTP_DIR=work_dirs          DEEPSPEED              a JSON file, or none for plain DDP
 #
 # A script sets GLOBAL_BATCH_SIZE, LOCAL_BATCH_SIZE and DEEPSPEED where they are not given and calls `launch "$@" -- FLAGS`.
@@ -61,6 +62,8 @@ launch() {
         --master_addr "${MASTER_ADDR:-127.0.0.1}" \
         --master_port "${MASTER_PORT:-16666}" \
         --node_rank "${RANK:-0}" \
+        --signals_to_handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 \
+        --shutdown_timeout "${STOP_SECONDS:-600}" \
         -m videollama2.train \
         ${sharding[@]+"${sharding[@]}"} \
         --per_device_train_batch_size "$LOCAL_BATCH_SIZE" \
@@ -74,6 +77,7 @@ launch() {
         --bf16 True \
         --tf32 True \
         --gradient_checkpointing True \
+        --group_by_modality_length True \
         --dataloader_num_workers 4 \
         --save_strategy steps \
         --save_steps 500 \
@@ -81,10 +85,23 @@ launch() {
         --logging_steps 1 \
         --report_to tensorboard \
         "${flags[@]}" \
-        ${overrides[@]+"${overrides[@]}"} || {
-        local code=$?
+        ${overrides[@]+"${overrides[@]}"} &
+    # A shell that waits for a program in the foreground hears of no signal before that has ended.
+    local launcher=$! code=0 told=
+    trap 'told=SIGTERM; kill -TERM "$launcher" 2>/dev/null || true' TERM
+    trap 'told=SIGUSR1; kill -USR1 "$launcher" 2>/dev/null || true' USR1
+    trap 'told=SIGINT; kill -INT "$launcher" 2>/dev/null || true' INT
+    wait "$launcher" || code=$?
+    while kill -0 "$launcher" 2>/dev/null; do
+        wait "$launcher" || code=$?
+    done
+    trap - TERM USR1 INT
+    [ "$code" -ne 0 ] || return 0
+    if [ -n "$told" ]; then
+        echo "stopped by $told; the same command goes on from the last checkpoint" >&2
+    else
         # The launcher has put a list of its own calls behind what the process said.
-        echo "error: training ended with code $code; the line above that begins with 'error:' says why" >&2
-        return "$code"
-    }
+        echo "error: training ended with code $code; if a line above begins with 'error:', it says why" >&2
+    fi
+    return "$code"
 }

@@ -67,6 +67,7 @@ WINGS = {
     ),
     "checkpoints": (
         ("files", "placement"),
+        ("fingerprint",),
         ("audio_tower", "full", "parts"),
         ("connector",),
         ("adapter",),
@@ -85,7 +86,7 @@ WINGS = {
         ("launch",),
     ),
     "eval": (
-        ("samples", "atomic", "subtitles", "fingerprint", "downloads"),
+        ("samples", "atomic", "subtitles", "downloads"),
         ("items",),
         ("strict",),
         ("answers", "annotations", "video_files"),

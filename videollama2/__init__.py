@@ -8,6 +8,7 @@ Importing the package also lets transformers' ``AutoConfig``, ``AutoProcessor`` 
 open VideoLLaMA 2 checkpoints, as soon as transformers is imported. torch is imported on first use, not here.
 """
 
+import logging
 from typing import Any
 
 from videollama2._register import register_when_needed
@@ -36,3 +37,7 @@ def __dir__() -> list[str]:
 
 
 register_when_needed()
+
+# transformers imports bitsandbytes where that is installed, which then tells of a kernel for one kind of CPU that would
+# have to be downloaded. Nothing needs it, and no reader can act on it.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

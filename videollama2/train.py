@@ -3,15 +3,17 @@
     python -m videollama2.train --model_path LANGUAGE_MODEL --vision_tower ENCODER --data_path FILE.json \\
         --output_dir DIR
 
-``--help`` lists all flags. A run that finds checkpoints in ``--output_dir`` goes on from the last whole one.
+``--help`` lists the flags. The same command again goes on from the last whole checkpoint in ``--output_dir``; a command
+that differs in anything that matters is refused there (:mod:`videollama2.training.identity`).
 """
 
 from __future__ import annotations
 
 import os
 import sys
-import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 if not __package__:
@@ -22,36 +24,87 @@ if not __package__:
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch.utils.data import ConcatDataset
 from transformers import set_seed
 
-from videollama2.commands import run_command
+from videollama2.commands import USER_ERROR, run_command
 from videollama2.data.collator import TrainingCollator
 from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.data.records import PackedRecords, read_sets
 from videollama2.errors import MissingDependencyError
 from videollama2.training.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from videollama2.training.build import base_name, build_model, describe_trainable
+from videollama2.training.identity import RunIdentity
 from videollama2.training.loss_plot import plot_losses
-from videollama2.training.resume import checkpoint_to_resume, told_when_full
+from videollama2.training.outcome import closing_words
+from videollama2.training.resume import told_when_full
+from videollama2.training.run_folder import Start, clear, find_start, locked, mark_finished, write_record
+from videollama2.training.stopping import (
+    StoppedBySignalError,
+    StoppedElsewhereError,
+    StopSignals,
+    decide_together,
+    message_of,
+)
 from videollama2.training.trainer import VideoLlama2Trainer
 
 
 def train(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> None:
-    """One whole run; the result lies in ``training_args.output_dir``.
+    """One whole run; the result lies in ``training_args.output_dir``. Of a run that is finished, nothing is changed.
 
     Raises:
-        VideoLlama2Error: data, weights or flags that break a rule.
+        VideoLlama2Error: data, weights or flags that break a rule, or an output folder that holds another run.
+        StoppedBySignalError: the run was told to stop, and has written a checkpoint. StoppedElsewhereError: another
+            process of it has met an error.
     """
+    out = Path(training_args.output_dir)
+    with ExitStack() as stack:
+        identity, start = decide_together(
+            lambda: _begin(model_args, data_args, training_args, stack), training_args.process_index == 0
+        )
+        if start.is_finished:
+            if training_args.process_index == 0:
+                print(f"this run is finished, nothing was done\n{closing_words(out, base_name(model_args.model_path))}")
+        else:
+            _run(model_args, data_args, training_args, identity, start)
+
+
+def _begin(
+    model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments, stack: ExitStack
+) -> tuple[RunIdentity, Start]:
+    """What the run is and where it begins; unless it is finished, the output folder is this process's afterwards."""
+    identity = RunIdentity.of(model_args, data_args, training_args)
+    out = Path(training_args.output_dir)
+
+    def start() -> Start:
+        if training_args.overwrite_output_dir:
+            return Start()
+        asked, deepspeed = training_args.resume_from_checkpoint, bool(training_args.deepspeed)
+        return find_start(identity, out, asked, deepspeed, training_args.resume_older)
+
+    if (found := start()).is_finished:
+        return identity, found
+    stack.enter_context(locked(out))
+    return identity, start()  # what another run has done to the folder until it was locked counts
+
+
+def _run(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    identity: RunIdentity,
+    start: Start,
+) -> None:
     # Annotations first: a wrong one is found in seconds, before gigabytes of weights are read.
     skipped: list[str] | None = [] if data_args.on_bad_sample == "skip" else None
-    first = training_args.local_process_index == 0
-    sets = read_sets(data_args.data_path, data_args.data_folder, skipped, progress=first)
-    eval_sets = read_sets(data_args.eval_data_path or [], data_args.data_folder, skipped, progress=first)
-    resumed = checkpoint_to_resume(
-        training_args.output_dir, training_args.resume_from_checkpoint, bool(training_args.deepspeed)
+    read = partial(
+        read_sets,
+        data_folder=data_args.data_folder,
+        skipped=skipped,
+        progress=training_args.local_process_index == 0,
     )
+    sets, eval_sets = read(data_args.data_path), read(data_args.eval_data_path or [])
     set_seed(training_args.seed)
     model, processor = build_model(model_args, data_args, training_args)
     stage = _stage(model_args)
@@ -61,6 +114,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
             ConcatDataset(sets), processor, training_args.model_max_length, stage, skip_bad=skipped is not None
         )
 
+    signals = StopSignals()
     trainer = VideoLlama2Trainer(
         model=model,
         args=training_args,
@@ -71,22 +125,29 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
         base=base_name(model_args.model_path),
         connector_only=model_args.tune_mm_mlp_adapter,
         mixture=([len(records) for records in sets], data_args.data_weights),
+        identity=identity,
+        signals=signals,
     )
+    out = Path(training_args.output_dir)
     if training_args.process_index == 0:
+        if training_args.overwrite_output_dir:
+            clear(out)
+        write_record(out, identity)
         for message in skipped or ():
             trainer.note_bad(message)
     if training_args.should_log:
         print(describe_trainable(model), flush=True)
-        if resumed:
-            print(f"going on from {resumed}", flush=True)
-    out = Path(training_args.output_dir)
+        if start.checkpoint:
+            print(f"going on from {start.checkpoint}", flush=True)
     # Not only weights are written: the log fills a disk too.
-    with told_when_full(out):
-        trainer.train(resume_from_checkpoint=resumed)
+    with signals, told_when_full(out):
+        trainer.train(resume_from_checkpoint=start.checkpoint)
         trainer.save_model(training_args.output_dir)
         trainer.save_state()
         if training_args.should_save:
             _plot(out)
+            mark_finished(out, identity, trainer.state.global_step, training_args.resume_from_checkpoint)
+            print(closing_words(out, trainer.base), flush=True)
     end_together(trainer.accelerator)
 
 
@@ -120,13 +181,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     A bare ``--debug`` shows the traceback instead (with a value it is transformers' flag of that name).
     """
-    # Neither is for the reader to act on: a flag under its published name, and 1 x 1 convolutions, whose gradients have
-    # another order of axes but the same one in memory.
-    warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing` is deprecated", FutureWarning)
-    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = _take_bare_debug(arguments)
-    return run_command(lambda: train(*parse_arguments(arguments)), debug=debug, describe=_message)
+    return run_command(lambda: _train_and_tell(arguments), debug=debug, describe=message_of)
+
+
+def _train_and_tell(arguments: Sequence[str]) -> int:
+    try:
+        train(*parse_arguments(arguments))
+    except StoppedBySignalError as stop:
+        if PartialState().is_main_process:
+            print(stop, file=sys.stderr)
+        return stop.exit_code
+    except StoppedElsewhereError:
+        return USER_ERROR  # the process that met the error tells it
+    return 0
 
 
 def _take_bare_debug(arguments: list[str]) -> bool:
@@ -135,14 +204,6 @@ def _take_bare_debug(arguments: list[str]) -> bool:
             del arguments[place]
             return True
     return False
-
-
-def _message(error: Exception) -> str:
-    """The message alone; one that comes out of a loader worker carries that worker's whole traceback."""
-    text = str(error)
-    name = f"{type(error).__module__}.{type(error).__name__}: "
-    message = text.rpartition(name)[2].strip() if text.startswith("Caught ") else text
-    return "; ".join(message.splitlines())  # several records may be named, a line each
 
 
 if __name__ == "__main__":

@@ -70,16 +70,15 @@ stage() {
 }
 
 # The decoder knows no language yet, so little can be learnt through it: few steps, and small ones, which leave the tokens
-# where the words are. The list of what was logged is the last file of a stage that is not a picture.
-if [ ! -f "$RUN/pretrain/trainer_state.json" ]; then
-    stage --max_steps "${PRETRAIN_STEPS:-100}" "$@" -- \
-        --tune_mm_mlp_adapter True \
-        --pretrain_mm_mlp_adapter "$RUN/start/mm_projector.bin" \
-        --data_path "$RUN/train/captions.json" "$RUN/order/captions.json" \
-        --output_dir "$RUN/pretrain" \
-        --learning_rate 1e-5 \
-        --warmup_steps "${WARMUP:-20}"
-fi
+# where the words are. A stage that is finished says so and has nothing to do.
+stage --max_steps "${PRETRAIN_STEPS:-100}" "$@" -- \
+    --tune_mm_mlp_adapter True \
+    --pretrain_mm_mlp_adapter "$RUN/start/mm_projector.bin" \
+    --data_path "$RUN/train/captions.json" "$RUN/order/captions.json" \
+    --output_dir "$RUN/pretrain" \
+    --learning_rate 1e-5 \
+    --group_by_modality_length False \
+    --warmup_steps "${WARMUP:-20}"
 
 stage --max_steps "${FINETUNE_STEPS:-6600}" "$@" -- \
     --pretrain_mm_mlp_adapter "$RUN/pretrain/mm_projector.bin" \
@@ -90,5 +89,4 @@ stage --max_steps "${FINETUNE_STEPS:-6600}" "$@" -- \
     --learning_rate 1e-3 \
     --warmup_steps "${WARMUP:-100}" \
     --weight_decay 0.05 \
-    --max_grad_norm 1.0 \
-    --group_by_modality_length True
+    --max_grad_norm 1.0

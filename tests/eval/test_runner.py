@@ -16,9 +16,9 @@ from tests.conftest import ROOT
 from tests.eval.reference import benchmarks_dir
 from videollama2 import mm_infer, model_init
 from videollama2.checkpoints.files import resolve_name
+from videollama2.checkpoints.fingerprint import model_revision
 from videollama2.errors import ConfigError, DataError
 from videollama2.eval.benchmarks import benchmark
-from videollama2.eval.fingerprint import model_revision
 from videollama2.eval.items import Item
 from videollama2.eval.run import ModelChoice, Plan, items_digest, run
 from videollama2.eval.runner import AnswerOptions, Runner, by_clip, open_engine, share

@@ -164,3 +164,45 @@ def test_deepspeed_file_that_is_not_there(world, parts, tmp_path, capsys):
     pytest.importorskip("deepspeed")
     assert train.main(flags(world, parts, tmp_path / "out", deepspeed="no/zero9.json")) == 2
     assert "--deepspeed no/zero9.json: there is no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"torch_compile": True}, "--torch_compile True is refused"),
+        ({"torch_compile_backend": "inductor"}, "--torch_compile_backend inductor is refused"),
+        ({"fsdp": "full_shard auto_wrap"}, "scripts/zero3.json"),
+        ({"fsdp_config": '{"version": 2}'}, "--fsdp_config"),
+        ({"enable_jit_checkpoint": True}, "SIGTERM and SIGUSR1 leave a whole checkpoint"),
+        ({"auto_find_batch_size": True}, "--per_device_train_batch_size"),
+        ({"attn_implementation": "magic"}, "not one of sdpa, eager"),
+        ({"attn_implementation": "flash_attention_2"}, "needs a GPU"),
+        ({"attn_implementation": "flex_attention"}, "needs a GPU"),
+    ],
+)
+def test_flags_that_would_lie_are_refused_with_the_reason(world, parts, tmp_path, capsys, changes, words):
+    assert train.main(flags(world, parts, tmp_path / "out", **changes, use_cpu=True)) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert words in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_attention_is_the_one_that_was_asked_for(run, world, parts, tmp_path):
+    losses = {}
+    for name in ("sdpa", "eager"):
+        losses[name] = run(attn_implementation=name, max_steps=1).losses
+        arguments = train.parse_arguments(flags(world, parts, tmp_path / "out", attn_implementation=name))
+        model, _ = train.build_model(*arguments)
+        assert model.model.language_model.config._attn_implementation == name
+    assert losses["sdpa"] == pytest.approx(losses["eager"], rel=1e-5)
+
+
+def test_folders_to_be_added_to_others_are_refused_with_the_command(run, world, parts, captions, tmp_path, capsys):
+    lora = run(lora_enable=True, freeze_vision_tower=True, max_steps=1).folder
+    connector = run(tune_mm_mlp_adapter=True, freeze_vision_tower=True, data_path=captions, max_steps=1).folder
+    whole = {"vision_tower": None, "mm_projector_type": None}
+    for more in ({}, {"lora_enable": True, "freeze_vision_tower": True}):
+        assert train.main(flags(world, parts, tmp_path / "out", model_path=lora, **whole, **more)) == 2
+        assert f"videollama2 merge {lora} {lora}-merged" in capsys.readouterr().err
+    assert train.main(flags(world, parts, tmp_path / "out", model_path=connector, **whole)) == 2
+    assert f"--pretrain_mm_mlp_adapter {connector / 'mm_projector.bin'}" in capsys.readouterr().err

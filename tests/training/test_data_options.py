@@ -54,8 +54,28 @@ def test_a_step_of_bad_records_alone_changes_nothing(run, damaged, tmp_path):
     (tmp_path / "bad.json").write_text(json.dumps(rows))
     options = {"data_path": tmp_path / "bad.json", "on_bad_sample": "skip"}
     result = run(**options)
-    assert result.losses == [0, 0]
-    assert result.log[0]["grad_norm"] == 0
+    # Such a step has no loss that could be logged or drawn, not one of zero.
+    lines = [row for row in result.history if "samples_per_second" in row]
+    assert [row["step"] for row in lines] == [1, 2]
+    assert not any({"loss", "grad_norm"} & row.keys() for row in lines)
+    assert not (result.folder / "loss.png").exists()
+
+
+def test_steps_of_bad_records_do_not_dilute_the_loss(run, world, damaged, tmp_path):
+    """Lines of four steps each, in which some steps have no label."""
+    long = [row for row in json.loads(damaged.read_text()) if row["id"] == "long"]
+    text = [row for row in json.loads((world / "mixed.json").read_text()) if row["id"] == "text-0"]
+    (tmp_path / "some.json").write_text(json.dumps(long * 3 + text))
+    options = {
+        "data_path": tmp_path / "some.json",
+        "on_bad_sample": "skip",
+        "per_device_train_batch_size": 1,
+        "max_steps": 4,
+        "learning_rate": 0.0,
+    }
+    single = run(**options).losses
+    assert len(single) == 1
+    assert run(logging_steps=4, **options).losses == pytest.approx([sum(single) / len(single)])
 
 
 def test_bad_records_stop_the_run_by_default(world, parts, damaged, tmp_path, capsys):

@@ -221,6 +221,9 @@ def test_zero_2_goes_on_over_quantised_weights(launch, world, parts, tmp_path, c
     assert resumed.losses == pytest.approx(whole.losses, abs=1e-6)
 
     assert train.main(flags(world, parts, begun, **options)) == 2
+    assert "--deepspeed not given (was with other content)" in capsys.readouterr().err
+    asked = {**options, "resume_from_checkpoint": begun / "checkpoint-2"}
+    assert train.main(flags(world, parts, tmp_path / "plain", **asked)) == 2
     assert "checkpoint-2 was written with --deepspeed, this run is without it" in capsys.readouterr().err
     with pytest.raises(CheckpointError, match="by 2 processes, these are 3"):
         load_engine(SimpleNamespace(dp_world_size=3), str(begun / "checkpoint-1"))

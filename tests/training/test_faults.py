@@ -66,9 +66,9 @@ def test_annotations_that_are_not_json(world, parts, tmp_path, capsys):
 
 
 def test_a_checkpoint_of_another_kind_is_not_gone_on_from(run, world, parts, tmp_path, capsys):
-    """A LoRA run in the folder of one with another rank."""
+    """A LoRA run from a checkpoint of one with another rank."""
     options = {"lora_enable": True, "freeze_vision_tower": True, "save_strategy": "steps", "save_steps": 1}
     folder = run(lora_r=4, max_steps=1, **options).folder
-    argv = flags(world, parts, folder, lora_r=8, max_steps=2, **options)
-    assert train.main(argv) == 2
-    assert "the adapter does not fit this model and its --lora flags" in capsys.readouterr().err
+    options["resume_from_checkpoint"] = folder / "checkpoint-1"
+    line = refusal(world, parts, tmp_path, capsys, lora_r=8, max_steps=2, **options)
+    assert "the adapter does not fit this model and its --lora flags" in line

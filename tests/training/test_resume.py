@@ -4,15 +4,16 @@ import os
 import resource
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
 from videollama2 import train
 from videollama2.errors import CheckpointError, ConfigError
-from videollama2.training.resume import checkpoint_to_resume, is_whole, last_checkpoint, told_when_it_fails
+from videollama2.training.resume import check_optimizer, is_whole, last_checkpoint, told_when_it_fails
 
-from .conftest import command, copy_checkpoint, difference, environment, flags
+from .conftest import Run, command, copy_checkpoint, difference, environment, flags
 
 SAVING = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 4}
 KINDS = {
@@ -63,9 +64,10 @@ def test_an_optimizer_never_begins_anew_in_silence(run, world, parts, tmp_path, 
     options = {**SAVING, "max_steps": 2}
     plain = run(**options).folder
     with pytest.raises(ConfigError, match=r"checkpoint-2 was written without --deepspeed, this run is with it"):
-        checkpoint_to_resume(str(plain), None, deepspeed=True)
+        check_optimizer(plain / "checkpoint-2", deepspeed=True)
     folder = run(save_only_model=True, **options).folder
-    assert train.main(flags(world, parts, folder, **{**options, "max_steps": 4})) == 2
+    (folder / "model.safetensors").unlink()
+    assert train.main(flags(world, parts, folder, **options)) == 2
     assert "checkpoint-2 holds no state of the optimizer (--save_only_model)" in capsys.readouterr().err
 
 
@@ -79,6 +81,12 @@ def test_the_mark_of_an_older_checkpoint_does_not_make_a_new_one_whole(run, laun
     assert not (folder / "checkpoint-4" / "left-over").exists()
 
 
+def begun(whole: Path, folder: Path) -> Run:
+    """A copy of the first checkpoint of a run, as that run looked after two steps."""
+    copy_checkpoint(whole / "checkpoint-2", folder / "begun" / "checkpoint-2")
+    return Run(folder / "begun")
+
+
 def limit_files() -> None:
     """No file above 100 kB can be written: the weights of the test model are larger."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -86,7 +94,7 @@ def limit_files() -> None:
 
 @pytest.mark.slow
 def test_disk_that_is_full_while_saving(run, world, parts, tmp_path):
-    first = run(**{**SAVING, "max_steps": 2})
+    first = begun(run(**{**SAVING, "max_steps": 4}).folder, tmp_path)
     argv = command(flags(world, parts, first.folder, **{**SAVING, "max_steps": 4}), 1)
     done = subprocess.run(
         argv,
@@ -127,7 +135,7 @@ exit $code
 @pytest.mark.parametrize("report_to", ["none", "tensorboard"])
 def test_disk_without_room_for_a_second_checkpoint(run, world, parts, tmp_path, report_to):
     """A disk that really is full. Only one checkpoint is to be kept, but the old one goes when the new one is whole."""
-    first = run(**{**SAVING, "max_steps": 2})
+    first = begun(run(**{**SAVING, "max_steps": 6}).folder, tmp_path)
     used = sum(path.stat().st_size for path in first.folder.rglob("*") if path.is_file())
     disk = tmp_path / "disk"
     disk.mkdir()

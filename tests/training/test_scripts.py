@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -79,6 +80,7 @@ def test_published_numbers(printed, script):
     assert (training.model_max_length, training.num_train_epochs, training.lr_scheduler_type) == (2048, 1, "cosine")
     assert (training.weight_decay, training.gradient_checkpointing, training.save_steps) == (0, True, 500)
     assert training.warmup_steps == 0.03
+    assert training.group_by_modality_length
     assert (model.mm_projector_type, model.mm_vision_select_layer, data.num_frames) == ("stc_connector_v35", -2, 16)
     assert model.tune_mm_mlp_adapter == (script == "vllava/pretrain.sh")
     assert data.image_aspect_ratio == (None if script == "vllava/pretrain.sh" else "pad")
@@ -115,6 +117,45 @@ def test_batches_that_do_not_divide_are_refused_with_the_numbers(variables, word
     done = call("vllava/finetune.sh", **variables)
     assert done.returncode == 2
     assert words in done.stderr
+
+
+SIGNALLED = """#!/usr/bin/env bash
+trap 'echo told of USR1; exit 7' USR1
+trap 'echo told of TERM; exit 7' TERM
+echo ready
+while :; do sleep 0.1; done
+"""
+
+
+@pytest.mark.parametrize("name", ["USR1", "TERM"])
+def test_signals_to_a_script_reach_the_launcher(tmp_path, name):
+    """Slurm signals the shell, which would hear of nothing while it waits for a program in the foreground."""
+    stand_in = tmp_path / "signalled"
+    stand_in.write_text(SIGNALLED)
+    stand_in.chmod(0o755)
+    script = subprocess.Popen(
+        ["bash", str(ROOT / "scripts" / "custom" / "finetune.sh")],
+        env={**environment(), "PYTHON": str(stand_in), "NPROC_PER_NODE": "8", "WORLD_SIZE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while script.stdout.readline() != "ready\n":
+        assert script.poll() is None
+    script.send_signal(getattr(signal, f"SIG{name}"))
+    out, told = script.communicate(timeout=60)
+    assert out == f"told of {name}\n"
+    assert told == f"stopped by SIG{name}; the same command goes on from the last checkpoint\n"
+    assert script.returncode == 7
+
+
+def test_a_failed_training_ends_with_its_code(tmp_path):
+    stand_in = tmp_path / "failing"
+    stand_in.write_text("#!/usr/bin/env bash\nexit 3\n")
+    stand_in.chmod(0o755)
+    done = call("custom/finetune.sh", PYTHON=stand_in)
+    assert done.returncode == 3
+    assert done.stderr.startswith("error: training ended with code 3")
 
 
 @pytest.fixture

@@ -44,8 +44,8 @@ class ModelChoice:
         """What answers depend on. Device and dtype are written out, since their defaults depend on the machine; they
         and the attention's implementation round differently."""
         from videollama2.checkpoints import default_device
+        from videollama2.checkpoints.fingerprint import model_revision
         from videollama2.checkpoints.placement import as_dtype
-        from videollama2.eval.fingerprint import model_revision
 
         device = str(self.options.get("device") or default_device())
         dtype = as_dtype(self.dtype, device)

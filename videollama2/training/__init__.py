@@ -1,6 +1,7 @@
 """Everything ``train.py`` is made of: flags, what is trained, the loop, what is written."""
 
 import sys
+import warnings
 from importlib.util import find_spec
 
 
@@ -21,3 +22,20 @@ def _ignore_folder_named_datasets() -> None:
 
 
 _ignore_folder_named_datasets()
+
+
+def _quiet_libraries() -> None:
+    """Keep out of the terminal what no reader can act on."""
+    for category, message in (
+        # A flag under its published name.
+        (FutureWarning, "`(is_)?gradient_checkpointing` is deprecated"),
+        # 1 x 1 convolutions, whose gradients have another order of axes but the same one in memory.
+        (UserWarning, "Grad strides do not match bucket view strides"),
+        # The number of loader workers is the user's choice.
+        (UserWarning, "This DataLoader will create"),
+        (UserWarning, "'pin_memory' argument is set as true but no accelerator is found"),
+    ):
+        warnings.filterwarnings("ignore", message, category)
+
+
+_quiet_libraries()

@@ -6,10 +6,9 @@ Where a flag contradicts what the model folder says, the run stops instead of ch
 import sys
 from collections.abc import Sequence
 
-from transformers import HfArgumentParser
-
 from videollama2.errors import ConfigError
 from videollama2.training.flags import DataArguments, ModelArguments, TrainingArguments
+from videollama2.training.help import Parser
 from videollama2.training.rules import check_arguments
 
 __all__ = ["Arguments", "DataArguments", "ModelArguments", "TrainingArguments", "parse_arguments"]
@@ -24,7 +23,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
         ConfigError: flags that there are not, or that contradict each other. A value of the wrong type ends the process
             with argparse's message.
     """
-    parser = HfArgumentParser(
+    parser = Parser(
         (ModelArguments, DataArguments, TrainingArguments),
         prog="python -m videollama2.train",
         description="Train a video language model.",

@@ -11,13 +11,15 @@ from torch import nn
 
 from videollama2.checkpoints import build_from_parts, load_checkpoint, load_connector, resolve_name
 from videollama2.checkpoints.adapter import has_lora
-from videollama2.checkpoints.placement import quantization_config
+from videollama2.checkpoints.files import ADAPTER_CONFIG, CONNECTOR_FILES, FULL_WEIGHTS
+from videollama2.checkpoints.placement import check_attention, quantization_config
 from videollama2.config import FLAT_MODEL_TYPES, is_videollama2
 from videollama2.errors import CheckpointNotFoundError, ConfigError
-from videollama2.hub import find_file, read_config
+from videollama2.hub import find_file, first_file, read_config
 from videollama2.model.encoders import vision_encoder
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.processing import VideoLlama2Processor
+from videollama2.training.connector_file import connector_file
 from videollama2.training.flags import DataArguments, ModelArguments, TrainingArguments
 from videollama2.training.lora import add_lora, fused_experts
 from videollama2.training.meter import weights_of
@@ -40,22 +42,20 @@ def build_model(
         MissingDependencyError: LoRA without peft, quantisation without bitsandbytes.
     """
     path = resolve_name(model_args.model_path)
-    fields = _read_config(path)
-    whole = is_videollama2(fields)
-    options = _loading_options(training_args)
+    load = _load_whole if is_videollama2(_read_config(path)) else _load_parts
+    _check_is_whole_or_bare(path)
     with whole_weights(training_args):
-        load = _load_whole if whole else _load_parts
-        model, processor = load(path, model_args, options)
-        if training_args.bits != 16 and (left := fused_experts(model)):
-            warnings.warn(
-                f"--bits {training_args.bits} leaves {left:,} weights of fused experts as they are: "
-                "only linear layers are quantised",
-                stacklevel=2,
-            )
+        model, processor = load(path, model_args, _loading_options(model_args, training_args))
         _check_model_type(model_args.model_type, model.config.text_config.model_type, path)
         _set_media(model, processor, data_args)
         if model_args.pretrain_mm_mlp_adapter:
-            load_connector(model, _connector_file(model_args.pretrain_mm_mlp_adapter))
+            load_connector(model, connector_file(model_args.pretrain_mm_mlp_adapter))
+    if training_args.bits != 16 and (left := fused_experts(model)):
+        warnings.warn(
+            f"--bits {training_args.bits} leaves {left:,} weights of fused experts as they are: "
+            "only linear layers are quantised",
+            stacklevel=2,
+        )
     model.config.tune_mm_mlp_adapter = model_args.tune_mm_mlp_adapter
     if training_args.lora_enable:
         add_lora(model, training_args)
@@ -67,11 +67,14 @@ def build_model(
     return model, processor
 
 
-def _loading_options(training_args: TrainingArguments) -> dict[str, Any]:
+def _loading_options(model_args: ModelArguments, training_args: TrainingArguments) -> dict[str, Any]:
     """What learns is kept in float32; DeepSpeed keeps its own such copy and needs the weights in half of it only."""
     half = training_args.bf16 and training_args.deepspeed
     options: dict[str, Any] = {"dtype": torch.bfloat16 if half else torch.float32}
     computed_in = torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else torch.float32
+    if model_args.attn_implementation is not None:
+        check_attention(model_args.attn_implementation)
+        options["attn_implementation"] = model_args.attn_implementation
     quantization = quantization_config(
         training_args.bits, computed_in, training_args.double_quant, training_args.quant_type
     )
@@ -97,28 +100,22 @@ def base_name(model_path: str) -> str:
     return str(path.resolve()) if path.is_dir() else model_path
 
 
-def _connector_file(name: str) -> Path:
-    """A file, or ``owner/repository/file`` on the hub.
-
-    Raises:
-        CheckpointNotFoundError: neither.
-    """
-    path = Path(name)
-    if path.is_file():
-        return path
-    owner, _, rest = name.partition("/")
-    repository, _, file = rest.partition("/")
-    connector = None
-    if not path.is_absolute() and file:
-        try:
-            connector = find_file(f"{owner}/{repository}", file)
-        except CheckpointNotFoundError as error:
-            raise CheckpointNotFoundError(
-                f"--pretrain_mm_mlp_adapter {name}: neither a file nor on a hub that can be reached"
-            ) from error
-    if connector is None:
-        raise CheckpointNotFoundError(f"--pretrain_mm_mlp_adapter {name}: there is no such file")
-    return connector
+def _check_is_whole_or_bare(path: str) -> None:
+    """Raise ConfigError, with the command that helps, for a folder whose weights are added to others."""
+    if first_file(path, FULL_WEIGHTS) is not None:
+        return
+    if find_file(path, ADAPTER_CONFIG) is not None:
+        merged = f"{path.rstrip('/')}-merged"
+        raise ConfigError(
+            f"--model_path {path} is a LoRA folder; merge it into its base first: videollama2 merge {path} {merged}, "
+            f"then --model_path {merged}"
+        )
+    if (connector := first_file(path, CONNECTOR_FILES)) is not None:
+        base = read_config(path).get("_name_or_path") or "ITS_LANGUAGE_MODEL"
+        raise ConfigError(
+            f"--model_path {path} holds a connector alone; give --model_path {base} "
+            f"--pretrain_mm_mlp_adapter {connector}"
+        )
 
 
 def _read_config(path: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Flags of ``train.py``, under their published names. Every flag has an effect."""
 
+import os
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,6 +54,13 @@ class ModelArguments:
         },
     )
     freeze_vision_tower: bool = field(default=True, metadata={"help": "The vision encoder does not learn."})
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={
+            "help": "How the language model attends: sdpa (default), eager, flash_attention_2 or flex_attention, the "
+            "last two on a GPU."
+        },
+    )
 
     def __post_init__(self) -> None:
         # How a caller of a script takes back a flag that the script gives.
@@ -95,6 +103,26 @@ class DataArguments:
     )
 
 
+_COMPILING = (
+    "the frames and tokens of each batch differ in number, which makes torch compile anew for minutes and fail in "
+    "the backward pass"
+)
+_FSDP = "weights are sharded by --deepspeed scripts/zero3.json; this trainer does not know FSDP's"
+
+_REFUSED = {
+    "torch_compile": _COMPILING,
+    "torch_compile_backend": _COMPILING,
+    "torch_compile_mode": _COMPILING,
+    "fsdp": _FSDP,
+    "fsdp_config": _FSDP,
+    "auto_find_batch_size": "it goes on with smaller batches than the run was started with; give "
+    "--per_device_train_batch_size and --gradient_accumulation_steps",
+    "enable_jit_checkpoint": "it saves between the backward pass and the optimizer's step, which is not gone on from "
+    "exactly; without it, SIGTERM and SIGUSR1 leave a whole checkpoint after the step under way",
+}
+"""Flags of transformers that would lie here -> why."""
+
+
 @dataclass
 class TrainingArguments(transformers.TrainingArguments):
     """transformers' arguments and what is special to this model."""
@@ -102,6 +130,13 @@ class TrainingArguments(transformers.TrainingArguments):
     # The samples' keys are the collator's, not the model's.
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay False: the collator reads what the model does not."}
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Begin anew in a folder that holds another run, which is removed."}
+    )
+    resume_older: bool = field(
+        default=False,
+        metadata={"help": "Go on from the newest checkpoint that can be read where newer ones are damaged."},
     )
     optim: str = field(default="adamw_torch", metadata={"help": "Any optimizer of transformers."})
     model_max_length: int = field(
@@ -140,6 +175,18 @@ class TrainingArguments(transformers.TrainingArguments):
         metadata={"help": "tensorboard, wandb, none, ... Default: tensorboard where it is installed."},
     )
 
+    # Flags of transformers that do something else than they say here; see _REFUSED.
+    torch_compile: bool = field(default=False, metadata={"help": "Refused: the media of a batch vary in shape."})
+    fsdp: str | None = field(
+        default=None, metadata={"nargs": "?", "const": "True", "help": "Refused: use --deepspeed scripts/zero3.json."}
+    )
+    auto_find_batch_size: bool = field(
+        default=False, metadata={"help": "Refused: a run would go on with other batches than it was started with."}
+    )
+    enable_jit_checkpoint: bool = field(
+        default=False, metadata={"help": "Refused: SIGTERM and SIGUSR1 leave a checkpoint without it."}
+    )
+
     # Flags of transformers that would have no effect here, or a wrong one: they are none. Attributes remain, since
     # transformers reads them.
     do_train: bool = field(default=False, init=False)
@@ -161,6 +208,9 @@ class TrainingArguments(transformers.TrainingArguments):
     fp16_full_eval: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
+        for name, reason in _REFUSED.items():
+            if (value := getattr(self, name)) not in (None, False):
+                raise ConfigError(f"--{name} {value} is refused: {reason}")
         if self.deepspeed:
             _need_package("deepspeed", f"--deepspeed {self.deepspeed}")
             if str(self.deepspeed).endswith(".json") and not Path(self.deepspeed).is_file():
@@ -170,6 +220,8 @@ class TrainingArguments(transformers.TrainingArguments):
         # for single ones, and none of them hears of the others' gradients.
         if not torch.accelerator.is_available():
             self.use_cpu = True
+            # DeepSpeed, which accelerate imports where it is installed, would look for one and tell that there is none.
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
         if self.use_cpu:
             self.dataloader_pin_memory = False
             self.tf32 = None  # the published scripts ask for it; without a GPU transformers would refuse to start

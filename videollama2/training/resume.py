@@ -5,17 +5,20 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
-from videollama2.errors import CheckpointError, ConfigError, first_line
+from videollama2.checkpoints.files import UNREADABLE
+from videollama2.errors import CheckpointError, ConfigError, VideoLlama2Error, first_line
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 STATE_FILE = "trainer_state.json"
 """Written last of all, after every process has written its part."""
+SIZES_FILE = "sizes.json"
 
 
 def is_whole(checkpoint: Path) -> bool:
@@ -26,31 +29,75 @@ def is_whole(checkpoint: Path) -> bool:
         return False
 
 
-def last_checkpoint(folder: Path) -> str | None:
-    """The whole checkpoint of the most steps in ``folder``, if there is one."""
+def checkpoints_of(folder: Path) -> list[Path]:
+    """The run's own checkpoints, whole or not, the one of the most steps first."""
     # A copy that somebody put beside them (checkpoint-100.old) is none of the run's.
     named = ((path.name.removeprefix("checkpoint-"), path) for path in folder.glob("checkpoint-*"))
     numbered = {int(number): path for number, path in named if number.isascii() and number.isdigit()}
-    whole = (path for _, path in sorted(numbered.items(), reverse=True) if is_whole(path))
-    return next(map(str, whole), None)
+    return [path for _, path in sorted(numbered.items(), reverse=True)]
 
 
-def checkpoint_to_resume(output_dir: str, asked: str | None, deepspeed: bool = False) -> str | None:
-    """``--resume_from_checkpoint``, else the last whole checkpoint in the output folder.
+def whole_checkpoints(folder: Path) -> list[Path]:
+    """Those of :func:`checkpoints_of` that were written to the end."""
+    return [path for path in checkpoints_of(folder) if is_whole(path)]
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The whole checkpoint of the most steps in ``folder``, if there is one."""
+    return next(map(str, whole_checkpoints(folder)), None)
+
+
+def write_sizes(checkpoint: Path) -> None:
+    """Note how large each file is, so that one that was cut off later is noticed."""
+    sizes = {str(path.relative_to(checkpoint)): path.stat().st_size for path in _files_of(checkpoint)}
+    (checkpoint / SIZES_FILE).write_text(json.dumps(sizes, indent=1) + "\n", encoding="utf-8")
+
+
+def problem_of(checkpoint: Path, thoroughly: bool = False) -> str | None:
+    """Why a whole checkpoint cannot be read any more, None where it can.
+
+    Sizes and the tables of contents of weight files are looked at, which takes no time.
 
     Args:
-        deepspeed: whether this run has ``--deepspeed``.
-
-    Raises:
-        ConfigError: the one that was asked for is not whole, or this run cannot read its optimizer: that would begin
-            anew, in silence.
+        thoroughly: read every byte of pickled files too and compare checksums.
     """
-    if asked is not None and not is_whole(Path(asked)):
-        raise ConfigError(f"--resume_from_checkpoint {asked}: there is no whole checkpoint")
-    found = asked or last_checkpoint(Path(output_dir))
-    if found is not None:
-        _check_optimizer(Path(found), deepspeed)
-    return found
+    try:
+        sizes = json.loads((checkpoint / SIZES_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        sizes = {}  # written before sizes were noted
+    except (OSError, ValueError) as error:
+        return f"{SIZES_FILE}: {error}"
+    try:
+        for name, size in sizes.items():
+            found = (checkpoint / name).stat().st_size
+            if found != size:
+                return f"{name} has {found:,} bytes instead of {size:,}"
+        for path in _files_of(checkpoint):
+            if reason := _damage(path, thoroughly):
+                return f"{path.relative_to(checkpoint)}: {reason}"
+    except OSError as error:
+        return f"{Path(error.filename or checkpoint).name}: {error.strerror}"
+    return None
+
+
+def _files_of(checkpoint: Path) -> list[Path]:
+    return sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != SIZES_FILE)
+
+
+def _damage(path: Path, thoroughly: bool) -> str | None:
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt"):
+                return None
+        if path.suffix in (".pt", ".pth", ".bin"):
+            with zipfile.ZipFile(path) as archive:
+                bad = archive.testzip() if thoroughly else None
+            return f"the checksum of {bad} is wrong" if bad else None
+        if path.suffix == ".json":
+            json.loads(path.read_text(encoding="utf-8"))
+    except (SafetensorError, zipfile.BadZipFile, ValueError) as error:
+        return first_line(error)
+    return None
 
 
 def has_engine(checkpoint: Path) -> bool:
@@ -58,7 +105,12 @@ def has_engine(checkpoint: Path) -> bool:
     return any(checkpoint.glob("global_step*"))
 
 
-def _check_optimizer(checkpoint: Path, deepspeed: bool) -> None:
+def check_optimizer(checkpoint: Path, deepspeed: bool) -> None:
+    """Raise ConfigError where this run cannot read the optimizer of ``checkpoint``: it would begin anew, in silence.
+
+    Args:
+        deepspeed: whether this run has ``--deepspeed``.
+    """
     if deepspeed and has_engine(checkpoint) or not deepspeed and (checkpoint / "optimizer.pt").is_file():
         return
     if has_engine(checkpoint):
@@ -91,6 +143,32 @@ def told_when_it_fails(folder: Path, remove: bool) -> Iterator[None]:
             shutil.rmtree(folder, ignore_errors=True)
         kept = f"the last whole checkpoint is {good}" if good and Path(good) != folder else "there is no other one"
         raise CheckpointError(f"{folder}: cannot be written ({reason}; {space}); {kept}") from error
+
+
+@contextmanager
+def told_when_unreadable(checkpoint: str | None) -> Iterator[None]:
+    """Damage that only shows while a checkpoint is read is one clear error, with the way to go on.
+
+    Raises:
+        CheckpointError: instead of whatever the readers raise.
+    """
+    try:
+        yield
+    except VideoLlama2Error:
+        raise
+    except UNREADABLE as error:
+        if checkpoint is None:
+            raise
+        raise CheckpointError(unreadable(Path(checkpoint), first_line(error))) from error
+
+
+def unreadable(checkpoint: Path, problem: str) -> str:
+    """What to say of a damaged checkpoint, and from which older one a run can go on."""
+    whole = whole_checkpoints(checkpoint.parent)
+    older = whole[whole.index(checkpoint) + 1 :] if checkpoint in whole else []
+    good = next((path for path in older if problem_of(path) is None), None)
+    way_out = f"--resume_older True goes on from {good}" if good else "there is no older whole one"
+    return f"{checkpoint}: cannot be read ({problem}); {way_out}"
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from videollama2.config import FLAT_MODEL_TYPES
 from videollama2.errors import ConfigError
 from videollama2.training.flags import DataArguments, ModelArguments, TrainingArguments
 
+ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
+
 Rule = tuple[Any, str]
 """Whether it is broken, and what to say then."""
 
@@ -22,6 +24,7 @@ def check_arguments(model_args: ModelArguments, data_args: DataArguments, traini
         *_part_rules(model_args, training_args),
         *_lora_rules(model_args, training_args),
         *_data_rules(data_args, training_args),
+        *_attention_rules(model_args.attn_implementation, training_args),
         *_run_rules(training_args),
     ]
     for broken, message in rules:
@@ -139,6 +142,23 @@ def _data_rules(data_args: DataArguments, training_args: TrainingArguments) -> l
         (
             data_args.eval_data_path and training_args.eval_strategy == "no",
             "--eval_data_path is given, but without --eval_strategy nothing is evaluated",
+        ),
+    ]
+
+
+def _attention_rules(attention: str | None, training_args: TrainingArguments) -> list[Rule]:
+    return [
+        (
+            attention not in (None, *ATTENTIONS),
+            f"--attn_implementation {attention} is not one of {', '.join(ATTENTIONS)}",
+        ),
+        (
+            attention in ("flash_attention_2", "flash_attention_3", "flex_attention") and training_args.use_cpu,
+            f"--attn_implementation {attention} needs a GPU: on a CPU its gradients are not computed",
+        ),
+        (
+            str(attention).startswith("flash") and not (training_args.bf16 or training_args.fp16),
+            f"--attn_implementation {attention} computes in 16 bits alone: --bf16 True",
         ),
     ]
 

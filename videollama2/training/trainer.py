@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import Trainer
+from transformers import ProgressCallback, Trainer, TrainerCallback
+from transformers.trainer_utils import TrainOutput
 
 from videollama2.checkpoints import load_checkpoint, load_connector
 from videollama2.checkpoints.adapter import has_lora, load_adapter
@@ -22,12 +24,24 @@ from videollama2.checkpoints.files import ADAPTER_CONFIG, CONNECTOR_FILE
 from videollama2.checkpoints.write import save_connector, save_lora, save_model
 from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.data.sampler import InOrderSampler, MixtureSampler, ModalityLengthSampler
-from videollama2.errors import MissingDependencyError
+from videollama2.errors import DataError, MissingDependencyError, VideoLlama2Error
 from videollama2.training.eval_loss import sums_over
 from videollama2.training.flags import TrainingArguments
+from videollama2.training.identity import RunIdentity
 from videollama2.training.meter import Meter, peak_flops
-from videollama2.training.resume import told_when_it_fails
+from videollama2.training.resume import told_when_it_fails, told_when_unreadable, write_sizes
+from videollama2.training.run_folder import write_record
 from videollama2.training.sharding import keep_frozen_out, load_engine
+from videollama2.training.stopping import (
+    FAILED,
+    Agreement,
+    RandomState,
+    StoppedBySignalError,
+    StoppedElsewhereError,
+    StopSignals,
+    leave_signals_to_the_parent,
+    message_of,
+)
 
 BAD_SAMPLES_FILE = "bad_samples-{process}.jsonl"
 
@@ -40,6 +54,8 @@ class VideoLlama2Trainer(Trainer):
         connector_only: first stage; only the connector is written.
         mixture: sizes of the sets that ``train_dataset`` consists of, and the share of each, None for every record
             once.
+        identity: what the run was started with; written to every checkpoint.
+        signals: stop where one of them has been noted.
         others: as :class:`transformers.Trainer`; ``processing_class`` is the model's processor.
     """
 
@@ -51,9 +67,20 @@ class VideoLlama2Trainer(Trainer):
         base: str = "",
         connector_only: bool = False,
         mixture: tuple[list[int], list[float] | None] | None = None,
+        identity: RunIdentity | None = None,
+        signals: StopSignals | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.identity = identity
+        self.signals = signals or StopSignals()
+        self.agreement = Agreement()
+        self.resumed: str | None = None
+        self.saved_step = 0
+        self.epoch_start: RandomState | None = None
+        self.steps_of_line = 0
+        self.learnt_steps: torch.Tensor | int = 0
+        self.add_callback(_EpochStart(self))
         self.base = base
         self.connector_only = connector_only
         self.mixture = mixture
@@ -120,14 +147,62 @@ class VideoLlama2Trainer(Trainer):
         """The micro-batches of a step and the number of labels in them over all processes."""
         self.meter.begin()
         begin = time.perf_counter()
-        batches = list(islice(epoch_iterator, num_batches))
+        batches = self._fetch(epoch_iterator, num_batches)
         self.meter.counts.waited += time.perf_counter() - begin
         for batch in batches:
             self._note_bad(batch)
             self.meter.add(batch)
         batches, labels = super().get_batch_samples(iter(batches), num_batches, device)
+        self.steps_of_line += 1
+        self.learnt_steps = self.learnt_steps + (labels > 0)  # a tensor on the GPU: asked for when a line is logged
         # A step of nothing but records that were left out has no loss, not an undefined one.
         return batches, labels.clamp(min=1) if torch.is_tensor(labels) else labels
+
+    def _fetch(self, epoch_iterator: Iterator, num_batches: int) -> list[dict[str, Any]]:
+        """The next micro-batches, unless the processes agree to stop before this step."""
+        try:
+            batches = list(islice(epoch_iterator, num_batches))
+        except (VideoLlama2Error, OSError, RuntimeError) as error:
+            self.stop_where_agreed(error)
+            raise
+        self.stop_where_agreed()
+        return batches
+
+    def stop_where_agreed(self, error: Exception | None = None) -> None:
+        """Write a checkpoint and leave the loop where any process has been signalled or has met an ``error``.
+
+        Raises:
+            StoppedBySignalError: on all processes, after a signal. StoppedElsewhereError: another one has met an error.
+            DataError: instead of ``error``, with the checkpoint's name.
+        """
+        code = self.agreement.largest(FAILED if error else self.signals.number)
+        if not code:
+            return
+        checkpoint = self._save_what_was_learnt()
+        step = self.state.global_step
+        if isinstance(error, VideoLlama2Error) and checkpoint:
+            raise DataError(f"{message_of(error)}; what was learnt up to step {step} is in {checkpoint}") from error
+        if code == FAILED:
+            if error is None:
+                raise StoppedElsewhereError
+            return
+        raise StoppedBySignalError(code, step, checkpoint)
+
+    def _save_what_was_learnt(self) -> str | None:
+        """The folder of a checkpoint of the last whole step; None where no step was made."""
+        step = self.state.global_step
+        if step == 0:
+            return None
+        if step == self._initial_global_step and self.resumed:
+            return self.resumed
+        folder = Path(self.args.output_dir) / f"checkpoint-{step}"
+        if step != self.saved_step:
+            if self.epoch_start is not None:
+                # Beginning an epoch has drawn a number that going on from here will draw again.
+                self.epoch_start.restore()
+            self.args.save_only_model = False  # or there would be nothing to go on from
+            self._save_checkpoint(self.model_wrapped, None)
+        return str(folder)
 
     def _note_bad(self, batch: dict[str, Any]) -> None:
         """Take the records that were left out off the batch; each is listed once in the output folder."""
@@ -155,8 +230,18 @@ class VideoLlama2Trainer(Trainer):
             left_out = self.accelerator.gather(torch.tensor([len(self.bad_samples)], device=device)).sum().item()
             if left_out:
                 logs["bad_samples"] = left_out
+            self._without_empty_steps(logs)
             self.meter.restart()
         super().log(logs, start_time)
+
+    def _without_empty_steps(self, logs: dict[str, float]) -> None:
+        """Let a line tell the mean loss of the steps that had labels; one without any has no loss, not one of 0."""
+        if learnt := int(self.learnt_steps):
+            logs["loss"] *= self.steps_of_line / learnt
+        else:
+            del logs["loss"]
+            logs.pop("grad_norm", None)
+        self.steps_of_line, self.learnt_steps = 0, 0
 
     def _part_rates(self, rate: float) -> dict[str, float]:
         """Learning rates of parts that have their own; the schedule scales all alike."""
@@ -223,12 +308,17 @@ class VideoLlama2Trainer(Trainer):
         begin = time.perf_counter()
         with told_when_it_fails(folder, remove=self.args.should_save):
             super()._save_checkpoint(model, trial)
+        self.saved_step = self.state.global_step
         self.meter.started += time.perf_counter() - begin
 
     def _save_rng_state(self, output_dir: str) -> None:
         """The last part of every process; the file that makes a checkpoint whole is written after all of them."""
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            write_sizes(Path(output_dir))
+            if self.identity is not None:
+                write_record(Path(output_dir), self.identity)
 
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: str | None
@@ -244,6 +334,32 @@ class VideoLlama2Trainer(Trainer):
             self._load_scaler(resume_from_checkpoint)
         return prepared
 
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> TrainOutput:
+        """As transformers'; whatever ends it, no progress bar is left in the middle of a line."""
+        self.resumed = resume_from_checkpoint
+        try:
+            output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+            self.stop_where_agreed()  # a signal during the last step
+            return output
+        finally:
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, ProgressCallback) and callback.training_bar is not None:
+                    callback.training_bar.close()
+
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        loader = super()._get_dataloader(*args, **kwargs)
+        inner = getattr(loader, "base_dataloader", loader)  # accelerate's is a shell around torch's
+        inner.worker_init_fn = partial(_begin_worker, inner.worker_init_fn)
+        return loader
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with told_when_unreadable(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with told_when_unreadable(checkpoint):
+            super()._load_rng_state(checkpoint)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Read weights through the published names.
 
@@ -251,7 +367,10 @@ class VideoLlama2Trainer(Trainer):
         on with a warning: a resumed run would start from the base model.
         """
         target = self.accelerator.unwrap_model(self.model if model is None else model)
-        folder = Path(resume_from_checkpoint)
+        with told_when_unreadable(resume_from_checkpoint):
+            self._read_weights(target, Path(resume_from_checkpoint))
+
+    def _read_weights(self, target: nn.Module, folder: Path) -> None:
         if (folder / ADAPTER_CONFIG).is_file():
             load_adapter(target, folder)
         elif (folder / CONNECTOR_FILE).is_file():
@@ -267,6 +386,25 @@ class VideoLlama2Trainer(Trainer):
             load_engine(self.model_wrapped, self.state.best_model_checkpoint)
         else:
             self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+
+class _EpochStart(TrainerCallback):
+    """Keeps the random state from before an epoch until its first step is made."""
+
+    def __init__(self, trainer: VideoLlama2Trainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.trainer.epoch_start = RandomState()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.trainer.epoch_start = None
+
+
+def _begin_worker(former: Callable[[int], None] | None, worker: int) -> None:
+    if former is not None:
+        former(worker)
+    leave_signals_to_the_parent(worker)
 
 
 def _split_groups(groups: list[dict[str, Any]], module: nn.Module, rate: float, part: str) -> list[dict[str, Any]]:

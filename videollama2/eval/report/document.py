@@ -23,7 +23,7 @@ class Header:
     something is not known, and that is allowed.
 
     Attributes:
-        revision: of the model; see :mod:`videollama2.eval.fingerprint`.
+        revision: of the model; see :mod:`videollama2.checkpoints.fingerprint`.
         frames: per video.
         generation: how answers were sampled and how long they may be.
         judge: see ``describe_judge``; None where answers are read.

@@ -1,8 +1,13 @@
-"""Which model answered: told by the content of its files, so that a retrained checkpoint never reuses answers."""
+"""Which weights are these: a commit of the hub, or a digest of the files of a folder.
+
+Evaluation keeps answers per model and training keeps a run apart from every other one; both must notice that a folder
+of the same name holds other weights.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +32,7 @@ def model_revision(model_path: str, model_base: str | None = None) -> str:
     path = resolve_name(model_path)
     kind = checkpoint_kind(path)
     used = [path, *([model_base] if kind == "full" else _built_on(path, model_base))]
-    return "+".join(_revision(name) for name in used if name)
+    return "+".join(files_revision(name) for name in used if name)
 
 
 def _built_on(path: str, model_base: str | None) -> list[str | None]:
@@ -40,17 +45,30 @@ def _built_on(path: str, model_base: str | None) -> list[str | None]:
     return [base, tower]
 
 
-def _revision(name: str) -> str:
+def files_revision(name: str) -> str:
+    """The hub commit of a repository, or a digest of the content of a folder's weights and settings, or of one file.
+
+    Args:
+        name: of any model, also one that is no VideoLLaMA 2 (a language model, an encoder), or the path of a file.
+
+    Raises:
+        CheckpointNotFoundError: there is nothing of that name.
+    """
     path = resolve_name(name)
+    if Path(path).is_file():
+        return _digest([Path(path)])
     if not Path(path).is_dir():
         config = find_file(path, "config.json") or find_file(path, ADAPTER_CONFIG)
         if config is not None:
             return config.parent.name  # snapshots/COMMIT/config.json
-    digest: Any = hashlib.sha256()
-    for file in sorted(Path(path).glob("*")):
-        if file.suffix in _SUFFIXES and file.is_file():
-            digest.update(f"{file.name}:{file.stat().st_size}:".encode())
-            _add(digest, file)
+    return _digest(file for file in sorted(Path(path).glob("*")) if file.suffix in _SUFFIXES and file.is_file())
+
+
+def _digest(files: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name}:{file.stat().st_size}:".encode())
+        _add(digest, file)
     return f"sha256:{digest.hexdigest()[:16]}"
 
 

@@ -1,0 +1,217 @@
+"""A run that is told to stop writes a whole checkpoint after the step under way and goes on from it to the bit."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.conftest import ROOT
+from videollama2 import train
+from videollama2.training.resume import last_checkpoint
+
+from .conftest import Run, command, environment, flags
+
+LORA = {"lora_enable": True, "lora_r": 4, "lora_dropout": 0.2, "freeze_vision_tower": True}
+STEPS = 10
+LONG = 30
+"""Steps of runs in processes of their own: the signal must come before the end also on a machine that is fast."""
+# An epoch of 14 records ends after four steps, the last of them of two micro-batches.
+OPTIONS = {
+    **LORA,
+    "max_steps": STEPS,
+    "per_device_train_batch_size": 1,
+    "gradient_accumulation_steps": 4,
+    "dataloader_num_workers": 1,
+}
+
+
+def long(processes: int) -> dict[str, object]:
+    return {**OPTIONS, "max_steps": LONG, "gradient_accumulation_steps": 4 // processes}
+
+
+@pytest.fixture
+def stopped(world, parts):
+    """``stopped(folder, processes, steps, number)``: signalled after so many steps; exit code and stderr."""
+
+    def start(folder: Path, processes: int, steps: int, number: int) -> tuple[int, str]:
+        argv = command(flags(world, parts, folder, **long(processes)), processes)
+        # What scripts/launch.sh tells the launcher: a busy machine may need more than half a minute for a checkpoint.
+        env = {**environment(), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "240"}
+        begun = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, cwd=ROOT, text=True)
+        logged = 0
+        for line in begun.stdout:
+            logged += "'loss'" in line
+            if logged == steps:
+                time.sleep(random.Random(steps).random() * 0.05)  # anywhere within the step that follows
+                begun.send_signal(number)
+                break
+        _, told = begun.communicate(timeout=300)
+        return begun.returncode, told
+
+    return start
+
+
+def check_nothing_looks_finished(folder: Path, told: str) -> None:
+    assert not [*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("loss.png")], told
+    assert last_checkpoint(folder) is not None, told
+
+
+@pytest.fixture(scope="module")
+def whole(world, parts, tmp_path_factory) -> dict[int, Run]:
+    """Uninterrupted runs by number of processes."""
+    runs = {}
+    for processes in (1, 2):
+        folder = tmp_path_factory.mktemp("whole") / str(processes)
+        argv = command(flags(world, parts, folder, **long(processes)), processes)
+        subprocess.run(argv, check=True, env=environment(), cwd=ROOT, capture_output=True, timeout=300)
+        runs[processes] = Run(folder)
+    return runs
+
+
+def same_to_the_bit(a: Run, b: Run) -> bool:
+    return a.weights.keys() == b.weights.keys() and all((a.weights[n] == b.weights[n]).all() for n in a.weights)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("processes", "steps", "number"),
+    [
+        (1, 6, signal.SIGUSR1),
+        (2, 1, signal.SIGTERM),
+        (2, 4, signal.SIGTERM),
+        (2, 11, signal.SIGTERM),
+    ],
+)
+def test_signalled_runs_end_as_if_nothing_had_been(stopped, whole, launch, tmp_path, processes, steps, number):
+    folder = tmp_path / "out"
+    code, told = stopped(folder, processes, steps, number)
+    assert code == (128 + number if processes == 1 else 1), told
+    assert f"stopped by {signal.Signals(number).name} after step" in told
+    check_nothing_looks_finished(folder, told)
+    resumed = launch(processes, folder=folder, **long(processes))
+    assert same_to_the_bit(resumed, whole[processes])
+    assert resumed.losses == whole[processes].losses
+
+
+@pytest.mark.slow
+def test_a_signal_in_every_step(run, world, parts, tmp_path, capsys, monkeypatch):
+    """In this process, and at each step in turn: the epoch's end and the last step among them."""
+    uninterrupted = run(**OPTIONS)
+    folder = tmp_path / "out"
+    argv = flags(world, parts, folder, **OPTIONS)
+    calls = [0]
+
+    def fetch(self, *args):
+        calls[0] += 1
+        if calls[0] == 2:
+            os.kill(os.getpid(), random.Random(self.state.global_step).choice([signal.SIGTERM, signal.SIGUSR1]))
+        return original(self, *args)
+
+    original = train.VideoLlama2Trainer._fetch
+    monkeypatch.setattr(train.VideoLlama2Trainer, "_fetch", fetch)
+    codes = []
+    for _ in range(STEPS + 2):
+        calls[0] = 0
+        codes.append(train.main(argv))
+        if codes[-1] == 0:
+            break
+        check_nothing_looks_finished(folder, capsys.readouterr().err)
+    assert len(codes) == STEPS and set(codes[:-1]) <= {128 + signal.SIGTERM, 128 + signal.SIGUSR1}
+    assert same_to_the_bit(Run(folder), uninterrupted)
+
+
+def test_a_signal_during_the_last_step(world, parts, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "out"
+    argv = flags(world, parts, folder, max_steps=1)
+    step = train.VideoLlama2Trainer.training_step
+
+    def signalled(self, *args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(train.VideoLlama2Trainer, "training_step", signalled)
+    assert train.main(argv) == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM after step 1" in capsys.readouterr().err
+    check_nothing_looks_finished(folder, "")
+    monkeypatch.undo()
+    assert train.main(argv) == 0
+    assert (folder / "model.safetensors").is_file()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+# --------------------------------------------------------------------------------------- an error in a sample
+
+
+@pytest.fixture
+def broken(world, tmp_path) -> Path:
+    """Annotations whose last clip is damaged when it is met."""
+    rows = json.loads((world / "mixed.json").read_text())
+    for row in rows:
+        for key in ("video", "image"):
+            if key in row:
+                row[key] = str(world / row[key])
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes(Path(rows[0]["video"]).read_bytes()[:600])
+    rows[0] = {**rows[0], "id": "the-broken-one", "video": str(clip)}
+    (tmp_path / "broken.json").write_text(json.dumps(rows))
+    return tmp_path / "broken.json"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_in_a_sample_leaves_a_checkpoint(run, world, parts, broken, tmp_path, capsys, workers):
+    options = {"data_path": broken, "per_device_train_batch_size": 1, "max_steps": 14, "seed": 4, **LORA}
+    folder = tmp_path / "out"
+    argv = flags(world, parts, folder, **options, dataloader_num_workers=workers, disable_tqdm=False)
+    assert train.main(argv) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    checkpoint = last_checkpoint(folder)
+    assert "'the-broken-one'" in line and "clip.mp4" in line
+    assert checkpoint is not None and line.endswith(f"is in {checkpoint}")
+    # The clip is mended, and the run goes on as if it had never been broken.
+    clip = broken.parent / "clip.mp4"
+    clip.write_bytes((world / json.loads((world / "mixed.json").read_text())[0]["video"]).read_bytes())
+    assert train.main(argv) == 0
+    assert same_to_the_bit(Run(folder), run(**options))
+
+
+@pytest.mark.slow
+def test_an_error_in_a_sample_of_one_process_stops_both(world, parts, broken, tmp_path):
+    folder = tmp_path / "out"
+    options = {"data_path": broken, "per_device_train_batch_size": 1, "max_steps": 7, "seed": 4}
+    argv = command(flags(world, parts, folder, **options), 2)
+    done = subprocess.run(argv, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode != 0
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "'the-broken-one'" in line and line.endswith(f"is in {last_checkpoint(folder)}")
+
+
+@pytest.mark.slow
+def test_loader_workers_do_not_die_of_a_signal_to_the_group(world, parts, tmp_path):
+    """Launchers signal the whole group of a process."""
+    folder = tmp_path / "out"
+    argv = command(flags(world, parts, folder, **long(1)), 1)
+    begun = subprocess.Popen(
+        argv,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(),
+        cwd=ROOT,
+        text=True,
+        start_new_session=True,
+    )
+    for line in begun.stdout:
+        if "'loss'" in line:
+            workers = psutil.Process(begun.pid).children()
+            os.killpg(begun.pid, signal.SIGTERM)
+            break
+    _, told = begun.communicate(timeout=300)
+    assert workers and begun.returncode == 128 + signal.SIGTERM, told
+    check_nothing_looks_finished(folder, told)
+    assert sys.platform != "linux" or not psutil.wait_procs(workers, timeout=30)[1]

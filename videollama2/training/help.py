@@ -1,0 +1,119 @@
+"""``--help`` of ``train.py``: this program's flags first, in groups; then those of transformers that runs often need.
+
+transformers brings more than a hundred flags. All of them are described by ``--help_all``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import re
+import textwrap
+from dataclasses import fields
+from typing import Any
+
+import transformers
+from transformers import HfArgumentParser
+
+from videollama2.training.flags import DataArguments, ModelArguments, TrainingArguments
+
+_OWN = tuple(f.name for f in fields(TrainingArguments) if f.name not in transformers.TrainingArguments.__annotations__)
+_OWN_FLAGS = {*_OWN, *(f.name for kind in (ModelArguments, DataArguments) for f in fields(kind))}
+_LORA = ("lora_", "bits", "double_quant", "quant_type")
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "the model: its parts, and which of them learn": tuple(f.name for f in fields(ModelArguments)),
+    "the data": (
+        *(f.name for f in fields(DataArguments)),
+        *("model_max_length", "group_by_modality_length", "eval_strategy", "eval_steps"),
+    ),
+    "learning": (
+        *("learning_rate", "mm_projector_lr", "vision_tower_lr", "freeze_mm_mlp_adapter", "num_train_epochs"),
+        *("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "optim", "weight_decay"),
+        *("max_grad_norm", "lr_scheduler_type", "warmup_steps", "seed"),
+    ),
+    "LoRA and quantisation": tuple(name for name in _OWN if name.startswith(_LORA)),
+    "memory and speed": (*("bf16", "gradient_checkpointing", "deepspeed", "dataloader_num_workers"),),
+    "the run": (
+        *("output_dir", "overwrite_output_dir", "save_strategy", "save_steps", "save_total_limit"),
+        *("resume_from_checkpoint", "resume_older", "logging_steps", "report_to", "run_name"),
+    ),
+}
+"""Title -> flags. Every flag of this program is in one of them."""
+
+_SAID = {
+    "gradient_checkpointing": "Compute activations anew in the backward pass instead of keeping them: less memory, a "
+    "quarter more time.",
+    "resume_from_checkpoint": "Go on from this checkpoint instead of the last one in --output_dir.",
+    "output_dir": "Where checkpoints and the result are written.",
+    "lr_scheduler_type": "linear, cosine, constant, constant_with_warmup, cosine_with_min_lr, ...",
+}
+"""What transformers describes from its own point of view."""
+
+_WIDTH = 120
+_FEW = 6
+"""Choices that are listed."""
+
+
+class Parser(HfArgumentParser):
+    """transformers' parser of dataclasses with a help that fits on some screens."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, formatter_class=_formatter, **kwargs)
+        nothing = {"dest": argparse.SUPPRESS, "default": argparse.SUPPRESS, "nargs": 0}
+        self.add_argument("--help_all", action=_HelpAll, help="Describe every flag of transformers too.", **nothing)
+
+    def format_help(self) -> str:
+        """The groups, then the names of all other flags."""
+        actions = {action.dest: action for action in self._actions if not _is_negation(action)}
+        formatter = self._get_formatter()
+        formatter.add_text(f"usage: {self.prog} --model_path NAME --data_path FILE ... --output_dir DIR [flags]")
+        formatter.add_text(self.description)
+        for title, names in GROUPS.items():
+            formatter.start_section(title)
+            formatter.add_arguments([_short(actions.pop(name)) for name in names])
+            formatter.end_section()
+        others = [f"--{name}" for name in sorted(actions) if name not in ("help", argparse.SUPPRESS)]
+        listed = textwrap.fill(" ".join(others), _WIDTH - 2, initial_indent="  ", subsequent_indent="  ")
+        end = "Switches take True or False; --debug shows the traceback of an error; --help_all describes every flag."
+        return f"{formatter.format_help()}\nother flags of transformers:\n{listed}\n\n{end}\n"
+
+    def format_help_of_all(self) -> str:
+        """Every flag with its whole description, as argparse makes it."""
+        return argparse.ArgumentParser.format_help(self)
+
+
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    return argparse.HelpFormatter(prog, max_help_position=34, width=_WIDTH)
+
+
+def _is_negation(action: argparse.Action) -> bool:
+    """Of a switch that is on by default, transformers makes two flags."""
+    return any(option.startswith("--no_") for option in action.option_strings)
+
+
+def _short(action: argparse.Action) -> argparse.Action:
+    """The same flag with the first sentence of a long description, and its default."""
+    short = copy.copy(action)
+    text = _SAID.get(action.dest) or " ".join((action.help or "").split())
+    text = re.split(r"(?<=[.!]) ", text)[0] if action.dest not in _OWN_FLAGS else text
+    if "efault" not in text and not action.required and action.default not in (None, argparse.SUPPRESS):
+        text += f" Default: {getattr(action.default, 'value', action.default)}."
+    short.help = text
+    # Each flag has a second spelling, with hyphens.
+    short.option_strings = action.option_strings[:1]
+    few = action.choices and len(action.choices) <= _FEW
+    short.metavar = action.metavar or (None if few else _metavar(action))
+    return short
+
+
+def _metavar(action: argparse.Action) -> str:
+    kind = getattr(action.type, "__name__", "")
+    return {"int": "N", "float": "X", "string_to_bool": "BOOL"}.get(kind, "VALUE")
+
+
+class _HelpAll(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> None:
+        assert isinstance(parser, Parser)
+        print(parser.format_help_of_all(), end="")
+        parser.exit()

@@ -1,0 +1,204 @@
+"""The output folder of a run: who writes to it, which run it holds, and where a run begins.
+
+One process decides for all of them (:func:`find_start`), so that no two processes see the folder in different states.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from videollama2.checkpoints.files import ADAPTER_CONFIG, CONNECTOR_FILES, FULL_WEIGHTS
+from videollama2.errors import CheckpointError, ConfigError
+from videollama2.training.identity import RECORD_FILE, RunIdentity
+from videollama2.training.resume import (
+    check_optimizer,
+    checkpoints_of,
+    is_whole,
+    problem_of,
+    unreadable,
+    whole_checkpoints,
+)
+
+LOCK_FILE = ".training.lock"
+
+_RESULTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "loss.png", "trainer_state.json", RECORD_FILE)
+_LEFT_OUT = "bad_samples-*.jsonl"
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins: from nothing, from ``checkpoint``, or nowhere since it ``is_finished``."""
+
+    checkpoint: str | None = None
+    is_finished: bool = False
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other trainings out of ``folder`` while the block runs.
+
+    The lock is the operating system's, held by this process and by nothing that it forks: whenever the process ends,
+    however it ends, the lock is free.
+
+    Raises:
+        ConfigError: another process trains into this folder. CheckpointError: the folder cannot be made.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such locks
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = _locked_file(folder / LOCK_FILE, fcntl)
+    except OSError as error:
+        raise CheckpointError(f"--output_dir {folder}: cannot be written to ({error.strerror})") from error
+    with file:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            (folder / LOCK_FILE).unlink(missing_ok=True)
+
+
+def _locked_file(path: Path, fcntl: Any) -> TextIO:
+    while True:
+        file = path.open("a+", encoding="utf-8")
+        try:
+            # Not flock: such a lock would live on in loader workers that outlast a killed process.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            with file:
+                file.seek(0)
+                owner = file.read().strip() or "another process"
+            raise ConfigError(f"--output_dir {path.parent}: {owner} trains into this folder now") from error
+        # Its owner may have removed the file between our opening and locking it: then this one is nobody's.
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            return file
+        file.close()
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """The record in an output folder or a checkpoint, None where there is none.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    path = folder / RECORD_FILE
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        RunIdentity.from_json(record["identity"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: is no record of a run ({type(error).__name__}: {error})") from error
+    return record
+
+
+def write_record(folder: Path, identity: RunIdentity, **more: Any) -> None:
+    """Write the record of a run, whole or not at all; ``more`` are further fields."""
+    path = folder / RECORD_FILE
+    partial = path.with_suffix(".part")
+    partial.write_text(json.dumps({"identity": identity.to_json(), **more}, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def mark_finished(folder: Path, identity: RunIdentity, steps: int, resumed: str | None) -> None:
+    """Note that the result is whole: a further call with the same flags has nothing to do."""
+    files = sorted(path.name for pattern in _RESULTS for path in folder.glob(pattern) if path.name != RECORD_FILE)
+    write_record(folder, identity, finished={"steps": steps, "files": files, "resumed": resumed})
+
+
+def find_start(
+    identity: RunIdentity, folder: Path, asked: str | None, deepspeed: bool, resume_older: bool = False
+) -> Start:
+    """Where the run ``identity`` begins in ``folder``.
+
+    Args:
+        asked: ``--resume_from_checkpoint``.
+        deepspeed: whether this run has ``--deepspeed``.
+        resume_older: pass over newest checkpoints that cannot be read.
+
+    Raises:
+        ConfigError: the folder holds another run, or one that nothing is known of; the checkpoint is not whole, or of
+            another kind. CheckpointError: it is damaged.
+    """
+    record = read_record(folder)
+    finished = record and record.get("finished")
+    if finished and not all((folder / name).is_file() for name in finished["files"]):
+        finished = None
+    whole = whole_checkpoints(folder)
+    if record is not None and (finished or whole):
+        identity.check(RunIdentity.from_json(record["identity"]), folder)
+    if finished and asked in (None, finished["resumed"]):
+        return Start(is_finished=True)
+    if asked is not None:
+        if not is_whole(Path(asked)):
+            raise ConfigError(f"--resume_from_checkpoint {asked}: there is no whole checkpoint")
+        chosen: Path | None = Path(asked)
+        _check_readable(chosen)
+    elif whole:
+        chosen = _readable(whole, resume_older)
+        _check_record(chosen, identity)
+    else:
+        chosen = None
+        _check_nothing_is_lost(folder, record)
+    if chosen is not None:
+        check_optimizer(chosen, deepspeed)
+    return Start(None if chosen is None else str(chosen))
+
+
+def _readable(whole: list[Path], resume_older: bool) -> Path:
+    """The newest checkpoint, or with ``resume_older`` the newest that can be read."""
+    if not resume_older:
+        _check_readable(whole[0])
+        return whole[0]
+    for path in whole:
+        if problem_of(path, thoroughly=True) is None:
+            return path
+    raise CheckpointError(f"{whole[0].parent}: none of its {len(whole)} checkpoints can be read")
+
+
+def _check_readable(checkpoint: Path) -> None:
+    if problem := problem_of(checkpoint):
+        raise CheckpointError(unreadable(checkpoint, problem))
+
+
+def _check_record(checkpoint: Path, identity: RunIdentity) -> None:
+    record = read_record(checkpoint)
+    if record is None:
+        raise ConfigError(
+            f"{checkpoint} says nothing of the run that wrote it: --resume_from_checkpoint {checkpoint} goes on from "
+            "it all the same, --overwrite_output_dir True begins anew"
+        )
+    identity.check(RunIdentity.from_json(record["identity"]), checkpoint)
+
+
+def _check_nothing_is_lost(folder: Path, record: dict[str, Any] | None) -> None:
+    """A model that something else has put there is not written over."""
+    names = (*FULL_WEIGHTS, ADAPTER_CONFIG, *CONNECTOR_FILES)
+    found = next((name for name in names if (folder / name).is_file()), None)
+    if record is None and found is not None:
+        raise ConfigError(
+            f"--output_dir {folder} holds {found}, and nothing that says which run wrote it: give another folder, or "
+            "--overwrite_output_dir True to write over it"
+        )
+
+
+def clear(folder: Path) -> None:
+    """Remove what an earlier run has written to ``folder``; anything else that lies there stays."""
+    for checkpoint in checkpoints_of(folder):
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    for pattern in (*_RESULTS, _LEFT_OUT):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
