@@ -22,6 +22,7 @@ from videollama2.flags import (
     add_bounds_flags,
     add_model_flags,
     add_num_frames_flag,
+    add_sampling_flag,
 )
 
 _ELSEWHERE = {
@@ -105,6 +106,7 @@ def _add_options(parser: CommandParser) -> None:
     media = parser.add_argument_group("video")
     add_bounds_flags(media)
     add_num_frames_flag(media)
+    add_sampling_flag(media)
     add_backend_flag(media)
     add_answer_flags(parser.add_argument_group("answer"))
     add_debug_flag(parser)

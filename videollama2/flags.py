@@ -58,6 +58,16 @@ def add_num_frames_flag(group: argparse._ActionsContainer) -> None:
     )
 
 
+def add_sampling_flag(group: argparse._ActionsContainer) -> None:
+    """Add ``--sampling``: what the frames of a video are spread over."""
+    group.add_argument(
+        "--sampling",
+        choices=("index", "time"),
+        help="spread frames over the numbers of the frames (index, the default: published) or over the seconds of the "
+        "clip (time): they differ where the frame rate varies, as in screen recordings",
+    )
+
+
 def add_backend_flag(group: argparse._ActionsContainer) -> None:
     """Add ``--video-backend``, for commands that decode videos themselves."""
     group.add_argument("--video-backend", default="auto", choices=("auto", "pyav", "decord"), help="video decoder")
@@ -68,7 +78,7 @@ def frame_options(args: argparse.Namespace) -> dict[str, Any]:
 
     That class checks the values, so ``--num-frames 0`` is refused in the same words by every command.
     """
-    options = {name: getattr(args, name, None) for name in ("num_frames", "start", "end")}
+    options = {name: getattr(args, name, None) for name in ("num_frames", "start", "end", "sampling")}
     return {name: value for name, value in options.items() if value is not None}
 
 

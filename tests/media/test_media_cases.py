@@ -275,3 +275,19 @@ def test_a_processor_and_a_message_part_may_ask_for_frames_by_time(golden):
     assert torch.equal(processor.read("video", path, options), by_time)
     with pytest.raises(MediaError, match="sampling 'seconds' is neither 'index' nor 'time'"):
         processor["video"](path, sampling="seconds")
+
+
+def test_flags_and_fields_of_requests_ask_for_frames_by_time():
+    from videollama2.cli import build_parser
+    from videollama2.flags import frame_options
+    from videollama2.serve.api.request import ChatRequest
+    from videollama2.serve.cli import build_parser as client_parser
+
+    asked = build_parser("ask").parse_args(["ask", "clip.mp4", "What?", "--sampling", "time"])
+    assert frame_options(asked) == {"sampling": "time"}
+    assert frame_options(client_parser().parse_args(["clip.mp4", "--sampling", "time"])) == {"sampling": "time"}
+    url = {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}}
+    content = [url, {"type": "text", "text": "What?"}]
+    fields = {"model": "m", "messages": [{"role": "user", "content": content}]}
+    request = ChatRequest.model_validate({**fields, "mm_processor_kwargs": {"sampling": "time"}})
+    assert request.mm_processor_kwargs.given() == {"sampling": "time"}

@@ -25,6 +25,7 @@ from videollama2.flags import (
     add_answer_flags,
     add_bounds_flags,
     add_num_frames_flag,
+    add_sampling_flag,
     address,
     frame_options,
 )
@@ -43,7 +44,7 @@ class RemoteChat(TerminalChat):
         controller: its address.
         model: whom to ask; None: the only one there is.
         credential: API key.
-        media_options: of videos: ``num_frames``, ``start``, ``end``.
+        media_options: of videos: ``num_frames``, ``start``, ``end``, ``sampling``.
         options: fields of the chat request, e.g. ``temperature``.
         out: where answers and notices go.
     """
@@ -187,6 +188,7 @@ def build_parser() -> argparse.ArgumentParser:
     media = parser.add_argument_group("video")
     add_bounds_flags(media)
     add_num_frames_flag(media)
+    add_sampling_flag(media)
     add_answer_flags(parser.add_argument_group("answer"))
     add_debug_flag(parser)
     return parser

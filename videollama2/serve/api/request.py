@@ -5,7 +5,7 @@ accepted and have no effect; those that would, and that no model here can honour
 are refused, each with its name. Fields nobody knows are refused too: a misspelt ``temperature`` must not go unnoticed.
 
 Extensions, under the names vLLM uses: ``top_k``, ``repetition_penalty``, ``min_tokens``, ``video_url`` parts, and
-``mm_processor_kwargs`` (``num_frames``, ``start``, ``end``), for all videos of a request or in one part.
+``mm_processor_kwargs`` (``num_frames``, ``start``, ``end``, ``sampling``), for all videos of a request or in one part.
 """
 
 from __future__ import annotations
@@ -70,6 +70,10 @@ class VideoOptions(_Model):
     num_frames: Whole | None = Field(None, ge=1, le=1024, description="Frames, spread evenly; default the model's.")
     start: Seconds | None = Field(None, description="Seconds: use the video from here.")
     end: Seconds | None = Field(None, description="Seconds: use the video up to here.")
+    sampling: Literal["index", "time"] | None = Field(
+        None,
+        description="Spread frames over their numbers (index, the default) or the clip's seconds (time).",
+    )
 
     def given(self) -> dict[str, Any]:
         """Options that are set."""
