@@ -42,6 +42,22 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(ProcessorTimes())
 
 
+def write_cut_video(source: str | Path, target: Path) -> None:
+    """The first half of the bytes of a video, as Matroska: it can be read, with a warning that it is damaged."""
+    import av
+
+    whole = target.with_suffix(".whole.mkv")
+    with av.open(str(source)) as reading, av.open(str(whole), "w") as writing:
+        stream = writing.add_stream_from_template(reading.streams.video[0])
+        for packet in reading.demux(reading.streams.video[0]):
+            if packet.size:
+                packet.stream = stream
+                writing.mux(packet)
+    content = whole.read_bytes()
+    whole.unlink()
+    target.write_bytes(content[: len(content) // 2])
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with the most slow tests come first: of several workers, none is left with a long one in the end."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, write_cut_video
 from videollama2 import cli, reach
 from videollama2.errors import CheckpointNotFoundError
 
@@ -156,16 +156,7 @@ class TestReach:
 
 
 def test_warnings_are_said_once_in_a_line(tmp_path):
-    import av
-
-    with av.open(CLIP) as source, av.open(str(tmp_path / "whole.mkv"), "w") as target:
-        stream = target.add_stream_from_template(source.streams.video[0])
-        for packet in source.demux(source.streams.video[0]):
-            if packet.size:
-                packet.stream = stream
-                target.mux(packet)
-    content = (tmp_path / "whole.mkv").read_bytes()
-    (tmp_path / "cut.mkv").write_bytes(content[: len(content) // 2])
+    write_cut_video(CLIP, tmp_path / "cut.mkv")
     done = subprocess.run(
         [sys.executable, "-m", "videollama2", "ask", str(tmp_path / "cut.mkv"), COUNT, *TINY],
         cwd=ROOT,

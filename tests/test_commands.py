@@ -1,13 +1,15 @@
 """How every command ends: one line and exit code 2, Ctrl-C, readers that leave, and flags that are misspelt."""
 
+import io
 import os
 import subprocess
 import sys
 
 import pytest
+from tqdm import tqdm
 
 from tests.conftest import ROOT
-from videollama2.commands import CommandParser, run_command
+from videollama2.commands import CommandParser, hides_bar, run_command
 from videollama2.errors import ConfigError
 
 MAINS = [
@@ -161,3 +163,11 @@ def test_warnings_are_plain_and_said_once(debug):
     assert done.returncode == 0
     expected = ["part: warning: the file is cut"] + ["part: warning: a name will change"] * debug
     assert done.stderr.splitlines() == expected
+
+
+@pytest.mark.parametrize(("progress", "is_terminal", "is_shown"), [(1, 1, True), (1, 0, False), (0, 1, False)])
+def test_bars_are_for_terminals(monkeypatch, progress, is_terminal, is_shown):
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: bool(is_terminal), raising=False)
+    list(tqdm(range(3), file=stream, disable=hides_bar(bool(progress))))
+    assert ("3/3" in stream.getvalue()) is is_shown

@@ -143,6 +143,11 @@ def _discard(stream: Any) -> None:
     os.close(null)
 
 
+def hides_bar(progress: bool) -> bool | None:
+    """What tqdm is told as ``disable``: None where a bar is wanted, so that it shows on terminals and not in files."""
+    return None if progress else True
+
+
 def add_debug_flag(parser: argparse.ArgumentParser) -> None:
     """Add ``--debug``, which every command has."""
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import ROOT, write_cut_video
 from videollama2 import cli
 from videollama2.data.check import add_data_commands, check_files, histogram
 from videollama2.shapes.sets import write_set
@@ -205,22 +206,7 @@ def test_decoding_looks_at_the_part_that_is_trained_on(tmp_path):
 
 
 def test_damage_that_leaves_a_file_usable_is_a_remark(tmp_path):
-    import numpy as np
-
-    from videollama2.shapes.sets import encode_video
-
-    whole = encode_video(np.random.default_rng(0).integers(0, 255, (48, 32, 32, 3), np.uint8))
-    (tmp_path / "whole.mp4").write_bytes(whole)
-    import av
-
-    with av.open(str(tmp_path / "whole.mp4")) as source, av.open(str(tmp_path / "cut.mkv"), "w") as target:
-        stream = target.add_stream_from_template(source.streams.video[0])
-        for packet in source.demux(source.streams.video[0]):
-            if packet.size:
-                packet.stream = stream
-                target.mux(packet)
-    content = (tmp_path / "cut.mkv").read_bytes()
-    (tmp_path / "cut.mkv").write_bytes(content[: len(content) // 2])
+    write_cut_video(ROOT / "videollama2" / "assets" / "demo" / "moving_shapes.mp4", tmp_path / "cut.mkv")
     talk = [{"from": "human", "value": "<video>What?"}, {"from": "gpt", "value": "x"}]
     (tmp_path / "data.json").write_text(json.dumps([{"id": "cut", "video": "cut.mkv", "conversations": talk}]))
     report = check_files([tmp_path / "data.json"], media="decode")

@@ -12,6 +12,7 @@ from functools import partial
 
 from tqdm import tqdm
 
+from videollama2.commands import hides_bar
 from videollama2.data.records import Medium
 from videollama2.errors import DataError, MediaError
 from videollama2.media.probe import check_decodes, check_opens
@@ -58,7 +59,7 @@ def check_media_files(media: Iterable[Medium], decode: bool, workers: int, progr
     words = "decoding" if decode else "opening"
     with (
         _executor(decode, workers) as executor,
-        tqdm(desc=f"{words} files", total=len(distinct), unit=" files", delay=2, disable=None if progress else True)
+        tqdm(desc=f"{words} files", total=len(distinct), unit=" files", delay=2, disable=hides_bar(progress))
         as bar,
     ):  # fmt: skip
         try:

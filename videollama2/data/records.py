@@ -31,6 +31,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from videollama2.commands import hides_bar
 from videollama2.data.rows import read_rows
 from videollama2.errors import DataError, MediaError, PromptError
 from videollama2.media.frames import FrameSampling
@@ -190,7 +191,7 @@ def _read_set(
     found_any = False
     with (
         ThreadPoolExecutor(_READERS) as readers,
-        tqdm(desc=f"reading {source}", unit=" records", delay=2, disable=not progress) as bar,
+        tqdm(desc=f"reading {source}", unit=" records", delay=2, disable=hides_bar(progress)) as bar,
     ):
         # Files that are near are read sooner by one thread alone: several would wait for each other.
         run: Callable[..., Iterable[list[Record | str]]] = map

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from videollama2 import __version__
+from videollama2.commands import hides_bar
 from videollama2.errors import DataError
 from videollama2.eval.items import PUBLISHED, Benchmark, Item, Questions
 from videollama2.eval.report.document import Header
@@ -289,7 +290,7 @@ def _answer(
     name = plan.benchmark.name + (f" {plan.rank + 1}/{plan.world}" if plan.world > 1 else "")
     with (
         open_engine(model, processor, plan.batch_size) as engine,
-        tqdm(total=of, initial=of - len(items), desc=name, unit=" answers", disable=not _shows(plan)) as bar,
+        tqdm(total=of, initial=of - len(items), desc=name, unit=" answers", disable=hides_bar(_shows(plan))) as bar,
     ):
         runner = Runner(engine, plan.benchmark, plan.data, plan.options, plan.strict_data)
         store.write_model(

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
+from videollama2.commands import hides_bar
 from videollama2.media.pixels import PixelTransform
 from videollama2.model.encoders import encode_frames
 from videollama2.shapes.scene import COLOURS, SHAPES, SIZE, Scene, make_scene, render
@@ -151,7 +152,7 @@ def fit(
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = get_cosine_schedule_with_warmup(optimizer, min(WARMUP, steps // 4), steps)
     history: list[dict[str, float]] = []
-    bar = tqdm(drawn, desc=name, disable=not progress, mininterval=2.0)
+    bar = tqdm(drawn, desc=name, disable=hides_bar(progress), mininterval=2.0)
     for step, (pixels_BCHW, truth) in enumerate(bar):
         readings = read(pixels_BCHW)
         loss = loss_of(readings, truth)

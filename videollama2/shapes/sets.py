@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from videollama2.commands import CommandParser, add_debug_flag, run_command
+from videollama2.commands import CommandParser, add_debug_flag, hides_bar, run_command
 from videollama2.errors import DataError
 from videollama2.shapes.annotations import MCQ_PROMPT, Annotation, annotate, choose_balanced
 from videollama2.shapes.questions import (
@@ -221,7 +221,7 @@ def write_set(
         if progress:
             from tqdm import tqdm
 
-            items = tqdm(items, total=videos + images, unit="file", desc=str(out))
+            items = tqdm(items, total=videos + images, unit="file", desc=str(out), disable=hides_bar(progress))
         counts = _write_annotations(out, parameters, items)
     summary = {**_identity(parameters), "complete": True, "questions": counts}
     _write_file(out / "set.json", _json(summary))

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Protocol
 
+from videollama2.commands import hides_bar
 from videollama2.errors import ConfigError
 from videollama2.eval.judging.cache import ReplyCache, content_key
 from videollama2.eval.judging.client import ChatClient, JudgeCallError, Reply
@@ -149,7 +150,9 @@ class OpenAIJudge:
         pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="judge")
         try:
             futures = {pool.submit(self._ask, key, request, rubric): key for key, request in unique.items()}
-            for future in tqdm(as_completed(futures), "judge", len(futures), disable=not progress, unit=" answers"):
+            for future in tqdm(
+                as_completed(futures), "judge", len(futures), disable=hides_bar(progress), unit=" answers"
+            ):
                 found[futures[future]] = future.result()
         finally:
             # After an error or Ctrl-C, requests not yet sent stay unsent.
