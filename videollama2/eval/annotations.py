@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import posixpath
@@ -125,13 +126,14 @@ class AnnotationEntry:
 
 
 def read_entries(path: Path) -> list[AnnotationEntry]:
-    """The entries of a JSON list, of JSON lines or of a parquet file, as the name's end says.
+    """The entries of a JSON list, of JSON lines, of a table with a head (CSV) or of a parquet file, as the name's end
+    says.
 
     Raises:
         DataError: see :func:`read_json`; or there is none.
         MissingDependencyError: a parquet file, and pyarrow is not installed.
     """
-    readers = {".parquet": _read_parquet, ".jsonl": _read_lines}
+    readers = {".parquet": _read_parquet, ".jsonl": _read_lines, ".csv": _read_csv}
     read = readers.get(path.suffix.lower())
     rows = read(path) if read else read_json(path, list)
     entries = [AnnotationEntry(raw, f"{path}: index {index}") for index, raw in enumerate(rows)]
@@ -163,6 +165,16 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
         return parquet.ParquetFile(path).read().to_pylist()
     except (OSError, ArrowException) as error:
         raise DataError(f"{path}: cannot be read as a parquet file ({error})") from error
+
+
+def _read_csv(path: Path) -> list[dict[str, Any]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return list(csv.DictReader(file))
+    except OSError as error:
+        raise DataError(f"{path}: {why_unreadable(error)}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: is no table in UTF-8 ({error})") from error
 
 
 def _read_lines(path: Path) -> list[Any]:

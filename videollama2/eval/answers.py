@@ -16,6 +16,7 @@ from videollama2.eval.strict import LETTERS, strict_option
 __all__ = [
     "LETTERS",
     "PublishedParser",
+    "first_letter",
     "published_egoschema",
     "published_mvbench",
     "published_perception_test",
@@ -78,6 +79,26 @@ def published_videomme(output: str, choices: Sequence[str]) -> Parsed:
     if len(options) < len(choices):
         return _FALLBACK
     return _contained(output, options, [_DIGITS.get(option, option) for option in options]) or _FALLBACK
+
+
+_LEADS = (
+    "The best answer is",
+    "The correct answer is",
+    "The answer is",
+    "The answer",
+    "The best option isThe correct option is",
+    "Best answer:Best option:",
+)
+
+
+def first_letter(output: str, options: Sequence[str]) -> Parsed:
+    """What the scorers of VideoMME's family read: the first capital of an option once these beginnings are cut (two
+    pairs of which lack a comma, so that they never match); nothing where there is none."""
+    text = output.strip()
+    for lead in _LEADS:
+        text = text.replace(lead, "")
+    match = re.search(rf"[A-{LETTERS[len(options) - 1]}]", text)
+    return Parsed(LETTERS.index(match.group()) if match else None)
 
 
 def _contained(output: str, options: Sequence[str], others: Sequence[str] | None = None) -> Parsed | None:

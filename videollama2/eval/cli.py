@@ -57,7 +57,7 @@ def _late(name: str) -> Callable[[argparse.Namespace], int]:
 
 
 def _named(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("benchmark", help="name, see list")
+    parser.add_argument("benchmark", help="name, see list; or a .jsonl or .json file of questions, see eval/README.md")
 
 
 def _run(parser: argparse.ArgumentParser) -> None:

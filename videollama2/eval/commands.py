@@ -47,7 +47,7 @@ def run_command(args: argparse.Namespace) -> int:
     output = args.output or OUTPUT_ROOT / folder / Path(args.model_path).name
     plan = Plan(
         benchmark=found,
-        data=args.data or DATA_ROOT / found.folder,
+        data=args.data or found.default_data(DATA_ROOT),
         output=output,
         model=ModelChoice(args.model_path, args.model_base, args.dtype, options),
         options=AnswerOptions(
@@ -131,7 +131,7 @@ def check_command(args: argparse.Namespace) -> int:
     from videollama2.eval.runner import by_clip, missing_media
 
     found = benchmark(args.benchmark).configure(**_settings(args))
-    data = args.data or DATA_ROOT / found.folder
+    data = args.data or found.default_data(DATA_ROOT)
     items = found.load(data)
     missing = missing_media(items, data)
     scored = sum(item.answer is not None for item in items)

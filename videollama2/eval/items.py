@@ -33,6 +33,7 @@ class Item:
         category: what results are broken down by.
         group: the video, for intervals that know that its questions belong together.
         extra: what the benchmark itself needs later.
+        others: kind and path of further media, shown after the first one.
         shuffled: the model is shown the clip's frames in another order, drawn from the file's name.
     """
 
@@ -48,12 +49,18 @@ class Item:
     category: str = ""
     group: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
+    others: tuple[tuple[str, str], ...] = ()
     shuffled: bool = False
 
     @property
-    def clip(self) -> tuple[str, str, float | None, float | None]:
+    def clip(self) -> tuple[Any, ...]:
         """What is decoded: items with the same clip share it."""
-        return self.kind, self.media, self.start, self.end
+        return self.kind, self.media, self.start, self.end, *self.others
+
+    @property
+    def all_media(self) -> tuple[tuple[str, str], ...]:
+        """Kind and path of every medium, in the order in which they are shown."""
+        return ((self.kind, self.media), *self.others)
 
     @property
     def instructions(self) -> tuple[str, ...]:
@@ -62,10 +69,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Parsed:
-    """What was read from an answer: an option's index, or None. ``guessed``: nothing could be read and the protocol
-    puts this value in its place."""
+    """What was read from an answer: an option's index (or what else the benchmark reads), or None. ``guessed``: nothing
+    could be read and the protocol puts this value in its place."""
 
-    value: int | None
+    value: Any
     guessed: bool = False
 
 
@@ -193,6 +200,13 @@ class Benchmark(ABC):
         Raises:
             DataError: an annotation file is missing or breaks its format; names file, index and field.
         """
+
+    source_file: Path | None = None
+    """The benchmark is this file, and is named by it on the command line."""
+
+    def default_data(self, root: Path) -> Path:
+        """The data folder where none is given; ``root`` holds those of all benchmarks."""
+        return root / self.folder
 
     def configure(self, **options: Any) -> Benchmark:
         """This benchmark with options of its own (VideoMME: ``subtitles``; Perception Test: ``split``;

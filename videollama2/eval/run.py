@@ -159,6 +159,7 @@ def run(plan: Plan, say: Callable[[str], None] = print) -> Published | None:
         "model_base": plan.model.base,
         "limit": plan.limit,
         "offset": plan.offset,
+        "source_file": plan.benchmark.source_file and str(plan.benchmark.source_file.resolve()),
     }
     store = AnswerStore(plan.output, plan.configuration(items), about)
     mine = share(items, plan.rank, plan.world)

@@ -183,24 +183,29 @@ class Runner:
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def _decode(self, item: Item) -> tuple[Any, float]:
+    def _decode(self, item: Item) -> tuple[list[tuple[str, Any]], float]:
+        """Kind and pixels of every medium of an item, and the seconds that reading them took."""
         started = monotonic()
-        options = {"start": item.start, "end": item.end, "backend": self.options.video_backend}
+        options: dict[str, Any] = {"backend": self.options.video_backend}
         if self.options.num_frames is not None:
             options["num_frames"] = self.options.num_frames
-        load = self.engine.processor[item.kind]
-        path = self.data / item.media
+        media = []
+        for number, (kind, name) in enumerate(item.all_media):
+            bounds = {"start": item.start, "end": item.end} if number == 0 else {}
+            media.append((kind, self._read(kind, self.data / name, {**bounds, **options} if kind == VIDEO else {})))
+        return media, monotonic() - started
+
+    def _read(self, kind: str, path: Path, options: dict[str, Any]) -> Any:
         try:
-            pixels = load(path, **options) if item.kind == VIDEO else load(path)
+            return self.engine.processor[kind](path, **options)
         except MediaError:
             raise
         except OSError as error:
             raise MediaError(f"{path}: {why_unreadable(error)}") from error
-        return pixels, monotonic() - started
 
     def _ask_clip(self, group: list[Item], future: Future[Any]) -> Iterator[_Asked]:
         try:
-            pixels, seconds = future.result()
+            media, seconds = future.result()
         except MediaError as error:
             if self.strict_data:
                 raise DataError(f"{self.data / group[0].media} cannot be used (--strict-data): {error}") from error
@@ -208,35 +213,34 @@ class Runner:
             return
         self.work.clips += 1
         self.work.decode_seconds += seconds
-        # Pixels (T, C, H, W); an image, which has no order of frames, stays as it is.
-        mixed = pixels[shuffled_order(len(pixels), Path(group[0].media).name)] if _shuffles(group) else pixels
+        mixed = _shuffle(media, Path(group[0].media).name) if any(item.shuffled for item in group) else media
         for item in group:
-            yield self._ask(item, mixed if item.shuffled else pixels)
+            yield self._ask(item, mixed if item.shuffled else media)
 
-    def _ask(self, item: Item, pixels: Any) -> _Asked:
+    def _ask(self, item: Item, media: list[tuple[str, Any]]) -> _Asked:
         asked = _Asked(item, item.instructions)
         try:
             asked.instructions = self.benchmark.instructions(item, self.data, self.num_frames)
             for part, text in enumerate(asked.instructions):
-                asked.answers.append(self._submit(item, part, text, pixels))
+                asked.answers.append(self._submit(item, part, text, media))
         except VideoLlama2Error as error:
             if self.engine.closed or isinstance(error, DataError):
                 raise
             asked.answers, asked.error = [], error
         return asked
 
-    def _submit(self, item: Item, part: int, text: str, pixels: Any) -> Answer:
+    def _submit(self, item: Item, part: int, text: str, media: list[tuple[str, Any]]) -> Answer:
         from videollama2.inference.request import Request
 
         sampling = self.options.sampling(item, part, self.max_new_tokens)
         try:
-            return self.engine.submit_request(Request(text, [(item.kind, pixels)], **sampling))
+            return self.engine.submit_request(Request(text, media, **sampling))
         except RequestTooLongError:
             if self.options.max_new_tokens is not None:
                 raise
         # Sixteen frames with subtitles leave less than the 2,048 tokens that nobody asked for: what there is, then.
         sampling = self.options.sampling(item, part, None)
-        return self.engine.submit_request(Request(text, [(item.kind, pixels)], **sampling))
+        return self.engine.submit_request(Request(text, media, **sampling))
 
     def _finish(self, asked: _Asked) -> StoredAnswer:
         """Wait for an item's answers."""
@@ -281,8 +285,9 @@ def shuffled_order(frames: int, seed: str) -> list[int]:
     return order
 
 
-def _shuffles(group: Sequence[Item]) -> bool:
-    return any(item.shuffled for item in group)
+def _shuffle(media: list[tuple[str, Any]], seed: str) -> list[tuple[str, Any]]:
+    """With the frames of each video (pixels T, C, H, W) in another order; an image has no order."""
+    return [(kind, pixels[shuffled_order(len(pixels), seed)] if kind == VIDEO else pixels) for kind, pixels in media]
 
 
 def by_clip(items: Sequence[Item]) -> list[list[Item]]:
@@ -300,4 +305,5 @@ def share(items: Sequence[Item], rank: int, world: int) -> list[Item]:
 
 def missing_media(items: Sequence[Item], data: Path) -> list[str]:
     """Media that are not there, each once."""
-    return [path for path in dict.fromkeys(item.media for item in items) if not (data / path).exists()]
+    paths = dict.fromkeys(path for item in items for _, path in item.all_media)
+    return [path for path in paths if not (data / path).exists()]

@@ -32,7 +32,7 @@ def score_folder(args: argparse.Namespace) -> Published | None:
 
     former = read_run(args.answers)
     asked, about = former["configuration"], former["about"]
-    found = benchmark(asked["benchmark"]).configure(**asked["settings"])
+    found = benchmark(about.get("source_file") or asked["benchmark"]).configure(**asked["settings"])
     if found.aspects and not args.judge_model:
         raise _needs_judge(found)
     if args.benchmark and benchmark(args.benchmark).name != found.name:

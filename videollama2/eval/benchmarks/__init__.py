@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 
 from videollama2.errors import ConfigError
 from videollama2.eval.items import Benchmark
@@ -25,6 +26,10 @@ BENCHMARKS = {
     "msvd_qa": "videollama2.eval.benchmarks.msvd_qa:MSVDQA",
     "msvc": "videollama2.eval.benchmarks.msvc:MSVC",
     "videochatgpt": "videollama2.eval.benchmarks.videochatgpt:VideoChatGPT",
+    "mlvu": "videollama2.eval.benchmarks.mlvu:MLVU",
+    "nextqa": "videollama2.eval.benchmarks.nextqa:NExTQA",
+    "tempcompass": "videollama2.eval.benchmarks.tempcompass:TempCompass",
+    "charades_sta": "videollama2.eval.benchmarks.charades_sta:CharadesSTA",
     "moving_shapes": "videollama2.eval.benchmarks.moving_shapes:MovingShapes",
 }
 
@@ -35,11 +40,16 @@ def names() -> list[str]:
 
 
 def benchmark(name: str) -> Benchmark:
-    """Look a benchmark up, also by its folder's name (``MSVD_Zero_Shot_QA``) or another spelling (``msvd-qa``).
+    """Look a benchmark up, also by its folder's name (``MSVD_Zero_Shot_QA``) or another spelling (``msvd-qa``); or the
+    one that a file of questions is (see :mod:`videollama2.eval.benchmarks.questions_file`).
 
     Raises:
         ConfigError: no such benchmark, or an entry point that cannot be used.
     """
+    if name.lower().endswith((".jsonl", ".json")):
+        from videollama2.eval.benchmarks.questions_file import QuestionsFile
+
+        return QuestionsFile(Path(name))
     if name not in BENCHMARKS:
         plug_ins = _plug_ins()
         if name in plug_ins:

@@ -1,17 +1,17 @@
 """What Video-MME's official scorer prints, byte for byte (golden test), from a results file.
 
 It leaves out answers without any of the letters A to D, and missing videos, so its accuracy is over what was answered.
-Two pairs of its prefixes lack a comma and so never match; that is kept, because numbers depend on it.
+The letter is read by :func:`videollama2.eval.answers.first_letter`.
 """
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from videollama2.errors import DataError
+from videollama2.eval.answers import LETTERS, first_letter
 
 DURATIONS = ("short", "medium", "long")
 DOMAINS = (
@@ -36,25 +36,14 @@ TASK_TYPES = (
     "Object Reasoning",
     "Information Synopsis",
 )
-_PREFIXES = (
-    "The best answer is",
-    "The correct answer is",
-    "The answer is",
-    "The answer",
-    "The best option isThe correct option is",
-    "Best answer:Best option:",
-)
 _THICK, _THIN = "=" * 37, "-" * 37
 _FIELDS = ("duration", "domain", "missing", "questions")
 
 
 def official_letter(response: str) -> str:
     """The first of the letters A to D, after the prefixes are cut; empty where there is none."""
-    text = response.strip()
-    for prefix in _PREFIXES:
-        text = text.replace(prefix, "")
-    match = re.search("[ABCD]", text)
-    return match.group() if match else ""
+    chosen = first_letter(response, "ABCD").value
+    return "" if chosen is None else LETTERS[chosen]
 
 
 def official_report(results: Sequence[dict[str, Any]]) -> str:

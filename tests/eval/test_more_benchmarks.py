@@ -1,0 +1,282 @@
+"""Benchmarks beyond the paper's, on tiny sets in their official formats: prompts, readings, and scores by hand."""
+
+import csv
+import json
+import shutil
+
+import pytest
+
+from tests.conftest import ROOT
+from videollama2.errors import DataError
+from videollama2.eval.__main__ import main
+from videollama2.eval.benchmarks import benchmark
+from videollama2.eval.benchmarks.charades_sta import overlap, published_span, strict_span
+from videollama2.eval.samples import StoredAnswer
+from videollama2.eval.scoring import make_sample, read_metrics
+
+CLIP = ROOT / "videollama2" / "assets" / "demo" / "moving_shapes.mp4"
+MODEL = ("--model-path", "videollama2-tiny", "--device", "cpu", "--max-new-tokens", "4", "--no-progress")
+
+
+def place(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(CLIP, folder / name)
+
+
+def mlvu(folder):
+    tasks = ("1_plotQA", "2_needle", "3_ego", "4_count", "5_order", "6_anomaly_reco", "7_topic_reasoning")
+    (folder / "json").mkdir(parents=True)
+    for number, task in enumerate(tasks):
+        rows = [
+            {
+                "video": f"{task}.mp4",
+                "question": "What?",
+                "candidates": ["a", "b", "c", "d"],
+                "answer": "abcd"[number % 4],
+            }
+        ] * (2 if number == 0 else 1)
+        (folder / "json" / f"{task}.json").write_text(json.dumps(rows))
+        place(folder, f"video/{task}/{task}.mp4")
+
+
+def nextqa(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "test.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(
+            [
+                "video",
+                "frame_count",
+                "width",
+                "height",
+                "question",
+                "answer",
+                "qid",
+                "type",
+                "a0",
+                "a1",
+                "a2",
+                "a3",
+                "a4",
+            ]
+        )
+        for number, kind in enumerate(("CW", "TN", "DL", "CH")):
+            table.writerow(
+                [4010069381, 9, 9, 9, f"how {number}", number, number, kind, "run", "sit", "eat", "nap", "1"]
+            )
+    place(folder, "NExTVideo/4010069381.mp4")
+
+
+def tempcompass(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    choice = {"question": "What happens?\nA. it runs\nB. it sits", "answer": "B. it sits"}
+    caption = {"question": "Which fits?\nCaption A: It runs.\nCaption B: It sits.", "answer": "Caption A: It runs."}
+    content = {
+        "multi-choice": {"77": {"action": [choice], "speed": [choice]}},
+        "yes_no": {"77": {"action": [{"question": "Does it run?", "answer": "no"}]}},
+        "caption_matching": {"77": {"order": [caption, {**caption, "answer": "Caption B: It sits."}]}},
+    }
+    for kind, rows in content.items():
+        (folder / f"{kind}.json").write_text(json.dumps(rows))
+    place(folder, "videos/77.mp4")
+
+
+def charades(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = ["3MSZA 24.3 30.4##person turn a light on.", "ABCDE 0.0 10.0##person sits."]
+    (folder / "charades_sta_test.txt").write_text("\n".join(lines) + "\n")
+    place(folder, "Charades_v1_480/3MSZA.mp4", "Charades_v1_480/ABCDE.mp4")
+
+
+SETS = {"mlvu": mlvu, "nextqa": nextqa, "tempcompass": tempcompass, "charades_sta": charades}
+
+
+def scored(name, folder, outputs):
+    """Metrics by name and protocol, of these outputs in the order of the questions."""
+    found = benchmark(name)
+    items = found.load(folder)
+    answers = [StoredAnswer(item.id, output, None) for item, output in zip(items, outputs, strict=True)]
+    samples = [make_sample(found, item, answer, "published") for item, answer in zip(items, answers, strict=True)]
+    return {(metric.name, metric.protocol): metric for metric in read_metrics(found, samples)}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_it_runs_from_a_download_to_a_report(name, tmp_path, capsys):
+    SETS[name](tmp_path / "hub")
+    assert main(["prepare", name, "--from", str(tmp_path / "hub"), "--to", str(tmp_path / "data")]) == 0
+    assert main(["run", name, "--data", str(tmp_path / "data"), "--output", str(tmp_path / "out"), *MODEL]) == 0
+    assert main(["score", str(tmp_path / "out"), "--protocol", "strict"]) == 0
+    report = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert report["metrics"][0]["counts"]["missing_media"] == 0
+    assert report["metrics"][0]["counts"]["answered"] == len(benchmark(name).load(tmp_path / "data"))
+
+
+def test_mlvu_by_hand(tmp_path):
+    mlvu(tmp_path)
+    first = benchmark("mlvu").load(tmp_path)[0]
+    assert first.instruction == (
+        "Carefully watch this video and pay attention to every detail. Based on your observations, select the best "
+        "option that accurately addresses the question.\nQuestion: What?\nOptions:\n(A) a\n(B) b\n(C) c\n(D) d\n"
+        "Only give the best option.\nBest option: ("
+    )
+    # Right answers: A A B C D A B C.
+    outputs = ["A) a", "B", "The best answer is B", "(C) c", "none", "A", "B)", "D"]
+    metric = scored("mlvu", tmp_path, outputs)["accuracy", "published"]
+    by_task = [50, 100, 100, 0, 100, 100, 0]
+    assert [cell.value for cell in metric.categories.values()] == by_task
+    assert metric.macro == pytest.approx(sum(by_task) / 7)  # M-Avg
+    assert metric.overall.value == pytest.approx(100 * 5 / 8)
+    assert metric.counts.unparsed == 1
+
+
+def test_nextqa_by_hand(tmp_path):
+    nextqa(tmp_path)
+    items = benchmark("nextqa").load(tmp_path)
+    assert items[0].instruction == (
+        "how 0\nA. run\nB. sit\nC. eat\nD. nap\nE. 1\nAnswer with the option's letter from the given choices directly."
+    )
+    metric = scored("nextqa", tmp_path, ["A", "B. sit", "A", "The answer is D."])["accuracy", "published"]
+    assert metric.overall.value == 75
+    assert {name: cell.value for name, cell in metric.categories.items()} == {
+        "causal": 100,
+        "temporal": 100,
+        "descriptive": 0,
+    }
+    assert set(metric.breakdowns["type"]) == {"CW", "TN", "DL", "CH"}
+
+
+def test_tempcompass_by_hand(tmp_path):
+    tempcompass(tmp_path)
+    items = benchmark("tempcompass").load(tmp_path)
+    assert [item.instruction.rpartition("\n")[2] for item in items] == [
+        "Please directly give the best option:",
+        "Please directly give the best option:",
+        "Please answer yes or no:",
+        "Please directly give the best option:",
+        "Please directly give the best option:",
+    ]
+    # Right answers: B, B, no, Caption A, Caption B. The rules do not read the second; the strict reading does.
+    metrics = scored("tempcompass", tmp_path, ["B. it sits", "I think B", "No, it does not.", "It runs.", "Caption A"])
+    published, strict = metrics["accuracy", "published"], metrics["accuracy", "strict"]
+    assert (published.overall.value, strict.overall.value) == (60, 80)
+    assert published.counts.unparsed == 1
+    assert {name: cell.value for name, cell in published.categories.items()} == {
+        "multi-choice": 50,
+        "yes_no": 100,
+        "caption_matching": 50,
+    }
+
+
+@pytest.mark.parametrize(
+    ("output", "published", "strict"),
+    [
+        ("The event happens in the 24.3 - 30.4 seconds.", (24.3, 30.4), (24.3, 30.4)),
+        ("From 5 to 9.", (5, 9), (5, 9)),
+        ("9 - 5", (5, 9), None),
+        ("It starts at 3 seconds\nand ends at 8 seconds", (3, 8), (3, 8)),
+        ("It starts at 3 and ends at 8", None, (3, 8)),
+        ("00:10 - 00:20", (0, 10), (10, 20)),
+        ("<think>1 - 2</think>3 - 4", (1, 2), (3, 4)),
+        ("I do not know.", None, None),
+        ("1 - 2 or 3 - 4", (1, 2), None),
+    ],
+)
+def test_spans_are_read(output, published, strict):
+    assert published_span(output) == published
+    assert strict_span(output) == strict
+
+
+def test_charades_by_hand(tmp_path):
+    charades(tmp_path)
+    assert (
+        benchmark("charades_sta")
+        .load(tmp_path)[0]
+        .instruction.endswith(
+            "Now I will give you the textual sentence: person turn a light on. "
+            "Please return its start time and end time."
+        )
+    )
+    assert overlap((0, 10), (5, 15)) == pytest.approx(5 / 15)
+    assert overlap((0, 1), (2, 3)) == overlap((1, 1), (1, 1)) == 0
+    metrics = scored("charades_sta", tmp_path, ["24.3 - 30.4", "5 - 15"])
+    values = {name: metric.overall.value for (name, protocol), metric in metrics.items() if protocol == "published"}
+    assert values == {
+        "mean IoU": pytest.approx(100 * (1 + 1 / 3) / 2),
+        "R@1, IoU >= 0.3": 100,
+        "R@1, IoU >= 0.5": 50,
+        "R@1, IoU >= 0.7": 50,
+    }
+    (tmp_path / "charades_sta_test.txt").write_text("3MSZA 24.3##x\n")
+    with pytest.raises(DataError, match=r"line 1: expected 'VIDEO start end##sentence'"):
+        benchmark("charades_sta").load(tmp_path)
+
+
+def questions(folder, *rows):
+    path = folder / "mine.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_file_of_questions_is_answered_and_scored_again(tmp_path, capsys):
+    place(tmp_path, "clips/a.mp4", "b.mp4")
+    shutil.copy(ROOT / "videollama2" / "assets" / "demo" / "shapes.png", tmp_path / "c.png")
+    each = {"question": "What?", "options": ["it rains", "it snows"]}
+    path = questions(
+        tmp_path,
+        {"id": "q1", "video": "clips/a.mp4", "start": 0.5, "answer": "B", **each},
+        {"id": 7, "video": ["clips/a.mp4", "b.mp4"], "answer": 0, "category": "x", **each},
+        {"image": "c.png", "answer": "it snows", "prompt": "Say A or B.", **each},
+    )
+    items = benchmark(str(path)).load(tmp_path)
+    assert [(item.id, item.answer, item.category) for item in items] == [
+        ("q1", 1, "all"),
+        ("7", 0, "x"),
+        ("2", 1, "all"),
+    ]
+    assert items[0].instruction.startswith("Question: What?\nOptions:\n(A) it rains\n")
+    assert items[2].instruction == "Say A or B."
+    out = tmp_path / "out"
+    assert main(["run", str(path), "--output", str(out), *MODEL]) == 0
+    report = json.loads((out / "results.json").read_text())
+    assert report["benchmark"] == "mine.jsonl" and report["metrics"][0]["counts"]["answered"] == 3
+    before = (out / "results.json").read_bytes()
+    assert main(["score", str(out)]) == 0
+    assert (out / "results.json").read_bytes() == before
+
+
+def test_open_questions_of_a_file_are_judged(tmp_path):
+    place(tmp_path, "a.mp4")
+    rows = [{"video": "a.mp4", "question": "What colour?", "answer": ["red", "a red one"]}]
+    path = questions(tmp_path, *rows, {"video": "a.mp4", "question": "How many?", "answer": 2})
+    out = tmp_path / "out"
+    assert main(["run", str(path), "--output", str(out), *MODEL, "--judge-model", "local"]) == 0
+    names = {metric["name"] for metric in json.loads((out / "results.json").read_text())["metrics"]}
+    assert names == {"accuracy", "score"}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"question": "?"}, "field 'video': is missing, as is 'image'"),
+        ({"video": "a.mp4"}, "field 'question': is missing"),
+        ({"video": "../a.mp4", "question": "?"}, "inside the data folder"),
+        (
+            {"video": "a.mp4", "question": "?", "options": ["a", "b"], "answer": "C"},
+            "expected a letter, a number from 0",
+        ),
+        ({"video": "a.mp4", "question": "?", "options": ["a", "b"], "answer": 2}, "expected a letter, a number from 0"),
+        ({"image": "a.png", "question": "?", "start": 1}, "an image has no time"),
+    ],
+)
+def test_a_broken_line_is_named(tmp_path, row, message):
+    with pytest.raises(DataError, match=f"mine.jsonl: index 0.*{message}"):
+        benchmark(str(questions(tmp_path, row)))
+
+
+def test_a_file_holds_one_kind_of_questions(tmp_path):
+    rows = [{"video": "a.mp4", "question": "?"}, {"video": "a.mp4", "question": "?", "options": ["a", "b"]}]
+    with pytest.raises(DataError, match="with options and without"):
+        benchmark(str(questions(tmp_path, *rows)))
+    with pytest.raises(DataError, match="none.jsonl: is missing"):
+        benchmark(str(tmp_path / "none.jsonl"))

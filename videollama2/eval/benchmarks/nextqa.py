@@ -1,0 +1,62 @@
+"""NExT-QA, multiple choice: causal, temporal and descriptive questions, five options each (arXiv 2105.08276)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from videollama2.eval.annotations import AnnotationEntry, check_unique, find_annotations, read_entries
+from videollama2.eval.answers import LETTERS, first_letter
+from videollama2.eval.benchmarks.multiple_choice import MultipleChoice
+from videollama2.eval.items import Item
+from videollama2.eval.video_files import VideoFolder
+
+TYPES = {"C": "causal", "T": "temporal", "D": "descriptive"}
+_POST = "\nAnswer with the option's letter from the given choices directly."
+
+
+class NExTQA(MultipleChoice):
+    """See the module. Prompt as in lmms-eval; the published number is the share of right answers (Acc@All), with the
+    three groups of types beside it."""
+
+    name = "nextqa"
+    title = "NExT-QA (multiple choice)"
+    folder = "nextqa"
+    questions = 8564
+    source = "https://github.com/doc-doc/NExT-QA (test.csv); https://huggingface.co/datasets/lmms-lab/NExTQA"
+    layout = """\
+test.csv                 a table of video, question, answer (0 to 4), qid, type (CW, CH, TN, TC, TP, DC, DL, DO) and
+                         a0 .. a4; in its place, of lmms-lab/NExTQA: MC/test-*.parquet
+NExTVideo/               VIDEO.mp4 (or another kind of video)"""
+    annotations = ("test.csv", "MC/test-*.parquet")
+    breakdowns = ("type",)
+    published_parser = staticmethod(first_letter)
+
+    def load(self, data: Path) -> list[Item]:
+        """See :class:`Benchmark`."""
+        path, *_ = find_annotations(data, *self.annotations)
+        videos = VideoFolder(data, "NExTVideo", "videos")
+        items = [_item(entry, videos) for entry in read_entries(path)]
+        check_unique((item.id for item in items), path)
+        return items
+
+
+def _item(entry: AnnotationEntry, videos: VideoFolder) -> Item:
+    video, kind, question = entry.answer("video"), entry.text("type"), entry.text("question").strip()
+    if kind[0] not in TYPES:
+        raise entry.problem("type", f"expected one that begins with C, T or D, got {kind!r}")
+    options = tuple(entry.answer(f"a{number}").strip() for number in range(5))
+    listed = "\n".join(f"{LETTERS[number]}. {option}" for number, option in enumerate(options))
+    return Item(
+        id=f"{video}-{entry.answer('qid')}",
+        media=videos.find(AnnotationEntry({"video": video}, entry.where).path("video")),
+        kind="video",
+        start=None,
+        end=None,
+        question=question,
+        instruction=f"{question}\n{listed}{_POST}",
+        answer=entry.index("answer", 5),
+        options=options,
+        category=TYPES[kind[0]],
+        group=video,
+        extra={"type": kind},
+    )

@@ -1,0 +1,117 @@
+"""A benchmark that is a file: ``videollama2 eval run QUESTIONS.jsonl``.
+
+One JSON object a line (or a JSON list of them)::
+
+    {"id": "q1", "video": "clips/a.mp4", "start": 3.5, "end": 9, "question": "What happens?",
+     "options": ["it rains", "it snows"], "answer": "B", "category": "weather"}
+
+``video`` and ``image`` are a path relative to the file (or to ``--data``), or a list of them; ``start`` and ``end``
+are seconds of the first video. With ``options`` the answer is a letter, a number from 0 or an option's text, and the
+model is asked and read as in MVBench. Without, the answer is a text or a list of texts, and a judge compares. ``id``
+(else the number of the line), ``answer`` (not public), ``category`` and ``prompt`` (the exact text for the model) may
+be absent.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from videollama2.errors import DataError
+from videollama2.eval.annotations import AnnotationEntry, check_unique, read_entries
+from videollama2.eval.answers import LETTERS, published_mvbench
+from videollama2.eval.benchmarks.multiple_choice import MultipleChoice, question_and_options
+from videollama2.eval.items import Aspect, Item, Parsed
+from videollama2.media.kinds import IMAGE, VIDEO
+
+
+class QuestionsFile(MultipleChoice):
+    """See the module. A file holds questions with options or open ones; it is read when the benchmark is made, since
+    that decides whether there is something to judge.
+
+    Raises:
+        DataError: no such file, a line that breaks the form, or questions of both kinds.
+    """
+
+    layout = __doc__ or ""
+    published_parser = staticmethod(published_mvbench)
+
+    def __init__(self, path: Path) -> None:
+        self.source_file = path
+        self.name = path.name  # with its end, so that it is never taken for a benchmark of the paper
+        self.title, self.folder, self.source = path.name, "", str(path)
+        self._items = [_item(entry, index) for index, entry in enumerate(read_entries(path))]
+        check_unique((item.id for item in self._items), path)
+        kinds = {bool(item.options) for item in self._items}
+        if len(kinds) > 1:
+            raise DataError(
+                f"{path}: has questions with options and without; they have other metrics, so split the file"
+            )
+        if not kinds.pop():
+            self.aspects = (Aspect("qa", "qa"),)
+
+    def default_data(self, root: Path) -> Path:
+        """The file's own folder."""
+        assert self.source_file is not None
+        return self.source_file.parent
+
+    def load(self, data: Path) -> list[Item]:
+        """See :class:`Benchmark`."""
+        return self._items
+
+    def parse(self, item: Item, output: str, protocol: str) -> Parsed | None:  # type: ignore[override]
+        """See :class:`Benchmark`."""
+        return super().parse(item, output, protocol) if item.options else None
+
+
+def _item(entry: AnnotationEntry, index: int) -> Item:
+    media = [(kind, path) for kind in (VIDEO, IMAGE) for path in _paths(entry, kind)]
+    if not media:
+        raise entry.problem(VIDEO, f"is missing, as is {IMAGE!r}")
+    (kind, path), *others = media
+    start, end = (entry.seconds(name) if entry.told(name) else None for name in ("start", "end"))
+    if (start, end) != (None, None) and kind != VIDEO:
+        raise entry.problem("start", "an image has no time")
+    options = entry.texts("options", least=2, most=26) if entry.told("options") else ()
+    question = entry.text("question")
+    prompt = question_and_options(question, options) if options else question
+    return Item(
+        id=entry.answer("id") if entry.told("id") else str(index),
+        media=path,
+        kind=kind,
+        start=start,
+        end=end,
+        question=question,
+        instruction=entry.text("prompt") if entry.told("prompt") else prompt,
+        answer=_answer(entry, options),
+        options=options,
+        category=entry.answer("category") if entry.told("category") else "all",
+        group=path,
+        others=tuple(others),
+    )
+
+
+def _paths(entry: AnnotationEntry, kind: str) -> list[str]:
+    if not entry.told(kind):
+        return []
+    value = entry.raw[kind]
+    values = value if isinstance(value, list) else [value]
+    return [AnnotationEntry({kind: each}, entry.where).path(kind) for each in values]
+
+
+def _answer(entry: AnnotationEntry, options: tuple[str, ...]) -> Any:
+    """Index of the right option, the reference text or texts, or None."""
+    if not entry.told("answer"):
+        return None
+    value = entry.raw["answer"]
+    if not options:
+        return list(entry.texts("answer")) if isinstance(value, list) else entry.answer("answer")
+    if isinstance(value, str):
+        letter = value.strip().strip("().").upper()
+        if value in options:
+            return options.index(value)
+        if len(letter) == 1 and letter in LETTERS[: len(options)]:
+            return LETTERS.index(letter)
+    elif not isinstance(value, bool) and isinstance(value, int) and 0 <= value < len(options):
+        return value
+    raise entry.problem("answer", f"expected a letter, a number from 0 or the text of one of {len(options)} options")
