@@ -17,6 +17,7 @@ FLOORS = {
         "errors",
         "constants",
         "config",
+        "config_bounds",
         "audio_config",
         "flags",
         "commands",
@@ -38,7 +39,9 @@ FLOORS = {
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 # A room may look into another on its own floor only where the design says so.
 ALLOWED = {
+    ("config", "config_bounds"),
     ("config", "hub"),
+    ("config_bounds", "errors"),
     ("config", "model.encoders"),
     ("hub", "errors"),
     ("hub", "stand_ins"),
@@ -67,7 +70,7 @@ WINGS = {
     ),
     "checkpoints": (
         ("files", "placement"),
-        ("fingerprint",),
+        ("fingerprint", "quantisation"),
         ("audio_tower", "full", "parts"),
         ("connector",),
         ("adapter",),

@@ -21,7 +21,8 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from videollama2.audio_config import AudioConfig
-from videollama2.constants import NUM_FRAMES
+from videollama2.config_bounds import check_sizes, is_whole, shown
+from videollama2.constants import MAX_NUM_FRAMES, NUM_FRAMES
 from videollama2.errors import CheckpointNotFoundError, ConfigError
 from videollama2.hub import OPTIONS_OF_ANY_REPOSITORY, find_file, read_json
 from videollama2.model.encoders import KNOWN_TOWERS, known_vision_config, vision_encoder, vision_fields
@@ -39,7 +40,14 @@ FLAT_MODEL_TYPES = {
 _OWN_FIELDS = ("num_frames", "image_aspect_ratio", "hidden_size_a")
 _TOKEN_ID_FIELDS = ("image_token_id", "video_token_id", "audio_token_id")
 _OWN_PREFIXES = ("mm_", "use_mm_", "tune_mm_", "freeze_mm_")
-_TOP_FIELDS = ("architectures", "dtype", "torch_dtype", "transformers_version", "tie_word_embeddings")
+_TOP_FIELDS = (
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "tie_word_embeddings",
+    "quantization_config",
+)
 
 
 class VideoLlama2Config(PreTrainedConfig):
@@ -93,6 +101,8 @@ class VideoLlama2Config(PreTrainedConfig):
         model_type = kwargs.pop("model_type", self.model_type)
         if text_config is None:
             text_config, kwargs = _split_flat(model_type, kwargs)
+        if not isinstance(mm_vision_tower, str | None):
+            raise ConfigError(f"mm_vision_tower must be a name or path, got {shown(mm_vision_tower)}")
         if vision_config is None:
             vision_config = known_vision_config(mm_vision_tower)
         self.text_config = as_config("text_config", text_config)
@@ -177,19 +187,31 @@ class VideoLlama2Config(PreTrainedConfig):
                 setattr(self, name, getattr(self, name) + self.vocab_size - old_vocab_size)
 
     def _check(self) -> None:
-        if not isinstance(self.num_frames, int) or self.num_frames < 1:
-            raise ConfigError(f"num_frames must be a positive integer, got {self.num_frames!r}")
+        if not is_whole(self.num_frames, 1, MAX_NUM_FRAMES):
+            raise ConfigError(
+                f"num_frames must be a whole number from 1 to {MAX_NUM_FRAMES}, got {shown(self.num_frames)}"
+            )
+        for name in _TOKEN_ID_FIELDS:
+            if not is_whole(getattr(self, name), 0, 1 << 31):
+                raise ConfigError(f"{name} must be the id of a token, got {shown(getattr(self, name))}")
         if self.mm_vision_select_feature not in ("patch", "cls_patch"):
             raise ConfigError(
-                f"mm_vision_select_feature must be 'patch' or 'cls_patch', got {self.mm_vision_select_feature!r}"
+                f"mm_vision_select_feature must be 'patch' or 'cls_patch', got {shown(self.mm_vision_select_feature)}"
             )
         if not isinstance(self.mm_vision_select_layer, int):
-            raise ConfigError(f"mm_vision_select_layer must be an integer, got {self.mm_vision_select_layer!r}")
+            raise ConfigError(f"mm_vision_select_layer must be an integer, got {shown(self.mm_vision_select_layer)}")
         for name in ("mm_projector_type", "mm_projector_a_type"):
             if not isinstance(getattr(self, name), str):
-                raise ConfigError(f"{name} must be a name, got {getattr(self, name)!r}")
+                raise ConfigError(f"{name} must be a name, got {shown(getattr(self, name))}")
+        if not isinstance(self.image_aspect_ratio, str | None):
+            raise ConfigError(f"image_aspect_ratio must be a name, got {shown(self.image_aspect_ratio)}")
         if self.vision_config is None:
             return
+        if self.vision_config.patch_size > self.vision_config.image_size:
+            raise ConfigError(
+                f"vision_config: patch_size {self.vision_config.patch_size} is larger than image_size "
+                f"{self.vision_config.image_size}"
+            )
         layers = self.vision_config.num_hidden_layers
         if not -layers - 1 <= self.mm_vision_select_layer <= layers:
             raise ConfigError(
@@ -210,7 +232,10 @@ class VideoLlama2Config(PreTrainedConfig):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs: Any) -> VideoLlama2Config:
         hub = {key: kwargs[key] for key in OPTIONS_OF_ANY_REPOSITORY if key in kwargs}
-        config_dict, kwargs = cls.get_config_dict(pretrained_model_name_or_path, **kwargs)
+        try:
+            config_dict, kwargs = cls.get_config_dict(pretrained_model_name_or_path, **kwargs)
+        except RecursionError as error:
+            raise ConfigError(f"{pretrained_model_name_or_path}/config.json is nested too deep") from error
         if not config_dict.get("model_type"):
             raise ConfigError(f"{pretrained_model_name_or_path}/config.json names no model_type")
         config_dict = complete_flat_dict(config_dict, pretrained_model_name_or_path, **hub)
@@ -303,10 +328,11 @@ def as_config(name: str, value: PreTrainedConfig | dict | None) -> PreTrainedCon
         return value
     if not isinstance(value, dict) or "model_type" not in value:
         raise ConfigError(f"{name} must be a configuration or a dict with 'model_type', got {type(value).__name__}")
+    check_sizes(name, value)
     fields = deepcopy(value)
     model_type = fields.pop("model_type")
-    if model_type not in CONFIG_MAPPING:
-        raise ConfigError(f"{name}: this transformers does not know the model_type {model_type!r}")
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        raise ConfigError(f"{name}: this transformers does not know the model_type {shown(model_type)}")
     return CONFIG_MAPPING[model_type](**fields)
 
 
@@ -317,6 +343,7 @@ def _as_audio_config(value: AudioConfig | dict | None, tower: str | None) -> Aud
         return value
     if not isinstance(value, dict):
         raise ConfigError(f"audio_config must be a configuration or a dict, got {type(value).__name__}")
+    check_sizes("audio_config", value)
     return AudioConfig(**{name: deepcopy(field) for name, field in value.items() if name != "model_type"})
 
 
@@ -373,7 +400,7 @@ def complete_flat_dict(config_dict: dict[str, Any], checkpoint: str | Path | Non
     """
     config_dict = _with_audio_fields(config_dict, checkpoint)
     name = config_dict.get("mm_vision_tower")
-    if config_dict.get("vision_config") is not None or not name:
+    if config_dict.get("vision_config") is not None or not name or not isinstance(name, str):
         return config_dict
     folder = find_tower(name, checkpoint)
     if folder is not None:

@@ -22,6 +22,9 @@ MODAL_INDEX_MAP = {
 NUM_FRAMES = 8
 """Frames per video when neither the checkpoint nor the caller says otherwise."""
 
+MAX_NUM_FRAMES = 1024
+"""Most frames one clip may have. It keeps a typing mistake from allocating all memory."""
+
 MAX_FRAMES = 32
 """Cap on frames of one clip in frames-per-second mode."""
 

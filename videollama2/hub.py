@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from transformers.utils import cached_file
@@ -45,8 +46,11 @@ def first_file(name_or_path: str | Path, names: tuple[str, ...], **hub: Any) -> 
     return next((path for name in names if (path := find_file(name_or_path, name, **hub)) is not None), None)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, kind: type | UnionType = dict) -> Any:
     """A JSON object from a file.
+
+    Args:
+        kind: what the file must hold.
 
     Raises:
         CheckpointError: the file cannot be read, or holds anything else.
@@ -60,7 +64,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is no JSON: {error}") from error
     except RecursionError as error:
         raise CheckpointError(f"{path} is no JSON that can be read: it is nested too deep") from error
-    if not isinstance(value, dict):
+    if not isinstance(value, kind):
         raise CheckpointError(f"{path} is no JSON object but a {type(value).__name__}")
     return value
 
@@ -75,6 +79,16 @@ def read_config(name_or_path: str | Path, **hub: Any) -> dict[str, Any]:
     if path is None:
         raise CheckpointError(f"{name_or_path} holds no config.json, so it is no checkpoint")
     return read_json(path)
+
+
+def check_json_files(folder: str | Path) -> None:
+    """Find the damaged file of a folder, after a library failed on it without saying where.
+
+    Raises:
+        CheckpointError: one of its JSON files cannot be read.
+    """
+    for path in sorted(Path(folder).glob("*.json")):
+        read_json(path, dict | list)
 
 
 def check_is_no_pointer(path: Path) -> None:

@@ -12,7 +12,7 @@ from transformers import Qwen2Config
 from tests.checkpoints.folders import QWEN, edit_weights, same
 from tests.conftest import golden_dir
 from videollama2.checkpoints import default_dtype, load_checkpoint, load_pretrained_model
-from videollama2.checkpoints.placement import leave_out_misfits, quantization_config
+from videollama2.checkpoints.quantisation import leave_out_misfits, quantization_config
 from videollama2.errors import CheckpointError, ConfigError, MissingDependencyError
 
 

@@ -23,11 +23,11 @@ from videollama2.checkpoints.placement import (
     check_device,
     default_device,
     default_dtype,
-    quantization_config,
 )
+from videollama2.checkpoints.quantisation import asked_quantization, quantization_config
 from videollama2.constants import TINY_MODEL_NAME
 from videollama2.errors import CheckpointNotFoundError, ConfigError
-from videollama2.hub import OPTIONS
+from videollama2.hub import OPTIONS, read_config
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.processing import VideoLlama2Processor
 from videollama2.reach import hub_options
@@ -66,7 +66,8 @@ def load_pretrained_model(
         model_path: folder, hub name or ``videollama2-tiny``: a full model, a connector or a LoRA folder.
         model_base: language model under a connector or LoRA folder; default what the folder's config names.
         model_name: accepted for published callers; the kind of checkpoint is told by its files.
-        load_8bit, load_4bit: quantise the language model through bitsandbytes.
+        load_8bit, load_4bit: quantise the language model through bitsandbytes. A ``quantization_config`` in the
+            ``config.json`` of a full model asks for the same.
         device_map: transformers' placement over several devices; default everything on ``device``.
         device: default cuda, else mps, else cpu.
         dtype: default bfloat16 on a GPU that has it, else float16; float32 on CPU.
@@ -93,11 +94,13 @@ def load_pretrained_model(
     placement: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
     if load_8bit and load_4bit:
         raise ConfigError("load_8bit and load_4bit exclude each other")
+    kind = checkpoint_kind(path, **hub)
     quantization = quantization_config(8 if load_8bit else 4 if load_4bit else 16, dtype)
+    if quantization is None and kind == "full":
+        quantization = asked_quantization(read_config(path, **hub), f"{path}/config.json", dtype)
     if quantization is not None:
         placement["quantization_config"] = quantization
     placement["device_map"] = device_map if device_map is not None else {"": device}
-    kind = checkpoint_kind(path, **hub)
     if kind == "full":
         model, processor = load_checkpoint(path, **placement, **hub)
     elif kind == "connector":

@@ -5,11 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from videollama2.checkpoints.files import UNREADABLE, check_model_type, resolve_name
-from videollama2.checkpoints.placement import leave_out_misfits
-from videollama2.config import VideoLlama2Config, is_videollama2
+from videollama2.checkpoints.files import (
+    UNREADABLE,
+    check_model_type,
+    check_weight_files,
+    resolve_name,
+    why_unreadable,
+)
+from videollama2.checkpoints.quantisation import leave_out_misfits, settle_quantization
+from videollama2.config import VideoLlama2Config, complete_flat_dict, is_videollama2
 from videollama2.errors import CheckpointError, ConfigError, VideoLlama2Error, first_line
-from videollama2.hub import OPTIONS, read_config
+from videollama2.hub import OPTIONS, OPTIONS_OF_ANY_REPOSITORY, check_json_files, read_config
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.processing import VideoLlama2Processor
 
@@ -33,23 +39,31 @@ def load_checkpoint(
             f"{path} is a {config_dict.get('model_type')!r} model, not VideoLLaMA 2; a base language model needs a "
             f"connector: give the connector's folder as model_path and this one as model_base"
         )
-    config = _read_config(path, **hub)
-    leave_out_misfits(options.get("quantization_config"), config.text_config, options.get("device_map"))
+    config = _config_of(config_dict, path, **hub)
+    check_weight_files(path, *filter(None, (config.text_config, config.vision_config)), **hub)
+    quantization = settle_quantization(config, path, options.pop("quantization_config", None), **hub)
+    if quantization is not None:
+        leave_out_misfits(quantization, config.text_config, options.get("device_map"))
+        options["quantization_config"] = quantization
     try:
         model = VideoLlama2ForConditionalGeneration.from_pretrained(path, config=config, **options, **hub)
+    except ConfigError as error:
+        raise ConfigError(f"{path}/config.json: {error}") from error
     except VideoLlama2Error:
         raise
-    except UNREADABLE as error:
-        raise CheckpointError(f"{path}: the weights cannot be read ({first_line(error)})") from error
+    except (*UNREADABLE, TypeError, AttributeError) as error:
+        check_json_files(path)
+        raise CheckpointError(f"{path}: the weights cannot be read ({why_unreadable(error)})") from error
     # The model's own configuration, not the one it copied: what changes in it reaches the processor.
     return model, VideoLlama2Processor.from_pretrained(path, config=model.config, **hub)
 
 
-def _read_config(path: str, **hub: Any) -> VideoLlama2Config:
-    """The checkpoint's configuration; whatever transformers' own checks raise becomes one error that names the file."""
+def _config_of(fields: dict[str, Any], path: str, **hub: Any) -> VideoLlama2Config:
+    """The configuration these fields describe; whatever is wrong with them becomes one error that names the file."""
+    any_hub = {key: value for key, value in hub.items() if key in OPTIONS_OF_ANY_REPOSITORY}
     try:
-        return VideoLlama2Config.from_pretrained(path, **hub)
-    except VideoLlama2Error:
+        return VideoLlama2Config.from_dict(complete_flat_dict(fields, path, **any_hub), name_or_path=path)
+    except CheckpointError:
         raise
-    except (TypeError, ValueError, AttributeError, KeyError, OSError) as error:
+    except (TypeError, ValueError, AttributeError, KeyError, OSError, ArithmeticError, RecursionError) as error:
         raise ConfigError(f"{path}/config.json: {first_line(error)}") from error

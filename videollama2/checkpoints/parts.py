@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from videollama2.checkpoints.files import UNREADABLE, check_model_type
-from videollama2.checkpoints.placement import leave_out_misfits
+from videollama2.checkpoints.files import UNREADABLE, check_model_type, check_weight_files, why_unreadable
+from videollama2.checkpoints.quantisation import leave_out_misfits
 from videollama2.config import VideoLlama2Config, as_config
-from videollama2.errors import CheckpointError, ConfigError, first_line
+from videollama2.errors import CheckpointError, ConfigError
 from videollama2.hub import OPTIONS, read_config
 from videollama2.model.connectors import build_connector
 from videollama2.model.encoders import vision_encoder, vision_fields
@@ -86,10 +86,13 @@ def _load_decoder(path: str, **options: Any) -> nn.Module:
     check_model_type(fields, path)
     config = as_config(f"{path}/config.json", fields)
     leave_out_misfits(options.get("quantization_config"), config, options.get("device_map"))
+    check_weight_files(path, config, **hub)
     try:
-        decoder, info = AutoModelForCausalLM.from_pretrained(path, config=config, output_loading_info=True, **options)
+        decoder, info = AutoModelForCausalLM.from_pretrained(
+            path, config=config, output_loading_info=True, trust_remote_code=False, **options
+        )
     except UNREADABLE as error:
-        raise CheckpointError(f"base language model {path}: cannot be read ({first_line(error)})") from error
+        raise CheckpointError(f"base language model {path}: cannot be read ({why_unreadable(error)})") from error
     check_loading(info, path)
     return decoder
 
@@ -103,9 +106,10 @@ def _load_tower(path: str, **options: Any) -> nn.Module:
         config = as_config("config.json", fields)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+    check_weight_files(path, config, **hub)
     try:
         tower, info = encoder.load(path, config=config, **options)
     except UNREADABLE as error:
-        raise CheckpointError(f"vision encoder {path}: cannot be read ({first_line(error)})") from error
+        raise CheckpointError(f"vision encoder {path}: cannot be read ({why_unreadable(error)})") from error
     check_loading({**dict(info), "unexpected_keys": []}, path)
     return tower

@@ -18,11 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from videollama2.constants import MAX_FRAMES, NUM_FRAMES
+from videollama2.constants import MAX_FRAMES, MAX_NUM_FRAMES, NUM_FRAMES
 from videollama2.errors import MediaError, MediaLimitError
-
-MAX_NUM_FRAMES = 1024
-"""Most frames one clip may have. It keeps a typing mistake from allocating all memory."""
 
 _ROUNDING = 1e-6
 """Seconds. A middle that falls on a frame's own time must not miss it by the error of a float."""

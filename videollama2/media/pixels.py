@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 AspectRatio = Literal["pad", "square"] | None
 """None and "square" leave the frame as it is; "pad" makes it square with bars in the mean colour."""
 
+_MAX_SIDE = 8192
 _TORCH_MODES = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
 
 
@@ -98,8 +99,10 @@ class PixelTransform:
     def __post_init__(self) -> None:
         for name, value in (("size", self.size), ("crop_size", self.crop_size)):
             numbers = value if isinstance(value, tuple) else (1 if value is None else value,)
-            if not all(isinstance(number, int) and number > 0 for number in numbers):
-                raise ConfigError(f"pixels: {name} {value!r} is not made of positive whole numbers")
+            if not all(isinstance(number, int) and 0 < number <= _MAX_SIDE for number in numbers):
+                raise ConfigError(f"pixels: {name} {value!r} is not made of whole numbers from 1 to {_MAX_SIDE}")
+        if not all(isinstance(number, int | float) for number in (*self.mean, *self.std, self.rescale_factor)):
+            raise ConfigError(f"pixels: mean {self.mean}, std {self.std} and rescale_factor must be numbers")
         if len(self.mean) != 3 or len(self.std) != 3 or 0 in self.std:
             raise ConfigError(f"pixels: mean {self.mean} and std {self.std} must be three numbers, std not 0")
         if self.resample not in list(Image.Resampling):
@@ -287,6 +290,8 @@ def _from_fields(cls: type[PixelTransform], fields: Mapping[str, Any], name: str
         )
     except KeyError as error:
         raise ConfigError(f"{name}: the field {error} is missing") from error
+    except TypeError as error:
+        raise ConfigError(f"{name}: image_mean and image_std must be three numbers each") from error
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error
 

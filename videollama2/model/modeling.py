@@ -40,7 +40,7 @@ class VideoLlama2Model(VideoLlama2PreTrainedModel, MediaFeaturesMixin):
     def __init__(self, config: VideoLlama2Config) -> None:
         super().__init__(config)
         self._build_media_modules(config)
-        self.language_model = AutoModel.from_config(config.text_config)
+        self.language_model = AutoModel.from_config(config.text_config, trust_remote_code=False)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

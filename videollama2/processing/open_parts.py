@@ -10,13 +10,22 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from videollama2.config import VideoLlama2Config, find_tower
-from videollama2.errors import CheckpointError, CheckpointNotFoundError, VideoLlama2Error, first_line
+from videollama2.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    ConfigError,
+    VideoLlama2Error,
+    first_line,
+)
 from videollama2.hub import OPTIONS_OF_ANY_REPOSITORY, find_file, read_json
+from videollama2.media.pixels import PixelTransform
 from videollama2.model.encoders import KNOWN_TOWERS, vision_encoder
 
 # Any of them makes a tokenizer: the fast form, sentencepiece, byte-pair tables.
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _TOKENIZER_CONFIG = "tokenizer_config.json"
+_FAULTS_OF_FILES = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+_PREPROCESSOR = "preprocessor_config.json"
 _NOT_SETTINGS = ("_valid_processor_keys", "image_processor_type", "feature_extractor_type", "processor_class")
 
 
@@ -27,12 +36,12 @@ def load_tokenizer(name_or_path: str | Path, **hub: Any) -> Any:
         CheckpointError: there is none, or it is damaged.
     """
     try:
-        return AutoTokenizer.from_pretrained(name_or_path, **hub)
+        return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False, **hub)
     except VideoLlama2Error:
         raise
     except Exception as error:
         # tokenizers raises Exception itself for a damaged tokenizer.json; other kinds are no matter of files.
-        if type(error) is not Exception and not isinstance(error, (OSError, ValueError, KeyError, TypeError)):
+        if type(error) is not Exception and not isinstance(error, _FAULTS_OF_FILES):
             raise
         raise CheckpointError(_tokenizer_complaint(name_or_path, error, **hub)) from error
 
@@ -49,6 +58,12 @@ def _tokenizer_complaint(name_or_path: str | Path, error: Exception, **hub: Any)
     for name in (_TOKENIZER_CONFIG, _TOKENIZER_FILES[0]):
         if files[name] is not None:
             read_json(files[name])
+    config = files[_TOKENIZER_CONFIG]
+    if config is not None and "auto_map" in read_json(config):
+        return (
+            f"{config}: auto_map names code beside the tokenizer, which is never run; only a tokenizer_class that "
+            f"transformers has can be opened"
+        )
     found = next(files[name] for name in _TOKENIZER_FILES if files[name] is not None)
     return f"{found}: cannot be read as a tokenizer ({first_line(error)})"
 
@@ -60,32 +75,37 @@ def load_image_processor(name_or_path: str | Path, config: VideoLlama2Config, **
 
     Which back end transformers picks by default depends on whether torchvision is installed, and pixel values with
     it; published numbers were made with PIL.
+
+    Raises:
+        CheckpointError: there is none. ConfigError: a field that breaks a rule.
     """
     if not config.sees:
         return None
-    settings = _find_preprocessor(name_or_path, config, **hub)
-    return vision_encoder(config.vision_config.model_type).image_processor(settings)
+    settings, source = _find_preprocessor(name_or_path, config, **hub)
+    try:
+        size, side = PixelTransform.from_preprocessor_config(settings).output_size, config.vision_config.image_size
+        if size != (side, side):
+            raise ConfigError(f"frames of size {size}, but the vision encoder takes {side}x{side}")
+        return vision_encoder(config.vision_config.model_type).image_processor(settings)
+    except _FAULTS_OF_FILES as error:
+        raise ConfigError(f"{source}: {first_line(error)}") from error
 
 
-def _find_preprocessor(name_or_path: str | Path, config: VideoLlama2Config, **hub: Any) -> dict[str, Any]:
+def _find_preprocessor(
+    name_or_path: str | Path, config: VideoLlama2Config, **hub: Any
+) -> tuple[Mapping[str, Any], str | Path]:
+    """The fields of the preprocessing, and the file or encoder they come from."""
     name = config.mm_vision_tower
-    settings: Mapping[str, Any] | None = _read_preprocessor(name_or_path, **hub)
-    if settings is None and name:
+    path = find_file(name_or_path, _PREPROCESSOR, **hub)
+    if path is None and name:
         folder = find_tower(name, name_or_path)
-        settings = _read_preprocessor(folder) if folder is not None else None
-        if settings is None and name in KNOWN_TOWERS:
-            settings = KNOWN_TOWERS[name].preprocessor
-        if settings is None and folder is None:
+        path = find_file(folder, _PREPROCESSOR) if folder is not None else None
+        if path is None and name in KNOWN_TOWERS:
+            return KNOWN_TOWERS[name].preprocessor, name
+        if path is None and folder is None:
             with suppress(CheckpointNotFoundError):  # told below, with the name of the checkpoint
                 options = {key: value for key, value in hub.items() if key in OPTIONS_OF_ANY_REPOSITORY}
-                settings = _read_preprocessor(name, **options)
-    if settings is None:
-        raise CheckpointError(
-            f"{name_or_path}: found no preprocessor_config.json here nor for its vision encoder {name!r}"
-        )
-    return {key: value for key, value in settings.items() if key not in _NOT_SETTINGS}
-
-
-def _read_preprocessor(name_or_path: str | Path, **hub: Any) -> dict[str, Any] | None:
-    path = find_file(name_or_path, "preprocessor_config.json", **hub)
-    return None if path is None else read_json(path)
+                path = find_file(name, _PREPROCESSOR, **options)
+    if path is None:
+        raise CheckpointError(f"{name_or_path}: found no {_PREPROCESSOR} here nor for its vision encoder {name!r}")
+    return {key: value for key, value in read_json(path).items() if key not in _NOT_SETTINGS}, path

@@ -12,7 +12,8 @@ from torch import nn
 from videollama2.checkpoints import build_from_parts, load_checkpoint, load_connector, resolve_name
 from videollama2.checkpoints.adapter import has_lora
 from videollama2.checkpoints.files import ADAPTER_CONFIG, CONNECTOR_FILES, FULL_WEIGHTS
-from videollama2.checkpoints.placement import check_attention, quantization_config
+from videollama2.checkpoints.placement import check_attention
+from videollama2.checkpoints.quantisation import quantization_config
 from videollama2.config import FLAT_MODEL_TYPES, is_videollama2
 from videollama2.errors import CheckpointNotFoundError, ConfigError
 from videollama2.hub import find_file, first_file, read_config

@@ -10,9 +10,13 @@ import re
 import torch
 from torch import nn
 
+from videollama2.config_bounds import shown
 from videollama2.errors import ConfigError
 
 _MLP_NAME = re.compile(r"mlp(\d+)x_gelu")
+
+MAX_DEPTH = 100
+"""Most layers of ``mlpNx_gelu``; published ones have two."""
 
 
 class _TimeMean:
@@ -72,12 +76,12 @@ def mlp_depth(name: str, field: str = "mm_projector_type") -> int | None:
     """N of ``mlpNx_gelu``; None for any other name.
 
     Raises:
-        ConfigError: N is 0.
+        ConfigError: N is 0, or more than :data:`MAX_DEPTH`.
     """
     match = _MLP_NAME.fullmatch(name)
     if match is None:
         return None
-    depth = int(match.group(1))
-    if depth < 1:
-        raise ConfigError(f"{field} {name!r}: the number of layers must be at least 1")
+    depth = int(match.group(1)[:9])
+    if not 1 <= depth <= MAX_DEPTH:
+        raise ConfigError(f"{field} {shown(name)}: the number of layers must be at least 1 and at most {MAX_DEPTH}")
     return depth

@@ -1,0 +1,153 @@
+"""8 and 4 bits through bitsandbytes: what is quantised, at whose wish, and what a processor cannot do."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel, PreTrainedConfig
+
+from videollama2.checkpoints.files import stored_names
+from videollama2.checkpoints.placement import default_device
+from videollama2.config_bounds import shown
+from videollama2.errors import ConfigError, MissingDependencyError
+
+# Quantising them saves little and costs accuracy; the published code quantised the connector and could not load it.
+# transformers compares these with the start of a module's name, which lacks "model." in a model without its head.
+_MEDIA_MODULES = ("vision_tower", "mm_projector", "audio_tower", "mm_projector_a")
+NOT_QUANTISED = [*(f"model.{name}" for name in _MEDIA_MODULES), *_MEDIA_MODULES, "lm_head"]
+
+# What the CPU kernels of bitsandbytes (0.50) read right in 4 bits. Rows that are no whole number of blocks are decoded
+# with the wrong scales, by 15 to 40 percent; processors with AVX512_BF16 also fail on them, and on other heights.
+_BLOCK, _ROWS = 64, 32
+
+# On such processors it looks for a kernel on the hub when it is imported, and works as well without.
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
+    lambda record: not record.getMessage().startswith("Failed to load CPU gemm_4bit_forward")
+)
+
+# Parts of the names under which bitsandbytes stores what belongs to a quantised weight.
+_STORED_QUANTISED = (".quant_state.bitsandbytes__", ".SCB")
+
+
+def quantization_config(bits: int, dtype: torch.dtype, double_quant: bool = True, quant_type: str = "nf4") -> Any:
+    """What transformers' loaders take to quantise the language model through bitsandbytes; None for 16 bits.
+
+    Args:
+        bits: 4, 8 or 16.
+        dtype: what 4-bit weights are computed in.
+        double_quant, quant_type: of 4 bits, as bitsandbytes has them.
+
+    Raises:
+        MissingDependencyError: bitsandbytes is not installed.
+    """
+    if bits == 16:
+        return None
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(f"{bits} bits need the package bitsandbytes: pip install bitsandbytes") from error
+    from transformers import BitsAndBytesConfig
+
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=NOT_QUANTISED)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_use_double_quant=double_quant,
+        bnb_4bit_quant_type=quant_type,
+        llm_int8_skip_modules=NOT_QUANTISED,
+    )
+
+
+def leave_out_misfits(quantization: Any, decoder: PreTrainedConfig, device_map: Any) -> None:
+    """Add the layers whose shape the CPU's 4-bit kernels get wrong to those that stay as they are, with a warning.
+
+    Args:
+        quantization: of :func:`quantization_config`; changed in place.
+        decoder: configuration of the language model.
+        device_map: where the model goes, as transformers takes it.
+
+    Raises:
+        ConfigError: no layer would be left to quantise.
+    """
+    if not getattr(quantization, "load_in_4bit", False) or not _uses_cpu(device_map):
+        return
+    with torch.device("meta"):
+        linear = {
+            name: m
+            for name, m in AutoModel.from_config(decoder, trust_remote_code=False).named_modules()
+            if isinstance(m, nn.Linear)
+        }
+    misfits = {
+        name.rpartition(".")[2]
+        for name, layer in linear.items()
+        if layer.in_features % _BLOCK or layer.out_features % _ROWS
+    }
+    if not misfits:
+        return
+    left_out = sum(name.rpartition(".")[2] in misfits for name in linear)
+    rule = f"on a CPU, 4 bits need layers of {_BLOCK} n inputs and {_ROWS} m outputs"
+    if left_out == len(linear):
+        raise ConfigError(f"{rule}; none of the {decoder.model_type} decoder's is")
+    warnings.warn(f"{rule}: {left_out} of {len(linear)} layers stay as they are", stacklevel=3)
+    quantization.llm_int8_skip_modules = [*quantization.llm_int8_skip_modules, *sorted(misfits)]
+
+
+def _uses_cpu(device_map: Any) -> bool:
+    if isinstance(device_map, dict):
+        return any(str(device) in ("cpu", "disk") for device in device_map.values())
+    return str(device_map) == "cpu" or default_device() == "cpu"
+
+
+def asked_quantization(fields: dict[str, Any], source: str, dtype: torch.dtype) -> Any:
+    """What the ``quantization_config`` of a ``config.json`` asks for, as :func:`quantization_config` gives it.
+
+    Raises:
+        ConfigError: anything but 4 or 8 bits of bitsandbytes. MissingDependencyError: it is not installed.
+    """
+    asked = fields.get("quantization_config")
+    if asked is None:
+        return None
+    place = f"{source}: quantization_config"
+    if not isinstance(asked, dict) or asked.get("quant_method", "bitsandbytes") != "bitsandbytes":
+        raise ConfigError(f"{place} {shown(asked)} is none of bitsandbytes, which alone can be used here")
+    bits = [n for n in (4, 8) if asked.get(f"load_in_{n}bit") is True]
+    if len(bits) != 1:
+        raise ConfigError(f"{place} must set one of load_in_4bit and load_in_8bit")
+    double_quant, quant_type = asked.get("bnb_4bit_use_double_quant", True), asked.get("bnb_4bit_quant_type", "nf4")
+    if quant_type not in ("nf4", "fp4"):
+        raise ConfigError(f"{place}: bnb_4bit_quant_type must be 'nf4' or 'fp4', got {shown(quant_type)}")
+    return quantization_config(bits[0], dtype, bool(double_quant), quant_type)
+
+
+def settle_quantization(config: PreTrainedConfig, path: str, asked: Any, **hub: Any) -> Any:
+    """How to load a checkpoint whose configuration has a ``quantization_config``; changes the configuration.
+
+    transformers takes the field for a description of the stored weights. That is true of what a quantised model saved.
+    Published checkpoints also keep it from the training of a model that was then stored whole.
+
+    Args:
+        asked: what the caller wants, None for weights as they are.
+
+    Returns:
+        what to give to ``from_pretrained``.
+
+    Raises:
+        ConfigError: the stored weights have another number of bits than asked for.
+    """
+    if getattr(config, "quantization_config", None) is None:
+        return asked
+    if not any(mark in name for name in stored_names(path, **hub) for mark in _STORED_QUANTISED):
+        del config.quantization_config
+        return asked
+    stored = asked_quantization(
+        {"quantization_config": config.quantization_config}, f"{path}/config.json", torch.float32
+    )
+    if asked is not None and asked.load_in_4bit != stored.load_in_4bit:
+        bits = 4 if stored.load_in_4bit else 8
+        raise ConfigError(f"{path}: its weights are stored in {bits} bits, they cannot be loaded in {12 - bits}")
+    return None

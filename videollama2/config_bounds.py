@@ -1,0 +1,71 @@
+"""Largest sizes that a ``config.json`` may ask for, checked before anything of that size is built.
+
+A configuration is data of somebody else: ten million layers would fill all memory before their weights are found
+missing. The bounds lie far above every published model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from videollama2.errors import ConfigError
+
+_LARGEST = {
+    "num_hidden_layers": 1_000,
+    "hidden_size": 1 << 17,
+    "intermediate_size": 1 << 20,
+    "vocab_size": 1 << 24,
+    "num_attention_heads": 1 << 12,
+    "num_key_value_heads": 1 << 12,
+    "head_dim": 1 << 12,
+    "num_local_experts": 1 << 12,
+    "num_experts": 1 << 12,
+    "projection_dim": 1 << 17,
+    "image_size": 1 << 13,
+    "patch_size": 1 << 13,
+    "max_position_embeddings": 1 << 27,
+    "encoder_layers": 1_000,
+    "embed_dim": 1 << 17,
+    "encoder_embed_dim": 1 << 17,
+    "encoder_ffn_embed_dim": 1 << 20,
+    "encoder_attention_heads": 1 << 12,
+    "num_mel_bins": 1 << 13,
+    "conv_pos": 1 << 13,
+    "num_buckets": 1 << 16,
+    "predictor_class": 1 << 20,
+    "num_windows": 1 << 10,
+}
+
+_NUMBERS = ("rope_theta", "rms_norm_eps", "layer_norm_eps", "initializer_range", "attention_dropout")
+
+
+def check_sizes(name: str, fields: Mapping[str, Any]) -> None:
+    """Refuse sizes that no model has.
+
+    Args:
+        name: of the part or file, for the message.
+        fields: of a decoder's or encoder's configuration. Missing fields and None stand for a default.
+
+    Raises:
+        ConfigError: a size that is no whole number, or outside its bounds; or no number where one is needed.
+    """
+    for field, largest in _LARGEST.items():
+        value = fields.get(field)
+        if value is not None and not is_whole(value, 1, largest):
+            raise ConfigError(f"{name}: {field} must be a whole number from 1 to {largest}, got {shown(value)}")
+    for field in _NUMBERS:
+        value = fields.get(field)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0):
+            raise ConfigError(f"{name}: {field} must be a number, at least 0, got {shown(value)}")
+
+
+def is_whole(value: Any, least: int, largest: int) -> bool:
+    """Whether a value of a JSON file is a whole number within these bounds; ``true`` is none."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= largest
+
+
+def shown(value: Any, length: int = 60) -> str:
+    """A value as it may stand in a message of one line."""
+    text = repr(value)
+    return text if len(text) <= length else f"{text[:length]}..."
