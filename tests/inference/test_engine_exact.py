@@ -121,6 +121,14 @@ def test_short_prompts_are_prefilled_in_one_pass(small):
     assert passes == [1, 2] and [result.cached_tokens > 32 for result in results] == [False, True, True]
     assert [result.token_ids for result in results] == [alone(model, processor, request) for request in alike]
     passes.clear()
+    known = [Request("what who where " * 20 + f"red {word}", max_new_tokens=6) for word in ("man", "small", "turns")]
+    results = engine.generate([*known, unlike[0]])
+    assert passes == [4], "what they have in common is known but for a few tokens"
+    assert [result.token_ids for result in results] == [alone(model, processor, r) for r in (*known, unlike[0])]
+    passes.clear()
+    engine.generate([Request("falls " * 30 + word, max_new_tokens=2) for word in ("red", "man")] + unlike[:1])
+    assert passes == [2, 1], "the second of two that begin alike waits, and holds nobody else back"
+    passes.clear()
     engine.prefill_chunk = 40
     engine.generate([Request(" ".join(Random(9).choices(WORDS, k=100)), max_new_tokens=2), unlike[0]])
     assert passes[:3] == [1, 1, 1]  # a long one over several passes, alone

@@ -13,10 +13,12 @@ import torch
 from videollama2.checkpoints import load_pretrained_model
 from videollama2.constants import DEFAULT_MODEL_NAME
 from videollama2.errors import CheckpointNotFoundError, ConfigError
+from videollama2.inference.answer import Result
 from videollama2.inference.engine import Engine, end_ids
 from videollama2.inference.media.cache import MediaCache
 from videollama2.inference.media.encoder import MediaEncoder
 from videollama2.inference.media.reader import ReadMedium, medium_key
+from videollama2.inference.prefix_cache import PrefixCache
 from videollama2.inference.request import Request
 from videollama2.inference.sizes import fitting_slots
 from videollama2.inference.weights_watch import WeightsWatch, media_modules
@@ -34,12 +36,32 @@ _GENERATION_OPTIONS = {
     *("eos_token_id", "pad_token_id", "logits_processor", "stopping_criteria"),
 }
 
-_GENERATE_ONLY = frozenset(
-    ("no_repeat_ngram_size", "length_penalty", "logits_processor", "stopping_criteria", "streamer", "eos_token_id")
-)
+_GENERATE_ONLY = frozenset(("length_penalty", "logits_processor", "stopping_criteria"))
+"""What the engine does not do, beside beams."""
 _TOP_K = 50
 
-_caches: WeakKeyDictionary[torch.nn.Module, tuple[MediaCache, WeightsWatch]] = WeakKeyDictionary()
+PREFIX_BYTES = 256 << 20
+"""Key-values of prompt beginnings that are kept per model between calls: those of two clips of a 7B model in bfloat16,
+of ten of a 0.5B one in float32."""
+
+
+class _Kept:
+    """What is kept of a model between calls."""
+
+    def __init__(self, model: VideoLlama2ForConditionalGeneration) -> None:
+        self.media, self.prefixes = MediaCache(), PrefixCache(PREFIX_BYTES)
+        self._media_weights = WeightsWatch(media_modules(model), walk=True)
+        self._weights = WeightsWatch([model], walk=True)
+
+    def refresh(self) -> None:
+        """Forget what was computed with other weights."""
+        if self._media_weights.changed():
+            self.media.clear()
+        if self._weights.changed():
+            self.prefixes.clear()
+
+
+_kept: WeakKeyDictionary[torch.nn.Module, _Kept] = WeakKeyDictionary()
 
 
 def model_init(
@@ -83,12 +105,23 @@ def media_cache(model: VideoLlama2ForConditionalGeneration) -> MediaCache:
 
     What :class:`WeightsWatch` does not notice: clear it then.
     """
-    if model not in _caches:
-        _caches[model] = MediaCache(), WeightsWatch(media_modules(model))
-    cache, watch = _caches[model]
-    if watch.changed():
-        cache.clear()
-    return cache
+    return _refreshed(model).media
+
+
+def prefix_cache(model: VideoLlama2ForConditionalGeneration) -> PrefixCache:
+    """The key-values of prompt beginnings that belong to ``model``, emptied when any of its weights changed since.
+
+    They lie on the model's device, at most :data:`PREFIX_BYTES` of them. ``prefix_cache(model).clear()`` frees them.
+    """
+    return _refreshed(model).prefixes
+
+
+def _refreshed(model: VideoLlama2ForConditionalGeneration) -> _Kept:
+    if model not in _kept:
+        _kept[model] = _Kept(model)
+    kept = _kept[model]
+    kept.refresh()
+    return kept
 
 
 def mm_infer(
@@ -150,7 +183,7 @@ def mm_infer_batch(
         return _by_generate(prompts, media, model, tokenizer, options)
     rows, _ = expand_prompts(prompts, media, tokenizer, model.config)
     length = max(map(len, rows)) + options["max_new_tokens"]
-    # Closed after: a call in the middle of training must leave no trace.
+    # Closed after: a call in the middle of training must leave the model's modes as they were.
     with Engine(
         model,
         prompter,
@@ -158,15 +191,15 @@ def mm_infer_batch(
         max_length=length,
         max_queue=len(requests),
         media_cache_bytes=media_cache(model),
-        prefix_cache_bytes=0,  # nothing but its answers outlives the call
+        prefix_cache_bytes=prefix_cache(model),
         background=False,
     ) as engine:
-        results = engine.generate(
-            [
-                Request(messages, pixels, **sampling_options(model, options))
-                for messages, pixels in zip(conversations, media, strict=True)
-            ]
-        )
+        asked = [
+            Request(messages, pixels, **sampling_options(model, options))
+            for messages, pixels in zip(conversations, media, strict=True)
+        ]
+        streamer = options.get("streamer")
+        results = engine.generate(asked) if streamer is None else [_stream(engine, asked, streamer)]
     answers = []
     for result in results:
         if result.error is not None:
@@ -192,10 +225,15 @@ class _Prompter:
 def sampling_options(model: VideoLlama2ForConditionalGeneration, options: dict[str, Any]) -> dict[str, Any]:
     """What :func:`generation_options` returns -> options of :class:`Request`, with the checkpoint's own ``top_k``."""
     stop = options.get("stop_strings") or ()
+    ends = options.get("eos_token_id")
     sampling = {
         "max_new_tokens": options["max_new_tokens"],
         "min_new_tokens": options.get("min_new_tokens") or 0,
         "repetition_penalty": options.get("repetition_penalty"),
+        "no_repeat_ngram_size": options.get("no_repeat_ngram_size") or 0,
+        "end_ids": None if ends is None else (ends,) if isinstance(ends, int) else tuple(ends),
+        # The tokens themselves, as they are chosen, come with their probabilities.
+        "logprobs": None if options.get("streamer") is None else 0,
         "stop": (stop,) if isinstance(stop, str) else tuple(stop),
     }
     if options["do_sample"]:
@@ -213,6 +251,25 @@ def sampling_options(model: VideoLlama2ForConditionalGeneration, options: dict[s
     return sampling
 
 
+def _stream(engine: Engine, requests: Sequence[Request], streamer: Any) -> Result:
+    """Answer one request and hand each of its tokens to a streamer of transformers as soon as it is chosen.
+
+    Raises:
+        ConfigError: there are several requests.
+    """
+    if len(requests) != 1:
+        raise ConfigError(f"a streamer takes the tokens of one answer, there are {len(requests)} questions")
+    answer = engine.submit_request(requests[0])
+    told = 0
+    while not answer.done:
+        engine.step()
+        for token in answer.channel.logprobs[told:]:
+            streamer.put(torch.tensor([token.token_id]))
+        told = len(answer.channel.logprobs)
+    streamer.end()
+    return answer.outcome()
+
+
 def _by_generate(
     prompts: Sequence[Prompt],
     media: Sequence[Sequence[torch.Tensor]],
@@ -220,7 +277,7 @@ def _by_generate(
     tokenizer: Any,
     options: dict[str, Any],
 ) -> list[str]:
-    """What the engine does not do (beams, processors and criteria of the caller), by transformers, as one batch."""
+    """What the engine does not do (beams, the caller's own processors and criteria), by transformers, as one batch."""
     options.setdefault("eos_token_id", end_ids(model, tokenizer) or None)
     with torch.inference_mode():
         embeds_BLD, attention_mask = embed_prompts(prompts, media, model, tokenizer)

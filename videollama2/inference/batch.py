@@ -7,7 +7,7 @@ short ones in a single pass, so that between two passes there is one at most. A 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 
@@ -20,6 +20,10 @@ from videollama2.inference.task import Task
 _log = logging.getLogger(__name__)
 
 _Ended = tuple[Task, "str | Exception"]
+
+
+WORTH_WAITING = 2 * BLOCK
+"""Tokens of a common beginning from which it is computed once, for the others to take over."""
 
 
 class Batch:
@@ -53,20 +57,20 @@ class Batch:
             self.prefilling.pop()
             self.fail(task, error)
 
-    def goes_along(self, task: Task, budget: int) -> bool:
+    def can_join(self, task: Task, budget: int) -> bool:
         """Whether a task's prompt may be computed in one pass with those being prefilled.
 
-        The pass is as wide as its longest prompt and ends all of them, and no two of them begin alike: the second is
-        cheaper once the first is known.
+        The pass is as wide as its longest prompt and ends all of them. A task that begins like one of them waits where
+        that saves much: once the first is known, only the rest is left. Where they have little in common that is not
+        known yet (two questions about a known clip that begin with the same words), another pass over the weights
+        would take longer than computing that little twice.
         """
         known = self.prefixes.known(task.identity)
         longest = max(len(task.input_ids) - known, *(other.remaining for other in self.prefilling))
         furthest = longest + max(known, *(other.filled for other in self.prefilling))
         if (len(self.prefilling) + 1) * longest > budget or furthest > self.decoder.slots.max_length:
             return False
-        end = known + BLOCK
-        beginning = task.identity[:end]
-        return len(task.identity) <= end or all(other.identity[:end] != beginning for other in self.prefilling)
+        return all(_common(task.identity, other.identity, known) < WORTH_WAITING for other in self.prefilling)
 
     def prefill(self, budget: int) -> int:
         """Compute up to ``budget`` prompt positions of those being prefilled; returns how many it took."""
@@ -170,3 +174,13 @@ class Batch:
         except RuntimeError as error:
             _log.warning("key-values of a prompt could not be kept: %s", error)
             self.prefixes.clear()
+
+
+def _common(one: Sequence[Hashable], other: Sequence[Hashable], known: int) -> int:
+    """Tokens of the common beginning behind the first ``known``, as whole blocks that the first could hand on."""
+    if one[:known] != other[:known]:
+        return 0
+    end = known
+    while end + BLOCK < len(one) and one[end : end + BLOCK] == other[end : end + BLOCK]:
+        end += BLOCK
+    return end - known

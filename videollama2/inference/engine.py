@@ -56,7 +56,8 @@ class Engine:
         max_batch: requests that run at once. None: 16, or fewer where memory is short.
         max_length: positions of prompt + answer. None: 4096, or fewer where the model or memory is smaller.
         media_cache_bytes: of visual tokens kept; or a :class:`MediaCache` to share.
-        prefix_cache_bytes: of key-values of prompt beginnings kept; 0: none.
+        prefix_cache_bytes: of key-values of prompt beginnings kept, 0 for none; or a :class:`PrefixCache` to share,
+            whose owner empties it when the weights change between engines.
         max_queue: requests that may wait; more are refused.
         prefill_chunk: prompt tokens computed between two decode steps.
         background: True: media are read by threads and the model runs on one of its own, started by the first
@@ -77,7 +78,7 @@ class Engine:
         max_batch: int | None = None,
         max_length: int | None = None,
         media_cache_bytes: int | MediaCache = 2 << 30,
-        prefix_cache_bytes: int = DEFAULT_MAX_BYTES,
+        prefix_cache_bytes: int | PrefixCache = DEFAULT_MAX_BYTES,
         max_queue: int = 256,
         prefill_chunk: int = PREFILL_CHUNK,
         background: bool = True,
@@ -93,7 +94,7 @@ class Engine:
         ):
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ConfigError(f"{name} must be at least 1, got {value!r}")
-        if prefix_cache_bytes < 0:
+        if isinstance(prefix_cache_bytes, int) and prefix_cache_bytes < 0:
             raise ConfigError(f"prefix_cache_bytes must be 0 or more, got {prefix_cache_bytes}")
         self.model, self.processor = model, processor
         self.max_batch, self.max_length = choose_sizes(model, max_batch, max_length)
@@ -103,7 +104,8 @@ class Engine:
         cache = media_cache_bytes if isinstance(media_cache_bytes, MediaCache) else MediaCache(media_cache_bytes)
         self.media = MediaEncoder(model, cache)
         self.reader = MediaReader(model, processor, cache)
-        self.prefixes = PrefixCache(prefix_cache_bytes)
+        shared = isinstance(prefix_cache_bytes, PrefixCache)
+        self.prefixes = prefix_cache_bytes if shared else PrefixCache(prefix_cache_bytes)
         self.decoder = Decoder(model, self.max_batch, self.max_length, cuda_graphs)
         self._end_ids = frozenset(end_ids(model, processor.tokenizer))
         self._grammars = Grammars(processor.tokenizer, model.config.text_config.vocab_size, self._end_ids)
@@ -310,8 +312,8 @@ class Engine:
         for task in self._encode(ready):
             if not task.identity:
                 task.name_positions(self.model.config)
-            if self._batch.prefilling and not self._batch.goes_along(task, budget):
-                break
+            if self._batch.prefilling and not self._batch.can_join(task, budget):
+                continue  # it leads the next pass, or joins it: the first of the queue is never left behind
             with self._state:
                 self._waiting.remove(task)
                 self._batch.prefilling.append(task)  # at no time in neither: close and abort look in both

@@ -35,8 +35,10 @@ class SamplingOptions:
         frequency_penalty: taken from a token's logit for each time the answer holds it, -2 to 2.
         presence_penalty: taken from the logit of each token that the answer holds, -2 to 2.
         logit_bias: token id -> what is added to its logit, -100 to 100.
+        no_repeat_ngram_size: no run of so many tokens comes twice in an answer; 0: any may.
         structure: the form that the answer must have; not with ``ignore_eos`` or ``min_new_tokens``.
         stop: texts that end the answer; they are not part of it.
+        end_ids: tokens that end the answer, in place of the model's ends of text; None: those.
         ignore_eos: go on behind an end of text, which then is a token like any other.
         skip_special_tokens: leave the names of control tokens out of the text.
         seed: the same seed gives the same answer, whatever else runs; None: another one each time.
@@ -56,8 +58,10 @@ class SamplingOptions:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    no_repeat_ngram_size: int = 0
     structure: Structure | None = None
     stop: Sequence[str] = ()
+    end_ids: Sequence[int] | None = None
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     seed: int | None = None
@@ -89,6 +93,8 @@ class SamplingOptions:
                 all(_whole(token, 0) and _within(bias, 100) for token, bias in self.logit_bias.items()),
                 "token ids with numbers from -100 to 100",
             ),
+            "no_repeat_ngram_size": (_whole(self.no_repeat_ngram_size, 0), "0 or more"),
+            "end_ids": (self.end_ids is None or all(_whole(token, 0) for token in self.end_ids), "token ids"),
             "repetition_penalty": (
                 self.repetition_penalty is None or _number(self.repetition_penalty) and self.repetition_penalty > 0,
                 "above 0, and finite",
@@ -125,7 +131,7 @@ class Chooser:
     """Chooses the tokens of one request. Holds the request's own random numbers.
 
     Args:
-        end_ids: ends of text.
+        end_ids: the model's ends of text.
         constraint: of the request's structure, where it has one.
     """
 
@@ -138,6 +144,8 @@ class Chooser:
         # One uniform number per token, drawn outside torch: the same on every device and in every batch.
         self._random = Random(self.options.seed)
         self._counts: Counter[int] = Counter()
+        if self.options.end_ids is not None:
+            self.end_ids = frozenset(self.options.end_ids)
 
     def draw(self) -> float:
         return self._random.random()
@@ -154,7 +162,8 @@ class Chooser:
             self.constraint.advance(token_id)
 
     def adjust(self, logits_V: torch.Tensor) -> torch.Tensor:
-        """Penalties and bias, then what the request forbids: an early end, and what its structure has no place for."""
+        """Penalties and bias, then what the request forbids: what its structure has no place for, repetitions, an early
+        end."""
         options = self.options
         logits_V = self._penalised(logits_V)
         if options.logit_bias:
@@ -163,9 +172,21 @@ class Chooser:
             logits_V = logits_V.index_add(0, places, logits_V.new_tensor(biases))
         if self.constraint is not None:
             logits_V = logits_V.masked_fill(~self.constraint.allowed(len(logits_V)).to(logits_V.device), -torch.inf)
+        banned = self._repeating()
         if len(self.chosen) < options.min_new_tokens:
-            logits_V = logits_V.index_fill(0, torch.tensor(sorted(self.end_ids), device=logits_V.device), -torch.inf)
+            banned |= self.end_ids
+        if banned:
+            logits_V = logits_V.index_fill(0, torch.tensor(sorted(banned), device=logits_V.device), -torch.inf)
         return logits_V
+
+    def _repeating(self) -> set[int]:
+        """Tokens that would end a run of ``no_repeat_ngram_size`` tokens that the answer holds already."""
+        size = self.options.no_repeat_ngram_size
+        if not size or len(self.chosen) < size:
+            return set()
+        last = self.chosen[len(self.chosen) - size + 1 :]
+        runs = (self.chosen[start : start + size] for start in range(len(self.chosen) - size + 1))
+        return {run[-1] for run in runs if run[:-1] == last}
 
     def _penalised(self, logits_V: torch.Tensor) -> torch.Tensor:
         repetition = self.options.repetition_penalty or 1

@@ -135,7 +135,9 @@ class KeyValueSlots(Cache):
         return [torch.stack([stored[row, :, start:end] for stored in pair]) for pair in self._storage]
 
     def write(self, row: int, start: int, entries: list[torch.Tensor]) -> None:
-        """Put what :meth:`read` returned back, at ``start`` of a row."""
+        """Put what :meth:`read` returned back, at ``start`` of a row; also into slots that no token has passed yet."""
+        for keys_HLD, values_HLD in entries[len(self._storage) :]:
+            self._storage.append((self._allocate(keys_HLD[None]), self._allocate(values_HLD[None])))
         for pair, entry in zip(self._storage, entries, strict=True):
             for stored, part in zip(pair, entry, strict=True):
                 stored[row, :, start : start + part.shape[1]] = part
