@@ -17,7 +17,10 @@ CORE = [
     "safetensors",
     "huggingface_hub",
     "accelerate>=1.10",
+    "einops>=0.8",
     "numpy",
+    # accelerate brings it too.
+    "psutil",
     "pillow",
     "av>=17.1",
     "tqdm",

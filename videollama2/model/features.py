@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -15,6 +15,7 @@ from videollama2.errors import PromptError
 from videollama2.model.base import Media
 from videollama2.model.connectors import build_connector, check_class_token
 from videollama2.model.connectors.audio import build_audio_projector
+from videollama2.model.connectors.shown import Shown
 from videollama2.model.encoders import encode_frames, vision_encoder
 from videollama2.model.encoders.beats import BeatsModel, zero_of
 
@@ -87,7 +88,7 @@ class MediaFeaturesMixin:
         """
         features_BND = self.encode_vision(pixel_values)
         tokens_BND = self.mm_projector.forward_still(
-            _to_connector(features_BND, self.mm_projector), num_frames or self.config.num_frames
+            to_connector(features_BND, self.mm_projector), num_frames or self.config.num_frames
         )
         return BaseModelOutputWithPooling(last_hidden_state=features_BND, pooler_output=list(tokens_BND))
 
@@ -106,10 +107,31 @@ class MediaFeaturesMixin:
         """
 
         def encode(videos_BTCHW: torch.Tensor) -> torch.Tensor:
-            features_BND = _to_connector(self.encode_vision(videos_BTCHW.flatten(0, 1)), self.mm_projector)
+            features_BND = to_connector(self.encode_vision(videos_BTCHW.flatten(0, 1)), self.mm_projector)
             return self.mm_projector(features_BND.unflatten(0, videos_BTCHW.shape[:2]))
 
         return BaseModelOutputWithPooling(pooler_output=_by_shape(pixel_values_videos, encode))
+
+    def get_visual_features(
+        self, images_BCHW: torch.Tensor | None, videos: Sequence[torch.Tensor]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Visual tokens of all images and all videos of a batch, each tensor (N, D).
+
+        Encoder and every part of the connector run exactly once, whatever there is; where there is nothing, on a black
+        image whose tokens are the only ones returned.
+
+        Args:
+            videos: (T, C, H, W) each; T may differ.
+        """
+        stills = 0 if images_BCHW is None else len(images_BCHW)
+        frames = [*([] if images_BCHW is None else [images_BCHW]), *videos]
+        if not stills and not videos:
+            side = self.config.vision_config.image_size
+            frames, stills = [torch.zeros(1, 3, side, side)], 1
+        shown = [Shown(1, self.config.num_frames)] * stills + [Shown(len(video), len(video)) for video in videos]
+        features_FND = self.encode_vision(torch.cat([part.to(self._vision_device()) for part in frames]))
+        tokens = self.mm_projector(to_connector(features_FND, self.mm_projector), shown)
+        return tokens[:stills], tokens[stills:]
 
     def get_audio_features(self, input_features: Media, **kwargs: Any) -> BaseModelOutputWithPooling:
         """Tokens of sounds.
@@ -126,7 +148,7 @@ class MediaFeaturesMixin:
         """
 
         def encode(fbank_BTF: torch.Tensor) -> torch.Tensor:
-            return self.mm_projector_a(_to_connector(self.encode_audio(fbank_BTF), self.mm_projector_a))
+            return self.mm_projector_a(to_connector(self.encode_audio(fbank_BTF), self.mm_projector_a))
 
         return BaseModelOutputWithPooling(pooler_output=_by_shape(input_features, encode))
 
@@ -151,7 +173,7 @@ def _graph_of(module: nn.Module) -> AbstractContextManager[None]:
     return nullcontext() if any(p.requires_grad for p in module.parameters()) else torch.no_grad()
 
 
-def _to_connector(features: torch.Tensor, connector: nn.Module) -> torch.Tensor:
+def to_connector(features: torch.Tensor, connector: nn.Module) -> torch.Tensor:
     """The features where the connector is, and in its type."""
     weight = next(connector.parameters(), None)
     if weight is None or not weight.is_floating_point():

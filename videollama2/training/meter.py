@@ -6,11 +6,13 @@ import math
 import resource
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
 
+from videollama2.config import VideoLlama2Config
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 
 PEAK_FLOPS = {
@@ -28,6 +30,10 @@ PEAK_FLOPS = {
 """Dense 16-bit operations per second by the makers' data sheets, by part of the device's name."""
 
 
+COUNTS = "counts"
+"""Key of a batch under which its :class:`Counts` travel."""
+
+
 @dataclass
 class Counts:
     """Sums since the last log line, of one process."""
@@ -38,6 +44,41 @@ class Counts:
     frames: int = 0
     labels: int = 0
     waited: float = 0.0
+
+
+def count(batch: dict[str, Any], config: VideoLlama2Config) -> Counts:
+    """What a batch holds. On a GPU each number would be waited for: see :class:`CountingCollator`."""
+    ids_BL = batch["input_ids"]
+    visual_BL = (ids_BL == config.image_token_id) | (ids_BL == config.video_token_id)
+    # Where logits are computed: the first token is predicted from nothing.
+    labelled_BL = batch["labels"][:, 1:] >= 0
+    visual = int(visual_BL.sum())
+    clips, images = batch.get("pixel_values_videos", ()), batch.get("pixel_values", ())
+    return Counts(
+        samples=int(labelled_BL.any(dim=1).sum()),
+        visual_tokens=visual,
+        text_tokens=int(batch["attention_mask"].sum()) - visual,
+        frames=len(images) + sum(map(len, clips)),
+        labels=int(labelled_BL.sum()),
+    )
+
+
+@dataclass(frozen=True)
+class CountingCollator:
+    """Adds what a batch holds to it, counted where it is made: on the CPU, in a loader worker.
+
+    The mask of what is padding is needed for nothing afterwards and left out. Batches are padded on the right and
+    attention is causal, so no token sees padding; with a mask, attention on a GPU would have no fast kernel.
+    """
+
+    collate: Callable[[Sequence[Any]], dict[str, Any]]
+    config: VideoLlama2Config
+
+    def __call__(self, samples: Sequence[Any]) -> dict[str, Any]:
+        batch = self.collate(samples)
+        batch[COUNTS] = count(batch, self.config)
+        del batch["attention_mask"]
+        return batch
 
 
 class Meter:
@@ -65,18 +106,9 @@ class Meter:
         self.started = time.perf_counter()
 
     def add(self, batch: dict[str, Any]) -> None:
-        """Count one micro-batch of this process."""
-        ids_BL, mask_BL = batch["input_ids"], batch["attention_mask"].bool()
-        visual_BL = (ids_BL == self.config.image_token_id) | (ids_BL == self.config.video_token_id)
-        visual = int(visual_BL.sum())
-        # Where logits are computed: the first token is predicted from nothing.
-        labelled_BL = batch["labels"][:, 1:] >= 0
-        self.counts.samples += int(labelled_BL.any(dim=1).sum())
-        self.counts.labels += int(labelled_BL.sum())
-        self.counts.visual_tokens += visual
-        self.counts.text_tokens += int(mask_BL.sum()) - visual
-        self.counts.frames += sum(len(video) for video in batch.get("pixel_values_videos", ()))
-        self.counts.frames += len(batch.get("pixel_values", ()))
+        """Count one micro-batch of this process: as :class:`CountingCollator` did, else by looking at it."""
+        more = batch.pop(COUNTS, None) or count(batch, self.config)
+        self.counts = Counts(*(a + b for a, b in zip(astuple(self.counts), astuple(more), strict=True)))
 
     def totals(self, device: torch.device) -> torch.Tensor:
         """This process's sums, to be gathered: see :meth:`rates`."""

@@ -79,8 +79,7 @@ def _load_learning(checkpoint: str, src: dict[str, torch.Tensor], dst: nn.Module
 def encode_uniformly(model: VideoLlama2ForConditionalGeneration) -> None:
     """Make every micro-batch run encoder and connector exactly once, whatever media it holds.
 
-    A still image is still encoded once, but the connector sees it as frames, and a micro-batch without media passes
-    a black frame whose tokens count nothing.
+    A micro-batch without media passes a black image whose tokens count nothing.
     """
     model.model.register_forward_pre_hook(_encode, with_kwargs=True)
 
@@ -90,31 +89,14 @@ def _encode(
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     if kwargs.get("input_ids") is None:
         return None
+    if inner.audio_tower is not None:
+        raise ConfigError("--deepspeed: models that hear are trained without it (DEEPSPEED=none)")
     input_ids = kwargs.pop("input_ids")
-    images = kwargs.pop("pixel_values", None)
-    videos = kwargs.pop("pixel_values_videos", None)
-    image_tokens, video_tokens, nothing = _tokens(inner, images, [] if videos is None else list(videos))
+    images, videos = kwargs.pop("pixel_values", None), kwargs.pop("pixel_values_videos", None)
+    videos = [] if videos is None else list(videos)
+    image_tokens, video_tokens = inner.get_visual_features(images, videos)
+    nothing = sum(tokens_ND.sum() * 0.0 for tokens_ND in (*image_tokens, *video_tokens))
+    if images is None:
+        image_tokens = []  # of the black image, if any
     embeds_BLD = inner.embed(input_ids, image_tokens, video_tokens)
     return args, {**kwargs, "inputs_embeds": embeds_BLD + nothing.to(embeds_BLD.dtype)}
-
-
-def _tokens(
-    inner: VideoLlama2Model, images_BCHW: torch.Tensor | None, videos: list[torch.Tensor]
-) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
-    """Tokens of images, tokens of videos, and a zero that depends on all of them."""
-    frames = inner.config.num_frames
-    for video_TCHW in videos:
-        if len(video_TCHW) != frames:
-            raise ConfigError(f"under DeepSpeed every video must have {frames} frames, one has {len(video_TCHW)}")
-    stills = 0 if images_BCHW is None else len(images_BCHW)
-    parts = ([images_BCHW] if stills else []) + videos
-    if not parts:
-        side = inner.vision_tower.config.image_size
-        parts = [torch.zeros(1, 3, side, side)]
-    features_BND = inner._to_connector(inner.encode_vision(torch.cat(parts)))
-    alone = max(stills, int(not videos))
-    still_BTND = features_BND[:alone].unsqueeze(1).expand(-1, frames, -1, -1)
-    moving_BTND = features_BND[alone:].unflatten(0, (len(videos), frames)) if videos else features_BND[:0].unsqueeze(1)
-    whole_BTND = torch.cat([still_BTND, moving_BTND.expand(-1, frames, -1, -1)])
-    tokens_BND = inner.mm_projector(whole_BTND)
-    return list(tokens_BND[:stills]), list(tokens_BND[alone:]), tokens_BND.sum() * 0.0

@@ -28,7 +28,7 @@ from videollama2.errors import DataError, MissingDependencyError, VideoLlama2Err
 from videollama2.training.eval_loss import sums_over
 from videollama2.training.flags import TrainingArguments
 from videollama2.training.identity import RunIdentity
-from videollama2.training.meter import Meter, peak_flops
+from videollama2.training.meter import COUNTS, CountingCollator, Meter, peak_flops
 from videollama2.training.resume import told_when_it_fails, told_when_unreadable, write_sizes
 from videollama2.training.run_folder import write_record
 from videollama2.training.sharding import keep_frozen_out, load_engine
@@ -278,6 +278,7 @@ class VideoLlama2Trainer(Trainer):
 
     def _for_evaluation(self, batch: dict[str, Any]) -> dict[str, Any]:
         self._note_bad(batch)
+        batch.pop(COUNTS)
         return self._prepare_inputs(batch)
 
     # --------------------------------------------------------------------------------- saving and resuming
@@ -350,6 +351,7 @@ class VideoLlama2Trainer(Trainer):
         loader = super()._get_dataloader(*args, **kwargs)
         inner = getattr(loader, "base_dataloader", loader)  # accelerate's is a shell around torch's
         inner.worker_init_fn = partial(_begin_worker, inner.worker_init_fn)
+        inner.collate_fn = CountingCollator(inner.collate_fn, self.model.config)
         return loader
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

@@ -1,9 +1,12 @@
 """Connectors: encoder features of a clip -> visual tokens in the decoder's width.
 
 One table by name; ``mlpNx_gelu`` stands for any depth N. A connector maps ``features_BTND`` (B clips, T frames,
-N patches, D encoder width) to ``tokens_BND``. Three things every connector offers:
+N patches, D encoder width) to ``tokens_BND``. Four things every connector offers:
 
 * ``forward(features_BTND)``;
+* ``forward(features_FND, shown)``: all media of a batch at once, stills and clips of any lengths, as a list of
+  ``tokens_ND``; F are the frames that differ, see :class:`~videollama2.model.connectors.shown.Shown`. Every part of the
+  connector runs exactly once;
 * ``forward_still(features_BND, num_frames)``: equal to ``forward`` of that many equal frames, without computing
   any time slice twice;
 * ``num_tokens(num_frames, patches_per_side)``: the closed form of its output length.

@@ -6,12 +6,14 @@ They subclass the torch module they are, so that their weights keep the publishe
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from videollama2.config_bounds import shown
 from videollama2.errors import ConfigError
+from videollama2.model.connectors.shown import Shown
 
 _MLP_NAME = re.compile(r"mlp(\d+)x_gelu")
 
@@ -27,8 +29,13 @@ class _TimeMean:
 
     takes_class_token = True
 
-    def forward(self, features_BTND: torch.Tensor) -> torch.Tensor:
-        return super().forward(features_BTND.mean(dim=1))
+    def forward(
+        self, features_BTND: torch.Tensor, shown: Sequence[Shown] | None = None
+    ) -> torch.Tensor | list[torch.Tensor]:
+        if shown is None:
+            return super().forward(features_BTND.mean(dim=1))
+        media = features_BTND.split([distinct for distinct, _ in shown])
+        return list(super().forward(torch.stack([features_TND.mean(dim=0) for features_TND in media])))
 
     def forward_still(self, features_BND: torch.Tensor, num_frames: int) -> torch.Tensor:
         return super().forward(features_BND)

@@ -11,12 +11,15 @@ Weight names equal timm's, since published checkpoints carry them.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
+from einops import rearrange
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from videollama2.errors import ConfigError
+from videollama2.model.connectors.shown import Shown
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -118,7 +121,11 @@ class StcConnector(nn.Module):
     def _out_size(cls, size: int, kernel: int) -> int:
         return (size + 2 * cls.padding - kernel) // kernel + 1
 
-    def forward(self, features_BTND: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, features_BTND: torch.Tensor, shown: Sequence[Shown] | None = None
+    ) -> torch.Tensor | list[torch.Tensor]:
+        if shown is not None:
+            return self._forward_together(features_BTND, shown)
         B, T, N, D = features_BTND.shape
         x_BCHW = self._stage(self.s1, _to_grid(features_BTND.reshape(B * T, N, D)))
         x_BCTHW = x_BCHW.unflatten(0, (B, T)).transpose(1, 2)
@@ -130,6 +137,53 @@ class StcConnector(nn.Module):
         copies, order = self._distinct_slices(num_frames)
         x_BCTHW = x_BCHW.unsqueeze(2).expand(-1, -1, copies, -1, -1)
         return self._after_s1(x_BCTHW, order)
+
+    def _forward_together(self, features_FND: torch.Tensor, shown: Sequence[Shown]) -> list[torch.Tensor]:
+        """Tokens of media of any kinds and lengths, in one call of each part.
+
+        The sampler's stride is its kernel, so each time slice it makes depends on a window of frames that no other
+        slice shares. Windows of all media, each that differs once, are laid behind each other as one long clip.
+        """
+        windows, order = self._windows(shown)
+        x_FCHW = self._stage(self.s1, _to_grid(features_FND))
+        if self.padding:
+            x_FCHW = torch.cat([x_FCHW, torch.zeros_like(x_FCHW[:1])])  # the frame that padding adds
+        kernel = self.kernel[0]
+        # The sampler pads the whole clip in time: what it puts in front of the first window is left out here, and
+        # slices of nothing else but its padding are left out below.
+        frames = torch.tensor([frame for window in windows for frame in window][self.padding % kernel :])
+        x_1CTHW = rearrange(x_FCHW[frames.to(x_FCHW.device)], "t c h w -> 1 c t h w")
+        x_WCHW = rearrange(self.sampler(x_1CTHW), "1 c w h v -> w c h v")
+        x_WCHW = x_WCHW.narrow(0, self.padding // kernel, len(windows))
+        tokens_WND = self.readout(rearrange(self._stage(self.s2, x_WCHW), "w c h v -> w (h v) c"))
+        slices = torch.tensor([w for medium in order for w in medium], device=tokens_WND.device)
+        return [tokens_TND.flatten(0, 1) for tokens_TND in tokens_WND[slices].split([len(medium) for medium in order])]
+
+    def _windows(self, shown: Sequence[Shown]) -> tuple[list[tuple[int, ...]], list[list[int]]]:
+        """(the windows that differ, as numbers of frames; for each medium the windows that its time slices are).
+
+        Raises:
+            ConfigError: a medium so short that it fills no window.
+        """
+        kernel, nothing = self.kernel[0], sum(frames for frames, _ in shown)
+        windows: dict[tuple[int, ...], int] = {}
+        order = []
+        first = 0
+        for distinct, total in shown:
+            count = self._out_size(total, kernel)
+            self._check_frames(total)
+            places = [range(t * kernel - self.padding, (t + 1) * kernel - self.padding) for t in range(count)]
+            medium = [
+                tuple(first + min(place, distinct - 1) if 0 <= place < total else nothing for place in window)
+                for window in places
+            ]
+            order.append([windows.setdefault(window, len(windows)) for window in medium])
+            first += distinct
+        return list(windows), order
+
+    def _check_frames(self, frames: int) -> None:
+        if self._out_size(frames, self.kernel[0]) < 1:
+            raise ConfigError(f"{type(self).__name__} needs at least {self.kernel[0]} frames, got {frames}")
 
     def _distinct_slices(self, num_frames: int) -> tuple[int, list[int]]:
         """(copies to feed the sampler, for each output time the computed slice it equals).
@@ -147,8 +201,7 @@ class StcConnector(nn.Module):
         return copies, [min(t, computed - 1) for t in order]
 
     def _after_s1(self, x_BCTHW: torch.Tensor, order: list[int] | None = None) -> torch.Tensor:
-        if self._out_size(x_BCTHW.shape[2], self.kernel[0]) < 1:
-            raise ConfigError(f"{type(self).__name__} needs at least {self.kernel[0]} frames, got {x_BCTHW.shape[2]}")
+        self._check_frames(x_BCTHW.shape[2])
         x_BCTHW = self.sampler(x_BCTHW)
         B, C, T, H, W = x_BCTHW.shape
         x_BCHW = x_BCTHW.transpose(1, 2).reshape(B * T, C, H, W)
