@@ -56,6 +56,11 @@ EXTRAS = {
     ],
 }
 
+# What every feature needs that runs wherever the core does.
+EXTRAS["all"] = sorted(
+    {need for name in ("train", "eval", "serve", "structured", "completion") for need in EXTRAS[name]}
+)
+
 setup(
     name="videollama2",
     version=VERSION,
@@ -63,6 +68,25 @@ setup(
     long_description=(HERE / "README.md").read_text("utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE", "NOTICE"],
+    keywords="video language model, multimodal, VideoLLaMA, video question answering",
+    project_urls={
+        "Paper": "https://arxiv.org/abs/2406.07476",
+        "Published code": "https://github.com/DAMO-NLP-SG/VideoLLaMA2",
+        "Published checkpoints": "https://huggingface.co/collections/DAMO-NLP-SG/videollama-2-6669b6b6f0493188305c87ed",
+    },
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Multimedia :: Video",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["videollama2", "videollama2.*"]),
     package_data={"videollama2": ["assets/**/*", "py.typed"]},
