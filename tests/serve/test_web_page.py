@@ -259,18 +259,36 @@ def test_questions_and_answers_cannot_make_the_browser_ask_others(visit: Open, s
     page.requests.clear()
 
 
+_KEPT = "localStorage.getItem('videollama2-conversation')"
+
+
+def kept(page: Visitor) -> str | None:
+    """What the browser holds of the conversation, encrypted."""
+    return page.page.evaluate(f"() => {_KEPT}")
+
+
+def wait_until_kept_differs(page: Visitor, before: str | None) -> str | None:
+    """The browser writes a moment after the page has drawn."""
+    page.page.wait_for_function(f"(before) => {_KEPT} !== before", arg=before)
+    return kept(page)
+
+
 def test_a_conversation_outlives_a_reload(visit: Open, served: Served) -> None:  # noqa: F811
     page = visit()
     page.upload(CLIP, frames=8)
+    before = kept(page)
     first = page.ask(COLOUR)
+    before = wait_until_kept_differs(page, before)
     page.page.reload()
     page.expect(page.page.locator("[data-testid=user] .message-content").last).to_have_text(COLOUR)
     assert page.answers() == [first]
     page.answered = 0
     history = [user(COLOUR, ("video", CLIP)), {"role": "assistant", "content": first}]
     assert page.ask(SHAPE) == served.expected(*history, user(SHAPE))
+    before = wait_until_kept_differs(page, before)
     page.press("clear")
     page.expect(page.page.locator("[data-testid=user]")).to_have_count(0)
+    wait_until_kept_differs(page, before)
     page.page.reload()
     page.expect(page.page.get_by_text("What would you like to know?")).to_be_visible()
     assert page.questions() == []

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Protocol
@@ -52,7 +52,7 @@ class Backend(Protocol):
         """Decodes media as the model will see them."""
         ...
 
-    def stream(self, model: str, messages: Sequence[Message], options: Mapping[str, Any]) -> AsyncIterator[str]:
+    def stream(self, model: str, messages: Sequence[Message], options: Mapping[str, Any]) -> AsyncGenerator[str, None]:
         """Pieces of an answer as they come.
 
         Raises:
@@ -98,7 +98,9 @@ class EngineBackend:
             raise model_not_found(model)
         return self.engines[model]
 
-    async def stream(self, model: str, messages: Sequence[Message], options: Mapping[str, Any]) -> AsyncIterator[str]:
+    async def stream(
+        self, model: str, messages: Sequence[Message], options: Mapping[str, Any]
+    ) -> AsyncGenerator[str, None]:
         decoded = [await self._decoded(model, message) for message in messages]
         try:
             async with aclosing(self._answer(model, decoded, options)) as answer:
@@ -113,7 +115,9 @@ class EngineBackend:
                 async for delta in answer:
                     yield delta
 
-    async def _answer(self, model: str, messages: list[Message], options: Mapping[str, Any]) -> AsyncIterator[str]:
+    async def _answer(
+        self, model: str, messages: list[Message], options: Mapping[str, Any]
+    ) -> AsyncGenerator[str, None]:
         answer = self._engine(model).submit(messages, **options)
         try:
             async for delta in answer:
@@ -163,10 +167,11 @@ class ControllerBackend:
     async def models(self, refresh: bool = False) -> list[str]:
         # With --model-list-mode once, an empty list is still asked for again: a page that was started before its
         # workers would otherwise never have a model.
-        if not self._known or (refresh and self._refresh):
-            self._known = await self.client.models(refresh=True)
+        known = self._known
+        if not known or (refresh and self._refresh):
+            known = self._known = await self.client.models(refresh=True)
             self._frames.clear()
-        return self._known
+        return known
 
     async def num_frames(self, model: str) -> int:
         if model not in self._frames:
@@ -187,7 +192,9 @@ class ControllerBackend:
     def reader(self, model: str) -> Sandbox:
         return self._sandbox
 
-    async def stream(self, model: str, messages: Sequence[Message], options: Mapping[str, Any]) -> AsyncIterator[str]:
+    async def stream(
+        self, model: str, messages: Sequence[Message], options: Mapping[str, Any]
+    ) -> AsyncGenerator[str, None]:
         body = {
             "model": model,
             "messages": [await asyncio.to_thread(_with_data, message) for message in messages],
@@ -211,7 +218,7 @@ class ControllerBackend:
                 async for delta in answer:
                     yield delta
 
-    async def _answer(self, body: dict[str, Any]) -> AsyncIterator[str]:
+    async def _answer(self, body: dict[str, Any]) -> AsyncGenerator[str, None]:
         async with (
             self.client.open_chat(body, uuid4().hex) as stream,
             aclosing(read_events(aiter(stream))) as events,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from copy import deepcopy
 from typing import Any
@@ -137,7 +137,7 @@ class Events:
 
     # ------------------------------------------------------------------------------------------------------- answers
 
-    async def ask(self, values: Values, request: gr.Request) -> AsyncIterator[Updates]:
+    async def ask(self, values: Values, request: gr.Request) -> AsyncGenerator[Updates, None]:
         """The question in the box, about the files beside it and what was said before."""
         w = self.widgets
         question = (values[w.question] or "").strip()
@@ -160,7 +160,7 @@ class Events:
             async for update in updates:
                 yield update
 
-    async def example(self, values: Values, request: gr.Request, event: gr.SelectData) -> AsyncIterator[Updates]:
+    async def example(self, values: Values, request: gr.Request, event: gr.SelectData) -> AsyncGenerator[Updates, None]:
         """A bundled question. Only its number is taken from the browser."""
         known = examples()
         number = event.index if isinstance(event.index, int) else -1
@@ -172,7 +172,7 @@ class Events:
             async for update in updates:
                 yield update
 
-    async def regenerate(self, values: Values, request: gr.Request) -> AsyncIterator[Updates]:
+    async def regenerate(self, values: Values, request: gr.Request) -> AsyncGenerator[Updates, None]:
         """The last question again, with the model and options that are set now. The box is left alone."""
         conversation: Conversation = values[self.widgets.conversation]
         if conversation.last is None:
@@ -239,7 +239,7 @@ class Events:
 
     async def _answer(
         self, values: Values, lanes: Sequence[Lane], request: gr.Request, keep_draft: bool = False
-    ) -> AsyncIterator[Updates]:
+    ) -> AsyncGenerator[Updates, None]:
         """Answer the last turn of every lane while it is drawn. The first lane is the visitor's conversation."""
         w, session = self.widgets, request.session_hash or ""
         conversation, turn = lanes[0].conversation, lanes[0].turn
@@ -296,8 +296,9 @@ class Events:
         """What can be pressed now."""
         w, last = self.widgets, conversation.last
         idle = last is not None and not running
+        voted = set() if last is None else last.votes
         votes = {"up": w.up, "down": w.down, "flag": w.flag}
-        can_vote = idle and last.counts
+        can_vote = idle and last is not None and last.counts
         return {
             w.send: gr.Button(visible=not running),
             w.stop: gr.Button(visible=running),
@@ -306,9 +307,7 @@ class Events:
             w.clear: gr.Button(interactive=idle),
             w.save: gr.Button(interactive=idle),
             **{
-                button: gr.Button(
-                    interactive=can_vote and kind not in last.votes, visible=self.settings.log is not None
-                )
+                button: gr.Button(interactive=can_vote and kind not in voted, visible=self.settings.log is not None)
                 for kind, button in votes.items()
             },
         }

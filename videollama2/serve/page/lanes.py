@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +41,7 @@ class Lane:
 
 async def answer_together(
     backend: Backend, lanes: Sequence[Lane], options: Mapping[str, Any], stop: asyncio.Event
-) -> AsyncIterator[Lane]:
+) -> AsyncGenerator[Lane, None]:
     """Answer the last turn of every lane at the same time; yields a lane whenever there is more of its answer to draw.
 
     A model that fails ends its own lane alone: the turn's ``outcome`` and ``notice`` say what happened.

@@ -212,42 +212,34 @@ def _side(settings: PageSettings) -> dict[str, Any]:
 
 
 def _advanced(settings: PageSettings) -> dict[str, Any]:
+    """How media are read, how answers are drawn, and what else a question may have."""
     with gr.Accordion("Advanced", open=False, elem_id="vl-advanced"):
-        num_frames = gr.Slider(
-            0,
-            settings.max_frames,
-            0,
-            step=1,
-            label="Frames",
-            elem_id="vl-num-frames",
-            info="0: the model's own number",
+        frames = gr.Slider(
+            0, settings.max_frames, 0, step=1, label="Frames", info="0: the model's own number", elem_id="vl-num-frames"
         )
         with gr.Row():
             start = _optional_number("Clip from (s)", "start", "vl-start")
             end = _optional_number("Clip to (s)", "end", "vl-end")
-        temperature = gr.Slider(
-            0,
-            2,
-            0,
-            step=0.05,
-            label="Temperature",
-            elem_id="vl-temperature",
-            info="0: the most likely answer",
-        )
-        top_p = gr.Slider(
-            0.05,
-            1,
-            0.9,
-            step=0.05,
-            label="Top-p",
-            elem_id="vl-top-p",
-            info="For temperatures above 0",
-        )
-        max_tokens = gr.Slider(
+        return {"num_frames": frames, "start": start, "end": end, **_sampling(), **_around()}
+
+
+def _sampling() -> dict[str, Any]:
+    return {
+        "temperature": gr.Slider(
+            0, 2, 0, step=0.05, label="Temperature", info="0: the most likely answer", elem_id="vl-temperature"
+        ),
+        "top_p": gr.Slider(0.05, 1, 0.9, step=0.05, label="Top-p", info="For temperatures above 0", elem_id="vl-top-p"),
+        "max_tokens": gr.Slider(
             16, 2048, 512, step=16, label="Longest answer", info="In tokens", elem_id="vl-max-tokens"
-        )
-        seed = _optional_number("Seed", "a new one each time", "vl-seed")
-        system = gr.Textbox(
+        ),
+        "seed": _optional_number("Seed", "a new one each time", "vl-seed"),
+    }
+
+
+def _around() -> dict[str, Any]:
+    """The system text, and the model to compare with, which is shown where there are several."""
+    return {
+        "system": gr.Textbox(
             "",
             label="System text",
             lines=2,
@@ -255,8 +247,8 @@ def _advanced(settings: PageSettings) -> dict[str, Any]:
             max_length=MAX_QUESTION,
             placeholder="the model's own",
             elem_id="vl-system",
-        )
-        other = gr.Dropdown(
+        ),
+        "other": gr.Dropdown(
             [NO_OTHER],
             value=NO_OTHER,
             label="Compare with",
@@ -264,17 +256,7 @@ def _advanced(settings: PageSettings) -> dict[str, Any]:
             filterable=False,
             visible=False,
             elem_id="vl-other",
-        )
-    return {
-        "seed": seed,
-        "system": system,
-        "other": other,
-        "num_frames": num_frames,
-        "start": start,
-        "end": end,
-        "temperature": temperature,
-        "top_p": top_p,
-        "max_tokens": max_tokens,
+        ),
     }
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 INTERVAL_S = 0.05
 """Seconds between two drawings of a growing answer; what comes in between is drawn together."""
 
 
-async def paced(pieces: AsyncIterator[str], stop: asyncio.Event, interval: float = INTERVAL_S) -> AsyncIterator[str]:
+async def paced(
+    pieces: AsyncGenerator[str, None], stop: asyncio.Event, interval: float = INTERVAL_S
+) -> AsyncGenerator[str, None]:
     """The text so far, as often as it is worth drawing, until it ends or ``stop`` is set. Closes ``pieces``.
 
     Raises:

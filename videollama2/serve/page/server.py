@@ -194,13 +194,10 @@ def launch_page(
     Raises:
         ConfigError: the port is taken, or there is no public address to share.
     """
-    import gradio as gr
     import uvicorn
-    from fastapi import FastAPI
     from starlette.middleware import Middleware
 
     from videollama2.serve.page.guard import Guard
-    from videollama2.serve.page.style import page_css, page_theme
 
     space = os.environ.get("SPACE_HOST")
     known = [*names, *([host] if host else []), *([space] if space else []), *([".gradio.live"] if share else [])]
@@ -213,6 +210,29 @@ def launch_page(
         embedded_in=("https://huggingface.co",) if space else (),
     )
     listener = bind(host, port)
+    app = _application(page, guard, accounts, max_file_bytes, root_path)
+    server = uvicorn.Server(server_config(app, header_timeout_s))
+    thread = Thread(target=server.run, args=([listener],), name="videollama2-page", daemon=True)
+    thread.start()
+    while not server.started:
+        if not thread.is_alive():
+            raise ConfigError("the page could not be started, see the log")
+        thread.join(0.02)
+    place = listener.getsockname()
+    shown = f"[{place[0]}]" if ":" in place[0] else "localhost" if place[0] == "0.0.0.0" else place[0]
+    address = _public_address(place[1]) if share else f"http://{shown}:{place[1]}"
+    return RunningPage(address, page, server, thread)
+
+
+def _application(
+    page: Any, guard: Any, accounts: dict[str, bytes] | None, max_file_bytes: int, root_path: str | None
+) -> Any:
+    """The page as an application behind its guard."""
+    import gradio as gr
+    from fastapi import FastAPI
+
+    from videollama2.serve.page.style import page_css, page_theme
+
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, middleware=[guard])
     gr.mount_gradio_app(
         app,
@@ -234,17 +254,7 @@ def launch_page(
     )
     # Only of a page that "has launched" does Gradio refuse paths of files that nobody uploaded.
     page.has_launched = page.is_running = True
-    server = uvicorn.Server(server_config(app, header_timeout_s))
-    thread = Thread(target=server.run, args=([listener],), name="videollama2-page", daemon=True)
-    thread.start()
-    while not server.started:
-        if not thread.is_alive():
-            raise ConfigError("the page could not be started, see the log")
-        thread.join(0.02)
-    place = listener.getsockname()
-    shown = f"[{place[0]}]" if ":" in place[0] else "localhost" if place[0] == "0.0.0.0" else place[0]
-    address = _public_address(place[1]) if share else f"http://{shown}:{place[1]}"
-    return RunningPage(address, page, server, thread)
+    return app
 
 
 def _public_address(port: int) -> str:
