@@ -98,7 +98,7 @@ WINGS = {
         ("benchmarks", "published_files"),
         ("scoring", "runner"),
         ("run",),
-        ("score", "prepare"),
+        ("score", "prepare", "show"),
         ("commands",),
         ("cli",),
         ("__main__",),

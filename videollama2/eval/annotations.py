@@ -142,17 +142,17 @@ def read_entries(path: Path) -> list[AnnotationEntry]:
     return entries
 
 
-def find_annotations(data: Path, *patterns: str) -> list[Path]:
+def find_annotations(data: Path, first: str, *others: str) -> list[Path]:
     """The files of the first of these patterns (relative to ``data``) that any file fits; several are parts of one.
 
     Raises:
         DataError: there is none; names the first pattern and the others.
     """
-    for pattern in patterns:
+    for pattern in (first, *others):
         if paths := sorted(data.glob(pattern)):
             return paths
-    others = f" (as are {', '.join(patterns[1:])})" if len(patterns) > 1 else ""
-    raise DataError(f"{data / patterns[0]}: is missing{others}")
+    as_well = f" (as are {', '.join(others)})" if others else ""
+    raise DataError(f"{data / first}: is missing{as_well}")
 
 
 def _read_parquet(path: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,5 @@
-"""``videollama2 eval run | score | compare | list | layout | prepare | check``, also as ``python -m videollama2.eval``.
+"""``videollama2 eval run | score | compare | show | list | layout | prepare | check``, also
+``python -m videollama2.eval``.
 
 Options are declared here; what they do is in :mod:`videollama2.eval.commands`, which is imported when one runs.
 """
@@ -34,6 +35,7 @@ def add_commands(subparsers: Subparsers) -> None:
     _run(_command(subparsers, "run", "answer a benchmark's questions and report"))
     _score(_command(subparsers, "score", "read and judge saved answers again, also the published code's files"))
     _compare(_command(subparsers, "compare", "paired difference of two evaluations"))
+    _show(_command(subparsers, "show", "a page of questions with frames, answers and verdicts"))
     _command(subparsers, "list", "the benchmarks there are")
     _named(_command(subparsers, "layout", "what a benchmark needs on disk"))
     _prepare(_command(subparsers, "prepare", "lay downloaded data out as a benchmark needs them"))
@@ -105,6 +107,21 @@ def _compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("a", type=Path, metavar="A", help="output folder, or its samples.jsonl")
     parser.add_argument("b", type=Path, metavar="B", help="the same of the other")
     parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _show(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="DIR", help="output folder of eval run")
+    parser.add_argument(
+        "other", type=Path, nargs="?", metavar="OTHER", help="another one of the same questions, beside it"
+    )
+    parser.add_argument("--wrong", action="store_true", help="only what is not right")
+    parser.add_argument("--category", metavar="NAME", help="only this category")
+    parser.add_argument(
+        "--limit", type=number(1), default=200, metavar="N", help="at most N questions (default %(default)s)"
+    )
+    parser.add_argument("--no-frames", action="store_true", help="without pictures, for a small file")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="data folder (default: where it was)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default DIR/show.html")
 
 
 def _prepare(parser: argparse.ArgumentParser) -> None:

@@ -109,6 +109,19 @@ def compare_command(args: argparse.Namespace) -> int:
     return 0
 
 
+def show_command(args: argparse.Namespace) -> int:
+    """``eval show``."""
+    from videollama2.eval.atomic import write_atomically
+    from videollama2.eval.show import Choice, show
+
+    choice = Choice(args.wrong, args.category, args.limit, not args.no_frames)
+    page = show([args.folder, *([args.other] if args.other else [])], choice, args.data)
+    path = args.output or args.folder / "show.html"
+    write_atomically(path, page.to_html())
+    print(f"{path}: {len(page.questions)} of {page.total} questions")
+    return 0
+
+
 def list_command(args: argparse.Namespace) -> int:
     """``eval list``."""
     for name in names():
@@ -192,6 +205,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": run_command,
     "score": score_command,
     "compare": compare_command,
+    "show": show_command,
     "list": list_command,
     "layout": layout_command,
     "prepare": prepare_command,

@@ -14,6 +14,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Any
 
 import numpy as np
 
@@ -194,11 +195,11 @@ def make_scene(
     colours = iter(rng.sample(list(COLOURS), len(COLOURS)))
     shapes = iter(rng.sample(SHAPES, len(SHAPES)))
     looks = [(next(shapes), next(colours)) for _ in behaviours]
-    objects = []
+    drawn_objects = []
     for behaviour, quadrant, (shape, colour) in zip(
         behaviours, rng.sample(range(4), len(behaviours)), looks, strict=True
     ):
-        objects.append(
+        drawn_objects.append(
             _draw_object(
                 rng,
                 quadrant=quadrant,
@@ -209,7 +210,7 @@ def make_scene(
                 behaviour=behaviour,
             )
         )
-    return Scene(seed, index, modality, scenario, rng.randint(*_BACKGROUND), tuple(objects))
+    return Scene(seed, index, modality, scenario, rng.randint(*_BACKGROUND), tuple(drawn_objects))
 
 
 def _draw_behaviours(rng: random.Random, scenario: str, most: int) -> list[str]:
@@ -232,7 +233,8 @@ def _draw_behaviours(rng: random.Random, scenario: str, most: int) -> list[str]:
     return behaviours
 
 
-def _draw_object(rng: random.Random, behaviour: str, **look: str | int) -> ShapeObject:
+def _draw_object(rng: random.Random, behaviour: str, **look: Any) -> ShapeObject:
+    """``look``: quadrant, shape and colour, and what the last two become."""
     radius = rng.uniform(*_RADII)
     room = _HALF - _MARGIN - radius
     early = rng.randint(3, 4)

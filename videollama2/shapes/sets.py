@@ -293,7 +293,7 @@ def _work(out: Path, parameters: SetParameters, workers: int) -> Iterator[Iterab
 
 def _write_annotations(out: Path, parameters: SetParameters, items: Iterable[Annotation]) -> dict[str, int]:
     """Write train.json, questions.json and mvbench/json; return the number of questions per type."""
-    counts = dict.fromkeys(QUESTION_TYPES, 0)
+    counts: dict[str, int] = dict.fromkeys(QUESTION_TYPES, 0)
     with ExitStack() as stack:
         train = stack.enter_context(_json_list(out / "train.json"))
         listed = stack.enter_context(_json_list(out / "questions.json"))

@@ -1,0 +1,155 @@
+"""``eval show``: the page of :mod:`videollama2.eval.report.pages` from output folders of ``eval run``."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from videollama2.errors import DataError, VideoLlama2Error
+from videollama2.eval.benchmarks import benchmark
+from videollama2.eval.items import PUBLISHED, Item
+from videollama2.eval.report.pages import Page, ShownFrame, ShownQuestion, ShownRun
+from videollama2.eval.report.publish import RESULTS_FILE
+from videollama2.eval.runner import shuffled_order
+from videollama2.eval.samples import Sample
+from videollama2.eval.store import read_run, read_samples
+from videollama2.media.frames import FrameSampling
+from videollama2.media.image import load_image
+from videollama2.media.kinds import VIDEO
+from videollama2.media.video import read_clip
+
+HEIGHT = 168
+"""Pixels of a shown frame; drawn at half of that, so that it is sharp on every screen."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which questions are shown: wrong ones alone, of one category, so many at most."""
+
+    wrong: bool = False
+    category: str | None = None
+    limit: int = 200
+    frames: bool = True
+
+
+def show(folders: Sequence[Path], choice: Choice, data: Path | None = None) -> Page:
+    """The page of one evaluation, or of two of the same questions side by side.
+
+    Args:
+        data: the benchmark's data folder, where it is not where it was.
+
+    Raises:
+        DataError: a folder without a finished evaluation, or no question fits the choice.
+    """
+    runs = [_run(folder, folders) for folder in folders]
+    former = read_run(folders[0])
+    results = json.loads((folders[0] / RESULTS_FILE).read_text(encoding="utf-8"))
+    protocol = results.get("protocol", PUBLISHED)
+    items, note = _items(former, data)
+    samples = list(runs[0].samples.values())
+    fitting = [each for each in samples if _fits(each, [run.samples.get(each.id) for run in runs], choice, protocol)]
+    if not fitting:
+        raise DataError(f"{folders[0]}: no question fits (--wrong, --category)")
+    chosen = fitting[: choice.limit]
+    root = data or Path(former["about"]["data"])
+    clips: dict[str, list[ShownFrame]] = {}
+    if choice.frames:
+        for item in (items[each.id] for each in chosen if each.id in items):
+            if _clip_name(item) not in clips:
+                clips[_clip_name(item)] = _frames(item, root, former, results.get("frames"))
+    return Page(
+        title=" and ".join(dict.fromkeys(f"{results['benchmark']} · {run.name}" for run in runs)),
+        runs=runs,
+        questions=[_question(each, items.get(each.id)) for each in chosen],
+        total=len(samples),
+        clips=clips,
+        category=choice.category or "",
+        protocol=protocol,
+        note=note,
+    )
+
+
+def _run(folder: Path, folders: Sequence[Path]) -> ShownRun:
+    path = folder / RESULTS_FILE
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; is the evaluation finished?")
+    results = json.loads(path.read_text(encoding="utf-8"))
+    name = Path(str(results["model"])).name
+    if len(folders) > 1:  # two evaluations of one model differ by their folders
+        name = f"{'AB'[list(folders).index(folder)]}: {name}"
+    numbers = [
+        f"{metric['name']} ({metric['protocol']}) {metric['overall']['value']:.1f}"
+        for metric in results["metrics"]
+        if metric["overall"]["value"] is not None
+    ]
+    return ShownRun(name, ", ".join([str(folder), f"{results.get('frames')} frames", *numbers]), read_samples(folder))
+
+
+def _items(former: dict[str, Any], data: Path | None) -> tuple[dict[str, Item], str]:
+    """Items by id, for options and clips; and why there are none where the data are gone."""
+    asked, about = former["configuration"], former["about"]
+    found = benchmark(about.get("source_file") or asked["benchmark"]).configure(**asked["settings"])
+    try:
+        return {item.id: item for item in found.load(data or Path(about["data"]))}, ""
+    except DataError as error:
+        return {}, f"Without frames and options: {error}"
+
+
+def _fits(first: Sample, samples: Sequence[Sample | None], choice: Choice, protocol: str) -> bool:
+    if choice.category is not None and first.category != choice.category:
+        return False
+    return not choice.wrong or any(each is not None and _is_wrong(each, protocol) for each in samples)
+
+
+def _is_wrong(sample: Sample, protocol: str) -> bool:
+    """Not right: wrong, not read, failed, or a judge's no."""
+    if sample.error is not None:
+        return True
+    verdicts = sample.verdicts().values()
+    if verdicts:
+        return any(verdict is None or verdict.error is not None or verdict.pred == "no" for verdict in verdicts)
+    return sample.read_by(protocol).correct is False
+
+
+def _question(sample: Sample, item: Item | None) -> ShownQuestion:
+    known = {"options": item.options, "media": item.media, "clip": _clip_name(item)} if item else {}
+    return ShownQuestion(sample.id, sample.category, sample.question, sample.answer, **known)
+
+
+def _clip_name(item: Item) -> str:
+    return json.dumps([*item.clip, item.shuffled])
+
+
+def _frames(item: Item, root: Path, former: dict[str, Any], frames: int | None) -> list[ShownFrame]:
+    """The frames that the model saw, as small pictures; none of a medium that cannot be read, as its answer says."""
+    generation = former["configuration"]["generation"]
+    shown = []
+    try:
+        for number, (kind, name) in enumerate(item.all_media):
+            if kind != VIDEO:
+                shown.append(ShownFrame(0.0, _picture(load_image(root / name))))
+                continue
+            bounds = {"start": item.start, "end": item.end} if number == 0 else {}
+            sampling = FrameSampling(generation["num_frames"] or frames, **bounds)
+            clip = read_clip(root / name, sampling, generation["video_backend"])
+            frames_THWC, count = clip.frames_THWC, len(clip.times)
+            order = shuffled_order(count, Path(item.media).name) if item.shuffled else range(count)
+            for index in order:
+                shown.append(ShownFrame(round(clip.times[index], 2), _picture(Image.fromarray(frames_THWC[index]))))
+    except (VideoLlama2Error, OSError):
+        return []
+    return shown
+
+
+def _picture(image: Image.Image) -> str:
+    width = max(1, round(image.width * HEIGHT / image.height))
+    buffer = io.BytesIO()
+    image.convert("RGB").resize((width, HEIGHT), Image.Resampling.BILINEAR).save(buffer, "JPEG", quality=80)
+    return base64.b64encode(buffer.getvalue()).decode()
