@@ -1,6 +1,6 @@
 """Planning what to decode, on packets made up for the purpose."""
 
-from videollama2.media.pyav.index import READ_ON_PACKETS, PacketIndex, PacketInfo
+from videollama2.media.pyav.index import READ_ON_PACKETS, Keyframe, PacketIndex, PacketInfo
 
 
 def packets(length: int, gop: int) -> list[PacketInfo]:
@@ -86,8 +86,8 @@ def test_no_packets():
 
 def test_a_seek_may_land_earlier_but_not_later():
     index = PacketIndex(packets(100, 10))
-    assert index.is_at_or_before(100, 200)
-    assert index.is_at_or_before(200, 200)
-    assert not index.is_at_or_before(300, 200)
-    assert not index.is_at_or_before(None, 200)
-    assert not index.is_at_or_before(205, 200)
+    assert index.is_at_or_before(100, Keyframe(200, None))
+    assert index.is_at_or_before(200, Keyframe(200, None))
+    assert not index.is_at_or_before(300, Keyframe(200, None))
+    assert not index.is_at_or_before(None, Keyframe(200, None))
+    assert not index.is_at_or_before(205, Keyframe(200, None))

@@ -131,9 +131,9 @@ def read_sound(source: Any, rules: ClipRules | None = None, sampling: SoundSampl
     """
     rules, sampling = rules or ClipRules(), sampling or SoundSampling()
     track = _track(source)
-    if not track.is_there:
-        raise MediaError(f"{track.name}: has no sound track")
     rate = track.rate
+    if rate is None:
+        raise MediaError(f"{track.name}: has no sound track")
     length = rules.samples(rate)
 
     def choose(total: int) -> list[Span]:

@@ -33,10 +33,10 @@ class DecordReader(ReaderBase):
         except ImportError as error:
             raise MissingDependencyError("the video backend 'decord' needs: pip install decord") from error
         self.name, self._limits = name, limits
-        if hasattr(source, "read"):
-            source.seek(0)
-        else:
+        if isinstance(source, (str, os.PathLike)):
             source = os.fspath(source)
+        else:
+            source.seek(0)
         try:
             # One thread: more dead-lock in DataLoader workers.
             self._video: Any = decord.VideoReader(source, ctx=decord.cpu(0), num_threads=1)

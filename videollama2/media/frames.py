@@ -61,9 +61,10 @@ def check_num_frames(num_frames: object, name: str = "num_frames") -> int:
     """The number as int; MediaError unless it is whole and from 1 to ``MAX_NUM_FRAMES``."""
     if isinstance(num_frames, bool) or not isinstance(num_frames, numbers.Integral):
         raise MediaError(f"{name} {num_frames!r} is not a whole number")
-    if not 1 <= num_frames <= MAX_NUM_FRAMES:
-        raise MediaError(f"{name} {num_frames} is outside 1 to {MAX_NUM_FRAMES}")
-    return int(num_frames)
+    count = int(num_frames)
+    if not 1 <= count <= MAX_NUM_FRAMES:
+        raise MediaError(f"{name} {count} is outside 1 to {MAX_NUM_FRAMES}")
+    return count
 
 
 @dataclass(frozen=True)

@@ -277,7 +277,7 @@ def _arrays(frames: Any) -> list[np.ndarray]:
 def _from_fields(cls: type[PixelTransform], fields: Mapping[str, Any], name: str) -> PixelTransform:
     try:
         does_crop = fields.get("do_center_crop", "crop_size" in fields)
-        crop_size = _size(fields["crop_size"], square=True) if does_crop else None
+        crop_size = _pair(fields["crop_size"]) if does_crop else None
         size = _size(fields["size"], square=not does_crop) if fields.get("do_resize", True) else None
         does_normalise = fields.get("do_normalize", True)
         return cls(
@@ -296,13 +296,22 @@ def _from_fields(cls: type[PixelTransform], fields: Mapping[str, Any], name: str
         raise ConfigError(f"{name}: {error}") from error
 
 
+def _pair(value: Any) -> tuple[int, int]:
+    """(height, width) as transformers writes it; a bare number is a square."""
+    if isinstance(value, Mapping) and "height" in value and "width" in value:
+        return value["height"], value["width"]
+    if isinstance(value, int):
+        return value, value
+    raise ConfigError(f"size {value!r} is neither a number nor height and width")
+
+
 def _size(value: Any, square: bool) -> int | tuple[int, int]:
     """A size as transformers writes it; a bare number is a square, or the shorter edge."""
-    if isinstance(value, Mapping):
-        if "shortest_edge" in value and "longest_edge" not in value:
-            return value["shortest_edge"]
-        if "height" in value and "width" in value:
-            return value["height"], value["width"]
-    if isinstance(value, int):
-        return (value, value) if square else value
-    raise ConfigError(f"size {value!r} is neither a number, nor height and width, nor the shortest edge")
+    if isinstance(value, Mapping) and "shortest_edge" in value and "longest_edge" not in value:
+        return value["shortest_edge"]
+    if isinstance(value, int) and not square:
+        return value
+    try:
+        return _pair(value)
+    except ConfigError as error:
+        raise ConfigError(f"size {value!r} is neither a number, nor height and width, nor the shortest edge") from error

@@ -47,8 +47,12 @@ class VideoReader(Protocol):
     num_frames: int
     fps: float
     step_fps: float
-    times: Sequence[float]
-    duration: float
+
+    @property
+    def times(self) -> Sequence[float]: ...
+
+    @property
+    def duration(self) -> float: ...
 
     def get_frames(self, indices: Sequence[int]) -> np.ndarray | list[np.ndarray]:
         """``frames_THWC`` uint8 RGB in the order of ``indices``, which may repeat.

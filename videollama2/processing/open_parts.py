@@ -56,8 +56,9 @@ def _tokenizer_complaint(name_or_path: str | Path, error: Exception, **hub: Any)
     if not any(files[name] for name in _TOKENIZER_FILES):
         return f"{name_or_path} holds no tokenizer: expected one of {', '.join(_TOKENIZER_FILES)}"
     for name in (_TOKENIZER_CONFIG, _TOKENIZER_FILES[0]):
-        if files[name] is not None:
-            read_json(files[name])
+        path = files[name]
+        if path is not None:
+            read_json(path)
     config = files[_TOKENIZER_CONFIG]
     if config is not None and "auto_map" in read_json(config):
         return (
@@ -79,7 +80,7 @@ def load_image_processor(name_or_path: str | Path, config: VideoLlama2Config, **
     Raises:
         CheckpointError: there is none. ConfigError: a field that breaks a rule.
     """
-    if not config.sees:
+    if config.vision_config is None:
         return None
     settings, source = _find_preprocessor(name_or_path, config, **hub)
     try:

@@ -100,7 +100,9 @@ class TextOptions:
         Raises:
             ConfigError: a value that means nothing here.
         """
-        values = {name: value for name, value in given.items() if value is not None or name == "return_tensors"}
+        values: dict[str, Any] = {
+            name: value for name, value in given.items() if value is not None or name == "return_tensors"
+        }
         padding = getattr(given.get("padding", True), "value", given.get("padding", True))
         if padding not in (*_PADDING, "max_length"):
             raise ConfigError(f"padding must be True, False, 'longest' or 'max_length', got {padding!r}")

@@ -15,7 +15,7 @@ from videollama2.config import VideoLlama2Config
 from videollama2.errors import ConfigError, PromptError
 from videollama2.media.frames import FrameSampling
 from videollama2.media.image import load_image
-from videollama2.media.kinds import IMAGE, KINDS, TAGS, VIDEO
+from videollama2.media.kinds import IMAGE, KINDS, TAGS, VIDEO, with_article
 from videollama2.media.pixels import AspectRatio, FrameResize, PixelTransform
 from videollama2.media.video import read_clip
 from videollama2.processing.conversations import as_batch, media_of
@@ -149,18 +149,29 @@ class VideoLlama2Processor(ProcessorMixin):
         """Read a medium of any kind and return its pixels (T, C, H, W), with one frame for an image.
 
         Raises:
-            MediaError: the file cannot be read, or not as asked.
+            MediaError: the file cannot be read, or not as asked. PromptError: the model has no vision encoder.
         """
+        transform = self._seeing(kind)
         if kind == IMAGE:
             frames = [load_image(source)]
         else:
             sampling = options.sampling.for_model(self.model_config.num_frames)
             frames = read_clip(source, sampling, options.backend).frames_THWC
-        return self.transform(frames, self._aspect_ratio(options.aspect_ratio))
+        return transform(frames, self._aspect_ratio(options.aspect_ratio))
 
     def first_resize(self) -> FrameResize:
         """What is done first to each frame by itself, where a caller says nothing about its shape."""
-        return self.transform.resize(self._aspect_ratio("model"))
+        return self._seeing(VIDEO).resize(self._aspect_ratio("model"))
+
+    def _seeing(self, kind: str) -> PixelTransform:
+        """The transform of a model that sees.
+
+        Raises:
+            PromptError: this one only hears.
+        """
+        if self.transform is None:
+            raise PromptError(f"this model has no vision encoder: it cannot be shown {with_article(kind)}")
+        return self.transform
 
     def _aspect_ratio(self, value: Shape) -> AspectRatio:
         return getattr(self.model_config, "mm_inference_aspect_ratio", None) if value == "model" else value

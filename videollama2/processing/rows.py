@@ -104,7 +104,7 @@ def _kept(number: int, row: list[int], tokenizer: Any, options: TextOptions, pla
 def _length(rows: Sequence[Sequence[int]], options: TextOptions) -> int | None:
     """Of the padded rows; None where the longest row decides."""
     longest, shortest = max(map(len, rows)), min(map(len, rows))
-    if options.padding == "max_length":
+    if options.padding == "max_length" and options.max_length is not None:
         if longest > options.max_length:
             raise ConfigError(f"a row has {longest} tokens, more than max_length {options.max_length}; give truncation")
         return options.max_length

@@ -115,7 +115,7 @@ def _expand_prompt(
     if len(kinds) != len(pixels):
         raise PromptError(f"the prompt names {len(kinds)} media but {len(pixels)} are given")
     media = list(zip(kinds, pixels, strict=True))
-    size = config.vision_config.image_size
+    size = None if config.vision_config is None else config.vision_config.image_size
     counts = [visual_tokens(config, kind, check_pixels(item, kind, size)) for kind, item in media]
     return expand_placeholders(prompt.token_ids(tokenizer), counts, config)[0], media
 

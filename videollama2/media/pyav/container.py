@@ -84,7 +84,7 @@ def is_much_fewer(frames: int, stated: int) -> bool:
     return stated - frames > max(1, _MISSING_SHARE * stated)
 
 
-def _explain(source: Any, name: str, error: Exception) -> str:
+def _explain(source: Any, name: str, error: av.error.FFmpegError) -> str:
     """Why FFmpeg refused a file, in a reader's words."""
     try:
         with opened(source, name, VIDEO) as file:

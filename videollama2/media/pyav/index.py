@@ -1,6 +1,9 @@
 """A video stream's packets as integers: when each is shown, in which order they decode, where one can start.
 
-Made by reading packets without decoding them, which costs a hundredth of decoding.
+The index is made by reading packets without decoding them, which costs a hundredth of decoding. Two orders matter, and
+they differ as soon as there are B-frames: packets lie in the file in the order in which they are decoded, while frames
+are asked for in the order in which they are shown. A frame's *rank* is its place in the first order, its index in
+:attr:`PacketIndex.pts` the place in the second.
 """
 
 from __future__ import annotations
@@ -36,10 +39,18 @@ class PacketInfo:
 
 
 @dataclass(frozen=True)
+class Keyframe:
+    """A packet that decoding can start from: its two times; containers find it by one or by the other."""
+
+    pts: int
+    dts: int | None
+
+
+@dataclass(frozen=True)
 class Run:
     """Frames that are decoded in one go, from a keyframe on; None means from the start of the file."""
 
-    key: PacketInfo | None
+    key: Keyframe | None
     pts: tuple[int, ...]
 
 
@@ -47,26 +58,38 @@ class PacketIndex:
     """Presentation times in order, each frame's rank in decoding order, and the frames decoding can start at.
 
     Packets that nothing can be decoded from are left out: those before the first keyframe, in either order.
+
+    Attributes:
+        num_packets: number of packets that should become frames, known even where times are not.
+        is_timed: whether every packet has a time of its own. If not, frames can be told apart by counting only.
+        pts: presentation times, ascending; empty unless ``is_timed``.
+        last_duration: of the frame that is shown last, as its packet states it; 0 unless ``is_timed``.
     """
 
     def __init__(self, packets: Iterable[PacketInfo]) -> None:
         decodable = _drop_head(list(packets))
-        shown = [packet for packet in decodable if packet.is_shown]
-        self.num_packets = len(shown)
-        """Number of packets that should become frames, known even where times are not."""
+        self.num_packets = sum(packet.is_shown for packet in decodable)
         self.is_timed = _has_usable_times(decodable)
-        """Whether every packet has a time of its own. If not, frames can be told apart by counting only."""
         self.pts: list[int] = []
-        """Presentation times, ascending; empty unless ``is_timed``."""
         self.last_duration = 0
-        self._decoding_times = [packet.dts for packet in decodable if packet.dts is not None]
         self._rank: dict[int, int] = {}
-        self._keys: list[PacketInfo] = []
+        self._keys: list[Keyframe] = []
+        self._decoding_times = [packet.dts for packet in decodable if packet.dts is not None]
         if self.is_timed:
-            self.pts = sorted(packet.pts for packet in shown)
-            self.last_duration = max(shown, key=lambda packet: packet.pts).duration
-            self._rank = {packet.pts: rank for rank, packet in enumerate(decodable)}
-            self._keys = [packet for packet in decodable if packet.is_keyframe]
+            self._index(decodable)
+
+    def _index(self, decodable: Sequence[PacketInfo]) -> None:
+        durations: dict[int, int] = {}
+        for rank, packet in enumerate(decodable):
+            if packet.pts is None:
+                continue  # there is none: this index is timed
+            self._rank[packet.pts] = rank
+            if packet.is_shown:
+                durations[packet.pts] = packet.duration
+            if packet.is_keyframe:
+                self._keys.append(Keyframe(packet.pts, packet.dts))
+        self.pts = sorted(durations)
+        self.last_duration = durations[self.pts[-1]]
 
     @property
     def can_seek(self) -> bool:
@@ -85,10 +108,20 @@ class PacketIndex:
         return len(usual) / (sum(usual) * seconds_per_unit)
 
     def plan(self, wanted_pts: Sequence[int]) -> list[Run]:
-        """Runs that decode the wanted frames (ascending times): seek where it skips packets, else read on."""
-        runs: list[tuple[PacketInfo, list[int]]] = []
+        """Runs that decode the wanted frames (ascending times), with as few packets decoded as seeking allows.
+
+        A frame can be decoded from the last keyframe that is shown at or before it. Going there means a seek, and a
+        seek costs about as much as decoding a dozen packets. So the frames are gone through in order, and for each the
+        question is how many packets would be skipped between the furthest one decoded so far and its keyframe: if they
+        are more than :data:`READ_ON_PACKETS`, a new run begins with a seek to that keyframe; if not, the run before
+        simply reads on. Distances are counted in ranks, the order of the file, because that is what a decoder reads
+        through; times of presentation would mislead where B-frames are shown before packets that lie in front of them.
+        """
+        runs: list[tuple[Keyframe, list[int]]] = []
         rank_reached = -1
         for pts in wanted_pts:
+            # Leading pictures are shown before the keyframe they follow in the file; bisecting by time of presentation
+            # gives them the keyframe before that one, from which they can be decoded.
             key = self._keys[max(bisect_right(self._keys, pts, key=lambda packet: packet.pts) - 1, 0)]
             if not runs or self._rank[key.pts] - rank_reached > READ_ON_PACKETS:
                 runs.append((key, []))
@@ -96,9 +129,9 @@ class PacketIndex:
             rank_reached = max(rank_reached, self._rank[pts])
         return [Run(key, tuple(wanted)) for key, wanted in runs]
 
-    def is_at_or_before(self, pts: int | None, key_pts: int) -> bool:
-        """Whether decoding from the packet of time ``pts`` on passes the keyframe of time ``key_pts``."""
-        return pts in self._rank and self._rank[pts] <= self._rank[key_pts]
+    def is_at_or_before(self, pts: int | None, key: Keyframe) -> bool:
+        """Whether decoding from the packet of time ``pts`` on passes the keyframe."""
+        return pts is not None and pts in self._rank and self._rank[pts] <= self._rank[key.pts]
 
 
 def _has_usable_times(packets: list[PacketInfo]) -> bool:
@@ -106,7 +139,7 @@ def _has_usable_times(packets: list[PacketInfo]) -> bool:
     times = [packet.pts for packet in packets]
     if None in times or len(set(times)) != len(times) or not any(packet.is_shown for packet in packets):
         return False
-    keys = [packet.pts for packet in packets if packet.is_keyframe]
+    keys = [packet.pts for packet in packets if packet.is_keyframe and packet.pts is not None]
     return all(a < b for a, b in pairwise(keys))
 
 
@@ -116,4 +149,6 @@ def _drop_head(packets: list[PacketInfo]) -> list[PacketInfo]:
     if first is None:
         return packets
     key_pts = packets[first].pts
-    return [packet for packet in packets[first:] if None in (packet.pts, key_pts) or packet.pts >= key_pts]
+    if key_pts is None:
+        return packets[first:]
+    return [packet for packet in packets[first:] if packet.pts is None or packet.pts >= key_pts]

@@ -142,7 +142,7 @@ class FrameSink:
             self.positions.setdefault(index, []).append(position)
         self._count, self._name, self._limits = len(indices), name, limits
         self._size: tuple[int, int] | None = None
-        self.frames_THWC: np.ndarray | None = None
+        self._frames_THWC: np.ndarray | None = None
 
     def put(self, index: int, frame: Any) -> None:
         """Store the frame of this index."""
@@ -156,9 +156,19 @@ class FrameSink:
         except (av.error.FFmpegError, ValueError) as error:
             raise MediaError(f"{self._name}: {frame.format.name} pixels cannot be made RGB") from error
         rgb_HWC = upright(rgb_HWC, display_matrix(frame))
-        if self.frames_THWC is None:
-            self.frames_THWC = np.empty((self._count, *rgb_HWC.shape), np.uint8)
-        self.frames_THWC[self.positions[index]] = rgb_HWC
+        if self._frames_THWC is None:
+            self._frames_THWC = np.empty((self._count, *rgb_HWC.shape), np.uint8)
+        self._frames_THWC[self.positions[index]] = rgb_HWC
+
+    def clip_THWC(self) -> np.ndarray:  # noqa: N802
+        """All frames.
+
+        Raises:
+            MediaError: none was put.
+        """
+        if self._frames_THWC is None:
+            raise MediaError(f"{self._name}: no frame can be decoded")
+        return self._frames_THWC
 
 
 def display_matrix(frame: Any) -> tuple[int, int, int, int] | None:

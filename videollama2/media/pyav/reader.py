@@ -22,7 +22,7 @@ from videollama2.errors import MediaError
 from videollama2.media.kinds import VIDEO
 from videollama2.media.limits import OWN_FILES, MediaLimits
 from videollama2.media.pyav.container import is_much_fewer, is_much_less, open_container, video_stream
-from videollama2.media.pyav.index import PacketIndex, PacketInfo, Run
+from videollama2.media.pyav.index import Keyframe, PacketIndex, Run
 from videollama2.media.pyav.packets import FrameSink, Scan, packets_of, scan_packets
 from videollama2.media.readers import MediaWarning, ReaderBase
 from videollama2.media.sources import opened
@@ -180,17 +180,21 @@ class PyAVReader(ReaderBase):
         sink = FrameSink(indices, self.name, self._limits)
         if not self._index.is_timed:
             self._read_by_counting(sink)
-            return sink.frames_THWC
+            return sink.clip_THWC()
         index_of = {self._index.pts[i]: i for i in sorted(set(indices))}
 
         def deliver(pts: int, frame: Any) -> None:
             sink.put(index_of[pts], frame)
 
+        # Two attempts, the cheap one first. It trusts the container: that a seek lands where it should, that the
+        # decoder gives every frame the time of its packet. Whatever does not come that way, because the trust was
+        # misplaced or because the file is damaged, is left to the second, which decodes from the start and trusts
+        # nothing; only then is it known what is really lost.
         missing = self._read_needed(list(index_of), deliver)
         if missing:
             lost = self._read_in_order(missing, deliver)
             self._judge_loss(lost, len(index_of))
-        return sink.frames_THWC
+        return sink.clip_THWC()
 
     def _read_needed(self, wanted: list[int], deliver: Callable[[int, Any], None]) -> list[int]:
         """Decode little, by seeking and by skipping frames nothing refers to.
@@ -202,6 +206,7 @@ class PyAVReader(ReaderBase):
         if self._seekable:
             runs = self._index.plan(wanted)
         else:
+            # A decoder that reached the end, or stopped in the middle, does not begin again: the file is opened anew.
             self._open()
             runs = [Run(None, tuple(wanted))]
         for run in runs:
@@ -210,14 +215,20 @@ class PyAVReader(ReaderBase):
                 if frame.pts in missing and not frame.is_corrupt:
                     deliver(frame.pts, frame)
                     missing.remove(frame.pts)
+                # Frames come in the order of their times, so nothing of this run can come after its last one.
                 if frame.pts is not None and frame.pts >= run.pts[-1]:
                     break
         self._seekable = self._seekable and not missing
         return sorted(missing)
 
-    def _seek(self, key: PacketInfo) -> Iterator[Any]:
-        """Packets from this keyframe on, or from one before it; none if the container went elsewhere."""
-        # Containers keep one or the other time of a keyframe, and mp4 may shift it.
+    def _seek(self, key: Keyframe) -> Iterator[Any]:
+        """Packets from this keyframe on, or from one before it; none if the container went elsewhere.
+
+        Some containers find a keyframe by its time of presentation, others by its time of decoding, and an mp4's edit
+        list may shift either. So both are tried, and each time the first packet that comes tells where the container
+        went: the index knows its place in the file. Landing too early costs some decoding; landing too late, or at a
+        packet that is not in the index, would miss frames, so nothing is taken from there.
+        """
         for target in (key.pts, key.dts):
             if target is None:
                 continue
@@ -227,7 +238,7 @@ class PyAVReader(ReaderBase):
                 continue
             packets = packets_of(self._container, self._stream)
             first = next(packets, None)
-            if first is not None and self._index.is_at_or_before(first.pts, key.pts):
+            if first is not None and self._index.is_at_or_before(first.pts, key):
                 yield first
                 yield from packets
                 return
@@ -253,6 +264,8 @@ class PyAVReader(ReaderBase):
         self._open()
         pending, lost, shown = list(wanted), 0, None
         for frame in self._decode(packets_of(self._container, self._stream)):
+            # The decoder has gone past these times without a frame: a player would still show the frame before. At
+            # the very beginning there is none, and the first that comes has to do.
             while pending and frame.pts is not None and pending[0] < frame.pts:
                 deliver(pending.pop(0), frame if shown is None else shown)
                 lost += 1
@@ -269,6 +282,7 @@ class PyAVReader(ReaderBase):
         return lost + len(pending)
 
     def _read_by_counting(self, sink: FrameSink) -> None:
+        """Decode from the start and take frames by their number, where times cannot tell them apart."""
         self._open()
         pending = sorted(set(sink.positions), reverse=True)
         frames = self._decode(packets_of(self._container, self._stream))

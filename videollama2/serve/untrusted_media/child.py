@@ -12,7 +12,8 @@ import sys
 import sysconfig
 import warnings
 from collections.abc import Sequence
-from typing import Any, BinaryIO
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
@@ -75,15 +76,15 @@ def main(parent: int) -> None:
         return
 
 
-def _take_over_streams() -> tuple[BinaryIO, BinaryIO]:
+def _take_over_streams() -> tuple[io.FileIO, IO[bytes]]:
     """Standard input and output for messages alone: what a library prints must not end up among them."""
-    requests = os.fdopen(os.dup(0), "rb", buffering=0)
-    replies = os.fdopen(os.dup(1), "wb", buffering=0)
+    requests = io.FileIO(os.dup(0), "rb")
+    replies = io.BufferedWriter(io.FileIO(os.dup(1), "wb"), 1 << 16)
     nothing = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(nothing, stream)
     os.close(nothing)
-    return requests, io.BufferedWriter(replies, 1 << 16)
+    return requests, replies
 
 
 def client_limits(max_pixels: int, max_frames: int, max_seconds: float) -> MediaLimits:
@@ -114,8 +115,8 @@ def _prepare_libraries() -> None:
 def _installation() -> list[str]:
     """Folders that hold Python, the packages used here and system libraries: modules may be imported late."""
     paths = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    paths |= {os.path.dirname(os.path.dirname(os.path.abspath(module.__file__))) for module in (np, Image)}
-    paths.add(os.path.dirname(os.path.abspath(videollama2.__file__)))
+    paths |= {str(Path(module.__file__ or "").absolute().parents[1]) for module in (np, Image)}
+    paths.add(str(Path(videollama2.__file__).absolute().parent))
     paths |= {os.path.join(sys.base_prefix, "lib"), "/usr/lib", "/lib", "/lib64"}
     return sorted(path for path in paths if path)
 
@@ -157,4 +158,5 @@ def _read(
 
 def _resize_of(fields: dict[str, Any]) -> FrameResize:
     """JSON has lists where a size and a colour are tuples."""
-    return FrameResize(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+    edge, background = (tuple(v) if isinstance(v, list) else v for v in (fields["edge"], fields["background"]))
+    return FrameResize(edge, fields["resample"], background)

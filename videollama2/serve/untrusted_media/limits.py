@@ -98,7 +98,7 @@ def limit_cpu(seconds: float) -> None:
 
 def _set_limit(name: str, value: int) -> bool:
     number = getattr(resource, f"RLIMIT_{name}", None)
-    if number is None:
+    if resource is None or number is None:
         return False
     hard = resource.getrlimit(number)[1]
     if hard != resource.RLIM_INFINITY:
@@ -114,7 +114,7 @@ def _address_space() -> int:
     """Bytes of address space in use; 0 where the system does not tell."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[0]) * resource.getpagesize()
+            return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return 1 << 30
 

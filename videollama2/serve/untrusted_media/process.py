@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from videollama2.serve.untrusted_media.wire import WireError, read_message, write_message
 
@@ -99,6 +100,10 @@ class Child:
             cwd=Path(sys.executable).anchor,
             start_new_session=True,
         )
+        if self.process.stdin is None or self.process.stdout is None:
+            raise ChildError("crash", "the process has no pipes")
+        self._requests = self.process.stdin
+        self._replies = cast("io.BufferedReader", self.process.stdout)  # what Popen makes of a pipe
         ready, _ = self._exchange(limits.message(), (), START_TIMEOUT_S)
         self.in_force: tuple[str, ...] = tuple(ready.get("ready", ()))
         _log.debug("decoding process %d is ready, limits: %s", self.process.pid, " ".join(self.in_force))
@@ -134,7 +139,7 @@ class Child:
             self.process.wait(5)
         except subprocess.TimeoutExpired:
             _log.warning("decoding process %d does not end", self.process.pid)
-        for pipe in (self.process.stdin, self.process.stdout):
+        for pipe in (self._requests, self._replies):
             with suppress(OSError):  # what was not sent any more
                 pipe.close()
 
@@ -145,8 +150,8 @@ class Child:
         timer.daemon = True
         timer.start()
         try:
-            write_message(self.process.stdin, header, blobs)
-            return read_message(self.process.stdout, self._limits.memory_bytes)
+            write_message(self._requests, header, blobs)
+            return read_message(self._replies, self._limits.memory_bytes)
         except (OSError, ValueError, WireError) as error:
             self.bury()
             raise self._obituary(error) from error

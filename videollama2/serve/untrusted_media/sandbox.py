@@ -292,8 +292,9 @@ class Sandbox:
 def _times(reply: dict[str, Any]) -> tuple[float, ...]:
     """The frames' times; like all that the process says, they are taken only as what they should be."""
     times = reply.get("times")
-    is_good = isinstance(times, list) and all(isinstance(time, float) and abs(time) < 1e9 for time in times)
-    return tuple(times) if is_good else ()
+    if not isinstance(times, list) or not all(isinstance(time, float) and abs(time) < 1e9 for time in times):
+        return ()
+    return tuple(times)
 
 
 def frame_bytes(frames: Frames) -> int:

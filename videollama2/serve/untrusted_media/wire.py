@@ -6,13 +6,16 @@ header's ``sizes``. Both ends check lengths before they take memory for them.
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 from collections.abc import Sequence
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 MAX_HEADER_BYTES = 1 << 20
 """Far above any true header: 1024 frames with their sizes are some 30 kB."""
+
+Readable = io.RawIOBase | io.BufferedIOBase
 
 _LENGTH = struct.Struct(">I")
 
@@ -21,7 +24,7 @@ class WireError(Exception):
     """The other end has gone, or what it sent is no message."""
 
 
-def write_message(file: BinaryIO, header: dict[str, Any], blobs: Sequence[Any] = ()) -> None:
+def write_message(file: IO[bytes], header: dict[str, Any], blobs: Sequence[Any] = ()) -> None:
     """Send a header and blobs (anything with a buffer).
 
     Raises:
@@ -35,7 +38,7 @@ def write_message(file: BinaryIO, header: dict[str, Any], blobs: Sequence[Any] =
     file.flush()
 
 
-def read_message(file: BinaryIO, max_bytes: int) -> tuple[dict[str, Any], list[bytearray]]:
+def read_message(file: Readable, max_bytes: int) -> tuple[dict[str, Any], list[bytearray]]:
     """Receive a header and blobs of at most ``max_bytes`` together.
 
     Raises:
@@ -56,7 +59,7 @@ def read_message(file: BinaryIO, max_bytes: int) -> tuple[dict[str, Any], list[b
     return header, [_exactly(file, size) for size in sizes]
 
 
-def _exactly(file: BinaryIO, count: int) -> bytearray:
+def _exactly(file: Readable, count: int) -> bytearray:
     data = bytearray(count)
     view, have = memoryview(data), 0
     while have < count:
