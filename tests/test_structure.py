@@ -107,6 +107,7 @@ WINGS = {
         ("structure",),
         ("slots", "sampling", "lru", "weights_watch", "sizes", "text_stream", "threads"),
         ("answer", "request", "prefix_cache"),
+        ("back_end",),
         ("media",),
         ("task",),
         ("fixed_shapes",),

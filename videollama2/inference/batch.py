@@ -1,7 +1,18 @@
 """The running requests: rows of the slots, prefilled and then decoded together.
 
-Row order: rows ``0 .. d-1`` decode, those from ``d`` on are being prefilled: one prompt over several passes, or several
-short ones in a single pass, so that between two passes there is one at most. A row that ends takes over the last one.
+A forward pass works on neighbouring rows, so the rows in use must have no gap and those of one pass must lie together.
+That gives the order: rows ``0 .. d-1`` decode, the rows from ``d`` on are being prefilled. Being prefilled is either
+one long prompt, over several passes, or several short ones in a single pass; so between two passes there is one at
+most.
+
+With d = 4 and one prompt P being prefilled, this is what happens when B has had its last token::
+
+    row                    0  1  2  3  4
+    before                 A  B  C  D  P
+    D moves into the gap   A  D  C  .  P     the last decoding row is copied, as far as it is filled
+    P moves down by one    A  D  C  P  .     the prefilling row closes up behind
+
+When P's prompt is computed, row d is where it lies already: it only counts as decoding from then on.
 """
 
 from __future__ import annotations
@@ -27,7 +38,8 @@ WORTH_WAITING = 2 * BLOCK
 
 
 class Batch:
-    """Who decodes and who is being prefilled (``prefilling``). Used by the model's thread alone.
+    """The tasks in the slots: ``decoding[n]`` has row n, and ``prefilling`` the rows behind. Used by the model's thread
+    alone.
 
     Args:
         on_end: called with each task that left, its ``finish_reason`` and its error.
@@ -104,6 +116,7 @@ class Batch:
             logits_BV = self.decoder.decode(tasks)
         except Exception as error:  # noqa: BLE001 - whatever went wrong ends these requests and no others
             if self.prefilling:
+                # All decoding rows go at once: the prefilling one becomes row 0.
                 self.decoder.slots.move(len(tasks), 0, self.prefilling[0].filled)
             self.decoding.clear()
             for task in tasks:
@@ -151,16 +164,19 @@ class Batch:
         self._leave(ended)
 
     def _leave(self, ended: Sequence[_Ended]) -> None:
-        """Take tasks out of their rows; the last row moves into each gap."""
+        """Take tasks out of their rows and close the gaps, as the module's head shows."""
         slots = self.decoder.slots
         for task, reason in ended:
+            # Rows of earlier rounds of this loop have moved, so each task is looked up anew.
             row, last = self.decoding.index(task), len(self.decoding) - 1
+            # Its key-values are copied out first: the next line but one writes over them.
             self._remember(task, row)
             self.decoding[row] = self.decoding[last]
             if row != last:
                 slots.move(last, row, self.decoding[last].filled)
             self.decoding.pop()
             if self.prefilling:
+                # There is one at most, see above; what it has filled so far goes with it.
                 slots.move(last + 1, last, self.prefilling[0].filled)
             if isinstance(reason, Exception):
                 self.fail(task, reason)

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from videollama2.errors import ConfigError, EngineError, QueueFullError, VideoLlama2Error
 from videollama2.inference.answer import Answer, Channel, Result
+from videollama2.inference.back_end import CacheUse
 from videollama2.inference.batch import Batch
 from videollama2.inference.decoder import Decoder
 from videollama2.inference.media.cache import MediaCache
@@ -46,7 +47,8 @@ _READ_AHEAD = 2
 
 
 class Engine:
-    """Answers requests with one model, many at a time.
+    """Answers requests with one model, many at a time; the package's own
+    :class:`~videollama2.inference.back_end.BackEnd`.
 
     While it is open the model is in evaluation mode and its decoder, where that had another one, uses ``sdpa``
     attention; :meth:`close` (or leaving a ``with`` block) restores both.
@@ -115,7 +117,7 @@ class Engine:
         self._ahead = ReadAhead(self.reader.read, media_threads if background else 0, self._bell.ring)
         self._state = Condition()  # guards _waiting and closed; notified when a task leaves the queue or ends
         self._stepping = Lock()  # without a thread, two readers may drive
-        self._batch = Batch(self.decoder, self.prefixes, _ender(self._ahead, self._state))
+        self._batch = Batch(self.decoder, self.prefixes, _end_of_tasks(self._ahead, self._state))
         self._media_weights, self._weights = WeightsWatch(media_modules(model)), WeightsWatch([model])
         self.closed = False
         self._thread: Thread | None = None
@@ -265,6 +267,12 @@ class Engine:
             "waiting": len(self._waiting),
         }
 
+    @property
+    def caches(self) -> CacheUse:
+        """What is remembered between requests."""
+        media = self.media.cache
+        return CacheUse(media.hits, media.misses, media.used_bytes, self.prefixes.used_bytes)
+
     # ---------------------------------------------------------------------------------------------------------- steps
 
     @property
@@ -371,7 +379,7 @@ class Engine:
         return True
 
 
-def _ender(ahead: ReadAhead, state: Condition) -> Callable[[Task, str, VideoLlama2Error | None], None]:
+def _end_of_tasks(ahead: ReadAhead, state: Condition) -> Callable[[Task, str, VideoLlama2Error | None], None]:
     """What ends a task. It does not hold the engine: that would keep the slots' memory until the garbage collector
     comes by."""
 

@@ -24,11 +24,11 @@ class Bell:
         self._queue.put(None)
 
     def wait(self) -> None:
-        """Sleep until somebody rings, or has rung since :meth:`hush`."""
+        """Sleep until somebody rings, or has rung since :meth:`reset`."""
         self._queue.get()
 
-    def hush(self) -> None:
-        """Forget who rang so far."""
+    def reset(self) -> None:
+        """Forget the rings so far."""
         with suppress(Empty):
             while True:
                 self._queue.get_nowait()
@@ -45,7 +45,7 @@ def start_thread(engine: Engine, bell: Bell) -> threading.Thread:
 
 def _run(engine_ref: ref[Engine], bell: Bell) -> None:
     while True:
-        bell.hush()  # before looking: what rings from here on is seen by this round or the next
+        bell.reset()  # before looking: what rings from here on is seen by this round or the next
         engine = engine_ref()
         if engine is None:
             return

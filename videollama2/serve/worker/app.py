@@ -77,20 +77,20 @@ class WorkerService(ChatService):
         return answers
 
     def _gauges(self) -> dict[str, float]:
-        load, engine = self.engine.load, self.engine
+        load, caches = self.engine.load, self.engine.caches
         running = load["decoding"] + load["prefilling"]
-        media, frames = engine.media.cache, self.sandbox.cache
+        frames = self.sandbox.cache
         return {
             "num_requests_running": running,
             "num_requests_waiting": load["waiting"] + self.preparing,
-            "kv_cache_usage_perc": min(1.0, running / engine.max_batch),
-            "encoder_cache_queries_total": media.hits + media.misses,
-            "encoder_cache_hits_total": media.hits,
-            "encoder_cache_bytes": media.used_bytes,
+            "kv_cache_usage_perc": min(1.0, running / self.engine.max_batch),
+            "encoder_cache_queries_total": caches.media_hits + caches.media_misses,
+            "encoder_cache_hits_total": caches.media_hits,
+            "encoder_cache_bytes": caches.media_bytes,
             "mm_cache_queries_total": frames.hits + frames.misses,
             "mm_cache_hits_total": frames.hits,
             "mm_cache_bytes": frames.used_size,
-            "prefix_cache_bytes": engine.prefixes.used_bytes,
+            "prefix_cache_bytes": caches.prefix_bytes,
             "decoding_processes_started_total": self.sandbox.started,
         }
 
