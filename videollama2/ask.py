@@ -209,12 +209,17 @@ def open_engine(
 
 def _prompt_length(processor: Any, asked: Asked, messages: Sequence[dict[str, Any]]) -> int:
     """Tokens of the prompt, from the number of frames: nothing is decoded."""
-    from videollama2.processing import expand_placeholders, visual_tokens
+    from videollama2.processing import ReadOptions, expand_placeholders, planned_tokens
 
     parts = messages[-1]["content"][: len(asked.media)]
-    counts = [visual_tokens(processor.model_config, part["type"], part.get("num_frames")) for part in parts]
+    config = processor.model_config
+    counts = []
+    for part in parts:
+        said = {name: value for name, value in part.items() if name not in ("type", "path")}
+        # Never None: a command line cannot ask for one frame per second, whose number only the file tells.
+        counts.append(planned_tokens(config, part["type"], ReadOptions.of(part["type"], said)) or 0)
     ids = processor.prompt(messages).token_ids(processor.tokenizer)
-    return len(expand_placeholders(ids, counts, processor.model_config)[0])
+    return len(expand_placeholders(ids, counts, config)[0])
 
 
 def _video_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 from time import monotonic
@@ -22,11 +22,15 @@ from videollama2.errors import DataError, EngineError, MediaError, RequestTooLon
 from videollama2.eval.annotations import why_unreadable
 from videollama2.eval.items import Benchmark, Item
 from videollama2.eval.samples import FAILED, MEDIA, StoredAnswer
+from videollama2.media.frames import FrameSampling
 from videollama2.media.kinds import VIDEO
 
 if TYPE_CHECKING:  # torch is needed to answer, not to score answers or to check data
+    import torch
+
     from videollama2.inference.answer import Answer
     from videollama2.inference.engine import Engine
+    from videollama2.processing import ReadOptions
 
 DECODE_THREADS = 2
 CLIPS_AHEAD = 8
@@ -123,7 +127,9 @@ class Runner:
         self.engine, self.benchmark, self.data, self.options = engine, benchmark, data, options
         self.strict_data = strict_data
         self.work = Work()
-        self.num_frames = options.num_frames or engine.processor.model_config.num_frames
+        frames = "model" if options.num_frames is None else options.num_frames
+        self.sampling = FrameSampling(frames).for_model(engine.processor.model_config.num_frames)
+        self.num_frames = self.sampling.count or 0  # a number in any case
         # At most half of a slot; a longer prompt takes of the answer's room.
         self.max_new_tokens = options.max_new_tokens or min(benchmark.max_new_tokens, engine.max_length // 2)
 
@@ -185,19 +191,19 @@ class Runner:
 
     def _decode(self, item: Item) -> tuple[list[tuple[str, Any]], float]:
         """Kind and pixels of every medium of an item, and the seconds that reading them took."""
+        from videollama2.processing import ReadOptions
+
         started = monotonic()
-        options: dict[str, Any] = {"backend": self.options.video_backend}
-        if self.options.num_frames is not None:
-            options["num_frames"] = self.options.num_frames
         media = []
         for number, (kind, name) in enumerate(item.all_media):
-            bounds = {"start": item.start, "end": item.end} if number == 0 else {}
-            media.append((kind, self._read(kind, self.data / name, {**bounds, **options} if kind == VIDEO else {})))
+            sampling = replace(self.sampling, start=item.start, end=item.end) if number == 0 else self.sampling
+            options = ReadOptions(sampling, backend=self.options.video_backend)
+            media.append((kind, self._read(kind, self.data / name, options)))
         return media, monotonic() - started
 
-    def _read(self, kind: str, path: Path, options: dict[str, Any]) -> Any:
+    def _read(self, kind: str, path: Path, options: ReadOptions) -> torch.Tensor:
         try:
-            return self.engine.processor[kind](path, **options)
+            return self.engine.processor.read(kind, path, options)
         except MediaError:
             raise
         except OSError as error:

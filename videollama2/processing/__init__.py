@@ -14,6 +14,7 @@ from videollama2.processing.sequences import (
     expand_prompts,
     pad_rows,
     padding_id,
+    planned_tokens,
     visual_tokens,
 )
 
@@ -28,5 +29,6 @@ __all__ = [
     "load_tokenizer",
     "pad_rows",
     "padding_id",
+    "planned_tokens",
     "visual_tokens",
 ]

@@ -12,6 +12,7 @@ from videollama2.constants import IGNORE_INDEX
 from videollama2.errors import PromptError
 from videollama2.media.kinds import IMAGE, KINDS, VIDEO
 from videollama2.model.connectors import num_visual_tokens
+from videollama2.processing.read_options import ReadOptions
 from videollama2.prompting import Prompt
 
 _KIND_OF_SENTINEL = {kind.sentinel: kind for kind in KINDS.values()}
@@ -21,6 +22,12 @@ def visual_tokens(config: VideoLlama2Config, kind: str, num_frames: int | None =
     """Visual tokens of one medium; an image counts as ``config.num_frames`` frames."""
     frames = config.num_frames if kind == IMAGE or num_frames is None else num_frames
     return num_visual_tokens(config.mm_projector_type, frames, config.patches_per_side, config.keeps_class_token)
+
+
+def planned_tokens(config: VideoLlama2Config, kind: str, options: ReadOptions) -> int | None:
+    """Visual tokens that a medium will have when it is read this way; None where only reading it tells."""
+    frames = config.num_frames if kind == IMAGE else options.sampling.for_model(config.num_frames).count
+    return None if frames is None else visual_tokens(config, kind, frames)
 
 
 def check_pixels(pixels: Any, kind: str, size: int | None = None) -> int:

@@ -20,9 +20,8 @@ import torch
 from videollama2.inference.lru import LruStore
 from videollama2.inference.media.cache import MediaCache, content_key
 from videollama2.inference.request import MediaPart
-from videollama2.media.kinds import IMAGE
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
-from videollama2.processing import VideoLlama2Processor, check_pixels, visual_tokens
+from videollama2.processing import VideoLlama2Processor, check_pixels, planned_tokens, visual_tokens
 
 _MAX_FILES = 4096
 
@@ -66,13 +65,9 @@ class MediaReader:
 
     def planned_tokens(self, part: MediaPart) -> int | None:
         """Visual tokens that a medium will have, told without opening it; None where only reading it tells."""
-        config = self._model.config
-        if part.kind == IMAGE:
-            return visual_tokens(config, part.kind)
         if _is_pixels(part.source) and part.source.ndim == 4:
-            return visual_tokens(config, part.kind, part.source.shape[0])
-        frames = part.options.sampling.for_model(config.num_frames).count
-        return None if frames is None else visual_tokens(config, part.kind, frames)
+            return visual_tokens(self._model.config, part.kind, part.source.shape[0])
+        return planned_tokens(self._model.config, part.kind, part.options)
 
     def source_key(self, part: MediaPart) -> Hashable:
         """What a part is known by before it is opened: how it is read, and the file's place, size and time of change,
