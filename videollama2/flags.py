@@ -176,9 +176,10 @@ def address(text: str) -> str:
 
     try:
         parts = urlsplit(text.rstrip("/"))
-        is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        is_server = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        has_more = bool(parts.path or parts.query or parts.fragment or "@" in parts.netloc)
     except ValueError:
-        is_good = False
-    if not is_good or parts.path or parts.query or parts.fragment or "@" in parts.netloc:
+        is_server = has_more = False
+    if not is_server or has_more:
         raise argparse.ArgumentTypeError(f"expected an address like http://localhost:10000, got {text!r}")
     return text.rstrip("/")
