@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, write_cut_video
+from tests.conftest import ROOT, golden_dir, write_cut_video
 from videollama2 import cli
 from videollama2.data.check import add_data_commands, check_files, histogram
 from videollama2.shapes.sets import write_set
@@ -114,8 +114,6 @@ CASES = Path(__file__).parent / "cases"
 WRONG = {
     "c_videos_key_no_tag": "'videos_key_no_tag': the human turns hold 0 media tag(s), the record holds 1",
     "c_images_key_no_tag": "'images_key_no_tag': the human turns hold 0 media tag(s), the record holds 1",
-    "c_system_key": "'system_key': 'system' is not used",
-    "c_system_prompt_key": "'system_prompt_key': 'system_prompt' is not used",
     "c_audio_key": "'audio_key': 'audio' is not used",
     "c_lfs": "m/lfs.mp4: is a Git LFS pointer, not the file itself: run git lfs pull",
     "c_html": "m/html.mp4: is an HTML page, not the file itself",
@@ -135,6 +133,25 @@ def test_what_cannot_be_trained_on_is_named(name, how):
     (problem,) = report.problems
     assert WRONG[name] in problem
     assert f"{name}.json" in problem and not report.modalities
+
+
+@pytest.mark.parametrize("name", ["c_system_key", "c_system_prompt_key"])
+def test_a_system_text_is_used(name):
+    """It stands in the prompt, in front of the question, and is not learned."""
+    from videollama2.constants import IGNORE_INDEX
+    from videollama2.data.dataset import VideoInstructionDataset
+    from videollama2.data.records import read_records
+    from videollama2.processing import VideoLlama2Processor
+
+    file = CASES / f"{name}.json"
+    assert not check_files([file], CASES).problems and not check_files([file], CASES).unread
+    processor = VideoLlama2Processor.from_pretrained(golden_dir() / "models" / "qwen2-stc_connector-clip")
+    sample = VideoInstructionDataset(read_records([file], CASES), processor, 4096)[0]
+    pairs = list(zip(sample["input_ids"], sample["labels"], strict=True))
+    hidden = processor.tokenizer.decode([token for token, label in pairs if label == IGNORE_INDEX])
+    learned = processor.tokenizer.decode([token for token, label in pairs if label != IGNORE_INDEX])
+    assert hidden.index("Answer in French.") < hidden.index("What?")
+    assert "A cat." in learned and "French" not in learned
 
 
 def test_one_bad_file_among_good_ones(capsys):

@@ -216,8 +216,14 @@ def test_bounds_of_a_record_reach_the_reader(media, tmp_path):
         ({"start": "1:30"}, "start '1:30' is not a number of seconds"),
         ({"video": "i.png", "start": 1}, "'start' bound a video, and this record has none"),
         ({"videos": "v.mp4"}, "'video' and 'videos' mean the same"),
-        ({"system_prompt": "Be brief."}, "'system_prompt' is not used"),
-        ({"conversations": dialogue(("<video>What?", " \n"))}, "turn 2, an answer, is empty"),
+        ({"audio_path": "a.wav"}, "'audio_path' is not used"),
+        ({"system_prompt": "Be brief.", "system": "Be long."}, "'system' and 'system_prompt' mean the same"),
+        ({"system": 7}, "a text 'value', got"),
+        (
+            {"conversations": [{"from": "user", "value": "<video>What?"}, {"from": "assistant", "value": ""}]},
+            "is empty",
+        ),
+        ({"conversations": dialogue(("<video>What?", " \n"))}, "answer 1 is empty"),
     ],
 )
 def test_keys_that_would_change_what_is_learned(media, tmp_path, change, words):

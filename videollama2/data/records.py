@@ -2,13 +2,14 @@
 
 The format is a JSON list, or JSON Lines, of::
 
-    {"id": ..., "video" | "image": path or list of paths, "start": seconds, "end": seconds,
+    {"id": ..., "video" | "image": path or list of paths, "start": seconds, "end": seconds, "system": text,
      "conversations": [{"from": "human" | "gpt", "value": ...}, ...]}
 
 A record without ``video`` and ``image`` is text only. Paths are relative to the data folder. Whether a file
 is an image or a video is read from the file itself, so an image under ``video`` is one. A record may hold
 both keys; then each tag takes the next path of its own key. ``videos`` and ``images``, the names that other
-programs use, mean the same. ``start`` and ``end`` bound the part of its videos that is looked at.
+programs use, mean the same. ``start`` and ``end`` bound the part of its videos that is looked at. A text under
+``system`` (or ``system_prompt``) stands in front of the conversation, as does a first turn from ``system``.
 
 Keys that would change what is learned, and that nothing here reads, are refused by name; others, such as the name of
 the source, may be there and are counted by ``videollama2 data check``.
@@ -37,23 +38,21 @@ from videollama2.errors import DataError, MediaError, PromptError
 from videollama2.media.frames import FrameSampling
 from videollama2.media.kinds import KINDS, TAGS
 from videollama2.media.sources import kind_of_path
-from videollama2.prompting import conversation_messages
+from videollama2.prompting import SPEAKERS, conversation_messages
 
 MEDIA_KEYS = {key: kind for kind in KINDS for key in (kind, f"{kind}s")}
 """Keys that hold media, and the kind whose tag each of their paths has in the text."""
 
-READ_KEYS = frozenset(("id", "conversations", "start", "end", *MEDIA_KEYS))
+_SYSTEM_KEYS = ("system", "system_prompt")
+READ_KEYS = frozenset(("id", "conversations", "start", "end", *_SYSTEM_KEYS, *MEDIA_KEYS))
 _TURN_KEYS = frozenset(("from", "value"))
 
-_PATHS_ELSEWHERE = "media are read from 'image' and 'video'"
+_PATHS_ELSEWHERE = f"media are read from {' and '.join(map(repr, KINDS))}"
 _REFUSED_KEYS = {
-    **dict.fromkeys(
-        ("system", "system_prompt"), "training has no system text; put it into the first question, or leave it out"
-    ),
-    **dict.fromkeys(("audio", "audios", "audio_path"), "sound is not read"),
-    **dict.fromkeys(("image_path", "video_path", "image_file", "video_file"), _PATHS_ELSEWHERE),
+    **{key: "sound is not read" for key in ("audio", "audios") if key not in MEDIA_KEYS},
+    **dict.fromkeys(("image_path", "video_path", "audio_path", "image_file", "video_file"), _PATHS_ELSEWHERE),
 }
-"""Keys of other formats that hold media or instructions, and why they are refused."""
+"""Keys of other formats that hold media, and why they are refused."""
 
 SHOWN_PROBLEMS = 10
 """Problems that one error message lists; the others are counted."""
@@ -271,7 +270,10 @@ def _conversations(raw: dict[str, Any]) -> list[dict[str, str]]:
     for turn in turns:
         if not isinstance(turn, dict):
             raise DataError(f"a turn must be an object with 'from' and 'value', got {turn!r}")
-    return turns
+    given = [key for key in _SYSTEM_KEYS if raw.get(key) not in (None, "")]
+    if len(given) > 1:
+        raise DataError(f"{' and '.join(map(repr, given))} mean the same: a record may have one of them")
+    return [*({"from": "system", "value": raw[key]} for key in given), *turns]
 
 
 def _ordered_paths(raw: dict[str, Any], conversations: list[dict[str, str]]) -> list[str]:
@@ -287,7 +289,7 @@ def _ordered_paths(raw: dict[str, Any], conversations: list[dict[str, str]]) -> 
         return next(iter(paths.values()), [])
     ordered = []
     for turn in conversations:
-        for tag in _TAG.findall(str(turn.get("value"))) if turn.get("from") == "human" else ():
+        for tag in _TAG.findall(str(turn.get("value"))) if SPEAKERS.get(str(turn.get("from"))) == "user" else ():
             queue = paths[tag.strip("<>")]
             if not queue:
                 raise DataError(f"there are more {tag} tags than paths under {tag.strip('<>')!r}")
@@ -325,10 +327,12 @@ def _refuse_keys(raw: dict[str, Any]) -> None:
 
 
 def _refuse_blank_answers(conversations: Sequence[dict[str, str]]) -> None:
-    for number, turn in enumerate(conversations, start=1):
-        # A first turn of the model is dropped, see conversation_messages.
-        if turn["from"] == "gpt" and number > 1 and not turn["value"].strip():
-            raise DataError(f"turn {number}, an answer, is empty: there is nothing to learn from it")
+    questions = 0  # a turn of the model before the first one is dropped, see conversation_messages
+    for turn in conversations:
+        role = SPEAKERS[turn["from"]]
+        questions += role == "user"
+        if role == "assistant" and questions and not turn["value"].strip():
+            raise DataError(f"answer {questions} is empty: there is nothing to learn from it")
 
 
 def _unread_keys(raw: Any) -> set[str]:

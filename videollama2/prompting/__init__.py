@@ -7,7 +7,7 @@ hold the published sentinel (:data:`~videollama2.constants.MODAL_INDEX_MAP`); ``
 A tag is a medium only where a message part or an annotation says so. The same letters typed by a user stay text.
 """
 
-from videollama2.prompting.labels import conversation_messages, training_ids
+from videollama2.prompting.labels import SPEAKERS, conversation_messages, training_ids
 from videollama2.prompting.messages import (
     ANY_TAG,
     Message,
@@ -31,6 +31,7 @@ from videollama2.prompting.template import render, template_variables
 __all__ = [
     "ANY_TAG",
     "SAFETY_SYSTEM_PROMPT",
+    "SPEAKERS",
     "SYSTEM_PROMPTS",
     "Message",
     "Prompt",

@@ -11,18 +11,19 @@ from videollama2.prompting.messages import ANY_TAG, Message, first_surrogate, ta
 from videollama2.prompting.prompt import answer_spans, flatten, in_spans, split
 from videollama2.prompting.template import render
 
-_ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant"}
+SPEAKERS = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
+"""Who speaks in an annotation -> role of the message."""
 
 
 def conversation_messages(conversations: Sequence[dict[str, str]], kinds: Sequence[str]) -> list[Message]:
     """Annotation turns -> messages, each tag a media part.
 
-    A leading ``gpt`` turn is dropped, as published. A turn's only tag moves to the front of that turn, as published;
-    several stay where they are. The tag's word does not matter (``<image>`` before a video is read as that video):
-    ``kinds`` tells what the files are.
+    A leading ``gpt`` turn is dropped, as published; a ``system`` turn may stand in front of all. A turn's only tag
+    moves to the front of that turn, as published; several stay where they are. The tag's word does not matter
+    (``<image>`` before a video is read as that video): ``kinds`` tells what the files are.
 
     Args:
-        conversations: ``{"from": "human" | "gpt", "value": text}``.
+        conversations: ``{"from": "human" | "gpt" | "system", "value": text}``.
         kinds: ``image`` or ``video`` per medium, in the order of the tags.
 
     Raises:
@@ -32,11 +33,14 @@ def conversation_messages(conversations: Sequence[dict[str, str]], kinds: Sequen
     messages: list[Message] = []
     for turn in conversations:
         speaker, value = turn.get("from"), turn.get("value")
-        if speaker not in _ROLES or not isinstance(value, str):
+        if not isinstance(speaker, str) or speaker not in SPEAKERS or not isinstance(value, str):
             raise DataError(f"a turn needs 'from' (human or gpt) and a text 'value', got {turn!r}")
         if broken := first_surrogate(value):
             raise DataError(f"the text of a turn is not valid UTF-8: {broken}")
-        messages.append({"role": _ROLES[speaker], "content": value})
+        messages.append({"role": SPEAKERS[speaker], "content": value})
+    system: list[Message] = []
+    if messages and messages[0]["role"] == "system":
+        system = [{"role": "system", "content": [{"type": "text", "text": messages.pop(0)["content"]}]}]
     if messages and messages[0]["role"] == "assistant":
         messages = messages[1:]
     roles = [m["role"] for m in messages]
@@ -51,7 +55,7 @@ def conversation_messages(conversations: Sequence[dict[str, str]], kinds: Sequen
         count = len(ANY_TAG.findall(text)) if message["role"] == "user" else 0
         own, remaining = remaining[:count], remaining[count:]
         message["content"] = tagged_parts(text, own) if own else [{"type": "text", "text": text}]
-    return messages
+    return [*system, *messages]
 
 
 def training_ids(
