@@ -89,7 +89,40 @@ def charades(folder):
     place(folder, "Charades_v1_480/3MSZA.mp4", "Charades_v1_480/ABCDE.mp4")
 
 
-SETS = {"mlvu": mlvu, "nextqa": nextqa, "tempcompass": tempcompass, "charades_sta": charades}
+def longvideobench(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    known = {"video_path": "86C.mp4", "question": "What?", "candidates": ["a", "b", "c"], "question_category": "S2E"}
+    rows = [
+        {**known, "id": f"86C_{number}", "correct_choice": number, "duration_group": length}
+        for number, length in enumerate((15, 60, 60))
+    ]
+    (folder / "lvb_val.json").write_text(json.dumps(rows))
+    place(folder, "videos/86C.mp4")
+
+
+def lvbench(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    qa = [
+        {
+            "uid": "1",
+            "question": "Who?\n(A) red\n(B) blue",
+            "answer": "A",
+            "question_type": ["reasoning", "summarization"],
+        },
+        {"uid": "2", "question": "Why?\n(A) red\n(B) blue", "answer": "B", "question_type": ["reasoning"]},
+    ]
+    (folder / "video_info.meta.jsonl").write_text(json.dumps({"key": "Cm7", "type": "sport", "qa": qa}) + "\n")
+    place(folder, "all_videos/Cm7.mp4")
+
+
+SETS = {
+    "mlvu": mlvu,
+    "nextqa": nextqa,
+    "tempcompass": tempcompass,
+    "longvideobench": longvideobench,
+    "lvbench": lvbench,
+    "charades_sta": charades,
+}
 
 
 def scored(name, folder, outputs):
@@ -165,6 +198,27 @@ def test_tempcompass_by_hand(tmp_path):
         "multi-choice": 50,
         "yes_no": 100,
         "caption_matching": 50,
+    }
+
+
+def test_longvideobench_by_hand(tmp_path):
+    longvideobench(tmp_path)
+    assert benchmark("longvideobench").load(tmp_path)[0].instruction == (
+        "What?\nA. a\nB. b\nC. c\nAnswer with the option's letter from the given choices directly.\n"
+    )
+    metric = scored("longvideobench", tmp_path, ["A. a", "Best answer: B", "none"])["accuracy", "published"]
+    assert {name: cell.value for name, cell in metric.categories.items()} == {"up to 15 s": 100, "up to 60 s": 50}
+    assert metric.counts.unparsed == 1
+
+
+def test_lvbench_by_hand(tmp_path):
+    lvbench(tmp_path)
+    metrics = scored("lvbench", tmp_path, ["A", "(A) red"])
+    values = {name: metric.overall.value for (name, protocol), metric in metrics.items() if protocol == "published"}
+    assert {name: value for name, value in values.items() if value is not None} == {
+        "accuracy": 50,
+        "accuracy, reasoning": 50,
+        "accuracy, summarization": 100,
     }
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "LETTERS",
     "PublishedParser",
     "first_letter",
+    "first_letter_mended",
     "published_egoschema",
     "published_mvbench",
     "published_perception_test",
@@ -91,11 +92,29 @@ _LEADS = (
 )
 
 
+_LEADS_MENDED = (
+    *_LEADS[:4],
+    "The best option is",
+    "The correct option is",
+    "Best answer:",
+    "Best option:",
+)
+
+
 def first_letter(output: str, options: Sequence[str]) -> Parsed:
     """What the scorers of VideoMME's family read: the first capital of an option once these beginnings are cut (two
     pairs of which lack a comma, so that they never match); nothing where there is none."""
+    return _first_letter(output, options, _LEADS)
+
+
+def first_letter_mended(output: str, options: Sequence[str]) -> Parsed:
+    """The same with the commas, as LongVideoBench's scorer reads: "Best answer: D" is D, not the B of "Best"."""
+    return _first_letter(output, options, _LEADS_MENDED)
+
+
+def _first_letter(output: str, options: Sequence[str], leads: Sequence[str]) -> Parsed:
     text = output.strip()
-    for lead in _LEADS:
+    for lead in leads:
         text = text.replace(lead, "")
     match = re.search(rf"[A-{LETTERS[len(options) - 1]}]", text)
     return Parsed(LETTERS.index(match.group()) if match else None)

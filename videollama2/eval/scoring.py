@@ -40,11 +40,13 @@ def _read(benchmark: Benchmark, item: Item, answer: StoredAnswer, protocol: str)
 
 
 def read_metrics(benchmark: Benchmark, samples: Sequence[Sample], protocols: Sequence[str] = PROTOCOLS) -> list[Metric]:
-    """The benchmark's measures of answers that are read, under each of these protocols."""
+    """The benchmark's measures of answers that are read, under each of these protocols. One of several that concerns
+    no sample is left out."""
     breakdowns = {name: _breakdown(name) for name in benchmark.breakdowns}
-    return [
-        summarise(samples, protocol, measure, breakdowns) for measure in benchmark.measures for protocol in protocols
+    measures = [
+        measure for measure in benchmark.measures if len(benchmark.measures) == 1 or any(map(measure.concerns, samples))
     ]
+    return [summarise(samples, protocol, measure, breakdowns) for measure in measures for protocol in protocols]
 
 
 def _breakdown(name: str) -> Callable[[Sample], Any]:

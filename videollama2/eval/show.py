@@ -65,14 +65,14 @@ def show(folders: Sequence[Path], choice: Choice, data: Path | None = None) -> P
             if _clip_name(item) not in clips:
                 clips[_clip_name(item)] = _frames(item, root, former, results.get("frames"))
     return Page(
-        title=" and ".join(dict.fromkeys(f"{results['benchmark']} · {run.name}" for run in runs)),
+        title=f"{results['benchmark']} · {' and '.join(run.name for run in runs)}",
         runs=runs,
         questions=[_question(each, items.get(each.id)) for each in chosen],
         total=len(samples),
         clips=clips,
         category=choice.category or "",
         protocol=protocol,
-        note=note,
+        note=note or ("The frames are those of A." if len(runs) > 1 and clips else ""),
     )
 
 

@@ -29,6 +29,8 @@ BENCHMARKS = {
     "mlvu": "videollama2.eval.benchmarks.mlvu:MLVU",
     "nextqa": "videollama2.eval.benchmarks.nextqa:NExTQA",
     "tempcompass": "videollama2.eval.benchmarks.tempcompass:TempCompass",
+    "longvideobench": "videollama2.eval.benchmarks.longvideobench:LongVideoBench",
+    "lvbench": "videollama2.eval.benchmarks.lvbench:LVBench",
     "charades_sta": "videollama2.eval.benchmarks.charades_sta:CharadesSTA",
     "moving_shapes": "videollama2.eval.benchmarks.moving_shapes:MovingShapes",
 }

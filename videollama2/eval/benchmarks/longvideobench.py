@@ -1,0 +1,64 @@
+"""LongVideoBench: referring questions about videos of seconds to an hour (arXiv 2407.15754), without its subtitles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from videollama2.eval.annotations import AnnotationEntry, check_unique, find_annotations, read_entries
+from videollama2.eval.answers import LETTERS, first_letter_mended
+from videollama2.eval.benchmarks.multiple_choice import MultipleChoice
+from videollama2.eval.items import Item
+from videollama2.eval.video_files import VideoFolder
+
+_POST = "Answer with the option's letter from the given choices directly.\n"
+
+
+class LongVideoBench(MultipleChoice):
+    """See the module; the validation split. Prompt and reading are those of lmms-eval's longvideobench_val_v, which
+    puts a random option where nothing can be read; here that is counted as unparsed."""
+
+    name = "longvideobench"
+    title = "LongVideoBench (validation)"
+    folder = "longvideobench"
+    questions = 1337
+    source = "https://huggingface.co/datasets/longvideobench/LongVideoBench"
+    layout = """\
+lvb_val.json             a list of {"id", "video_path", "question", "candidates", "correct_choice": 0 .. 4,
+                         "duration_group": seconds, "question_category"}; in its place: validation-*.parquet, whose
+                         candidates are option0 .. option4
+videos/                  VIDEO_PATH (or another kind of video)"""
+    annotations = ("lvb_val.json", "validation-*.parquet")
+    breakdowns = ("question_category",)
+    published_parser = staticmethod(first_letter_mended)
+
+    def load(self, data: Path) -> list[Item]:
+        """See :class:`Benchmark`."""
+        path, *_ = find_annotations(data, *self.annotations)
+        videos = VideoFolder(data, "videos", ".")
+        items = [_item(entry, videos) for entry in read_entries(path)]
+        check_unique((item.id for item in items), path)
+        return items
+
+
+def _item(entry: AnnotationEntry, videos: VideoFolder) -> Item:
+    if "candidates" in entry:
+        options = entry.texts("candidates", least=2, most=5)
+    else:
+        named = [entry.text(f"option{number}") for number in range(5)]
+        options = tuple(option for option in named if option != "N/A")
+    question, media = entry.text("question"), videos.find_path(entry.path("video_path"))
+    listed = "\n".join(f"{LETTERS[number]}. {option}" for number, option in enumerate(options))
+    return Item(
+        id=entry.text("id"),
+        media=media,
+        kind="video",
+        start=None,
+        end=None,
+        question=question,
+        instruction=f"{question}\n{listed}\n{_POST}",
+        answer=entry.index("correct_choice", len(options)),
+        options=options,
+        category=f"up to {entry.index('duration_group', 10**6)} s",
+        group=media,
+        extra={"question_category": entry.text("question_category")},
+    )

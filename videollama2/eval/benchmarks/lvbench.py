@@ -1,0 +1,83 @@
+"""LVBench: 1,549 questions about 103 videos of more than half an hour (arXiv 2406.08035)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from videollama2.eval.annotations import AnnotationEntry, check_unique, find_annotations, read_entries
+from videollama2.eval.answers import LETTERS, first_letter_mended
+from videollama2.eval.benchmarks.multiple_choice import MultipleChoice
+from videollama2.eval.items import Item, Measure
+from videollama2.eval.samples import Sample
+from videollama2.eval.video_files import VideoFolder
+
+TYPES = (
+    "key information retrieval",
+    "event understanding",
+    "summarization",
+    "entity recognition",
+    "reasoning",
+    "temporal grounding",
+)
+"""Types of questions; one may have several, so that each type is a number of its own, as in the official scorer."""
+_OPTION = re.compile(r"^\(([A-Z])\)\s*(.*)$", re.M)
+_POST = "\nAnswer the question with the option letter."
+
+
+def _of_type(kind: str) -> Callable[[Sample], bool]:
+    def concerns(sample: Sample) -> bool:
+        return kind in (sample.breakdowns.get("question_type") or ())
+
+    return concerns
+
+
+class LVBench(MultipleChoice):
+    """See the module. Questions hold their options; the end of the prompt is that of lmms-eval."""
+
+    name = "lvbench"
+    title = "LVBench"
+    folder = "lvbench"
+    questions = 1549
+    source = "https://huggingface.co/datasets/zai-org/LVBench"
+    layout = """\
+video_info.meta.jsonl    a line for each video: {"key", "type", "qa": [{"uid", "question" with a line "(A) ..." for each
+                         option, "answer": a letter, "question_type": texts}]}
+all_videos/              (or videos/) KEY.mp4 (or another kind of video)"""
+    annotations = ("video_info.meta.jsonl",)
+    breakdowns = ("question_type",)
+    measures = (Measure(), *(Measure(f"accuracy, {kind}", concerns=_of_type(kind)) for kind in TYPES))
+    published_parser = staticmethod(first_letter_mended)
+
+    def load(self, data: Path) -> list[Item]:
+        """See :class:`Benchmark`."""
+        path, *_ = find_annotations(data, *self.annotations)
+        videos = VideoFolder(data, "all_videos", "videos")
+        items = []
+        for entry in read_entries(path):
+            media, kind = videos.find(entry.path("key")), entry.text("type")
+            items += [_item(question, media, kind) for question in entry.records("qa")]
+        check_unique((item.id for item in items), path)
+        return items
+
+
+def _item(entry: AnnotationEntry, media: str, category: str) -> Item:
+    question, answer = entry.text("question"), entry.text("answer").strip()
+    options = tuple(text.strip() for _, text in _OPTION.findall(question))
+    if len(options) < 2 or answer not in LETTERS[: len(options)]:
+        raise entry.problem("answer", f"{answer!r} is no option of its question")
+    return Item(
+        id=entry.answer("uid"),
+        media=media,
+        kind="video",
+        start=None,
+        end=None,
+        question=question,
+        instruction=question + _POST,
+        answer=LETTERS.index(answer),
+        options=options,
+        category=category,
+        group=media,
+        extra={"question_type": list(entry.texts("question_type"))},
+    )
