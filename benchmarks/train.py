@@ -9,6 +9,7 @@ as much of each as in the published second stage: 13 %, 82 % and 5 %. Encoder fr
 on a GPU). Each row runs in a process of its own, so that its peak memory is its own:
 
     all            as train.py does it
+    with a mask    the mask of what is padding reaches the decoder (published)
     images x T     every still image encoded as T frames (published), instead of once
     all logits     logits at all positions at once (published), instead of labelled ones in parts
     random order   batches of random records (no --group_by_modality_length)
@@ -43,7 +44,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 MODELS = ("tiny", "0.5b")
-ROWS = ("all", "images x T", "all logits", "random order")
+ROWS = ("all", "with a mask", "images x T", "all logits", "random order")
 SHARES = {"video": 0.13, "image": 0.82, "text": 0.05}
 """Of the published second stage: 100 000 videos, 625 000 images, 40 000 texts."""
 MAX_LENGTH = 2048
@@ -202,6 +203,8 @@ def measure(name: str, row: str, args: argparse.Namespace) -> dict[str, float]:
             samples += len(batch["input_ids"])
             tokens += int(batch["attention_mask"].sum())
             padding += int((batch["attention_mask"] == 0).sum())
+        if row != "with a mask":
+            del batch["attention_mask"]
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             loss = loss_of(model, {key: value.to(device) for key, value in batch.items()})
         loss.backward()

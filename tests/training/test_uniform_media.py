@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from videollama2.data.collator import TrainingCollator
 from videollama2.data.dataset import VideoInstructionDataset
@@ -64,6 +65,23 @@ def test_of_a_still_image_only_slices_that_differ_are_computed(name, slices):
     connector.s2.register_forward_hook(lambda module, args, out: seen.append(len(args[0])))
     connector(torch.randn(9, 16, 12), [Shown(1, 8), Shown(8, 8)])
     assert seen == [9, slices]
+
+
+@pytest.mark.parametrize(
+    ("name", "widths", "side", "frames", "still", "clip"),
+    [
+        ("stc_connector_v35", (1152, 3584), 27, 16, 0.222, 2.920),
+        ("stc_connector", (1024, 4096), 24, 8, 0.452, 1.672),
+    ],
+)
+def test_operations_of_an_image_at_the_published_sizes(name, widths, side, frames, still, clip):
+    """10^12 operations forwards, counted without computing anything."""
+    with torch.device("meta"):
+        connector = build_connector(name, *widths)
+        for shown, expected in ((Shown(1, frames), still), (Shown(frames, frames), clip)):
+            with FlopCounterMode(display=False) as counter:
+                connector(torch.zeros(shown.distinct, side**2, widths[0]), [shown])
+            assert counter.get_total_flops() / 1e12 == pytest.approx(expected, abs=1e-3)
 
 
 def test_clips_that_fill_no_window_are_refused():

@@ -30,10 +30,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     )
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        *arguments, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+        model_args, data_args, training_args, unknown = parser.parse_args_into_dataclasses(
+            argv, return_remaining_strings=True
+        )
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if unknown:
         raise ConfigError(f"there is no flag {' '.join(unknown)} (--help lists those there are)")
-    check_arguments(*arguments)
-    return arguments
+    check_arguments(model_args, data_args, training_args)
+    return model_args, data_args, training_args

@@ -199,10 +199,14 @@ def choose_trainable(
     if not has_lora(model):  # which has chosen what learns in the decoder
         inner.language_model.requires_grad_(not (model_args.freeze_backbone or connector_only))
         model.lm_head.requires_grad_(not (model_args.freeze_backbone or connector_only))
-    inner.mm_projector.requires_grad_(not training_args.freeze_mm_mlp_adapter)
-    inner.vision_tower.requires_grad_(not model_args.freeze_vision_tower)
-    if not model_args.freeze_vision_tower:
-        _freeze_unused_layers(inner.vision_tower, model.config.mm_vision_select_layer)
+    if inner.vision_tower is not None and inner.mm_projector is not None:
+        inner.mm_projector.requires_grad_(not training_args.freeze_mm_mlp_adapter)
+        inner.vision_tower.requires_grad_(not model_args.freeze_vision_tower)
+        if not model_args.freeze_vision_tower:
+            _freeze_unused_layers(inner.vision_tower, model.config.mm_vision_select_layer)
+    for part in (inner.audio_tower, inner.mm_projector_a):
+        if part is not None:
+            part.requires_grad_(False)  # no record holds sound: weight decay alone would change them
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError("every part is frozen by --freeze_* flags: nothing would learn")
 
@@ -216,11 +220,8 @@ def _freeze_unused_layers(tower: nn.Module, select_layer: int) -> None:
 
 def describe_trainable(model: VideoLlama2ForConditionalGeneration) -> str:
     """A table: parameters of each part, and how many of them learn."""
-    parts = {
-        "vision_tower": model.model.vision_tower,
-        "mm_projector": model.model.mm_projector,
-        "language_model": model.model.language_model,
-    }
+    names = ("vision_tower", "mm_projector", "audio_tower", "mm_projector_a", "language_model")
+    parts = {name: part for name in names if (part := getattr(model.model, name)) is not None}
     if model.lm_head.weight is not model.get_input_embeddings().weight:
         parts["lm_head"] = model.lm_head
     rows = [f"{'part':<16}{'parameters':>16}{'learning':>16}"]

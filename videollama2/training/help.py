@@ -102,7 +102,7 @@ def _short(action: argparse.Action) -> argparse.Action:
     short.help = text
     # Each flag has a second spelling, with hyphens.
     short.option_strings = action.option_strings[:1]
-    few = action.choices and len(action.choices) <= _FEW
+    few = action.choices and len(list(action.choices)) <= _FEW
     short.metavar = action.metavar or (None if few else _metavar(action))
     return short
 

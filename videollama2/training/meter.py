@@ -148,20 +148,20 @@ class FlopCount:
     def __init__(self, model: VideoLlama2ForConditionalGeneration) -> None:
         inner, text = model.model, model.config.text_config
         sent_to = getattr(text, "num_experts_per_tok", 1) / getattr(text, "num_local_experts", 1)
-        layers = [
+        layers: list[tuple[float, bool]] = [
             (weights_of(p) * (sent_to if ".experts." in name else 1), p.requires_grad)
             for name, p in inner.language_model.layers.named_parameters()
         ]
-        head = [(weights_of(p), p.requires_grad) for p in model.lm_head.parameters()]
-        self.connector = sum(map(weights_of, inner.mm_projector.parameters()))
-        self.tower = sum(map(weights_of, inner.vision_tower.encoder.parameters()))
-        learns = {
-            name: any(p.requires_grad for p in module.parameters())
-            for name, module in (("tower", inner.vision_tower), ("connector", inner.mm_projector))
-        }
-        self.tower_factor = 6 if learns["tower"] else 2
-        self.connector_factor = 6 if learns["connector"] else 4 if learns["tower"] else 2
-        below = any(learns.values()) or any(trained for _, trained in layers)
+        head: list[tuple[float, bool]] = [(weights_of(p), p.requires_grad) for p in model.lm_head.parameters()]
+        tower, connector = (
+            list(module.parameters()) if module is not None else []
+            for module in (getattr(inner.vision_tower, "encoder", None), inner.mm_projector)
+        )
+        self.connector, self.tower = sum(map(weights_of, connector)), sum(map(weights_of, tower))
+        tower_learns, connector_learns = (any(p.requires_grad for p in part) for part in (tower, connector))
+        self.tower_factor = 6 if tower_learns else 2
+        self.connector_factor = 6 if connector_learns else 4 if tower_learns else 2
+        below = tower_learns or connector_learns or any(trained for _, trained in layers)
         self.decoder, self.head = _per_token(layers, below), _per_token(head, below)
         self.attention = 4 * text.num_hidden_layers * text.hidden_size
         self.patches = model.config.patches_per_side**2

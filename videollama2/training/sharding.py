@@ -95,7 +95,7 @@ def _encode(
     images, videos = kwargs.pop("pixel_values", None), kwargs.pop("pixel_values_videos", None)
     videos = [] if videos is None else list(videos)
     image_tokens, video_tokens = inner.get_visual_features(images, videos)
-    nothing = sum(tokens_ND.sum() * 0.0 for tokens_ND in (*image_tokens, *video_tokens))
+    nothing = torch.cat([*image_tokens, *video_tokens]).sum() * 0.0
     if images is None:
         image_tokens = []  # of the black image, if any
     embeds_BLD = inner.embed(input_ids, image_tokens, video_tokens)
