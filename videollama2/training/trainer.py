@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import ProgressCallback, Trainer, TrainerCallback
+from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from videollama2.checkpoints import load_checkpoint, load_connector
@@ -78,6 +78,7 @@ class VideoLlama2Trainer(Trainer):
         self.resumed: str | None = None
         self.saved_step = 0
         self.epoch_start: RandomState | None = None
+        self.order: MixtureSampler | None = None
         self.steps_of_line = 0
         self.learnt_steps: torch.Tensor | int = 0
         self.add_callback(_EpochStart(self))
@@ -127,14 +128,16 @@ class VideoLlama2Trainer(Trainer):
             "multiple": together,
             "seed": self.args.seed if self.args.data_seed is None else self.args.data_seed,
         }
-        if not self.args.group_by_modality_length:
-            return MixtureSampler(**options)
-        return ModalityLengthSampler(
-            lengths=dataset.lengths,
-            visual=[length > 0 for length in dataset.visual_lengths],
-            batch_size=together * self.args.gradient_accumulation_steps,
-            **options,
-        )
+        if self.args.group_by_modality_length:
+            self.order = ModalityLengthSampler(
+                lengths=dataset.lengths,
+                visual=[length > 0 for length in dataset.visual_lengths],
+                batch_size=together * self.args.gradient_accumulation_steps,
+                **options,
+            )
+        else:
+            self.order = MixtureSampler(**options)
+        return self.order
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler | None:
         return InOrderSampler(len(eval_dataset), self.args.eval_batch_size * self.args.world_size)
@@ -391,13 +394,21 @@ class VideoLlama2Trainer(Trainer):
 
 
 class _EpochStart(TrainerCallback):
-    """Keeps the random state from before an epoch until its first step is made."""
+    """Tells the sampler its epoch, and keeps the random state from before it until its first step is made.
+
+    transformers tells the epoch to the loader. Where a run of several processes goes on in the middle of an epoch, that
+    loader is wrapped once more to skip what was seen, and the sampler inside would draw the order of the first epoch.
+    """
 
     def __init__(self, trainer: VideoLlama2Trainer) -> None:
         self.trainer = trainer
 
-    def on_epoch_begin(self, *args: Any, **kwargs: Any) -> None:
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.trainer.epoch_start = RandomState()
+        if self.trainer.order is not None:
+            self.trainer.order.set_epoch(int(state.epoch or 0))
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         self.trainer.epoch_start = None
