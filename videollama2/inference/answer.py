@@ -153,7 +153,7 @@ class Answer:
         finally:
             if not self.done:
                 self.cancel()
-        self._raise()
+        self._finished()
 
     async def __aiter__(self) -> AsyncGenerator[str, None]:
         """As :meth:`__iter__`, in an event loop; needs an engine with a thread."""
@@ -173,7 +173,7 @@ class Answer:
         finally:
             if not self.done:
                 self.cancel()
-        self._raise()
+        self._finished()
 
     def result(self, timeout: float | None = None) -> Result:
         """Wait for the end.
@@ -188,8 +188,7 @@ class Answer:
             self._drive()
         if not self._channel.wait(timeout if self._drive is None else 0):
             raise TimeoutError(f"the answer is not finished after {timeout} s")
-        self._raise()
-        return self._channel.result
+        return self._finished()
 
     async def aresult(self) -> Result:
         """As :meth:`result`, in an event loop."""
@@ -201,8 +200,7 @@ class Answer:
         finally:
             if not self.done:
                 self.cancel()
-        self._raise()
-        return self._channel.result
+        return self._finished()
 
     @contextmanager
     def _changes(self) -> Iterator[asyncio.Event]:
@@ -222,10 +220,13 @@ class Answer:
         """The result, also of a failed request (see :attr:`Result.error`); None while it runs."""
         return self._channel.result
 
-    def _raise(self) -> None:
-        error = self._channel.result.error
-        if error is not None:
-            raise error
+    def _finished(self) -> Result:
+        """The result of an answer that is done; raises what made its request fail."""
+        result = self._channel.result
+        assert result is not None, "the answer is not done"
+        if result.error is not None:
+            raise result.error
+        return result
 
     def __del__(self) -> None:
         if self._channel.result is None:

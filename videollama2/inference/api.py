@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -14,12 +14,13 @@ from videollama2.checkpoints import load_pretrained_model
 from videollama2.constants import DEFAULT_MODEL_NAME
 from videollama2.errors import CheckpointNotFoundError, ConfigError
 from videollama2.inference.answer import Result
-from videollama2.inference.engine import Engine, end_ids
+from videollama2.inference.engine import Engine
 from videollama2.inference.media.cache import MediaCache
 from videollama2.inference.media.encoder import MediaEncoder
 from videollama2.inference.media.reader import ReadMedium, medium_key
 from videollama2.inference.prefix_cache import PrefixCache
 from videollama2.inference.request import Request
+from videollama2.inference.sampling import end_ids
 from videollama2.inference.sizes import fitting_slots
 from videollama2.inference.weights_watch import WeightsWatch, media_modules
 from videollama2.media.kinds import IMAGE, KINDS, VIDEO
@@ -186,7 +187,7 @@ def mm_infer_batch(
     # Closed after: a call in the middle of training must leave the model's modes as they were.
     with Engine(
         model,
-        prompter,
+        cast("VideoLlama2Processor", prompter),
         max_batch=min(len(requests), fitting_slots(model, length)),
         max_length=length,
         max_queue=len(requests),
@@ -261,13 +262,13 @@ def _stream(engine: Engine, requests: Sequence[Request], streamer: Any) -> Resul
         raise ConfigError(f"a streamer takes the tokens of one answer, there are {len(requests)} questions")
     answer = engine.submit_request(requests[0])
     told = 0
-    while not answer.done:
+    while (result := answer.outcome()) is None:
         engine.step()
         for token in answer.channel.logprobs[told:]:
             streamer.put(torch.tensor([token.token_id]))
         told = len(answer.channel.logprobs)
     streamer.end()
-    return answer.outcome()
+    return result
 
 
 def _by_generate(

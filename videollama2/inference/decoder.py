@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -115,3 +115,17 @@ def _check_recordable(model: VideoLlama2ForConditionalGeneration) -> None:
         raise ConfigError("cuda_graphs cannot record a mixture of experts: what it computes depends on the tokens")
     if getattr(model, "quantization_method", None) is not None:
         raise ConfigError("cuda_graphs cannot record a quantised model")
+
+
+def remember_modes(model: VideoLlama2ForConditionalGeneration) -> Callable[[], None]:
+    """What an engine changes about a model; calling it restores that."""
+    modes = [(module, module.training) for module in model.modules()]
+    attention = model.config.text_config._attn_implementation
+
+    def restore() -> None:
+        for module, training in modes:
+            module.training = training
+        if model.config.text_config._attn_implementation != attention:
+            model.model.language_model.set_attn_implementation(attention)
+
+    return restore

@@ -23,14 +23,14 @@ from videollama2.errors import ConfigError, EngineError, QueueFullError, VideoLl
 from videollama2.inference.answer import Answer, Channel, Result
 from videollama2.inference.back_end import CacheUse
 from videollama2.inference.batch import Batch
-from videollama2.inference.decoder import Decoder
+from videollama2.inference.decoder import Decoder, remember_modes
 from videollama2.inference.media.cache import MediaCache
 from videollama2.inference.media.encoder import MediaEncoder
 from videollama2.inference.media.read_ahead import ReadAhead
 from videollama2.inference.media.reader import MediaReader
 from videollama2.inference.prefix_cache import DEFAULT_MAX_BYTES, PrefixCache
 from videollama2.inference.request import Request
-from videollama2.inference.sampling import Chooser
+from videollama2.inference.sampling import Chooser, end_ids
 from videollama2.inference.sizes import choose_sizes
 from videollama2.inference.structure import Grammars
 from videollama2.inference.task import Task
@@ -101,7 +101,7 @@ class Engine:
         self.model, self.processor = model, processor
         self.max_batch, self.max_length = choose_sizes(model, max_batch, max_length)
         self.max_queue, self.prefill_chunk = max_queue, prefill_chunk
-        self._restore = _remember_modes(model)
+        self._restore = remember_modes(model)
         model.eval()
         cache = media_cache_bytes if isinstance(media_cache_bytes, MediaCache) else MediaCache(media_cache_bytes)
         self.media = MediaEncoder(model, cache)
@@ -145,9 +145,10 @@ class Engine:
         chooser = Chooser(options, self._end_ids, self._grammars.constraint(options.structure))
         task = Task(request, prompt, Channel(), chooser, self.processor.tokenizer)
         planned = [self.reader.planned_tokens(part) for part in request.media]
-        if None not in planned:
+        counts = [count for count in planned if count is not None]
+        if len(counts) == len(planned):
             # Refused before anything is read or waited for.
-            task.lay_out(self.model.config, planned, self.max_length)
+            task.lay_out(self.model.config, counts, self.max_length)
         task.media_keys = [self.reader.source_key(part) for part in request.media]
         with self._state:
             if self.closed:
@@ -176,7 +177,7 @@ class Engine:
             progress: show a bar.
             on_result: called with index and result as soon as each is there, in order of finishing.
         """
-        results: list[Result | None] = [None] * len(requests)
+        results: dict[int, Result] = {}
         running: dict[int, Answer] = {}
         pending = deque(enumerate(requests))
         most = min(self.max_queue, 2 * self.max_batch) + self.max_batch
@@ -198,9 +199,12 @@ class Engine:
                     except VideoLlama2Error as error:
                         keep(index, Result("", "error", error=error))
                 self._advance(running)
-                for index in [index for index, answer in running.items() if answer.done]:
-                    keep(index, running.pop(index).outcome())
-        return results
+                for index, answer in list(running.items()):
+                    result = answer.outcome()
+                    if result is not None:
+                        del running[index]
+                        keep(index, result)
+        return [results[index] for index in range(len(requests))]
 
     def _room(self) -> bool:
         with self._state:
@@ -390,27 +394,3 @@ def _end_of_tasks(ahead: ReadAhead, state: Condition) -> Callable[[Task, str, Vi
             state.notify_all()
 
     return end
-
-
-def end_ids(model: VideoLlama2ForConditionalGeneration, tokenizer: Any) -> list[int]:
-    """The ends of the generation configuration and the tokenizer's own.
-
-    The published code stops at the tokenizer's; checkpoints tuned from a base model may only name that model's.
-    """
-    configured = model.generation_config.eos_token_id
-    ends = set(configured if isinstance(configured, list) else [configured]) | {tokenizer.eos_token_id}
-    return sorted(ends - {None})
-
-
-def _remember_modes(model: VideoLlama2ForConditionalGeneration) -> Callable[[], None]:
-    """What an engine changes about a model; calling it restores that."""
-    modes = [(module, module.training) for module in model.modules()]
-    attention = model.config.text_config._attn_implementation
-
-    def restore() -> None:
-        for module, training in modes:
-            module.training = training
-        if model.config.text_config._attn_implementation != attention:
-            model.model.language_model.set_attn_implementation(attention)
-
-    return restore

@@ -7,12 +7,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
+from typing import Any, TypeGuard
 
 import torch
 
 from videollama2.constants import MAX_SEED
 from videollama2.errors import ConfigError
 from videollama2.inference.structure import Constraint, Structure
+from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 
 GREEDY_BELOW = 1e-5
 """A temperature below this is greedy: nothing but the most likely token would be left, and logits over it overflow."""
@@ -109,7 +111,7 @@ def _whole(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= MAX_SEED
 
 
-def _number(value: object) -> bool:
+def _number(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -245,3 +247,13 @@ def logprob(logits_V: torch.Tensor, token_id: int, top: int) -> TokenLogprob:
     logprobs_V = logits_V.log_softmax(-1)
     values, ids = logprobs_V.topk(min(top, len(logprobs_V)))
     return TokenLogprob(token_id, logprobs_V[token_id].item(), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
+
+
+def end_ids(model: VideoLlama2ForConditionalGeneration, tokenizer: Any) -> list[int]:
+    """The ends of the generation configuration and the tokenizer's own.
+
+    The published code stops at the tokenizer's; checkpoints tuned from a base model may only name that model's.
+    """
+    configured = model.generation_config.eos_token_id
+    ends = set(configured if isinstance(configured, list) else [configured]) | {tokenizer.eos_token_id}
+    return sorted(ends - {None})

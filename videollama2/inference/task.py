@@ -59,7 +59,7 @@ class Task:
 
     def collect_media(self) -> None:
         """Take the media that were read; raises what reading one of them raised."""
-        self.media = [reading.result() for reading in self.readings]
+        self.media = [reading.result() for reading in self.readings or ()]
         self.collected = True
 
     def give_back(self, ahead: ReadAhead) -> None:
@@ -81,7 +81,8 @@ class Task:
     def name_positions(self, config: VideoLlama2Config) -> None:
         """Fill ``identity``; the media are encoded by now, and laid out."""
         self._taken = monotonic() - self.channel.submitted
-        visual = iter([(medium.key, n) for medium in self.media for n in range(medium.tokens.shape[0])])
+        counted = [(medium.key, medium.tokens) for medium in self.media if medium.tokens is not None]
+        visual = iter([(key, n) for key, tokens_ND in counted for n in range(tokens_ND.shape[0])])
         placeholders = {getattr(config, kind.token_id_field) for kind in KINDS.values()}
         self.identity = [next(visual) if token in placeholders else token for token in self.input_ids]
 
@@ -113,6 +114,7 @@ class Task:
 
     def next_embeddings(self, count: int) -> torch.Tensor:
         """Embeddings (1, count, D) of the next prompt positions."""
+        assert self._embeds_LD is not None, "the prompt is prefilled already, or was not embedded"
         return self._embeds_LD[None, self.filled : self.filled + count]
 
     def drop_embeddings(self) -> None:

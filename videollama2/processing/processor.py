@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from videollama2.media.kinds import IMAGE, KINDS, TAGS, VIDEO, with_article
 from videollama2.media.pixels import AspectRatio, FrameResize, PixelTransform
 from videollama2.media.video import read_clip
 from videollama2.processing.conversations import as_batch, media_of
+from videollama2.processing.inputs import as_list, continues, in_reading_order, split_tags
 from videollama2.processing.open_parts import load_image_processor, load_tokenizer
 from videollama2.processing.options import CallOptions, TextOptions
 from videollama2.processing.read_options import ReadOptions, Shape
@@ -242,23 +242,31 @@ class VideoLlama2Processor(ProcessorMixin):
             name: value for name, value in (("tools", tools), ("documents", documents)) if value is not None
         }
         given = {**(processor_kwargs or {}), **{n: v for n, v in kwargs.items() if n not in variables}}
-        options = CallOptions.of(
-            {"return_tensors": "pt" if return_tensors == "auto" else return_tensors, **given}, self.image_processor
-        )
         render = partial(
             self._render,
             add_generation_prompt=add_generation_prompt,
-            continue_final_message=_continues(continue_final_message, add_generation_prompt),
+            continue_final_message=continues(continue_final_message, add_generation_prompt),
             template_options=template_options,
             chat_template=chat_template,
         )
-        if not tokenize:
-            if return_assistant_tokens_mask or CallOptions.of(given, self.image_processor) != CallOptions():
-                names = ", ".join(sorted(given)) or "return_assistant_tokens_mask"
-                raise ConfigError(f"{names}: of effect with tokenize=True alone")
-            texts = [render(one, False)[0].text for one in conversations]
-            return texts if is_batch else texts[0]
-        prompts, answered = zip(*(render(one, return_assistant_tokens_mask) for one in conversations), strict=True)
+        if tokenize:
+            given.setdefault("return_tensors", "pt" if return_tensors == "auto" else return_tensors)
+            rendered = [render(one, return_assistant_tokens_mask) for one in conversations]
+            batch = self._tokenised(conversations, rendered, CallOptions.of(given, self.image_processor))
+            return batch if return_dict else batch["input_ids"]
+        if return_assistant_tokens_mask or CallOptions.of(given, self.image_processor) != CallOptions():
+            names = ", ".join(sorted(given)) or "return_assistant_tokens_mask"
+            raise ConfigError(f"{names}: of effect with tokenize=True alone")
+        texts = [render(one, False)[0].text for one in conversations]
+        return texts if is_batch else texts[0]
+
+    def _tokenised(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        rendered: Sequence[tuple[Prompt, list[bool] | None]],
+        options: CallOptions,
+    ) -> BatchFeature:
+        """Read the media of conversations whose prompts are given, and make one batch."""
         parts = [media_of(one) for one in conversations]
         videos = sum(kind == VIDEO for own in parts for kind, *_ in own)
         of_videos = iter(options_of_each(options.media[VIDEO], videos))
@@ -269,8 +277,8 @@ class VideoLlama2Processor(ProcessorMixin):
             ]
             for own in parts
         ]
-        batch = self._batch(prompts, media, options.text, answered if return_assistant_tokens_mask else None)
-        return batch if return_dict else batch["input_ids"]
+        answered = [flags for _, flags in rendered if flags is not None]
+        return self._batch([prompt for prompt, _ in rendered], media, options.text, answered or None)
 
     def _render(
         self, conversation: Sequence[Message], with_answers: bool, **options: Any
@@ -312,9 +320,9 @@ class VideoLlama2Processor(ProcessorMixin):
         if audio is not None:
             raise PromptError("this processor reads no audio")
         options = CallOptions.of(kwargs, self.image_processor)
-        prompts = [_split_tags(t) for t in ([text] if isinstance(text, str) else text)]
-        images = _in_reading_order(_as_list(images), prompts)
-        videos = _as_list(videos)
+        prompts = [split_tags(t) for t in ([text] if isinstance(text, str) else text)]
+        images = in_reading_order(as_list(images), prompts)
+        videos = as_list(videos)
         queues = {
             TAGS[IMAGE]: [self._loaded(IMAGE, item, options.media[IMAGE]) for item in images],
             TAGS[VIDEO]: [
@@ -360,41 +368,3 @@ class VideoLlama2Processor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         return ["input_ids", "attention_mask", *(kind.batch_key for kind in KINDS.values())]
-
-
-def _continues(continue_final_message: bool | str, add_generation_prompt: bool) -> bool:
-    """transformers takes the name of a field too; the text of a message is its content."""
-    if continue_final_message not in (True, False, None, "content"):
-        raise ConfigError(f"continue_final_message must be True, False or 'content', got {continue_final_message!r}")
-    if continue_final_message and add_generation_prompt:
-        raise ConfigError("continue_final_message and add_generation_prompt do not go together")
-    return bool(continue_final_message)
-
-
-def _as_list(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _in_reading_order(images: list[Any], prompts: Sequence[Prompt]) -> list[Any]:
-    """One list of images, from one list or from one list per text."""
-    nested = [isinstance(item, (list, tuple)) for item in images]
-    if not any(nested):
-        return images
-    if not all(nested) or len(images) != len(prompts):
-        raise PromptError(
-            f"images must be one flat list, or one list per text; got {len(images)} items, "
-            f"{sum(nested)} of them lists, for {len(prompts)} text(s)"
-        )
-    for number, (own, prompt) in enumerate(zip(images, prompts, strict=True)):
-        wanted = prompt.tags.count(TAGS[IMAGE])
-        if wanted != len(own):
-            raise PromptError(f"text {number} holds {wanted} {TAGS['image']} tag(s) but {len(own)} are given")
-    return [image for own in images for image in own]
-
-
-def _split_tags(text: str) -> Prompt:
-    """Call form of transformers: here the caller wrote the tags on purpose."""
-    pieces = re.split("(" + "|".join(map(re.escape, TAGS.values())) + ")", text)
-    return Prompt(tuple(pieces[::2]), tuple(pieces[1::2]))

@@ -34,7 +34,7 @@ def user_messages(instruct: str | Sequence[Message], modal: str | Sequence[str] 
     """
     if isinstance(instruct, str):
         check_text(instruct, "message 0 (user)")
-        messages = [{"role": "user", "content": instruct}]
+        messages: list[Message] = [{"role": "user", "content": instruct}]
     else:
         check_messages(instruct)
         messages = [dict(message) for message in instruct]
