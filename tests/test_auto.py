@@ -5,8 +5,13 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
+from safetensors import safe_open
+from transformers import AutoModel, pipeline
 
 from tests.conftest import ROOT, golden_dir
+from videollama2.checkpoints import load_checkpoint
+from videollama2.checkpoints.files import TINY_FOLDER
 
 PATH = golden_dir() / "models" / "qwen2-stc_connector_v35-siglip"
 
@@ -121,3 +126,35 @@ def test_strict_loading_is_the_default_in_transformers_too(tmp_path):
     with pytest.raises(CheckpointError, match=r"mm_projector\.readout\.2\.weight"):
         AutoModelForImageTextToText.from_pretrained(tmp_path / "m")
     shutil.rmtree(tmp_path / "m")
+
+
+@pytest.mark.parametrize("name", ["mixtral-stc_connector-clip", "qwen2-stc_connector-clip"])
+def test_the_model_without_its_head_opens(golden, tmp_path, name):
+    full, _ = load_checkpoint(golden / "models" / name, dtype=torch.float32)
+    inner = AutoModel.from_pretrained(golden / "models" / name, dtype=torch.float32)
+    expected = full.model.state_dict()
+    assert type(inner).__name__ == "VideoLlama2Model"
+    for model in (inner, _saved_and_opened(inner, tmp_path)):
+        weights = model.state_dict()
+        assert weights.keys() == expected.keys()
+        assert all(torch.equal(weights[key], tensor) for key, tensor in expected.items())
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as saved:
+        published = golden / "models" / name / "model.safetensors"
+        with safe_open(published, framework="pt") as stored:
+            assert set(saved.keys()) == set(stored.keys()) - {"lm_head.weight"}
+
+
+def _saved_and_opened(model, folder):
+    model.save_pretrained(folder)
+    return AutoModel.from_pretrained(folder, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("task", ["image-text-to-text", "any-to-any"])
+def test_pipelines_answer(task, tmp_path, monkeypatch):
+    # transformers 5.23 asks any-to-any models with eyes for torchvision, which this processor does not use.
+    monkeypatch.setattr("transformers.pipelines.any_to_any.requires_backends", lambda pipe, backends: None)
+    Image.new("RGB", (64, 64), (255, 0, 0)).save(tmp_path / "red.png")
+    parts = [{"type": "image", "image": str(tmp_path / "red.png")}, {"type": "text", "text": "What colour is it?"}]
+    asked = pipeline(task, model=str(TINY_FOLDER), device="cpu")
+    (result,) = asked(text=[{"role": "user", "content": parts}], max_new_tokens=4, return_full_text=False)
+    assert "red" in result["generated_text"]

@@ -177,6 +177,11 @@ class VideoLlama2Config(PreTrainedConfig):
         """The published ``model_type`` of this model's decoder."""
         return f"videollama2_{self.text_config.model_type}"
 
+    @property
+    def placeholder_ids(self) -> tuple[int, int, int]:
+        """Ids of the placeholders of images, videos and sounds."""
+        return self.image_token_id, self.video_token_id, self.audio_token_id
+
     def move_placeholders(self, old_vocab_size: int) -> None:
         """Keep placeholder ids outside the vocabulary after it changed its size.
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import GenerationMixin
+from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList
 from transformers.cache_utils import Cache
+from transformers.generation.candidate_generator import CandidateGenerator, PromptLookupCandidateGenerator
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from videollama2.model.base import Media
@@ -44,6 +45,21 @@ class MediaGenerationMixin(GenerationMixin):
                 mm_encoder_outputs=mm_encoder_outputs,
             )
         return inputs
+
+    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
+        """As in transformers; processors that look up the scores of earlier tokens find text alone."""
+        processors = super()._get_logits_processor(*args, **kwargs)
+        return LogitsProcessorList([_OnText(self, processors)]) if processors else processors
+
+    def _get_candidate_generator(self, *args: Any, **kwargs: Any) -> CandidateGenerator:
+        """As in transformers; what is looked up in the prompt (``prompt_lookup_num_tokens``) ends before a medium."""
+        candidates = super()._get_candidate_generator(*args, **kwargs)
+        return _LookedUpText(self, candidates) if isinstance(candidates, PromptLookupCandidateGenerator) else candidates
+
+    def without_placeholders(self, input_ids: torch.Tensor, text_id: torch.Tensor | int) -> torch.Tensor:
+        """``input_ids`` (B, L) in which placeholders, which may lie outside the vocabulary, are a token of text."""
+        placeholders = torch.tensor(self.config.placeholder_ids, device=input_ids.device)
+        return torch.where(torch.isin(input_ids, placeholders), text_id, input_ids)
 
     def _expand_inputs_for_generation(
         self,
@@ -98,6 +114,37 @@ class MediaGenerationMixin(GenerationMixin):
             return config.audio_config.tokens_of(medium.shape[0])
         frames = config.num_frames if name == "pixel_values" else medium.shape[0]
         return num_visual_tokens(config.mm_projector_type, frames, config.patches_per_side, config.keeps_class_token)
+
+
+class _OnText(LogitsProcessor):
+    """Processors that see each placeholder as the row's last token, which they see anyway."""
+
+    def __init__(self, model: MediaGenerationMixin, processors: LogitsProcessorList) -> None:
+        self.model, self.processors = model, processors
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        return self.processors(self.model.without_placeholders(input_ids, input_ids[:, -1:]), scores)
+
+
+class _LookedUpText(CandidateGenerator):
+    """Continuations found in the prompt, cut where a medium begins: the model makes no placeholders."""
+
+    def __init__(self, model: MediaGenerationMixin, inner: PromptLookupCandidateGenerator) -> None:
+        self.model, self.inner = model, inner
+
+    def get_candidates(
+        self, input_ids: torch.LongTensor, **kwargs: Any
+    ) -> tuple[torch.LongTensor, torch.FloatTensor | None]:
+        # The search ends a continuation at the end token; without one it may propose the last token again.
+        ends = self.inner.eos_token_id
+        stop = input_ids[:, -1:] if ends is None else ends.reshape(-1)[0]
+        found, logits = self.inner.get_candidates(self.model.without_placeholders(input_ids, stop), **kwargs)
+        return torch.cat((input_ids, found[:, input_ids.shape[1] :]), dim=1), logits
+
+    def update_candidate_strategy(
+        self, input_ids: torch.LongTensor, scores: torch.FloatTensor, num_matches: int
+    ) -> None:
+        self.inner.update_candidate_strategy(input_ids, scores, num_matches)
 
 
 def _is_empty(cache: Cache, may_wait: bool) -> bool:

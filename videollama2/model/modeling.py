@@ -37,6 +37,9 @@ __all__ = ["VideoLlama2ForConditionalGeneration", "VideoLlama2Model", "VideoLlam
 class VideoLlama2Model(VideoLlama2PreTrainedModel, MediaFeaturesMixin):
     """Encoders, connectors and decoder without the language model head."""
 
+    # Files hold the head too.
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
+
     def __init__(self, config: VideoLlama2Config) -> None:
         super().__init__(config)
         self._build_media_modules(config)
@@ -61,14 +64,13 @@ class VideoLlama2Model(VideoLlama2PreTrainedModel, MediaFeaturesMixin):
         Raises:
             PromptError: placeholders and tokens of media differ in number.
         """
-        config = self.config
         tokens = {"image": image_tokens, "video": video_tokens, "audio": audio_tokens}
-        masks = [input_ids == i for i in (config.image_token_id, config.video_token_id, config.audio_token_id)]
+        masks = [input_ids == placeholder for placeholder in self.config.placeholder_ids]
         # The one place where the GPU is waited for: all numbers at once.
         counts = torch.stack([mask.sum() for mask in masks]).tolist()
         for count, (kind, given) in zip(counts, tokens.items(), strict=True):
             _check_count(count, given, kind)
-        # Placeholder ids lie outside the vocabulary; any valid row serves until the features replace it.
+        # Placeholder ids may lie outside the vocabulary; any valid row serves until the features replace it.
         text_ids = input_ids.masked_fill(masks[0] | masks[1] | masks[2], 0)
         embeds_BLD = self.get_input_embeddings()(text_ids)
         for mask, given in zip(masks, tokens.values(), strict=True):
@@ -87,8 +89,9 @@ class VideoLlama2Model(VideoLlama2PreTrainedModel, MediaFeaturesMixin):
         input_features: Media | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         use_cache: bool | None = None,
+        return_dict: bool | None = None,
         **kwargs: Any,
-    ) -> VideoLlama2ModelOutput:
+    ) -> VideoLlama2ModelOutput | tuple:
         """Hidden states of text with media.
 
         Args:
@@ -125,12 +128,13 @@ class VideoLlama2Model(VideoLlama2PreTrainedModel, MediaFeaturesMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        return VideoLlama2ModelOutput(
+        result = VideoLlama2ModelOutput(
             last_hidden_state=outputs.last_hidden_state,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.get("hidden_states"),
             attentions=outputs.get("attentions"),
         )
+        return result.to_tuple() if return_dict is False else result
 
 
 class VideoLlama2ForConditionalGeneration(VideoLlama2PreTrainedModel, MediaGenerationMixin):

@@ -33,12 +33,15 @@ _PEFT_WRAPPED = ".base_layer."
 
 def register() -> None:
     """Tell transformers about the names; may be called again."""
-    register_checkpoint_conversion_mapping(
-        "VideoLlama2ForConditionalGeneration",
+    # The model without its head has the same parameters, named without the first "model.".
+    same = (CONNECTOR_PREFIX, AUDIO_CONNECTOR_PREFIX, AUDIO_TOWER_PREFIX)
+    inner = {disk: own.removeprefix("model.") for disk, own in (_PREFIXES | dict(zip(same, same, strict=True))).items()}
+    for name, prefixes in (("VideoLlama2ForConditionalGeneration", _PREFIXES), ("VideoLlama2Model", inner)):
         # Anchored, so that their reversal cannot touch the names of another module.
-        [WeightRenaming(source_patterns=f"^{re.escape(disk)}", target_patterns=own) for disk, own in _PREFIXES.items()],
-        overwrite=True,
-    )
+        renamings = [
+            WeightRenaming(source_patterns=f"^{re.escape(disk)}", target_patterns=own) for disk, own in prefixes.items()
+        ]
+        register_checkpoint_conversion_mapping(name, renamings, overwrite=True)
 
 
 def to_memory(disk: str) -> str:
