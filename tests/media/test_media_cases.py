@@ -17,6 +17,7 @@ from PIL import Image
 from videollama2.errors import MediaError
 from videollama2.media.animation import SHORTEST
 from videollama2.media.frames import FrameSampling
+from videollama2.media.image import load_image
 from videollama2.media.kinds import kind_of, mime_type
 from videollama2.media.probe import check_decodes, check_opens
 from videollama2.media.readers import MediaWarning
@@ -159,6 +160,14 @@ def cut(source, target, start, length):
 def test_a_song_with_a_cover_is_not_called_a_video():
     with pytest.raises(MediaError, match=r"song.mp3: has no video stream, only audio and a cover picture$"):
         open_video(CASES / "song.mp3")
+
+
+@pytest.mark.parametrize(
+    ("name", "what"), [("start1.webm", "a video"), ("glued.ts", "a video"), ("song.mp3", "a sound file")]
+)
+def test_what_is_no_image_is_called_what_it_is(name, what):
+    with pytest.raises(MediaError, match=f"{name}: is {what}, not an image"):
+        load_image(CASES / name)
 
 
 def test_motion_jpeg_without_a_container_is_a_video():

@@ -620,4 +620,4 @@ def test_a_child_of_a_thread_serves_alone():
         assert reply["shapes"] == [[10, 10, 3]]
         assert len(arrays[0]) == 300
     finally:
-        child.bury()
+        child.end()

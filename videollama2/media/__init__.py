@@ -1,5 +1,6 @@
-"""Videos and images: which frames, how they are read, and how they become pixels.
+"""Reads media: tells their kinds, chooses frames, decodes them, and makes pixels and sound features of them.
 
-``frames`` chooses frame numbers, ``video`` opens and reads, ``image`` loads stills, ``pixels`` resizes and
-normalises. Nothing is imported here: PyAV, Pillow, numpy and torch load with the module that needs them.
+``kinds`` holds the table of kinds and tells them apart, ``frames`` chooses frame numbers, ``video`` opens videos and
+reads clips, ``image`` loads stills, ``audio`` reads sound, ``pixels`` resizes and normalises. Nothing is imported here:
+PyAV, Pillow, numpy and torch load with the module that needs them.
 """

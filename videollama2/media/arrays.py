@@ -1,4 +1,4 @@
-"""Arrays and tensors that people hold in memory, as RGB frames of 8 bits."""
+"""Converts arrays and tensors that a caller holds in memory to RGB frames of 8 bits."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ _CHANNELS = (1, 2, 3, 4)  # grey, grey + alpha, RGB, RGB + alpha
 
 
 def is_array(source: object) -> bool:
-    """Whether ``source`` is a numpy array or a torch tensor (torch itself is not imported for the answer)."""
+    """Return whether ``source`` is a numpy array or a torch tensor; torch itself is not imported for the answer."""
     return isinstance(source, np.ndarray) or (hasattr(source, "detach") and hasattr(source, "numpy"))
 
 
 def as_numpy(source: Any) -> np.ndarray:
-    """The array, or the tensor's values in host memory."""
+    """Return the array, or the tensor's values in host memory."""
     return source if isinstance(source, np.ndarray) else source.detach().cpu().numpy()
 
 
 def rgb_frames(source: Any, name: str) -> np.ndarray:
-    """A clip held in memory as ``frames_THWC`` uint8 RGB, sharing the caller's memory where nothing changes.
+    """Return a clip as ``frames_THWC`` uint8 RGB, which shares the caller's memory where nothing changes.
 
     Takes (T,H,W,C), (T,C,H,W), (T,H,W) grey and one frame (H,W,C), with 1 to 4 channels; alpha is dropped, as
     Pillow's ``convert("RGB")`` does. The last axis counts as the channels where both readings are possible.
@@ -47,7 +47,7 @@ def rgb_frames(source: Any, name: str) -> np.ndarray:
 
 
 def rgb_image(source: Any, name: str) -> np.ndarray:
-    """One image held in memory, (H,W), (H,W,C) or (C,H,W), as (H,W,3) uint8 RGB.
+    """Return one image, (H,W), (H,W,C) or (C,H,W), as (H,W,3) uint8 RGB.
 
     Raises:
         MediaError: as for :func:`rgb_frames`.

@@ -1,5 +1,8 @@
-"""Videos through decord, the decoder of the published code. Used on request only: it is unmaintained, and
-reads some files wrong (MPEG-TS, edit lists) or not at all (gif, AV1)."""
+"""Reads videos through decord, the decoder of the published code.
+
+It is used on request only: decord is unmaintained, and reads some files wrong (MPEG-TS, edit lists) or not at all
+(gif, AV1).
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,7 @@ class DecordReader(ReaderBase):
         self.times, self.duration = self._read_times()
 
     def _read_times(self) -> tuple[list[float], float]:
-        """Seconds of every frame after the first, and of the whole video."""
+        """Return the seconds of every frame after the first one, and the length of the whole video."""
         spans_T2 = np.asarray(self._video.get_frame_timestamp(range(self.num_frames)), np.float64)
         starts_T, even_T = spans_T2[:, 0] - spans_T2[0, 0], np.arange(self.num_frames) / self.fps
         if np.any(np.diff(starts_T) <= 0) or starts_T[-1] > 10 * even_T[-1] + 1:
@@ -68,7 +71,7 @@ class DecordReader(ReaderBase):
             batch = self._video.get_batch(indices)
         except (decord.DECORDError, RuntimeError) as error:
             raise MediaError(f"{self.name}: decord cannot decode frames ({first_line(error)})") from error
-        # decord answers in torch tensors where somebody has set its bridge so.
+        # The bridge of decord is global: where somebody has set it to torch, batches are torch tensors.
         return batch.asnumpy() if hasattr(batch, "asnumpy") else np.asarray(batch)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Which frames of a video to look at. Integers only: nothing here opens a file.
+"""Chooses which frames of a video are looked at. Nothing here opens a file: numbers go in, numbers come out.
 
 Sampling reproduces what the published code chose (``frame_sample.json`` of the reference data). Where the
 published choice loses something, ours keeps it:
@@ -29,7 +29,7 @@ _TIME_TOLERANCE = 1e-3
 
 
 def uniform_indices(duration: int, num_frames: int) -> list[int]:
-    """Middles of ``num_frames`` equal segments of the frames ``0 .. duration - 1``, halves rounded up.
+    """Return the middles of ``num_frames`` equal segments of the frames ``0 .. duration - 1``, halves rounded up.
 
     A video shorter than ``num_frames`` repeats indices. Source: published ``frame_sample(mode="uniform")``;
     computed in integers, because a half must not depend on the rounding error of a float.
@@ -43,7 +43,7 @@ def uniform_indices(duration: int, num_frames: int) -> list[int]:
 
 
 def fps_indices(duration: int, fps: float) -> list[int]:
-    """One frame per second: the middle of every run of ``int(fps)`` frames, or of all if there are fewer.
+    """Return one frame per second: the middle of every run of ``int(fps)`` frames, or of all if there are fewer.
 
     ``duration`` is a number of frames. Rates below one frame per second keep every frame. Source: published
     ``frame_sample(mode="fps")``, which also rounds the rate down (29.97 steps by 29 frames).
@@ -58,7 +58,7 @@ def fps_indices(duration: int, fps: float) -> list[int]:
 
 
 def check_num_frames(num_frames: object, name: str = "num_frames") -> int:
-    """The number as int; MediaError unless it is whole and from 1 to ``MAX_NUM_FRAMES``."""
+    """Return the number as int; raise MediaError unless it is whole and from 1 to ``MAX_NUM_FRAMES``."""
     if isinstance(num_frames, bool) or not isinstance(num_frames, numbers.Integral):
         raise MediaError(f"{name} {num_frames!r} is not a whole number")
     count = int(num_frames)
@@ -112,7 +112,7 @@ class FrameSampling:
             self._reject_reversed()
 
     def for_model(self, num_frames: int = NUM_FRAMES) -> FrameSampling:
-        """The same with the model's number of frames where none was asked for. No other place decides this.
+        """Return the same with the model's number of frames where none was asked for. No other place decides this.
 
         Args:
             num_frames: of the model's configuration; by default the published number.
@@ -139,7 +139,7 @@ class FrameSampling:
             raise MediaError("end 0 s leaves no part of the video")
 
     def bounds(self) -> tuple[float | None, float | None]:
-        """``(start, end)`` in seconds, put in order the published way (both must be given for that)."""
+        """Return ``(start, end)`` in seconds, put in order the published way (both must be given for that)."""
         if self.start is None or self.end is None:
             return self.start, self.end
         start, end = sorted((max(self.start, 0.0), max(self.end, 0.0)))
@@ -156,7 +156,7 @@ def select_frames(
     duration: float | None = None,
     name: str = "video",
 ) -> list[int]:
-    """Indices of the frames to read, ascending, repeated where the clip has fewer frames than were asked for.
+    """Return the indices of the frames to read: ascending, repeated where the clip has fewer than were asked for.
 
     Args:
         total: number of frames of the whole video.
@@ -189,7 +189,7 @@ def select_frames(
 
 
 def _spread(chosen: list[int], most: int) -> list[int]:
-    """At most this many of the indices, evenly spread over them."""
+    """Return at most this many of the indices, evenly spread over them."""
     return chosen if len(chosen) <= most else [chosen[i] for i in uniform_indices(len(chosen), most)]
 
 
@@ -201,7 +201,7 @@ def _select_by_time(
     duration: float | None,
     name: str,
 ) -> list[int]:
-    """The frames on screen in the middle of equal stretches of time.
+    """Return the frames that are on screen in the middle of equal stretches of time.
 
     The stretches divide the clip; in one-frame-per-second mode each is a second long, or a little less or more where
     the clip is no whole number of seconds.
@@ -222,14 +222,14 @@ def _select_by_time(
 
 
 def is_constant_rate(times: Sequence[float], fps: float) -> bool:
-    """Whether every frame lies within half a frame of where a constant rate of ``fps`` puts it."""
+    """Return whether every frame lies within half a frame of where a constant rate of ``fps`` puts it."""
     return all(abs(time * fps - i) <= 0.5 for i, time in enumerate(times))
 
 
 def _clip_bounds(
     total: int, fps: float, sampling: FrameSampling, times: Sequence[float] | None, name: str
 ) -> tuple[int, int]:
-    """First and last frame of the clip, both included.
+    """Return the first and the last frame of the clip, both included.
 
     The published code takes the frame before the one shown at each bound (its "- 1"); results depend on it.
     """
@@ -250,7 +250,7 @@ def _starts_late(start: float, duration: float, name: str) -> MediaLimitError:
 
 
 def _frame_at(second: float, total: int, fps: float, times: Sequence[float] | None) -> int:
-    """Index of the frame shown at ``second``; past the end it goes on counting at the average rate."""
+    """Return the index of the frame shown at ``second``; past the end, count on at the average rate."""
     if times is None:
         return int(second * fps)
     if second < times[-1]:

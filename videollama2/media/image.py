@@ -1,4 +1,4 @@
-"""Still images from anywhere, as RGB."""
+"""Loads still images of any source as RGB."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 from videollama2.errors import MediaError
 from videollama2.media.arrays import is_array, rgb_image
-from videollama2.media.kinds import IMAGE
+from videollama2.media.kinds import AUDIO, IMAGE, VIDEO, identify
 from videollama2.media.limits import OWN_FILES, MediaLimits
 from videollama2.media.sources import describe_source, opened
 
@@ -45,7 +45,7 @@ _PREMULTIPLIED = {"RGBa": "RGBA", "La": "LA", "PA": "RGBA"}
 
 
 def load_image(source: Any, limits: MediaLimits = OWN_FILES) -> Image.Image:
-    """One image as RGB, upright according to its EXIF tag; of an animation the first frame.
+    """Return one image as RGB, upright according to its EXIF tag; of an animation the first frame.
 
     Args:
         source: path, bytes, binary file, PIL image, numpy array or torch tensor ((H,W), (H,W,C) or (C,H,W)).
@@ -78,8 +78,7 @@ def check_image(source: Any, limits: MediaLimits = OWN_FILES) -> None:
 
 
 def open_image(file: BinaryIO, name: str, limits: MediaLimits) -> Image.Image:
-    """Pillow's image of a file, of which only the header was read.
-
+    """Return Pillow's image of a file, of which only the header was read.
 
     Raises:
         MediaError: it is too large, damaged, or not of a format that is opened.
@@ -90,11 +89,22 @@ def open_image(file: BinaryIO, name: str, limits: MediaLimits) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise MediaError(f"{name}: the image is too large ({error})") from error
     except _DAMAGED as error:
-        raise MediaError(f"{name}: not an image that can be read, or a damaged one") from error
+        raise MediaError(f"{name}: {_explain(file, name)}") from error
+
+
+def _explain(file: BinaryIO, name: str) -> str:
+    """Return why Pillow refused a file, in words for its owner."""
+    try:
+        kind = identify(file, name)
+    except MediaError as refusal:
+        return str(refusal).removeprefix(f"{name}: ")
+    if kind in (VIDEO, AUDIO):
+        return "is a video, not an image" if kind == VIDEO else "is a sound file, not an image"
+    return "not an image that can be read, or a damaged one"
 
 
 def upright_rgb(image: Image.Image, name: str, limits: MediaLimits) -> Image.Image:
-    """Pillow's image, or the frame of it that was sought, as RGB and upright.
+    """Return Pillow's image, or the frame of it that was sought, as RGB and upright.
 
     Raises:
         MediaLimitError: it is too large. MediaError: it is damaged, or of a mode that is no colour.
@@ -130,7 +140,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _scale_to_8_bits(values_HW: np.ndarray) -> np.ndarray:
-    """Grey values of any depth as uint8. The depth is 16 bits where the type says so, else what they need."""
+    """Return grey values of any depth as uint8. The depth is 16 bits where the type says so, else what they need."""
     if values_HW.dtype.itemsize == 2:
         return (values_HW.astype(np.uint16) >> 8).astype(np.uint8)
     is_float = values_HW.dtype.kind == "f"

@@ -1,6 +1,6 @@
-"""RGB frames to the pixels a vision encoder takes: pad, resize, crop, rescale, normalise.
+"""Turns RGB frames into the pixels that a vision encoder takes: pad, resize, crop, rescale, normalise.
 
-The same arithmetic as transformers' Pillow image processors for CLIP and SigLIP, bit for bit, without their
+The arithmetic is that of transformers' Pillow image processors for CLIP and SigLIP, bit for bit, without their
 per-image detours: every frame is resized as uint8, and a table of 256 values per channel does the float
 arithmetic at once.
 """
@@ -49,7 +49,7 @@ class FrameResize:
     background: tuple[int, int, int] | None = None
 
     def target(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) after resizing; the longer edge is rounded down, as in transformers."""
+        """Return (height, width) after resizing; the longer edge is rounded down, as in transformers."""
         if self.edge is None:
             return height, width
         if isinstance(self.edge, tuple):
@@ -59,7 +59,7 @@ class FrameResize:
         return self.edge, int(self.edge * width / height)
 
     def __call__(self, frame_HWC: np.ndarray, limits: MediaLimits = OWN_FILES) -> np.ndarray:
-        """The frame, padded and resized.
+        """Return the frame padded and resized.
 
         Raises:
             MediaLimitError: padded or resized, a long and narrow frame would be larger than an image may be.
@@ -110,7 +110,7 @@ class PixelTransform:
 
     @classmethod
     def from_preprocessor_config(cls, config: Mapping[str, Any] | str | os.PathLike) -> PixelTransform:
-        """From the fields of a ``preprocessor_config.json``, its path, or the path of its folder.
+        """Make a transform from the fields of a ``preprocessor_config.json``, its path, or the path of its folder.
 
         Sizes may be numbers (as in OpenAI's CLIP) or mappings.
 
@@ -133,7 +133,7 @@ class PixelTransform:
 
     @classmethod
     def from_image_processor(cls, image_processor: Any) -> PixelTransform:
-        """From a transformers image processor of CLIP or SigLIP."""
+        """Make a transform from a transformers image processor of CLIP or SigLIP."""
         return _from_fields(cls, image_processor.to_dict(), type(image_processor).__name__)
 
     @property
@@ -154,7 +154,7 @@ class PixelTransform:
         *,
         fast: bool = False,
     ) -> torch.Tensor:
-        """``pixels_TCHW`` float32 from RGB frames: one uint8 array THWC, a list of HWC arrays, or PIL images.
+        """Return ``pixels_TCHW`` float32 of RGB frames: one uint8 array THWC, a list of HWC arrays, or PIL images.
 
         ``fast`` resizes with torch instead of Pillow: several times quicker on large frames, and off by 1 to
         2 of 255 on a few values in a thousand.
@@ -176,7 +176,7 @@ class PixelTransform:
         return torch.from_numpy(self._normalise(np.stack(arrays)))
 
     def resize(self, aspect_ratio: AspectRatio = None) -> FrameResize:
-        """The first steps, which are done to each frame by itself.
+        """Return the first steps, which are done to each frame by itself.
 
         Raises:
             ConfigError: unknown ``aspect_ratio``.
@@ -231,7 +231,7 @@ def resize_in_two_passes(image: Image.Image, width: int, height: int, resample: 
 
 
 def pad_to_square(frame_HWC: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
-    """The frame in the middle of a square of this colour; an odd pixel goes to the right or the bottom."""
+    """Return the frame in the middle of a square of this colour; an odd pixel goes to the right or the bottom."""
     height, width = frame_HWC.shape[:2]
     if height == width:
         return frame_HWC
@@ -244,7 +244,7 @@ def pad_to_square(frame_HWC: np.ndarray, colour: tuple[int, int, int]) -> np.nda
 
 
 def center_crop(frame_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The middle of the frame at this (height, width), with black around a smaller frame.
+    """Return the middle of the frame at this (height, width), with black around a smaller frame.
 
     Odd pixels fall where transformers puts them.
     """
@@ -297,7 +297,7 @@ def _from_fields(cls: type[PixelTransform], fields: Mapping[str, Any], name: str
 
 
 def _pair(value: Any) -> tuple[int, int]:
-    """(height, width) as transformers writes it; a bare number is a square."""
+    """Return (height, width) from a size as transformers writes it; a bare number is a square."""
     if isinstance(value, Mapping) and "height" in value and "width" in value:
         return value["height"], value["width"]
     if isinstance(value, int):
@@ -306,7 +306,7 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 def _size(value: Any, square: bool) -> int | tuple[int, int]:
-    """A size as transformers writes it; a bare number is a square, or the shorter edge."""
+    """Return a size from how transformers writes it; a bare number is a square, or the shorter edge."""
     if isinstance(value, Mapping) and "shortest_edge" in value and "longest_edge" not in value:
         return value["shortest_edge"]
     if isinstance(value, int) and not square:

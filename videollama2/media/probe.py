@@ -1,4 +1,4 @@
-"""Whether a medium can be used, found out without reading all of it: for checks of millions of files."""
+"""Finds out whether a medium can be used without reading all of it, for checks of millions of files."""
 
 from __future__ import annotations
 

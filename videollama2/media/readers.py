@@ -1,4 +1,4 @@
-"""What a video is to the rest of the package, and the readers of frames that are already apart.
+"""Defines what a video is to the rest of the package, and reads frames that lie apart: folders, lists, arrays.
 
 A reader knows how many frames there are and when each is shown, and hands out the ones asked for.
 """
@@ -55,7 +55,7 @@ class VideoReader(Protocol):
     def duration(self) -> float: ...
 
     def get_frames(self, indices: Sequence[int]) -> np.ndarray | list[np.ndarray]:
-        """``frames_THWC`` uint8 RGB in the order of ``indices``, which may repeat.
+        """Return ``frames_THWC`` uint8 RGB in the order of ``indices``, which may repeat.
 
         A list of HWC arrays where frames differ in size (folders and lists of images only).
 
@@ -65,7 +65,7 @@ class VideoReader(Protocol):
         ...
 
     def close(self) -> None:
-        """Give up the file. Closing twice is allowed, reading afterwards is not."""
+        """Close the file. Closing twice is allowed, reading afterwards is not."""
         ...
 
     def __enter__(self) -> VideoReader: ...
@@ -91,7 +91,7 @@ class ReaderBase:
         self.close()
 
     def check_indices(self, indices: Sequence[int]) -> list[int]:
-        """The indices as a list of int; MediaError if there are none, one is not in the video, or it is closed."""
+        """Return the indices as ints; raise MediaError for no index, one outside the video, or a closed reader."""
         if self.is_closed:
             raise MediaError(f"{self.name}: was closed; open it again to read frames")
         checked = [int(i) for i in indices]

@@ -1,4 +1,4 @@
-"""``VideoLlama2Processor``, see the package."""
+"""``VideoLlama2Processor``: text and media in, model inputs out."""
 
 from __future__ import annotations
 
@@ -160,11 +160,11 @@ class VideoLlama2Processor(ProcessorMixin):
         return transform(frames, self._aspect_ratio(options.aspect_ratio))
 
     def first_resize(self) -> FrameResize:
-        """What is done first to each frame by itself, where a caller says nothing about its shape."""
+        """Return what is done first to each frame by itself, where a caller says nothing about its shape."""
         return self._seeing(VIDEO).resize(self._aspect_ratio("model"))
 
     def _seeing(self, kind: str) -> PixelTransform:
-        """The transform of a model that sees.
+        """Return the transform of a model that sees.
 
         Raises:
             PromptError: this one only hears.
@@ -283,7 +283,7 @@ class VideoLlama2Processor(ProcessorMixin):
     def _render(
         self, conversation: Sequence[Message], with_answers: bool, **options: Any
     ) -> tuple[Prompt, list[bool] | None]:
-        """The prompt and, where they are asked for, which of its tokens are answers."""
+        """Return the prompt and, where they are asked for, which of its tokens are answers."""
         decoder_type = self.model_config.text_config.model_type
         if not with_answers:
             return build_prompt(conversation, self.tokenizer, decoder_type, **options), None

@@ -26,7 +26,7 @@ def batch_of(
     options: TextOptions,
     answered: Sequence[Sequence[bool]] | None = None,
 ) -> dict[str, Any]:
-    """Everything a forward pass takes.
+    """Make everything that a forward pass takes.
 
     Args:
         media: pixels per prompt, in the order of its tags.
@@ -80,14 +80,14 @@ def _spread(row: list[int], ids: list[int], flags: Sequence[bool], placeholders:
 
 
 def _tokens_around(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """What the tokenizer puts before and behind a text."""
+    """Return what the tokenizer puts before and behind a text."""
     bare, whole = (tokenizer("a", add_special_tokens=special).input_ids for special in (False, True))
     start = next((n for n in range(len(whole)) if whole[n : n + len(bare)] == bare), 0)
     return whole[:start], whole[start + len(bare) :]
 
 
 def _kept(number: int, row: list[int], tokenizer: Any, options: TextOptions, placeholders: dict[int, int]) -> slice:
-    """The part of a row that ``max_length`` leaves."""
+    """Return the part of a row that ``max_length`` leaves."""
     most = options.max_length or tokenizer.model_max_length
     if len(row) <= most:
         return slice(None)
@@ -102,7 +102,7 @@ def _kept(number: int, row: list[int], tokenizer: Any, options: TextOptions, pla
 
 
 def _length(rows: Sequence[Sequence[int]], options: TextOptions) -> int | None:
-    """Of the padded rows; None where the longest row decides."""
+    """Return the length of the padded rows; None where the longest row decides."""
     longest, shortest = max(map(len, rows)), min(map(len, rows))
     if options.padding == "max_length" and options.max_length is not None:
         if longest > options.max_length:
@@ -117,7 +117,7 @@ def _length(rows: Sequence[Sequence[int]], options: TextOptions) -> int | None:
 
 
 def _converted(batch: dict[str, Any], rows: Sequence[list[int]], options: TextOptions) -> dict[str, Any]:
-    """Tensors, or arrays, or lists where no type is asked for (pixels stay tensors)."""
+    """Convert to tensors, arrays, or lists where no type is asked for (pixels stay tensors)."""
     if options.return_tensors == "pt":
         return batch
     if options.return_tensors == "np":

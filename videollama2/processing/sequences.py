@@ -1,4 +1,4 @@
-"""Placeholders, counts and padding: how prompts and pixels become the rows of a batch."""
+"""Makes the rows of a batch from prompts and pixels: placeholders, their counts, padding."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _KIND_OF_SENTINEL = {kind.sentinel: kind for kind in KINDS.values()}
 
 
 def visual_tokens(config: VideoLlama2Config, kind: str, num_frames: int | None = None) -> int:
-    """Visual tokens of one medium; an image counts as ``config.num_frames`` frames."""
+    """Return the visual tokens of one medium; an image counts as ``config.num_frames`` frames."""
     frames = config.num_frames if kind == IMAGE or num_frames is None else num_frames
     return num_visual_tokens(config.mm_projector_type, frames, config.patches_per_side, config.keeps_class_token)
 
 
 def planned_tokens(config: VideoLlama2Config, kind: str, options: ReadOptions) -> int | None:
-    """Visual tokens that a medium will have when it is read this way; None where only reading it tells."""
+    """Return how many visual tokens a medium will have when read this way; None where only reading it tells."""
     frames = config.num_frames if kind == IMAGE else options.sampling.for_model(config.num_frames).count
     return None if frames is None else visual_tokens(config, kind, frames)
 

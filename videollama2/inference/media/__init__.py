@@ -1,1 +1,1 @@
-"""Media of a request: read beside the model, encoded together, remembered by content."""
+"""Media of requests are read beside the model, encoded together and remembered by their content."""

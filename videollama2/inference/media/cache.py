@@ -1,4 +1,4 @@
-"""Visual tokens of media that were encoded before, least recently used first out, bounded by bytes."""
+"""The cache of visual tokens: media that were encoded before are not encoded again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DEFAULT_MAX_BYTES = 1 << 30
 
 
 def content_key(kind: str, pixels_TCHW: torch.Tensor) -> tuple[str, tuple[int, ...], str, bytes]:
-    """Key of preprocessed pixels: what they are and every value of them.
+    """Return the key of preprocessed pixels, which covers their kind, shape, type and every value.
 
     Clip bounds, frame choice and preprocessing all end in the pixels, so equal keys mean equal visual tokens.
     """
@@ -42,7 +42,7 @@ class MediaCache:
 
     @property
     def max_bytes(self) -> int:
-        """The bound."""
+        """Most host memory that the tensors may take."""
         return self._store.max_size
 
     @property
@@ -57,11 +57,11 @@ class MediaCache:
 
     @property
     def misses(self) -> int:
-        """How often it had not."""
+        """How often :meth:`get` had no tensor."""
         return self._store.misses
 
     def get(self, key: Hashable) -> torch.Tensor | None:
-        """The tensor on the device it came from, or None. On a CPU it is the copy kept: do not write into it."""
+        """Return the tensor on the device it came from, or None. On a CPU it is the copy kept: do not write into it."""
         entry = self._store.get(key)
         if entry is None:
             return None

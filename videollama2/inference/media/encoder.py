@@ -1,4 +1,4 @@
-"""Pixels of media -> visual tokens: each distinct content once, those of one kind together."""
+"""Turns the pixels of media into visual tokens: each distinct content once, those of one kind together."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class MediaEncoder:
             medium.pixels = None
 
     def _encode_together(self, kind: str, groups: list[list[ReadMedium]]) -> None:
-        """One pass. Each group holds media of the same content."""
+        """Run one pass. Each group holds media of the same content, which is encoded once."""
         started = monotonic()
         pixels = [group[0].pixels for group in groups]
         # Outside inference mode, whose tensors could not be used in training afterwards.
@@ -58,7 +58,7 @@ class MediaEncoder:
 
 
 def _passes(groups: list[list[ReadMedium]]) -> Iterator[list[list[ReadMedium]]]:
-    """Cut into passes of at most :data:`FRAMES_PER_PASS` frames, or of one medium that has more."""
+    """Yield passes of at most :data:`FRAMES_PER_PASS` frames, or of one medium that has more."""
     together: list[list[ReadMedium]] = []
     frames = 0
     for group in groups:

@@ -35,7 +35,7 @@ class ReadAhead:
         self._lock = Lock()
 
     def ask(self, key: Hashable, part: MediaPart) -> Future[ReadMedium]:
-        """The medium, read by now or later. Give it back with :meth:`release`, with the same key.
+        """Return a future of the medium. Whoever asks must call :meth:`release` with the same key afterwards.
 
         Args:
             key: from :meth:`MediaReader.source_key`; parts with equal keys are read once.

@@ -1,4 +1,4 @@
-"""One medium of a request, read: from a path, bytes or an array to the pixels that the encoder takes.
+"""Reads one medium of a request: from a path, bytes or an array to the pixels that the encoder takes.
 
 Which content a file on disk had is remembered, so that a second question about it opens no file as long as the visual
 tokens of that content are kept.
@@ -64,14 +64,14 @@ class MediaReader:
         self._contents: LruStore[Hashable, tuple[Hashable, int]] = LruStore(_MAX_FILES)
 
     def planned_tokens(self, part: MediaPart) -> int | None:
-        """Visual tokens that a medium will have, told without opening it; None where only reading it tells."""
+        """Return how many visual tokens a medium will have, without opening it; None where only reading it tells."""
         if _is_pixels(part.source) and part.source.ndim == 4:
             return visual_tokens(self._model.config, part.kind, part.source.shape[0])
         return planned_tokens(self._model.config, part.kind, part.options)
 
     def source_key(self, part: MediaPart) -> Hashable:
-        """What a part is known by before it is opened: how it is read, and the file's place, size and time of change,
-        or the bytes. Two parts with any other source have different keys, even where the source is the same object.
+        """Return what a part is known by before it is opened: how it is read, and the file's place, size and time of
+        change, or the bytes. Parts with any other source have different keys, even where the source is one object.
         """
         known = _file_key(part.source)
         return object() if known is None else (part.kind, known, part.options)
@@ -106,7 +106,7 @@ class MediaReader:
 
 
 def medium_key(model: torch.nn.Module, kind: str, pixels_TCHW: torch.Tensor) -> Hashable:
-    """What visual tokens are kept under: the content and the model, since models may share a cache."""
+    """Return the key of visual tokens in the cache: the content and the model, since models may share a cache."""
     # A number of its own: an id is given again after the model is gone.
     return _numbers.setdefault(model, next(_unused)), content_key(kind, pixels_TCHW)
 
@@ -117,7 +117,7 @@ def _is_pixels(source: Any) -> bool:
 
 
 def _file_key(source: Any) -> Hashable:
-    """Place, size and time of change of a file, or a digest of bytes; None for anything else."""
+    """Return place, size and time of change of a file, or a digest of bytes; None for anything else."""
     if isinstance(source, (bytes, bytearray, memoryview)):
         return blake2b(source, digest_size=16).digest()
     if not isinstance(source, (str, os.PathLike)):

@@ -1,1 +1,1 @@
-"""Decoding video with PyAV: packets, the index of presentation times, and the reader over both."""
+"""Decodes video and sound with PyAV: containers, packets, the index of presentation times, and readers over them."""

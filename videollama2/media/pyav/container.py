@@ -1,4 +1,4 @@
-"""Opening a file with FFmpeg so that no other file or address is opened, and saying why it was refused."""
+"""Opens a file with FFmpeg so that no other file or address is opened, and says why it was refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MISSING_SECONDS, _MISSING_SHARE = 0.5, 0.05  # headers round; less than this is
 
 
 def open_container(source: Any, name: str, limits: MediaLimits = OWN_FILES) -> Any:
-    """FFmpeg's container of a path, or of a binary file that can seek.
+    """Return FFmpeg's container of a path, or of a binary file that can seek.
 
     Raises:
         MediaError: the source is no container of a format that is read here.
@@ -36,7 +36,7 @@ def open_container(source: Any, name: str, limits: MediaLimits = OWN_FILES) -> A
 
 
 def video_stream(container: Any, name: str, limits: MediaLimits = OWN_FILES) -> Any:
-    """The stream that is looked at, set up so that it decodes in the calling thread only.
+    """Return the stream that is looked at, set up so that it decodes in the calling thread only.
 
     Raises:
         MediaLimitError: its frames are too large.
@@ -62,30 +62,30 @@ def video_stream(container: Any, name: str, limits: MediaLimits = OWN_FILES) -> 
 
 
 def _contents(container: Any) -> list[str]:
-    """What streams a file has instead of a video; a cover picture is a video stream to FFmpeg."""
+    """Return what a file has instead of a video; a cover picture is a video stream to FFmpeg."""
     covers = [stream for stream in container.streams if stream.disposition & Disposition.attached_pic]
     kinds = sorted({stream.type for stream in container.streams if stream not in covers})
     return kinds + ["a cover picture"] * bool(covers)
 
 
 def decoder_options(limits: MediaLimits) -> dict[str, str]:
-    """The limits as FFmpeg's decoders take them: a header can name any size, also in the middle of a stream."""
+    """Return the limits as FFmpeg's decoders take them: a header can name any size, also in the middle of a stream."""
     options = {"max_pixels": str(limits.max_frame_pixels)}
     return options if limits.codecs is None else {**options, "codec_whitelist": limits.codecs}
 
 
 def is_much_less(seconds: float, stated: float) -> bool:
-    """Whether so much less was read than a header states that the file must be truncated."""
+    """Return whether so much less was read than a header states that the file must be truncated."""
     return stated - seconds > max(_MISSING_SECONDS, _MISSING_SHARE * stated)
 
 
 def is_much_fewer(frames: int, stated: int) -> bool:
-    """The same for numbers of frames."""
+    """Return whether so many frames are missing that the file must be truncated."""
     return stated - frames > max(1, _MISSING_SHARE * stated)
 
 
 def _explain(source: Any, name: str, error: av.error.FFmpegError) -> str:
-    """Why FFmpeg refused a file, in a reader's words."""
+    """Return why FFmpeg refused a file, in words for its owner."""
     try:
         with opened(source, name, VIDEO) as file:
             kind = identify(file, name)

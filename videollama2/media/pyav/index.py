@@ -97,7 +97,7 @@ class PacketIndex:
         return bool(self._keys)
 
     def packets_per_second(self, seconds_per_unit: float) -> float | None:
-        """Rate of the decoding times, for streams whose times of presentation cannot be used; None if they have none.
+        """Return the rate of the decoding times, for streams without usable times of presentation; None if unknown.
 
         Where files were joined the clock may start again, or leap; only the usual steps forward count.
         """
@@ -108,7 +108,7 @@ class PacketIndex:
         return len(usual) / (sum(usual) * seconds_per_unit)
 
     def plan(self, wanted_pts: Sequence[int]) -> list[Run]:
-        """Runs that decode the wanted frames (ascending times), with as few packets decoded as seeking allows.
+        """Return runs that decode the wanted frames (ascending times) from as few packets as seeking allows.
 
         A frame can be decoded from the last keyframe that is shown at or before it. Going there means a seek, and a
         seek costs about as much as decoding a dozen packets. So the frames are gone through in order, and for each the
@@ -130,12 +130,12 @@ class PacketIndex:
         return [Run(key, tuple(wanted)) for key, wanted in runs]
 
     def is_at_or_before(self, pts: int | None, key: Keyframe) -> bool:
-        """Whether decoding from the packet of time ``pts`` on passes the keyframe."""
+        """Return whether decoding from the packet of time ``pts`` on passes the keyframe."""
         return pts is not None and pts in self._rank and self._rank[pts] <= self._rank[key.pts]
 
 
 def _has_usable_times(packets: list[PacketInfo]) -> bool:
-    """Whether every packet has a time, none twice, and the clock does not restart between keyframes."""
+    """Return whether every packet has a time, none twice, and the clock does not restart between keyframes."""
     times = [packet.pts for packet in packets]
     if None in times or len(set(times)) != len(times) or not any(packet.is_shown for packet in packets):
         return False
@@ -144,7 +144,7 @@ def _has_usable_times(packets: list[PacketInfo]) -> bool:
 
 
 def _drop_head(packets: list[PacketInfo]) -> list[PacketInfo]:
-    """Without what precedes the first keyframe, and without its leading pictures, which refer to that."""
+    """Leave out what precedes the first keyframe, and its leading pictures, which refer to that."""
     first = next((rank for rank, packet in enumerate(packets) if packet.is_keyframe), None)
     if first is None:
         return packets

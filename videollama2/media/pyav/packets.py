@@ -1,4 +1,4 @@
-"""What the PyAV reader does with packets and frames outside of deciding which to decode."""
+"""Reads packets and collects frames for the PyAV reader, which decides what is decoded."""
 
 from __future__ import annotations
 
@@ -117,13 +117,13 @@ def _without_short_damage(packets: list[PacketInfo], seconds_per_unit: float) ->
 
 
 def _lasts(run: list[PacketInfo], seconds_per_unit: float) -> float:
-    """Seconds between the decoding of the first and the last packet; 0 where they have no times."""
+    """Return the seconds between the decoding of the first and the last packet; 0 where they have no times."""
     times = [packet.dts for packet in run if packet.dts is not None]
     return (times[-1] - times[0]) * seconds_per_unit if times else 0.0
 
 
 def packets_of(container: Any, stream: Any) -> Iterator[Any]:
-    """Packets of one stream. Where reading fails it ends, and what the decoder still holds comes out."""
+    """Yield the packets of one stream. Where reading fails, None ends them, which empties the decoder."""
     try:
         yield from container.demux(stream)
     except (av.error.FFmpegError, _NEW_STREAM):
@@ -161,7 +161,7 @@ class FrameSink:
         self._frames_THWC[self.positions[index]] = rgb_HWC
 
     def clip_THWC(self) -> np.ndarray:  # noqa: N802
-        """All frames.
+        """Return all frames in the order of the indices.
 
         Raises:
             MediaError: none was put.
@@ -172,7 +172,7 @@ class FrameSink:
 
 
 def display_matrix(frame: Any) -> tuple[int, int, int, int] | None:
-    """The 2x2 part (a, b, c, d) of a frame's display matrix, None where it has none.
+    """Return the 2x2 part (a, b, c, d) of a frame's display matrix, None where it has none.
 
     A pixel (x, y) is shown at (a x + c y, b x + d y). Source: FFmpeg's display.h, ISO 14496-12 section 6.2.2.
     """
@@ -184,7 +184,7 @@ def display_matrix(frame: Any) -> tuple[int, int, int, int] | None:
 
 
 def upright(frame_HWC: np.ndarray, matrix: tuple[int, int, int, int] | None) -> np.ndarray:
-    """The frame as a player shows it: quarter turns and mirrorings are applied, other matrices ignored."""
+    """Return the frame as a player shows it: quarter turns and mirrorings are applied, other matrices ignored."""
     if matrix is None:
         return frame_HWC
     a, b, c, d = matrix

@@ -1,4 +1,4 @@
-"""Videos through PyAV (FFmpeg): the default reader.
+"""Reads videos through PyAV (FFmpeg): the default reader.
 
 Opening reads the packets once, without decoding, and so knows each frame's time, where decoding can start,
 and whether the file holds what its header promises. Reading then decodes only from keyframes to the frames
@@ -126,7 +126,7 @@ class PyAVReader(ReaderBase):
         self.step_fps = PUBLISHED_GIF_FPS if self._container.format.name == "gif" else self.fps
 
     def _rate(self, times: Sequence[float]) -> float:
-        """Average frames per second: what the header states where the time stamps agree, else what these say.
+        """Return the average frames per second: what the header states if the time stamps agree, else what they say.
 
         A header may count an avi's placeholders as frames, or have been copied from another file.
         """
@@ -163,7 +163,7 @@ class PyAVReader(ReaderBase):
         warnings.warn(f"{self.name}: {message}", MediaWarning, stacklevel=2)
 
     def _count_frames(self) -> int:
-        """Number of frames where packets do not tell; costs decoding the whole video."""
+        """Count the frames where packets do not tell, by decoding the whole video."""
         self._open()
         count = sum(not frame.is_corrupt for frame in self._decode(packets_of(self._container, self._stream)))
         if count == 0:
@@ -222,7 +222,7 @@ class PyAVReader(ReaderBase):
         return sorted(missing)
 
     def _seek(self, key: Keyframe) -> Iterator[Any]:
-        """Packets from this keyframe on, or from one before it; none if the container went elsewhere.
+        """Yield packets from this keyframe on, or from one before it; none if the container went elsewhere.
 
         Some containers find a keyframe by its time of presentation, others by its time of decoding, and an mp4's edit
         list may shift either. So both are tried, and each time the first packet that comes tells where the container
@@ -244,7 +244,7 @@ class PyAVReader(ReaderBase):
                 return
 
     def _light(self, packets: Iterator[Any], needed: set[int]) -> Iterator[Any]:
-        """The packets, with the decoder told to skip those neither needed nor referred to (B-frames)."""
+        """Yield the packets, telling the decoder to skip those neither needed nor referred to (B-frames)."""
         context = self._stream.codec_context
         # Not in interlaced video, where the second half of a needed frame may come with another time.
         can_skip = context.codec.name in _EXACT_SKIP and getattr(context, "field_order", None) in _PROGRESSIVE
@@ -301,7 +301,7 @@ class PyAVReader(ReaderBase):
         self._warn(f"{lost} of the {wanted} frames needed are damaged; the frames before them are used")
 
     def _decode(self, packets: Iterator[Any]) -> Iterator[Any]:
-        """Frames in the order they are shown. Packets that cannot be decoded are skipped and counted."""
+        """Yield frames in the order they are shown. Packets that cannot be decoded are skipped and counted."""
         self._bad_packets = 0
         for packet in packets:
             try:

@@ -59,7 +59,7 @@ _WRAPPING = tuple(
 
 
 def check_allowed(address: WebAddress, allowed: Collection[str]) -> bool:
-    """Whether the address may be private, for an address on the operator's list.
+    """Return whether an address on the operator's list may be private.
 
     Raises:
         RefusedMediaError: it is not on the list.
@@ -78,7 +78,7 @@ def check_allowed(address: WebAddress, allowed: Collection[str]) -> bool:
 
 
 def check_resolved(found: Iterable[str], private: bool) -> list[str]:
-    """The addresses of a host, all of which may be connected to.
+    """Return the addresses of a host after checking that all of them may be connected to.
 
     One forbidden address among others is refused too: which of them is connected to must not depend on chance.
 
@@ -103,14 +103,14 @@ def check_resolved(found: Iterable[str], private: bool) -> list[str]:
 
 
 def is_allowed(address: IPAddress, private: bool) -> bool:
-    """Whether to connect to this IP address for a client's media."""
+    """Return whether to connect to this IP address for a client's media."""
     if _in(address, _PRIVATE):
         return private
     return address.is_global and not is_never_connected_to(address)
 
 
 def is_never_connected_to(address: IPAddress) -> bool:
-    """Whether no part of an installation connects to this IP address, whatever its operator allows in general.
+    """Return whether no part of an installation connects to this IP address, whatever its operator allows.
 
     These are link-local addresses, where clouds keep their credentials, site-local, multicast and reserved ones, and
     those that wrap another address. The loopback addresses, although reserved in IPv6, are not among them.
@@ -123,7 +123,7 @@ def is_never_connected_to(address: IPAddress) -> bool:
 
 
 async def resolve_host(host: str, port: int) -> list[str]:
-    """IP addresses of a host, from the system.
+    """Ask the system for the IP addresses of a host.
 
     Raises:
         OSError: it has none.

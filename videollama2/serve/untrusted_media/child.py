@@ -1,4 +1,4 @@
-"""A decoding process: reads jobs from its standard input, answers on its standard output, and has no other ties.
+"""The program of a decoding process: it reads jobs from standard input and answers on standard output.
 
 It is started by :mod:`~videollama2.serve.untrusted_media.sandbox`, and imports :mod:`videollama2.media` but neither
 torch nor transformers.
@@ -77,7 +77,7 @@ def main(parent: int) -> None:
 
 
 def _take_over_streams() -> tuple[io.FileIO, IO[bytes]]:
-    """Standard input and output for messages alone: what a library prints must not end up among them."""
+    """Keep standard input and output for messages alone: what a library prints must not end up among them."""
     requests = io.FileIO(os.dup(0), "rb")
     replies = io.BufferedWriter(io.FileIO(os.dup(1), "wb"), 1 << 16)
     nothing = os.open(os.devnull, os.O_RDWR)
@@ -88,7 +88,7 @@ def _take_over_streams() -> tuple[io.FileIO, IO[bytes]]:
 
 
 def client_limits(max_pixels: int, max_frames: int, max_seconds: float) -> MediaLimits:
-    """What clients may send, which is less than what the readers take of one's own files."""
+    """Return the limits on what clients may send, which is less than the readers take of one's own files."""
     return MediaLimits(
         max_frame_pixels=max_pixels,
         max_image_pixels=max_pixels,
@@ -113,7 +113,7 @@ def _prepare_libraries() -> None:
 
 
 def _installation() -> list[str]:
-    """Folders that hold Python, the packages used here and system libraries: modules may be imported late."""
+    """Return the folders of Python, the packages used here and system libraries: modules may be imported late."""
     paths = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     paths |= {str(Path(module.__file__ or "").absolute().parents[1]) for module in (np, Image)}
     paths.add(str(Path(videollama2.__file__).absolute().parent))
@@ -124,7 +124,7 @@ def _installation() -> list[str]:
 def _answer(
     header: dict[str, Any], blobs: list[bytearray], limits: MediaLimits
 ) -> tuple[dict[str, Any], Sequence[np.ndarray]]:
-    """Reply and frames of one job. Whatever goes wrong becomes a reply: the process is there for the next one."""
+    """Return the reply and the frames of one job. Errors become replies: the process has to serve the next job."""
     try:
         frames, times = _read(header, blobs, limits)
         arrays = [frames] if isinstance(frames, np.ndarray) else frames
@@ -142,7 +142,7 @@ def _answer(
 def _read(
     header: dict[str, Any], blobs: list[bytearray], limits: MediaLimits
 ) -> tuple[np.ndarray | list[np.ndarray], list[float]]:
-    """(H, W, 3) of an image; (T, H, W, 3) of a video, or a list where frames differ in size; and the frames' times."""
+    """Return an image as (H, W, 3), a video as (T, H, W, 3) or a list where sizes differ; and the frames' times."""
     resize = None if header["resize"] is None else _resize_of(header["resize"])
     if header["kind"] == IMAGE:
         frame_HWC = np.asarray(load_image(blobs[0], limits))
@@ -157,6 +157,6 @@ def _read(
 
 
 def _resize_of(fields: dict[str, Any]) -> FrameResize:
-    """JSON has lists where a size and a colour are tuples."""
+    """Rebuild the object from JSON, which has lists where a size and a colour are tuples."""
     edge, background = (tuple(v) if isinstance(v, list) else v for v in (fields["edge"], fields["background"]))
     return FrameResize(edge, fields["resample"], background)

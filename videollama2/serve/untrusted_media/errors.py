@@ -1,4 +1,4 @@
-"""What is said to a client about its media: texts of ours alone, never a library's."""
+"""Errors about a client's media. Their texts are written here alone and never quote a library."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from videollama2.errors import MediaError
 
 
 class RefusedMediaError(MediaError):
-    """Media that are not fetched, opened or decoded. The text may be shown to anybody.
+    """A medium is not fetched, opened or decoded. The text may be shown to anybody.
 
     Args:
         message: for the client: names the rule, and no path, address or library text that the client did not send.

@@ -1,6 +1,6 @@
-"""Media a client names -> bytes, under the operator's policy.
+"""Gets the bytes of media that a client names, under the operator's policy.
 
-``data:`` URLs always; ``http(s)`` only from hosts the operator listed
+``data:`` URLs are always read; ``http(s)`` only from hosts the operator listed
 (:mod:`~videollama2.serve.untrusted_media.addresses` has the rule); ``file`` only below the folder the operator named.
 A web address is resolved once, every IP address of it is checked, and the connection goes to the address that was
 checked, so a name that changes its mind in between changes nothing. Redirects are followed by hand, each through the
@@ -44,7 +44,7 @@ class MediaFetcher:
         self._resolve, self._tls = resolve, tls
 
     async def fetch(self, url: str, kind: str) -> bytes | list[bytes]:
-        """Bytes of one medium, or the encoded frames of a video that came as a list.
+        """Return the bytes of one medium, or the encoded frames of a video that came as a list.
 
         Args:
             kind: ``image`` or ``video``.
@@ -67,7 +67,7 @@ class MediaFetcher:
             ) from None
 
     def size_bound(self, url: str) -> int:
-        """Bytes that :meth:`fetch` will give at most."""
+        """Return how many bytes :meth:`fetch` will give at most."""
         return len(url) * 3 // 4 if url[:5].lower() == "data:" else self.policy.max_bytes
 
     # ------------------------------------------------------------------------------------------------------ the web
@@ -92,7 +92,7 @@ class MediaFetcher:
     async def _get(
         self, connections: httpcore.AsyncConnectionPool, address: WebAddress, ips: Sequence[str]
     ) -> tuple[bytes | None, str]:
-        """Content, or where a redirect leads. Other addresses of the host are tried where one cannot be reached."""
+        """Return the content, or where a redirect leads. The host's addresses are tried until one is reached."""
         import httpcore
 
         for number, ip in enumerate(ips, 1):
@@ -145,7 +145,7 @@ class MediaFetcher:
         return bytes(content)
 
     def _connections(self) -> httpcore.AsyncConnectionPool:
-        """Of one fetch: a shared pool keeps a connection for ever whose request was cancelled before it was sent."""
+        """Make a pool for one fetch: a shared one would keep the connections of requests that were cancelled unsent."""
         import httpcore
         import httpx
 

@@ -1,4 +1,4 @@
-"""Files of the operator's media folder, opened so that no name leads out of it."""
+"""Reads files of the operator's media folder so that no name leads out of it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FLAGS = (
 
 
 def read_below(root: Path | None, path: str, max_bytes: int) -> bytes:
-    """Content of a regular file below ``root``.
+    """Return the content of a regular file below ``root``.
 
     Links are followed, but not out of the root. The file that was opened is checked, not the name it had before.
 
@@ -61,7 +61,7 @@ def read_below(root: Path | None, path: str, max_bytes: int) -> bytes:
 
 
 def _place_of(handle: int, place: str, status: os.stat_result) -> str:
-    """Where the open file lies: Linux tells; elsewhere the name must still lead to it."""
+    """Return where the open file lies. Linux tells; elsewhere the name must still lead to the file."""
     try:
         return os.readlink(f"/proc/self/fd/{handle}")
     except OSError:

@@ -1,4 +1,4 @@
-"""What a decoding process may not do, set by itself before it sees a byte of a client's media.
+"""Limits that a decoding process sets itself before it sees a byte of a client's media.
 
 Memory, processor time, open files and core dumps are bounded everywhere; writing files is off. On Linux it can also
 gain no privileges, dies with its parent, and, where the kernel has Landlock, opens no file but those of Python's
@@ -111,7 +111,7 @@ def _set_limit(name: str, value: int) -> bool:
 
 
 def _address_space() -> int:
-    """Bytes of address space in use; 0 where the system does not tell."""
+    """Return the bytes of address space in use, or a guess where the system does not tell."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,4 +1,4 @@
-"""One decoding process as seen from the server: started, asked, ended."""
+"""Starts, asks and ends one decoding process, on the server's side."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class ChildError(Exception):
 
 @dataclass(frozen=True)
 class ChildLimits:
-    """What a process is held to."""
+    """The limits that a process is started with."""
 
     max_pixels: int
     max_frames: int
@@ -53,7 +53,7 @@ class ChildLimits:
 
     @classmethod
     def of(cls, policy: Any, jobs: int) -> ChildLimits:
-        """From :class:`videollama2.serve.settings.MediaPolicy`."""
+        """Take them from a :class:`videollama2.serve.settings.MediaPolicy`."""
         return cls(
             policy.max_pixels,
             policy.max_frames,
@@ -65,7 +65,7 @@ class ChildLimits:
         )
 
     def message(self) -> dict[str, Any]:
-        """First message to the process."""
+        """Return the first message to the process."""
         return {
             "limits": {
                 "max_pixels": self.max_pixels,
@@ -79,7 +79,7 @@ class ChildLimits:
 
 
 class Child:
-    """A process that decodes. Belongs to the thread that makes it, and ends when that thread does (Linux).
+    """A process that decodes. It belongs to the thread that makes it, and on Linux ends when that thread does.
 
     Raises:
         OSError: it cannot be started. ChildError: it ended before it was ready.
@@ -110,13 +110,13 @@ class Child:
 
     @property
     def fit(self) -> bool:
-        """Whether it can take another job."""
+        """Whether the process can take another job."""
         return self._left > 0 and self._killed_for is None and self.process.poll() is None
 
     def ask(
         self, header: dict[str, Any], blobs: Sequence[Any], timeout_s: float
     ) -> tuple[dict[str, Any], list[bytearray]]:
-        """Have one job done.
+        """Send one job and return the reply.
 
         Raises:
             ChildError: it did not answer in time, or at all. It is of no use any more.
@@ -128,12 +128,12 @@ class Child:
         return reply, arrays
 
     def kill(self, reason: str = "killed") -> None:
-        """End it at once; from any thread, without waiting."""
+        """End the process at once, from any thread, without waiting."""
         self._killed_for = self._killed_for or reason
         self.process.kill()
 
-    def bury(self) -> None:
-        """End it, wait for the end and give up its pipes."""
+    def end(self) -> None:
+        """End the process, wait until it has ended and close its pipes."""
         self.kill()
         try:
             self.process.wait(5)
@@ -153,13 +153,13 @@ class Child:
             write_message(self._requests, header, blobs)
             return read_message(self._replies, self._limits.memory_bytes)
         except (OSError, ValueError, WireError) as error:
-            self.bury()
-            raise self._obituary(error) from error
+            self.end()
+            raise self._error_of_end(error) from error
         finally:
             timer.cancel()
 
-    def _obituary(self, error: Exception) -> ChildError:
-        """Why it broke, as far as its end tells."""
+    def _error_of_end(self, error: Exception) -> ChildError:
+        """Return the error that says why the process broke, as far as the way it ended tells."""
         code = self.process.returncode
         detail = f"decoding process {self.process.pid} ended with {_name(code)}: {error}"
         if self._killed_for == "timeout" or code == -getattr(signal, "SIGXCPU", 24):
@@ -177,6 +177,6 @@ def _name(code: int | None) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """Nothing of the server's environment: it may hold keys. Windows needs to know where it is."""
+    """Return an environment with nothing of the server's, which may hold keys; Windows needs its own folder."""
     kept = {name: os.environ[name] for name in ("SYSTEMROOT",) if name in os.environ}
     return {**kept, **_ENVIRONMENT}

@@ -1,4 +1,4 @@
-"""Media of clients are decoded here: in processes of their own that may crash, hang or fill their memory.
+"""Decodes media of clients in processes of their own, which may crash, hang or fill their memory.
 
 A few processes (:mod:`~videollama2.serve.untrusted_media.child`) live on between jobs. Each belongs to one thread,
 which sends it a job and reads the frames; a process that breaks, or has served its number of jobs, is replaced.
@@ -130,7 +130,7 @@ class Sandbox:
         return await self._share(key, header, blobs)
 
     def close(self) -> None:
-        """End the processes. Jobs under way fail."""
+        """End the processes; jobs under way fail."""
         with self._lock:
             self._closed = True
             children = list(self._children)
@@ -139,7 +139,7 @@ class Sandbox:
             child.kill()
         self._threads.shutdown(wait=True)
         for child in children:
-            child.bury()
+            child.end()
 
     async def start(self) -> None:
         """Start the processes now rather than with the first jobs.
@@ -158,7 +158,7 @@ class Sandbox:
     # ---------------------------------------------------------------------------------------------------- before it
 
     def _sampling(self, kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Fields of a :class:`FrameSampling` that the policy allows; of an image none."""
+        """Return the fields of a :class:`FrameSampling` that the policy allows; of an image none."""
         if kind == IMAGE:
             if options:
                 raise RefusedMediaError(f"an image has no {', '.join(sorted(options))}")
@@ -191,7 +191,7 @@ class Sandbox:
     # ------------------------------------------------------------------------------------------------ several askers
 
     async def _share(self, key: bytes, header: dict[str, Any], blobs: list[Any]) -> Decoded:
-        """Decode once for all who ask for the same at the same time; who leaves last ends it."""
+        """Decode once for all who ask for the same medium at the same time; when the last of them leaves, stop."""
         flight = self._flights.get(key)
         if flight is None:
             flight = self._flights[key] = _Flight(asyncio.ensure_future(self._decode(key, header, blobs)))
@@ -241,7 +241,7 @@ class Sandbox:
         return Decoded(frames, _times(reply))
 
     def _child(self) -> Child:
-        """This thread's process."""
+        """Return this thread's process, a new one if it has none that can work."""
         child = getattr(self._own, "child", None)
         if child is not None and child.fit:
             return child
@@ -262,7 +262,7 @@ class Sandbox:
         return child
 
     def _drop(self, child: Child) -> None:
-        child.bury()
+        child.end()
         self._own.child = None
         with self._lock:
             self._children.discard(child)
@@ -273,7 +273,7 @@ class Sandbox:
         return RefusedMediaError(text, _CODES.get(reason, "invalid_media"), detail=detail)
 
     def _frames(self, kind: str, reply: dict[str, Any], arrays: list[bytearray]) -> Frames:
-        """The reply's bytes as arrays. The process may be in a client's hands by now: its word is checked."""
+        """Return the reply's bytes as arrays. A client may have taken over the process, so all it says is checked."""
         shapes = reply.get("shapes")
         dimensions = (3,) if kind == IMAGE else (3, 4)
         if not isinstance(shapes, list) or not 1 <= len(shapes) == len(arrays) <= self.policy.max_frames:
@@ -290,7 +290,7 @@ class Sandbox:
 
 
 def _times(reply: dict[str, Any]) -> tuple[float, ...]:
-    """The frames' times; like all that the process says, they are taken only as what they should be."""
+    """Return the frames' times, or nothing where the reply's are no times: what the process says is checked."""
     times = reply.get("times")
     if not isinstance(times, list) or not all(isinstance(time, float) and abs(time) < 1e9 for time in times):
         return ()
@@ -298,7 +298,7 @@ def _times(reply: dict[str, Any]) -> tuple[float, ...]:
 
 
 def frame_bytes(frames: Frames) -> int:
-    """Memory that frames take."""
+    """Return the bytes of memory that frames take."""
     return frames.nbytes if isinstance(frames, np.ndarray) else sum(frame.nbytes for frame in frames)
 
 
@@ -309,7 +309,7 @@ class _Flight:
 
 
 class _Job:
-    """A header and blobs on their way to a process; abandoning it ends the process that works on it."""
+    """A header and blobs for a process. Abandoning the job ends the process that works on it."""
 
     def __init__(self, header: dict[str, Any], blobs: list[Any]) -> None:
         self.header, self.blobs = header, blobs
@@ -334,7 +334,7 @@ class _Job:
 
 
 def _key(header: dict[str, Any], blobs: Sequence[Any]) -> bytes:
-    """What frames are kept under: every byte they come from, where each blob ends, and how they are read."""
+    """Return the cache key of frames: every byte they come from, where each blob ends, and how they are read."""
     digest = hashlib.blake2b(json.dumps(header, sort_keys=True).encode(), digest_size=32)
     for blob in blobs:
         digest.update(b"%d:" % len(blob))

@@ -1,4 +1,4 @@
-"""URLs of media, read once. What is checked and what is fetched come from the same :class:`WebAddress`.
+"""Reads URLs of media, each once: what is checked and what is fetched come from the same :class:`WebAddress`.
 
 Two parsers that read one URL differently are how a forbidden host slips through a check, so nothing here is lenient: a
 URL that is not plain is refused.
@@ -49,13 +49,13 @@ class WebAddress:
 
     @property
     def host_header(self) -> str:
-        """Host as HTTP wants it."""
+        """The value of HTTP's Host header."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
 
     @property
     def origin(self) -> str:
-        """For the log, where path and query, which may hold a client's credentials, have no place."""
+        """Scheme and host for the log; path and query may hold a client's credentials and stay out of it."""
         return f"{self.scheme}://{self.host_header}"
 
     def __str__(self) -> str:
@@ -63,10 +63,10 @@ class WebAddress:
 
 
 def scheme_of(url: str) -> str:
-    """``data``, ``file``, ``http`` or ``https``.
+    """Return ``data``, ``file``, ``http`` or ``https``.
 
     Raises:
-        RefusedMediaError: anything else.
+        RefusedMediaError: the URL has another scheme.
     """
     scheme = url[:8].partition(":")[0].lower()
     if scheme not in ("data", "file", "http", "https"):
@@ -113,10 +113,10 @@ def _no_url() -> RefusedMediaError:
 
 
 def follow(address: WebAddress, location: str) -> WebAddress:
-    """Where a redirect leads.
+    """Return the address that a redirect leads to.
 
     Raises:
-        RefusedMediaError: nowhere plain, or from https to http.
+        RefusedMediaError: it leads to no plain URL, or from https to http.
     """
     if location.startswith("//"):
         location = f"{address.scheme}:{location}"
@@ -132,7 +132,7 @@ def follow(address: WebAddress, location: str) -> WebAddress:
 
 
 def parse_file(url: str) -> str:
-    """Path of a ``file:///path`` URL.
+    """Return the path of a ``file:///path`` URL.
 
     Raises:
         RefusedMediaError: it names a host, climbs with ``..``, or holds what no path has.
@@ -150,7 +150,7 @@ def parse_file(url: str) -> str:
 
 
 def parse_data(url: str, kind: str, max_bytes: int, max_frames: int) -> bytes | list[bytes]:
-    """Bytes of a ``data:`` URL; a list of frames for :data:`FRAME_LIST_TYPE`.
+    """Return the bytes of a ``data:`` URL, or a list of frames for :data:`FRAME_LIST_TYPE`.
 
     Counts and lengths are checked before anything is decoded.
 
@@ -180,7 +180,7 @@ def parse_data(url: str, kind: str, max_bytes: int, max_frames: int) -> bytes | 
 
 
 def decode_base64(text: str) -> bytes:
-    """Bytes of strict base64, decoded in pieces: nothing else runs in this process while one is decoded.
+    """Return the bytes of strict base64, decoded in pieces, between which other threads can run.
 
     Raises:
         ValueError: a character that base64 has not, or padding that is missing, too long or within.

@@ -1,4 +1,4 @@
-"""How the server and its decoding processes talk: a header of JSON, then raw bytes. Nothing is ever unpickled.
+"""The messages of server and decoding processes: a header of JSON, then raw bytes. Nothing is ever unpickled.
 
 A message is ``length of the header (4 bytes, big endian)``, ``header (JSON)`` and the blobs, whose lengths are the
 header's ``sizes``. Both ends check lengths before they take memory for them.
@@ -21,7 +21,7 @@ _LENGTH = struct.Struct(">I")
 
 
 class WireError(Exception):
-    """The other end has gone, or what it sent is no message."""
+    """The other end has gone, or what it sent is not a message."""
 
 
 def write_message(file: IO[bytes], header: dict[str, Any], blobs: Sequence[Any] = ()) -> None:
