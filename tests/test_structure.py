@@ -21,6 +21,7 @@ FLOORS = {
         "audio_config",
         "flags",
         "commands",
+        "ranks",
         "_register",
         "hub",
         *("model.encoders", "media.kinds"),
@@ -32,7 +33,7 @@ FLOORS = {
     3: ("checkpoints", "data"),
     4: ("inference",),
     5: ("training", "eval", "serve", "shapes"),
-    6: ("ask", "doctor", "train", "engines", "mm_utils", "utils"),
+    6: ("ask", "doctor", "engines", "train", "mm_utils", "utils"),
     7: ("cli",),
     8: ("__main__",),
 }
@@ -57,6 +58,7 @@ ALLOWED = {
     ("flags", "constants"),
     ("flags", "errors"),
     ("commands", "errors"),
+    ("ranks", "errors"),
     ("reach", "errors"),
     ("auto", "processing"),
 }

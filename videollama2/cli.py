@@ -27,6 +27,11 @@ from videollama2.flags import (
 
 _ELSEWHERE = {
     "eval": ("evaluate on benchmarks", "videollama2.eval.cli", "add_eval_commands"),
+    "batch": (
+        "answer a file of requests, or one question about many media",
+        "videollama2.engines.batch",
+        "add_batch_command",
+    ),
     "data": ("check annotation files for training", "videollama2.data.check", "add_data_commands"),
     "serve": ("controller, worker, API and web page on this machine", "videollama2.serve.launch", "add_serve_command"),
     "doctor": ("versions, devices and codecs, for reports of problems", "videollama2.doctor", "add_doctor_command"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from videollama2.errors import ConfigError, DataError
 from videollama2.eval.benchmarks import benchmark, names
 from videollama2.flags import AnswerFlags, frame_options
+from videollama2.ranks import own_device, rank_and_world
 
 if TYPE_CHECKING:
     from videollama2.eval.report.publish import Published
@@ -34,9 +34,9 @@ def run_command(args: argparse.Namespace) -> int:
     if args.dry_run and not args.judge_model:
         raise ConfigError("--dry-run is about a judge: give --judge-model")
     FrameSampling(**frame_options(args))  # refuses a number out of range, in the words of every command
-    rank, world = _processes()
+    rank, world = rank_and_world()
     options = {
-        "device": args.device or _own_device(),
+        "device": args.device or own_device(),
         "attn_implementation": args.attn_implementation,
         "load_8bit": args.load_8bit,
         "load_4bit": args.load_4bit,
@@ -178,27 +178,6 @@ def _name_missing(data: Path, missing: Sequence[str], every: bool) -> None:
         print(f"  {data / path}")
     if len(missing) > SHOWN and not every:
         print(f"  and {len(missing) - SHOWN} more (--all names them)")
-
-
-def _processes() -> tuple[int, int]:
-    """Number of this process and how many there are, as torchrun says."""
-    try:
-        rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    except ValueError as error:
-        raise ConfigError(f"RANK and WORLD_SIZE must be whole numbers ({error})") from error
-    if not 0 <= rank < world:
-        raise ConfigError(f"RANK {rank} must be below WORLD_SIZE {world}")
-    return rank, world
-
-
-def _own_device() -> str | None:
-    """The GPU of this process where torchrun started several."""
-    local = os.environ.get("LOCAL_RANK")
-    if local is None:
-        return None
-    import torch
-
-    return f"cuda:{local}" if torch.cuda.is_available() else None
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {

@@ -1,0 +1,184 @@
+"""``videollama2 batch``: what the API would answer, line by line, whatever happens in between."""
+
+import base64
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("fastapi", reason="batches go through the worker's application (the extra serve)")
+
+from tests.conftest import ROOT
+from videollama2.cli import main
+from videollama2.engines.batch_lines import read_requests
+from videollama2.errors import DataError
+
+DEMO = ROOT / "videollama2" / "assets" / "demo"
+CLIP, PICTURE = DEMO / "moving_shapes.mp4", DEMO / "shapes.png"
+COLOUR, COUNT = "Which colour does the square change to?", "How many objects can be seen?"
+TINY = ["--model-path", "videollama2-tiny"]
+
+
+def request(name: str, *content: dict, **body: object) -> dict:
+    messages = [{"role": "user", "content": list(content)}]
+    return {"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": {"messages": messages, **body}}
+
+
+def text(words: str) -> dict:
+    return {"type": "text", "text": words}
+
+
+def video(url: str) -> dict:
+    return {"type": "video_url", "video_url": {"url": url}}
+
+
+def write(path: Path, *lines: dict) -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def replies(path: Path) -> dict[str, dict]:
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return {line["custom_id"]: line for line in lines}
+
+
+def answer(line: dict) -> str:
+    return line["response"]["body"]["choices"][0]["message"]["content"]
+
+
+def test_paths_data_and_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A path relative to the file, an absolute one, data, a model of another name; a bad request is a line too."""
+    (tmp_path / "clip.mp4").write_bytes(CLIP.read_bytes())
+    data = "data:video/mp4;base64," + base64.b64encode(CLIP.read_bytes()).decode()
+    source = write(
+        tmp_path / "in.jsonl",
+        request("relative", video("clip.mp4"), text(COLOUR), model="gpt-4o"),
+        request("missing", video("nowhere.mp4"), text(COLOUR)),
+        request("absolute", text(COLOUR), video(CLIP.as_uri())),
+        request("data", video(data), text(COLOUR), max_tokens=1),
+        {**request("unknown path", text("Hi")), "url": "/v1/nothing"},
+    )
+    target = tmp_path / "out.jsonl"
+    assert main(["batch", str(source), str(target), *TINY]) == 1
+    assert "3 of 5 requests answered, 2 with an error" in capsys.readouterr().out
+    lines = replies(target)
+    assert list(lines) == ["relative", "missing", "absolute", "data", "unknown path"]
+    assert answer(lines["relative"]) == answer(lines["absolute"]) == "yellow"
+    assert lines["data"]["response"]["body"]["usage"]["completion_tokens"] == 1
+    assert lines["missing"]["response"]["status_code"] == 400
+    assert "nowhere.mp4" not in lines["relative"]["response"]["body"]["choices"][0]["message"]["content"]
+    assert lines["missing"]["error"]["message"]
+    assert lines["unknown path"]["response"]["status_code"] == 404
+
+    # A finished run asks nothing again, also not what failed; --retry-failed does.
+    before = target.read_text()
+    assert main(["batch", str(source), str(target), *TINY]) == 1
+    assert target.read_text() == before
+    (tmp_path / "nowhere.mp4").write_bytes(CLIP.read_bytes())
+    assert main(["batch", str(source), str(target), *TINY, "--retry-failed"]) == 1
+    again = replies(target)
+    assert answer(again["missing"]) == "yellow"
+    assert again["relative"] == lines["relative"]
+
+
+def test_one_question_about_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "media"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "clip.mp4").write_bytes(CLIP.read_bytes())
+    (folder / "deep" / "picture.png").write_bytes(PICTURE.read_bytes())
+    (folder / "notes.txt").write_text("no medium")
+    target = tmp_path / "captions.jsonl"
+    assert main(["batch", str(folder), str(target), "--question", COUNT, *TINY]) == 0
+    lines = replies(target)
+    assert set(lines) == {"clip.mp4", "deep/picture.png"}
+    assert all(answer(line) for line in lines.values())
+    pattern = tmp_path / "more.jsonl"
+    assert main(["batch", str(folder / "**" / "*.png"), str(pattern), "--question", COUNT, *TINY]) == 0
+    (only,) = replies(pattern).values()
+    assert answer(only) == answer(lines["deep/picture.png"])
+
+
+def test_parquet_in_and_out(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = {
+        "id": ["a", "b"],
+        "video": [{"bytes": CLIP.read_bytes(), "path": "clip.mp4"}, {"bytes": CLIP.read_bytes(), "path": None}],
+        "question": [COLOUR, "What is the shape of the white object?"],
+    }
+    parquet.write_table(pyarrow.table(rows), tmp_path / "in.parquet")
+    target = tmp_path / "out.parquet"
+    assert main(["batch", str(tmp_path / "in.parquet"), str(target), *TINY]) == 0
+    table = parquet.read_table(target).to_pylist()
+    assert [(row["custom_id"], row["answer"]) for row in table] == [("a", "yellow"), ("b", "cross")]
+    assert [row["status_code"] for row in table] == [200, 200]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("{", "line 1: is not JSON"),
+        ("[]", "line 1: is no request"),
+        ('{"custom_id": "a"}', "line 1: is no request"),
+        ('{"custom_id": "", "body": {}}', "custom_id must be a text"),
+        ('{"custom_id": "a", "body": {}, "method": "GET"}', "method must be POST"),
+        ('{"custom_id": "a", "body": {}, "url": "chat"}', "url must be a path"),
+        ('{"custom_id": "a", "body": {}}\n{"custom_id": "a", "body": {}}', "'a' stands there twice"),
+        ("", "holds no requests"),
+    ],
+)
+def test_bad_files_are_told(tmp_path: Path, content: str, told: str) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text(content)
+    with pytest.raises(DataError, match=told):
+        read_requests(str(path), None)
+
+
+def test_other_requests_in_the_same_place_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    write(source, request("a", text("Hi"), max_tokens=1))
+    assert main(["batch", str(source), str(target), *TINY]) == 0
+    write(source, request("a", text("Ho"), max_tokens=1))
+    assert main(["batch", str(source), str(target), *TINY]) == 2
+    assert "holds answers of another configuration" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_three_processes_killed_five_times_equal_one_that_was_not(tmp_path: Path) -> None:
+    lines = [request(f"r{number}", text(f"What is {number}?"), max_tokens=2) for number in range(2000)]
+    source = write(tmp_path / "in.jsonl", *lines)
+    whole, target = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    assert main(["batch", str(source), str(whole), *TINY]) == 0
+
+    def start(rank: int) -> subprocess.Popen:
+        environment = {**os.environ, "RANK": str(rank), "WORLD_SIZE": "3", "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-m", "videollama2", "batch", str(source), str(target), *TINY]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def written(rank: int) -> int:
+        path = tmp_path / "out.jsonl.work" / "answers" / f"rank-{rank:05d}-of-00003.jsonl"
+        return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+    chance = random.Random(3)
+    running = {rank: start(rank) for rank in range(3)}
+    for _ in range(5):
+        rank = chance.choice([rank for rank in running if written(rank) < 600])
+        enough = written(rank) + chance.randrange(1, 40)
+        while written(rank) < enough:
+            assert running[rank].poll() is None
+            time.sleep(0.01)
+        running[rank].send_signal(signal.SIGKILL)
+        running[rank].wait()
+        running[rank] = start(rank)
+    assert [process.wait(timeout=600) for process in running.values()] == [0, 0, 0]
+    asked_again = sum(written(rank) for rank in range(3)) - len(lines)
+    assert asked_again == 0  # a line that is done is never done twice
+    one, other = replies(whole), replies(target)
+    assert list(one) == list(other)
+    assert [answer(line) for line in one.values()] == [answer(line) for line in other.values()]

@@ -1,0 +1,256 @@
+"""What a batch asks and what it answers: lines of OpenAI's batch files, media of a folder, rows of Parquet files."""
+
+from __future__ import annotations
+
+import base64
+import glob
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from videollama2.errors import DataError, MediaError, MissingDependencyError
+from videollama2.eval.annotations import why_unreadable
+from videollama2.eval.atomic import write_atomically
+from videollama2.media.kinds import SUFFIXES, kind_of, mime_type
+
+CHAT = "/v1/chat/completions"
+
+
+@dataclass(frozen=True)
+class BatchLine:
+    """One request.
+
+    Attributes:
+        custom_id: the caller's name of it, unique in its file.
+        url: path of the API that it is meant for.
+        body: as that path takes it.
+    """
+
+    custom_id: str
+    url: str
+    body: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class BatchReply:
+    """What came of one request: the status and body of the API's reply."""
+
+    custom_id: str
+    status: int
+    body: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """A line of OpenAI's output files. ``error`` repeats what a refused request's body says."""
+        response = {"status_code": self.status, "request_id": self.body.get("id"), "body": self.body}
+        error = None if self.status < 400 else self.body.get("error", {"message": f"status {self.status}"})
+        return {
+            "id": f"batch_req_{self.custom_id}",
+            "custom_id": self.custom_id,
+            "response": response,
+            "error": error,
+        }
+
+    def text(self) -> str | None:
+        """The first answer, where there is one."""
+        try:
+            choice = self.body["choices"][0]
+            return choice["message"]["content"] if "message" in choice else choice["text"]
+        except (KeyError, IndexError, TypeError):
+            return None
+
+
+def read_requests(source: str, question: str | None) -> list[BatchLine]:
+    """Requests of a JSON Lines or Parquet file, or one request per medium of a folder, a path or a pattern.
+
+    Args:
+        source: a file of requests; or media, which are then asked ``question``.
+
+    Raises:
+        DataError: no file, a line that is no request, or two with one name.
+    """
+    path = Path(source)
+    if path.suffix.lower() == ".jsonl":
+        lines = list(_json_lines(path))
+    elif path.suffix.lower() == ".parquet":
+        lines = list(_parquet_rows(path, question))
+    else:
+        lines = list(_media(source, question))
+    seen: set[str] = set()
+    for line in lines:
+        if line.custom_id in seen:
+            raise DataError(f"{source}: custom_id {line.custom_id!r} stands there twice; answers go by it")
+        seen.add(line.custom_id)
+    if not lines:
+        raise DataError(f"{source}: holds no requests")
+    return lines
+
+
+def write_replies(path: Path, replies: Sequence[BatchReply]) -> None:
+    """Write all replies in their order, whole or not at all; Parquet by the file's ending, else JSON Lines.
+
+    Raises:
+        DataError: the disk does not take them.
+    """
+    if path.suffix.lower() == ".parquet":
+        write_atomically(path, _parquet_table(replies))
+        return
+    lines = (json.dumps(reply.to_json(), ensure_ascii=False) + "\n" for reply in replies)
+    write_atomically(path, "".join(lines).encode("utf-8", "backslashreplace"))
+
+
+# -------------------------------------------------------------------------------------------------------------- JSON
+
+
+def _json_lines(path: Path) -> Iterator[BatchLine]:
+    try:
+        content = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise DataError(f"{path}: {why_unreadable(error)}") from error
+    for number, text in enumerate(content, start=1):
+        if text.strip():
+            yield _line(text, path, number)
+
+
+def _line(text: bytes, path: Path, number: int) -> BatchLine:
+    where = f"{path}, line {number}"
+    try:
+        raw = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: is not JSON ({error})") from error
+    if not isinstance(raw, dict) or not isinstance(raw.get("body"), dict):
+        raise DataError(f'{where}: is no request: expected {{"custom_id": ..., "url": ..., "body": {{...}}}}')
+    name, url = raw.get("custom_id"), raw.get("url", CHAT)
+    if not isinstance(name, str) or not name:
+        raise DataError(f"{where}: custom_id must be a text that is not empty")
+    if raw.get("method", "POST") != "POST":
+        raise DataError(f"{where}: method must be POST, got {raw['method']!r}")
+    if not isinstance(url, str) or not url.startswith("/v1/"):
+        raise DataError(f"{where}: url must be a path of the API such as {CHAT}, got {url!r}")
+    return BatchLine(name, url, _with_local_files(raw["body"], path.parent))
+
+
+def _with_local_files(body: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The body with ``file://`` URLs in place of plain paths, which are relative to the file of requests."""
+
+    def localised(value: Any) -> Any:
+        if isinstance(value, list):
+            return [localised(each) for each in value]
+        if not isinstance(value, dict):
+            return value
+        changed = {name: localised(each) for name, each in value.items()}
+        for name in ("image_url", "video_url", "audio_url"):
+            given = changed.get(name)
+            if isinstance(given, str):
+                changed[name] = {"url": _file_url(given, folder)}
+            elif isinstance(given, dict) and isinstance(given.get("url"), str):
+                changed[name] = {**given, "url": _file_url(given["url"], folder)}
+        return changed
+
+    return {**body, "messages": localised(body["messages"])} if "messages" in body else body
+
+
+def _file_url(url: str, folder: Path) -> str:
+    is_path = not url.startswith("data:") and "://" not in url
+    return (folder / url).resolve().as_uri() if is_path else url
+
+
+# ------------------------------------------------------------------------------------------------------------- media
+
+
+def _media(source: str, question: str | None) -> Iterator[BatchLine]:
+    """One request for every medium of a folder, or that a path or pattern names."""
+    if question is None:
+        raise DataError(f"{source}: is no .jsonl or .parquet file; for media, give --question")
+    path = Path(source)
+    suffixes = frozenset().union(*SUFFIXES.values())
+    if path.is_dir():
+        files = [file for file in sorted(path.rglob("*")) if file.is_file() and file.suffix.lower() in suffixes]
+        base = path
+    else:
+        files = [Path(name) for name in sorted(glob.glob(source, recursive=True)) if Path(name).is_file()]
+        base = Path()
+    if not files:
+        raise DataError(f"{source}: there are no videos or images")
+    for file in files:
+        name = file.relative_to(base).as_posix() if base != Path() else file.as_posix()
+        yield BatchLine(name, CHAT, _question_about(_kind_of_file(file), file.resolve().as_uri(), question))
+
+
+def _kind_of_file(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return kind_of(file, str(path))
+    except OSError as error:
+        raise DataError(f"{path}: {why_unreadable(error)}") from error
+    except MediaError as error:
+        raise DataError(str(error)) from error
+
+
+def _question_about(kind: str, url: str, question: str) -> dict[str, Any]:
+    name = f"{kind}_url"
+    content = [{"type": name, name: {"url": url}}, {"type": "text", "text": question}]
+    return {"messages": [{"role": "user", "content": content}]}
+
+
+# ----------------------------------------------------------------------------------------------------------- Parquet
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow.parquet
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError("Parquet files need the package pyarrow: pip install pyarrow") from error
+    return pyarrow
+
+
+def _parquet_rows(path: Path, question: str | None) -> Iterator[BatchLine]:
+    """Rows with ``body`` (JSON text), or with ``video`` / ``image`` and ``question``, as Hugging Face lays them out."""
+    pyarrow = _pyarrow()
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"{path}: cannot be read as Parquet ({error})") from error
+    number = 0
+    for batch in file.iter_batches(batch_size=64):
+        for row in batch.to_pylist():
+            number += 1
+            name = str(row.get("custom_id", row.get("id", number)))
+            yield BatchLine(name, str(row.get("url") or CHAT), _row_body(row, path, number, question))
+
+
+def _row_body(row: dict[str, Any], path: Path, number: int, question: str | None) -> dict[str, Any]:
+    where = f"{path}, row {number}"
+    if isinstance(row.get("body"), str):
+        try:
+            return _with_local_files(json.loads(row["body"]), path.parent)
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{where}: body is no JSON object ({error})") from error
+    asked = row.get("question") or question
+    medium = row.get("video") or row.get("image")
+    if medium is None or not asked:
+        raise DataError(f"{where}: needs a body, or a video or image and a question (--question)")
+    if isinstance(medium, str):
+        file = path.parent / medium
+        return _question_about(_kind_of_file(file), file.resolve().as_uri(), asked)
+    content = medium.get("bytes") if isinstance(medium, dict) else medium
+    if not isinstance(content, bytes):
+        raise DataError(f"{where}: the medium is neither a path nor bytes")
+    kind = kind_of(content, str(medium.get("path") or "") if isinstance(medium, dict) else "")
+    url = f"data:{mime_type(kind, '')};base64,{base64.b64encode(content).decode('ascii')}"
+    return _question_about(kind, url, asked)
+
+
+def _parquet_table(replies: Sequence[BatchReply]) -> bytes:
+    pyarrow = _pyarrow()
+    columns = {
+        "custom_id": [reply.custom_id for reply in replies],
+        "answer": [reply.text() for reply in replies],
+        "status_code": [reply.status for reply in replies],
+        "error": [json.dumps(reply.to_json()["error"]) if reply.status >= 400 else None for reply in replies],
+        "response": [json.dumps(reply.body, ensure_ascii=True) for reply in replies],
+    }
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.table(columns), sink)
+    return sink.getvalue().to_pybytes()

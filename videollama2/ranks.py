@@ -1,0 +1,32 @@
+"""Which of several processes this one is, as torchrun tells it: ``RANK``, ``WORLD_SIZE`` and ``LOCAL_RANK``."""
+
+from __future__ import annotations
+
+import os
+
+from videollama2.errors import ConfigError
+
+
+def rank_and_world() -> tuple[int, int]:
+    """Number of this process and how many there are; (0, 1) without a launcher.
+
+    Raises:
+        ConfigError: the variables are no such numbers.
+    """
+    try:
+        rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    except ValueError as error:
+        raise ConfigError(f"RANK and WORLD_SIZE must be whole numbers ({error})") from error
+    if not 0 <= rank < world:
+        raise ConfigError(f"RANK {rank} must be below WORLD_SIZE {world}")
+    return rank, world
+
+
+def own_device() -> str | None:
+    """The GPU of this process where a launcher started several; None leaves the choice to whoever loads the model."""
+    local = os.environ.get("LOCAL_RANK")
+    if local is None:
+        return None
+    import torch
+
+    return f"cuda:{local}" if torch.cuda.is_available() else None
