@@ -1,4 +1,4 @@
-"""What comes out of the engine: answers that grow while they are read, and the results they end with."""
+"""The engine's output: answers that can be read while they grow, and the results they end with."""
 
 from __future__ import annotations
 
@@ -16,8 +16,14 @@ from videollama2.inference.sampling import TokenLogprob
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds: ``queued`` until the model took it up, ``first_token`` and ``total`` since it was submitted; ``media``
-    for reading its media and in the passes that encoded them, which other requests may have shared."""
+    """Where the time of a request went, in seconds.
+
+    Attributes:
+        queued: from its submission until the model took it up.
+        media: reading its media, and the passes that encoded them, which other requests may have shared.
+        first_token: from its submission to its first token.
+        total: from its submission to its end.
+    """
 
     queued: float = 0.0
     media: float = 0.0
@@ -54,7 +60,8 @@ class Channel:
         self.cancelled = False
         self.submitted = monotonic()
         self.logprobs: list[TokenLogprob] = []
-        """Of the tokens chosen so far, where they were asked for: those of a delta are here before it."""
+        """Log-probabilities of the tokens chosen so far, where they were asked for. They are appended before the delta
+        that their tokens make is sent."""
         self._queue: SimpleQueue[str] = SimpleQueue()
         self._result: Result | None = None
         self._done = Event()
@@ -77,7 +84,7 @@ class Channel:
         self._notify()
 
     def next(self, block: bool) -> str | None:
-        """The next delta; None when there is none yet or, with a result there, none any more."""
+        """Return the next delta, or None: there is none yet or, if there is a result, no more will come."""
         try:
             delta = self._queue.get(block=block)
         except Empty:
@@ -91,7 +98,7 @@ class Channel:
 
     @contextmanager
     def listening(self, callback: Callable[[], None]) -> Iterator[None]:
-        """Call back, from the model's thread, whenever something was sent; once at first."""
+        """Call ``callback`` once now, and then from the model's thread whenever something was sent."""
         self._listeners.append(callback)
         callback()
         try:
@@ -123,7 +130,8 @@ class Answer:
 
     @property
     def channel(self) -> Channel:
-        """Its deltas and result. Who watches by it (:meth:`Channel.listening`) does not hold the answer."""
+        """The channel that its deltas and result come through. A watcher that holds the channel (see
+        :meth:`Channel.listening`) does not keep the answer alive."""
         return self._channel
 
     @property
@@ -131,12 +139,12 @@ class Answer:
         return self._channel.result is not None
 
     def cancel(self) -> None:
-        """Give the slot up within one step. The result keeps the text so far."""
+        """Stop within one step. The result keeps the text so far."""
         self._channel.cancelled = True
         self._wake()
 
     def __iter__(self) -> Iterator[str]:
-        """Text deltas, whole characters each.
+        """Yield text deltas, each of whole characters.
 
         Raises:
             VideoLlama2Error: what made the request fail.
@@ -217,7 +225,7 @@ class Answer:
             yield changed
 
     def outcome(self) -> Result | None:
-        """The result, also of a failed request (see :attr:`Result.error`); None while it runs."""
+        """Return the result, or None while the request runs. A failed request has one too, see :attr:`Result.error`."""
         return self._channel.result
 
     def _finished(self) -> Result:

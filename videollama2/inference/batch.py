@@ -60,7 +60,8 @@ class Batch:
         return [*self.decoding, *self.prefilling]
 
     def admit(self, task: Task) -> None:
-        """Prepare the last of ``prefilling``, whose media are encoded: what is known of its prompt is taken over."""
+        """Prepare the last task of ``prefilling``, whose media are encoded: copy the known beginning of its prompt into
+        its row, and embed the prompt."""
         row = len(self.decoding) + len(self.prefilling) - 1
         try:
             task.filled = task.cached = self.prefixes.load(task.identity, self.decoder.slots, row)
@@ -107,7 +108,7 @@ class Batch:
         return count * len(tasks)
 
     def decode(self) -> None:
-        """One token of every running request."""
+        """Compute one token of every running request."""
         # One that has just been prefilled has its token of this round; decoding it too keeps all in step.
         tasks = list(self.decoding)
         if not tasks:
@@ -136,11 +137,11 @@ class Batch:
         return tasks
 
     def end(self, task: Task, reason: str) -> None:
-        """End a task that is in no row (any more)."""
+        """Report the end of a task that holds no row, or whose row was just taken from it."""
         self._on_end(task, reason, None)
 
     def fail(self, task: Task, error: BaseException) -> None:
-        """As :meth:`end`, with an error."""
+        """Report that a task failed, as :meth:`end` does. An error of another library is wrapped in EngineError."""
         if not isinstance(error, VideoLlama2Error):
             wrapped = EngineError(f"the request failed: {type(error).__name__}: {error}")
             wrapped.__cause__ = error
@@ -184,7 +185,7 @@ class Batch:
                 self.end(task, reason)
 
     def _remember(self, task: Task, row: int) -> None:
-        """Keep what others may begin with. Without memory for it, they compute it anew."""
+        """Keep the key-values of a row for requests that begin alike, or drop all of them where memory is short."""
         try:
             self.prefixes.store(task.identity[: task.filled], self.decoder.slots, row)
         except RuntimeError as error:
@@ -193,7 +194,7 @@ class Batch:
 
 
 def _common(one: Sequence[Hashable], other: Sequence[Hashable], known: int) -> int:
-    """Tokens of the common beginning behind the first ``known``, as whole blocks that the first could hand on."""
+    """Count the tokens that two sequences have in common behind the first ``known``, in whole blocks."""
     if one[:known] != other[:known]:
         return 0
     end = known

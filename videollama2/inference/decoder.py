@@ -66,7 +66,7 @@ class Decoder:
         return logits_BV
 
     def decode(self, tasks: list[Task]) -> torch.Tensor:
-        """One step of rows 0 to B - 1: logits (B, V) behind each one's last token."""
+        """Decode one step of rows 0 to B - 1; returns logits (B, V) behind each row's last token."""
         if self.fixed is not None:
             logits_BV = self.fixed.decode(tasks)
         else:
@@ -118,7 +118,7 @@ def _check_recordable(model: VideoLlama2ForConditionalGeneration) -> None:
 
 
 def remember_modes(model: VideoLlama2ForConditionalGeneration) -> Callable[[], None]:
-    """What an engine changes about a model; calling it restores that."""
+    """Note what an engine changes about a model (modes, attention); calling the result restores it."""
     modes = [(module, module.training) for module in model.modules()]
     attention = model.config.text_config._attn_implementation
 

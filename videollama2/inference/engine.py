@@ -169,7 +169,7 @@ class Engine:
         progress: bool = False,
         on_result: Callable[[int, Result], None] | None = None,
     ) -> list[Result]:
-        """Answer many requests; results in their order.
+        """Answer many requests; returns the results in their order.
 
         A request that fails has a result with ``finish_reason`` "error" and its ``error``; the others go on.
 
@@ -211,7 +211,7 @@ class Engine:
             return len(self._waiting) < self.max_queue
 
     def _advance(self, running: dict[int, Answer]) -> None:
-        """Let some time pass that may finish an answer."""
+        """Advance the engine, or wait for its thread to do so, until an answer may be finished."""
         if not self._background:
             self.step()
             return
@@ -281,7 +281,7 @@ class Engine:
 
     @property
     def idle(self) -> bool:
-        """Nothing can be done before a request or a medium arrives."""
+        """Whether there is nothing to do before a request or a medium arrives."""
         if self._batch.tasks:
             return False
         with self._state:
@@ -336,7 +336,7 @@ class Engine:
         return bool(self._batch.prefilling)
 
     def _notice_new_weights(self) -> None:
-        """What was computed with other weights is worth nothing."""
+        """Empty the caches if weights changed since the last look."""
         if self._media_weights.changed():
             self.media.cache.clear()
         if self._weights.changed():
@@ -347,7 +347,7 @@ class Engine:
     # ---------------------------------------------------------------------------------------------------------- media
 
     def _read_ahead(self) -> None:
-        """Have the media read of those that come next. Not of all that wait: decoded clips are large."""
+        """Have the media of the next requests read. Those of all waiting requests would take too much memory."""
         with self._state:
             for task in list(self._waiting)[: _READ_AHEAD * self.max_batch]:
                 if not task.media_asked:
@@ -355,7 +355,7 @@ class Engine:
                     task.readings = [self._ahead.ask(key, part) for key, part in pairs]
 
     def _encode(self, tasks: list[Task]) -> list[Task]:
-        """Tasks that fit and whose media could be read and encoded; the others fail."""
+        """Encode the media of tasks; returns the tasks that fit and whose media could be read, and fails the others."""
         good = [task for task in tasks if self._attempt(task, self._collect)]
         try:
             self.media.encode([medium for task in good for medium in task.media])
@@ -384,8 +384,11 @@ class Engine:
 
 
 def _end_of_tasks(ahead: ReadAhead, state: Condition) -> Callable[[Task, str, VideoLlama2Error | None], None]:
-    """What ends a task. It does not hold the engine: that would keep the slots' memory until the garbage collector
-    comes by."""
+    """Return the function that ends a task.
+
+    It does not refer to the engine: that would be a circle, and the slots' memory would stay until the garbage
+    collector runs.
+    """
 
     def end(task: Task, reason: str, error: VideoLlama2Error | None) -> None:
         task.give_back(ahead)

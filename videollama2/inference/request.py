@@ -1,4 +1,4 @@
-"""What goes into the engine and what comes out: requests, and the answers that grow while one reads them."""
+"""The engine's input: a request, its messages, and the media that its messages name."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ GREEDY_BELOW = 1e-5
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """Options of one request.
+    """Sampling options of one request.
 
     Args:
         max_new_tokens: the answer ends there; None: as many as fit.
@@ -157,7 +157,7 @@ class Chooser:
         return token_id in self.end_ids and not self.options.ignore_eos
 
     def take(self, token_id: int) -> None:
-        """The token is part of the answer."""
+        """Take the token into the answer."""
         self.chosen.append(token_id)
         self._counts[token_id] += 1
         if self.constraint is not None:
@@ -204,7 +204,7 @@ class Chooser:
 
 
 def choose(logits_BV: torch.Tensor, choosers: Sequence[Chooser]) -> list[int]:
-    """The next token of each row. A row's choice depends on its own logits and random numbers alone.
+    """Choose the next token of each row. A row's choice depends on its own logits and random numbers alone.
 
     Args:
         logits_BV: float32.
@@ -250,7 +250,7 @@ def logprob(logits_V: torch.Tensor, token_id: int, top: int) -> TokenLogprob:
 
 
 def end_ids(model: VideoLlama2ForConditionalGeneration, tokenizer: Any) -> list[int]:
-    """The ends of the generation configuration and the tokenizer's own.
+    """Return the ids that end a text: those of the generation configuration and the tokenizer's own.
 
     The published code stops at the tokenizer's; checkpoints tuned from a base model may only name that model's.
     """

@@ -105,7 +105,7 @@ class KeyValueSlots(Cache):
         return mask.unsqueeze(1)
 
     def position_ids(self, device: torch.device) -> torch.Tensor:
-        """Positions of the new tokens, (B, Q)."""
+        """Return the positions of the new tokens, (B, Q)."""
         return self._positions(device)[1]
 
     def _positions(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -34,12 +34,12 @@ class Structure:
 
     @classmethod
     def json_object(cls) -> Structure:
-        """Any JSON object."""
+        """Allow any JSON object."""
         return cls.json_schema({"type": "object"})
 
     @classmethod
     def json_schema(cls, schema: dict[str, Any] | bool) -> Structure:
-        """JSON that keeps to a schema (JSON Schema draft 2020-12).
+        """Allow JSON that keeps to a schema (JSON Schema draft 2020-12).
 
         Raises:
             ConfigError: not a schema. What the schema says is checked when it is compiled, by the engine.
@@ -55,7 +55,7 @@ class Structure:
 
     @classmethod
     def choice(cls, texts: Sequence[str]) -> Structure:
-        """One of several texts.
+        """Allow one of several texts.
 
         Raises:
             ConfigError: no texts, or one that is empty.
@@ -66,24 +66,24 @@ class Structure:
 
     @classmethod
     def regex(cls, pattern: str) -> Structure:
-        """Text that a regular expression matches as a whole (syntax of Rust's ``regex``)."""
+        """Allow text that a regular expression matches as a whole (syntax of Rust's ``regex``)."""
         escaped = pattern.replace("\\/", "/").replace("/", "\\/")
         return cls("regex", f"/{escaped}/")
 
     @classmethod
     def grammar(cls, lark: str) -> Structure:
-        """Text that the rule ``start`` of a Lark grammar derives."""
+        """Allow text that the rule ``start`` of a Lark grammar derives."""
         return cls("grammar", lark)
 
 
 class Constraint:
-    """Where one answer stands within its structure. Used by the model's thread alone."""
+    """How far one answer has come within its structure. Only the model's thread uses it."""
 
     def __init__(self, matcher: Any) -> None:
         self._matcher = matcher
 
     def allowed(self, vocabulary: int) -> torch.Tensor:
-        """Which of the ids 0 to ``vocabulary`` - 1 may come next: bool (V,).
+        """Tell which of the ids 0 to ``vocabulary`` - 1 may come next, as bool (V,).
 
         Raises:
             EngineError: the grammar needs more memory or time than it may take.
@@ -94,7 +94,7 @@ class Constraint:
         return torch.from_numpy(np.pad(allowed, (0, vocabulary - len(allowed))))
 
     def advance(self, token_id: int) -> None:
-        """The token was chosen."""
+        """Move on behind a token that was chosen."""
         self._matcher.consume_token(token_id)
         self._check()
 
@@ -118,7 +118,7 @@ class Grammars:
         self._lock = Lock()
 
     def constraint(self, structure: Structure | None) -> Constraint | None:
-        """The beginning of an answer of this structure; None for none. Large schemas take a second.
+        """Compile a structure for one answer; None for None. A large schema takes up to a second.
 
         Raises:
             ConfigError: llguidance is not installed, or cannot compile the structure.

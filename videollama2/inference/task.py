@@ -49,12 +49,12 @@ class Task:
 
     @property
     def media_asked(self) -> bool:
-        """Somebody reads the media, or there are none."""
+        """Whether the media are being read, or there are none."""
         return self.readings is not None
 
     @property
     def media_ready(self) -> bool:
-        """All media are read, or failed to be."""
+        """Whether all media were read, or failed to be."""
         return self.readings is not None and all(reading.done() for reading in self.readings)
 
     def collect_media(self) -> None:
@@ -63,7 +63,7 @@ class Task:
         self.collected = True
 
     def give_back(self, ahead: ReadAhead) -> None:
-        """The media that were asked for are needed no more."""
+        """Release the media that were asked for."""
         if self.readings:
             self.readings = []
             for key in self.media_keys:
@@ -79,7 +79,7 @@ class Task:
         self._check_length(max_length, sum(counts))
 
     def name_positions(self, config: VideoLlama2Config) -> None:
-        """Fill ``identity``; the media are encoded by now, and laid out."""
+        """Fill ``identity``, once the prompt is laid out and its media are encoded."""
         self._taken = monotonic() - self.channel.submitted
         counted = [(medium.key, medium.tokens) for medium in self.media if medium.tokens is not None]
         visual = iter([(key, n) for key, tokens_ND in counted for n in range(tokens_ND.shape[0])])
@@ -97,7 +97,7 @@ class Task:
             )
 
     def embed(self, model: VideoLlama2ForConditionalGeneration) -> None:
-        """The whole prompt -> input embeddings; positions that are filled already cost a row of a table each."""
+        """Embed the whole prompt. Positions that are filled already are embedded too: each costs a row of a table."""
         weight = model.get_input_embeddings().weight
         ids = torch.tensor([self.input_ids], device=weight.device)
         tokens: dict[str, list[torch.Tensor]] = {kind: [] for kind in KINDS}
@@ -109,7 +109,7 @@ class Task:
 
     @property
     def remaining(self) -> int:
-        """Prompt positions still to prefill."""
+        """How many positions of the prompt are still to be prefilled."""
         return len(self.input_ids) - self.filled
 
     def next_embeddings(self, count: int) -> torch.Tensor:
@@ -118,7 +118,7 @@ class Task:
         return self._embeds_LD[None, self.filled : self.filled + count]
 
     def drop_embeddings(self) -> None:
-        """The prompt is prefilled."""
+        """Free the embeddings of a prompt that is prefilled."""
         self._embeds_LD = None
 
     # --------------------------------------------------------------------------------------------------------- answer
@@ -139,7 +139,7 @@ class Task:
         return "length" if len(self.chooser.chosen) >= self._budget else None
 
     def finish(self, reason: str, error: VideoLlama2Error | None) -> None:
-        """Send the rest and the result, which arrives whatever happens."""
+        """Send the rest of the text and the result. The result arrives whatever happens."""
         try:
             self.channel.send(self._stream.finish())
         except Exception as fault:  # noqa: BLE001 - whoever waits must hear of it

@@ -1,4 +1,4 @@
-"""Token ids -> text as it grows: whole characters only, and nothing of a stop text."""
+"""Turn token ids into text while they come, in whole characters and without any part of a stop text."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class TextStream:
         return self._release(final=self.stopped)
 
     def finish(self) -> str:
-        """The answer is over; returns what was held back."""
+        """End the answer; returns the text that was held back."""
         self._decode(final=True)
         return self._release(final=True)
 

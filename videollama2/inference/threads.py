@@ -1,4 +1,4 @@
-"""The model's own thread, and what keeps an engine without one whole when a person presses Ctrl-C."""
+"""The model's own thread, and how an engine without one survives Ctrl-C."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Bell:
         self._queue.put(None)
 
     def wait(self) -> None:
-        """Sleep until somebody rings, or has rung since :meth:`reset`."""
+        """Sleep until the bell rings; return at once if it rang since :meth:`reset`."""
         self._queue.get()
 
     def reset(self) -> None:
@@ -64,7 +64,7 @@ def _run(engine_ref: ref[Engine], bell: Bell) -> None:
 
 @contextmanager
 def interrupts_deferred() -> Iterator[None]:
-    """Ctrl-C takes effect at the end of the block, between two steps; pressed twice, at once.
+    """Let Ctrl-C take effect at the end of the block, between two steps. Pressed twice, it takes effect at once.
 
     A step that is cut in the middle would leave requests in neither queue nor batch.
     """

@@ -1,4 +1,4 @@
-"""Noticing that weights have changed, so that nothing computed from the old ones is used again."""
+"""Notice that weights have changed, so that nothing computed from the old ones is used again."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class WeightsWatch:
         self._known = self._state()
 
     def changed(self) -> bool:
-        """Whether they have since the last time this was asked."""
+        """Whether the weights have changed since the last call."""
         known, self._known = self._known, self._state()
         return known != self._known
 
     def _walk(self) -> list[dict[str, Any]]:
-        """Where the weights are, and the state of each layer of an adapter."""
+        """Find the dictionaries that hold the weights and the state of adapters."""
         found = [inner for module in map(_call, self._modules) if module is not None for inner in module.modules()]
         # A layer's own dictionary, not the layer: that would keep the model alive.
         return [inner.__dict__ if hasattr(inner, "active_adapters") else inner._parameters for inner in found]
@@ -61,7 +61,7 @@ def _version(weight: torch.Tensor | None) -> Hashable:
 
 
 def media_modules(model: VideoLlama2ForConditionalGeneration) -> list[torch.nn.Module]:
-    """What makes tokens of media: the encoders and connectors that the model has."""
+    """Return the modules that make tokens of media: the encoders and connectors that the model has."""
     inner = model.model
     parts = (inner.vision_tower, inner.mm_projector, inner.audio_tower, inner.mm_projector_a)
     return [part for part in parts if part is not None]
