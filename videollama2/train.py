@@ -96,14 +96,37 @@ def _run(
     identity: RunIdentity,
     start: Start,
 ) -> None:
+    signals = StopSignals()
+    trainer = _build_trainer(model_args, data_args, training_args, identity=identity, signals=signals)
+    if training_args.should_log:
+        print(describe_trainable(trainer.model), flush=True)
+        if start.checkpoint:
+            print(f"going on from {start.checkpoint}", flush=True)
+    out = Path(training_args.output_dir)
+    # Not only weights are written: the log fills a disk too.
+    with signals, told_when_full(out):
+        trainer.train(resume_from_checkpoint=start.checkpoint)
+        trainer.save_model(training_args.output_dir)
+        trainer.save_state()
+        if training_args.should_save:
+            _plot(out)
+            mark_finished(out, identity, trainer.state.global_step, training_args.resume_from_checkpoint)
+            print(closing_words(out, trainer.base), flush=True)
+    end_together(trainer.accelerator)
+
+
+def _build_trainer(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    identity: RunIdentity,
+    signals: StopSignals,
+) -> VideoLlama2Trainer:
+    """Read the records, then the model; the output folder holds the record of the run afterwards."""
     # Annotations first: a wrong one is found in seconds, before gigabytes of weights are read.
     skipped: list[str] | None = [] if data_args.on_bad_sample == "skip" else None
-    read = partial(
-        read_sets,
-        data_folder=data_args.data_folder,
-        skipped=skipped,
-        progress=training_args.local_process_index == 0,
-    )
+    first = training_args.local_process_index == 0
+    read = partial(read_sets, data_folder=data_args.data_folder, skipped=skipped, progress=first)
     sets, eval_sets = read(data_args.data_path), read(data_args.eval_data_path or [])
     set_seed(training_args.seed)
     model, processor = build_model(model_args, data_args, training_args)
@@ -114,7 +137,6 @@ def _run(
             ConcatDataset(sets), processor, training_args.model_max_length, stage, skip_bad=skipped is not None
         )
 
-    signals = StopSignals()
     trainer = VideoLlama2Trainer(
         model=model,
         args=training_args,
@@ -128,27 +150,14 @@ def _run(
         identity=identity,
         signals=signals,
     )
-    out = Path(training_args.output_dir)
     if training_args.process_index == 0:
+        out = Path(training_args.output_dir)
         if training_args.overwrite_output_dir:
             clear(out)
         write_record(out, identity)
         for message in skipped or ():
             trainer.note_bad(message)
-    if training_args.should_log:
-        print(describe_trainable(model), flush=True)
-        if start.checkpoint:
-            print(f"going on from {start.checkpoint}", flush=True)
-    # Not only weights are written: the log fills a disk too.
-    with signals, told_when_full(out):
-        trainer.train(resume_from_checkpoint=start.checkpoint)
-        trainer.save_model(training_args.output_dir)
-        trainer.save_state()
-        if training_args.should_save:
-            _plot(out)
-            mark_finished(out, identity, trainer.state.global_step, training_args.resume_from_checkpoint)
-            print(closing_words(out, trainer.base), flush=True)
-    end_together(trainer.accelerator)
+    return trainer
 
 
 def end_together(accelerator: Accelerator) -> None:

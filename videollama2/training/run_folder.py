@@ -143,19 +143,19 @@ def find_start(
     if finished and asked in (None, finished["resumed"]):
         return Start(is_finished=True)
     if asked is not None:
-        if not is_whole(Path(asked)):
+        chosen = Path(asked)
+        if not is_whole(chosen):
             raise ConfigError(f"--resume_from_checkpoint {asked}: there is no whole checkpoint")
-        chosen: Path | None = Path(asked)
         _check_readable(chosen)
-    elif whole:
-        chosen = _readable(whole, resume_older)
-        _check_record(chosen, identity)
-    else:
-        chosen = None
-        _check_nothing_is_lost(folder, record)
-    if chosen is not None:
         check_optimizer(chosen, deepspeed)
-    return Start(None if chosen is None else str(chosen))
+        return Start(asked)
+    if whole:
+        chosen = _readable(whole, resume_older)
+        check_optimizer(chosen, deepspeed)
+        _check_record(chosen, identity)
+        return Start(str(chosen))
+    _check_nothing_is_lost(folder, record)
+    return Start()
 
 
 def _readable(whole: list[Path], resume_older: bool) -> Path:

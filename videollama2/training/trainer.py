@@ -1,12 +1,10 @@
-"""transformers' ``Trainer`` where this model needs something else: groups, order, evaluation, saving, resuming, log."""
+"""transformers' ``Trainer`` where this model needs something else: learning rates of parts, order, evaluation, log."""
 
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -15,75 +13,35 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerControl, TrainerState
-from transformers.trainer_utils import TrainOutput
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from videollama2.checkpoints import load_checkpoint, load_connector
-from videollama2.checkpoints.adapter import has_lora, load_adapter
-from videollama2.checkpoints.files import ADAPTER_CONFIG, CONNECTOR_FILE
-from videollama2.checkpoints.write import save_connector, save_lora, save_model
 from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.data.sampler import InOrderSampler, MixtureSampler, ModalityLengthSampler
-from videollama2.errors import DataError, MissingDependencyError, VideoLlama2Error
+from videollama2.errors import MissingDependencyError, VideoLlama2Error
 from videollama2.training.eval_loss import sums_over
 from videollama2.training.flags import TrainingArguments
-from videollama2.training.identity import RunIdentity
 from videollama2.training.meter import COUNTS, CountingCollator, Meter, peak_flops
-from videollama2.training.resume import told_when_it_fails, told_when_unreadable, write_sizes
-from videollama2.training.run_folder import write_record
-from videollama2.training.sharding import keep_frozen_out, load_engine
-from videollama2.training.stopping import (
-    FAILED,
-    Agreement,
-    RandomState,
-    StoppedBySignalError,
-    StoppedElsewhereError,
-    StopSignals,
-    leave_signals_to_the_parent,
-    message_of,
-)
+from videollama2.training.saving import SavingTrainer
+from videollama2.training.stopping import RandomState, leave_signals_to_the_parent
 
 BAD_SAMPLES_FILE = "bad_samples-{process}.jsonl"
 
 
-class VideoLlama2Trainer(Trainer):
-    """Trainer whose checkpoints carry published weight names and resume through them.
+class VideoLlama2Trainer(SavingTrainer):
+    """The trainer of ``train.py``.
 
     Args:
-        base: how the model under a connector or adapter is named in what is saved.
-        connector_only: first stage; only the connector is written.
         mixture: sizes of the sets that ``train_dataset`` consists of, and the share of each, None for every record
             once.
-        identity: what the run was started with; written to every checkpoint.
-        signals: stop where one of them has been noted.
-        others: as :class:`transformers.Trainer`; ``processing_class`` is the model's processor.
+        others: as :class:`~videollama2.training.saving.SavingTrainer`.
     """
 
-    args: TrainingArguments
-
-    def __init__(
-        self,
-        *args: Any,
-        base: str = "",
-        connector_only: bool = False,
-        mixture: tuple[list[int], list[float] | None] | None = None,
-        identity: RunIdentity | None = None,
-        signals: StopSignals | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, *args: Any, mixture: tuple[list[int], list[float] | None] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.identity = identity
-        self.signals = signals or StopSignals()
-        self.agreement = Agreement()
-        self.resumed: str | None = None
-        self.saved_step = 0
-        self.epoch_start: RandomState | None = None
         self.order: MixtureSampler | None = None
         self.steps_of_line = 0
         self.learnt_steps: torch.Tensor | int = 0
         self.add_callback(_EpochStart(self))
-        self.base = base
-        self.connector_only = connector_only
         self.mixture = mixture
         self.meter = Meter(self.model)
         self.bad_samples: set[str] = set()
@@ -142,6 +100,13 @@ class VideoLlama2Trainer(Trainer):
     def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler | None:
         return InOrderSampler(len(eval_dataset), self.args.eval_batch_size * self.args.world_size)
 
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        loader = super()._get_dataloader(*args, **kwargs)
+        inner = getattr(loader, "base_dataloader", loader)  # accelerate's is a shell around torch's
+        inner.worker_init_fn = partial(_begin_worker, inner.worker_init_fn)
+        inner.collate_fn = CountingCollator(inner.collate_fn, self.model.config)
+        return loader
+
     # ------------------------------------------------------------------------------------------------- step
 
     def get_batch_samples(
@@ -171,42 +136,6 @@ class VideoLlama2Trainer(Trainer):
         self.stop_where_agreed()
         return batches
 
-    def stop_where_agreed(self, error: Exception | None = None) -> None:
-        """Write a checkpoint and leave the loop where any process has been signalled or has met an ``error``.
-
-        Raises:
-            StoppedBySignalError: on all processes, after a signal. StoppedElsewhereError: another one has met an error.
-            DataError: instead of ``error``, with the checkpoint's name.
-        """
-        code = self.agreement.largest(FAILED if error else self.signals.number)
-        if not code:
-            return
-        checkpoint = self._save_what_was_learnt()
-        step = self.state.global_step
-        if isinstance(error, VideoLlama2Error) and checkpoint:
-            raise DataError(f"{message_of(error)}; what was learnt up to step {step} is in {checkpoint}") from error
-        if code == FAILED:
-            if error is None:
-                raise StoppedElsewhereError
-            return
-        raise StoppedBySignalError(code, step, checkpoint)
-
-    def _save_what_was_learnt(self) -> str | None:
-        """The folder of a checkpoint of the last whole step; None where no step was made."""
-        step = self.state.global_step
-        if step == 0:
-            return None
-        if step == self._initial_global_step and self.resumed:
-            return self.resumed
-        folder = Path(self.args.output_dir) / f"checkpoint-{step}"
-        if step != self.saved_step:
-            if self.epoch_start is not None:
-                # Beginning an epoch has drawn a number that going on from here will draw again.
-                self.epoch_start.restore()
-            self.args.save_only_model = False  # or there would be nothing to go on from
-            self._save_checkpoint(self.model_wrapped, None)
-        return str(folder)
-
     def _note_bad(self, batch: dict[str, Any]) -> None:
         """Take the records that were left out off the batch; each is listed once in the output folder."""
         for message in batch.pop("bad_samples", ()):
@@ -222,6 +151,12 @@ class VideoLlama2Trainer(Trainer):
         path = folder / BAD_SAMPLES_FILE.format(process=self.args.process_index)
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": self.state.global_step, "problem": message}) + "\n")
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """As :class:`SavingTrainer` does it; the rates of the step do not count the time."""
+        begin = time.perf_counter()
+        super()._save_checkpoint(model, trial)
+        self.meter.started += time.perf_counter() - begin
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add rates, waiting, memory and the parts' learning rates to each line of a step; all processes call this."""
@@ -283,114 +218,6 @@ class VideoLlama2Trainer(Trainer):
         self._note_bad(batch)
         batch.pop(COUNTS)
         return self._prepare_inputs(batch)
-
-    # --------------------------------------------------------------------------------- saving and resuming
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Write a folder that opens again; transformers' pickle of the arguments is left out."""
-        if not self.args.should_save:
-            return
-        folder = Path(output_dir or self.args.output_dir)
-        model = self.accelerator.unwrap_model(self.model)
-        is_result = folder == Path(self.args.output_dir)
-        with told_when_it_fails(folder, remove=False) if is_result else nullcontext():
-            if self.connector_only:
-                save_connector(model, self.processing_class, folder, self.base, state_dict)
-            elif has_lora(model):
-                save_lora(model, self.processing_class, folder, self.base, state_dict)
-            else:
-                # Checkpoints keep what is needed to go on exactly; the result is written as it is computed with.
-                dtype = torch.bfloat16 if is_result and self.args.bf16 else None
-                save_model(model, self.processing_class, folder, state_dict, dtype)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        # What an earlier run left there would make this one look whole before it is.
-        if self.args.should_save:
-            shutil.rmtree(folder, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        begin = time.perf_counter()
-        with told_when_it_fails(folder, remove=self.args.should_save):
-            super()._save_checkpoint(model, trial)
-        self.saved_step = self.state.global_step
-        self.meter.started += time.perf_counter() - begin
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        """The last part of every process; the file that makes a checkpoint whole is written after all of them."""
-        super()._save_rng_state(output_dir)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            write_sizes(Path(output_dir))
-            if self.identity is not None:
-                write_record(Path(output_dir), self.identity)
-
-    def _prepare_for_training(
-        self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: str | None
-    ) -> tuple[nn.Module, DataLoader]:
-        """Under DeepSpeed, checkpoints without frozen weights: transformers makes them for peft's own models only."""
-        if not self.is_deepspeed_enabled:
-            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-        keep_frozen_out(self.model_wrapped)
-        if resume_from_checkpoint is not None:
-            load_engine(self.model_wrapped, resume_from_checkpoint)
-            self._load_optimizer_and_scheduler(resume_from_checkpoint)
-            self._load_scaler(resume_from_checkpoint)
-        return prepared
-
-    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> TrainOutput:
-        """As transformers'; whatever ends it, no progress bar is left in the middle of a line."""
-        self.resumed = resume_from_checkpoint
-        try:
-            output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-            self.stop_where_agreed()  # a signal during the last step
-            return output
-        finally:
-            for callback in self.callback_handler.callbacks:
-                if isinstance(callback, ProgressCallback) and callback.training_bar is not None:
-                    callback.training_bar.close()
-
-    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
-        loader = super()._get_dataloader(*args, **kwargs)
-        inner = getattr(loader, "base_dataloader", loader)  # accelerate's is a shell around torch's
-        inner.worker_init_fn = partial(_begin_worker, inner.worker_init_fn)
-        inner.collate_fn = CountingCollator(inner.collate_fn, self.model.config)
-        return loader
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with told_when_unreadable(checkpoint):
-            super()._load_optimizer_and_scheduler(checkpoint)
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        with told_when_unreadable(checkpoint):
-            super()._load_rng_state(checkpoint)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Read weights through the published names.
-
-        transformers compares the names on disk with those in memory, finds none of the renamed ones and goes
-        on with a warning: a resumed run would start from the base model.
-        """
-        target = self.accelerator.unwrap_model(self.model if model is None else model)
-        with told_when_unreadable(resume_from_checkpoint):
-            self._read_weights(target, Path(resume_from_checkpoint))
-
-    def _read_weights(self, target: nn.Module, folder: Path) -> None:
-        if (folder / ADAPTER_CONFIG).is_file():
-            load_adapter(target, folder)
-        elif (folder / CONNECTOR_FILE).is_file():
-            load_connector(target, folder / CONNECTOR_FILE)
-        else:
-            # Weights that learn lie there in float32 beside frozen ones of fewer bits.
-            saved, _ = load_checkpoint(folder, dtype=torch.float32)
-            target.load_state_dict(saved.state_dict())
-
-    def _load_best_model(self) -> None:
-        """As :meth:`_load_from_checkpoint`, for ``load_best_model_at_end``."""
-        if self.is_deepspeed_enabled:
-            load_engine(self.model_wrapped, self.state.best_model_checkpoint)
-        else:
-            self._load_from_checkpoint(self.state.best_model_checkpoint)
 
 
 class _EpochStart(TrainerCallback):

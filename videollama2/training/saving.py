@@ -1,0 +1,207 @@
+"""transformers' ``Trainer`` with checkpoints of published weight names, from which a run goes on to the bit."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import ProgressCallback, Trainer
+from transformers.trainer_utils import TrainOutput
+
+from videollama2.checkpoints import load_checkpoint, load_connector
+from videollama2.checkpoints.adapter import has_lora, load_adapter
+from videollama2.checkpoints.files import ADAPTER_CONFIG, CONNECTOR_FILE
+from videollama2.checkpoints.write import save_connector, save_lora, save_model
+from videollama2.errors import DataError, VideoLlama2Error
+from videollama2.training.flags import TrainingArguments
+from videollama2.training.identity import RunIdentity
+from videollama2.training.resume import told_when_it_fails, told_when_unreadable, write_sizes
+from videollama2.training.run_folder import write_record
+from videollama2.training.sharding import keep_frozen_out, load_engine
+from videollama2.training.stopping import (
+    FAILED,
+    Agreement,
+    RandomState,
+    StoppedBySignalError,
+    StoppedElsewhereError,
+    StopSignals,
+    message_of,
+)
+
+
+class SavingTrainer(Trainer):
+    """Trainer that writes, stops and goes on as this model needs it.
+
+    Args:
+        base: how the model under a connector or adapter is named in what is saved.
+        connector_only: first stage; only the connector is written.
+        identity: what the run was started with; written to every checkpoint.
+        signals: stop where one of them has been noted.
+        others: as :class:`transformers.Trainer`; ``processing_class`` is the model's processor.
+    """
+
+    args: TrainingArguments
+
+    def __init__(
+        self,
+        *args: Any,
+        base: str = "",
+        connector_only: bool = False,
+        identity: RunIdentity | None = None,
+        signals: StopSignals | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.base = base
+        self.connector_only = connector_only
+        self.identity = identity
+        self.signals = signals or StopSignals()
+        self.agreement = Agreement()
+        self.resumed: str | None = None
+        self.saved_step = 0
+        self.epoch_start: RandomState | None = None
+        """The random state from before an epoch, until its first step is made."""
+
+    # -------------------------------------------------------------------------------------------- stopping
+
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> TrainOutput:
+        """As transformers'; whatever ends it, no progress bar is left in the middle of a line."""
+        self.resumed = resume_from_checkpoint
+        try:
+            output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+            self.stop_where_agreed()  # a signal during the last step
+            return output
+        finally:
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, ProgressCallback) and callback.training_bar is not None:
+                    callback.training_bar.close()
+
+    def stop_where_agreed(self, error: Exception | None = None) -> None:
+        """Write a checkpoint and leave the loop where any process has been signalled or has met an ``error``.
+
+        Raises:
+            StoppedBySignalError: on all processes, after a signal. StoppedElsewhereError: another one has met an error.
+            DataError: instead of ``error``, with the checkpoint's name.
+        """
+        code = self.agreement.largest(FAILED if error else self.signals.number)
+        if not code:
+            return
+        checkpoint = self._save_what_was_learnt()
+        step = self.state.global_step
+        if isinstance(error, VideoLlama2Error) and checkpoint:
+            raise DataError(f"{message_of(error)}; what was learnt up to step {step} is in {checkpoint}") from error
+        if code == FAILED:
+            if error is None:
+                raise StoppedElsewhereError
+            return
+        raise StoppedBySignalError(code, step, checkpoint)
+
+    def _save_what_was_learnt(self) -> str | None:
+        """The folder of a checkpoint of the last whole step; None where no step was made."""
+        step = self.state.global_step
+        if step == 0:
+            return None
+        if step == self._initial_global_step and self.resumed:
+            return self.resumed
+        folder = Path(self.args.output_dir) / f"checkpoint-{step}"
+        if step != self.saved_step:
+            if self.epoch_start is not None:
+                # Beginning an epoch has drawn a number that going on from here will draw again.
+                self.epoch_start.restore()
+            self.args.save_only_model = False  # or there would be nothing to go on from
+            self._save_checkpoint(self.model_wrapped, None)
+        return str(folder)
+
+    # ---------------------------------------------------------------------------------------------- saving
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Write a folder that opens again; transformers' pickle of the arguments is left out."""
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        model = self.accelerator.unwrap_model(self.model)
+        is_result = folder == Path(self.args.output_dir)
+        with told_when_it_fails(folder, remove=False) if is_result else nullcontext():
+            if self.connector_only:
+                save_connector(model, self.processing_class, folder, self.base, state_dict)
+            elif has_lora(model):
+                save_lora(model, self.processing_class, folder, self.base, state_dict)
+            else:
+                # Checkpoints keep what is needed to go on exactly; the result is written as it is computed with.
+                dtype = torch.bfloat16 if is_result and self.args.bf16 else None
+                save_model(model, self.processing_class, folder, state_dict, dtype)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        # What an earlier run left there would make this one look whole before it is.
+        if self.args.should_save:
+            shutil.rmtree(folder, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        with told_when_it_fails(folder, remove=self.args.should_save):
+            super()._save_checkpoint(model, trial)
+        self.saved_step = self.state.global_step
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """The last part of every process; the file that makes a checkpoint whole is written after all of them."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            write_sizes(Path(output_dir))
+            if self.identity is not None:
+                write_record(Path(output_dir), self.identity)
+
+    # -------------------------------------------------------------------------------------------- going on
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: str | None
+    ) -> tuple[nn.Module, DataLoader]:
+        """Under DeepSpeed, checkpoints without frozen weights: transformers makes them for peft's own models only."""
+        if not self.is_deepspeed_enabled:
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        keep_frozen_out(self.model_wrapped)
+        if resume_from_checkpoint is not None:
+            load_engine(self.model_wrapped, resume_from_checkpoint)
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+            self._load_scaler(resume_from_checkpoint)
+        return prepared
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with told_when_unreadable(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with told_when_unreadable(checkpoint):
+            super()._load_rng_state(checkpoint)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Read weights through the published names.
+
+        transformers compares the names on disk with those in memory, finds none of the renamed ones and goes
+        on with a warning: a resumed run would start from the base model.
+        """
+        target = self.accelerator.unwrap_model(self.model if model is None else model)
+        with told_when_unreadable(resume_from_checkpoint):
+            self._read_weights(target, Path(resume_from_checkpoint))
+
+    def _read_weights(self, target: nn.Module, folder: Path) -> None:
+        if (folder / ADAPTER_CONFIG).is_file():
+            load_adapter(target, folder)
+        elif (folder / CONNECTOR_FILE).is_file():
+            load_connector(target, folder / CONNECTOR_FILE)
+        else:
+            # Weights that learn lie there in float32 beside frozen ones of fewer bits.
+            saved, _ = load_checkpoint(folder, dtype=torch.float32)
+            target.load_state_dict(saved.state_dict())
+
+    def _load_best_model(self) -> None:
+        """As :meth:`_load_from_checkpoint`, for ``load_best_model_at_end``."""
+        if self.is_deepspeed_enabled:
+            load_engine(self.model_wrapped, self.state.best_model_checkpoint)
+        else:
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
