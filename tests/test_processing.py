@@ -9,7 +9,7 @@ from videollama2.checkpoints import load_checkpoint
 from videollama2.constants import IMAGE_TOKEN_INDEX
 from videollama2.errors import ConfigError, PromptError
 from videollama2.inference.api import embed_prompts
-from videollama2.processing import VideoLlama2Processor, check_pixels, collate, expand_prompts, visual_tokens
+from videollama2.processing import VideoLlama2Processor, check_medium, collate, expand_prompts, media_tokens
 
 QWEN = golden_dir() / "models" / "qwen2-stc_connector-clip"
 
@@ -74,7 +74,7 @@ def test_counts_are_made_in_one_place(loaded):
     prompt = processor.prompt([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}])
     pixels = processor["image"](pictures(1)[0])
     rows, media = expand_prompts([prompt], [[pixels]], processor.tokenizer, config)
-    count = visual_tokens(config, "image")
+    count = media_tokens(config, "image")
     ids = prompt.token_ids(processor.tokenizer)
     place = ids.index(IMAGE_TOKEN_INDEX)
     assert rows == [[*ids[:place], *[config.image_token_id] * count, *ids[place + 1 :]]]
@@ -99,7 +99,8 @@ def test_one_of_several_prompts_is_named(processor):
 
 def test_pixels_of_another_size(processor):
     """torch would say that tensors cannot be stacked."""
-    size = processor.model_config.vision_config.image_size
+    config = processor.model_config
+    size = config.vision_config.image_size
     fits, small = torch.zeros(1, 3, size, size), torch.zeros(1, 3, size // 2, size)
     with pytest.raises(PromptError, match=rf"the image is {size // 2}x{size} pixels, the vision encoder takes {size}x"):
         processor(text="<image>\n<image>\nWhich?", images=[fits, small])
@@ -108,9 +109,9 @@ def test_pixels_of_another_size(processor):
     with pytest.raises(PromptError, match=rf"one size, got {size // 2}x{size} and {size}x{size}"):
         collate([[1], [2]], [[("image", fits)], [("video", small)]], 0, "right")
     with pytest.raises(PromptError, match="pixels made by processor"):
-        check_pixels(torch.zeros(1, 3, size, size, dtype=torch.uint8), "image", size)
+        check_medium(torch.zeros(1, 3, size, size, dtype=torch.uint8), "image", config)
     with pytest.raises(PromptError, match="pixels made by processor.*got str"):
-        check_pixels("clip.mp4", "video")
+        check_medium("clip.mp4", "video", config)
 
 
 def test_the_model_names_frames_of_another_size(loaded):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.conftest import golden_dir
 from videollama2.errors import ConfigError, MediaError, PromptError
-from videollama2.processing import VideoLlama2Processor, visual_tokens
+from videollama2.processing import VideoLlama2Processor, media_tokens
 from videollama2.prompting import training_ids
 
 MEDIA = golden_dir() / "media"
@@ -317,7 +317,7 @@ def test_truncation(processor):
     assert cut["input_ids"][0].tolist() == whole[0, :4].tolist()
     assert torch.equal(processor(text=texts, max_length=4)["input_ids"][0], cut["input_ids"][0]), "as in transformers"
     prompt = "<image>\n" + "What is it? " * 8
-    visual = visual_tokens(processor.model_config, "image")
+    visual = media_tokens(processor.model_config, "image")
     kept = processor(text=prompt, images=IMAGE, truncation=True, max_length=visual + 2)["input_ids"]
     assert kept.shape[1] == visual + 2 and (kept == processor.image_token_id).sum() == visual
     with pytest.raises(PromptError, match=r"text 0 .* would cut a medium"):

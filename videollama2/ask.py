@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from videollama2.constants import TINY_MODEL_NAME
 from videollama2.errors import ConfigError
 from videollama2.flags import AnswerFlags, frame_options, model_options
-from videollama2.media.kinds import KINDS, VIDEO, with_article
+from videollama2.media.kinds import AUDIO, IMAGE, KINDS, VIDEO, with_article
 from videollama2.reach import hub_options
 
 CHAT_LENGTH = 16384
@@ -42,12 +42,16 @@ class Asked:
     question: str
     system: str | None = None
 
-    def messages(self, video_options: dict[str, Any]) -> list[dict[str, Any]]:
-        """The conversation, as :meth:`videollama2.inference.engine.Engine.submit` takes it."""
-        content: list[dict[str, Any]] = []
-        for kind, path in self.media:
-            known = KINDS[kind].options
-            content.append({"type": kind, "path": path, **{k: v for k, v in video_options.items() if k in known}})
+    def messages(self, args: argparse.Namespace, config: Any) -> list[dict[str, Any]]:
+        """The conversation, as :meth:`videollama2.inference.engine.Engine.submit` takes it.
+
+        Args:
+            config: of the model: one that hears hears videos too, unless it is told otherwise.
+        """
+        from videollama2.inference.chat import file_part
+
+        options, hears_only = _video_options(args, config), _hears_only(args, config)
+        content = [file_part(kind, path, options, hears_only) for kind, path in self.media]
         content.append({"type": "text", "text": self.question})
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
         return [*system, {"role": "user", "content": content}]
@@ -59,11 +63,10 @@ def ask(args: argparse.Namespace) -> int:
     options = _generation(args)
     for kind, path in asked.media:
         _check_readable(args, kind, path)
-    messages = asked.messages(_video_options(args))
     begin = time.monotonic()
-    engine, sampling = open_engine(args, options, lambda processor: _prompt_length(processor, asked, messages))
+    engine, sampling = open_engine(args, options, lambda processor: _prompt_length(processor, args, asked))
     loaded = time.monotonic() - begin
-    answer = engine.submit(messages, **sampling)
+    answer = engine.submit(asked.messages(args, engine.model.config), **sampling)
     if args.json:
         print(json.dumps(_as_json(args, asked, answer.result(), loaded), ensure_ascii=False))
     elif sys.stdout.isatty():
@@ -72,6 +75,8 @@ def ask(args: argparse.Namespace) -> int:
         print()
     else:
         print(answer.result().text.strip())
+    for note in answer.result().notes if not args.json else ():
+        print(f"videollama2: {note}", file=sys.stderr)
     return 0
 
 
@@ -119,6 +124,8 @@ def _check_options(args: argparse.Namespace, asked: Asked) -> None:
         flags = ", ".join("--" + name.replace("_", "-") for name in given)
         kind, path = asked.media[0]
         raise ConfigError(f"{path} is {with_article(kind)}; {flags} can only be given for {with_article(VIDEO)}")
+    if (args.no_audio or args.audio_only) and all(kind != VIDEO for kind, _ in asked.media):
+        raise ConfigError("--no-audio and --audio-only can only be given for a video")
 
 
 def _as_json(args: argparse.Namespace, asked: Asked, result: Any, loaded: float) -> dict[str, Any]:
@@ -126,6 +133,7 @@ def _as_json(args: argparse.Namespace, asked: Asked, result: Any, loaded: float)
     return {
         "answer": result.text.strip(),
         "finish_reason": result.finish_reason,
+        "notes": list(result.notes),
         "question": asked.question,
         "media": [{"type": kind, "path": path} for kind, path in asked.media],
         "model": args.model_path,
@@ -150,7 +158,8 @@ def chat(args: argparse.Namespace) -> int:
     engine, sampling = open_engine(args, options, None)
     from videollama2.inference.chat import Chat
 
-    conversation = Chat(engine, _video_options(args), sampling)
+    config = engine.model.config
+    conversation = Chat(engine, _video_options(args, config), sampling, audio_only=_hears_only(args, config))
     for kind, path in zip(kinds, args.words, strict=True):
         conversation.handle(f"/{kind} {path}")
     conversation.run()
@@ -207,33 +216,41 @@ def open_engine(
     return Engine(model, processor, max_batch=1, max_length=length, background=False), sampling
 
 
-def _prompt_length(processor: Any, asked: Asked, messages: Sequence[dict[str, Any]]) -> int:
+def _prompt_length(processor: Any, args: argparse.Namespace, asked: Asked) -> int:
     """Tokens of the prompt, from the number of frames: nothing is decoded."""
-    from videollama2.processing import ReadOptions, expand_placeholders, planned_tokens
+    from videollama2.inference.request import Request
+    from videollama2.processing import expand_placeholders, planned_tokens
 
-    parts = messages[-1]["content"][: len(asked.media)]
     config = processor.model_config
-    counts = []
-    for part in parts:
-        said = {name: value for name, value in part.items() if name not in ("type", "path")}
-        # Never None: a command line cannot ask for one frame per second, whose number only the file tells.
-        counts.append(planned_tokens(config, part["type"], ReadOptions.of(part["type"], said)) or 0)
-    ids = processor.prompt(messages).token_ids(processor.tokenizer)
+    request = Request(asked.messages(args, config))
+    # Never None: a command line cannot ask for one frame per second, whose number only the file tells.
+    counts = [planned_tokens(config, medium.kind, medium.options) or 0 for medium in request.media]
+    ids = processor.prompt(request.messages).token_ids(processor.tokenizer)
     return len(expand_placeholders(ids, counts, config)[0])
 
 
-def _video_options(args: argparse.Namespace) -> dict[str, Any]:
-    return {**frame_options(args), "backend": args.video_backend}
+def _video_options(args: argparse.Namespace, config: Any) -> dict[str, Any]:
+    heard = {"use_audio": True} if config.hears and not args.no_audio else {}
+    return {**frame_options(args), "backend": args.video_backend, **heard}
+
+
+def _hears_only(args: argparse.Namespace, config: Any) -> bool:
+    """Whether videos are heard and not seen. A model without a vision encoder can do nothing else."""
+    return args.audio_only or not config.sees
 
 
 def _check_readable(args: argparse.Namespace, kind: str, path: str) -> None:
-    """Decode the first frame asked for (or the image): cheap, and the same errors as later."""
+    """Decode the first frame asked for (or the image, or the sound): cheap, and the same errors as later."""
+    from videollama2.media.audio import SoundSampling, read_sound, read_video_sound
     from videollama2.media.frames import FrameSampling
     from videollama2.media.image import load_image
     from videollama2.media.video import read_clip
 
-    if kind != VIDEO:
+    if kind == IMAGE:
         load_image(path)
+        return
+    if kind == AUDIO or args.audio_only:
+        (read_sound if kind == AUDIO else read_video_sound)(path, sampling=SoundSampling(args.start, args.end))
         return
     sampling = FrameSampling(**frame_options(args))
     read_clip(path, replace(sampling, num_frames=1), backend=args.video_backend)

@@ -48,11 +48,11 @@ def build_parser(command: str | None = None) -> CommandParser:
 
     ``completion`` needs those of all commands.
     """
-    parser = CommandParser(prog="videollama2", description="Ask videos and images questions.")
+    parser = CommandParser(prog="videollama2", description="Ask videos, images and sounds questions.")
     parser.add_argument("--version", action="version", version=f"videollama2 {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_ask(commands.add_parser("ask", help="answer a question about videos and images"))
-    _add_chat(commands.add_parser("chat", help="talk about videos and images in the terminal"))
+    _add_ask(commands.add_parser("ask", help="answer a question about videos, images and sounds"))
+    _add_chat(commands.add_parser("chat", help="talk about videos, images and sounds in the terminal"))
     for name, (text, module, function) in _ELSEWHERE.items():
         if command in (name, "completion"):
             getattr(import_module(module), function)(commands)
@@ -81,11 +81,12 @@ def _add_ask(parser: CommandParser) -> None:
         "words",
         nargs="*",
         metavar="MEDIA ... QUESTION",
-        help="videos, gifs, folders of frames and images, and last what to ask about them (-: read it from the input)",
+        help="videos, gifs, folders of frames, images and sounds, and last what to ask about them (-: read it from the "
+        "input)",
     )
     parser.take_words_anywhere("words")
     parser.add_argument(
-        "--attach", action="append", default=[], metavar="FILE", help="another video or image; comes after MEDIA"
+        "--attach", action="append", default=[], metavar="FILE", help="another video, image or sound; after MEDIA"
     )
     parser.add_argument("--system", metavar="TEXT", help="instructions that stand before the question")
     parser.add_argument("--json", action="store_true", help="print the answer with its counts and times as JSON")
@@ -94,7 +95,7 @@ def _add_ask(parser: CommandParser) -> None:
 
 def _add_chat(parser: CommandParser) -> None:
     parser.set_defaults(run=_late("videollama2.ask", "chat"))
-    parser.add_argument("words", nargs="*", metavar="MEDIA", help="videos and images to begin with")
+    parser.add_argument("words", nargs="*", metavar="MEDIA", help="videos, images and sounds to begin with")
     parser.take_words_anywhere("words")
     _add_options(parser)
     parser.add_argument(
@@ -113,6 +114,9 @@ def _add_options(parser: CommandParser) -> None:
     add_num_frames_flag(media)
     add_sampling_flag(media)
     add_backend_flag(media)
+    sound = media.add_mutually_exclusive_group()
+    sound.add_argument("--no-audio", action="store_true", help="do not hear the sound of videos")
+    sound.add_argument("--audio-only", action="store_true", help="hear videos without seeing them")
     add_answer_flags(parser.add_argument_group("answer"))
     add_debug_flag(parser)
 

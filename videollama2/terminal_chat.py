@@ -9,11 +9,15 @@ from contextlib import suppress
 from typing import Any, TextIO
 
 from videollama2.errors import VideoLlama2Error
+from videollama2.media.kinds import IMAGE, VIDEO
 
-HELP = """\
+_HELP = """\
 /video PATH   ask about a video      /clear   forget the conversation
 /image PATH   ask about a picture    /quit    leave (or Ctrl-D)
-Ctrl-C stops an answer. Anything else is a question; media go with the next one."""
+{audio}Ctrl-C stops an answer. Anything else is a question; media go with the next one."""
+
+HELP = _HELP.format(audio="")
+HELP_WITH_SOUND = _HELP.format(audio="/audio PATH   ask about a sound\n")
 
 
 class TerminalChat(ABC):
@@ -23,7 +27,9 @@ class TerminalChat(ABC):
         out: where answers and notices go; None: the standard output.
     """
 
-    greeting = HELP
+    help = greeting = HELP
+    kinds: tuple[str, ...] = (VIDEO, IMAGE)
+    """Kinds of media that can be asked about."""
     errors: tuple[type[Exception], ...] = (VideoLlama2Error,)
     """Told in a line, after which the conversation goes on."""
 
@@ -38,7 +44,7 @@ class TerminalChat(ABC):
         """Open a file at once: a wrong path is best told before the question is written.
 
         Args:
-            kind: ``video`` or ``image``.
+            kind: one of :attr:`kinds`.
 
         Returns:
             Its part of a message, and what the user is told about it.
@@ -78,15 +84,15 @@ class TerminalChat(ABC):
         """One command or question. Errors are told, and the conversation goes on."""
         command, _, rest = line.partition(" ")
         try:
-            if command in ("/video", "/image"):
+            if command[1:] in self.kinds and command[0] == "/":
                 self.attach(command[1:], rest.strip().strip("'\""))
             elif command == "/clear":
                 self.messages, self._media = [], []
                 self.say("(a new conversation)")
             elif command == "/help":
-                self.say(HELP)
+                self.say(self.help)
             elif command.startswith("/") and "/" not in command[1:]:
-                self.say(f"no command {command}\n{HELP}")
+                self.say(f"no command {command}\n{self.help}")
             else:
                 self._ask(line)
         except self.errors as error:

@@ -9,7 +9,7 @@ from videollama2.config import VideoLlama2Config
 from videollama2.errors import ConfigError
 from videollama2.model.connectors import CONNECTORS, num_visual_tokens
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
-from videollama2.processing import visual_tokens
+from videollama2.processing import media_tokens
 
 ONE_BY_ONE = ["linear", "identity", "mlp2x_gelu"]
 GRIDS = sorted(set(CONNECTORS) - set(ONE_BY_ONE))
@@ -46,8 +46,8 @@ def test_count_is_what_comes_out(connector, encoder, extra):
     pixels = torch.randn(4, 3, size, size)
     video = model.get_video_features(pixels[None]).pooler_output[0]
     image = model.get_image_features(pixels[:1]).pooler_output[0]
-    assert visual_tokens(settings, "video", 4) == len(video) == patches + extra
-    assert visual_tokens(settings, "image") == len(image) == patches + extra
+    assert media_tokens(settings, "video", 4) == len(video) == patches + extra
+    assert media_tokens(settings, "image") == len(image) == patches + extra
     ids = torch.tensor([[3, *[settings.video_token_id] * len(video), 4]])
     assert model(input_ids=ids, pixel_values_videos=pixels[None]).logits.shape[1] == ids.shape[1]
     # Beams repeat media with their sequences, which counts tokens once more.
@@ -76,8 +76,8 @@ def test_grids_refuse_it(connector):
     with pytest.raises(ConfigError, match=rule):
         VideoLlama2ForConditionalGeneration(config(connector))
     with pytest.raises(ConfigError, match=rule):
-        visual_tokens(config(connector), "image")
+        media_tokens(config(connector), "image")
     with pytest.raises(ConfigError, match=rule):
         num_visual_tokens(connector, 4, 24, class_token=True)
     # SigLIP has no class token to keep.
-    assert visual_tokens(config(connector, encoder="siglip"), "image") > 0
+    assert media_tokens(config(connector, encoder="siglip"), "image") > 0

@@ -11,7 +11,7 @@ from videollama2.checkpoints import load_checkpoint
 from videollama2.config import VideoLlama2Config
 from videollama2.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX, VIDEO_TOKEN_INDEX
 from videollama2.model.weight_names import to_memory
-from videollama2.processing import collate, expand_placeholders, visual_tokens
+from videollama2.processing import collate, expand_placeholders, media_tokens
 
 NAMES = [row["model"] for row in json.loads((golden_dir() / "summary.json").read_text())]
 ATOL = 5e-5
@@ -29,7 +29,7 @@ def close(ours, reference, atol=ATOL):
 
 
 def expand(ids, config, labels=None):
-    count = visual_tokens(config, "image")
+    count = media_tokens(config, "image")
     sentinels = [i for i in ids if i in (IMAGE_TOKEN_INDEX, VIDEO_TOKEN_INDEX)]
     return expand_placeholders(ids, [count] * len(sentinels), config, labels)
 

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from videollama2.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX, VIDEO_TOKEN_INDEX
+from videollama2.constants import IGNORE_INDEX
 from videollama2.data.records import Medium, Record
 from videollama2.errors import DataError, MediaError, PromptError
-from videollama2.processing import VideoLlama2Processor, expand_placeholders, visual_tokens
+from videollama2.media.kinds import KINDS
+from videollama2.processing import VideoLlama2Processor, expand_placeholders, media_tokens
 from videollama2.prompting import training_ids
 
-_SENTINELS = (IMAGE_TOKEN_INDEX, VIDEO_TOKEN_INDEX)
+_SENTINELS = frozenset(kind.sentinel for kind in KINDS.values())
 
 _TEXTS_AT_ONCE = 1000
 """Texts that are tokenised in one call when only their lengths are wanted."""
@@ -97,7 +98,7 @@ class VideoInstructionDataset(Dataset):
         """
         config = self.processor.model_config
         ids, labels = training_ids(record.conversations, record.kinds, self.processor.tokenizer, self.stage)
-        counts = [visual_tokens(config, kind) for kind in record.kinds]
+        counts = [media_tokens(config, kind) for kind in record.kinds]
         kept = fit_length(ids, counts, self.max_length)
         ids, labels = ids[:kept], labels[:kept]
         media = record.media[: sum(token in _SENTINELS for token in ids)]
@@ -114,7 +115,7 @@ class VideoInstructionDataset(Dataset):
     def visual_lengths(self) -> Sequence[int]:
         """Visual tokens per record."""
         config = self.processor.model_config
-        return array("q", (sum(visual_tokens(config, kind) for kind in record.kinds) for record in self.records))
+        return array("q", (sum(media_tokens(config, kind) for kind in record.kinds) for record in self.records))
 
     @cached_property
     def lengths(self) -> Sequence[int]:

@@ -36,7 +36,8 @@ class Result:
     """A finished answer.
 
     ``finish_reason``: ``stop`` (end of text or a stop text), ``length`` (max_new_tokens), ``cancelled`` or ``error``.
-    ``cached_tokens``: of the prompt, those whose key-values were known. ``token_ids`` hold no end of text.
+    ``cached_tokens``: of the prompt, those whose key-values were known. ``token_ids`` hold no end of text. ``notes``:
+    what whoever asked should know about the media, such as a video without sound that was to be heard.
     """
 
     text: str
@@ -47,6 +48,7 @@ class Result:
     logprobs: tuple[TokenLogprob, ...] | None = None
     timings: Timings = Timings()
     error: VideoLlama2Error | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def completion_tokens(self) -> int:

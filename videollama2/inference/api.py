@@ -19,13 +19,13 @@ from videollama2.inference.media.cache import MediaCache
 from videollama2.inference.media.encoder import MediaEncoder
 from videollama2.inference.media.reader import ReadMedium, medium_key
 from videollama2.inference.prefix_cache import PrefixCache
-from videollama2.inference.request import Request
+from videollama2.inference.request import Request, split_sounds
 from videollama2.inference.sampling import end_ids
 from videollama2.inference.sizes import fitting_slots
 from videollama2.inference.weights_watch import WeightsWatch, media_modules
-from videollama2.media.kinds import IMAGE, KINDS, VIDEO
+from videollama2.media.kinds import AUDIO, IMAGE, KINDS, VIDEO
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
-from videollama2.processing import VideoLlama2Processor, collate, expand_prompts, padding_id
+from videollama2.processing import VideoLlama2Processor, check_medium, collate, expand_prompts, padding_id
 from videollama2.prompting import Message, Prompt, build_prompt, user_messages
 
 # Published defaults: greedy; when sampling, temperature 0.2 and top_p 0.9.
@@ -76,7 +76,8 @@ def model_init(
             ``attn_implementation``, ``load_8bit``, ``load_4bit``, ``device_map``, hub options.
 
     Returns:
-        model, processor (``processor["video"](path)``, ``processor["image"](path)``), tokenizer.
+        model, processor (``processor["video"](path)``, ``processor["image"](path)``, ``processor["audio"](path)``),
+        tokenizer.
 
     Raises:
         CheckpointNotFoundError: there is nothing of this name. ConfigError: the name is empty.
@@ -136,10 +137,11 @@ def mm_infer(
     """Answer one question about one medium (published function).
 
     Args:
-        image_or_video: pixels from ``processor["video"]`` (T, C, H, W) or ``processor["image"]`` (1, C, H, W);
-            ignored for ``modal="text"``. A list of them where ``modal`` is a list.
+        image_or_video: pixels from ``processor["video"]`` (T, C, H, W) or ``processor["image"]`` (1, C, H, W), the
+            filter bank from ``processor["audio"]`` (1, T, F), or what ``processor["video"](path, va=True)`` returns: a
+            video that is heard too. Ignored for ``modal="text"``. A list of them where ``modal`` is a list.
         instruct: the question, or messages ``{"role", "content"}`` of which the first is about the medium.
-        modal: ``video``, ``image`` or ``text``; or a list of the first two, one per medium.
+        modal: ``video`` (also with its sound), ``image``, ``audio`` or ``text``; or a list, one per medium.
         kwargs: generation options: ``do_sample`` (default False), ``temperature``, ``top_p``, ``max_new_tokens``
             (default 2048), ``num_beams``, ``repetition_penalty``, ``stop_strings``, ``streamer`` and others of
             ``generate``.
@@ -166,8 +168,8 @@ def mm_infer_batch(
     """Answer several questions in one batch; each answer is the one its request gets alone.
 
     Args:
-        requests: ``(media, instruct, modal)`` each: pixels in reading order, question or messages, and ``text``,
-            ``image``, ``video`` or a list of the latter two, one per medium.
+        requests: ``(media, instruct, modal)`` each: what the processor made of the media, in reading order, question or
+            messages, and ``text``, ``image``, ``video``, ``audio`` or a list of the latter three, one per medium.
         kwargs: as in :func:`mm_infer`, for all.
 
     Raises:
@@ -178,8 +180,9 @@ def mm_infer_batch(
     options = generation_options(tokenizer, **kwargs)
     prompter = _Prompter(model, tokenizer)
     conversations = [user_messages(instruct, modal) for _, instruct, modal in requests]
-    prompts = [prompter.prompt(messages) for messages in conversations]
-    media = [list(pixels) for pixels, _, _ in requests]
+    given = [list(media) for media, _, _ in requests]
+    split = [split_sounds(messages, own) for messages, own in zip(conversations, given, strict=True)]
+    prompts, media = [prompter.prompt(messages) for messages, _ in split], [own for _, own in split]
     if options.get("num_beams", 1) > 1 or any(options.get(name) is not None for name in _GENERATE_ONLY):
         return _by_generate(prompts, media, model, tokenizer, options)
     rows, _ = expand_prompts(prompts, media, tokenizer, model.config)
@@ -196,8 +199,8 @@ def mm_infer_batch(
         background=False,
     ) as engine:
         asked = [
-            Request(messages, pixels, **sampling_options(model, options))
-            for messages, pixels in zip(conversations, media, strict=True)
+            Request(messages, own, **sampling_options(model, options))
+            for messages, own in zip(conversations, given, strict=True)
         ]
         streamer = options.get("streamer")
         results = engine.generate(asked) if streamer is None else [_stream(engine, asked, streamer)]
@@ -302,19 +305,22 @@ def embed_prompts(
         tokens[kind].append(tokens_ND)
     batch = collate(rows, [], padding_id(tokenizer), "left")
     device = model.get_input_embeddings().weight.device
-    embeds = model.model.embed(batch["input_ids"].to(device), tokens[IMAGE], tokens[VIDEO])
+    embeds = model.model.embed(batch["input_ids"].to(device), tokens[IMAGE], tokens[VIDEO], tokens[AUDIO])
     return embeds, batch["attention_mask"].to(device)
 
 
 def encode_media(
     media: Sequence[tuple[str, torch.Tensor]], model: VideoLlama2ForConditionalGeneration
 ) -> list[tuple[str, torch.Tensor]]:
-    """``(kind, pixels_TCHW)`` -> ``(kind, tokens_ND)`` in the same order; each distinct medium is encoded once.
+    """``(kind, values)`` -> ``(kind, tokens_ND)`` in the same order; each distinct medium is encoded once.
 
     The tokens carry no graph, known or new, and may be read in training: a step that is to reach the connector gives
     pixels to the model itself.
     """
-    read = [ReadMedium(kind, medium_key(model, kind, pixels), len(pixels), pixels) for kind, pixels in media]
+    read = [
+        ReadMedium(kind, medium_key(model, kind, values), check_medium(values, kind, model.config), values)
+        for kind, values in media
+    ]
     MediaEncoder(model, media_cache(model)).encode(read)
     return [(medium.kind, medium.tokens) for medium in read]
 

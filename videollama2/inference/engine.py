@@ -37,7 +37,7 @@ from videollama2.inference.task import Task
 from videollama2.inference.threads import Bell, interrupts_deferred, start_thread
 from videollama2.inference.weights_watch import WeightsWatch, media_modules
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
-from videollama2.processing import VideoLlama2Processor, visual_tokens
+from videollama2.processing import VideoLlama2Processor, media_tokens
 
 PREFILL_CHUNK = 512
 """Prompt tokens computed between two decode steps."""
@@ -368,7 +368,7 @@ class Engine:
             return
         task.collect_media()
         config = self.model.config
-        counts = [visual_tokens(config, medium.kind, medium.frames) for medium in task.media]
+        counts = [media_tokens(config, medium.kind, medium.frames) for medium in task.media]
         task.lay_out(config, counts, self.max_length)
 
     def _attempt(self, task: Task, work: Callable[[Task], None]) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from videollama2.errors import PromptError
 from videollama2.inference.sampling import SamplingOptions
-from videollama2.media.kinds import TAGS
+from videollama2.media.kinds import AUDIO, TAGS, VIDEO
+from videollama2.processing import as_media
 from videollama2.processing.read_options import ReadOptions
 from videollama2.prompting import Message, check_last, check_messages, user_messages
 
@@ -31,8 +32,9 @@ class Request:
     Args:
         messages: a question, or messages with ``role`` and ``content``; content is text or a list of parts:
             ``{"type": "text", "text": ...}``, ``{"type": "video", "path": ..., "start": 3.5, "num_frames": 16}``,
-            ``{"type": "image", "image": picture}``. Sources are paths, bytes, PIL images, arrays, lists of frames, or
-            pixels that the processor made.
+            ``{"type": "image", "image": picture}``, ``{"type": "audio", "path": ...}``. A video part with
+            ``"use_audio": True`` is heard too. Sources are paths, bytes, PIL images, arrays, lists of frames, or what
+            the processor made.
         media: sources for the parts that name none, in reading order. With a plain question, pairs
             ``("video", source)`` or parts as above, which then stand before it.
         add_generation_prompt: end the prompt where the template begins an answer of the assistant.
@@ -93,8 +95,9 @@ def _resolve(messages: Sequence[Message], media: list[Any]) -> tuple[list[Messag
             for part in content:
                 kind = part.get("type")
                 if kind in TAGS:
-                    found.append(_media_part(part, kind, media))
-                    part = {"type": kind}
+                    own = media_parts(part, kind, media)
+                    found += own
+                    part = {"type": kind, "use_audio": True} if len(own) > 1 else {"type": kind}
                 parts.append(part)
             content = parts
         bare.append({**message, "content": content})
@@ -103,11 +106,40 @@ def _resolve(messages: Sequence[Message], media: list[Any]) -> tuple[list[Messag
     return bare, found
 
 
-def _media_part(part: Message, kind: str, media: list[Any]) -> MediaPart:
+def split_sounds(messages: Sequence[Message], media: Sequence[Any]) -> tuple[list[Message], list[Any]]:
+    """Messages whose videos with sound say so, and the media with each sound behind its video.
+
+    Args:
+        media: in reading order; a video with sound is ``{"video": ..., "audio": ...}``, as a processor returns it.
+    """
+    remaining = iter(media)
+    marked: list[Message] = []
+    for message in messages:
+        content = message.get("content")
+        if not isinstance(content, str) and content is not None:
+            content = [_marked(part, remaining) if part.get("type") in TAGS else part for part in content]
+        marked.append({**message, "content": content})
+    return marked, [value for medium in media for value in as_media(medium)]
+
+
+def _marked(part: Message, remaining: Iterator[Any]) -> Message:
+    return {**part, "use_audio": True} if isinstance(next(remaining, None), Mapping) else part
+
+
+def media_parts(part: Message, kind: str, media: list[Any]) -> list[MediaPart]:
+    """The medium of a message part; of a video that is heard too, the pictures and the sound.
+
+    Args:
+        media: sources for parts that name none; the first one is taken off.
+    """
     options = {name: value for name, value in part.items() if name not in ("type", kind, *_SOURCES)}
     source = next((part[name] for name in (kind, *_SOURCES) if part.get(name) is not None), None)
     if source is None:
         if not media:
             raise PromptError(f"a {kind} part names no source and no medium is left for it")
         source = media.pop(0)
-    return MediaPart(kind, source, ReadOptions.of(kind, options))
+    read = ReadOptions.of(kind, options)
+    if isinstance(source, Mapping):  # as processor["video"](..., va=True) returns it
+        return [MediaPart(kind, value) for kind, value in zip((VIDEO, AUDIO), as_media(source), strict=True)]
+    sound = [MediaPart(AUDIO, source, read.of_its_sound)] if read.use_audio else []
+    return [MediaPart(kind, source, replace(read, use_audio=False, windows="published")), *sound]

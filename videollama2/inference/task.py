@@ -17,7 +17,7 @@ from videollama2.inference.media.reader import ReadMedium
 from videollama2.inference.request import Request
 from videollama2.inference.sampling import Chooser, logprob
 from videollama2.inference.text_stream import TextStream
-from videollama2.media.kinds import IMAGE, KINDS, VIDEO
+from videollama2.media.kinds import AUDIO, IMAGE, KINDS, VIDEO
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.processing import expand_placeholders
 from videollama2.prompting import Prompt
@@ -42,6 +42,7 @@ class Task:
         self._stream = TextStream(tokenizer, request.options.stop, request.options.skip_special_tokens)
         self._logprobs = channel.logprobs
         self._budget = 0
+        self._notes: list[str] = []
         self._embeds_LD: torch.Tensor | None = None
         self._taken = self._media_seconds = self._first_token = 0.0
 
@@ -103,8 +104,10 @@ class Task:
         tokens: dict[str, list[torch.Tensor]] = {kind: [] for kind in KINDS}
         for medium in self.media:
             tokens[medium.kind].append(medium.tokens)
+            if medium.note is not None:
+                self._notes.append(medium.note)
             self._media_seconds += medium.seconds
-        self._embeds_LD = model.model.embed(ids, tokens[IMAGE], tokens[VIDEO])[0]
+        self._embeds_LD = model.model.embed(ids, tokens[IMAGE], tokens[VIDEO], tokens[AUDIO])[0]
         self.media = []
 
     @property
@@ -153,6 +156,7 @@ class Task:
                 cached_tokens=self.cached,
                 token_ids=tuple(self.chooser.chosen),
                 logprobs=tuple(self._logprobs) if self.request.options.logprobs is not None else None,
+                notes=tuple(dict.fromkeys(self._notes)),
                 timings=Timings(self._taken, self._media_seconds, self._first_token),
                 error=error,
             )

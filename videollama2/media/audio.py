@@ -41,6 +41,7 @@ _KEPT_SECONDS = 600
 """A longer track is decoded twice, once to learn its length, instead of being held in memory."""
 
 Span = tuple[int, int]
+Windows = Literal["published", "whole"]
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class SoundSampling:
     start: float | None = None
     end: float | None = None
     channels: Literal["published", "mix"] = "published"
-    windows: Literal["published", "whole"] = "published"
+    windows: Windows = "published"
     crop_start: int | None = None
 
     def __post_init__(self) -> None:

@@ -17,6 +17,8 @@ from pathlib import PurePath
 from typing import BinaryIO
 
 from videollama2.constants import (
+    AUDIO_TOKEN_INDEX,
+    DEFAULT_AUDIO_TOKEN,
     DEFAULT_IMAGE_TOKEN,
     DEFAULT_VIDEO_TOKEN,
     IMAGE_TOKEN_INDEX,
@@ -76,7 +78,19 @@ KINDS: dict[str, Kind] = {
         batch_key="pixel_values_videos",
         mime="video/mp4",
         other_mime_types=frozenset({"image/gif", "image/webp", "image/png", "image/apng", "image/avif"}),
-        options=frozenset({"start", "end", "num_frames", "sampling", "aspect_ratio", "backend"}),
+        options=frozenset(
+            {"start", "end", "num_frames", "sampling", "aspect_ratio", "backend", "use_audio", "windows"}
+        ),
+    ),
+    AUDIO: Kind(
+        name=AUDIO,
+        tag=DEFAULT_AUDIO_TOKEN,
+        sentinel=AUDIO_TOKEN_INDEX,
+        token_id_field="audio_token_id",
+        batch_key="input_features",
+        mime="audio/wav",
+        other_mime_types=frozenset({"application/ogg", "video/mp4", "video/webm", "video/ogg"}),
+        options=frozenset({"start", "end", "channels", "windows", "crop_start", "of_video"}),
     ),
 }
 """Every kind of medium this software reads, by name."""
@@ -143,8 +157,6 @@ def kind_of(content: bytes | bytearray | memoryview | BinaryIO, name: str = "") 
     known = " nor ".join(map(with_article, KINDS))
     if kind is None:
         raise MediaError(f"{label}: is neither {known} by content or by extension ({suffix!r})")
-    if kind not in KINDS:
-        raise MediaError(f"{label}: is a sound file, neither {known}")
     return kind
 
 

@@ -152,6 +152,14 @@ class MediaFeaturesMixin:
 
         return BaseModelOutputWithPooling(pooler_output=_by_shape(input_features, encode))
 
+    def encode_media(self, kind: str, media: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Tokens (N, D) of media of one kind, as processors make them: pixels (T, C, H, W), filter banks (1, T, F)."""
+        if kind == "image":
+            return self.get_image_features(torch.cat(list(media))).pooler_output
+        if kind == "video":
+            return self.get_video_features(media).pooler_output
+        return self.get_audio_features([fbank_1TF[0] for fbank_1TF in media]).pooler_output
+
     def add_zero_of_unused(self, embeds_BLD: torch.Tensor, kinds: Collection[str]) -> torch.Tensor:
         """The same values, depending on all trainable weights of encoders and connectors that these kinds do not run.
 

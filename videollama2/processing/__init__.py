@@ -1,27 +1,29 @@
 """Text + media -> model inputs. The one place where prompts, pixels and visual token counts meet.
 
 ``VideoLlama2Processor`` follows transformers' conventions (``AutoProcessor`` opens it after ``import videollama2``)
-and the published ones: ``processor["video"](path)`` and ``processor["image"](path)`` give pixels.
+and the published ones: ``processor["video"](path)``, ``["image"]`` and ``["audio"]`` give what the model takes.
 """
 
+from videollama2.processing.inputs import as_media
 from videollama2.processing.open_parts import load_image_processor, load_tokenizer
 from videollama2.processing.processor import VideoLlama2Processor
 from videollama2.processing.read_options import ReadOptions
 from videollama2.processing.sequences import (
-    check_pixels,
+    check_medium,
     collate,
     expand_placeholders,
     expand_prompts,
+    media_tokens,
     pad_rows,
     padding_id,
     planned_tokens,
-    visual_tokens,
 )
 
 __all__ = [
     "ReadOptions",
     "VideoLlama2Processor",
-    "check_pixels",
+    "as_media",
+    "check_medium",
     "collate",
     "expand_placeholders",
     "expand_prompts",
@@ -29,6 +31,6 @@ __all__ = [
     "load_tokenizer",
     "pad_rows",
     "padding_id",
+    "media_tokens",
     "planned_tokens",
-    "visual_tokens",
 ]

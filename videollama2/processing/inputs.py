@@ -6,8 +6,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from videollama2.errors import ConfigError, PromptError
-from videollama2.media.kinds import IMAGE, TAGS
+from videollama2.media.kinds import AUDIO, IMAGE, TAGS, VIDEO
 from videollama2.prompting import Prompt
 
 
@@ -25,6 +27,11 @@ def as_list(value: Any) -> list[Any]:
     if value is None:
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def as_media(value: torch.Tensor | dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """Return what a processor made of one medium as the one or two media it is to the model, a video's sound second."""
+    return [value[VIDEO], value[AUDIO]] if isinstance(value, dict) else [value]
 
 
 def in_reading_order(images: list[Any], prompts: Sequence[Prompt]) -> list[Any]:

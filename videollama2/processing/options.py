@@ -11,19 +11,23 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from videollama2.errors import ConfigError
-from videollama2.media.kinds import IMAGE, KINDS, VIDEO
+from videollama2.media.kinds import AUDIO, IMAGE, KINDS, VIDEO
 
-_GROUPS = {"text_kwargs": "text", "images_kwargs": IMAGE, "videos_kwargs": VIDEO, "audio_kwargs": "audio"}
+_GROUPS = {"text_kwargs": "text", "images_kwargs": IMAGE, "videos_kwargs": VIDEO, "audio_kwargs": AUDIO}
 
 _PADDING = {True: "longest", False: "none", None: "none", "longest": "longest", "do_not_pad": "none"}
 
 _TRUNCATION = (None, True, False, "longest_first", "only_first", "do_not_truncate")
 
+HEARD = ("use_audio", "load_audio_from_video", "use_audio_in_video")
+"""Names under which this software, transformers and vLLM say that a video is heard too."""
+
 LOADING = {
     IMAGE: KINDS[IMAGE].options,
-    VIDEO: KINDS[VIDEO].options | {"s", "e", "fps", "do_sample_frames", "video_metadata"},
+    VIDEO: KINDS[VIDEO].options | {"s", "e", "fps", "do_sample_frames", "video_metadata", *HEARD},
+    AUDIO: KINDS[AUDIO].options,
 }
-"""What may be said about reading a medium, by its kind; see ``load_image`` and ``load_video`` of the processor."""
+"""What may be said about reading a medium, by its kind; see the loaders of the processor."""
 
 _PIXEL_SETTINGS = frozenset(
     ("do_convert_rgb", "do_resize", "size", "default_to_square", "crop_size", "resample", "do_rescale")
@@ -50,7 +54,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "text_pair": (None,),
     "text_target": (None,),
     "text_pair_target": (None,),
-    "load_audio_from_video": (None, False),
 }
 """Options of transformers that this processor has no use for, and the values that ask for nothing."""
 
@@ -124,7 +127,7 @@ class CallOptions:
     """All options of one call: of the text, and per kind of medium what its loader is told."""
 
     text: TextOptions = TextOptions()
-    media: dict[str, dict[str, Any]] = field(default_factory=lambda: {IMAGE: {}, VIDEO: {}})
+    media: dict[str, dict[str, Any]] = field(default_factory=lambda: {kind: {} for kind in LOADING})
 
     @classmethod
     def of(cls, given: Mapping[str, Any], image_processor: Any) -> CallOptions:

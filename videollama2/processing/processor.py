@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,18 +13,21 @@ from transformers import BatchFeature, ProcessorMixin
 
 from videollama2.config import VideoLlama2Config
 from videollama2.errors import ConfigError, PromptError
+from videollama2.media.audio import ClipRules, Windows, read_sound, read_video_sound, sound_features
 from videollama2.media.frames import FrameSampling
 from videollama2.media.image import load_image
-from videollama2.media.kinds import IMAGE, KINDS, TAGS, VIDEO, with_article
+from videollama2.media.kinds import AUDIO, IMAGE, KINDS, TAGS, VIDEO
 from videollama2.media.pixels import AspectRatio, FrameResize, PixelTransform
+from videollama2.media.readers import MediaWarning
+from videollama2.media.sources import describe_source
 from videollama2.media.video import read_clip
 from videollama2.processing.conversations import as_batch, media_of
-from videollama2.processing.inputs import as_list, continues, in_reading_order, split_tags
+from videollama2.processing.inputs import as_list, as_media, continues, in_reading_order, split_tags
 from videollama2.processing.open_parts import load_image_processor, load_tokenizer
-from videollama2.processing.options import CallOptions, TextOptions
+from videollama2.processing.options import HEARD, CallOptions, TextOptions
 from videollama2.processing.read_options import ReadOptions, Shape
 from videollama2.processing.rows import batch_of
-from videollama2.processing.sequences import padding_id, visual_tokens
+from videollama2.processing.sequences import check_kind, media_tokens, padding_id
 from videollama2.processing.video_options import frames_asked_for, options_of_each
 from videollama2.prompting import Message, Prompt, build_labelled_prompt, build_prompt, template_variables
 
@@ -51,7 +55,7 @@ class VideoLlama2Processor(ProcessorMixin):
             raise ConfigError("VideoLlama2Processor needs the model's configuration")
         self.model_config = config
         self.transform = None if image_processor is None else PixelTransform.from_image_processor(image_processor)
-        self.image_token, self.video_token = TAGS[IMAGE], TAGS[VIDEO]
+        self.image_token, self.video_token, self.audio_token = TAGS[IMAGE], TAGS[VIDEO], TAGS[AUDIO]
 
     @property
     def image_token_id(self) -> int:
@@ -62,6 +66,11 @@ class VideoLlama2Processor(ProcessorMixin):
     def video_token_id(self) -> int:
         """Placeholder of a video, see :attr:`image_token_id`."""
         return self.model_config.video_token_id
+
+    @property
+    def audio_token_id(self) -> int:
+        """Placeholder of a sound, see :attr:`image_token_id`."""
+        return self.model_config.audio_token_id
 
     @classmethod
     def get_attributes(cls) -> list[str]:
@@ -96,11 +105,11 @@ class VideoLlama2Processor(ProcessorMixin):
             self.model_config.save_pretrained(save_directory)
         return files
 
-    # ---------------------------------------------------------------------------------------------- pixels
+    # ----------------------------------------------------------------------------------------------- media
 
     def __getitem__(self, kind: str) -> Callable[..., torch.Tensor]:
-        """``processor["video"]`` and ``processor["image"]``, the published way to get pixels."""
-        loaders = {VIDEO: self.load_video, IMAGE: self.load_image}
+        """``processor["video"]``, ``["image"]`` and ``["audio"]``, the published way to get what the model takes."""
+        loaders = {VIDEO: self.load_video, IMAGE: self.load_image, AUDIO: self.load_audio}
         if kind not in loaders:
             raise KeyError(f"{kind!r}: a processor has {' and '.join(map(repr, loaders))}")
         return loaders[kind]
@@ -117,21 +126,25 @@ class VideoLlama2Processor(ProcessorMixin):
         end: float | None = None,
         sampling: Literal["index", "time"] = "index",
         backend: str = "auto",
-    ) -> torch.Tensor:
-        """Read a video and return ``pixels_TCHW``.
+        va: bool = False,
+        windows: Windows = "published",
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
+        """Read a video and return ``pixels_TCHW``; with its sound, ``{"video": pixels_TCHW, "audio": fbank_1TF}``.
 
         Args:
             video: path, bytes, animated picture, folder of frames, list of images, array; see :func:`read_clip`.
-            s, e: published names of ``start`` and ``end``, in seconds.
+            s, e: published names of ``start`` and ``end``, in seconds. They leave the sound whole, as published.
             aspect_ratio: None (published at inference) or ``pad``; by default what the checkpoint was trained with
                 where it says so.
             num_frames: by default the checkpoint's; None: one frame per second.
             sampling: spread frames over the "index" (published) or the "time" of the clip, see
                 :class:`videollama2.media.frames.FrameSampling`.
             backend: video decoder, see :mod:`videollama2.media.video`.
+            va: read the sound too (published name).
+            windows: of the sound, see :class:`videollama2.media.audio.SoundSampling`.
 
         Raises:
-            MediaError: the file cannot be read, or not as asked.
+            MediaError: the file cannot be read, or not as asked. PromptError: the model does not see, or hear.
         """
         clip = FrameSampling(
             num_frames,
@@ -139,18 +152,52 @@ class VideoLlama2Processor(ProcessorMixin):
             end if end is not None else e,
             sampling=sampling,
         )
-        return self.read(VIDEO, video, ReadOptions(clip, aspect_ratio, backend))
+        pixels_TCHW = self.read(VIDEO, video, ReadOptions(clip, aspect_ratio, backend))
+        if not va:
+            return pixels_TCHW
+        return {VIDEO: pixels_TCHW, AUDIO: self.load_audio(video, start=start, end=end, windows=windows, of_video=True)}
 
     def load_image(self, image: Any, aspect_ratio: Shape = "model") -> torch.Tensor:
         """Read an image and return pixels (1, C, H, W). ``aspect_ratio`` as in :meth:`load_video`."""
         return self.read(IMAGE, image, ReadOptions(aspect_ratio=aspect_ratio))
 
-    def read(self, kind: str, source: Any, options: ReadOptions) -> torch.Tensor:
-        """Read a medium of any kind and return its pixels (T, C, H, W), with one frame for an image.
+    def load_audio(self, audio: Any, **options: Any) -> torch.Tensor:
+        """Read a sound and return ``fbank_1TF`` in bfloat16; see :meth:`hear`.
+
+        Args:
+            audio: path, bytes or binary file in any container that PyAV reads.
+            options: of :class:`videollama2.media.audio.SoundSampling`, and ``of_video``: the sound belongs to a video
+                and is heard in windows, as published.
+
+        Warns:
+            MediaWarning: a video has no sound track, and silence is returned.
+        """
+        fbank_1TF, note = self.hear(audio, ReadOptions.of(AUDIO, options))
+        if note is not None:
+            warnings.warn(f"{describe_source(audio)}: {note}", MediaWarning, stacklevel=2)
+        return fbank_1TF
+
+    def hear(self, source: Any, options: ReadOptions) -> tuple[torch.Tensor, str | None]:
+        """Read a sound and return ``fbank_1TF``, and what the listener should know about it.
 
         Raises:
-            MediaError: the file cannot be read, or not as asked. PromptError: the model has no vision encoder.
+            MediaError: there is no sound that can be read, or not as asked. PromptError: the model does not hear.
         """
+        check_kind(self.model_config, AUDIO)
+        config = self.model_config.audio_config
+        read = read_video_sound if options.of_video else read_sound
+        sound = read(source, ClipRules.of(config), options.sound)
+        return sound_features(sound, config), sound.note
+
+    def read(self, kind: str, source: Any, options: ReadOptions) -> torch.Tensor:
+        """Read a medium of any kind and return its pixels (T, C, H, W), with one frame for an image, or its
+        ``fbank_1TF``. Of a video that is heard too, only the pixels.
+
+        Raises:
+            MediaError: the file cannot be read, or not as asked. PromptError: the model has no encoder for the kind.
+        """
+        if kind == AUDIO:
+            return self.hear(source, options)[0]
         transform = self._seeing(kind)
         if kind == IMAGE:
             frames = [load_image(source)]
@@ -169,8 +216,7 @@ class VideoLlama2Processor(ProcessorMixin):
         Raises:
             PromptError: this one only hears.
         """
-        if self.transform is None:
-            raise PromptError(f"this model has no vision encoder: it cannot be shown {with_article(kind)}")
+        check_kind(self.model_config, kind)
         return self.transform
 
     def _aspect_ratio(self, value: Shape) -> AspectRatio:
@@ -184,10 +230,10 @@ class VideoLlama2Processor(ProcessorMixin):
         media: Sequence[Sequence[torch.Tensor]],
         padding_side: str = "left",
     ) -> BatchFeature:
-        """Prompts and their pixels, in the order of the prompts' tags, -> one padded batch.
+        """Prompts and their media, in the order of the prompts' tags, -> one padded batch.
 
         Raises:
-            PromptError: a prompt names more or fewer media than are given, or pixels of a wrong shape.
+            PromptError: a prompt names more or fewer media than are given, or one of a wrong shape.
         """
         return self._batch(prompts, media, TextOptions(padding_side=padding_side))
 
@@ -277,6 +323,7 @@ class VideoLlama2Processor(ProcessorMixin):
             ]
             for own in parts
         ]
+        media = [[m for medium in own for m in as_media(medium)] for own in media]
         answered = [flags for _, flags in rendered if flags is not None]
         return self._batch([prompt for prompt, _ in rendered], media, options.text, answered or None)
 
@@ -299,14 +346,14 @@ class VideoLlama2Processor(ProcessorMixin):
         audio: Any = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """transformers' call form: prompt text with ``<image>`` / ``<video>`` tags, one per medium, in order.
+        """transformers' call form: prompt text with tags (``<image>``, ``<video>``, ``<audio>``), one per medium.
 
         Args:
             images, videos: one medium, or a list in reading order over all texts: paths, PIL images, arrays, or pixels
                 this processor made. Images may also come as one list per text: ``[[a, b], [c]]``. A video that is
                 itself a list of frames goes into a list: ``videos=[[f1, f2]]``.
             text: one prompt, or several.
-            audio: None; this processor reads none.
+            audio: the same for sounds: paths, bytes, or what ``processor["audio"]`` returned.
             kwargs: flat or in transformers' groups (``text_kwargs``, ``images_kwargs``, ``videos_kwargs``,
                 ``common_kwargs``): fields of :class:`~videollama2.processing.options.TextOptions`, options of
                 :meth:`load_image` and :meth:`load_video`, and for videos ``fps``, ``do_sample_frames`` and
@@ -317,8 +364,6 @@ class VideoLlama2Processor(ProcessorMixin):
         """
         if not text:
             raise PromptError("a prompt text is needed")
-        if audio is not None:
-            raise PromptError("this processor reads no audio")
         options = CallOptions.of(kwargs, self.image_processor)
         prompts = [split_tags(t) for t in ([text] if isinstance(text, str) else text)]
         images = in_reading_order(as_list(images), prompts)
@@ -329,13 +374,16 @@ class VideoLlama2Processor(ProcessorMixin):
                 self._loaded(VIDEO, item, own)
                 for item, own in zip(videos, options_of_each(options.media[VIDEO], len(videos)), strict=True)
             ],
+            TAGS[AUDIO]: [self._loaded(AUDIO, item, options.media[AUDIO]) for item in as_list(audio)],
         }
         for tag, queue in queues.items():
             wanted = sum(prompt.tags.count(tag) for prompt in prompts)
             if wanted != len(queue):
                 raise PromptError(f"the text holds {wanted} {tag} tag(s) but {len(queue)} are given")
         media = [[queues[tag].pop(0) for tag in prompt.tags] for prompt in prompts]
-        return self._batch(prompts, media, options.text)
+        pairs = zip(prompts, media, strict=True)
+        prompts = [prompt.with_sounds([isinstance(medium, dict) for medium in own]) for prompt, own in pairs]
+        return self._batch(prompts, [[m for medium in own for m in as_media(medium)] for own in media], options.text)
 
     def _batch(
         self,
@@ -347,11 +395,15 @@ class VideoLlama2Processor(ProcessorMixin):
         """One batch, see :func:`videollama2.processing.rows.batch_of`."""
         return BatchFeature(batch_of(prompts, media, self.tokenizer, self.model_config, options, answered))
 
-    def _loaded(self, kind: str, source: Any, options: Mapping[str, Any]) -> torch.Tensor:
-        """Pixels of a medium; those that this processor made already stay as they are."""
-        if torch.is_tensor(source) and source.is_floating_point():
+    def _loaded(self, kind: str, source: Any, options: Mapping[str, Any]) -> torch.Tensor | dict[str, torch.Tensor]:
+        """A medium as the model takes it; what this processor made already stays as it is."""
+        if isinstance(source, dict) or (torch.is_tensor(source) and source.is_floating_point()):
             return source
-        return self[kind](source, **(frames_asked_for(source, options) if kind == VIDEO else options))
+        if kind != VIDEO:
+            return self[kind](source, **options)
+        va = any(options.get(name) for name in HEARD)
+        own = {name: value for name, value in options.items() if name not in HEARD}
+        return self.load_video(source, **frames_asked_for(source, own), va=va)
 
     def _get_num_multimodal_tokens(self, image_sizes: Any = None, video_sizes: Any = None, **kwargs: Any) -> Any:
         """Contract of serving engines: visual tokens per medium, independent of its size in pixels."""
@@ -359,10 +411,10 @@ class VideoLlama2Processor(ProcessorMixin):
 
         data: dict[str, Any] = {}
         if image_sizes is not None:
-            data["num_image_tokens"] = [visual_tokens(self.model_config, IMAGE)] * len(image_sizes)
+            data["num_image_tokens"] = [media_tokens(self.model_config, IMAGE)] * len(image_sizes)
             data["num_image_patches"] = [1] * len(image_sizes)
         if video_sizes is not None:
-            data["num_video_tokens"] = [visual_tokens(self.model_config, VIDEO, s[0]) for s in video_sizes]
+            data["num_video_tokens"] = [media_tokens(self.model_config, VIDEO, s[0]) for s in video_sizes]
         return MultiModalData(**data)
 
     @property

@@ -11,7 +11,7 @@ from videollama2.config import VideoLlama2Config
 from videollama2.errors import ConfigError, PromptError
 from videollama2.media.kinds import IMAGE, TAGS, VIDEO
 from videollama2.processing.options import TextOptions
-from videollama2.processing.sequences import collate, expand_prompts, pad_rows, padding_id, visual_tokens
+from videollama2.processing.sequences import check_medium, collate, expand_prompts, media_tokens, pad_rows, padding_id
 from videollama2.prompting import Prompt
 
 _TYPES = {IMAGE: 1, VIDEO: 2}
@@ -142,9 +142,9 @@ def _replacements(
     """Per medium: where its tag stands in the prompt's text, and where it would once repeated per visual token."""
     found = []
     place = grown = 0
-    for chunk, tag, (kind, pixels_TCHW) in zip(prompt.chunks, prompt.tags, media, strict=False):
+    for chunk, tag, (kind, values) in zip(prompt.chunks, prompt.tags, media, strict=False):
         place, grown = place + len(chunk), grown + len(chunk)
-        replacement = TAGS[kind] * visual_tokens(config, kind, pixels_TCHW.shape[0])
+        replacement = TAGS[kind] * media_tokens(config, kind, check_medium(values, kind, config))
         found.append(
             {
                 "type": kind,

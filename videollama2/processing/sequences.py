@@ -1,4 +1,4 @@
-"""Makes the rows of a batch from prompts and pixels: placeholders, their counts, padding."""
+"""Makes the rows of a batch from prompts and media: placeholders, their counts, padding."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from videollama2.config import VideoLlama2Config
 from videollama2.constants import IGNORE_INDEX
 from videollama2.errors import PromptError
-from videollama2.media.kinds import IMAGE, KINDS, VIDEO
+from videollama2.media.kinds import AUDIO, IMAGE, KINDS, VIDEO, with_article
 from videollama2.model.connectors import num_visual_tokens
 from videollama2.processing.read_options import ReadOptions
 from videollama2.prompting import Prompt
@@ -18,37 +18,77 @@ from videollama2.prompting import Prompt
 _KIND_OF_SENTINEL = {kind.sentinel: kind for kind in KINDS.values()}
 
 
-def visual_tokens(config: VideoLlama2Config, kind: str, num_frames: int | None = None) -> int:
-    """Return the visual tokens of one medium; an image counts as ``config.num_frames`` frames."""
+def media_tokens(config: VideoLlama2Config, kind: str, num_frames: int | None = None) -> int:
+    """Return the number of tokens of one medium.
+
+    Args:
+        num_frames: of a video, or of a sound's filter bank; default those of the configuration. An image counts as
+            ``config.num_frames`` frames.
+
+    Raises:
+        PromptError: this model has no encoder for the kind.
+    """
+    check_kind(config, kind)
+    if kind == AUDIO:
+        audio = config.audio_config
+        return audio.tokens_of(audio.clip_frames if num_frames is None else num_frames)
     frames = config.num_frames if kind == IMAGE or num_frames is None else num_frames
     return num_visual_tokens(config.mm_projector_type, frames, config.patches_per_side, config.keeps_class_token)
 
 
 def planned_tokens(config: VideoLlama2Config, kind: str, options: ReadOptions) -> int | None:
-    """Return how many visual tokens a medium will have when read this way; None where only reading it tells."""
-    frames = config.num_frames if kind == IMAGE else options.sampling.for_model(config.num_frames).count
-    return None if frames is None else visual_tokens(config, kind, frames)
+    """Return how many tokens a medium will have when read this way; None where only reading it tells."""
+    if kind != VIDEO:
+        return media_tokens(config, kind)
+    frames = options.sampling.for_model(config.num_frames).count
+    return None if frames is None else media_tokens(config, kind, frames)
 
 
-def check_pixels(pixels: Any, kind: str, size: int | None = None) -> int:
-    """Check that pixels are (T, C, H, W), one frame for an image; returns the number of frames.
+def check_kind(config: VideoLlama2Config, kind: str) -> None:
+    """Raise PromptError where a model has no encoder for media of this kind."""
+    if kind == AUDIO and not config.hears:
+        raise PromptError("this model has no audio encoder: it cannot hear a sound")
+    if kind != AUDIO and not config.sees:
+        raise PromptError(f"this model has no vision encoder: it cannot be shown {with_article(kind)}")
+
+
+def check_medium(values: Any, kind: str, config: VideoLlama2Config) -> int:
+    """Check what a processor made of a medium; returns the number of frames.
 
     Args:
-        size: height and width of the encoder's frames; None: any.
+        values: pixels (T, C, H, W), one frame for an image, or the filter bank (1, T, F) of a sound.
 
     Raises:
-        PromptError: no tensor of pixels as a processor makes them, or another shape.
+        PromptError: no tensor as a processor makes it, another shape, or the model has no encoder for the kind.
     """
-    if not torch.is_tensor(pixels) or not pixels.is_floating_point():
+    if not torch.is_tensor(values) or not values.is_floating_point():
         # Levels from 0 to 255 would give an answer, and a wrong one.
-        found = f"these are {pixels.dtype}" if torch.is_tensor(pixels) else f"got {type(pixels).__name__}"
-        raise PromptError(f"a {kind} must be pixels made by processor[{kind!r}], {found}")
+        found = f"these are {values.dtype}" if torch.is_tensor(values) else f"got {type(values).__name__}"
+        what = "a filter bank" if kind == AUDIO else "pixels"
+        raise PromptError(f"{with_article(kind)} must be {what} made by processor[{kind!r}], {found}")
+    check_kind(config, kind)
+    return _check_fbank(values, config) if kind == AUDIO else _check_pixels(values, kind, config)
+
+
+def _check_fbank(fbank_1TF: torch.Tensor, config: VideoLlama2Config) -> int:
+    audio = config.audio_config
+    shape = tuple(fbank_1TF.shape)
+    if len(shape) != 3 or shape[0] != 1 or shape[2] != audio.num_mel_bins or audio.tokens_of(shape[1]) < 1:
+        raise PromptError(
+            f"a sound must be a tensor (1, frames, {audio.num_mel_bins}) of at least {audio.input_patch_size} frames, "
+            f"got {shape}"
+        )
+    return shape[1]
+
+
+def _check_pixels(pixels: torch.Tensor, kind: str, config: VideoLlama2Config) -> int:
     if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.shape[0] < 1:
         raise PromptError(f"a {kind} must be a tensor (frames, 3, height, width), got {tuple(pixels.shape)}")
     if kind == IMAGE and pixels.shape[0] != 1:
         raise PromptError(f"an image must be a tensor (1, 3, height, width), got {tuple(pixels.shape)}")
     height, width = pixels.shape[-2:]
-    if size is not None and (height, width) != (size, size):
+    size = config.vision_config.image_size
+    if (height, width) != (size, size):
         raise PromptError(f"the {kind} is {height}x{width} pixels, the vision encoder takes {size}x{size}")
     return pixels.shape[0]
 
@@ -60,7 +100,7 @@ def expand_placeholders(
 
     Args:
         ids: with published sentinels, see :class:`videollama2.prompting.Prompt`.
-        counts: visual tokens per medium, in reading order.
+        counts: tokens per medium, in reading order.
         labels: as long as ``ids``; the expanded positions carry no label.
 
     Returns:
@@ -93,10 +133,10 @@ def expand_prompts(
     tokenizer: Any,
     config: VideoLlama2Config,
 ) -> tuple[list[list[int]], list[list[tuple[str, torch.Tensor]]]]:
-    """Prompts and their pixels, in the order of the prompts' tags, -> rows and media as :func:`collate` takes them.
+    """Prompts and their media, in the order of the prompts' tags, -> rows and media as :func:`collate` takes them.
 
     Returns:
-        per prompt its ids with placeholders, and its ``(kind, pixels_TCHW)``.
+        per prompt its ids with placeholders, and its ``(kind, values)`` as :func:`check_medium` takes them.
 
     Raises:
         PromptError: a prompt names more or fewer media than are given, or pixels that this model cannot encode; where
@@ -122,8 +162,7 @@ def _expand_prompt(
     if len(kinds) != len(pixels):
         raise PromptError(f"the prompt names {len(kinds)} media but {len(pixels)} are given")
     media = list(zip(kinds, pixels, strict=True))
-    size = None if config.vision_config is None else config.vision_config.image_size
-    counts = [visual_tokens(config, kind, check_pixels(item, kind, size)) for kind, item in media]
+    counts = [media_tokens(config, kind, check_medium(item, kind, config)) for kind, item in media]
     return expand_placeholders(prompt.token_ids(tokenizer), counts, config)[0], media
 
 
@@ -155,13 +194,14 @@ def collate(
 
     Args:
         rows: ids with placeholders, one list per sample.
-        media: per sample, ``(kind, pixels_TCHW)`` in reading order.
+        media: per sample, ``(kind, values)`` in reading order, see :func:`check_medium`.
         side: where to pad; ``left`` for generation, ``right`` for training.
         length: of the padded rows, where it is more than the longest one's.
 
     Returns:
         ``input_ids``, ``attention_mask`` (B, L), optionally ``labels``; ``pixel_values`` (images, C, H, W) and
-        ``pixel_values_videos``, a tensor (videos, T, C, H, W) or a list where frame counts differ, when there are any.
+        ``pixel_values_videos``, a tensor (videos, T, C, H, W) or a list where frame counts differ, when there are any;
+        ``input_features`` (sounds, T, F), or a list of (T, F) where lengths differ.
 
     Raises:
         PromptError: media of different height or width.
@@ -173,7 +213,7 @@ def collate(
     if labels is not None:
         batch["labels"] = pad_rows(labels, IGNORE_INDEX, side, length)
     flat = [item for sample in media for item in sample]
-    sizes = sorted({tuple(pixels.shape[-2:]) for _, pixels in flat})
+    sizes = sorted({tuple(pixels.shape[-2:]) for kind, pixels in flat if kind != AUDIO})
     if len(sizes) > 1:
         found = " and ".join(f"{height}x{width}" for height, width in sizes)
         raise PromptError(f"the pixels of one batch must have one size, got {found}")
@@ -184,4 +224,8 @@ def collate(
     if videos:
         same = len({video.shape[0] for video in videos}) == 1
         batch[KINDS[VIDEO].batch_key] = torch.stack(videos) if same else videos
+    sounds = [fbank_1TF for kind, fbank_1TF in flat if kind == AUDIO]
+    if sounds:
+        same = len({fbank_1TF.shape for fbank_1TF in sounds}) == 1
+        batch[KINDS[AUDIO].batch_key] = torch.cat(sounds) if same else [fbank_1TF[0] for fbank_1TF in sounds]
     return batch

@@ -66,7 +66,8 @@ def training_ids(
     Args:
         stage: ``finetune``: chat template, labels on the answers and what closes them. ``pretrain``: tag, human
             text and answer without template, all but the medium labelled, no end token (published, first stage).
-            ``pretrain_answer``: the same text, labels on the answer only, end token added.
+            ``pretrain_answer``: the same text, labels on the answer only, end token added. ``pretrain_chat``: tag and
+            answer through the chat template, the human text dropped (published, first stage of sound).
 
     Raises:
         DataError: see :func:`conversation_messages`; a first-stage record with more than one question.
@@ -74,15 +75,29 @@ def training_ids(
     messages = conversation_messages(conversations, kinds)
     if stage in ("pretrain", "pretrain_answer"):
         return _pretrain_ids(messages, tokenizer, answer_only=stage == "pretrain_answer")
+    if stage == "pretrain_chat":
+        return _finetune_ids(_tag_and_answer(messages), tokenizer)
     if stage != "finetune":
-        raise PromptError(f"unknown stage {stage!r}; known: finetune, pretrain, pretrain_answer")
+        raise PromptError(f"unknown stage {stage!r}; known: finetune, pretrain, pretrain_answer, pretrain_chat")
     return _finetune_ids(messages, tokenizer)
 
 
-def _pretrain_ids(messages: list[Message], tokenizer: Any, answer_only: bool) -> tuple[list[int], list[int]]:
+def _tag_and_answer(messages: list[Message]) -> list[Message]:
+    question, answer = _one_pair(messages)
+    media = [part for part in question["content"] if part["type"] != "text"]
+    if not media:
+        raise DataError("a first-stage record has a medium, and its question holds no tag")
+    return [{**question, "content": media}, answer]
+
+
+def _one_pair(messages: list[Message]) -> list[Message]:
     if len(messages) != 2:
         raise DataError(f"a first-stage record has one question and one answer, got {len(messages)} turns")
-    flat, tags, marker = flatten(messages)
+    return messages
+
+
+def _pretrain_ids(messages: list[Message], tokenizer: Any, answer_only: bool) -> tuple[list[int], list[int]]:
+    flat, tags, marker = flatten(_one_pair(messages))
     question, answer = (m["content"] for m in flat)
     ids = split(f"{question} {answer}", tags, marker).token_ids(tokenizer)
     labels = [IGNORE_INDEX if i < 0 else i for i in ids]

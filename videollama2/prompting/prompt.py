@@ -8,7 +8,7 @@ from typing import Any
 
 from videollama2.constants import DEFAULT_VIDEO_TOKEN, MODAL_INDEX_MAP
 from videollama2.errors import PromptError
-from videollama2.media.kinds import TAGS
+from videollama2.media.kinds import AUDIO, TAGS
 from videollama2.prompting.messages import Message, as_turns, check_last, check_messages
 from videollama2.prompting.template import render, tells_role
 
@@ -29,7 +29,7 @@ _PRIVATE_USE = range(0xE000, 0xF8FF)
 
 @dataclass(frozen=True)
 class Prompt:
-    """``chunks[0] tags[0] chunks[1] tags[1] ... chunks[-1]``; tags are ``<image>`` or ``<video>``."""
+    """``chunks[0] tags[0] chunks[1] tags[1] ... chunks[-1]``, with tags of :data:`videollama2.media.kinds.TAGS`."""
 
     chunks: tuple[str, ...]
     tags: tuple[str, ...]
@@ -39,6 +39,18 @@ class Prompt:
         """The prompt as one string, tags written out."""
         pairs = zip(self.chunks, (*self.tags, ""), strict=True)
         return "".join(chunk + tag for chunk, tag in pairs)
+
+    def with_sounds(self, is_heard: Sequence[bool]) -> Prompt:
+        """The same prompt with the tag of a sound right behind each medium that is heard too.
+
+        Args:
+            is_heard: one per tag.
+        """
+        chunks, tags = [self.chunks[0]], []
+        for tag, heard, chunk in zip(self.tags, is_heard, self.chunks[1:], strict=True):
+            tags += [tag, TAGS[AUDIO]] if heard else [tag]
+            chunks += ["", chunk] if heard else [chunk]
+        return Prompt(tuple(chunks), tuple(tags))
 
     def token_ids(self, tokenizer: Any) -> list[int]:
         """Ids with one published sentinel per medium."""
@@ -213,7 +225,10 @@ def text_of(turn: Message) -> str:
 
 
 def flatten(turns: Sequence[Message]) -> tuple[list[Message], list[str], str]:
-    """Turns with string contents in which each medium is a private marker, the tags in order, and the marker."""
+    """Turns with string contents in which each medium is a private marker, the tags in order, and the marker.
+
+    A video that is heard too (``use_audio``) is two media: its pictures and, right behind them, its sound.
+    """
     marker = _unused_character("".join(map(text_of, turns)))
     flat, tags = [], []
     for turn in turns:
@@ -222,8 +237,11 @@ def flatten(turns: Sequence[Message]) -> tuple[list[Message], list[str], str]:
             if part["type"] == "text":
                 pieces.append(part["text"])
             else:
-                pieces.append(marker)
-                tags.append(TAGS[part["type"]])
+                own = [TAGS[part["type"]]]
+                if part.get("use_audio"):
+                    own.append(TAGS[AUDIO])
+                pieces.append(marker * len(own))
+                tags += own
         flat.append({**turn, "content": "\n".join(pieces)})
     return flat, tags, marker
 

@@ -1,4 +1,4 @@
-"""Turns the pixels of media into visual tokens: each distinct content once, those of one kind together."""
+"""Turns media into the tokens that stand for them: each distinct content once, those of one kind together."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import torch
 
 from videollama2.inference.media.cache import MediaCache
 from videollama2.inference.media.reader import ReadMedium
-from videollama2.media.kinds import IMAGE, KINDS
+from videollama2.media.kinds import AUDIO, KINDS
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 
 FRAMES_PER_PASS = 128
 """Frames encoded together: activations of more would take gigabytes and save no time."""
+
+SOUND_FRAMES_PER_PASS = 4 * 2998
+"""The same of filter banks: four sounds of 30 s, each of which takes 110 MB for the biases of its attention."""
 
 
 class MediaEncoder:
@@ -23,7 +26,7 @@ class MediaEncoder:
         self.model, self.cache = model, cache
 
     def encode(self, media: Sequence[ReadMedium]) -> None:
-        """Put visual tokens in place of the pixels of all media."""
+        """Put tokens in place of the pixels or filter banks of all media."""
         waiting: dict[Hashable, list[ReadMedium]] = {}
         for medium in media:
             if medium.tokens is None:
@@ -34,18 +37,14 @@ class MediaEncoder:
             for groups in _passes([group for group in waiting.values() if group[0].kind == kind]):
                 self._encode_together(kind, groups)
         for medium in media:
-            medium.pixels = None
+            medium.values = None
 
     def _encode_together(self, kind: str, groups: list[list[ReadMedium]]) -> None:
         """Run one pass. Each group holds media of the same content, which is encoded once."""
         started = monotonic()
-        pixels = [group[0].pixels for group in groups]
         # Outside inference mode, whose tensors could not be used in training afterwards.
         with torch.inference_mode(False), torch.no_grad():
-            if kind == IMAGE:
-                encoded = self.model.get_image_features(torch.cat(pixels)).pooler_output
-            else:
-                encoded = self.model.get_video_features(pixels).pooler_output
+            encoded = self.model.model.encode_media(kind, [group[0].values for group in groups])
         for group, tokens_ND in zip(groups, encoded, strict=True):
             # A view would keep the whole batch alive for as long as one of its members is remembered.
             tokens_ND = tokens_ND.clone()
@@ -58,11 +57,13 @@ class MediaEncoder:
 
 
 def _passes(groups: list[list[ReadMedium]]) -> Iterator[list[list[ReadMedium]]]:
-    """Yield passes of at most :data:`FRAMES_PER_PASS` frames, or of one medium that has more."""
+    """Yield passes of at most :data:`FRAMES_PER_PASS` frames (:data:`SOUND_FRAMES_PER_PASS`), or of one medium that has
+    more; all groups are of one kind."""
     together: list[list[ReadMedium]] = []
     frames = 0
     for group in groups:
-        if together and frames + group[0].frames > FRAMES_PER_PASS:
+        most = SOUND_FRAMES_PER_PASS if group[0].kind == AUDIO else FRAMES_PER_PASS
+        if together and frames + group[0].frames > most:
             yield together
             together, frames = [], 0
         together.append(group)

@@ -1,4 +1,4 @@
-"""Reads one medium of a request: from a path, bytes or an array to the pixels that the encoder takes.
+"""Reads one medium of a request: from a path, bytes or an array to what the encoder takes.
 
 Which content a file on disk had is remembered, so that a second question about it opens no file as long as the visual
 tokens of that content are kept.
@@ -20,8 +20,9 @@ import torch
 from videollama2.inference.lru import LruStore
 from videollama2.inference.media.cache import MediaCache, content_key
 from videollama2.inference.request import MediaPart
+from videollama2.media.kinds import AUDIO
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
-from videollama2.processing import VideoLlama2Processor, check_pixels, planned_tokens, visual_tokens
+from videollama2.processing import VideoLlama2Processor, check_medium, media_tokens, planned_tokens
 
 _MAX_FILES = 4096
 
@@ -36,18 +37,20 @@ class ReadMedium:
     Attributes:
         kind: of :data:`~videollama2.media.kinds.KINDS`.
         key: what its visual tokens are kept under, see :func:`medium_key`.
-        frames: number of frames; 1 of an image.
-        pixels: (T, C, H, W); None once ``tokens`` took their place.
-        tokens: visual tokens (N, D); None before they are encoded.
+        frames: number of frames, of a sound those of its filter bank; 1 of an image.
+        values: pixels (T, C, H, W) or a filter bank (1, T, F); None once ``tokens`` took their place.
+        tokens: the tokens (N, D) that stand for it; None before they are encoded.
         seconds: spent on reading it, and in the pass that encoded it.
+        note: what whoever asked should know about it.
     """
 
     kind: str
     key: Hashable
     frames: int
-    pixels: torch.Tensor | None
+    values: torch.Tensor | None
     tokens: torch.Tensor | None = None
     seconds: float = 0.0
+    note: str | None = None
 
 
 class MediaReader:
@@ -61,12 +64,13 @@ class MediaReader:
         self, model: VideoLlama2ForConditionalGeneration, processor: VideoLlama2Processor, cache: MediaCache
     ) -> None:
         self._model, self._processor, self._cache = model, processor, cache
-        self._contents: LruStore[Hashable, tuple[Hashable, int]] = LruStore(_MAX_FILES)
+        self._contents: LruStore[Hashable, tuple[Hashable, int, str | None]] = LruStore(_MAX_FILES)
 
     def planned_tokens(self, part: MediaPart) -> int | None:
-        """Return how many visual tokens a medium will have, without opening it; None where only reading it tells."""
-        if _is_pixels(part.source) and part.source.ndim == 4:
-            return visual_tokens(self._model.config, part.kind, part.source.shape[0])
+        """Return how many tokens a medium will have, without opening it; None where only reading it tells."""
+        if _is_made(part.source) and part.source.ndim == (3 if part.kind == AUDIO else 4):
+            frames = part.source.shape[1 if part.kind == AUDIO else 0]
+            return media_tokens(self._model.config, part.kind, frames)
         return planned_tokens(self._model.config, part.kind, part.options)
 
     def source_key(self, part: MediaPart) -> Hashable:
@@ -80,38 +84,41 @@ class MediaReader:
         """Decode and preprocess one medium, unless its tokens are known.
 
         Args:
-            part: its source is a path, bytes, PIL image, array or list of frames; or pixels that the processor made.
+            part: its source is a path, bytes, PIL image, array or list of frames; or what the processor made of it.
             key: its :meth:`source_key`, where that is known already.
 
         Raises:
-            MediaError: it cannot be read. PromptError: pixels of a wrong shape.
+            MediaError: it cannot be read. PromptError: a wrong shape, or the model has no encoder for it.
         """
         started = monotonic()
         key = self.source_key(part) if key is None else key
         known = self._contents.get(key)
         if known is not None:
-            content, frames = known
+            content, frames, note = known
             tokens_ND = self._cache.get(content)
             if tokens_ND is not None:
-                return ReadMedium(part.kind, content, frames, None, tokens_ND, monotonic() - started)
-        if _is_pixels(part.source):
-            pixels_TCHW = part.source
+                return ReadMedium(part.kind, content, frames, None, tokens_ND, monotonic() - started, note)
+        note = None
+        if _is_made(part.source):
+            values = part.source
+        elif part.kind == AUDIO:
+            values, note = self._processor.hear(part.source, part.options)
         else:
-            pixels_TCHW = self._processor.read(part.kind, part.source, part.options)
-        frames = check_pixels(pixels_TCHW, part.kind, self._model.config.vision_config.image_size)
-        content = medium_key(self._model, part.kind, pixels_TCHW)
+            values = self._processor.read(part.kind, part.source, part.options)
+        frames = check_medium(values, part.kind, self._model.config)
+        content = medium_key(self._model, part.kind, values)
         if isinstance(key, tuple):
-            self._contents.put(key, (content, frames))
-        return ReadMedium(part.kind, content, frames, pixels_TCHW, None, monotonic() - started)
+            self._contents.put(key, (content, frames, note))
+        return ReadMedium(part.kind, content, frames, values, None, monotonic() - started, note)
 
 
-def medium_key(model: torch.nn.Module, kind: str, pixels_TCHW: torch.Tensor) -> Hashable:
-    """Return the key of visual tokens in the cache: the content and the model, since models may share a cache."""
+def medium_key(model: torch.nn.Module, kind: str, values: torch.Tensor) -> Hashable:
+    """Return the key of tokens in the cache: the content and the model, since models may share a cache."""
     # A number of its own: an id is given again after the model is gone.
-    return _numbers.setdefault(model, next(_unused)), content_key(kind, pixels_TCHW)
+    return _numbers.setdefault(model, next(_unused)), content_key(kind, values)
 
 
-def _is_pixels(source: Any) -> bool:
+def _is_made(source: Any) -> bool:
     """Whether a source needs no reading, because a processor made it."""
     return torch.is_tensor(source) and source.is_floating_point()
 
