@@ -23,7 +23,7 @@ from videollama2.serve.page.lanes import Lane, answer_together
 from videollama2.serve.page.layout import MAX_QUESTION, NO_OTHER, TINY_NOTE, PageSettings, Widgets, examples
 from videollama2.serve.page.notices import notice, status
 from videollama2.serve.page.thumbnails import EMPTY
-from videollama2.serve.page.votes import LogFullError
+from videollama2.serve.page.voting import vote_handler
 from videollama2.serve.web.errors import ApiError
 
 Updates = dict[Any, Any]
@@ -99,7 +99,7 @@ class Events:
             **{**_QUICK, "show_progress": "minimal"},
         )
         for kind, button in (("up", w.up), ("down", w.down), ("flag", w.flag)):
-            button.click(self._voting(kind), {w.conversation}, [button, w.notice], **_QUICK)
+            button.click(vote_handler(kind, w, self.settings.log), {w.conversation}, [button, w.notice], **_QUICK)
 
     # ------------------------------------------------------------------------------------------------ page and models
 
@@ -382,27 +382,6 @@ class Events:
         if not path:
             return {w.camera: gr.skip()}
         return {w.camera: None, w.files: [*(values[w.files] or ()), path]}
-
-    def _voting(self, kind: str) -> Any:
-        """The handler of one of the buttons Good, Bad and Flag."""
-        w = self.widgets
-        button = {"up": w.up, "down": w.down, "flag": w.flag}[kind]
-
-        async def vote(values: Values) -> Updates:
-            conversation: Conversation = values[w.conversation]
-            last = conversation.last
-            if self.settings.log is None or last is None or not last.counts or kind in last.votes:
-                return {button: gr.skip()}
-            try:
-                await asyncio.to_thread(self.settings.log.write, kind, conversation, len(conversation.turns) - 1)
-            except (LogFullError, OSError) as error:
-                _log.error("a vote was not written: %s", error)
-                return {w.notice: notice("The vote could not be saved. The operator finds the reason in the log.")}
-            last.votes.add(kind)
-            thanks = "Thank you: the answer was flagged." if kind == "flag" else "Thank you for the vote."
-            return {button: gr.Button(interactive=False), w.notice: notice(thanks, "done")}
-
-        return vote
 
 
 def _text_of(seconds: float | None) -> str:
