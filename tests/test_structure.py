@@ -18,6 +18,7 @@ FLOORS = {
         "constants",
         "config",
         "config_bounds",
+        "towers",
         "audio_config",
         "flags",
         "commands",
@@ -42,6 +43,10 @@ FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 ALLOWED = {
     ("config", "config_bounds"),
     ("config", "hub"),
+    ("config", "towers"),
+    ("towers", "errors"),
+    ("towers", "hub"),
+    ("towers", "model.encoders"),
     ("config_bounds", "errors"),
     ("config", "model.encoders"),
     ("hub", "errors"),

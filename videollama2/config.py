@@ -14,18 +14,18 @@ Field names are the published ones. ``AutoConfig`` opens both forms once :mod:`v
 from __future__ import annotations
 
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from videollama2.audio_config import AudioConfig
-from videollama2.config_bounds import check_sizes, is_whole, shown
+from videollama2.config_bounds import check_sizes, is_whole, quoted
 from videollama2.constants import MAX_NUM_FRAMES, NUM_FRAMES
-from videollama2.errors import CheckpointNotFoundError, ConfigError
-from videollama2.hub import OPTIONS_OF_ANY_REPOSITORY, find_file, read_json
+from videollama2.errors import ConfigError
+from videollama2.hub import OPTIONS_OF_ANY_REPOSITORY
 from videollama2.model.encoders import KNOWN_TOWERS, known_vision_config, vision_encoder, vision_fields
+from videollama2.towers import complete_flat_dict
 
 FLAT_MODEL_TYPES = {
     "videollama2": "mistral",
@@ -102,7 +102,7 @@ class VideoLlama2Config(PreTrainedConfig):
         if text_config is None:
             text_config, kwargs = _split_flat(model_type, kwargs)
         if not isinstance(mm_vision_tower, str | None):
-            raise ConfigError(f"mm_vision_tower must be a name or path, got {shown(mm_vision_tower)}")
+            raise ConfigError(f"mm_vision_tower must be a name or path, got {quoted(mm_vision_tower)}")
         if vision_config is None:
             vision_config = known_vision_config(mm_vision_tower)
         self.text_config = as_config("text_config", text_config)
@@ -131,12 +131,24 @@ class VideoLlama2Config(PreTrainedConfig):
     @property
     def mm_hidden_size(self) -> int:
         """Width of the vision encoder's features (published field)."""
-        return self.vision_config.hidden_size
+        return self._sight.hidden_size
 
     @property
     def mm_hidden_size_a(self) -> int:
         """Width of the audio encoder's features (published field)."""
-        return self.audio_config.encoder_embed_dim
+        return self._hearing.encoder_embed_dim
+
+    @property
+    def _sight(self) -> Any:
+        if self.vision_config is None:
+            raise ConfigError("this model has no vision encoder")
+        return self.vision_config
+
+    @property
+    def _hearing(self) -> AudioConfig:
+        if self.audio_config is None:
+            raise ConfigError("this model has no audio encoder")
+        return self.audio_config
 
     @property
     def sees(self) -> bool:
@@ -164,12 +176,12 @@ class VideoLlama2Config(PreTrainedConfig):
 
     @property
     def patches_per_side(self) -> int:
-        return self.vision_config.image_size // self.vision_config.patch_size
+        return self._sight.image_size // self._sight.patch_size
 
     @property
     def keeps_class_token(self) -> bool:
         """Whether the connector is given the encoder's class token, as one feature more than there are patches."""
-        has_one = self.sees and vision_encoder(self.vision_config.model_type).has_class_token
+        has_one = self.vision_config is not None and vision_encoder(self.vision_config.model_type).has_class_token
         return has_one and self.mm_vision_select_feature == "cls_patch"
 
     @property
@@ -194,22 +206,22 @@ class VideoLlama2Config(PreTrainedConfig):
     def _check(self) -> None:
         if not is_whole(self.num_frames, 1, MAX_NUM_FRAMES):
             raise ConfigError(
-                f"num_frames must be a whole number from 1 to {MAX_NUM_FRAMES}, got {shown(self.num_frames)}"
+                f"num_frames must be a whole number from 1 to {MAX_NUM_FRAMES}, got {quoted(self.num_frames)}"
             )
         for name in _TOKEN_ID_FIELDS:
             if not is_whole(getattr(self, name), 0, 1 << 31):
-                raise ConfigError(f"{name} must be the id of a token, got {shown(getattr(self, name))}")
+                raise ConfigError(f"{name} must be the id of a token, got {quoted(getattr(self, name))}")
         if self.mm_vision_select_feature not in ("patch", "cls_patch"):
             raise ConfigError(
-                f"mm_vision_select_feature must be 'patch' or 'cls_patch', got {shown(self.mm_vision_select_feature)}"
+                f"mm_vision_select_feature must be 'patch' or 'cls_patch', got {quoted(self.mm_vision_select_feature)}"
             )
         if not isinstance(self.mm_vision_select_layer, int):
-            raise ConfigError(f"mm_vision_select_layer must be an integer, got {shown(self.mm_vision_select_layer)}")
+            raise ConfigError(f"mm_vision_select_layer must be an integer, got {quoted(self.mm_vision_select_layer)}")
         for name in ("mm_projector_type", "mm_projector_a_type"):
             if not isinstance(getattr(self, name), str):
-                raise ConfigError(f"{name} must be a name, got {shown(getattr(self, name))}")
+                raise ConfigError(f"{name} must be a name, got {quoted(getattr(self, name))}")
         if not isinstance(self.image_aspect_ratio, str | None):
-            raise ConfigError(f"image_aspect_ratio must be a name, got {shown(self.image_aspect_ratio)}")
+            raise ConfigError(f"image_aspect_ratio must be a name, got {quoted(self.image_aspect_ratio)}")
         if self.vision_config is None:
             return
         if self.vision_config.patch_size > self.vision_config.image_size:
@@ -286,7 +298,7 @@ class VideoLlama2Config(PreTrainedConfig):
                 mm_audio_tower=self.mm_audio_tower or "audio_tower.bin",
                 mm_hidden_size_a=self.mm_hidden_size_a,
                 hidden_size_a=self.hidden_size,
-                audio_config=self.audio_config.to_diff_dict(),
+                audio_config=self._hearing.to_diff_dict(),
             )
         else:
             flat.pop("mm_projector_a_type")
@@ -337,7 +349,7 @@ def as_config(name: str, value: PreTrainedConfig | dict | None) -> PreTrainedCon
     fields = deepcopy(value)
     model_type = fields.pop("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-        raise ConfigError(f"{name}: this transformers does not know the model_type {shown(model_type)}")
+        raise ConfigError(f"{name}: this transformers does not know the model_type {quoted(model_type)}")
     return CONFIG_MAPPING[model_type](**fields)
 
 
@@ -366,65 +378,3 @@ def _as_vision_config(value: PreTrainedConfig | dict | None) -> PreTrainedConfig
 def is_videollama2(fields: dict[str, Any]) -> bool:
     """Whether a ``config.json``, of either form, describes a VideoLLaMA 2 model."""
     return str(fields.get("model_type", "")).startswith(VideoLlama2Config.model_type)
-
-
-def find_tower(name: str, checkpoint: str | Path | None) -> Path | None:
-    """Folder of the vision encoder ``name``: as given or beside the checkpoint; else None."""
-    return next((place for place in _places(name, checkpoint) if (place / "config.json").is_file()), None)
-
-
-def _places(name: str, checkpoint: str | Path | None) -> list[Path]:
-    """Where an encoder may lie: as given, and beside the checkpoint (its own folder and the two above)."""
-    places = [Path(name)]
-    if checkpoint and Path(checkpoint).is_dir():
-        folder = Path(checkpoint).resolve()
-        places += [parent / name for parent in (folder, folder.parent, folder.parent.parent)]
-    return places
-
-
-def _with_audio_fields(config_dict: dict[str, Any], checkpoint: str | Path | None) -> dict[str, Any]:
-    name = config_dict.get("mm_audio_tower")
-    if config_dict.get("audio_config") is not None or not name:
-        return config_dict
-    shapes = (place.with_suffix(".json") for place in _places(name, checkpoint) if place.is_file())
-    shape = next((path for path in shapes if path.is_file()), None)
-    return config_dict if shape is None else {**config_dict, "audio_config": read_json(shape)}
-
-
-def complete_flat_dict(config_dict: dict[str, Any], checkpoint: str | Path | None, **hub: Any) -> dict[str, Any]:
-    """Add ``vision_config`` to a flat dict from the folder or hub repository that ``mm_vision_tower`` names.
-
-    ``audio_config`` comes from the JSON file beside the file that ``mm_audio_tower`` names, where there is one.
-
-    Args:
-        checkpoint: folder or hub name the dict came from; the encoder's folder may lie beside it.
-        hub: of :data:`videollama2.hub.OPTIONS_OF_ANY_REPOSITORY`. ``AutoConfig`` hands none on.
-
-    Raises:
-        CheckpointNotFoundError: the encoder is neither a folder nor a repository within reach.
-    """
-    config_dict = _with_audio_fields(config_dict, checkpoint)
-    name = config_dict.get("mm_vision_tower")
-    if config_dict.get("vision_config") is not None or not name or not isinstance(name, str):
-        return config_dict
-    folder = find_tower(name, checkpoint)
-    if folder is not None:
-        vision = read_json(folder / "config.json")
-    elif (vision := known_vision_config(name)) is None:
-        vision = read_json(_tower_in_repository(name, checkpoint, **hub))
-    return {**config_dict, "vision_config": vision}
-
-
-def _tower_in_repository(name: str, checkpoint: str | Path | None, **hub: Any) -> Path:
-    try:
-        path = find_file(name, "config.json", **hub)
-    except CheckpointNotFoundError as error:
-        cause: Exception | None = error
-    else:
-        if path is not None:
-            return path
-        cause = None
-    raise CheckpointNotFoundError(
-        f"mm_vision_tower {name!r} is neither a folder with a config.json (looked in the working folder and "
-        f"beside {checkpoint}) nor a hub repository that can be reached"
-    ) from cause

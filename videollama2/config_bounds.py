@@ -53,11 +53,11 @@ def check_sizes(name: str, fields: Mapping[str, Any]) -> None:
     for field, largest in _LARGEST.items():
         value = fields.get(field)
         if value is not None and not is_whole(value, 1, largest):
-            raise ConfigError(f"{name}: {field} must be a whole number from 1 to {largest}, got {shown(value)}")
+            raise ConfigError(f"{name}: {field} must be a whole number from 1 to {largest}, got {quoted(value)}")
     for field in _NUMBERS:
         value = fields.get(field)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0):
-            raise ConfigError(f"{name}: {field} must be a number, at least 0, got {shown(value)}")
+            raise ConfigError(f"{name}: {field} must be a number, at least 0, got {quoted(value)}")
 
 
 def is_whole(value: Any, least: int, largest: int) -> bool:
@@ -65,7 +65,7 @@ def is_whole(value: Any, least: int, largest: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= largest
 
 
-def shown(value: Any, length: int = 60) -> str:
+def quoted(value: Any, length: int = 60) -> str:
     """A value as it may stand in a message of one line."""
     text = repr(value)
     return text if len(text) <= length else f"{text[:length]}..."

@@ -49,7 +49,10 @@ def load_lora_folder(
             f"{path}: a LoRA folder is merged into its base while loading, which quantised weights do not allow; "
             f"load it without load_8bit / load_4bit, save it, and quantise the merged folder"
         )
-    adapter = read_json(find_file(path, ADAPTER_CONFIG, **hub))
+    adapter_config = find_file(path, ADAPTER_CONFIG, **hub)
+    if adapter_config is None:
+        raise CheckpointError(f"{path}: holds no {ADAPTER_CONFIG}, so it is no LoRA folder")
+    adapter = read_json(adapter_config)
     base = base_of(path, model_base, **hub)
     if not base:
         raise CheckpointError(f"{path}: its {ADAPTER_CONFIG} names no base model; give model_base (--model-base)")

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from videollama2.audio_config import AudioConfig
-from videollama2.checkpoints.files import UNREADABLE
+from videollama2.checkpoints.files import UNREADABLE, why_unreadable
 from videollama2.errors import CheckpointError, CheckpointNotFoundError, first_line
+from videollama2.hub import check_is_no_pointer
 from videollama2.model.encoders.beats import BeatsModel
 from videollama2.model.weight_names import AUDIO_TOWER_PREFIX
 
@@ -64,10 +65,11 @@ def load_audio_weights(model: BeatsModel, weights: Mapping[str, torch.Tensor], s
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointNotFoundError(f"audio encoder {path}: there is no such file")
+    check_is_no_pointer(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
-        raise CheckpointError(f"audio encoder {path}: cannot be read as weights ({first_line(error)})") from error
+        raise CheckpointError(f"audio encoder {path}: cannot be read as weights ({why_unreadable(error)})") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"audio encoder {path}: holds no weights but a {type(content).__name__}")
     return content

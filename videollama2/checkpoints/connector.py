@@ -11,12 +11,13 @@ from torch import nn
 from videollama2.checkpoints.files import CONNECTOR_FILES, base_of, read_tensors
 from videollama2.checkpoints.full import load_checkpoint
 from videollama2.checkpoints.parts import build_from_parts
-from videollama2.config import find_tower, is_videollama2
+from videollama2.config import is_videollama2
 from videollama2.errors import CheckpointError
 from videollama2.hub import OPTIONS_OF_ANY_REPOSITORY, first_file, read_config
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.model.weight_names import connector_weights
 from videollama2.processing import VideoLlama2Processor
+from videollama2.towers import find_tower
 
 _CONNECTOR_FIELDS = (
     "mm_projector_type",
@@ -65,8 +66,11 @@ def load_connector_folder(
     base = base_of(path, model_base, **hub)
     if not base or Path(base).resolve() == Path(path).resolve():
         raise CheckpointError(f"{path} holds a connector only: name its language model with model_base (--model-base)")
+    weights = first_file(path, CONNECTOR_FILES, **hub)
+    if weights is None:
+        raise CheckpointError(f"{path}: holds no connector ({' or '.join(CONNECTOR_FILES)})")
     model, processor = base_with_connector(path, base, fields, placement, hub)
-    load_connector(model, first_file(path, CONNECTOR_FILES, **hub))
+    load_connector(model, weights)
     return model, processor
 
 

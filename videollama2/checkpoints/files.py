@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import PreTrainedConfig
 
-from videollama2.config_bounds import shown
+from videollama2.config_bounds import quoted
 from videollama2.constants import TINY_MODEL_NAME
 from videollama2.errors import CheckpointError, CheckpointNotFoundError, first_line
 from videollama2.hub import check_is_no_pointer, find_file, first_file, read_config, read_json
@@ -73,7 +73,7 @@ def check_model_type(config: dict[str, Any], name_or_path: str) -> None:
         raise CheckpointError(f"{name_or_path}/config.json names no model_type, so it describes no model")
     if not isinstance(config["model_type"], str):
         raise CheckpointError(
-            f"{name_or_path}/config.json: model_type must be a name, got {shown(config['model_type'])}"
+            f"{name_or_path}/config.json: model_type must be a name, got {quoted(config['model_type'])}"
         )
 
 
@@ -179,7 +179,7 @@ def _weight_files(name_or_path: str, **hub: Any) -> list[Path]:
     missing = sorted(name for name, path in shards.items() if path is None)
     if missing:
         raise CheckpointError(f"{name_or_path}: {first.name} names files that are missing: {', '.join(missing[:8])}")
-    return list(shards.values())
+    return [path for path in shards.values() if path is not None]
 
 
 def stored_names(name_or_path: str, **hub: Any) -> set[str]:
@@ -206,7 +206,7 @@ def _shard_names(index: Path) -> set[str]:
     # Whatever a folder says of itself, nothing is read from outside it.
     strange = sorted(name for name in names if Path(name).name != name or "\\" in name)
     if strange:
-        raise CheckpointError(f"{index}: weight_map names {shown(strange[0])}, which is no file beside it")
+        raise CheckpointError(f"{index}: weight_map names {quoted(strange[0])}, which is no file beside it")
     return names
 
 

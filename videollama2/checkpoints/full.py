@@ -13,11 +13,12 @@ from videollama2.checkpoints.files import (
     why_unreadable,
 )
 from videollama2.checkpoints.quantisation import leave_out_misfits, settle_quantization
-from videollama2.config import VideoLlama2Config, complete_flat_dict, is_videollama2
+from videollama2.config import VideoLlama2Config, is_videollama2
 from videollama2.errors import CheckpointError, ConfigError, VideoLlama2Error, first_line
 from videollama2.hub import OPTIONS, OPTIONS_OF_ANY_REPOSITORY, check_json_files, read_config
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.processing import VideoLlama2Processor
+from videollama2.towers import complete_flat_dict
 
 
 def load_checkpoint(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from videollama2.errors import ConfigError, MissingDependencyError, first_line
@@ -29,7 +31,7 @@ def as_dtype(dtype: str | torch.dtype | None, device: str | torch.device) -> tor
         return default_dtype(device)
     if isinstance(dtype, torch.dtype):
         return dtype
-    value = getattr(torch, dtype, None)
+    value: Any = getattr(torch, dtype, None)
     if not isinstance(value, torch.dtype) or not value.is_floating_point:
         raise ConfigError(f"dtype must be float32, float16 or bfloat16, got {dtype!r}")
     return value

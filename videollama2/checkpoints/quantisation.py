@@ -12,7 +12,7 @@ from transformers import AutoModel, PreTrainedConfig
 
 from videollama2.checkpoints.files import stored_names
 from videollama2.checkpoints.placement import default_device
-from videollama2.config_bounds import shown
+from videollama2.config_bounds import quoted
 from videollama2.errors import ConfigError, MissingDependencyError
 
 # Quantising them saves little and costs accuracy; the published code quantised the connector and could not load it.
@@ -114,13 +114,13 @@ def asked_quantization(fields: dict[str, Any], source: str, dtype: torch.dtype) 
         return None
     place = f"{source}: quantization_config"
     if not isinstance(asked, dict) or asked.get("quant_method", "bitsandbytes") != "bitsandbytes":
-        raise ConfigError(f"{place} {shown(asked)} is none of bitsandbytes, which alone can be used here")
+        raise ConfigError(f"{place} {quoted(asked)} is none of bitsandbytes, which alone can be used here")
     bits = [n for n in (4, 8) if asked.get(f"load_in_{n}bit") is True]
     if len(bits) != 1:
         raise ConfigError(f"{place} must set one of load_in_4bit and load_in_8bit")
     double_quant, quant_type = asked.get("bnb_4bit_use_double_quant", True), asked.get("bnb_4bit_quant_type", "nf4")
     if quant_type not in ("nf4", "fp4"):
-        raise ConfigError(f"{place}: bnb_4bit_quant_type must be 'nf4' or 'fp4', got {shown(quant_type)}")
+        raise ConfigError(f"{place}: bnb_4bit_quant_type must be 'nf4' or 'fp4', got {quoted(quant_type)}")
     return quantization_config(bits[0], dtype, bool(double_quant), quant_type)
 
 

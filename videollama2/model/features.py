@@ -36,7 +36,7 @@ class MediaFeaturesMixin:
 
     def _build_media_modules(self, config: VideoLlama2Config) -> None:
         self.vision_tower = self.mm_projector = self.audio_tower = self.mm_projector_a = None
-        if config.sees:
+        if config.vision_config is not None:
             check_class_token(config.mm_projector_type, config.keeps_class_token)
             self.vision_tower = vision_encoder(config.vision_config.model_type).build(config.vision_config)
             self.mm_projector = build_connector(config.mm_projector_type, config.mm_hidden_size, config.hidden_size)
@@ -52,11 +52,10 @@ class MediaFeaturesMixin:
         Raises:
             PromptError: this model has no vision encoder.
         """
-        if self.vision_tower is None:
-            raise PromptError("this model has no vision encoder: it takes neither images nor videos")
-        with _graph_of(self.vision_tower):
+        tower, _ = self._eyes()
+        with _graph_of(tower):
             return encode_frames(
-                self.vision_tower,
+                tower,
                 pixels_BCHW.to(self._vision_device()),
                 self.config.mm_vision_select_layer,
                 self.config.mm_vision_select_feature,
@@ -69,10 +68,9 @@ class MediaFeaturesMixin:
             PromptError: this model has no audio encoder.
             MediaError: filter banks of another shape than the encoder's.
         """
-        if self.audio_tower is None:
-            raise PromptError("this model has no audio encoder: it takes no sound")
-        with _graph_of(self.audio_tower):
-            return self.audio_tower(fbank_BTF.to(self.audio_tower.device)).last_hidden_state
+        tower, _ = self._ears()
+        with _graph_of(tower):
+            return tower(fbank_BTF.to(tower.device)).last_hidden_state
 
     def get_image_features(
         self, pixel_values: torch.Tensor, num_frames: int | None = None, **kwargs: Any
@@ -87,8 +85,9 @@ class MediaFeaturesMixin:
             ``pooler_output``: list of B tensors (N, D); ``last_hidden_state``: encoder features (B, patches, D).
         """
         features_BND = self.encode_vision(pixel_values)
-        tokens_BND = self.mm_projector.forward_still(
-            to_connector(features_BND, self.mm_projector), num_frames or self.config.num_frames
+        _, connector = self._eyes()
+        tokens_BND = connector.forward_still(
+            to_connector(features_BND, connector), num_frames or self.config.num_frames
         )
         return BaseModelOutputWithPooling(last_hidden_state=features_BND, pooler_output=list(tokens_BND))
 
@@ -107,8 +106,9 @@ class MediaFeaturesMixin:
         """
 
         def encode(videos_BTCHW: torch.Tensor) -> torch.Tensor:
-            features_BND = to_connector(self.encode_vision(videos_BTCHW.flatten(0, 1)), self.mm_projector)
-            return self.mm_projector(features_BND.unflatten(0, videos_BTCHW.shape[:2]))
+            _, connector = self._eyes()
+            features_BND = to_connector(self.encode_vision(videos_BTCHW.flatten(0, 1)), connector)
+            return connector(features_BND.unflatten(0, videos_BTCHW.shape[:2]))
 
         return BaseModelOutputWithPooling(pooler_output=_by_shape(pixel_values_videos, encode))
 
@@ -126,11 +126,12 @@ class MediaFeaturesMixin:
         stills = 0 if images_BCHW is None else len(images_BCHW)
         frames = [*([] if images_BCHW is None else [images_BCHW]), *videos]
         if not stills and not videos:
-            side = self.config.vision_config.image_size
+            side = self._eyes()[0].config.image_size
             frames, stills = [torch.zeros(1, 3, side, side)], 1
         shown = [Shown(1, self.config.num_frames)] * stills + [Shown(len(video), len(video)) for video in videos]
         features_FND = self.encode_vision(torch.cat([part.to(self._vision_device()) for part in frames]))
-        tokens = self.mm_projector(to_connector(features_FND, self.mm_projector), shown)
+        _, connector = self._eyes()
+        tokens = connector(to_connector(features_FND, connector), shown)
         return tokens[:stills], tokens[stills:]
 
     def get_audio_features(self, input_features: Media, **kwargs: Any) -> BaseModelOutputWithPooling:
@@ -148,7 +149,8 @@ class MediaFeaturesMixin:
         """
 
         def encode(fbank_BTF: torch.Tensor) -> torch.Tensor:
-            return self.mm_projector_a(to_connector(self.encode_audio(fbank_BTF), self.mm_projector_a))
+            _, connector = self._ears()
+            return connector(to_connector(self.encode_audio(fbank_BTF), connector))
 
         return BaseModelOutputWithPooling(pooler_output=_by_shape(input_features, encode))
 
@@ -173,7 +175,19 @@ class MediaFeaturesMixin:
         return embeds_BLD + zero_of(modules, embeds_BLD) if modules else embeds_BLD
 
     def _vision_device(self) -> torch.device:
-        return self.vision_tower.embeddings.patch_embedding.weight.device
+        return next(self._eyes()[0].parameters()).device
+
+    def _eyes(self) -> tuple[Any, Any]:
+        """Vision encoder and its connector."""
+        if self.vision_tower is None:
+            raise PromptError("this model has no vision encoder: it takes neither images nor videos")
+        return self.vision_tower, self.mm_projector
+
+    def _ears(self) -> tuple[Any, Any]:
+        """Audio encoder and its projector."""
+        if self.audio_tower is None:
+            raise PromptError("this model has no audio encoder: it takes no sound")
+        return self.audio_tower, self.mm_projector_a
 
 
 def _graph_of(module: nn.Module) -> AbstractContextManager[None]:

@@ -54,14 +54,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
             hidden_low_nD = hidden_ND[part].to(dtype)
             logits_nV = (hidden_low_nD @ weight_low_VD.T).float()
             total += F.cross_entropy(logits_nV, targets_N[part], reduction="sum")
-            if not (for_hidden or for_weight):
+            if hidden_grad_ND is None and weight_grad_VD is None:
                 continue
             grad_nV = logits_nV.softmax(dim=-1)
             grad_nV[torch.arange(len(grad_nV), device=grad_nV.device), targets_N[part]] -= 1
             grad_nV = grad_nV.to(dtype)
-            if for_hidden:
+            if hidden_grad_ND is not None:
                 hidden_grad_ND[part] = grad_nV @ weight_low_VD
-            if for_weight:
+            if weight_grad_VD is not None:
                 weight_grad_VD += grad_nV.T @ hidden_low_nD
         ctx.grads = (hidden_grad_ND, weight_grad_VD)
         return total

@@ -104,7 +104,7 @@ class VideoLlama2Model(VideoLlama2PreTrainedModel, MediaFeaturesMixin):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("exactly one of input_ids and inputs_embeds must be given")
-        if inputs_embeds is None:
+        if input_ids is not None:
             encoded = dict(mm_encoder_outputs or {})
             if pixel_values is not None:
                 encoded["image"] = self.get_image_features(pixel_values)
@@ -246,7 +246,7 @@ class VideoLlama2ForConditionalGeneration(VideoLlama2PreTrainedModel, MediaGener
         if num_items is None:
             # A batch without any label has no loss, not an undefined one.
             num_items = labelled.sum().clamp(min=1)
-        elif torch.is_tensor(num_items):
+        elif not isinstance(num_items, int):
             num_items = num_items.to(total.device)
         return total / num_items
 

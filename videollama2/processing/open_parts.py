@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from videollama2.config import VideoLlama2Config, find_tower
+from videollama2.config import VideoLlama2Config
 from videollama2.errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -20,6 +20,7 @@ from videollama2.errors import (
 from videollama2.hub import OPTIONS_OF_ANY_REPOSITORY, find_file, read_json
 from videollama2.media.pixels import PixelTransform
 from videollama2.model.encoders import KNOWN_TOWERS, vision_encoder
+from videollama2.towers import find_tower
 
 # Any of them makes a tokenizer: the fast form, sentencepiece, byte-pair tables.
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")

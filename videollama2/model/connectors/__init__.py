@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from videollama2.config_bounds import shown
+from videollama2.config_bounds import quoted
 from videollama2.errors import ConfigError
 from videollama2.model.connectors.mlp import IdentityConnector, LinearConnector, MlpConnector, mlp_depth
 from videollama2.model.connectors.stc import (
@@ -52,14 +52,14 @@ def build_connector(name: str, encoder_hidden_size: int, hidden_size: int) -> nn
     if depth := mlp_depth(name):
         return MlpConnector(encoder_hidden_size, hidden_size, depth)
     if name not in CONNECTORS:
-        raise ConfigError(f"unknown mm_projector_type {shown(name)}; known: {', '.join(CONNECTORS)}, mlpNx_gelu")
+        raise ConfigError(f"unknown mm_projector_type {quoted(name)}; known: {', '.join(CONNECTORS)}, mlpNx_gelu")
     return CONNECTORS[name](encoder_hidden_size, hidden_size)
 
 
 def _connector_class(name: str) -> type[nn.Module]:
     cls = MlpConnector if mlp_depth(name) else CONNECTORS.get(name)
     if cls is None:
-        raise ConfigError(f"unknown mm_projector_type {shown(name)}; known: {', '.join(CONNECTORS)}, mlpNx_gelu")
+        raise ConfigError(f"unknown mm_projector_type {quoted(name)}; known: {', '.join(CONNECTORS)}, mlpNx_gelu")
     return cls
 
 

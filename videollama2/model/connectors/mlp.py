@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from videollama2.config_bounds import shown
+from videollama2.config_bounds import quoted
 from videollama2.errors import ConfigError
 from videollama2.model.connectors.shown import Shown
 
@@ -21,7 +21,7 @@ MAX_DEPTH = 100
 """Most layers of ``mlpNx_gelu``; published ones have two."""
 
 
-class _TimeMean:
+class _TimeMean(nn.Module):
     """Averages frames before the projection; a still image is its own average.
 
     Features are taken one by one, so a class token among them becomes a visual token like any patch.
@@ -90,5 +90,5 @@ def mlp_depth(name: str, field: str = "mm_projector_type") -> int | None:
         return None
     depth = int(match.group(1)[:9])
     if not 1 <= depth <= MAX_DEPTH:
-        raise ConfigError(f"{field} {shown(name)}: the number of layers must be at least 1 and at most {MAX_DEPTH}")
+        raise ConfigError(f"{field} {quoted(name)}: the number of layers must be at least 1 and at most {MAX_DEPTH}")
     return depth

@@ -126,10 +126,8 @@ class StcConnector(nn.Module):
     ) -> torch.Tensor | list[torch.Tensor]:
         if shown is not None:
             return self._forward_together(features_BTND, shown)
-        B, T, N, D = features_BTND.shape
-        x_BCHW = self._stage(self.s1, _to_grid(features_BTND.reshape(B * T, N, D)))
-        x_BCTHW = x_BCHW.unflatten(0, (B, T)).transpose(1, 2)
-        return self._after_s1(x_BCTHW)
+        x_BCHW = self._stage(self.s1, _to_grid(rearrange(features_BTND, "b t n d -> (b t) n d")))
+        return self._after_s1(rearrange(x_BCHW, "(b t) c h w -> b c t h w", b=len(features_BTND)))
 
     def forward_still(self, features_BND: torch.Tensor, num_frames: int) -> torch.Tensor:
         """Tokens of ``num_frames`` equal frames; only time slices that differ are computed."""
@@ -203,14 +201,11 @@ class StcConnector(nn.Module):
     def _after_s1(self, x_BCTHW: torch.Tensor, order: list[int] | None = None) -> torch.Tensor:
         self._check_frames(x_BCTHW.shape[2])
         x_BCTHW = self.sampler(x_BCTHW)
-        B, C, T, H, W = x_BCTHW.shape
-        x_BCHW = x_BCTHW.transpose(1, 2).reshape(B * T, C, H, W)
-        x_BCHW = self._stage(self.s2, x_BCHW)
-        tokens_BTND = x_BCHW.flatten(2).transpose(1, 2).reshape(B, T, H * W, C)
-        tokens_BTND = self.readout(tokens_BTND)
+        x_BCHW = self._stage(self.s2, rearrange(x_BCTHW, "b c t h w -> (b t) c h w"))
+        tokens_BTND = self.readout(rearrange(x_BCHW, "(b t) c h w -> b t (h w) c", b=len(x_BCTHW)))
         if order is not None:
             tokens_BTND = tokens_BTND[:, order]
-        return tokens_BTND.flatten(1, 2)
+        return rearrange(tokens_BTND, "b t n d -> b (t n) d")
 
     def _stage(self, stage: nn.Module, x_BCHW: torch.Tensor) -> torch.Tensor:
         if self.gradient_checkpointing and self.training:
@@ -253,11 +248,11 @@ def _to_grid(features_BND: torch.Tensor) -> torch.Tensor:
     Raises:
         ConfigError: the number of patches is no square (a class token left in, or a non-square encoder).
     """
-    B, N, D = features_BND.shape
+    N = features_BND.shape[1]
     side = math.isqrt(N)
     if side * side != N:
         raise ConfigError(
             f"this connector needs a square patch grid, got {N} features per frame; "
             f"with mm_vision_select_feature 'cls_patch' use linear, identity or mlpNx_gelu"
         )
-    return features_BND.transpose(1, 2).reshape(B, D, side, side)
+    return rearrange(features_BND, "b (h w) d -> b d h w", h=side)

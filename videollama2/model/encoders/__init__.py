@@ -39,7 +39,7 @@ def vision_encoder(model_type: Any) -> VisionEncoder:
 def known_vision_config(name: str | None) -> dict[str, Any] | None:
     """The ``vision_config`` of a published encoder, with its ``model_type``; None where the name is not known."""
     for model_type, encoder in VISION_ENCODERS.items():
-        if name in encoder.known:
+        if name is not None and name in encoder.known:
             return {"model_type": model_type, **encoder.known[name].vision_config}
     return None
 

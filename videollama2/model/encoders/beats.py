@@ -293,7 +293,8 @@ def zero_of(modules: Sequence[nn.Module], like: torch.Tensor) -> torch.Tensor:
         like: a tensor of the result's type and device.
     """
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    return sum((p.sum() * 0.0 for p in parameters), start=like.new_zeros(())).to(like.dtype)
+    total = sum((p.sum() * 0.0 for p in parameters), start=like.new_zeros(()))
+    return torch.as_tensor(total).to(like.dtype)
 
 
 def distance_buckets(distances: torch.Tensor, num_buckets: int, max_distance: int) -> torch.Tensor:
