@@ -107,8 +107,7 @@ class AudioConfig(PreTrainedConfig):
         self.input_patch_size = input_patch_size
         self.embed_dim = embed_dim
         self.conv_bias = conv_bias
-        self.encoder_layers = encoder_layers
-        self.encoder_embed_dim = encoder_embed_dim
+        self.encoder_layers, self.encoder_embed_dim = encoder_layers, encoder_embed_dim
         self.encoder_ffn_embed_dim = encoder_ffn_embed_dim
         self.encoder_attention_heads = encoder_attention_heads
         self.dropout = dropout
@@ -117,12 +116,9 @@ class AudioConfig(PreTrainedConfig):
         self.dropout_input = dropout_input
         self.encoder_layerdrop = encoder_layerdrop
         self.layer_wise_gradient_decay_ratio = layer_wise_gradient_decay_ratio
-        self.conv_pos = conv_pos
-        self.conv_pos_groups = conv_pos_groups
-        self.num_buckets = num_buckets
-        self.max_distance = max_distance
-        self.finetuned_model = finetuned_model
-        self.predictor_class = predictor_class
+        self.conv_pos, self.conv_pos_groups = conv_pos, conv_pos_groups
+        self.num_buckets, self.max_distance = num_buckets, max_distance
+        self.finetuned_model, self.predictor_class = finetuned_model, predictor_class
         self.sampling_rate = sampling_rate
         self.clip_seconds = clip_seconds
         self.num_windows = num_windows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,13 +12,11 @@ from transformers import BatchFeature, ProcessorMixin
 
 from videollama2.config import VideoLlama2Config
 from videollama2.errors import ConfigError, PromptError
-from videollama2.media.audio import ClipRules, Windows, read_sound, read_video_sound, sound_features
+from videollama2.media.audio import Windows
 from videollama2.media.frames import FrameSampling
 from videollama2.media.image import load_image
 from videollama2.media.kinds import AUDIO, IMAGE, KINDS, TAGS, VIDEO
 from videollama2.media.pixels import AspectRatio, FrameResize, PixelTransform
-from videollama2.media.readers import MediaWarning
-from videollama2.media.sources import describe_source
 from videollama2.media.video import read_clip
 from videollama2.processing.conversations import as_batch, media_of
 from videollama2.processing.inputs import as_list, as_media, continues, in_reading_order, split_tags
@@ -28,11 +25,12 @@ from videollama2.processing.options import HEARD, CallOptions, TextOptions
 from videollama2.processing.read_options import ReadOptions, Shape
 from videollama2.processing.rows import batch_of
 from videollama2.processing.sequences import check_kind, media_tokens, padding_id
+from videollama2.processing.sound import SoundReading
 from videollama2.processing.video_options import frames_asked_for, options_of_each
 from videollama2.prompting import Message, Prompt, build_labelled_prompt, build_prompt, template_variables
 
 
-class VideoLlama2Processor(ProcessorMixin):
+class VideoLlama2Processor(SoundReading, ProcessorMixin):
     """Tokenizer, image preprocessing and the model's visual token counts, joined.
 
     Args:
@@ -160,34 +158,6 @@ class VideoLlama2Processor(ProcessorMixin):
     def load_image(self, image: Any, aspect_ratio: Shape = "model") -> torch.Tensor:
         """Read an image and return pixels (1, C, H, W). ``aspect_ratio`` as in :meth:`load_video`."""
         return self.read(IMAGE, image, ReadOptions(aspect_ratio=aspect_ratio))
-
-    def load_audio(self, audio: Any, **options: Any) -> torch.Tensor:
-        """Read a sound and return ``fbank_1TF`` in bfloat16; see :meth:`hear`.
-
-        Args:
-            audio: path, bytes or binary file in any container that PyAV reads.
-            options: of :class:`videollama2.media.audio.SoundSampling`, and ``of_video``: the sound belongs to a video
-                and is heard in windows, as published.
-
-        Warns:
-            MediaWarning: a video has no sound track, and silence is returned.
-        """
-        fbank_1TF, note = self.hear(audio, ReadOptions.of(AUDIO, options))
-        if note is not None:
-            warnings.warn(f"{describe_source(audio)}: {note}", MediaWarning, stacklevel=2)
-        return fbank_1TF
-
-    def hear(self, source: Any, options: ReadOptions) -> tuple[torch.Tensor, str | None]:
-        """Read a sound and return ``fbank_1TF``, and what the listener should know about it.
-
-        Raises:
-            MediaError: there is no sound that can be read, or not as asked. PromptError: the model does not hear.
-        """
-        check_kind(self.model_config, AUDIO)
-        config = self.model_config.audio_config
-        read = read_video_sound if options.of_video else read_sound
-        sound = read(source, ClipRules.of(config), options.sound)
-        return sound_features(sound, config), sound.note
 
     def read(self, kind: str, source: Any, options: ReadOptions) -> torch.Tensor:
         """Read a medium of any kind and return its pixels (T, C, H, W), with one frame for an image, or its

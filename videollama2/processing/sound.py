@@ -1,0 +1,50 @@
+"""The part of the processor that reads sound."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+
+from videollama2.config import VideoLlama2Config
+from videollama2.media.audio import ClipRules, read_sound, read_video_sound, sound_features
+from videollama2.media.kinds import AUDIO
+from videollama2.media.readers import MediaWarning
+from videollama2.media.sources import describe_source
+from videollama2.processing.read_options import ReadOptions
+from videollama2.processing.sequences import check_kind
+
+
+class SoundReading:
+    """Sounds -> filter banks; the class it joins has ``model_config``."""
+
+    model_config: VideoLlama2Config
+
+    def load_audio(self, audio: Any, **options: Any) -> torch.Tensor:
+        """Read a sound and return ``fbank_1TF`` in bfloat16; see :meth:`hear`.
+
+        Args:
+            audio: path, bytes or binary file in any container that PyAV reads.
+            options: of :class:`videollama2.media.audio.SoundSampling`, and ``of_video``: the sound belongs to a video
+                and is heard in windows, as published.
+
+        Warns:
+            MediaWarning: a video has no sound track, and silence is returned.
+        """
+        fbank_1TF, note = self.hear(audio, ReadOptions.of(AUDIO, options))
+        if note is not None:
+            warnings.warn(f"{describe_source(audio)}: {note}", MediaWarning, stacklevel=2)
+        return fbank_1TF
+
+    def hear(self, source: Any, options: ReadOptions) -> tuple[torch.Tensor, str | None]:
+        """Read a sound and return ``fbank_1TF``, and what the listener should know about it.
+
+        Raises:
+            MediaError: there is no sound that can be read, or not as asked. PromptError: the model does not hear.
+        """
+        check_kind(self.model_config, AUDIO)
+        config = self.model_config.audio_config
+        read = read_video_sound if options.of_video else read_sound
+        sound = read(source, ClipRules.of(config), options.sound)
+        return sound_features(sound, config), sound.note
