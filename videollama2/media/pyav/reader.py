@@ -16,6 +16,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.codec.context import Flags
 from av.stream import Discard
 
 from videollama2.errors import MediaError
@@ -262,6 +263,8 @@ class PyAVReader(ReaderBase):
         Returns the number of frames that were replaced, or are damaged.
         """
         self._open()
+        # After a damaged keyframe the decoder holds every frame back that refers to it. Here they are better than none.
+        self._stream.codec_context.flags |= Flags.output_corrupt
         pending, lost, shown = list(wanted), 0, None
         for frame in self._decode(packets_of(self._container, self._stream)):
             # The decoder has gone past these times without a frame: a player would still show the frame before. At
@@ -298,7 +301,9 @@ class PyAVReader(ReaderBase):
             return
         if self._bad_packets and 2 * lost > wanted:
             raise MediaError(f"{self.name}: {lost} of the {wanted} frames needed cannot be decoded")
-        self._warn(f"{lost} of the {wanted} frames needed are damaged; the frames before them are used")
+        self._warn(
+            f"{lost} of the {wanted} frames needed are damaged; they have faults, or the frames before them are used"
+        )
 
     def _decode(self, packets: Iterator[Any]) -> Iterator[Any]:
         """Yield frames in the order they are shown. Packets that cannot be decoded are skipped and counted."""
