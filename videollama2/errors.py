@@ -79,7 +79,15 @@ class EngineError(VideoLlama2Error, RuntimeError):
 
 
 class RequestTooLongError(EngineError, ValueError):
-    """Prompt and answer do not fit into a slot; the message gives the numbers."""
+    """Prompt and answer do not fit into a slot; the message gives the numbers.
+
+    Args:
+        prompt_tokens: of the prompt, visual ones among them.
+    """
+
+    def __init__(self, message: str, prompt_tokens: int = 0) -> None:
+        super().__init__(message)
+        self.prompt_tokens = prompt_tokens
 
 
 class QueueFullError(EngineError):

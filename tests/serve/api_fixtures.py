@@ -129,10 +129,11 @@ def live_chat(
     engine: Any = None, security: Any = None, limits: Any = None, **policy_changes: Any
 ) -> Iterator[tuple[AppThread, Any]]:
     """A server that answers chats with the tiny model: the parts of a worker without its controller."""
+    from videollama2.serve.api.routes import openai_router
     from videollama2.serve.settings import Security
     from videollama2.serve.untrusted_media.sandbox import Sandbox
     from videollama2.serve.web.app import make_app
-    from videollama2.serve.worker.chat_routes import chat_router
+    from videollama2.serve.worker.backend import EngineBackend
     from videollama2.serve.worker.service import ChatService
 
     own = policy(**policy_changes)
@@ -140,7 +141,7 @@ def live_chat(
     box = Sandbox.of(own, engine.processor)
     service = ChatService(engine, "tiny", own, box, limits)
     app = make_app("test", security or Security())
-    app.include_router(chat_router(service))
+    app.include_router(openai_router(EngineBackend(service)))
     server = AppThread(app)
     try:
         yield server, service

@@ -252,6 +252,84 @@ def test_lengths(chat):
     body = ask(chat, long, max_tokens=None, min_tokens=10**6).json()
     assert body["usage"]["completion_tokens"] < 100
     assert body["usage"]["total_tokens"] == 1024
+    # More than fit: what is left.
+    body = ask(chat, long, max_tokens=900, min_tokens=900).json()
+    assert (body["usage"]["total_tokens"], body["choices"][0]["finish_reason"]) == (1024, "length")
+    error = refused(chat, "word " * 1100, max_tokens=5)
+    assert "maximum context length is 1024 tokens, but the prompt alone has 1111" in error["message"]
+    assert error["param"] == "messages"
+
+
+def test_fields_that_nobody_knows_are_ignored_and_named(chat, caplog):
+    plain = answer(chat, "Tell me")
+    with caplog.at_level("WARNING"):
+        reply = ask(chat, "Tell me", temprature=1, messages=[{**user("Tell me"), "mood": "good"}])
+    assert reply.json()["choices"][0]["message"]["content"] == plain
+    assert reply.headers["x-ignored-fields"] == "temprature, messages.0.mood" and "temprature" in caplog.text
+    assert "x-ignored-fields" not in ask(chat, "Tell me").headers
+    assert ask(chat, "Tell me", temprature=1, stream=True).headers["x-ignored-fields"] == "temprature"
+
+
+def test_addresses_as_texts_and_base64_in_lines(chat):
+    data = demo("shapes.png").read_bytes()
+    expected = answer(chat, image_part(data), text_part("What is it?"))
+    url = data_url(data, "image/png")
+    assert answer(chat, {"type": "image_url", "image_url": url}, text_part("What is it?")) == expected
+    head, text = url.split(",")
+    lines = head + "," + "".join(text[at : at + 76] + "\r\n" for at in range(0, len(text), 76))
+    assert answer(chat, {"type": "image_url", "image_url": {"url": lines}}, text_part("What is it?")) == expected
+    error = refused(chat, text_part("x"), {"type": "image_url", "image_url": "data:image/png;base64,AAAA"})
+    assert error["param"] == "messages.0.content.1.image_url"
+
+
+def test_a_bias_and_penalties_change_the_answer(chat):
+    plain = answer(chat, "Tell me", **LONG)
+    token = ask(chat, "Tell me", logprobs=True, **LONG).json()["choices"][0]["logprobs"]["content"][0]["token"]
+    number = chat.service.tokenizer.convert_tokens_to_ids(chat.service.tokenizer.tokenize(token))[0]
+    assert not answer(chat, "Tell me", logit_bias={str(number): -100}, **LONG).startswith(token)
+    for field in ("frequency_penalty", "presence_penalty"):
+        assert answer(chat, "Tell me", **{**LONG, field: 2.0}) != plain
+    assert answer(chat, "Tell me", **{**LONG, "min_p": 1.0}) == answer(chat, "Tell me", **{**LONG, "top_k": 1})
+
+
+def test_the_end_of_text_can_be_ignored(chat):
+    whole = ask(chat, "Tell me", max_tokens=60, ignore_eos=True).json()
+    assert whole["usage"]["completion_tokens"] == 60 and whole["choices"][0]["finish_reason"] == "length"
+    assert "<|im_end|>" in answer(chat, "Tell me", max_tokens=60, ignore_eos=True, skip_special_tokens=False)
+
+
+def test_an_answer_that_was_begun_goes_on(chat):
+    turns = [user("Tell me"), {"role": "assistant", "content": "The square is"}]
+    reply = ask(chat, messages=turns, continue_final_message=True, add_generation_prompt=False)
+    assert reply.status_code == 200, reply.text
+    tokens = chat.post("/tokenize", json={"messages": turns, "continue_final_message": True}).json()
+    assert tokens["count"] == reply.json()["usage"]["prompt_tokens"] and tokens["max_model_len"] == 1024
+    assert "last message is the assistant's" in refused(chat, messages=turns)["message"]
+
+
+def test_usage_so_far(chat):
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = events(ask(chat, "Tell me", stream=True, stream_options=options, **LONG))
+    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+    assert counts == sorted(counts) and counts[-1] == 20 and chunks[0]["usage"]["prompt_tokens"] > 0
+
+
+def test_the_id_of_a_request_is_part_of_the_replys(chat):
+    assert ask(chat, "Tell me", request_id="mine-1").json()["id"] == "chatcmpl-mine-1"
+
+
+def test_frames_by_options_of_all_kinds(chat):
+    path = MEDIA / "landscape_30fps_90f.mp4"
+    part, question = video_part(path.read_bytes()), text_part("What moves?")
+    by_name = answer(chat, part, question, mm_processor_kwargs={"num_frames": 3})
+    assert answer(chat, part, question, media_io_kwargs={"video": {"num_frames": 3}}) == by_name
+    by_rate = ask(chat, part, question, mm_processor_kwargs={"fps": 1})
+    assert by_rate.status_code == 200, by_rate.text
+
+
+def test_values_of_the_chat_template(chat):
+    reply = ask(chat, "Tell me", chat_template_kwargs={"enable_thinking": False})
+    assert reply.status_code == 200, "a template that does not read it is not disturbed"
 
 
 def test_a_penalty_and_top_k_change_the_answer(chat):
@@ -284,9 +362,8 @@ def test_models(chat):
 def test_errors_have_their_status_place_and_code(chat):
     picture_part = image_part(picture())
     assert refused(chat, "x", model="other", status=404)["code"] == "model_not_found"
-    assert refused(chat, "x", tools=[{"type": "function"}])["param"] == "tools"
-    assert refused(chat, "x", temprature=1)["code"] == "unknown_parameter"
-    assert refused(chat, "x", max_tokens=5000)["code"] == "context_length_exceeded"
+    assert refused(chat, "x", tools=[{"type": "function"}])["param"] == "tools.0.function"
+    assert refused(chat, "x", priority=3)["code"] == "unsupported_parameter"
     assert refused(chat, "word " * 1500)["code"] == "context_length_exceeded"
     assert refused(chat, *[picture_part] * 5, text_part("x"))["code"] == "too_many_media"
     error = refused(chat, text_part("x"), image_part(b"rubbish"))
@@ -321,7 +398,7 @@ def test_turns_that_say_little_are_accepted(chat):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_fails_before_the_first_token_has_its_own_status(chat, stream):
-    assert refused(chat, "word " * 600, stream=stream, max_tokens=900)["code"] == "context_length_exceeded"
+    assert refused(chat, "word " * 1100, stream=stream, max_tokens=900)["code"] == "context_length_exceeded"
     assert refused(chat, image_part(b"x"), text_part("x"), stream=stream)["code"] == "invalid_media"
 
 

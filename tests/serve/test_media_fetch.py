@@ -669,6 +669,7 @@ def test_data_urls():
     assert fetch(data_url(b"mp4", "video/mp4;codecs=avc1.42E01E"), "video") == b"mp4"
     assert fetch(data_url(b"gif", "image/gif"), "video") == b"gif"
     assert fetch(data_url(b"?", "application/octet-stream"), "video") == b"?"
+    assert fetch("data:image/png;base64,YW\r\nJj\n") == b"abc", "MIME's base64 is in lines"
     frames = ",".join(base64.b64encode(frame).decode() for frame in (b"one", b"two!"))
     assert fetch(f"data:video/jpeg;base64,{frames}", "video") == [b"one", b"two!"]
 
@@ -683,7 +684,8 @@ def test_data_urls():
         ("data:image/png;base64,YWJj=", "image"),
         ("data:image/png;base64,YWJ", "image"),
         ("data:image/png;base64,YW%4Aj", "image"),
-        ("data:image/png;base64,YWJj\n", "image"),
+        ("data:image/png;base64,YW Jj", "image"),
+        ("data:image/png;base64,YWJ\n", "image"),
         ("data:image/png;base64,ÿÿÿÿ", "image"),
         ("data:text/html;base64,YWJj", "image"),
         ("data:video/mp4;base64,YWJj", "image"),

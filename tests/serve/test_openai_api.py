@@ -155,15 +155,36 @@ def test_leaving_frees_the_workers_slot(api, tiny_service):
 
 def test_bad_requests_go_no_further(api, strange):
     worker = strange(lambda path, body, writer: begin(writer))
-    assert error(ask(api, "x", model=STRANGE, tools=[{}]), 400)["code"] == "unsupported_parameter"
+    assert error(ask(api, "x", model=STRANGE, tools=[{}]), 400)["param"] == "tools.0.type"
     assert error(ask(api, "x", model=STRANGE, temperature=9), 400)["param"] == "temperature"
     assert error(api.post(PATH, content=b"{", headers={"content-type": "application/json"}), 400)
     assert PATH not in worker.asked
 
 
+def test_every_route_of_a_worker_is_the_fronts(api, tiny_worker, controller):
+    assert httpx.post(controller.url + "/refresh_all_workers", json={}, trust_env=False).status_code == 200
+    asked = {
+        "/v1/completions": {"prompt": "How many", "max_tokens": 5},
+        "/v1/responses": {"input": "How many?", "max_output_tokens": 5},
+        "/tokenize": {"prompt": "How many"},
+        PATH: {"messages": [user("How many?")], "max_tokens": 5, "of_next_year": 1},
+    }
+    with client_of(tiny_worker) as worker:
+        for path, body in asked.items():
+            told = [server.post(path, json={"model": MODEL, **body}) for server in (api, worker)]
+            assert [reply.status_code for reply in told] == [200, 200], path
+            assert told[0].headers.get("x-ignored-fields") == told[1].headers.get("x-ignored-fields")
+            front, own = (reply.json() for reply in told)
+            assert front.keys() == own.keys() and front.get("tokens") == own.get("tokens")
+        assert api.get("/version").json() == worker.get("/version").json()
+        (front,), (own,) = (server.get("/v1/models").json()["data"] for server in (api, worker))
+        assert front["max_model_len"] == own["max_model_len"] > 0
+    assert api.post("/tokenize", json={"prompt": "How many"}).json()["count"] > 0, "there is one model only"
+
+
 def test_errors_of_the_worker_are_passed_on(api):
     assert error(ask(api, "x", model="none"), 404)["code"] == "model_not_found"
-    assert error(ask(api, "x", max_tokens=10**6), 400)["code"] == "context_length_exceeded"
+    assert error(ask(api, "word " * 5000), 400)["code"] == "context_length_exceeded"
     found = error(ask(api, text_part("x"), image_part(b"rubbish"), stream=True), 400)
     assert (found["code"], found["param"]) == ("invalid_media", "messages.0.content.1.image_url.url")
 

@@ -281,7 +281,7 @@ def test_pickles_arrays_and_tensors_are_not_read(api):
 )
 def test_embeddings_are_not_taken(api, kind):
     assert "content" in refused(api, {"type": kind, kind: "gASVAAAAAAAAAAA="})["param"]
-    assert refused(api, text_part("x"), prompt_embeds="AA==")["code"] == "unknown_parameter"
+    assert refused(api, text_part("x"), prompt_embeds="AA==")["code"] == "unsupported_parameter"
 
 
 def test_identifiers_of_a_client_are_no_keys(api):

@@ -61,6 +61,8 @@ class Channel:
     def __init__(self) -> None:
         self.cancelled = False
         self.submitted = monotonic()
+        self.prompt_tokens = self.completion_tokens = 0
+        """Of the request, as far as known: the prompt's once it is laid out, the answer's so far."""
         self.logprobs: list[TokenLogprob] = []
         """Log-probabilities of the tokens chosen so far, where they were asked for. They are appended before the delta
         that their tokens make is sent."""

@@ -135,7 +135,7 @@ class Engine:
 
     def submit_request(self, request: Request) -> Answer:
         """As :meth:`submit`."""
-        prompt = self.processor.prompt(request.messages, **request.prompt_options)
+        prompt = request.prompt or self.processor.prompt(request.messages, **request.prompt_options)
         options = request.options
         if options.repetition_penalty is None:
             options = replace(options, repetition_penalty=self.model.generation_config.repetition_penalty or 1.0)

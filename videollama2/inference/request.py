@@ -18,6 +18,23 @@ _SOURCES = ("path", "url", "source")
 
 
 @dataclass(frozen=True)
+class TokenPrompt:
+    """A prompt that is tokens already; stands where a :class:`videollama2.prompting.Prompt` does.
+
+    Attributes:
+        ids: of the tokens.
+        text: they were made from, for the record.
+    """
+
+    ids: tuple[int, ...]
+    text: str = ""
+
+    def token_ids(self, tokenizer: Any) -> list[int]:
+        """The tokens."""
+        return list(self.ids)
+
+
+@dataclass(frozen=True)
 class MediaPart:
     """One medium as a request names it: its kind, where it is, and how it is read."""
 
@@ -30,7 +47,8 @@ class Request:
     """One question, or a conversation.
 
     Args:
-        messages: a question, or messages with ``role`` and ``content``; content is text or a list of parts:
+        messages: a question; a :class:`TokenPrompt`, from which the answer goes on; or messages with ``role`` and
+            ``content``; content is text or a list of parts:
             ``{"type": "text", "text": ...}``, ``{"type": "video", "path": ..., "start": 3.5, "num_frames": 16}``,
             ``{"type": "image", "image": picture}``, ``{"type": "audio", "path": ...}``. A video part with
             ``"use_audio": True`` is heard too. Sources are paths, bytes, PIL images, arrays, lists of frames, or what
@@ -48,7 +66,7 @@ class Request:
 
     def __init__(
         self,
-        messages: str | Sequence[Message],
+        messages: str | Sequence[Message] | TokenPrompt,
         media: Sequence[Any] = (),
         *,
         add_generation_prompt: bool = True,
@@ -57,6 +75,12 @@ class Request:
         **options: Any,
     ) -> None:
         self.options = SamplingOptions(**options)
+        self.prompt = messages if isinstance(messages, TokenPrompt) else None
+        """What is read in place of messages."""
+        if isinstance(messages, TokenPrompt):
+            if media:
+                raise PromptError("a prompt of tokens has no places for media")
+            messages = "."
         if isinstance(messages, str):
             parts = [_as_part(item) for item in media]
             messages, media = user_messages(messages, [part["type"] for part in parts] or "text"), ()

@@ -14,7 +14,7 @@ from videollama2.errors import EngineError, RequestTooLongError, VideoLlama2Erro
 from videollama2.inference.answer import Channel, Result, Timings
 from videollama2.inference.media.read_ahead import ReadAhead
 from videollama2.inference.media.reader import ReadMedium
-from videollama2.inference.request import Request
+from videollama2.inference.request import Request, TokenPrompt
 from videollama2.inference.sampling import Chooser, logprob
 from videollama2.inference.text_stream import TextStream
 from videollama2.media.kinds import AUDIO, IMAGE, KINDS, VIDEO
@@ -29,7 +29,9 @@ class Task:
     ``identity`` says per position what stands there: a token id, or (content of a medium, index within it).
     """
 
-    def __init__(self, request: Request, prompt: Prompt, channel: Channel, chooser: Chooser, tokenizer: Any) -> None:
+    def __init__(
+        self, request: Request, prompt: Prompt | TokenPrompt, channel: Channel, chooser: Chooser, tokenizer: Any
+    ) -> None:
         self.request, self.channel, self.chooser = request, channel, chooser
         self.media_keys: list[Hashable] = []
         self.readings: list[Future[ReadMedium]] | None = None if request.media else []
@@ -77,6 +79,7 @@ class Task:
             RequestTooLongError: prompt and answer do not fit.
         """
         self.input_ids, _ = expand_placeholders(self._prompt_ids, counts, config)
+        self.channel.prompt_tokens = len(self.input_ids)
         self._check_length(max_length, sum(counts))
 
     def name_positions(self, config: VideoLlama2Config) -> None:
@@ -94,7 +97,8 @@ class Task:
             answer = "an answer of at least 1" if wanted is None else f"an answer of up to {wanted}"
             raise RequestTooLongError(
                 f"a prompt of {prompt} tokens ({visual} of them visual) and {answer} do not fit into the "
-                f"{max_length} positions of a slot (max_length)"
+                f"{max_length} positions of a slot (max_length)",
+                prompt,
             )
 
     def embed(self, model: VideoLlama2ForConditionalGeneration) -> None:
@@ -133,6 +137,7 @@ class Task:
         if self.chooser.ends_with(token_id):
             return "stop"
         self.chooser.take(token_id)
+        self.channel.completion_tokens += 1
         self.identity.append(token_id)
         if self.request.options.logprobs is not None:
             self._logprobs.append(logprob(logits_V, token_id, self.request.options.logprobs))

@@ -78,6 +78,11 @@ def template_variables(tokenizer: Any, chat_template: str | None = None) -> froz
     return _compiled(tokenizer, chat_template, False)[1] - _GIVEN - set(tokenizer.special_tokens_map)
 
 
+def reads_tools(tokenizer: Any) -> bool:
+    """Whether the tokenizer's chat template writes the tools that it is given."""
+    return "tools" in _compiled(tokenizer, None, True)[1]
+
+
 def tells_role(tokenizer: Any, role: str, chat_template: str | None = None) -> bool:
     """Whether the template renders a message of ``role`` behind an answer as something of its own.
 

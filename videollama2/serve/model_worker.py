@@ -33,6 +33,7 @@ from videollama2.serve.settings import (
 from videollama2.serve.worker.flags import add_worker_flags, model_name_of
 
 if TYPE_CHECKING:
+    from videollama2.inference.back_end import BackEnd
     from videollama2.inference.engine import Engine
     from videollama2.serve.worker.app import WorkerService
 
@@ -215,7 +216,7 @@ def _lifespan(service: WorkerService, beat: Any) -> Any:
     return lifespan
 
 
-async def _end_with(engine: Engine) -> None:
+async def _end_with(engine: BackEnd) -> None:
     """A worker whose engine broke is of no use: whoever supervises it shall start another."""
     while not engine.closed:
         await asyncio.sleep(_WATCH_S)

@@ -8,26 +8,33 @@ checked before it goes on.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from videollama2.media.kinds import IMAGE, VIDEO
+from videollama2.prompting.template import reads_tools
 from videollama2.serve.api.request import (
     AssistantMessage,
+    ChatMessage,
     ChatRequest,
     ImagePart,
     RefusalPart,
     TextPart,
+    ToolMessage,
     VideoPart,
 )
+from videollama2.serve.api.tools import call_text, response_text, template_call
 from videollama2.serve.web.errors import ApiError
 
 CHARACTERS_PER_TOKEN = 32
 """Text longer than this times the positions of a slot is refused without being tokenised: it cannot fit, and
 tokenising megabytes of it would hold everybody up. Ordinary text has three to five."""
 
+_ROLES = {"developer": "system"}
 _MOST_PASSES = 4
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
@@ -66,16 +73,30 @@ class TextGuard:
         longest_first = sorted(names, key=len, reverse=True)
         self._names = re.compile("|".join(map(re.escape, longest_first))) if names else None
 
+    @cached_property
+    def template_knows_tools(self) -> bool:
+        """Whether the model's chat template has forms of its own for tools, calls and results."""
+        return reads_tools(self._tokenizer)
+
+    def checked(self, text: str, param: str) -> str:
+        """The text as it is.
+
+        Raises:
+            ApiError: it holds something UTF-8 cannot.
+        """
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ApiError(400, "the text is not valid Unicode: it holds half a character", param=param) from None
+        return text
+
     def clean(self, text: str, param: str) -> str:
         """The text, with names of control tokens broken up.
 
         Raises:
             ApiError: it still holds one, or something UTF-8 cannot.
         """
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            raise ApiError(400, "the text is not valid Unicode: it holds half a character", param=param) from None
+        text = self.checked(text, param)
         for _ in range(_MOST_PASSES):
             if self._names is None or not self._names.search(text):
                 break
@@ -96,17 +117,9 @@ def engine_messages(request: ChatRequest, guard: TextGuard) -> tuple[list[dict[s
     Raises:
         ApiError: text that is too long, or that :class:`TextGuard` refuses.
     """
-    length = sum(map(len, _texts(request)))
-    if length > guard.max_characters:
-        raise ApiError(
-            400,
-            f"{length} characters of text are more than this model can read",
-            code="context_length_exceeded",
-            param="messages",
-        )
+    check_length(sum(map(len, _texts(request))), guard, "messages")
     messages, media = [], []
     for number, message in enumerate(request.messages):
-        role = "system" if message.role == "developer" else message.role
         parts: list[dict[str, Any]] = []
         for place, part in enumerate(_parts(message)):
             param = f"messages.{number}.content.{place}"
@@ -116,15 +129,62 @@ def engine_messages(request: ChatRequest, guard: TextGuard) -> tuple[list[dict[s
                 media.append(_medium(part, request, param))
                 parts.append({"type": media[-1].kind})
         plain = len(parts) == 1 and "text" in parts[0]
-        messages.append({"role": role, "content": parts[0]["text"] if plain else parts})
+        told = {"role": _ROLES.get(message.role, message.role), "content": parts[0]["text"] if plain else parts}
+        messages.append(_with_tools(told, message, guard, number))
+    if request.tool_use is not None and not guard.template_knows_tools:
+        messages = _with_system_text(messages, guard.clean(request.tool_use.system_text, "tools"))
     return messages, media
+
+
+def check_length(characters: int, guard: TextGuard, param: str) -> None:
+    """Refuse text that cannot fit, before it is tokenised.
+
+    Raises:
+        ApiError: it is too long.
+    """
+    if characters > guard.max_characters:
+        raise ApiError(
+            400,
+            f"{characters} characters of text are more than this model can read",
+            code="context_length_exceeded",
+            param=param,
+        )
+
+
+def _with_tools(told: dict[str, Any], message: ChatMessage, guard: TextGuard, number: int) -> dict[str, Any]:
+    """The message with the calls or the result that it holds, in the template's form or, where it has none, as text."""
+    param = f"messages.{number}"
+    if isinstance(message, ToolMessage):
+        if guard.template_knows_tools:
+            return {**told, "tool_call_id": message.tool_call_id}
+        return {"role": "user", "content": response_text(_plain(told["content"]))}
+    if not isinstance(message, AssistantMessage) or not message.tool_calls:
+        return told
+    if guard.template_knows_tools:
+        calls = [template_call(call) for call in message.tool_calls]
+        guard.clean(json.dumps(calls), f"{param}.tool_calls")
+        return {**told, "tool_calls": calls}
+    texts = [guard.clean(call_text(call), f"{param}.tool_calls") for call in message.tool_calls]
+    return {**told, "content": "\n".join([text for text in (_plain(told["content"]), *texts) if text])}
+
+
+def _plain(content: Any) -> str:
+    return content if isinstance(content, str) else "\n".join(part["text"] for part in content)
+
+
+def _with_system_text(messages: list[dict[str, Any]], text: str) -> list[dict[str, Any]]:
+    if messages and messages[0]["role"] == "system":
+        first = "\n\n".join(part for part in (_plain(messages[0]["content"]), text) if part)
+        return [{"role": "system", "content": first}, *messages[1:]]
+    return [{"role": "system", "content": text}, *messages]
 
 
 def _medium(part: ImagePart | VideoPart, request: ChatRequest, param: str) -> MediumAsked:
     if isinstance(part, ImagePart):
         return MediumAsked(IMAGE, part.image_url.url, {}, f"{param}.image_url.url")
     options: dict[str, Any] = {}
-    for given in (request.mm_processor_kwargs, part.mm_processor_kwargs):
+    of_kind = None if request.media_io_kwargs is None else request.media_io_kwargs.video
+    for given in (of_kind, request.mm_processor_kwargs, part.mm_processor_kwargs):
         options |= given.given() if given is not None else {}
     return MediumAsked(VIDEO, part.video_url.url, options, f"{param}.video_url.url")
 
@@ -146,3 +206,5 @@ def _text_of(part: TextPart | RefusalPart) -> str:
 def _texts(request: ChatRequest) -> Iterable[str]:
     for message in request.messages:
         yield from (part for part in _parts(message) if isinstance(part, str))
+        if isinstance(message, AssistantMessage):
+            yield from (call.function.arguments for call in message.tool_calls or ())

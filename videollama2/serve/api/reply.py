@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from videollama2.serve.web.errors import model_not_found
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class TopLogprob(BaseModel):
@@ -27,10 +27,22 @@ class Logprobs(BaseModel):
     refusal: None = None
 
 
+class CalledFunction(BaseModel):
+    name: str
+    arguments: str
+
+
+class ToolCallReply(BaseModel):
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class ReplyMessage(BaseModel):
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
+    tool_calls: list[ToolCallReply] | None = Field(None, exclude_if=lambda calls: calls is None)
 
 
 class Choice(BaseModel):
@@ -71,11 +83,55 @@ class ChatCompletion(BaseModel):
     system_fingerprint: str | None = None
 
 
+class CompletionLogprobs(BaseModel):
+    """The older form of log-probabilities, of text completions."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class CompletionChoice(BaseModel):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: Literal["stop", "length"]
+
+
+class Completion(BaseModel):
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage
+    system_fingerprint: str | None = None
+
+
+class Tokenized(BaseModel):
+    """vLLM's reply to ``/tokenize``."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+
+
+class Version(BaseModel):
+    version: str
+
+
 class Model(BaseModel):
+    """A model.
+
+    ``max_model_len``: tokens of prompt and answer together (vLLM's field); None where no worker has told it.
+    """
+
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "videollama2"
+    max_model_len: int | None = None
 
 
 class ModelList(BaseModel):
@@ -93,6 +149,9 @@ class ErrorDetail(BaseModel):
 class ErrorBody(BaseModel):
     error: ErrorDetail
 
+
+EVENT_STREAM: dict[str, Any] = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+"""For the OpenAPI description of a route that may stream."""
 
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": text}
@@ -114,17 +173,21 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
 """For the OpenAPI description of a route."""
 
 
-def models_reply(names: Sequence[str], created: int) -> ModelList:
-    """List of models as OpenAI writes it."""
-    return ModelList(data=[Model(id=name, created=created) for name in names])
+def models_reply(lengths: Mapping[str, int | None], created: int) -> ModelList:
+    """List of models as OpenAI writes it.
+
+    Args:
+        lengths: name of a model -> its ``max_model_len``.
+    """
+    return ModelList(data=[model_reply(name, lengths, created) for name in lengths])
 
 
-def model_reply(name: str, names: Sequence[str], created: int) -> Model:
+def model_reply(name: str, lengths: Mapping[str, int | None], created: int) -> Model:
     """One model as OpenAI writes it.
 
     Raises:
         ApiError: 404, there is none of this name.
     """
-    if name not in names:
+    if name not in lengths:
         raise model_not_found(name)
-    return Model(id=name, created=created)
+    return Model(id=name, created=created, max_model_len=lengths[name])

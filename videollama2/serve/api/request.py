@@ -1,271 +1,262 @@
 """The request of OpenAI's chat completions, as it is understood here.
 
 Every field of the official request is known. Those that do not change the answer (``user``, ``metadata``, ...) are
-accepted and have no effect; those that would, and that no model here can honour (``tools``, audio, JSON output, ...),
-are refused, each with its name. Fields nobody knows are refused too: a misspelt ``temperature`` must not go unnoticed.
+accepted and have no effect; those that would, and that no model here can honour (audio, ...), are refused, each with
+its name and the reason, unless their value asks for nothing. Fields that nobody here knows are ignored, as elsewhere,
+and named in a header of the reply and in the log.
 
-Extensions, under the names vLLM uses: ``top_k``, ``repetition_penalty``, ``min_tokens``, ``video_url`` parts, and
-``mm_processor_kwargs`` (``num_frames``, ``start``, ``end``, ``sampling``), for all videos of a request or in one part.
+Extensions have the names that vLLM uses; among them are ``video_url`` parts and ``mm_processor_kwargs``
+(``num_frames``, ``start``, ``end``, ``sampling``), for all videos of a request or in one part.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    WithJsonSchema,
-    field_validator,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-MAX_CHOICES = 16
-"""Most answers to one request (``n``)."""
+from videollama2.serve.api.fields import FIRST_FAULT, NO_EFFECT, Body, Neutral, Whole, error
+from videollama2.serve.api.media_options import MediaIOOptions, VideoOptions
+from videollama2.serve.api.sampling import AnswerForm, SamplingFields
+from videollama2.serve.api.tools import MAX_TOOLS, NamedTool, Tool, ToolCall, ToolChoice, ToolUse
 
 MAX_LOGPROBS = 20
 """Most likely tokens that may be reported at each place; OpenAI's bound."""
 
-MAX_STOPS, MAX_STOP_LENGTH = 4, 1024
-"""Texts that end an answer, and characters of one: each is looked for after every token."""
+MAX_MESSAGES = 2048
+MAX_PARTS = 1024
+"""Parts of one message."""
+
+MAX_METADATA = 16
+"""Entries of ``metadata``; OpenAI's bound."""
+
+_UUID = "Accepted, without effect: what is remembered goes by content alone."
 
 
-def _whole(value: Any) -> Any:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+_OLD_TOOLS = "this is the older form of tools and tool_choice, which are to be used"
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]
-"""To JSON, 5.0 is a whole number like 5."""
-
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Seconds = Annotated[float, Field(ge=0, le=1e7, allow_inf_nan=False)]
+def _as_url(value: Any) -> Any:
+    """Some clients write the address alone, as OpenAI's Responses API does."""
+    return {"url": value} if isinstance(value, str) else value
 
 
-class _Model(BaseModel):
-    # strict: "0" is no number, and true is not 1.
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-def _only(*accepted: Any) -> Any:
-    """Type of an official field that no model here can honour, but for values that ask for nothing."""
-
-    def check(value: Any) -> Any:
-        # The type too: True equals 1, and 0 equals False.
-        if not any(type(value) is type(good) and value == good for good in accepted):
-            raise PydanticCustomError("unsupported_parameter", "this is not supported by this server")
-        return value
-
-    return Annotated[Any, AfterValidator(check), WithJsonSchema({"enum": list(accepted)})]
-
-
-class VideoOptions(_Model):
-    """Which frames of a video are looked at."""
-
-    num_frames: Whole | None = Field(None, ge=1, le=1024, description="Frames, spread evenly; default the model's.")
-    start: Seconds | None = Field(None, description="Seconds: use the video from here.")
-    end: Seconds | None = Field(None, description="Seconds: use the video up to here.")
-    sampling: Literal["index", "time"] | None = Field(
-        None,
-        description="Spread frames over their numbers (index, the default) or the clip's seconds (time).",
-    )
-
-    def given(self) -> dict[str, Any]:
-        """Options that are set."""
-        return self.model_dump(exclude_none=True)
-
-
-class TextPart(_Model):
+class TextPart(Body):
     type: Literal["text"]
     text: str
-    prompt_cache_breakpoint: dict[str, Any] | None = Field(None, description="Accepted, without effect.")
+    prompt_cache_breakpoint: dict[str, Any] | None = Field(None, description=NO_EFFECT)
 
 
-class RefusalPart(_Model):
+class RefusalPart(Body):
     type: Literal["refusal"]
     refusal: str
 
 
-class ImageURL(_Model):
+class ImageURL(Body):
     url: str = Field(min_length=1)
     detail: Literal["auto", "low", "high", "original"] | None = Field(
         None, description="Accepted, without effect: every image takes the same number of tokens."
     )
 
 
-class ImagePart(_Model):
+class ImagePart(Body):
     type: Literal["image_url"]
-    image_url: ImageURL
-    uuid: str | None = Field(None, description="Accepted, without effect: what is remembered goes by content alone.")
-    prompt_cache_breakpoint: dict[str, Any] | None = Field(None, description="Accepted, without effect.")
+    image_url: Annotated[ImageURL, BeforeValidator(_as_url)]
+    uuid: str | None = Field(None, description=_UUID)
+    prompt_cache_breakpoint: dict[str, Any] | None = Field(None, description=NO_EFFECT)
 
 
-class VideoURL(_Model):
+class VideoURL(Body):
     url: str = Field(min_length=1)
 
 
-class VideoPart(_Model):
+class VideoPart(Body):
     type: Literal["video_url"]
-    video_url: VideoURL
+    video_url: Annotated[VideoURL, BeforeValidator(_as_url)]
     mm_processor_kwargs: VideoOptions | None = Field(None, description="For this video; goes before the request's.")
-    uuid: str | None = Field(None, description="Accepted, without effect: what is remembered goes by content alone.")
-    prompt_cache_breakpoint: dict[str, Any] | None = Field(None, description="Accepted, without effect.")
+    uuid: str | None = Field(None, description=_UUID)
+    prompt_cache_breakpoint: dict[str, Any] | None = Field(None, description=NO_EFFECT)
 
 
 def _form(content: Any) -> str:
     return "text" if isinstance(content, str) else "parts"
 
 
-def _text_or(parts: Any) -> Any:
-    """Type of a content that is a text or a list of parts; a bad part is told as such, not as a text that is none."""
-    return Annotated[Annotated[str, Tag("text")] | Annotated[parts, Tag("parts")], Discriminator(_form)]
-
-
+# A content is a text or a list of parts; a bad part is told as such, not as a text that is none.
+TextContent = Annotated[
+    Annotated[str, Tag("text")] | Annotated[list[TextPart], FIRST_FAULT, Field(max_length=MAX_PARTS), Tag("parts")],
+    Discriminator(_form),
+]
 UserPart = Annotated[TextPart | ImagePart | VideoPart, Field(discriminator="type")]
+UserContent = Annotated[
+    Annotated[str, Tag("text")]
+    | Annotated[list[UserPart], FIRST_FAULT, Field(min_length=1, max_length=MAX_PARTS), Tag("parts")],
+    Discriminator(_form),
+]
 AssistantPart = Annotated[TextPart | RefusalPart, Field(discriminator="type")]
-
-
-class SystemMessage(_Model):
-    role: Literal["system", "developer"]
-    content: _text_or(list[TextPart])  # type: ignore[valid-type]
-    name: str | None = None
-
-
-class UserMessage(_Model):
-    role: Literal["user"]
-    content: _text_or(Annotated[list[UserPart], Field(min_length=1)])  # type: ignore[valid-type]
-    name: str | None = None
-
-
-class AssistantMessage(_Model):
-    role: Literal["assistant"]
-    content: _text_or(list[AssistantPart]) | None = None  # type: ignore[valid-type]
-    name: str | None = None
-    refusal: str | None = None
-    annotations: list[Any] | None = Field(None, description="Accepted, without effect.")
-    audio: _only(None) = None  # type: ignore[valid-type]
-    function_call: _only(None) = None  # type: ignore[valid-type]
-    tool_calls: _only(None, []) = None  # type: ignore[valid-type]
-
-
-ChatMessage = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
-
-
-_TEXT_SCHEMA = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_LENGTH}
-Stop = Annotated[
-    str | list[str] | None,
-    WithJsonSchema(
-        {"anyOf": [_TEXT_SCHEMA, {"type": "array", "items": _TEXT_SCHEMA, "maxItems": MAX_STOPS}, {"type": "null"}]}
-    ),
+AssistantContent = Annotated[
+    Annotated[str, Tag("text")]
+    | Annotated[list[AssistantPart], FIRST_FAULT, Field(max_length=MAX_PARTS), Tag("parts")],
+    Discriminator(_form),
 ]
 
 
-class StreamOptions(_Model):
-    include_usage: bool = Field(False, description="A last chunk with the usage of the whole request.")
-    include_obfuscation: bool | None = Field(None, description="Accepted, without effect.")
+class SystemMessage(Body):
+    role: Literal["system", "developer"]
+    content: TextContent
+    name: str | None = None
 
 
-class ChatRequest(_Model):
+class UserMessage(Body):
+    role: Literal["user"]
+    content: UserContent
+    name: str | None = None
+
+
+class AssistantMessage(Body):
+    role: Literal["assistant"]
+    content: AssistantContent | None = None
+    name: str | None = None
+    refusal: str | None = None
+    annotations: list[Any] | None = Field(None, description=NO_EFFECT)
+    audio: Annotated[Any, Neutral(None)] = None
+    function_call: Annotated[Any, Neutral(None)] = None
+    tool_calls: Annotated[list[ToolCall], FIRST_FAULT, Field(max_length=MAX_TOOLS)] | None = None
+
+
+class ToolMessage(Body):
+    """What the client's function returned."""
+
+    role: Literal["tool"]
+    content: TextContent
+    tool_call_id: str
+
+
+ChatMessage = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
+
+
+class JSONSchema(Body):
+    name: str = Field(max_length=64)
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = Field(None, description="Accepted, without effect: answers always keep to the schema.")
+
+
+class PlainFormat(Body):
+    type: Literal["text"]
+
+
+class JSONObjectFormat(Body):
+    type: Literal["json_object"]
+
+
+class JSONSchemaFormat(Body):
+    type: Literal["json_schema"]
+    json_schema: JSONSchema
+
+
+ResponseFormat = Annotated[PlainFormat | JSONObjectFormat | JSONSchemaFormat, Field(discriminator="type")]
+
+
+class ChatRequest(SamplingFields):
     """Body of ``POST /v1/chat/completions``."""
 
-    model: str = Field(max_length=512)
-    messages: list[ChatMessage] = Field(min_length=1)
-
-    stream: bool | None = False
-    stream_options: StreamOptions | None = None
-    n: Whole | None = Field(1, ge=1, le=MAX_CHOICES)
-    max_completion_tokens: Whole | None = Field(None, ge=1, description="Default: as many as fit.")
+    messages: Annotated[list[ChatMessage], FIRST_FAULT] = Field(min_length=1, max_length=MAX_MESSAGES)
+    max_completion_tokens: Whole | None = Field(None, ge=1, description="Default, and at most: as many as fit.")
     max_tokens: Whole | None = Field(None, ge=1, description="Older name of max_completion_tokens.")
-    temperature: Finite | None = Field(
-        None,
-        ge=0,
-        le=2,
-        description="0 takes the most likely token. Default 0, as published, or 1 where top_p, top_k or n asks for "
-        "sampling.",
-    )
-    top_p: Finite | None = Field(None, gt=0, le=1)
-    stop: Stop = Field(None, description=f"Up to {MAX_STOPS} texts that end the answer.")
-    seed: Whole | None = Field(None, ge=-(2**63), lt=2**63)
     logprobs: bool | None = False
     top_logprobs: Whole | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    response_format: ResponseFormat | None = None
+    tools: Annotated[list[Tool], FIRST_FAULT] | None = Field(None, max_length=MAX_TOOLS)
+    tool_choice: ToolChoice | None = Field(None, description="Default: auto where there are tools.")
+    parallel_tool_calls: bool | None = Field(None, description="False: one call at most.")
 
-    top_k: Whole | None = Field(None, ge=-1, le=2**31, description="Extension. -1 or 0: from all tokens.")
-    repetition_penalty: Finite | None = Field(None, gt=0, le=100, description="Extension. 1: none.")
-    min_tokens: Whole | None = Field(None, ge=0, le=2**31, description="Extension. No end of text before.")
     mm_processor_kwargs: VideoOptions | None = Field(None, description="Extension. For all videos of the request.")
+    media_io_kwargs: MediaIOOptions | None = Field(None, description="Extension. As mm_processor_kwargs, by kind.")
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None, description="Extension. Values that the model's chat template may use."
+    )
+    add_generation_prompt: bool | None = Field(None, description="Extension. Default true.")
+    continue_final_message: bool | None = Field(
+        None, description="Extension. The last message, the assistant's, is continued."
+    )
+    add_special_tokens: Annotated[Any, Neutral(None, False, why="control tokens come from the chat template")] = None
+    chat_template: Annotated[Any, Neutral(None, why="prompts are written with the model's own template")] = None
+    documents: Annotated[Any, Neutral(None, [])] = None
+    echo: Annotated[Any, Neutral(None, False)] = None
 
-    metadata: dict[str, str] | None = Field(None, description="Accepted, without effect.")
-    parallel_tool_calls: bool | None = Field(None, description="Accepted, without effect.")
+    metadata: dict[str, str] | None = Field(None, max_length=MAX_METADATA, description=NO_EFFECT)
     prediction: Any = Field(None, description="Accepted, without effect: it can only make an answer quicker.")
-    prompt_cache_key: str | None = Field(None, description="Accepted, without effect.")
-    prompt_cache_options: dict[str, Any] | None = Field(None, description="Accepted, without effect.")
-    prompt_cache_retention: str | None = Field(None, description="Accepted, without effect.")
-    safety_identifier: str | None = Field(None, description="Accepted, without effect.")
-    service_tier: str | None = Field(None, description="Accepted, without effect.")
+    prompt_cache_key: str | None = Field(None, description=NO_EFFECT)
+    prompt_cache_options: dict[str, Any] | None = Field(None, description=NO_EFFECT)
+    prompt_cache_retention: str | None = Field(None, description=NO_EFFECT)
+    safety_identifier: str | None = Field(None, description=NO_EFFECT)
+    service_tier: str | None = Field(None, description=NO_EFFECT)
     store: bool | None = Field(None, description="Accepted, without effect: nothing is stored.")
-    user: str | None = Field(None, description="Accepted, without effect.")
 
-    audio: _only(None) = None  # type: ignore[valid-type]
-    frequency_penalty: _only(None, 0, 0.0) = None  # type: ignore[valid-type]
-    function_call: _only(None, "none", "auto") = None  # type: ignore[valid-type]
-    functions: _only(None, []) = None  # type: ignore[valid-type]
-    logit_bias: _only(None, {}) = None  # type: ignore[valid-type]
-    modalities: _only(None, ["text"]) = None  # type: ignore[valid-type]
-    moderation: _only(None) = None  # type: ignore[valid-type]
-    presence_penalty: _only(None, 0, 0.0) = None  # type: ignore[valid-type]
-    reasoning_effort: _only(None, "none") = None  # type: ignore[valid-type]
-    response_format: _only(None, {"type": "text"}) = None  # type: ignore[valid-type]
-    tool_choice: _only(None, "none", "auto") = None  # type: ignore[valid-type]
-    tools: _only(None, []) = None  # type: ignore[valid-type]
-    verbosity: _only(None, "medium") = None  # type: ignore[valid-type]
-    web_search_options: _only(None) = None  # type: ignore[valid-type]
-
-    @field_validator("stop")
-    @classmethod
-    def _few_stops(cls, value: str | list[str] | None) -> str | list[str] | None:
-        texts = [value] if isinstance(value, str) else value or []
-        if len(texts) > MAX_STOPS or not all(0 < len(text) <= MAX_STOP_LENGTH for text in texts):
-            raise PydanticCustomError(
-                "stop", f"stop must be up to {MAX_STOPS} texts of 1 to {MAX_STOP_LENGTH} characters"
-            )
-        return value
+    audio: Annotated[Any, Neutral(None)] = None
+    function_call: Annotated[Any, Neutral(None, "none", "auto", why=_OLD_TOOLS)] = None
+    functions: Annotated[Any, Neutral(None, [], why=_OLD_TOOLS)] = None
+    modalities: Annotated[Any, Neutral(None, ["text"])] = None
+    moderation: Annotated[Any, Neutral(None)] = None
+    reasoning_effort: Annotated[Any, Neutral(None, "none")] = None
+    verbosity: Annotated[Any, Neutral(None, "medium")] = None
+    web_search_options: Annotated[Any, Neutral(None)] = None
 
     @model_validator(mode="after")
     def _together(self) -> ChatRequest:
-        if self.top_logprobs is not None and not self.logprobs:
-            raise PydanticCustomError("together", "top_logprobs needs logprobs: true")
-        if self.stream_options is not None and not self.stream:
-            raise PydanticCustomError("together", "stream_options needs stream: true")
-        limits = {self.max_tokens, self.max_completion_tokens} - {None}
-        if len(limits) > 1:
-            raise PydanticCustomError("together", "max_tokens and max_completion_tokens differ: give one of them")
-        if limits and (self.min_tokens or 0) > max(limits):
-            raise PydanticCustomError("together", "min_tokens is more than max_completion_tokens")
+        if self.top_logprobs and not self.logprobs:
+            raise error("together", "top_logprobs needs logprobs: true")
+        if len({self.max_tokens, self.max_completion_tokens} - {None}) > 1:
+            raise error("together", "max_tokens and max_completion_tokens differ: give one of them")
+        if self.continue_final_message and self.add_generation_prompt:
+            raise error("together", "continue_final_message and add_generation_prompt exclude each other")
+        if self.continue_final_message and self.messages[-1].role != "assistant":
+            raise error("together", "continue_final_message needs a last message of the assistant")
+        self._check_tools()
+        self.check_together(self.limit)
         return self
 
-    def sampling(self, choice: int = 0) -> dict[str, Any]:
-        """Options of :class:`videollama2.inference.sampling.SamplingOptions` for one of ``n`` answers."""
-        options: dict[str, Any] = {
-            "max_new_tokens": self.max_completion_tokens or self.max_tokens,
-            "min_new_tokens": self.min_tokens or 0,
-            "temperature": self._temperature(),
-            "top_p": 1.0 if self.top_p is None else self.top_p,
-            "top_k": max(self.top_k or 0, 0),
-            "repetition_penalty": self.repetition_penalty,
-            "stop": self.stop or (),
-            "logprobs": (self.top_logprobs or 0) if self.logprobs else None,
-        }
-        if self.seed is not None:
-            options["seed"] = (self.seed + choice) % 2**63
-        return options
+    def _check_tools(self) -> None:
+        names = [tool.function.name for tool in self.tools or ()]
+        if len(set(names)) < len(names):
+            raise error("tools", "two tools have one name")
+        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
+            raise error("tools", "tool_choice names a tool that is not among tools")
+        if self.tool_choice == "required" and not names:
+            raise error("tools", "tool_choice required needs tools")
 
-    def _temperature(self) -> float:
-        if self.temperature is not None:
-            return self.temperature
-        wants_sampling = (self.top_p or 1) < 1 or (self.top_k or 0) > 0 or (self.n or 1) > 1
-        return 1.0 if wants_sampling else 0.0
+    @property
+    def limit(self) -> int | None:
+        """Most tokens of the answer; None: as many as fit."""
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def tool_use(self) -> ToolUse | None:
+        """What it says of tools; None: none may be called."""
+        if not self.tools or self.tool_choice == "none":
+            return None
+        demanded = None
+        if isinstance(self.tool_choice, NamedTool):
+            demanded = self.tool_choice.function.name
+        elif self.tool_choice == "required":
+            demanded = ""
+        functions = [tool.function for tool in self.tools]
+        return ToolUse(functions, demanded, self.parallel_tool_calls is not False)
+
+    def forms(self) -> list[AnswerForm]:
+        """See :meth:`SamplingFields.forms`; a demanded call has a form too."""
+        found = super().forms()
+        if isinstance(self.response_format, JSONObjectFormat):
+            found.append(AnswerForm("json_object"))
+        elif isinstance(self.response_format, JSONSchemaFormat):
+            found.append(AnswerForm("json_schema", self.response_format.json_schema.schema_ or {"type": "object"}))
+        use = self.tool_use
+        if use is not None and use.form is not None:
+            found.append(use.form)
+        return found
+
+    def sampling(self, choice: int = 0, limit: int | None = None) -> dict[str, Any]:
+        """See :meth:`SamplingFields.sampling`."""
+        logprobs = (self.top_logprobs or 0) if self.logprobs else None
+        return {**super().sampling(choice, limit), "logprobs": logprobs}

@@ -126,6 +126,18 @@ class ControllerClient:
             raise ApiError(502, "the controller sent a broken answer", type="server_error")
         return [str(name) for name in found]
 
+    async def lengths(self) -> dict[str, int | None]:
+        """Models that can be asked now -> tokens of prompt and answer together; None where no worker tells.
+
+        Raises:
+            ApiError: the controller cannot be reached.
+        """
+        told = (await self._call("/list_max_model_lens", {})).get("max_model_lens")
+        known = (
+            {name: value for name, value in told.items() if isinstance(value, int)} if isinstance(told, dict) else {}
+        )
+        return {name: known.get(name) for name in await self.models()}
+
     async def worker_address(self, model: str, exclude: Collection[str] = (), affinity: str | None = None) -> str:
         """Where a worker with this model is.
 
@@ -144,7 +156,7 @@ class ControllerClient:
 
     @asynccontextmanager
     async def open_chat(
-        self, body: Mapping[str, Any], request_id: str = "", content: bytes | None = None
+        self, body: Mapping[str, Any], request_id: str = "", content: bytes | None = None, path: str = CHAT_PATH
     ) -> AsyncIterator[ChatStream]:
         """Ask; the stream is open while the block runs, and leaving it early stops the answer.
 
@@ -153,6 +165,7 @@ class ControllerClient:
 
         Args:
             content: the body as JSON, where it is at hand: writing a large one takes a while.
+            path: of the worker's route.
 
         Raises:
             ApiError: the request is at fault, or no worker can take it. Out of the stream: the worker broke off.
@@ -165,7 +178,7 @@ class ControllerClient:
         worker, reply = await ask_any(
             self._http,
             choose,
-            CHAT_PATH,
+            path,
             content,
             headers,
             self.patience,

@@ -247,6 +247,10 @@ def _add_client_routes(app: FastAPI, controller: Controller) -> None:
     async def list_models() -> dict[str, list[str]]:
         return {"models": registry.models()}
 
+    @app.post("/list_max_model_lens")
+    async def list_max_model_lens() -> dict[str, dict[str, int]]:
+        return {"max_model_lens": registry.max_model_lens()}
+
     @app.post("/list_multimodal_models")
     async def list_multimodal_models() -> dict[str, list[str]]:
         return {"models": registry.models(multimodal=True)}

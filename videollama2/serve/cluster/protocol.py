@@ -30,13 +30,14 @@ class WorkerStatus(_Body):
     """What a worker says of itself.
 
     ``speed``: tokens per second, or any measure that all workers share. ``num_frames``: looked at where a video names
-    no number.
+    no number. ``max_model_len``: tokens of prompt and answer together.
     """
 
     model_names: list[ModelName] = Field(min_length=1, max_length=64)
     speed: Speed = 1.0
     queue_length: Queue = 0
     num_frames: int | None = Field(None, ge=1, le=1 << 20)
+    max_model_len: int | None = Field(None, ge=1, le=1 << 40)
 
 
 class RegisterWorker(_Body):

@@ -46,6 +46,7 @@ class Worker:
     seen: float
     suspect_until: float = float("-inf")
     multimodal: bool = True
+    max_model_len: int | None = None
 
 
 class Registry:
@@ -98,6 +99,7 @@ class Registry:
             is_checked,
             self._clock(),
             multimodal=multimodal,
+            max_model_len=status.max_model_len,
         )
         for model in status.model_names:
             if len(self._known) < MAX_MODELS:
@@ -116,6 +118,7 @@ class Registry:
         """It answered when it was asked for its status."""
         worker.models, worker.speed = tuple(status.model_names), status.speed
         worker.queue, worker.seen = status.queue_length, self._clock()
+        worker.max_model_len = status.max_model_len
 
     def remove(self, name: str) -> bool:
         """Forget a worker; whether it was known."""
@@ -147,6 +150,14 @@ class Registry:
         """Names of the models there are, in order."""
         workers = [worker for worker in self.workers if multimodal in (None, worker.multimodal)]
         return sorted({model for worker in workers for model in worker.models})
+
+    def max_model_lens(self) -> dict[str, int]:
+        """Model -> tokens of prompt and answer together that each of its workers takes, where they tell."""
+        found: dict[str, int] = {}
+        for worker in self.workers:
+            for model in worker.models if worker.max_model_len is not None else ():
+                found[model] = min(worker.max_model_len or 0, found.get(model, worker.max_model_len or 0))
+        return found
 
     def choose(self, model: str, exclude: Collection[str] = (), affinity: str | None = None) -> Worker:
         """A worker for one request; it counts into its queue.

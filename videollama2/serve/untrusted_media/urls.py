@@ -182,15 +182,23 @@ def parse_data(url: str, kind: str, max_bytes: int, max_frames: int) -> bytes | 
 def decode_base64(text: str) -> bytes:
     """Return the bytes of strict base64, decoded in pieces, between which other threads can run.
 
+    Line breaks, which MIME's base64 has every 76 characters, are skipped.
+
     Raises:
         ValueError: a character that base64 has not, or padding that is missing, too long or within.
     """
-    if len(text) % 4:
+    decoded: list[bytes] = []
+    rest, is_padded = "", False
+    for at in range(0, len(text), _PIECE):
+        piece = rest + text[at : at + _PIECE].replace("\r", "").replace("\n", "")
+        if is_padded and piece:
+            raise ValueError("padding within")
+        end = len(piece) - len(piece) % 4
+        decoded.append(base64.b64decode(piece[:end].encode("ascii"), validate=True))
+        rest, is_padded = piece[end:], "=" in piece
+    if rest:
         raise ValueError("the padding is missing, or too long")
-    pieces = [text[at : at + _PIECE] for at in range(0, len(text), _PIECE)]
-    if any("=" in piece for piece in pieces[:-1]):
-        raise ValueError("padding within")
-    return b"".join(base64.b64decode(piece.encode("ascii"), validate=True) for piece in pieces)
+    return b"".join(decoded)
 
 
 def _decode(text: str, kind: str) -> bytes:

@@ -9,6 +9,7 @@ import asyncio
 import json
 import logging
 import re
+import socket
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextvars import ContextVar
@@ -18,6 +19,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from videollama2.serve.settings import Security
+from videollama2.serve.web.body import ItemCounter
 from videollama2.serve.web.errors import ApiError, server_fault, shutting_down, unauthorized
 from videollama2.serve.web.origins import is_known_name, name_of
 
@@ -27,12 +29,11 @@ REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="-")
 BODIES_HELD = 8
 """Requests of the largest size whose bodies are held at one time; more are refused for the moment."""
 
-MAX_BODY_ITEMS = 1 << 18
-"""Commas and opening brackets of one body: a bound on the objects that reading its JSON makes, each of which takes many
-times its bytes. Media are one long text."""
-
 MIN_BODY_RATE = 64 << 10
 """Bytes per second that a body must keep up once its first seconds have gone."""
+
+_NEVER_PUBLIC = (".localhost", ".local", ".internal", ".lan", ".home.arpa")
+"""Domains (RFC 6761, 6762, 8375) of which no stranger can have a name. The same holds for names without a dot."""
 
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _LINGER_S, _LINGER_BYTES = 2.0, 16 << 20
@@ -147,10 +148,29 @@ class RequestGuard:
                 raise unauthorized("the worker token of this installation is needed: Authorization: Bearer TOKEN")
         elif not self.security.is_client(bearer):
             raise unauthorized()
-        if not self.security.api_keys and not self._is_own_page(scope):
-            raise ApiError(403, "web pages of this origin may not call; see --cors-origin", code="forbidden")
+        if not self.security.api_keys:
+            self._check_names(scope, bearer)
         if self.gate.closing and scope["method"] not in ("GET", "HEAD", "OPTIONS"):
             raise shutting_down()
+
+    def _check_names(self, scope: Scope, bearer: str | None) -> None:
+        """Keep pages of strangers out, whose browsers would show no key.
+
+        Raises:
+            ApiError: 403.
+        """
+        if self.security.worker_token is not None and self.security.is_worker(bearer):
+            return  # a part of this installation
+        if not self._is_own_page(scope):
+            raise ApiError(403, "web pages of this origin may not call; see --cors-origin", code="forbidden")
+        # Browsers name no origin where they only read: there, the name that they asked for tells.
+        host = name_of((_header(scope, b"host") or b"").decode("latin-1"))
+        names = {*map(name_of, self.security.cors_origins), socket.gethostname().lower(), *_NEVER_PUBLIC}
+        is_reading = scope["method"] in ("GET", "HEAD") and _header(scope, b"origin") is None
+        if is_reading and "." in host and "*" not in self.security.cors_origins and not is_known_name(host, names):
+            raise ApiError(
+                403, "without a key, this server is not called by this name; see --api-key-file", code="forbidden"
+            )
 
     def _is_own_page(self, scope: Scope) -> bool:
         """Whether this was not sent by a web page, or by one that may.
@@ -210,7 +230,8 @@ class _Body:
         self._chunks: list[bytes] = []
         self._is_pending = False
         self.is_complete = is_empty
-        self.size = self._items = 0
+        self.size = 0
+        self._items = ItemCounter()
 
     async def read(self, timeout_s: float) -> None:
         start = time.monotonic()
@@ -225,9 +246,7 @@ class _Body:
             chunk = message.get("body", b"")
             self._guard.hold(len(chunk), self.size + len(chunk))
             self.size += len(chunk)
-            self._items += sum(map(chunk.count, (b",", b"[", b"{")))
-            if self._items > MAX_BODY_ITEMS:
-                raise ApiError(413, "the body holds too many values", code="request_too_large")
+            self._items.feed(chunk)
             self._chunks.append(chunk)
             self.is_complete = not message.get("more_body", False)
         self._is_pending = True

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request, Response
 
-from videollama2.serve.api.request import ChatRequest
+from videollama2.serve.api.routes import openai_router
 from videollama2.serve.cluster.protocol import WorkerStatus
 from videollama2.serve.legacy import STREAM_PATH, FrameStream, GenerateRequest, chat_request, error_reply, frame
 from videollama2.serve.settings import Security
@@ -18,8 +18,9 @@ from videollama2.serve.web.app import make_app
 from videollama2.serve.web.errors import ApiError, shutting_down
 from videollama2.serve.web.metrics import CONTENT_TYPE
 from videollama2.serve.web.streaming import while_connected
-from videollama2.serve.worker.chat_routes import ChatService, chat_router
+from videollama2.serve.worker.backend import EngineBackend
 from videollama2.serve.worker.metrics import ServeMetrics
+from videollama2.serve.worker.service import ChatService
 
 if TYPE_CHECKING:
     from videollama2.inference.answer import Answer, Result
@@ -61,17 +62,23 @@ class WorkerService(ChatService):
         load = self.engine.load
         queue = load["decoding"] + load["prefilling"] + load["waiting"] + self.preparing
         frames = self.engine.processor.model_config.num_frames
-        return WorkerStatus(model_names=[self.model_name], speed=self.speed, queue_length=queue, num_frames=frames)
+        return WorkerStatus(
+            model_names=[self.model_name],
+            speed=self.speed,
+            queue_length=queue,
+            num_frames=frames,
+            max_model_len=self.engine.max_length,
+        )
 
-    async def _submit(self, request: ChatRequest, count: int) -> list[Answer]:
+    async def handed_in(self, work: Coroutine[Any, Any, list[Answer]], has_media: bool) -> list[Answer]:
+        """See :class:`ChatService`."""
         start = monotonic()
         self.taken += 1
         try:
-            answers = await super()._submit(request, count)
+            answers = await work
         except ApiError as error:
             self.metrics.rejected(error.code or str(error.status))
             raise
-        has_media = any(not isinstance(message.content, str) for message in request.messages)
         for answer in answers:
             self.metrics.watch(answer, monotonic() - start, has_media)
         return answers
@@ -108,7 +115,7 @@ def make_worker_app(
         return "the engine has stopped" if service.engine.closed else None
 
     app = make_app("VideoLLaMA 2 worker", security, ready=ready, lifespan=lifespan)
-    app.include_router(chat_router(service))
+    app.include_router(openai_router(EngineBackend(service)))
 
     @app.post("/worker_get_status")
     async def worker_get_status() -> WorkerStatus:
@@ -133,25 +140,15 @@ def make_worker_app(
 # ------------------------------------------------------------------------------------------------------ the \0-stream
 
 
-async def _submit(service: WorkerService, body: GenerateRequest) -> Answer:
-    # Beside the event loop: media of megabytes are decoded from base64 to see what they are.
-    request = await asyncio.to_thread(chat_request, body, service.model_name)
-    try:
-        return await service.submit(request)
-    except ApiError as error:
-        if error.code != "context_length_exceeded":
-            raise
-        # Published: fewer tokens than were asked for, where no more fit.
-        return await service.submit(request.model_copy(update={"max_completion_tokens": None}))
-
-
 async def _frames(service: WorkerService, body: GenerateRequest, interval: int) -> AsyncGenerator[bytes, None]:
     """Each with the whole text so far; the last one with usage and reason.
 
     Raises:
         ApiError: there is no answer, or no more of it.
     """
-    answer = await _submit(service, body)
+    # Beside the event loop: media of megabytes are decoded from base64 to see what they are.
+    request = await asyncio.to_thread(chat_request, body, service.model_name)
+    (answer,) = await service.submit(request)
     text, count = body.prompt if body.echo else "", 0
     try:
         with service.faults():

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,8 +23,15 @@ from videollama2.errors import (
 )
 from videollama2.media.kinds import VIDEO
 from videollama2.prompting import check_last, check_messages
-from videollama2.serve.api.messages import CHARACTERS_PER_TOKEN, MediumAsked, TextGuard, engine_messages
+from videollama2.prompting.template import template_variables
+from videollama2.serve.api.messages import (
+    CHARACTERS_PER_TOKEN,
+    MediumAsked,
+    TextGuard,
+    engine_messages,
+)
 from videollama2.serve.api.request import ChatRequest
+from videollama2.serve.api.sampling import AnswerForm
 from videollama2.serve.untrusted_media.errors import RefusedMediaError
 from videollama2.serve.untrusted_media.fetch import MediaFetcher
 from videollama2.serve.untrusted_media.sandbox import Frames, Sandbox, frame_bytes
@@ -32,7 +40,8 @@ from videollama2.serve.worker.budget import Budget, WaitingBudget
 
 if TYPE_CHECKING:
     from videollama2.inference.answer import Answer
-    from videollama2.inference.engine import Engine
+    from videollama2.inference.back_end import BackEnd
+    from videollama2.inference.structure import Structure
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +67,7 @@ class ChatService:
     """Answers chat requests with one engine.
 
     Args:
-        engine: of :mod:`videollama2.inference.engine`, with a thread.
+        engine: with a thread of its own.
         model_name: what clients call the model.
         policy: :class:`videollama2.serve.settings.MediaPolicy`.
         sandbox: decodes media; made with :meth:`~videollama2.serve.untrusted_media.sandbox.Sandbox.of` the processor.
@@ -69,7 +78,7 @@ class ChatService:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: BackEnd,
         model_name: str,
         policy: Any,
         sandbox: Sandbox,
@@ -85,7 +94,7 @@ class ChatService:
         self.preparing = 0
         """Requests whose media are being fetched and decoded."""
         config = engine.processor.model_config
-        self._guard = TextGuard(
+        self.guard = TextGuard(
             engine.processor.tokenizer,
             (config.image_token_id, config.video_token_id),
             CHARACTERS_PER_TOKEN * engine.max_length,
@@ -97,17 +106,18 @@ class ChatService:
     def tokenizer(self) -> Any:
         return self.engine.processor.tokenizer
 
-    async def submit(self, request: ChatRequest) -> Answer:
-        """Hand in a request for one answer; cancelling it while its media are fetched ends that work.
+    async def submit(self, request: ChatRequest, count: int = 1) -> list[Answer]:
+        """Hand in a chat request for ``count`` answers; cancelling it while its media are fetched ends that work.
 
         Raises:
             ApiError: what is wrong with it, or with the moment.
         """
-        return (await self._submit(request, 1))[0]
+        has_media = any(not isinstance(message.content, str) for message in request.messages)
+        return await self.handed_in(self._chat(request, count), has_media)
 
-    async def submit_all(self, request: ChatRequest) -> list[Answer]:
-        """As :meth:`submit`, for all ``n`` answers."""
-        return await self._submit(request, request.n or 1)
+    async def handed_in(self, work: Coroutine[Any, Any, list[Answer]], has_media: bool) -> list[Answer]:
+        """What ``work``, which hands in a request, returns; here is where a subclass counts requests."""
+        return await work
 
     @contextmanager
     def faults(self) -> Iterator[None]:
@@ -115,36 +125,42 @@ class ChatService:
         try:
             yield
         except VideoLlama2Error as error:
-            raise as_api_error(error, self.limits.retry_after_s, self.engine.closed) from error
+            raise as_api_error(error, self.limits.retry_after_s, self.engine) from error
 
     async def close(self) -> None:
         """Take no more requests. Engine and sandbox are closed by whoever made them."""
         self.closing = True
 
-    async def _submit(self, request: ChatRequest, count: int) -> list[Answer]:
-        self._admit(request)
+    async def _chat(self, request: ChatRequest, count: int) -> list[Answer]:
+        self.admit(request.model)
         self.preparing += 1
         try:
             return await self._prepare(request, count)
         finally:
             self.preparing -= 1
 
-    def _admit(self, request: ChatRequest) -> None:
+    def admit(self, model: str) -> None:
+        """Whether a request for this model can be taken now.
+
+        Raises:
+            ApiError: it cannot.
+        """
         if self.closing or self.engine.closed:
             raise shutting_down(self.limits.retry_after_s)
-        if request.model != self.model_name:
-            raise model_not_found(request.model)
+        if model != self.model_name:
+            raise model_not_found(model)
         waiting = self.engine.load["waiting"]
         if waiting >= self.engine.max_queue or self.preparing + waiting >= self.limits.max_requests:
             raise queue_full(self.limits.retry_after_s)
 
     async def _prepare(self, request: ChatRequest, count: int) -> list[Answer]:
         # Long texts take a while to tokenise, and other answers stream meanwhile.
-        messages, asked = await asyncio.to_thread(engine_messages, request, self._guard)
+        messages, asked = await asyncio.to_thread(engine_messages, request, self.guard)
         with self.faults():
             # Before any medium is fetched.
             check_messages(messages)
-            check_last(messages, continue_final_message=False)
+            if request.add_generation_prompt is not False or request.continue_final_message:
+                check_last(messages, bool(request.continue_final_message))
         if self.log_prompts:
             _log.info("messages: %s", messages)
         if len(asked) > self.policy.max_media:
@@ -164,22 +180,59 @@ class ChatService:
                 code="overloaded",
                 retry_after=self.limits.retry_after_s,
             )
-        answers: list[Answer] = []
         try:
             media = [_part(medium, item) for medium, item in zip(asked, frames, strict=True)]
             with self.faults():
-                for choice in range(count):
-                    own = list(_with_media(messages, media))
-                    answers.append(self.engine.submit(own, **request.sampling(choice)))
+                # Rendering, tokenising and compiling a schema may each take a while.
+                answers = await asyncio.to_thread(self._hand_in, request, messages, media, count)
         except BaseException:
             self.frames.give_back(held)
-            for answer in answers:
-                answer.cancel()
             raise
         # However the answers end and whoever reads them, their frames are free when the last of them is gone.
         share = _Share(self.frames, held, count)
         for answer in answers:
             weakref.finalize(answer, share.leave)
+        return answers
+
+    def _hand_in(
+        self, request: ChatRequest, messages: Sequence[dict[str, Any]], media: Sequence[dict[str, Any]], count: int
+    ) -> list[Answer]:
+        known = template_variables(self.tokenizer)
+        template = {name: value for name, value in (request.chat_template_kwargs or {}).items() if name in known}
+        if request.tool_use is not None and self.guard.template_knows_tools:
+            template["tools"] = request.tool_use.as_templates_read_it
+        options = {
+            "structure": structure_of(request.forms()),
+            "template_options": template,
+            "continue_final_message": bool(request.continue_final_message),
+            "add_generation_prompt": request.add_generation_prompt is not False,
+        }
+
+        def submit(choice: int, limit: int | None) -> Answer:
+            own = list(_with_media(messages, media))
+            return self.engine.submit(own, **request.sampling(choice, limit), **options)
+
+        return self.submit_each(submit, count, request.limit)
+
+    def submit_each(self, submit: Callable[[int, int | None], Answer], count: int, limit: int | None) -> list[Answer]:
+        """Several answers. Where less is left of the model's context than ``limit``, they get what is left (as OpenAI).
+
+        Args:
+            submit: number and limit of an answer -> the answer.
+        """
+        answers: list[Answer] = []
+        try:
+            for choice in range(count):
+                try:
+                    answers.append(submit(choice, limit))
+                except RequestTooLongError:
+                    if limit is None:
+                        raise
+                    answers.append(submit(choice, None))
+        except BaseException:
+            for answer in answers:
+                answer.cancel()
+            raise
         return answers
 
     async def _read_all(self, asked: Sequence[MediumAsked]) -> list[Frames]:
@@ -248,23 +301,46 @@ def queue_full(retry_after_s: float) -> ApiError:
     )
 
 
-def as_api_error(error: VideoLlama2Error, retry_after_s: float = 2.0, closed: bool = False) -> ApiError:
-    """What a client is told of a fault; more of it is for the log.
+def structure_of(forms: Sequence[AnswerForm]) -> Structure | None:
+    """The form of an answer as the engine knows it.
 
-    Args:
-        closed: the engine takes no more.
+    Raises:
+        ApiError: a schema that is no JSON.
+        ConfigError: no schema.
     """
+    from videollama2.inference.structure import Structure
+
+    if not forms:
+        return None
+    (form,) = forms
+    if form.kind == "json_object":
+        return Structure.json_object()
+    value = form.value
+    if form.kind == "json_schema" and isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise ApiError(400, "the JSON Schema of the answer is not valid JSON") from None
+    return getattr(Structure, form.kind)(value)
+
+
+def as_api_error(error: VideoLlama2Error, retry_after_s: float, engine: BackEnd) -> ApiError:
+    """What a client is told of a fault; more of it is for the log."""
     if isinstance(error, QueueFullError):
         return queue_full(retry_after_s)
     if isinstance(error, RequestTooLongError):
-        return ApiError(400, str(error), code="context_length_exceeded", param="messages", internal_code=40303)
+        message = (
+            f"this model's maximum context length is {engine.max_length} tokens, but the prompt alone has "
+            f"{error.prompt_tokens}: send less text, or fewer or shorter media"
+        )
+        return ApiError(400, message, code="context_length_exceeded", param="messages", internal_code=40303)
     if isinstance(error, (PromptError, ConfigError)):
         param = "messages" if isinstance(error, PromptError) else None
         return ApiError(400, str(error), param=param, internal_code=40302)
     if isinstance(error, MediaError):
         _log.info("media that were decoded are of no use: %s", error)
         return ApiError(400, "an image or video cannot be used", code="invalid_media", param="messages")
-    if isinstance(error, EngineError) and closed:
+    if isinstance(error, EngineError) and engine.closed:
         return shutting_down(retry_after_s)
     _log.error("an answer failed: %s", error, exc_info=error)
     return server_fault()

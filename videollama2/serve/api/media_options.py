@@ -1,0 +1,45 @@
+"""Which frames of a video are looked at, as a client says it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from videollama2.serve.api.fields import Body, Finite, Seconds, Whole, error
+
+
+class VideoOptions(Body):
+    """Which frames of a video are looked at."""
+
+    num_frames: Whole | None = Field(None, ge=1, le=1024, description="Frames, spread evenly; default the model's.")
+    fps: Finite | None = Field(None, gt=0, description="1: a frame of each second. Other rates are refused.")
+    start: Seconds | None = Field(None, description="Seconds: use the video from here.")
+    end: Seconds | None = Field(None, description="Seconds: use the video up to here.")
+    sampling: Literal["index", "time"] | None = Field(
+        None, description="Spread frames over their numbers (index, the default) or the clip's seconds (time)."
+    )
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> VideoOptions:
+        if self.fps not in (None, 1):
+            raise error(
+                "fps", "the model looks at frames spread evenly, or (fps 1) at one of each second: see num_frames"
+            )
+        if self.fps is not None and self.num_frames is not None:
+            raise error("fps", "fps and num_frames exclude each other")
+        return self
+
+    def given(self) -> dict[str, Any]:
+        """Options that are set, as :class:`videollama2.media.frames.FrameSampling` calls them."""
+        found: dict[str, Any] = {name: getattr(self, name) for name in ("num_frames", "start", "end", "sampling")}
+        found = {name: value for name, value in found.items() if value is not None}
+        # No number of frames means one per second there.
+        return {**found, "num_frames": None} if self.fps is not None else found
+
+
+class MediaIOOptions(Body):
+    """vLLM's ``media_io_kwargs``: options by kind of medium."""
+
+    video: VideoOptions | None = None
+    image: dict[str, Any] | None = Field(None, description="Accepted, without effect: images are read in one way.")

@@ -1,0 +1,139 @@
+"""The routes of OpenAI's API, and those that vLLM has beside it: a worker and the front have the same."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from fastapi import APIRouter, Request, Response
+from pydantic import ValidationError
+
+from videollama2 import __version__
+from videollama2.serve.api.completions import CompletionRequest, TokenizeMessages, TokenizePrompt, TokenizeRequest
+from videollama2.serve.api.fields import IGNORED_HEADER, ignored_fields
+from videollama2.serve.api.reply import (
+    ERROR_RESPONSES,
+    EVENT_STREAM,
+    ChatCompletion,
+    Completion,
+    Model,
+    ModelList,
+    Tokenized,
+    Version,
+    model_reply,
+    models_reply,
+)
+from videollama2.serve.api.request import ChatRequest
+from videollama2.serve.api.responses import ResponsesRequest
+from videollama2.serve.web.body import JSONRoute, place_in
+from videollama2.serve.web.errors import ApiError
+from videollama2.serve.web.streaming import while_connected
+
+CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
+TOKENIZE = "/tokenize"
+
+Asked = ChatRequest | CompletionRequest | ResponsesRequest | TokenizePrompt | TokenizeMessages
+
+_log = logging.getLogger(__name__)
+
+
+class Backend(Protocol):
+    """What answers the requests."""
+
+    async def lengths(self) -> Mapping[str, int | None]:
+        """Models that can be asked now -> tokens of prompt and answer together."""
+        ...
+
+    async def answer(self, path: str, body: Asked, request: Request) -> Response:
+        """The reply to a valid request; of a stream its beginning.
+
+        Raises:
+            ApiError: what is wrong with the request, or with the moment.
+        """
+        ...
+
+
+def openai_router(backend: Backend) -> APIRouter:
+    """The routes."""
+    router = APIRouter(tags=["OpenAI"], route_class=JSONRoute)
+    _add_facts(router, backend)
+    streaming: dict[str, Any] = {"responses": {**ERROR_RESPONSES, 200: EVENT_STREAM}}
+
+    @router.post(CHAT, response_model=ChatCompletion, **streaming)
+    async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
+        """Answer a conversation about images and videos; with ``stream``, as server-sent events."""
+        return await _answer(backend, CHAT, body, request)
+
+    @router.post(COMPLETIONS, response_model=Completion, **streaming)
+    async def create_completion(body: CompletionRequest, request: Request) -> Response:
+        """Go on from a text as it is; with ``stream``, as server-sent events."""
+        return await _answer(backend, COMPLETIONS, body, request)
+
+    @router.post(RESPONSES, **streaming)
+    async def create_response(body: ResponsesRequest, request: Request) -> Response:
+        """Answer a conversation, in the language of OpenAI's Responses API. Nothing is stored."""
+        return await _answer(backend, RESPONSES, body, request)
+
+    @router.post(TOKENIZE, response_model=Tokenized, responses=ERROR_RESPONSES)
+    async def tokenize(body: TokenizeRequest, request: Request) -> Response:
+        """The tokens of a text, or of a conversation about text."""
+        return await _answer(backend, TOKENIZE, body, request)
+
+    return router
+
+
+def _add_facts(router: APIRouter, backend: Backend) -> None:
+    started = int(time.time())
+
+    def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+        return {status: ERROR_RESPONSES[status] for status in statuses}
+
+    @router.get("/v1/models", response_model=ModelList, responses=errors(401, 502, 503))
+    async def list_models() -> ModelList:
+        """The models that can be asked now."""
+        return models_reply(await backend.lengths(), started)
+
+    @router.get("/v1/models/{model:path}", response_model=Model, responses=errors(401, 404, 502, 503))
+    async def get_model(model: str) -> Model:
+        """One model."""
+        return model_reply(model, await backend.lengths(), started)
+
+    @router.get("/version", response_model=Version, responses=errors(401))
+    async def version() -> Version:
+        """Of this software."""
+        return Version(version=__version__)
+
+
+async def _answer(backend: Backend, path: str, body: Asked, request: Request) -> Response:
+    with _placed(body, await request.json()):
+        reply = await while_connected(request, backend.answer(path, body, request))
+    ignored = ignored_fields(body)
+    if ignored:
+        _log.warning("fields that are not known here were ignored: %s", ", ".join(ignored))
+        reply.raw_headers.append((IGNORED_HEADER.encode(), ", ".join(ignored).encode("ascii")))
+    return reply
+
+
+@contextmanager
+def _placed(body: Asked, sent: Any) -> Iterator[None]:
+    """Errors within name a place in what the client sent."""
+    try:
+        yield
+    except ApiError as error:
+        if error.param is not None:
+            error.param = _place(body, error.param, sent) or error.param
+        raise
+    except ValidationError as error:
+        # What was checked could not be said as a chat request.
+        raise ApiError(400, str(error.errors()[0]["msg"])) from error
+
+
+def _place(body: Asked, param: str, sent: Any) -> str:
+    if isinstance(body, ResponsesRequest):
+        param = body.place_of(param)
+    elif isinstance(body, CompletionRequest) and param == "messages":
+        param = "prompt"
+    return place_in(sent, tuple(int(step) if step.isdecimal() else step for step in param.split(".")))
