@@ -91,16 +91,15 @@ def load_pretrained_model(
     hub = hub_options(path, **hub)
     if path == str(TINY_FOLDER) and not TINY_FOLDER.is_dir():
         raise CheckpointNotFoundError(f"{TINY_MODEL_NAME} is not in {TINY_FOLDER}: the installation is incomplete")
-    placement: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
     if load_8bit and load_4bit:
         raise ConfigError("load_8bit and load_4bit exclude each other")
     kind = checkpoint_kind(path, **hub)
-    quantization = quantization_config(8 if load_8bit else 4 if load_4bit else 16, dtype)
-    if quantization is None and kind == "full":
-        quantization = asked_quantization(read_config(path, **hub), f"{path}/config.json", dtype)
-    if quantization is not None:
-        placement["quantization_config"] = quantization
-    placement["device_map"] = device_map if device_map is not None else {"": device}
+    placement: dict[str, Any] = {
+        "dtype": dtype,
+        "attn_implementation": attn_implementation,
+        "device_map": device_map if device_map is not None else {"": device},
+        **_quantization(8 if load_8bit else 4 if load_4bit else 16, path, kind, dtype, hub),
+    }
     if kind == "full":
         model, processor = load_checkpoint(path, **placement, **hub)
     elif kind == "connector":
@@ -109,3 +108,11 @@ def load_pretrained_model(
         model, processor = load_lora_folder(path, model_base, placement, hub)
     context = getattr(model.config.text_config, "max_position_embeddings", None) or 2048
     return processor.tokenizer, model.eval(), processor, context
+
+
+def _quantization(bits: int, path: str, kind: str, dtype: torch.dtype, hub: dict[str, Any]) -> dict[str, Any]:
+    """The option of transformers' loaders for what the caller asks for, or else the checkpoint itself."""
+    quantization = quantization_config(bits, dtype)
+    if quantization is None and kind == "full":
+        quantization = asked_quantization(read_config(path, **hub), f"{path}/config.json", dtype)
+    return {} if quantization is None else {"quantization_config": quantization}
