@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -29,6 +30,7 @@ from videollama2.serve.settings import Security
 from videollama2.serve.worker.budget import Budget, WaitingBudget
 from videollama2.serve.worker.service import ChatLimits
 
+MOVING = Path(__file__).parents[1] / "media" / "cases"
 MEDIA = golden_dir() / "media"
 PATH = "/v1/chat/completions"
 
@@ -119,6 +121,7 @@ def test_the_engine_gets_the_same_pixels(chat):
         {"start": 1.0},
         {"end": 0.5},
         {"num_frames": 3, "start": 0.5, "end": 1.5},
+        {"num_frames": 5, "sampling": "time"},
     ],
 )
 def test_frames_and_clip(chat, options):
@@ -130,6 +133,15 @@ def test_frames_and_clip(chat, options):
     assert by_request["choices"][0]["message"]["content"] == expected
     if "num_frames" in options:
         assert by_part.json()["choices"][0]["message"]["content"] == expected
+
+
+@pytest.mark.parametrize("mime", ["video/mp4", "own", "application/octet-stream"])
+@pytest.mark.parametrize("name", ["anim.webp", "anim_apng.png", "anim.avif"])
+def test_a_moving_picture_is_a_video(chat, name, mime):
+    path = MOVING / name
+    mime = f"image/{path.suffix[1:]}" if mime == "own" else mime
+    part = video_part(path.read_bytes(), mime)
+    assert answer(chat, part, text_part("What moves?")) == at_home("What moves?", [("video", path)])
 
 
 def test_a_folder_of_frames(chat):
