@@ -1,1 +1,1 @@
-"""The web page: layout, events, the back ends that answer, and the hardened server around it."""
+"""The web page: its layout, its event handlers, the back ends that answer, and the hardened server that runs it."""

@@ -1,8 +1,8 @@
-"""Who answers the page: a model in this process, or workers behind a controller.
+"""Back ends that answer the page's questions: a model in this process, or workers behind a controller.
 
 Messages have OpenAI's form; media are parts with a local ``path`` and, for a video, ``num_frames``, ``start`` and
-``end`` (:meth:`videollama2.serve.page.conversation.Medium.part`). This module imports no model and no torch: an
-:class:`EngineBackend` is handed its engines.
+``end`` (:meth:`videollama2.serve.page.conversation.Medium.part`). This module imports neither torch nor a model; an
+:class:`EngineBackend` is given its engines.
 """
 
 from __future__ import annotations
@@ -34,48 +34,48 @@ _BICUBIC = 3  # Pillow's number
 
 
 class Backend(Protocol):
-    """What the page needs.
+    """The interface that the page needs.
 
-    ``options`` are ``temperature``, ``top_p``, ``max_new_tokens`` and ``seed``. An answer ends when its iterator is
-    closed.
+    ``options`` are ``temperature``, ``top_p``, ``max_new_tokens`` and ``seed``. Closing the iterator of an answer stops
+    its generation.
     """
 
     async def models(self, refresh: bool = False) -> list[str]:
-        """Names of the models there are. ``refresh``: ask again who is there."""
+        """Return the names of the available models. ``refresh`` asks for an up-to-date list."""
         ...
 
     async def num_frames(self, model: str) -> int:
-        """Frames that the model looks at where a video names no number."""
+        """Return the number of frames that the model looks at if a request does not give a number."""
         ...
 
     def reader(self, model: str) -> Reader:
-        """Decodes media as the model will see them."""
+        """Return the reader that decodes media as the model sees them."""
         ...
 
     def stream(self, model: str, messages: Sequence[Message], options: Mapping[str, Any]) -> AsyncGenerator[str, None]:
-        """Pieces of an answer as they come.
+        """Yield the pieces of an answer as they are generated.
 
         Raises:
-            VideoLlama2Error, ApiError: there is no answer, or no more of it.
+            VideoLlama2Error, ApiError: there is no answer, or it broke off.
         """
         ...
 
     def close(self) -> None:
-        """Give up processes and connections."""
+        """Close processes and connections."""
         ...
 
 
 class EngineBackend:
-    """Engines in this process.
+    """A back end with engines in this process.
 
     Args:
-        engines: :class:`videollama2.Engine` by the name the page shows.
-        policy: limits of uploaded media, which are decoded in processes of their own.
+        engines: :class:`videollama2.Engine` objects by the names that the page shows.
+        policy: limits for uploaded media, which are decoded in separate processes.
     """
 
     def __init__(self, engines: Mapping[str, Any], policy: Any) -> None:
         self.engines = dict(engines)
-        # Models that read media alike share the processes.
+        # Models that read media in the same way share the decoding processes.
         made: dict[Any, Sandbox] = {}
         self._sandboxes: dict[str, Sandbox] = {}
         for name, engine in self.engines.items():
@@ -107,8 +107,8 @@ class EngineBackend:
                 async for delta in answer:
                     yield delta
         except RequestTooLongError:
-            # Raised before a first token only. max_new_tokens is the longest answer the visitor wants to read, so as
-            # many as fit, which are fewer, are right too.
+            # This is raised only before the first token. max_new_tokens is an upper bound chosen by the visitor, so the
+            # answer is retried with as many tokens as the context leaves.
             if options.get("max_new_tokens") is None:
                 raise
             async with aclosing(self._answer(model, decoded, {**options, "max_new_tokens": None})) as answer:
@@ -127,7 +127,7 @@ class EngineBackend:
                 answer.cancel()
 
     async def _decoded(self, model: str, message: Message) -> Message:
-        """The message with frames in place of files."""
+        """Return the message with decoded frames in place of files."""
         if isinstance(message["content"], str):
             return message
         parts = [part if part["type"] == "text" else await self._frames(model, part) for part in message["content"]]
@@ -138,7 +138,7 @@ class EngineBackend:
         frames = await self.reader(model).read(part["type"], Path(part["path"]), options)
         if part["type"] == IMAGE:
             return {"type": IMAGE, IMAGE: frames}
-        # All of them are looked at: they were chosen where the video was open.
+        # The model gets all of the frames: they were already sampled when the video was read.
         return {"type": VIDEO, VIDEO: frames, "num_frames": len(frames)}
 
     def close(self) -> None:
@@ -149,13 +149,13 @@ class EngineBackend:
 
 
 class ControllerBackend:
-    """Workers behind a controller.
+    """A back end with workers behind a controller.
 
     Args:
         client: :class:`videollama2.serve.cluster.client.ControllerClient`.
-        credential: worker token or API key, for the workers.
-        policy: limits of uploaded media; what the page draws of them is decoded in processes of their own.
-        refresh: whether the page's wish for a fresh list of models is passed on.
+        credential: worker token or API key, sent to the workers.
+        policy: limits for uploaded media; the frames that the page draws are decoded in separate processes.
+        refresh: whether the page may ask the controller for an up-to-date list of models.
     """
 
     def __init__(self, client: Any, policy: Any, *, credential: str | None = None, refresh: bool = True) -> None:
@@ -165,8 +165,8 @@ class ControllerBackend:
         self._frames: dict[str, int] = {}
 
     async def models(self, refresh: bool = False) -> list[str]:
-        # With --model-list-mode once, an empty list is still asked for again: a page that was started before its
-        # workers would otherwise never have a model.
+        # With --model-list-mode once, an empty list is still asked for again: a page that starts before its workers
+        # would otherwise never have a model.
         known = self._known
         if not known or (refresh and self._refresh):
             known = self._known = await self.client.models(refresh=True)
@@ -179,7 +179,7 @@ class ControllerBackend:
         return self._frames[model]
 
     async def _ask_num_frames(self, model: str) -> int:
-        """What a worker says in its status; only drawing depends on it, so no answer is not an error."""
+        """Return the number in a worker's status. Only the drawing depends on it, so a missing reply is no error."""
         address = await self.client.worker_address(model)
         try:
             async with make_client() as http:
@@ -210,10 +210,10 @@ class ControllerBackend:
                     yield delta
         except ApiError as error:
             if error.code in ("model_not_found", "no_worker"):
-                self._known = None  # whatever was known is old: the page asks for the list anew
+                self._known = None  # the known list is out of date, so the page asks for it again
             if error.code != "context_length_exceeded" or limit is None:
                 raise
-            # As in EngineBackend: fewer tokens than were wanted fit. Refused before a first token.
+            # As in EngineBackend, retry with as many tokens as the context leaves; no token has been sent yet.
             async with aclosing(self._answer(body)) as answer:
                 async for delta in answer:
                     yield delta
@@ -234,7 +234,7 @@ class ControllerBackend:
 
 
 def _with_data(message: Message) -> Message:
-    """The message with ``data:`` addresses in place of files."""
+    """Return the message with ``data:`` URLs in place of files."""
     if isinstance(message["content"], str):
         return message
     return {**message, "content": [_data_part(part) for part in message["content"]]}
@@ -258,10 +258,10 @@ def _data_part(part: Message) -> Message:
 
 
 def kind_of_upload(path: str | Path) -> str:
-    """Kind of an uploaded file, see :func:`videollama2.media.kinds.kind_of`.
+    """Return the kind of an uploaded file, see :func:`videollama2.media.kinds.kind_of`.
 
     Raises:
-        RefusedMediaError: it is of no kind that is answered about, or it cannot be opened.
+        RefusedMediaError: the file is of no supported kind, or cannot be opened.
     """
     upload = Path(path)
     try:

@@ -1,6 +1,6 @@
-"""A conversation of the web page: questions with their media, answers, and what became of each.
+"""A conversation on the web page: the questions with their media, the answers, and the outcome of each.
 
-No model, no Gradio: the page shows it, a back end answers it, the log of votes writes it down.
+It depends on neither a model nor Gradio: the page displays it, a back end answers it, and the vote log records it.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from uuid import uuid4
 
 @dataclass(frozen=True)
 class Medium:
-    """One image or video as it was given.
+    """One image or video that a visitor uploaded.
 
     Attributes:
         kind: ``image`` or ``video``.
         path: the uploaded file.
-        options: how a video is read: ``num_frames``, ``start``, ``end``; those that were not given are left out.
+        options: how to read a video: ``num_frames``, ``start`` and ``end``, each only if the visitor gave it.
     """
 
     kind: str
@@ -28,7 +28,7 @@ class Medium:
     options: dict[str, Any] = field(default_factory=dict)
 
     def part(self) -> dict[str, Any]:
-        """As a part of a message, which the engine takes as it is."""
+        """Return the medium as a part of a message, in the form that the engine takes."""
         return {"type": self.kind, "path": self.path, **self.options}
 
 
@@ -37,9 +37,9 @@ class Turn:
     """One question and its answer.
 
     Attributes:
-        outcome: ``""`` while it is being answered, then ``done``, ``stopped`` or ``failed``.
-        notice: what to tell beside the answer: why it failed or that it was stopped.
-        media_failed: a medium was at fault, so it is not carried over to the next question.
+        outcome: ``""`` while the question is being answered, then ``done``, ``stopped`` or ``failed``.
+        notice: text shown beside the answer: why it failed, or that it was stopped.
+        media_failed: whether a medium caused the failure; it is then not carried over to the next question.
         votes: kinds of votes given on this answer.
     """
 
@@ -55,17 +55,17 @@ class Turn:
 
     @property
     def counts(self) -> bool:
-        """Whether later questions are asked with this turn before them."""
+        """Whether this turn is part of the history of later questions."""
         return self.outcome in ("done", "stopped") and bool(self.answer.strip())
 
 
 @dataclass
 class Conversation:
-    """Turns in their order. At most the last one can be unanswered.
+    """The turns of a conversation in order. Only the last one can be unanswered.
 
     Attributes:
-        id: made with the first turn, as Gradio gives every visitor a copy of one empty conversation.
-        answered: answers that ended, in whatever way, those that were replaced since included.
+        id: created with the first turn, since Gradio gives every visitor a copy of the same empty conversation.
+        answered: number of answers that ended in any way, including those that were replaced later.
     """
 
     turns: list[Turn] = field(default_factory=list)
@@ -77,7 +77,7 @@ class Conversation:
         return self.turns[-1] if self.turns else None
 
     def begin(self, question: str, media: tuple[Medium, ...]) -> Turn:
-        """A new turn. One before it that got no answer is replaced; its media go along where none are given anew."""
+        """Start a turn. It replaces a preceding turn without an answer, whose media it takes over if it has none."""
         self.id = self.id or uuid4().hex
         if self.last is not None and not self.last.counts:
             failed = self.turns.pop()
@@ -87,17 +87,17 @@ class Conversation:
         return self.turns[-1]
 
     def again(self) -> Turn:
-        """The last question as a turn without an answer."""
+        """Return the last question as a turn without an answer."""
         old = self.turns.pop()
         self.turns.append(Turn(old.question, old.media))
         return self.turns[-1]
 
     def messages(self, upto: int | None = None, with_answers: bool = False) -> list[dict[str, Any]]:
-        """OpenAI's form, with media as parts that hold a ``path`` in the turn where they were given.
+        """Return the conversation in OpenAI's form; media are parts with a ``path`` in the turn that introduced them.
 
         Args:
-            upto: number of turns; None: all.
-            with_answers: also the answer of the last one.
+            upto: number of turns to include; None for all.
+            with_answers: whether to include the answer of the last turn.
         """
         turns = self.turns[:upto]
         messages: list[dict[str, Any]] = []
@@ -112,18 +112,18 @@ class Conversation:
         return messages
 
     def shown(self) -> list[dict[str, Any]]:
-        """As Gradio's Chatbot takes it."""
+        """Return the conversation in the form that Gradio's Chatbot takes."""
         messages: list[dict[str, Any]] = []
         for turn in self.turns:
-            # A player that cannot play would be an empty box.
+            # A player for a file that cannot be played would be an empty box, so the file is named instead.
             files = [_name(medium) if turn.media_failed else {"path": medium.path} for medium in turn.media]
             messages.append({"role": "user", "content": [*files, {"type": "text", "text": literal(turn.question)}]})
-            # Without content, the Chatbot draws the three dots of somebody who writes.
+            # For a message without content, the Chatbot draws the three dots of a reply being typed.
             answer = turn.answer.strip()
             if answer:
                 messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
             if turn.notice:
-                # On one line: behind an empty one, Markdown would be looked for again.
+                # The notice must be on one line: after an empty line, Markdown would be parsed again.
                 words = escape(" ".join(turn.notice.split()))
                 note = f'<div class="vl-note vl-{turn.outcome}" role="status">{words}</div>'
                 messages.append({"role": "assistant", "content": [{"type": "text", "text": note}]})
@@ -134,10 +134,10 @@ _MARKUP = re.compile(r"[\\`*_\[\]<>&#|~$]|^\s*([-+]|\d+[.)])\s|\n\s*\n|://|www\.
 
 
 def literal(text: str) -> str:
-    """Markdown that is drawn as ``text`` stands: a question is no place for headings, links or pictures."""
+    """Return Markdown that displays ``text`` literally, so that a question cannot add headings, links or pictures."""
     if not _MARKUP.search(text):
         return text
-    # Inside a block of HTML, Markdown looks for nothing until an empty line.
+    # Markdown is not parsed inside an HTML block, which extends to the next empty line.
     return f'<div class="vl-literal">{escape(text).replace(chr(10), "<br>")}</div>'
 
 

@@ -1,4 +1,4 @@
-"""What went wrong, in the words of somebody who only wants an answer, and what to do about it."""
+"""Explanations of errors for visitors of the page: what went wrong, and what they can do about it."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Explained:
-    """What to show. ``media_failed``: a video or picture is at fault."""
+    """The text to show. ``media_failed`` says that an image or video caused the error."""
 
     text: str
     media_failed: bool = False
 
 
 def explain(error: Exception) -> Explained:
-    """Words for an error. What is not known goes into the log under a reference that is shown."""
+    """Explain an error. An unknown one is logged under a reference, which is shown to the visitor."""
     if isinstance(error, MediaError):
         return Explained(bad_media(error), media_failed=True)
     if isinstance(error, ApiError):
@@ -60,7 +60,7 @@ def explain(error: Exception) -> Explained:
 
 
 def bad_media(error: MediaError) -> str:
-    """About a file. Only texts made for everybody are repeated; others name paths of this server."""
+    """Explain an error about a file. Only texts written for clients are repeated; others may name server paths."""
     reason = str(error) if isinstance(error, RefusedMediaError) else "the file cannot be read"
     return (
         f"This video or picture cannot be used: {reason}. Try another file (mp4, webm, mov, gif, jpg, png), a shorter "
@@ -69,7 +69,7 @@ def bad_media(error: MediaError) -> str:
 
 
 def unexpected(error: Exception) -> Explained:
-    """Something nobody thought of, or that is not the visitor's to mend."""
+    """Explain an unexpected error, or one that the visitor can do nothing about."""
     reference = uuid4().hex[:8]
     level = logging.WARNING if isinstance(error, EngineError) else logging.ERROR
     _log.log(level, "reference %s: %s", reference, error, exc_info=error)

@@ -1,4 +1,4 @@
-"""The web page: what it does. What is on it is in :mod:`videollama2.serve.page.layout`."""
+"""The event handlers of the web page. Its widgets are defined in :mod:`videollama2.serve.page.layout`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from videollama2.serve.web.errors import ApiError
 Updates = dict[Any, Any]
 
 _ANSWERS = {"concurrency_id": "answers", "api_visibility": "private", "show_progress": "minimal"}
-# Not queued: where many questions wait, nobody else's vote or upload may be turned away for it.
+# These events are not queued: a vote or an upload must not be refused because many questions are waiting.
 _QUICK = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
 
 _MODEL_IS_MISSING = (page_errors.GONE, page_errors.NO_MODEL)
@@ -49,30 +49,30 @@ _SCROLL_TO_CHAT = """() => {
   const box = chat.getBoundingClientRect();
   if (box.top < 0 || box.bottom > window.innerHeight) chat.scrollIntoView({block: "start", behavior: "smooth"});
 }"""
-"""On a phone, open settings push the conversation below the screen: whoever asks wants to see the answer."""
+"""On a phone, open settings push the conversation below the screen, so the page scrolls to the answer."""
 
 _log = logging.getLogger(__name__)
 
 
 class Events:
-    """Handlers of one page. What belongs to a visitor is in the page's state; here is only what runs now.
+    """The event handlers of one page. Each visitor's state is in the page; this object holds only running answers.
 
     Args:
-        backend: answers.
-        settings: of the page.
-        widgets: on it.
+        backend: back end that answers the questions.
+        settings: settings of the page.
+        widgets: widgets of the page.
     """
 
     def __init__(self, backend: Backend, settings: PageSettings, widgets: Widgets) -> None:
         self.backend, self.settings, self.widgets = backend, settings, widgets
         self.running: dict[str, asyncio.Event] = {}
-        """By session: set to stop its answer."""
+        """Events by session; setting one stops the session's answer."""
         self.strips = FrameStrips(backend, widgets, settings.max_media)
 
     def connect(self, page: gr.Blocks) -> None:
-        """Tie handlers to the widgets."""
+        """Connect the handlers to the widgets."""
         w = self.widgets
-        # Shows the place of a question that waits for its turn.
+        # The progress display shows the queue position of a waiting question.
         answers = {**_ANSWERS, "concurrency_limit": self.settings.concurrency, "show_progress_on": w.chat}
         everything = list(vars(w).values())
         page.load(self.load, {w.kept}, everything, **_QUICK)
@@ -83,7 +83,7 @@ class Events:
         w.stop.click(self.stop, None, None, **_QUICK)
         w.edit.click(self.edit, w.inputs, everything, **_QUICK)
         w.clear.click(self.clear, None, everything, **_QUICK)
-        # The browser writes the file itself: nothing is stored on the server for it.
+        # The browser writes the file, so nothing is stored on the server.
         saved = w.save.click(self.save, {w.conversation}, w.saved, **_QUICK)
         saved.then(None, w.saved, None, js=_DOWNLOAD)
         gr.on([w.question.submit, w.send.click], None, None, None, js=_SCROLL_TO_CHAT)
@@ -104,7 +104,7 @@ class Events:
     # ------------------------------------------------------------------------------------------------ page and models
 
     async def load(self, values: Values) -> Updates:
-        """The list of models, and the conversation that this browser kept, when somebody opens the page."""
+        """Show the list of models, and the conversation that this browser kept, when the page is opened."""
         w = self.widgets
         restored = self._restored(values[w.kept])
         try:
@@ -118,7 +118,7 @@ class Events:
         return {**restored, w.model: shown, w.other: others, w.notice: notice("" if names else page_errors.NO_MODEL)}
 
     def _restored(self, kept: object) -> Updates:
-        """The conversation from before a reload, where there is one and its files are still here."""
+        """Restore the conversation from before a reload, if there is one and its files still exist."""
         w = self.widgets
         conversation = from_kept(kept, self.settings.is_served)
         if conversation is None:
@@ -132,13 +132,13 @@ class Events:
             return []
 
     async def leave(self, request: gr.Request) -> None:
-        """The tab was closed: nobody waits for its answer."""
+        """Stop the visitor's answer when the tab is closed."""
         self._halt(request)
 
     # ------------------------------------------------------------------------------------------------------- answers
 
     async def ask(self, values: Values, request: gr.Request) -> AsyncGenerator[Updates, None]:
-        """The question in the box, about the files beside it and what was said before."""
+        """Answer the question in the box, using the files beside it and the conversation so far."""
         w = self.widgets
         question = (values[w.question] or "").strip()
         problem = await self._problem(values, question, request)
@@ -150,7 +150,7 @@ class Events:
         except MediaError as error:
             yield {w.notice: notice(page_errors.bad_media(error))}
             return
-        if self._is_running(request):  # another question of this visitor came while the files were looked at
+        if self._is_running(request):  # this visitor asked another question in the meantime
             yield {w.notice: notice(_RUNNING)}
             return
         lanes = self._lanes(values)
@@ -161,7 +161,7 @@ class Events:
                 yield update
 
     async def example(self, values: Values, request: gr.Request, event: gr.SelectData) -> AsyncGenerator[Updates, None]:
-        """A bundled question. Only its number is taken from the browser."""
+        """Ask a bundled question. The browser sends only its number."""
         known = examples()
         number = event.index if isinstance(event.index, int) else -1
         if not 0 <= number < len(known):
@@ -173,7 +173,7 @@ class Events:
                 yield update
 
     async def regenerate(self, values: Values, request: gr.Request) -> AsyncGenerator[Updates, None]:
-        """The last question again, with the model and options that are set now. The box is left alone."""
+        """Answer the last question again with the current model and options. The text in the box is left alone."""
         conversation: Conversation = values[self.widgets.conversation]
         if conversation.last is None:
             return
@@ -191,7 +191,7 @@ class Events:
                 yield update
 
     async def stop(self, request: gr.Request) -> None:
-        """End the answer of this visitor, also in the engine."""
+        """Stop this visitor's answer, including its generation in the engine."""
         self._halt(request)
 
     def _halt(self, request: gr.Request) -> None:
@@ -203,12 +203,12 @@ class Events:
         return (request.session_hash or "") in self.running
 
     async def _problem(self, values: Values, question: str, request: gr.Request) -> str:
-        """Why this cannot be asked now; empty if it can."""
+        """Return why the question cannot be asked now, or an empty text if it can."""
         w = self.widgets
         if self._is_running(request):
             return _RUNNING
         if not values[w.model]:
-            # Asked before the list of models was there: whoever is first on it answers.
+            # The question came before the list of models was loaded, so it goes to the first model of the list.
             names = await self._models()
             if not names:
                 return page_errors.NO_MODEL
@@ -225,14 +225,14 @@ class Events:
         return ""
 
     def _lanes(self, values: Values) -> list[Lane]:
-        """The chosen model's conversation and, where another model is compared with it, that one's."""
+        """Return the lane of the chosen model and, if another model is compared with it, that model's lane."""
         w = self.widgets
         conversation: Conversation = values[w.conversation]
         lanes = [Lane(conversation, values[w.model], w.conversation, w.chat)]
         if values[w.other] and values[w.other] != NO_OTHER:
             other: Conversation = values[w.other_conversation]
             if not other.turns:
-                # It joins a conversation that is under way, and goes on from what was said so far.
+                # The model joins a conversation in progress, and continues from a copy of it.
                 other = deepcopy(conversation)
             lanes.append(Lane(other, values[w.other], w.other_conversation, w.other_chat))
         return lanes
@@ -240,7 +240,7 @@ class Events:
     async def _answer(
         self, values: Values, lanes: Sequence[Lane], request: gr.Request, keep_draft: bool = False
     ) -> AsyncGenerator[Updates, None]:
-        """Answer the last turn of every lane while it is drawn. The first lane is the visitor's conversation."""
+        """Answer the last turn of every lane and draw it as it grows. The first lane is the visitor's conversation."""
         w, session = self.widgets, request.session_hash or ""
         conversation, turn = lanes[0].conversation, lanes[0].turn
         options = self._options(values)
@@ -273,7 +273,7 @@ class Events:
         }
 
     async def _listed_anew(self, turn: Turn) -> Updates:
-        """The models there are now, to go on with: opening the page anew would lose the conversation."""
+        """Offer the current list of models, so that the visitor can continue without reloading the page."""
         try:
             names = await self.backend.models(refresh=True)
         except ApiError:
@@ -293,7 +293,7 @@ class Events:
         }
 
     def _buttons(self, conversation: Conversation, running: bool = False) -> Updates:
-        """What can be pressed now."""
+        """Return which buttons can be pressed now."""
         w, last = self.widgets, conversation.last
         idle = last is not None and not running
         voted = set() if last is None else last.votes
@@ -312,10 +312,10 @@ class Events:
             },
         }
 
-    # -------------------------------------------------------------------------------------------- around an answer
+    # ---------------------------------------------------------------------------------------------------- other buttons
 
     async def edit(self, values: Values, request: gr.Request) -> Updates:
-        """Take the last question back into the box, with its files and their options."""
+        """Move the last question back into the box, with its files and their options."""
         w = self.widgets
         conversation: Conversation = values[w.conversation]
         if conversation.last is None or self._is_running(request):
@@ -336,7 +336,7 @@ class Events:
         }
 
     async def clear(self, request: gr.Request) -> Updates:
-        """A new conversation."""
+        """Start a new conversation."""
         w, conversation = self.widgets, Conversation()
         self._halt(request)
         return {
@@ -356,18 +356,18 @@ class Events:
         }
 
     async def save(self, values: Values) -> str:
-        """The conversation as Markdown, which the browser then saves as a file."""
+        """Return the conversation as Markdown, which the browser then saves as a file."""
         return transcript(values[self.widgets.conversation])
 
     async def show_other(self, values: Values) -> Updates:
-        """Show or hide the column of a second model. Its conversation begins anew."""
+        """Show or hide the column of a second model, whose conversation starts anew."""
         w = self.widgets
         name = values[w.other]
         is_shown = bool(name) and name != NO_OTHER
         return {w.other_chat: gr.Chatbot(visible=is_shown, value=[]), w.other_conversation: Conversation()}
 
     async def name_columns(self, values: Values) -> Updates:
-        """Two columns are headed by the names of their models."""
+        """Head each of the two columns with the name of its model."""
         w = self.widgets
         are_two = bool(values[w.other]) and values[w.other] != NO_OTHER
         return {
@@ -376,7 +376,7 @@ class Events:
         }
 
     async def recorded(self, values: Values) -> Updates:
-        """A recording goes to the files of the next question."""
+        """Add a recording to the files of the next question."""
         w = self.widgets
         path = values[w.camera]
         if not path:
@@ -389,7 +389,7 @@ def _text_of(seconds: float | None) -> str:
 
 
 def _drawn(lanes: Sequence[Lane]) -> Updates:
-    """Every lane as it stands."""
+    """Return updates that draw the current state of every lane."""
     shown: Updates = {}
     for lane in lanes:
         shown |= {lane.state: lane.conversation, lane.chat: lane.conversation.shown()}

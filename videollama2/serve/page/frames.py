@@ -1,4 +1,4 @@
-"""The media beside a question: what they are, how they are read, and the strip of frames that the model looks at."""
+"""The media beside a question: their options, and the strip of frames that the model will see."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from videollama2.serve.untrusted_media.errors import RefusedMediaError
 from videollama2.serve.web.errors import ApiError
 
 Values = dict[Any, Any]
-"""Widgets of the page -> what they hold when an event is handled."""
+"""Widgets of the page, mapped to their values at the time of an event."""
 
 _MAX_DRAWING = 32
-"""Visitors whose frames are drawn at the same time."""
+"""Maximum number of visitors whose frames are drawn at the same time."""
 
 
 class FrameStrips:
-    """Draws the frames of every visitor's media.
+    """Draws the frames of the visitors' media.
 
     Args:
-        backend: decodes them as its models see them.
-        widgets: of the page.
-        max_media: of one question.
+        backend: back end whose readers decode media as its models see them.
+        widgets: widgets of the page.
+        max_media: maximum number of media of one question.
     """
 
     def __init__(self, backend: Backend, widgets: Widgets, max_media: int) -> None:
@@ -38,7 +38,7 @@ class FrameStrips:
         self._drawing = 0
 
     def media(self, values: Values) -> tuple[Medium, ...]:
-        """The files beside the question, with the options set now."""
+        """Return the files beside the question, with the current options."""
         w = self.widgets
         options = {
             "num_frames": int(values[w.num_frames] or 0) or None,
@@ -53,7 +53,7 @@ class FrameStrips:
         return tuple(found)
 
     async def show_frames(self, values: Values) -> str:
-        """The frames that the model will see of the files beside the question, or saw of the last ones."""
+        """Return HTML of the frames that the model will see, or of the last question's if no files are attached."""
         if self._drawing >= _MAX_DRAWING:
             return alert(page_errors.BUSY_DRAWING)
         self._drawing += 1
@@ -85,10 +85,10 @@ class FrameStrips:
 
 
 def seconds_of(label: str, text: str | None) -> float | None:
-    """The time that stands in a box; None where it is empty.
+    """Return the time entered in a box, or None if the box is empty.
 
     Raises:
-        RefusedMediaError: it is no number of seconds.
+        RefusedMediaError: the text is not a number of seconds.
     """
     if not (text or "").strip():
         return None

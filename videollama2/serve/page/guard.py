@@ -1,12 +1,12 @@
 """ASGI middleware between visitors and Gradio.
 
-What it adds to Gradio, each against a class of vulnerability known from this field:
+It adds the following to Gradio, each against a known class of vulnerabilities of such pages:
 
-* a content security policy that keeps the browser on this origin, whatever stands in an answer (``![](http://...)``);
-* no fetching of addresses for visitors (``/gradio_api/file=http...``, ``/gradio_api/proxy=...``);
-* a rule for the names this server is reached by (``Host``) and for the pages that may call it (``Origin``);
-* a bound on request bodies, on the time they take to arrive, and on what uploads take on the disk;
-* ``/health`` and ``/ready``.
+* a content security policy that keeps the browser on this origin, even if an answer contains ``![](http://...)``;
+* a ban on requests that make the server fetch addresses (``/gradio_api/file=http...``, ``/gradio_api/proxy=...``);
+* a check of the name by which the server is addressed (``Host``) and of the page that calls it (``Origin``);
+* limits on the size of request bodies, on the time they take to arrive, and on the disk space of uploads;
+* the routes ``/health`` and ``/ready``.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _POLICY = (
 )
 
 MAX_EVENT_BYTES = 1 << 20
-"""Of a request that uploads nothing: a question and the state of the widgets are some kB."""
+"""Maximum size of a request that uploads nothing; a question and the state of the widgets take a few kB."""
 
 MAX_FILES_PER_UPLOAD = 8
 
@@ -49,20 +49,20 @@ _MEASURED_EVERY_S = 5.0
 
 
 class _BodyRefusedError(Exception):
-    """A body went beyond its bound, or took too long, while it was read."""
+    """Raised while a body is read if it exceeds its limit or takes too long."""
 
 
 class Guard:
-    """ASGI middleware, see the module.
+    """ASGI middleware that applies the rules of this module.
 
     Args:
-        app: Gradio's.
-        folder: of uploads.
-        max_file_bytes: of one uploaded file.
-        max_folder_bytes: of all uploads on the disk; beyond it uploads are refused until old ones are deleted.
-        names: host names of this server, besides ``localhost`` and addresses.
+        app: Gradio's application.
+        folder: folder of the uploads.
+        max_file_bytes: maximum size of one uploaded file.
+        max_folder_bytes: maximum size of all uploads on disk; once reached, uploads are refused until some expire.
+        names: host names of this server, besides ``localhost`` and IP addresses.
         embedded_in: origins of pages that may show this one in a frame.
-        body_timeout_s: for a request's body to arrive, plus the time :data:`MIN_BODY_RATE` gives its size.
+        body_timeout_s: seconds for a request's body to arrive, plus the time for its size at :data:`MIN_BODY_RATE`.
     """
 
     def __init__(
@@ -99,13 +99,13 @@ class Guard:
             await self._bounded(scope, receive, send)
 
     def _stranger(self, scope: Any) -> str:
-        """What is wrong with the names in a request's head; empty if nothing is.
+        """Return what is wrong with the names in a request's headers, or an empty text if nothing is.
 
-        Browsers send ``Origin`` with everything that changes something, and a page cannot forge it.
+        Browsers send ``Origin`` with every request that changes something, and a page cannot forge it.
         """
         authority = _header(scope, b"host")
         host = name_of(authority)
-        # No browser leaves the header out.
+        # Every browser sends this header.
         if authority and not is_known_name(host, self.names):
             return f"this page is not served under the name {authority[:100]!r}"
         origin = _header(scope, b"origin")
@@ -131,7 +131,7 @@ class Guard:
         async def bounded_receive() -> Any:
             nonlocal taken, refused, refusal, is_complete
             if is_complete:
-                return await receive()  # waits for the client to leave
+                return await receive()  # waits for the client to disconnect
             left = start + self.body_timeout_s + taken / MIN_BODY_RATE - monotonic()
             try:
                 message = await asyncio.wait_for(receive(), max(left, 0))
@@ -147,7 +147,7 @@ class Guard:
 
         async def headed_send(message: Any) -> None:
             if refused:
-                return  # whatever Gradio makes of it, the visitor is told below
+                return  # Gradio's response is dropped; the refusal is sent below
             if message["type"] == "http.response.start":
                 message = {**message, "headers": [*message.get("headers", ()), *self._headers]}
             await send(message)
@@ -167,12 +167,12 @@ class Guard:
 
 
 def _is_upload(path: str) -> bool:
-    """Whether files come, which Gradio writes to the disk; of ``/call/upload`` it would keep the body in memory."""
+    """Whether files are sent that Gradio writes to disk. ``/call/upload`` does not count: its body stays in memory."""
     return path.rstrip("/").endswith(f"{API}/upload")
 
 
 def _fetches(path: str) -> bool:
-    """Whether Gradio would open an address that stands in the path, behind whatever a reverse proxy puts before it."""
+    """Whether Gradio would fetch an address in the path, whatever prefix a reverse proxy puts in front of it."""
     if "/proxy=" in path:
         return True
     target = path.partition("/file=")[2] or path.partition("/file/")[2]
@@ -180,7 +180,7 @@ def _fetches(path: str) -> bool:
 
 
 def _headers(embedded_in: Collection[str]) -> tuple[tuple[bytes, bytes], ...]:
-    """What every response carries."""
+    """Return the headers that every response carries."""
     policy = "; ".join((*_POLICY, " ".join(("frame-ancestors 'self'", *embedded_in))))
     return (
         (b"content-security-policy", policy.encode()),
@@ -206,5 +206,5 @@ def _bytes_below(folder: Path) -> int:
             try:
                 total += os.lstat(os.path.join(root, name)).st_size
             except OSError:
-                continue  # deleted meanwhile
+                continue  # deleted in the meantime
     return total

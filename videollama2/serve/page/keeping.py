@@ -1,7 +1,7 @@
-"""A conversation outside the server: in the visitor's browser, where it survives a reload, and as a file to take away.
+"""Conversations stored outside the server: in the visitor's browser, to survive a reload, and as a file to download.
 
-What comes back from a browser may have been changed there. It is taken only where it has the form that
-:func:`to_kept` writes, and only with media that this page serves anyway: uploads that are still there, and examples.
+A conversation that comes back from a browser may have been changed there. It is accepted only in the form that
+:func:`to_kept` writes, and only with media that this page serves anyway: examples, and uploads that still exist.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from videollama2.media.kinds import KINDS
 from videollama2.serve.page.conversation import Conversation, Medium, Turn
 
 MAX_KEPT_BYTES = 256 << 10
-"""Size of a kept conversation; of a longer one, the last turns that fit are kept."""
+"""Maximum size of a kept conversation. Of a longer one, only the last turns that fit are kept."""
 
 _OUTCOMES = ("done", "stopped", "failed")
 _OPTIONS = {"num_frames": int, "start": (int, float), "end": (int, float)}
 
 
 def to_kept(conversation: Conversation) -> str:
-    """The conversation as JSON text of at most :data:`MAX_KEPT_BYTES`; empty where it has no finished turn."""
+    """Return the conversation as JSON of at most :data:`MAX_KEPT_BYTES`, or an empty text if no turn is finished."""
     kept: list[str] = []
     size = 0
     for turn in reversed([turn for turn in conversation.turns if turn.outcome]):
@@ -35,11 +35,11 @@ def to_kept(conversation: Conversation) -> str:
 
 
 def from_kept(text: object, is_served: Callable[[str], bool]) -> Conversation | None:
-    """The conversation that :func:`to_kept` wrote, or None where the text is anything else.
+    """Return the conversation that :func:`to_kept` wrote, or None if the text is anything else.
 
     Args:
-        text: what the browser sent.
-        is_served: whether a path is one that this page shows to its visitors.
+        text: the text that the browser sent.
+        is_served: function that returns whether a path is one that this page shows to its visitors.
     """
     if not isinstance(text, str) or not 0 < len(text) <= 2 * MAX_KEPT_BYTES:
         return None
@@ -52,7 +52,7 @@ def from_kept(text: object, is_served: Callable[[str], bool]) -> Conversation | 
 
 
 def transcript(conversation: Conversation) -> str:
-    """The conversation in Markdown, for a visitor to keep. Media are named, not contained."""
+    """Return the conversation as Markdown for the visitor to keep. It names the media but does not contain them."""
     lines = ["# Conversation", ""]
     for turn in conversation.turns:
         names = ", ".join(Path(medium.path).name for medium in turn.media)
@@ -65,7 +65,7 @@ def transcript(conversation: Conversation) -> str:
 
 
 def served_from(*folders: Path) -> Callable[[str], bool]:
-    """The rule for :func:`from_kept`: an existing file below one of these folders."""
+    """Return the rule for :func:`from_kept`: the path must be an existing file below one of these folders."""
     roots = [folder.resolve() for folder in folders]
 
     def is_served(path: str) -> bool:
@@ -92,7 +92,7 @@ def _turn_to_json(turn: Turn) -> dict[str, Any]:
 
 
 def _turn_of_json(found: Mapping[str, Any], is_served: Callable[[str], bool]) -> Turn:
-    """Raises one of the errors that :func:`from_kept` catches where the form is another one."""
+    """Rebuild a turn; raise one of the errors that :func:`from_kept` catches if the form is another one."""
     if found["outcome"] not in _OUTCOMES:
         raise ValueError("no such outcome")
     media = tuple(_medium_of_json(medium, is_served) for medium in found["media"])

@@ -1,4 +1,4 @@
-"""Answers of one or two models to the same question, written side by side."""
+"""Answers of one or two models to the same question, generated side by side."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from videollama2.serve.page.pacing import paced
 
 @dataclass(frozen=True, eq=False)
 class Lane:
-    """One conversation, and the model that answers its last turn.
+    """One conversation together with the model that answers its last turn.
 
     Attributes:
         state: the widget that holds the conversation between two events.
@@ -33,7 +33,7 @@ class Lane:
         return self.conversation.turns[-1]
 
     def messages(self) -> list[dict[str, Any]]:
-        """The conversation as it is sent, with the system text of its last turn in front."""
+        """Return the messages to send, beginning with the system text of the last turn."""
         system = self.turn.options.get("system")
         head = [{"role": "system", "content": system}] if system else []
         return [*head, *self.conversation.messages()]
@@ -42,13 +42,13 @@ class Lane:
 async def answer_together(
     backend: Backend, lanes: Sequence[Lane], options: Mapping[str, Any], stop: asyncio.Event
 ) -> AsyncGenerator[Lane, None]:
-    """Answer the last turn of every lane at the same time; yields a lane whenever there is more of its answer to draw.
+    """Answer the last turn of every lane concurrently; yield a lane whenever more of its answer can be drawn.
 
-    A model that fails ends its own lane alone: the turn's ``outcome`` and ``notice`` say what happened.
+    A model that fails ends only its own lane; the turn's ``outcome`` and ``notice`` say what happened.
 
     Args:
-        options: of the requests, the same for all models.
-        stop: ends all answers when it is set.
+        options: options of the requests, the same for all models.
+        stop: event that ends all answers when it is set.
     """
     grown: set[Lane] = set()
     changed = asyncio.Event()
@@ -62,7 +62,7 @@ async def answer_together(
                     grown.add(lane)
                     changed.set()
             _conclude(lane.turn, stop.is_set())
-        except Exception as error:  # noqa: BLE001 - a visitor must be told something, whatever it was
+        except Exception as error:  # noqa: BLE001 - the visitor must get a message, whatever the error is
             explained = page_errors.explain(error)
             lane.turn.outcome, lane.turn.notice = "failed", explained.text
             lane.turn.media_failed = explained.media_failed
@@ -71,7 +71,7 @@ async def answer_together(
 
     answering = [asyncio.create_task(answer(lane)) for lane in lanes]
     try:
-        # A task sets the event in its last step, so whoever wakes from it finds the task done.
+        # A task sets the event in its last step, so when this loop wakes up, that task is done.
         while grown or not all(task.done() for task in answering):
             await changed.wait()
             changed.clear()
@@ -86,7 +86,7 @@ async def answer_together(
 
 
 def _conclude(turn: Turn, stopped: bool) -> None:
-    """Say how an answer ended that did not fail."""
+    """Set the outcome of a turn whose answer ended without an error."""
     turn.outcome = "stopped" if stopped else "done"
     if stopped:
         turn.notice = "Stopped." if turn.answer.strip() else "Stopped before the first word."

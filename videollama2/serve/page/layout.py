@@ -1,4 +1,4 @@
-"""The web page: what is on it. What it does is in :mod:`videollama2.serve.page.events`."""
+"""The widgets of the web page. Its event handlers are in :mod:`videollama2.serve.page.events`."""
 
 from __future__ import annotations
 
@@ -48,34 +48,34 @@ the video or picture in place of the file, so that the model can be made better.
 TINY_NOTE = "This small built-in model knows moving shapes and nothing else: try the examples."
 
 _EXAMPLES = ((0, "Order in time"), (3, "Direction"), (6, "Counting"))
-"""Rows of the bundled questions, and what each shows."""
+"""Rows of the bundled questions that serve as examples, and the ability that each one shows."""
 
 _EMPTY_CACHE = 3600, 86400
-"""Every hour, uploads older than a day are deleted."""
+"""Intervals in seconds: every hour, uploads older than a day are deleted."""
 
 _CAMERA = {"video": {"width": {"ideal": 640}, "height": {"ideal": 480}}}
-"""More than any model looks at, and quickly uploaded."""
+"""A resolution above what any model looks at, yet quick to upload."""
 
 MAX_QUESTION = 8000
-"""Characters of a question, and of a system text."""
+"""Maximum number of characters of a question, and of a system text."""
 
 NO_OTHER = "none"
-"""The choice of comparing with no second model."""
+"""The choice that compares with no second model."""
 
 
 @dataclass(frozen=True)
 class PageSettings:
-    """How the page behaves.
+    """Settings of the page.
 
     Args:
-        log: where votes go; None: the buttons are not shown.
-        concurrency: answers at once; more wait.
-        max_queue: questions that may wait; more are told to come again.
-        max_media: videos and pictures of one question.
-        max_frames: of one video.
-        extra_options: options of every request that are not on the page.
-        uploads: folder of what visitors upload; of a conversation that a browser kept, only files from there and the
-            examples are taken back.
+        log: log for votes; None hides the buttons.
+        concurrency: number of questions answered at the same time; further ones wait.
+        max_queue: number of questions that may wait; further visitors are asked to try again later.
+        max_media: maximum number of images and videos of one question.
+        max_frames: maximum number of frames of one video.
+        extra_options: options of every request that have no widget on the page.
+        uploads: folder of the visitors' uploads. A conversation restored from a browser may use only files from this
+            folder and the examples.
     """
 
     log: VoteLog | None = None
@@ -102,7 +102,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Widgets:
-    """Everything on the page that an event reads or changes."""
+    """All widgets of the page that an event reads or changes."""
 
     conversation: gr.State
     other_conversation: gr.State
@@ -138,7 +138,7 @@ class Widgets:
 
     @property
     def inputs(self) -> set[Any]:
-        """What a question is made of."""
+        """Return the widgets whose values make up a question."""
         return {
             *(self.conversation, self.model, self.files, self.question),
             *(self.temperature, self.top_p, self.max_tokens, self.num_frames, self.start, self.end),
@@ -147,16 +147,16 @@ class Widgets:
 
 
 def examples() -> list[Example]:
-    """The bundled ones."""
+    """Return the bundled examples."""
     rows = json.loads((DEMO / "questions.json").read_text(encoding="utf-8"))
     return [Example(DEMO / rows[row]["file"], rows[row]["question"], shows) for row, shows in _EXAMPLES]
 
 
 def build_page(backend: Backend, settings: PageSettings) -> gr.Blocks:
-    """The page, not yet launched.
+    """Build the page without launching it.
 
-    Only bundled files and those that visitors uploaded are ever served: set ``GRADIO_TEMP_DIR`` to a folder of its own
-    before (:mod:`videollama2.serve.page.server` does).
+    The page serves only bundled files and visitors' uploads, provided that ``GRADIO_TEMP_DIR`` was set to a separate
+    folder beforehand (:mod:`videollama2.serve.page.server` does so).
     """
     from videollama2.serve.page.events import Events
 
@@ -212,7 +212,7 @@ def _side(settings: PageSettings) -> dict[str, Any]:
 
 
 def _advanced(settings: PageSettings) -> dict[str, Any]:
-    """How media are read, how answers are drawn, and what else a question may have."""
+    """Build the widgets for reading media, for sampling, and for further options of a question."""
     with gr.Accordion("Advanced", open=False, elem_id="vl-advanced"):
         frames = gr.Slider(
             0, settings.max_frames, 0, step=1, label="Frames", info="0: the model's own number", elem_id="vl-num-frames"
@@ -237,7 +237,7 @@ def _sampling() -> dict[str, Any]:
 
 
 def _around() -> dict[str, Any]:
-    """The system text, and the model to compare with, which is shown where there are several."""
+    """Build the system text, and the choice of a model to compare with, which is shown if there are several."""
     return {
         "system": gr.Textbox(
             "",
@@ -270,7 +270,7 @@ def _talk(settings: PageSettings) -> dict[str, Any]:
             other_chat = _chatbot("vl-other-chat", visible=False)
         saved = gr.Textbox(visible=False)
         with gr.Row(elem_id="vl-composer", equal_height=True):
-            # No autofocus: a phone would open its keyboard and begin in the middle of the page.
+            # There is no autofocus: a phone would open its keyboard and scroll to the middle of the page.
             question = gr.Textbox(
                 label="Question",
                 show_label=False,
@@ -301,12 +301,12 @@ def _talk(settings: PageSettings) -> dict[str, Any]:
 
 
 def _optional_number(label: str, placeholder: str, elem_id: str) -> gr.Textbox:
-    """A box for a number that may be left out. Gradio's own number box sends 0 when nobody has typed anything."""
+    """Return a box for an optional number. Gradio's own number box sends 0 if nothing was typed."""
     return gr.Textbox("", label=label, placeholder=placeholder, elem_id=elem_id, max_length=32, min_width=100)
 
 
 def _chatbot(elem_id: str, **options: Any) -> gr.Chatbot:
-    """A column that shows a conversation."""
+    """Return a column that shows a conversation."""
     return gr.Chatbot(
         show_label=False,
         elem_id=elem_id,
@@ -349,10 +349,10 @@ def _action(name: str, text: str, settings: PageSettings) -> gr.Button:
 
 
 def _take_as_uploaded(component: Any, many: bool) -> None:
-    """Give a handler the paths of uploaded files and do nothing else with them.
+    """Pass a handler the paths of uploaded files, without any processing by Gradio.
 
-    By itself Gradio would fetch ``http(s)`` addresses that a client sends in place of an upload, and run ffmpeg on
-    recordings: visitors' files are decoded in the sandbox alone, and nothing is fetched for them.
+    By default Gradio would fetch ``http(s)`` addresses that a client sends in place of an upload, and run ffmpeg on
+    recordings. Visitors' files must be decoded only in the sandbox, and nothing is fetched for them.
     """
     moved = component.async_move_resource_to_block_cache
 

@@ -1,4 +1,4 @@
-"""How often a growing answer is drawn, and how it is stopped."""
+"""The pace at which a growing answer is drawn, and how it is stopped."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 INTERVAL_S = 0.05
-"""Seconds between two drawings of a growing answer; what comes in between is drawn together."""
+"""Seconds between two updates of a growing answer; text that arrives in between is drawn together."""
 
 
 async def paced(
     pieces: AsyncGenerator[str, None], stop: asyncio.Event, interval: float = INTERVAL_S
 ) -> AsyncGenerator[str, None]:
-    """The text so far, as often as it is worth drawing, until it ends or ``stop`` is set. Closes ``pieces``.
+    """Yield the text so far at most once per interval, until it ends or ``stop`` is set; then close ``pieces``.
 
     Raises:
-        what ``pieces`` raises, after the text before it.
+        Any error that ``pieces`` raises, after the text that came before it.
     """
     found: list[str] = []
 

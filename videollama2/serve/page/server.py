@@ -1,4 +1,4 @@
-"""How a page is run: hardened Gradio behind :mod:`videollama2.serve.page.guard`. Shared by the two commands."""
+"""Runs a page: a hardened Gradio behind :mod:`videollama2.serve.page.guard`. Both page commands use it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from videollama2.serve.web.app import HEADER_TIMEOUT_S, bind, server_config
 
 
 def add_page_flags(parser: argparse.ArgumentParser, max_upload_mb: int) -> None:
-    """Flags of both commands.
+    """Add the flags that both page commands share.
 
     Args:
         max_upload_mb: default of ``--max-upload-mb``.
@@ -79,10 +79,10 @@ def add_page_flags(parser: argparse.ArgumentParser, max_upload_mb: int) -> None:
 
 
 def check_page_flags(args: argparse.Namespace) -> None:
-    """Refuse values that cannot be meant, before anything takes long.
+    """Check the values of the flags before anything slow happens.
 
     Raises:
-        ConfigError: a value out of range, or a file of accounts that cannot be used.
+        ConfigError: a value is out of range, or the file of accounts cannot be used.
     """
     if args.auth_file is not None:
         read_accounts(args.auth_file)
@@ -98,10 +98,10 @@ def check_page_flags(args: argparse.Namespace) -> None:
 
 
 def read_accounts(path: str | Path) -> dict[str, bytes]:
-    """Users and digests of their passwords.
+    """Read a file of accounts, and return users with digests of their passwords.
 
     Raises:
-        ConfigError: the file cannot be read, names nobody, or a line has no colon.
+        ConfigError: the file cannot be read, has no account, or has a line without a colon.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -121,7 +121,7 @@ def read_accounts(path: str | Path) -> dict[str, bytes]:
 
 
 def check_account(accounts: dict[str, bytes], user: str, password: str) -> bool:
-    """Whether they belong together; takes as long for a user there is not."""
+    """Return whether user and password match, in the same time whether or not the user exists."""
     known = accounts.get(user, b"\0" * 32)
     return hmac.compare_digest(known, _digest(password)) and user in accounts
 
@@ -132,7 +132,7 @@ def _digest(text: str) -> bytes:
 
 @contextmanager
 def uploads_folder() -> Iterator[Path]:
-    """A folder of its own for what visitors upload, deleted at the end. Enter it before the page is built."""
+    """Create a folder for visitors' uploads, and delete it at the end. Enter it before the page is built."""
     names = ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED")
     before = {name: os.environ.get(name) for name in names}
     with tempfile.TemporaryDirectory(prefix="videollama2-page-", ignore_cleanup_errors=True) as folder:
@@ -152,7 +152,7 @@ class RunningPage:
     """A page that is being served.
 
     Attributes:
-        address: of the page, without a slash at its end.
+        address: address of the page, without a trailing slash.
     """
 
     address: str
@@ -161,7 +161,7 @@ class RunningPage:
     _thread: Thread
 
     def close(self) -> None:
-        """Stop serving; answers that are being written end."""
+        """Stop the server and all answers in progress."""
         self._server.should_exit = True
         self._thread.join()
         self._page.close(verbose=False)
@@ -181,18 +181,18 @@ def launch_page(
     names: Collection[str] = (),
     header_timeout_s: float = HEADER_TIMEOUT_S,
 ) -> RunningPage:
-    """Serve a page of :func:`videollama2.serve.page.layout.build_page` in a thread of its own.
+    """Serve a page of :func:`videollama2.serve.page.layout.build_page` in a separate thread.
 
-    Gradio's own ``launch`` is not used: it knows no limit for connections that send nothing or half a request.
+    Gradio's own ``launch`` is not used because it has no timeout for connections that send nothing or half a request.
 
     Args:
-        folder: of :func:`uploads_folder`.
-        port: 0 takes a free one.
-        names: host names under which the page is reached, besides ``localhost`` and addresses.
-        header_timeout_s: for a request's head to arrive on an open connection.
+        folder: the folder of :func:`uploads_folder`.
+        port: port to listen on; 0 takes a free one.
+        names: host names by which the page is reached, besides ``localhost`` and IP addresses.
+        header_timeout_s: seconds for a request's headers to arrive on an open connection.
 
     Raises:
-        ConfigError: the port is taken, or there is no public address to share.
+        ConfigError: the port is taken, or no public address could be obtained.
     """
     import uvicorn
     from starlette.middleware import Middleware
@@ -227,7 +227,7 @@ def launch_page(
 def _application(
     page: Any, guard: Any, accounts: dict[str, bytes] | None, max_file_bytes: int, root_path: str | None
 ) -> Any:
-    """The page as an application behind its guard."""
+    """Return the page as an ASGI application behind its guard."""
     import gradio as gr
     from fastapi import FastAPI
 
@@ -252,16 +252,16 @@ def _application(
         theme=page_theme(),
         css=page_css(),
     )
-    # Only of a page that "has launched" does Gradio refuse paths of files that nobody uploaded.
+    # Gradio refuses the paths of files that were never uploaded only for a page that "has launched".
     page.has_launched = page.is_running = True
     return app
 
 
 def _public_address(port: int) -> str:
-    """An address at gradio.live that leads here.
+    """Return a public address at gradio.live that forwards to this port.
 
     Raises:
-        ConfigError: there is none to be had.
+        ConfigError: no address could be obtained.
     """
     from secrets import token_urlsafe
 
@@ -277,7 +277,7 @@ def run_page(page: Any, folder: Path, args: argparse.Namespace, say: Callable[[s
     """Serve a page until Ctrl-C or SIGTERM.
 
     Args:
-        args: with the flags of :func:`add_page_flags`.
+        args: the flags of :func:`add_page_flags`.
 
     Raises:
         ConfigError: see :func:`launch_page` and :func:`read_accounts`.
@@ -307,9 +307,9 @@ def run_page(page: Any, folder: Path, args: argparse.Namespace, say: Callable[[s
 
 
 def open_log(args: argparse.Namespace) -> VoteLog | None:
-    """The log of votes that ``--vote-log`` names.
+    """Open the vote log that ``--vote-log`` names.
 
     Raises:
-        ConfigError: it cannot be written.
+        ConfigError: the log cannot be written.
     """
     return VoteLog(Path(args.vote_log).resolve()) if args.vote_log else None

@@ -1,4 +1,4 @@
-"""How the page looks: fonts of the reader's own system, one accent colour, light and dark."""
+"""The style of the page: the system's own fonts, one accent colour, and a light and a dark mode."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mon
 
 
 def page_theme() -> Any:
-    """Gradio theme. Its fonts are names only: nothing is fetched to draw the page."""
+    """Return the Gradio theme. It only names fonts, so nothing has to be fetched to draw the page."""
     import gradio as gr
 
     theme = gr.themes.Base(
@@ -40,5 +40,5 @@ def page_theme() -> Any:
 
 
 def page_css() -> str:
-    """The style sheet beside the theme."""
+    """Return the style sheet that complements the theme."""
     return (Path(__file__).resolve().parents[2] / "assets" / "page" / "page.css").read_text(encoding="utf-8")

@@ -1,6 +1,6 @@
-"""The frames a model sees, as a strip of small pictures inside the page.
+"""Strips of small pictures that show the frames a model sees.
 
-Pictures travel in the page itself (``data:`` addresses): no file is written, and none can be asked for by others.
+The pictures are embedded in the page as ``data:`` URLs, so there are no files that other visitors could request.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from videollama2.media.kinds import IMAGE, VIDEO
 from videollama2.serve.page.conversation import Medium
 
 EDGE = 144
-"""Pixels of the shorter edge; drawn at half of that, so that they are sharp on a phone."""
+"""Pixels of the shorter edge. Pictures are drawn at half this size, so that they are sharp on a phone."""
 
 _MAX_STRIPS = 64
 
@@ -32,16 +32,16 @@ EMPTY = (
 
 
 class Reader(Protocol):
-    """Decodes untrusted media: :class:`videollama2.serve.untrusted_media.sandbox.Sandbox`."""
+    """Decodes untrusted media; implemented by :class:`videollama2.serve.untrusted_media.sandbox.Sandbox`."""
 
     async def read_timed(self, kind: str, source: Any, options: Mapping[str, Any] | None = None) -> Any: ...
 
 
 class Thumbnails:
-    """Draws strips of frames and remembers the last ones.
+    """Draws strips of frames, and caches the latest ones.
 
     Args:
-        reader: decodes, away from this process.
+        reader: reader that decodes media in another process.
     """
 
     def __init__(self, reader: Reader) -> None:
@@ -49,13 +49,13 @@ class Thumbnails:
         self._strips: LruStore[tuple[Any, ...], str] = LruStore(_MAX_STRIPS)
 
     async def strip(self, medium: Medium, default_frames: int) -> str:
-        """HTML of one medium.
+        """Return the HTML of one medium's strip.
 
         Args:
-            default_frames: of the model; taken where the medium names none.
+            default_frames: the model's number of frames, used if the medium does not give one.
 
         Raises:
-            VideoLlama2Error: it cannot be decoded.
+            VideoLlama2Error: the medium cannot be decoded.
         """
         options = dict(medium.options)
         if medium.kind == VIDEO:
@@ -71,7 +71,7 @@ class Thumbnails:
 
 
 def _draw(medium: Medium, options: Mapping[str, Any], frames: Sequence[np.ndarray], times: Sequence[float]) -> str:
-    """The strip's HTML. A frame is headed by its time, or by its number where frames have no times."""
+    """Return the strip's HTML. Each frame is labelled with its time, or with its number if there are no times."""
     cells = []
     for number, frame_HWC in enumerate(frames):
         label, caption = "picture", ""
@@ -90,7 +90,7 @@ def _draw(medium: Medium, options: Mapping[str, Any], frames: Sequence[np.ndarra
 
 
 def clock(seconds: float) -> str:
-    """A time as players show it, with tenths below a minute: ``3.5 s``, ``2:05``, ``1:02:05``."""
+    """Format a time as video players do, with tenths below a minute: ``3.5 s``, ``2:05``, ``1:02:05``."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(int(seconds), 60)
@@ -109,7 +109,7 @@ def _title(medium: Medium, options: Mapping[str, Any], count: int) -> str:
 
 
 def data_url(frame_HWC: np.ndarray) -> str:
-    """A frame as a JPEG of at most :data:`EDGE` pixels on its shorter edge, and four times that on the other."""
+    """Return a frame as a JPEG of at most :data:`EDGE` pixels on its shorter edge and four times that on the other."""
     picture = Image.fromarray(np.ascontiguousarray(frame_HWC))
     scale = min(EDGE / min(picture.size), 4 * EDGE / max(picture.size))
     if scale < 1:

@@ -1,20 +1,20 @@
-"""Votes and flags, one JSON object per line. Nothing else that visitors say or show is kept.
+"""Log of votes and flags, with one JSON object per line. Nothing else that visitors say or show is stored.
 
 Schema of a line, version 1::
 
     version       1
-    time          when, ISO 8601 in UTC
+    time          time of the vote, ISO 8601 in UTC
     kind          "up", "down" or "flag"
-    conversation  random id, the same for all votes on one conversation; says nothing about the visitor
-    turn          number of the answer in it, from 0
-    model         who answered
-    options       temperature, top_p, max_new_tokens of the answer
+    conversation  random id, the same for all votes on one conversation; it does not identify the visitor
+    turn          index of the answer in the conversation, from 0
+    model         name of the model that answered
+    options       temperature, top_p and max_new_tokens of the answer
     outcome       "done" or "stopped"
     messages      the conversation up to and including that answer: {"role", "text", "media"}
-    media         of a user's message: {"kind", "sha256", "bytes", "num_frames", "start", "end"}; the last three where
-                  they were given. Neither the file nor its name is written.
+    media         media of a user's message: {"kind", "sha256", "bytes", "num_frames", "start", "end"}; the last
+                  three only if they were given. Neither the file nor its name is written.
 
-No address, no cookie and no header of the visitor is written.
+The visitor's address, cookies and headers are not written.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from videollama2.serve.page.conversation import Conversation, Medium
 KINDS = ("up", "down", "flag")
 
 MAX_BYTES = 1 << 30
-"""The log takes no more votes beyond this: visitors must not be able to fill the disk."""
+"""Size at which the log takes no more votes, so that visitors cannot fill the disk."""
 
 
 class LogFullError(VideoLlama2Error):
-    """The log of votes has its full size."""
+    """Raised when the vote log has reached its maximum size."""
 
 
 class VoteLog:
     """Appends votes to a file.
 
     Args:
-        path: of the JSONL file; its folder is made.
-        max_bytes: size beyond which no vote is taken.
+        path: path of the JSONL file, whose folder is created if necessary.
+        max_bytes: size beyond which no more votes are taken.
 
     Raises:
         ConfigError: the file cannot be written.
@@ -61,15 +61,15 @@ class VoteLog:
             raise ConfigError(f"{self.path}: the log of votes cannot be written ({error.strerror})") from error
 
     def write(self, kind: str, conversation: Conversation, turn: int) -> None:
-        """Write one vote; it is on the disk when this returns.
+        """Write one vote. It is on disk when this method returns.
 
         Raises:
-            LogFullError: the log has its full size. OSError: it cannot be written.
+            LogFullError: the log has reached its maximum size. OSError: the log cannot be written.
         """
         line = json.dumps(record(kind, conversation, turn), ensure_ascii=False) + "\n"
         data = line.encode("utf-8", errors="replace")
         with self._lock:
-            # One write to a file opened for appending: lines of several processes do not mix.
+            # A single write to a file opened for appending keeps the lines of several processes apart.
             handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
             try:
                 if os.fstat(handle).st_size + len(data) > self.max_bytes:
@@ -81,7 +81,7 @@ class VoteLog:
 
 
 def record(kind: str, conversation: Conversation, turn: int) -> dict[str, Any]:
-    """One vote as the schema above says."""
+    """Return one vote in the schema of this module."""
     voted = conversation.turns[turn]
     return {
         "version": 1,
@@ -108,7 +108,7 @@ def _messages(conversation: Conversation, turn: int) -> list[dict[str, Any]]:
 
 
 def _medium(medium: Medium) -> dict[str, Any]:
-    """What tells two media apart, and not what they show."""
+    """Return what identifies a medium, without its content."""
     digest, size = hashlib.sha256(), 0
     try:
         with open(medium.path, "rb") as file:

@@ -1,4 +1,4 @@
-"""The buttons Good, Bad and Flag: what happens when a visitor presses one."""
+"""The handlers of the buttons Good, Bad and Flag."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _log = logging.getLogger(__name__)
 
 
 def vote_handler(kind: str, widgets: Widgets, log: VoteLog | None) -> Callable[[Values], Awaitable[dict[Any, Any]]]:
-    """The handler of one button. A visitor votes once of each kind on the last answer.
+    """Return the handler of one button. A visitor can give one vote of each kind on the last answer.
 
     Args:
         kind: ``up``, ``down`` or ``flag``.
-        log: where votes go; None takes none.
+        log: log that takes the votes; None takes none.
     """
     button = {"up": widgets.up, "down": widgets.down, "flag": widgets.flag}[kind]
 

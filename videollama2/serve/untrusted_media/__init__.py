@@ -1,1 +1,1 @@
-"""Media that clients name or send: fetched from allowed addresses and decoded in sandboxed processes."""
+"""Handling of media that clients name or send: downloads from allowed hosts, and decoding in sandboxed processes."""

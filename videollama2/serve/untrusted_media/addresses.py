@@ -1,13 +1,13 @@
-"""Which hosts media may come from, and which IP addresses a host's name may stand for.
+"""Rules for the hosts that media may be fetched from, and for the IP addresses that a host name may resolve to.
 
 The operator's list (``--allowed-media-hosts``) has entries of two forms:
 
-* ``cdn.example.com``: this host at the usual port (80 for http, 443 for https). Its name must resolve to public
-  addresses, so that whoever controls the name cannot point it into the operator's network.
-* ``cdn.local:8080``: this host at this port alone. Naming the port is the operator's word for one certain service,
-  which may then also be in a private network or on this machine.
+* ``cdn.example.com`` allows this host at the default port (80 for http, 443 for https). The name must resolve to
+  public addresses, so that whoever controls the name cannot point it into the operator's network.
+* ``cdn.local:8080`` allows this host at this port only. By naming the port the operator vouches for one particular
+  service, which may therefore also be in a private network or on this machine.
 
-An entry is one exact name; there are no wildcards. Addresses that are never connected to are refused for both forms
+An entry is one exact name; there are no wildcards. Some addresses are refused whatever the list says
 (:func:`is_never_connected_to`).
 """
 
@@ -24,7 +24,7 @@ from videollama2.serve.untrusted_media.urls import DEFAULT_PORTS, WebAddress
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
-"""Host and port -> IP addresses."""
+"""Resolves a host and port to IP addresses."""
 
 _PRIVATE = tuple(
     map(
@@ -39,7 +39,7 @@ _PRIVATE = tuple(
         ),
     )
 )
-"""What an entry with a port may also resolve to."""
+"""Networks that a host listed with a port may also resolve to."""
 
 _WRAPPING = tuple(
     map(
@@ -55,14 +55,14 @@ _WRAPPING = tuple(
         ),
     )
 )
-"""IPv6 addresses with an IPv4 address inside, which the network may deliver to."""
+"""IPv6 networks whose addresses embed an IPv4 address, to which the network may deliver the packets."""
 
 
 def check_allowed(address: WebAddress, allowed: Collection[str]) -> bool:
-    """Return whether an address on the operator's list may be private.
+    """Check that an address is on the operator's list, and return whether it may be private.
 
     Raises:
-        RefusedMediaError: it is not on the list.
+        RefusedMediaError: the address is not on the list.
     """
     host = f"[{address.host}]" if ":" in address.host else address.host
     listed = {entry.lower() for entry in allowed}
@@ -80,14 +80,14 @@ def check_allowed(address: WebAddress, allowed: Collection[str]) -> bool:
 def check_resolved(found: Iterable[str], private: bool) -> list[str]:
     """Return the addresses of a host after checking that all of them may be connected to.
 
-    One forbidden address among others is refused too: which of them is connected to must not depend on chance.
+    A single forbidden address refuses the host: which of its addresses is used must not depend on chance.
 
     Args:
-        found: as the resolver gave them.
-        private: private and loopback addresses are allowed.
+        found: the addresses as the resolver returned them.
+        private: whether private and loopback addresses are allowed.
 
     Raises:
-        RefusedMediaError: there is none, or one is forbidden.
+        RefusedMediaError: there are no addresses, or one of them is forbidden.
     """
     addresses = [ipaddress.ip_address(text.partition("%")[0]) for text in found]
     if not addresses:
@@ -103,17 +103,17 @@ def check_resolved(found: Iterable[str], private: bool) -> list[str]:
 
 
 def is_allowed(address: IPAddress, private: bool) -> bool:
-    """Return whether to connect to this IP address for a client's media."""
+    """Return whether this server may connect to this IP address to fetch a client's media."""
     if _in(address, _PRIVATE):
         return private
     return address.is_global and not is_never_connected_to(address)
 
 
 def is_never_connected_to(address: IPAddress) -> bool:
-    """Return whether no part of an installation connects to this IP address, whatever its operator allows.
+    """Return whether an IP address is refused everywhere in an installation, whatever its operator allows.
 
-    These are link-local addresses, where clouds keep their credentials, site-local, multicast and reserved ones, and
-    those that wrap another address. The loopback addresses, although reserved in IPv6, are not among them.
+    These are link-local addresses (where cloud providers serve credentials), site-local, multicast and reserved
+    addresses, and those that embed another address. Loopback addresses are allowed, although IPv6 reserves them.
     """
     if address.is_loopback:
         return False
@@ -123,10 +123,10 @@ def is_never_connected_to(address: IPAddress) -> bool:
 
 
 async def resolve_host(host: str, port: int) -> list[str]:
-    """Ask the system for the IP addresses of a host.
+    """Return the IP addresses of a host from the system's resolver.
 
     Raises:
-        OSError: it has none.
+        OSError: the host has no address.
     """
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)

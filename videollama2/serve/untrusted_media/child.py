@@ -30,17 +30,18 @@ from videollama2.serve.untrusted_media.limits import die_with_parent, limit_cpu,
 from videollama2.serve.untrusted_media.wire import WireError, read_message, write_message
 
 IMAGE_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "PPM", "AVIF")
-"""Pillow's formats a client may send. Its others (TIFF, JPEG 2000, icons, ...) are rare in requests and have a history
-of memory faults."""
+"""Pillow formats that a client may send. The others (TIFF, JPEG 2000, icons, ...) are rare in requests and have a
+history of memory-safety bugs."""
 
 CONTAINERS = "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,mjpeg,flv,gif,ogg,asf,h264,hevc,obu,av1,ivf"
-"""FFmpeg's containers a client may send."""
+"""FFmpeg containers that a client may send."""
 
 CODECS = (
     "h264,hevc,vp8,vp9,libvpx,libvpx-vp9,av1,libdav1d,libaom-av1,mpeg4,mpeg2video,mpeg1video,mjpeg,gif,theora,h263,"
     "flv,msmpeg4v2,msmpeg4,wmv1,wmv2,wmv3,vc1,prores"
 )
-"""FFmpeg's decoders a client's video may use, audio none. JPEG 2000 in a video has been a way into a server."""
+"""FFmpeg decoders that a client's video may use; none decodes audio. JPEG 2000 video has been used to attack servers,
+so it is left out."""
 
 _WHAT_DECODERS_RAISE = (
     OSError,
@@ -56,7 +57,7 @@ _WHAT_DECODERS_RAISE = (
 
 
 def main(parent: int) -> None:
-    """Serve jobs until the input ends."""
+    """Serve jobs until standard input is closed."""
     die_with_parent(parent)
     requests, replies = _take_over_streams()
     try:
@@ -77,7 +78,7 @@ def main(parent: int) -> None:
 
 
 def _take_over_streams() -> tuple[io.FileIO, IO[bytes]]:
-    """Keep standard input and output for messages alone: what a library prints must not end up among them."""
+    """Reserve standard input and output for messages, so that nothing a library prints ends up among them."""
     requests = io.FileIO(os.dup(0), "rb")
     replies = io.BufferedWriter(io.FileIO(os.dup(1), "wb"), 1 << 16)
     nothing = os.open(os.devnull, os.O_RDWR)
@@ -88,7 +89,7 @@ def _take_over_streams() -> tuple[io.FileIO, IO[bytes]]:
 
 
 def client_limits(max_pixels: int, max_frames: int, max_seconds: float) -> MediaLimits:
-    """Return the limits on what clients may send, which is less than the readers take of one's own files."""
+    """Return the limits for clients' media, which are stricter than those for one's own files."""
     return MediaLimits(
         max_frame_pixels=max_pixels,
         max_image_pixels=max_pixels,
@@ -101,10 +102,10 @@ def client_limits(max_pixels: int, max_frames: int, max_seconds: float) -> Media
 
 
 def _prepare_libraries() -> None:
-    """Load Pillow's plugins, and let no library print; Pillow's own bound on pixels is replaced by ours."""
+    """Load Pillow's plugins, silence all libraries, and replace Pillow's limit on pixels by ours."""
     import av
 
-    import videollama2.media.pyav.reader  # noqa: F401 - now, while a slow disk cannot cost a job its time
+    import videollama2.media.pyav.reader  # noqa: F401 - imported now, so that a slow disk delays no job
 
     av.logging.set_level(None)
     warnings.simplefilter("ignore")
@@ -113,7 +114,7 @@ def _prepare_libraries() -> None:
 
 
 def _installation() -> list[str]:
-    """Return the folders of Python, the packages used here and system libraries: modules may be imported late."""
+    """Return the folders of Python, of the packages used here and of system libraries, for modules imported later."""
     paths = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     paths |= {str(Path(module.__file__ or "").absolute().parents[1]) for module in (np, Image)}
     paths.add(str(Path(videollama2.__file__).absolute().parent))
@@ -124,7 +125,7 @@ def _installation() -> list[str]:
 def _answer(
     header: dict[str, Any], blobs: list[bytearray], limits: MediaLimits
 ) -> tuple[dict[str, Any], Sequence[np.ndarray]]:
-    """Return the reply and the frames of one job. Errors become replies: the process has to serve the next job."""
+    """Return the reply and the frames of one job. Errors become replies because the process serves further jobs."""
     try:
         frames, times = _read(header, blobs, limits)
         arrays = [frames] if isinstance(frames, np.ndarray) else frames
@@ -142,7 +143,7 @@ def _answer(
 def _read(
     header: dict[str, Any], blobs: list[bytearray], limits: MediaLimits
 ) -> tuple[np.ndarray | list[np.ndarray], list[float]]:
-    """Return an image as (H, W, 3), a video as (T, H, W, 3) or a list where sizes differ; and the frames' times."""
+    """Return an image as (H, W, 3), or a video as (T, H, W, 3) or a list if frame sizes differ, and the frame times."""
     resize = None if header["resize"] is None else _resize_of(header["resize"])
     if header["kind"] == IMAGE:
         frame_HWC = np.asarray(load_image(blobs[0], limits))
@@ -157,6 +158,6 @@ def _read(
 
 
 def _resize_of(fields: dict[str, Any]) -> FrameResize:
-    """Rebuild the object from JSON, which has lists where a size and a colour are tuples."""
+    """Rebuild the object from JSON, which turns the tuples of sizes and colours into lists."""
     edge, background = (tuple(v) if isinstance(v, list) else v for v in (fields["edge"], fields["background"]))
     return FrameResize(edge, fields["resample"], background)

@@ -1,10 +1,10 @@
-"""Gets the bytes of media that a client names, under the operator's policy.
+"""Fetches the bytes of media that a client names, under the operator's policy.
 
-``data:`` URLs are always read; ``http(s)`` only from hosts the operator listed
-(:mod:`~videollama2.serve.untrusted_media.addresses` has the rule); ``file`` only below the folder the operator named.
-A web address is resolved once, every IP address of it is checked, and the connection goes to the address that was
-checked, so a name that changes its mind in between changes nothing. Redirects are followed by hand, each through the
-same checks.
+``data:`` URLs are always read, ``http(s)`` URLs only if the operator listed the host (see
+:mod:`~videollama2.serve.untrusted_media.addresses`), and ``file`` URLs only below the folder that the operator named.
+A host name is resolved once, all of its IP addresses are checked, and the connection goes to one of the checked
+addresses, so that a name which resolves differently a moment later gains nothing. Redirects are followed one by one,
+each through the same checks.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _log = logging.getLogger(__name__)
 
 
 class MediaFetcher:
-    """Gets the bytes of media.
+    """Fetches the bytes of media.
 
     Args:
         policy: ``allowed_hosts``, ``media_root``, ``max_bytes``, ``max_frames``, ``fetch_timeout_s`` of
             :class:`videollama2.serve.settings.MediaPolicy`.
-        resolve: names -> addresses.
-        tls: whose certificates count; None: those that count everywhere.
+        resolve: function that resolves host names to addresses.
+        tls: TLS context with the trusted certificate authorities; None trusts the usual public ones.
     """
 
     def __init__(self, policy: Any, resolve: Resolver = resolve_host, tls: ssl.SSLContext | None = None) -> None:
@@ -44,13 +44,13 @@ class MediaFetcher:
         self._resolve, self._tls = resolve, tls
 
     async def fetch(self, url: str, kind: str) -> bytes | list[bytes]:
-        """Return the bytes of one medium, or the encoded frames of a video that came as a list.
+        """Return the bytes of one medium, or a list of encoded frames if the video was sent as such a list.
 
         Args:
             kind: ``image`` or ``video``.
 
         Raises:
-            RefusedMediaError: the policy forbids it, or it cannot be had.
+            RefusedMediaError: the policy forbids the medium, or it cannot be fetched.
         """
         scheme = scheme_of(url)
         if scheme == "data":
@@ -67,7 +67,7 @@ class MediaFetcher:
             ) from None
 
     def size_bound(self, url: str) -> int:
-        """Return how many bytes :meth:`fetch` will give at most."""
+        """Return the largest number of bytes that :meth:`fetch` can return for a URL."""
         return len(url) * 3 // 4 if url[:5].lower() == "data:" else self.policy.max_bytes
 
     # ------------------------------------------------------------------------------------------------------ the web
@@ -92,7 +92,7 @@ class MediaFetcher:
     async def _get(
         self, connections: httpcore.AsyncConnectionPool, address: WebAddress, ips: Sequence[str]
     ) -> tuple[bytes | None, str]:
-        """Return the content, or where a redirect leads. The host's addresses are tried until one is reached."""
+        """Return the content, or the target of a redirect. The host's addresses are tried until one can be reached."""
         import httpcore
 
         for number, ip in enumerate(ips, 1):
@@ -110,7 +110,7 @@ class MediaFetcher:
     ) -> tuple[bytes | None, str]:
         import httpcore
 
-        # Parts, not text: nobody parses anew what the client wrote.
+        # The URL is passed in parts, so that no second parser reads what the client wrote.
         url = httpcore.URL(
             scheme=address.scheme.encode(), host=ip.encode(), port=address.port, target=address.target.encode()
         )
@@ -129,7 +129,7 @@ class MediaFetcher:
 
     async def _read(self, chunks: AsyncIterable[bytes], headers: Mapping[str, str]) -> bytes:
         limit = self.policy.max_bytes
-        # A few bytes can unpack to anything, and media are packed already.
+        # Compressed content can expand to any size, and media formats are compressed already.
         if headers.get("content-encoding", "").strip().lower() not in ("", "identity"):
             raise _failed("compressed content")
         stated = headers.get("content-length", "0")
@@ -145,14 +145,14 @@ class MediaFetcher:
         return bytes(content)
 
     def _connections(self) -> httpcore.AsyncConnectionPool:
-        """Make a pool for one fetch: a shared one would keep the connections of requests that were cancelled unsent."""
+        """Make a pool for a single fetch: a shared pool would keep the unsent requests of cancelled fetches."""
         import httpcore
         import httpx
 
         if self._tls is None:
             self._tls = httpx.create_ssl_context()
-        # No proxy of the environment: it would resolve names again, by itself. Nothing is kept alive: a pool goes by IP
-        # address, and two names may share one.
+        # Proxies from the environment are not used, since a proxy would resolve the name again. Connections are not
+        # kept alive because the pool tells hosts apart by IP address, which two names may share.
         return httpcore.AsyncConnectionPool(ssl_context=self._tls, max_keepalive_connections=0)
 
 

@@ -1,4 +1,4 @@
-"""Reads files of the operator's media folder so that no name leads out of it."""
+"""Reads files of the operator's media folder, without letting any name lead out of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from videollama2.serve.untrusted_media.errors import RefusedMediaError
 
-# Where a name turns out to be a pipe or terminal after all, opening must neither wait nor take it over.
+# If a name turns out to be a pipe or a terminal after all, opening it must not block or make it the controlling one.
 _FLAGS = (
     os.O_RDONLY
     | getattr(os, "O_NONBLOCK", 0)
@@ -22,11 +22,12 @@ _FLAGS = (
 def read_below(root: Path | None, path: str, max_bytes: int) -> bytes:
     """Return the content of a regular file below ``root``.
 
-    Links are followed, but not out of the root. The file that was opened is checked, not the name it had before.
+    Links are followed as long as they stay below the root. The check applies to the file that was opened, not to the
+    name that led there.
 
     Raises:
-        RefusedMediaError: no root, not below it, not a regular file, or too large. What lies outside and what does not
-            exist sound the same.
+        RefusedMediaError: there is no root, or the path is not below it, not a regular file, or too large. The message
+            does not reveal whether a file outside the root exists.
     """
     if root is None:
         raise RefusedMediaError(
@@ -39,7 +40,7 @@ def read_below(root: Path | None, path: str, max_bytes: int) -> bytes:
         raise _refused(str(error)) from error
     if not _is_below(place, top):
         raise _refused(f"{place} is not below {top}")
-    # Looked at before it is opened: merely opening some devices does something.
+    # The type is checked before opening, because merely opening some devices has side effects.
     if not stat.S_ISREG(_status(place).st_mode):
         raise _refused(f"{place} is no regular file")
     try:
@@ -61,7 +62,7 @@ def read_below(root: Path | None, path: str, max_bytes: int) -> bytes:
 
 
 def _place_of(handle: int, place: str, status: os.stat_result) -> str:
-    """Return where the open file lies. Linux tells; elsewhere the name must still lead to the file."""
+    """Return the real path of the open file. Linux reports it; elsewhere the name must still lead to the same file."""
     try:
         return os.readlink(f"/proc/self/fd/{handle}")
     except OSError:

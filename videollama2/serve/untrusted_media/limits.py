@@ -1,8 +1,8 @@
-"""Limits that a decoding process sets itself before it sees a byte of a client's media.
+"""Limits that a decoding process imposes on itself before it reads a byte of a client's media.
 
-Memory, processor time, open files and core dumps are bounded everywhere; writing files is off. On Linux it can also
-gain no privileges, dies with its parent, and, where the kernel has Landlock, opens no file but those of Python's
-installation and no TCP connection.
+Memory, processor time, open files and core dumps are limited on all systems, and writing files is disabled. On Linux
+the process also cannot gain privileges and dies with its parent. If the kernel supports Landlock, it can open only the
+files of the Python installation, and no TCP connection.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import suppress
 
 try:
     import resource
-except ImportError:  # Windows: wall time and a process of its own remain
+except ImportError:  # on Windows only the time limit and the separate process remain
     resource = None
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
@@ -43,10 +43,10 @@ class _PathBeneath(ctypes.Structure):
 
 
 def die_with_parent(parent: int) -> None:
-    """End when the thread that started this process ends. Call it first.
+    """Make this process end when the thread that started it ends. Must be called first.
 
     Args:
-        parent: process id of the server; the server may already be gone.
+        parent: process id of the server, which may already have ended.
     """
     if sys.platform == "linux":
         _libc().prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
@@ -55,12 +55,12 @@ def die_with_parent(parent: int) -> None:
 
 
 def restrict(memory_bytes: int, cpu_seconds: int, readable: Iterable[str]) -> list[str]:
-    """Set the limits; returns what of them is in force, for the log. Call it after imports.
+    """Set the limits, and return the names of those in force, for the log. Call it after all imports.
 
     Args:
-        memory_bytes: address space on top of what the process has now.
-        cpu_seconds: of processor time, over its whole life.
-        readable: folders in which files may still be opened (modules that are imported late).
+        memory_bytes: bytes of address space on top of what the process uses now.
+        cpu_seconds: seconds of processor time over the whole life of the process.
+        readable: folders in which files may still be opened (for modules that are imported later).
     """
     done = []
     if resource is not None:
@@ -84,7 +84,7 @@ def restrict(memory_bytes: int, cpu_seconds: int, readable: Iterable[str]) -> li
 
 
 def limit_cpu(seconds: float) -> None:
-    """Let the process be ended by SIGXCPU after so many more seconds of processor time."""
+    """Have the kernel end the process (SIGXCPU) after this many more seconds of processor time."""
     if resource is None:
         return
     used = resource.getrusage(resource.RUSAGE_SELF)
@@ -111,7 +111,7 @@ def _set_limit(name: str, value: int) -> bool:
 
 
 def _address_space() -> int:
-    """Return the bytes of address space in use, or a guess where the system does not tell."""
+    """Return the bytes of address space in use, or an estimate if the system does not report it."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
@@ -124,7 +124,7 @@ def _libc() -> ctypes.CDLL:
 
 
 def _landlock(libc: ctypes.CDLL, readable: Sequence[str]) -> bool:
-    """Give up all of the file system but reading below ``readable``; False where the kernel cannot."""
+    """Give up all access to files except reading below ``readable``; return False if the kernel does not support it."""
     libc.syscall.restype = ctypes.c_long
     version = libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _CREATE_RULESET_VERSION)
     if version < 1:

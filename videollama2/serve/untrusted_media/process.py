@@ -1,4 +1,4 @@
-"""Starts, asks and ends one decoding process, on the server's side."""
+"""The server's side of a decoding process: starting it, sending it jobs and ending it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import Any, cast
 from videollama2.serve.untrusted_media.wire import WireError, read_message, write_message
 
 START_TIMEOUT_S = 60.0
-"""Half a second is usual; a machine under load must not lose a process for it."""
+"""Half a second is typical; the margin is for machines under load."""
 
 _log = logging.getLogger(__name__)
 
@@ -27,12 +27,12 @@ _PROGRAM = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from videollama2.serve.untrusted_media.child import main; main(int(sys.argv[2]))"
 )
-# One thread: a process decodes one medium, and every thread's stack counts as memory.
+# One thread is enough: a process decodes one medium at a time, and every thread's stack counts against its memory.
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "LC_ALL": "C.UTF-8"}
 
 
 class ChildError(Exception):
-    """The process could not do its work; ``reason``: ``timeout``, ``memory`` or ``crash``."""
+    """Raised when the process could not do its work. ``reason`` is ``timeout``, ``memory`` or ``crash``."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -41,7 +41,7 @@ class ChildError(Exception):
 
 @dataclass(frozen=True)
 class ChildLimits:
-    """The limits that a process is started with."""
+    """The limits that a process starts with."""
 
     max_pixels: int
     max_frames: int
@@ -53,7 +53,7 @@ class ChildLimits:
 
     @classmethod
     def of(cls, policy: Any, jobs: int) -> ChildLimits:
-        """Take them from a :class:`videollama2.serve.settings.MediaPolicy`."""
+        """Take the limits from a :class:`videollama2.serve.settings.MediaPolicy`."""
         return cls(
             policy.max_pixels,
             policy.max_frames,
@@ -65,7 +65,7 @@ class ChildLimits:
         )
 
     def message(self) -> dict[str, Any]:
-        """Return the first message to the process."""
+        """Return the first message to the process, which holds its limits."""
         return {
             "limits": {
                 "max_pixels": self.max_pixels,
@@ -79,17 +79,17 @@ class ChildLimits:
 
 
 class Child:
-    """A process that decodes. It belongs to the thread that makes it, and on Linux ends when that thread does.
+    """A decoding process. It belongs to the thread that creates it, and on Linux ends together with that thread.
 
     Raises:
-        OSError: it cannot be started. ChildError: it ended before it was ready.
+        OSError: the process cannot be started. ChildError: it ended before it was ready.
     """
 
     def __init__(self, limits: ChildLimits) -> None:
         self._limits = limits
         self._left = limits.jobs
         self._killed_for: str | None = None
-        # The server's own path: the environment is empty, and this package need not be installed.
+        # The child gets the server's module path: its environment is empty, and this package may not be installed.
         path = json.dumps([os.path.abspath(entry) for entry in sys.path])
         self.process = subprocess.Popen(
             [sys.executable, "-I", "-c", _PROGRAM, path, str(os.getpid())],
@@ -103,7 +103,7 @@ class Child:
         if self.process.stdin is None or self.process.stdout is None:
             raise ChildError("crash", "the process has no pipes")
         self._requests = self.process.stdin
-        self._replies = cast("io.BufferedReader", self.process.stdout)  # what Popen makes of a pipe
+        self._replies = cast("io.BufferedReader", self.process.stdout)  # the type that Popen gives a pipe
         ready, _ = self._exchange(limits.message(), (), START_TIMEOUT_S)
         self.in_force: tuple[str, ...] = tuple(ready.get("ready", ()))
         _log.debug("decoding process %d is ready, limits: %s", self.process.pid, " ".join(self.in_force))
@@ -119,16 +119,16 @@ class Child:
         """Send one job and return the reply.
 
         Raises:
-            ChildError: it did not answer in time, or at all. It is of no use any more.
+            ChildError: the process did not answer, or not in time. It cannot be used any more.
         """
         self._left -= 1
         reply, arrays = self._exchange(header, blobs, timeout_s)
         if reply.get("error") == "memory":
-            self.kill("memory")  # what is left of its memory is no place for the next job
+            self.kill("memory")  # too little memory may be left for the next job
         return reply, arrays
 
     def kill(self, reason: str = "killed") -> None:
-        """End the process at once, from any thread, without waiting."""
+        """End the process at once and without waiting. May be called from any thread."""
         self._killed_for = self._killed_for or reason
         self.process.kill()
 
@@ -140,7 +140,7 @@ class Child:
         except subprocess.TimeoutExpired:
             _log.warning("decoding process %d does not end", self.process.pid)
         for pipe in (self._requests, self._replies):
-            with suppress(OSError):  # what was not sent any more
+            with suppress(OSError):  # data that could not be sent
                 pipe.close()
 
     def _exchange(
@@ -159,7 +159,7 @@ class Child:
             timer.cancel()
 
     def _error_of_end(self, error: Exception) -> ChildError:
-        """Return the error that says why the process broke, as far as the way it ended tells."""
+        """Return an error that gives the reason why the process failed, as far as its exit status reveals it."""
         code = self.process.returncode
         detail = f"decoding process {self.process.pid} ended with {_name(code)}: {error}"
         if self._killed_for == "timeout" or code == -getattr(signal, "SIGXCPU", 24):
@@ -177,6 +177,6 @@ def _name(code: int | None) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """Return an environment with nothing of the server's, which may hold keys; Windows needs its own folder."""
+    """Return an environment without the server's variables, which may hold keys. Windows needs its system folder."""
     kept = {name: os.environ[name] for name in ("SYSTEMROOT",) if name in os.environ}
     return {**kept, **_ENVIRONMENT}

@@ -1,8 +1,8 @@
-"""Decodes media of clients in processes of their own, which may crash, hang or fill their memory.
+"""Decodes clients' media in separate processes, which may crash, hang or run out of memory without harm.
 
-A few processes (:mod:`~videollama2.serve.untrusted_media.child`) live on between jobs. Each belongs to one thread,
-which sends it a job and reads the frames; a process that breaks, or has served its number of jobs, is replaced.
-Frames come back in the size the model takes, so that little travels and little is kept.
+A few processes (:mod:`~videollama2.serve.untrusted_media.child`) are reused for many jobs. Each belongs to one thread,
+which sends it jobs and reads the frames. A process that fails, or has served its number of jobs, is replaced. Frames
+are returned in the size that the model takes, so that little data has to be transferred and cached.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from videollama2.serve.untrusted_media.errors import RefusedMediaError
 from videollama2.serve.untrusted_media.process import Child, ChildError, ChildLimits
 
 Frames = np.ndarray | list[np.ndarray]
-"""(H, W, 3) of an image; (T, H, W, 3) of a video, or a list of (H, W, 3) where frames differ in size. uint8."""
+"""uint8 frames: an image is (H, W, 3), a video (T, H, W, 3) or, if frame sizes differ, a list of (H, W, 3)."""
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """One decoded medium: its frames and, of a video, the second at which each is shown."""
+    """One decoded medium: its frames and, for a video, the time in seconds at which each is shown."""
 
     frames: Frames
     times: tuple[float, ...] = ()
@@ -45,7 +45,7 @@ Source = bytes | Path | Sequence[bytes]
 """An encoded image or video, its path, or a list of encoded frames."""
 
 JOBS_PER_PROCESS = 256
-"""A process is replaced after so many jobs: what a library leaks, or a client has planted, does not stay."""
+"""Jobs after which a process is replaced, so that leaked memory or anything a client has planted does not stay."""
 
 CACHE_BYTES = 256 << 20
 
@@ -61,15 +61,15 @@ _CODES = {"memory": "media_too_large", "timeout": "media_timeout"}
 
 
 class Sandbox:
-    """Decodes media of clients.
+    """Decodes clients' media in sandboxed processes.
 
     Args:
         policy: ``max_bytes``, ``max_pixels``, ``max_frames``, ``max_duration_s``, ``decode_timeout_s``,
             ``decode_memory_bytes``, ``decode_processes`` of :class:`videollama2.serve.settings.MediaPolicy`.
-        resize: what is done to frames where they are decoded; None leaves them as they are in the file.
-        num_frames: of the model, where a video is asked for without a number.
+        resize: resizing applied to frames in the decoding process; None keeps the size they have in the file.
+        num_frames: number of frames that the model takes, used if a request does not give one.
         jobs_per_process: see :data:`JOBS_PER_PROCESS`.
-        cache_bytes: of frames kept for the next question about the same clip.
+        cache_bytes: bytes of decoded frames to keep for further questions about the same medium.
     """
 
     def __init__(
@@ -83,9 +83,9 @@ class Sandbox:
     ) -> None:
         self.policy, self.resize, self.num_frames = policy, resize, num_frames
         self.started = 0
-        """Processes started so far."""
+        """Number of processes started so far."""
         self.cache: LruStore[bytes, Decoded] = LruStore(cache_bytes, lambda decoded: frame_bytes(decoded.frames))
-        """Frames by what they were decoded from."""
+        """Decoded frames by a hash of what they were decoded from."""
         self._limits = ChildLimits.of(policy, jobs_per_process)
         self._threads = ThreadPoolExecutor(policy.decode_processes, thread_name_prefix="videollama2-sandbox")
         self._own = threading.local()
@@ -96,23 +96,23 @@ class Sandbox:
 
     @classmethod
     def of(cls, policy: Any, processor: Any, **options: Any) -> Sandbox:
-        """A sandbox that decodes for a model: frames come as its ``processor`` resizes them first."""
+        """Return a sandbox for a model, whose frames are resized in the way its ``processor`` resizes them first."""
         return cls(policy, processor.first_resize(), num_frames=processor.model_config.num_frames, **options)
 
     async def read(self, kind: str, source: Source, options: Mapping[str, Any] | None = None) -> Frames:
-        """Frames of one medium; see :meth:`read_timed`."""
+        """Return the frames of one medium; see :meth:`read_timed`."""
         return (await self.read_timed(kind, source, options)).frames
 
     async def read_timed(self, kind: str, source: Source, options: Mapping[str, Any] | None = None) -> Decoded:
-        """Frames of one medium with their times; do not write into them.
+        """Return the frames of one medium with their times. The arrays are shared and must not be written to.
 
         Args:
             kind: ``image`` or ``video``.
-            source: its bytes, a list of the encoded frames of a video, or a path that the caller vouches for.
-            options: of a video, the fields of :class:`~videollama2.media.frames.FrameSampling` that were given.
+            source: the encoded bytes, a list of encoded video frames, or a path that the caller trusts.
+            options: the fields of :class:`~videollama2.media.frames.FrameSampling` that the client gave for a video.
 
         Raises:
-            RefusedMediaError: it cannot be decoded, or not within the limits. Cancelling ends the work.
+            RefusedMediaError: the medium cannot be decoded, or not within the limits. Cancelling ends the work.
         """
         sampling = self._sampling(kind, options or {})
         blobs = await asyncio.to_thread(self._blobs, kind, source)
@@ -130,7 +130,7 @@ class Sandbox:
         return await self._share(key, header, blobs)
 
     def close(self) -> None:
-        """End the processes; jobs under way fail."""
+        """End the processes; jobs in progress fail."""
         with self._lock:
             self._closed = True
             children = list(self._children)
@@ -145,27 +145,27 @@ class Sandbox:
         """Start the processes now rather than with the first jobs.
 
         Raises:
-            RefusedMediaError: they cannot be started.
+            RefusedMediaError: the processes cannot be started.
         """
         loop, barrier = asyncio.get_running_loop(), threading.Barrier(self.policy.decode_processes)
 
         def begin() -> None:
-            barrier.wait()  # each thread starts its own
+            barrier.wait()  # so that each thread starts its own process
             self._child()
 
         await asyncio.gather(*(loop.run_in_executor(self._threads, begin) for _ in range(self.policy.decode_processes)))
 
-    # ---------------------------------------------------------------------------------------------------- before it
+    # ---------------------------------------------------------------------------------------------- checks of a request
 
     def _sampling(self, kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the fields of a :class:`FrameSampling` that the policy allows; of an image none."""
+        """Return the fields of a :class:`FrameSampling` within the policy; an image has none."""
         if kind == IMAGE:
             if options:
                 raise RefusedMediaError(f"an image has no {', '.join(sorted(options))}")
             return {}
         try:
             sampling = FrameSampling(**options).for_model(self.num_frames)
-        except MediaError as error:  # numbers that the client gave, and their rule
+        except MediaError as error:  # the text holds only the client's numbers and the rule
             raise RefusedMediaError(str(error)) from error
         if (sampling.count or 0) > self.policy.max_frames:
             raise RefusedMediaError(
@@ -188,10 +188,10 @@ class Sandbox:
             raise RefusedMediaError(f"the {kind} is larger than {self.policy.max_bytes} bytes", "media_too_large", 413)
         return blobs
 
-    # ------------------------------------------------------------------------------------------------ several askers
+    # ---------------------------------------------------------------------------------------- requests that share a job
 
     async def _share(self, key: bytes, header: dict[str, Any], blobs: list[Any]) -> Decoded:
-        """Decode once for all who ask for the same medium at the same time; when the last of them leaves, stop."""
+        """Decode once for all concurrent requests for the same medium, and stop when the last of them is cancelled."""
         flight = self._flights.get(key)
         if flight is None:
             flight = self._flights[key] = _Flight(asyncio.ensure_future(self._decode(key, header, blobs)))
@@ -212,14 +212,14 @@ class Sandbox:
         except asyncio.CancelledError:
             job.abandon()
             raise
-        except RuntimeError as error:  # the pool takes no more
+        except RuntimeError as error:  # the pool is shut down
             raise RefusedMediaError(
                 "this server is shutting down", "decoder_unavailable", 503, detail=str(error)
             ) from error
         self.cache.put(key, decoded)
         return decoded
 
-    # --------------------------------------------------------------------------------------------------- on a thread
+    # ------------------------------------------------------------------------------------------------- on a pool thread
 
     def _run(self, job: _Job) -> Decoded:
         child = self._child()
@@ -241,7 +241,7 @@ class Sandbox:
         return Decoded(frames, _times(reply))
 
     def _child(self) -> Child:
-        """Return this thread's process, a new one if it has none that can work."""
+        """Return this thread's process, starting a new one if there is none that can take a job."""
         child = getattr(self._own, "child", None)
         if child is not None and child.fit:
             return child
@@ -273,7 +273,7 @@ class Sandbox:
         return RefusedMediaError(text, _CODES.get(reason, "invalid_media"), detail=detail)
 
     def _frames(self, kind: str, reply: dict[str, Any], arrays: list[bytearray]) -> Frames:
-        """Return the reply's bytes as arrays. A client may have taken over the process, so all it says is checked."""
+        """Return the reply's bytes as arrays. Everything is checked, since a client may have taken over the process."""
         shapes = reply.get("shapes")
         dimensions = (3,) if kind == IMAGE else (3, 4)
         if not isinstance(shapes, list) or not 1 <= len(shapes) == len(arrays) <= self.policy.max_frames:
@@ -290,7 +290,7 @@ class Sandbox:
 
 
 def _times(reply: dict[str, Any]) -> tuple[float, ...]:
-    """Return the frames' times, or nothing where the reply's are no times: what the process says is checked."""
+    """Return the frames' times, or an empty tuple if the reply has no valid ones: the process is not trusted."""
     times = reply.get("times")
     if not isinstance(times, list) or not all(isinstance(time, float) and abs(time) < 1e9 for time in times):
         return ()
@@ -298,7 +298,7 @@ def _times(reply: dict[str, Any]) -> tuple[float, ...]:
 
 
 def frame_bytes(frames: Frames) -> int:
-    """Return the bytes of memory that frames take."""
+    """Return the number of bytes that frames occupy in memory."""
     return frames.nbytes if isinstance(frames, np.ndarray) else sum(frame.nbytes for frame in frames)
 
 
@@ -334,7 +334,7 @@ class _Job:
 
 
 def _key(header: dict[str, Any], blobs: Sequence[Any]) -> bytes:
-    """Return the cache key of frames: every byte they come from, where each blob ends, and how they are read."""
+    """Return the cache key of frames: a hash of all source bytes, the length of each blob, and how they are read."""
     digest = hashlib.blake2b(json.dumps(header, sort_keys=True).encode(), digest_size=32)
     for blob in blobs:
         digest.update(b"%d:" % len(blob))

@@ -1,6 +1,6 @@
-"""Reads URLs of media, each once: what is checked and what is fetched come from the same :class:`WebAddress`.
+"""Parses media URLs, each exactly once: the same :class:`WebAddress` is checked and then fetched.
 
-Two parsers that read one URL differently are how a forbidden host slips through a check, so nothing here is lenient: a
+If two parsers read one URL differently, a forbidden host can slip through the check. The parsing is therefore strict: a
 URL that is not plain is refused.
 """
 
@@ -16,11 +16,11 @@ from videollama2.media.kinds import KINDS, VIDEO
 from videollama2.serve.untrusted_media.errors import RefusedMediaError
 
 MAX_URL_LENGTH = 8192
-"""Characters of an http or file URL."""
+"""Maximum number of characters of an http or file URL."""
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
-# ASCII alone, so no letter that IDNA maps to another one; no backslash, no user, no percent sign in the host.
+# ASCII only, so that IDNA cannot map a letter to another one; no backslash, user name, or percent sign in the host.
 _WEB = re.compile(
     r"(?P<scheme>https?)://(?P<host>[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
     r"(?P<path>/[!$->@-\[\]-~]*)?(?P<query>\?[!$-\[\]-~]*)?(?:#[!-\[\]-~]*)?",
@@ -32,7 +32,7 @@ _MAX_DATA_HEAD = 1024
 _DATA = re.compile(r"data:(?P<type>[a-z]+/[a-z0-9.+-]+)(?:;[a-z0-9_-]+=[^;,\"\\]*)*;base64,", re.IGNORECASE | re.ASCII)
 
 _PIECE = 1 << 20
-"""Characters of base64 that are decoded at a time; a multiple of four."""
+"""Number of base64 characters that are decoded at a time; a multiple of four."""
 
 FRAME_LIST_TYPE = "video/jpeg"
 """``data:video/jpeg;base64,FRAME,FRAME,...`` holds a video as frames (vLLM's form)."""
@@ -40,7 +40,7 @@ FRAME_LIST_TYPE = "video/jpeg"
 
 @dataclass(frozen=True)
 class WebAddress:
-    """An http(s) URL in parts. ``host`` is lower case, an IPv6 address without brackets; ``target`` path and query."""
+    """The parts of an http(s) URL. ``host`` is lower case, without brackets; ``target`` is the path and query."""
 
     scheme: str
     host: str
@@ -49,13 +49,13 @@ class WebAddress:
 
     @property
     def host_header(self) -> str:
-        """The value of HTTP's Host header."""
+        """The value of the HTTP Host header."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
 
     @property
     def origin(self) -> str:
-        """Scheme and host for the log; path and query may hold a client's credentials and stay out of it."""
+        """Scheme and host, for the log. Path and query are left out because they may hold a client's credentials."""
         return f"{self.scheme}://{self.host_header}"
 
     def __str__(self) -> str:
@@ -63,7 +63,7 @@ class WebAddress:
 
 
 def scheme_of(url: str) -> str:
-    """Return ``data``, ``file``, ``http`` or ``https``.
+    """Return the scheme of a media URL: ``data``, ``file``, ``http`` or ``https``.
 
     Raises:
         RefusedMediaError: the URL has another scheme.
@@ -75,10 +75,10 @@ def scheme_of(url: str) -> str:
 
 
 def parse_web(url: str) -> WebAddress:
-    """Read an http(s) URL.
+    """Parse an http(s) URL.
 
     Raises:
-        RefusedMediaError: it is not a plain one, see the module.
+        RefusedMediaError: the URL is not plain in the sense of this module.
     """
     found = _WEB.fullmatch(url) if len(url) <= MAX_URL_LENGTH else None
     if found is None:
@@ -100,7 +100,7 @@ def _check_host(host: str) -> str:
     if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
         raise _no_url()
     if _NUMBER.fullmatch(labels[-1]):
-        # What ends in a number is an IPv4 address to a browser, in decimal, octal or hexadecimal, with 1 to 4 parts.
+        # Browsers read a host that ends in a number as an IPv4 address with 1 to 4 decimal, octal or hexadecimal parts.
         try:
             return str(ipaddress.IPv4Address(host))
         except ValueError:
@@ -116,7 +116,7 @@ def follow(address: WebAddress, location: str) -> WebAddress:
     """Return the address that a redirect leads to.
 
     Raises:
-        RefusedMediaError: it leads to no plain URL, or from https to http.
+        RefusedMediaError: the target is not a plain URL, or leads from https to http.
     """
     if location.startswith("//"):
         location = f"{address.scheme}:{location}"
@@ -135,7 +135,7 @@ def parse_file(url: str) -> str:
     """Return the path of a ``file:///path`` URL.
 
     Raises:
-        RefusedMediaError: it names a host, climbs with ``..``, or holds what no path has.
+        RefusedMediaError: the URL names a host, contains ``..``, or has characters that are not valid in a path.
     """
     rest = url[len("file:") :]
     if len(url) <= MAX_URL_LENGTH and rest.startswith("///"):
@@ -155,17 +155,17 @@ def parse_data(url: str, kind: str, max_bytes: int, max_frames: int) -> bytes | 
     Counts and lengths are checked before anything is decoded.
 
     Args:
-        kind: of :data:`~videollama2.media.kinds.KINDS`.
+        kind: a key of :data:`~videollama2.media.kinds.KINDS`.
 
     Raises:
-        RefusedMediaError: not base64, of another kind, too large, or too many frames.
+        RefusedMediaError: the URL is not base64, is of another kind, is too large, or has too many frames.
     """
     found = _DATA.match(url[:_MAX_DATA_HEAD])
     if found is None:
         raise RefusedMediaError("a data URL must be data:TYPE/SUBTYPE;base64,...", "invalid_media_url")
     mime = found["type"].lower()
     main = mime.partition("/")[0]
-    # Who does not know the type says octet-stream.
+    # Clients that do not know the type send octet-stream.
     if not KINDS[kind].fits_mime(mime) and mime != "application/octet-stream":
         raise RefusedMediaError(f"a data URL of type {main}/... is no {kind}", "invalid_media_url")
     start = found.end()
@@ -180,12 +180,12 @@ def parse_data(url: str, kind: str, max_bytes: int, max_frames: int) -> bytes | 
 
 
 def decode_base64(text: str) -> bytes:
-    """Return the bytes of strict base64, decoded in pieces, between which other threads can run.
+    """Decode strict base64 piece by piece, so that other threads can run in between.
 
-    Line breaks, which MIME's base64 has every 76 characters, are skipped.
+    Line breaks, which MIME's base64 has after every 76 characters, are skipped.
 
     Raises:
-        ValueError: a character that base64 has not, or padding that is missing, too long or within.
+        ValueError: the text has a character outside base64, or its padding is missing, too long or not at the end.
     """
     decoded: list[bytes] = []
     rest, is_padded = "", False

@@ -1,7 +1,7 @@
-"""The messages of server and decoding processes: a header of JSON, then raw bytes. Nothing is ever unpickled.
+"""The message format between the server and decoding processes: a JSON header, then raw bytes. Nothing is pickled.
 
-A message is ``length of the header (4 bytes, big endian)``, ``header (JSON)`` and the blobs, whose lengths are the
-header's ``sizes``. Both ends check lengths before they take memory for them.
+A message consists of the length of the header (4 bytes, big endian), the header (JSON) and the blobs, whose lengths
+are given by ``sizes`` in the header. Both ends check lengths before allocating memory for them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import IO, Any
 
 MAX_HEADER_BYTES = 1 << 20
-"""Far above any true header: 1024 frames with their sizes are some 30 kB."""
+"""Far above any real header: the sizes of 1024 frames take about 30 kB."""
 
 Readable = io.RawIOBase | io.BufferedIOBase
 
@@ -21,14 +21,14 @@ _LENGTH = struct.Struct(">I")
 
 
 class WireError(Exception):
-    """The other end has gone, or what it sent is not a message."""
+    """Raised when the other end has closed the stream, or has sent something that is not a message."""
 
 
 def write_message(file: IO[bytes], header: dict[str, Any], blobs: Sequence[Any] = ()) -> None:
-    """Send a header and blobs (anything with a buffer).
+    """Send a header and blobs (any objects that support the buffer protocol).
 
     Raises:
-        OSError: the other end has gone.
+        OSError: the other end has closed the stream.
     """
     views = [memoryview(blob).cast("B") for blob in blobs]
     text = json.dumps({**header, "sizes": [len(view) for view in views]}).encode()
@@ -39,10 +39,10 @@ def write_message(file: IO[bytes], header: dict[str, Any], blobs: Sequence[Any] 
 
 
 def read_message(file: Readable, max_bytes: int) -> tuple[dict[str, Any], list[bytearray]]:
-    """Receive a header and blobs of at most ``max_bytes`` together.
+    """Receive a header and blobs whose total size is at most ``max_bytes``.
 
     Raises:
-        WireError: the stream ended, or the message breaks the format or the bound.
+        WireError: the stream ended, or the message violates the format or the limit.
     """
     (length,) = _LENGTH.unpack(_exactly(file, _LENGTH.size))
     if length > MAX_HEADER_BYTES:
