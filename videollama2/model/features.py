@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from videollama2.config import VideoLlama2Config
 from videollama2.errors import PromptError
 from videollama2.model.base import Media
-from videollama2.model.connectors import build_connector, check_class_token
+from videollama2.model.connectors import build_connector, check_class_token, num_visual_tokens
 from videollama2.model.connectors.audio import build_audio_projector
 from videollama2.model.connectors.shown import Shown
 from videollama2.model.encoders import encode_frames, vision_encoder
@@ -130,9 +130,14 @@ class MediaFeaturesMixin:
             frames, stills = [torch.zeros(1, 3, side, side)], 1
         shown = [Shown(1, self.config.num_frames)] * stills + [Shown(len(video), len(video)) for video in videos]
         features_FND = self.encode_vision(torch.cat([part.to(self._vision_device()) for part in frames]))
+        config = self.config
+        counts = [
+            num_visual_tokens(config.mm_projector_type, total, config.patches_per_side, config.keeps_class_token)
+            for _, total in shown
+        ]
         _, connector = self._eyes()
-        tokens = connector(to_connector(features_FND, connector), shown)
-        return tokens[:stills], tokens[stills:]
+        tokens = connector(to_connector(features_FND, connector), shown).split(counts)
+        return list(tokens[:stills]), list(tokens[stills:])
 
     def get_audio_features(self, input_features: Media, **kwargs: Any) -> BaseModelOutputWithPooling:
         """Tokens of sounds.

@@ -4,9 +4,10 @@ One table by name; ``mlpNx_gelu`` stands for any depth N. A connector maps ``fea
 N patches, D encoder width) to ``tokens_BND``. Four things every connector offers:
 
 * ``forward(features_BTND)``;
-* ``forward(features_FND, shown)``: all media of a batch at once, stills and clips of any lengths, as a list of
-  ``tokens_ND``; F are the frames that differ, see :class:`~videollama2.model.connectors.shown.Shown`. Every part of the
-  connector runs exactly once;
+* ``forward(features_FND, shown)``: all media of a batch at once, stills and clips of any lengths; F are the frames
+  that differ, see :class:`~videollama2.model.connectors.shown.Shown`. Tokens of all media follow each other, (N, D).
+  They are one tensor because ZeRO-3 takes a module of several outputs for one that runs several times. Every part of
+  the connector runs exactly once;
 * ``forward_still(features_BND, num_frames)``: equal to ``forward`` of that many equal frames, without computing
   any time slice twice;
 * ``num_tokens(num_frames, patches_per_side)``: the closed form of its output length.

@@ -29,13 +29,11 @@ class _TimeMean(nn.Module):
 
     takes_class_token = True
 
-    def forward(
-        self, features_BTND: torch.Tensor, shown: Sequence[Shown] | None = None
-    ) -> torch.Tensor | list[torch.Tensor]:
+    def forward(self, features_BTND: torch.Tensor, shown: Sequence[Shown] | None = None) -> torch.Tensor:
         if shown is None:
             return super().forward(features_BTND.mean(dim=1))
         media = features_BTND.split([distinct for distinct, _ in shown])
-        return list(super().forward(torch.stack([features_TND.mean(dim=0) for features_TND in media])))
+        return super().forward(torch.stack([features_TND.mean(dim=0) for features_TND in media])).flatten(0, 1)
 
     def forward_still(self, features_BND: torch.Tensor, num_frames: int) -> torch.Tensor:
         return super().forward(features_BND)

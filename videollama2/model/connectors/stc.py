@@ -121,9 +121,7 @@ class StcConnector(nn.Module):
     def _out_size(cls, size: int, kernel: int) -> int:
         return (size + 2 * cls.padding - kernel) // kernel + 1
 
-    def forward(
-        self, features_BTND: torch.Tensor, shown: Sequence[Shown] | None = None
-    ) -> torch.Tensor | list[torch.Tensor]:
+    def forward(self, features_BTND: torch.Tensor, shown: Sequence[Shown] | None = None) -> torch.Tensor:
         if shown is not None:
             return self._forward_together(features_BTND, shown)
         x_BCHW = self._stage(self.s1, _to_grid(rearrange(features_BTND, "b t n d -> (b t) n d")))
@@ -136,7 +134,7 @@ class StcConnector(nn.Module):
         x_BCTHW = x_BCHW.unsqueeze(2).expand(-1, -1, copies, -1, -1)
         return self._after_s1(x_BCTHW, order)
 
-    def _forward_together(self, features_FND: torch.Tensor, shown: Sequence[Shown]) -> list[torch.Tensor]:
+    def _forward_together(self, features_FND: torch.Tensor, shown: Sequence[Shown]) -> torch.Tensor:
         """Tokens of media of any kinds and lengths, in one call of each part.
 
         The sampler's stride is its kernel, so each time slice it makes depends on a window of frames that no other
@@ -154,18 +152,17 @@ class StcConnector(nn.Module):
         x_WCHW = rearrange(self.sampler(x_1CTHW), "1 c w h v -> w c h v")
         x_WCHW = x_WCHW.narrow(0, self.padding // kernel, len(windows))
         tokens_WND = self.readout(rearrange(self._stage(self.s2, x_WCHW), "w c h v -> w (h v) c"))
-        slices = torch.tensor([w for medium in order for w in medium], device=tokens_WND.device)
-        return [tokens_TND.flatten(0, 1) for tokens_TND in tokens_WND[slices].split([len(medium) for medium in order])]
+        return rearrange(tokens_WND[torch.tensor(order, device=tokens_WND.device)], "t n d -> (t n) d")
 
-    def _windows(self, shown: Sequence[Shown]) -> tuple[list[tuple[int, ...]], list[list[int]]]:
-        """(the windows that differ, as numbers of frames; for each medium the windows that its time slices are).
+    def _windows(self, shown: Sequence[Shown]) -> tuple[list[tuple[int, ...]], list[int]]:
+        """(the windows that differ, as numbers of frames; the window that each time slice of all media is).
 
         Raises:
             ConfigError: a medium so short that it fills no window.
         """
         kernel, nothing = self.kernel[0], sum(frames for frames, _ in shown)
         windows: dict[tuple[int, ...], int] = {}
-        order = []
+        order: list[int] = []
         first = 0
         for distinct, total in shown:
             count = self._out_size(total, kernel)
@@ -175,7 +172,7 @@ class StcConnector(nn.Module):
                 tuple(first + min(place, distinct - 1) if 0 <= place < total else nothing for place in window)
                 for window in places
             ]
-            order.append([windows.setdefault(window, len(windows)) for window in medium])
+            order += [windows.setdefault(window, len(windows)) for window in medium]
             first += distinct
         return list(windows), order
 
