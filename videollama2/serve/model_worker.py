@@ -34,7 +34,6 @@ from videollama2.serve.worker.flags import add_worker_flags, model_name_of
 
 if TYPE_CHECKING:
     from videollama2.inference.back_end import BackEnd
-    from videollama2.inference.engine import Engine
     from videollama2.serve.worker.app import WorkerService
 
 DEFAULT_PORT = 40000
@@ -106,7 +105,7 @@ def _host_of(url: str) -> str:
     return urlsplit(url).hostname or ""
 
 
-def measure_speed(engine: Engine) -> float:
+def measure_speed(engine: BackEnd) -> float:
     """Tokens per second of one answer; the best of three, of which the first warms up.
 
     Other workers may be loading beside this one; what it does later corrects the number.
