@@ -1,4 +1,4 @@
-"""The built-in world of moving shapes: scenes, questions, sets, and how its model is made.
+"""The built-in world of moving shapes: its scenes, questions and data sets, and the parts of the tiny model.
 
-Nothing else in the package imports this one.
+No other part of the package imports this one.
 """

@@ -1,6 +1,7 @@
 """The built-in world, part 3: the rows of its annotation files.
 
-What one scene adds to them (a dialogue to train on, questions to test with), and how a balanced test set is chosen.
+This module decides what one scene adds to these files (a dialogue to train on, questions to test with) and chooses a
+balanced test set.
 """
 
 import random
@@ -16,13 +17,16 @@ MCQ_PROMPT = (
     "Question: {question}\nOptions:\n{options}\n"
     "Answer with the option's letter from the given choices directly and only give the best option."
 )
-"""Wording that the published MVBench runner puts around a question."""
+"""Prompt of a multiple-choice question, in the wording of the published MVBench runner."""
 
 
 @dataclass(frozen=True)
 class Annotation:
-    """What one file adds to a set: the record of train.json (without turns where nothing can be asked), the rows of
-    questions.json, and for each row the value to balance over (`Question.balance_key`)."""
+    """The annotations of one file of a set.
+
+    ``record`` goes into train.json (its list of turns is empty if the scene supports no question), ``rows`` go into
+    questions.json, and ``balance_keys`` holds the :attr:`Question.balance_key` of each row.
+    """
 
     record: dict[str, Any]
     rows: list[dict[str, Any]]
@@ -32,10 +36,10 @@ class Annotation:
 def annotate(
     scene: Scene, file: str, *, questions_per_item: int, mcq_fraction: float, every_question: bool
 ) -> Annotation:
-    """Questions about one scene, drawn in ``file`` (a path relative to the set's folder).
+    """Return the annotations of one scene, which is drawn in ``file`` (a path relative to the set's folder).
 
-    The record asks at most ``questions_per_item``, about ``mcq_fraction`` of them as multiple choice; the rows are
-    the same questions, or with ``every_question`` all that the scene supports.
+    The record asks at most ``questions_per_item`` questions, a share of about ``mcq_fraction`` as multiple choice. The
+    rows are the same questions or, with ``every_question``, all questions that the scene supports.
     """
     rng = random.Random(f"questions:{scene.seed}:{scene.modality}:{scene.index}")
     found = questions(scene, rng)
@@ -72,10 +76,10 @@ def _turns(asked: list[Question], tag: str, mcq_fraction: float, rng: random.Ran
 
 
 def choose_balanced(pool: list[tuple[str, dict[str, Any]]], total: int, seed: int) -> list[dict[str, Any]]:
-    """``total`` rows out of (balance key, row) pairs: equal per type, equal per key within a type, few per file.
+    """Choose ``total`` rows from (balance key, row) pairs, balanced over types, keys and files.
 
-    Types take turns, and within a type its keys do; each takes the question about the file used least so far. Raises
-    DataError when a type runs out of questions.
+    The types take turns, and so do the keys within a type. Each turn takes the question whose file has been used least
+    so far. Raises DataError when a type runs out of questions.
     """
     rng = random.Random(f"balance:{seed}")
     piles: dict[str, dict[str, list[dict[str, Any]]]] = {kind: {} for kind in QUESTION_TYPES}
@@ -107,7 +111,10 @@ def _take(
     used: Counter[str],
     rng: random.Random,
 ) -> dict[str, Any] | None:
-    """Remove and return the next row of a type: the next key in its cycle, then the file used least."""
+    """Remove and return the next row of a type: the one of the next key in the cycle whose file was used least.
+
+    A cycle visits every key once, in random order. Keys without rows left are skipped; None means that no row is left.
+    """
     if not cycle:
         cycle.extend(rng.sample(sorted(piles), len(piles)))
     while cycle:

@@ -1,10 +1,10 @@
-"""The built-in world, part 3: captions, the data of the tiny model's first training stage.
+"""The built-in world, part 3: the captions on which the tiny model's first training stage runs.
 
     python -m videollama2.shapes.captions --set DIR
 
-writes ``DIR/captions.json`` beside the annotations of a finished set: one record per file that says, quadrant by
-quadrant, what is there and what it does. Real models are first trained on captions too; here a caption tells a model
-which words go with which visual tokens far sooner than answers of one word can.
+The command writes ``DIR/captions.json`` beside the annotations of a finished set. Each file gets one record, which
+describes quadrant by quadrant what can be seen and what it does. Real models are first trained on captions too.
+From captions the tiny model learns which words belong to which visual tokens much sooner than from one-word answers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PROMPTS = {"video": "Describe the video.", "image": "Describe the picture."}
 
 
 def caption(scene: Scene) -> str:
-    """What is in each quadrant: 'top left: red circle moves left early. top right: nothing. ...'."""
+    """Describe each quadrant: 'top left: red circle moves left early. top right: nothing. ...'."""
     by_quadrant = {item.quadrant: item for item in scene.objects}
     parts = []
     for number, name in enumerate(QUADRANTS):
@@ -32,7 +32,7 @@ def caption(scene: Scene) -> str:
 
 
 def describe(item: ShapeObject) -> str:
-    """One object and its behaviour: 'red circle', 'red circle moves left slowly', 'red circle becomes blue'."""
+    """Describe one object: 'red circle', 'red circle moves left slowly', 'red circle becomes blue'."""
     name = f"{item.colour} {item.shape}"
     if item.behaviour in ("appear", "disappear"):
         return f"{name} {item.behaviour}s"
@@ -44,13 +44,13 @@ def describe(item: ShapeObject) -> str:
         return f"{name} moves fast"
     if item.behaviour == "still":
         return name
-    # What crosses once at a steady pace is slow, whichever question it was drawn for.
+    # An object that crosses its quadrant once at a steady pace is slow, whichever question it was drawn for.
     manner = {"slide_early": "early", "slide_late": "late"}.get(item.behaviour, "slowly")
     return f"{name} moves {item.direction} {manner}"
 
 
 def write_captions(folder: Path) -> int:
-    """Write ``captions.json`` for the set in ``folder``; returns the number of records.
+    """Write ``captions.json`` for the set in ``folder`` and return the number of records.
 
     Raises:
         DataError: the folder holds no finished set.

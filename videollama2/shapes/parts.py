@@ -1,10 +1,15 @@
-"""The parts the tiny model starts from: a language model and a vision encoder with random weights.
+"""The parts that training of the tiny model starts from: language model, vision encoder and connector.
 
     python -m videollama2.shapes.parts --out DIR
 
-writes ``DIR/llm`` (Qwen2 + tokenizer) and ``DIR/clip`` (CLIP encoder + preprocessing), a function of the
-seed. Real models start from pretrained parts; for the built-in world there are none, so these stand in
-their place, and ``train.py`` needs no special case. :class:`TinySizes` alone describes the model.
+The command writes three parts; the same arguments give the same parts:
+
+    DIR/llm               a Qwen2 with random weights, and its tokenizer
+    DIR/clip              a CLIP vision encoder, pretrained on still scenes (pretrain_encoder.py), and its preprocessing
+    DIR/mm_projector.bin  a connector, pretrained on clips (pretrain_connector.py)
+
+Real models start from published parts. The built-in world has none, so this module makes them, and ``train.py`` needs
+no special case. :class:`TinySizes` holds all sizes of the model.
 """
 
 from __future__ import annotations
@@ -36,7 +41,7 @@ CONNECTOR = "stc_connector_v35"
 
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 
-# ChatML as Qwen2 writes it, without the system text that Qwen2 adds: the world needs none.
+# ChatML as Qwen2 writes it, except for Qwen2's default system message, which the built-in world does not need.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
@@ -49,9 +54,12 @@ EMBEDDING_STD = 0.05
 _TOKENIZER_SCENES = 300
 _TOKENIZER_SEED = 7
 _WORLD_WEIGHT, _COMMON_WEIGHT = 3, 8
-"""Times that text is read. The world's own words come often, so their merges come before other English."""
+"""How often the tokenizer's trainer reads the world's texts and the list of common words.
 
-# Frequent English words: text of other people is then not read byte by byte.
+The world's texts contain the same few words many times, so the trainer learns their merges before those of other words.
+"""
+
+# Frequent English words. With them in the vocabulary, other English text is not split into single bytes.
 _COMMON_WORDS = """
 the be to of and a in that have it for not on with he as you do at this but his by from they we say her she
 or an will my one all would there their what so up out if about who get which go me when make can like time
@@ -78,7 +86,8 @@ class TinySizes:
     """Sizes of the tiny model.
 
     Raises:
-        ConfigError: sizes that do not divide as they must.
+        ConfigError: the image size is no multiple of the patch size, a width no multiple of its number of heads, or the
+            number of heads no multiple of the number of key-value heads.
     """
 
     vocab_size: int = 1024
@@ -105,7 +114,7 @@ class TinySizes:
                 raise ConfigError(f"{whole} {getattr(self, whole)} is no multiple of {part} {getattr(self, part)}")
 
     def text_config(self) -> dict[str, Any]:
-        """Fields of the decoder, a Qwen2."""
+        """Return the fields of the decoder's Qwen2Config."""
         return {
             "vocab_size": self.vocab_size,
             "hidden_size": self.width,
@@ -119,7 +128,7 @@ class TinySizes:
         }
 
     def vision_config(self) -> dict[str, Any]:
-        """Fields of the encoder, a CLIP vision model."""
+        """Return the fields of the encoder's CLIPVisionConfig."""
         return {
             "hidden_size": self.vision_width,
             "intermediate_size": 4 * self.vision_width,
@@ -130,7 +139,7 @@ class TinySizes:
         }
 
     def preprocessor(self) -> dict[str, Any]:
-        """Fields of ``preprocessor_config.json``: CLIP's own steps at this size."""
+        """Return the fields of ``preprocessor_config.json``: CLIP's preprocessing at this image size."""
         return {
             "image_processor_type": "CLIPImageProcessor",
             "do_resize": True,
@@ -148,7 +157,7 @@ class TinySizes:
 
 
 def world_texts() -> Iterator[str]:
-    """Questions, answers and multiple-choice prompts of some scenes: what the tokenizer learns to shorten."""
+    """Yield the texts that the tokenizer is trained on: questions, answers and multiple-choice prompts of scenes."""
     for index in range(_TOKENIZER_SCENES):
         rng = random.Random(f"tokenizer:{index}")
         for question in questions(make_scene(_TOKENIZER_SEED, index), rng):
@@ -161,11 +170,12 @@ def world_texts() -> Iterator[str]:
 
 
 def build_tokenizer(vocab_size: int) -> Any:
-    """Byte-level BPE over the world's texts and common English words, as a Qwen2 tokenizer with ChatML.
+    """Train a byte-level BPE tokenizer on the world's texts and common English words.
 
-    Any text can be written, if need be byte by byte; the same arguments give the same tokenizer. It is of
-    Qwen2's own class because transformers opens the tokenizer of a Qwen2 folder as that class, whatever was
-    saved there, and another way of cutting text into words would then give other ids than in training.
+    It is a Qwen2Tokenizer with the ChatML template. It can encode any text, if necessary byte by byte, and the same
+    vocabulary size always gives the same tokenizer. The class matters: transformers opens the tokenizer in a Qwen2
+    folder as a Qwen2Tokenizer, whichever class saved it, and a class that splits text into words in another way would
+    then produce other ids than those of training.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import Qwen2Tokenizer
@@ -195,11 +205,12 @@ def build_tokenizer(vocab_size: int) -> Any:
 
 @torch.no_grad()
 def widen(decoder: torch.nn.Module) -> None:
-    """Bring the freshly drawn weights of a narrow decoder to a fitting scale.
+    """Rescale the newly initialised weights of a narrow decoder in place.
 
-    The usual standard deviation of 0.02 is one for widths of thousands. At width 128 it lets next to nothing through:
-    attention stays uniform and MLPs near zero for thousands of steps. Here a matrix keeps the length of what it
-    multiplies (1 / sqrt(columns)); those that write to the residual stream, half of it.
+    The usual standard deviation of 0.02 suits widths of thousands. At width 128 it makes the outputs of all layers
+    tiny: attention stays uniform and the MLPs stay near zero for thousands of steps. Here the standard deviation of a
+    matrix is 1 / sqrt(columns), so that its output is about as long as its input, or half of that for the matrices that
+    write to the residual stream (``o_proj``, ``down_proj``). Word embeddings get :data:`EMBEDDING_STD`.
     """
     drawn = decoder.config.initializer_range
     for name, weight in decoder.named_parameters():
@@ -221,11 +232,11 @@ def write_parts(
     """Write ``out/llm``, ``out/clip`` and ``out/mm_projector.bin``.
 
     Args:
-        encoder_steps: steps of :mod:`.pretrain_encoder`; 0 leaves the encoder random.
-        connector_steps: steps of :mod:`.pretrain_connector`; 0 writes no connector.
+        encoder_steps: number of steps of :mod:`.pretrain_encoder`; 0 leaves the encoder's weights random.
+        connector_steps: number of steps of :mod:`.pretrain_connector`; 0 writes no connector.
 
     Returns:
-        what pretraining reached, per part; empty without it.
+        The final measurements of pretraining, by part (``encoder``, ``connector``); a part with 0 steps is missing.
     """
     from transformers import (
         CLIPVisionConfig,

@@ -1,13 +1,13 @@
-"""Pretraining of the tiny model's connector: visual tokens that read like words.
+"""Pretraining of the tiny model's connector, which makes visual tokens resemble word embeddings.
 
-Connectors of real models are first trained on captions by the hundred thousand, until visual tokens lie where the
-language model keeps the words for what they show. The built-in world knows what each token shows, so here this is done
-directly: a token must point towards the embeddings of its words (colour, shape, place, direction and pace of motion,
-appearing, vanishing), and must tell, through one linear layer, what is in either of its two frames and where.
+Connectors of real models are first trained on hundreds of thousands of captions, until a visual token lies near the
+embeddings of the words for what it shows. The built-in world knows what each token shows, so this module trains for
+that directly. A token must point towards the embeddings of its words (colour, shape, place, direction and pace of
+motion, appearing, vanishing), and one linear layer must be able to read from it what is in each of its two frames and
+where.
 
-A decoder that starts beside such tokens learns to read them in minutes. Beside random ones it had not begun to after an
-hour, and beside tokens that hold the same facts in directions of their own it learnt colours, but neither shapes nor
-motions.
+A decoder that starts with such tokens learns to read them in minutes. With random tokens it had not begun to after an
+hour. With tokens that hold the same facts in arbitrary directions it learnt colours, but neither shapes nor motions.
 """
 
 from __future__ import annotations
@@ -39,27 +39,33 @@ from videollama2.shapes.scene import COLOURS, FRAMES, QUADRANTS, SHAPES, Scene, 
 STEPS, BATCH = 900, 32
 
 TOKEN_RMS = 0.1
-"""Root mean square of the finished tokens' entries: about that of the sum of four words (entries of 0.05)."""
+"""Root mean square of the entries of a finished token.
+
+It is that of the sum of four word embeddings, whose entries have a standard deviation of 0.05.
+"""
 
 PLACES = ("top", "bottom", "left", "right")
 PACES = ("slowly", "fast")
 EVENTS = ("appears", "disappears")
-# Where something is and where it goes share the words 'left' and 'right'. In answers a direction is the first word,
-# and the second half of a place follows a space, which the tokenizer writes as part of the word.
+# 'left' and 'right' name both places and directions, but as different tokens, because the tokenizer makes a leading
+# space part of the word. As a direction the word begins an answer, without a space; in a place ('top left') it has one.
 WORD_FORMS = (
     *((word, f" {word}") for word in (*COLOURS, *SHAPES, *PACES, *EVENTS)),
     *((f" {word}",) for word in PLACES),
     *((word,) for word in DIRECTIONS),
 )
-"""The ways of writing each word that a token may point to; a word's vector is the mean over them."""
+"""The W words that a token may point to, each with its written forms; a word's vector is the mean over its forms."""
 _WORD_OF = {forms[0]: number for number, forms in enumerate(WORD_FORMS)}
 
 _MOVING, _FAST = 2.0, 5.0
-"""Pixels between the two frames of a token: less is no motion, more is fast. Slow objects go 3.25, fast ones 6.5 up."""
+"""Motion between the two frames of a token, in pixels: below ``_MOVING`` an object rests, above ``_FAST`` it is fast.
+
+Slow objects move by 3.25 pixels, fast ones by 6.5 or more.
+"""
 
 
 def word_vectors(tokenizer: Any, embeddings_VD: torch.Tensor) -> torch.Tensor:
-    """Directions (unit length) of :data:`WORD_FORMS` among a decoder's word embeddings: (W, D)."""
+    """Return the unit vectors (W, D) of :data:`WORD_FORMS`, made from a decoder's word embeddings (V, D)."""
     vectors = [
         torch.stack([embeddings_VD[tokenizer(form).input_ids].mean(0) for form in forms]).mean(0)
         for forms in WORD_FORMS
@@ -68,7 +74,7 @@ def word_vectors(tokenizer: Any, embeddings_VD: torch.Tensor) -> torch.Tensor:
 
 
 def token_words(scene: Scene, frames: tuple[int, int]) -> torch.Tensor:
-    """Which words are true of each quadrant in a pair of frames: 0 or 1, (4, W)."""
+    """Return which words are true of each quadrant in a pair of frames: a tensor (4, W) of 0 and 1."""
     words = torch.zeros(QUADRANT_COUNT, len(WORD_FORMS))
     for item in scene.objects:
         before, after = item.state(frames[0]), item.state(frames[1])
@@ -92,9 +98,10 @@ def _happening(before: State | None, after: State | None) -> list[str]:
 
 
 def draw_clips(first: int, count: int, num_frames: int) -> tuple[np.ndarray, Truth]:
-    """Clips of :data:`SCENE_SEED`: sampled frames (B * T, 128, 128, 3), and what they show.
+    """Draw ``count`` (B) clips of :data:`SCENE_SEED` and return their sampled frames and what these show.
 
-    The truth holds :func:`quadrant_truth` of every frame (B, T, 4, ...) and ``words`` (B, T/2, 4, W).
+    The frames have shape (B * T, 128, 128, 3), where T is ``num_frames``. The truth holds :func:`quadrant_truth` of
+    every frame, with shapes (B, T, 4, ...), and ``words`` (B, T/2, 4, W).
     """
     indices = uniform_indices(FRAMES, num_frames)
     pairs = list(zip(indices[::2], indices[1::2], strict=True))
@@ -106,10 +113,10 @@ def draw_clips(first: int, count: int, num_frames: int) -> tuple[np.ndarray, Tru
 
 
 class TokenProbe(nn.Module):
-    """Readings of one visual token, which stands for one quadrant in two frames.
+    """Read facts from a visual token, which represents one quadrant in two frames.
 
-    ``shape``, ``colour`` and ``centre`` come through linear layers, for each of the frames. ``words`` are the cosines
-    between the token and the words' vectors, on a scale and with an offset that are learnt.
+    Linear layers read ``shape``, ``colour`` and ``centre`` for each of the two frames. ``words`` are the cosines
+    between the token and the words' vectors, multiplied by a learnt scale and shifted by a learnt offset.
     """
 
     def __init__(self, width: int, words_WD: torch.Tensor) -> None:
@@ -122,7 +129,7 @@ class TokenProbe(nn.Module):
         self.register_buffer("vectors_WD", words_WD)
 
     def forward(self, tokens_BND: torch.Tensor) -> dict[str, torch.Tensor]:
-        """(B, T/2 * 4, D) -> values per (B, T, 4 quadrants), and ``words`` per (B, T/2, 4)."""
+        """Map tokens (B, T/2 * 4, D) to readings (B, T, 4 quadrants, values), and to ``words`` (B, T/2, 4, W)."""
         slices = tokens_BND.unflatten(1, (-1, QUADRANT_COUNT))
         readings = {"words": self.scale * F.normalize(slices, dim=-1) @ self.vectors_WD.T + self.offset}
         for name in ("shape", "colour", "centre"):
@@ -141,17 +148,17 @@ def pretrain_connector(
     steps: int = STEPS,
     progress: bool = True,
 ) -> dict[str, float]:
-    """Train ``connector`` in place; the encoder stays as it is.
+    """Train ``connector`` in place; the encoder is not changed.
 
-    The connector must make one token per quadrant and pair of frames (``stc_connector_v35`` on 4 x 4 patches). Its
-    RegNet blocks start as identities (zero scale of each block's last norm): on a grid this small, eight random blocks
-    mix all quadrants beyond recognition.
+    The connector must make one token per quadrant and pair of frames, as ``stc_connector_v35`` does on 4 x 4 patches.
+    Its RegNet blocks start as identities (the scale of each block's last norm is zero), because on such a small grid
+    eight random blocks mix the quadrants beyond recognition.
 
     Args:
-        words_WD: of :func:`word_vectors`.
+        words_WD: the vectors that :func:`word_vectors` returns.
 
     Returns:
-        as :func:`pretrain_encoder`, and ``words``: those told and true among those told or true.
+        The measurements of :func:`.pretrain_encoder.measure`, with ``words``, averaged over the last 20 batches.
     """
     for block in (*connector.s1, *connector.s2):
         nn.init.zeros_(block.conv3.bn.weight)
@@ -173,7 +180,10 @@ def pretrain_connector(
 def _scale_tokens(
     encoder: nn.Module, connector: nn.Module, transform: PixelTransform, select_layer: int, num_frames: int
 ) -> None:
-    """Make the tokens as long as words: what the decoder's layers add to far longer ones would not count."""
+    """Scale the connector's last layer in place, so that its tokens have the root mean square :data:`TOKEN_RMS`.
+
+    In the residual stream of the decoder, the outputs of its layers would be negligible beside much longer tokens.
+    """
     frames, _ = draw_clips(0, BATCH, num_frames)
     features = encode_frames(encoder, transform(frames, None), select_layer)
     tokens = connector(features.unflatten(0, (BATCH, num_frames)))
@@ -183,5 +193,5 @@ def _scale_tokens(
 
 
 def token_loss(readings: dict[str, torch.Tensor], truth: Truth) -> torch.Tensor:
-    """:func:`probe_loss` + four times the cross entropy of each word being there or not."""
+    """Return :func:`probe_loss` plus four times the binary cross entropy of the words."""
     return probe_loss(readings, truth) + 4 * F.binary_cross_entropy_with_logits(readings["words"], truth["words"])

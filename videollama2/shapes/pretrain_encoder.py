@@ -1,8 +1,8 @@
 """Pretraining of the tiny model's vision encoder, since real models start from a pretrained CLIP.
 
-The built-in world has no captions by the million to contrast, but it knows what it drew. On still scenes, the encoder's
-patches of each quadrant must tell, through one linear layer, the shape and colour there (or that there is nothing) and
-where its centre lies.
+CLIP learns from millions of captions. The built-in world has none, but it knows what it drew. The encoder is therefore
+trained on still scenes: from the patches of each quadrant, one linear layer must be able to read the shape and colour
+of the object there (or that there is none) and the place of its centre.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from videollama2.model.encoders import encode_frames
 from videollama2.shapes.scene import COLOURS, SHAPES, SIZE, Scene, make_scene, render
 
 SCENE_SEED = 1_000_003
-"""Seed of the scenes drawn here; no data set uses it."""
+"""Seed of the scenes of pretraining; no data set uses it."""
 
 STEPS, BATCH, LEARNING_RATE, WARMUP = 2000, 64, 2e-3, 100
 
@@ -33,7 +33,7 @@ _NAMES = {"shape": SHAPES, "colour": tuple(COLOURS)}
 
 
 class QuadrantProbe(nn.Module):
-    """Linear readings of each quadrant's patches: shape, colour (the last class is 'nothing'), centre."""
+    """Linear layers that read shape, colour (both with a last class 'nothing') and centre from a quadrant's patches."""
 
     def __init__(self, width: int, patches_per_side: int) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class QuadrantProbe(nn.Module):
         self.centre = nn.Linear(features, 2)
 
     def forward(self, features_BND: torch.Tensor) -> dict[str, torch.Tensor]:
-        """(B, patches, D) -> values per (B, 4 quadrants)."""
+        """Map patch features (B, patches, D) to readings (B, 4 quadrants, values)."""
         B, _, D = features_BND.shape
         half = self.side // 2
         quadrants = features_BND.reshape(B, 2, half, 2, half, D).transpose(2, 3).reshape(B, QUADRANT_COUNT, -1)
@@ -55,10 +55,10 @@ Truth = dict[str, torch.Tensor]
 
 
 def quadrant_truth(scene: Scene, frame: int) -> Truth:
-    """What one frame shows in each of the four quadrants.
+    """Return what one frame shows in each of the four quadrants.
 
-    ``shape`` and ``colour`` (4,) are classes, the last one 'nothing'; ``centre`` (4, 2) goes from -1 to 1 about the
-    quadrant's own and is NaN where there is nothing.
+    ``shape`` and ``colour`` (4,) are class indices, the last of which means 'nothing'. ``centre`` (4, 2) is the x and y
+    of the object's centre, from -1 to 1 across its quadrant, and NaN if the quadrant is empty.
     """
     shape = torch.full((QUADRANT_COUNT,), len(SHAPES))
     colour = torch.full((QUADRANT_COUNT,), len(COLOURS))
@@ -74,19 +74,22 @@ def quadrant_truth(scene: Scene, frame: int) -> Truth:
 
 
 def stack(truths: list[Truth]) -> Truth:
-    """One truth with a new first axis out of many."""
+    """Stack the tensors of several truths along a new first axis."""
     return {name: torch.stack([truth[name] for truth in truths]) for name in truths[0]}
 
 
 def draw_batch(first: int, count: int) -> tuple[np.ndarray, Truth]:
-    """Still scenes ``first`` to ``first + count``: frames (B, 128, 128, 3) and :func:`quadrant_truth` (B, 4, ...)."""
+    """Draw ``count`` (B) still scenes from number ``first`` on.
+
+    Returns the frames (B, 128, 128, 3) and their :func:`quadrant_truth` (B, 4, ...).
+    """
     scenes = [make_scene(SCENE_SEED, first + row, "image") for row in range(count)]
     frames = np.concatenate([render(scene) for scene in scenes])
     return frames, stack([quadrant_truth(scene, 0) for scene in scenes])
 
 
 def probe_loss(readings: dict[str, torch.Tensor], truth: Truth) -> torch.Tensor:
-    """Cross entropies of shape and colour + absolute error of the centre where there is something."""
+    """Return the cross entropies of shape and colour plus the mean absolute error of the centres that exist."""
     there = ~truth["centre"].isnan()
     classes = sum(F.cross_entropy(readings[name].flatten(0, -2), truth[name].flatten()) for name in _NAMES)
     return classes + F.l1_loss(readings["centre"][there], truth["centre"][there])
@@ -98,12 +101,13 @@ def pretrain_encoder(
     """Train ``encoder`` in place.
 
     Args:
-        encoder: CLIP vision model whose patches divide into quadrants.
-        transform: its preprocessing.
-        select_layer: hidden state that the connector will read; layers above it stay untrained.
+        encoder: CLIP vision model with an even number of patches per side.
+        transform: preprocessing of the encoder.
+        select_layer: index of the hidden state that the connector will read; the layers above it stay untrained.
 
     Returns:
-        accuracies of shape and colour and the mean error of the centre (in quadrant halves) over the last 20 batches.
+        The accuracies of shape and colour, and the mean error of the centre in halves of a quadrant, each averaged over
+        the last 20 batches.
     """
     config = encoder.config
     probe = QuadrantProbe(config.hidden_size, config.image_size // config.patch_size)
@@ -117,11 +121,13 @@ def pretrain_encoder(
 
 @dataclass(frozen=True)
 class DrawnBatches(Dataset):
-    """Batch ``step``: pixels (B, C, H, W) of scenes ``step * size`` on, and what they show.
+    """A data set whose item ``step`` is a whole batch of ``size`` scenes: their pixels and what they show.
 
     Args:
-        draw: first scene, number of scenes -> frames and truth, as :func:`draw_batch`.
-        transform: frames -> pixels.
+        draw: function from the first scene's number and the number of scenes to frames and truth (:func:`draw_batch`).
+        transform: the preprocessing that turns the frames into pixels (B, C, H, W).
+        size: number of scenes in a batch.
+        steps: number of batches.
     """
 
     draw: Callable[[int, int], tuple[np.ndarray, Truth]]
@@ -145,9 +151,10 @@ def fit(
     progress: bool,
     loss_of: Callable[[dict[str, torch.Tensor], Truth], torch.Tensor] = probe_loss,
 ) -> dict[str, float]:
-    """Minimise ``loss_of(read(pixels), truth)``; returns the means of :func:`measure` over the last 20 batches."""
+    """Minimise ``loss_of(read(pixels), truth)`` and return the means of :func:`measure` over the last 20 batches."""
     steps = len(batches)
-    # Drawing takes as long as learning: another process does it meanwhile. Nothing here is random, so no seed is drawn.
+    # Drawing a batch takes as long as learning from it, so a worker process draws ahead. Without a generator of its own
+    # the loader would take a seed from the global one, although drawing uses no random numbers.
     drawn = DataLoader(batches, batch_size=None, num_workers=1, generator=torch.Generator())
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = get_cosine_schedule_with_warmup(optimizer, min(WARMUP, steps // 4), steps)
@@ -170,7 +177,11 @@ def fit(
 
 @torch.no_grad()
 def measure(readings: dict[str, torch.Tensor], truth: Truth) -> dict[str, float]:
-    """Accuracy of shape and colour, error of the centre; of words, those told and true among those told or true."""
+    """Return the accuracies of shape and colour (of visible objects) and the mean absolute error of the centre.
+
+    For readings with ``words`` the result also holds their intersection over union: the number of words read and true,
+    divided by the number of words read or true.
+    """
     there = ~truth["centre"].isnan()
     result = {name: (readings[name].argmax(-1) == truth[name])[there[..., 0]].float().mean().item() for name in _NAMES}
     result["centre"] = (readings["centre"] - truth["centre"])[there].abs().mean().item()

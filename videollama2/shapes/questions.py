@@ -1,8 +1,8 @@
 """The built-in world, part 2: questions about a scene, their answers and the options to choose from.
 
-Ten types. Half can be answered from one frame (STATIC_TYPES); the other half cannot, because the clip played backwards
-or with its frames shuffled would call for another answer (TEMPORAL_TYPES), and that other answer is always among the
-candidates. An object is named by colour and shape, or by the one that does not change where the other does.
+There are ten types of question. Half of them can be answered from one frame (STATIC_TYPES). The others cannot
+(TEMPORAL_TYPES): the clip played backwards or with its frames shuffled would have another answer, and that answer is
+always among the candidates. Questions name an object by its colour and shape or, if one of these changes, by the other.
 """
 
 import random
@@ -37,11 +37,11 @@ _WORDING = {
 
 @dataclass(frozen=True)
 class Question:
-    """One question with its answer and the options, the answer among them.
+    """One question with its answer and its options, one of which is the answer.
 
-    ``subject`` is the index of the object asked about (None: the whole scene). ``tells`` are the facts that a reader
-    of question and answer knows, and ``told_by`` the facts any one of which gives this answer away; a dialogue never
-    asks a question after it was told one of them.
+    ``subject`` is the index of the object asked about, or None for a question about the whole scene. ``tells`` holds
+    the facts that a reader of the question and its answer knows. ``told_by`` holds the facts each of which gives the
+    answer away: after a turn that tells one of them, a dialogue does not ask the question.
     """
 
     type: str
@@ -54,7 +54,7 @@ class Question:
 
     @property
     def balance_key(self) -> str:
-        """What must be balanced so that no constant strategy beats chance: the answer, or its place in the question."""
+        """The value to balance so that no constant strategy beats chance: the answer, or its place in the question."""
         if self.type != "order":
             return self.answer
         named_first = self.question.split(" first, ")[1].startswith(self.answer + " or ")
@@ -62,7 +62,7 @@ class Question:
 
 
 def reference(item: ShapeObject) -> str:
-    """The name of an object that is true of it throughout the clip: 'red circle', 'circle' or 'red object'."""
+    """Return a name that fits an object throughout the clip: 'red circle', 'circle' or 'red object'."""
     if item.behaviour == "recolour":
         return item.shape
     if item.behaviour == "reshape":
@@ -71,9 +71,10 @@ def reference(item: ShapeObject) -> str:
 
 
 def questions(scene: Scene, rng: random.Random) -> list[Question]:
-    """Every kind of question the scene supports, at most one per type and object, in a fixed order.
+    """Return the questions that the scene supports, at most one per type and object, in a fixed order of types.
 
-    ``rng`` decides on the wording, the options and their order, and whether existence is asked of something there.
+    ``rng`` decides on the wording, the options and their order, and whether a question about existence asks for an
+    object that is there.
     """
     found: list[Question] = []
     for make in _MAKERS:
@@ -82,10 +83,10 @@ def questions(scene: Scene, rng: random.Random) -> list[Question]:
 
 
 def choose_dialogue(found: list[Question], rng: random.Random, limit: int) -> list[Question]:
-    """Up to ``limit`` questions in random order, none of which an earlier turn gives away.
+    """Return up to ``limit`` questions in random order, such that no turn gives the answer of a later one away.
 
-    Where the limit binds, each type keeps its first question before any keeps its second. The count is asked first or
-    second: the names in later turns would add up to it.
+    If there are more than ``limit``, the first question of every type is kept before the second of any. The number of
+    objects is asked for in the first or second turn, because the objects named in later turns could be counted.
     """
     told: set[str] = set()
     asked: dict[str, int] = {}
@@ -104,9 +105,10 @@ def choose_dialogue(found: list[Question], rng: random.Random, limit: int) -> li
 
 
 def _speed_first(pool: list[Question]) -> list[Question]:
-    """Of one object the speed is asked before the direction, with their places exchanged where it was drawn after.
+    """Move the question about an object's speed before the one about its direction, by exchanging their places.
 
-    Only a slow object has a direction to ask for, so dropping what that gives away would leave mostly fast ones.
+    Only a slow object has a direction to ask for, so the direction gives the speed away. If such questions about speed
+    were dropped instead, those that are left would be mostly about fast objects.
     """
     ordered = list(pool)
     places = {(question.type, question.subject): place for place, question in enumerate(pool)}
@@ -139,19 +141,19 @@ def _ask(
 
 
 def _name(index: int, item: ShapeObject) -> set[str]:
-    """The fact learnt when this object is mentioned: which colour goes with which shape."""
+    """Return the fact that a mention of this object tells: which colour goes with which shape."""
     return {f"name {index}"} if item.behaviour not in ("recolour", "reshape") else set()
 
 
 def _options(rng: random.Random, answer: str, likely: list[str], every: tuple[str, ...]) -> list[str]:
-    """The answer, then the likely wrong ones, filled up at random to four different options."""
+    """Return four different options: the answer, then the likely wrong ones, then others drawn at random."""
     rest = [value for value in every if value != answer and value not in likely]
     wrong = [value for value in likely if value != answer] + rng.sample(rest, len(rest))
     return [answer, *wrong[: OPTIONS - 1]]
 
 
 def _looks(scene: Scene, rng: random.Random) -> list[Question]:
-    """Shape and colour of objects that keep both."""
+    """Ask for the shape and for the colour of each object that keeps both."""
     found = []
     for index, item in enumerate(scene.objects):
         if not item.steady:
@@ -188,15 +190,16 @@ def _position(scene: Scene, rng: random.Random) -> list[Question]:
 
 
 def _existence(scene: Scene, rng: random.Random) -> list[Question]:
-    """Half of them about a steady object, half about something that is not there but nearly is."""
+    """Ask whether something can be seen: in half of the cases a steady object, else one that resembles it."""
     found = []
     for index, item in enumerate(scene.objects):
         if not item.steady:
             continue
         name = f"name {index}"
         if rng.random() < 0.5:
-            # Half of the 'no' are given away by a second object's name too. So are these, though it tells nothing:
-            # otherwise more 'yes' than 'no' would be left in dialogues.
+            # The name of a second object gives half of the 'no' answers away. Half of the 'yes' answers count as given
+            # away by a second name as well, although it does not tell them: otherwise dialogues would keep more
+            # questions with the answer 'yes' than with 'no'.
             second = f"name {(index + 1) % len(scene.objects)}" if item.quadrant % 2 else name
             told_by = {name, second}
             found.append(_ask(rng, "existence", (reference(item),), "yes", ["yes", "no"], index, {name}, told_by))
@@ -207,10 +210,10 @@ def _existence(scene: Scene, rng: random.Random) -> list[Question]:
 
 
 def _absent(scene: Scene, rng: random.Random, index: int) -> tuple[str, set[str]]:
-    """Something that is never there, and whose names would show it.
+    """Return the name of an object that the scene never shows, and the facts that tell so.
 
-    Half of the time the colour of this object with a shape it has not (one that another object has, if there is one),
-    else its shape in a colour that nothing has.
+    In half of the cases the name has the colour of object ``index`` and another shape (that of another object, if there
+    is one), else its shape and a colour that no object has.
     """
     item = scene.objects[index]
     used = {colour for other in scene.objects for colour in (other.colour, other.colour_after)}
@@ -226,7 +229,7 @@ def _absent(scene: Scene, rng: random.Random, index: int) -> tuple[str, set[str]
 
 
 def _direction(scene: Scene, rng: random.Random) -> list[Question]:
-    # Having one direction means crossing once, which gives the speed away.
+    # An object with one direction crosses its quadrant once, so the direction also tells that it is slow.
     return [
         _ask(
             rng,

@@ -1,13 +1,13 @@
 """The built-in world, part 1: what a scene is, how it is drawn from a seed, and how it is painted.
 
-A scene is a 128 x 128 picture, or a clip of 24 such frames at 12 frames per second, cut into 2 x 2 quadrants. One to
-four objects live in it, at most one per quadrant, each with one behaviour. Within a scene no two objects ever share a
-colour or a shape, at any time, so either attribute alone names an object.
+A scene is a 128 x 128 picture, or a clip of 24 such frames at 12 frames per second, divided into 2 x 2 quadrants. It
+has one to four objects, at most one per quadrant, each with one behaviour. No two objects of a scene have the same
+colour or the same shape at any time, so either attribute alone identifies an object.
 
-Everything is symmetric under reversal of time: a clip played backwards is another clip this world could have drawn.
-That is what makes the questions about time need the order of the frames. Speed is the same idea: a slow object crosses
-its quadrant once and a fast one three times, along a triangular wave, so that eight frames taken uniformly (1, 4, ...,
-22) show both at the same eight places, in a different order.
+The world is symmetric under reversal of time: a clip played backwards is another clip that it could have drawn.
+Therefore questions about time cannot be answered without the order of the frames. Speed follows the same idea: a slow
+object crosses its quadrant once and a fast one three times, along a triangular wave, so that eight frames sampled
+uniformly (1, 4, ..., 22) show both at the same eight places, in a different order.
 """
 
 import random
@@ -32,14 +32,14 @@ COLOURS = {
     "purple": (164, 52, 196),
     "white": (240, 240, 240),
 }
-"""Name -> RGB. Far enough apart to stay distinct after 4:2:0 chroma subsampling."""
+"""The RGB value of each colour name; they are far enough apart to stay distinct after 4:2:0 chroma subsampling."""
 
 SHAPES = ("circle", "square", "triangle", "cross")
 QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
 MODALITIES = ("video", "image")
 
 SLIDE_FRAMES = 6
-"""Frames one slide takes."""
+"""Number of frames that a slide takes."""
 
 CROSSINGS = {"travel": 1, "bounce_slow": 1, "bounce_fast": 3}
 SLIDES = ("slide_early", "slide_late")
@@ -50,12 +50,12 @@ BEHAVIOURS = ("still", *CROSSINGS, *SLIDES, *CHANGES, *VANISHING)
 _HALF = SIZE // 4
 _MARGIN = 2
 _REACH = 13.0
-"""A moving centre stays within this many pixels of the quadrant's centre: 26 px from end to end."""
+"""Largest distance in pixels of a moving centre from its quadrant's centre: a path is 26 pixels long."""
 _RADII = (14.0, 16.0)
 _BACKGROUND = (34, 56)
 
-# Scenario -> the behaviours that must be present, one tuple drawn at random. 'change' questions come in two kinds,
-# so each kind has half the weight of the other scenarios.
+# The behaviours that a scenario needs: a scene gets one of these tuples, drawn at random. Two scenarios lead to
+# 'change' questions, so each of them has half the weight of the others.
 _LEADS: dict[str, tuple[tuple[str, ...], ...]] = {
     "direction": (("travel",),),
     "order": (SLIDES,),
@@ -73,7 +73,7 @@ COUNTABLE = frozenset({"direction", "recolour", "speed", "still"})
 
 @dataclass(frozen=True)
 class State:
-    """What one frame shows of one object: its centre (x, y) in pixels from the top left corner, and its look."""
+    """One object in one frame: its centre (x, y) in pixels from the top left corner, and its look."""
 
     shape: str
     colour: str
@@ -83,10 +83,11 @@ class State:
 
 @dataclass(frozen=True)
 class ShapeObject:
-    """One object: where it is at home, how it looks, what it does.
+    """One object: its quadrant, its look and its behaviour.
 
-    ``event_frame`` is the first frame of a slide, or the first frame after a change; ``offset_x`` and ``offset_y`` are
-    the resting distance in pixels from the quadrant's centre, the one along ``axis`` unused by a moving object.
+    ``event_frame`` is the first frame of a slide, or the first frame after a change. ``offset_x`` and ``offset_y`` are
+    the distance in pixels of the resting object from the quadrant's centre; a moving object does not use the one along
+    its ``axis``.
     """
 
     quadrant: int
@@ -104,19 +105,19 @@ class ShapeObject:
 
     @property
     def steady(self) -> bool:
-        """True when colour, shape and presence stay the same through the clip."""
+        """Whether colour, shape and presence stay the same throughout the clip."""
         return self.behaviour not in CHANGES and self.behaviour not in VANISHING
 
     @property
     def direction(self) -> str | None:
-        """left, right, up or down for an object that crosses its quadrant exactly once, else None."""
+        """'left', 'right', 'up' or 'down' for an object that crosses its quadrant exactly once, else None."""
         if self.behaviour not in SLIDES and CROSSINGS.get(self.behaviour) != 1:
             return None
         low_to_high, high_to_low = ("right", "left") if self.axis == "x" else ("down", "up")
         return low_to_high if self.from_low else high_to_low
 
     def progress(self, frame: int) -> float | None:
-        """Share of the crossing done in the middle of this frame, 0 to 1; None for an object that stays in place."""
+        """Return the share of the path (0 to 1) covered by the middle of a frame, or None if the object never moves."""
         if self.behaviour in SLIDES:
             return min(max((frame + 0.5 - self.event_frame) / SLIDE_FRAMES, 0.0), 1.0)
         if self.behaviour in CROSSINGS:
@@ -125,7 +126,7 @@ class ShapeObject:
         return None
 
     def state(self, frame: int) -> State | None:
-        """The object in one frame (0 to 23), or None where it is not to be seen."""
+        """Return the object's state in one frame (0 to 23), or None if the frame does not show it."""
         after = frame >= self.event_frame
         if (self.behaviour == "appear" and not after) or (self.behaviour == "disappear" and after):
             return None
@@ -143,7 +144,7 @@ class ShapeObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that is to be drawn: the objects, the grey of the background (0 to 255), and where it came from."""
+    """A scene: its objects, the grey value of its background (0 to 255), and the values that it was drawn from."""
 
     seed: int
     index: int
@@ -158,25 +159,24 @@ class Scene:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of what is drawn, without the seed: two scenes that look alike have the same one."""
+        """Return a hash of what is drawn, without the seed: two scenes that look alike have the same hash."""
         return sha256(repr((self.modality, self.background, self.objects)).encode()).hexdigest()
 
 
 SCENARIOS = tuple(_LEADS)
 MOST_OBJECTS = 4
-"""One per quadrant."""
-"""What a clip can be about."""
+"""Largest number of objects in a scene: one per quadrant."""
 
 
 def make_scene(
     seed: int, index: int, modality: str = "video", scenario: str | None = None, objects: int | None = None
 ) -> Scene:
-    """Draw scene number ``index`` of a seed; it depends on these values alone.
+    """Draw scene number ``index`` of a seed; the scene depends on the arguments alone.
 
-    Sets of different seeds share no scene (positions and sizes are continuous). ``scenario`` decides what a clip is
-    about (:data:`SCENARIOS`), else chance does; a picture has none. ``objects`` limits their number to less than the
-    usual four, but not below what the scenario needs. Raises ConfigError for an unknown modality or scenario, or
-    another number.
+    Sets of different seeds share no scene, because positions and sizes are continuous. ``scenario`` (one of
+    :data:`SCENARIOS`) decides what a clip is about; without it the scenario is drawn at random, and a picture has none.
+    ``objects`` lowers the limit of four objects, though not below the number that the scenario needs. Raises
+    ConfigError for an unknown modality or scenario, and for a limit outside 1 to 4.
     """
     if modality not in MODALITIES:
         raise ConfigError(f"modality {modality!r} is none of {', '.join(MODALITIES)}")
@@ -217,7 +217,7 @@ def _draw_behaviours(rng: random.Random, scenario: str, most: int) -> list[str]:
     if scenario == "still":
         return ["still"] * rng.randint(1, most)
     behaviours = list(rng.choice(_LEADS[scenario]))
-    # A changed shape needs a name nobody else has, and there are only four.
+    # An object that changes its shape takes up two of the four shapes, which leaves two for other objects.
     most = min(most, 3) if scenario == "reshape" else most
     count = rng.randint(len(behaviours), max(len(behaviours), most))
     choices = _FILL + VANISHING if scenario == "appearance" else _FILL
@@ -234,7 +234,7 @@ def _draw_behaviours(rng: random.Random, scenario: str, most: int) -> list[str]:
 
 
 def _draw_object(rng: random.Random, behaviour: str, **look: Any) -> ShapeObject:
-    """``look``: quadrant, shape and colour, and what the last two become."""
+    """Draw the size, motion and place of an object whose quadrant, shapes and colours (``look``) are given."""
     radius = rng.uniform(*_RADII)
     room = _HALF - _MARGIN - radius
     early = rng.randint(3, 4)
@@ -266,9 +266,9 @@ def render(scene: Scene) -> np.ndarray:
 
 
 def _patches(scene: Scene, item: ShapeObject) -> Iterator[tuple[np.ndarray, int, int, list[int]]]:
-    """The distinct looks of one object: a small picture, its place (top, left), and the frames that show it.
+    """Yield the distinct states of one object: a small picture, its place (top, left), and the frames that show it.
 
-    Nothing overlaps, so each picture is painted once, over the plain background, and copied.
+    Objects never overlap, so each picture is painted once, over the plain background, and copied into its frames.
     """
     seen: dict[State, list[int]] = {}
     for frame in range(scene.frames):
@@ -291,7 +291,7 @@ def _patches(scene: Scene, item: ShapeObject) -> Iterator[tuple[np.ndarray, int,
 
 
 def _cut(patch_HWC: np.ndarray, top: int, left: int, shown: list[int]) -> tuple[np.ndarray, int, int, list[int]]:
-    """Drop the background rim of a patch where it would reach over the edge of the picture."""
+    """Cut off the background rim of a patch that extends beyond the edge of the picture."""
     height, width = patch_HWC.shape[:2]
     rows = slice(max(0, -top), min(height, SIZE - top))
     columns = slice(max(0, -left), min(width, SIZE - left))
@@ -299,7 +299,7 @@ def _cut(patch_HWC: np.ndarray, top: int, left: int, shown: list[int]) -> tuple[
 
 
 def _distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
-    """Signed distance in pixels to the outline, negative inside; x grows to the right, y downwards."""
+    """Return the signed distance in pixels to a shape's outline, negative inside; x grows to the right, y downwards."""
     if shape == "circle":
         return np.hypot(x, y) - radius
     across, down = np.abs(x), np.abs(y)

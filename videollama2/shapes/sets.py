@@ -2,19 +2,20 @@
 
     python -m videollama2.shapes.sets --out DIR --videos N [--images M] --seed S
 
-A set is a function of its parameters: running the command again writes the same bytes (the videos too, with the same
-versions of the video libraries). Sets of different seeds share no video, so take another seed for a test set.
+A set depends on its parameters alone: running the command again writes the same bytes (also for the videos, if the
+versions of the video libraries are the same). Sets of different seeds share no video, so use another seed for a test
+set. The command writes these files:
 
     DIR/videos/000123.mp4       24 frames of 128 x 128 at 12 frames per second, H.264
     DIR/images/000045.png
     DIR/train.json              one record per file: id, video or image (a path relative to DIR), conversations
     DIR/questions.json          one row per question: id, video or image, type, question, answer, candidates
-    DIR/mvbench/json/TYPE.json  the same questions as far as they are about videos: video, question, candidates, answer
-    DIR/mvbench/video           a link to ../videos; a system without links takes DIR/videos as video folder instead
+    DIR/mvbench/json/TYPE.json  those of the questions that are about videos: video, question, candidates, answer
+    DIR/mvbench/video           a link to ../videos; on a system without links, use DIR/videos as the video folder
     DIR/set.json                the parameters, the version of the world, counts, and whether the set is complete
 
-Every file is written under another name and renamed when it is whole. After an interruption the same command goes on
-where it stopped; with other parameters it refuses the folder.
+Every file is written under a temporary name and renamed when it is complete. After an interruption, the same command
+continues where the first one stopped; with other parameters it refuses the folder.
 """
 
 import argparse
@@ -61,12 +62,12 @@ __all__ = [
 ]
 
 WORLD_VERSION = 1
-"""Raised whenever the same parameters would give another set."""
+"""Version of the world; it must be increased whenever the same parameters would give another set."""
 
 
 @dataclass(frozen=True)
 class SetParameters:
-    """What defines a set. Raises DataError for a value that makes no set."""
+    """The parameters that define a set. Raises DataError for a value outside its range."""
 
     videos: int
     images: int = 0
@@ -92,17 +93,17 @@ class SetParameters:
             raise DataError(f"balanced questions must be at least 1, got {self.balanced_questions}")
 
     def items(self) -> Iterator[tuple[str, int]]:
-        """(modality, index) of every file, videos first."""
+        """Yield the (modality, index) of every file, videos first."""
         yield from (("video", index) for index in range(self.videos))
         yield from (("image", index) for index in range(self.images))
 
 
 def encode_video(frames_THWC: np.ndarray) -> bytes:
-    """H.264 in mp4 from uint8 RGB frames (T, H, W, 3) of even height and width; the same frames give the same bytes."""
+    """Encode uint8 RGB frames (T, H, W, 3) of even height and width as H.264 in mp4; equal frames give equal bytes."""
     import av
 
     frame_count, height, width = frames_THWC.shape[:3]
-    # One colour conversion for the whole clip, as one tall picture: per frame it costs as much as the encoding.
+    # The whole clip is converted to YUV as one tall picture: a conversion per frame would cost as much as the encoding.
     tall = av.VideoFrame.from_ndarray(frames_THWC.reshape(-1, width, 3), format="rgb24")
     planes = tall.reformat(format="yuv420p").to_ndarray().reshape(-1)
     luma = frame_count * height * width
@@ -134,7 +135,7 @@ def _part_path(path: Path) -> Path:
 
 @contextmanager
 def _whole_file(path: Path) -> Iterator[Path]:
-    """A path to write to, which takes its real name when the block ends well and vanishes otherwise."""
+    """Yield a temporary path; the file is renamed to ``path`` when the block ends and removed if the block raises."""
     part = _part_path(path)
     try:
         yield part
@@ -156,7 +157,7 @@ def _write_file(path: Path, content: bytes) -> None:
 
 @contextmanager
 def _json_list(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A function that adds a row to a JSON list, one line each, so that a set need not fit into memory."""
+    """Yield a function that appends one row (a line) to a JSON list, so that a set need not fit into memory."""
     separator = "[\n"
     with _whole_file(path) as part, part.open("w", encoding="utf-8") as file:
 
@@ -164,7 +165,7 @@ def _json_list(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
             nonlocal separator
             try:
                 file.write(separator + json.dumps(row, ensure_ascii=False))
-            except OSError as error:  # here, where it is known which of the open files it was
+            except OSError as error:  # caught here, because several files are open and the error names one
                 raise _write_error(path, error) from error
             separator = ",\n"
 
@@ -173,7 +174,7 @@ def _json_list(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
 
 
 def _make_item(out: Path, parameters: SetParameters, item: tuple[str, int]) -> Annotation:
-    """Write one file, unless a former run has, and annotate it."""
+    """Write one file, unless an earlier run has written it, and return its annotations."""
     modality, index = item
     scene = make_scene(parameters.seed, index, modality, parameters.scenario, parameters.objects)
     file = f"videos/{index:06d}.mp4" if modality == "video" else f"images/{index:06d}.png"
@@ -205,11 +206,11 @@ def write_set(
 ) -> dict[str, Any]:
     """Write a whole set to the folder ``out`` and return the content of its set.json.
 
-    ``balanced_questions`` limits questions.json and mvbench/ to that many questions, equal in number for each type (to
-    within one) and balanced over the answers of each type. With ``scenario`` all clips are about that; ``objects``
-    limits how many a scene has, see :func:`~videollama2.shapes.scene.make_scene`. Raises DataError
-    for parameters that make no set, a folder that holds another set, too few files for the balance, or a file that
-    cannot be written.
+    ``balanced_questions`` limits questions.json and mvbench/ to that many questions, with the same number for each type
+    (to within one) and balanced over the answers of each type. ``scenario`` decides what all clips are about, and
+    ``objects`` limits the number of objects in a scene, see :func:`~videollama2.shapes.scene.make_scene`. Raises
+    DataError for parameters outside their range, a folder that holds another set, too few files for the balance, or a
+    file that cannot be written.
     """
     parameters = SetParameters(
         videos, images, seed, questions_per_item, mcq_fraction, balanced_questions, scenario, objects
@@ -237,7 +238,7 @@ def _json(value: Any) -> bytes:
 
 
 def _claim(out: Path, parameters: SetParameters) -> None:
-    """Take the folder for this set: new, or begun by a run with the same parameters. Raises DataError otherwise."""
+    """Prepare the folder of this set, which must be new or begun with the same parameters; else raise DataError."""
     identity = _identity(parameters)
     try:
         for folder in ("videos", "images", "mvbench/json"):
@@ -271,7 +272,7 @@ def _compare(path: Path, identity: dict[str, Any]) -> None:
 
 
 def _link(path: Path) -> None:
-    """Give MVBench runners their folder without a second copy; a system without links loses only the short cut."""
+    """Link the videos into mvbench/, where MVBench runners look for them; where links are impossible, print a hint."""
     if not os.path.lexists(path):
         try:
             path.symlink_to("../videos", target_is_directory=True)
@@ -281,12 +282,12 @@ def _link(path: Path) -> None:
 
 @contextmanager
 def _work(out: Path, parameters: SetParameters, workers: int) -> Iterator[Iterable[Annotation]]:
-    """The items in order, made here or by other processes."""
+    """Yield the annotations of all items in order, made in this process or in ``workers`` others."""
     make = partial(_make_item, out, parameters)
     if workers <= 1:
         yield map(make, parameters.items())
         return
-    # Spawn: a fork of a process that has threads (torch, decoders) may hang.
+    # The workers are spawned, because a fork of a process with threads (torch, decoders) may hang.
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         yield pool.imap(make, parameters.items(), chunksize=16)
 

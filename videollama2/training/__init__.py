@@ -1,4 +1,4 @@
-"""Everything ``train.py`` is made of: flags, what is trained, the loop, what is written."""
+"""The parts of ``train.py``: its flags, the model to train, the training loop, and the files that it writes."""
 
 import sys
 import warnings
@@ -6,10 +6,10 @@ from importlib.util import find_spec
 
 
 def _ignore_folder_named_datasets() -> None:
-    """Keep transformers from taking the folder ``datasets/`` of this repository for the Hugging Face package.
+    """Keep transformers from mistaking the folder ``datasets/`` of this repository for the Hugging Face package.
 
-    A folder in the working directory can be imported as an empty package when no real one is installed.
-    transformers then believes it has ``datasets`` and fails at the first look into it.
+    If the real package is not installed, a folder of that name in the working directory is imported as an empty
+    package. transformers then believes that ``datasets`` is available and fails at the first attribute it uses.
     """
     spec = find_spec("datasets")
     if spec is None or spec.origin is not None:
@@ -25,11 +25,11 @@ _ignore_folder_named_datasets()
 
 
 def _quiet_libraries() -> None:
-    """Keep out of the terminal what no reader can act on."""
+    """Ignore warnings that a user can do nothing about."""
     for category, message in (
-        # A flag under its published name.
+        # The flag keeps its published name.
         (FutureWarning, "`(is_)?gradient_checkpointing` is deprecated"),
-        # 1 x 1 convolutions, whose gradients have another order of axes but the same one in memory.
+        # Gradients of 1 x 1 convolutions have other strides than their buckets, but the same layout in memory.
         (UserWarning, "Grad strides do not match bucket view strides"),
         # The number of loader workers is the user's choice.
         (UserWarning, "This DataLoader will create"),

@@ -1,6 +1,6 @@
-"""The command line of ``train.py``: :mod:`.flags` says what there is, :mod:`.rules` what goes together.
+"""The command line of ``train.py``: :mod:`.flags` defines the flags, :mod:`.rules` which of them exclude each other.
 
-Where a flag contradicts what the model folder says, the run stops instead of choosing.
+If a flag contradicts the configuration in the model folder, the run stops with an error (see :mod:`.build`).
 """
 
 import sys
@@ -20,7 +20,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     """Read the command line (default ``sys.argv``) and check it.
 
     Raises:
-        ConfigError: flags that there are not, or that contradict each other. A value of the wrong type ends the process
+        ConfigError: a flag does not exist, or flags contradict each other. A value of the wrong type ends the process
             with argparse's message.
     """
     parser = Parser(

@@ -1,4 +1,4 @@
-"""Flags -> the model to train: its parts, what in it learns, and a table of that."""
+"""Build the model to train from the flags: load its parts, choose which of them learn, and describe that in a table."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from videollama2.training.meter import weights_of
 from videollama2.training.sharding import encode_uniformly, whole_weights
 
 NEW_CONNECTOR = "linear"
-"""Connector of a new model when none is named (published default)."""
+"""Connector of a new model if no flag names one (the published default)."""
 NEW_SELECT_LAYER = -2
-"""Encoder layer of a new model when none is named: what all published recipes pass."""
+"""Encoder layer that a new model reads if no flag names one; all published recipes pass this value."""
 
 
 def build_model(
     model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
 ) -> tuple[VideoLlama2ForConditionalGeneration, VideoLlama2Processor]:
-    """The model with its weights, ready to train, and its processor.
+    """Return the model with its weights, ready to train, and its processor.
 
     Raises:
-        ConfigError: a flag contradicts what ``model_path`` holds.
-        CheckpointError: weights that are missing or do not fit.
-        MissingDependencyError: LoRA without peft, quantisation without bitsandbytes.
+        ConfigError: a flag contradicts the configuration in ``model_path``.
+        CheckpointError: weights are missing or do not fit.
+        MissingDependencyError: LoRA needs peft, or quantisation needs bitsandbytes.
     """
     path = resolve_name(model_args.model_path)
     load = _load_whole if is_videollama2(_read_config(path)) else _load_parts
@@ -69,7 +69,11 @@ def build_model(
 
 
 def _loading_options(model_args: ModelArguments, training_args: TrainingArguments) -> dict[str, Any]:
-    """What learns is kept in float32; DeepSpeed keeps its own such copy and needs the weights in half of it only."""
+    """Return the options with which weights are loaded.
+
+    Weights are loaded in float32, because those that learn need its precision. DeepSpeed keeps a float32 copy itself,
+    so under it bfloat16 is enough.
+    """
     half = training_args.bf16 and training_args.deepspeed
     options: dict[str, Any] = {"dtype": torch.bfloat16 if half else torch.float32}
     computed_in = torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else torch.float32
@@ -86,23 +90,24 @@ def _loading_options(model_args: ModelArguments, training_args: TrainingArgument
 
 
 def _cast_frozen(model: nn.Module, dtype: torch.dtype) -> None:
-    """What does not learn needs no precision beyond the one it is computed in."""
+    """Cast frozen float32 parameters to the dtype of the computation: they need no more precision than that."""
     for parameter in model.parameters():
         if not parameter.requires_grad and parameter.dtype == torch.float32:
             parameter.data = parameter.data.to(dtype)
 
 
 def base_name(model_path: str) -> str:
-    """How saved folders name the model they belong to: a folder by its whole path, to be found from anywhere.
+    """Return the name by which saved adapters and connectors refer to the model they belong to.
 
-    Names (of the hub, of the built-in model) mean the same on every machine and stay as they are.
+    A folder is named by its absolute path, so that it is found from any working directory. Other names (of the hub, of
+    the built-in model) mean the same on every machine and are not changed.
     """
     path = Path(model_path)
     return str(path.resolve()) if path.is_dir() else model_path
 
 
 def _check_is_whole_or_bare(path: str) -> None:
-    """Raise ConfigError, with the command that helps, for a folder whose weights are added to others."""
+    """Raise ConfigError, with a command that helps, if a folder holds only a LoRA adapter or a connector."""
     if first_file(path, FULL_WEIGHTS) is not None:
         return
     if find_file(path, ADAPTER_CONFIG) is not None:
@@ -171,7 +176,7 @@ def _check_model_type(asked: str | None, decoder: str, path: str) -> None:
 def _set_media(
     model: VideoLlama2ForConditionalGeneration, processor: VideoLlama2Processor, data_args: DataArguments
 ) -> None:
-    """Write frames and image shape into the configuration: training, saving and inference read them there."""
+    """Write frame count and image shape into the configuration, where training, saving and inference read them."""
     config = model.config
     if data_args.num_frames is not None:
         if data_args.num_frames < 1:
@@ -196,7 +201,7 @@ def choose_trainable(
     """
     connector_only = model_args.tune_mm_mlp_adapter
     inner = model.model
-    if not has_lora(model):  # which has chosen what learns in the decoder
+    if not has_lora(model):  # adding LoRA has already chosen what learns in the decoder
         inner.language_model.requires_grad_(not (model_args.freeze_backbone or connector_only))
         model.lm_head.requires_grad_(not (model_args.freeze_backbone or connector_only))
     if inner.vision_tower is not None and inner.mm_projector is not None:
@@ -206,20 +211,20 @@ def choose_trainable(
             _freeze_unused_layers(inner.vision_tower, model.config.mm_vision_select_layer)
     for part in (inner.audio_tower, inner.mm_projector_a):
         if part is not None:
-            part.requires_grad_(False)  # no record holds sound: weight decay alone would change them
+            part.requires_grad_(False)  # no training record has sound, so only weight decay would change these weights
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError("every part is frozen by --freeze_* flags: nothing would learn")
 
 
 def _freeze_unused_layers(tower: nn.Module, select_layer: int) -> None:
-    """Weights above the selected layer never run: distributed runs would wait for their gradients."""
+    """Let only the layers that run learn: distributed runs would wait for gradients of those above the selected one."""
     tower.requires_grad_(False)
     for module in vision_encoder(tower.config.model_type).runs(tower, select_layer):
         module.requires_grad_(True)
 
 
 def describe_trainable(model: VideoLlama2ForConditionalGeneration) -> str:
-    """A table: parameters of each part, and how many of them learn."""
+    """Return a table with the number of parameters of each part, and how many of them learn."""
     names = ("vision_tower", "mm_projector", "audio_tower", "mm_projector_a", "language_model")
     parts = {name: part for name in names if (part := getattr(model.model, name)) is not None}
     if model.lm_head.weight is not model.get_input_embeddings().weight:

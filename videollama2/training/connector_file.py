@@ -1,4 +1,4 @@
-"""Where the connector's weights of ``--pretrain_mm_mlp_adapter`` lie."""
+"""Find the file of connector weights that ``--pretrain_mm_mlp_adapter`` names."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from videollama2.hub import find_file
 
 
 def connector_file(name: str) -> Path:
-    """A file, or ``owner/repository/file`` on the hub.
+    """Return the path of the file ``name``, which may also be ``owner/repository/file`` on the hub.
 
     Raises:
-        CheckpointNotFoundError: neither.
+        CheckpointNotFoundError: it is neither.
     """
     path = Path(name)
     if path.is_file():

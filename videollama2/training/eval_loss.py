@@ -1,7 +1,7 @@
-"""Loss and share of right answers on records that are not learnt from.
+"""Loss and share of right answers on the records of ``--eval_data_path``.
 
-An answer is right where every one of its tokens, the end included, is the most likely one after the right beginning:
-exactly then greedy generation would write it.
+An answer is right if each of its tokens, the end token included, is the most likely one after the right tokens before
+it. This is exactly the case when greedy generation would write the answer.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from videollama2.constants import IGNORE_INDEX
 
 @torch.no_grad()
 def sums_over(model: nn.Module, batches: Iterable[dict[str, Any]], device: torch.device) -> torch.Tensor:
-    """(4,): sum of losses, labels, right answers, answers of all ``batches``.
+    """Return four sums over all ``batches``, a tensor (4,): the loss, labels, right answers, and answers.
 
     Args:
-        model: or the engine around it; its mode is restored afterwards.
+        model: the model, or the DeepSpeed engine around it; its training mode is restored afterwards.
+        batches: batches of the collator, on the device.
+        device: where the sums are kept.
     """
     was_training = model.training
     model.eval()
@@ -30,7 +32,7 @@ def sums_over(model: nn.Module, batches: Iterable[dict[str, Any]], device: torch
     for batch in batches:
         labels_BL = batch.pop("labels")
         targets_BL = labels_BL[:, 1:]
-        # Logits of positions where some row has a label: a whole batch of them would not fit.
+        # Only positions where some row has a label get logits: those of all positions would not fit into memory.
         kept_K = (targets_BL != IGNORE_INDEX).any(dim=0).nonzero().flatten()
         logits_BKV = model(**batch, logits_to_keep=kept_K).logits
         sums += _sums(logits_BKV, targets_BL.to(logits_BKV.device), kept_K).to(sums)
@@ -42,7 +44,8 @@ def _sums(logits_BKV: torch.Tensor, targets_BL: torch.Tensor, kept_K: torch.Tens
     targets_BK = targets_BL[:, kept_K]
     labelled_BK = targets_BK != IGNORE_INDEX
     loss = F.cross_entropy(logits_BKV[labelled_BK].float(), targets_BK[labelled_BK], reduction="sum")
-    # Answers that follow each other closely would run together in the positions that were kept.
+    # The K kept positions leave out the tokens between answers, so in them neighbouring answers would look like one.
+    # Mistakes are therefore put back into all L positions, where each run of labels is one answer.
     wrong_BL = torch.zeros_like(targets_BL, dtype=torch.bool)
     wrong_BL[:, kept_K] = labelled_BK & (logits_BKV.argmax(dim=-1) != targets_BK)
     answers = right = 0

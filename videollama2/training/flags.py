@@ -1,4 +1,4 @@
-"""Flags of ``train.py``, under their published names. Every flag has an effect."""
+"""The flags of ``train.py``, under their published names. Every flag has an effect."""
 
 import os
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from videollama2.training.stale_locks import clear_stale_locks
 
 @dataclass
 class ModelArguments:
-    """Which parts the model is made of and which of them learn."""
+    """Flags for the parts of the model and for which of them learn."""
 
     model_path: str = field(
         metadata={"help": "Language model (needs --vision_tower), or a VideoLLaMA 2 checkpoint to go on from."}
@@ -63,14 +63,14 @@ class ModelArguments:
     )
 
     def __post_init__(self) -> None:
-        # How a caller of a script takes back a flag that the script gives.
+        # An empty value lets the caller of a script undo a flag that the script sets.
         for name in ("model_type", "vision_tower", "mm_projector_type", "pretrain_mm_mlp_adapter"):
             setattr(self, name, getattr(self, name) or None)
 
 
 @dataclass
 class DataArguments:
-    """What is learnt from."""
+    """Flags for the training data."""
 
     data_path: list[str] = field(metadata={"help": "Annotation files, JSON lists or JSON Lines."})
     data_folder: str | None = field(
@@ -120,14 +120,14 @@ _REFUSED = {
     "enable_jit_checkpoint": "it saves between the backward pass and the optimizer's step, which is not gone on from "
     "exactly; without it, SIGTERM and SIGUSR1 leave a whole checkpoint after the step under way",
 }
-"""Flags of transformers that would lie here -> why."""
+"""Flags of transformers that would not do here what they promise, each with the reason."""
 
 
 @dataclass
 class TrainingArguments(transformers.TrainingArguments):
-    """transformers' arguments and what is special to this model."""
+    """The training arguments of transformers and those that are special to this model."""
 
-    # The samples' keys are the collator's, not the model's.
+    # The keys of samples are read by the collator; transformers would remove those that the model does not know.
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay False: the collator reads what the model does not."}
     )
@@ -175,7 +175,7 @@ class TrainingArguments(transformers.TrainingArguments):
         metadata={"help": "tensorboard, wandb, none, ... Default: tensorboard where it is installed."},
     )
 
-    # Flags of transformers that do something else than they say here; see _REFUSED.
+    # These flags of transformers would not do here what they promise and are refused; see _REFUSED.
     torch_compile: bool = field(default=False, metadata={"help": "Refused: the media of a batch vary in shape."})
     fsdp: str | None = field(
         default=None, metadata={"nargs": "?", "const": "True", "help": "Refused: use --deepspeed scripts/zero3.json."}
@@ -187,17 +187,17 @@ class TrainingArguments(transformers.TrainingArguments):
         default=False, metadata={"help": "Refused: SIGTERM and SIGUSR1 leave a checkpoint without it."}
     )
 
-    # Flags of transformers that would have no effect here, or a wrong one: they are none. Attributes remain, since
-    # transformers reads them.
+    # These would have no effect here, or a wrong one, so they are no flags. The attributes remain, since transformers
+    # reads them.
     do_train: bool = field(default=False, init=False)
     do_eval: bool = field(default=False, init=False)
     do_predict: bool = field(default=False, init=False)
     label_names: list[str] | None = field(default=None, init=False)
-    label_smoothing_factor: float = field(default=0.0, init=False)  # over logits that training does not compute
+    label_smoothing_factor: float = field(default=0.0, init=False)  # needs logits that training does not compute
     length_column_name: str = field(default="length", init=False)
     use_liger_kernel: bool = field(default=False, init=False)  # does not know this model
     liger_kernel_config: dict[str, bool] | None = field(default=None, init=False)
-    # Evaluation counts loss and answers on the fly, see evaluation.py.
+    # Evaluation sums loss and answers batch by batch, see eval_loss.py.
     prediction_loss_only: bool = field(default=False, init=False)
     eval_accumulation_steps: int | None = field(default=None, init=False)
     eval_do_concat_batches: bool = field(default=True, init=False)
@@ -216,17 +216,17 @@ class TrainingArguments(transformers.TrainingArguments):
             if str(self.deepspeed).endswith(".json") and not Path(self.deepspeed).is_file():
                 raise ConfigError(f"--deepspeed {self.deepspeed}: there is no such file")
             clear_stale_locks()
-        # Without this accelerate finds no device it knows, takes a run of several processes on a machine without GPU
-        # for single ones, and none of them hears of the others' gradients.
+        # Without use_cpu, accelerate finds no device on a machine without a GPU and treats each process of a
+        # distributed run as a run of its own, so that gradients would not be exchanged.
         if not torch.accelerator.is_available():
             self.use_cpu = True
-            # DeepSpeed, which accelerate imports where it is installed, would look for one and tell that there is none.
+            # accelerate imports DeepSpeed if it is installed, which would look for a GPU and print that there is none.
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         if self.use_cpu:
             self.dataloader_pin_memory = False
-            self.tf32 = None  # the published scripts ask for it; without a GPU transformers would refuse to start
+            self.tf32 = None  # the published scripts set it, and without a GPU transformers would refuse it
         if self.ddp_find_unused_parameters is None:
-            # Every weight that learns gets a gradient in every step, even of text alone.
+            # Every weight that learns gets a gradient in every step, even in a step without media.
             self.ddp_find_unused_parameters = False
         if self.report_to is None:
             self.report_to = ["tensorboard"] if is_tensorboard_available() else []

@@ -1,6 +1,6 @@
-"""``--help`` of ``train.py``: this program's flags first, in groups; then those of transformers that runs often need.
+"""The ``--help`` of ``train.py``: groups of this program's flags and of those of transformers that runs often need.
 
-transformers brings more than a hundred flags. All of them are described by ``--help_all``.
+transformers adds more than a hundred flags. ``--help`` lists the names of the others; ``--help_all`` describes all.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("resume_from_checkpoint", "resume_older", "logging_steps", "report_to", "run_name"),
     ),
 }
-"""Title -> flags. Every flag of this program is in one of them."""
+"""The flags under each title of ``--help``. Every flag of this program is in one of the groups."""
 
 _SAID = {
     "gradient_checkpointing": "Compute activations anew in the backward pass instead of keeping them: less memory, a "
@@ -48,15 +48,15 @@ _SAID = {
     "output_dir": "Where checkpoints and the result are written.",
     "lr_scheduler_type": "linear, cosine, constant, constant_with_warmup, cosine_with_min_lr, ...",
 }
-"""What transformers describes from its own point of view."""
+"""Descriptions of flags for which those of transformers do not fit this program."""
 
 _WIDTH = 120
 _FEW = 6
-"""Choices that are listed."""
+"""Largest number of choices that the help lists."""
 
 
 class Parser(HfArgumentParser):
-    """transformers' parser of dataclasses with a help that fits on some screens."""
+    """The dataclass parser of transformers, with a help of a few screens."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, formatter_class=_formatter, **kwargs)
@@ -64,7 +64,7 @@ class Parser(HfArgumentParser):
         self.add_argument("--help_all", action=_HelpAll, help="Describe every flag of transformers too.", **nothing)
 
     def format_help(self) -> str:
-        """The groups, then the names of all other flags."""
+        """Return the text of ``--help``: the groups of flags, then the names of all other flags."""
         actions = {action.dest: action for action in self._actions if not _is_negation(action)}
         formatter = self._get_formatter()
         formatter.add_text(f"usage: {self.prog} --model_path NAME --data_path FILE ... --output_dir DIR [flags]")
@@ -79,7 +79,7 @@ class Parser(HfArgumentParser):
         return f"{formatter.format_help()}\nother flags of transformers:\n{listed}\n\n{end}\n"
 
     def format_help_of_all(self) -> str:
-        """Every flag with its whole description, as argparse makes it."""
+        """Return the text of ``--help_all``: every flag with its whole description, as argparse formats it."""
         return argparse.ArgumentParser.format_help(self)
 
 
@@ -88,19 +88,22 @@ def _formatter(prog: str) -> argparse.HelpFormatter:
 
 
 def _is_negation(action: argparse.Action) -> bool:
-    """Of a switch that is on by default, transformers makes two flags."""
+    """Whether a flag is the ``--no_...`` that transformers adds to a switch that is on by default."""
     return any(option.startswith("--no_") for option in action.option_strings)
 
 
 def _short(action: argparse.Action) -> argparse.Action:
-    """The same flag with the first sentence of a long description, and its default."""
+    """Return a copy of a flag whose description is shortened to its first sentence and its default.
+
+    Descriptions of this program's own flags are kept whole.
+    """
     short = copy.copy(action)
     text = _SAID.get(action.dest) or " ".join((action.help or "").split())
     text = re.split(r"(?<=[.!]) ", text)[0] if action.dest not in _OWN_FLAGS else text
     if "efault" not in text and not action.required and action.default not in (None, argparse.SUPPRESS):
         text += f" Default: {getattr(action.default, 'value', action.default)}."
     short.help = text
-    # Each flag has a second spelling, with hyphens.
+    # Only the spelling with underscores is shown; each flag has a second one with hyphens.
     short.option_strings = action.option_strings[:1]
     few = action.choices and len(list(action.choices)) <= _FEW
     short.metavar = action.metavar or (None if few else _metavar(action))

@@ -1,7 +1,8 @@
-"""What a run was started with: its data, its weights and its flags, written down so that no other run goes on from it.
+"""The identity of a run: the data, weights and flags that it was started with.
 
-The record lies in the output folder and in every checkpoint. Data are told by the content of the annotation files,
-weights by the content of their files (:mod:`videollama2.checkpoints.fingerprint`), everything else by its flag.
+It is recorded in the output folder and in every checkpoint, so that a run with another identity does not continue from
+them. Data are identified by the content of the annotation files, weights by the content of their files
+(:mod:`videollama2.checkpoints.fingerprint`), and everything else by the values of flags.
 """
 
 from __future__ import annotations
@@ -25,23 +26,23 @@ ANY_VALUE = frozenset(
     {
         # where the result goes and how the run is started again
         *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "resume_older", "on_bad_sample"),
-        # what is told on the way
+        # what is logged and published
         *("logging_strategy", "logging_steps", "logging_first_step", "log_level", "log_level_replica"),
         *("log_on_each_node", "disable_tqdm", "report_to", "run_name", "project", "debug", "skip_memory_metrics"),
         *("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "per_device_eval_batch_size"),
         *("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push"),
         "hub_revision",
-        # how often it is saved
+        # how often the run is saved
         *("save_strategy", "save_steps", "save_total_limit", "save_on_each_node", "save_only_model"),
         # how records are read
         *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
         *("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "dataloader_in_order"),
-        # which machine this is
+        # on which machine the run is
         *("local_rank", "use_cpu", "tf32", "ddp_timeout", "ddp_backend", "ddp_bucket_cap_mb"),
-        *("per_device_train_batch_size", "gradient_accumulation_steps"),  # their product counts: see batch
+        *("per_device_train_batch_size", "gradient_accumulation_steps"),  # only their product counts
     }
 )
-"""Flags that change neither what is learnt nor in which order, so a run may go on with other values of them."""
+"""Flags that change neither what is learnt nor in which order, so a run may be continued with other values of them."""
 
 _BY_CONTENT = ("data_path", "eval_data_path", "model_path", "vision_tower", "pretrain_mm_mlp_adapter")
 _BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
@@ -49,14 +50,14 @@ _BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """What makes two runs the same one.
+    """The values that decide whether two runs are the same one.
 
     Attributes:
-        data: per flag, ``[file, digest]`` of each annotation file in order.
-        weights: per flag, ``[name, revision]``.
-        flags: value per flag, as JSON has it; without those of :data:`ANY_VALUE`.
-        batch: samples of a step: over all processes and accumulation steps.
-        split: how a batch is split, which may differ.
+        data: for each flag, the ``[file, digest]`` pairs of its annotation files in order.
+        weights: for each flag, its ``[name, revision]`` pair.
+        flags: the JSON value of each flag except those of :data:`ANY_VALUE`.
+        batch: number of samples in a step, over all processes and accumulation steps.
+        split: how a batch is split over processes and accumulation steps; two runs may differ in this.
     """
 
     data: dict[str, list[list[str]]]
@@ -67,10 +68,11 @@ class RunIdentity:
 
     @classmethod
     def of(cls, model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> RunIdentity:
-        """The identity that a command line has; reads annotation files whole and samples of large weight files.
+        """Return the identity of a command line; this reads whole annotation files and samples of large weight files.
 
         Raises:
-            DataError: an annotation file that cannot be read. CheckpointNotFoundError: weights that are not there.
+            DataError: an annotation file cannot be read.
+            CheckpointNotFoundError: weights do not exist.
         """
         data = {
             "data_path": [[file, file_digest(file)] for file in data_args.data_path],
@@ -87,15 +89,15 @@ class RunIdentity:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> RunIdentity:
-        """Read back what :meth:`to_json` wrote."""
+        """Build an identity from the value of :meth:`to_json`."""
         return cls(**{field.name: record[field.name] for field in fields(cls)})
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values, equal to what comes back from a file."""
+        """Return the identity as plain JSON values, equal to those read back from a file."""
         return json.loads(json.dumps(asdict(self)))
 
     def differences(self, former: RunIdentity) -> list[str]:
-        """What this run has otherwise than ``former``, each as a user would look for it; empty for the same run."""
+        """Describe each difference from ``former`` by its flag; the list is empty if it is the same run."""
         found = [*_content_differences(self.data, former.data), *_content_differences(self.weights, former.weights)]
         defaults = _defaults()
         for name in sorted(self.flags.keys() | former.flags.keys()):
@@ -108,7 +110,7 @@ class RunIdentity:
         return found
 
     def check(self, former: RunIdentity, folder: Path) -> None:
-        """Raise ConfigError, naming everything that differs, unless ``former`` is the same run."""
+        """Raise a ConfigError that names every difference, unless ``former`` is the same run."""
         if different := self.differences(former):
             raise ConfigError(
                 f"{folder} holds a run that was started otherwise: {'; '.join(different)}. Give the same flags and "
@@ -117,10 +119,10 @@ class RunIdentity:
 
 
 def file_digest(file: str) -> str:
-    """SHA-256 of a file's content.
+    """Return the SHA-256 digest of a file's content.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: the file cannot be read.
     """
     digest = hashlib.sha256()
     try:
@@ -133,7 +135,7 @@ def file_digest(file: str) -> str:
 
 
 def _content_differences(now: dict[str, Any], before: dict[str, Any]) -> Iterator[str]:
-    """Files are compared by content alone: moving them makes no other run."""
+    """Yield the flags whose files differ. Files are compared by content alone, so that they may be moved."""
     for flag in sorted(now.keys() | before.keys()):
         new, old = (_pairs(side.get(flag, [])) for side in (now, before))
         if [digest for _, digest in new] == [digest for _, digest in old]:
@@ -164,7 +166,7 @@ def _flags(arguments: Sequence[Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _defaults() -> dict[str, Any]:
-    """What a flag that an older record does not know stood for then."""
+    """Return the default of each flag: the value that applied to a flag that an older record does not have."""
     groups = (ModelArguments, DataArguments, TrainingArguments)
     return {f.name: _plain(f.default) for group in groups for f in fields(group) if f.default is not MISSING}
 

@@ -1,6 +1,6 @@
-"""LoRA and QLoRA: low-rank matrices that learn beside the decoder's linear layers.
+"""LoRA and QLoRA: low-rank matrices that are trained beside the decoder's linear layers.
 
-How they are written and read back is the matter of :mod:`videollama2.checkpoints.adapter`.
+:mod:`videollama2.checkpoints.adapter` reads and writes them.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from videollama2.training.flags import TrainingArguments
 
 
 def add_lora(model: VideoLlama2ForConditionalGeneration, args: TrainingArguments) -> None:
-    """Put LoRA matrices beside every linear layer of the decoder; of the decoder nothing else learns.
+    """Add LoRA matrices to every linear layer of the decoder and freeze the decoder's own weights.
 
-    Fused experts (Mixtral) are no linear layers and get none: their attention alone is adapted.
+    Fused experts (Mixtral) are not linear layers and get no matrices: only the attention of such decoders is adapted.
 
     Raises:
-        MissingDependencyError: peft is not installed. ConfigError: the decoder has no linear layer.
+        MissingDependencyError: peft is not installed.
+        ConfigError: the decoder has no linear layer.
     """
     try:
         from peft import LoraConfig
@@ -33,18 +34,19 @@ def add_lora(model: VideoLlama2ForConditionalGeneration, args: TrainingArguments
         lora_alpha=args.lora_alpha,
         lora_dropout=args.lora_dropout,
         bias=args.lora_bias,
-        # Fits the names in memory and the published ones, and no layer of the vision encoder.
+        # This matches the names in memory and the published names, but no layer of the vision encoder.
         target_modules=rf"model\.(language_model\.)?layers\..*\.({'|'.join(leaves)})",
         task_type="CAUSAL_LM",
     )
     model.add_adapter(config)
     for module in decoder.modules():
-        # bitsandbytes packs 4-bit weights for such processors in evaluation, and what is packed passes no gradient on.
+        # On processors with AVX-512, bitsandbytes repacks 4-bit weights during evaluation, and repacked weights
+        # propagate no gradient.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
 
 
 def fused_experts(model: VideoLlama2ForConditionalGeneration) -> int:
-    """Weights of the decoder's experts that are fused to one tensor: these are no linear layers, and not quantised."""
+    """Return the number of weights in experts fused into one tensor, which is no linear layer and not quantised."""
     named = model.model.language_model.named_parameters()
     return sum(parameter.numel() for name, parameter in named if ".experts." in name and parameter.ndim == 3)

@@ -1,4 +1,4 @@
-"""``loss.png``: the losses of a run."""
+"""The plot of a run's losses, ``loss.png``."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 from videollama2.errors import MissingDependencyError
 
 Curve = list[tuple[float, float]]
-"""(step, loss) in the order of steps."""
+"""Points (step, loss) in the order of steps."""
 
 _COLOURS = {"loss": "#9ec5e8", "loss, smoothed": "#1f5fa8", "eval_loss": "#d1495b"}
 _FEW = 40
-"""Points up to which each is marked."""
+"""Largest number of points of a curve on which every point gets a marker."""
 _WIDE = 20
-"""A loss that falls by more than this factor is drawn on a logarithmic scale: its end would be a flat line."""
+"""Losses that differ by more than this factor are drawn on a logarithmic scale; a linear one would show a flat end."""
 
 
 def plot_losses(folder: str | Path) -> Path | None:
-    """Draw what ``trainer_state.json`` in ``folder`` says into ``loss.png``; None where no loss was logged.
+    """Plot the losses in ``folder/trainer_state.json`` and return the path of the ``loss.png``, or None without losses.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -37,7 +37,10 @@ def plot_losses(folder: str | Path) -> Path | None:
 
 
 def smoothed(curve: Curve, share: float = 0.05) -> Curve:
-    """Means over about ``share`` of the points about each one; fewer towards the ends, as many before as after."""
+    """Return the running mean of a curve over about ``share`` of its points.
+
+    Each mean takes as many points before its step as after it, hence fewer points towards the ends.
+    """
     reach = int(share * len(curve) / 2)
     result = []
     for place, (step, _) in enumerate(curve):
@@ -48,7 +51,11 @@ def smoothed(curve: Curve, share: float = 0.05) -> Curve:
 
 
 def draw(curves: dict[str, Curve]) -> Any:
-    """The figure: curves with axes and their names."""
+    """Return a matplotlib figure of the named curves.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""What a step costs: samples and tokens per second, waiting for data, memory, and the share of the GPU that is used."""
+"""Measure what a training step costs: samples and tokens per second, waiting for data, memory, and GPU utilisation."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ PEAK_FLOPS = {
     "RTX 3090": 71e12,
     "V100": 125e12,
 }
-"""Dense 16-bit operations per second by the makers' data sheets, by part of the device's name."""
+"""Dense 16-bit operations per second from the makers' data sheets; a key is a part of the device's name."""
 
 
 COUNTS = "counts"
-"""Key of a batch under which its :class:`Counts` travel."""
+"""Key of a batch that holds its :class:`Counts`."""
 
 
 @dataclass
 class Counts:
-    """Sums since the last log line, of one process."""
+    """Sums of one process since its last log line; ``waited`` is in seconds."""
 
     samples: int = 0
     visual_tokens: int = 0
@@ -47,10 +47,13 @@ class Counts:
 
 
 def count(batch: dict[str, Any], config: VideoLlama2Config) -> Counts:
-    """What a batch holds. On a GPU each number would be waited for: see :class:`CountingCollator`."""
+    """Count what a batch holds.
+
+    Each number is read from a tensor, which on a GPU would wait for it; :class:`CountingCollator` counts on the CPU.
+    """
     ids_BL = batch["input_ids"]
     visual_BL = (ids_BL == config.image_token_id) | (ids_BL == config.video_token_id)
-    # Where logits are computed: the first token is predicted from nothing.
+    # These are the positions for which logits are computed; the first token has none, since nothing comes before it.
     labelled_BL = batch["labels"][:, 1:] >= 0
     visual = int(visual_BL.sum())
     clips, images = batch.get("pixel_values_videos", ()), batch.get("pixel_values", ())
@@ -65,10 +68,10 @@ def count(batch: dict[str, Any], config: VideoLlama2Config) -> Counts:
 
 @dataclass(frozen=True)
 class CountingCollator:
-    """Adds what a batch holds to it, counted where it is made: on the CPU, in a loader worker.
+    """A collator that adds the :class:`Counts` of a batch to it, on the CPU of the loader worker that makes the batch.
 
-    The mask of what is padding is needed for nothing afterwards and left out. Batches are padded on the right and
-    attention is causal, so no token sees padding; with a mask, attention on a GPU would have no fast kernel.
+    It also removes the attention mask, which is not needed after counting. Batches are padded on the right and
+    attention is causal, so no token attends to padding; with a mask, attention on a GPU could not use a fast kernel.
     """
 
     collate: Callable[[Sequence[Any]], dict[str, Any]]
@@ -82,10 +85,10 @@ class CountingCollator:
 
 
 class Meter:
-    """Counts batches and turns them into rates.
+    """Count batches and compute rates from the counts.
 
     Args:
-        model: says which ids are visual, and what its parts cost.
+        model: the model to train; its configuration says which ids are visual, and its parts what a step costs.
     """
 
     def __init__(self, model: VideoLlama2ForConditionalGeneration) -> None:
@@ -95,34 +98,40 @@ class Meter:
         self.restart()
 
     def begin(self) -> None:
-        """Called before each step; the time before the first one, in which engines are built, is not counted."""
+        """Start the clock before the first step. The trainer calls this before each step; later calls have no effect.
+
+        The time before the first step, in which engines are built, is not counted.
+        """
         if not self.begun:
             self.begun = True
             self.restart()
 
     def restart(self) -> None:
-        """Begin a new log line."""
+        """Set counts and clock to zero for a new log line."""
         self.counts = Counts()
         self.started = time.perf_counter()
 
     def add(self, batch: dict[str, Any]) -> None:
-        """Count one micro-batch of this process: as :class:`CountingCollator` did, else by looking at it."""
+        """Add one micro-batch of this process, with the counts of :class:`CountingCollator` if it has them."""
         more = batch.pop(COUNTS, None) or count(batch, self.config)
         self.counts = Counts(*(a + b for a, b in zip(astuple(self.counts), astuple(more), strict=True)))
 
     def totals(self, device: torch.device) -> torch.Tensor:
-        """This process's sums, to be gathered: see :meth:`rates`."""
+        """Return this process's sums as a tensor (1, 8), to be gathered for :meth:`rates`.
+
+        The values are the fields of :class:`Counts`, the elapsed seconds and the peak memory in bytes.
+        """
         c = self.counts
         elapsed = time.perf_counter() - self.started
         values = [*astuple(c), elapsed, peak_memory(device)]
         return torch.tensor([values], dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
 
     def rates(self, gathered: torch.Tensor, peak: float | None) -> dict[str, float]:
-        """Log entries.
+        """Return the entries of a log line.
 
         Args:
-            gathered: (processes, 8), the :meth:`totals` of all.
-            peak: operations per second of one process's device, see :func:`peak_flops`; None: no utilisation is told.
+            gathered: the :meth:`totals` of all processes, (processes, 8).
+            peak: operations per second of one process's device, see :func:`peak_flops`, or None for no utilisation.
         """
         *counted, elapsed = gathered[:, :-1].sum(dim=0).tolist()
         counts = Counts(*counted)
@@ -140,9 +149,12 @@ class Meter:
 
 
 class FlopCount:
-    """Operations of a training step by counting: 2 per weight and token forwards, 2 backwards where something below
-    learns, 2 for the gradient of a weight that learns; attention by its length. Recomputation is not counted (Chowdhery
-    et al. 2022, appendix B), nor are experts that a token is not sent to and logits that nothing asks for.
+    """The number of floating-point operations of a training step, by the usual counting rules.
+
+    A weight costs 2 operations per token in the forward pass, 2 in the backward pass if anything below it learns, and 2
+    for its own gradient if it learns. Attention costs in proportion to the sequence length. Recomputation is not
+    counted (Chowdhery et al. 2022, appendix B), nor are the experts to which a token is not sent and logits that are
+    not computed.
     """
 
     def __init__(self, model: VideoLlama2ForConditionalGeneration) -> None:
@@ -167,24 +179,30 @@ class FlopCount:
         self.patches = model.config.patches_per_side**2
 
     def of_step(self, counts: Counts) -> float:
-        """Operations for what was counted."""
+        """Return the number of operations for the given counts."""
         tokens = counts.visual_tokens + counts.text_tokens
         length = tokens / max(counts.samples, 1)
         attention = 3 * tokens * self.attention * length / 2
         tower = counts.frames * self.patches * self.tower * self.tower_factor
-        # A convolution's weights work once per output position; the positions inside are within twice the tokens.
+        # Weights of the connector's convolutions are used once per output position. This counts one position per visual
+        # token; the inner positions are at most twice as many.
         connector = counts.visual_tokens * self.connector * self.connector_factor
         return tokens * self.decoder + counts.labels * self.head + attention + tower + connector
 
 
 def _per_token(weights: list[tuple[float, bool]], learns_below: bool) -> float:
-    """Operations for one token; of each tensor, how many weights work on it and whether they learn."""
+    """Return the operations for one token.
+
+    Args:
+        weights: for each tensor, the number of weights used by a token, and whether they learn.
+        learns_below: whether anything below these weights learns.
+    """
     every, trained = sum(count for count, _ in weights), sum(count for count, learns in weights if learns)
     return 2 * every + 2 * (every if learns_below else 0) + 2 * trained
 
 
 def weights_of(parameter: torch.nn.Parameter) -> int:
-    """How many weights a parameter stands for: ZeRO-3 keeps a slice of it here, 4 bits keep two of them in one byte."""
+    """Return the number of weights of a parameter, also if ZeRO-3 keeps only a slice or a byte packs two weights."""
     quantised = getattr(parameter, "quant_state", None)
     if quantised is not None:
         return math.prod(quantised.shape)
@@ -192,7 +210,7 @@ def weights_of(parameter: torch.nn.Parameter) -> int:
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Operations per second of this GPU, None on a CPU or where its name is not in :data:`PEAK_FLOPS`."""
+    """Return the operations per second of this GPU, or None on a CPU or for a name not in :data:`PEAK_FLOPS`."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -200,7 +218,7 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def peak_memory(device: torch.device) -> float:
-    """Bytes: the most this process has allocated on its GPU, or has held at all."""
+    """Return the peak memory of this process in bytes: memory allocated on its GPU, or on a CPU resident memory."""
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

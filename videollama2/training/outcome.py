@@ -1,4 +1,4 @@
-"""The last lines of a run: where the result lies and what can be done with it."""
+"""The last lines that a run prints: where its result is, and commands to use it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from videollama2.checkpoints.write import CONNECTOR_FILE
 
 
 def closing_words(folder: Path, base: str) -> str:
-    """What a run has written to ``folder``, and the commands that go on from it.
+    """Describe what a run has written to ``folder`` and list commands that use it.
 
     Args:
-        base: the model that a connector or an adapter was trained beside.
+        folder: output folder of the run.
+        base: name of the model for which a connector or an adapter was trained.
     """
     if (folder / ADAPTER_CONFIG).is_file():
         what, commands = f"a LoRA adapter for {base}", [_ask(folder), _merge(folder)]

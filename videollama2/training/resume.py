@@ -1,4 +1,7 @@
-"""Checkpoints of a run: which one is whole, which one to go on from, and what happens when one cannot be written."""
+"""The checkpoints of a run: which of them are complete and readable, and clear errors for those that are not.
+
+A checkpoint is *whole* if it was written to its end, and *damaged* if it was whole once but cannot be read any more.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,12 @@ from videollama2.errors import CheckpointError, ConfigError, VideoLlama2Error, f
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 STATE_FILE = "trainer_state.json"
-"""Written last of all, after every process has written its part."""
+"""The file of a checkpoint that is written last, after every process has written its part."""
 SIZES_FILE = "sizes.json"
 
 
 def is_whole(checkpoint: Path) -> bool:
-    """Whether the file that is written last is there and complete: a killed run may leave half a checkpoint."""
+    """Whether a checkpoint was written to its end (a killed run may leave half of one): its last file is complete."""
     try:
         return "global_step" in json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -30,41 +33,42 @@ def is_whole(checkpoint: Path) -> bool:
 
 
 def checkpoints_of(folder: Path) -> list[Path]:
-    """The run's own checkpoints, whole or not, the one of the most steps first."""
-    # A copy that somebody put beside them (checkpoint-100.old) is none of the run's.
+    """Return the run's own checkpoints, whole or not, with the latest step first."""
+    # A copy that a user has made beside them (checkpoint-100.old) does not belong to the run.
     named = ((path.name.removeprefix("checkpoint-"), path) for path in folder.glob("checkpoint-*"))
     numbered = {int(number): path for number, path in named if number.isascii() and number.isdigit()}
     return [path for _, path in sorted(numbered.items(), reverse=True)]
 
 
 def whole_checkpoints(folder: Path) -> list[Path]:
-    """Those of :func:`checkpoints_of` that were written to the end."""
+    """Return the whole checkpoints of a run, with the latest step first."""
     return [path for path in checkpoints_of(folder) if is_whole(path)]
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The whole checkpoint of the most steps in ``folder``, if there is one."""
+    """Return the whole checkpoint with the latest step in ``folder``, if there is one."""
     return next(map(str, whole_checkpoints(folder)), None)
 
 
 def write_sizes(checkpoint: Path) -> None:
-    """Note how large each file is, so that one that was cut off later is noticed."""
+    """Write down the size of each file of a checkpoint, so that a file that is truncated later is noticed."""
     sizes = {str(path.relative_to(checkpoint)): path.stat().st_size for path in _files_of(checkpoint)}
     (checkpoint / SIZES_FILE).write_text(json.dumps(sizes, indent=1) + "\n", encoding="utf-8")
 
 
 def problem_of(checkpoint: Path, thoroughly: bool = False) -> str | None:
-    """Why a whole checkpoint cannot be read any more, None where it can.
+    """Return why a whole checkpoint cannot be read any more, or None if it can.
 
-    Sizes and the tables of contents of weight files are looked at, which takes no time.
+    The check compares file sizes and reads the headers of weight files, which is fast.
 
     Args:
-        thoroughly: read every byte of pickled files too and compare checksums.
+        checkpoint: folder of the checkpoint.
+        thoroughly: also read every byte of pickled files and compare checksums.
     """
     try:
         sizes = json.loads((checkpoint / SIZES_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        sizes = {}  # written before sizes were noted
+        sizes = {}  # the checkpoint is from a version that did not write sizes
     except (OSError, ValueError) as error:
         return f"{SIZES_FILE}: {error}"
     try:
@@ -101,15 +105,18 @@ def _damage(path: Path, thoroughly: bool) -> str | None:
 
 
 def has_engine(checkpoint: Path) -> bool:
-    """Whether DeepSpeed has written it."""
+    """Whether DeepSpeed has written the checkpoint."""
     return any(checkpoint.glob("global_step*"))
 
 
 def check_optimizer(checkpoint: Path, deepspeed: bool) -> None:
-    """Raise ConfigError where this run cannot read the optimizer of ``checkpoint``: it would begin anew, in silence.
+    """Raise ConfigError if this run cannot read the optimizer state of ``checkpoint``.
+
+    Without the check, the optimizer would silently start from its initial state.
 
     Args:
-        deepspeed: whether this run has ``--deepspeed``.
+        checkpoint: folder of the checkpoint.
+        deepspeed: whether this run uses ``--deepspeed``.
     """
     if deepspeed and has_engine(checkpoint) or not deepspeed and (checkpoint / "optimizer.pt").is_file():
         return
@@ -124,14 +131,14 @@ def check_optimizer(checkpoint: Path, deepspeed: bool) -> None:
 
 @contextmanager
 def told_when_it_fails(folder: Path, remove: bool) -> Iterator[None]:
-    """A disk that is full is one clear error; what was half written does not stay in the way.
+    """Turn a failure to write ``folder``, such as a full disk, into one clear error.
 
     Args:
-        folder: what is being written.
-        remove: whether to remove it when that fails: a checkpoint, on one process.
+        folder: checkpoint or result that is written inside the block.
+        remove: whether to remove a half-written ``folder``: true for a checkpoint, on one of the processes.
 
     Raises:
-        CheckpointError: instead of whatever the writers raise.
+        CheckpointError: in place of the exceptions that the writers raise.
     """
     try:
         yield
@@ -147,10 +154,10 @@ def told_when_it_fails(folder: Path, remove: bool) -> Iterator[None]:
 
 @contextmanager
 def told_when_unreadable(checkpoint: str | None) -> Iterator[None]:
-    """Damage that only shows while a checkpoint is read is one clear error, with the way to go on.
+    """Turn damage that only shows while a checkpoint is read into one clear error, which says how to continue.
 
     Raises:
-        CheckpointError: instead of whatever the readers raise.
+        CheckpointError: in place of the exceptions that the readers raise.
     """
     try:
         yield
@@ -163,7 +170,7 @@ def told_when_unreadable(checkpoint: str | None) -> Iterator[None]:
 
 
 def unreadable(checkpoint: Path, problem: str) -> str:
-    """What to say of a damaged checkpoint, and from which older one a run can go on."""
+    """Return the error message for a damaged checkpoint; it names the older one from which a run can continue."""
     whole = whole_checkpoints(checkpoint.parent)
     older = whole[whole.index(checkpoint) + 1 :] if checkpoint in whole else []
     good = next((path for path in older if problem_of(path) is None), None)
@@ -173,11 +180,11 @@ def unreadable(checkpoint: Path, problem: str) -> str:
 
 @contextmanager
 def told_when_full(folder: Path) -> Iterator[None]:
-    """A disk that fills up while something else than a checkpoint is written to ``folder`` is one clear error too.
+    """Turn a full disk into one clear error while files other than checkpoints are written to ``folder``.
 
     Raises:
-        CheckpointError: instead of the OSError of a full disk, of a quota or of a file that may not grow; other errors
-            pass.
+        CheckpointError: in place of the OSError of a full disk, an exceeded quota or a file-size limit. Any other
+            OSError is raised unchanged.
     """
     try:
         yield
@@ -190,7 +197,7 @@ def told_when_full(folder: Path) -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """What the system said, where a writer has wrapped that into words of its own; else the first line of these."""
+    """Return the operating system's message if one caused the error, else the first line of the error's own message."""
     inner: BaseException | None = error
     while inner is not None:
         if isinstance(inner, OSError) and inner.strerror:

@@ -1,4 +1,4 @@
-"""Rules between the flags of ``train.py``: what contradicts each other is refused, with both names."""
+"""Rules between the flags of ``train.py``: flags that contradict each other are refused with an error naming both."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from videollama2.training.flags import DataArguments, ModelArguments, TrainingAr
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 
 Rule = tuple[Any, str]
-"""Whether it is broken, and what to say then."""
+"""Whether a rule is broken, and the error message for that case."""
 
 
 def check_arguments(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> None:
-    """Raise ConfigError for flags that contradict each other, naming them and the rule."""
+    """Raise a ConfigError that names the flags and the rule if flags contradict each other."""
     rules = [
         *_part_rules(model_args, training_args),
         *_lora_rules(model_args, training_args),
@@ -91,7 +91,7 @@ def _lora_rules(model_args: ModelArguments, training_args: TrainingArguments) ->
 
 
 def _need(training_args: TrainingArguments, flag: str, given: bool, names: tuple[str, ...]) -> list[Rule]:
-    """Flags that have no effect without another one must not be given without it."""
+    """Return rules that ``names`` must keep their defaults without ``flag``, since they would have no effect."""
     defaults = {f.name: f.default for f in fields(TrainingArguments)}
     return [
         (
@@ -103,7 +103,7 @@ def _need(training_args: TrainingArguments, flag: str, given: bool, names: tuple
 
 
 def _zero_stage(training_args: TrainingArguments) -> int:
-    """Stage of ``--deepspeed``, 0 without."""
+    """Return the ZeRO stage that the ``--deepspeed`` configuration sets, or 0."""
     config = training_args.deepspeed
     if not config:
         return 0

@@ -1,6 +1,6 @@
-"""The output folder of a run: who writes to it, which run it holds, and where a run begins.
+"""The output folder of a run: its lock, the record of the run in it, and the checkpoint from which a run starts.
 
-One process decides for all of them (:func:`find_start`), so that no two processes see the folder in different states.
+The first process calls :func:`find_start` for all processes, so that no two of them see the folder in different states.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _LEFT_OUT = "bad_samples-*.jsonl"
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run begins: from nothing, from ``checkpoint``, or nowhere since it ``is_finished``."""
+    """The start of a run: at step 0, at the step of ``checkpoint``, or not at all because it ``is_finished``."""
 
     checkpoint: str | None = None
     is_finished: bool = False
@@ -43,13 +43,14 @@ class Start:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other trainings out of ``folder`` while the block runs.
+    """Lock ``folder`` against other training runs while the block runs.
 
-    The lock is the operating system's, held by this process and by nothing that it forks: whenever the process ends,
-    however it ends, the lock is free.
+    The lock is one of the operating system, and processes forked from this one do not hold it. It is therefore released
+    when this process ends, in whichever way.
 
     Raises:
-        ConfigError: another process trains into this folder. CheckpointError: the folder cannot be made.
+        ConfigError: another process trains into this folder.
+        CheckpointError: the folder cannot be created.
     """
     try:
         import fcntl
@@ -75,21 +76,22 @@ def _locked_file(path: Path, fcntl: Any) -> TextIO:
     while True:
         file = path.open("a+", encoding="utf-8")
         try:
-            # Not flock: such a lock would live on in loader workers that outlast a killed process.
+            # lockf, not flock: loader workers inherit the latter and may live longer than a killed trainer.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
             with file:
                 file.seek(0)
                 owner = file.read().strip() or "another process"
             raise ConfigError(f"--output_dir {path.parent}: {owner} trains into this folder now") from error
-        # Its owner may have removed the file between our opening and locking it: then this one is nobody's.
+        # The former owner may have removed the file after we opened it and before we locked it. Then our lock is on a
+        # deleted file, which excludes no other process, so try again with the file that is there now.
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
             return file
         file.close()
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """The record in an output folder or a checkpoint, None where there is none.
+    """Return the record in an output folder or a checkpoint, or None if there is none.
 
     Raises:
         CheckpointError: the file is damaged.
@@ -106,7 +108,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def write_record(folder: Path, identity: RunIdentity, **more: Any) -> None:
-    """Write the record of a run, whole or not at all; ``more`` are further fields."""
+    """Write the record of a run atomically; ``more`` are further fields."""
     path = folder / RECORD_FILE
     partial = path.with_suffix(".part")
     partial.write_text(json.dumps({"identity": identity.to_json(), **more}, indent=1) + "\n", encoding="utf-8")
@@ -114,7 +116,7 @@ def write_record(folder: Path, identity: RunIdentity, **more: Any) -> None:
 
 
 def mark_finished(folder: Path, identity: RunIdentity, steps: int, resumed: str | None) -> None:
-    """Note that the result is whole: a further call with the same flags has nothing to do."""
+    """Record that the result is complete, so that another call with the same flags has nothing to do."""
     files = sorted(path.name for pattern in _RESULTS for path in folder.glob(pattern) if path.name != RECORD_FILE)
     write_record(folder, identity, finished={"steps": steps, "files": files, "resumed": resumed})
 
@@ -122,16 +124,19 @@ def mark_finished(folder: Path, identity: RunIdentity, steps: int, resumed: str 
 def find_start(
     identity: RunIdentity, folder: Path, asked: str | None, deepspeed: bool, resume_older: bool = False
 ) -> Start:
-    """Where the run ``identity`` begins in ``folder``.
+    """Find where the run ``identity`` starts in ``folder``.
 
     Args:
-        asked: ``--resume_from_checkpoint``.
-        deepspeed: whether this run has ``--deepspeed``.
-        resume_older: pass over newest checkpoints that cannot be read.
+        identity: data, weights and flags of this run.
+        folder: output folder.
+        asked: value of ``--resume_from_checkpoint``.
+        deepspeed: whether this run uses ``--deepspeed``.
+        resume_older: skip the newest checkpoints if they cannot be read.
 
     Raises:
-        ConfigError: the folder holds another run, or one that nothing is known of; the checkpoint is not whole, or of
-            another kind. CheckpointError: it is damaged.
+        ConfigError: the folder holds another run, or weights without a record of their run; or the checkpoint is not
+            whole, or its optimizer state is of another kind.
+        CheckpointError: the checkpoint or a record is damaged.
     """
     record = read_record(folder)
     finished = record and record.get("finished")
@@ -159,7 +164,7 @@ def find_start(
 
 
 def _readable(whole: list[Path], resume_older: bool) -> Path:
-    """The newest checkpoint, or with ``resume_older`` the newest that can be read."""
+    """Return the newest checkpoint or, with ``resume_older``, the newest that can be read."""
     if not resume_older:
         _check_readable(whole[0])
         return whole[0]
@@ -185,7 +190,7 @@ def _check_record(checkpoint: Path, identity: RunIdentity) -> None:
 
 
 def _check_nothing_is_lost(folder: Path, record: dict[str, Any] | None) -> None:
-    """A model that something else has put there is not written over."""
+    """Raise ConfigError rather than overwrite a model that another program has written to ``folder``."""
     names = (*FULL_WEIGHTS, ADAPTER_CONFIG, *CONNECTOR_FILES)
     found = next((name for name in names if (folder / name).is_file()), None)
     if record is None and found is not None:
@@ -196,7 +201,7 @@ def _check_nothing_is_lost(folder: Path, record: dict[str, Any] | None) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Remove what an earlier run has written to ``folder``; anything else that lies there stays."""
+    """Remove the files of an earlier run from ``folder``; other files there are kept."""
     for checkpoint in checkpoints_of(folder):
         shutil.rmtree(checkpoint, ignore_errors=True)
     for pattern in (*_RESULTS, _LEFT_OUT):

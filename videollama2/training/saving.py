@@ -1,4 +1,4 @@
-"""transformers' ``Trainer`` with checkpoints of published weight names, from which a run goes on to the bit."""
+"""A ``Trainer`` that writes checkpoints with published weight names and continues from them exactly, to the bit."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from videollama2.training.stopping import (
 
 
 class SavingTrainer(Trainer):
-    """Trainer that writes, stops and goes on as this model needs it.
+    """The part of the trainer that saves the model, stops early and resumes.
 
     Args:
-        base: how the model under a connector or adapter is named in what is saved.
-        connector_only: first stage; only the connector is written.
-        identity: what the run was started with; written to every checkpoint.
-        signals: stop where one of them has been noted.
-        others: as :class:`transformers.Trainer`; ``processing_class`` is the model's processor.
+        base: name of the model for which a connector or an adapter is trained; it is written beside these.
+        connector_only: whether to write the connector alone, as in the first stage.
+        identity: identity of the run, which is written to every checkpoint.
+        signals: the signals received; the run stops after the current step once there is one.
+        args, kwargs: arguments of :class:`transformers.Trainer`; ``processing_class`` is the model's processor.
     """
 
     args: TrainingArguments
@@ -65,16 +65,16 @@ class SavingTrainer(Trainer):
         self.resumed: str | None = None
         self.saved_step = 0
         self.epoch_start: RandomState | None = None
-        """The random state from before an epoch, until its first step is made."""
+        """The random state from before the current epoch, or None after the epoch's first step."""
 
     # -------------------------------------------------------------------------------------------- stopping
 
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> TrainOutput:
-        """As transformers'; whatever ends it, no progress bar is left in the middle of a line."""
+        """Train as transformers does, but close the progress bar also if an error or a signal ends the run."""
         self.resumed = resume_from_checkpoint
         try:
             output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-            self.stop_where_agreed()  # a signal during the last step
+            self.stop_where_agreed()  # a signal may have come during the last step
             return output
         finally:
             for callback in self.callback_handler.callbacks:
@@ -82,11 +82,15 @@ class SavingTrainer(Trainer):
                     callback.training_bar.close()
 
     def stop_where_agreed(self, error: Exception | None = None) -> None:
-        """Write a checkpoint and leave the loop where any process has been signalled or has met an ``error``.
+        """Write a checkpoint and leave the loop if any process has received a signal or has failed with an ``error``.
+
+        Every process must call this before each step. It returns if no process wants to stop, or for the caller to
+        raise ``error`` itself.
 
         Raises:
-            StoppedBySignalError: on all processes, after a signal. StoppedElsewhereError: another one has met an error.
-            DataError: instead of ``error``, with the checkpoint's name.
+            StoppedBySignalError: on all processes, after a signal.
+            StoppedElsewhereError: on the other processes, if one of them has failed.
+            DataError: in place of ``error``, with the checkpoint's name.
         """
         code = self.agreement.largest(FAILED if error else self.signals.number)
         if not code:
@@ -102,7 +106,7 @@ class SavingTrainer(Trainer):
         raise StoppedBySignalError(code, step, checkpoint)
 
     def _save_what_was_learnt(self) -> str | None:
-        """The folder of a checkpoint of the last whole step; None where no step was made."""
+        """Write a checkpoint of the last whole step, unless there is one, and return its folder (None at step 0)."""
         step = self.state.global_step
         if step == 0:
             return None
@@ -111,16 +115,16 @@ class SavingTrainer(Trainer):
         folder = Path(self.args.output_dir) / f"checkpoint-{step}"
         if step != self.saved_step:
             if self.epoch_start is not None:
-                # Beginning an epoch has drawn a number that going on from here will draw again.
+                # Beginning this epoch has drawn a random number, and the continued run will begin it, and draw, again.
                 self.epoch_start.restore()
-            self.args.save_only_model = False  # or there would be nothing to go on from
+            self.args.save_only_model = False  # continuing needs the optimizer state as well
             self._save_checkpoint(self.model_wrapped, None)
         return str(folder)
 
     # ---------------------------------------------------------------------------------------------- saving
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Write a folder that opens again; transformers' pickle of the arguments is left out."""
+        """Write a folder that can be loaded as a model; unlike transformers, do not pickle the arguments."""
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir)
@@ -132,13 +136,13 @@ class SavingTrainer(Trainer):
             elif has_lora(model):
                 save_lora(model, self.processing_class, folder, self.base, state_dict)
             else:
-                # Checkpoints keep what is needed to go on exactly; the result is written as it is computed with.
+                # A checkpoint keeps all bits, which continuing exactly needs; the result has the dtype of computation.
                 dtype = torch.bfloat16 if is_result and self.args.bf16 else None
                 save_model(model, self.processing_class, folder, state_dict, dtype)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        # What an earlier run left there would make this one look whole before it is.
+        # The files of an earlier run there would make this checkpoint look whole before it is.
         if self.args.should_save:
             shutil.rmtree(folder, ignore_errors=True)
         self.accelerator.wait_for_everyone()
@@ -147,7 +151,10 @@ class SavingTrainer(Trainer):
         self.saved_step = self.state.global_step
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """The last part of every process; the file that makes a checkpoint whole is written after all of them."""
+        """Write the random state, which is each process's last part of a checkpoint, then the sizes and the record.
+
+        transformers writes ``trainer_state.json``, the file that makes a checkpoint whole, after this.
+        """
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
@@ -160,7 +167,11 @@ class SavingTrainer(Trainer):
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: str | None
     ) -> tuple[nn.Module, DataLoader]:
-        """Under DeepSpeed, checkpoints without frozen weights: transformers makes them for peft's own models only."""
+        """Prepare model and loader; under DeepSpeed, also leave frozen weights out of checkpoints.
+
+        transformers leaves them out for peft's own model classes only, and its way of loading expects them. Under
+        DeepSpeed the checkpoint is therefore not passed to transformers but loaded here.
+        """
         if not self.is_deepspeed_enabled:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
@@ -180,10 +191,10 @@ class SavingTrainer(Trainer):
             super()._load_rng_state(checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Read weights through the published names.
+        """Read weights by their published names.
 
-        transformers compares the names on disk with those in memory, finds none of the renamed ones and goes
-        on with a warning: a resumed run would start from the base model.
+        transformers would look for the names in memory, find none of the renamed weights on disk and continue with a
+        warning, so that a resumed run would start from the base model.
         """
         target = self.accelerator.unwrap_model(self.model if model is None else model)
         with told_when_unreadable(resume_from_checkpoint):
@@ -195,12 +206,12 @@ class SavingTrainer(Trainer):
         elif (folder / CONNECTOR_FILE).is_file():
             load_connector(target, folder / CONNECTOR_FILE)
         else:
-            # Weights that learn lie there in float32 beside frozen ones of fewer bits.
+            # The checkpoint has float32 weights, which learn, and frozen weights with fewer bits.
             saved, _ = load_checkpoint(folder, dtype=torch.float32)
             target.load_state_dict(saved.state_dict())
 
     def _load_best_model(self) -> None:
-        """As :meth:`_load_from_checkpoint`, for ``load_best_model_at_end``."""
+        """Read the weights of the best checkpoint, for ``load_best_model_at_end``."""
         if self.is_deepspeed_enabled:
             load_engine(self.model_wrapped, self.state.best_model_checkpoint)
         else:

@@ -1,8 +1,8 @@
-"""DeepSpeed: the same collectives on every process, and weights that are checked when they are read.
+"""Support for DeepSpeed: the same collective operations on every process, and checked loading of weights.
 
 ZeRO gathers parameters (stage 3) and reduces gradients (stages 2 and 3) in the order in which modules run. Processes
-whose micro-batches hold other kinds of media would run other modules, and wait for each other for ever or mix up
-gradients. So here every micro-batch runs encoder and connector exactly once.
+whose micro-batches hold different kinds of media would run different modules, and would wait for each other for ever or
+mix up gradients. Therefore :func:`encode_uniformly` makes every micro-batch run encoder and connector exactly once.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from videollama2.training.flags import TrainingArguments
 
 @contextmanager
 def whole_weights(args: TrainingArguments) -> Iterator[None]:
-    """Read weights whole on every process, also under ZeRO-3; the engine cuts them into slices afterwards.
+    """Let every process load whole weights inside the block, also under ZeRO-3; the engine slices them afterwards.
 
-    transformers would cut them while reading, and then report nothing about names that do not fit.
+    Otherwise transformers would slice them while loading, and would then not report names that do not fit.
     """
     config = getattr(args, "hf_deepspeed_config", None)
     if config is None:
@@ -41,21 +41,21 @@ def whole_weights(args: TrainingArguments) -> Iterator[None]:
 
 
 def keep_frozen_out(engine: Any) -> None:
-    """Let DeepSpeed's checkpoints hold what learns alone: the rest is where the run began.
+    """Leave frozen weights out of DeepSpeed's checkpoints, since a resumed run loads them from where it began.
 
-    Else each of them repeats a frozen language model, which is most of what there is.
+    Otherwise each checkpoint would repeat a frozen language model, which is most of the weights.
     """
     engine.save_checkpoint = partial(engine.save_checkpoint, exclude_frozen_parameters=True)
 
 
 def load_engine(engine: Any, checkpoint: str) -> None:
-    """Read weights that learn, optimizer and schedule from what :func:`keep_frozen_out` let through.
+    """Load the weights that learn, the optimizer and the schedule from a checkpoint without frozen weights.
 
     Raises:
-        CheckpointError: of other weights, or of another number of processes.
+        CheckpointError: the checkpoint has other weights, or is from another number of processes.
     """
     slices = len(list(Path(checkpoint).glob("global_step*/*_optim_states.pt")))
-    if slices not in (0, engine.dp_world_size):  # without ZeRO there are none
+    if slices not in (0, engine.dp_world_size):  # without ZeRO there are no slices
         raise CheckpointError(
             f"{checkpoint} was written by {slices} processes, these are {engine.dp_world_size}: "
             "under DeepSpeed each reads its own slice of the optimizer back"
@@ -71,15 +71,15 @@ def _load_learning(checkpoint: str, src: dict[str, torch.Tensor], dst: nn.Module
         raise CheckpointError(
             f"{checkpoint}: does not fit this model; missing: {missing[:4]}, unexpected: {unexpected[:4]}"
         )
-    # Constants of quantised weights lie in it as well, without these weights.
+    # The checkpoint also has the constants of frozen quantised weights, which mean nothing without these weights.
     wanted = learning.union(name for name, _ in dst.named_buffers()).intersection(src)
     dst.load_state_dict({name: src[name] for name in wanted}, strict=False)
 
 
 def encode_uniformly(model: VideoLlama2ForConditionalGeneration) -> None:
-    """Make every micro-batch run encoder and connector exactly once, whatever media it holds.
+    """Make every micro-batch run the encoder and the connector exactly once, whatever media it holds.
 
-    A micro-batch without media passes a black image whose tokens count nothing.
+    A micro-batch without media encodes a black image, whose tokens are not used.
     """
     model.model.register_forward_pre_hook(_encode, with_kwargs=True)
 
@@ -95,8 +95,10 @@ def _encode(
     images, videos = kwargs.pop("pixel_values", None), kwargs.pop("pixel_values_videos", None)
     videos = [] if videos is None else list(videos)
     image_tokens, video_tokens = inner.get_visual_features(images, videos)
+    # All visual tokens, also unused ones, enter the loss with a factor of zero. Encoder and connector thus take part in
+    # the backward pass of every micro-batch, and ZeRO reduces the same gradients in the same order on all processes.
     nothing = torch.cat([*image_tokens, *video_tokens]).sum() * 0.0
     if images is None:
-        image_tokens = []  # of the black image, if any
+        image_tokens = []  # these are the tokens of the black image, if any
     embeds_BLD = inner.embed(input_ids, image_tokens, video_tokens)
     return args, {**kwargs, "inputs_embeds": embeds_BLD + nothing.to(embeds_BLD.dtype)}

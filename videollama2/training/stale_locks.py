@@ -1,4 +1,4 @@
-"""DeepSpeed compiles parts of itself at its first start, one process at a time: what a killed run leaves of that."""
+"""Removal of stale locks: DeepSpeed compiles operations under a lock, which a killed run leaves behind."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from pathlib import Path
 import psutil
 
 STALE = 900.0
-"""Seconds after which nobody can still be compiling, where the owner cannot be asked; it takes one or two minutes."""
+"""Age in seconds from which a lock on a shared file system counts as stale; compiling takes one or two minutes."""
 
 _REMOTE = ("nfs", "lustre", "gpfs", "beegfs", "cifs", "smb", "fuse", "ceph", "9p", "afs")
-"""File systems that other machines may write to."""
+"""Types of file systems to which other machines may write."""
 
 
 def clear_stale_locks(stale: float = STALE) -> list[Path]:
-    """Remove torch's locks of compilations that were killed: every later run would wait for them for ever, silently.
+    """Remove locks that killed compilations have left, because every later run would silently wait for them for ever.
 
-    torch keeps the file open while it compiles, so on a disk of this machine its owner is the process that has it open,
-    and a lock that no process has open is nobody's. On a file system of several machines age has to tell. A lock that
-    has an owner, or may have one, stays and is told.
+    torch keeps the lock file open while it compiles. On a local disk, a lock is therefore stale if no process has it
+    open. On a file system that machines share, it is stale if no process of this machine has it open and it is older
+    than ``stale`` seconds. Any other lock is kept and reported on stderr.
 
     Returns:
-        the locks removed.
+        The locks that were removed.
     """
     removed = []
     for lock in _locks():
@@ -37,12 +37,12 @@ def clear_stale_locks(stale: float = STALE) -> list[Path]:
                 who = f"process {owner} is compiling" if owner else "another machine may be compiling"
                 print(f"{who}; waiting for {lock}", file=sys.stderr)
         except FileNotFoundError:
-            continue  # another process was faster, or has just finished
+            continue  # another process has removed the lock, or has just finished compiling
     return removed
 
 
 def _owner(lock: Path) -> int | None:
-    """The process of this machine that has the file open; those of other users cannot be asked."""
+    """Return the id of the process of this machine that has the file open; other users' processes are not visible."""
     for process in psutil.process_iter():
         try:
             if any(os.path.samefile(file.path, lock) for file in process.open_files()):
@@ -53,7 +53,7 @@ def _owner(lock: Path) -> int | None:
 
 
 def _is_remote(path: Path) -> bool:
-    """Whether the file lies where other machines may have put it."""
+    """Whether the file is on a file system to which other machines may write."""
     resolved = str(path.resolve())
     mounts = [part for part in psutil.disk_partitions(all=True) if _lies_in(resolved, part.mountpoint)]
     kind = max(mounts, key=lambda part: len(part.mountpoint)).fstype if mounts else ""
@@ -74,5 +74,5 @@ def _locks() -> list[Path]:
 
 
 def _operations(root: Path) -> list[Path]:
-    """DeepSpeed's optimizers are folders without its name."""
+    """Return the locks of DeepSpeed's operations whose folders do not have ``deepspeed`` in their names."""
     return [lock for name in ("cpu_adam", "fused_adam", "utils") for lock in root.glob(f"**/{name}/lock")]

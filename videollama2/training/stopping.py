@@ -1,8 +1,8 @@
-"""Stopping early without losing work: on a signal of the scheduler, or because of a record that cannot be used.
+"""Stopping early without losing work, on a signal of the scheduler or because of a record that cannot be used.
 
-All processes of a run must stop at the same step, or those that go on would wait for the others for ever. So they ask
-each other before each step (:class:`Agreement`), when the weights are those of a whole step and no random number of the
-next one has been drawn: a checkpoint written there is gone on from to the bit.
+All processes of a run must stop at the same step, or those that continue would wait for the others for ever. They
+therefore ask each other before each step (:class:`Agreement`). At that moment the weights are those of a whole step and
+no random number of the next one has been drawn, so a run continued from a checkpoint written there is exact to the bit.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from videollama2.errors import VideoLlama2Error
 T = TypeVar("T")
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1) if hasattr(signal, "SIGUSR1") else (signal.SIGTERM,)
-"""What schedulers send before they take a machine away; Slurm's ``--signal`` names one."""
+"""The signals that schedulers send before they end a job; in Slurm, ``--signal`` chooses one."""
 
 FAILED = 1 << 10
-"""What a process tells the others when it cannot go on: larger than any signal's number."""
+"""The number with which a process tells the others that it has failed; it is larger than any signal's number."""
 
 
 class StoppedBySignalError(Exception):
-    """The run has stopped as it was told to; everything that it has learnt is in ``checkpoint``."""
+    """A signal has stopped the run; ``checkpoint`` holds everything that it has learnt."""
 
     def __init__(self, number: int, step: int, checkpoint: str | None) -> None:
         where = f"everything learnt is in {checkpoint}" if checkpoint else "nothing was learnt yet"
@@ -42,21 +42,22 @@ class StoppedBySignalError(Exception):
 
 
 class StoppedElsewhereError(Exception):
-    """Another process of this run has met an error, which it tells; this one has nothing to add."""
+    """Another process of this run has failed; it reports the error, so this one reports nothing."""
 
 
 def message_of(error: BaseException) -> str:
-    """The message alone; one that comes out of a loader worker carries that worker's whole traceback."""
+    """Return an error's message, without the traceback that an error of a loader worker carries in it."""
     text = str(error)
     name = f"{type(error).__module__}.{type(error).__name__}: "
     message = text.rpartition(name)[2].strip() if text.startswith("Caught ") else text
-    return "; ".join(message.splitlines())  # several records may be named, a line each
+    return "; ".join(message.splitlines())  # the message may name several records, one per line
 
 
 class StopSignals:
-    """Notes the signals of :data:`SIGNALS` inside a ``with`` block instead of dying of them.
+    """A context manager that records the signals of :data:`SIGNALS`, which would otherwise end the process.
 
-    Outside the main thread, where Python allows no handlers, nothing is noted.
+    ``number`` is the last signal received, or 0. Outside the main thread, where Python allows no signal handlers,
+    nothing is recorded.
     """
 
     def __init__(self) -> None:
@@ -79,9 +80,10 @@ class StopSignals:
 
 
 class Agreement:
-    """The largest number that any process of the run names, known to all of them.
+    """A channel over which the processes of a run agree on the largest of their numbers.
 
-    They talk over the CPU: no GPU is waited for. Every process must make one in the same place.
+    It uses the CPU (gloo), so that no GPU has to be synchronised. Creating one is a collective operation: every process
+    must do it at the same place.
     """
 
     def __init__(self) -> None:
@@ -89,7 +91,7 @@ class Agreement:
         self._group = torch.distributed.new_group(backend="gloo") if distributed else None
 
     def largest(self, number: int) -> int:
-        """Of this process's ``number`` and those of all others, which call this too."""
+        """Return the largest ``number`` of all processes, every one of which must make this call."""
         if self._group is None:
             return number
         shared = torch.tensor([number])
@@ -98,10 +100,10 @@ class Agreement:
 
 
 def decide_together(decide: Callable[[], T], is_first: bool) -> T:
-    """What the first process decides, on all processes.
+    """Call ``decide`` on the first process and return its result on all processes.
 
     Raises:
-        StoppedElsewhereError: on the others, where deciding raises a VideoLlama2Error on the first.
+        StoppedElsewhereError: on the other processes, if ``decide`` raises a VideoLlama2Error on the first one.
     """
     decision: list[Any] = [None]
     error = None
@@ -120,14 +122,14 @@ def decide_together(decide: Callable[[], T], is_first: bool) -> T:
 
 
 class RandomState:
-    """The random generators of this process as they were when this was made."""
+    """A snapshot of this process's random generators (Python, NumPy, torch and CUDA)."""
 
     def __init__(self) -> None:
         self._python, self._numpy, self._torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
         self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
 
     def restore(self) -> None:
-        """Put them back."""
+        """Set the generators back to the snapshot."""
         random.setstate(self._python)
         np.random.set_state(self._numpy)
         torch.set_rng_state(self._torch)
@@ -136,7 +138,9 @@ class RandomState:
 
 
 def leave_signals_to_the_parent(worker: int) -> None:
-    """For loader workers: launchers signal the whole group of a process, and a worker that dies of it takes the step
-    under way with it. In a group of its own it lives as long as its parent, whose end it notices.
+    """Move a loader worker into a process group of its own, so that it does not receive its parent's signals.
+
+    Launchers signal the whole process group, and the death of a worker would break the current step. The worker still
+    ends with its parent, whose end it notices.
     """
     os.setpgrp()

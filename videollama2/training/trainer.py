@@ -1,4 +1,4 @@
-"""transformers' ``Trainer`` where this model needs something else: learning rates of parts, order, evaluation, log."""
+"""The trainer of ``train.py``: learning rates of parts, the order of samples, counting, evaluation and logging."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class VideoLlama2Trainer(SavingTrainer):
     """The trainer of ``train.py``.
 
     Args:
-        mixture: sizes of the sets that ``train_dataset`` consists of, and the share of each, None for every record
-            once.
-        others: as :class:`~videollama2.training.saving.SavingTrainer`.
+        mixture: sizes of the sets that ``train_dataset`` consists of, and the share of each (None: every record once
+            per epoch).
+        args, kwargs: arguments of :class:`~videollama2.training.saving.SavingTrainer`.
     """
 
     def __init__(self, *args: Any, mixture: tuple[list[int], list[float] | None] | None = None, **kwargs: Any) -> None:
@@ -45,18 +45,18 @@ class VideoLlama2Trainer(SavingTrainer):
         self.mixture = mixture
         self.meter = Meter(self.model)
         self.bad_samples: set[str] = set()
-        # transformers sets its flag on the outer configuration, but the decoder reads its own.
+        # transformers sets use_cache in the outer configuration, but the decoder reads its own configuration.
         self.model.config.text_config.use_cache = self.args.use_cache
 
     # ------------------------------------------------------------------------------------------- optimizer
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Matrices and convolutions decay; norms, biases and other vectors do not, whatever their names."""
-        # ZeRO-3 keeps a slice of each parameter here and its true shape beside it.
+        """Return the names of matrices and convolutions; norms, biases and other vectors get no weight decay."""
+        # Under ZeRO-3 a parameter is only a slice, with its true shape in the attribute ds_shape.
         return [name for name, p in model.named_parameters() if len(getattr(p, "ds_shape", p.shape)) > 1]
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """Split transformers' groups so that connector and encoder may have their own learning rates."""
+        """Create the optimizer, with parameter groups of their own for a connector or encoder with its own rate."""
         if self.optimizer is not None:
             return self.optimizer
         try:
@@ -102,7 +102,7 @@ class VideoLlama2Trainer(SavingTrainer):
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
         loader = super()._get_dataloader(*args, **kwargs)
-        inner = getattr(loader, "base_dataloader", loader)  # accelerate's is a shell around torch's
+        inner = getattr(loader, "base_dataloader", loader)  # accelerate's loader wraps one of torch
         inner.worker_init_fn = partial(_begin_worker, inner.worker_init_fn)
         inner.collate_fn = CountingCollator(inner.collate_fn, self.model.config)
         return loader
@@ -112,7 +112,7 @@ class VideoLlama2Trainer(SavingTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
-        """The micro-batches of a step and the number of labels in them over all processes."""
+        """Return the micro-batches of a step and the number of labels in them over all processes."""
         self.meter.begin()
         begin = time.perf_counter()
         batches = self._fetch(epoch_iterator, num_batches)
@@ -122,12 +122,12 @@ class VideoLlama2Trainer(SavingTrainer):
             self.meter.add(batch)
         batches, labels = super().get_batch_samples(iter(batches), num_batches, device)
         self.steps_of_line += 1
-        self.learnt_steps = self.learnt_steps + (labels > 0)  # a tensor on the GPU: asked for when a line is logged
-        # A step of nothing but records that were left out has no loss, not an undefined one.
+        self.learnt_steps = self.learnt_steps + (labels > 0)  # a tensor on the GPU, read when a line is logged
+        # If all records of a step were left out, its loss must be 0 and not 0 / 0; see _without_empty_steps.
         return batches, labels.clamp(min=1) if torch.is_tensor(labels) else labels
 
     def _fetch(self, epoch_iterator: Iterator, num_batches: int) -> list[dict[str, Any]]:
-        """The next micro-batches, unless the processes agree to stop before this step."""
+        """Return the next micro-batches, unless the processes agree to stop before this step."""
         try:
             batches = list(islice(epoch_iterator, num_batches))
         except (VideoLlama2Error, OSError, RuntimeError) as error:
@@ -137,12 +137,12 @@ class VideoLlama2Trainer(SavingTrainer):
         return batches
 
     def _note_bad(self, batch: dict[str, Any]) -> None:
-        """Take the records that were left out off the batch; each is listed once in the output folder."""
+        """Remove the list of records that were left out from the batch and write them to the output folder."""
         for message in batch.pop("bad_samples", ()):
             self.note_bad(message)
 
     def note_bad(self, message: str) -> None:
-        """List one record that was left out."""
+        """Write one record that was left out to this process's list in the output folder, unless it is there."""
         if message in self.bad_samples:
             return
         self.bad_samples.add(message)
@@ -153,13 +153,13 @@ class VideoLlama2Trainer(SavingTrainer):
             file.write(json.dumps({"step": self.state.global_step, "problem": message}) + "\n")
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """As :class:`SavingTrainer` does it; the rates of the step do not count the time."""
+        """Save as :class:`SavingTrainer` does, and leave the time that it takes out of the step's rates."""
         begin = time.perf_counter()
         super()._save_checkpoint(model, trial)
         self.meter.started += time.perf_counter() - begin
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add rates, waiting, memory and the parts' learning rates to each line of a step; all processes call this."""
+        """Add rates, waiting, memory and the parts' learning rates to a step's log line (a collective operation)."""
         if "loss" in logs:
             device = self.args.device
             totals = self.accelerator.gather(self.meter.totals(device))
@@ -173,7 +173,7 @@ class VideoLlama2Trainer(SavingTrainer):
         super().log(logs, start_time)
 
     def _without_empty_steps(self, logs: dict[str, float]) -> None:
-        """Let a line tell the mean loss of the steps that had labels; one without any has no loss, not one of 0."""
+        """Make the line's loss the mean over the steps that had labels; without such steps, remove the loss."""
         if learnt := int(self.learnt_steps):
             logs["loss"] *= self.steps_of_line / learnt
         else:
@@ -182,7 +182,7 @@ class VideoLlama2Trainer(SavingTrainer):
         self.steps_of_line, self.learnt_steps = 0, 0
 
     def _part_rates(self, rate: float) -> dict[str, float]:
-        """Learning rates of parts that have their own; the schedule scales all alike."""
+        """Return the current learning rates of parts that have their own; the schedule scales all rates alike."""
         groups = self.optimizer.param_groups
         first = groups[0].get("initial_lr")
         if not first:
@@ -197,7 +197,10 @@ class VideoLlama2Trainer(SavingTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Loss per label and share of right answers, whatever the batch size and the number of processes."""
+        """Measure the loss per label and the share of right answers.
+
+        Sums are divided once at the end, so the values do not depend on batch size or number of processes.
+        """
         begin = time.perf_counter()
         model = self.model_wrapped if self.is_deepspeed_enabled else self.model
         batches = map(self._for_evaluation, self.get_eval_dataloader(eval_dataset))
@@ -221,10 +224,12 @@ class VideoLlama2Trainer(SavingTrainer):
 
 
 class _EpochStart(TrainerCallback):
-    """Tells the sampler its epoch, and keeps the random state from before it until its first step is made.
+    """A callback that gives the sampler the number of the epoch and keeps the random state from before the epoch.
 
-    transformers tells the epoch to the loader. Where a run of several processes goes on in the middle of an epoch, that
-    loader is wrapped once more to skip what was seen, and the sampler inside would draw the order of the first epoch.
+    transformers gives the epoch to the loader only. If a run of several processes is resumed in the middle of an epoch,
+    that loader is wrapped again to skip the samples already seen, and without this callback the sampler inside would
+    draw the order of the first epoch. The random state is kept until the epoch's first step is done, see
+    :meth:`SavingTrainer._save_what_was_learnt`.
     """
 
     def __init__(self, trainer: VideoLlama2Trainer) -> None:
@@ -248,9 +253,9 @@ def _begin_worker(former: Callable[[int], None] | None, worker: int) -> None:
 
 
 def _split_groups(groups: list[dict[str, Any]], module: nn.Module, rate: float, part: str) -> list[dict[str, Any]]:
-    """Optimizer groups in which the parameters of ``module`` stand apart with learning rate ``rate``.
+    """Return optimizer groups in which the parameters of ``module`` have groups of their own with the rate ``rate``.
 
-    The optimizer has no state yet, so its groups may be cut.
+    The optimizer has no state yet, so splitting its groups is safe.
     """
     own = {id(parameter) for parameter in module.parameters()}
     split: list[dict[str, Any]] = []
