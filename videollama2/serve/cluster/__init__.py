@@ -1,1 +1,1 @@
-"""Which worker serves which model: registration, choice, failover, and the client of it all."""
+"""The controller of a group of workers: registration, choice of a worker, failover, and a client for it."""

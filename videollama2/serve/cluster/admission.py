@@ -1,6 +1,7 @@
-"""Which addresses workers may register from and with.
+"""Checks of the addresses that workers register from, and of those that they register.
 
-A controller connects to what registers with it, so a registration must not be a way to make it call anything else.
+A controller connects to every address that is registered with it, so a registration must not be a way to make the
+controller call anything other than a worker.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ RESOLVE_S = 5.0
 
 
 def worker_address(name: str) -> WebAddress:
-    """The address that a worker registers as, read once: nothing else of what it wrote is used.
+    """Parse the address that a worker registers. Only the parsed address is used from then on.
 
     Raises:
-        ApiError: 400, it is not ``http://host:port``.
+        ApiError: 400, the address is not of the form ``http://host:port``.
     """
     try:
         address = parse_web(name)
@@ -42,11 +43,11 @@ def worker_address(name: str) -> WebAddress:
 
 
 class WorkerAddresses:
-    """Checks callers and the addresses they register.
+    """Checks callers and the addresses that they register.
 
     Args:
-        security: ``allowed_workers`` and ``worker_token``.
-        resolver: names -> addresses.
+        security: settings, of which ``allowed_workers`` and ``worker_token`` are used.
+        resolver: function that resolves host names to addresses.
     """
 
     def __init__(self, security: Security, resolver: Resolver = resolve_host) -> None:
@@ -61,30 +62,30 @@ class WorkerAddresses:
         self._resolver = resolver
 
     async def check_caller(self, host: str | None) -> None:
-        """Whether somebody at this address may speak for a worker.
+        """Check that a caller at this address may register, report or unregister workers.
 
         Raises:
-            ApiError: 403.
+            ApiError: 403, it may not.
         """
         caller = _address(host or "")
         if caller is None or not (self._is_any or self._is_listed(caller) or await self._is_host(caller)):
             raise ApiError(403, "workers may not register from this address; see --allowed-workers", code="forbidden")
 
     async def admit(self, worker: WebAddress) -> str:
-        """Where to connect to for a worker that registers with this address.
+        """Return the URL to connect to for a worker that registers with this address.
 
-        Where a network on the list is what allows it, that is the IP address that was checked: a name could stand for
-        another one the next time.
+        If the worker is allowed because it is in an allowed network, this is the URL of the checked IP address, since
+        the name could resolve to a different one the next time.
 
         Raises:
-            ApiError: 400, the host has no address; 403, not an allowed one.
+            ApiError: 400, the host has no address; 403, the address is not allowed.
         """
         if worker.host in self._hosts:
             return worker.origin
         addresses = [_address(text) for text in await self._resolve(worker.host, worker.port)]
         if not addresses:
             raise ApiError(400, "the host of worker_name has no address", code="invalid_worker", param="worker_name")
-        # One forbidden address among others is refused too: which one is connected to must not depend on chance.
+        # A single forbidden address refuses the host: which of its addresses is used must not depend on chance.
         known = [address for address in addresses if address is not None]
         if len(known) < len(addresses) or not all(map(self._is_allowed, known)):
             raise ApiError(
@@ -96,7 +97,7 @@ class WorkerAddresses:
         return replace(worker, host=str(first)).origin
 
     async def _resolve(self, host: str, port: int) -> Sequence[str]:
-        """The addresses of a host; none where it cannot be resolved in time."""
+        """Return the addresses of a host, or none if it cannot be resolved in time."""
         try:
             return await asyncio.wait_for(self._resolver(host, port), RESOLVE_S)
         except (OSError, UnicodeError, asyncio.TimeoutError):

@@ -1,4 +1,4 @@
-"""What a request is about, as a word: requests with one word go to one worker, which may have its media cached."""
+"""Affinity keys of requests. Requests with the same key go to the same worker, which may have their media cached."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from hashlib import blake2b
 from typing import Any
 
 _ENDS = 1 << 16
-"""Characters at either end of a long text that count."""
+"""Number of characters at each end of a long text that enter its key."""
 
 
 def affinity_of(texts: Iterable[str]) -> str | None:
-    """A word for what a request is about, so that its follow-up finds the worker that has it cached.
+    """Return a key of what a request is about, so that follow-up requests find the worker that has it cached.
 
-    Long texts (media) count by length, beginning and end: the worst that a chance hit does is another place.
+    Of a long text (media) only the length, the beginning and the end are hashed. A collision is harmless: it only sends
+    a request to a different worker.
     """
     digest, is_empty = blake2b(digest_size=16), True
     for text in texts:
@@ -23,7 +24,7 @@ def affinity_of(texts: Iterable[str]) -> str | None:
 
 
 def affinity_of_chat(body: Mapping[str, Any]) -> str | None:
-    """:func:`affinity_of` a chat request: its first media, else its first question. Nothing is known of its shape."""
+    """Return the key of an unvalidated chat request: that of its first media, or else of its first question."""
     messages = body.get("messages")
     for message in messages if isinstance(messages, list) else ():
         if not isinstance(message, dict) or message.get("role") != "user":

@@ -1,5 +1,5 @@
-"""Asking through a controller: which models there are, where a worker is, and chat completions that survive a worker
-that dies before its first token."""
+"""Client of a controller: lists models, finds workers, and sends chat requests, which are retried with another worker
+if one fails before its first token."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _log = logging.getLogger(__name__)
 
 
 class ChatStream:
-    """A worker's reply to a chat request; its beginning is there.
+    """A worker's reply to a chat request, whose first bytes have arrived.
 
     Attributes:
-        worker: its address.
-        status, headers: of HTTP.
+        worker: address of the worker.
+        status, headers: HTTP status and headers of the reply.
     """
 
     def __init__(self, worker: str, reply: WorkerReply) -> None:
@@ -42,7 +42,7 @@ class ChatStream:
         self.headers: Mapping[str, str] = reply.headers
 
     async def __aiter__(self) -> AsyncGenerator[bytes, None]:
-        """The bytes as they come: server-sent events, cut anywhere.
+        """Yield the bytes as they arrive: server-sent events, which may be split at any point.
 
         Raises:
             ApiError: the worker broke off.
@@ -55,10 +55,10 @@ class ChatStream:
             raise worker_failed() from error
 
     async def json(self) -> dict[str, Any]:
-        """The reply to a request that asked for no stream.
+        """Return the reply to a request without ``stream``.
 
         Raises:
-            ApiError: the worker broke off, or sent no JSON.
+            ApiError: the worker broke off, or its reply is not JSON.
         """
         content = b"".join([chunk async for chunk in self])
         try:
@@ -71,13 +71,13 @@ class ChatStream:
 
 
 class ControllerClient:
-    """Talks to one controller and its workers. Of one event loop.
+    """Talks to one controller and its workers. All its methods must be used in the same event loop.
 
     Args:
-        controller: its address.
+        controller: address of the controller.
         credential: worker token or API key.
-        patience: with workers.
-        timeout_s: for the controller's own answers.
+        patience: timeouts for the workers.
+        timeout_s: timeout for the controller's own replies.
     """
 
     def __init__(
@@ -101,16 +101,16 @@ class ControllerClient:
         return self._client
 
     async def aclose(self) -> None:
-        """Give up connections."""
+        """Close all connections."""
         if self._client is not None:
             await self._client.aclose()
 
     async def models(self, refresh: bool = False) -> list[str]:
-        """Names of the models that can be asked now.
+        """Return the names of the models that are available now.
 
         Args:
-            refresh: have the controller ask its workers first. That is for parts with the worker token; without it,
-                the list is the controller's last.
+            refresh: make the controller ask its workers first. This requires the worker token; without it, the
+                controller returns the list that it has.
 
         Raises:
             ApiError: the controller cannot be reached.
@@ -127,7 +127,7 @@ class ControllerClient:
         return [str(name) for name in found]
 
     async def lengths(self) -> dict[str, int | None]:
-        """Models that can be asked now -> tokens of prompt and answer together; None where no worker tells.
+        """Return each available model with its limit on tokens of prompt and answer; None if no worker reports it.
 
         Raises:
             ApiError: the controller cannot be reached.
@@ -139,14 +139,14 @@ class ControllerClient:
         return {name: known.get(name) for name in await self.models()}
 
     async def worker_address(self, model: str, exclude: Collection[str] = (), affinity: str | None = None) -> str:
-        """Where a worker with this model is.
+        """Return the address of a worker that serves this model.
 
         Args:
-            exclude: addresses where it was tried.
-            affinity: of :func:`videollama2.serve.cluster.affinity.affinity_of`.
+            exclude: addresses that have been tried already.
+            affinity: key from :func:`videollama2.serve.cluster.affinity.affinity_of`.
 
         Raises:
-            ApiError: 404, no such model; 503, none at the moment, or no controller.
+            ApiError: 404, there is no such model; 503, no worker has it at the moment, or there is no controller.
         """
         body = {"model": model, "exclude": list(exclude), **({"affinity": affinity} if affinity else {})}
         found = (await self._call("/get_worker_address", body)).get("address")
@@ -158,17 +158,17 @@ class ControllerClient:
     async def open_chat(
         self, body: Mapping[str, Any], request_id: str = "", content: bytes | None = None, path: str = CHAT_PATH
     ) -> AsyncIterator[ChatStream]:
-        """Ask; the stream is open while the block runs, and leaving it early stops the answer.
+        """Send a chat request. The reply is open inside the ``async with`` block; leaving it early stops the answer.
 
-        A worker that dies or refuses before its first token is replaced by another; without ``stream`` in the body,
-        until the reply is complete.
+        If a worker dies or refuses before its first token, another one is tried. Without ``stream`` in the body, this
+        holds until the reply is complete.
 
         Args:
-            content: the body as JSON, where it is at hand: writing a large one takes a while.
-            path: of the worker's route.
+            content: the body as JSON, if it is at hand, since serialising a large body takes a while.
+            path: route of the worker.
 
         Raises:
-            ApiError: the request is at fault, or no worker can take it. Out of the stream: the worker broke off.
+            ApiError: the request is invalid, or no worker can take it. While the reply is read: the worker broke off.
         """
         model = str(body.get("model", ""))
         headers = {**self._headers, **({"x-request-id": request_id} if request_id else {})}
@@ -208,7 +208,7 @@ class ControllerClient:
 
     def _suspect(self, worker: str) -> None:
         now = monotonic()
-        # Also bounds the table: names come from the controller and may change with every restart of a worker.
+        # Old entries are dropped to bound the table: a worker may have a new name after every restart.
         self._suspects = {name: until for name, until in self._suspects.items() if until > now}
         self._suspects[worker] = now + SUSPECT_S
 

@@ -1,8 +1,8 @@
-"""The controller as a web application: workers report to it, clients ask it for workers.
+"""The controller as a web application: workers report to it, and clients ask it for workers.
 
-Routes are POST, as published: ``/register_worker``, ``/receive_heart_beat``, ``/unregister_worker``,
-``/refresh_all_workers`` (with the worker token), ``/list_models``, ``/get_worker_address``, ``/worker_get_status``,
-``/worker_generate_stream``. ``GET /metrics`` is for Prometheus.
+As in the published controller, the routes are POST: ``/register_worker``, ``/receive_heart_beat``,
+``/unregister_worker``, ``/refresh_all_workers`` (these need the worker token), ``/list_models``,
+``/get_worker_address``, ``/worker_get_status`` and ``/worker_generate_stream``. ``GET /metrics`` serves Prometheus.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ _log = logging.getLogger("videollama2.serve.controller")
 
 
 class Controller:
-    """What the routes do.
+    """The functions behind the routes.
 
     Args:
-        registry: of the workers.
-        security: keys, and which addresses workers may have.
-        patience: with workers.
+        registry: registry of the workers.
+        security: keys, and the addresses that workers may have.
+        patience: timeouts for the workers.
     """
 
     def __init__(self, registry: Registry, security: Security, patience: Patience | None = None) -> None:
@@ -59,12 +59,12 @@ class Controller:
 
     @cached_property
     def http(self) -> httpx.AsyncClient:
-        """The client for requests to workers; made with the first one, in the event loop."""
+        """The HTTP client for requests to workers. It is created on first use, in the event loop."""
         return make_client()
 
     @asynccontextmanager
     async def running(self, app: FastAPI) -> AsyncIterator[None]:
-        """Lifespan of the application."""
+        """Lifespan of the application: watches the workers while it runs."""
         watching = asyncio.ensure_future(self._watch())
         try:
             yield
@@ -84,10 +84,10 @@ class Controller:
     # -------------------------------------------------------------------------------------------------------- workers
 
     async def register(self, body: RegisterWorker) -> None:
-        """Take a worker up.
+        """Register a worker.
 
         Raises:
-            ApiError: its address is not allowed, or it says nothing of itself.
+            ApiError: its address is not allowed, or it does not report its status.
         """
         worker = worker_address(body.worker_name)
         address = await self.addresses.admit(worker)
@@ -98,7 +98,7 @@ class Controller:
         _log.info("worker %s: %s, speed %g", worker.origin, ", ".join(status.model_names), status.speed)
 
     async def refresh(self) -> None:
-        """Ask all workers for their status; those that are gone are forgotten. Askers at one time share one round."""
+        """Ask all workers for their status, and forget those that do not reply. Concurrent callers share one round."""
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.ensure_future(self._refresh())
         await asyncio.shield(self._refreshing)
@@ -110,12 +110,12 @@ class Controller:
         """Ask a worker for its status.
 
         Args:
-            may_forget: a worker that tells none is forgotten at once; otherwise, when it has been silent for too long.
+            may_forget: whether to forget a worker at once if it reports no status, rather than after ``expiry_s``.
         """
         try:
             status = await self._status(worker.address)
         except httpx.TimeoutException:
-            self.registry.failed(worker)  # slow is not gone
+            self.registry.failed(worker)  # a slow worker is kept
             return
         if status is not None:
             self.registry.told(worker, status)
@@ -123,10 +123,10 @@ class Controller:
             self.registry.remove(worker.name)
 
     async def _status(self, address: str) -> WorkerStatus | None:
-        """What a worker says of itself; None: nothing that makes sense.
+        """Return the status that a worker reports, or None if there is no valid one.
 
         Raises:
-            httpx.TimeoutException: it does not answer in time.
+            httpx.TimeoutException: the worker does not reply in time.
         """
         try:
             response = await self.http.post(
@@ -140,7 +140,7 @@ class Controller:
             return None
 
     def total(self) -> dict[str, Any]:
-        """All workers as if they were one."""
+        """Return the status of all workers combined, as if they were one."""
         workers = self.registry.workers
         return {
             "model_names": self.registry.models(),
@@ -151,14 +151,14 @@ class Controller:
     # --------------------------------------------------------------------------------------------------------- stream
 
     async def frames(self, model: str, content: bytes, affinity: str | None = None) -> AsyncGenerator[bytes, None]:
-        """Whole frames of an answer, from the first worker that begins one.
+        """Yield the frames of an answer, each complete, from the first worker that begins to answer.
 
         Args:
-            content: the request.
-            affinity: of :func:`videollama2.serve.cluster.affinity.affinity_of`.
+            content: the request as JSON.
+            affinity: key from :func:`videollama2.serve.cluster.affinity.affinity_of`.
 
         Raises:
-            ApiError: none does, or the one that did broke off.
+            ApiError: no worker begins to answer, or the one that did broke off.
         """
         chosen: dict[str, Worker] = {}
 
@@ -190,7 +190,7 @@ class Controller:
 
 
 def make_controller_app(controller: Controller) -> FastAPI:
-    """The application."""
+    """Return the web application of a controller."""
     metrics = WebMetrics(WorkerGauges(lambda: controller.registry.workers))
     app = make_app(
         "VideoLLaMA 2 controller",
@@ -207,7 +207,7 @@ def make_controller_app(controller: Controller) -> FastAPI:
 
 def _add_worker_routes(app: FastAPI, controller: Controller) -> None:
     async def check(request: Request) -> None:
-        # Behind a proxy, everybody comes from its address; workers have no business there.
+        # Behind a proxy, all callers have the proxy's address. Workers do not register through a proxy.
         if controller.security.worker_token is None and not _FORWARDED.isdisjoint(request.headers):
             raise ApiError(403, "workers do not register through a proxy without a worker token", code="forbidden")
         await controller.addresses.check_caller(request.client.host if request.client else None)
@@ -264,7 +264,7 @@ def _add_client_routes(app: FastAPI, controller: Controller) -> None:
         try:
             return JSONResponse({"address": registry.choose(body.model, body.exclude, body.affinity).address})
         except ApiError as error:
-            # Published clients look for an empty address.
+            # Published clients expect an empty address if there is none.
             return JSONResponse({**error.body(), "address": ""}, error.status, error.headers())
 
     @app.post("/worker_get_status")

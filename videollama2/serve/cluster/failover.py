@@ -1,4 +1,9 @@
-"""One request to one worker, watched: a worker that died or hangs is noticed, one that is only slow is waited for."""
+"""Sends a request to a worker and watches it: a dead or hanging worker is replaced, a slow one is waited for.
+
+While a worker sends nothing, its ``/health`` is asked at intervals. A worker that answers there is only slow, and is
+given more time, up to a limit. One that misses two checks in a row counts as lost. A lost worker is replaced by another
+one as long as none of its reply has been passed on to the client; after that the request fails.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +22,7 @@ from videollama2.serve.web.errors import ApiError, worker_failed, worker_timeout
 T = TypeVar("T")
 
 RETRY_STATUSES = (401, 403, 429, 502, 503, 504)
-"""Another worker may do better: this one is full, leaving, or not set up for us."""
+"""Statuses after which another worker is tried: this one is full, shutting down, or not set up for this caller."""
 
 MAX_ERROR_BYTES = 64 << 10
 _log = logging.getLogger(__name__)
@@ -25,13 +30,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to wait for a worker, in seconds.
+    """Timeouts for a worker, in seconds.
 
     Attributes:
-        connect: for the connection.
-        silence: without a byte, after which the worker is asked whether it lives.
-        probe: for its answer to that. It is asked twice.
-        total: without a byte, though it lives. An answer that is not streamed takes as long as it is written.
+        connect: time to establish the connection.
+        silence: time without a byte after which the worker's ``/health`` is checked.
+        probe: time for the reply to this check. The worker is lost after two missed checks.
+        total: time without a byte after which a request fails although the worker is alive. For an answer that is not
+            streamed, this includes the time to generate it.
     """
 
     connect: float = 3.0
@@ -41,18 +47,18 @@ class Patience:
 
 
 SUSPECT_S = 5.0
-"""A worker that failed is passed over for so long, where there is another."""
+"""Seconds for which a worker that failed is avoided if there is another one."""
 
 MOST_DEATHS = 3
-"""Workers that may break off over one request: it may be what broke them, and is not taken to all of them."""
+"""Maximum number of workers that may fail on one request, which may be the cause and must not reach them all."""
 
 
 class WorkerLostError(Exception):
-    """A worker that cannot be reached, died, hangs or sends it away.
+    """Raised if a worker cannot be reached, dies, hangs or refuses the request for reasons of its own.
 
     Args:
-        told: what it said, where it said something.
-        had_it: it may have begun to work on the request.
+        told: the error that the worker reported, if it reported one.
+        had_it: whether the worker may have begun to work on the request.
     """
 
     def __init__(self, reason: str, told: ApiError | None = None, had_it: bool = False) -> None:
@@ -61,27 +67,27 @@ class WorkerLostError(Exception):
 
 
 def make_client() -> httpx.AsyncClient:
-    """For requests to parts of the installation."""
-    # No connection is kept: one to a worker that was restarted would fail, and look like a worker that died. No proxy
-    # of the environment stands between the parts.
+    """Return an HTTP client for requests to other parts of the installation."""
+    # Connections are not kept alive: one to a worker that was restarted would fail as if the worker had died. Proxies
+    # from the environment are not used between the parts.
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     return httpx.AsyncClient(trust_env=False, limits=limits, timeout=httpx.Timeout(30.0, connect=3.0))
 
 
 def bearer(credential: str | None) -> dict[str, str]:
-    """Header with a key, where there is one."""
+    """Return the headers with a key, if there is one."""
     return {} if credential is None else {"authorization": f"Bearer {credential}"}
 
 
 class WorkerReply:
-    """A worker's reply whose first bytes are there. Close it."""
+    """A worker's reply whose first bytes have arrived. It must be closed."""
 
     def __init__(self, response: httpx.Response, chunks: AsyncIterator[bytes], first: bytes, watch: _Watch) -> None:
         self.status, self.headers = response.status_code, response.headers
         self._response, self._chunks, self._first, self._watch = response, chunks, first, watch
 
     async def __aiter__(self) -> AsyncGenerator[bytes, None]:
-        """The bytes as they come.
+        """Yield the bytes as they arrive.
 
         Raises:
             WorkerLostError: the worker broke off.
@@ -92,10 +98,10 @@ class WorkerReply:
             yield chunk
 
     async def read(self, limit: int = 64 << 20) -> bytes:
-        """All of it.
+        """Return the complete reply.
 
         Raises:
-            WorkerLostError: the worker broke off, or sends more than ``limit``.
+            WorkerLostError: the worker broke off, or sent more than ``limit`` bytes.
         """
         content = bytearray()
         async for chunk in self:
@@ -105,10 +111,10 @@ class WorkerReply:
         return bytes(content)
 
     async def complete(self) -> None:
-        """Take all of it in now.
+        """Read the complete reply into memory now.
 
         Raises:
-            WorkerLostError: as :meth:`read`.
+            WorkerLostError: as for :meth:`read`.
         """
         self._first = await self.read()
 
@@ -120,10 +126,10 @@ class WorkerReply:
 async def ask(
     client: httpx.AsyncClient, address: str, path: str, content: bytes, headers: Mapping[str, str], patience: Patience
 ) -> WorkerReply:
-    """Post JSON to a worker and wait for the first bytes of its reply: with these comes the first token.
+    """Post JSON to a worker and wait for the first bytes of its reply, which come with the first token.
 
     Raises:
-        WorkerLostError: another worker should be tried. ApiError: the request is at fault.
+        WorkerLostError: another worker should be tried. ApiError: the request is invalid.
     """
     timeout = httpx.Timeout(None, connect=patience.connect, write=60.0)
     request = client.build_request(
@@ -157,7 +163,7 @@ async def _refusal(address: str, response: httpx.Response) -> Exception:
             content += chunk
             if len(content) > MAX_ERROR_BYTES:
                 break
-        # An error of the \0 protocol ends with a zero byte.
+        # Errors of the \0 protocol end with a zero byte.
         body: Any = json.loads(bytes(content).rstrip(b"\0"))
     except (httpx.HTTPError, ValueError):
         body = None
@@ -170,16 +176,16 @@ async def _refusal(address: str, response: httpx.Response) -> Exception:
 
 
 class _Watch:
-    """Waits for a worker's bytes, and asks after long silence whether it lives."""
+    """Waits for a worker's bytes, and checks after a long silence whether the worker is alive."""
 
     def __init__(self, client: httpx.AsyncClient, address: str, patience: Patience) -> None:
         self._client, self._address, self._patience = client, address, patience
 
     async def over(self, work: Awaitable[T]) -> T:
-        """The result of ``work``.
+        """Return the result of ``work``, which waits for bytes of the worker.
 
         Raises:
-            WorkerLostError: it failed, or the worker hangs. ApiError: it lives, but has not answered for too long.
+            WorkerLostError: the work failed, or the worker hangs. ApiError: the worker is alive but takes too long.
         """
         task = asyncio.ensure_future(work)
         waited, missed = 0.0, 0
@@ -216,7 +222,7 @@ async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:
 
 @asynccontextmanager
 async def closed_on_error(reply: WorkerReply) -> AsyncIterator[None]:
-    """Close the reply if the block fails."""
+    """Close the reply if the block raises an error."""
     try:
         yield
     except BaseException:
@@ -225,7 +231,7 @@ async def closed_on_error(reply: WorkerReply) -> AsyncIterator[None]:
 
 
 Chooser = Callable[[tuple[str, ...]], Awaitable[tuple[str, str]]]
-"""Names of workers that were tried -> name and address of another one."""
+"""Returns the name and address of a worker, given the names of those that were tried."""
 
 
 async def ask_any(
@@ -238,14 +244,14 @@ async def ask_any(
     on_lost: Callable[[str], None],
     is_whole: bool = False,
 ) -> tuple[str, WorkerReply]:
-    """Ask one worker after the other until one begins to answer; its name and reply.
+    """Ask one worker after another until one begins to answer; return its name and reply.
 
     Args:
-        on_lost: told the name of a worker that failed.
-        is_whole: nothing is passed on before the reply is complete, so that it can be begun anew until then.
+        on_lost: called with the name of each worker that failed.
+        is_whole: wait for the complete reply, so that the request can be retried until then.
 
     Raises:
-        ApiError: the request is at fault, or there is no worker (left).
+        ApiError: the request is invalid, or there is no worker (left).
     """
     tried: tuple[str, ...] = ()
     told: ApiError | None = None
@@ -255,7 +261,7 @@ async def ask_any(
             name, address = await choose(tried)
         except ApiError:
             if told is not None:
-                raise told from None  # "busy" says more than "no other worker"
+                raise told from None  # the refusal ("busy") is more useful than "no other worker"
             raise
         try:
             reply = await ask(client, address, path, content, headers, patience)

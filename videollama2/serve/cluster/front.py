@@ -1,7 +1,7 @@
 """OpenAI's API over all workers of a controller.
 
-Requests are validated here and answered by a worker that serves the model; one that dies before its first token is
-replaced by another. Media are fetched and decoded by the worker, under its operator's rules.
+Requests are validated here and forwarded to a worker that serves the model. If a worker dies before its first token,
+another one is tried. The worker fetches and decodes media, under the rules of its operator.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from videollama2.serve.web.metrics import WebMetrics
 from videollama2.serve.web.streaming import EventStream, whole_parts
 
 LOOK_S = 5.0
-"""How often the controller is looked for, for ``/ready``."""
+"""Seconds between checks for the controller, on which ``/ready`` depends."""
 
 _log = logging.getLogger(__name__)
 
 
 class ApiFront:
-    """What the routes do.
+    """The functions behind the routes.
 
     Args:
-        client: of the controller.
+        client: client of the controller.
     """
 
     def __init__(self, client: ControllerClient) -> None:
         self.client = client
         self.missing: str | None = "looking for the controller"
-        """What it waits for; None: nothing."""
+        """What the server is waiting for; None if it is ready."""
 
     @asynccontextmanager
     async def running(self, app: FastAPI) -> AsyncIterator[None]:
-        """Lifespan of the application."""
+        """Lifespan of the application: checks for the controller while it runs."""
         looking = asyncio.ensure_future(self._look())
         try:
             yield
@@ -69,10 +69,10 @@ class ApiFront:
         return await self.client.lengths()
 
     async def answer(self, path: str, body: Asked, request: Request) -> Response:
-        """A worker's reply; of a stream its beginning. The body, which was checked, is passed on as it came.
+        """Return a worker's reply, or the beginning of a stream. The validated body is forwarded as the client sent it.
 
         Raises:
-            ApiError: the request is at fault, or no worker can take it.
+            ApiError: the request is invalid, or no worker can take it.
         """
         sent, content, request_id = await request.json(), await request.body(), REQUEST_ID.get()
         if sent.get("model") is None:
@@ -103,7 +103,7 @@ class ApiFront:
 
 
 def make_front_app(front: ApiFront, security: Security) -> FastAPI:
-    """The application."""
+    """Return the web application of the front."""
     metrics = WebMetrics()
     app = make_app("VideoLLaMA 2 API", security, ready=lambda: front.missing, lifespan=front.running, metrics=metrics)
     app.include_router(openai_router(front))

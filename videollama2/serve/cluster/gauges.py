@@ -1,4 +1,4 @@
-"""The gauges of a controller: which workers are registered, and how long their queues are."""
+"""Prometheus gauges of a controller: the registered workers and the lengths of their queues."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from videollama2.serve.web.metrics import PREFIX
 
 
 class WorkerGauges:
-    """Workers and their queues per model, as they are when Prometheus asks."""
+    """Collects the numbers of workers and of queued requests per model, read at each scrape."""
 
     def __init__(self, workers: Callable[[], list[Worker]]) -> None:
         self._workers = workers
 
     def describe(self) -> list[Metric]:
-        return []  # registering asks for nothing yet
+        return []  # no metrics at registration
 
     def collect(self) -> Iterator[Metric]:
         count = GaugeMetricFamily(PREFIX + "workers", "Workers that are registered.", labels=["model_name"])

@@ -1,6 +1,6 @@
-"""What workers, their controller and those that ask it say to each other: the bodies of the controller's routes.
+"""The bodies of the controller's routes, which workers, controllers and clients exchange.
 
-Names are the published ones (FastChat's).
+The field names are the published ones (FastChat's).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 HEART_BEAT_S = 15.0
 EXPIRY_S = 30.0
-"""Published: a worker reports every 15 s, and after 30 s of silence it is gone."""
+"""Published value: a worker reports every 15 s and is dropped after 30 s of silence."""
 
 PROTOCOL_VERSION = 1
 
@@ -22,15 +22,15 @@ Queue = Annotated[int, Field(ge=0, le=10**6)]
 
 
 class _Body(BaseModel):
-    # Other implementations send more; what is not known is not used.
+    # Other implementations send additional fields, which are ignored.
     model_config = ConfigDict(extra="ignore")
 
 
 class WorkerStatus(_Body):
-    """What a worker says of itself.
+    """The status of a worker.
 
-    ``speed``: tokens per second, or any measure that all workers share. ``num_frames``: looked at where a video names
-    no number. ``max_model_len``: tokens of prompt and answer together.
+    ``speed`` is in tokens per second, or any other unit that all workers share. ``num_frames`` is the number of frames
+    used for videos without an explicit number. ``max_model_len`` limits the tokens of prompt and answer together.
     """
 
     model_names: list[ModelName] = Field(min_length=1, max_length=64)
@@ -41,7 +41,7 @@ class WorkerStatus(_Body):
 
 
 class RegisterWorker(_Body):
-    """``/register_worker``. ``worker_name`` is the worker's address."""
+    """Body of ``/register_worker``. ``worker_name`` is the worker's address."""
 
     worker_name: WorkerName
     check_heart_beat: bool = True
@@ -51,7 +51,7 @@ class RegisterWorker(_Body):
 
 
 class HeartBeat(_Body):
-    """``/receive_heart_beat``. ``speed``: where it has changed or not, see :class:`WorkerStatus`."""
+    """Body of ``/receive_heart_beat``. ``speed`` is sent whether or not it has changed, see :class:`WorkerStatus`."""
 
     worker_name: WorkerName
     queue_length: Queue = 0
@@ -59,13 +59,13 @@ class HeartBeat(_Body):
 
 
 class WorkerGone(_Body):
-    """``/unregister_worker``: a worker that shuts down says so."""
+    """Body of ``/unregister_worker``, sent by a worker that shuts down."""
 
     worker_name: WorkerName
 
 
 class ModelAsked(_Body):
-    """``/get_worker_address``. ``exclude``: addresses where it was tried. ``affinity``: see
+    """Body of ``/get_worker_address``. ``exclude`` lists addresses that have been tried. For ``affinity`` see
     :func:`videollama2.serve.cluster.affinity.affinity_of`."""
 
     model: Annotated[str, StringConstraints(max_length=512)]

@@ -1,6 +1,6 @@
-"""Which workers there are, and which of them takes a request.
+"""The registered workers, and the choice of a worker for a request.
 
-Nothing here waits or locks: a controller has one event loop, and every method is one step of it.
+Nothing here waits or locks: a controller has one event loop, and every method runs as one uninterrupted step of it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from videollama2.serve.web.errors import ApiError, model_not_found, no_worker
 METHODS = ("shortest_queue", "lottery")
 
 AFFINITY_SLACK = 4
-"""Requests more than its share that a worker takes because it knows what they are about."""
+"""Number of requests above its share that a worker takes for their affinity, because it may have their media cached."""
 
 MAX_WORKERS = 1024
 MAX_MODELS = 4096
@@ -26,15 +26,15 @@ MAX_MODELS = 4096
 
 @dataclass
 class Worker:
-    """A worker as the controller knows it.
+    """What the controller knows about a worker.
 
     Attributes:
-        name: its address as it gave it; what others are told.
-        address: where this controller connects to.
-        queue: requests it reported last, and those sent to it since.
-        is_checked: it sends heart-beats. One that does not is asked for its status by the controller.
-        seen: when it reported or answered last.
-        suspect_until: when its last failure is forgotten.
+        name: the address that the worker registered; clients are given this one.
+        address: the address that this controller connects to.
+        queue: number of requests in the last report, plus those sent to the worker since.
+        is_checked: whether the worker sends heartbeats. If it does not, the controller asks for its status.
+        seen: time of its last report or reply.
+        suspect_until: time until which the worker is avoided because of its last failure.
     """
 
     name: str
@@ -53,10 +53,10 @@ class Registry:
     """The workers of one controller.
 
     Args:
-        method: of :data:`METHODS`. ``lottery``: by chance, in proportion to speed. ``shortest_queue``: the least queue
-            in relation to speed.
-        expiry_s: of silence, after which a worker is gone.
-        clock, random: for tests.
+        method: one of :data:`METHODS`. ``lottery`` chooses at random, in proportion to speed; ``shortest_queue`` takes
+            the worker with the shortest queue relative to its speed.
+        expiry_s: seconds of silence after which a worker is forgotten.
+        clock, random: replaceable for tests.
     """
 
     def __init__(
@@ -82,10 +82,10 @@ class Registry:
         is_checked: bool = True,
         multimodal: bool = True,
     ) -> None:
-        """Take a worker up, or renew what is known of it.
+        """Add a worker, or update what is known about it.
 
         Raises:
-            ApiError: there are too many.
+            ApiError: there are too many workers.
         """
         self.expire()
         if name not in self._workers and len(self._workers) >= MAX_WORKERS:
@@ -106,7 +106,7 @@ class Registry:
                 self._known[model] = None
 
     def beat(self, name: str, queue: int, speed: float | None = None) -> bool:
-        """A heart-beat. False: the worker is not known (any more) and has to register."""
+        """Record a heartbeat. Return False if the worker is unknown (or forgotten) and has to register."""
         self.expire()
         worker = self._workers.get(name)
         if worker is None:
@@ -115,25 +115,25 @@ class Registry:
         return True
 
     def told(self, worker: Worker, status: WorkerStatus) -> None:
-        """It answered when it was asked for its status."""
+        """Record the status that a worker reported when it was asked."""
         worker.models, worker.speed = tuple(status.model_names), status.speed
         worker.queue, worker.seen = status.queue_length, self._clock()
         worker.max_model_len = status.max_model_len
 
     def remove(self, name: str) -> bool:
-        """Forget a worker; whether it was known."""
+        """Forget a worker; return whether it was known."""
         return self._workers.pop(name, None) is not None
 
     def failed(self, worker: Worker) -> None:
-        """It could not be reached or broke off."""
+        """Record that a worker could not be reached or broke off."""
         worker.suspect_until = self._clock() + SUSPECT_S
 
     def finished(self, worker: Worker) -> None:
-        """A request that :meth:`choose` sent there is over."""
+        """Record that a request for which :meth:`choose` returned this worker has ended."""
         worker.queue = max(0, worker.queue - 1)
 
     def expire(self) -> list[str]:
-        """Forget those that have been silent for too long; their names."""
+        """Forget the workers that have been silent for too long; return their names."""
         oldest = self._clock() - self.expiry_s
         gone = [worker.name for worker in self._workers.values() if worker.seen < oldest]
         for name in gone:
@@ -142,17 +142,17 @@ class Registry:
 
     @property
     def workers(self) -> list[Worker]:
-        """Those that are there now."""
+        """The workers that are registered now."""
         self.expire()
         return list(self._workers.values())
 
     def models(self, multimodal: bool | None = None) -> list[str]:
-        """Names of the models there are, in order."""
+        """Return the names of the available models in alphabetical order."""
         workers = [worker for worker in self.workers if multimodal in (None, worker.multimodal)]
         return sorted({model for worker in workers for model in worker.models})
 
     def max_model_lens(self) -> dict[str, int]:
-        """Model -> tokens of prompt and answer together that each of its workers takes, where they tell."""
+        """Return each model's limit on tokens of prompt and answer: the smallest that its workers report."""
         found: dict[str, int] = {}
         for worker in self.workers:
             for model in worker.models if worker.max_model_len is not None else ():
@@ -160,14 +160,14 @@ class Registry:
         return found
 
     def choose(self, model: str, exclude: Collection[str] = (), affinity: str | None = None) -> Worker:
-        """A worker for one request; it counts into its queue.
+        """Choose a worker for a request, and count the request in its queue.
 
         Args:
-            exclude: names of workers where it was tried.
-            affinity: requests of one such word go to one worker, as long as it is hardly busier than others.
+            exclude: names of workers that have been tried already.
+            affinity: requests with the same key go to the same worker unless it is much busier than the others.
 
         Raises:
-            ApiError: 404, nobody knows the model; 503, nobody has it now.
+            ApiError: 404, the model is unknown; 503, no worker has it at the moment.
         """
         workers = self.workers
         having = [
@@ -184,7 +184,7 @@ class Registry:
         return chosen
 
     def _missing(self, model: str, workers: Iterable[Worker]) -> ApiError:
-        # Just after a start not all workers are back, and a model that is missing now is not one that never was.
+        # Shortly after a start, some workers may not have registered again, so a missing model is not called unknown.
         is_settled = self._clock() - self._started > self.expiry_s / 2
         if any(workers) and is_settled and model not in self._known:
             return model_not_found(model)
@@ -198,7 +198,11 @@ class Registry:
 
 
 def _favourite(workers: list[Worker], affinity: str) -> Worker | None:
-    """The worker of this word (rendezvous hashing: others that come and go change little), unless it is too busy."""
+    """Return the preferred worker for a key, or None if it is too busy.
+
+    Every pair of key and worker has a hash, and the highest one wins (rendezvous hashing). When a worker comes or goes,
+    only the keys that it wins or won change their worker.
+    """
     favourite = max(workers, key=lambda worker: blake2b(f"{affinity} {worker.name}".encode(), digest_size=8).digest())
     least = min(worker.queue / worker.speed for worker in workers)
     return favourite if favourite.queue <= least * favourite.speed + AFFINITY_SLACK else None
