@@ -1,1 +1,1 @@
-"""OpenAI's language: requests, replies, messages and log probabilities."""
+"""The formats of OpenAI's API: requests, replies, messages and log-probabilities."""

@@ -1,4 +1,4 @@
-"""The requests of ``/v1/completions`` and ``/tokenize``: text that is read as it is, without a chat template."""
+"""The requests of ``/v1/completions`` and ``/tokenize``, whose text is used as it is, without a chat template."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from videollama2.serve.api.request import ChatMessage, ChatRequest
 from videollama2.serve.api.sampling import SamplingFields
 
 MAX_PROMPTS = 64
-"""Of one request."""
+"""Maximum number of prompts in one request."""
 
 MAX_LOGPROBS = 5
-"""OpenAI's bound."""
+"""OpenAI's maximum."""
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
@@ -63,11 +63,11 @@ class CompletionRequest(SamplingFields):
 
     @property
     def limit(self) -> int | None:
-        """Most tokens of an answer; None: as many as fit."""
+        """Maximum number of tokens of an answer; None for as many as the context holds."""
         return self.max_tokens
 
     def prompts(self) -> list[str | list[int]]:
-        """Each prompt."""
+        """The prompts, each a text or a list of token ids."""
         if isinstance(self.prompt, str):
             return [self.prompt]
         is_one = isinstance(self.prompt[0], int)
@@ -95,7 +95,7 @@ class TokenizeMessages(Body):
     continue_final_message: bool | None = False
 
     def as_chat(self) -> ChatRequest:
-        """A request for an answer to these messages."""
+        """Return the chat request that asks for an answer to these messages."""
         is_continued = bool(self.continue_final_message)
         return ChatRequest.model_validate(
             {

@@ -1,4 +1,4 @@
-"""What the bodies of all requests have in common: how their fields are typed, and which of them were ignored."""
+"""The parts common to all request bodies: strict field types, and the report of ignored fields."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pydantic_core import PydanticCustomError, core_schema
 from typing_extensions import LiteralString
 
 IGNORED_HEADER = "x-ignored-fields"
-"""Header of a reply that names the fields of the request which nobody here knows."""
+"""Header of a reply that lists the request's unknown fields, which were ignored."""
 
 _MOST_NAMED, _LONGEST_NAME = 8, 100
 
 
 class Body(BaseModel):
-    """A JSON object of a client.
+    """A JSON object sent by a client.
 
-    Values must have their type: "0" is no number, and true is not 1. Fields that are not known are kept aside, so that
-    :func:`ignored_fields` can name them.
+    Values must have the declared type: "0" is not a number, and true is not 1. Unknown fields are kept aside, so that
+    :func:`ignored_fields` can report them.
     """
 
     model_config = ConfigDict(extra="allow", strict=True)
@@ -30,30 +30,30 @@ def _whole(value: Any) -> Any:
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]
-"""To JSON, 5.0 is a whole number like 5."""
+"""A whole number. As in JSON, 5.0 is the same number as 5."""
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Seconds = Annotated[float, Field(ge=0, le=1e7, allow_inf_nan=False)]
 
 FIRST_FAULT: Any = Field(fail_fast=True)
-"""Of a list: its first faulty item is the only one that is told. A complaint about each would take seconds."""
+"""For lists: report only the first faulty item. Reporting each one of a long list would take seconds."""
 
 
 NO_EFFECT = "Accepted, without effect."
-"""Description of a field that changes no answer."""
+"""Description of a field that does not change the answer."""
 
 
 def error(kind: LiteralString, message: str) -> PydanticCustomError:
-    """A complaint in words of ours, which may hold braces."""
+    """Return a validation error with our own message, in which braces need no escaping."""
     return PydanticCustomError(kind, "{message}", {"message": message})
 
 
 class Neutral:
-    """Marks the type of a known field that cannot be honoured here: only values that ask for nothing are accepted.
+    """Marks a known field that this server does not support: only values without an effect are accepted.
 
     Args:
-        accepted: those values.
-        why: the others are refused.
+        accepted: the accepted values.
+        why: reason given when another value is refused.
     """
 
     def __init__(self, *accepted: Any, why: str = "this is not supported by this server") -> None:
@@ -66,14 +66,14 @@ class Neutral:
         return {"enum": list(self.accepted)}
 
     def _check(self, value: Any) -> Any:
-        # The type too: True equals 1, and 0 equals False.
+        # The type is compared too, because True equals 1 and False equals 0.
         if not any(type(value) is type(good) and value == good for good in self.accepted):
             raise error("unsupported_parameter", self.why)
         return value
 
 
 def ignored_fields(body: BaseModel) -> list[str]:
-    """Places of the fields that nobody here knows, the first few of them."""
+    """Return the paths of a request's unknown fields, up to a maximum number."""
     found = []
     for place in _unknown(body, ""):
         found.append(place)
@@ -91,10 +91,10 @@ def _unknown(value: Any, place: str) -> Iterator[str]:
     elif isinstance(value, list):
         for number, item in enumerate(value):
             if not isinstance(item, (BaseModel, list)):
-                break  # the items of a list are of one kind
+                break  # all items of a list have the same kind
             yield from _unknown(item, f"{place}{number}.")
 
 
 def _printable(name: str) -> str:
-    """A client's word as it may stand in a header."""
+    """Return a client's field name in a form that is safe in a header."""
     return "".join(c if c.isascii() and c.isprintable() and c not in ", " else "?" for c in name[:_LONGEST_NAME])

@@ -1,4 +1,4 @@
-"""What is told of single tokens: their text, their bytes, their log-probabilities."""
+"""Replies about single tokens: their text, their bytes and their log-probabilities."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BROKEN = "\ufffd"
 
 
 def logprobs_of(chosen: Iterable[TokenLogprob] | None, tokenizer: Any) -> Logprobs | None:
-    """Log-probabilities of an answer's tokens, as OpenAI writes them; None where none were asked for."""
+    """Return the log-probabilities of an answer's tokens in OpenAI's form; None if they were not requested."""
     if chosen is None:
         return None
     content = []
@@ -34,14 +34,14 @@ def logprobs_of(chosen: Iterable[TokenLogprob] | None, tokenizer: Any) -> Logpro
 
 def _entry(tokenizer: Any, token_id: int, value: float) -> dict[str, Any]:
     text, data = token_text(tokenizer, token_id)
-    # JSON has no infinity; OpenAI writes -9999 for what is next to impossible.
+    # JSON has no infinity; OpenAI sends -9999 for tokens that are practically impossible.
     return {"token": text, "logprob": max(value, -9999.0), "bytes": None if data is None else list(data)}
 
 
 def token_text(tokenizer: Any, token_id: int) -> tuple[str, bytes | None]:
-    """Text of one token, and its bytes: it may be part of a character. None where they cannot be told."""
+    """Return the text and bytes of one token, which may be part of a character. The bytes are None if unknown."""
     piece = tokenizer.convert_ids_to_tokens(token_id)
-    if piece is None:  # an id of the model's that the tokenizer has no piece for
+    if piece is None:  # the model has this id, but the tokenizer has no piece for it
         return "", None
     byte = _BYTE.fullmatch(piece)
     if byte:
@@ -61,7 +61,7 @@ def token_text(tokenizer: Any, token_id: int) -> tuple[str, bytes | None]:
 
 @lru_cache(maxsize=1)
 def _byte_alphabet() -> dict[str, int]:
-    """Letter -> byte of byte-level tokenizers: printable bytes are themselves, the others follow from 256 on."""
+    """Return the byte behind each letter of byte-level tokenizers, whose letters of unprintable bytes start at 256."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}

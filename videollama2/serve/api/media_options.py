@@ -1,4 +1,4 @@
-"""Which frames of a video are looked at, as a client says it."""
+"""The options by which a client selects the frames of a video."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from videollama2.serve.api.fields import Body, Finite, Seconds, Whole, error
 
 
 class VideoOptions(Body):
-    """Which frames of a video are looked at."""
+    """Selects the frames of a video that the model looks at."""
 
     num_frames: Whole | None = Field(None, ge=1, le=1024, description="Frames, spread evenly; default the model's.")
     fps: Finite | None = Field(None, gt=0, description="1: a frame of each second. Other rates are refused.")
@@ -31,15 +31,15 @@ class VideoOptions(Body):
         return self
 
     def given(self) -> dict[str, Any]:
-        """Options that are set, as :class:`videollama2.media.frames.FrameSampling` calls them."""
+        """Return the options that are set, under the names of :class:`videollama2.media.frames.FrameSampling`."""
         found: dict[str, Any] = {name: getattr(self, name) for name in ("num_frames", "start", "end", "sampling")}
         found = {name: value for name, value in found.items() if value is not None}
-        # No number of frames means one per second there.
+        # In FrameSampling, num_frames=None means one frame per second.
         return {**found, "num_frames": None} if self.fps is not None else found
 
 
 class MediaIOOptions(Body):
-    """vLLM's ``media_io_kwargs``: options by kind of medium."""
+    """vLLM's ``media_io_kwargs``: options for each kind of medium."""
 
     video: VideoOptions | None = None
     image: dict[str, Any] | None = Field(None, description="Accepted, without effect: images are read in one way.")

@@ -1,9 +1,9 @@
-"""A chat request -> the engine's messages. Here ends what a user's text can do.
+"""Converts chat requests into the engine's messages, and makes users' text harmless.
 
-The engine knows media by message parts, never by tags in text, so ``<video>`` in a question stays seven letters. But a
-tokenizer reads the names of its control tokens wherever they stand; typed by a user, ``<|im_end|>`` would end their
-turn and begin another in the system's name. Such names are broken up by a blank, and the tokens of every text are
-checked before it goes on.
+In the engine's messages, media are separate parts and never tags in the text, so ``<video>`` in a question remains
+plain text. A tokenizer, however, recognises the names of its control tokens anywhere in a text: ``<|im_end|>`` typed by
+a user would end the user's turn, and could begin another one in the name of the system. Such names are therefore split
+by a space, and the tokens of every text are checked before it is passed on.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from videollama2.serve.api.tools import call_text, response_text, template_call
 from videollama2.serve.web.errors import ApiError
 
 CHARACTERS_PER_TOKEN = 32
-"""Text longer than this times the positions of a slot is refused without being tokenised: it cannot fit, and
-tokenising megabytes of it would hold everybody up. Ordinary text has three to five."""
+"""Text with more characters than this times the tokens of a slot is refused before it is tokenised: it cannot fit, and
+tokenising megabytes of text would delay all other requests. Ordinary text has three to five characters per token."""
 
 _ROLES = {"developer": "system"}
 _MOST_PASSES = 4
@@ -41,7 +41,7 @@ _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 @dataclass(frozen=True)
 class MediumAsked:
-    """One medium of a request; ``param`` names its place in the body."""
+    """One medium of a request. ``param`` is its path in the body."""
 
     kind: str
     url: str
@@ -50,12 +50,12 @@ class MediumAsked:
 
 
 class TextGuard:
-    """Keeps control tokens and placeholders out of users' text.
+    """Keeps control tokens and media placeholders out of users' text.
 
     Args:
-        tokenizer: of the model.
-        placeholders: token ids that stand for media.
-        max_characters: of all text of a request.
+        tokenizer: the model's tokenizer.
+        placeholders: token ids that represent media.
+        max_characters: maximum number of characters of all text of a request.
     """
 
     def __init__(self, tokenizer: Any, placeholders: Iterable[int], max_characters: int) -> None:
@@ -64,8 +64,8 @@ class TextGuard:
         added = getattr(tokenizer, "added_tokens_decoder", {})
         special |= {number: str(token) for number, token in added.items() if token.special}
         names = set(special.values())
-        # Tokens of single bytes and of the unknown are no control tokens, though some tokenizers call them special:
-        # ordinary text comes to them.
+        # Tokens for single bytes and the unknown token are allowed although some tokenizers list them as special,
+        # because they also occur in ordinary text.
         self._forbidden = {number for number, name in special.items() if not _BYTE.fullmatch(name)} | set(placeholders)
         if tokenizer.unk_token_id not in (tokenizer.eos_token_id, tokenizer.bos_token_id):
             self._forbidden.discard(tokenizer.unk_token_id)
@@ -75,14 +75,14 @@ class TextGuard:
 
     @cached_property
     def template_knows_tools(self) -> bool:
-        """Whether the model's chat template has forms of its own for tools, calls and results."""
+        """Whether the model's chat template supports tools, calls and their results."""
         return reads_tools(self._tokenizer)
 
     def checked(self, text: str, param: str) -> str:
-        """The text as it is.
+        """Return the text unchanged after checking it.
 
         Raises:
-            ApiError: it holds something UTF-8 cannot.
+            ApiError: the text has characters that UTF-8 cannot encode.
         """
         try:
             text.encode("utf-8")
@@ -91,10 +91,10 @@ class TextGuard:
         return text
 
     def clean(self, text: str, param: str) -> str:
-        """The text, with names of control tokens broken up.
+        """Return the text with the names of control tokens split by a space.
 
         Raises:
-            ApiError: it still holds one, or something UTF-8 cannot.
+            ApiError: the text still holds a control token, or has characters that UTF-8 cannot encode.
         """
         text = self.checked(text, param)
         for _ in range(_MOST_PASSES):
@@ -112,10 +112,10 @@ def _broken_up(found: re.Match[str]) -> str:
 
 
 def engine_messages(request: ChatRequest, guard: TextGuard) -> tuple[list[dict[str, Any]], list[MediumAsked]]:
-    """Messages whose media parts name no source, and the media in reading order.
+    """Return messages whose media parts have no source yet, and the media in reading order.
 
     Raises:
-        ApiError: text that is too long, or that :class:`TextGuard` refuses.
+        ApiError: the text is too long, or :class:`TextGuard` refuses it.
     """
     check_length(sum(map(len, _texts(request))), guard, "messages")
     messages, media = [], []
@@ -137,10 +137,10 @@ def engine_messages(request: ChatRequest, guard: TextGuard) -> tuple[list[dict[s
 
 
 def check_length(characters: int, guard: TextGuard, param: str) -> None:
-    """Refuse text that cannot fit, before it is tokenised.
+    """Check that a text can fit, before it is tokenised.
 
     Raises:
-        ApiError: it is too long.
+        ApiError: the text is too long.
     """
     if characters > guard.max_characters:
         raise ApiError(
@@ -152,7 +152,7 @@ def check_length(characters: int, guard: TextGuard, param: str) -> None:
 
 
 def _with_tools(told: dict[str, Any], message: ChatMessage, guard: TextGuard, number: int) -> dict[str, Any]:
-    """The message with the calls or the result that it holds, in the template's form or, where it has none, as text."""
+    """Return the message with its tool calls or tool result: in the template's form or, if it has none, as text."""
     param = f"messages.{number}"
     if isinstance(message, ToolMessage):
         if guard.template_knows_tools:
@@ -190,7 +190,7 @@ def _medium(part: ImagePart | VideoPart, request: ChatRequest, param: str) -> Me
 
 
 def _parts(message: Any) -> Sequence[str | ImagePart | VideoPart]:
-    """Texts, and media parts, in reading order."""
+    """Return the texts and media parts of a message in reading order."""
     content = message.content
     if content is None and isinstance(message, AssistantMessage):
         content = message.refusal

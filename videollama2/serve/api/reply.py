@@ -1,4 +1,4 @@
-"""What is sent back: completions, chunks of a stream, models, errors. Shapes are OpenAI's."""
+"""The replies, in OpenAI's form: completions, chunks of a stream, models and errors."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class ChatCompletion(BaseModel):
 
 
 class CompletionLogprobs(BaseModel):
-    """The older form of log-probabilities, of text completions."""
+    """Log-probabilities of text completions, in OpenAI's older form."""
 
     tokens: list[str]
     token_logprobs: list[float]
@@ -124,7 +124,7 @@ class Version(BaseModel):
 class Model(BaseModel):
     """A model.
 
-    ``max_model_len``: tokens of prompt and answer together (vLLM's field); None where no worker has told it.
+    ``max_model_len`` limits the tokens of prompt and answer together (vLLM's field); None if no worker reports it.
     """
 
     id: str
@@ -151,7 +151,7 @@ class ErrorBody(BaseModel):
 
 
 EVENT_STREAM: dict[str, Any] = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
-"""For the OpenAPI description of a route that may stream."""
+"""OpenAPI description of a reply that may be a stream."""
 
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": text}
@@ -170,23 +170,23 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
         504: "A worker did not answer in time",
     }.items()
 }
-"""For the OpenAPI description of a route."""
+"""OpenAPI description of a route's error replies."""
 
 
 def models_reply(lengths: Mapping[str, int | None], created: int) -> ModelList:
-    """List of models as OpenAI writes it.
+    """Return the list of models in OpenAI's form.
 
     Args:
-        lengths: name of a model -> its ``max_model_len``.
+        lengths: names of the models with their ``max_model_len``.
     """
     return ModelList(data=[model_reply(name, lengths, created) for name in lengths])
 
 
 def model_reply(name: str, lengths: Mapping[str, int | None], created: int) -> Model:
-    """One model as OpenAI writes it.
+    """Return one model in OpenAI's form.
 
     Raises:
-        ApiError: 404, there is none of this name.
+        ApiError: 404, there is no model of this name.
     """
     if name not in lengths:
         raise model_not_found(name)

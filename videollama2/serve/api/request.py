@@ -1,12 +1,12 @@
-"""The request of OpenAI's chat completions, as it is understood here.
+"""The request of OpenAI's chat completions.
 
 Every field of the official request is known. Those that do not change the answer (``user``, ``metadata``, ...) are
-accepted and have no effect; those that would, and that no model here can honour (audio, ...), are refused, each with
-its name and the reason, unless their value asks for nothing. Fields that nobody here knows are ignored, as elsewhere,
-and named in a header of the reply and in the log.
+accepted and have no effect. Those that would change it, but that no model here supports (audio, ...), are refused with
+their name and the reason, unless their value has no effect. Unknown fields are ignored, as by other servers, and
+listed in a header of the reply and in the log.
 
-Extensions have the names that vLLM uses; among them are ``video_url`` parts and ``mm_processor_kwargs``
-(``num_frames``, ``start``, ``end``, ``sampling``), for all videos of a request or in one part.
+Extensions have vLLM's names. Among them are ``video_url`` parts and ``mm_processor_kwargs`` (``num_frames``, ``start``,
+``end``, ``sampling``), which apply to all videos of a request or to a single part.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from videollama2.serve.api.sampling import AnswerForm, SamplingFields
 from videollama2.serve.api.tools import MAX_TOOLS, NamedTool, Tool, ToolCall, ToolChoice, ToolUse
 
 MAX_LOGPROBS = 20
-"""Most likely tokens that may be reported at each place; OpenAI's bound."""
+"""Maximum number of most likely tokens reported at each position; OpenAI's limit."""
 
 MAX_MESSAGES = 2048
 MAX_PARTS = 1024
-"""Parts of one message."""
+"""Maximum number of parts of one message."""
 
 MAX_METADATA = 16
-"""Entries of ``metadata``; OpenAI's bound."""
+"""Maximum number of entries of ``metadata``; OpenAI's limit."""
 
 _UUID = "Accepted, without effect: what is remembered goes by content alone."
 
@@ -37,7 +37,7 @@ _OLD_TOOLS = "this is the older form of tools and tool_choice, which are to be u
 
 
 def _as_url(value: Any) -> Any:
-    """Some clients write the address alone, as OpenAI's Responses API does."""
+    """Accept a bare URL in place of an object, which some clients send, as OpenAI's Responses API does."""
     return {"url": value} if isinstance(value, str) else value
 
 
@@ -82,7 +82,7 @@ def _form(content: Any) -> str:
     return "text" if isinstance(content, str) else "parts"
 
 
-# A content is a text or a list of parts; a bad part is told as such, not as a text that is none.
+# A content is either a text or a list of parts. The tag makes errors refer to the form that the client used.
 TextContent = Annotated[
     Annotated[str, Tag("text")] | Annotated[list[TextPart], FIRST_FAULT, Field(max_length=MAX_PARTS), Tag("parts")],
     Discriminator(_form),
@@ -125,7 +125,7 @@ class AssistantMessage(Body):
 
 
 class ToolMessage(Body):
-    """What the client's function returned."""
+    """The result of a function that the client called."""
 
     role: Literal["tool"]
     content: TextContent
@@ -228,12 +228,12 @@ class ChatRequest(SamplingFields):
 
     @property
     def limit(self) -> int | None:
-        """Most tokens of the answer; None: as many as fit."""
+        """Maximum number of tokens of the answer; None for as many as the context holds."""
         return self.max_completion_tokens or self.max_tokens
 
     @property
     def tool_use(self) -> ToolUse | None:
-        """What it says of tools; None: none may be called."""
+        """The request's use of tools; None if no tool may be called."""
         if not self.tools or self.tool_choice == "none":
             return None
         demanded = None
@@ -245,7 +245,7 @@ class ChatRequest(SamplingFields):
         return ToolUse(functions, demanded, self.parallel_tool_calls is not False)
 
     def forms(self) -> list[AnswerForm]:
-        """See :meth:`SamplingFields.forms`; a demanded call has a form too."""
+        """See :meth:`SamplingFields.forms`; a required tool call has a form too."""
         found = super().forms()
         if isinstance(self.response_format, JSONObjectFormat):
             found.append(AnswerForm("json_object"))

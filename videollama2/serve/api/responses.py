@@ -1,7 +1,7 @@
-"""The request of OpenAI's Responses API, and its way to a chat request.
+"""The request of OpenAI's Responses API, and its conversion into a chat request.
 
-Nothing is stored here, so a conversation is told in full each time: ``previous_response_id`` and ``conversation`` are
-refused.
+Nothing is stored on the server, so clients send the full conversation each time. ``previous_response_id`` and
+``conversation`` are refused.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class InputText(Body):
     text: str
 
     def as_part(self) -> dict[str, Any]:
-        """As a part of a chat message."""
+        """Return the text as a part of a chat message."""
         return {"type": "text", "text": self.text}
 
 
@@ -40,18 +40,18 @@ class InputImage(Body):
     file_id: Annotated[Any, Neutral(None, why=_STORED)] = None
 
     def as_part(self) -> dict[str, Any]:
-        """As a part of a chat message."""
+        """Return the image as a part of a chat message."""
         return {"type": "image_url", "image_url": {"url": self.image_url}}
 
 
 class InputVideo(Body):
-    """An extension: a video, as ``input_image`` is an image."""
+    """A video; an extension, analogous to ``input_image``."""
 
     type: Literal["input_video"]
     video_url: str = Field(min_length=1)
 
     def as_part(self) -> dict[str, Any]:
-        """As a part of a chat message."""
+        """Return the video as a part of a chat message."""
         return {"type": "video_url", "video_url": {"url": self.video_url}}
 
 
@@ -60,7 +60,7 @@ class InputRefusal(Body):
     refusal: str
 
     def as_part(self) -> dict[str, Any]:
-        """As a part of a chat message."""
+        """Return the refusal as a part of a chat message."""
         return {"type": "text", "text": self.refusal}
 
 
@@ -81,7 +81,7 @@ class InputMessage(Body):
     ]
 
     def as_message(self) -> dict[str, Any]:
-        """As a chat message."""
+        """Return the item as a chat message."""
         parts = self.content if isinstance(self.content, str) else [part.as_part() for part in self.content]
         return {"role": self.role, "content": parts}
 
@@ -95,20 +95,20 @@ class FunctionCall(Body):
     arguments: str
 
     def as_message(self) -> dict[str, Any]:
-        """As a chat message."""
+        """Return the call as a chat message."""
         function = {"name": self.name, "arguments": self.arguments}
         return {"role": "assistant", "tool_calls": [{"id": self.call_id, "type": "function", "function": function}]}
 
 
 class FunctionOutput(Body):
-    """What the client's function returned."""
+    """The result of a function that the client called."""
 
     type: Literal["function_call_output"]
     call_id: str
     output: str
 
     def as_message(self) -> dict[str, Any]:
-        """As a chat message."""
+        """Return the result as a chat message."""
         return {"role": "tool", "tool_call_id": self.call_id, "content": self.output}
 
 
@@ -204,7 +204,7 @@ class ResponsesRequest(Body):
         return [*first, *(item.as_message() for item in self.input)]
 
     def place_of(self, param: str) -> str:
-        """Where in this body stands what a complaint about the chat request names."""
+        """Return the path in this body that corresponds to a path in the chat request, for error messages."""
         head, *rest = param.split(".")
         if head != "messages" or not rest:
             return param
@@ -214,10 +214,10 @@ class ResponsesRequest(Body):
         return "input" if isinstance(self.input, str) else ".".join(["input", str(number), *rest[1:]])
 
     def as_chat(self) -> ChatRequest:
-        """The chat request that asks for the same.
+        """Return the equivalent chat request.
 
         Raises:
-            ValidationError: there is none; what this body holds was checked, so this is no fault of the client's.
+            ValidationError: there is no equivalent request, although this body is valid.
         """
         choice: Any = self.tool_choice
         if isinstance(choice, ChosenTool):

@@ -1,4 +1,4 @@
-"""The routes of OpenAI's API, and those that vLLM has beside it: a worker and the front have the same."""
+"""The routes of OpenAI's API, and those that vLLM adds to it. Workers and the front have the same routes."""
 
 from __future__ import annotations
 
@@ -41,23 +41,23 @@ _log = logging.getLogger(__name__)
 
 
 class Backend(Protocol):
-    """What answers the requests."""
+    """The object that answers the requests."""
 
     async def lengths(self) -> Mapping[str, int | None]:
-        """Models that can be asked now -> tokens of prompt and answer together."""
+        """Return each available model with its limit on tokens of prompt and answer."""
         ...
 
     async def answer(self, path: str, body: Asked, request: Request) -> Response:
-        """The reply to a valid request; of a stream its beginning.
+        """Return the reply to a valid request, or the beginning of a stream.
 
         Raises:
-            ApiError: what is wrong with the request, or with the moment.
+            ApiError: the request is refused, or cannot be answered at the moment.
         """
         ...
 
 
 def openai_router(backend: Backend) -> APIRouter:
-    """The routes."""
+    """Return a router with the routes, which are answered by the back end."""
     router = APIRouter(tags=["OpenAI"], route_class=JSONRoute)
     _add_facts(router, backend)
     streaming: dict[str, Any] = {"responses": {**ERROR_RESPONSES, 200: EVENT_STREAM}}
@@ -69,17 +69,17 @@ def openai_router(backend: Backend) -> APIRouter:
 
     @router.post(COMPLETIONS, response_model=Completion, **streaming)
     async def create_completion(body: CompletionRequest, request: Request) -> Response:
-        """Go on from a text as it is; with ``stream``, as server-sent events."""
+        """Continue a text as it is; with ``stream``, as server-sent events."""
         return await _answer(backend, COMPLETIONS, body, request)
 
     @router.post(RESPONSES, **streaming)
     async def create_response(body: ResponsesRequest, request: Request) -> Response:
-        """Answer a conversation, in the language of OpenAI's Responses API. Nothing is stored."""
+        """Answer a conversation in the format of OpenAI's Responses API. Nothing is stored."""
         return await _answer(backend, RESPONSES, body, request)
 
     @router.post(TOKENIZE, response_model=Tokenized, responses=ERROR_RESPONSES)
     async def tokenize(body: TokenizeRequest, request: Request) -> Response:
-        """The tokens of a text, or of a conversation about text."""
+        """Return the tokens of a text, or of a conversation in text."""
         return await _answer(backend, TOKENIZE, body, request)
 
     return router
@@ -93,17 +93,17 @@ def _add_facts(router: APIRouter, backend: Backend) -> None:
 
     @router.get("/v1/models", response_model=ModelList, responses=errors(401, 502, 503))
     async def list_models() -> ModelList:
-        """The models that can be asked now."""
+        """List the models that are available now."""
         return models_reply(await backend.lengths(), started)
 
     @router.get("/v1/models/{model:path}", response_model=Model, responses=errors(401, 404, 502, 503))
     async def get_model(model: str) -> Model:
-        """One model."""
+        """Return one model."""
         return model_reply(model, await backend.lengths(), started)
 
     @router.get("/version", response_model=Version, responses=errors(401))
     async def version() -> Version:
-        """Of this software."""
+        """Return the version of this software."""
         return Version(version=__version__)
 
 
@@ -119,7 +119,7 @@ async def _answer(backend: Backend, path: str, body: Asked, request: Request) ->
 
 @contextmanager
 def _placed(body: Asked, sent: Any) -> Iterator[None]:
-    """Errors within name a place in what the client sent."""
+    """Make errors raised in the block refer to fields of the body that the client sent."""
     try:
         yield
     except ApiError as error:
@@ -127,7 +127,7 @@ def _placed(body: Asked, sent: Any) -> Iterator[None]:
             error.param = _place(body, error.param, sent) or error.param
         raise
     except ValidationError as error:
-        # What was checked could not be said as a chat request.
+        # The body is valid, but has no equivalent chat request.
         raise ApiError(400, str(error.errors()[0]["msg"])) from error
 
 

@@ -1,4 +1,4 @@
-"""How answers are chosen and what form they have: the fields that chat and text completions share."""
+"""The fields that chat and text completions share: sampling, and the form of the answer."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pydantic import Field, WithJsonSchema, field_validator
 from videollama2.serve.api.fields import FIRST_FAULT, NO_EFFECT, Body, Finite, Neutral, Whole, error
 
 MAX_CHOICES = 16
-"""Most answers to one request (``n``)."""
+"""Maximum number of answers to one request (``n``)."""
 
 MAX_STOPS, MAX_STOP_LENGTH = 4, 1024
-"""Texts that end an answer, and characters of one: each is looked for after every token."""
+"""Maximum number of stop texts, and of characters of each; every text is searched for after each token."""
 
 MAX_BIASES = 1024
-"""Tokens of one ``logit_bias``."""
+"""Maximum number of tokens in one ``logit_bias``."""
 
 _ORDER = "requests are served in the order in which they come: this server has no priorities"
 _WHOLE_PROMPT = "prompts are not cut here, since that could cut an image: send less text"
@@ -33,12 +33,12 @@ Stop = Annotated[
 
 @dataclass(frozen=True)
 class AnswerForm:
-    """The form an answer must have.
+    """The form that an answer must have.
 
     Attributes:
-        kind: ``json_object``, ``json_schema``, ``choice``, ``regex`` or ``grammar``, as the constructors of
-            :class:`videollama2.inference.structure.Structure` are called.
-        value: their argument; None for ``json_object``.
+        kind: ``json_object``, ``json_schema``, ``choice``, ``regex`` or ``grammar``, which are the names of the
+            constructors of :class:`videollama2.inference.structure.Structure`.
+        value: argument of the constructor; None for ``json_object``.
     """
 
     kind: str
@@ -46,7 +46,7 @@ class AnswerForm:
 
 
 class StructuredOutputs(Body):
-    """vLLM's ``structured_outputs``: one of these."""
+    """vLLM's ``structured_outputs``, of which exactly one field is set."""
 
     json_: Any = Field(None, alias="json", description="JSON Schema, as an object or as text.")
     json_object: bool | None = None
@@ -55,7 +55,7 @@ class StructuredOutputs(Body):
     grammar: str | None = Field(None, description="In Lark's language; the answer is its rule ``start``.")
 
     def forms(self) -> list[AnswerForm]:
-        """The forms that are asked for."""
+        """Return the requested forms."""
         found = []
         if self.json_ is not None:
             found.append(AnswerForm("json_schema", self.json_))
@@ -77,7 +77,7 @@ class StreamOptions(Body):
 
 
 class SamplingFields(Body):
-    """Fields of both kinds of completions. Those that OpenAI's API does not have are called as in vLLM."""
+    """The fields of both kinds of completions. Those that OpenAI's API does not have are named as in vLLM."""
 
     model: str = Field(max_length=512)
     stream: bool | None = False
@@ -151,13 +151,13 @@ class SamplingFields(Body):
         return value
 
     def check_together(self, limit: int | None) -> None:
-        """Rules between fields.
+        """Check the rules that involve several fields.
 
         Args:
-            limit: most tokens of the answer, where one was given.
+            limit: maximum number of tokens of the answer, if the request gives one.
 
         Raises:
-            PydanticCustomError: one is broken.
+            PydanticCustomError: a rule is violated.
         """
         if self.stream_options is not None and not self.stream:
             raise error("together", "stream_options needs stream: true")
@@ -174,7 +174,7 @@ class SamplingFields(Body):
             )
 
     def forms(self) -> list[AnswerForm]:
-        """The forms of the answer that are asked for; at most one in a valid request."""
+        """Return the requested forms of the answer; a valid request has at most one."""
         found = [] if self.structured_outputs is None else self.structured_outputs.forms()
         if self.guided_json is not None:
             found.append(AnswerForm("json_schema", self.guided_json))
@@ -185,11 +185,11 @@ class SamplingFields(Body):
         return found
 
     def sampling(self, choice: int = 0, limit: int | None = None) -> dict[str, Any]:
-        """Options of :class:`videollama2.inference.sampling.SamplingOptions`, but for the form of the answer.
+        """Return arguments of :class:`videollama2.inference.sampling.SamplingOptions`, except for the answer's form.
 
         Args:
-            choice: which of ``n`` answers.
-            limit: most tokens of the answer; None: as many as fit.
+            choice: index of the answer, of ``n``.
+            limit: maximum number of tokens of the answer; None for as many as the context holds.
         """
         options: dict[str, Any] = {
             "max_new_tokens": limit,

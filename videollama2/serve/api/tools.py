@@ -1,10 +1,10 @@
-"""Tools: functions of the client's that the model may ask it to call.
+"""Tools: functions of the client that the model may ask the client to call.
 
-Where the model's chat template knows tools, it writes them. The templates of the published models do not. There, tools
-are described in a system text, in the form that Qwen's and Hermes' models were trained with: a call is written as
-``<tool_call>{"name": ..., "arguments": {...}}</tool_call>``, and what the client's function returned comes back as
-``<tool_response>...</tool_response>``. Where the client demands a call (``tool_choice`` ``required`` or a name), the
-answer is forced into the form of its arguments.
+If the model's chat template supports tools, it describes them in its own form. The templates of the published models do
+not. For them, a system text describes the tools in the form that Qwen and Hermes models were trained with: a call is
+written as ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>``, and the result of the client's function comes
+back as ``<tool_response>...</tool_response>``. If the client requires a call (``tool_choice`` is ``required`` or names
+a function), constrained decoding forces the answer into the form of the call's arguments.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class CalledFunction(Body):
 
 
 class ToolCall(Body):
-    """A call that an earlier answer asked for."""
+    """A call that an earlier answer requested."""
 
     id: str
     type: Literal["function"] = "function"
@@ -72,25 +72,25 @@ class ToolCall(Body):
 
 @dataclass(frozen=True)
 class FoundCall:
-    """A call in an answer; ``arguments`` is JSON."""
+    """A call found in an answer. ``arguments`` is JSON."""
 
     name: str
     arguments: str
     id: str
 
     def as_dict(self) -> dict[str, Any]:
-        """As chat completions write it."""
+        """Return the call in the form of chat completions."""
         return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
 
 
 @dataclass(frozen=True)
 class ToolUse:
-    """What a request says of tools.
+    """A request's use of tools.
 
     Attributes:
-        tools: that may be called.
-        demanded: the tool that must be called; "" means any one; None: the model decides.
-        is_parallel: several calls in one answer are welcome.
+        tools: tools that may be called.
+        demanded: name of the tool that must be called, "" if any tool must be called, None if the model decides.
+        is_parallel: whether one answer may hold several calls.
     """
 
     tools: Sequence[FunctionDefinition]
@@ -99,19 +99,19 @@ class ToolUse:
 
     @property
     def system_text(self) -> str:
-        """What the model is told of the tools."""
+        """Return the system text that describes the tools to the model."""
         fields = {"name", "description", "parameters"}
         lines = [json.dumps(tool.model_dump(include=fields, exclude_none=True)) for tool in self.tools]
         return _PROMPT.format(tools="\n".join(lines), begin=CALL_BEGIN, end=CALL_END)
 
     @property
     def as_templates_read_it(self) -> list[dict[str, Any]]:
-        """The tools, for a chat template that knows them."""
+        """Return the tools in the form that chat templates with tool support expect."""
         return [{"type": "function", "function": tool.model_dump(exclude_none=True)} for tool in self.tools]
 
     @property
     def form(self) -> AnswerForm | None:
-        """The form of an answer that must be a call: the arguments of a named tool, else a list of calls."""
+        """The form of an answer that must be a call: the arguments of the named tool, or else a list of calls."""
         if self.demanded is None:
             return None
         if self.demanded:
@@ -130,14 +130,14 @@ class ToolUse:
         return AnswerForm("json_schema", {"type": "array", "items": {"anyOf": calls}, "minItems": 1, **most})
 
     def read(self, text: str) -> tuple[str, list[FoundCall]]:
-        """Text and calls of a whole answer. What looks like a call and is none stays text."""
+        """Return the text and the calls of a complete answer. Text that only resembles a call remains text."""
         if self.demanded:
             return "", [_found(self.demanded, text.strip())]
         if self.demanded == "":
             calls = self._calls([text])
             return ("", calls) if calls else (text, [])
         before, *rest = text.split(CALL_BEGIN)
-        # Some models write the call alone, without the marks.
+        # Some models write only the call, without the marks around it.
         calls = self._calls((part.partition(CALL_END)[0] for part in rest) if rest else [text])
         return (before.rstrip() if rest else "", calls) if calls else (text, [])
 
@@ -168,9 +168,10 @@ def _found(name: str, arguments: str) -> FoundCall:
 
 
 class CallReader:
-    """Text of an answer as it comes -> what a client is told of it, where the answer may be, or must be, a call.
+    """Turns the text of a growing answer that may (or must) hold tool calls into deltas for the client.
 
-    Text is held back as long as it could be the beginning of a call.
+    Text is held back while it could be the beginning of a call. If a named tool must be called, the whole answer is its
+    arguments, which are sent on as they arrive. Otherwise calls are recognised only once the answer is complete.
     """
 
     def __init__(self, use: ToolUse) -> None:
@@ -181,14 +182,14 @@ class CallReader:
         self.has_calls = False
 
     def feed(self, text: str) -> list[dict[str, Any]]:
-        """Deltas of a stream that can be sent now."""
+        """Return the deltas that can be sent after this text."""
         self._text += text
         if self._use.demanded:
             return [*self._beginning(), self._arguments(text)]
         return self._content(self._safe_end())
 
     def end(self) -> list[dict[str, Any]]:
-        """The deltas that are left once the answer is complete."""
+        """Return the remaining deltas once the answer is complete."""
         if self._use.demanded:
             return self._beginning()
         text, calls = self._use.read(self._text)
@@ -211,7 +212,7 @@ class CallReader:
         return [{"content": text}] if text else []
 
     def _safe_end(self) -> int:
-        """Up to where the text is no part of a call."""
+        """Return the position up to which the text cannot belong to a call."""
         if self._use.demanded is not None or self._text.lstrip()[:1] in ("{", "["):
             return 0
         begin = self._text.find(CALL_BEGIN)
@@ -223,12 +224,12 @@ class CallReader:
 
 
 def call_text(call: ToolCall) -> str:
-    """How an earlier call is shown to a model whose template has no form for it."""
+    """Return an earlier call as text, for a model whose template has no form for it."""
     return CALL_BEGIN + json.dumps({"name": call.function.name, "arguments": _as_json(call)}) + CALL_END
 
 
 def template_call(call: ToolCall) -> dict[str, Any]:
-    """An earlier call as chat templates read it."""
+    """Return an earlier call in the form that chat templates expect."""
     function = {"name": call.function.name, "arguments": _as_json(call)}
     return {"id": call.id, "type": "function", "function": function}
 
@@ -241,5 +242,5 @@ def _as_json(call: ToolCall) -> Any:
 
 
 def response_text(text: str) -> str:
-    """How the client's function's result is shown to such a model."""
+    """Return the result of the client's function as text, for a model whose template has no form for it."""
     return _RESPONSE.format(text=text)
