@@ -1,4 +1,10 @@
+import fcntl
+import os
 import shutil
+import struct
+import subprocess
+import termios
+from contextlib import contextmanager
 
 import pytest
 
@@ -23,6 +29,27 @@ def sample(number=1, output="A", **changes):
     """A sample with question, reference and output."""
     fields = {"id": f"q{number}", "category": "Action Count", "group": f"v{number}", "question": "?", "answer": 1}
     return Sample(**{**fields, "output": output, **changes})
+
+
+@contextmanager
+def on_a_terminal(command, environment):
+    """A process whose standard error is a terminal, where bars show, and a function that reads it; b"" at the end."""
+    master, slave = os.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))  # bars need room
+
+    def read():
+        try:
+            return os.read(master, 64)
+        except OSError:  # every process that had it open has ended
+            return b""
+
+    with subprocess.Popen(command, env=environment, stderr=slave, stdout=subprocess.DEVNULL) as process:
+        os.close(slave)
+        try:
+            yield process, read
+        finally:
+            process.kill()
+            os.close(master)
 
 
 @pytest.fixture

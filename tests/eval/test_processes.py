@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from tests.conftest import ROOT
+from tests.eval.conftest import on_a_terminal
 from videollama2.eval.benchmarks import benchmark
 from videollama2.eval.runner import share
 
@@ -79,20 +80,19 @@ def test_three_processes_give_the_same_files_and_one_of_them_reports(alone, larg
 def test_a_killed_process_has_saved_what_it_counted_and_the_same_command_ends_it(alone, large, tmp_path):
     asked, environment = script(large, tmp_path, 3)
     mine = [item.id for item in share(benchmark("moving_shapes").load(large), 0, 3)]
-    with subprocess.Popen(
-        [*asked, "--batch-size", "1"], env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
-    ) as launcher:
+    with on_a_terminal([*asked, "--batch-size", "1"], environment) as (launcher, read):
         seen, first = b"", None
         while not re.search(rb" [1-9]\d*/%d " % len(mine), seen):  # the bar shows an answer
-            got = launcher.stderr.read1(64)
+            got = read()
             assert got, f"it ended by itself: {seen.decode()}"
             seen += got
             if first is None and b" 0/" in seen:
                 workers = psutil.Process(launcher.pid).children(recursive=True)
                 first = next(worker for worker in workers if worker.environ().get("RANK") == "0")
         first.kill()
-        launcher.communicate()
-        assert launcher.returncode != 0
+        while read():  # what is not read would stop the launcher
+            pass
+        assert launcher.wait() != 0
     before = saved(tmp_path, 0)
     counted = max(map(int, re.findall(rb" (\d+)/%d " % len(mine), seen)))
     assert counted <= len(before) < len(mine)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.eval.conftest import on_a_terminal
 from tests.eval.reference import benchmarks_dir
 from videollama2 import mm_infer, model_init
 from videollama2.checkpoints.files import resolve_name
@@ -115,10 +116,10 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 def test_a_killed_process_loses_only_what_was_under_way(alone, world, evaluate, tmp_path):
     options = ("--model-path", "videollama2-tiny", "--device", "cpu", "--max-new-tokens", "16", "--batch-size", "1")
     asked = command("run", "moving_shapes", "--data", world, "--output", tmp_path / "out", *options)
-    with subprocess.Popen(asked, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+    with on_a_terminal(asked, ENVIRONMENT) as (process, read):
         seen = b""
         while not re.search(rb" [1-9]\d*/\d+ \[", seen):  # the bar shows the first answer
-            got = process.stderr.read1(64)
+            got = read()
             assert got, f"it ended by itself: {seen.decode()}"
             seen += got
         process.kill()

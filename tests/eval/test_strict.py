@@ -155,7 +155,6 @@ NOT_NAMED = [
     "Answer: A, B",
     "Answer: A/B",
     "Answer: A and C",
-    "The answer could be B",
     "I am unsure whether the answer is B.",
     "Could the answer be B?",
     "Is it B?",
@@ -206,6 +205,151 @@ def test_what_is_named_is_read(output, index):
 @pytest.mark.parametrize("output", NOT_NAMED)
 def test_what_is_denied_doubted_asked_joined_or_somebody_is_not(output):
     assert strict_option(output, OPTIONS) == Parsed(None)
+
+
+ACTIONS = ("walks left", "runs right", "sits down", "stands up")
+ACTIONS_NAMED = [
+    ("The correct answer is: (B) runs right.", 1),
+    ("Based on the video, the answer is option B.", 1),
+    ("Answer: (B) runs right\n\nExplanation: The person moves and option A is wrong.", 1),
+    ("The person in the video runs right, so the answer is B.", 1),
+    ("The man walks left at first, then runs right. So the answer is B.", 1),
+    ("The best choice would be (B).", 1),
+    ("It seems that the correct option is B.", 1),
+    ("The correct answer might be B.", 1),
+    ("The answer could be B", 1),
+    ("Answer: **B** - runs right", 1),
+    ("Final Answer\nB", 1),
+    ("Option (B) is the correct answer.", 1),
+    ("The option B is correct.", 1),
+    ("My pick: B", 1),
+    ("The answer should be B.", 1),
+    ("Correct answer: B", 1),
+    ("Correct: B", 1),
+    ("b) runs right", 1),
+    ("b. runs right", 1),
+    ("b: runs right", 1),
+    ("A\n\nThe man walks left", 0),
+    ("(A)walks left", 0),
+    ("A:walks left", 0),
+    ("A walks left", 0),
+    ("B runs right", 1),
+    ("The answer is B. Option A is wrong since he moves.", 1),
+    ("The answer is B. A is also possible", 1),
+    ("Not sure, but B", 1),
+    ("None of A, B, C; D", 3),
+    ("A is incorrect, B is incorrect, C is correct", 2),
+    ("It's not A or B, it's C", 2),
+    ("The answer is B) runs right", 1),
+    ("The answer is: \n\nB", 1),
+    ("Answer:\n(B)", 1),
+    ("答案选B", 1),
+    ("选项B正确", 1),
+    ("<answer>B. runs right</answer>", 1),
+    ("<think><answer>A</answer></think>B", 1),
+    ('{"answer": "B"}', 1),
+    ("{'option': 'B'}", 1),
+    ("\\(\\boxed{B}\\)", 1),
+    ("\\boxed{\\textbf{(B)}}", 1),
+    ("Answer: B<|endoftext|>", 1),
+    ("B\u200b", 1),
+    ("ASSISTANT: B", 1),
+    ("I choose option (d).", 3),
+    ("The answer is d.", 3),
+    ("D, stands up", 3),
+    ("stands up.", 3),
+    ("He stands up.", 3),
+    ("He does not sit down; he stands up.", 3),
+    ("C", 2),
+    ("c", 2),
+    ("(c", 2),
+    ("c)", 2),
+    ("[c]", 2),
+    ("C:", 2),
+    ("Option C.", 2),
+    ("It must be (C), he sits down", 2),
+    ("The answer is definitely C!", 2),
+    ("In my opinion, C.", 2),
+    ("I would say C", 2),
+    ("Probably C", 2),
+    ("C, I think.", 2),
+    ("C?", 2),
+    ("The video shows that he sits down. Therefore, the correct answer is C. sits down", 2),
+    ("Answer - C", 2),
+    ("Answer -> C", 2),
+    ("The letter is C", 2),
+    ("The answer: c", 2),
+    ("ANSWER:C", 2),
+    ("A man in a blue shirt sits down and B is holding it", 2),
+    ("He sits down. The answer is D.", 3),
+    ("The answer is B because A, C and D are wrong", 1),
+    ("Because it moves right, B.", 1),
+    ("As he moves right, the answer is B.", 1),
+    ("If I had to guess, B", 1),
+    ("If I had to choose, I would choose B.", 1),
+    ("I'd guess B.", 1),
+    ("There is no doubt that the answer is B.", 1),
+    ("Without a doubt, C.", 2),
+    ("No doubt: B", 1),
+]
+ACTIONS_NOT_NAMED = [
+    "The answer may be A or B.",
+    "The answer might be A, but it could be B.",
+    "C runs right",
+    "Either B or C",
+    "B or C",
+    "B/C",
+    "A & B",
+    "选项B不正确",
+    "A: B",
+    "Q: which? A: B",
+    "The person never walks left.",
+    "No one sits down.",
+    "Options: A, B, C, D",
+    "The choices are A and B.",
+    "C I think",
+    "Answer => C",
+    "A. walks left B. runs right C. sits down D. stands up",
+    "The correct answer is not listed.",
+    "There is no correct answer.",
+    "I cannot determine the answer from A to D.",
+    "Vitamin C",
+    "Plan B",
+    "My answer: B. My final answer: D.",
+    "B. No wait, D.",
+    "B -> D",
+]
+
+
+@pytest.mark.parametrize(("output", "index"), ACTIONS_NAMED)
+def test_what_is_named_among_actions_is_read(output, index):
+    assert strict_option(output, ACTIONS) == Parsed(index)
+
+
+@pytest.mark.parametrize("output", ACTIONS_NOT_NAMED)
+def test_what_is_not_named_among_actions_is_not(output):
+    assert strict_option(output, ACTIONS) == Parsed(None)
+
+
+WEARER = ("picks up a cup", "washes the dishes", "opens the door", "sits", "walks")
+
+
+@pytest.mark.parametrize(
+    ("output", "index"),
+    [
+        ("C washes the dishes", 1),
+        ("C, the cook, washes up.", None),
+        ("C is right there", None),
+        ("C.", 2),
+        ("(C)", 2),
+        ("The answer is C", 2),
+        ("C. opens the door", 2),
+        ("C picks up a cup and C sits", None),
+        ("It is C who walks", 4),
+    ],
+)
+def test_a_letter_that_is_somebodys_name(output, index):
+    assert strict_option(output, WEARER, {"C"}) == Parsed(index)
 
 
 @pytest.mark.parametrize(

@@ -136,8 +136,8 @@ def _frames(item: Item, root: Path, former: dict[str, Any], frames: int | None) 
             if kind != VIDEO:
                 shown.append(ShownFrame(0.0, _picture(load_image(root / name))))
                 continue
-            bounds = {"start": item.start, "end": item.end} if number == 0 else {}
-            sampling = FrameSampling(generation["num_frames"] or frames, **bounds)
+            start, end = (item.start, item.end) if number == 0 else (None, None)
+            sampling = FrameSampling(generation["num_frames"] or frames, start, end)
             clip = read_clip(root / name, sampling, generation["video_backend"])
             frames_THWC, count = clip.frames_THWC, len(clip.times)
             order = shuffled_order(count, Path(item.media).name) if item.shuffled else range(count)

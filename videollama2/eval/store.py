@@ -110,11 +110,11 @@ class AnswerStore:
     @contextmanager
     def _among(self, world: int) -> Iterator[None]:
         """Be one of ``world`` processes in this folder: each holds a shared lock on a file of that number."""
-        own = self.answers / f".processes-{world:05d}.lock"
+        own = self.folder / f".processes-{world:05d}.lock"
         with own.open("ab") as file:
-            with (self.answers / ".processes.lock").open("ab") as turn:  # one process after the other looks and takes
+            with (self.folder / ".processes.lock").open("ab") as turn:  # one process after the other looks and takes
                 _lock(turn, wait=True)
-                for path in sorted(self.answers.glob(".processes-*.lock")):
+                for path in sorted(self.folder.glob(".processes-*.lock")):
                     if path != own and _is_held(path):
                         others = int(path.stem.rpartition("-")[2])
                         raise ConfigError(

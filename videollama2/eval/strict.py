@@ -37,16 +37,18 @@ _DENIED = re.compile(
     r"except|exclud\w+|eliminat\w+|reject\w*|discard\w*|rul(?:e|es|ed|ing) out|other than|unlike|doubt\w*)\b",
     re.I,
 )
+_CERTAIN = re.compile(r"\b(?:there is no|no|without(?: an?y?)?|beyond(?: an?y?| all)?) (?:doubt|question)\b", re.I)
 _UNSURE = re.compile(
-    r"\b(?:whether|if|unless|unsure|uncertain|unclear|might|may|could|perhaps|possibly|initially|at first|tempting|"
-    r"either|both)\b",
+    r"\b(?:whether|if|unless|unsure|uncertain|unclear|initially|at first|tempting|either|both)\b",
     re.I,
 )
 _TURN = re.compile(r"\b(?:wait|actually|correction|sorry|on second thoughts?|hmm|instead|however|but|no)\b", re.I)
 _REASON = re.compile(r"\b(?:because|since|as|while|although|though|whereas)\b", re.I)
 _CLAUSE = re.compile(r"[.;!?\n]|\b(?:but|wait|actually)\b|\bno,|,?\s\b(?:so|therefore|hence|thus)\b", re.I)
 _OPENING = re.compile(r"^\W*(?:(?:no|yes|wait|actually|sorry|hmm)\b\W*)+", re.I)
-_SUBORDINATE = re.compile(r"^\s*(?:since|because|as|although|though|given|while|when|after)\b[^,]*,", re.I)
+_SUBORDINATE = re.compile(
+    r"^\s*(?:(?:since|because|as|although|though|given|while|when|after)\b[^,]*|if i (?:had|have) to \w+),", re.I
+)
 
 # A letter that stands by itself. A is an article before most words; a small letter counts where "answer" or the like
 # stands before it, and I is a pronoun.
@@ -58,7 +60,7 @@ _FILLER = (
     r"(?:(?i:the|an?|option|choice|letter|answer|still|clearly|therefore|definitely|most|likely|probably|indeed|obviously|"
     r"certainly|simply|correct|best|right)\s+)*"
 )
-_IS = r"(?i:is|are|was|be|would be|must be|should be|has to be|seems to be|:|=|->|→)"
+_IS = r"(?i:is|are|was|be|would be|must be|should be|has to be|seems to be|:|=|->|→|-|–|—)"
 _GAP = r"(?P<gap>(?:(?!\b(?i:answer|option|choice)\b)[^.;!?\n]){0,60}?)"
 _RIGHT = (
     r"(?i:correct|right(?!-|\s+(?:hand|side|foot|arm|leg|of)\b)|best|true|accurate|the answer|answer|likely|fitting|"
@@ -67,7 +69,7 @@ _RIGHT = (
 _STATED = (
     # the best answer, in my view, is (B); Answer: B; answer B
     re.compile(
-        rf"\b(?:(?i:answers?|option|choice|response|ans)\b{_GAP}(?:\b|(?<=\W)){_IS}\s*:?\s*{_FILLER}"
+        rf"\b(?:(?i:answers?|option|choice|response|ans|letter)\b{_GAP}(?:\b|(?<=\W)){_IS}\s*:?\s*{_FILLER}"
         rf"|(?i:answer|ans)\b[.\s]*)\(?\s*(?P<letter>{_ANY_CASE})"
     ),
     # I choose B; I would go with option B
@@ -87,7 +89,8 @@ _STATED = (
     ),
     # in other languages
     re.compile(
-        r"(?<![不别非])(?:答案|选项|選項|选择|選擇|选|選)\W{0,3}(?:应该)?(?:是|为|為)?\W{0,3}(?P<gap>)(?P<letter>[A-Z])(?![a-z])"
+        r"(?<![不别非])(?:答案|选项|選項|选择|選擇|选|選)\W{0,3}(?:应该)?(?:是|为|為)?\W{0,3}(?P<gap>)(?P<letter>[A-Z])"
+        r"(?![a-z]|\s*(?:选项)?(?:是)?[不错误非])"
     ),
     re.compile(
         r"(?:(?i:respuesta|réponse|antwort|resposta|risposta)\b(?P<gap>[^.;!?\n]{0,30}?)(?:\b(?:es|est|ist|é|è)\b|:)"
@@ -145,6 +148,7 @@ def _readable(output: str) -> str:
     for wrapped in (_ANSWER_TAG, _BOXED):
         if inside := wrapped.findall(text):
             text = inside[-1]
+    text = _CERTAIN.sub("", text)
     return _DRESS.sub("", text.replace("’", "'").translate(_BRACKETS)).strip()
 
 
@@ -202,7 +206,7 @@ def _label(text: str, options: Sequence[str], names: Collection[str]) -> set[str
     """The letter at the beginning, where it is a label, with whatever contradicts it."""
     match = _LABEL.match(text)
     if not match:
-        return set()
+        return _before_words(text, options, names)
     letter, rest = match["letter"].upper(), text[match.end() :].strip()
     own = [index for index, option in enumerate(options) if _begins(rest, option)]
     is_own = letter in LETTERS[: len(options)] and LETTERS.index(letter) in own
@@ -210,8 +214,18 @@ def _label(text: str, options: Sequence[str], names: Collection[str]) -> set[str
         return set()
     others = {LETTERS[index] for index in own} if own and not is_own else set()
     later = {each["letter"] for each in _LATER_LABEL.finditer(text, match.end())}
+    later |= {LETTERS[index] for index, option in enumerate(options) if _is_listed(rest, LETTERS[index], option)}
     joined = set(_joined_to(text, match.end("letter")))
     return {letter} | others | later | joined | _corrected(rest, {letter})
+
+
+def _before_words(text: str, options: Sequence[str], names: Collection[str]) -> set[str]:
+    """ "C two dogs": a letter right before an option's words, and the letter of that option."""
+    match = re.match(r"(?P<letter>[B-Z])\s+", text)  # A may be an article there
+    if not match or match["letter"] in names:
+        return set()
+    own = {LETTERS[index] for index, option in enumerate(options) if _begins(text[match.end() :], option)}
+    return {match["letter"], *own} if own else set()
 
 
 def _is_denied_at_once(rest: str) -> bool:
@@ -224,7 +238,7 @@ def _mentioned(text: str, options: Sequence[str], names: Collection[str]) -> set
     """Letters in brackets, after "option", or alone in a clause, in sentences that deny nothing."""
     letters: set[str] = set()
     for sentence in re.split(r"[.;!?\n]|\bbut\b|\bhowever\b", text):
-        sentence = _REASON.split(_OPENING.sub("", sentence))[0]
+        sentence = _REASON.split(_SUBORDINATE.sub("", _OPENING.sub("", sentence)))[0]
         sentence = re.sub(r"\([^()]{0,999}\)", lambda aside: "" if _DENIED.search(aside[0]) else aside[0], sentence)
         if _DENIED.search(sentence):
             continue
@@ -241,6 +255,14 @@ def _mentioned(text: str, options: Sequence[str], names: Collection[str]) -> set
 def _begins(text: str, option: str) -> bool:
     words = option.strip().rstrip(".").lower()
     return bool(words) and re.match(rf"{re.escape(words)}(?!\w)", text.lower()) is not None
+
+
+def _is_listed(text: str, letter: str, option: str) -> bool:
+    """Whether the option stands in ``text`` with its label before it."""
+    words = option.strip().rstrip(".").lower()
+    return (
+        bool(words) and re.search(rf"\(?\b{letter.lower()}[.):]\s*{re.escape(words)}(?!\w)", text.lower()) is not None
+    )
 
 
 def _says(text: str, option: str) -> bool:
