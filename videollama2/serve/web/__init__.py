@@ -1,1 +1,1 @@
-"""What every server has: application frame, guards, errors, streams and metrics."""
+"""The parts that all servers share: the application frame, guards, errors, streams and metrics."""

@@ -1,4 +1,4 @@
-"""The web applications' common frame: errors, guards, health, and a server that drains before it ends."""
+"""The frame common to all web applications: errors, guards, health checks, and a server that drains before it ends."""
 
 from __future__ import annotations
 
@@ -48,21 +48,20 @@ def make_app(
     metrics: WebMetrics | None = None,
     body_timeout_s: float = BODY_TIMEOUT_S,
 ) -> FastAPI:
-    """An application with ``/health`` and ``/ready``, whose errors are OpenAI's error objects.
+    """Make an application with ``/health`` and ``/ready`` that reports errors as OpenAI's error objects.
 
-    A :class:`~videollama2.serve.web.guard.RequestGuard` stands before it.
-
-    Its ``state.gate`` tells whether it is draining.
+    It is wrapped in a :class:`~videollama2.serve.web.guard.RequestGuard`. ``state.gate`` of the application knows
+    whether it is draining.
 
     Args:
-        open_paths: need no key.
-        worker_paths: need the worker token.
-        ready: what it waits for, or None when it can work.
-        lifespan: of FastAPI.
+        open_paths: paths that need no key.
+        worker_paths: paths that need the worker token.
+        ready: returns what the application is waiting for, or None if it is ready.
+        lifespan: FastAPI's lifespan.
         metrics: counts requests, and is served at ``/metrics``.
-        body_timeout_s: for a request's body to arrive.
+        body_timeout_s: seconds for a request's body to arrive.
     """
-    # The usual documentation pages load scripts from elsewhere.
+    # FastAPI's documentation pages would load scripts from other hosts.
     app = FastAPI(title=title, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.router.route_class = JSONRoute
     gate = app.state.gate = Gate()
@@ -91,12 +90,12 @@ def make_app(
 
     @app.get("/health", tags=["health"])
     async def health() -> dict[str, str]:
-        """Whether this process runs."""
+        """Whether this process is running."""
         return {"status": "ok"}
 
     @app.get("/ready", tags=["health"], responses={503: {"description": "Not now"}})
     async def is_ready() -> Response:
-        """Whether requests should be sent here."""
+        """Whether this server is ready for requests."""
         reason = "shutting down" if gate.closing else ready() if ready is not None else None
         if reason is None:
             return JSONResponse({"status": "ready"})
@@ -110,7 +109,7 @@ def make_app(
 def _add_metrics(app: FastAPI, metrics: WebMetrics) -> None:
     @app.get("/metrics", tags=["health"])
     async def expose() -> Response:
-        """For Prometheus."""
+        """Metrics for Prometheus."""
         return Response(metrics.expose(), media_type=CONTENT_TYPE)
 
 
@@ -149,7 +148,7 @@ _CODES = {
 
 
 async def _on_validation_error(request: Request, error: RequestValidationError) -> Response:
-    """OpenAI's status for a malformed request is 400. The first fault is told."""
+    """Report the first fault, with status 400 as OpenAI does for a malformed request."""
     first = error.errors()[0]
     kind = first.get("type", "")
     if kind == "json_invalid":
@@ -166,10 +165,10 @@ async def _on_validation_error(request: Request, error: RequestValidationError) 
 
 
 def configure_logging(level: int = logging.INFO, part: str = "-") -> None:
-    """Log lines to standard error, each with the id of its request.
+    """Log to standard error, each line with the id of its request.
 
     Args:
-        part: of the installation; several may share a terminal.
+        part: name of this part of the installation, since several may share a terminal.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(with_request_id)
@@ -180,13 +179,13 @@ def configure_logging(level: int = logging.INFO, part: str = "-") -> None:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket that will listen there.
+    """Return a socket bound to this address.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: the address cannot be bound.
     """
     try:
-        # IPv4 first: "localhost" is to be where most look for it.
+        # IPv4 comes first, because most clients look for "localhost" there.
         found = sorted(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), key=lambda entry: entry[0])
         family, kind, protocol, _, place = found[0]
         bound = socket.socket(family, kind, protocol)
@@ -199,7 +198,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def warn_if_open(host: str, security: Security) -> None:
-    """Say so when strangers could use this server."""
+    """Log a warning if strangers could use this server."""
     if not security.api_keys and not is_loopback(host):
         _log.warning(
             "listening on %s without an API key: whoever reaches this port can use it; see --api-key-file", host
@@ -216,19 +215,20 @@ def serve(
     bound: socket.socket | None = None,
     on_listening: Callable[[], None] | None = None,
 ) -> int:
-    """Serve until SIGTERM or SIGINT, then drain: no new work, what runs ends, exit. A second signal ends at once.
+    """Serve until SIGTERM or SIGINT, then drain: refuse new work, finish running work, exit. A second signal exits at
+    once.
 
     Args:
-        drain: what else is to be done when the draining begins.
-        drain_timeout_s: longest time for what runs to end.
-        bound: of :func:`bind`; None: made here.
-        on_listening: called in the event loop once connections are taken.
+        drain: further work to do when draining begins.
+        drain_timeout_s: maximum time for running work to finish.
+        bound: socket from :func:`bind`; None creates one.
+        on_listening: called in the event loop once connections are accepted.
 
     Returns:
-        the exit code.
+        The exit code.
 
     Raises:
-        ConfigError: the address cannot be listened on.
+        ConfigError: the address cannot be bound.
     """
     listener = bound or bind(host, port)
     place = f"{host}:{listener.getsockname()[1]}"
@@ -245,9 +245,9 @@ def serve(
 
 
 def keep_what_is_loaded() -> None:
-    """Take modules and model out of the garbage collector's rounds.
+    """Exclude the loaded modules and the model from garbage collection.
 
-    With torch loaded, a full round takes half a second, and requests with many values bring one about.
+    With torch loaded, a full collection takes half a second, and requests with many values trigger one.
     """
     gc.collect()
     gc.freeze()
@@ -261,17 +261,17 @@ def make_server(
     on_listening: Callable[[], None] | None = None,
     header_timeout_s: float = HEADER_TIMEOUT_S,
 ) -> DrainingServer:
-    """The server of :func:`serve`, for a socket of one's own.
+    """Return the server of :func:`serve`, for callers that have their own socket.
 
     Args:
-        header_timeout_s: for a request's head to arrive on an open connection.
+        header_timeout_s: seconds for a request's headers to arrive on an open connection.
     """
     config = server_config(app, header_timeout_s)
     return DrainingServer(config, app.state.gate, drain, drain_timeout_s, on_listening)
 
 
 def server_config(app: Any, header_timeout_s: float = HEADER_TIMEOUT_S) -> uvicorn.Config:
-    """How every part of an installation is served: idle connections and heads that do not arrive are closed."""
+    """Return the settings of all servers: connections that are idle, or whose headers do not arrive, are closed."""
     return uvicorn.Config(
         app,
         http=_protocol(header_timeout_s),
@@ -282,12 +282,12 @@ def server_config(app: Any, header_timeout_s: float = HEADER_TIMEOUT_S) -> uvico
         timeout_keep_alive=30,
         timeout_graceful_shutdown=5,
         lifespan="on",
-        proxy_headers=False,  # who calls is who connects: a header would be the caller's own word
+        proxy_headers=False,  # a caller could forge these headers
     )
 
 
 class DrainingServer(uvicorn.Server):
-    """Ends when what runs has ended."""
+    """A server that exits only when its running requests have ended."""
 
     def __init__(
         self,
@@ -311,7 +311,7 @@ class DrainingServer(uvicorn.Server):
             self.on_listening()
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        # Not uvicorn's, which kills the process with the same signal in the end: a drained server has exit code 0.
+        # uvicorn's handler would in the end kill the process with the same signal; a drained server exits with code 0.
         self._signals += 1
         if self._running_loop is None or self._signals > 1:
             self.should_exit = self.force_exit = True
@@ -319,7 +319,7 @@ class DrainingServer(uvicorn.Server):
         self._running_loop.call_soon_threadsafe(self.begin_draining, signal.Signals(sig).name)
 
     def begin_draining(self, why: str) -> None:
-        """In the event loop."""
+        """Start draining. Must be called in the event loop."""
         _log.info("%s: draining, %d requests under way", why, self._gate.active)
         self._draining = asyncio.ensure_future(self._finish())
 
@@ -339,7 +339,7 @@ def _protocol(timeout_s: float) -> type[H11Protocol]:
 
 
 class _Protocol(H11Protocol):
-    """Closes connections whose request's head does not arrive, however slowly its bytes trickle in."""
+    """Closes connections whose request headers do not arrive in time, however slowly their bytes trickle in."""
 
     header_timeout_s = HEADER_TIMEOUT_S
     _late: asyncio.TimerHandle | None = None

@@ -1,7 +1,7 @@
-"""Bodies of requests: bounded while they come, read beside the event loop, and where in them a complaint belongs.
+"""Request bodies: limits that apply while they arrive, parsing outside the event loop, and paths to faulty fields.
 
-Reading JSON makes an object of every value, and holds all other work up meanwhile. So a body's values are counted as
-its bytes arrive, before anything is made of them.
+Parsing JSON creates an object for every value and blocks all other work meanwhile. A body's values are therefore
+counted as its bytes arrive, before anything is parsed.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ from fastapi.routing import APIRoute
 from videollama2.serve.web.errors import ApiError
 
 MAX_ITEMS = 1 << 15
-"""Values of one body. Media are one long text each."""
+"""Maximum number of values in one body. Each medium is a single long text."""
 
 MAX_DEPTH = 64
-"""Of lists and objects within each other."""
+"""Maximum nesting depth of lists and objects."""
 
 _ESCAPE = re.compile(rb"\\.", re.DOTALL)
 _NO_BRACKET = re.compile(rb"[^\[\]{}]+")
 
 
 class ItemCounter:
-    """Counts the values of a JSON text, which comes in pieces, and how deep they are nested."""
+    """Counts the values of a JSON text that arrives in pieces, and measures how deeply they are nested."""
 
     def __init__(self) -> None:
         self.items = self.depth = self._level = 0
         self._is_text = self._is_escaped = False
 
     def feed(self, data: bytes) -> None:
-        """Take in the next piece.
+        """Count the next piece.
 
         Raises:
-            ApiError: 413, the text holds too many values; 400, it is nested too deeply.
+            ApiError: 413, the text has too many values; 400, it is nested too deeply.
         """
         data = _ESCAPE.sub(b"", b"\\" + data if self._is_escaped else data)
-        self._is_escaped = data.endswith(b"\\")  # its letter is in the next piece
-        parts = data.split(b'"')  # in turn between texts and within them
+        self._is_escaped = data.endswith(b"\\")  # the escaped character is in the next piece
+        parts = data.split(b'"')  # alternately outside and inside of strings
         self._count(b"".join(parts[self._is_text :: 2]))
         self._is_text ^= len(parts) % 2 == 0
 
@@ -58,13 +58,13 @@ class ItemCounter:
 
 
 class JSONRequest(Request):
-    """A request whose body is read beside the event loop."""
+    """A request whose body is parsed in a thread, outside the event loop."""
 
     async def json(self) -> Any:
-        """The body.
+        """Return the parsed body.
 
         Raises:
-            ApiError: it is no JSON.
+            ApiError: the body is not JSON.
         """
         if not hasattr(self, "_json"):
             body = await self.body()
@@ -84,14 +84,14 @@ class JSONRoute(APIRoute):
         async def with_json(request: Request) -> Response:
             request = JSONRequest(request.scope, request.receive)
             if request.method == "POST" and await request.body():
-                await request.json()  # here, since FastAPI has words of its own for what it cannot read
+                await request.json()  # parsed here because FastAPI's own errors look different
             return await handle(request)
 
         return with_json
 
 
 def place_of_fault(fault: Mapping[str, Any], body: Any) -> str:
-    """Where in a client's body a complaint of pydantic's belongs."""
+    """Return the path of the field in a client's body that a pydantic error is about."""
     location, kind = tuple(fault.get("loc", ())), fault.get("type")
     if kind == "union_tag_not_found":
         return place_in(body, (*location, str(fault["ctx"]["discriminator"]).strip("'")), is_missing=True)
@@ -99,11 +99,12 @@ def place_of_fault(fault: Mapping[str, Any], body: Any) -> str:
 
 
 def place_in(body: Any, location: tuple[int | str, ...], is_missing: bool = False) -> str:
-    """Where in a client's body a complaint belongs, as ``messages.0.content``.
+    """Return the path of a faulty field in a client's body, such as ``messages.0.content``.
 
     Args:
-        location: of a validation error; it also names the forms a value was tried as, which the body does not hold.
-        is_missing: the last name is that of a field that is not there.
+        location: location of a validation error, which also names the union members that were tried; these are not in
+            the body and are left out.
+        is_missing: whether the last name is that of a missing field.
     """
     found: list[str] = []
     for number, step in enumerate(location, 1):
@@ -117,7 +118,7 @@ def place_in(body: Any, location: tuple[int | str, ...], is_missing: bool = Fals
 
 
 def _inner(body: Any, step: int | str) -> list[Any]:
-    """The one value at this step; none where there is none."""
+    """Return a list of the one value at this step, or an empty list if there is none."""
     if isinstance(step, int):
         return body[step : step + 1] if isinstance(body, list) and step >= 0 else []
     return [body[step]] if isinstance(body, dict) and step in body else []

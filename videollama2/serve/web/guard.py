@@ -1,6 +1,7 @@
-"""What stands before every route: request ids, keys, bounded bodies, and the gate that closes when a server drains.
+"""Checks that run before every route: request ids, keys, limits on bodies, and a gate that closes while draining.
 
-Plain ASGI: a stream must see its client leave, which Starlette's BaseHTTPMiddleware hides.
+This is plain ASGI middleware, because a stream must notice when its client disconnects, which Starlette's
+BaseHTTPMiddleware hides.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ from videollama2.serve.web.errors import ApiError, server_fault, shutting_down, 
 from videollama2.serve.web.origins import is_known_name, name_of
 
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="-")
-"""Of the request this task works for; log lines carry it."""
+"""Id of the request that the current task works for; it appears in log lines."""
 
 BODIES_HELD = 8
-"""Requests of the largest size whose bodies are held at one time; more are refused for the moment."""
+"""Number of maximum-size bodies that are held in memory at the same time; beyond it, requests are refused."""
 
 MIN_BODY_RATE = 64 << 10
-"""Bytes per second that a body must keep up once its first seconds have gone."""
+"""Bytes per second at which a body must arrive after its first seconds."""
 
 _NEVER_PUBLIC = (".localhost", ".local", ".internal", ".lan", ".home.arpa")
-"""Domains (RFC 6761, 6762, 8375) of which no stranger can have a name. The same holds for names without a dot."""
+"""Domains (RFC 6761, 6762, 8375) in which strangers cannot register names. The same holds for names without a dot."""
 
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _LINGER_S, _LINGER_BYTES = 2.0, 16 << 20
@@ -42,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 
 class Gate:
-    """Counts requests under way, and lets no new ones in once it is closed."""
+    """Counts running requests, and admits no new ones once it is closed."""
 
     def __init__(self) -> None:
         self.closing = False
@@ -50,12 +51,12 @@ class Gate:
         self._idle = asyncio.Event()
 
     def close(self) -> None:
-        """From now on, work is refused. Of the event loop."""
+        """Refuse work from now on. Must be called in the event loop."""
         self.closing = True
         self._notice()
 
     async def wait_idle(self, timeout_s: float) -> bool:
-        """Whether everything that was under way has ended in time."""
+        """Wait until all running requests have ended; return whether they did so in time."""
         try:
             await asyncio.wait_for(self._idle.wait(), timeout_s)
         except asyncio.TimeoutError:
@@ -78,10 +79,10 @@ class RequestGuard:
     """Middleware around the whole application.
 
     Args:
-        open_paths: need no key, and are answered while the server drains.
-        worker_paths: need the worker token.
-        body_timeout_s: for a body to arrive, plus the time :data:`MIN_BODY_RATE` gives its size.
-        observe: told path, status and seconds of every request that is over.
+        open_paths: paths that need no key and are also served while draining.
+        worker_paths: paths that need the worker token.
+        body_timeout_s: seconds for a body to arrive, plus the time for its size at :data:`MIN_BODY_RATE`.
+        observe: called with path, status and seconds of every finished request.
     """
 
     def __init__(
@@ -123,10 +124,10 @@ class RequestGuard:
         except ApiError as error:
             await reply.refuse(error, body)
         except Exception:
-            # The last place where a fault can become an answer with an id, rather than a closed connection.
+            # This is the last place where a fault can become a reply with an id, rather than a closed connection.
             _log.exception("%s %.200r failed", scope["method"], scope["path"])
             if reply.status:
-                raise  # a stream is cut, so that the client notices
+                raise  # the connection is closed, so that the client notices
             await reply.refuse(server_fault(), body)
         finally:
             self._held -= body.size
@@ -154,16 +155,16 @@ class RequestGuard:
             raise shutting_down()
 
     def _check_names(self, scope: Scope, bearer: str | None) -> None:
-        """Keep pages of strangers out, whose browsers would show no key.
+        """Keep other people's web pages out. A browser sends no key, so this matters for servers without one.
 
         Raises:
-            ApiError: 403.
+            ApiError: 403, the page or the host name is not allowed.
         """
         if self.security.worker_token is not None and self.security.is_worker(bearer):
-            return  # a part of this installation
+            return  # the caller is a part of this installation
         if not self._is_own_page(scope):
             raise ApiError(403, "web pages of this origin may not call; see --cors-origin", code="forbidden")
-        # Browsers name no origin where they only read: there, the name that they asked for tells.
+        # Browsers send no Origin with a plain read, so the host name that was requested is checked instead.
         host = name_of((_header(scope, b"host") or b"").decode("latin-1"))
         names = {*map(name_of, self.security.cors_origins), socket.gethostname().lower(), *_NEVER_PUBLIC}
         is_reading = scope["method"] in ("GET", "HEAD") and _header(scope, b"origin") is None
@@ -173,10 +174,11 @@ class RequestGuard:
             )
 
     def _is_own_page(self, scope: Scope) -> bool:
-        """Whether this was not sent by a web page, or by one that may.
+        """Whether the request comes from no web page at all, or from one that is allowed.
 
-        CORS does not do: a page whose name was made to resolve to this machine (DNS rebinding) is of the same origin.
-        Browsers name the origin of whatever they post; pages of this machine are known by an address, or localhost.
+        CORS alone is not enough: a page whose name was made to resolve to this machine (DNS rebinding) has the same
+        origin. Browsers send the origin with every POST; this machine's own pages are recognised by an IP address or
+        localhost.
         """
         origin = (_header(scope, b"origin") or b"").decode("latin-1")
         if not origin or {origin, "*"} & set(self.security.cors_origins):
@@ -184,7 +186,7 @@ class RequestGuard:
         return is_known_name(name_of(origin))
 
     async def _read(self, scope: Scope, body: _Body) -> None:
-        """The whole body, before the application sees anything of the request."""
+        """Read the whole body before the application sees anything of the request."""
         length = _header(scope, b"content-length")
         if length is not None and int(length) > self.security.max_body_bytes:
             raise self.too_large()
@@ -192,15 +194,15 @@ class RequestGuard:
             raise ApiError(415, "the body must not be compressed", code="unsupported_media_type")
         await body.read(self.body_timeout_s)
         kind = (_header(scope, b"content-type") or b"").split(b";")[0].strip().lower()
-        # Other types are what a foreign web page can send without asking (CSRF).
+        # Other content types could be sent by a foreign web page without permission (CSRF).
         if body.size and kind != b"application/json" and not kind.endswith(b"+json"):
             raise ApiError(415, "the body must be JSON: Content-Type: application/json", code="unsupported_media_type")
 
     def hold(self, count: int, size: int) -> None:
-        """Account for ``count`` more bytes of a body that now has ``size``.
+        """Account for ``count`` more bytes of a body, whose size is now ``size``.
 
         Raises:
-            ApiError: it is too large, or all bodies together are.
+            ApiError: the body is too large, or all bodies together are.
         """
         if size > self.security.max_body_bytes:
             raise self.too_large()
@@ -219,11 +221,11 @@ class RequestGuard:
 
 
 class _ClientLeftError(Exception):
-    """Before the request was complete."""
+    """Raised if the client disconnects before its request is complete."""
 
 
 class _Body:
-    """A request's body: read whole, then handed on in one piece."""
+    """A request's body, which is first read completely and then passed on in one piece."""
 
     def __init__(self, receive: Receive, guard: RequestGuard, is_empty: bool) -> None:
         self._receive, self._guard = receive, guard
@@ -259,7 +261,7 @@ class _Body:
         return await self._receive()
 
     async def discard(self) -> None:
-        """Take in some of what is still being sent: closing at once would lose the answer on its way."""
+        """Read some of the remaining body, because closing the connection at once could lose the reply on its way."""
         deadline, size = time.monotonic() + _LINGER_S, 0
         while not self.is_complete and size < _LINGER_BYTES:
             try:
@@ -271,7 +273,7 @@ class _Body:
 
 
 class _Outgoing:
-    """What goes back; every response carries the request's id."""
+    """The response on its way to the client. It always carries the request's id."""
 
     def __init__(self, send: Send, request_id: str) -> None:
         self._send, self.id = send, request_id
@@ -297,7 +299,7 @@ class _Outgoing:
 
 
 def _request_id(scope: Scope) -> str:
-    """The client's, where it is a decent one."""
+    """Return the client's request id if it is valid, or else a new one."""
     given = _header(scope, b"x-request-id") or b""
     return given.decode() if _ID.fullmatch(given) else uuid4().hex
 
@@ -317,13 +319,13 @@ def _has_no_body(scope: Scope) -> bool:
 
 
 def with_request_id(record: logging.LogRecord) -> bool:
-    """Filter of a log handler: gives records their ``request_id``."""
+    """Filter for log handlers that adds a ``request_id`` to each record."""
     record.request_id = REQUEST_ID.get()
     return True
 
 
 def error_response(error: ApiError, headers: Mapping[str, str] | None = None) -> Response:
-    """The error as it goes to the client."""
-    # ASCII: what a client sent may be half a surrogate pair, which UTF-8 has no bytes for.
+    """Return the error as a response."""
+    # ASCII, because a client's text may hold half a surrogate pair, which UTF-8 cannot encode.
     content = json.dumps(error.body()).encode("ascii")
     return Response(content, error.status, {**(headers or {}), **error.headers()}, "application/json")

@@ -1,4 +1,4 @@
-"""What every server tells Prometheus: its requests by path and status."""
+"""Prometheus metrics of every server: its requests by path and status."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _OTHER = "other"
 
 
 class WebMetrics:
-    """Counts requests of one application.
+    """Counts the requests of one application.
 
     Args:
-        more: a collector whose metrics are exposed beside these.
+        more: collector whose metrics are exposed together with these.
     """
 
     def __init__(self, more: Collector | None = None) -> None:
         disable_created_metrics()
         self.registry = CollectorRegistry()
         self.paths: Collection[str] = ()
-        """Paths that are told apart. Clients can ask for any, and each would be kept."""
+        """Paths that get a label of their own. Any other path shares one label, since clients could invent new ones."""
         self._requests = Counter(
             PREFIX + "http_requests",
             f"Requests, by path and status ({CLIENT_GONE}: the client left).",
@@ -46,11 +46,11 @@ class WebMetrics:
             self.registry.register(more)
 
     def seen(self, path: str, status: int, seconds: float) -> None:
-        """A request is over; status 0: without a reply."""
+        """Count a finished request; status 0 means that there was no reply."""
         path = path if path in self.paths else _OTHER
         self._requests.labels(path, str(status or CLIENT_GONE)).inc()
         self._seconds.labels(path).observe(seconds)
 
     def expose(self) -> bytes:
-        """All of it, in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)

@@ -1,8 +1,7 @@
-"""Which names a server is reached by, so that pages of strangers cannot use a visitor's browser against it.
+"""The names by which a server may be addressed, so that foreign web pages cannot attack it through a visitor's browser.
 
-A foreign page may have its name resolve to this machine (DNS rebinding), and its requests then come from "the same
-origin". Servers without a key are therefore known by an address, by ``localhost``, or by a name that the operator
-gave.
+A foreign page can make its own name resolve to this machine (DNS rebinding); its requests are then of the "same
+origin". A server without a key therefore accepts only IP addresses, ``localhost``, and names that the operator gave.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from videollama2.serve.settings import is_address
 
 
 def name_of(authority: str) -> str:
-    """Host name of a ``Host`` header, or of an ``Origin`` such as ``https://demo.example.org``; empty without one."""
+    """Return the host name of a ``Host`` header or an ``Origin`` (``https://demo.example.org``); "" without one."""
     try:
         return (urlsplit(authority if "://" in authority else f"//{authority}").hostname or "").rstrip(".")
     except ValueError:
@@ -22,10 +21,10 @@ def name_of(authority: str) -> str:
 
 
 def is_known_name(name: str, names: Collection[str] = ()) -> bool:
-    """Whether a host name is this machine's own.
+    """Whether a host name belongs to this machine.
 
     Args:
-        names: further names; one that begins with a dot stands for everything below that domain.
+        names: further names; a name that begins with a dot covers everything below that domain.
     """
     if name == "localhost" or is_address(name):
         return True

@@ -1,4 +1,4 @@
-"""Server-sent events, as OpenAI's streams use them: how they are written and how they are read."""
+"""Writes and reads server-sent events in the form of OpenAI's streams."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ DONE = b"data: [DONE]" + SEPARATOR
 """The last event of a stream of chat completions."""
 
 KEEP_ALIVE = b": keep-alive" + SEPARATOR
-"""A comment, which readers skip."""
+"""A comment, which clients skip."""
 
 _LONGEST_LINE = 64 << 20
 
 
 def event(content: dict[str, Any], name: str | None = None) -> bytes:
-    """One event.
+    """Return one event.
 
     Args:
-        name: its type, where clients tell events by it (``/v1/responses``).
+        name: type of the event, for clients that distinguish events by type (``/v1/responses``).
     """
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-    # An error may repeat half a surrogate pair of the client's, which UTF-8 has no bytes for.
+    # An error may quote half a surrogate pair sent by the client, which UTF-8 cannot encode.
     head = b"" if name is None else b"event: " + name.encode("ascii") + b"\n"
     return head + b"data: " + text.encode("utf-8", "replace") + SEPARATOR
 
 
 async def read_events(chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[dict[str, Any], None]:
-    """JSON objects of a stream of events, up to ``[DONE]``. Chunks may be cut anywhere.
+    """Yield the JSON objects of a stream of events, up to ``[DONE]``. Chunks may be split at any point.
 
     Raises:
-        ApiError: an event is no JSON object, or the stream reports an error.
+        ApiError: an event is not a JSON object, or the stream reports an error.
     """
     buffer = b""
     async with aclosing(chunks):

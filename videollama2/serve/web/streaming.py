@@ -1,4 +1,4 @@
-"""Replies that are sent while they are made, to clients that may leave: the work ends when its client does."""
+"""Replies that are sent while they are generated. The work stops when its client disconnects."""
 
 from __future__ import annotations
 
@@ -17,54 +17,55 @@ from videollama2.serve.web.errors import ApiError
 T = TypeVar("T")
 
 CLIENT_GONE = 499
-"""Status (nginx's) of a request whose client left. Nobody receives it, but logs and metrics show it."""
+"""Status of a request whose client disconnected (nginx's number). It is never received, but appears in logs and
+metrics."""
 
 KEEP_ALIVE_S = 15.0
-"""Longest silence of a stream of events; after it, a comment is sent, because proxies cut connections that are idle."""
+"""Seconds of silence after which a comment is sent in a stream of events, because proxies close idle connections."""
 
 
 class ClientGoneError(Exception):
-    """The client has closed the connection."""
+    """Raised when the client has closed the connection."""
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Do work whose result goes to this client; the body of the request must have been read.
+    """Do work for a client, whose request body must have been read already, and return the result.
 
     Raises:
-        ClientGoneError: the client left; the work was cancelled.
+        ClientGoneError: the client disconnected, and the work was cancelled.
     """
     return await _first(work, request.receive)
 
 
 class Stream(Response):
-    """A reply that is sent piece by piece. :meth:`begin` makes one.
+    """A reply that is sent piece by piece. Use :meth:`begin` to create one.
 
     Args:
-        pending: the piece that comes next, or has come.
-        pieces: the others; closed in the end, also when the client leaves.
+        pending: the task that produces the next piece.
+        pieces: the following pieces. The generator is closed at the end, or when the client disconnects.
     """
 
     keep_alive: bytes | None = None
-    """What is sent after each :data:`KEEP_ALIVE_S` of silence; None: nothing."""
+    """Bytes sent after each :data:`KEEP_ALIVE_S` of silence; None sends nothing."""
 
     def __init__(self, pending: asyncio.Task[bytes | None], pieces: AsyncGenerator[bytes, None]) -> None:
         self.status_code, self.background, self.body = 200, None, b""
         self._pending, self._pieces = pending, pieces
-        # Proxies (nginx) would hold small pieces back.
+        # Without this header, proxies (nginx) would buffer small pieces.
         self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no"})
         self.raw_headers = [pair for pair in self.raw_headers if pair[0] != b"content-length"]
 
     @classmethod
     async def begin(cls, pieces: AsyncGenerator[bytes, None], patience_s: float | None = None) -> Stream:
-        """The reply, once its first piece is there: what goes wrong before it still has a status of its own.
+        """Return the reply once its first piece is available, so that earlier errors still get a status of their own.
 
-        A stream that can keep its connection alive begins without its first piece after :data:`KEEP_ALIVE_S`.
+        A stream with keep-alive comments begins without its first piece after :data:`KEEP_ALIVE_S`.
 
         Args:
-            patience_s: in place of :data:`KEEP_ALIVE_S`.
+            patience_s: seconds to wait in place of :data:`KEEP_ALIVE_S`.
 
         Raises:
-            Exception: what making the first piece raised.
+            Exception: any error raised while the first piece was produced.
         """
         pending = asyncio.ensure_future(anext(pieces, None))
         timeout = None if cls.keep_alive is None else patience_s or KEEP_ALIVE_S
@@ -79,7 +80,7 @@ class Stream(Response):
 
     @staticmethod
     def render_error(error: ApiError) -> bytes:
-        """The last piece of a stream that broke off after it had begun."""
+        """Return the last piece of a stream that failed after it had begun."""
         raise NotImplementedError
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -114,7 +115,7 @@ class Stream(Response):
 
 
 class EventStream(Stream):
-    """Server-sent events. An error after the first is sent as an event."""
+    """A stream of server-sent events. An error after the first event is sent as an event."""
 
     media_type = sse.CONTENT_TYPE
     keep_alive = sse.KEEP_ALIVE
@@ -125,17 +126,17 @@ class EventStream(Stream):
 
 
 async def _end(pending: asyncio.Task[bytes | None], pieces: AsyncGenerator[bytes, None]) -> None:
-    """End what makes the pieces, wherever it is."""
+    """Stop the generator of the pieces, whatever it is doing."""
     pending.cancel()
     await asyncio.gather(pending, return_exceptions=True)
     await pieces.aclose()
 
 
 class Splitter:
-    """Cuts a byte stream at a separator, whatever pieces it comes in.
+    """Splits a byte stream at a separator, however it is divided into chunks.
 
     Args:
-        limit: of one part.
+        limit: maximum number of bytes of one part.
     """
 
     def __init__(self, separator: bytes, limit: int = 64 << 20) -> None:
@@ -143,12 +144,12 @@ class Splitter:
         self._rest = bytearray()
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Parts that are complete now, without the separator.
+        """Yield the parts that are now complete, without the separator.
 
         Raises:
             ApiError: a part is longer than the limit.
         """
-        # Only the new bytes, and what could be a separator's beginning before them, are searched.
+        # Only the new bytes are searched, together with the end of the old ones, where a separator may have begun.
         start = max(0, len(self._rest) - len(self._separator) + 1)
         self._rest += data
         begin = 0
@@ -161,15 +162,15 @@ class Splitter:
 
     @property
     def rest(self) -> bytes:
-        """What has not been ended."""
+        """The bytes after the last separator."""
         return bytes(self._rest)
 
 
 async def whole_parts(chunks: AsyncGenerator[bytes, None], separator: bytes) -> AsyncGenerator[bytes, None]:
-    """The stream in pieces that each end with a separator, so that an error that follows never runs into half a part.
+    """Yield the stream in pieces that each end with a separator, so that an error message never follows half a part.
 
     Raises:
-        ApiError: a part is longer than a part can be.
+        ApiError: a part is longer than the limit.
     """
     splitter = Splitter(separator)
     async with aclosing(chunks):
@@ -190,7 +191,7 @@ async def _first(work: Coroutine[Any, Any, T], receive: Receive) -> T:
     finally:
         for task in (working, leaving):
             task.cancel()
-        # Until the work has cleaned up: what it holds is free when this returns.
+        # Wait for the cleanup of the work, so that its resources are free when this function returns.
         await asyncio.gather(working, leaving, return_exceptions=True)
 
 

@@ -1,1 +1,1 @@
-"""A model worker: an engine behind HTTP."""
+"""A model worker, which serves an engine over HTTP."""

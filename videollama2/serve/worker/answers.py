@@ -1,4 +1,4 @@
-"""Answers of one request on their way out: read side by side, counted, and cancelled when nobody waits any more."""
+"""The answers to one request: read concurrently, counted, and cancelled when they are no longer needed."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class Answers:
         return self._answers[index]
 
     async def results(self) -> list[Result]:
-        """All of them, once they are complete.
+        """Return the results of all answers once they are complete.
 
         Raises:
-            ApiError: one failed.
+            ApiError: an answer failed.
         """
         try:
             with self._service.faults():
@@ -45,10 +45,10 @@ class Answers:
             self.cancel()
 
     async def deltas(self) -> AsyncGenerator[tuple[int, str | Result], None]:
-        """Number and text of answers as they come; after the last text of an answer, its result.
+        """Yield the index and text of answers as they are generated, and after the last text of an answer its result.
 
         Raises:
-            ApiError: one failed.
+            ApiError: an answer failed.
         """
         try:
             with self._service.faults():
@@ -59,7 +59,7 @@ class Answers:
             self.cancel()
 
     def usage(self) -> Usage:
-        """Tokens so far. A prompt counts once, however many answers it got."""
+        """Return the number of tokens so far. A prompt counts once, however many answers it gets."""
         firsts = self._answers[:: self._per_prompt]
         prompt = sum(_counted(answer).prompt_tokens for answer in firsts)
         completion = sum(_counted(answer).completion_tokens for answer in self._answers)
@@ -74,13 +74,13 @@ class Answers:
         )
 
     def cancel(self) -> None:
-        """Give up what is not complete."""
+        """Cancel all answers that are not complete."""
         for answer in self._answers:
             if not answer.done:
                 answer.cancel()
 
     async def _texts(self) -> AsyncGenerator[tuple[int, str | None], None]:
-        """Number and text; None after the last text of an answer."""
+        """Yield index and text; the text is None after the last one of an answer."""
         queue: asyncio.Queue[tuple[int, str | BaseException | None]] = asyncio.Queue()
         pumps = [asyncio.ensure_future(_pump(n, answer, queue)) for n, answer in enumerate(self._answers)]
         try:
@@ -98,7 +98,7 @@ class Answers:
 
 
 def _counted(answer: Answer) -> Result | Channel:
-    """What knows the tokens of an answer so far."""
+    """Return the object that counts the tokens of an answer: its result, or else the channel it is written to."""
     return answer.outcome() or answer.channel
 
 
@@ -112,7 +112,7 @@ async def _pump(index: int, answer: Answer, queue: asyncio.Queue[Any]) -> None:
 
 
 def _completed(result: Result) -> Result:
-    """The result, unless it was cut: what is cancelled while its client still waits was ended by a shutdown."""
+    """Return the result if it is complete. An answer cancelled while its client still waits was ended by a shutdown."""
     if result.finish_reason not in ("stop", "length"):
         raise EngineError(f"an answer ended with {result.finish_reason}")
     return result

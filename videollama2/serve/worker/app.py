@@ -1,4 +1,4 @@
-"""A worker's routes: its own status, the published ``\\0``-stream, metrics, and the OpenAI routes over its engine."""
+"""A worker's routes: its status, the published ``\\0``-stream, metrics, and the OpenAI routes over its engine."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from videollama2.inference.answer import Answer, Result
 
 SPEED_TOKENS = 16
-"""An answer tells the speed from so many tokens on."""
+"""Minimum number of tokens for an answer to be used as a measurement of speed."""
 
 
 def speed_of(result: Result) -> float:
-    """Tokens per second after the first; 0 where the answer is too short to tell."""
+    """Return the tokens per second after the first token; 0 if the answer is too short for a measurement."""
     count = result.completion_tokens
     if count < SPEED_TOKENS:
         return 0.0
@@ -38,16 +38,16 @@ def speed_of(result: Result) -> float:
 
 
 class WorkerService(ChatService):
-    """The chat service of a worker: counts what it does.
+    """The chat service of a worker, which also counts its work.
 
-    Args: of :class:`ChatService`; ``metrics`` is made here.
+    Args: as for :class:`ChatService`, except ``metrics``, which is created here.
     """
 
     speed = 1.0
-    """Tokens per second of one answer alone: the best that was seen, since whatever else runs can only take from it."""
+    """Tokens per second of a single answer. This is the best measurement, since other work can only slow an answer."""
     is_speed_fixed = False
     taken = 0
-    """Requests so far, refused ones too."""
+    """Number of requests so far, including refused ones."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -58,7 +58,7 @@ class WorkerService(ChatService):
             self.speed = max(self.speed, speed_of(result))
 
     def status(self) -> WorkerStatus:
-        """For the controller."""
+        """Return the status for the controller."""
         load = self.engine.load
         queue = load["decoding"] + load["prefilling"] + load["waiting"] + self.preparing
         frames = self.engine.processor.model_config.num_frames
@@ -105,10 +105,10 @@ class WorkerService(ChatService):
 def make_worker_app(
     service: WorkerService, security: Security, stream_interval: int = 1, lifespan: Any = None
 ) -> FastAPI:
-    """The application.
+    """Return the web application of a worker.
 
     Args:
-        stream_interval: a frame of the ``\\0``-stream is sent every so many pieces of text.
+        stream_interval: number of pieces of text after which a frame of the ``\\0``-stream is sent.
     """
 
     def ready() -> str | None:
@@ -141,12 +141,12 @@ def make_worker_app(
 
 
 async def _frames(service: WorkerService, body: GenerateRequest, interval: int) -> AsyncGenerator[bytes, None]:
-    """Each with the whole text so far; the last one with usage and reason.
+    """Yield frames, each with the whole text so far. The last one also has the usage and the finish reason.
 
     Raises:
-        ApiError: there is no answer, or no more of it.
+        ApiError: there is no answer, or it broke off.
     """
-    # Beside the event loop: media of megabytes are decoded from base64 to see what they are.
+    # In a thread, since megabytes of base64 are decoded to find out what kind of media they are.
     request = await asyncio.to_thread(chat_request, body, service.model_name)
     (answer,) = await service.submit(request)
     text, count = body.prompt if body.echo else "", 0

@@ -1,4 +1,4 @@
-"""What stands behind the routes of a worker: one engine."""
+"""The back end of a worker's routes, which is a single engine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class EngineBackend:
         self.service = service
 
     async def lengths(self) -> Mapping[str, int | None]:
-        """The one model."""
+        """Return the one model of the worker with its limit on tokens."""
         return {self.service.model_name: self.service.engine.max_length}
 
     async def answer(self, path: str, body: Asked, request: Request) -> Response:

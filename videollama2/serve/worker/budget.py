@@ -1,4 +1,4 @@
-"""How much memory clients' media may take at one time, all requests together."""
+"""Limits on the memory that clients' media occupy at one time, over all requests."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from contextlib import asynccontextmanager
 
 
 class WaitingBudget:
-    """Bytes that are held for a while and waited for, first come first served. Of one event loop.
+    """A number of bytes that tasks hold for a while. Tasks wait in order of arrival, all in the same event loop.
 
-    Whoever holds some must not wait for more.
+    A task that holds some bytes must not wait for more, which could lead to a deadlock.
     """
 
     def __init__(self, limit: int) -> None:
@@ -21,7 +21,7 @@ class WaitingBudget:
 
     @asynccontextmanager
     async def hold(self, count: int) -> AsyncIterator[None]:
-        """Have ``count`` bytes; what exceeds the limit counts as all of it, so it can run alone."""
+        """Hold ``count`` bytes. A count above the limit is reduced to the limit, so that such a task runs alone."""
         count = min(count, self.limit)
         if self._queue or self.used + count > self.limit:
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -55,15 +55,15 @@ class WaitingBudget:
 
 
 class Budget:
-    """Bytes that are taken or refused at once; may be given back from any thread."""
+    """A number of bytes that are granted or refused at once. They may be given back from any thread."""
 
     def __init__(self, limit: int) -> None:
         self.limit, self.used = limit, 0
-        # Reentrant: giving back happens in finalizers, which may run inside take.
+        # The lock is reentrant, because bytes are given back in finalizers, which may run inside take().
         self._lock = threading.RLock()
 
     def take(self, count: int) -> bool:
-        """Whether there was room. Alone, anything has room."""
+        """Take bytes; return whether they were available. The first taker is granted any number."""
         with self._lock:
             if self.used and self.used + count > self.limit:
                 return False

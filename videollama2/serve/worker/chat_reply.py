@@ -1,4 +1,4 @@
-"""Answers of the engine -> chat completions, whole or as a stream."""
+"""Turns the engine's answers into chat completions, complete or as a stream."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ async def answer_chat(service: ChatService, body: ChatRequest) -> Response:
 
 
 async def chat_answers(service: ChatService, body: ChatRequest) -> Answers:
-    """The answers to a chat request, which begin to be made.
+    """Submit a chat request and return its answers, which are being generated.
 
     Raises:
-        ApiError: what is wrong with the request, or with the moment.
+        ApiError: the request is refused, or cannot be answered at the moment.
     """
     return Answers(service, await service.submit(body, body.n or 1), body.n or 1)
 
@@ -82,7 +82,7 @@ class ChatReply(Reply):
         yield self.ending()
 
     def _reason(self, result: Result, has_calls: bool) -> Any:
-        """OpenAI tells ``stop`` where the tool was named by the client."""
+        """Return the finish reason. As in OpenAI's API, it is ``stop`` for a call of a tool that the client named."""
         is_chosen = self._use is not None and not self._use.demanded
         return "tool_calls" if has_calls and is_chosen and result.finish_reason == "stop" else result.finish_reason
 
@@ -90,7 +90,7 @@ class ChatReply(Reply):
         return self.chunk({"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason})
 
     def _new_logprobs(self, index: int) -> dict[str, Any] | None:
-        """Of the tokens since the last chunk; text may be held back longer than they are (half a character)."""
+        """Return log-probabilities of the tokens since the last chunk. Their text may come later (half a character)."""
         if not self._has_logprobs:
             return None
         new = self.answers[index].channel.logprobs[self._logprobs_told[index] :]

@@ -1,4 +1,4 @@
-"""Answers of the engine -> text completions, whole or as a stream."""
+"""Turns the engine's answers into text completions, complete or as a stream."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flags of a model worker, which the launcher of a whole installation has as well."""
+"""Command-line flags of a model worker, which the launcher of a whole installation also has."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from videollama2.flags import number, seconds
 
 
 def add_worker_flags(parser: argparse.ArgumentParser, is_several: bool = False) -> None:
-    """Flags of the model, its engine and what the worker logs.
+    """Add the flags for the model, its engine and the worker's log.
 
     Args:
-        is_several: ``--model-path`` may be given more than once, and names come from the paths.
+        is_several: whether ``--model-path`` may be repeated; the models' names are then derived from the paths.
     """
     if is_several:
         text = f"videollama2-tiny (built in), a folder, or a hub name; repeatable (default {DEFAULT_MODEL_NAME})"
@@ -66,7 +66,7 @@ def add_worker_flags(parser: argparse.ArgumentParser, is_several: bool = False) 
 
 
 def model_name_of(path: str) -> str:
-    """What clients call a model: the last part of its path, with the one before it for a checkpoint (published)."""
+    """Return the published name of a model: the last part of its path, or the last two for a checkpoint folder."""
     place = PurePath(path.rstrip("/"))
     if place.name.startswith("checkpoint-") and place.parent.name:
         return f"{place.parent.name}_{place.name}"

@@ -1,7 +1,7 @@
-"""A worker's word to its controller: here I am, this is how busy I am, I am leaving.
+"""A worker's reports to its controller: registration, heartbeats with the queue length, and sign-off.
 
-The loop never gives up and never holds the worker back: a controller that is away is tried again, one that was
-restarted, and says it does not know the worker, gets a new registration at once.
+The loop never gives up and never delays the worker. An unreachable controller is tried again; if a restarted
+controller replies that it does not know the worker, the worker registers again at once.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from videollama2.serve.cluster.failover import bearer, make_client
 from videollama2.serve.cluster.protocol import HEART_BEAT_S, PROTOCOL_VERSION, WorkerStatus
 
 RETRY_S = 3.0
-"""Between tries to register, where the interval is not shorter."""
+"""Seconds between attempts to register, unless the interval is shorter."""
 
 REPORT_S = 1.0
-"""Least time between reports of a queue that changes."""
+"""Minimum seconds between reports of a changing queue."""
 
 _log = logging.getLogger(__name__)
 
@@ -31,13 +31,13 @@ class Registration:
     """Registers one worker and keeps it registered.
 
     Args:
-        controller: its address.
+        controller: address of the controller.
         worker: this worker's address, as others reach it.
-        status: what it says of itself.
+        status: returns the worker's current status.
         credential: worker token or key.
-        interval_s: between heart-beats; sooner when the queue changes or requests came, so that the controller, which
-            counts what it sends, knows where there is room.
-        taken: requests so far.
+        interval_s: seconds between heartbeats. They come sooner when the queue changes or requests arrive, because the
+            controller counts the requests that it sends and needs to know which are finished.
+        taken: returns the number of requests so far.
     """
 
     def __init__(
@@ -61,11 +61,11 @@ class Registration:
         return make_client()
 
     def start(self) -> None:
-        """Begin, in the running event loop."""
+        """Start the reports in the running event loop."""
         self._task = asyncio.ensure_future(self._run())
 
     async def stop(self) -> None:
-        """Say goodbye, in a moment or not at all."""
+        """Stop, and sign off if the controller replies quickly."""
         if self._task is None:
             return
         self._task.cancel()
@@ -82,8 +82,8 @@ class Registration:
             await self._wait()
 
     async def _wait(self) -> None:
-        """Until the next report is due."""
-        if not (self.is_registered and self._was_heard):  # one beat that was lost must not become two
+        """Wait until the next report is due."""
+        if not (self.is_registered and self._was_heard):  # after a lost heartbeat, the next one comes early
             await asyncio.sleep(min(self.interval_s, RETRY_S))
             return
         queue, taken, since = self._reported
@@ -100,7 +100,7 @@ class Registration:
             reply = await self._post("/receive_heart_beat", body)
             self._was_heard = reply is not None
             if reply is None or reply.get("exist") is True:
-                return  # no controller: the next beat shows whether it still knows this worker
+                return  # without a reply, the next heartbeat will show whether to register
             _log.info("the controller does not know this worker any more")
             self.is_registered = False
         await self._register(status)
@@ -118,7 +118,7 @@ class Registration:
             _log.info("registered with %s as %s", self.controller, self.worker)
 
     async def _post(self, path: str, body: dict[str, Any], timeout_s: float | None = None) -> dict[str, Any] | None:
-        """The reply; None: there was none to use."""
+        """Post a body; return the reply, or None if there was no usable one."""
         timeout_s = timeout_s or min(10.0, max(1.0, self.interval_s))
         try:
             response = await self._http.post(
@@ -134,7 +134,7 @@ class Registration:
         return None
 
     def _tell(self, is_reached: bool, why: str) -> None:
-        """Once per change, not once per try."""
+        """Log whether the controller can be reached, once per change rather than once per attempt."""
         if is_reached != self._was_reached:
             if is_reached:
                 _log.info("the controller %s is back", self.controller)

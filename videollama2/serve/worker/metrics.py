@@ -1,4 +1,4 @@
-"""What a worker tells Prometheus, under vLLM's names with the prefix ``videollama2:``."""
+"""Prometheus metrics of a worker, under vLLM's names with the prefix ``videollama2:``."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Gauges = Callable[[], dict[str, float]]
 
 
 class ServeMetrics:
-    """Counts what one worker does.
+    """Counts the work of one worker.
 
     Args:
-        model: its name, a label of everything.
-        gauges: names -> values as they are now; names that end in ``_total`` only ever grow.
-        on_end: told of every result, from the model's thread.
+        model: name of the model, used as a label of all metrics.
+        gauges: returns names with their current values; names that end in ``_total`` are counters.
+        on_end: called with every result, in the model's thread.
     """
 
     def __init__(self, model: str, gauges: Gauges, on_end: Callable[[Result], None] | None = None) -> None:
@@ -69,22 +69,22 @@ class ServeMetrics:
         }
 
     def rejected(self, reason: str) -> None:
-        """A request that was refused before the engine had it."""
+        """Count a request that was refused before it reached the engine."""
         self._rejected.labels(self._model, reason).inc()
 
     def watch(self, answer: Answer, prepared_s: float = 0.0, has_media: bool = False) -> None:
-        """Follow an answer to its end.
+        """Observe an answer until it ends.
 
         Args:
-            prepared_s: that fetching and decoding its media took.
+            prepared_s: seconds that fetching and decoding its media took.
         """
         if has_media:
             self._seconds["media_decode_seconds"].observe(prepared_s)
-        # The channel and not the answer, which must be free to be given up.
+        # The channel is kept and not the answer, so that an abandoned answer can be garbage-collected.
         _AnswerTimer(answer.channel, self._gap.observe, lambda result: self._end(result, prepared_s))
 
     def expose(self) -> bytes:
-        """All of it, in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
     def _end(self, result: Result, prepared_s: float) -> None:
@@ -120,7 +120,7 @@ class ServeMetrics:
 
 
 class _AnswerTimer:
-    """Listens to one answer. Called from the model's thread: quick, and no fault of it may get out."""
+    """Listens to one answer. It runs in the model's thread, so it must be quick and must not raise errors."""
 
     def __init__(self, channel: Any, on_gap: Callable[[float], None], on_end: Callable[[Result], None]) -> None:
         self._channel, self._on_gap, self._on_end = channel, on_gap, on_end
@@ -129,12 +129,12 @@ class _AnswerTimer:
         self._listening = ExitStack()
         self._listening.enter_context(channel.listening(self._changed))
         if channel.result is not None:
-            self._finish()  # it ended before there was anything to stop listening with
+            self._finish()  # the answer ended before listening began
 
     def _changed(self) -> None:
         self._calls += 1
         if self._calls == 1:
-            return  # listening calls once at first
+            return  # the first call only confirms the registration
         if self._channel.result is not None:
             self._finish()
             return
@@ -151,7 +151,7 @@ class _AnswerTimer:
 
 
 class _Now:
-    """Values that are read when Prometheus asks."""
+    """Collects values that are read at each scrape."""
 
     def __init__(self, model: str, gauges: Gauges) -> None:
         self._model, self._gauges = model, gauges

@@ -1,4 +1,4 @@
-"""What the replies with answers have in common: they are sent whole or as a stream of events."""
+"""The base class of all replies with answers, which are sent complete or as a stream of events."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Reply(ABC):
 
     Args:
         body: the request.
-        answers: to it.
+        answers: the answers to the request.
     """
 
     id_prefix: str
     chunk_kind: str
-    """``object`` of a chunk."""
+    """Value of ``object`` in a chunk."""
 
     def __init__(self, service: ChatService, body: SamplingFields, answers: Answers) -> None:
         self.service, self.answers = service, answers
@@ -39,7 +39,7 @@ class Reply(ABC):
 
     @abstractmethod
     async def whole(self) -> bytes:
-        """The reply as JSON.
+        """Return the complete reply as JSON.
 
         Raises:
             ApiError: an answer failed.
@@ -47,26 +47,26 @@ class Reply(ABC):
 
     @abstractmethod
     def events(self) -> AsyncGenerator[bytes, None]:
-        """Server-sent events; the first comes with the first text.
+        """Yield server-sent events, of which the first comes with the first text.
 
         Raises:
-            ApiError: there is no answer, or no more of it.
+            ApiError: there is no answer, or it broke off.
         """
 
     def facts(self) -> dict[str, Any]:
-        """What a whole reply says beside its choices."""
+        """Return the fields of a complete reply other than its choices."""
         names = {"id": self.id, "created": self.created, "model": self.service.model_name}
         return {**names, "usage": self.answers.usage()}
 
     def chunk(self, choice: dict[str, Any]) -> bytes:
-        """An event with one choice."""
+        """Return an event with one choice."""
         content: dict[str, Any] = {**self._head(), "choices": [choice]}
         if self._has_usage:
             content["usage"] = self.answers.usage().model_dump() if self._has_usage_so_far else None
         return event(content)
 
     def ending(self) -> bytes:
-        """The events behind the last text."""
+        """Return the events after the last text."""
         usage = {**self._head(), "choices": [], "usage": self.answers.usage().model_dump()} if self._has_usage else None
         return DONE if usage is None else event(usage) + DONE
 
@@ -80,14 +80,14 @@ class Reply(ABC):
 
 
 async def send(answers: Awaitable[Answers], make: Callable[[Answers], Reply], is_stream: bool) -> Response:
-    """The whole reply, or the beginning of a stream: what goes wrong before the first token has its own status.
+    """Return the complete reply, or the beginning of a stream. Errors before the first token have their own status.
 
     Args:
-        answers: that are being handed in.
-        make: the reply to them.
+        answers: the answers, which are being submitted.
+        make: creates the reply from the answers.
 
     Raises:
-        ApiError: what is wrong with the request, or with the moment.
+        ApiError: the request is refused, or cannot be answered at the moment.
     """
     if is_stream:
         return await EventStream.begin(_events(answers, make))

@@ -1,4 +1,4 @@
-"""Answers of the engine -> OpenAI's Responses API, whole or as a stream."""
+"""Turns the engine's answers into replies of OpenAI's Responses API, complete or as a stream."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def answer_response(service: ChatService, body: ResponsesRequest) -> Respo
 
 
 class ResponsesReply(Reply):
-    """A reply of ``/v1/responses``: a list of items, which are a message or calls of the client's functions."""
+    """A reply of ``/v1/responses``: a list of items, each a message or a call of one of the client's functions."""
 
     id_prefix, chunk_kind = "resp", "response"
 
@@ -74,13 +74,13 @@ class ResponsesReply(Reply):
                     yield self.event(kind, response=self._response(items.done, item))
 
     def event(self, kind: str, **fields: Any) -> bytes:
-        """One event, with its number."""
+        """Return one event with its sequence number."""
         content = {"type": kind, "sequence_number": self._number, **fields}
         self._number += 1
         return sse_event(content, kind)
 
     def _response(self, items: list[dict[str, Any]], result: Result | None) -> dict[str, Any]:
-        """The response object; ``result`` is None while it is being made."""
+        """Return the response object; ``result`` is None while the answer is being generated."""
         body = self._body
         is_cut = result is not None and result.finish_reason == "length"
         return {
@@ -124,7 +124,7 @@ class ResponsesReply(Reply):
 
 
 class _Items:
-    """Deltas of a chat stream -> events about items. One item is open at a time."""
+    """Turns deltas of a chat stream into events about items, of which one is open at a time."""
 
     def __init__(self, reply: ResponsesReply) -> None:
         self._reply = reply
@@ -134,13 +134,13 @@ class _Items:
         self._call: dict[str, Any] | None = None
 
     def take(self, delta: dict[str, Any]) -> list[bytes]:
-        """Events for one delta."""
+        """Return the events for one delta."""
         if "content" in delta:
             return [*self._open_message(), *self._add_text(delta["content"])]
         return [one for call in delta["tool_calls"] for one in self._take_call(call)]
 
     def end(self) -> list[bytes]:
-        """Events that close what is open; an answer without text has an empty message."""
+        """Return the events that close the open item. An answer without text gets an empty message."""
         opened = self._open_message() if not self.done and self._call is None else []
         return [*opened, *self._close_message(), *self._close_call()]
 

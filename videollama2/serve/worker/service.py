@@ -1,4 +1,4 @@
-"""Chat requests over one engine: checked, their media fetched and decoded, submitted."""
+"""The service that answers chat requests with one engine: it checks them, reads their media and submits them."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ChatLimits:
-    """Bounds on what requests take together.
+    """Limits on the resources that all requests together may use.
 
     Attributes:
-        max_requests: whose media are being fetched and decoded; with these, those that wait in the engine.
-        max_raw_bytes: of encoded media that are being fetched and decoded. More wait.
-        max_frame_bytes: of decoded frames that belong to answers under way. More are refused for the moment.
-        retry_after_s: what a refused client is told.
+        max_requests: maximum number of requests whose media are being read or that wait in the engine.
+        max_raw_bytes: bytes of encoded media that are being fetched and decoded. Further media wait.
+        max_frame_bytes: bytes of decoded frames of running answers. Further requests are refused for the moment.
+        retry_after_s: seconds after which a refused client is asked to retry.
     """
 
     max_requests: int = 256
@@ -67,13 +67,14 @@ class ChatService:
     """Answers chat requests with one engine.
 
     Args:
-        engine: with a thread of its own.
-        model_name: what clients call the model.
+        engine: an engine with a thread of its own.
+        model_name: the name by which clients call the model.
         policy: :class:`videollama2.serve.settings.MediaPolicy`.
-        sandbox: decodes media; made with :meth:`~videollama2.serve.untrusted_media.sandbox.Sandbox.of` the processor.
-        limits: bounds on what requests take together.
-        log_prompts: write questions to the log.
-        fetcher: default one under ``policy``.
+        sandbox: decodes media; created with :meth:`~videollama2.serve.untrusted_media.sandbox.Sandbox.of` the
+            processor.
+        limits: limits on the resources of all requests together.
+        log_prompts: whether to write questions to the log.
+        fetcher: fetches media; None creates a fetcher that applies ``policy``.
     """
 
     def __init__(
@@ -90,9 +91,9 @@ class ChatService:
         self.limits, self.log_prompts = limits or ChatLimits(), log_prompts
         self.fetcher = fetcher or MediaFetcher(policy)
         self.closing = False
-        """No new requests; those under way end."""
+        """Whether new requests are refused; running ones are finished."""
         self.preparing = 0
-        """Requests whose media are being fetched and decoded."""
+        """Number of requests whose media are being fetched and decoded."""
         config = engine.processor.model_config
         self.guard = TextGuard(
             engine.processor.tokenizer,
@@ -107,28 +108,28 @@ class ChatService:
         return self.engine.processor.tokenizer
 
     async def submit(self, request: ChatRequest, count: int = 1) -> list[Answer]:
-        """Hand in a chat request for ``count`` answers; cancelling it while its media are fetched ends that work.
+        """Submit a chat request for ``count`` answers. Cancelling this call also stops the reading of media.
 
         Raises:
-            ApiError: what is wrong with it, or with the moment.
+            ApiError: the request is refused, or cannot be answered at the moment.
         """
         has_media = any(not isinstance(message.content, str) for message in request.messages)
         return await self.handed_in(self._chat(request, count), has_media)
 
     async def handed_in(self, work: Coroutine[Any, Any, list[Answer]], has_media: bool) -> list[Answer]:
-        """What ``work``, which hands in a request, returns; here is where a subclass counts requests."""
+        """Return the result of ``work``, which submits a request. Subclasses override this to count requests."""
         return await work
 
     @contextmanager
     def faults(self) -> Iterator[None]:
-        """Turn what the engine raises into what a client is told."""
+        """Turn errors of the engine that are raised in the block into errors for the client."""
         try:
             yield
         except VideoLlama2Error as error:
             raise as_api_error(error, self.limits.retry_after_s, self.engine) from error
 
     async def close(self) -> None:
-        """Take no more requests. Engine and sandbox are closed by whoever made them."""
+        """Take no more requests. The engine and the sandbox are closed by their owner."""
         self.closing = True
 
     async def _chat(self, request: ChatRequest, count: int) -> list[Answer]:
@@ -140,7 +141,7 @@ class ChatService:
             self.preparing -= 1
 
     def admit(self, model: str) -> None:
-        """Whether a request for this model can be taken now.
+        """Check that a request for this model can be taken now.
 
         Raises:
             ApiError: it cannot.
@@ -154,10 +155,10 @@ class ChatService:
             raise queue_full(self.limits.retry_after_s)
 
     async def _prepare(self, request: ChatRequest, count: int) -> list[Answer]:
-        # Long texts take a while to tokenise, and other answers stream meanwhile.
+        # In a thread, since tokenising long texts takes a while and other answers are streaming.
         messages, asked = await asyncio.to_thread(engine_messages, request, self.guard)
         with self.faults():
-            # Before any medium is fetched.
+            # The messages are checked before any medium is fetched.
             check_messages(messages)
             if request.add_generation_prompt is not False or request.continue_final_message:
                 check_last(messages, bool(request.continue_final_message))
@@ -188,7 +189,7 @@ class ChatService:
         except BaseException:
             self.frames.give_back(held)
             raise
-        # However the answers end and whoever reads them, their frames are free when the last of them is gone.
+        # However the answers end, their frames count as free once the last of them is garbage-collected.
         share = _Share(self.frames, held, count)
         for answer in answers:
             weakref.finalize(answer, share.leave)
@@ -215,10 +216,11 @@ class ChatService:
         return self.submit_each(submit, count, request.limit)
 
     def submit_each(self, submit: Callable[[int, int | None], Answer], count: int, limit: int | None) -> list[Answer]:
-        """Several answers. Where less is left of the model's context than ``limit``, they get what is left (as OpenAI).
+        """Submit several answers. If the context has fewer tokens left than ``limit``, they get what is left (as
+        OpenAI).
 
         Args:
-            submit: number and limit of an answer -> the answer.
+            submit: submits one answer, given its index and limit.
         """
         answers: list[Answer] = []
         try:
@@ -260,7 +262,7 @@ class ChatService:
 
 
 class _Share:
-    """Bytes that several answers hold together. Finalizers run on any thread."""
+    """Bytes that several answers hold together. Members leave in finalizers, which may run on any thread."""
 
     def __init__(self, budget: Budget, held: int, members: int) -> None:
         self._budget, self._held, self._members = budget, held, members
@@ -274,13 +276,13 @@ class _Share:
 
 
 def _part(medium: MediumAsked, frames: Frames) -> dict[str, Any]:
-    # All frames that were read are looked at: they were chosen where the video was open.
+    # The model gets all of the frames: they were already sampled when the video was read.
     options = {"num_frames": len(frames)} if medium.kind == VIDEO else {}
     return {"type": medium.kind, medium.kind: frames, **options}
 
 
 def _with_media(messages: Sequence[dict[str, Any]], media: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Messages whose media parts hold their frames."""
+    """Yield the messages with frames in their media parts."""
     left = iter(media)
     for message in messages:
         content = message["content"]
@@ -290,7 +292,7 @@ def _with_media(messages: Sequence[dict[str, Any]], media: Sequence[dict[str, An
 
 
 def queue_full(retry_after_s: float) -> ApiError:
-    """429."""
+    """Return error 429, for a full queue."""
     return ApiError(
         429,
         "too many requests are waiting; try again later",
@@ -302,11 +304,11 @@ def queue_full(retry_after_s: float) -> ApiError:
 
 
 def structure_of(forms: Sequence[AnswerForm]) -> Structure | None:
-    """The form of an answer as the engine knows it.
+    """Return the engine's constraint for the form of an answer.
 
     Raises:
-        ApiError: a schema that is no JSON.
-        ConfigError: no schema.
+        ApiError: a schema is not valid JSON.
+        ConfigError: a schema is not valid.
     """
     from videollama2.inference.structure import Structure
 
@@ -325,7 +327,7 @@ def structure_of(forms: Sequence[AnswerForm]) -> Structure | None:
 
 
 def as_api_error(error: VideoLlama2Error, retry_after_s: float, engine: BackEnd) -> ApiError:
-    """What a client is told of a fault; more of it is for the log."""
+    """Return what a client is told about an error of the engine. Further details are only logged."""
     if isinstance(error, QueueFullError):
         return queue_full(retry_after_s)
     if isinstance(error, RequestTooLongError):

@@ -1,4 +1,4 @@
-"""Texts that are read as they are, without a chat template: completions of them, and their tokens."""
+"""Requests whose text is used as it is, without a chat template: completions and tokenisation."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 async def complete(service: ChatService, request: CompletionRequest) -> list[Answer]:
-    """Hand in a request for texts: ``n`` answers to each of its prompts, in their order.
+    """Submit a request with texts; return ``n`` answers to each of its prompts, in order.
 
     Raises:
-        ApiError: what is wrong with it, or with the moment.
+        ApiError: the request is refused, or cannot be answered at the moment.
     """
     return await service.handed_in(_complete(service, request), has_media=False)
 
@@ -52,10 +52,10 @@ def _hand_in(service: ChatService, request: CompletionRequest) -> list[Answer]:
 
 
 def prompt_ids(service: ChatService, prompt: str | list[int], param: str, add_special_tokens: bool = True) -> list[int]:
-    """Tokens of a prompt. Control tokens are the client's own business here, but for those that stand for media.
+    """Return the token ids of a prompt. Control tokens are allowed here, except those that represent media.
 
     Raises:
-        ApiError: it is empty or too long, or names a token that stands for an image or video, or that there is not.
+        ApiError: the prompt is empty or too long, or has a token that represents an image or video or does not exist.
     """
     if isinstance(prompt, str):
         check_length(len(prompt), service.guard, param)
@@ -74,10 +74,10 @@ def prompt_ids(service: ChatService, prompt: str | list[int], param: str, add_sp
 
 
 def tokenized(service: ChatService, request: TokenizePrompt | TokenizeMessages) -> list[int]:
-    """Tokens of a text, or of messages as the model reads them.
+    """Return the token ids of a text, or of messages as the model reads them.
 
     Raises:
-        ApiError: it cannot be read.
+        ApiError: the text or the messages are invalid.
     """
     if isinstance(request, TokenizePrompt):
         return prompt_ids(service, request.prompt, "prompt", request.add_special_tokens)
