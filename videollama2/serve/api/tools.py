@@ -99,14 +99,14 @@ class ToolUse:
 
     @property
     def system_text(self) -> str:
-        """Return the system text that describes the tools to the model."""
+        """The system text that describes the tools to the model."""
         fields = {"name", "description", "parameters"}
         lines = [json.dumps(tool.model_dump(include=fields, exclude_none=True)) for tool in self.tools]
         return _PROMPT.format(tools="\n".join(lines), begin=CALL_BEGIN, end=CALL_END)
 
     @property
     def as_templates_read_it(self) -> list[dict[str, Any]]:
-        """Return the tools in the form that chat templates with tool support expect."""
+        """The tools in the form that chat templates with tool support expect."""
         return [{"type": "function", "function": tool.model_dump(exclude_none=True)} for tool in self.tools]
 
     @property

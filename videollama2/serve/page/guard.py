@@ -167,12 +167,12 @@ class Guard:
 
 
 def _is_upload(path: str) -> bool:
-    """Whether files are sent that Gradio writes to disk. ``/call/upload`` does not count: its body stays in memory."""
+    """Return whether Gradio will write the body to disk. Uploads to ``/call/upload`` it would keep in memory."""
     return path.rstrip("/").endswith(f"{API}/upload")
 
 
 def _fetches(path: str) -> bool:
-    """Whether Gradio would fetch an address in the path, whatever prefix a reverse proxy puts in front of it."""
+    """Return whether Gradio would fetch an address in the path, whatever prefix a reverse proxy puts in front of it."""
     if "/proxy=" in path:
         return True
     target = path.partition("/file=")[2] or path.partition("/file/")[2]

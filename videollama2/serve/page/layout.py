@@ -87,7 +87,7 @@ class PageSettings:
     uploads: Path | None = None
 
     def is_served(self, path: str) -> bool:
-        """Whether a path is a file that this page shows to its visitors."""
+        """Return whether a path is a file that this page shows to its visitors."""
         return served_from(DEMO, *(() if self.uploads is None else (self.uploads,)))(path)
 
 
@@ -138,7 +138,7 @@ class Widgets:
 
     @property
     def inputs(self) -> set[Any]:
-        """Return the widgets whose values make up a question."""
+        """The widgets whose values make up a question."""
         return {
             *(self.conversation, self.model, self.files, self.question),
             *(self.temperature, self.top_p, self.max_tokens, self.num_frames, self.start, self.end),

@@ -174,7 +174,7 @@ class RequestGuard:
             )
 
     def _is_own_page(self, scope: Scope) -> bool:
-        """Whether the request comes from no web page at all, or from one that is allowed.
+        """Return whether the request comes from no web page at all, or from one that is allowed.
 
         CORS alone is not enough: a page whose name was made to resolve to this machine (DNS rebinding) has the same
         origin. Browsers send the origin with every POST; this machine's own pages are recognised by an IP address or

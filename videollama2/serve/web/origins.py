@@ -21,7 +21,7 @@ def name_of(authority: str) -> str:
 
 
 def is_known_name(name: str, names: Collection[str] = ()) -> bool:
-    """Whether a host name belongs to this machine.
+    """Return whether a host name belongs to this machine.
 
     Args:
         names: further names; a name that begins with a dot covers everything below that domain.
