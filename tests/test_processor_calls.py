@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import golden_dir
+from tests.conftest import golden_audio_dir, golden_dir
 from videollama2.errors import ConfigError, MediaError, PromptError
 from videollama2.processing import VideoLlama2Processor, media_tokens
 from videollama2.prompting import training_ids
@@ -358,3 +358,26 @@ def test_types_and_replacements_of_placeholders(processor):
         start, end = entry["new_span"]
         assert grown[start:end] == entry["replacement"]
     assert len(second["replacement"]) == len("<video>") * int((types == 2).sum())
+
+
+def test_sounds_are_media_in_every_option():
+    """Masks, types, cutting and the order of a turn know the placeholders of a sound too."""
+    folder = golden_audio_dir()
+    processor = VideoLlama2Processor.from_pretrained(folder / "models" / "qwen2-stc_connector_v35-siglip-beats")
+    sound = {"type": "audio", "path": folder / "media" / "door_cut.wav"}
+    answer = {"role": "assistant", "content": "A voice."}
+    orders = [[user(*parts), answer] for parts in ((sound, text("What?")), (text("What?"), sound))]
+    options = {"return_mm_token_type_ids": True}
+    first, second = (
+        processor.apply_chat_template(
+            messages, tokenize=True, return_assistant_tokens_mask=True, processor_kwargs=options
+        )
+        for messages in orders
+    )
+    assert torch.equal(first["input_ids"], second["input_ids"])
+    ids = first["input_ids"]
+    assert torch.equal(first["mm_token_type_ids"] == 3, ids == processor.audio_token_id) and (ids > 0).any()
+    spoken = processor.tokenizer.decode(ids[first["assistant_masks"].bool()])
+    assert spoken.strip() == "A voice.<|im_end|>"
+    with pytest.raises(PromptError, match="would cut a medium"):
+        processor.apply_chat_template(orders[0], tokenize=True, truncation=True, max_length=300)

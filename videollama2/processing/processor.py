@@ -48,7 +48,8 @@ class VideoLlama2Processor(SoundReading, ProcessorMixin):
         config: VideoLlama2Config | None = None,
         chat_template: str | None = None,
     ) -> None:
-        super().__init__(image_processor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
+        template = chat_template or tokenizer.chat_template
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=template)
         if config is None:
             raise ConfigError("VideoLlama2Processor needs the model's configuration")
         self.model_config = config
@@ -187,6 +188,7 @@ class VideoLlama2Processor(SoundReading, ProcessorMixin):
             PromptError: this one only hears.
         """
         check_kind(self.model_config, kind)
+        assert self.transform is not None  # a model that sees has one
         return self.transform
 
     def _aspect_ratio(self, value: Shape) -> AspectRatio:

@@ -9,12 +9,12 @@ import torch
 
 from videollama2.config import VideoLlama2Config
 from videollama2.errors import ConfigError, PromptError
-from videollama2.media.kinds import IMAGE, TAGS, VIDEO
+from videollama2.media.kinds import AUDIO, IMAGE, KINDS, TAGS, VIDEO
 from videollama2.processing.options import TextOptions
 from videollama2.processing.sequences import check_medium, collate, expand_prompts, media_tokens, pad_rows, padding_id
 from videollama2.prompting import Prompt
 
-_TYPES = {IMAGE: 1, VIDEO: 2}
+_TYPES = {IMAGE: 1, VIDEO: 2, AUDIO: 3}
 """transformers' numbers of kinds in ``mm_token_type_ids``; 0 is text."""
 
 
@@ -41,7 +41,7 @@ def batch_of(
         ConfigError: rows of different lengths that are not to be padded.
     """
     rows, pairs = expand_prompts(prompts, media, tokenizer, config)
-    placeholders = {config.image_token_id: _TYPES[IMAGE], config.video_token_id: _TYPES[VIDEO]}
+    placeholders = {getattr(config, kind.token_id_field): _TYPES[name] for name, kind in KINDS.items()}
     masks = [[0] * len(row) for row in rows]
     if answered is not None:
         masks = [

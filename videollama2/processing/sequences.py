@@ -31,6 +31,7 @@ def media_tokens(config: VideoLlama2Config, kind: str, num_frames: int | None = 
     check_kind(config, kind)
     if kind == AUDIO:
         audio = config.audio_config
+        assert audio is not None  # the kind was checked
         return audio.tokens_of(audio.clip_frames if num_frames is None else num_frames)
     frames = config.num_frames if kind == IMAGE or num_frames is None else num_frames
     return num_visual_tokens(config.mm_projector_type, frames, config.patches_per_side, config.keeps_class_token)
@@ -72,6 +73,7 @@ def check_medium(values: Any, kind: str, config: VideoLlama2Config) -> int:
 
 def _check_fbank(fbank_1TF: torch.Tensor, config: VideoLlama2Config) -> int:
     audio = config.audio_config
+    assert audio is not None  # the caller has checked the kind
     shape = tuple(fbank_1TF.shape)
     if len(shape) != 3 or shape[0] != 1 or shape[2] != audio.num_mel_bins or audio.tokens_of(shape[1]) < 1:
         raise PromptError(
@@ -87,6 +89,7 @@ def _check_pixels(pixels: torch.Tensor, kind: str, config: VideoLlama2Config) ->
     if kind == IMAGE and pixels.shape[0] != 1:
         raise PromptError(f"an image must be a tensor (1, 3, height, width), got {tuple(pixels.shape)}")
     height, width = pixels.shape[-2:]
+    assert config.vision_config is not None  # the caller has checked the kind
     size = config.vision_config.image_size
     if (height, width) != (size, size):
         raise PromptError(f"the {kind} is {height}x{width} pixels, the vision encoder takes {size}x{size}")
