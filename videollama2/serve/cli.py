@@ -1,8 +1,8 @@
-"""A conversation in the terminal with a model behind a controller.
+"""Chat in the terminal with a model behind a controller.
 
     python -m videollama2.serve.cli --controller http://localhost:10000 clip.mp4
 
-Holds no model: media travel to the worker with each question.
+This process loads no model: media are sent to the worker with each question.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from videollama2.terminal_chat import HELP, TerminalChat
 
 
 class RemoteChat(TerminalChat):
-    """One conversation.
+    """A conversation in the terminal.
 
     Args:
-        controller: its address.
-        model: whom to ask; None: the only one there is.
+        controller: address of the controller.
+        model: name of the model; None takes the only one.
         credential: API key.
-        media_options: of videos: ``num_frames``, ``start``, ``end``, ``sampling``.
+        media_options: options for videos: ``num_frames``, ``start``, ``end``, ``sampling``.
         options: fields of the chat request, e.g. ``temperature``.
-        out: where answers and notices go.
+        out: stream for answers and notices.
     """
 
     errors = (VideoLlama2Error, ApiError)
@@ -65,13 +65,13 @@ class RemoteChat(TerminalChat):
         self.media_options, self.options = media_options or {}, options or {}
 
     def choose_model(self, read: Callable[[str], str] | None = None) -> str:
-        """The model to ask.
+        """Return the model to use.
 
         Args:
-            read: asks the user, where there are several and none was named.
+            read: prompts the user, if there are several models and none was named.
 
         Raises:
-            ConfigError: there is none of this name, or there are several and none was named.
+            ConfigError: there is no model of this name, or there are several and none was named.
             ApiError: the controller cannot be reached.
         """
         models = asyncio.run(self._models())
@@ -102,11 +102,11 @@ class RemoteChat(TerminalChat):
 
     @property
     def greeting(self) -> str:
-        """Whom one talks to, and how."""
+        """Return a text that names the model and explains how to chat with it."""
         return f"{self.model}\n{HELP}"
 
     def read_medium(self, kind: str, path: str) -> tuple[dict[str, Any], str]:
-        """See :class:`TerminalChat`. The file travels with every question of the conversation."""
+        """See :class:`TerminalChat`. The file is sent with every question of the conversation."""
         file = Path(path).expanduser()
         try:
             content = file.read_bytes()
@@ -152,14 +152,15 @@ class RemoteChat(TerminalChat):
             await client.aclose()
 
     def _client(self) -> Any:
-        # One per question: each runs in an event loop of its own, so that Ctrl-C ends the answer and not the program.
+        # Each question has its own client, because it runs in an event loop of its own, so that Ctrl-C ends only the
+        # answer.
         from videollama2.serve.cluster.client import ControllerClient
 
         return ControllerClient(self.controller, self._credential)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     parser = CommandParser(
         prog="python -m videollama2.serve.cli",
         description=__doc__,
@@ -209,7 +210,7 @@ def _open(args: argparse.Namespace) -> RemoteChat:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line; return the exit code."""
     args = build_parser().parse_args(arguments)
     return run_command(lambda: _open(args).run(), "cli", args.debug, RemoteChat.errors)
 

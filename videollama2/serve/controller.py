@@ -1,4 +1,4 @@
-"""The controller: knows the workers, tells clients where they are, and passes ``\\0``-streams on.
+"""The controller, which tracks the workers, tells clients where they are, and forwards ``\\0``-streams.
 
     python -m videollama2.serve.controller --host 0.0.0.0 --port 10000
 
@@ -24,7 +24,7 @@ DEFAULT_PORT = 10000
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     parser = CommandParser(
         prog="python -m videollama2.serve.controller",
         description=__doc__,
@@ -58,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line; return the exit code."""
     args = build_parser().parse_args(arguments)
     configure_logging(part="controller")
     return run_command(lambda: _run(args), "controller", args.debug)

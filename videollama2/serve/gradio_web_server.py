@@ -1,6 +1,6 @@
 """The web page in front of a controller: ``python -m videollama2.serve.gradio_web_server --controller URL``.
 
-This process holds no model and no torch. A key for the controller comes from ``--api-key-file`` or
+This process loads neither a model nor torch. The key for the controller is read from ``--api-key-file`` or
 ``VIDEOLLAMA2_API_KEY``; visitors never see it.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command's flags."""
+    """Return the parser of the command line."""
     from videollama2.commands import CommandParser, add_debug_flag
     from videollama2.flags import address
     from videollama2.serve.page.server import add_page_flags
@@ -47,14 +47,14 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="token, in place of a key (also: VIDEOLLAMA2_WORKER_TOKEN)",
     )
-    # As base64, a third larger: what a worker takes by itself (--max-body-mb 128).
+    # Base64 makes media a third larger; a worker accepts bodies of up to 128 MB by default (--max-body-mb).
     add_page_flags(parser, max_upload_mb=90)
     add_debug_flag(parser)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command; return the exit code."""
     args = build_parser().parse_args(arguments)
     from videollama2.commands import run_command
 

@@ -1,6 +1,7 @@
 """The web page and its model in one process: ``python videollama2/serve/gradio_web_server_adhoc.py``.
 
-For trying out a model. Several visitors share the engine; for several models or machines there is the controller.
+This is meant for trying out a model. Several visitors share the engine. To serve several models, or on several
+machines, use the controller.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__" and not __package__:
-    # Started as a file, Python looks for modules beside it, where names of ours would hide those of other packages.
+    # For a script, Python adds its folder to the module path, where our module names would hide other packages.
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command's flags."""
+    """Return the parser of the command line."""
     from videollama2.commands import CommandParser, add_debug_flag
     from videollama2.constants import TINY_MODEL_NAME
     from videollama2.flags import add_model_flags
@@ -40,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def open_engines(args: argparse.Namespace) -> dict[str, Any]:
-    """Load the models; the page shows each by the last part of its name.
+    """Load the models; the page shows each under the last part of its name.
 
     Raises:
         VideoLlama2Error: a model cannot be opened, or two have the same name.
@@ -65,7 +66,7 @@ def open_engines(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command; return the exit code."""
     args = build_parser().parse_args(arguments)
     from videollama2.commands import run_command
 

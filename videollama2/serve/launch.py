@@ -1,8 +1,8 @@
-"""``videollama2 serve``: controller, workers, API and web page of one machine, as processes under one.
+"""``videollama2 serve``: runs a controller, workers, the API and the web page on one machine, in child processes.
 
-What listens beyond this machine is the API and the page, and only with ``--host``. A worker that dies is started again;
-anything else that dies, or a worker that keeps dying, ends the whole with an error. Ctrl-C or SIGTERM ends it in order:
-page and API first, so that nothing new comes, then the workers, whose running answers end.
+Only the API and the page can be reached from other machines, and only with ``--host``. A worker that dies is restarted.
+If another part dies, or a worker keeps dying, the whole installation ends with an error. Ctrl-C or SIGTERM stops it in
+order: the page and the API first, so that no new requests arrive, then the workers, which finish running answers.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from videollama2.serve.settings import (
 from videollama2.serve.worker.flags import add_worker_flags, model_name_of
 
 RESTARTS, RESTART_WINDOW_S = 5, 300.0
-"""A worker that dies more often than this within so many seconds is given up."""
+"""A worker that dies more often than this within this many seconds is not restarted again."""
 
 _TICK_S = 0.2
 _HELP = "controller, workers, API and web page on this machine"
 
 
 class LaunchError(VideoLlama2Error):
-    """A part of the installation ended."""
+    """Raised when a part of the installation ended."""
 
 
 def add_serve_command(commands: Any) -> None:
-    """Add ``serve`` to the commands of another parser; sets ``run`` and ``debug``."""
+    """Add the command ``serve`` to a parser's subcommands; it sets ``run`` and ``debug``."""
     parser = commands.add_parser(
         "serve", help=_HELP, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -95,12 +95,12 @@ def _add_security(parser: argparse.ArgumentParser) -> None:
 
 @dataclass
 class Part:
-    """One process.
+    """One child process.
 
     Attributes:
-        arguments: of Python.
-        ready_url: answers with 200 once it can work.
-        may_restart: it is started again when it dies.
+        arguments: arguments of the Python interpreter.
+        ready_url: URL that replies with status 200 once the part is ready.
+        may_restart: whether the part is restarted if it dies.
     """
 
     name: str
@@ -114,7 +114,7 @@ class Part:
     start_at: float = 0.0
 
     def start(self) -> None:
-        """Start it, in a process group of its own: Ctrl-C is for the launcher, which ends all in order."""
+        """Start the part in its own process group: Ctrl-C must reach only the launcher, which ends all in order."""
         self.process = subprocess.Popen(
             [sys.executable, *self.arguments],
             env=self.environment,
@@ -132,7 +132,7 @@ class Part:
             return False
 
     def wait(self) -> None:
-        """Until it has ended."""
+        """Wait until the process has ended."""
         if self.process is not None:
             self.process.wait()
 
@@ -142,10 +142,10 @@ class Part:
 
 
 class Launcher:
-    """Starts parts, watches them and ends them.
+    """Starts the parts, watches them and ends them.
 
     Args:
-        say: tells the operator.
+        say: function that prints a message for the operator.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
@@ -154,14 +154,14 @@ class Launcher:
         self.signals = 0
 
     def on_signal(self, number: int, frame: object) -> None:
-        """The first one ends everything in order, the next at once."""
+        """Handle a signal: the first one ends all parts in order, a second one at once."""
         self.signals += 1
         if self.signals > 1:
             for part in self.parts:
                 part.signal(signal.SIGKILL)
 
     def start(self, *parts: Part) -> None:
-        """Start them and wait until they are ready.
+        """Start parts and wait until they are ready.
 
         Raises:
             LaunchError: one of them died.
@@ -179,10 +179,10 @@ class Launcher:
             time.sleep(_TICK_S)
 
     def look(self) -> None:
-        """Notice what died, and start workers again.
+        """Check for parts that died, and restart workers.
 
         Raises:
-            LaunchError: the whole cannot go on.
+            LaunchError: a part died that cannot be restarted.
         """
         now = time.monotonic()
         for part in self.parts:
@@ -202,17 +202,17 @@ class Launcher:
             part.process, part.start_at = None, now + pause
 
     def watch(self) -> None:
-        """Until a signal comes.
+        """Watch the parts until a signal arrives.
 
         Raises:
-            LaunchError: the whole cannot go on.
+            LaunchError: a part died that cannot be restarted.
         """
         while not self.signals:
             self.look()
             time.sleep(_TICK_S)
 
     def end(self) -> None:
-        """End all, in the reverse order of their start; those of one name together."""
+        """End all parts in the reverse order of their start; parts of the same name end together."""
         for stage in ("page", "API", "worker", "controller"):
             parts = [part for part in self.parts if part.name.startswith(stage) and part.process is not None]
             for part in parts:
@@ -222,12 +222,12 @@ class Launcher:
 
 
 def run(args: argparse.Namespace) -> int:
-    """The command.
+    """Run the command.
 
     Raises:
-        VideoLlama2Error: a flag breaks a rule, or a part died.
+        VideoLlama2Error: a flag is invalid, or a part died.
     """
-    read_security(args)  # wrong flags are told once and here, not by every part
+    read_security(args)  # wrong flags are reported here once, rather than by every part
     read_media_policy(args)
     launcher = Launcher(lambda text: print(f"videollama2 serve: {text}", file=sys.stderr, flush=True))
     for number_ in (signal.SIGINT, signal.SIGTERM):
@@ -249,9 +249,9 @@ def run(args: argparse.Namespace) -> int:
 def _parts(args: argparse.Namespace) -> tuple[Part, list[Part], Part, Part | None]:
     environment = dict(os.environ)
     if args.worker_token_file is None:
-        # Nobody else registers here, also from this machine.
+        # With a token, no other worker can register here, not even from this machine.
         environment.setdefault(WORKER_TOKEN_VARIABLE, secrets.token_urlsafe(32))
-    # Pages of other origins may call the API alone.
+    # Only the API may be called from pages of other origins.
     shared = forwarded(args, _add_security, exclude={"cors_origin"})
     controller_url = f"http://127.0.0.1:{args.controller_port}"
     controller = Part(
@@ -359,7 +359,7 @@ def _cause(code: int) -> str:
 
 
 def _die_with_parent() -> None:
-    """A launcher that is killed takes its parts along."""
+    """Make this process end when the launcher is killed."""
     import ctypes
 
     ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)  # PR_SET_PDEATHSIG

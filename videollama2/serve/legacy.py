@@ -1,8 +1,8 @@
-"""The ``\\0`` protocol (FastChat's) of the published workers and controllers, for clients written for them.
+"""The ``\\0`` protocol (FastChat's) of the published workers and controllers, for existing clients.
 
-A request to ``/worker_generate_stream`` holds a prompt and its media; the reply is a sequence of JSON objects, each of
-which holds the whole text so far and is followed by a zero byte. This module has what both sides say. A worker answers
-such requests as chat requests (:func:`chat_request`); a controller passes the replies on.
+A request to ``/worker_generate_stream`` holds a prompt and its media. The reply is a sequence of JSON objects, each
+with the whole text so far and followed by a zero byte. This module has the parts that workers and controllers share. A
+worker answers such requests as chat requests (:func:`chat_request`); a controller forwards the replies.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ STREAM_PATH = "/worker_generate_stream"
 SEPARATOR = b"\0"
 
 _GREEDY_BELOW = 1e-3
-"""Published: a temperature up to this takes the most likely token."""
+"""Published value: below this temperature, the most likely token is taken."""
 
 
 class GenerateRequest(BaseModel):
-    """The body: a question with its media, base64 or ``data:`` URLs, in the order of the prompt.
+    """The request body: a question with its media, as base64 or ``data:`` URLs, in the order of the prompt.
 
-    ``echo``: the text begins with the prompt, as published.
+    With ``echo``, the text begins with the prompt, as in the published worker.
     """
 
-    # Other implementations send more; what is not known is not used.
+    # Other implementations send additional fields, which are ignored.
     model_config = ConfigDict(extra="ignore")
 
     model: Annotated[str, StringConstraints(max_length=512)] = ""
@@ -49,17 +49,17 @@ class GenerateRequest(BaseModel):
 
 
 def frame(content: dict[str, Any]) -> bytes:
-    """One object of the stream."""
+    """Return one object of the stream as bytes."""
     return json.dumps(content).encode("ascii") + SEPARATOR
 
 
 def error_frame(error: ApiError) -> bytes:
-    """The last object of a stream that failed."""
+    """Return the last object of a stream that failed."""
     return frame({"text": error.message, "error_code": error.internal_code, "message": error.message})
 
 
 class FrameStream(Stream):
-    """A stream of such objects on its way to the client."""
+    """A stream of such objects as a reply to the client."""
 
     media_type = "application/octet-stream"
 
@@ -69,18 +69,18 @@ class FrameStream(Stream):
 
 
 def error_reply(error: ApiError) -> Response:
-    """What is sent where no stream began: one object of the stream, with the status that other clients read."""
+    """Return the reply if no stream began: one object of the stream, with an HTTP status for other clients."""
     return Response(error_frame(error), error.status, error.headers(), FrameStream.media_type)
 
 
 def chat_request(body: GenerateRequest, model: str) -> ChatRequest:
-    """A request of the ``\\0`` protocol as a chat request.
+    """Convert a request of the ``\\0`` protocol into a chat request.
 
-    ``<image>`` and ``<video>`` in the prompt mark the places of its media, in order, as in an annotation; without such
-    marks the media come first, and without media they are text like any other.
+    ``<image>`` and ``<video>`` in the prompt mark the positions of its media, in order, as in an annotation. Without
+    such marks the media come first; without media the marks are ordinary text.
 
     Raises:
-        ApiError: media that are neither base64 nor ``data:`` URLs, or whose number is not that of the marks.
+        ApiError: media are neither base64 nor ``data:`` URLs, or do not match the number of marks.
     """
     content: Any = body.prompt
     if body.images:
@@ -102,7 +102,7 @@ def chat_request(body: GenerateRequest, model: str) -> ChatRequest:
 
 
 def _content(prompt: str, media: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Parts of a message from a prompt with marks; a single mark is read as the tag of an annotation."""
+    """Split a prompt with marks into the parts of a message; a single mark is read as the tag of an annotation."""
     texts = ANY_TAG.split(prompt)
     if len(texts) == 1:
         return [*media, {"type": "text", "text": prompt}]
@@ -122,10 +122,10 @@ def _content(prompt: str, media: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _media_part(item: str) -> dict[str, Any]:
-    """A medium of the ``\\0`` protocol as a part of a chat message.
+    """Convert a medium of the ``\\0`` protocol into a part of a chat message.
 
-    Never a path or an address: only what carries its own bytes. What it is, its content tells; the type that a
-    ``data:`` URL states counts where the content says nothing known.
+    Only embedded data is accepted, never a path or a URL to fetch. The kind is determined from the content; the type
+    that a ``data:`` URL states is used only if the content is not recognised.
     """
     head, comma, text = item.partition(",") if item[:5].lower() == "data:" else ("", "", item)
     stated = head[5:].partition(";")[0].lower()

@@ -1,9 +1,9 @@
-"""A worker: one model, one engine, its HTTP routes, and its word to the controller.
+"""A worker: serves one model with one engine over HTTP, and registers with a controller.
 
     python -m videollama2.serve.model_worker --controller http://localhost:10000 --port 40000 \\
         --worker http://localhost:40000 --model-path videollama2-tiny
 
-It also serves ``/v1`` alone (``--no-register``).
+Without a controller (``--no-register``) it serves the OpenAI routes under ``/v1`` on its own.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _log = logging.getLogger("videollama2.serve.model_worker")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     parser = CommandParser(
         prog="python -m videollama2.serve.model_worker",
         description=__doc__,
@@ -85,10 +85,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def own_address(args: argparse.Namespace) -> str:
-    """Where others reach this worker, where ``--worker`` does not tell.
+    """Return the address at which others reach this worker if ``--worker`` does not give one.
 
     Raises:
-        ConfigError: it listens on every address and none is named for others.
+        ConfigError: the worker listens on all addresses, and no address for others was given.
     """
     if args.worker is not None:
         return args.worker
@@ -106,9 +106,9 @@ def _host_of(url: str) -> str:
 
 
 def measure_speed(engine: BackEnd) -> float:
-    """Tokens per second of one answer; the best of three, of which the first warms up.
+    """Return the tokens per second of a single answer: the best of three runs, of which the first is a warm-up.
 
-    Other workers may be loading beside this one; what it does later corrects the number.
+    Other workers may be loading at the same time; later answers of this worker correct the number.
 
     Raises:
         VideoLlama2Error: the model cannot answer at all.
@@ -122,10 +122,10 @@ def measure_speed(engine: BackEnd) -> float:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Load, register, serve until told to stop.
+    """Load the model, register, and serve until told to stop.
 
     Raises:
-        VideoLlama2Error: the model cannot be loaded, or the address not listened on.
+        VideoLlama2Error: the model cannot be loaded, or the address cannot be bound.
     """
     from videollama2.serve.web.app import bind, serve, warn_if_open
 
@@ -133,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
     name, own = args.model_name or model_name_of(args.model_path), own_address(args)
     warn_if_open(args.host, security)
     with ExitStack() as stack:
-        listener = stack.enter_context(bind(args.host, args.port))  # a port that is taken is told before weights load
+        listener = stack.enter_context(bind(args.host, args.port))  # a taken port is reported before weights are loaded
         service = _open_service(args, name, policy, security.log_prompts, stack)
         from videollama2.serve.worker.app import make_worker_app
 
@@ -216,7 +216,7 @@ def _lifespan(service: WorkerService, beat: Any) -> Any:
 
 
 async def _end_with(engine: BackEnd) -> None:
-    """A worker whose engine broke is of no use: whoever supervises it shall start another."""
+    """Exit if the engine breaks, because a worker without it is useless: its supervisor should start another one."""
     while not engine.closed:
         await asyncio.sleep(_WATCH_S)
     _log.critical("the engine has stopped; this worker ends")
@@ -224,7 +224,7 @@ async def _end_with(engine: BackEnd) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line; return the exit code."""
     args = build_parser().parse_args(arguments)
     from videollama2.serve.web.app import configure_logging
 

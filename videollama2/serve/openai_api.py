@@ -2,7 +2,7 @@
 
     python -m videollama2.serve.openai_api --controller http://localhost:10000 --port 8000
 
-What it does is described in :mod:`videollama2.serve.cluster.front`.
+The routes are described in :mod:`videollama2.serve.cluster.front`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DEFAULT_PORT = 8000
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     parser = CommandParser(
         prog="python -m videollama2.serve.openai_api",
         description=__doc__,
@@ -45,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line; return the exit code."""
     args = build_parser().parse_args(arguments)
     configure_logging(part="api")
     return run_command(lambda: _run(args), "openai_api", args.debug)

@@ -1,6 +1,6 @@
-"""What an operator decides: keys, allow-lists and limits, and the flags for them.
+"""Settings of the operator: keys, allow-lists and limits, with the flags that set them.
 
-Keys come from files or the environment, never from the command line, which every user of a machine can read.
+Keys are read from files or the environment, never from the command line, which every user of a machine can see.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ def _digest(text: str) -> bytes:
 
 @dataclass(frozen=True)
 class Security:
-    """Who may do what.
+    """Access rules of a server.
 
     Attributes:
-        api_keys: of clients; none: no key is asked for.
-        worker_token: between the parts of one installation; None: none is asked for.
-        allowed_workers: networks (``10.0.0.0/8``) and hosts that workers may have. None: loopback alone where there is
-            no worker token, any where there is one.
-        cors_origins: web pages of other origins that may call; none: no CORS headers at all.
-        max_body_bytes: of one request.
-        log_prompts: questions go to the log.
+        api_keys: keys of clients; without any, no key is required.
+        worker_token: token shared by the parts of an installation; None requires none.
+        allowed_workers: networks (``10.0.0.0/8``) and hosts that workers may have. None allows only loopback addresses
+            without a worker token, and all addresses with one.
+        cors_origins: other origins whose web pages may call the server; without any, no CORS headers are sent.
+        max_body_bytes: maximum size of one request.
+        log_prompts: whether questions are written to the log.
     """
 
     api_keys: tuple[str, ...] = field(default=(), repr=False)
@@ -51,24 +51,24 @@ class Security:
 
     @property
     def credential(self) -> str | None:
-        """What this part shows to another one: the worker token, else the first key."""
+        """The credential that this part sends to another one: the worker token, or else the first API key."""
         return self.worker_token or next(iter(self.api_keys), None)
 
     def is_worker(self, bearer: str | None) -> bool:
-        """Whether this may register workers. Without a worker token, whoever may do anything else may."""
+        """Return whether a caller may register workers. Without a worker token, every client may."""
         if self.worker_token is None:
             return self.is_client(bearer)
         return _matches(bearer, (self.worker_token,))
 
     def is_client(self, bearer: str | None) -> bool:
-        """Whether this may ask questions."""
+        """Return whether a caller may ask questions."""
         if not self.api_keys:
             return True
         return _matches(bearer, (*self.api_keys, *((self.worker_token,) if self.worker_token else ())))
 
 
 def _matches(bearer: str | None, secrets: Iterable[str]) -> bool:
-    """In a time that depends on the number of secrets alone."""
+    """Compare with all secrets, in a time that depends only on their number."""
     given = _digest(bearer or "")
     found = False
     for secret in secrets:
@@ -78,18 +78,18 @@ def _matches(bearer: str | None, secrets: Iterable[str]) -> bool:
 
 @dataclass(frozen=True)
 class MediaPolicy:
-    """Which media are fetched, and how much of one is decoded. Sizes in bytes.
+    """Rules for the media that are fetched and decoded. Sizes are in bytes.
 
     Attributes:
-        allowed_hosts: of http(s) URLs; see :mod:`videollama2.serve.untrusted_media.addresses`.
-        media_root: folder of ``file`` URLs; None: there are none.
-        max_bytes: of one medium, encoded.
-        max_pixels: of one frame.
-        max_frames: of one medium.
-        max_duration_s: of a video.
-        max_media: of one request.
-        decode_memory_bytes, decode_timeout_s: of one decoding.
-        decode_processes: that decode side by side.
+        allowed_hosts: hosts of http(s) URLs; see :mod:`videollama2.serve.untrusted_media.addresses`.
+        media_root: folder of ``file`` URLs; None refuses them.
+        max_bytes: maximum encoded size of one medium.
+        max_pixels: maximum number of pixels of one frame.
+        max_frames: maximum number of frames of one medium.
+        max_duration_s: maximum duration of a video in seconds.
+        max_media: maximum number of media of one request.
+        decode_memory_bytes, decode_timeout_s: limits of one decoding job.
+        decode_processes: number of processes that decode in parallel.
     """
 
     allowed_hosts: frozenset[str] = frozenset()
@@ -108,11 +108,11 @@ class MediaPolicy:
 def forwarded(
     args: argparse.Namespace, add_flags: Callable[[argparse.ArgumentParser], object], exclude: Collection[str] = ()
 ) -> list[str]:
-    """The command line that gives another part the flags that this one was given.
+    """Return the command line that passes flags of this part on to another one.
 
     Args:
-        add_flags: adds the flags in question to a parser; ``args`` has a value for each.
-        exclude: names of values that are not handed on.
+        add_flags: adds the flags to pass on to a parser; ``args`` has a value for each of them.
+        exclude: names of values that are not passed on.
     """
     parser = argparse.ArgumentParser(add_help=False)
     add_flags(parser)
@@ -134,11 +134,11 @@ def forwarded(
 
 
 def add_security_flags(parser: argparse.ArgumentParser, worker_flags: bool, registry: bool = False) -> None:
-    """Flags of :func:`read_security`.
+    """Add the flags of :func:`read_security`.
 
     Args:
-        worker_flags: this part talks to others of the installation.
-        registry: workers register here.
+        worker_flags: whether this part communicates with other parts of the installation.
+        registry: whether workers register with this part.
     """
     group = parser.add_argument_group("keys and limits")
     group.add_argument(
@@ -174,7 +174,7 @@ def add_security_flags(parser: argparse.ArgumentParser, worker_flags: bool, regi
 
 
 def read_security(args: argparse.Namespace) -> Security:
-    """Keys and limits from flags and environment.
+    """Read keys and limits from flags and the environment.
 
     Raises:
         ConfigError: a file cannot be read or holds no key, or an entry is malformed.
@@ -200,7 +200,7 @@ def read_security(args: argparse.Namespace) -> Security:
 
 
 def _secrets(file: Path | None, variable: str) -> tuple[str, ...]:
-    """Lines of a file, else of an environment variable. Empty ones and comments do not count."""
+    """Return the lines of a file, or else of an environment variable, without empty lines and comments."""
     if file is None:
         text, place = os.environ.get(variable, ""), variable
         if not text:
@@ -216,14 +216,14 @@ def _secrets(file: Path | None, variable: str) -> tuple[str, ...]:
     if not found:
         raise ConfigError(f"{place} holds no key")
     for key in found:
-        # What cannot be sent in a header would lock everybody out.
+        # A key that cannot be sent in a header would lock all clients out.
         if not (key.isascii() and key.isprintable()) or " " in key:
             raise ConfigError(f"{place}: a key is of printable ASCII characters without spaces")
     return found
 
 
 def read_keys(file: Path | None) -> tuple[str, ...]:
-    """API keys of a file, else of the environment; for parts that only show them.
+    """Read API keys from a file, or else from the environment, for parts that only send them.
 
     Raises:
         ConfigError: the file cannot be read or holds no key.
@@ -242,7 +242,7 @@ def _check_network(entry: str) -> None:
 
 
 def is_address(text: str) -> bool:
-    """Whether this is an IP address."""
+    """Return whether a text is an IP address."""
     try:
         ipaddress.ip_address(text)
     except ValueError:
@@ -251,7 +251,7 @@ def is_address(text: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether nobody but this machine reaches a server bound to ``host``."""
+    """Return whether a server bound to ``host`` can be reached only from this machine."""
     return host == "localhost" or is_address(host) and ipaddress.ip_address(host).is_loopback
 
 
@@ -259,7 +259,7 @@ def is_loopback(host: str) -> bool:
 
 
 def add_media_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags of :func:`read_media_policy`."""
+    """Add the flags of :func:`read_media_policy`."""
     default = MediaPolicy()
     group = parser.add_argument_group("images and videos of clients")
     group.add_argument(
@@ -330,10 +330,10 @@ def add_media_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def read_media_policy(args: argparse.Namespace) -> MediaPolicy:
-    """Media limits from flags.
+    """Read the media policy from flags.
 
     Raises:
-        ConfigError: the media root is no folder, or a host is none.
+        ConfigError: the media root is not a folder, or a host is invalid.
     """
     root = args.media_root
     if root is not None:

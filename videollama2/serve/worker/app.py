@@ -58,7 +58,7 @@ class WorkerService(ChatService):
             self.speed = max(self.speed, speed_of(result))
 
     def status(self) -> WorkerStatus:
-        """Return the status for the controller."""
+        """The status for the controller."""
         load = self.engine.load
         queue = load["decoding"] + load["prefilling"] + load["waiting"] + self.preparing
         frames = self.engine.processor.model_config.num_frames
