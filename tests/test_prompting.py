@@ -87,7 +87,7 @@ def test_own_system_message_replaces_the_default(tokenizers):
         ("", "video", "no text"),
         ("  \n", "image", "no text"),
         ([], "video", "no message"),
-        ("hello", "audio", "unknown modality"),
+        ("hello", "depth", "unknown modality"),
         ([{"role": "robot", "content": "x"}], "text", "role"),
         ([{"role": "system", "content": "x"}], "text", "no question"),
         (None, "video", "list of messages is needed, got None"),
