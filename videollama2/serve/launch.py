@@ -268,47 +268,26 @@ def _parts(args: argparse.Namespace) -> tuple[Part, list[Part], Part, Part | Non
         _worker(args, path, args.worker_port + index, controller_url, shared, environment)
         for index, path in enumerate(path for path in paths for _ in range(args.workers))
     ]
-    own = "127.0.0.1" if args.host in ("0.0.0.0", "::") else args.host
-    api = Part(
-        "API",
-        [
-            "-m",
-            "videollama2.serve.openai_api",
-            "--controller",
-            controller_url,
-            "--host",
-            args.host,
-            "--port",
-            str(args.api_port),
-            *forwarded(args, _add_security),
-        ],
-        f"http://{_bracketed(own)}:{args.api_port}/health",
-        environment,
-    )
-    page = (
-        None
-        if args.no_page
-        else Part(
-            "page",
-            [
-                "-m",
-                "videollama2.serve.gradio_web_server",
-                "--controller",
-                controller_url,
-                "--model-list-mode",
-                "reload",
-                "--host",
-                args.host,
-                "--port",
-                str(args.page_port),
-                *forwarded(args, _add_page_flags),
-                *forwarded(args, _add_security, exclude={"worker_token_file", "cors_origin", "max_body_mb"}),
-            ],
-            f"http://{_bracketed(own)}:{args.page_port}/",
-            environment,
-        )
-    )
-    return controller, workers, api, page
+    page = None if args.no_page else _page(args, controller_url, environment)
+    return controller, workers, _api(args, controller_url, environment), page
+
+
+def _api(args: argparse.Namespace, controller: str, environment: dict[str, str]) -> Part:
+    arguments = ["-m", "videollama2.serve.openai_api", "--controller", controller, "--host", args.host]
+    arguments += ["--port", str(args.api_port), *forwarded(args, _add_security)]
+    return Part("API", arguments, f"http://{_own_host(args)}:{args.api_port}/health", environment)
+
+
+def _page(args: argparse.Namespace, controller: str, environment: dict[str, str]) -> Part:
+    arguments = ["-m", "videollama2.serve.gradio_web_server", "--controller", controller, "--model-list-mode", "reload"]
+    arguments += ["--host", args.host, "--port", str(args.page_port), *forwarded(args, _add_page_flags)]
+    arguments += forwarded(args, _add_security, exclude={"worker_token_file", "cors_origin", "max_body_mb"})
+    return Part("page", arguments, f"http://{_own_host(args)}:{args.page_port}/", environment)
+
+
+def _own_host(args: argparse.Namespace) -> str:
+    """By which this process reaches what listens on ``--host``."""
+    return _bracketed("127.0.0.1" if args.host in ("0.0.0.0", "::") else args.host)
 
 
 def _worker(

@@ -303,6 +303,10 @@ def add_media_flags(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="of a video (default %(default)s)",
     )
+    _add_decoding_flags(group, default)
+
+
+def _add_decoding_flags(group: argparse._ArgumentGroup, default: MediaPolicy) -> None:
     group.add_argument(
         "--fetch-timeout",
         type=seconds,

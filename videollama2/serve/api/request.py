@@ -169,7 +169,9 @@ class ChatRequest(SamplingFields):
     response_format: ResponseFormat | None = None
     tools: Annotated[list[Tool], FIRST_FAULT] | None = Field(None, max_length=MAX_TOOLS)
     tool_choice: ToolChoice | None = Field(None, description="Default: auto where there are tools.")
-    parallel_tool_calls: bool | None = Field(None, description="False: one call at most.")
+    parallel_tool_calls: bool | None = Field(
+        None, description="False: one call at most. True: also more than one where a call is demanded."
+    )
 
     mm_processor_kwargs: VideoOptions | None = Field(None, description="Extension. For all videos of the request.")
     media_io_kwargs: MediaIOOptions | None = Field(None, description="Extension. As mm_processor_kwargs, by kind.")
@@ -242,7 +244,9 @@ class ChatRequest(SamplingFields):
         elif self.tool_choice == "required":
             demanded = ""
         functions = [tool.function for tool in self.tools]
-        return ToolUse(functions, demanded, self.parallel_tool_calls is not False)
+        # A call that is demanded is one call unless several are asked for: a small model would go on and on.
+        is_parallel = self.parallel_tool_calls is not False if demanded is None else bool(self.parallel_tool_calls)
+        return ToolUse(functions, demanded, is_parallel)
 
     def forms(self) -> list[AnswerForm]:
         """See :meth:`SamplingFields.forms`; a required tool call has a form too."""

@@ -82,12 +82,22 @@ def make_app(
             allow_headers=["authorization", "content-type", "x-request-id"],
             expose_headers=["x-request-id"],
         )
+    _add_error_handlers(app)
+    _add_health(app, gate, ready)
+    if metrics is not None:
+        _add_metrics(app, metrics)
+    return app
+
+
+def _add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(VideoLlama2Error, _on_own_error)
     app.add_exception_handler(ClientGoneError, _on_client_gone)
 
+
+def _add_health(app: FastAPI, gate: Gate, ready: Callable[[], str | None] | None) -> None:
     @app.get("/health", tags=["health"])
     async def health() -> dict[str, str]:
         """Whether this process is running."""
@@ -100,10 +110,6 @@ def make_app(
         if reason is None:
             return JSONResponse({"status": "ready"})
         return JSONResponse({"status": reason}, 503, {"retry-after": "2"})
-
-    if metrics is not None:
-        _add_metrics(app, metrics)
-    return app
 
 
 def _add_metrics(app: FastAPI, metrics: WebMetrics) -> None:
