@@ -1,8 +1,9 @@
-"""Evaluation: every benchmark of the paper, batched, sharded, resumable, judged, reported.
+"""Evaluation on every benchmark of the paper, with batching, several processes, resuming, judging and reports.
 
     python -m videollama2.eval run mvbench --model-path NAME --data eval/mvbench --output eval_output/mvbench
 
-``benchmarks/`` says what is asked and what counts as right, ``runner`` gets answers from the engine, ``store`` keeps
-them on disk, ``answers`` reads them, ``judging/`` has them judged, ``report/metrics`` averages, ``subtitles`` chooses a
-prompt's subtitles. Importing this package imports none of them.
+``benchmarks/`` defines what is asked and which answers are right, ``runner`` gets answers from the engine, ``store``
+keeps them on disk, ``answers`` and ``strict`` read the chosen option, ``judging/`` lets a language model grade open
+answers, ``report/metrics`` averages, and ``subtitles`` chooses a prompt's subtitles. Importing this package imports
+none of them.
 """

@@ -1,4 +1,4 @@
-"""``python -m videollama2.eval``, for torchrun: the commands of ``videollama2 eval``."""
+"""The commands of ``videollama2 eval`` as ``python -m videollama2.eval``, a form that torchrun can start."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from videollama2.eval.cli import add_commands
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code (2 after one line that says what is wrong)."""
+    """Run one command and return the exit code, which is 2 after a one-line error message."""
     parser = CommandParser(prog="python -m videollama2.eval", description="Evaluate on benchmarks.")
     add_commands(parser.add_subparsers(dest="eval_command", required=True, metavar="COMMAND"))
     args = parser.parse_args(arguments)

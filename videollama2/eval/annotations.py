@@ -1,4 +1,4 @@
-"""Reading annotation files. A broken one stops with file, index and field; nothing is skipped or repaired silently."""
+"""Readers of annotation files. An error names file, index and field; nothing is skipped or repaired silently."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from videollama2.errors import DataError, MissingDependencyError
 
 
 def why_unreadable(error: OSError) -> str:
-    """What a message says after the file's name: most often the file is just not there."""
+    """Return the part of an error message that follows the file's name; most often the file is missing."""
     return "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror or error})"
 
 
 def read_json(path: Path, kind: type[list] | type[dict]) -> Any:
-    """A JSON file that holds a list, or an object.
+    """Read a JSON file that holds a list or an object, as ``kind`` says.
 
     Raises:
-        DataError: missing, unreadable, not JSON, or of the other kind.
+        DataError: the file is missing, unreadable, not JSON, or of the other kind.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -39,10 +39,13 @@ def read_json(path: Path, kind: type[list] | type[dict]) -> Any:
 
 
 class AnnotationEntry:
-    """One row of an annotation file, whose fields are checked as they are read.
+    """One row of an annotation file, whose fields are checked when they are read.
+
+    Every method that reads a field raises a DataError naming file, index and field if the field is missing or invalid.
 
     Args:
-        where: how messages call it: file and index.
+        raw: the row, which must be an object.
+        where: file and index, as error messages name the row.
     """
 
     def __init__(self, raw: Any, where: str) -> None:
@@ -54,25 +57,25 @@ class AnnotationEntry:
         return name in self.raw
 
     def told(self, name: str) -> bool:
-        """Whether there is a value: files of the hub hold null, "" or "None" where there is none."""
+        """Whether the field has a value; files on the hub write null, "" or "None" for no value."""
         return self.raw.get(name) not in (None, "", "None")
 
     def text(self, name: str) -> str:
-        """A text; may be empty nowhere."""
+        """Return a text that is not empty."""
         value = self._get(name)
         if not isinstance(value, str) or not value.strip():
             raise self.problem(name, f"expected a text, got {value!r}")
         return value
 
     def answer(self, name: str) -> str:
-        """A text, or a number written as one (some files hold bare numbers)."""
+        """Return a text; a bare number, which some files hold, is converted to one."""
         value = self._get(name)
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return str(value)
         return self.text(name)
 
     def texts(self, name: str, least: int = 1, most: int | None = None) -> tuple[str, ...]:
-        """A list of texts."""
+        """Return a list of at least ``least`` and at most ``most`` texts."""
         value = self._get(name)
         if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
             raise self.problem(name, f"expected a list of texts, got {value!r}")
@@ -82,7 +85,7 @@ class AnnotationEntry:
         return tuple(value)
 
     def index(self, name: str, count: int) -> int:
-        """A whole number from 0 to ``count - 1``, or such a number as a text."""
+        """Return a whole number from 0 to ``count - 1``, which may be written as a text."""
         value = self._get(name)
         if isinstance(value, str) and value.strip().isdecimal():
             value = int(value)
@@ -91,32 +94,32 @@ class AnnotationEntry:
         return value
 
     def seconds(self, name: str) -> float:
-        """A number."""
+        """Return a time in seconds, which must be a finite number."""
         value = self._get(name)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise self.problem(name, f"expected seconds, got {value!r}")
         return float(value)
 
     def path(self, name: str) -> str:
-        """A relative path that stays inside the data folder."""
+        """Return a relative path that stays inside the data folder."""
         value = self.text(name)
         if Path(value).is_absolute() or ".." in Path(value).parts or "\0" in value:
             raise self.problem(name, f"expected a path inside the data folder, got {value!r}")
         return posixpath.normpath(value)
 
     def record(self, name: str) -> AnnotationEntry:
-        """A nested object."""
+        """Return a nested object."""
         return AnnotationEntry(self._get(name), f"{self.where}, field {name!r}")
 
     def records(self, name: str) -> list[AnnotationEntry]:
-        """A nested list of objects."""
+        """Return a nested list of objects."""
         value = self._get(name)
         if not isinstance(value, list):
             raise self.problem(name, f"expected a list, got {value!r}")
         return [AnnotationEntry(raw, f"{self.where}, {name}[{index}]") for index, raw in enumerate(value)]
 
     def problem(self, name: str, what: str) -> DataError:
-        """The error for one field."""
+        """Return the error for one field; the caller raises it."""
         return DataError(f"{self.where}, field {name!r}: {what}")
 
     def _get(self, name: str) -> Any:
@@ -126,12 +129,11 @@ class AnnotationEntry:
 
 
 def read_entries(path: Path) -> list[AnnotationEntry]:
-    """The entries of a JSON list, of JSON lines, of a table with a head (CSV) or of a parquet file, as the name's end
-    says.
+    """Read the entries of a JSON list, JSON Lines, a CSV table with a header or a parquet file, by the file's suffix.
 
     Raises:
-        DataError: see :func:`read_json`; or there is none.
-        MissingDependencyError: a parquet file, and pyarrow is not installed.
+        DataError: see :func:`read_json`; or the file has no entries.
+        MissingDependencyError: the file is a parquet file and pyarrow is not installed.
     """
     readers = {".parquet": _read_parquet, ".jsonl": _read_lines, ".csv": _read_csv}
     read = readers.get(path.suffix.lower())
@@ -143,10 +145,12 @@ def read_entries(path: Path) -> list[AnnotationEntry]:
 
 
 def find_annotations(data: Path, first: str, *others: str) -> list[Path]:
-    """The files of the first of these patterns (relative to ``data``) that any file fits; several are parts of one.
+    """Return the files that match the first of these patterns (relative to ``data``) to match any.
+
+    If several files match, each holds a part of the annotations.
 
     Raises:
-        DataError: there is none; names the first pattern and the others.
+        DataError: no file matches any pattern; the message names the patterns.
     """
     for pattern in (first, *others):
         if paths := sorted(data.glob(pattern)):
@@ -194,7 +198,7 @@ def _read_lines(path: Path) -> list[Any]:
 
 
 def check_unique(ids: Iterable[str], path: Path) -> None:
-    """Raise DataError where an id occurs twice."""
+    """Raise DataError if an id occurs twice."""
     seen: dict[str, int] = {}
     for index, name in enumerate(ids):
         if name in seen:

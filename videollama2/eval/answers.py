@@ -1,8 +1,8 @@
-"""Reading the chosen option from an answer.
+"""Parsers that read the chosen option from an answer.
 
-``published_*`` reproduce what the published code reads, fallback included: a letter anywhere, also inside a word
-("Based" is B), and option C where nothing is found. They are frozen by golden tests; published numbers depend on them.
-The strict reading is :func:`videollama2.eval.strict.strict_option`.
+The functions ``published_*`` reproduce the parsers of the published code, including their faults: they accept a letter
+anywhere, also inside a word ("Based" is B), and return option C if they find nothing. Golden tests fix their results,
+because published numbers depend on them. The strict parser is :func:`videollama2.eval.strict.strict_option`.
 """
 
 from __future__ import annotations
@@ -31,18 +31,21 @@ _DIGITS = {str(digit): word for digit, word in enumerate(_WORDS)}
 
 
 def _without_the_word(output: str) -> str:
-    """Published: "answer" would be read as option A."""
+    """Remove the word "answer", as the published code does, since its A would be read as an option."""
     return output.replace("answer", "").replace("Answer", "")
 
 
 def _letter(found: str, count: int) -> Parsed | None:
-    """Published clean-up: a comma or bracket that stays on makes the letter unknown."""
+    """Strip blanks and brackets as the published code does; if a comma or bracket remains, the result is None."""
     letter = found.strip().strip("()")
     return Parsed(LETTERS.index(letter)) if len(letter) == 1 and letter in LETTERS[:count] else None
 
 
 def published_mvbench(output: str, options: Sequence[str]) -> Parsed:
-    """First capital of an option with brackets, commas and blanks around; else the first option that is contained."""
+    """Read the first capital letter of an option, else the first option whose text the answer contains.
+
+    Brackets, commas and blanks around the letter belong to the match.
+    """
     output = _without_the_word(output)
     match = re.search(rf"[(, ]*[A-{LETTERS[len(options) - 1]}][), ]*", output)
     if match:
@@ -51,13 +54,13 @@ def published_mvbench(output: str, options: Sequence[str]) -> Parsed:
 
 
 def published_egoschema(output: str, options: Sequence[str] = ("",) * 5) -> Parsed:
-    """First capital of an option, nothing else."""
+    """Read the first capital letter of an option, and nothing else."""
     match = re.search(r"[( ]*[A-E][) ]*", _without_the_word(output))
     return (match and _letter(match.group(), 5)) or _FALLBACK
 
 
 def published_perception_test(output: str, options: Sequence[str]) -> Parsed:
-    """First capital of an option; else the answer is exactly an option's text."""
+    """Read the first capital letter of an option, else the option whose text is exactly the answer."""
     output = _without_the_word(output)
     match = re.search(r"\(*[A-C]\)*", output)
     if match:
@@ -67,10 +70,10 @@ def published_perception_test(output: str, options: Sequence[str]) -> Parsed:
 
 
 def published_videomme(output: str, choices: Sequence[str]) -> Parsed:
-    """First capital from A to D; else the first option that is contained, digits also as words.
+    """Read the first capital letter from A to D, else the first option that the answer contains (digits also as words).
 
-    ``choices`` carry their letters ("A. Apples."). The text of an option is what stands between the letter and the last
-    character, which is lost ("C. 5" leaves an empty text that every answer contains).
+    ``choices`` begin with their letters ("A. Apples."). The published code takes an option's text to lie between the
+    letter and the last character, which is lost ("C. 5" leaves an empty text, which every answer contains).
     """
     output = _without_the_word(output)
     match = re.search(r"[A-D]", output)
@@ -102,13 +105,19 @@ _LEADS_MENDED = (
 
 
 def first_letter(output: str, options: Sequence[str]) -> Parsed:
-    """What the scorers of VideoMME's family read: the first capital of an option once these beginnings are cut (two
-    pairs of which lack a comma, so that they never match); nothing where there is none."""
+    """Read the first capital letter of an option after removing certain phrases, as scorers of VideoMME's family do.
+
+    Two pairs of these phrases lack the comma between them in the scorers, so they are never found. Without a letter the
+    parsed value is None.
+    """
     return _first_letter(output, options, _LEADS)
 
 
 def first_letter_mended(output: str, options: Sequence[str]) -> Parsed:
-    """The same with the commas, as LongVideoBench's scorer reads: "Best answer: D" is D, not the B of "Best"."""
+    """Read as :func:`first_letter`, but with the missing commas, as LongVideoBench's scorer does.
+
+    "Best answer: D" is therefore D, and not the B of "Best".
+    """
     return _first_letter(output, options, _LEADS_MENDED)
 
 

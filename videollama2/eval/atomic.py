@@ -1,4 +1,4 @@
-"""Writing a file whole or not at all."""
+"""Atomic writing of files."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from videollama2.errors import DataError
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write beside the target, flush to the disk, rename: a reader sees the old file or the new one, never half.
+    """Write a temporary file beside the target, flush it to the disk and rename it to the target.
+
+    A reader therefore sees the old file or the new one, but never a part of one.
 
     Raises:
-        DataError: the disk does not take it (full, read-only); what stood there before is whole.
+        DataError: the file cannot be written (the disk is full or read-only); an old file is unchanged.
     """
     data = content.encode() if isinstance(content, str) else content
-    # Its own name for each thread of each process, so that writers of one target do not meet.
+    # Each thread of each process has a temporary file of its own, so that writers of one target do not collide.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,5 +36,5 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 def _remove(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
-    except OSError:  # its folder could not be made
+    except OSError:  # the folder could not be created
         return

@@ -1,7 +1,7 @@
-"""``videollama2 eval run | score | compare | show | list | layout | prepare | check``, also
-``python -m videollama2.eval``.
+"""The command line of ``videollama2 eval run | score | compare | show | list | layout | prepare | check``.
 
-Options are declared here; what they do is in :mod:`videollama2.eval.commands`, which is imported when one runs.
+This module declares the options. :mod:`videollama2.eval.commands`, which runs the commands, is imported only when one
+of them runs.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from videollama2.flags import add_answer_flags, add_backend_flag, add_model_flag
 
 FORCE_HELP = "replace results that rest on more verdicts than there are now"
 Group = Any
-"""An ArgumentParser or a group of one; argparse does not name what they share publicly."""
+"""An ArgumentParser or a group of one; argparse has no public name for their common base class."""
 Subparsers = Any
-"""What ``ArgumentParser.add_subparsers`` returns; argparse does not name it publicly."""
+"""The return type of ``ArgumentParser.add_subparsers``, for which argparse has no public name."""
 
 
 def add_eval_commands(subparsers: Subparsers) -> None:
-    """Add ``eval`` with its commands to the commands of another parser.
+    """Add the command ``eval`` with its subcommands to another parser.
 
-    Each sets ``run``, a function of the parsed arguments that returns the exit code, and ``debug``.
+    The parsed arguments of each subcommand have ``run``, a function of them that returns the exit code, and ``debug``.
     """
     parser = subparsers.add_parser("eval", help="evaluate on benchmarks")
     add_commands(parser.add_subparsers(dest="eval_command", required=True, metavar="COMMAND"))
 
 
 def add_commands(subparsers: Subparsers) -> None:
-    """Add the commands themselves."""
+    """Add the subcommands of ``eval``."""
     _run(_command(subparsers, "run", "answer a benchmark's questions and report"))
     _score(_command(subparsers, "score", "read and judge saved answers again, also the published code's files"))
     _compare(_command(subparsers, "compare", "paired difference of two evaluations"))
@@ -141,7 +141,7 @@ def _check(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_settings(asked: Group) -> None:
-    """Options that a benchmark's questions depend on."""
+    """Add the options on which a benchmark's questions depend."""
     asked.add_argument(
         "--subtitles",
         nargs="?",

@@ -1,4 +1,4 @@
-"""What the commands of :mod:`videollama2.eval.cli` do."""
+"""The functions that run the commands of :mod:`videollama2.eval.cli`; each returns the exit code."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHOWN = 20
 
 
 def run_command(args: argparse.Namespace) -> int:
-    """``eval run``: one process of one evaluation; torchrun's environment says which."""
+    """Run ``eval run`` in one process of an evaluation; torchrun's environment variables say which process it is."""
     from videollama2.eval.run import ModelChoice, Plan, run
     from videollama2.eval.runner import AnswerOptions
     from videollama2.eval.score import choose_judge
@@ -33,7 +33,7 @@ def run_command(args: argparse.Namespace) -> int:
     found = benchmark(args.benchmark).configure(**settings)
     if args.dry_run and not args.judge_model:
         raise ConfigError("--dry-run is about a judge: give --judge-model")
-    FrameSampling(**frame_options(args))  # refuses a number out of range, in the words of every command
+    FrameSampling(**frame_options(args))  # raises the same error as other commands for a number out of range
     rank, world = rank_and_world()
     options = {
         "device": args.device or own_device(),
@@ -72,13 +72,13 @@ def run_command(args: argparse.Namespace) -> int:
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    """Options of one benchmark; None where they are not given."""
+    """Return the options that belong to single benchmarks; the value of an option that is not given is None."""
     given = {name: getattr(args, name, None) for name in ("subtitles", "split", "prompt")}
     return {**given, "shuffle_frames": getattr(args, "shuffle_frames", False) or None}
 
 
 def score_command(args: argparse.Namespace) -> int:
-    """``eval score``: an output folder, or a file of the published code."""
+    """Run ``eval score`` on an output folder, or on a file of the published code."""
     from videollama2.eval.score import score_file, score_folder
 
     if args.answers.is_dir():
@@ -89,7 +89,7 @@ def score_command(args: argparse.Namespace) -> int:
 
 
 def finish(published: Published | None) -> int:
-    """The exit code: 1, after one line that says why, where there is a report that is no success."""
+    """Return the exit code, which is 1 if the report has a problem; the problem is printed on one line."""
     if published is None or not published.problem:
         return 0
     print(f"videollama2 eval: {published.problem}", file=sys.stderr)
@@ -97,7 +97,7 @@ def finish(published: Published | None) -> int:
 
 
 def compare_command(args: argparse.Namespace) -> int:
-    """``eval compare``."""
+    """Run ``eval compare``."""
     from videollama2.eval.report.compare import compare, format_comparisons
 
     found = compare(args.a, args.b)
@@ -110,7 +110,7 @@ def compare_command(args: argparse.Namespace) -> int:
 
 
 def show_command(args: argparse.Namespace) -> int:
-    """``eval show``."""
+    """Run ``eval show``."""
     from videollama2.eval.atomic import write_atomically
     from videollama2.eval.show import Choice, show
 
@@ -123,7 +123,7 @@ def show_command(args: argparse.Namespace) -> int:
 
 
 def list_command(args: argparse.Namespace) -> int:
-    """``eval list``."""
+    """Run ``eval list``."""
     for name in names():
         found = benchmark(name)
         how = "judged: " + ", ".join(aspect.name for aspect in found.aspects) if found.aspects else "multiple choice"
@@ -132,7 +132,7 @@ def list_command(args: argparse.Namespace) -> int:
 
 
 def layout_command(args: argparse.Namespace) -> int:
-    """``eval layout``."""
+    """Run ``eval layout``."""
     found = benchmark(args.benchmark)
     print(f"{found.title}: {found.source}\n\n{DATA_ROOT / found.folder}/")
     print("\n".join(f"  {line}" for line in found.layout.splitlines()))
@@ -140,7 +140,7 @@ def layout_command(args: argparse.Namespace) -> int:
 
 
 def check_command(args: argparse.Namespace) -> int:
-    """``eval check``: exit code 1 where media are missing."""
+    """Run ``eval check``; the exit code is 1 if media are missing."""
     from videollama2.eval.runner import by_clip, missing_media
 
     found = benchmark(args.benchmark).configure(**_settings(args))
@@ -162,7 +162,7 @@ def check_command(args: argparse.Namespace) -> int:
 
 
 def prepare_command(args: argparse.Namespace) -> int:
-    """``eval prepare``: exit code 1 where videos are missing."""
+    """Run ``eval prepare``; the exit code is 1 if videos are missing."""
     from videollama2.eval.prepare import prepare
 
     found = benchmark(args.benchmark)

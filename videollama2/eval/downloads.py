@@ -1,6 +1,6 @@
-"""What lies below a folder of downloads: files, and members of archives, nested and split ones as well.
+"""A view of a folder of downloads: its files and the members of its archives, also of nested and split archives.
 
-Nothing of it is trusted: members are written only where the caller says, never where an archive names a place.
+Archives are not trusted: a member is written only to the path that the caller gives, never to the one in the archive.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PART = re.compile(r"(?P<name>.*\.(?:zip|tar|tgz|tar\.gz))\.(?:part[-._]?)?(?P<n
 
 @dataclass(frozen=True)
 class Found:
-    """A file by its path below the folder, where an archive counts as a folder of its members."""
+    """A file with its path below the folder of downloads; in this path, an archive is a folder of its members."""
 
     path: PurePosixPath
     file: Path | None
@@ -34,10 +34,10 @@ class Found:
     member: str = ""
 
     def place(self, target: Path) -> None:
-        """Link the file to ``target``, or unpack the member there; what is there already stays.
+        """Make ``target`` a link to the file, or unpack the member there, unless ``target`` exists already.
 
         Raises:
-            DataError: it cannot be written, or the archive is damaged.
+            DataError: ``target`` cannot be written, or the archive is damaged.
         """
         if target.exists():
             return
@@ -58,13 +58,14 @@ class Found:
 
 
 class Downloads:
-    """All files below ``root``. Close it when everything is placed.
+    """All files below ``root``, as a context manager that keeps the archives open.
 
     Args:
-        scratch: where archives within archives are unpacked while this is open.
+        root: folder of the downloads.
+        scratch: folder into which archives inside archives are unpacked; it is removed at the end.
 
     Raises:
-        DataError: no such folder, or an archive that cannot be opened.
+        DataError: the folder does not exist, or an archive cannot be opened.
     """
 
     def __init__(self, root: Path, scratch: Path) -> None:
@@ -91,12 +92,12 @@ class Downloads:
         shutil.rmtree(self._scratch, ignore_errors=True)
 
     def named(self, stem: str, like: PurePosixPath) -> list[Found]:
-        """Files of this name without its end; first those whose folders are most like those of ``like``."""
+        """Return files by their name without suffix, starting with those whose folders agree most with ``like``."""
         found = dict.fromkeys(self._by_stem.get(stem, ()))
         return sorted(found, key=lambda each: -_common_end(each.path.parent, like.parent))
 
     def folder(self, like: PurePosixPath) -> list[Found]:
-        """The files of the folder that is most like this one."""
+        """Return the files of the folder with this name whose parent folders agree most with ``like``."""
         folders = self._by_folder.get(like.name, {})
         return folders[max(folders, key=lambda path: _common_end(path, like))] if folders else []
 
@@ -117,7 +118,7 @@ class Downloads:
 
 
 class Archive:
-    """An open zip or tar file, which may be cut into ``parts``."""
+    """An open zip or tar file, which may be split into several ``parts``."""
 
     def __init__(self, path: PurePosixPath, parts: Sequence[Path], kind: str) -> None:
         self._file: IO[bytes] = io.BufferedReader(_Joined(parts), 1 << 20)  # type: ignore[assignment]
@@ -141,16 +142,16 @@ class Archive:
         self._file.close()
 
     def open(self, name: str) -> IO[bytes]:
-        """A member, for reading."""
+        """Open a member for reading."""
         if isinstance(self._reader, zipfile.ZipFile):
             return self._reader.open(name)
         member = self._reader.extractfile(name)
-        assert member is not None  # names holds plain files alone
+        assert member is not None  # names has only regular files
         return member
 
 
 class _Joined(io.RawIOBase):
-    """Several files read as one."""
+    """A binary file object that reads several files as one."""
 
     def __init__(self, parts: Sequence[Path]) -> None:
         self._files = [part.open("rb", buffering=0) for part in parts]
@@ -186,7 +187,7 @@ class _Joined(io.RawIOBase):
 
 
 def _files(root: Path, scratch: Path) -> Iterator[tuple[Path, list[Path]]]:
-    """Every file with its parts: a split archive once, under its name without the number."""
+    """Yield every file with its parts; a split archive is yielded once, under its name without the part's number."""
     whole: dict[Path, list[Path]] = {}
     for folder, folders, names in os.walk(root, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and Path(folder, name) != scratch)
@@ -203,7 +204,7 @@ def _archive_kind(name: str) -> str:
 
 
 def _common_end(a: PurePosixPath, b: PurePosixPath) -> int:
-    """How many of the innermost folders are the same."""
+    """Return how many of the innermost folders of two paths are the same."""
     count = 0
     for one, other in zip(reversed(a.parts), reversed(b.parts), strict=False):
         if one != other:
@@ -215,5 +216,5 @@ def _common_end(a: PurePosixPath, b: PurePosixPath) -> int:
 def _link(file: Path, target: Path) -> None:
     try:
         target.symlink_to(file)
-    except OSError:  # a file system, or a system, without links
+    except OSError:  # the system or the file system has no links
         shutil.copyfile(file, target)

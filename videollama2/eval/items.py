@@ -1,4 +1,4 @@
-"""What a benchmark is: items to ask, how an answer is read, what counts as right."""
+"""The base class of benchmarks: the items to ask, the reading of an answer, and the measures over readings."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from videollama2.eval.samples import Reading, Sample
 
 PUBLISHED, STRICT = "published", "strict"
 PROTOCOLS = (PUBLISHED, STRICT)
-"""``published``: prompt, parser and fallback of the published code. ``strict``: the same prompt, word boundaries, and
-what cannot be read is wrong and counted."""
+"""How answers are read. ``published`` uses the parser and the fallback of the published code. ``strict`` uses the same
+prompt, but reads whole words only, and counts an answer that cannot be read as wrong and as unparsed."""
 
 MAX_NEW_TOKENS = 2048
-"""Published for every benchmark."""
+"""Longest answer in tokens; the published code uses this value for every benchmark."""
 
 
 @dataclass(frozen=True)
@@ -25,16 +25,16 @@ class Item:
     """One question.
 
     Attributes:
-        media: path relative to the data folder.
+        media: path of the medium, relative to the data folder.
         kind: ``video`` or ``image``.
         start, end: bounds of the clip in seconds; None leaves that side open.
         instruction: the exact text for the model; two texts are asked independently and judged together.
-        answer: index of the right option, text, or list of texts; None where it is not public.
-        category: what results are broken down by.
-        group: the video, for intervals that know that its questions belong together.
-        extra: what the benchmark itself needs later.
+        answer: index of the right option, text, or list of texts; None if the answer is not public.
+        category: the category by which results are broken down.
+        group: name of the video; confidence intervals take questions with the same group as dependent.
+        extra: further values that the benchmark itself needs later.
         others: kind and path of further media, shown after the first one.
-        shuffled: the model is shown the clip's frames in another order, drawn from the file's name.
+        shuffled: whether the model sees the clip's frames in another order, drawn with the file's name as the seed.
     """
 
     id: str
@@ -54,7 +54,7 @@ class Item:
 
     @property
     def clip(self) -> tuple[Any, ...]:
-        """What is decoded: items with the same clip share it."""
+        """A key for what is decoded: items with the same key share the decoded media."""
         return self.kind, self.media, self.start, self.end, *self.others
 
     @property
@@ -69,8 +69,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Parsed:
-    """What was read from an answer: an option's index (or what else the benchmark reads), or None. ``guessed``: nothing
-    could be read and the protocol puts this value in its place."""
+    """The value read from an answer: an option's index or another value that the benchmark reads, or None.
+
+    ``guessed`` is true if nothing could be read and the protocol uses ``value`` as a fallback.
+    """
 
     value: Any
     guessed: bool = False
@@ -78,9 +80,9 @@ class Parsed:
 
 @dataclass(frozen=True)
 class Questions:
-    """How many questions an evaluation asks: ``asked`` of the ``total`` in its files, after leaving ``offset`` out.
+    """The number of questions of an evaluation: ``asked`` of the ``total`` in its files, after skipping ``offset``.
 
-    ``official``: how many the benchmark has where it is whole; None where that is not told.
+    ``official`` is the number of questions of the complete benchmark, or None if it is not known.
     """
 
     asked: int
@@ -89,7 +91,7 @@ class Questions:
     official: int | None = None
 
     def part(self) -> str:
-        """Which part of the benchmark this is; empty where it is all of it."""
+        """Describe which part of the benchmark is asked; the text is empty for the whole benchmark."""
         whole = max(self.total, self.official or 0)
         if self.asked == whole:
             return ""
@@ -102,11 +104,11 @@ class Questions:
 
 @dataclass(frozen=True)
 class Supplement:
-    """Something that prompts hold beside video and question, such as subtitles: there for ``found`` of ``of`` videos.
+    """Material in prompts beside video and question, such as subtitles, which exists for ``found`` of ``of`` videos.
 
     Attributes:
-        wanted: this evaluation uses it.
-        usual: the share of the videos for which the benchmark has it.
+        wanted: whether this evaluation uses it.
+        usual: share of the videos for which the complete benchmark has it.
     """
 
     name: str
@@ -117,7 +119,7 @@ class Supplement:
 
     @property
     def is_short(self) -> bool:
-        """There is less than the benchmark has."""
+        """Whether it exists for fewer videos than in the complete benchmark."""
         return self.found < round(self.usual * self.of)
 
     def text(self) -> str:
@@ -128,17 +130,17 @@ class Supplement:
 
 
 def right(reading: Reading) -> float | None:
-    """1 for a right answer, 0 for a wrong one."""
+    """Return 1 for a right answer, 0 for a wrong one, and None without a verdict."""
     return None if reading.correct is None else float(reading.correct)
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One number about readings: the mean of ``value`` over the samples it ``concerns``, times 100.
+    """A number about readings: the mean of ``value`` over the samples for which ``concerns`` is true, times 100.
 
     Attributes:
-        value: 0 to 1; None where a reading has no verdict.
-        proportion: the values are 0 and 1 alone, so that their interval is one of a proportion.
+        value: function from a reading to a number from 0 to 1, or to None if it has no verdict.
+        proportion: whether the values are only 0 and 1, so that the interval is that of a proportion.
     """
 
     name: str = "accuracy"
@@ -149,8 +151,11 @@ class Measure:
 
 @dataclass(frozen=True)
 class Aspect:
-    """One thing a judge grades: ``name`` as in the paper's tables, the rubric, and the categories of the questions that
-    it is about (empty: all)."""
+    """An aspect of answers that a judge grades.
+
+    ``name`` is the name in the paper's tables, ``rubric`` the name of the rubric, and ``categories`` are those of the
+    questions to grade; if there are none, all questions are graded.
+    """
 
     name: str
     rubric: str
@@ -161,22 +166,25 @@ class Aspect:
 
 
 class Benchmark(ABC):
-    """One benchmark. A third party adds one by an entry point of the group ``videollama2.benchmarks`` that names a
-    subclass, or an instance.
+    """The base class of benchmarks.
+
+    A third party adds a benchmark with an entry point of the group ``videollama2.benchmarks`` that names a subclass or
+    an instance.
 
     Attributes:
-        name: on the command line and in results.
-        title: for people.
-        folder: its usual data folder under ``eval/``.
-        version: raised when items or prompts change; part of what tells runs apart.
+        name: name on the command line and in results.
+        title: name for people.
+        folder: usual data folder under ``eval/``.
+        version: number that is increased when items or prompts change; it is part of a run's configuration.
         source: where the data come from.
-        questions: how many there are where the benchmark is whole; None where its splits differ.
-        layout: the files in the data folder, as text.
-        annotations: patterns of the annotation files among them, ours and the hub's, for ``eval prepare``.
-        has_subtitles: videos may have subtitles, in files of their name.
-        aspects: what a judge grades; empty where answers are read.
-        measures: the numbers about answers that are read.
-        breakdowns: names in ``Item.extra`` that results are also broken down by.
+        questions: number of questions of the complete benchmark, or None if its splits differ.
+        layout: description of the files in the data folder.
+        annotations: patterns of the annotation files, with this project's names and the hub's, for ``eval prepare``.
+        has_subtitles: whether videos may have subtitles, in files with the video's name.
+        aspects: aspects that a judge grades; empty if answers are read by a parser.
+        measures: numbers about answers that are read by a parser.
+        breakdowns: names in ``Item.extra`` by which results are also broken down.
+        max_new_tokens: longest answer in tokens.
     """
 
     name: str
@@ -195,25 +203,27 @@ class Benchmark(ABC):
 
     @abstractmethod
     def load(self, data: Path) -> list[Item]:
-        """Every item, in the order of the annotation files.
+        """Return all items in the order of the annotation files.
 
         Raises:
-            DataError: an annotation file is missing or breaks its format; names file, index and field.
+            DataError: an annotation file is missing or malformed; the message names file, index and field.
         """
 
     source_file: Path | None = None
-    """The benchmark is this file, and is named by it on the command line."""
+    """The file that defines the benchmark and names it on the command line, if it is defined by a file."""
 
     def default_data(self, root: Path) -> Path:
-        """The data folder where none is given; ``root`` holds those of all benchmarks."""
+        """Return the default data folder; ``root`` is the folder with those of all benchmarks."""
         return root / self.folder
 
     def configure(self, **options: Any) -> Benchmark:
-        """This benchmark with options of its own (VideoMME: ``subtitles``; Perception Test: ``split``;
-        moving_shapes: ``prompt``).
+        """Return this benchmark with options of its own.
+
+        Video-MME has the option ``subtitles``, Perception Test ``split``, and moving_shapes ``prompt`` and
+        ``shuffle_frames``. An option that is None is not given.
 
         Raises:
-            ConfigError: it has no such option.
+            ConfigError: the benchmark has no such option.
         """
         given = sorted(name for name, value in options.items() if value is not None)
         if given:
@@ -221,34 +231,34 @@ class Benchmark(ABC):
         return self
 
     def settings(self) -> dict[str, Any]:
-        """Options that change what is asked, for the results."""
+        """Return the options that change what is asked; they are recorded in the results."""
         return {}
 
     def instructions(self, item: Item, data: Path, num_frames: int) -> tuple[str, ...]:
-        """The texts for the model. Called when the item's turn comes, so it may open files beside the video."""
+        """Return the texts for the model. The method is called just before the item is asked, so it may read files."""
         return item.instructions
 
     def supplements(self, items: Sequence[Item], data: Path) -> list[Supplement]:
-        """What prompts may hold beside video and question, and for how many videos it is there.
+        """Return what prompts may hold beside video and question, with the number of videos for which it exists.
 
         Raises:
-            DataError: it is asked for, and there is none of it.
+            DataError: it is asked for, and no video has it.
         """
         return []
 
     def check_texts(self, items: Sequence[Item], data: Path) -> None:  # noqa: B027  most benchmarks have none
-        """Read all of :meth:`texts`. Called before the first question is asked.
+        """Check all files of :meth:`texts`. This is called before the first question is asked.
 
         Raises:
-            DataError: one that cannot be used.
+            DataError: a file cannot be used.
         """
 
     def texts(self, items: Sequence[Item], data: Path) -> list[Path]:
-        """Files beside the videos whose content gets into :meth:`instructions`. With others, answers are not reused."""
+        """Return the files whose content goes into :meth:`instructions`; if they change, answers are not reused."""
         return []
 
     def parse(self, item: Item, output: str, protocol: str) -> Parsed | None:
-        """Read an answer; None where answers are judged, not read."""
+        """Read an answer; the result is None for a benchmark whose answers are judged."""
         return None
 
     def read(self, item: Item, output: str, protocol: str) -> Reading:
@@ -260,9 +270,9 @@ class Benchmark(ABC):
         return Reading(parsed.value, parsed.guessed, correct)
 
     def own_table(self, items: Sequence[Item], samples: Sequence[Sample], protocol: str) -> str:
-        """A table of the benchmark's own for the report, as Markdown; empty where the common ones say everything."""
+        """Return a further table for the report, in Markdown, or an empty text if the common tables are enough."""
         return ""
 
     def write_submission(self, items: Sequence[Item], samples: Sequence[Sample], folder: Path) -> list[Path]:
-        """Write the files that the benchmark's server or official scorer takes; returns them."""
+        """Write the files that the benchmark's server or official scorer takes, and return their paths."""
         return []

@@ -1,4 +1,4 @@
-"""``eval prepare``: what people downloaded, laid out as ``eval layout`` says, by links and by unpacking archives."""
+"""The work of ``eval prepare``: lay downloads out as ``eval layout`` describes, with links and unpacked archives."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from videollama2.eval.video_files import VIDEO_SUFFIXES
 
 @dataclass(frozen=True)
 class Prepared:
-    """What is there now.
+    """The content of the data folder after ``eval prepare``.
 
     Attributes:
-        scored: questions whose answer is public.
-        videos: how many different media the questions are about.
-        missing: those that are not there, relative to the target.
+        questions: number of questions.
+        scored: number of questions whose answer is public.
+        videos: number of different media that the questions are about.
+        supplements: further material for prompts, such as subtitles.
+        missing: paths of the media that are missing, relative to the data folder.
     """
 
     questions: int
@@ -30,7 +32,7 @@ class Prepared:
     missing: Sequence[str]
 
     def table(self) -> str:
-        """As lines of text."""
+        """Return the content as lines of text."""
         lines = {
             "questions": f"{self.questions:,} ({self.scored:,} with answers)",
             "videos": f"{self.videos - len(self.missing):,} of {self.videos:,}",
@@ -41,12 +43,15 @@ class Prepared:
 
 
 def prepare(benchmark: Benchmark, source: Path, target: Path) -> Prepared:
-    """Lay out what lies below ``source`` in ``target``. Files are linked, members of archives unpacked; what is there
-    already stays, so that the same command goes on after an interruption.
+    """Lay the files below ``source`` out in ``target``.
+
+    Files are linked and members of archives are unpacked. Existing files are kept, so that the same command continues
+    after an interruption.
 
     Raises:
-        ConfigError: the benchmark does not say which annotation files it has.
-        DataError: no annotation file below ``source``, a broken one, an archive that cannot be read, or a full disk.
+        ConfigError: the benchmark does not declare its annotation files.
+        DataError: there is no annotation file below ``source``, one is malformed, an archive cannot be read, or the
+            disk is full.
     """
     if not benchmark.annotations:
         raise ConfigError(f"benchmark {benchmark.name} cannot be prepared: lay it out as eval layout says")
@@ -58,7 +63,7 @@ def prepare(benchmark: Benchmark, source: Path, target: Path) -> Prepared:
         if benchmark.has_subtitles:
             for stem in dict.fromkeys(item.group for item in items):
                 _place_subtitles(stem, downloads, target)
-    items = benchmark.load(target)  # with the endings that videos have
+    items = benchmark.load(target)  # now the paths have the suffixes of the videos that were found
     media = list(dict.fromkeys(item.media for item in items))
     return Prepared(
         questions=len(items),
@@ -83,7 +88,7 @@ def _place_annotations(benchmark: Benchmark, downloads: Downloads, source: Path,
 
 
 def _place_video(item: Item, downloads: Downloads, target: Path) -> None:
-    """A video, or a folder of frames, unless it is there."""
+    """Place a video or a folder of frames, unless it exists already."""
     path = PurePosixPath(item.media)
     if (target / path).exists():
         return
@@ -96,7 +101,7 @@ def _place_video(item: Item, downloads: Downloads, target: Path) -> None:
 
 
 def _video(path: PurePosixPath, downloads: Downloads) -> Found | None:
-    """The most likely file of a video; ActivityNet's are called with and without v_ before their name."""
+    """Return the most likely file of a video; files of ActivityNet's videos may lack the ``v_`` before the name."""
     for stem in dict.fromkeys((path.stem, path.stem.removeprefix("v_"))):
         for found in downloads.named(stem, path):
             if found.path.stem == stem and found.path.suffix.lower() in VIDEO_SUFFIXES:

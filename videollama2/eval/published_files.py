@@ -1,4 +1,6 @@
-"""Output files of the published code -> samples, so that answers made there can be scored here. Nothing is run as code.
+"""Readers of the published code's output files, so that answers from there can be scored here.
+
+The files are parsed as data and never evaluated as code.
 
 | benchmark | one line or entry |
 |---|---|
@@ -10,8 +12,8 @@
 | msvc | JSON lines ``{"video_name", "question", "answer": captions, "pred"}`` |
 | videochatgpt | JSON lines ``{"video_name", "Q", "A", "P"}`` or ``{"video_name", "Q1", "Q2", "A", "P1", "P2"}`` |
 
-A Video-ChatGPT file holds temporal questions where its name says so, or one of the folders around it: the published
-scripts write ``answers/temporal/MODEL/merge.json``.
+A Video-ChatGPT file holds temporal questions if its name or one of the folders above it contains ``temporal``; the
+published scripts write ``answers/temporal/MODEL/merge.json``.
 """
 
 from __future__ import annotations
@@ -32,14 +34,16 @@ from videollama2.eval.samples import MEDIA, Reading, Sample
 
 
 def read_published(path: Path, benchmark: Benchmark, items: Sequence[Item] = ()) -> list[Sample]:
-    """Samples of one file.
+    """Read the samples of one file.
 
     Args:
-        items: the benchmark's, for files that do not hold the right answers themselves.
+        path: output file of the published code.
+        benchmark: benchmark that the file is about.
+        items: items of the benchmark, needed for files that do not hold the right answers.
 
     Raises:
-        DataError: the file breaks the form; names file, line and field.
-        ConfigError: no form is known, or ``items`` are needed.
+        DataError: the file is malformed; the message names file, line and field.
+        ConfigError: the published code writes no file for the benchmark, or ``items`` are needed.
     """
     reader = _READERS.get(benchmark.name)
     if reader is None:
@@ -53,7 +57,7 @@ def read_published(path: Path, benchmark: Benchmark, items: Sequence[Item] = ())
 
 
 def entries(path: Path) -> list[Any]:
-    """A JSON list, an object, or JSON lines with or without commas at their ends (which the published code leaves)."""
+    """Read a JSON list, an object, or JSON lines, which the published code may end with commas."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -62,7 +66,7 @@ def entries(path: Path) -> list[Any]:
         whole = json.loads(text)
         return whole if isinstance(whole, list) else [whole]
     except ValueError:
-        pass  # lines, then
+        pass  # the file has JSON lines
     found = []
     for number, line in enumerate(text.split("\n"), start=1):
         line = line.strip().removesuffix(",")
@@ -79,8 +83,11 @@ def _entries(path: Path) -> list[AnnotationEntry]:
 
 
 def _chosen(name: str, category: str, group: str, parsed: int, answer: int | None, **fields: Any) -> Sample:
-    """A sample of multiple choice. These files hold the option that the published parser chose, not the model's words,
-    so that there is no other reading, and which were guessed is not told (None)."""
+    """Return a multiple-choice sample.
+
+    These files hold the option that the published parser chose and not the model's words. There is therefore no strict
+    reading, and ``guessed`` is None, since a fallback cannot be recognised.
+    """
     reading = Reading(parsed, None, None if answer is None else parsed == answer)
     known = {"question": None, "output": None, **fields}
     return Sample(name, category, group, answer=answer, reading=reading, protocols={PUBLISHED: reading}, **known)
@@ -142,7 +149,7 @@ def _videomme(path: Path, items: Sequence[Item]) -> Iterable[Sample]:
             letter = official_letter(response)
             parsed = LETTERS.index(letter) if letter else -1
             sample = _chosen(name, duration, group, parsed, answer, output=response, breakdowns=breakdowns)
-            unread = Reading(None, None, None)  # the official scorer leaves it out
+            unread = Reading(None, None, None)  # the official scorer leaves such answers out
             yield sample if letter else replace(sample, reading=unread, protocols={PUBLISHED: unread})
 
 
@@ -173,7 +180,11 @@ def _videochatgpt(path: Path, items: Sequence[Item]) -> Iterable[Sample]:
 
 
 def _open(record: AnnotationEntry, name: str, category: str, group: str, fields: Sequence[str | None]) -> Sample:
-    """``fields``: where question, answer and output stand; None where the caller fills them in."""
+    """Return the sample of an open question.
+
+    ``fields`` are the names of the question, the answer and the output in the record; the caller fills in those that
+    are None.
+    """
     question, answer, output = fields
     return Sample(
         name,

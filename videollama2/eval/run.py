@@ -1,7 +1,7 @@
-"""One evaluation from a benchmark's files to its report: what ``eval run`` and ``eval score`` do.
+"""One evaluation, from a benchmark's files to its report: the work of ``eval run`` and ``eval score``.
 
-Several processes do the same: each asks its share and appends to its own file; the one that finds all answers there
-makes the report. No process waits for another.
+If several processes run an evaluation, each asks its share of the questions and appends the answers to its own file.
+The process that finds all answers complete makes the report. No process waits for another.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """Which model, and how it is opened; ``options`` are of :func:`videollama2.model_init`."""
+    """The model to evaluate and how it is loaded; ``options`` are passed to :func:`videollama2.model_init`."""
 
     path: str
     base: str | None = None
@@ -42,8 +42,11 @@ class ModelChoice:
     options: dict[str, Any] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
-        """What answers depend on. Device and dtype are written out, since their defaults depend on the machine; they
-        and the attention's implementation round differently."""
+        """Return the properties of the model on which answers depend.
+
+        Device, dtype and attention implementation are among them, because they round differently. Their values are
+        written out, because the defaults depend on the machine.
+        """
         from videollama2.checkpoints import default_device
         from videollama2.checkpoints.fingerprint import model_revision
         from videollama2.checkpoints.placement import as_dtype
@@ -62,15 +65,18 @@ class ModelChoice:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything one evaluation needs.
+    """The settings of one evaluation.
 
     Attributes:
-        limit, offset: ask only so many items, from there on.
-        batch_size: questions decoded together; None: what memory allows. Answers do not depend on it.
-        retry_failed: ask again what failed in a former run.
-        rank, world: this process and how many there are.
-        dry_run: say what judging would take instead of judging.
-        force: results with fewer verdicts than those that are there take their place.
+        data, output: the benchmark's data folder, and the folder of answers and results.
+        protocol: the reading that comes first in the results.
+        limit, offset: ask only ``limit`` items, after skipping ``offset``.
+        batch_size: questions answered together, or None for as many as memory allows. Answers do not depend on it.
+        strict_data: stop at a medium that is missing or unreadable.
+        retry_failed: ask questions again that failed in an earlier run.
+        rank, world: number of this process, and number of processes.
+        dry_run: print what judging would cost instead of judging.
+        force: replace existing results also by results with fewer verdicts.
     """
 
     benchmark: Benchmark
@@ -92,10 +98,10 @@ class Plan:
     force: bool = False
 
     def select(self) -> tuple[list[Item], Questions]:
-        """The items asked, and how many they are of how many.
+        """Return the items to ask, and their number in relation to the whole benchmark.
 
         Raises:
-            DataError: a broken annotation file, or nothing left after ``offset`` and ``limit``.
+            DataError: an annotation file is malformed, or ``offset`` and ``limit`` leave no item.
         """
         loaded = self.benchmark.load(self.data)
         end = None if self.limit is None else self.offset + self.limit
@@ -106,11 +112,11 @@ class Plan:
         return chosen, Questions(len(chosen), len(loaded), self.offset, self.benchmark.questions)
 
     def items(self) -> list[Item]:
-        """The items asked; see :meth:`select`."""
+        """Return the items to ask; see :meth:`select`."""
         return self.select()[0]
 
     def configuration(self, items: Sequence[Item]) -> dict[str, Any]:
-        """Everything that answers depend on."""
+        """Return everything on which answers depend."""
         return {
             "project_version": __version__,
             "benchmark": self.benchmark.name,
@@ -124,7 +130,7 @@ class Plan:
 
 
 def items_digest(items: Sequence[Item]) -> str:
-    """Changes with every question, prompt, clip and answer."""
+    """Return a digest that changes with every question, prompt, clip and reference answer."""
     digest = hashlib.sha256()
     for item in items:
         digest.update(json.dumps([item.id, *item.clip, item.instruction, item.answer, item.options]).encode())
@@ -132,7 +138,7 @@ def items_digest(items: Sequence[Item]) -> str:
 
 
 def texts_digest(files: Sequence[Path]) -> str | None:
-    """Changes with the name and content of any of these files, and with one more or one less; None without files."""
+    """Return a digest of the names and contents of all files, or None without files."""
     if not files:
         return None
     digest = hashlib.sha256()
@@ -143,10 +149,10 @@ def texts_digest(files: Sequence[Path]) -> str | None:
 
 
 def run(plan: Plan, say: Callable[[str], None] = print) -> Published | None:
-    """Ask what is left of this process's share, and report if nothing is left of all.
+    """Ask the remaining questions of this process's share, and report if all questions of all processes are answered.
 
     Returns:
-        the report, or None where there is none: answers of other processes are outstanding, or it is kept as it was.
+        The report, or None if answers of other processes are outstanding or existing results are kept.
 
     Raises:
         VideoLlama2Error: data, model, output folder or judge cannot be used.
@@ -164,17 +170,17 @@ def run(plan: Plan, say: Callable[[str], None] = print) -> Published | None:
     store = AnswerStore(plan.output, plan.configuration(items), about)
     mine = share(items, plan.rank, plan.world)
     with store.shard(plan.rank, plan.world) as writer:
-        answered = store.read()  # with the folder in hand: nobody else answers these now
+        answered = store.read()  # we hold the shard, so no other process answers its questions now
         left = [item for item in mine if not _done(answered.get(item.id), plan.retry_failed)]
         if left:
-            plan.benchmark.check_texts(left, plan.data)  # what cannot be used is told now, not after hours
+            plan.benchmark.check_texts(left, plan.data)  # raise errors now and not after hours
             _answer(plan, store, left, len(mine), writer.append)
     answers, gaps = store.merge([item.id for item in items])
     if gaps:
         say(f"process {plan.rank} of {plan.world} is done; {len(gaps)} of {len(items)} answers are still to come")
         return None
     if not left and plan.rank:
-        return None  # a finished run is reported again by the first process alone
+        return None  # only the first process reports a finished run again
     with store.merging() as alone:
         return report(plan, store.folder, items, questions, answers, say) if alone else None
 
@@ -187,8 +193,10 @@ def report(
     answers: Sequence[StoredAnswer],
     say: Callable[[str], None],
 ) -> Published | None:
-    """Score answers, write samples, submission files and the report, and say the numbers; None where a dry run, or a
-    judged benchmark without a judge, leaves the results as they are."""
+    """Score answers, write samples, submission files and the report, and print the numbers with ``say``.
+
+    The result is None, and existing results are kept, in a dry run and for a judged benchmark without a judge.
+    """
     samples = [
         make_sample(plan.benchmark, item, answer, plan.protocol) for item, answer in zip(items, answers, strict=True)
     ]
@@ -225,7 +233,7 @@ def _metrics(plan: Plan, samples: list[Sample], say: Callable[[str], None]) -> t
 
 
 def header(plan: Plan, folder: Path, items: Sequence[Item], questions: Questions) -> Header:
-    """What the results say about how they came about."""
+    """Return the head of the results, which says how they were made."""
     former = read_run(folder)
     asked, model = former["configuration"], read_model(folder)
     return Header(
@@ -249,7 +257,7 @@ def header(plan: Plan, folder: Path, items: Sequence[Item], questions: Questions
 
 
 def describe_judge(benchmark: Benchmark, judging: Judging | None) -> dict[str, Any] | None:
-    """What the results record about the judge; None where answers are read."""
+    """Return what the results record about the judge, or None if answers are not judged."""
     if judging is None or not benchmark.aspects:
         return None
     from videollama2.eval.judging import aspects
@@ -284,7 +292,7 @@ def _answer(
 
     from videollama2 import model_init
 
-    logging.disable_progress_bar()  # the one bar is ours
+    logging.disable_progress_bar()  # the bar below is the only one
 
     options = {"model_base": plan.model.base, "dtype": plan.model.dtype, **plan.model.options}
     model, processor, _ = model_init(plan.model.path, **options)
@@ -306,5 +314,5 @@ def _answer(
 
 
 def _shows(plan: Plan) -> bool:
-    """One bar: the shares are equal, so the first process's speaks for all."""
+    """Whether this process shows a progress bar: only the first one does, since all shares are equal."""
     return plan.progress and plan.rank == 0

@@ -1,7 +1,7 @@
-"""Questions -> answers through the engine: every clip is decoded and encoded once, and all its questions follow it.
+"""The runner asks a benchmark's questions through the engine. Every clip is decoded and encoded once for all questions.
 
-Decoding runs ahead in threads while the model answers. An answer is handed on as soon as it is there, whatever became
-of the questions before it, so that a process that is killed loses only what the model had not finished.
+Threads decode the next clips while the model answers. An answer is passed on as soon as it is finished, in whatever
+order, so that a process that is killed loses only the answers that the model had not finished.
 """
 
 from __future__ import annotations
@@ -34,21 +34,22 @@ if TYPE_CHECKING:  # torch is needed to answer, not to score answers or to check
 
 DECODE_THREADS = 2
 CLIPS_AHEAD = 8
-"""Clips that are decoded before their questions' turn."""
+"""Number of clips that are decoded ahead of the questions being asked."""
 CLIPS_TOGETHER = 8
-"""Clips whose questions are asked in turns, as many of these as are decoded."""
+"""Largest number of decoded clips whose questions are asked alternately."""
 TICK_S = 0.1
-"""Longest time that a finished answer waits to be handed on."""
+"""Longest time in seconds that a finished answer waits to be passed on."""
 
 
 @dataclass(frozen=True)
 class AnswerOptions:
-    """How questions are asked. All of it is part of what tells runs apart.
+    """The options with which questions are asked; all of them are part of a run's configuration.
 
     Attributes:
-        num_frames: None: the model's.
-        max_new_tokens: None: the benchmark's, or as many as a slot has room for after the prompt.
-        temperature: 0: the likeliest token. Above: sampled, each question with a seed of its own made from ``seed``.
+        num_frames: frames per video, or None for the model's number.
+        max_new_tokens: longest answer, or None for the benchmark's, shortened if the prompt leaves less of a slot.
+        temperature: 0 takes the likeliest token; above 0, tokens are sampled, with a seed for each question that is
+            made from ``seed``.
     """
 
     num_frames: int | None = None
@@ -59,11 +60,11 @@ class AnswerOptions:
     seed: int = 0
 
     def describe(self) -> dict[str, Any]:
-        """For the results."""
+        """Return the options as the results record them."""
         return asdict(self)
 
     def sampling(self, item: Item, part: int, max_new_tokens: int | None) -> dict[str, Any]:
-        """Options of one request."""
+        """Return the sampling options of one request; ``part`` is the number of the instruction within the item."""
         if not self.temperature:
             return {"max_new_tokens": max_new_tokens}
         seed = int.from_bytes(hashlib.sha256(f"{self.seed}:{item.id}:{part}".encode()).digest()[:7], "big")
@@ -73,7 +74,7 @@ class AnswerOptions:
 
 @dataclass
 class Work:
-    """What was done, for the report and for benchmarks. Seconds of decoding are summed over threads."""
+    """Counts of the work done, for speed measurements. Seconds of decoding are summed over threads."""
 
     clips: int = 0
     answers: int = 0
@@ -84,7 +85,7 @@ class Work:
 
 @dataclass(eq=False)
 class _Asked:
-    """An item whose requests are under way."""
+    """An item whose requests have been submitted."""
 
     item: Item
     instructions: tuple[str, ...]
@@ -94,16 +95,18 @@ class _Asked:
 
     @property
     def done(self) -> bool:
-        """Whether there is nothing to wait for."""
+        """Whether all answers are finished."""
         return all(answer.done for answer in self.answers)
 
 
 def open_engine(model: Any, processor: Any, max_batch: int | None = None) -> Engine:
-    """An engine whose slots are equally long wherever it runs: free memory decides how many there are, nothing else, so
-    that no answer is cut where another machine's would go on.
+    """Return an engine for evaluation, whose slots have the same length on every machine.
+
+    Free memory decides only the number of slots. An answer is therefore never cut at a length at which another machine
+    would continue.
 
     Raises:
-        ConfigError: there is no memory for them.
+        ConfigError: there is not enough memory for a slot.
     """
     from videollama2.inference.engine import Engine
     from videollama2.inference.sizes import MAX_LENGTH
@@ -113,12 +116,14 @@ def open_engine(model: Any, processor: Any, max_batch: int | None = None) -> Eng
 
 
 class Runner:
-    """Asks items of one benchmark.
+    """Asks the items of one benchmark.
 
     Args:
-        engine: answers; see :func:`open_engine`.
-        data: folder that media paths are relative to.
-        strict_data: a medium that cannot be read stops the run.
+        engine: engine that answers; see :func:`open_engine`.
+        benchmark: benchmark whose items are asked.
+        data: folder to which media paths are relative.
+        options: how questions are asked.
+        strict_data: whether a medium that cannot be read stops the run.
     """
 
     def __init__(
@@ -129,18 +134,20 @@ class Runner:
         self.work = Work()
         frames = "model" if options.num_frames is None else options.num_frames
         self.sampling = FrameSampling(frames).for_model(engine.processor.model_config.num_frames)
-        self.num_frames = self.sampling.count or 0  # a number in any case
-        # At most half of a slot; a longer prompt takes of the answer's room.
+        self.num_frames = self.sampling.count or 0  # the count is never None here; "or 0" is for type checkers
+        # An answer may take half of a slot; with a prompt longer than the other half, it gets what is left.
         self.max_new_tokens = options.max_new_tokens or min(benchmark.max_new_tokens, engine.max_length // 2)
 
     def run(self, items: Sequence[Item], on_answer: Callable[[StoredAnswer], None]) -> None:
-        """Ask all items; ``on_answer`` gets each answer once, in the order in which they are finished.
+        """Ask all items and pass each answer to ``on_answer``, in the order in which answers are finished.
 
         Raises:
-            DataError: ``strict_data`` and a medium that cannot be read. EngineError: the engine broke.
+            DataError: a medium cannot be read and ``strict_data`` is set.
+            EngineError: the engine has stopped.
         """
         started = monotonic()
-        # Enough to fill the batch anew while its oldest answer is still growing.
+        # The window of open requests is larger than the batch, so that free slots are filled at once while older
+        # answers are still being generated.
         window = min(3 * self.engine.max_batch, self.engine.max_queue)
         under_way: deque[_Asked] = deque()
         for asked in self._ask_all(items):
@@ -161,13 +168,16 @@ class Runner:
             on_answer(self._finish(asked))
 
     def _wait(self, asked: _Asked) -> None:
-        """A moment, or until this is done; how it ended is :meth:`_finish`'s concern."""
+        """Wait until the item is answered, at most :data:`TICK_S` per answer; :meth:`_finish` handles errors."""
         with suppress(TimeoutError, VideoLlama2Error):
             for answer in asked.answers:
                 answer.result(timeout=TICK_S)
 
     def _ask_all(self, items: Sequence[Item]) -> Iterator[_Asked | None]:
-        """Every item once it is asked; None now and then while a clip is being read."""
+        """Yield every item after it is asked, and None at least every :data:`TICK_S` while a clip is decoded.
+
+        The caller uses the pauses to pass on answers that have been finished.
+        """
         with ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="videollama2-decode") as pool:
             groups = iter(by_clip(items))
             ahead: deque[tuple[list[Item], Future[Any]]] = deque()
@@ -182,15 +192,15 @@ class Runner:
                     ready = [ahead.popleft()]
                     while ahead and ahead[0][1].done() and len(ready) < CLIPS_TOGETHER:
                         ready.append(ahead.popleft())
-                    # In turns: clips are encoded together, and a clip's second question finds its first one computed
-                    # instead of waiting for it.
+                    # The questions of several clips are asked alternately. The clips are then encoded together, and the
+                    # second question of a clip finds the prefix of the first one computed instead of waiting for it.
                     turns = zip_longest(*(self._ask_clip(group, future) for group, future in ready))
                     yield from (asked for turn in turns for asked in turn if asked is not None)
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def _decode(self, item: Item) -> tuple[list[tuple[str, Any]], float]:
-        """Kind and pixels of every medium of an item, and the seconds that reading them took."""
+        """Return the kind and pixels of every medium of an item, and the seconds taken to read them."""
         from videollama2.processing import ReadOptions
 
         started = monotonic()
@@ -244,12 +254,13 @@ class Runner:
         except RequestTooLongError:
             if self.options.max_new_tokens is not None:
                 raise
-        # Sixteen frames with subtitles leave less than the 2,048 tokens that nobody asked for: what there is, then.
+        # The user gave no limit, and the default does not fit (for example with 16 frames and subtitles), so the answer
+        # may use the rest of the slot.
         sampling = self.options.sampling(item, part, None)
         return self.engine.submit_request(Request(text, media, **sampling))
 
     def _finish(self, asked: _Asked) -> StoredAnswer:
-        """Wait for an item's answers."""
+        """Wait for an item's answers and return them for storage."""
         outputs, reasons = [], []
         for answer in asked.answers if asked.error is None else ():
             try:
@@ -259,7 +270,7 @@ class Runner:
                     raise EngineError(f"the engine stopped while it answered {asked.item.id!r}: {error}") from error
                 asked.error = error
                 break
-            # All tokens at once, as published; text that was streamed may differ in blanks.
+            # All tokens are decoded at once, as in the published code; streamed text may differ in blanks.
             tokenizer = self.engine.processor.tokenizer
             outputs.append(tokenizer.decode(result.token_ids, skip_special_tokens=True).strip())
             reasons.append(result.finish_reason)
@@ -283,7 +294,7 @@ def _stored(asked: _Asked, outputs: list[str], reasons: list[str]) -> StoredAnsw
 
 
 def shuffled_order(frames: int, seed: str) -> list[int]:
-    """A permutation of ``0 .. frames - 1`` drawn from ``seed``, never the identity where there is another."""
+    """Return a permutation of ``0 .. frames - 1`` drawn from ``seed``; from two frames on it is not the identity."""
     rng = random.Random(seed)
     order = list(range(frames))
     while frames > 1 and order == sorted(order):
@@ -292,12 +303,12 @@ def shuffled_order(frames: int, seed: str) -> list[int]:
 
 
 def _shuffle(media: list[tuple[str, Any]], seed: str) -> list[tuple[str, Any]]:
-    """With the frames of each video (pixels T, C, H, W) in another order; an image has no order."""
+    """Return the media with the frames of each video (pixels T, C, H, W) in another order; images are not changed."""
     return [(kind, pixels[shuffled_order(len(pixels), seed)] if kind == VIDEO else pixels) for kind, pixels in media]
 
 
 def by_clip(items: Sequence[Item]) -> list[list[Item]]:
-    """Items that share a clip together, clips in the order in which they first appear."""
+    """Group items that share a clip; the groups are in the order in which clips first appear."""
     groups: dict[Any, list[Item]] = {}
     for item in items:
         groups.setdefault(item.clip, []).append(item)
@@ -305,11 +316,11 @@ def by_clip(items: Sequence[Item]) -> list[list[Item]]:
 
 
 def share(items: Sequence[Item], rank: int, world: int) -> list[Item]:
-    """What process ``rank`` of ``world`` asks: every ``world``-th clip with all its questions. May be nothing."""
+    """Return the share of process ``rank`` of ``world``: the items of every ``world``-th clip. It may be empty."""
     return [item for group in by_clip(items)[rank::world] for item in group]
 
 
 def missing_media(items: Sequence[Item], data: Path) -> list[str]:
-    """Media that are not there, each once."""
+    """Return the paths of media that do not exist, each once."""
     paths = dict.fromkeys(path for item in items for _, path in item.all_media)
     return [path for path in paths if not (data / path).exists()]

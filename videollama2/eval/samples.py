@@ -1,7 +1,7 @@
-"""What becomes of a question, as frozen data: the model's answer, how it was read, what a judge said about it.
+"""Immutable records of the model's answer to a question, the readings of it, and the verdict of a judge.
 
-:class:`StoredAnswer` is one line below ``answers/``; :class:`Sample` is one line of ``samples.jsonl``. Both are written
-by ``to_json`` and read by ``from_json``.
+:class:`StoredAnswer` is one line of a file in ``answers/``; :class:`Sample` is one line of ``samples.jsonl``. Both are
+written by ``to_json`` and read by ``from_json``.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 MEDIA, FAILED = "media", "failed"
 """Values of ``error_kind``: the medium is missing or unreadable; anything else went wrong."""
 MAX_SCORE = 5
-"""A judge's scores go from 0 to this."""
+"""The highest score of a judge; the lowest is 0."""
 UNREADABLE = "unreadable reply"
-"""How the error of a verdict begins where the judge did reply."""
+"""The beginning of a verdict's error if the judge gave a reply that cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,12 @@ class StoredAnswer:
     """The model's answer to one item.
 
     Attributes:
-        output: text; two texts where the item asks two questions; None where ``error`` says why there is none.
-        instruction: what the model was asked, in the same form as ``output``.
+        output: the answer, or two answers for an item with two questions, or None if ``error`` says why there is none.
+        error: error message, or None.
+        instruction: prompt of the model, in the same form as ``output``.
         finish_reason: why generation stopped, in the same form.
-        seconds: from the request to the answer; requests overlap.
+        error_kind: :data:`MEDIA` or :data:`FAILED` if there is an error.
+        seconds: time from the request to the answer; the times of several requests overlap.
     """
 
     id: str
@@ -38,7 +40,7 @@ class StoredAnswer:
     seconds: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The object that is written, without the hash of the configuration."""
+        """Return the JSON object that is written; :class:`AnswerStore` adds the hash of the configuration."""
         return {
             "id": self.id,
             "instruction": self.instruction,
@@ -51,20 +53,20 @@ class StoredAnswer:
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> StoredAnswer:
-        """Of a line; ``id``, ``output`` and ``error`` must be there."""
+        """Build an answer from a line, which must have ``id``, ``output`` and ``error``."""
         optional = {name: raw.get(name) for name in ("instruction", "finish_reason", "error_kind", "seconds")}
         return cls(raw["id"], raw["output"], raw["error"], **optional)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What one protocol reads in an answer.
+    """The reading of an answer by one protocol.
 
     Attributes:
-        parsed: index of the option, or whatever else the benchmark reads; None where nothing could be read.
-        guessed: the protocol put ``parsed`` there because nothing could be read; None where that is not known.
-        correct: None where there is no reference answer, or no answer.
-        value: for benchmarks that do not know right and wrong alone (the overlap of two spans): a number from 0 to 1.
+        parsed: index of the option or another value that the benchmark reads, or None if nothing could be read.
+        guessed: whether ``parsed`` is the protocol's fallback because nothing could be read; None if not known.
+        correct: whether the answer is right, or None without an answer or a reference answer.
+        value: a number from 0 to 1 for benchmarks that grade answers, for instance by the overlap of two spans.
     """
 
     parsed: Any = None
@@ -73,7 +75,7 @@ class Reading:
     value: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As it is written; ``value`` only where there is one."""
+        """Return the reading as a JSON object, with ``value`` only if there is one."""
         shown = {"parsed": self.parsed, "guessed": self.guessed, "correct": self.correct}
         return shown if self.value is None else {**shown, "value": self.value}
 
@@ -84,12 +86,13 @@ class Reading:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a judge says about one answer. A failure is never a verdict: then ``error`` says why there is none.
+    """A judge's verdict on one answer, or the reason why there is none; a failure never counts as a verdict.
 
     Attributes:
-        pred: ``yes`` or ``no``; None where the rubric asks for a score alone.
-        score: 0 to 5.
-        raw: the judge's reply.
+        pred: ``yes`` or ``no``, or None if the rubric asks for a score only.
+        score: score from 0 to 5.
+        raw: reply of the judge.
+        error: why there is no verdict, or None.
     """
 
     pred: str | None = None
@@ -99,11 +102,11 @@ class Verdict:
 
     @property
     def unanswered(self) -> bool:
-        """The judge gave no reply at all, so that asking again may help."""
+        """Whether the judge gave no reply at all, so that asking again may help."""
         return self.error is not None and not self.error.startswith(UNREADABLE)
 
     def to_json(self) -> dict[str, Any]:
-        """As it is written."""
+        """Return the verdict as a JSON object."""
         return asdict(self)
 
     @classmethod
@@ -113,16 +116,17 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Sample:
-    """A question with its reference, the model's answer and what came of it.
+    """A question with its reference answer, the model's answer, the readings of it and the verdicts on it.
 
     Attributes:
-        group: the video, for intervals that know that its questions belong together.
-        answer: the reference: index of the right option, text, or list of texts; None where it is not public.
-        reading: by the protocol that stands first in the results.
-        protocols: the reading of each protocol; None where there is only ``reading``.
-        breakdowns: further names that results are broken down by, with their values.
-        judge: the verdict; with several aspects the first one that failed, else None.
-        judges: verdict of each aspect, where there are several.
+        group: name of the video; confidence intervals take questions with the same group as dependent.
+        answer: reference answer: index of the right option, text, or list of texts; None if it is not public.
+        output: answer of the model.
+        reading: reading by the protocol that comes first in the results.
+        protocols: reading by each protocol, or None if there is only ``reading``.
+        breakdowns: further names by which results are broken down, with their values.
+        judge: the verdict; with several aspects, the first verdict that failed, else None.
+        judges: verdict on each aspect if there are several.
     """
 
     id: str
@@ -146,15 +150,15 @@ class Sample:
         return self.reading.parsed
 
     def read_by(self, protocol: str) -> Reading:
-        """The reading of a protocol; the only one there is where none is told apart."""
+        """Return the reading by a protocol, or the only reading if the sample does not distinguish protocols."""
         return (self.protocols or {}).get(protocol, self.reading)
 
     def verdicts(self) -> dict[str, Verdict | None]:
-        """Verdicts by aspect; a single one is called ``score``."""
+        """Return the verdicts by aspect; a single verdict has the name ``score``."""
         return dict(self.judges) if self.judges is not None else {"score": self.judge} if self.judge else {}
 
     def to_json(self) -> dict[str, Any]:
-        """The line of ``samples.jsonl``."""
+        """Return the JSON object of the line in ``samples.jsonl``."""
         protocols = self.protocols and {name: each.to_json() for name, each in self.protocols.items()}
         line = {
             "id": self.id,
@@ -178,7 +182,7 @@ class Sample:
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Sample:
-        """Of a line; ``id``, ``group`` and ``protocols`` must be there. Names that are unknown are breakdowns."""
+        """Build a sample from a line that has ``id``, ``group`` and ``protocols``; unknown names are breakdowns."""
         protocols, judges = raw["protocols"], raw.get("judges")
         return cls(
             id=raw["id"],

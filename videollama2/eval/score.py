@@ -1,4 +1,4 @@
-"""Saved answers scored again: an output folder of ``eval run``, or a file that the published code wrote."""
+"""Score saved answers again, from an output folder of ``eval run`` or from a file that the published code wrote."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # what is read needs no judge
 
 
 def score_folder(args: argparse.Namespace) -> Published | None:
-    """An output folder of ``eval run``, with the arguments of ``eval score``."""
+    """Score an output folder of ``eval run``, with the arguments of ``eval score``."""
     from videollama2.eval.run import ModelChoice, Plan, items_digest, report
     from videollama2.eval.store import AnswerStore, read_run
 
@@ -67,7 +67,7 @@ def score_folder(args: argparse.Namespace) -> Published | None:
 
 
 def score_file(args: argparse.Namespace) -> Published | None:
-    """A file of the published code, with the arguments of ``eval score``."""
+    """Score a file of the published code, with the arguments of ``eval score``."""
     if not args.benchmark:
         raise ConfigError(f"{args.answers} is a file: say with --benchmark what it is about ({', '.join(names())})")
     found = benchmark(args.benchmark)
@@ -105,12 +105,12 @@ def score_file(args: argparse.Namespace) -> Published | None:
 def _check_questions(
     path: Path, samples: Sequence[Sample], items: Sequence[Item], found: Benchmark, partial: bool
 ) -> Questions:
-    """Each question once, and none missing unless that is allowed.
+    """Check that each question is answered once, and that none is missing unless ``partial`` allows it.
 
-     Lines of some formats have no id of a question; of those, equal ones are counted and told.
+    In some formats the lines have no question id; of those, equal questions are counted and reported.
 
     Raises:
-        DataError: an id twice, more answers than questions, or fewer where ``partial`` is false.
+        DataError: an id occurs twice, or there are more answers than questions, or fewer without ``partial``.
     """
     twice = [name for name, count in Counter(sample.id for sample in samples).items() if count > 1]
     if twice:
@@ -144,7 +144,7 @@ def _needs_judge(found: Benchmark) -> ConfigError:
 
 
 def _print_cost(found: Benchmark, samples: Sequence[Sample], judging: Judging | None) -> None:
-    """Say what judging these samples would take."""
+    """Print what judging these samples would cost."""
     if judging is None:
         raise ConfigError("--dry-run is about a judge: give --judge-model")
     from videollama2.eval.judging.aspects import format_cost, judging_cost
@@ -153,7 +153,10 @@ def _print_cost(found: Benchmark, samples: Sequence[Sample], judging: Judging | 
 
 
 def choose_judge(args: argparse.Namespace, found: Benchmark, folder: Path | None) -> Judging | None:
-    """The judge that the options describe; its texts are looked up now, not after hours of answering."""
+    """Return the judge that the options describe, if any.
+
+    Its rubrics are loaded here, so that a missing one raises an error before hours of answering.
+    """
     if not args.judge_model:
         return None
     if not found.aspects:

@@ -1,4 +1,4 @@
-"""Stored answers -> samples that say what was read and whether it is right -> metrics."""
+"""Turn stored answers into samples, which say what was read and whether it is right, and samples into metrics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # what is read needs no judge
 
 
 def make_sample(benchmark: Benchmark, item: Item, answer: StoredAnswer, protocol: str) -> Sample:
-    """An item with its stored answer; ``protocol`` chooses which of the readings stands first."""
+    """Return the sample of an item and its stored answer; ``protocol`` chooses the reading that comes first."""
     readings = {name: _read(benchmark, item, answer, name) for name in PROTOCOLS}
     return Sample(
         id=item.id,
@@ -40,8 +40,10 @@ def _read(benchmark: Benchmark, item: Item, answer: StoredAnswer, protocol: str)
 
 
 def read_metrics(benchmark: Benchmark, samples: Sequence[Sample], protocols: Sequence[str] = PROTOCOLS) -> list[Metric]:
-    """The benchmark's measures of answers that are read, under each of these protocols. One of several that concerns
-    no sample is left out."""
+    """Return the benchmark's measures of parsed answers, under each of these protocols.
+
+    If there are several measures, those that concern no sample are left out.
+    """
     breakdowns = {name: _breakdown(name) for name in benchmark.breakdowns}
     measures = [
         measure for measure in benchmark.measures if len(benchmark.measures) == 1 or any(map(measure.concerns, samples))
@@ -56,7 +58,7 @@ def _breakdown(name: str) -> Callable[[Sample], Any]:
 def judged_metrics(
     benchmark: Benchmark, samples: Sequence[Sample], judging: Judging, progress: bool = True
 ) -> tuple[list[Sample], list[Metric]]:
-    """Samples with their verdicts, and the metrics of every aspect under every protocol."""
+    """Judge samples and return them with their verdicts, and the metrics of every aspect under every protocol."""
     from videollama2.eval.judging.aspects import judge_aspects
 
     judged, aspects = judge_aspects(benchmark, samples, judging, progress)

@@ -1,4 +1,4 @@
-"""``eval show``: the page of :mod:`videollama2.eval.report.pages` from output folders of ``eval run``."""
+"""Build the page of ``eval show`` (:mod:`videollama2.eval.report.pages`) from output folders of ``eval run``."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from videollama2.media.kinds import VIDEO
 from videollama2.media.video import read_clip
 
 HEIGHT = 168
-"""Pixels of a shown frame; drawn at half of that, so that it is sharp on every screen."""
+"""Height in pixels of a picture; the page displays it at half of that, so that it is sharp on high-density screens."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which questions are shown: wrong ones alone, of one category, so many at most."""
+    """The questions to show: only wrong ones, only those of a category, at most ``limit``, with or without frames."""
 
     wrong: bool = False
     category: str | None = None
@@ -40,13 +40,15 @@ class Choice:
 
 
 def show(folders: Sequence[Path], choice: Choice, data: Path | None = None) -> Page:
-    """The page of one evaluation, or of two of the same questions side by side.
+    """Return the page of one evaluation, or of two evaluations of the same questions side by side.
 
     Args:
-        data: the benchmark's data folder, where it is not where it was.
+        folders: output folders of one or two evaluations.
+        choice: the questions to show.
+        data: data folder of the benchmark, if it has been moved since the evaluation.
 
     Raises:
-        DataError: a folder without a finished evaluation, or no question fits the choice.
+        DataError: a folder holds no finished evaluation, or no question fits the choice.
     """
     runs = [_run(folder, folders) for folder in folders]
     former = read_run(folders[0])
@@ -93,7 +95,7 @@ def _run(folder: Path, folders: Sequence[Path]) -> ShownRun:
 
 
 def _items(former: dict[str, Any], data: Path | None) -> tuple[dict[str, Item], str]:
-    """Items by id, for options and clips; and why there are none where the data are gone."""
+    """Return the items by id, for their options and clips. If the data are gone, return no items and a note."""
     asked, about = former["configuration"], former["about"]
     found = benchmark(about.get("source_file") or asked["benchmark"]).configure(**asked["settings"])
     try:
@@ -109,7 +111,7 @@ def _fits(first: Sample, samples: Sequence[Sample | None], choice: Choice, proto
 
 
 def _is_wrong(sample: Sample, protocol: str) -> bool:
-    """Not right: wrong, not read, failed, or a judge's no."""
+    """Whether an answer is not right: it is wrong, could not be read, failed, or was rejected or not judged."""
     if sample.error is not None:
         return True
     verdicts = sample.verdicts().values()
@@ -128,7 +130,10 @@ def _clip_name(item: Item) -> str:
 
 
 def _frames(item: Item, root: Path, former: dict[str, Any], frames: int | None) -> list[ShownFrame]:
-    """The frames that the model saw, as small pictures; none of a medium that cannot be read, as its answer says."""
+    """Return the frames that the model saw, as small pictures.
+
+    The list is empty if a medium cannot be read; the stored answer then holds the error.
+    """
     generation = former["configuration"]["generation"]
     shown = []
     try:

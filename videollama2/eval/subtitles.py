@@ -1,7 +1,8 @@
-"""Which subtitles go into a prompt: their files, and the cues that belong to the frames that a model sees.
+"""The choice of subtitles for a prompt: find and read their files, and choose the cues of the frames a model sees.
 
-``published_lines`` reproduces the published choice: its own frame sampler, a cue repeated for every frame it covers,
-bounds excluded. ``seen_lines`` takes the cues of the very frames that the model is shown, each once, as plain words.
+``published_lines`` reproduces the published choice, which has a frame sampler of its own, repeats a cue for every frame
+that it covers, and excludes the bounds of cues. ``seen_lines`` takes the cues of exactly the frames that the model
+sees, each of them once, as plain words.
 """
 
 from __future__ import annotations
@@ -18,20 +19,20 @@ from videollama2.media.video import open_video
 
 FOLDERS = ("subtitles", "subtitle")
 ENDINGS = (".srt", ".en.srt", ".vtt", ".en.vtt")
-"""Ends of the names of subtitle files, in any case, in the order in which they are preferred."""
+"""Suffixes of subtitle files, in upper or lower case, in order of preference."""
 
 _TIME = re.compile(r"(\d{1,2}):(\d{1,2}):(\d{1,2})[.,](\d{1,3})")
 _TIME_OF_VTT = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2})[.,](\d{1,3})")
 _NUMBER_OF_NEXT = re.compile(r"\n+ *\d+ *$")
 _STYLE = re.compile(r"< *(/?) *([isub]) *>")
 _TAG = re.compile(r"< */? *[a-zA-Z][^>]*>")
-_MARKUP = re.compile(r"< */? *[a-zA-Z][^>]*>|<[\d:.]+>|\{\\[^}]*\}")  # also times within a cue, and {\an8}
+_MARKUP = re.compile(r"< */? *[a-zA-Z][^>]*>|<[\d:.]+>|\{\\[^}]*\}")  # this includes times within a cue, and {\an8}
 _BREAK = re.compile(r"< *br */? *>|\\[Nnh]", re.I)
 _UNSEEN = re.compile("[\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 
 
 class SubtitleFolder:
-    """Finds the subtitle files of videos. The folders are listed once."""
+    """A finder of the subtitle files of videos. The folders are listed only once."""
 
     def __init__(self, data: Path, folders: Sequence[str] = FOLDERS) -> None:
         self._paths: dict[str, Path] = {}
@@ -43,12 +44,12 @@ class SubtitleFolder:
                     self._paths.setdefault(f"{stem}{ending}", path)
 
     def find(self, stem: str) -> Path | None:
-        """The file of the video with this name, or None."""
+        """Return the subtitle file of the video with this name, or None."""
         return next((path for end in ENDINGS if (path := self._paths.get(stem + end))), None)
 
 
 def _split(name: str) -> tuple[str, str]:
-    """``ID.EN.SRT`` -> ``ID``, ``.en.srt``; the end is empty where the name is of no subtitle file."""
+    """Split a name such as ``ID.EN.SRT`` into ``ID`` and ``.en.srt``; the suffix is empty for other kinds of file."""
     for ending in sorted(ENDINGS, key=len, reverse=True):
         if name.lower().endswith(ending):
             return name[: -len(ending)], ending
@@ -56,10 +57,10 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def check_subtitles(paths: Iterable[Path]) -> None:
-    """Read every file, so that one that cannot be used is told before the first question is asked.
+    """Read every file, so that an unusable one is reported before the first question is asked.
 
     Raises:
-        DataError: names the first such file, what is wrong, and how many there are.
+        DataError: files cannot be used; the message names the first one, its problem, and the number of others.
     """
     problems = []
     for path in dict.fromkeys(paths):
@@ -74,9 +75,9 @@ def check_subtitles(paths: Iterable[Path]) -> None:
 
 @dataclass(frozen=True)
 class Cue:
-    """Text shown between ``start`` and ``end``, in milliseconds. Lines of one cue are joined by blanks.
+    """A text shown between ``start`` and ``end``, in milliseconds. The lines of a cue are joined by blanks.
 
-    ``published_text``: as the published code's reader gives it, which turns tags of italics and the like into braces.
+    ``published_text`` is the text of the published code's reader, which turns tags such as italics into braces.
     """
 
     start: int
@@ -86,10 +87,10 @@ class Cue:
 
 
 def read_subtitles(path: Path) -> list[Cue]:
-    """The cues of a SubRip or WebVTT file, in its order.
+    """Read the cues of a SubRip or WebVTT file, in the file's order.
 
     Raises:
-        DataError: the file cannot be read, is neither UTF-8 nor marked as UTF-16, or holds no cue but other text.
+        DataError: the file cannot be read, is neither UTF-8 nor marked as UTF-16, or holds text but no cue.
     """
     content = _text(path)
     is_vtt = content.lstrip().startswith("WEBVTT") or path.suffix.lower() == ".vtt"
@@ -104,7 +105,7 @@ def read_subtitles(path: Path) -> list[Cue]:
             bodies[-1].append(line)
     if content.strip() and not spans and content.strip() != "WEBVTT":
         raise DataError(f"{path}: holds no line like 00:00:01,000 --> 00:00:02,500")
-    if is_vtt:  # a cue ends with a blank line; what stands before the next times is its name, or a note
+    if is_vtt:  # a blank line ends a cue; text between it and the next times is a name or a note
         bodies = [_until_blank(body) for body in bodies]
     return [_cue(*span, body) for span, body in zip(spans, bodies, strict=True)]
 
@@ -139,7 +140,7 @@ def _until_blank(body: list[str]) -> list[str]:
 
 
 def published_lines(cues: Sequence[Cue], total: int, fps: float, num_frames: int) -> list[str]:
-    """Texts for a video of ``total`` frames at ``fps``, one for each of ``num_frames`` frames that has a cue."""
+    """Return the texts for a video of ``total`` frames at ``fps``, one for each of ``num_frames`` frames with a cue."""
     lines = []
     for frame in _published_frames(total, num_frames):
         time = round(frame * 1000 / fps)
@@ -150,13 +151,13 @@ def published_lines(cues: Sequence[Cue], total: int, fps: float, num_frames: int
 
 
 def seen_lines(cues: Sequence[Cue], times: Sequence[float]) -> list[str]:
-    """Texts of the cues shown at ``times`` (seconds), in order, each once."""
+    """Return the texts of the cues shown at ``times`` (seconds), in order and each once."""
     shown = [cue for cue in cues if any(cue.start <= 1000 * time <= cue.end for time in times)]
     return [cue.text for cue in shown if cue.text]
 
 
 def subtitles_for(video: Path, cues: Sequence[Cue], num_frames: int, published: bool) -> str:
-    """The subtitles that go with ``num_frames`` frames of a video, a line each.
+    """Return the subtitles for ``num_frames`` frames of a video, one cue per line.
 
     Raises:
         MediaError: the video cannot be opened.
@@ -171,7 +172,7 @@ def subtitles_for(video: Path, cues: Sequence[Cue], num_frames: int, published: 
 
 
 def _published_frames(total: int, count: int) -> list[int]:
-    """Middles of segments whose ends are rounded first; halves round to even."""
+    """Return the middle frames of ``count`` segments, whose ends are rounded before (halves round to even)."""
     segment = (total - 1) / count
     return [(round(segment * index) + round(segment * (index + 1))) // 2 for index in range(count)]
 
@@ -191,6 +192,6 @@ def _cue(start: int, end: int, body: list[str]) -> Cue:
 
 
 def _plain(text: str) -> str:
-    """Words alone: no tags, no codes of other characters, no marks that nobody sees, single blanks."""
+    """Return the words of a text: without tags, entities and invisible characters, and with single blanks."""
     shown = html.unescape(_MARKUP.sub("", _BREAK.sub(" ", text)))
     return " ".join(_UNSEEN.sub("", shown).split())

@@ -1,4 +1,4 @@
-"""Finding the videos that annotations name: in the folders where downloads put them, whatever their names end with."""
+"""Find the videos that annotations name, in the folders where downloads put them and with whichever suffix."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from videollama2.media.kinds import SUFFIXES, VIDEO
 
 _PUBLISHED = (".mp4", ".avi", ".mov", ".mkv")
 VIDEO_SUFFIXES = (*_PUBLISHED, ".webm", ".gif", *sorted({*SUFFIXES[VIDEO]} - {*_PUBLISHED, ".webm", ".gif"}))
-"""In the order in which they are looked for, in any case; the first four are the published ones."""
+"""Suffixes of videos, in upper or lower case, in the order of the search; the published code knows the first four."""
 
 
 class VideoFolder:
-    """Finds videos below a data folder. Each folder is listed once.
+    """A finder of videos below a data folder. Each folder is listed only once.
 
     Args:
-        folders: relative to ``data``, in the order in which they are looked through. The first one is named where a
-            video is missing.
+        data: data folder.
+        folders: folders to search, relative to ``data``, in this order. The path of a missing video is in the first.
     """
 
     def __init__(self, data: Path, *folders: str) -> None:
@@ -24,8 +24,11 @@ class VideoFolder:
         self._names: dict[Path, dict[tuple[str, str], str]] = {}
 
     def find(self, *stems: str) -> str:
-        """Path relative to the data folder of the first of these names, without suffixes, that is there; each may begin
-        with folders. Of a video that is not there, where it would be as mp4."""
+        """Return the path, relative to the data folder, of the first of these names for which there is a video.
+
+        Names have no suffix and may begin with folders. If there is no video, the result is the path that it would have
+        as an mp4 file.
+        """
         for folder in self.folders:
             for stem in stems:
                 path = PurePosixPath(folder, stem)
@@ -36,8 +39,11 @@ class VideoFolder:
         return str(PurePosixPath(self.folders[0], f"{stems[0]}.mp4"))
 
     def find_path(self, path: str) -> str:
-        """The same for a path with a suffix, or of a folder of frames; another suffix is taken where its own is not
-        there, and the path as it is where nothing is."""
+        """Return the path, relative to the data folder, of a video named with a suffix, or of a folder of frames.
+
+        If there is no such file, a video with another suffix is taken. If there is none either, the result is the path
+        that the file would have.
+        """
         for folder in self.folders:
             if (self.data / folder / path).exists():
                 return str(PurePosixPath(folder, path))
