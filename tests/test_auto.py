@@ -104,8 +104,10 @@ def test_processor_refuses_unequal_tags_and_media():
         processor(text="What?", images=image)
     with pytest.raises(PromptError, match="text is needed"):
         processor(images=image)
-    with pytest.raises(KeyError, match="'video' and 'image'"):
-        processor["audio"]
+    with pytest.raises(KeyError, match="'video' and 'image' and 'audio'"):
+        processor["smell"]
+    with pytest.raises(PromptError, match="no audio encoder"):
+        processor["audio"]("song.wav")
 
 
 def test_strict_loading_is_the_default_in_transformers_too(tmp_path):
