@@ -38,6 +38,6 @@ def __dir__() -> list[str]:
 
 register_when_needed()
 
-# transformers imports bitsandbytes where that is installed, which then tells of a kernel for one kind of CPU that would
-# have to be downloaded. Nothing needs it, and no reader can act on it.
+# If bitsandbytes is installed, transformers imports it, and it then logs a warning about a kernel for one kind of CPU
+# that would have to be downloaded. Nothing here needs that kernel, and users can do nothing about the warning.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

@@ -1,10 +1,12 @@
-"""Registers the model with transformers when transformers is there, without importing it (and torch) before.
+"""Registers the model with transformers as soon as transformers is imported, but does not import it.
 
-``import videollama2`` must stay light: controller, web server and help texts need no torch. But after it the Auto
-classes of transformers must know the model. So registration waits until somebody imports transformers.
+``import videollama2`` must stay light, because the controller, the web server and help texts need no torch. After it,
+however, the Auto classes of transformers must know the model. Registration therefore waits for somebody to import
+transformers.
 
-Where that somebody is one of this package's own modules, it is half imported at that moment, and registering would ask
-it for names it has not yet. So both are watched, and registration comes after the outermost import that is under way.
+If that import comes from one of this package's own modules, the module is only half imported at that moment, and
+registration would need names that it does not have yet. Both kinds of imports are therefore watched, and registration
+runs after the outermost import in progress.
 """
 
 import importlib
@@ -19,7 +21,7 @@ _PACKAGE = __name__.partition(".")[0]
 
 
 class _AfterImports(importlib.abc.MetaPathFinder):
-    """Lets ``import transformers`` and this package's imports run as ever, then imports the registering module."""
+    """Lets imports of transformers and of this package run as usual, then imports the registering module."""
 
     def __init__(self) -> None:
         self._under_way = threading.local()
@@ -38,7 +40,7 @@ class _AfterImports(importlib.abc.MetaPathFinder):
     def _found_by_others(
         self, fullname: str, path: object, target: ModuleType | None
     ) -> importlib.machinery.ModuleSpec | None:
-        """What the finders after this one find. (Those before it were asked already.)"""
+        """Return what the finders after this one find. Python has already asked those before it."""
         finders = list(sys.meta_path)
         if self not in finders:
             return None
@@ -57,7 +59,7 @@ class _AfterImports(importlib.abc.MetaPathFinder):
 
 
 def register_when_needed() -> None:
-    """Register now if transformers is loaded, else as soon as it is."""
+    """Register now if transformers is loaded, or else as soon as it is."""
     if "transformers" in sys.modules:
         importlib.import_module(f"{_PACKAGE}.auto")
     else:

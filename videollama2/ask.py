@@ -1,4 +1,4 @@
-"""``videollama2 ask | chat | demo``: the commands that answer, in one process. Their flags are in :mod:`.cli`."""
+"""``videollama2 ask | chat | demo``: the commands that answer in this process. Their flags are in :mod:`.cli`."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from videollama2.media.kinds import AUDIO, IMAGE, KINDS, VIDEO, with_article
 from videollama2.reach import hub_options
 
 CHAT_LENGTH = 16384
-"""Tokens that a conversation in the terminal may have, where the model has as many positions."""
+"""Maximum number of tokens of a conversation in the terminal, if the model has this many positions."""
 
 _BAR_FROM_BYTES = 1 << 30
-"""Weights of at least this size are loaded with a bar."""
+"""Size in bytes from which the loading of weights shows a progress bar."""
 
 STDIN = "-"
-"""In place of a question: read it from the standard input."""
+"""In place of a question, this reads it from standard input."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What ``ask`` was asked.
+    """The input of the command ``ask``.
 
     Attributes:
-        media: ``(kind, path)``, in the order in which the model sees them.
+        media: pairs of ``(kind, path)``, in the order in which the model sees them.
         question: the text.
-        system: what stands before the conversation; None: the model's own, where it has one.
+        system: text before the conversation; None uses the model's own, if it has one.
     """
 
     media: tuple[tuple[str, str], ...]
@@ -43,10 +43,11 @@ class Asked:
     system: str | None = None
 
     def messages(self, args: argparse.Namespace, config: Any) -> list[dict[str, Any]]:
-        """The conversation, as :meth:`videollama2.inference.engine.Engine.submit` takes it.
+        """Return the conversation in the form that :meth:`videollama2.inference.engine.Engine.submit` takes.
 
         Args:
-            config: of the model: one that hears hears videos too, unless it is told otherwise.
+            config: configuration of the model. A model with an audio encoder also hears videos unless a flag forbids
+                it.
         """
         from videollama2.inference.chat import file_part
 
@@ -58,7 +59,7 @@ class Asked:
 
 
 def ask(args: argparse.Namespace) -> int:
-    """Load, look, answer. The media are read first: a wrong path must not wait for 15 GB of weights."""
+    """Load the model and print its answer. Media are read first: a wrong path must not wait for 15 GB of weights."""
     asked = read_asked(args)
     options = _generation(args)
     for kind, path in asked.media:
@@ -81,12 +82,12 @@ def ask(args: argparse.Namespace) -> int:
 
 
 def read_asked(args: argparse.Namespace) -> Asked:
-    """Media and question from the words of the command line, ``--attach`` and the standard input.
+    """Read media and question from the command line, ``--attach`` and standard input.
 
     Raises:
-        ConfigError: there is no question or no medium, or an option that none of the media takes.
-        MediaError: a path that holds no medium.
-        PromptError: a text that is no text.
+        ConfigError: there is no question or no medium, or an option fits none of the media.
+        MediaError: a path is not a readable medium.
+        PromptError: an input is not valid text.
     """
     from videollama2.media.sources import kind_of_path
     from videollama2.prompting import check_text
@@ -118,7 +119,7 @@ def _read_stdin() -> str:
 
 
 def _check_options(args: argparse.Namespace, asked: Asked) -> None:
-    """Refuse what none of the media takes: left unsaid, it would seem to have had an effect."""
+    """Refuse options that fit none of the media. Ignored silently, they would seem to have had an effect."""
     given = frame_options(args)
     if given and not any(given.keys() <= KINDS[kind].options for kind, _ in asked.media):
         flags = ", ".join("--" + name.replace("_", "-") for name in given)
@@ -148,7 +149,7 @@ def _as_json(args: argparse.Namespace, asked: Asked, result: Any, loaded: float)
 
 
 def chat(args: argparse.Namespace) -> int:
-    """A conversation; media given on the command line go with the first question."""
+    """Run a conversation; media given on the command line belong to the first question."""
     from videollama2.media.sources import kind_of_path
 
     options = _generation(args)
@@ -167,7 +168,7 @@ def chat(args: argparse.Namespace) -> int:
 
 
 def demo(args: argparse.Namespace) -> int:
-    """Questions about a bundled video and image: the answer given beside the right one."""
+    """Ask about a bundled video and image, and print each answer beside the correct one."""
     quiet_libraries()
     from videollama2.inference.api import mm_infer, model_init
     from videollama2.media.sources import kind_of_path
@@ -194,10 +195,11 @@ def demo(args: argparse.Namespace) -> int:
 def open_engine(
     args: argparse.Namespace, options: dict[str, Any], prompt_length: Callable[[Any], int] | None
 ) -> tuple[Any, dict[str, Any]]:
-    """The model in an engine of one slot, and the options of its requests.
+    """Return an engine with one slot for the model, and the options of its requests.
 
     Args:
-        prompt_length: processor -> tokens of the one prompt; None: as long a slot as chats use (--max-length).
+        prompt_length: returns the tokens of the only prompt, given the processor; None makes a slot for a whole chat
+            (--max-length).
     """
     hub = {} if args.model_path == TINY_MODEL_NAME else hub_options(args.model_path)
     quiet_libraries(args.model_path)
@@ -217,13 +219,13 @@ def open_engine(
 
 
 def _prompt_length(processor: Any, args: argparse.Namespace, asked: Asked) -> int:
-    """Tokens of the prompt, from the number of frames: nothing is decoded."""
+    """Return the number of tokens of the prompt, which follows from the number of frames without decoding any."""
     from videollama2.inference.request import Request
     from videollama2.processing import expand_placeholders, planned_tokens
 
     config = processor.model_config
     request = Request(asked.messages(args, config))
-    # Never None: a command line cannot ask for one frame per second, whose number only the file tells.
+    # The count is never None: that requires one frame per second, which no flag selects and only the file can resolve.
     counts = [planned_tokens(config, medium.kind, medium.options) or 0 for medium in request.media]
     ids = processor.prompt(request.messages).token_ids(processor.tokenizer)
     return len(expand_placeholders(ids, counts, config)[0])
@@ -235,12 +237,12 @@ def _video_options(args: argparse.Namespace, config: Any) -> dict[str, Any]:
 
 
 def _hears_only(args: argparse.Namespace, config: Any) -> bool:
-    """Whether videos are heard and not seen. A model without a vision encoder can do nothing else."""
+    """Return whether videos are only heard and not seen, as by every model without a vision encoder."""
     return args.audio_only or not config.sees
 
 
 def _check_readable(args: argparse.Namespace, kind: str, path: str) -> None:
-    """Decode the first frame asked for (or the image, or the sound): cheap, and the same errors as later."""
+    """Decode the first requested frame, the image or the sound. This is cheap and finds the errors of a full read."""
     from videollama2.media.audio import SoundSampling, read_sound, read_video_sound
     from videollama2.media.frames import FrameSampling
     from videollama2.media.image import load_image
@@ -267,13 +269,13 @@ def _generation(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def quiet_libraries(model_path: str | None = None) -> None:
-    """Keep hints for library authors off the screen, and bars too, except on a terminal that waits for gigabytes."""
+    """Silence hints for library authors, and progress bars unless the user of a terminal waits for gigabytes."""
     import logging
 
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
-    # Says that an optional faster kernel is not installed, at every model in 4 bits.
+    # For every 4-bit model, it reports that an optional faster kernel is not installed.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if not (sys.stderr.isatty() and model_path is not None and _is_large(model_path)):
         from huggingface_hub.utils import disable_progress_bars
@@ -283,7 +285,7 @@ def quiet_libraries(model_path: str | None = None) -> None:
 
 
 def _is_large(model_path: str) -> bool:
-    """Whether loading takes long: a model of the hub, which may have to be fetched, or a folder of much weight."""
+    """Return whether loading takes long: for a hub model, which may need a download, or a folder with large weights."""
     folder = Path(model_path)
     if not folder.is_dir():
         return model_path != TINY_MODEL_NAME

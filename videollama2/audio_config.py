@@ -1,7 +1,7 @@
-"""``AudioConfig``: the shape of the BEATs encoder and the rules by which a clip is cut out of a sound.
+"""``AudioConfig``: the shape of the BEATs encoder, and the rules for cutting a sound into clips.
 
-It is ``audio_config`` in ``config.json``. The published checkpoints do not write it; their
-values are the defaults here. Field names of the encoder are those of Microsoft's ``.pt`` files.
+It is stored as ``audio_config`` in ``config.json``. The published checkpoints do not store it; their values are the
+defaults here. The field names of the encoder are those of Microsoft's ``.pt`` files.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 
 from videollama2.errors import ConfigError
 
-# What every published BEATs checkpoint says. Another value describes an encoder that does not exist here.
+# The values of all published BEATs checkpoints. Other values describe encoders that are not implemented here.
 _FIXED = {
     "activation_fn": "gelu",
     "layer_norm_first": False,
@@ -43,27 +43,27 @@ _SHARES = ("dropout", "attention_dropout", "activation_dropout", "dropout_input"
 
 
 class AudioConfig(PreTrainedConfig):
-    """Configuration of :class:`videollama2.model.encoders.beats.BeatsModel` and of the sound it is given.
+    """Configuration of :class:`videollama2.model.encoders.beats.BeatsModel` and of its input.
 
     Args:
         input_patch_size: side of the square patches of the filter bank, in frames and mel bins.
         embed_dim: width of the patch embedding, before the projection to ``encoder_embed_dim``.
         conv_bias: whether the patch embedding has a bias.
         encoder_layers, encoder_embed_dim, encoder_ffn_embed_dim, encoder_attention_heads: shape of the transformer.
-        dropout, attention_dropout, activation_dropout, dropout_input: shares dropped in training.
-        encoder_layerdrop: share of layers skipped in training.
-        layer_wise_gradient_decay_ratio: what the gradient is multiplied by on its way into each layer's input.
+        dropout, attention_dropout, activation_dropout, dropout_input: dropout probabilities in training.
+        encoder_layerdrop: probability of skipping a layer in training.
+        layer_wise_gradient_decay_ratio: factor applied to the gradient at the input of each layer.
         conv_pos, conv_pos_groups: kernel and groups of the position convolution.
         num_buckets, max_distance: buckets of the relative position bias, and the distance from which all share one.
         finetuned_model, predictor_class: whether there is a classification head, and its number of classes. The head
-            is carried along; language models do not use it.
-        sampling_rate: samples per second the filter bank is computed at.
-        clip_seconds: length every sound is cut or padded to.
-        num_windows, window_seconds: windows that are cut out of the sound of a video.
-        num_mel_bins, frame_length_ms, frame_shift_ms: the filter bank.
+            is kept with the weights, but language models do not use it.
+        sampling_rate: samples per second of the sound from which the filter bank is computed.
+        clip_seconds: length in seconds to which every sound is cut or padded.
+        num_windows, window_seconds: number and length of the windows that are cut out of the sound of a video.
+        num_mel_bins, frame_length_ms, frame_shift_ms: parameters of the filter bank.
 
     Raises:
-        ConfigError: a value out of its range, or of an encoder this code does not have.
+        ConfigError: a value is out of range, or describes an encoder that is not implemented.
     """
 
     model_type = "videollama2_audio"
@@ -101,7 +101,8 @@ class AudioConfig(PreTrainedConfig):
         for name, only in _FIXED.items():
             if (given := kwargs.pop(name, only)) != only:
                 raise ConfigError(f"audio_config: {name} must be {only!r}, got {given!r}")
-        # Published: the decoder's width, which hidden_size_a of the model says; the dropout of a head nobody trains.
+        # Published fields that are ignored: the decoder's width (the model's hidden_size_a) and the dropout of an
+        # unused head.
         for name in ("hidden_size", "predictor_dropout"):
             kwargs.pop(name, None)
         self.input_patch_size = input_patch_size
@@ -131,23 +132,23 @@ class AudioConfig(PreTrainedConfig):
 
     @property
     def clip_samples(self) -> int:
-        """Samples of a clip."""
+        """Number of samples in a clip."""
         return round(self.clip_seconds * self.sampling_rate)
 
     @property
     def frame_samples(self) -> tuple[int, int]:
-        """(Length, shift) of a filter bank frame in samples."""
+        """(Length, shift) in samples of a frame of the filter bank."""
         rate = self.sampling_rate * 0.001
         return int(rate * self.frame_length_ms), int(rate * self.frame_shift_ms)
 
     @property
     def clip_frames(self) -> int:
-        """Filter bank frames of a clip; frames that would reach over its end are left out."""
+        """Number of filter bank frames in a clip; frames that would extend beyond its end are left out."""
         length, shift = self.frame_samples
         return max(0, 1 + (self.clip_samples - length) // shift)
 
     def tokens_of(self, frames: int) -> int:
-        """Encoder outputs for so many filter bank frames: whole patches along time, times those along frequency."""
+        """Return the number of encoder outputs for so many frames: patches along time times patches along frequency."""
         return frames // self.input_patch_size * (self.num_mel_bins // self.input_patch_size)
 
     def _check(self) -> None:

@@ -3,7 +3,7 @@
     videollama2 ask clip.mp4 "What moves first?" --model-path videollama2-tiny
     videollama2 chat --model-path videollama2-tiny
 
-Errors are one line and exit code 2; ``--debug`` adds the traceback.
+Errors are printed on one line, with exit code 2; ``--debug`` adds the traceback.
 """
 
 from __future__ import annotations
@@ -37,16 +37,18 @@ _ELSEWHERE = {
     "doctor": ("versions, devices and codecs, for reports of problems", "videollama2.doctor", "add_doctor_command"),
     "merge": ("LoRA folder + base -> a whole checkpoint", "videollama2.checkpoints.merge", "add_merge_command"),
 }
-"""Commands declared where they are done: help, module and function that adds the parser. Imported when asked for."""
+"""Commands declared in other modules: help text, module, and the function that adds the parser. They are imported when
+they are used."""
 
 
 SHELLS = ("bash", "zsh", "tcsh")
 
 
 def build_parser(command: str | None = None) -> CommandParser:
-    """The command line; the arguments of the commands in :data:`_ELSEWHERE` only for ``command``.
+    """Return the parser of the command line. Of the commands in :data:`_ELSEWHERE`, only ``command`` gets its
+    arguments.
 
-    ``completion`` needs those of all commands.
+    ``completion`` needs the arguments of all commands.
     """
     parser = CommandParser(prog="videollama2", description="Ask videos, images and sounds questions.")
     parser.add_argument("--version", action="version", version=f"videollama2 {__version__}")
@@ -66,7 +68,7 @@ def build_parser(command: str | None = None) -> CommandParser:
 
 
 def _late(module: str, function: str) -> Callable[[argparse.Namespace], int]:
-    """A command's work, whose module is imported when it runs."""
+    """Return a function that imports a command's module and runs the command."""
 
     def run(args: argparse.Namespace) -> int:
         return getattr(import_module(module), function)(args)
@@ -107,7 +109,7 @@ def _add_chat(parser: CommandParser) -> None:
 
 
 def _add_options(parser: CommandParser) -> None:
-    """What every command that answers takes."""
+    """Add the flags of all commands that answer."""
     add_model_flags(parser)
     media = parser.add_argument_group("video")
     add_bounds_flags(media)
@@ -138,7 +140,7 @@ def _completion(args: argparse.Namespace) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line; return the exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     args = build_parser(next(iter(arguments), None)).parse_args(arguments)
     return run_command(lambda: args.run(args), "videollama2", args.debug)

@@ -1,12 +1,12 @@
-"""One way to run a command: errors in one line with exit code 2, ``--debug``, Ctrl-C and pipes that nobody reads.
+"""A common way to run commands: one-line errors with exit code 2, ``--debug``, Ctrl-C and closed pipes.
 
-A command's ``main`` parses with a :class:`CommandParser` and hands the work to :func:`run_command`::
+A command's ``main`` parses with a :class:`CommandParser` and passes its work to :func:`run_command`::
 
     args = build_parser().parse_args(arguments)
     return run_command(lambda: work(args), "controller", args.debug)
 
-Exit codes: 0, or what the command returns; 2 after an error that the user can mend; 130 after Ctrl-C; 141 where the
-reader of the output has gone, as for any program that dies of SIGPIPE.
+Exit codes: 0, or the value that the command returns; 2 after an error that the user can correct; 130 after Ctrl-C; 141
+if the reader of the output has closed its pipe, as for any program that dies of SIGPIPE.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BROKEN_PIPE = 141
 
 
 def one_line(error: object) -> str:
-    """The text of an error in one line; file names and messages of libraries may hold line breaks."""
+    """Return the text of an error on one line, since file names and library messages may hold line breaks."""
     return " ".join(str(error).splitlines())
 
 
@@ -44,10 +44,10 @@ def run_command(
 
     Args:
         run: the work; it returns the exit code, or None for 0.
-        name: what the line of an error begins with; None: just ``error:``.
-        debug: let an error through with its traceback.
-        errors: exceptions that are told in one line.
-        describe: error -> its message, where the text of the exception is not the message alone.
+        name: prefix of the error line; None prints only ``error:``.
+        debug: whether to let errors through with their traceback.
+        errors: exceptions that are reported on one line.
+        describe: returns the message of an error, for exceptions whose text is more than the message.
     """
     prefix = "error:" if name is None else f"{name}: error:"
     try:
@@ -60,7 +60,7 @@ def run_command(
     except KeyboardInterrupt:
         code = INTERRUPTED
     except BrokenPipeError:
-        # Another pipe may have broken, one to a process of ours: that would be a fault, and is shown as one.
+        # A different pipe may have broken, for example to a child process. That is a fault and is shown as one.
         if not any(_has_no_reader(stream) for stream in (sys.stdout, sys.stderr)):
             raise
         flush_output()
@@ -74,9 +74,10 @@ def run_command(
 
 @contextmanager
 def _plain_warnings(name: str | None, debug: bool) -> Iterator[None]:
-    """Warnings in one line each, without the line of code they come from; the same one is shown once.
+    """Print warnings on one line each, without the source line, and the same warning only once.
 
-    Those of what a library will change are left out, unless ``debug`` is set: a user can do nothing about them.
+    Warnings about future changes in libraries are hidden unless ``debug`` is set, since users can do nothing about
+    them.
     """
     prefix = "warning:" if name is None else f"{name}: warning:"
     before, shown = warnings.formatwarning, set[str]()
@@ -91,7 +92,7 @@ def _plain_warnings(name: str | None, debug: bool) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             if not debug:
-                # Appended: what a user says with -W or PYTHONWARNINGS comes first.
+                # The filter is appended, so that -W and PYTHONWARNINGS take precedence.
                 warnings.simplefilter("ignore", FutureWarning, append=True)
             yield
     finally:
@@ -107,7 +108,7 @@ def _complain(prefix: str, message: str) -> int:
 
 
 def flush_output() -> bool:
-    """Write what is buffered of the standard streams; False where the reader of one has gone.
+    """Flush the standard streams; return False if the reader of one has closed its pipe.
 
     Raises:
         OSError: the output cannot be written for another reason, such as a full disk.
@@ -124,7 +125,7 @@ def flush_output() -> bool:
 
 
 def _has_no_reader(stream: Any) -> bool:
-    """Whether a standard stream is a pipe or socket whose other end is closed; flushing tells it of buffered ones."""
+    """Return whether a standard stream is a pipe or socket whose other end is closed."""
     try:
         descriptor = stream.fileno()
     except (AttributeError, OSError):
@@ -137,14 +138,14 @@ def _has_no_reader(stream: Any) -> bool:
 
 
 def _discard(stream: Any) -> None:
-    """Send the rest of a stream nowhere: Python flushes once more when it ends, and would complain then."""
+    """Redirect the rest of a stream to nowhere, because Python flushes it again at exit and would report an error."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, stream.fileno())
     os.close(null)
 
 
 def hides_bar(progress: bool) -> bool | None:
-    """What tqdm is told as ``disable``: None where a bar is wanted, so that it shows on terminals and not in files."""
+    """Return tqdm's ``disable``: None if a bar is wanted, which shows it on terminals but not in files."""
     return None if progress else True
 
 
@@ -154,27 +155,27 @@ def add_debug_flag(parser: argparse.ArgumentParser) -> None:
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser that complains in one line, and names the flag that was probably meant.
+    """A parser that reports errors on one line, and suggests the flag that was probably meant.
 
-    The parsers of subcommands are of this class too, so that an unknown flag is told by the subcommand which was given
-    it, instead of by the command above, which knows none of its flags.
+    Subcommands use the same class, so that an unknown flag is reported by the subcommand that received it, rather than
+    by the main command, which knows none of its flags.
     """
 
     _words: str | None = None
 
     def take_words_anywhere(self, dest: str) -> None:
-        """Let the words of a positional argument with ``nargs="*"`` stand before, between and after flags."""
+        """Allow the words of a positional argument with ``nargs="*"`` before, between and after flags."""
         self._words = dest
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """See :meth:`argparse.ArgumentParser.parse_known_args`; here, nothing unknown is handed back."""
+        """See :meth:`argparse.ArgumentParser.parse_known_args`; here, unknown flags are an error and not returned."""
         args = sys.argv[1:] if args is None else list(args)
         if self._subparsers is None:
-            # Before anything else: a required flag that is misspelt would be told as missing.
+            # This comes first: otherwise a misspelt required flag would be reported as missing.
             self._check_spelling(args)
         parsed, unknown = super().parse_known_args(args, namespace)
         if self._words is not None:
-            # argparse fills the positional arguments from the words before the first flag, and hands back the others.
+            # argparse fills positional arguments with the words before the first flag only, and returns the others.
             getattr(parsed, self._words).extend(word for word in unknown if word == "-" or not word.startswith("-"))
             unknown = [word for word in unknown if word.startswith("-") and word not in ("-", "--")]
         if unknown:
@@ -190,11 +191,11 @@ class CommandParser(argparse.ArgumentParser):
                 self.error(f"there is no flag {flag}" + (f"; did you mean {close[0]}?" if close else ""))
 
     def error(self, message: str) -> NoReturn:
-        """End with exit code 2 and one line."""
+        """Exit with code 2 and a one-line message."""
         self.exit(USER_ERROR, f"{self.prog}: error: {one_line(message)} (see {self.prog} --help)\n")
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
-        """End the process; that nobody reads the help any more is no error."""
+        """End the process. It is not an error if the reader of the help text has closed its pipe."""
         if message:
             self._print_message(message, sys.stderr)
         flush_output()

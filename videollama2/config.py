@@ -1,12 +1,12 @@
-"""``VideoLlama2Config``: one configuration for every decoder, encoder and connector.
+"""``VideoLlama2Config``: one configuration class for all decoders, encoders and connectors.
 
-Two forms of ``config.json`` are read:
+Two forms of ``config.json`` are supported:
 
-* nested, as saved here: ``text_config`` + ``vision_config`` + ``audio_config`` + the connector fields;
-* flat, as published: the decoder's fields lie beside the ``mm_*`` fields, the decoder is told by ``model_type``
-  and the encoders are only named (``mm_vision_tower``, ``mm_audio_tower``).
+* nested, as saved by this package: ``text_config``, ``vision_config``, ``audio_config`` and the connector fields;
+* flat, as published: the decoder's fields are on the same level as the ``mm_*`` fields, ``model_type`` determines the
+  decoder, and the encoders are only named (``mm_vision_tower``, ``mm_audio_tower``).
 
-A model has an encoder of pixels, of sound, or both.
+A model has a vision encoder, an audio encoder, or both.
 
 Field names are the published ones. ``AutoConfig`` opens both forms once :mod:`videollama2.auto` is imported.
 """
@@ -34,7 +34,7 @@ FLAT_MODEL_TYPES = {
     "videollama2_mixtral": "mixtral",
     "videollama2_qwen2": "qwen2",
 }
-"""Published ``model_type`` -> decoder ``model_type``."""
+"""Published ``model_type`` with the ``model_type`` of its decoder."""
 
 # Fields of the flat form that belong to this class. All others describe the decoder.
 _OWN_FIELDS = ("num_frames", "image_aspect_ratio", "hidden_size_a")
@@ -56,28 +56,28 @@ class VideoLlama2Config(PreTrainedConfig):
     Args:
         text_config: decoder configuration (object, or dict with ``model_type``). When missing, the remaining keyword
             arguments are read as the flat published form.
-        vision_config: encoder configuration (object, or dict with ``model_type`` CLIP or SigLIP vision); None: a model
-            that hears and does not see.
-        audio_config: of the sound encoder and its clips (object or dict); None: the published values where
-            ``mm_audio_tower`` is given, else the model does not hear.
+        vision_config: encoder configuration (object, or dict with ``model_type`` CLIP or SigLIP vision); None for a
+            model without a vision encoder.
+        audio_config: configuration of the audio encoder and its clips (object or dict). With None, the model has the
+            published encoder if ``mm_audio_tower`` is given, and otherwise no audio encoder.
         mm_projector_type: connector name, see :data:`videollama2.model.connectors.CONNECTORS`.
         mm_projector_a_type: audio projector, see :func:`videollama2.model.connectors.audio.build_audio_projector`.
-        mm_vision_tower, mm_audio_tower: name or path the encoders came from; kept for the published form.
+        mm_vision_tower, mm_audio_tower: name or path from which the encoders came; kept for the published form.
         mm_vision_select_layer: index into the encoder's hidden states (0 is the embedding), may be negative.
         mm_vision_select_feature: ``patch`` (drops the class token) or ``cls_patch``.
         num_frames: frames per video; a still image counts as this many equal frames.
-        image_aspect_ratio: ``pad`` or None, the shape the training images were given (published field).
-        image_token_id, video_token_id, audio_token_id: ids of the placeholders, one per token of a medium. By default
-            the ids after the vocabulary, which no text can produce.
+        image_aspect_ratio: ``pad`` or None, the preparation of the training images (published field).
+        image_token_id, video_token_id, audio_token_id: ids of the placeholders, one per token of a medium. The default
+            is the ids after the vocabulary, which no text can produce.
 
     Raises:
-        ConfigError: unknown ``model_type``, missing or unsupported encoder, or a value out of its range.
+        ConfigError: the ``model_type`` is unknown, an encoder is missing or unsupported, or a value is out of range.
     """
 
     model_type = "videollama2"
     sub_configs = {"text_config": AutoConfig, "vision_config": AutoConfig, "audio_config": AudioConfig}
     keys_to_ignore_at_inference = ["past_key_values"]
-    # There is no default decoder or encoder; transformers up to 5.20 asks before it builds one to compare with.
+    # There is no default decoder or encoder. transformers up to 5.20 would otherwise build a default for comparison.
     has_no_defaults_at_init = True
 
     def __init__(
@@ -121,7 +121,7 @@ class VideoLlama2Config(PreTrainedConfig):
         self.image_token_id = vocab_size if image_token_id is None else image_token_id
         self.video_token_id = vocab_size + 1 if video_token_id is None else video_token_id
         self.audio_token_id = vocab_size + 2 if audio_token_id is None else audio_token_id
-        # Published copies of the widths of encoders and decoder; properties here.
+        # The published form has copies of the widths of encoders and decoder, which are properties here.
         for name in ("mm_hidden_size", "mm_hidden_size_a", "hidden_size_a"):
             kwargs.pop(name, None)
         kwargs.setdefault("tie_word_embeddings", bool(getattr(self.text_config, "tie_word_embeddings", False)))
@@ -167,7 +167,7 @@ class VideoLlama2Config(PreTrainedConfig):
 
     @property
     def parts(self) -> list[PreTrainedConfig]:
-        """This configuration and those of the parts that the model has."""
+        """The configuration itself and those of the model's parts."""
         return [part for part in (self, self.text_config, self.vision_config, self.audio_config) if part is not None]
 
     @property
@@ -180,7 +180,7 @@ class VideoLlama2Config(PreTrainedConfig):
 
     @property
     def keeps_class_token(self) -> bool:
-        """Whether the connector is given the encoder's class token, as one feature more than there are patches."""
+        """Whether the connector receives the encoder's class token, as one feature in addition to the patches."""
         has_one = self.vision_config is not None and vision_encoder(self.vision_config.model_type).has_class_token
         return has_one and self.mm_vision_select_feature == "cls_patch"
 
@@ -195,9 +195,9 @@ class VideoLlama2Config(PreTrainedConfig):
         return self.image_token_id, self.video_token_id, self.audio_token_id
 
     def move_placeholders(self, old_vocab_size: int) -> None:
-        """Keep placeholder ids outside the vocabulary after it changed its size.
+        """Keep placeholder ids outside the vocabulary after its size has changed.
 
-        Ids that lay after the old vocabulary keep their distance to its end; ids within it stay.
+        Ids beyond the end of the old vocabulary keep their distance to the end; ids within it are unchanged.
         """
         for name in _TOKEN_ID_FIELDS:
             if getattr(self, name) >= old_vocab_size:
@@ -238,12 +238,13 @@ class VideoLlama2Config(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> VideoLlama2Config:
-        """As in transformers; a flat dict whose encoder is a folder is completed from that folder.
+        """Build the configuration as in transformers. A flat dict that names an encoder's folder is completed from it.
 
-        The folder is looked for as given, then beside the checkpoint (its own folder and the two above).
+        The folder is searched as given, then relative to the checkpoint (its own folder and the two above).
         """
         config_dict = complete_flat_dict(config_dict, kwargs.get("name_or_path") or config_dict.get("_name_or_path"))
-        # Published model types are names of one class; what is saved again is the nested form of that class.
+        # The published model types are aliases of one class, whose nested form is written when the model is saved
+        # again.
         return super(VideoLlama2Config, VideoLlama2Config).from_dict(config_dict, **kwargs)
 
     @classmethod
@@ -260,10 +261,10 @@ class VideoLlama2Config(PreTrainedConfig):
         return cls.from_dict(config_dict, **kwargs)
 
     def to_flat_dict(self) -> dict[str, Any]:
-        """The flat published form, as published code under transformers 4 reads it.
+        """Return the flat published form for the published code, which uses transformers 4.
 
-        ``rope_theta`` is written out: transformers 5 keeps it in ``rope_parameters``, which version 4 ignores,
-        falling back to 10000 without a word.
+        ``rope_theta`` is written separately: transformers 5 keeps it in ``rope_parameters``, which version 4 ignores in
+        favour of a silent default of 10000.
         """
         flat = self.text_config.to_dict()
         rope = flat.pop("rope_parameters", None) or {}
@@ -273,10 +274,10 @@ class VideoLlama2Config(PreTrainedConfig):
         generic = PreTrainedConfig().to_dict().keys() - {"bos_token_id", "eos_token_id", "pad_token_id"}
         for key in (*generic, "layer_types"):
             flat.pop(key, None)
-        # None is what version 4 assumes for everything but the sliding window, whose default there is a number.
+        # Version 4 assumes None for all missing fields except the sliding window, for which its default is a number.
         flat = {key: value for key, value in flat.items() if value is not None or key == "sliding_window"}
         if flat.get("use_sliding_window") is False:
-            flat.pop("sliding_window")  # here None says "off"; published code wants a number and reads the switch
+            flat.pop("sliding_window")  # None means "off" here; the published code needs a number and obeys the switch
         own = {
             key: value for key, value in self.to_dict().items() if key in _OWN_FIELDS or key.startswith(_OWN_PREFIXES)
         }
@@ -293,7 +294,8 @@ class VideoLlama2Config(PreTrainedConfig):
         if self.sees:
             flat["mm_hidden_size"] = self.mm_hidden_size
         if self.hears:
-            # The published code builds its encoder by default values and reads no audio_config; ours does.
+            # The published code builds its audio encoder from default values and ignores audio_config; this package
+            # reads it.
             flat.update(
                 mm_audio_tower=self.mm_audio_tower or "audio_tower.bin",
                 mm_hidden_size_a=self.mm_hidden_size_a,
@@ -306,7 +308,7 @@ class VideoLlama2Config(PreTrainedConfig):
 
 
 def _flat_alias(model_type: str) -> type[VideoLlama2Config]:
-    """A class whose only difference is ``model_type``: AutoConfig wants one class per registered name."""
+    """Return a subclass that differs only in ``model_type``, since AutoConfig needs one class per registered name."""
     return type(f"VideoLlama2Config_{model_type}", (VideoLlama2Config,), {"model_type": model_type})
 
 
@@ -314,7 +316,7 @@ FLAT_CONFIG_CLASSES = {name: _flat_alias(name) for name in FLAT_MODEL_TYPES if n
 
 
 def _split_flat(model_type: str, fields: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split flat fields into (decoder fields with their ``model_type``, fields that stay on top)."""
+    """Split flat fields into (decoder fields with their ``model_type``, fields that remain at the top level)."""
     if model_type not in FLAT_MODEL_TYPES:
         raise ConfigError(f"model_type {model_type!r} is not one of {', '.join(FLAT_MODEL_TYPES)}")
     top = {
@@ -327,19 +329,19 @@ def _split_flat(model_type: str, fields: dict[str, Any]) -> tuple[dict[str, Any]
     for key in ("name_or_path", "_name_or_path", "attn_implementation"):
         if key in text:
             top[key] = text.pop(key)
-    # Token ids are read from the top level by generation utilities of every transformers version.
+    # The generation utilities of all transformers versions read token ids from the top level.
     top.update({key: text[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in text})
     return text, top
 
 
 def as_config(name: str, value: PreTrainedConfig | dict | None) -> PreTrainedConfig:
-    """A part's configuration from its fields, by a class of transformers; code beside a checkpoint is not run.
+    """Return a part's configuration from its fields, using a class of transformers. Code in a checkpoint is never run.
 
     Args:
-        name: of the field or file, for the message.
+        name: name of the field or file, for error messages.
 
     Raises:
-        ConfigError: no ``model_type`` that this transformers knows.
+        ConfigError: this version of transformers does not know the ``model_type``, or there is none.
     """
     if isinstance(value, PreTrainedConfig):
         return value
@@ -376,5 +378,5 @@ def _as_vision_config(value: PreTrainedConfig | dict | None) -> PreTrainedConfig
 
 
 def is_videollama2(fields: dict[str, Any]) -> bool:
-    """Whether a ``config.json``, of either form, describes a VideoLLaMA 2 model."""
+    """Return whether a ``config.json``, of either form, describes a VideoLLaMA 2 model."""
     return str(fields.get("model_type", "")).startswith(VideoLlama2Config.model_type)

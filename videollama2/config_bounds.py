@@ -1,7 +1,7 @@
-"""Largest sizes that a ``config.json`` may ask for, checked before anything of that size is built.
+"""Upper bounds for the sizes in a ``config.json``, checked before anything of that size is built.
 
-A configuration is data of somebody else: ten million layers would fill all memory before their weights are found
-missing. The bounds lie far above every published model.
+A configuration is untrusted data: ten million layers would fill all memory before their weights are found to be
+missing. The bounds are far above every published model.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ _NUMBERS = ("rope_theta", "rms_norm_eps", "layer_norm_eps", "initializer_range",
 
 
 def check_sizes(name: str, fields: Mapping[str, Any]) -> None:
-    """Refuse sizes that no model has.
+    """Check that sizes are within the bounds.
 
     Args:
-        name: of the part or file, for the message.
-        fields: of a decoder's or encoder's configuration. Missing fields and None stand for a default.
+        name: name of the part or file, for error messages.
+        fields: fields of a decoder's or encoder's configuration. Missing fields and None mean a default.
 
     Raises:
-        ConfigError: a size that is no whole number, or outside its bounds; or no number where one is needed.
+        ConfigError: a size is not a whole number or out of bounds, or another field is not a number.
     """
     for field, largest in _LARGEST.items():
         value = fields.get(field)
@@ -61,11 +61,11 @@ def check_sizes(name: str, fields: Mapping[str, Any]) -> None:
 
 
 def is_whole(value: Any, least: int, largest: int) -> bool:
-    """Whether a value of a JSON file is a whole number within these bounds; ``true`` is none."""
+    """Return whether a value of a JSON file is a whole number within these bounds; ``true`` is not one."""
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= largest
 
 
 def quoted(value: Any, length: int = 60) -> str:
-    """A value as it may stand in a message of one line."""
+    """Return a value in a form that is safe in a one-line message."""
     text = repr(value)
     return text if len(text) <= length else f"{text[:length]}..."

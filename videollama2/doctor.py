@@ -1,6 +1,6 @@
-"""``videollama2 doctor``: versions, devices, memory and codecs, as the report of a problem needs them.
+"""``videollama2 doctor``: prints versions, devices, memory and codecs, to be included in problem reports.
 
-Nothing secret is printed: no keys, and of the environment only the variables in :data:`VARIABLES`.
+The report contains no secrets: it has no keys, and only those environment variables that are in :data:`VARIABLES`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PACKAGES = (
     *("sentencepiece", "peft", "bitsandbytes", "deepspeed", "flash-attn", "decord", "vllm", "ray"),
     *("gradio", "fastapi", "uvicorn", "httpx", "openai", "pyarrow"),
 )
-"""What is looked for; the first ones are needed always."""
+"""Packages whose versions are reported; the first ones are always required."""
 
 VARIABLES = (
     *("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT"),
@@ -38,11 +38,11 @@ _IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "JPEG2000", "TIFF", "HEIF")
 _GIB = 1 << 30
 
 Section = dict[str, Any]
-"""What is there -> its value; shown as a line each."""
+"""Names of items with their values, which are printed one per line."""
 
 
 def add_doctor_command(subparsers: Any) -> None:
-    """Add ``doctor`` to the command line; the handler returns 1 where something is wrong."""
+    """Add ``doctor`` to the command line; the handler returns 1 if there is a problem."""
     parser = subparsers.add_parser("doctor", help="versions, devices and codecs, for reports of problems")
     parser.add_argument("--json", action="store_true", help="as JSON")
     add_debug_flag(parser)
@@ -65,7 +65,7 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def examine() -> tuple[dict[str, Section], list[str]]:
-    """Sections of the report, and what is wrong."""
+    """Return the sections of the report, and the list of problems."""
     problems: list[str] = []
     report = {
         "software": _software(problems),
@@ -94,12 +94,12 @@ def _software(problems: list[str]) -> Section:
 
 
 def _unmet_requirements() -> list[str]:
-    """Packages that are missing or too old or new, by what this package's metadata asks for."""
+    """Return packages that are missing or have the wrong version according to this package's metadata."""
     try:
         from packaging.requirements import Requirement
 
         wanted = metadata.requires("videollama2") or []
-    except (ModuleNotFoundError, metadata.PackageNotFoundError):  # run from a checkout
+    except (ModuleNotFoundError, metadata.PackageNotFoundError):  # not installed, but run from a checkout
         return []
     problems = []
     for requirement in map(Requirement, wanted):
@@ -141,7 +141,7 @@ def _processor_name() -> str:
 
 
 def _memory() -> tuple[int | None, int]:
-    """Bytes of memory, and those that are free; None where the system does not say."""
+    """Return the bytes of total and of available memory; (None, 0) if the system does not report them."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,44 +1,44 @@
-"""The exceptions users see, as one tree. A message names the value, the rule and the file.
+"""The exceptions of this package, as one tree. A message names the value, the rule and the file.
 
     VideoLlama2Error
-    ├── MediaError                a video or image that cannot be used as asked (also a ValueError)
+    ├── MediaError                a video or image cannot be used as requested (also a ValueError)
     │   ├── MediaNotFoundError    the path does not exist (also a FileNotFoundError)
-    │   └── MediaLimitError       larger or longer than may be, or asked for beyond its end
-    ├── PromptError               messages, tags or text that break a rule (also a ValueError)
-    ├── ConfigError               a config.json field or a command-line setting that breaks a rule (also a ValueError)
-    ├── CheckpointError           weights that are missing, surplus or of the wrong shape (also a ValueError)
-    │   └── CheckpointNotFoundError   no such folder or hub name (also a FileNotFoundError)
-    ├── DataError                 an annotation record that breaks the format (also a ValueError)
-    ├── EngineError               a request that the engine cannot take or finish (also a RuntimeError)
+    │   └── MediaLimitError       a medium exceeds a limit, or something beyond its end was requested
+    ├── PromptError               messages, tags or text violate a rule (also a ValueError)
+    ├── ConfigError               a config.json field or a command-line setting violates a rule (also a ValueError)
+    ├── CheckpointError           weights are missing, unexpected or of the wrong shape (also a ValueError)
+    │   └── CheckpointNotFoundError   there is no such folder or hub name (also a FileNotFoundError)
+    ├── DataError                 an annotation record violates the format (also a ValueError)
+    ├── EngineError               the engine cannot take or finish a request (also a RuntimeError)
     │   ├── RequestTooLongError       prompt and answer do not fit into a slot (also a ValueError)
-    │   └── QueueFullError            as many requests wait as may
-    └── MissingDependencyError    an optional package that the chosen feature needs (also an ImportError)
+    │   └── QueueFullError            the maximum number of requests is waiting
+    └── MissingDependencyError    an optional package is needed for a feature (also an ImportError)
 
-The command line prints the message alone and exits with code 2; ``--debug`` adds the traceback.
+The command line prints only the message and exits with code 2; ``--debug`` adds the traceback.
 """
 
 
 class VideoLlama2Error(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base class of all errors that this package raises deliberately."""
 
 
 class MediaError(VideoLlama2Error, ValueError):
-    """A video or image cannot be read, or not in the way that was asked for."""
+    """A video or image cannot be read, or not in the requested way."""
 
 
 class MediaNotFoundError(MediaError, FileNotFoundError):
     """The path of a video or image does not exist."""
 
-    # OSError.__str__ formats (errno, strerror); these errors carry one ready message.
+    # OSError.__str__ formats (errno, strerror), but these errors carry a complete message.
     __str__ = Exception.__str__
 
 
 class MediaLimitError(MediaError):
-    """A medium is larger or longer than may be, or something beyond its end was asked for.
+    """A medium is larger or longer than allowed, or something beyond its end was requested.
 
     Args:
-        name: how messages call the medium.
-        rule: the message without the name. It quotes numbers alone, so it may be shown to whoever sent the medium.
+        name: name of the medium in messages.
+        rule: the message without the name. It quotes only numbers, so it may be shown to whoever sent the medium.
     """
 
     def __init__(self, name: str, rule: str) -> None:
@@ -47,15 +47,15 @@ class MediaLimitError(MediaError):
 
 
 class PromptError(VideoLlama2Error, ValueError):
-    """Messages, media tags or text break a rule."""
+    """Messages, media tags or text violate a rule."""
 
 
 class ConfigError(VideoLlama2Error, ValueError):
-    """A configuration field or setting breaks a rule."""
+    """A configuration field or setting violates a rule."""
 
 
 class CheckpointError(VideoLlama2Error, ValueError):
-    """A checkpoint's weights are missing, surplus or of the wrong shape."""
+    """A checkpoint's weights are missing, unexpected or of the wrong shape."""
 
 
 class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
@@ -65,11 +65,11 @@ class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
 
 
 class DataError(VideoLlama2Error, ValueError):
-    """An annotation file or record breaks the documented format."""
+    """An annotation file or record violates the documented format."""
 
 
 class MissingDependencyError(VideoLlama2Error, ImportError):
-    """An optional package is needed for this feature; the message says what to install."""
+    """An optional package is needed for this feature; the message says how to install it."""
 
     __str__ = Exception.__str__
 
@@ -82,7 +82,7 @@ class RequestTooLongError(EngineError, ValueError):
     """Prompt and answer do not fit into a slot; the message gives the numbers.
 
     Args:
-        prompt_tokens: of the prompt, visual ones among them.
+        prompt_tokens: number of tokens of the prompt, including visual ones.
     """
 
     def __init__(self, message: str, prompt_tokens: int = 0) -> None:
@@ -91,9 +91,9 @@ class RequestTooLongError(EngineError, ValueError):
 
 
 class QueueFullError(EngineError):
-    """As many requests wait as may; try again later."""
+    """The maximum number of requests is waiting; try again later."""
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what a library says, to be quoted in a message of ours; its class where it says nothing."""
+    """Return the first line of a library's message, to quote it in ours, or the error's class if there is none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

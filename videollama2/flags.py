@@ -1,4 +1,4 @@
-"""Command-line flags that several commands share: types of values, flags that choose a model, flags of asking."""
+"""Command-line flags that several commands share: types of values, and flags for the model and for questions."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ _DEVICE_HELP = "cuda, cuda:1, mps or cpu (default: the first of these there is)"
 def add_model_flags(
     parser: argparse.ArgumentParser, device_help: str = _DEVICE_HELP, **model_path: Any
 ) -> argparse._ArgumentGroup:
-    """Add the group ``model``, which is returned.
+    """Add the argument group ``model`` and return it.
 
     Args:
-        model_path: arguments of ``add_argument`` for ``--model-path`` where it is not one name with the usual default.
+        model_path: arguments of ``add_argument`` for ``--model-path``, if it is not a single name with the usual
+            default.
     """
     group = parser.add_argument_group("model")
     path = {"default": DEFAULT_MODEL_NAME, "help": f"{_PATH_HELP} (default %(default)s)", **model_path}
@@ -40,13 +41,13 @@ def add_model_flags(
 
 
 def model_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What the flags say besides the path -> keyword arguments of :func:`videollama2.model_init`."""
+    """Return the flags other than the path as keyword arguments of :func:`videollama2.model_init`."""
     names = ("model_base", "device", "dtype", "attn_implementation", "load_8bit", "load_4bit")
     return {name: getattr(args, name) for name in names}
 
 
 def add_bounds_flags(group: argparse._ActionsContainer) -> None:
-    """Add ``--start`` and ``--end``: the part of a video that is looked at."""
+    """Add ``--start`` and ``--end``, which select a part of a video."""
     group.add_argument("--start", type=float, metavar="SECONDS", help="use videos from here")
     group.add_argument("--end", type=float, metavar="SECONDS", help="use videos up to here")
 
@@ -59,7 +60,7 @@ def add_num_frames_flag(group: argparse._ActionsContainer) -> None:
 
 
 def add_sampling_flag(group: argparse._ActionsContainer) -> None:
-    """Add ``--sampling``: what the frames of a video are spread over."""
+    """Add ``--sampling``, which says over what the frames of a video are spread."""
     group.add_argument(
         "--sampling",
         choices=("index", "time"),
@@ -74,9 +75,9 @@ def add_backend_flag(group: argparse._ActionsContainer) -> None:
 
 
 def frame_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What was given of the flags above -> fields of :class:`videollama2.media.frames.FrameSampling`.
+    """Return the given ones of the flags above as fields of :class:`videollama2.media.frames.FrameSampling`.
 
-    That class checks the values, so ``--num-frames 0`` is refused in the same words by every command.
+    That class checks the values, so that every command refuses ``--num-frames 0`` with the same message.
     """
     options = {name: getattr(args, name, None) for name in ("num_frames", "start", "end", "sampling")}
     return {name: value for name, value in options.items() if value is not None}
@@ -84,16 +85,16 @@ def frame_options(args: argparse.Namespace) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class AnswerFlags:
-    """How answers are made, as the flags of :func:`add_answer_flags` say.
+    """The values of the flags of :func:`add_answer_flags`, which control how answers are generated.
 
     Attributes:
-        max_new_tokens: longest answer; None: what the command takes by itself.
-        temperature: 0 takes the likeliest token; above it, tokens are drawn.
-        top_p: share of the likeliest tokens that are drawn from; None: the default of who answers.
-        seed: makes drawn answers repeatable.
+        max_new_tokens: maximum length of an answer in tokens; None for the command's own default.
+        temperature: 0 takes the most likely token; above 0, tokens are sampled.
+        top_p: cumulative probability of the most likely tokens that are sampled from; None for the back end's default.
+        seed: seed that makes sampled answers reproducible.
 
     Raises:
-        ConfigError: a value out of range, named as its flag.
+        ConfigError: a value is out of range; the message names its flag.
     """
 
     max_new_tokens: int | None
@@ -103,7 +104,7 @@ class AnswerFlags:
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> AnswerFlags:
-        """The options that were given on a command line."""
+        """Take the options from a parsed command line."""
         return cls(args.max_new_tokens, args.temperature, args.top_p, args.seed)
 
     def __post_init__(self) -> None:
@@ -137,7 +138,7 @@ def add_answer_flags(
 
 
 def number(least: int) -> Callable[[str], int]:
-    """Type of a flag: a whole number of at least ``least``."""
+    """Return a type for flags: a whole number of at least ``least``."""
 
     def parse(text: str) -> int:
         try:
@@ -152,7 +153,7 @@ def number(least: int) -> Callable[[str], int]:
 
 
 def seconds(text: str) -> float:
-    """Type of a flag: seconds above 0."""
+    """Parse a flag's value as a number of seconds above 0."""
     try:
         value = float(text)
     except ValueError:
@@ -163,7 +164,7 @@ def seconds(text: str) -> float:
 
 
 def port(text: str) -> int:
-    """Type of a flag: a port."""
+    """Parse a flag's value as a port."""
     value = int(text) if text.isdecimal() else 0
     if not 1 <= value <= 65535:
         raise argparse.ArgumentTypeError(f"expected a port from 1 to 65535, got {text!r}")
@@ -171,7 +172,7 @@ def port(text: str) -> int:
 
 
 def address(text: str) -> str:
-    """Type of a flag: where a part of the installation listens, as ``http://host:port``."""
+    """Parse a flag's value as the address of a part of the installation, ``http://host:port``."""
     from urllib.parse import urlsplit
 
     try:

@@ -1,4 +1,4 @@
-"""Files of a model, which lies in a folder or in a repository of the Hugging Face hub."""
+"""Access to the files of a model in a folder or in a repository of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from videollama2.errors import CheckpointError, CheckpointNotFoundError, first_l
 from videollama2.stand_ins import HEAD_BYTES, stand_in
 
 OPTIONS = ("revision", "token", "cache_dir", "local_files_only")
-"""How a repository is reached; keyword arguments ``**hub`` of everything that opens one."""
+"""Options of access to a repository; the keyword arguments ``**hub`` of all functions that open one."""
 
 OPTIONS_OF_ANY_REPOSITORY = OPTIONS[1:]
-"""The options that also hold for the other repositories a model names: a revision belongs to one repository."""
+"""The options that also apply to other repositories named by a model, which excludes a revision."""
 
 _MAX_JSON_BYTES = 256 << 20
 
 
 def find_file(name_or_path: str | Path, filename: str, **hub: Any) -> Path | None:
-    """A model's file, local or from the hub; None where folder or repository has none.
+    """Return the path of a model's file, local or from the hub, or None if the folder or repository does not have it.
 
     Raises:
-        CheckpointNotFoundError: no such folder, and no such hub repository within reach.
+        CheckpointNotFoundError: there is no such folder, and no such hub repository can be reached.
     """
     if Path(name_or_path).is_dir():
         path = Path(name_or_path) / filename
@@ -42,18 +42,18 @@ def find_file(name_or_path: str | Path, filename: str, **hub: Any) -> Path | Non
 
 
 def first_file(name_or_path: str | Path, names: tuple[str, ...], **hub: Any) -> Path | None:
-    """The first of several files that is there, see :func:`find_file`."""
+    """Return the first of several files that exists, see :func:`find_file`."""
     return next((path for name in names if (path := find_file(name_or_path, name, **hub)) is not None), None)
 
 
 def read_json(path: Path, kind: type | UnionType = dict) -> Any:
-    """A JSON object from a file.
+    """Read a JSON value from a file.
 
     Args:
-        kind: what the file must hold.
+        kind: type that the value must have.
 
     Raises:
-        CheckpointError: the file cannot be read, or holds anything else.
+        CheckpointError: the file cannot be read, or holds a different type.
     """
     check_is_no_pointer(path)
     try:
@@ -70,10 +70,10 @@ def read_json(path: Path, kind: type | UnionType = dict) -> Any:
 
 
 def read_config(name_or_path: str | Path, **hub: Any) -> dict[str, Any]:
-    """The ``config.json`` of a model.
+    """Read the ``config.json`` of a model.
 
     Raises:
-        CheckpointNotFoundError: no such model. CheckpointError: it has no ``config.json``, or a damaged one.
+        CheckpointNotFoundError: there is no such model. CheckpointError: ``config.json`` is missing or damaged.
     """
     path = find_file(name_or_path, "config.json", **hub)
     if path is None:
@@ -82,7 +82,7 @@ def read_config(name_or_path: str | Path, **hub: Any) -> dict[str, Any]:
 
 
 def check_json_files(folder: str | Path) -> None:
-    """Find the damaged file of a folder, after a library failed on it without saying where.
+    """Look for a damaged file in a folder after a library failed on it without naming the file.
 
     Raises:
         CheckpointError: one of its JSON files cannot be read.
@@ -92,15 +92,15 @@ def check_json_files(folder: str | Path) -> None:
 
 
 def check_is_no_pointer(path: Path) -> None:
-    """Refuse the few lines of text that a clone without Git LFS leaves in place of a large file, and its like.
+    """Check that a large file is not a stand-in, such as the text that a clone without Git LFS leaves in its place.
 
     Raises:
-        CheckpointError: the file stands in place of another, see :func:`videollama2.stand_ins.stand_in`.
+        CheckpointError: the file is a stand-in, see :func:`videollama2.stand_ins.stand_in`.
     """
     try:
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
     except OSError:
-        return  # whoever opens it in earnest says why it cannot be read
+        return  # opening the file later reports why it cannot be read
     if (reason := stand_in(head)) is not None:
         raise CheckpointError(f"{path} {reason}")

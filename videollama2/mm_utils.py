@@ -1,6 +1,6 @@
-"""Names that programs written for the published code import from here; each is a thin face of a module of this package.
+"""Functions that programs written for the published code import from here. Each is a thin wrapper.
 
-New code takes pixels from the processor (``processor["video"](path)``) instead.
+New code should get pixels from the processor (``processor["video"](path)``) instead.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
 
 
 def process_image(image_path: Any, processor: Any, aspect_ratio: AspectRatio = "pad") -> torch.Tensor:
-    """Pixels (1, C, H, W) of an image (published function).
+    """Return the pixels (1, C, H, W) of an image (published function).
 
     Args:
         image_path: path, bytes or PIL image.
@@ -54,16 +54,16 @@ def process_video(
     aspect_ratio: AspectRatio = "pad",
     num_frames: int | None = NUM_FRAMES,
 ) -> torch.Tensor:
-    """Pixels (T, C, H, W) of a video (published function).
+    """Return the pixels (T, C, H, W) of a video (published function).
 
     Args:
-        video_path: whatever :func:`videollama2.media.video.open_video` opens.
+        video_path: anything that :func:`videollama2.media.video.open_video` opens.
         processor, aspect_ratio: as in :func:`process_image`.
         s, e: the clip's bounds in seconds.
-        num_frames: frames to choose; None: one per second.
+        num_frames: number of frames to sample; None for one per second.
 
     Raises:
-        MediaError: the video cannot be read, or not as asked.
+        MediaError: the video cannot be read, or not in the requested way.
     """
     clip = read_clip(video_path, FrameSampling(num_frames=num_frames, start=s, end=e))
     return _transform(processor)(clip.frames_THWC, aspect_ratio)
@@ -72,14 +72,15 @@ def process_video(
 def frame_sample(
     duration: int, mode: str = "uniform", num_frames: int | None = None, fps: float | None = None
 ) -> np.ndarray:
-    """Indices of the frames to look at, among ``duration`` frames (published function).
+    """Return the indices of the frames to sample from ``duration`` frames (published function).
 
     Args:
-        mode: ``uniform`` chooses ``num_frames`` over the whole length, ``fps`` one per second of ``fps`` frames.
+        mode: ``uniform`` spreads ``num_frames`` over the whole length, ``fps`` takes one per second, i.e. per ``fps``
+            frames.
 
     Raises:
-        ConfigError: an unknown mode, or the number that the mode needs is missing.
-        MediaError: a number out of its range.
+        ConfigError: the mode is unknown, or the number that it needs is missing.
+        MediaError: a number is out of range.
     """
     if mode == "uniform" and num_frames is not None:
         return np.array(uniform_indices(duration, num_frames))
@@ -89,7 +90,7 @@ def frame_sample(
 
 
 def expand2square(pil_img: Image.Image, background_color: tuple[int, int, int]) -> Image.Image:
-    """The image in the middle of a square of this colour (published function)."""
+    """Return the image centred on a square of this colour (published function)."""
     return Image.fromarray(pad_to_square(np.asarray(pil_img.convert("RGB")), background_color))
 
 
@@ -99,14 +100,14 @@ def tokenizer_multimodal_token(
     multimodal_token: str | None = DEFAULT_IMAGE_TOKEN,
     return_tensors: str | None = None,
 ) -> list[int] | torch.Tensor:
-    """Ids of a prompt in which every tag is its negative sentinel (published function).
+    """Return the token ids of a prompt, with its tags as negative sentinels (published function).
 
     Args:
         multimodal_token: ``<image>``, ``<video>`` or ``<audio>``; None reads the prompt as plain text.
         return_tensors: ``pt`` for a tensor (L,), None for a list.
 
     Raises:
-        PromptError: an unknown tag. ConfigError: an unknown kind of tensor.
+        PromptError: the tag is unknown. ConfigError: the kind of tensor is unknown.
     """
     ids = prompting.tokenizer_multimodal_token(prompt, tokenizer, multimodal_token)
     if return_tensors is None:
@@ -117,26 +118,27 @@ def tokenizer_multimodal_token(
 
 
 def get_model_name_from_path(model_path: str) -> str:
-    """The last part of a path, and the run's name before it where that is ``checkpoint-N`` (published function)."""
+    """Return the last part of a path, preceded by the run's name if it is ``checkpoint-N`` (published function)."""
     *before, last = model_path.strip("/").split("/")
     return f"{before[-1]}_{last}" if before and last.startswith("checkpoint-") else last
 
 
 class KeywordsStoppingCriteria(StoppingCriteria):
-    """Ends a sequence as soon as its answer contains a keyword (published class).
+    """Stops a sequence as soon as its answer contains a keyword (published class).
 
     Args:
         keywords: texts, which may be special tokens.
-        input_ids: the prompt, (B, L). ``generate`` leaves it out of its output where it was given embeddings.
+        input_ids: the prompt, (B, L). ``generate`` does not include it in its output if it was given embeddings.
     """
 
     def __init__(self, keywords: Sequence[str], tokenizer: Any, input_ids: torch.Tensor) -> None:
         self.keywords, self.tokenizer, self.prompt_BL = keywords, tokenizer, input_ids
-        # Every token but a special one adds a byte or more: a keyword that just ended lies within so many tokens.
+        # Every token except special ones adds at least one byte, so a keyword that just ended is within this many
+        # tokens.
         self._window = max((len(keyword.encode()) for keyword in keywords), default=0) + 1
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.BoolTensor:
-        """``done_B`` of the sequences so far."""
+        """Return ``done_B`` for the sequences so far."""
         length = self.prompt_BL.shape[1]
         has_prompt = input_ids.shape[1] >= length and torch.equal(
             input_ids[:, :length], self.prompt_BL.to(input_ids.device)

@@ -1,4 +1,4 @@
-"""Which of several processes this one is, as torchrun tells it: ``RANK``, ``WORLD_SIZE`` and ``LOCAL_RANK``."""
+"""The rank of this process among several, from torchrun's ``RANK``, ``WORLD_SIZE`` and ``LOCAL_RANK``."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from videollama2.errors import ConfigError
 
 
 def rank_and_world() -> tuple[int, int]:
-    """Number of this process and how many there are; (0, 1) without a launcher.
+    """Return the rank of this process and the number of processes; (0, 1) without a launcher.
 
     Raises:
-        ConfigError: the variables are no such numbers.
+        ConfigError: the variables are not valid numbers.
     """
     try:
         rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -23,7 +23,7 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def own_device() -> str | None:
-    """The GPU of this process where a launcher started several; None leaves the choice to whoever loads the model."""
+    """Return this process's GPU if a launcher started several processes; None leaves the choice to the loader."""
     local = os.environ.get("LOCAL_RANK")
     if local is None:
         return None

@@ -1,7 +1,7 @@
-"""Whether the Hugging Face hub can be reached, found out in seconds and before torch is imported.
+"""Finds out within seconds, and before torch is imported, whether the Hugging Face hub can be reached.
 
-The hub's own client tries every file of a model six times over half a minute; without a network that adds up to
-minutes of warnings before anything is said.
+The hub's own client tries every file of a model six times over half a minute. Without a network, this adds up to
+minutes of warnings before an error appears.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from typing import Any
 from videollama2.errors import CheckpointNotFoundError, first_line
 
 PATIENCE_S = 5.0
-"""Seconds after which the hub counts as out of reach."""
+"""Seconds after which the hub is considered unreachable."""
 
 _TELLING_FILES = ("config.json", "adapter_config.json")
 
 
 def hub_options(name_or_path: str | os.PathLike[str], **hub: Any) -> dict[str, Any]:
-    """Hub options with which a model is opened: with ``local_files_only`` where it is in the cache and no network is.
+    """Return the options for opening a model, with ``local_files_only`` if it is cached and the hub cannot be reached.
 
     Args:
-        name_or_path: folder or hub name; of a folder nothing is asked.
+        name_or_path: folder or hub name; nothing is checked for a folder.
         hub: ``revision``, ``token``, ``cache_dir``, ``local_files_only``.
 
     Raises:
-        CheckpointNotFoundError: neither a folder nor in the cache, and the hub cannot be reached.
+        CheckpointNotFoundError: it is neither a folder nor in the cache, and the hub cannot be reached.
     """
     name = os.fspath(name_or_path)
     if hub.get("local_files_only") or os.path.exists(name):
@@ -57,15 +57,15 @@ def _is_cached(name: str, hub: dict[str, Any]) -> bool:
     place = {"cache_dir": hub.get("cache_dir"), "revision": hub.get("revision")}
     try:
         return any(isinstance(try_to_load_from_cache(name, file, **place), str) for file in _TELLING_FILES)
-    except HFValidationError:  # no name that a repository can have
+    except HFValidationError:  # not a valid name of a repository
         return False
 
 
 @lru_cache
 def why_unreachable(address: str) -> str | None:
-    """Why a server cannot be reached; None where it answers, whatever it says."""
+    """Return why a server cannot be reached, or None if it replies in any way."""
     answers: list[str | None] = []
-    # A thread, as looking up a name has no time limit of its own.
+    # This runs in a thread, because resolving a name has no timeout of its own.
     asking = threading.Thread(target=lambda: answers.append(_ask(address)), daemon=True)
     asking.start()
     asking.join(PATIENCE_S)
@@ -81,7 +81,7 @@ def _ask(address: str) -> str | None:
         return None
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
-        # There is a server; whether its certificate is trusted, the hub's client decides by its own list.
+        # The server exists. Whether its certificate is trusted is decided by the hub's client, with its own list.
         if isinstance(reason, ssl.SSLError):
             return None
         return first_line(reason) if isinstance(reason, BaseException) else str(reason)

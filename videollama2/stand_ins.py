@@ -1,4 +1,4 @@
-"""What lies where a file should be: the pointers of Git LFS and the pages of web servers, called what they are."""
+"""Recognises files that stand in for others: pointers of Git LFS, and HTML pages saved in place of a download."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ _LFS_START = b"version https://git-lfs"  # source: specification of Git LFS, "Th
 _PAGE_STARTS = (b"<!doctype html", b"<html")
 
 HEAD_BYTES = 512
-"""As much of a file's beginning as :func:`stand_in` needs."""
+"""Number of bytes at the beginning of a file that :func:`stand_in` needs."""
 
 
 def stand_in(head: bytes) -> str | None:
-    """What the file is, as the end of a sentence about it, where it stands in place of the one that was meant.
+    """Return a description of a stand-in file, as the end of a sentence about the file; None for a real file.
 
     Args:
-        head: the first :data:`HEAD_BYTES` of the file, or all of a shorter one.
+        head: the first :data:`HEAD_BYTES` of the file, or the whole file if it is shorter.
     """
     if head.startswith(_LFS_START):
         return "is a Git LFS pointer, not the file itself: run git lfs pull in its repository"

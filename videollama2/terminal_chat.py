@@ -1,4 +1,4 @@
-"""The loop of a conversation in the terminal: commands, questions, Ctrl-C. Who answers is the subclass's part."""
+"""The loop of a chat in the terminal: commands, questions and Ctrl-C. Subclasses generate the answers."""
 
 from __future__ import annotations
 
@@ -21,47 +21,47 @@ HELP_WITH_SOUND = _HELP.format(audio="/audio PATH   ask about a sound\n")
 
 
 class TerminalChat(ABC):
-    """One conversation.
+    """A conversation in the terminal.
 
     Args:
-        out: where answers and notices go; None: the standard output.
+        out: stream for answers and notices; None for standard output.
     """
 
     help = greeting = HELP
     kinds: tuple[str, ...] = (VIDEO, IMAGE)
-    """Kinds of media that can be asked about."""
+    """Kinds of media that questions can be about."""
     errors: tuple[type[Exception], ...] = (VideoLlama2Error,)
-    """Told in a line, after which the conversation goes on."""
+    """Errors that are reported on one line, after which the conversation continues."""
 
     def __init__(self, out: TextIO | None = None) -> None:
         self.out = out or sys.stdout
         self.messages: list[dict[str, Any]] = []
-        """What was said, OpenAI-style."""
+        """The conversation so far, in OpenAI's form."""
         self._media: list[dict[str, Any]] = []
 
     @abstractmethod
     def read_medium(self, kind: str, path: str) -> tuple[dict[str, Any], str]:
-        """Open a file at once: a wrong path is best told before the question is written.
+        """Open a file immediately, so that a wrong path is reported before the user writes a question.
 
         Args:
             kind: one of :attr:`kinds`.
 
         Returns:
-            Its part of a message, and what the user is told about it.
+            The file as a part of a message, and a text about it for the user.
         """
 
     @abstractmethod
     def stream(self, messages: list[dict[str, Any]], pieces: list[str]) -> None:
-        """Have ``messages`` answered: :meth:`show` each piece of text and add it to ``pieces`` as it comes.
+        """Answer ``messages``: :meth:`show` each piece of text and add it to ``pieces`` as it arrives.
 
         Raises:
-            KeyboardInterrupt: the user stopped it; no more will come and ``pieces`` is whole.
+            KeyboardInterrupt: the user stopped the answer; no more text will come, and ``pieces`` is complete.
         """
 
     def run(self, read: Callable[[str], str] = input) -> None:
         """Read lines until ``/quit`` or the end of input."""
         with suppress(ImportError):
-            import readline  # noqa: F401 - lines can be edited and called back where the system has it
+            import readline  # noqa: F401 - it adds line editing and history, if available
         self.say(self.greeting)
         while True:
             try:
@@ -81,7 +81,7 @@ class TerminalChat(ABC):
                     self.say("\n(stopped)")
 
     def handle(self, line: str) -> None:
-        """One command or question. Errors are told, and the conversation goes on."""
+        """Handle one command or question. Errors are reported, and the conversation continues."""
         command, _, rest = line.partition(" ")
         try:
             if command[1:] in self.kinds and command[0] == "/":
@@ -99,22 +99,22 @@ class TerminalChat(ABC):
             self.say(f"error: {error}")
 
     def attach(self, kind: str, path: str) -> None:
-        """Put a file before the next question.
+        """Attach a file to the next question.
 
         Raises:
-            VideoLlama2Error: it cannot be read.
+            VideoLlama2Error: the file cannot be read.
         """
         part, note = self.read_medium(kind, path)
         self._media.append(part)
         self.say(f"({kind} {path}, {note})" if note else f"({kind} {path})")
 
     def show(self, text: str) -> None:
-        """A piece of an answer."""
+        """Print a piece of an answer."""
         self.out.write(text)
         self.out.flush()
 
     def say(self, text: str) -> None:
-        """A line for the user."""
+        """Print a line for the user."""
         print(text, file=self.out, flush=True)
 
     def _ask(self, question: str) -> None:
@@ -127,7 +127,8 @@ class TerminalChat(ABC):
         except KeyboardInterrupt:
             note = " (stopped)"
         finally:
-            # What was said stays said, also where it was cut short; without a word, the question is taken back.
+            # An answer that was cut short stays in the conversation. If there was no text at all, the question is
+            # removed.
             text = "".join(pieces)
             if text.strip():
                 self.messages = [*messages, {"role": "assistant", "content": text}]

@@ -1,4 +1,4 @@
-"""Where the encoders of a checkpoint are that only names them: beside it, on the hub, or known without looking."""
+"""Finds the encoders that a checkpoint only names: beside the checkpoint, on the hub, or from built-in values."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from videollama2.model.encoders import known_vision_config
 
 
 def find_tower(name: str, checkpoint: str | Path | None) -> Path | None:
-    """Folder of the vision encoder ``name``: as given or beside the checkpoint; else None."""
+    """Return the folder of the vision encoder ``name``, as given or beside the checkpoint; None if there is none."""
     return next((place for place in _places(name, checkpoint) if (place / "config.json").is_file()), None)
 
 
 def _places(name: str, checkpoint: str | Path | None) -> list[Path]:
-    """Where an encoder may lie: as given, and beside the checkpoint (its own folder and the two above)."""
+    """Return an encoder's possible places: as given, and beside the checkpoint (its own folder and the two above)."""
     places = [Path(name)]
     if checkpoint and Path(checkpoint).is_dir():
         folder = Path(checkpoint).resolve()
@@ -36,14 +36,14 @@ def _with_audio_fields(config_dict: dict[str, Any], checkpoint: str | Path | Non
 def complete_flat_dict(config_dict: dict[str, Any], checkpoint: str | Path | None, **hub: Any) -> dict[str, Any]:
     """Add ``vision_config`` to a flat dict from the folder or hub repository that ``mm_vision_tower`` names.
 
-    ``audio_config`` comes from the JSON file beside the file that ``mm_audio_tower`` names, where there is one.
+    ``audio_config`` is read from the JSON file beside the file that ``mm_audio_tower`` names, if there is one.
 
     Args:
-        checkpoint: folder or hub name the dict came from; the encoder's folder may lie beside it.
-        hub: of :data:`videollama2.hub.OPTIONS_OF_ANY_REPOSITORY`. ``AutoConfig`` hands none on.
+        checkpoint: folder or hub name from which the dict came; the encoder's folder may be beside it.
+        hub: the options :data:`videollama2.hub.OPTIONS_OF_ANY_REPOSITORY`. ``AutoConfig`` passes none on.
 
     Raises:
-        CheckpointNotFoundError: the encoder is neither a folder nor a repository within reach.
+        CheckpointNotFoundError: the encoder is neither a folder nor a repository that can be reached.
     """
     config_dict = _with_audio_fields(config_dict, checkpoint)
     name = config_dict.get("mm_vision_tower")

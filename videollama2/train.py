@@ -3,8 +3,8 @@
     python -m videollama2.train --model_path LANGUAGE_MODEL --vision_tower ENCODER --data_path FILE.json \\
         --output_dir DIR
 
-``--help`` lists the flags. The same command again goes on from the last whole checkpoint in ``--output_dir``; a command
-that differs in anything that matters is refused there (:mod:`videollama2.training.identity`).
+``--help`` lists the flags. Running the same command again continues from the last complete checkpoint in
+``--output_dir``. A command that differs in anything relevant is refused (:mod:`videollama2.training.identity`).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from functools import partial
 from pathlib import Path
 
 if not __package__:
-    # Run as a file, Python looks for modules beside it instead of in the folder that holds the package.
+    # For a script, Python adds its own folder to the module path, and not the folder that holds the package.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-# Loader workers are forked; tokenizers would warn about it on every run.
+# Loader workers are forked, and tokenizers would warn about this in every run.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
@@ -51,12 +51,12 @@ from videollama2.training.trainer import VideoLlama2Trainer
 
 
 def train(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> None:
-    """One whole run; the result lies in ``training_args.output_dir``. Of a run that is finished, nothing is changed.
+    """Run a training; the result is written to ``training_args.output_dir``. A finished run is left unchanged.
 
     Raises:
-        VideoLlama2Error: data, weights or flags that break a rule, or an output folder that holds another run.
-        StoppedBySignalError: the run was told to stop, and has written a checkpoint. StoppedElsewhereError: another
-            process of it has met an error.
+        VideoLlama2Error: data, weights or flags violate a rule, or the output folder holds another run.
+        StoppedBySignalError: the run received a signal, and has written a checkpoint. StoppedElsewhereError: another
+            process of the run has met an error.
     """
     out = Path(training_args.output_dir)
     with ExitStack() as stack:
@@ -73,7 +73,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
 def _begin(
     model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments, stack: ExitStack
 ) -> tuple[RunIdentity, Start]:
-    """What the run is and where it begins; unless it is finished, the output folder is this process's afterwards."""
+    """Return the run's identity and its start. Unless the run is finished, this process then owns the output folder."""
     identity = RunIdentity.of(model_args, data_args, training_args)
     out = Path(training_args.output_dir)
 
@@ -86,7 +86,7 @@ def _begin(
     if (found := start()).is_finished:
         return identity, found
     stack.enter_context(locked(out))
-    return identity, start()  # what another run has done to the folder until it was locked counts
+    return identity, start()  # looked up again: another run may have written before the lock
 
 
 def _run(
@@ -103,7 +103,7 @@ def _run(
         if start.checkpoint:
             print(f"going on from {start.checkpoint}", flush=True)
     out = Path(training_args.output_dir)
-    # Not only weights are written: the log fills a disk too.
+    # This covers more than the writing of weights, because the log can fill a disk too.
     with signals, told_when_full(out):
         trainer.train(resume_from_checkpoint=start.checkpoint)
         trainer.save_model(training_args.output_dir)
@@ -122,8 +122,8 @@ def _build_trainer(
     identity: RunIdentity,
     signals: StopSignals,
 ) -> VideoLlama2Trainer:
-    """Read the records, then the model; the output folder holds the record of the run afterwards."""
-    # Annotations first: a wrong one is found in seconds, before gigabytes of weights are read.
+    """Read the records, then build the model and the trainer; afterwards the output folder describes the run."""
+    # Annotations come first: a faulty one is found in seconds, before gigabytes of weights are read.
     skipped: list[str] | None = [] if data_args.on_bad_sample == "skip" else None
     first = training_args.local_process_index == 0
     read = partial(read_sets, data_folder=data_args.data_folder, skipped=skipped, progress=first)
@@ -161,10 +161,10 @@ def _build_trainer(
 
 
 def end_together(accelerator: Accelerator) -> None:
-    """Every process stays until the first one has written, and leaves its group before Python ends.
+    """Make every process wait until the first one has written, and leave the process group before Python exits.
 
-    A launcher stops all processes when one ends badly, and one whose group's threads outlive Python may: the first
-    would be stopped while it writes.
+    A launcher stops all processes if one exits with an error, which may happen to a process whose group's threads
+    outlive Python. The first process would then be stopped while it writes.
     """
     accelerator.wait_for_everyone()
     if torch.distributed.is_initialized():
@@ -175,20 +175,20 @@ def _plot(out: Path) -> None:
     try:
         plot_losses(out)
     except MissingDependencyError as error:
-        print(f"not drawn: {error}", file=sys.stderr)  # all that was trained has been written
+        print(f"not drawn: {error}", file=sys.stderr)  # the trained weights have already been written
 
 
 def _stage(model_args: ModelArguments) -> str:
-    """How records become labels, see :func:`videollama2.prompting.training_ids`."""
+    """Return the rule by which records become labels, see :func:`videollama2.prompting.training_ids`."""
     if not model_args.tune_mm_mlp_adapter:
         return "finetune"
     return {"published": "pretrain", "answer": "pretrain_answer"}[model_args.pretrain_labels]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0, or 2 after one line that says what is wrong.
+    """Run the command; return the exit code: 0, or 2 after a one-line error.
 
-    A bare ``--debug`` shows the traceback instead (with a value it is transformers' flag of that name).
+    A bare ``--debug`` shows the traceback instead. With a value, ``--debug`` is transformers' flag of that name.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = _take_bare_debug(arguments)
@@ -203,7 +203,7 @@ def _train_and_tell(arguments: Sequence[str]) -> int:
             print(stop, file=sys.stderr)
         return stop.exit_code
     except StoppedElsewhereError:
-        return USER_ERROR  # the process that met the error tells it
+        return USER_ERROR  # the process that met the error reports it
     return 0
 
 

@@ -1,9 +1,9 @@
-"""``disable_torch_init``, which programs written for the published code call before they load a model."""
+"""``disable_torch_init``, which programs written for the published code call before loading a model."""
 
 
 def disable_torch_init() -> None:
-    """Kept for its callers; there is nothing left to switch off.
+    """Do nothing. The function is kept for existing callers.
 
-    The published function replaced the initialisation of torch's layers for the whole process, to save time while
-    loading. transformers now builds models without initialising weights that a file provides.
+    The published function replaced the initialisation of torch's layers in the whole process to save loading time.
+    transformers now builds models without initialising weights that are read from a file.
     """

@@ -1,8 +1,8 @@
-"""``videollama2 data check``: everything that is wrong with annotation files, and how long their records are.
+"""``videollama2 data check``: reports all problems in annotation files, and the lengths of their records.
 
     videollama2 data check train.json --data-folder /data/videos --model-path DAMO-NLP-SG/VideoLLaMA2.1-7B-16F
 
-Every file that a record names is opened; ``--decode`` also decodes its first and last frame, ``--quick`` opens none.
+Every file that a record names is opened. ``--decode`` also decodes its first and last frame; ``--quick`` opens none.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from videollama2.errors import CheckpointNotFoundError, ConfigError, DataError
 from videollama2.flags import number
 
 MediaCheck = Literal["quick", "open", "decode"]
-"""How closely the files that records name are looked at."""
+"""How thoroughly the files named by records are checked."""
 
 _BARS = 10
 _BAR_WIDTH = 40
 
 _TEMPLATE_TOKENS = 32
-"""More than a chat template adds at the beginning, and to each turn; lengths are counted without it."""
+"""Upper bound of the tokens that a chat template adds at the start and for each turn; lengths exclude them."""
 
 
 @dataclass
 class Report:
-    """What a check says.
+    """The result of a check.
 
     Attributes:
-        modalities: records that are right, by :func:`modality`.
-        wrong: records that are not.
-        problems: lines that name file, record and rule; several records that name one broken file share a line.
-        remarks: lines about files that are damaged and can be used.
-        unread: keys that nobody reads, with the number of their records (of turns, for ``conversations.KEY``).
-        decoded, seconds: files that were decoded, and how long that took.
+        modalities: number of valid records by :func:`modality`.
+        wrong: number of invalid records.
+        problems: lines that name file, record and rule. Records that name the same broken file share a line.
+        remarks: lines about files that are damaged but usable.
+        unread: unknown keys with the number of their records (of turns, for ``conversations.KEY``).
+        decoded, seconds: number of decoded files, and the time it took.
     """
 
     modalities: Counter[str] = field(default_factory=Counter)
@@ -56,7 +56,7 @@ class Report:
     seconds: float = 0.0
 
     def text(self) -> str:
-        """The report as it is printed."""
+        """Return the report as text for printing."""
         good = sum(self.modalities.values())
         counts = ", ".join(f"{count} {name}" for name, count in sorted(self.modalities.items())) or "none"
         lines = [f"{_number(good + self.wrong, 'record')}, {good} of them right: {counts}"]
@@ -91,17 +91,17 @@ def check_files(
     media: MediaCheck = "open",
     workers: int = 1,
 ) -> Report:
-    """Read annotation files as training does, and collect every problem instead of stopping at the first ones.
+    """Read annotation files as training does, but collect all problems instead of stopping at the first ones.
 
     Args:
         files: see :func:`videollama2.data.rows.read_rows`.
-        data_folder: what media paths are relative to; default each file's own folder.
-        processor: of the model to be trained; without it no lengths are counted.
-        max_length: tokens of one sample; longer records are counted, and those whose answers are all cut off are
-            problems, since training stops there.
-        progress: show a bar for what takes longer than seconds.
+        data_folder: folder to which media paths are relative; by default each file's own folder.
+        processor: processor of the model to be trained; without it, no lengths are computed.
+        max_length: maximum tokens of one sample. Longer records are counted. Those whose answers are cut off completely
+            are problems, because training would stop at them.
+        progress: show a progress bar for anything that takes longer than a few seconds.
         media: ``open`` reads the first packet of every file, ``decode`` its first and last frame, ``quick`` neither.
-        workers: processes that decode.
+        workers: number of processes that decode.
     """
     report = Report()
     for file in files:
@@ -110,7 +110,7 @@ def check_files(
         try:
             (records,) = read_sets([file], data_folder, problems, progress, report.unread)
         except DataError as error:
-            # A file of bad records alone has told each of them already.
+            # If a file has only bad records, each of them has been reported already.
             if not problems:
                 report.problems.append(str(error))
         report.wrong += len(problems)
@@ -128,7 +128,7 @@ def check_files(
 def _check_media(
     report: Report, records: Sequence[Record], decode: bool, workers: int, progress: bool
 ) -> Sequence[Record]:
-    """Add what is wrong with the files of records; returns the records whose files are right."""
+    """Add the problems of media files to the report, and return the records whose files are all usable."""
     from videollama2.data.files_check import check_media_files
 
     checked = check_media_files((m for record in records for m in record.media), decode, workers, progress)
@@ -159,8 +159,8 @@ def _check_media(
 def _count_lengths(
     report: Report, records: Sequence[Record], processor: Any, max_length: int | None
 ) -> Iterator[Record]:
-    """Add to the report's lengths; gives the records that keep an answer within ``max_length``."""
-    # The command line declares this command at every start: nothing heavy before it runs.
+    """Add to the report's lengths, and yield the records that keep an answer within ``max_length``."""
+    # Imported here because the command line imports this module at every start, which must stay fast.
     from videollama2.data.dataset import VideoInstructionDataset
 
     unlimited = VideoInstructionDataset(records, processor, max_length=1 << 30)
@@ -183,13 +183,13 @@ def _count_lengths(
 
 
 def modality(record: Record) -> str:
-    """``video``, ``image``, ``several media`` or ``text only``."""
+    """Return ``video``, ``image``, ``several media`` or ``text only``."""
     kinds = record.kinds
     return "text only" if not kinds else kinds[0] if len(kinds) == 1 else "several media"
 
 
 def histogram(values: Sequence[int]) -> list[str]:
-    """Lines of a histogram with at most ten bars of equal width."""
+    """Return the lines of a histogram with at most ten bars of equal width."""
     low, high = min(values), max(values)
     step = max(1, -(-(high - low + 1) // _BARS))
     bars = Counter((value - low) // step for value in values)
@@ -203,7 +203,7 @@ def histogram(values: Sequence[int]) -> list[str]:
 
 
 def add_data_commands(subparsers: Any) -> None:
-    """Add ``data check`` to the command line; the handler returns 1 where there is any problem."""
+    """Add ``data check`` to the command line; the handler returns 1 if there is a problem."""
     parser = subparsers.add_parser("data", help="annotation files for training")
     commands = parser.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
     check = commands.add_parser("check", help="tell everything that is wrong with annotation files")

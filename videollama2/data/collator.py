@@ -1,4 +1,4 @@
-"""Samples -> one batch, padded on the right."""
+"""Joins training samples into a batch that is padded on the right."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from videollama2.processing import collate
 class TrainingCollator:
     """Joins samples of :class:`videollama2.data.dataset.VideoInstructionDataset`.
 
-    Shapes: see :func:`videollama2.processing.collate`.
-    ``pad_token_id`` may be any id: the mask hides it. ``bad_samples``, where there are any, lists why records were
-    left out; it is taken off again before the model sees the batch.
+    For the shapes see :func:`videollama2.processing.collate`. ``pad_token_id`` may be any id, since padding is masked.
+    ``bad_samples`` is present only if records were skipped, and lists the reasons; it is removed before the batch
+    reaches the model.
     """
 
     pad_token_id: int

@@ -1,4 +1,4 @@
-"""Records -> training samples: ids with placeholders, labels and pixels."""
+"""Turns records into training samples: ids with placeholders, labels and pixels."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from videollama2.prompting import training_ids
 _SENTINELS = frozenset(kind.sentinel for kind in KINDS.values())
 
 _TEXTS_AT_ONCE = 1000
-"""Texts that are tokenised in one call when only their lengths are wanted."""
+"""Number of texts tokenised in one call when only their lengths are needed."""
 
 Sample = dict[str, Any]
 
 
 class VideoInstructionDataset(Dataset):
-    """Map-style set of ``{"input_ids", "labels", "media"}``.
+    """A map-style dataset of ``{"input_ids", "labels", "media"}``.
 
     ``input_ids`` and ``labels`` are lists of equal length, at most ``max_length``; ``media`` lists ``(kind,
     pixels_TCHW)`` in reading order.
 
-    The index ``len(dataset)`` stands for nothing: one token without label. Samplers fill the last batch with it, so
-    that no record is seen twice and every process has as many batches. A record left out by ``skip_bad`` becomes
-    nothing too, with ``"bad"`` saying why; it is never replaced by another record.
+    The index ``len(dataset)`` returns an empty sample: one token without a label. Samplers fill the last batch with it,
+    so that no record is seen twice and every process has the same number of batches. A record that ``skip_bad`` leaves
+    out is also replaced by an empty sample, with the reason under ``"bad"``, and never by another record.
 
     Args:
         records: from :func:`videollama2.data.records.read_records`.
-        processor: of the model to be trained; its configuration says frames, connector and shape of images.
-        max_length: tokens of one sample, visual ones included.
+        processor: processor of the model to be trained; its configuration gives frames, connector and image shape.
+        max_length: maximum tokens of one sample, including visual ones.
         stage: see :func:`videollama2.prompting.training_ids`.
-        skip_bad: a record that cannot be used becomes nothing instead of an error.
+        skip_bad: replace unusable records by empty samples instead of raising an error.
 
     Raises:
-        DataError: there is no record.
+        DataError: there are no records.
     """
 
     def __init__(
@@ -70,7 +70,8 @@ class VideoInstructionDataset(Dataset):
         """Read and tokenise one record.
 
         Raises:
-            DataError: names the record; a file that cannot be read, or no labelled token in ``max_length``.
+            DataError: a file cannot be read, or no labelled token fits into ``max_length``; the message names the
+                record.
         """
         if index == len(self.records):
             return self._nothing()
@@ -91,7 +92,7 @@ class VideoInstructionDataset(Dataset):
         return {"input_ids": ids, "labels": labels, "media": [(m.kind, self._pixels(m)) for m in media]}
 
     def tokens(self, record: Record) -> tuple[list[int], list[int], tuple[Medium, ...]]:
-        """Ids with placeholders, labels, and the media that are left within ``max_length``; no file is read.
+        """Return ids with placeholders, labels, and the media that fit into ``max_length``; no file is read.
 
         Raises:
             DataError: no labelled token is left.
@@ -103,7 +104,7 @@ class VideoInstructionDataset(Dataset):
         ids, labels = ids[:kept], labels[:kept]
         media = record.media[: sum(token in _SENTINELS for token in ids)]
         ids, labels = expand_placeholders(ids, counts[: len(media)], config, labels)
-        # The first token is predicted from nothing, so a label there is none.
+        # Nothing precedes the first token, so it is never predicted and its label does not count.
         if all(label == IGNORE_INDEX for label in labels[1:]):
             raise DataError(f"no labelled token within the {self.max_length} tokens of model_max_length")
         return ids, labels, media
@@ -113,15 +114,15 @@ class VideoInstructionDataset(Dataset):
 
     @cached_property
     def visual_lengths(self) -> Sequence[int]:
-        """Visual tokens per record."""
+        """Number of visual tokens of each record."""
         config = self.processor.model_config
         return array("q", (sum(media_tokens(config, kind) for kind in record.kinds) for record in self.records))
 
     @cached_property
     def lengths(self) -> Sequence[int]:
-        """Tokens per record, visual ones included: what batches are grouped by.
+        """Number of tokens of each record, including visual ones, by which batches are grouped.
 
-        The text is counted without the chat template, which adds about the same to every record.
+        The text is counted without the chat template, which adds about the same number to every record.
         """
         lengths = array("q")
         texts = ("\n".join(turn["value"] for turn in record.conversations) for record in self.records)
@@ -132,9 +133,9 @@ class VideoInstructionDataset(Dataset):
 
 
 def fit_length(ids: Sequence[int], counts: Sequence[int], max_length: int) -> int:
-    """How many of ``ids`` fit into ``max_length`` without cutting a medium in two.
+    """Return how many of ``ids`` fit into ``max_length`` without cutting through a medium.
 
-    Media are sentinels in ``ids`` and take ``counts`` tokens each.
+    Media are sentinels in ``ids``, which will expand to ``counts`` tokens each.
     """
     remaining = iter(counts)
     length = 0

@@ -1,4 +1,4 @@
-"""Whether the files that records name can be read: each is opened once, however many records name it."""
+"""Checks whether the files named by records can be read. Each file is opened once, however many records name it."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from videollama2.errors import DataError, MediaError
 from videollama2.media.probe import check_decodes, check_opens
 
 _OPENERS = 16
-"""Threads that open files, which is mostly waiting."""
+"""Number of threads that open files, which consists mostly of waiting."""
 _FILES_EACH = 16
-"""Files that one task decodes."""
+"""Number of files that one task decodes."""
 
 
 @dataclass
 class FilesChecked:
-    """What opening or decoding files said.
+    """The result of opening or decoding files.
 
     Attributes:
-        problems: medium -> why it cannot be used.
-        remarks: medium -> what is damaged in it, though it can be used.
-        count: files looked at.
-        seconds: how long that took.
+        problems: unusable media, each with the reason.
+        remarks: damaged but usable media, each with a description.
+        count: number of files that were checked.
+        seconds: time that this took.
     """
 
     problems: dict[Medium, str] = field(default_factory=dict)
@@ -44,12 +44,13 @@ def check_media_files(media: Iterable[Medium], decode: bool, workers: int, progr
     """Open or decode each medium once.
 
     Args:
-        media: may repeat.
-        decode: also decode first and last frame, in ``workers`` processes; else only open, in threads.
-        progress: show a bar where that takes longer than seconds.
+        media: the media; repeated ones are checked once.
+        decode: also decode the first and last frame, in ``workers`` processes; otherwise files are only opened, in
+            threads.
+        progress: show a progress bar if this takes longer than a few seconds.
 
     Raises:
-        DataError: a process that decodes died.
+        DataError: a decoding process died.
     """
     distinct = list(dict.fromkeys(media if decode else (Medium(medium.kind, medium.path) for medium in media)))
     checked, begin = FilesChecked(count=len(distinct)), time.perf_counter()
@@ -81,7 +82,7 @@ _Finding = tuple[Medium, str | None, list[str]]
 
 def _executor(decode: bool, workers: int) -> Executor:
     if decode:
-        # Not forked: this process has threads, and a fork would copy their locks as they are.
+        # The processes are not forked: this process has threads, whose locks a fork would copy in their current state.
         return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
     return ThreadPoolExecutor(_OPENERS)
 

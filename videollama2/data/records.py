@@ -1,18 +1,18 @@
-"""Annotation files -> checked records.
+"""Reads annotation files and checks their records.
 
-The format is a JSON list, or JSON Lines, of::
+An annotation file is a JSON list, or JSON Lines, of::
 
     {"id": ..., "video" | "image": path or list of paths, "start": seconds, "end": seconds, "system": text,
      "conversations": [{"from": "human" | "gpt", "value": ...}, ...]}
 
-A record without ``video`` and ``image`` is text only. Paths are relative to the data folder. Whether a file
-is an image or a video is read from the file itself, so an image under ``video`` is one. A record may hold
-both keys; then each tag takes the next path of its own key. ``videos`` and ``images``, the names that other
-programs use, mean the same. ``start`` and ``end`` bound the part of its videos that is looked at. A text under
-``system`` (or ``system_prompt``) stands in front of the conversation, as does a first turn from ``system``.
+A record without ``video`` and ``image`` is text only. Paths are relative to the data folder. Whether a file is an
+image or a video is determined from its content, so an image under ``video`` is treated as an image. If a record has
+both keys, each tag takes the next path of its own key. ``videos`` and ``images``, the names that other programs use,
+are synonyms. ``start`` and ``end`` select a part of the record's videos. A text under ``system`` (or
+``system_prompt``) is placed before the conversation, as is a first turn from ``system``.
 
-Keys that would change what is learned, and that nothing here reads, are refused by name; others, such as the name of
-the source, may be there and are counted by ``videollama2 data check``.
+Unsupported keys that would change what is learned are refused by name. Others, such as the name of the source, are
+allowed, and ``videollama2 data check`` counts them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from videollama2.media.sources import kind_of_path
 from videollama2.prompting import SPEAKERS, conversation_messages
 
 MEDIA_KEYS = {key: kind for kind in KINDS for key in (kind, f"{kind}s")}
-"""Keys that hold media, and the kind whose tag each of their paths has in the text."""
+"""Keys that hold media, with the kind whose tag represents each of their paths in the text."""
 
 _SYSTEM_KEYS = ("system", "system_prompt")
 READ_KEYS = frozenset(("id", "conversations", "start", "end", *_SYSTEM_KEYS, *MEDIA_KEYS))
@@ -52,13 +52,13 @@ _REFUSED_KEYS = {
     **{key: "sound is not read" for key in ("audio", "audios") if key not in MEDIA_KEYS},
     **dict.fromkeys(("image_path", "video_path", "audio_path", "image_file", "video_file"), _PATHS_ELSEWHERE),
 }
-"""Keys of other formats that hold media, and why they are refused."""
+"""Keys of other formats that hold media, with the reason why they are refused."""
 
 SHOWN_PROBLEMS = 10
-"""Problems that one error message lists; the others are counted."""
+"""Maximum number of problems listed in one error message; further ones are only counted."""
 
 _READERS = 16
-"""Threads that open files where that is mostly waiting, as on a file server."""
+"""Number of threads that read files if this is mostly waiting, as on a file server."""
 _ROWS_EACH = 64
 
 _TAG = re.compile("|".join(map(re.escape, TAGS.values())))
@@ -66,7 +66,7 @@ _TAG = re.compile("|".join(map(re.escape, TAGS.values())))
 
 @dataclass(frozen=True, slots=True)
 class Medium:
-    """One file of a record; ``kind`` is ``image`` or ``video``, ``start`` and ``end`` bound a video, in seconds."""
+    """One file of a record. ``kind`` is ``image`` or ``video``; ``start`` and ``end`` bound a video, in seconds."""
 
     kind: str
     path: str
@@ -75,14 +75,14 @@ class Medium:
 
     @property
     def options(self) -> dict[str, float]:
-        """What the processor is told besides the path."""
+        """The options that the processor receives in addition to the path."""
         bounds = {"start": self.start, "end": self.end}
         return {name: value for name, value in bounds.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One checked annotation; ``media`` are in the order of the tags in ``conversations``."""
+    """One checked annotation. ``media`` are in the order of their tags in ``conversations``."""
 
     id: str
     source: str
@@ -91,7 +91,7 @@ class Record:
 
     @property
     def name(self) -> str:
-        """How messages call this record: file and id."""
+        """The record's name in messages: file and id."""
         return f"{self.source}: record {self.id!r}"
 
     @property
@@ -100,13 +100,13 @@ class Record:
 
 
 class PackedRecords(Sequence[Record]):
-    """Records in one block of memory, made into objects when they are asked for.
+    """Records packed into one block of memory, which become objects only when they are accessed.
 
-    Sets of pretraining have millions of records. As objects they take several times the memory, and take it again in
-    each loader worker: counting references writes beside every object, which copies a forked process's memory.
+    Pretraining sets have millions of records. As objects they would take several times the memory, and again as much in
+    each loader worker: reference counts are stored in the objects, so that counting copies a forked process's memory.
 
     Args:
-        source: the annotation file of all of them.
+        source: the annotation file of all records.
     """
 
     def __init__(self, source: str) -> None:
@@ -115,7 +115,7 @@ class PackedRecords(Sequence[Record]):
         self._ends = array("Q", [0])
 
     def append(self, record: Record) -> None:
-        """Add one record of ``source``."""
+        """Append one record of ``source``."""
         media = tuple((medium.kind, medium.path, medium.start, medium.end) for medium in record.media)
         self._block += pickle.dumps((record.id, media, record.conversations), pickle.HIGHEST_PROTOCOL)
         self._ends.append(len(self._block))
@@ -142,7 +142,7 @@ class PackedRecords(Sequence[Record]):
 def read_records(
     files: Sequence[str | os.PathLike[str]], data_folder: str | os.PathLike[str] | None = None
 ) -> list[Record]:
-    """All records of several annotation files, in order; see :func:`read_sets`."""
+    """Return all records of several annotation files, in order; see :func:`read_sets`."""
     return [record for records in read_sets(files, data_folder) for record in records]
 
 
@@ -153,18 +153,18 @@ def read_sets(
     progress: bool = False,
     unread: Counter[str] | None = None,
 ) -> list[PackedRecords]:
-    """The records of each annotation file.
+    """Return the records of each annotation file.
 
     Args:
         files: JSON lists or JSON Lines.
-        data_folder: what media paths are relative to; default each annotation file's own folder.
-        skipped: where given, records that break a rule are left out and their problems are appended here.
-        progress: show a bar for each file that takes longer than seconds.
-        unread: where given, keys that nobody reads are counted here, those of turns as ``conversations.KEY``.
+        data_folder: folder to which media paths are relative; by default each annotation file's own folder.
+        skipped: if given, records that violate a rule are left out, and their problems are appended to this list.
+        progress: show a progress bar for each file that takes longer than a few seconds.
+        unread: if given, unknown keys are counted here, those of turns as ``conversations.KEY``.
 
     Raises:
-        DataError: a file that cannot be read or holds no usable record; or, without ``skipped``, records that
-            break a rule, each named with it.
+        DataError: a file cannot be read or holds no usable record; or, without ``skipped``, records violate a rule,
+            and each is named with it.
     """
     problems: list[str] = []
     sets = [_read_set(file, data_folder, problems, progress, unread) for file in files]
@@ -200,7 +200,8 @@ def _read_set(
         ThreadPoolExecutor(_READERS) as readers,
         tqdm(desc=f"reading {source}", unit=" records", delay=2, disable=hides_bar(progress)) as bar,
     ):
-        # Files that are near are read sooner by one thread alone: several would wait for each other.
+        # Reading begins with one thread, which is fastest for local files, because several would wait for each other
+        # (GIL). If the first part shows that the time was spent waiting for a file server, the thread pool takes over.
         run: Callable[..., Iterable[list[Record | str]]] = map
         while parts := list(islice(_parts(rows), 2 * _READERS)):
             if unread is not None:
@@ -238,16 +239,16 @@ def _record_or_problem(raw: Any, number: int, source: str, folder: Path) -> Reco
 
 
 def parse_record(raw: Any, number: int, source: str, folder: Path) -> Record:
-    """Check one row.
+    """Check one row and return its record.
 
     Args:
         raw: the row as read.
-        number: its place in the file from 0, which names it where it has no id.
+        number: its index in the file from 0, which names it if it has no id.
         source: the annotation file.
-        folder: what its media paths are relative to.
+        folder: folder to which its media paths are relative.
 
     Raises:
-        DataError: names file, record and rule.
+        DataError: the row violates a rule; the message names file, record and rule.
     """
     name = raw.get("id", f"#{number}") if isinstance(raw, dict) else f"#{number}"
     try:
@@ -277,10 +278,10 @@ def _conversations(raw: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def _ordered_paths(raw: dict[str, Any], conversations: list[dict[str, str]]) -> list[str]:
-    """The record's paths in the order of the tags."""
+    """Return the record's paths in the order of the tags."""
     paths: dict[str, list[str]] = {}
     for key, kind in MEDIA_KEYS.items():
-        # Other programs write an empty list under the names of several where there is none.
+        # Other programs write an empty list under the plural names if there are no such media.
         if raw.get(key) is not None and not (key != kind and raw[key] == []):
             if kind in paths:
                 raise DataError(f"{kind!r} and {key!r} mean the same: a record may have one of them")
@@ -309,7 +310,7 @@ def _paths(value: Any, key: str) -> list[str]:
 
 def _media(raw: dict[str, Any], paths: Sequence[str], folder: Path) -> tuple[Medium, ...]:
     bounds = {key: raw[key] for key in ("start", "end") if raw.get(key) is not None}
-    FrameSampling(**bounds)  # refuses bounds that no video can have
+    FrameSampling(**bounds)  # raises an error for impossible bounds
     media = []
     for path in paths:
         full = os.path.join(folder, path)
@@ -327,7 +328,7 @@ def _refuse_keys(raw: dict[str, Any]) -> None:
 
 
 def _refuse_blank_answers(conversations: Sequence[dict[str, str]]) -> None:
-    questions = 0  # a turn of the model before the first one is dropped, see conversation_messages
+    questions = 0  # an answer before the first question is dropped, see conversation_messages
     for turn in conversations:
         role = SPEAKERS[turn["from"]]
         questions += role == "user"
@@ -336,7 +337,7 @@ def _refuse_blank_answers(conversations: Sequence[dict[str, str]]) -> None:
 
 
 def _unread_keys(raw: Any) -> set[str]:
-    """Keys of a row that change nothing, where it is a row of this format at all."""
+    """Return the keys of a row that have no effect, if it is a row of this format at all."""
     if not isinstance(raw, dict):
         return set()
     turns = raw.get("conversations")

@@ -1,4 +1,4 @@
-"""Rows of a JSON list or of JSON Lines, one after the other: a file of millions is never whole in memory as objects."""
+"""Reads a JSON list or JSON Lines row by row, so that millions of rows are never in memory as objects at once."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from videollama2.errors import DataError
 from videollama2.stand_ins import HEAD_BYTES, stand_in
 
 FORMS = "a JSON list of records, or JSON Lines with a record on each line, in UTF-8 or UTF-16, also gzipped"
-"""What :func:`read_rows` reads, for messages."""
+"""Description of the formats that :func:`read_rows` supports, for messages."""
 
 _SPACE = re.compile(r"[ \t\n\r]*")
-"""What JSON allows between values."""
+"""The characters that JSON allows between values."""
 
 _GZIP = b"\x1f\x8b"
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def read_rows(file: str | os.PathLike[str]) -> Iterator[Any]:
-    """The rows of one JSON list or JSON Lines file, as they are.
+    """Yield the unchecked rows of one JSON list or JSON Lines file.
 
-    The file may be compressed with gzip, whatever its name. A mark at its beginning tells UTF-16; without one the
+    The file may be compressed with gzip, whatever its name. UTF-16 is recognised by its byte order mark; otherwise the
     encoding is UTF-8.
 
     Raises:
-        DataError: the file is missing or unreadable, or is neither form; names line and column. Rows before that place
-            have been given.
+        DataError: the file is missing or unreadable, or has neither form; the message names line and column. Rows
+            before that position have been yielded by then.
     """
     try:
         with _open_text(Path(file)) as stream:
@@ -56,7 +56,7 @@ def _open_text(file: Path) -> TextIO:
             head = content.read(HEAD_BYTES)
     if (reason := stand_in(head)) is not None:
         raise DataError(f"{file}: {reason}")
-    # Some editors put a mark of the encoding at the beginning of UTF-8 too.
+    # Some editors begin UTF-8 files with a byte order mark too.
     encoding = "utf-16" if head.startswith(_UTF16) else "utf-8-sig"
     return io.TextIOWrapper(opened(file, "rb"), encoding=encoding)
 
@@ -91,7 +91,7 @@ def _list_rows(stream: TextIO, file: str | os.PathLike[str]) -> Iterator[Any]:
 
 
 def _not_json(file: str | os.PathLike[str], error: json.JSONDecodeError, line: int, is_first: bool) -> DataError:
-    """The error of a place in a file; where nothing was read before it, with the forms that are."""
+    """Return the error for a position in a file. If no row precedes it, the message lists the supported formats."""
     forms = f"; read is {FORMS}" if is_first else ""
     return DataError(f"{file}: not JSON at line {line}, column {error.colno}: {error.msg}{forms}")
 
@@ -102,7 +102,7 @@ def _skip(text: str, place: int) -> int:
 
 
 def _line_rows(stream: TextIO, file: str | os.PathLike[str]) -> Iterator[Any]:
-    # A file's lines end at line feeds alone; str.splitlines would also cut at characters that JSON allows in texts.
+    # Lines end only at line feeds; str.splitlines would also split at characters that JSON allows in texts.
     is_first = True
     for number, line in enumerate(stream, start=1):
         if not line.strip():

@@ -1,7 +1,7 @@
-"""Order of samples in an epoch: sets mixed by weight, batches of one modality and similar lengths.
+"""The order of samples in an epoch: sets mixed by weight, and batches of one modality and similar lengths.
 
-Every order is a function of the seed and the epoch, so a resumed run goes on with the same one; and of nothing else, so
-that it does not depend on how a batch is split over processes and accumulation steps.
+Every order depends only on the seed and the epoch. A resumed run therefore continues with the same order, and the order
+does not depend on how a batch is divided among processes and accumulation steps.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import torch
 from torch.utils.data import Sampler
 
 WINDOW = 50
-"""Batches that are sorted by length together: larger means less padding and less randomness."""
+"""Number of batches whose samples are sorted by length together. More means less padding, but also less randomness."""
 
 
 class InOrderSampler(Sampler[int]):
-    """Each sample once, in order, filled up to a multiple of ``multiple``.
+    """Yields each sample once, in order, padded to a multiple of ``multiple``.
 
-    The index ``size`` fills: nothing, see :class:`videollama2.data.dataset.VideoInstructionDataset`. Without it
-    accelerate would show some samples twice to give every process as many batches.
+    The padding is the index ``size``, an empty sample (see :class:`videollama2.data.dataset.VideoInstructionDataset`).
+    Without it, accelerate would repeat some samples to give every process the same number of batches.
     """
 
     def __init__(self, size: int, multiple: int = 1) -> None:
@@ -38,13 +38,13 @@ class InOrderSampler(Sampler[int]):
 
 
 class MixtureSampler(InOrderSampler):
-    """Random order of one or several sets.
+    """Yields one or several sets in random order.
 
     Args:
-        sizes: samples of each set; the sets lie behind each other.
-        weights: share of each set in an epoch, in any unit; None: every sample once. An epoch has as many samples as
-            all sets together. A set whose share exceeds its size is gone through several times, no sample more often
-            than another by more than one; of a smaller share a random part is taken, another one in each epoch.
+        sizes: number of samples of each set; the sets are concatenated.
+        weights: share of each set in an epoch, in any unit; None takes every sample once. An epoch has as many samples
+            as all sets together. A set whose share exceeds its size is repeated, so that no sample occurs more often
+            than another by more than one. From a set with a smaller share, each epoch takes a different random part.
         multiple: see :class:`InOrderSampler`.
     """
 
@@ -58,7 +58,7 @@ class MixtureSampler(InOrderSampler):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the loader before each epoch."""
+        """Set the epoch. The data loader calls this before each one."""
         self.epoch = epoch
 
     def _order(self) -> Sequence[int]:
@@ -81,12 +81,15 @@ class MixtureSampler(InOrderSampler):
 
 
 class ModalityLengthSampler(MixtureSampler):
-    """Random order, grouped: text-only and visual samples in separate batches, each batch of similar lengths.
+    """Yields samples in random order, with text-only and visual ones in separate batches of similar lengths.
+
+    Each group is shuffled and cut into windows of :data:`WINDOW` batches. A window is sorted by length and split into
+    batches, and finally the batches of all windows and both groups are shuffled.
 
     Args:
-        lengths: tokens per sample.
-        visual: per sample, whether it has an image or a video.
-        batch_size: samples of one step over all processes and accumulation steps.
+        lengths: number of tokens of each sample.
+        visual: whether each sample has an image or a video.
+        batch_size: number of samples of one step over all processes and accumulation steps.
         others: see :class:`MixtureSampler`; ``sizes`` is one set by default.
     """
 
@@ -116,7 +119,7 @@ class ModalityLengthSampler(MixtureSampler):
                 else:
                     left_over += batch
         order = [whole[i] for i in torch.randperm(len(whole), generator=generator).tolist()]
-        # Only the incomplete batches of both groups are mixed; at the end they shift no other batch.
+        # The incomplete batches of both groups come last, and only they are mixed, so that they shift no other batch.
         return [i for batch in [*order, left_over] for i in batch]
 
     def _batches(self, group: Sequence[int], generator: torch.Generator) -> list[list[int]]:
@@ -130,7 +133,7 @@ class ModalityLengthSampler(MixtureSampler):
 
 
 def shares(total: int, weights: Sequence[float]) -> list[int]:
-    """``total`` split in the proportions of ``weights``; what rounding leaves goes to the largest remainders."""
+    """Split ``total`` in proportion to ``weights``; the rest after rounding goes to the largest remainders."""
     exact = [total * weight / sum(weights) for weight in weights]
     counts = [int(value) for value in exact]
     by_remainder = sorted(range(len(exact)), key=lambda i: counts[i] - exact[i])

@@ -1,1 +1,1 @@
-"""The same model at work beyond one conversation: offline, and on engines that others build."""
+"""Ways to run the model beyond a single conversation: offline batches, and engines of other projects."""

@@ -1,15 +1,16 @@
-"""Offline work: a file of requests becomes a file of answers.
+"""Offline batches: turns a file of requests into a file of answers.
 
     videollama2 batch requests.jsonl answers.jsonl --model-path videollama2-tiny
     videollama2 batch clips/ captions.jsonl --question "Describe the video."
     torchrun --nproc_per_node 8 -m videollama2 batch requests.jsonl answers.jsonl
 
-Requests are lines of OpenAI's batch files and go through the worker's own application in this process, so an answer, a
-default or a refusal is what ``videollama2 serve`` would have sent. Media are local: paths, ``file://`` and ``data:``.
+Requests are lines of OpenAI's batch files. They go through the worker's own application in this process, so that
+answers, defaults and refusals are the same as from ``videollama2 serve``. Media are local: paths, ``file://`` and
+``data:`` URLs.
 
-Every answer is on the disk before the next one counts (:class:`~videollama2.eval.store.AnswerStore`, in the folder
-``OUTPUT.work``), so that a run that is killed goes on where it was. Several processes share the work; the one that
-finds all answers there writes the output, in the order of the input.
+Every answer is on disk before the next one is counted (:class:`~videollama2.eval.store.AnswerStore`, in the folder
+``OUTPUT.work``), so that a run that was killed continues where it stopped. Several processes can share the work. The
+process that finds all answers there writes the output, in the order of the input.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _SERVE_HINT = "videollama2 batch needs the packages of serving: pip install 'vid
 
 
 def add_batch_command(commands: Any) -> None:
-    """Declare ``videollama2 batch``."""
+    """Add ``videollama2 batch`` to the command line."""
     parser = commands.add_parser("batch", help="answer a file of requests, or one question about many media")
     parser.set_defaults(run=batch)
     parser.add_argument("input", metavar="INPUT", help="requests (.jsonl, .parquet), a folder of media, or a pattern")
@@ -61,10 +62,10 @@ def add_batch_command(commands: Any) -> None:
 
 
 def batch(args: argparse.Namespace) -> int:
-    """Run the command; returns 0 where every request was answered, 1 where some ended with an error.
+    """Run the command; return 0 if every request was answered, 1 if some ended with an error.
 
     Raises:
-        DataError, ConfigError: input or output that cannot be used. CheckpointError: no such model.
+        DataError, ConfigError: the input or output cannot be used. CheckpointError: there is no such model.
     """
     from videollama2.eval.store import AnswerStore
 
@@ -89,7 +90,7 @@ def _is_again(line: BatchLine, failed: set[str], args: argparse.Namespace) -> bo
 
 
 def _finish(store: Any, lines: Sequence[BatchLine], output: Path) -> int:
-    """Write the output where all answers are there; tell what there is."""
+    """Write the output if all answers are there, and print a summary."""
     with store.merging() as is_mine:
         answers, missing = store.merge([line.custom_id for line in lines])
         failures = sum(answer.error is not None for answer in answers)
@@ -112,7 +113,7 @@ def _name_of(args: argparse.Namespace) -> str:
 
 
 def _with_defaults(body: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
-    """The body with the command's flags where it says nothing itself."""
+    """Return the body with the command's flags as defaults for missing fields."""
     given: dict[str, Any] = {"temperature": args.temperature or None, "top_p": args.top_p, "seed": args.seed}
     if not {"max_tokens", "max_completion_tokens"} & body.keys():
         given["max_tokens"] = args.max_new_tokens
@@ -126,7 +127,7 @@ def _with_defaults(body: dict[str, Any], args: argparse.Namespace) -> dict[str, 
 
 
 def _digest(lines: Sequence[BatchLine]) -> str:
-    """Of everything that is asked, so that other requests are another run."""
+    """Return a hash of all requests, so that different requests count as a different run."""
     digest = hashlib.sha256()
     for line in lines:
         digest.update(json.dumps([line.custom_id, line.url, line.body], sort_keys=True).encode())
@@ -138,10 +139,10 @@ def _digest(lines: Sequence[BatchLine]) -> str:
 
 @contextmanager
 def _service(args: argparse.Namespace) -> Iterator[Any]:
-    """A worker's service in this process.
+    """Run a worker's service in this process.
 
     Raises:
-        MissingDependencyError: the packages of serving are not installed.
+        MissingDependencyError: the packages for serving are not installed.
     """
     try:
         from videollama2.serve.settings import MediaPolicy
@@ -155,7 +156,7 @@ def _service(args: argparse.Namespace) -> Iterator[Any]:
     options = model_options(args)
     options["device"] = options["device"] or own_device()
     model, processor, _ = model_init(args.model_path, **options)
-    # The requests are the user's own: any file of this machine may be named.
+    # The requests are the user's own, so they may name any file on this machine.
     policy = MediaPolicy(media_root=Path("/"), max_bytes=4 << 30)
     with (
         Engine(model, processor, max_batch=args.max_batch, max_length=args.max_length) as engine,
@@ -167,14 +168,14 @@ def _service(args: argparse.Namespace) -> Iterator[Any]:
 async def _answer_all(
     service: Any, lines: Sequence[BatchLine], on_answer: Callable[[StoredAnswer], None], total: int
 ) -> None:
-    """Ask all lines, as many at a time as keep the engine busy; ``on_answer`` has each reply once it is there."""
+    """Send all requests, as many at a time as keep the engine busy; call ``on_answer`` with each reply."""
     import httpx
 
     from videollama2.serve.settings import Security
     from videollama2.serve.worker.app import make_worker_app
 
     transport = httpx.ASGITransport(app=make_worker_app(service, Security(max_body_bytes=6 << 30)))
-    # Enough to fill the running batch anew while its oldest answer is still growing.
+    # Enough requests to refill the running batch while its oldest answer is still being generated.
     free = asyncio.Semaphore(min(3 * service.engine.max_batch, service.engine.max_queue))
     done = total - len(lines)
     with tqdm(total=total, initial=done, desc="answering", unit="request", disable=hides_bar(True)) as bar:
@@ -203,7 +204,7 @@ async def _answer_all(
 
 
 def _raise_from(asking: set[asyncio.Task[None]]) -> None:
-    """Forget tasks that are done; what one failed with (a full disk, say) ends the run."""
+    """Forget finished tasks. An error in one of them (for example a full disk) ends the run."""
     for task in [task for task in asking if task.done()]:
         asking.remove(task)
         task.result()

@@ -1,4 +1,4 @@
-"""What a batch asks and what it answers: lines of OpenAI's batch files, media of a folder, rows of Parquet files."""
+"""The input and output of a batch: lines of OpenAI's batch files, media in a folder, and rows of Parquet files."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class BatchLine:
     """One request.
 
     Attributes:
-        custom_id: the caller's name of it, unique in its file.
-        url: path of the API that it is meant for.
-        body: as that path takes it.
+        custom_id: the caller's name for the request, unique in its file.
+        url: path of the API route that handles it.
+        body: the request body for this route.
     """
 
     custom_id: str
@@ -35,14 +35,14 @@ class BatchLine:
 
 @dataclass(frozen=True)
 class BatchReply:
-    """What came of one request: the status and body of the API's reply."""
+    """The reply to one request: status and body as the API returned them."""
 
     custom_id: str
     status: int
     body: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        """A line of OpenAI's output files. ``error`` repeats what a refused request's body says."""
+        """Return a line of OpenAI's output files. ``error`` repeats the error in the body of a refused request."""
         response = {"status_code": self.status, "request_id": self.body.get("id"), "body": self.body}
         error = None if self.status < 400 else self.body.get("error", {"message": f"status {self.status}"})
         return {
@@ -53,7 +53,7 @@ class BatchReply:
         }
 
     def text(self) -> str | None:
-        """The first answer, where there is one."""
+        """The text of the first answer, if there is one."""
         try:
             choice = self.body["choices"][0]
             return choice["message"]["content"] if "message" in choice else choice["text"]
@@ -62,13 +62,13 @@ class BatchReply:
 
 
 def read_requests(source: str, question: str | None) -> list[BatchLine]:
-    """Requests of a JSON Lines or Parquet file, or one request per medium of a folder, a path or a pattern.
+    """Read the requests of a JSON Lines or Parquet file, or make one request per medium of a folder, path or pattern.
 
     Args:
-        source: a file of requests; or media, which are then asked ``question``.
+        source: a file of requests, or media about which to ask ``question``.
 
     Raises:
-        DataError: no file, a line that is no request, or two with one name.
+        DataError: there is no file, a line is not a request, or two requests have the same name.
     """
     path = Path(source)
     if path.suffix.lower() == ".jsonl":
@@ -88,10 +88,10 @@ def read_requests(source: str, question: str | None) -> list[BatchLine]:
 
 
 def write_replies(path: Path, replies: Sequence[BatchReply]) -> None:
-    """Write all replies in their order, whole or not at all; Parquet by the file's ending, else JSON Lines.
+    """Write all replies in order, either completely or not at all. The file's suffix selects Parquet or JSON Lines.
 
     Raises:
-        DataError: the disk does not take them.
+        DataError: the file cannot be written.
     """
     if path.suffix.lower() == ".parquet":
         write_atomically(path, _parquet_table(replies))
@@ -132,7 +132,7 @@ def _line(text: bytes, path: Path, number: int) -> BatchLine:
 
 
 def _with_local_files(body: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The body with ``file://`` URLs in place of plain paths, which are relative to the file of requests."""
+    """Return the body with ``file://`` URLs in place of plain paths, which are relative to the file of requests."""
 
     def localised(value: Any) -> Any:
         if isinstance(value, list):
@@ -160,7 +160,7 @@ def _file_url(url: str, folder: Path) -> str:
 
 
 def _media(source: str, question: str | None) -> Iterator[BatchLine]:
-    """One request for every medium of a folder, or that a path or pattern names."""
+    """Yield one request for every medium in a folder, or that a path or pattern names."""
     if question is None:
         raise DataError(f"{source}: is no .jsonl or .parquet file; for media, give --question")
     path = Path(source)
@@ -206,7 +206,7 @@ def _pyarrow() -> Any:
 
 
 def _parquet_rows(path: Path, question: str | None) -> Iterator[BatchLine]:
-    """Rows with ``body`` (JSON text), or with ``video`` / ``image`` and ``question``, as Hugging Face lays them out."""
+    """Yield the rows with ``body`` (JSON text), or with ``video`` / ``image`` and ``question``, as on Hugging Face."""
     pyarrow = _pyarrow()
     try:
         file = pyarrow.parquet.ParquetFile(path)
