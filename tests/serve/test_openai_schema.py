@@ -222,6 +222,10 @@ def test_the_form_of_a_call_that_is_demanded():
     assert request(tools=tools).forms() == request(tools=tools, tool_choice="none").forms() == []
     named = {"type": "function", "function": {"name": "f"}}
     assert request(tools=tools, tool_choice=named).forms()[0].value == {"type": "object"}
+    inner = {"type": "object", "properties": {"b": {"enum": [{"properties": {}}]}}}
+    tools[0]["function"]["parameters"] = {**inner, "properties": {"a": inner}}
+    closed = {**inner, "additionalProperties": False}
+    assert request(tools=tools, tool_choice=named).forms()[0].value == {**closed, "properties": {"a": closed}}
     (form,) = request(tools=tools, tool_choice="required", parallel_tool_calls=False).forms()
     assert form.value["maxItems"] == form.value["minItems"] == 1
 

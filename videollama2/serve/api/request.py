@@ -18,7 +18,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from videollama2.serve.api.fields import FIRST_FAULT, NO_EFFECT, Body, Neutral, Whole, error
 from videollama2.serve.api.media_options import MediaIOOptions, VideoOptions
 from videollama2.serve.api.sampling import AnswerForm, SamplingFields
-from videollama2.serve.api.tools import MAX_TOOLS, NamedTool, Tool, ToolCall, ToolChoice, ToolUse
+from videollama2.serve.api.tools import MAX_TOOLS, NamedTool, Tool, ToolCall, ToolChoice, ToolUse, closed
 
 MAX_LOGPROBS = 20
 """Maximum number of most likely tokens reported at each position; OpenAI's limit."""
@@ -254,7 +254,9 @@ class ChatRequest(SamplingFields):
         if isinstance(self.response_format, JSONObjectFormat):
             found.append(AnswerForm("json_object"))
         elif isinstance(self.response_format, JSONSchemaFormat):
-            found.append(AnswerForm("json_schema", self.response_format.json_schema.schema_ or {"type": "object"}))
+            found.append(
+                AnswerForm("json_schema", closed(self.response_format.json_schema.schema_ or {"type": "object"}))
+            )
         use = self.tool_use
         if use is not None and use.form is not None:
             found.append(use.form)
