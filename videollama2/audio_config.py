@@ -101,8 +101,7 @@ class AudioConfig(PreTrainedConfig):
         for name, only in _FIXED.items():
             if (given := kwargs.pop(name, only)) != only:
                 raise ConfigError(f"audio_config: {name} must be {only!r}, got {given!r}")
-        # Published fields that are ignored: the decoder's width (the model's hidden_size_a) and the dropout of an
-        # unused head.
+        # These published fields are ignored: the decoder's width (hidden_size_a) and the dropout of an unused head.
         for name in ("hidden_size", "predictor_dropout"):
             kwargs.pop(name, None)
         self.input_patch_size = input_patch_size

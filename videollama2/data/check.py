@@ -138,6 +138,7 @@ def _check_media(
     report.remarks += checked.remarks.values()
     if not checked.problems:
         return records
+    # Several records may name the same broken file: the problem names the first one and counts the others.
     right = PackedRecords(records[0].source)
     first_names: dict[str, str] = {}
     more: Counter[str] = Counter()

@@ -111,6 +111,7 @@ class PackedRecords(Sequence[Record]):
 
     def __init__(self, source: str) -> None:
         self.source = source
+        # Pickled records, one after the other; record i lies between ends i and i + 1.
         self._block = bytearray()
         self._ends = array("Q", [0])
 

@@ -192,6 +192,8 @@ class Launcher:
                 continue
             code = part.process.poll()
             if code is None:
+                # A worker that was ready once is restarted after a pause, which doubles with each recent death. One
+                # that never was ready would fail again, so it ends the installation.
                 continue
             what = f"{part.name} ended with {_cause(code)}"
             part.deaths = [death for death in part.deaths if now - death < RESTART_WINDOW_S] + [now]

@@ -253,6 +253,8 @@ async def ask_any(
     Raises:
         ApiError: the request is invalid, or there is no worker (left).
     """
+    # Every lost worker is excluded from the next choice. The last refusal that one of them gave is kept as the error
+    # for the case that no worker is left. Losses that the request may have caused are counted, and end the search.
     tried: tuple[str, ...] = ()
     told: ApiError | None = None
     deaths = 0

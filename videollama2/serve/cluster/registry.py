@@ -191,6 +191,7 @@ class Registry:
         return no_worker(model)
 
     def _pick(self, workers: list[Worker]) -> Worker:
+        # Among equally short queues, the choice is random in proportion to speed, as in the lottery.
         if self.method == "shortest_queue":
             least = min(worker.queue / worker.speed for worker in workers)
             workers = [worker for worker in workers if worker.queue / worker.speed == least]

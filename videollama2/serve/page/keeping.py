@@ -25,6 +25,7 @@ def to_kept(conversation: Conversation) -> str:
     """Return the conversation as JSON of at most :data:`MAX_KEPT_BYTES`, or an empty text if no turn is finished."""
     kept: list[str] = []
     size = 0
+    # From the last turn backwards, turns are kept until the size is used up.
     for turn in reversed([turn for turn in conversation.turns if turn.outcome]):
         text = json.dumps(_turn_to_json(turn))
         size += len(text) + 1

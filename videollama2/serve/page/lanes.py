@@ -50,6 +50,8 @@ async def answer_together(
         options: options of the requests, the same for all models.
         stop: event that ends all answers when it is set.
     """
+    # Each lane is answered by a task, which records the new text and sets the event. The loop below wakes up, takes all
+    # lanes that have grown and yields them. Text that arrives while a lane is drawn is drawn with the next wake-up.
     grown: set[Lane] = set()
     changed = asyncio.Event()
 

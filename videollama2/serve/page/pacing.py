@@ -25,6 +25,8 @@ async def paced(
             async for piece in pieces:
                 found.append(piece)
 
+    # One task collects the pieces and another one waits for the stop. The loop wakes up when either is done, or after
+    # an interval, and yields the text if it has grown since the last time.
     collecting, stopping = asyncio.create_task(collect()), asyncio.create_task(stop.wait())
     drawn = 0
     try:

@@ -126,6 +126,8 @@ def _libc() -> ctypes.CDLL:
 def _landlock(libc: ctypes.CDLL, readable: Sequence[str]) -> bool:
     """Give up all access to files except reading below ``readable``; return False if the kernel does not support it."""
     libc.syscall.restype = ctypes.c_long
+    # With this flag and no ruleset, the call returns Landlock's version. Later versions have more rights and a larger
+    # structure, so only what the kernel knows is passed to it.
     version = libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _CREATE_RULESET_VERSION)
     if version < 1:
         return False

@@ -146,6 +146,7 @@ class Child:
     def _exchange(
         self, header: dict[str, Any], blobs: Sequence[Any], timeout_s: float
     ) -> tuple[dict[str, Any], list[bytearray]]:
+        # Pipes have no timeout. A timer kills the process when its time is up, which ends the blocked write or read.
         timer = threading.Timer(timeout_s, self.kill, ("timeout",))
         timer.daemon = True
         timer.start()

@@ -196,6 +196,7 @@ class Sandbox:
         if flight is None:
             flight = self._flights[key] = _Flight(asyncio.ensure_future(self._decode(key, header, blobs)))
             flight.task.add_done_callback(lambda _: self._flights.pop(key, None))
+        # The task belongs to all its waiting requests: shield() keeps it running when one of them is cancelled.
         flight.waiting += 1
         try:
             return await asyncio.shield(flight.task)

@@ -40,6 +40,8 @@ class ItemCounter:
         Raises:
             ApiError: 413, the text has too many values; 400, it is nested too deeply.
         """
+        # Without escape sequences, every remaining quote begins or ends a string, and the commas and brackets outside
+        # of strings give the number of values and their depth.
         data = _ESCAPE.sub(b"", b"\\" + data if self._is_escaped else data)
         self._is_escaped = data.endswith(b"\\")  # the escaped character is in the next piece
         parts = data.split(b'"')  # alternately outside and inside of strings

@@ -100,6 +100,8 @@ class Stream(Response):
     async def _all(self) -> AsyncGenerator[bytes, None]:
         timeout = None if self.keep_alive is None else KEEP_ALIVE_S
         try:
+            # The next piece is already being made while one is sent. asyncio.wait() leaves it running when its time is
+            # up, and a comment is sent instead.
             while True:
                 while self.keep_alive and not self._pending.done():
                     yield self.keep_alive

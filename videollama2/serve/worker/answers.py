@@ -81,6 +81,7 @@ class Answers:
 
     async def _texts(self) -> AsyncGenerator[tuple[int, str | None], None]:
         """Yield index and text; the text is None after the last one of an answer."""
+        # Each answer has a task that moves its texts into one queue, so that they can be yielded in order of arrival.
         queue: asyncio.Queue[tuple[int, str | BaseException | None]] = asyncio.Queue()
         pumps = [asyncio.ensure_future(_pump(n, answer, queue)) for n, answer in enumerate(self._answers)]
         try:

@@ -23,6 +23,8 @@ class WaitingBudget:
     async def hold(self, count: int) -> AsyncIterator[None]:
         """Hold ``count`` bytes. A count above the limit is reduced to the limit, so that such a task runs alone."""
         count = min(count, self.limit)
+        # While tasks are waiting, a new one queues up behind them, even if its own count would fit. _serve accounts for
+        # a task's bytes before it wakes the task, so one that is cancelled in between has to give them back.
         if self._queue or self.used + count > self.limit:
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._queue.append((count, turn))

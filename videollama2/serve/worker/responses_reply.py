@@ -178,6 +178,7 @@ class _Items:
         return events
 
     def _take_call(self, call: dict[str, Any]) -> list[bytes]:
+        # The first delta of a call carries its id and opens a new item. Further deltas only extend its arguments.
         function, events = call["function"], []
         if "id" in call:
             events = [*self._close_message(), *self._close_call()]
