@@ -195,6 +195,17 @@ def test_no_module_of_serve_is_called_like_a_package_elsewhere():
     assert not hidden, hidden
 
 
+def test_functions_can_be_read_at_once():
+    long = []
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                if lines > 60:
+                    long.append(f"{path.relative_to(ROOT)}: {node.name} has {lines} lines")
+    assert not long, long
+
+
 def test_no_python_file_hides_other_packages():
     """A package named `datasets` would hide the Hugging Face one."""
     assert not [*(ROOT / "datasets").rglob("*.py"), *(ROOT / "eval").rglob("*.py")]

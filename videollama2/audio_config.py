@@ -98,12 +98,7 @@ class AudioConfig(PreTrainedConfig):
         frame_shift_ms: float = 10.0,
         **kwargs: Any,
     ) -> None:
-        for name, only in _FIXED.items():
-            if (given := kwargs.pop(name, only)) != only:
-                raise ConfigError(f"audio_config: {name} must be {only!r}, got {given!r}")
-        # These published fields are ignored: the decoder's width (hidden_size_a) and the dropout of an unused head.
-        for name in ("hidden_size", "predictor_dropout"):
-            kwargs.pop(name, None)
+        _drop_published_fields(kwargs)
         self.input_patch_size = input_patch_size
         self.embed_dim = embed_dim
         self.conv_bias = conv_bias
@@ -182,3 +177,17 @@ class AudioConfig(PreTrainedConfig):
                 f"audio_config: a clip of {self.clip_seconds} s has {self.clip_frames} frames of {self.num_mel_bins} "
                 f"mel bins, less than one patch of {self.input_patch_size}x{self.input_patch_size}"
             )
+
+
+def _drop_published_fields(fields: dict[str, Any]) -> None:
+    """Take out the fields of published files that are not kept here.
+
+    Raises:
+        ConfigError: a value describes an encoder that is not implemented.
+    """
+    for name, only in _FIXED.items():
+        if (given := fields.pop(name, only)) != only:
+            raise ConfigError(f"audio_config: {name} must be {only!r}, got {given!r}")
+    # The decoder's width (the model's hidden_size_a) and the dropout of an unused head have no effect.
+    for name in ("hidden_size", "predictor_dropout"):
+        fields.pop(name, None)

@@ -100,14 +100,19 @@ def load_pretrained_model(
         "device_map": device_map if device_map is not None else {"": device},
         **_quantization(8 if load_8bit else 4 if load_4bit else 16, path, kind, dtype, hub),
     }
-    if kind == "full":
-        model, processor = load_checkpoint(path, **placement, **hub)
-    elif kind == "connector":
-        model, processor = load_connector_folder(path, model_base, placement, hub)
-    else:
-        model, processor = load_lora_folder(path, model_base, placement, hub)
+    model, processor = _load(kind, path, model_base, placement, hub)
     context = getattr(model.config.text_config, "max_position_embeddings", None) or 2048
     return processor.tokenizer, model.eval(), processor, context
+
+
+def _load(
+    kind: str, path: str, base: str | Path | None, placement: dict[str, Any], hub: dict[str, Any]
+) -> tuple[VideoLlama2ForConditionalGeneration, VideoLlama2Processor]:
+    """Open a folder of one kind."""
+    if kind == "full":
+        return load_checkpoint(path, **placement, **hub)
+    load = load_connector_folder if kind == "connector" else load_lora_folder
+    return load(path, base, placement, hub)
 
 
 def _quantization(bits: int, path: str, kind: str, dtype: torch.dtype, hub: dict[str, Any]) -> dict[str, Any]:

@@ -273,9 +273,8 @@ def write_parts(
         reached["connector"] = pretrain_connector.pretrain_connector(
             encoder.eval(), connector, words, transform, SELECT_LAYER, NUM_FRAMES, connector_steps, progress
         )
-    decoder.save_pretrained(out / "llm")
-    tokenizer.save_pretrained(out / "llm")
-    encoder.save_pretrained(out / "clip")
+    for part, name in ((decoder, "llm"), (tokenizer, "llm"), (encoder, "clip")):
+        part.save_pretrained(out / name)
     text = json.dumps(sizes.preprocessor(), indent=2)
     (out / "clip" / "preprocessor_config.json").write_text(text + "\n", encoding="utf-8")
     if connector_steps:
