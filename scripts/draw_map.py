@@ -87,7 +87,7 @@ def steps(tokens: int, grid: int) -> list[Box]:
     """The way of a clip, from left to right in two rows."""
     patches = grid * grid
     return [
-        Box(40, 196, "file", ("video, image, gif,", "folder of frames"), "media/readers.py"),
+        Box(40, 196, "file", ("video, image, sound,", "folder of frames"), "media/kinds.py"),
         Box(270, 196, "frames", (f"{FRAMES} of them, evenly", "spread over the clip"), "media/video.py"),
         Box(
             500,
