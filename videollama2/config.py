@@ -243,8 +243,7 @@ class VideoLlama2Config(PreTrainedConfig):
         The folder is searched as given, then relative to the checkpoint (its own folder and the two above).
         """
         config_dict = complete_flat_dict(config_dict, kwargs.get("name_or_path") or config_dict.get("_name_or_path"))
-        # The published model types are aliases of one class, whose nested form is written when the model is saved
-        # again.
+        # The published model types are aliases of one class, and a model is saved in the nested form of that class.
         return super(VideoLlama2Config, VideoLlama2Config).from_dict(config_dict, **kwargs)
 
     @classmethod

@@ -133,8 +133,7 @@ class KeywordsStoppingCriteria(StoppingCriteria):
 
     def __init__(self, keywords: Sequence[str], tokenizer: Any, input_ids: torch.Tensor) -> None:
         self.keywords, self.tokenizer, self.prompt_BL = keywords, tokenizer, input_ids
-        # Every token except special ones adds at least one byte, so a keyword that just ended is within this many
-        # tokens.
+        # Every token except special ones adds a byte or more, so a keyword that just ended is within so many tokens.
         self._window = max((len(keyword.encode()) for keyword in keywords), default=0) + 1
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.BoolTensor:

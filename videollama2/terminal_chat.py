@@ -127,8 +127,7 @@ class TerminalChat(ABC):
         except KeyboardInterrupt:
             note = " (stopped)"
         finally:
-            # An answer that was cut short stays in the conversation. If there was no text at all, the question is
-            # removed.
+            # An answer that was cut short stays in the conversation; a question without any answer text is removed.
             text = "".join(pieces)
             if text.strip():
                 self.messages = [*messages, {"role": "assistant", "content": text}]

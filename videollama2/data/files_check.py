@@ -82,7 +82,7 @@ _Finding = tuple[Medium, str | None, list[str]]
 
 def _executor(decode: bool, workers: int) -> Executor:
     if decode:
-        # The processes are not forked: this process has threads, whose locks a fork would copy in their current state.
+        # The processes are spawned: a fork would copy the locks of this process's threads in their current state.
         return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
     return ThreadPoolExecutor(_OPENERS)
 

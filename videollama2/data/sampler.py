@@ -71,8 +71,7 @@ class MixtureSampler(InOrderSampler):
         drawn: list[int] = []
         start = 0
         for size, share in zip(self.sizes, shares(self.size, self.weights), strict=True):
-            # Each sample is taken as often as the whole set fits into the share, and random ones once more for the
-            # rest.
+            # Each sample is taken as often as the whole set fits into the share, and some random ones once more.
             drawn += [start + i for i in range(size)] * (share // size)
             drawn += [start + i for i in torch.randperm(size, generator=generator).tolist()[: share % size]]
             start += size

@@ -152,8 +152,7 @@ class RemoteChat(TerminalChat):
             await client.aclose()
 
     def _client(self) -> Any:
-        # Each question has its own client, because it runs in an event loop of its own, so that Ctrl-C ends only the
-        # answer.
+        # Each question has a client and an event loop of its own, so that Ctrl-C ends only the answer.
         from videollama2.serve.cluster.client import ControllerClient
 
         return ControllerClient(self.controller, self._credential)

@@ -244,8 +244,7 @@ class ChatRequest(SamplingFields):
         elif self.tool_choice == "required":
             demanded = ""
         functions = [tool.function for tool in self.tools]
-        # A required call is a single one unless several are requested explicitly: a small model would never stop
-        # calling.
+        # A required call is a single one unless several are requested: a small model would never stop calling.
         is_parallel = self.parallel_tool_calls is not False if demanded is None else bool(self.parallel_tool_calls)
         return ToolUse(functions, demanded, is_parallel)
 

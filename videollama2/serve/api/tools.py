@@ -164,14 +164,14 @@ def _arguments(tool: FunctionDefinition) -> dict[str, Any]:
 
 
 def closed(schema: Any) -> Any:
-    """The schema without room for names that it does not list: a small model would add some for ever."""
+    """Return the schema with unlisted names forbidden, because a small model would keep on adding some."""
     if isinstance(schema, list):
         return [closed(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
     found = {name: value if name in ("enum", "const", "default") else closed(value) for name, value in schema.items()}
     is_open = isinstance(schema.get("properties"), dict) and "additionalProperties" not in schema
-    # Schemas that are put together of several would exclude each other's names.
+    # Parts of a combined schema are left open, since each of them would forbid the names of the others.
     is_whole = not schema.keys() & {"allOf", "anyOf", "oneOf", "$ref", "patternProperties", "if"}
     return {**found, "additionalProperties": False} if is_open and is_whole else found
 

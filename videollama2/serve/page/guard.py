@@ -105,7 +105,7 @@ class Guard:
         """
         authority = _header(scope, b"host")
         host = name_of(authority)
-        # Every browser sends this header.
+        # A request without this header comes from no browser, and is accepted.
         if authority and not is_known_name(host, self.names):
             return f"this page is not served under the name {authority[:100]!r}"
         origin = _header(scope, b"origin")
