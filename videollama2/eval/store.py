@@ -1,13 +1,14 @@
-"""Answers on disk: appended line by line, safe against being killed at any moment, merged by file.
+"""The store of answers on disk, which is safe against a process being killed at any moment.
 
-    OUTPUT/run.json                            what was asked of which model, and the hash that keeps runs apart
-    OUTPUT/model.json                          what loading the model told
+    OUTPUT/run.json                            the run's configuration and its hash, which distinguishes runs
+    OUTPUT/model.json                          facts that are known once the model is loaded
     OUTPUT/answers/rank-00002-of-00008.jsonl   one line per answer, written by one process
-    OUTPUT/samples.jsonl, results.*            made from them when all answers are there
+    OUTPUT/samples.jsonl, results.*            made from the answers when all of them are there
 
-A line is on the disk before its question counts as answered. A line cut short by a kill has no end, is not read, and is
-cut off when its process writes again. Processes of one evaluation share the folder; another evaluation with another
-number of processes is refused while one of them runs, since it would ask the same questions.
+A question counts as answered only when its line is on the disk. If a process is killed while it writes a line, the line
+has no newline at its end; it is not read, and it is cut off when the process's file is written again. The processes of
+one evaluation share the folder. While one of them runs, an evaluation with another number of processes is refused,
+because it would ask the same questions again.
 """
 
 from __future__ import annotations
@@ -30,18 +31,18 @@ SHOWN = 5
 
 
 def configuration_hash(configuration: Mapping[str, Any]) -> str:
-    """Equal for equal configurations, on any machine."""
+    """Return a hash that is the same for equal configurations on every machine."""
     text = json.dumps(configuration, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class AnswerStore:
-    """The folder of one run.
+    """The output folder of one run.
 
     Args:
-        folder: made when missing.
-        configuration: everything that answers depend on. A folder that holds answers of another one is refused.
-        about: told in run.json, without being part of what tells runs apart (paths of data).
+        folder: output folder, which is created if it does not exist.
+        configuration: everything on which answers depend; a folder with answers of another configuration is refused.
+        about: further facts for run.json that do not distinguish runs, such as the path of the data.
 
     Raises:
         ConfigError: the folder belongs to another configuration, or cannot be written.
@@ -65,11 +66,13 @@ class AnswerStore:
             raise ConfigError(f"{folder} holds answers of another configuration ({difference}): choose another folder")
 
     def read(self) -> dict[str, StoredAnswer]:
-        """Every answer there is, by id. A later answer takes the place of one that had failed; of two answers to one
-        question, which two evaluations at once may have left, the first counts, in the order of files and lines.
+        """Return all stored answers by id.
+
+        A later answer replaces one that failed. Otherwise the first of several answers to a question counts, in the
+        order of files and lines; two simultaneous evaluations may have written both.
 
         Raises:
-            DataError: a damaged line, or an answer of another configuration.
+            DataError: a line is damaged, or an answer belongs to another configuration.
         """
         found: dict[str, StoredAnswer] = {}
         for path in sorted(self.answers.glob("*.jsonl")):
@@ -82,10 +85,10 @@ class AnswerStore:
         return found
 
     def merge(self, ids: Sequence[str]) -> tuple[list[StoredAnswer], list[str]]:
-        """Answers in the order of ``ids``, and the ids that have none.
+        """Return the answers in the order of ``ids``, and the ids without an answer.
 
         Raises:
-            DataError: see :meth:`read`; or an answer to a question that was not asked.
+            DataError: see :meth:`read`; or there is an answer to a question that was not asked.
         """
         found = self.read()
         surplus = sorted(set(found) - set(ids))
@@ -95,13 +98,13 @@ class AnswerStore:
 
     @contextmanager
     def shard(self, rank: int, world: int) -> Iterator[ShardWriter]:
-        """The file of one process, for appending.
+        """Open and lock the file of one process for appending.
 
         Raises:
-            ConfigError: another process writes it, or an evaluation with another number of processes runs here.
+            ConfigError: another process writes the file, or an evaluation with another number of processes is running.
         """
         path = self.answers / f"rank-{rank:05d}-of-{world:05d}.jsonl"
-        with self._among(world), path.open("ab", buffering=0) as file:  # unbuffered: nothing is left to be written
+        with self._among(world), path.open("ab", buffering=0) as file:  # unbuffered, so that closing writes nothing
             if not _lock(file):
                 raise ConfigError(f"{path}: is being written by another process; the same evaluation runs already")
             _cut_torn_line(path, file)
@@ -109,10 +112,15 @@ class AnswerStore:
 
     @contextmanager
     def _among(self, world: int) -> Iterator[None]:
-        """Be one of ``world`` processes in this folder: each holds a shared lock on a file of that number."""
+        """Count as one of ``world`` processes in this folder while the block runs.
+
+        Each of these processes holds a shared lock on the file ``.processes-WORLD.lock``. If a file of another number
+        is locked, an evaluation with that many processes is running. A process looks at the other files and takes its
+        lock under an exclusive lock, so that two processes cannot both look before either takes its own.
+        """
         own = self.folder / f".processes-{world:05d}.lock"
         with own.open("ab") as file:
-            with (self.folder / ".processes.lock").open("ab") as turn:  # one process after the other looks and takes
+            with (self.folder / ".processes.lock").open("ab") as turn:  # one process at a time
                 _lock(turn, wait=True)
                 for path in sorted(self.folder.glob(".processes-*.lock")):
                     if path != own and _is_held(path):
@@ -126,21 +134,21 @@ class AnswerStore:
 
     @contextmanager
     def merging(self) -> Iterator[bool]:
-        """Whether this process is the one that merges now; False where another does."""
+        """Lock the merging of results; the value is False if another process is merging."""
         with (self.folder / ".merge.lock").open("ab") as file:
             yield _lock(file)
 
     def write_model(self, facts: Mapping[str, Any]) -> None:
-        """Keep what loading the model told, for the process that reports."""
+        """Write facts that are known once the model is loaded, for the process that reports."""
         write_atomically(self.folder / MODEL_FILE, json.dumps(dict(facts), indent=1) + "\n")
 
     def read_model(self) -> dict[str, Any]:
-        """What :meth:`write_model` kept; empty where no model was needed."""
+        """Return the facts of :meth:`write_model`, or an empty dictionary if no model has been loaded."""
         return read_model(self.folder)
 
 
 class ShardWriter:
-    """Appends answers to one file; each one is on the disk when :meth:`append` returns."""
+    """A writer that appends answers to one file; each answer is on the disk when :meth:`append` returns."""
 
     def __init__(self, file: BinaryIO, configuration: str) -> None:
         self._file, self._configuration = file, configuration
@@ -149,7 +157,7 @@ class ShardWriter:
         """Write one answer.
 
         Raises:
-            DataError: the disk does not take it; what stood there before is whole.
+            DataError: the answer cannot be written; earlier answers are unchanged.
         """
         line = json.dumps({"config": self._configuration, **answer.to_json()}, ensure_ascii=False) + "\n"
         left = memoryview(line.encode("utf-8", "backslashreplace"))
@@ -162,10 +170,10 @@ class ShardWriter:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """run.json of an output folder.
+    """Read the run.json of an output folder.
 
     Raises:
-        DataError: there is none, or it is damaged.
+        DataError: the file is missing or damaged.
     """
     path = folder / RUN_FILE
     try:
@@ -180,13 +188,13 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def read_model(folder: Path) -> dict[str, Any]:
-    """model.json of an output folder; empty where there is none."""
+    """Read the model.json of an output folder; the result is empty if there is none."""
     path = folder / MODEL_FILE
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def write_samples(folder: Path, samples: Iterable[Sample]) -> Path:
-    """Samples as JSON lines, replaced whole."""
+    """Write samples as JSON lines, atomically, and return the file's path."""
     path = folder / SAMPLES_FILE
     text = "".join(json.dumps(sample.to_json(), ensure_ascii=False) + "\n" for sample in samples)
     write_atomically(path, text.encode("utf-8", "backslashreplace"))
@@ -194,10 +202,10 @@ def write_samples(folder: Path, samples: Iterable[Sample]) -> Path:
 
 
 def read_samples(path: Path) -> dict[str, Sample]:
-    """Samples by id, from an output folder or its samples.jsonl.
+    """Read the samples by id from an output folder or its samples.jsonl.
 
     Raises:
-        DataError: no samples, or a question twice.
+        DataError: there are no samples, or a question occurs twice.
     """
     file = path / SAMPLES_FILE if path.is_dir() else path
     if not file.is_file():
@@ -213,10 +221,10 @@ def read_samples(path: Path) -> dict[str, Sample]:
 
 
 def read_json_lines(path: Path) -> list[Any]:
-    """A file of JSON lines.
+    """Read a file of JSON lines.
 
     Raises:
-        DataError: it cannot be read, or a line is not JSON; names the line.
+        DataError: the file cannot be read, or a line, which the message names, is not JSON.
     """
     try:
         lines = path.read_bytes().split(b"\n")
@@ -233,7 +241,7 @@ def read_json_lines(path: Path) -> list[Any]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Whole lines with their numbers."""
+    """Yield the complete lines of a file with their numbers; text after the last newline is a torn line."""
     *lines, _ = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
         try:
@@ -252,10 +260,10 @@ def _cut_torn_line(path: Path, file: BinaryIO) -> None:
 
 
 def _lock(file: BinaryIO, shared: bool = False, wait: bool = False) -> bool:
-    """Take the file for this process until it is closed or the process ends; False where another has it."""
+    """Lock a file until it is closed or the process ends; return False if another process holds the lock."""
     try:
         import fcntl
-    except ImportError:  # Windows, where the first of two answers counts
+    except ImportError:  # Windows has no such locks; there the first of two answers counts, see AnswerStore.read
         return True
     try:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
@@ -270,7 +278,7 @@ def _is_held(path: Path) -> bool:
 
 
 def _create(path: Path, text: str) -> None:
-    """Write a file whole unless it is there; of several processes one succeeds, and all then see the same."""
+    """Create a file atomically unless it exists; of several processes one succeeds, and all then see its content."""
     if path.exists():
         return
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -279,7 +287,7 @@ def _create(path: Path, text: str) -> None:
         os.link(temporary, path)
     except FileExistsError:
         return
-    except OSError:  # a file system without links: the last one wins, with the same content
+    except OSError:  # the file system has no links; then the last process wins, with the same content
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

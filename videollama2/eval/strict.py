@@ -1,13 +1,14 @@
-"""The strict reading of an answer: the option that it clearly names, and otherwise nothing.
+"""The strict parser, which reads the option that an answer clearly names, and otherwise nothing.
 
-1. Only what stands after the thought (``</think>``), inside ``<answer>`` or ``\\boxed{}`` where there is one, is read.
-2. A stated answer counts: a letter and nothing else, "the answer is X", "I choose X", "X is correct"; not where the
-   sentence doubts it, denies it or asks.
-3. Otherwise the letter with which the text begins as a label counts: "X.", "X) its words", "X, because ...".
-4. Otherwise a letter in brackets, after "option" or alone in its clause, and otherwise the words of one option; not
-   where the sentence denies them.
-5. The first of these that finds anything decides. Two letters are no answer, joined or corrected ("A or B", "A rather
-   than B", "A. No, B"), nor is a label beside the words of another option.
+1. Only the text after the model's reasoning (``</think>``) is read or, if there are such, the text inside ``<answer>``
+   or ``\\boxed{}``.
+2. A stated answer counts: a letter and nothing else, "the answer is X", "I choose X", "X is correct"; but not if the
+   sentence doubts it, denies it or is a question.
+3. Otherwise a letter counts that is a label at the beginning of the text: "X.", "X) its words", "X, because ...".
+4. Otherwise a letter counts that is in brackets, after "option" or alone in its clause; and otherwise the words of an
+   option, unless the sentence denies them.
+5. The first of these rules that finds anything decides. Two letters are no answer, whether joined or corrected ("A or
+   B", "A rather than B", "A. No, B"), and neither is a label with the words of another option.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from videollama2.eval.items import Parsed
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
-# How models that think aloud end their thought, before the answer itself.
+# The marks with which models end their reasoning, before the answer itself.
 _THOUGHT_ENDS = re.compile(
     r"</think(?:ing)?>|</thoughts?>|</reasoning>|</reflection>|\[/THINK\]|◁/think▷"
     r"|<\|channel\|>\s*final\s*<\|message\|>",
@@ -50,8 +51,8 @@ _SUBORDINATE = re.compile(
     r"^\s*(?:(?:since|because|as|although|though|given|while|when|after)\b[^,]*|if i (?:had|have) to \w+),", re.I
 )
 
-# A letter that stands by itself. A is an article before most words; a small letter counts where "answer" or the like
-# stands before it, and I is a pronoun.
+# A letter that is a word of its own. A is an article before most words, and I is usually a pronoun. A small letter
+# counts only after "answer" or the like.
 _A_GOES_ON = r"because|since|as|while|and|or|nor|but|so|is|was|seems|looks|appears|must|would|shows|instead|rather|over"
 _CAPITAL = rf"(?:A(?![\w'’])(?!\s+(?!(?:{_A_GOES_ON})\b)[a-z])|[B-HJ-Z](?![\w'’])|I(?=\s*(?:[.,;:!?)]|$)))"
 _ANY_CASE = rf"(?:{_CAPITAL}|a(?![\w'’])(?!\s+[a-z])|[b-hj-z](?![\w'’]))"
@@ -97,7 +98,7 @@ _STATED = (
         r"|(?:答え|正解|정답|답|ответ)\s*(?:は|은|는)?)\W{0,3}(?P<letter>[A-Z])(?![\w])"
     ),
 )
-_SAYS_ANSWER = 0  # the statement that also counts where a letter is somebody's name
+_SAYS_ANSWER = 0  # index of the statement that also counts if the letter may be a name
 _JOIN = r"\)?\s*(?:,|/|&|\band\b|\bor\b|\bnor\b|\brather than\b|\binstead of\b|\bover\b|\bversus\b|\bvs\b\.?)\s*"
 _JOINED = re.compile(rf"{_JOIN}(?:(?i:also|maybe|option|choice|and|or)\s+)*\(?\s*(?P<letter>{_CAPITAL})")
 _LABEL = re.compile(
@@ -114,7 +115,7 @@ _ALONE = re.compile(
 
 
 def after_thinking(text: str) -> str:
-    """What stands after the last thought; nothing where a thought was begun and never ended."""
+    """Return the text after the model's reasoning, which is empty if the reasoning never ends."""
     ends = list(_THOUGHT_ENDS.finditer(text))
     rest = text[ends[-1].end() :] if ends else text
     begins = _THOUGHT_BEGINS.search(rest)
@@ -122,12 +123,13 @@ def after_thinking(text: str) -> str:
 
 
 def strict_option(output: str, options: Sequence[str], names: Collection[str] = ()) -> Parsed:
-    """The option that an answer clearly names, or None; the rule stands at the head of this module.
+    """Return the option that an answer clearly names, or None, by the rules at the head of this module.
 
     Args:
-        options: their texts, without letters.
-        names: letters that may also be somebody's name (EgoSchema calls the camera wearer C), so that alone in a
-            sentence they say nothing.
+        output: answer of the model.
+        options: texts of the options, without letters.
+        names: letters that may also be a person's name (EgoSchema calls the camera wearer C), so that alone in a
+            sentence they do not name an option.
     """
     text = _readable(output)
     known = LETTERS[: len(options)]
@@ -137,13 +139,13 @@ def strict_option(output: str, options: Sequence[str], names: Collection[str] = 
             letter = letters.pop()
             return Parsed(known.index(letter) if not letters and letter in known else None)
     named = {index for index, option in enumerate(options) if _says(text, option)}
-    # "right" is also said by "turns right"; the longer option is what was meant.
+    # An answer with the option "turns right" also has the words of the option "right"; the longer one is meant.
     named = {i for i in named if not any(i != j and _says(options[j], options[i]) for j in named)}
     return Parsed(named.pop() if len(named) == 1 else None)
 
 
 def _readable(output: str) -> str:
-    """The answer without thought, tags, markup and quotes, in plain letters and round brackets."""
+    """Return the answer without reasoning, tags, markup and quotes, in plain letters and with round brackets."""
     text = after_thinking(unicodedata.normalize("NFKC", output))
     for wrapped in (_ANSWER_TAG, _BOXED):
         if inside := wrapped.findall(text):
@@ -153,12 +155,12 @@ def _readable(output: str) -> str:
 
 
 def _whole(text: str, options: Sequence[str], names: Collection[str]) -> set[str]:
-    """Nothing but letters: "B", "(b)", "B B", "A, B"."""
+    """Find the letters of a text that has nothing else: "B", "(b)", "B B", "A, B"."""
     return set(re.findall(r"[A-Z]", text.upper())) if re.fullmatch(r"\W*[A-Za-z](?:\W+[A-Za-z])*\W*", text) else set()
 
 
 def _stated(text: str, options: Sequence[str], names: Collection[str]) -> set[str]:
-    """Letters that a sentence says to be the answer."""
+    """Find the letters that a sentence states to be the answer."""
     letters: set[str] = set()
     end = 0
     for number, pattern in enumerate(_STATED):
@@ -173,27 +175,27 @@ def _stated(text: str, options: Sequence[str], names: Collection[str]) -> set[st
 
 
 def _is_meant(text: str, match: re.Match[str]) -> bool:
-    """The sentence neither doubts nor denies nor asks what is stated in it."""
+    """Whether a sentence means what it states, that is, neither doubts it nor denies it nor asks whether it is so."""
     before = _CLAUSE.split(text[: match.start()])[-1]
     before = _SUBORDINATE.sub("", before)
     between = match["gap"] or ""
     asked = re.match(r"\)?\s*\?", text[match.end("letter") :])
     another = re.search(rf"(?<![\w']){_CAPITAL}", between)
     denied = _is_denied_at_once(_REASON.split(re.split(r"[(,.;!?\n]", text[match.end() :].lstrip(")"))[0])[0])
-    # "A is wrong, B is right": what is denied of another letter says nothing of this one.
+    # In "A is wrong, B is right", the denial concerns the other letter only.
     nearest = re.split(rf"(?<![\w']){_CAPITAL}[^,]*,", before)[-1]
     return not (asked or another or denied or _UNSURE.search(before + between) or _DENIED.search(nearest + between))
 
 
 def _joined_to(text: str, place: int) -> Iterator[str]:
-    """Letters that "or", "and", "rather than" or a comma join to the one that ends at ``place``."""
+    """Yield the letters that "or", "and", "rather than" or a comma join to the letter that ends at ``place``."""
     while match := _JOINED.match(text, place):
         yield match["letter"]
         place = match.end()
 
 
 def _corrected(rest: str, letters: set[str]) -> set[str]:
-    """Other letters that stand after a turn ("no, C"; "but B is possible") and are not denied there."""
+    """Find other letters that follow a correction ("no, C"; "but B is possible") and are not denied there."""
     found: set[str] = set()
     for sentence in re.split(r"[.;!?\n]", rest):
         turn = _TURN.search(sentence)
@@ -203,7 +205,7 @@ def _corrected(rest: str, letters: set[str]) -> set[str]:
 
 
 def _label(text: str, options: Sequence[str], names: Collection[str]) -> set[str]:
-    """The letter at the beginning, where it is a label, with whatever contradicts it."""
+    """Find the letter at the beginning if it is a label, together with all letters that contradict it."""
     match = _LABEL.match(text)
     if not match:
         return _before_words(text, options, names)
@@ -220,7 +222,7 @@ def _label(text: str, options: Sequence[str], names: Collection[str]) -> set[str
 
 
 def _before_words(text: str, options: Sequence[str], names: Collection[str]) -> set[str]:
-    """ "C two dogs": a letter right before an option's words, and the letter of that option."""
+    """Find a letter directly before the words of an option ("C two dogs"), and the letter of that option."""
     match = re.match(r"(?P<letter>[B-Z])\s+", text)  # A may be an article there
     if not match or match["letter"] in names:
         return set()
@@ -229,13 +231,13 @@ def _before_words(text: str, options: Sequence[str], names: Collection[str]) -> 
 
 
 def _is_denied_at_once(rest: str) -> bool:
-    """ "A: no"; "A, which is wrong"; but not "A, not B"."""
+    """Whether the text after a letter denies it at once ("A: no"; "A, which is wrong"; but not "A, not B")."""
     first = " ".join(rest.split()[:4])
     return bool(_DENIED.search(first)) and not re.match(rf"(?i:and\s+)?(?i:not|nor)\s+\(?{_CAPITAL}", first)
 
 
 def _mentioned(text: str, options: Sequence[str], names: Collection[str]) -> set[str]:
-    """Letters in brackets, after "option", or alone in a clause, in sentences that deny nothing."""
+    """Find letters in brackets, after "option", or alone in a clause, in sentences that deny nothing."""
     letters: set[str] = set()
     for sentence in re.split(r"[.;!?\n]|\bbut\b|\bhowever\b", text):
         sentence = _REASON.split(_SUBORDINATE.sub("", _OPENING.sub("", sentence)))[0]
@@ -258,7 +260,7 @@ def _begins(text: str, option: str) -> bool:
 
 
 def _is_listed(text: str, letter: str, option: str) -> bool:
-    """Whether the option stands in ``text`` with its label before it."""
+    """Whether the text contains the option with its label before it."""
     words = option.strip().rstrip(".").lower()
     return (
         bool(words) and re.search(rf"\(?\b{letter.lower()}[.):]\s*{re.escape(words)}(?!\w)", text.lower()) is not None
@@ -266,7 +268,7 @@ def _is_listed(text: str, letter: str, option: str) -> bool:
 
 
 def _says(text: str, option: str) -> bool:
-    """Whether the words of ``option`` stand in ``text`` one after the other, in a sentence that does not deny them."""
+    """Whether the text contains the words of ``option`` in sequence, in a sentence that does not deny them."""
     words = re.escape(option.strip().rstrip(".").lower())
     if not words:
         return False

@@ -1,7 +1,7 @@
-"""The benchmarks, one small file each. A new one is a file and a line in :data:`BENCHMARKS`.
+"""The benchmarks, each in a small file. To add one, add a file and a line in :data:`BENCHMARKS`.
 
-Third parties add theirs without touching this package: an entry point of the group ``videollama2.benchmarks`` whose
-value is a subclass of :class:`videollama2.eval.items.Benchmark`, or an instance.
+Third parties add benchmarks without changing this package, with an entry point of the group ``videollama2.benchmarks``
+whose value is a subclass of :class:`videollama2.eval.items.Benchmark`, or an instance.
 """
 
 from __future__ import annotations
@@ -37,16 +37,18 @@ BENCHMARKS = {
 
 
 def names() -> list[str]:
-    """Of all benchmarks, those of other packages last."""
+    """Return the names of all benchmarks; those of other packages come last."""
     return [*BENCHMARKS, *sorted(set(_plug_ins()) - set(BENCHMARKS))]
 
 
 def benchmark(name: str) -> Benchmark:
-    """Look a benchmark up, also by its folder's name (``MSVD_Zero_Shot_QA``) or another spelling (``msvd-qa``); or the
-    one that a file of questions is (see :mod:`videollama2.eval.benchmarks.questions_file`).
+    """Look up a benchmark by its name, its folder's name (``MSVD_Zero_Shot_QA``) or another spelling (``msvd-qa``).
+
+    A path of a file of questions gives the benchmark of that file, see
+    :mod:`videollama2.eval.benchmarks.questions_file`.
 
     Raises:
-        ConfigError: no such benchmark, or an entry point that cannot be used.
+        ConfigError: there is no such benchmark, or its entry point cannot be used.
     """
     if name.lower().endswith((".jsonl", ".json")):
         from videollama2.eval.benchmarks.questions_file import QuestionsFile

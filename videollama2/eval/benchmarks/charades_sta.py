@@ -1,8 +1,8 @@
-"""Charades-STA: when does what a sentence says happen? (arXiv 1705.02101)
+"""Charades-STA: find the span of a video in which the event of a sentence happens (arXiv 1705.02101).
 
-The first benchmark here whose answers are neither right nor wrong: the span read from an answer is compared with the
-true one by their overlap (intersection over union). Reported are its mean and the shares of answers with at least 0.3,
-0.5 and 0.7 of it (R@1).
+Answers are not just right or wrong: the span read from an answer is compared with the true one by their overlap
+(intersection over union). The results are the mean overlap and the shares of answers with an overlap of at least 0.3,
+0.5 and 0.7 (R@1).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Span = tuple[float, float]
 
 
 def overlap(a: Span, b: Span) -> float:
-    """Intersection over union of two spans of time, 0 to 1."""
+    """Return the intersection over union of two spans of time, from 0 to 1."""
     union = max(a[1], b[1]) - min(a[0], b[0])
     return max(min(a[1], b[1]) - max(a[0], b[0]), 0.0) / union if union > 0 else 0.0
 
@@ -51,8 +51,11 @@ def _at_least(share: float) -> Measure:
 
 
 class CharadesSTA(Benchmark):
-    """See the module. Prompt and ``published`` reading are those of lmms-eval; a span that cannot be read overlaps
-    by 0. ``strict`` takes a span only where the answer holds exactly one."""
+    """See the module.
+
+    The prompt and the ``published`` reading are those of lmms-eval; if no span can be read, the overlap is 0.
+    ``strict`` reads a span only if the answer holds exactly one.
+    """
 
     name = "charades_sta"
     title = "Charades-STA"
@@ -75,20 +78,23 @@ Charades_v1_480/         VIDEO.mp4 (or another kind of video)"""
         return [_item(entry, index, videos) for index, entry in enumerate(entries)]
 
     def parse(self, item: Item, output: str, protocol: str) -> Parsed:
-        """See :class:`Benchmark`; what is read is a span of seconds."""
+        """See :class:`Benchmark`; the value read is a span in seconds."""
         return Parsed(published_span(output) if protocol == PUBLISHED else strict_span(output))
 
     def read(self, item: Item, output: str, protocol: str) -> Reading:
-        """See :class:`Benchmark`; ``value`` is the overlap."""
+        """See :class:`Benchmark`; the reading's ``value`` is the overlap."""
         span = self.parse(item, output, protocol).value
         value = overlap(span, item.answer) if span else 0.0
         return Reading(list(span) if span else None, False, value >= OVERLAPS[1], value)
 
 
 def published_span(output: str) -> Span | None:
-    """The first "m - n" (or "m to n"), else the first number of the first two sentences that speak of start, end or
-    happening, as lmms-eval reads. Its third form, hours:minutes:seconds, is never reached there, since the hours are a
-    number already."""
+    """Read a span as lmms-eval does.
+
+    It is the first "m - n" (or "m to n"), else the first numbers of the first two sentences that speak of start, end or
+    happening. The third form of lmms-eval, hours:minutes:seconds, is never reached there, since the hours already count
+    as a number.
+    """
     text = output.lower().replace(_EXAMPLE, "").replace("to", "-")
     spans = [(float(start), float(end)) for start, end in _SPAN.findall(text)]
     if not spans:
@@ -99,7 +105,7 @@ def published_span(output: str) -> Span | None:
 
 
 def strict_span(output: str) -> Span | None:
-    """The two times of an answer that holds exactly two, in their order; minutes:seconds are times as well."""
+    """Read the two times, in order, of an answer that holds exactly two; a time may be written as minutes:seconds."""
     times = re.findall(r"(?:(?:(\d+):)?(\d{1,2}):)?(\d+(?:\.\d+)?)", after_thinking(output))
     seconds = [int(hours or 0) * 3600 + int(minutes or 0) * 60 + float(rest) for hours, minutes, rest in times]
     return (seconds[0], seconds[1]) if len(seconds) == 2 and seconds[0] <= seconds[1] else None

@@ -1,4 +1,4 @@
-"""EgoSchema: 5,031 three-minute clips, five long options each (arXiv 2308.09126). 500 answers are public."""
+"""EgoSchema: 5,031 three-minute clips with five long options each (arXiv 2308.09126). 500 answers are public."""
 
 from __future__ import annotations
 
@@ -47,14 +47,15 @@ good_clips_git/          (or videos/) q_uid.mp4 (or another kind of video)
         videos = VideoFolder(data, "good_clips_git", "videos")
         items = [_item(entry, videos, answers) for entry in read_entries(path)]
         check_unique((item.id for item in items), path)
-        # A shortened list of questions leaves answers over; those to what is no id are mistakes.
+        # If the list of questions is shortened, answers may be left over, but an answer to something that is no id is a
+        # mistake.
         unknown = [uid for uid in answers if not _ID.fullmatch(uid)]
         if unknown:
             raise DataError(f"{data / ANSWERS}: {unknown[0]!r} is no question of {path}")
         return items
 
     def write_submission(self, items: Sequence[Item], samples: Sequence[Sample], folder: Path) -> list[Path]:
-        """JSON for the official server, CSV for Kaggle."""
+        """Write the JSON file for the official server and the CSV file for Kaggle."""
         answers = {sample.id: sample.parsed for sample in samples if sample.parsed is not None}
         as_json, as_csv = folder / "egoschema.json", folder / "egoschema.csv"
         write_atomically(as_json, json.dumps(answers, indent=1) + "\n")
@@ -64,7 +65,7 @@ good_clips_git/          (or videos/) q_uid.mp4 (or another kind of video)
 
 
 def _item(entry: AnnotationEntry, videos: VideoFolder, answers: dict[str, int]) -> Item:
-    """An entry of questions.json, or of the hub's tables, which hold the answers themselves."""
+    """Return the item of an entry of questions.json, or of the hub's tables, which also hold the answers."""
     question = entry.text("question")
     if "option" in entry:
         uid = entry.path("video_idx")
@@ -91,7 +92,7 @@ def _item(entry: AnnotationEntry, videos: VideoFolder, answers: dict[str, int]) 
 
 
 def _public_answers(data: Path) -> dict[str, int]:
-    """Of the file of answers, or of the hub's table of the questions that have one."""
+    """Return the public answers, from the file of answers or from the hub's table of questions with an answer."""
     path = data / ANSWERS
     if not path.is_file():
         tables = sorted(data.glob(SUBSET))

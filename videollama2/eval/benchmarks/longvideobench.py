@@ -14,8 +14,11 @@ _POST = "Answer with the option's letter from the given choices directly.\n"
 
 
 class LongVideoBench(MultipleChoice):
-    """See the module; the validation split. Prompt and reading are those of lmms-eval's longvideobench_val_v, which
-    puts a random option where nothing can be read; here that is counted as unparsed."""
+    """See the module. This is the validation split.
+
+    Prompt and reading are those of lmms-eval's longvideobench_val_v. If nothing can be read, that task takes a random
+    option; here the answer counts as unparsed.
+    """
 
     name = "longvideobench"
     title = "LongVideoBench (validation)"

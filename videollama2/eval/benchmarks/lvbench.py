@@ -21,7 +21,7 @@ TYPES = (
     "reasoning",
     "temporal grounding",
 )
-"""Types of questions; one may have several, so that each type is a number of its own, as in the official scorer."""
+"""Types of questions. A question may have several types, so each type has a measure, as in the official scorer."""
 _OPTION = re.compile(r"^\(([A-Z])\)\s*(.*)$", re.M)
 _POST = "\nAnswer the question with the option letter."
 
@@ -34,7 +34,7 @@ def _of_type(kind: str) -> Callable[[Sample], bool]:
 
 
 class LVBench(MultipleChoice):
-    """See the module. Questions hold their options; the end of the prompt is that of lmms-eval."""
+    """See the module. The text of a question includes its options; the end of the prompt is that of lmms-eval."""
 
     name = "lvbench"
     title = "LVBench"

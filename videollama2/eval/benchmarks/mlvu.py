@@ -1,6 +1,6 @@
-"""MLVU, multiple choice of the dev set: seven tasks about videos of minutes to hours (arXiv 2406.04264).
+"""MLVU, the multiple-choice questions of the dev set: seven tasks about videos of minutes to hours (arXiv 2406.04264).
 
-M-Avg, the leaderboard's number, is the mean of the tasks: the report's "mean of categories".
+M-Avg, the leaderboard's number, is the mean over the tasks, which the report calls "mean of categories".
 """
 
 from __future__ import annotations
@@ -29,8 +29,11 @@ _SYSTEM = (
 
 
 class MLVU(MultipleChoice):
-    """See the module. The prompt is that of the official script, whose beginning of the answer ("Best option:(") ends
-    the question; the first capital is read, as lmms-eval does."""
+    """See the module.
+
+    The prompt is that of the official script, with its beginning of the answer ("Best option:(") at the end of the
+    question. As in lmms-eval, the first capital letter is read.
+    """
 
     name = "mlvu"
     title = "MLVU (dev, multiple choice)"

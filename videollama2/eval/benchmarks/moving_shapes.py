@@ -1,9 +1,9 @@
-"""The built-in world through MVBench's runner and files, one task per type of question.
+"""The built-in world as a benchmark in the form of MVBench, with a task for each type of question.
 
-By default the question alone is asked and the answer must be the right candidate's text: this is how the table in the
-built-in model's README was made. ``prompt="options"`` asks as MVBench does: options with letters, MVBench's parser.
-``shuffle_frames`` asks every question a second time with the frames in another order. This shows whether a model uses
-time: questions about the order of frames must become harder, the others must not.
+By default, a prompt is the question alone, and the answer must be the text of the right candidate; the table in the
+built-in model's README was made in this way. ``prompt="options"`` asks as MVBench does, with lettered options and
+MVBench's parser. ``shuffle_frames`` asks every question a second time with the frames in another order. This shows
+whether a model uses time: questions about the order of frames must become harder, and the others must not.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from videollama2.eval.samples import Sample
 
 PROMPTS = ("question", "options")
 STATIC = ("shape", "colour", "count", "position", "existence")
-"""Types of questions that a single frame answers, in the order of the table."""
+"""Types of questions that can be answered from a single frame, in the order of the table."""
 TEMPORAL = ("direction", "order", "change", "speed", "appearance")
-"""Types that need several frames in their order."""
+"""Types of questions that need several frames in their order."""
 SHUFFLED = "-shuffled"
-"""End of the id of a question that is asked with shuffled frames."""
+"""Suffix of the id of a question that is asked with shuffled frames."""
 
 
 def _is_shuffled(sample: Sample) -> bool:
@@ -52,7 +52,7 @@ mvbench/json/TYPE.json   a list of {"video", "question", "candidates", "answer"}
 mvbench/video            a link to videos/ beside it"""
     max_new_tokens = 16
     questions = None
-    annotations = ()  # it is made in its layout
+    annotations = ()  # sets are written in their layout, so there is nothing to prepare
 
     def __init__(self, prompt: str = "question", shuffle_frames: bool = False) -> None:
         if prompt not in PROMPTS:
@@ -81,11 +81,11 @@ mvbench/video            a link to videos/ beside it"""
         return [each for item in items for each in (item, replace(item, id=item.id + SHUFFLED, shuffled=True))]
 
     def write_submission(self, items: Sequence[Item], samples: Sequence[Sample], folder: Path) -> list[Path]:
-        """As MVBench does, of the questions as they were drawn."""
+        """Write the file of :class:`MVBench`, without the questions with shuffled frames."""
         return super().write_submission([item for item in items if not item.shuffled], samples, folder)
 
     def own_table(self, items: Sequence[Item], samples: Sequence[Sample], protocol: str) -> str:
-        """Accuracy by type, beside chance and the accuracy with shuffled frames."""
+        """Return a table of accuracy by type, beside chance and the accuracy with shuffled frames."""
         if not self.shuffle_frames:
             return ""
         options = {item.id: len(item.options) for item in items}
@@ -117,7 +117,7 @@ mvbench/video            a link to videos/ beside it"""
 
 
 def _scores(samples: Sequence[Sample], options: Mapping[str, int], protocol: str) -> list[str]:
-    """Cells of one line; a question without an answer counts as wrong."""
+    """Return the cells of one line; a question without an answer counts as wrong."""
     straight = [sample for sample in samples if _is_straight(sample)]
     shuffled = [sample for sample in samples if _is_shuffled(sample)]
     accuracy, mixed = (
@@ -129,7 +129,7 @@ def _scores(samples: Sequence[Sample], options: Mapping[str, int], protocol: str
 
 
 def _types(folder: Path) -> list[str]:
-    """Types that have questions; a small set need not have all."""
+    """Return the types that have questions; a small set may lack some."""
     found = [path.stem for path in sorted(folder.glob("*.json")) if read_json(path, list)]
     if not found:
         raise DataError(f"{folder}: there is no task file (*.json) with a question in this folder")
@@ -137,5 +137,5 @@ def _types(folder: Path) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """Lower case, no outer blanks, no final dot."""
+    """Return a text in lower case, without outer blanks and a final full stop."""
     return text.strip().lower().removesuffix(".").rstrip()

@@ -10,7 +10,7 @@ from videollama2.eval.video_files import VideoFolder
 
 
 class MSVC(Benchmark):
-    """See the module. The paper samples at temperature 0.2; the published code, and by default this, does not."""
+    """See the module. The paper samples at temperature 0.2; the published code does not, nor does this by default."""
 
     name = "msvc"
     title = "MSVC"
@@ -32,7 +32,7 @@ VIDEO_PATH               each video where msvc.json says, relative to this folde
 def _item(record: AnnotationEntry, index: int, videos: VideoFolder) -> Item:
     media, question = record.path("video_path"), record.text("question")
     return Item(
-        # File names repeat between the sources, so the place in the file is part of the id.
+        # The sources have files with the same names, so the position in the annotations is part of the id.
         id=f"{index}-{media}",
         media=videos.find_path(media),
         kind="video",

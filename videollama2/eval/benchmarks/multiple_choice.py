@@ -1,4 +1,4 @@
-"""What the multiple-choice benchmarks share."""
+"""The common base of the multiple-choice benchmarks."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ ONLY_THE_LETTER = "Answer with the option's letter from the given choices direct
 
 
 def lettered(options: Sequence[str]) -> str:
-    """``(A) first`` and so on, a line each, the last one ended as well."""
+    """Return the options as lines ``(A) first`` and so on; the last line has a newline too."""
     return "".join(f"({LETTERS[index]}) {option}\n" for index, option in enumerate(options))
 
 
 def question_and_options(question: str, options: Sequence[str]) -> str:
-    """The prompt of MVBench and Perception Test."""
+    """Return the prompt of MVBench and Perception Test."""
     return f"Question: {question}\nOptions:\n{lettered(options)}{ONLY_THE_LETTER}"
 
 
 class MultipleChoice(Benchmark):
-    """Answers name an option.
+    """A benchmark whose answers name an option.
 
     Attributes:
-        published_parser: of :mod:`videollama2.eval.answers`.
-        name_letters: see ``strict_option``.
+        published_parser: the ``published`` parser, from :mod:`videollama2.eval.answers`.
+        name_letters: the ``names`` of :func:`~videollama2.eval.strict.strict_option`.
     """
 
     published_parser: PublishedParser
@@ -38,5 +38,5 @@ class MultipleChoice(Benchmark):
         return strict_option(output, item.options, self.name_letters)
 
     def published_options(self, item: Item) -> Sequence[str]:
-        """What the published parser compares with."""
+        """Return the options in the form that the published parser compares with."""
         return item.options

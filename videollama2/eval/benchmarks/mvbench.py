@@ -1,4 +1,4 @@
-"""MVBench: twenty tasks about time, 200 questions each (arXiv 2311.17005)."""
+"""MVBench: twenty tasks about time with 200 questions each (arXiv 2311.17005)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from videollama2.eval.video_files import VideoFolder
 
 
 class Task(NamedTuple):
-    """``bound``: questions are about a part of the video, from ``start`` to ``end`` seconds."""
+    """A task. If ``bound`` is true, questions are about the part of the video from ``start`` to ``end`` seconds."""
 
     file: str
     folder: str
@@ -25,7 +25,7 @@ class Task(NamedTuple):
 
 
 ROOTS = ("video", ".", "video/data0613", "data0613")
-"""Folders that hold those of the tasks; the corrected archive of 13 June 2024 unpacks to data0613/."""
+"""Folders in which the tasks' folders of videos may be; the corrected archive of 13 June 2024 unpacks to data0613/."""
 
 TASKS = {
     "Action Sequence": Task("action_sequence", "star/Charades_v1_480", bound=True),
@@ -46,7 +46,7 @@ TASKS = {
     "Fine-grained Pose": Task("fine_grained_pose", "nturgbd"),
     "Character Order": Task("character_order", "perception/videos"),
     "Egocentric Navigation": Task("egocentric_navigation", "vlnqa"),
-    # Folders of frames, three a second.
+    # The videos of this task are folders of frames, three per second.
     "Episodic Reasoning": Task("episodic_reasoning", "tvqa/frames_fps3_hq", bound=True),
     "Counterfactual Inference": Task("counterfactual_inference", "clevrer/video_validation"),
 }
@@ -75,7 +75,7 @@ video/FOLDER/...         the original videos, FOLDER as in the table of videolla
         return load_tasks(data, TASKS)
 
     def write_submission(self, items: Sequence[Item], samples: Sequence[Sample], folder: Path) -> list[Path]:
-        """The published runner's output: JSON lines of video, task, prediction and truth."""
+        """Write the output of the published runner: JSON lines of video, task, prediction and right answer."""
         path = folder / "mvbench.jsonl"
         by_id = {sample.id: sample for sample in samples}
         lines = []
@@ -89,7 +89,7 @@ video/FOLDER/...         the original videos, FOLDER as in the table of videolla
 
 
 def load_tasks(data: Path, tasks: dict[str, Task]) -> list[Item]:
-    """Items of several task files, in the order of the table."""
+    """Return the items of several task files, in the order of ``tasks``."""
     videos = VideoFolder(data, *ROOTS)
     items = []
     for name, task in tasks.items():
@@ -114,7 +114,7 @@ def _item(record: AnnotationEntry, category: str, task: Task, index: int, videos
         end=end,
         question=question,
         instruction=question_and_options(question, options),
-        # The last of equal candidates, as published.
+        # Of equal candidates the last one is the answer, as in the published code.
         answer=max(place for place, option in enumerate(options) if option == answer),
         options=options,
         category=category,
@@ -123,6 +123,6 @@ def _item(record: AnnotationEntry, category: str, task: Task, index: int, videos
 
 
 def _bounds(record: AnnotationEntry) -> tuple[float, float]:
-    """Published: negative bounds are 0, reversed ones are exchanged."""
+    """Return the bounds of a clip as the published code does: negative ones become 0, reversed ones are exchanged."""
     start, end = sorted(max(record.seconds(name), 0.0) for name in ("start", "end"))
     return start, end

@@ -1,4 +1,4 @@
-"""NExT-QA, multiple choice: causal, temporal and descriptive questions, five options each (arXiv 2105.08276)."""
+"""NExT-QA, multiple choice: causal, temporal and descriptive questions with five options each (arXiv 2105.08276)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ _POST = "\nAnswer with the option's letter from the given choices directly."
 
 
 class NExTQA(MultipleChoice):
-    """See the module. Prompt as in lmms-eval; the published number is the share of right answers (Acc@All), with the
-    three groups of types beside it."""
+    """See the module.
+
+    The prompt is that of lmms-eval. The published number is the share of right answers (Acc@All), beside those of the
+    three groups of types.
+    """
 
     name = "nextqa"
     title = "NExT-QA (multiple choice)"

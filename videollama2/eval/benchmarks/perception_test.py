@@ -1,4 +1,4 @@
-"""Perception Test, multiple-choice questions: three options each (arXiv 2305.13786)."""
+"""Perception Test, multiple-choice questions with three options each (arXiv 2305.13786)."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ FILES = {
     "test": ("mc_question_test.json", "mc_question_test/test-*.parquet"),
     "valid": ("mc_question_valid.json", "all_valid.json", "mc_question_val/validation-*.parquet"),
 }
-"""Of each split; the first that is there is used, of test before valid where no split is asked for."""
+"""Annotation files by split; the first one that exists is used. Without a given split, test comes before valid."""
 
 
 class PerceptionTest(MultipleChoice):
-    """See the module. A file with answers (valid) is scored; for one without (test) the submission is what counts.
+    """See the module. A split with answers (valid) is scored; for one without (test), a submission file is written.
 
     Args:
-        split: one of :data:`FILES`; None: whichever is there.
+        split: one of :data:`FILES`, or None for the first one that exists.
     """
 
     name = "perception_test"
@@ -69,7 +69,7 @@ videos/                  video_id.mp4 (or another kind of video)"""
             for key, raw in read_json(path, dict).items():
                 entry = AnnotationEntry(raw, f"{path}: index {key!r}")
                 video = entry.record("metadata").path("video_id")
-                # Videos of the benchmark's other tasks have no such questions.
+                # Videos of the benchmark's other tasks have no multiple-choice questions.
                 questions = entry.records("mc_question") if "mc_question" in entry else ()
                 items.extend(_item(question, video, videos) for question in questions)
         if not items:
@@ -78,7 +78,7 @@ videos/                  video_id.mp4 (or another kind of video)"""
         return items
 
     def write_submission(self, items: Sequence[Item], samples: Sequence[Sample], folder: Path) -> list[Path]:
-        """The JSON that the challenge's server takes: for each video its questions' ids and chosen options."""
+        """Write the JSON file for the challenge's server, with the chosen option of each question by video."""
         by_id = {sample.id: sample for sample in samples}
         answers: dict[str, list[dict[str, object]]] = {}
         for item in items:

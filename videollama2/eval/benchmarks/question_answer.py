@@ -1,4 +1,7 @@
-"""Open questions with short answers: ActivityNet-QA and MSVD-QA. The question alone is the prompt; a judge compares."""
+"""The common base of ActivityNet-QA and MSVD-QA: open questions with short answers.
+
+The prompt is the question alone, and a judge compares the answer with the reference.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,19 @@ from videollama2.eval.video_files import VideoFolder
 
 QUESTION_FILE, ANSWER_FILE = "test_q.json", "test_a.json"
 TABLES = ("data/test-*.parquet", "test-*.parquet")
-"""Questions with their answers, as on the hub."""
+"""Files with questions and their answers, as on the hub."""
 
 
 class QuestionAnswer(Benchmark):
-    """Joined by ``question_id``, not by place as in the published code, which pairs wrongly once the files differ.
+    """A benchmark of open questions.
+
+    Questions and answers are joined by ``question_id``. The published code joins them by position, which gives wrong
+    pairs if the files differ.
 
     Attributes:
-        video_folders: below the data folder; the first one is ours.
-        stem: file name of a video without its suffix, with ``{}`` for its name.
-        types: names of the answer types; numbers not in it are shown as ``type N``.
+        video_folders: folders of videos below the data folder; the first one is that of this project's layout.
+        stem: file name of a video without its suffix, with ``{}`` for the video's name.
+        types: names of the answer types; other numbers are shown as ``type N``.
     """
 
     video_folders: tuple[str, ...]

@@ -26,11 +26,13 @@ from videollama2.media.kinds import IMAGE, VIDEO
 
 
 class QuestionsFile(MultipleChoice):
-    """See the module. A file holds questions with options or open ones; it is read when the benchmark is made, since
-    that decides whether there is something to judge.
+    """See the module.
+
+    A file holds either questions with options or open questions. It is read when the benchmark is created, because its
+    kind decides whether answers are judged.
 
     Raises:
-        DataError: no such file, a line that breaks the form, or questions of both kinds.
+        DataError: the file does not exist, a line is malformed, or the file has questions of both kinds.
     """
 
     layout = __doc__ or ""
@@ -38,7 +40,7 @@ class QuestionsFile(MultipleChoice):
 
     def __init__(self, path: Path) -> None:
         self.source_file = path
-        self.name = path.name  # with its end, so that it is never taken for a benchmark of the paper
+        self.name = path.name  # the suffix distinguishes it from the paper's benchmarks
         self.title, self.folder, self.source = path.name, "", str(path)
         self._items = [_item(entry, index) for index, entry in enumerate(read_entries(path))]
         check_unique((item.id for item in self._items), path)
@@ -51,7 +53,7 @@ class QuestionsFile(MultipleChoice):
             self.aspects = (Aspect("qa", "qa"),)
 
     def default_data(self, root: Path) -> Path:
-        """The file's own folder."""
+        """Return the folder of the file."""
         assert self.source_file is not None
         return self.source_file.parent
 
@@ -100,7 +102,7 @@ def _paths(entry: AnnotationEntry, kind: str) -> list[str]:
 
 
 def _answer(entry: AnnotationEntry, options: tuple[str, ...]) -> Any:
-    """Index of the right option, the reference text or texts, or None."""
+    """Return the index of the right option, the reference text or texts, or None."""
     if not entry.told("answer"):
         return None
     value = entry.raw["answer"]

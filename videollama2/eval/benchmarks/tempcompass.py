@@ -1,7 +1,8 @@
-"""TempCompass: does a model see action, direction, speed, order of events and change? (arXiv 2403.00476)
+"""TempCompass: questions about action, direction, speed, order of events and change (arXiv 2403.00476).
 
-Three of its four kinds of tasks, whose answers are read by rules: multiple choice, yes or no, and which caption fits.
-Captioning is graded by a language model that answers the questions from the caption; it is not part of this.
+This module has those three of the four kinds of tasks whose answers are read by rules: multiple choice, yes or no, and
+which caption fits. It does not have captioning, which is graded by a language model that answers questions from the
+caption.
 """
 
 from __future__ import annotations
@@ -21,15 +22,18 @@ POSTS = {
     "yes_no": "\nPlease answer yes or no:",
     "caption_matching": "\nPlease directly give the best option:",
 }
-"""Kinds of tasks with what the official script adds to their questions."""
+"""Kinds of tasks, with the text that the official script adds to their questions."""
 _LABELLED = re.compile(
     r"(?P<label>[A-Z])\. (?P<text>.*)|(?P<head>(?:Sentence|Option|Caption) (?:[A-Z]|\d)): (?P<words>.*)"
 )
 
 
 class TempCompass(Benchmark):
-    """See the module. ``published`` reads by the official rules; where these say nothing, the official scorer asks
-    GPT-3.5, and here the answer is counted as unparsed."""
+    """See the module.
+
+    The ``published`` reading follows the official rules. If they find nothing, the official scorer asks GPT-3.5; here
+    the answer counts as unparsed.
+    """
 
     name = "tempcompass"
     title = "TempCompass"
@@ -44,7 +48,7 @@ videos/                  VIDEO.mp4 (or another kind of video)"""
     breakdowns = ("aspect",)
 
     def load(self, data: Path) -> list[Item]:
-        """See :class:`Benchmark`; kinds whose file is not there are left out, which the report counts."""
+        """See :class:`Benchmark`; kinds without a file are left out, and the report counts the questions asked."""
         videos = VideoFolder(data, "videos")
         items = [
             _item(entry, kind, index, videos) for kind in POSTS for index, entry in enumerate(_entries(data, kind))
@@ -121,7 +125,7 @@ def _item(entry: AnnotationEntry, kind: str, index: int, videos: VideoFolder) ->
 
 
 def _options(question: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Labels (``A``, ``Caption B``) and texts of the options that stand below a question."""
+    """Return the labels (``A``, ``Caption B``) and texts of the options below a question."""
     matches = [match for line in question.split("\n")[1:] if (match := _LABELLED.fullmatch(line.strip()))]
     return (
         tuple(match["label"] or match["head"] for match in matches),

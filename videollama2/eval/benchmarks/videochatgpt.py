@@ -1,4 +1,4 @@
-"""Video-ChatGPT's generative benchmark: long answers, graded in five respects (arXiv 2306.05424)."""
+"""Video-ChatGPT's generative benchmark: long answers that are graded in five aspects (arXiv 2306.05424)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ _HUB_NAMES = {"Q": "question", "Q1": "question_1", "Q2": "question_2", "A": "ans
 
 
 class VideoChatGPT(Benchmark):
-    """See the module. The generic questions are answered once and graded three times; a consistency item asks the same
-    thing twice, each time on its own."""
+    """See the module.
+
+    A generic question is answered once and graded in three aspects. A consistency item asks the same thing in two
+    questions, which are answered independently.
+    """
 
     name = "videochatgpt"
     title = "Video-ChatGPT"
@@ -39,7 +42,7 @@ Test_Videos/             VIDEO_NAME.mp4 (or another kind of video)"""
     )
 
     def load(self, data: Path) -> list[Item]:
-        """See :class:`Benchmark`; categories whose file is not there are left out, which the report counts."""
+        """See :class:`Benchmark`; categories without a file are left out, and the report counts the questions asked."""
         videos = VideoFolder(data, "Test_Videos", "videos")
         there = {name for name, known in _PATTERNS.items() if any(any(data.glob(pattern)) for pattern in known)}
         items = []
@@ -51,7 +54,7 @@ Test_Videos/             VIDEO_NAME.mp4 (or another kind of video)"""
 
 def _item(record: AnnotationEntry, category: str, index: int, videos: VideoFolder) -> Item:
     name = record.path("video_name")
-    names = _HUB_NAMES if "question" in record else _NAMES  # the hub calls the fields by words
+    names = _HUB_NAMES if "question" in record else _NAMES  # the hub has other field names
     instruction: str | tuple[str, ...] = (
         record.text(names["Q"]) if category != "consistency" else tuple(record.text(names[key]) for key in ("Q1", "Q2"))
     )

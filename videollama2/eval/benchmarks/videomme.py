@@ -1,4 +1,4 @@
-"""Video-MME: 900 videos of up to an hour, three questions each, with and without subtitles (arXiv 2405.21075)."""
+"""Video-MME: 900 videos of up to an hour with three questions each, with or without subtitles (arXiv 2405.21075)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _TASK = (
 )
 _SUBTITLES = "This video's subtitles are listed below:\n{}\n"
 _SUBTITLED = 744 / 900
-"""Share of the videos that have subtitles, by the benchmark's own count."""
+"""Share of the videos with subtitles, as the benchmark's authors count them."""
 _VIDEO_FIELDS = ("video_id", "url", "duration", "domain", "sub_category")
 
 
@@ -33,8 +33,9 @@ class VideoMME(MultipleChoice):
     """See the module.
 
     Args:
-        subtitles: None; ``published`` (a cue for every frame of the published sampler, its head also where a video has
-            no subtitles); ``seen`` (the cues of the frames that the model sees, each once).
+        subtitles: None for no subtitles; ``published`` for a cue for every frame of the published sampler, with the
+            head of the subtitles also for a video without any; ``seen`` for the cues of the frames that the model sees,
+            each once.
     """
 
     name = "videomme"
@@ -77,7 +78,7 @@ subtitles/               (or subtitle/) VIDEOID.srt (or VIDEOID.en.srt, .vtt), w
         return items
 
     def instructions(self, item: Item, data: Path, num_frames: int) -> tuple[str, ...]:
-        """With the subtitles before the question, where they are asked for."""
+        """See :class:`Benchmark`; if subtitles are asked for, they come before the question."""
         if self.subtitles is None:
             return item.instructions
         lines = self._subtitles(item, data, num_frames)
@@ -86,10 +87,10 @@ subtitles/               (or subtitle/) VIDEOID.srt (or VIDEOID.en.srt, .vtt), w
         return tuple(_SUBTITLES.format(lines) + text for text in item.instructions)
 
     def supplements(self, items: Sequence[Item], data: Path) -> list[Supplement]:
-        """The subtitles.
+        """Return the subtitles as the only supplement.
 
         Raises:
-            DataError: there are none at all though they are asked for.
+            DataError: subtitles are asked for, and no video has any.
         """
         groups = {item.group for item in items}
         found = sum(self._folder(data).find(group) is not None for group in groups)
@@ -120,16 +121,16 @@ subtitles/               (or subtitle/) VIDEOID.srt (or VIDEOID.en.srt, .vtt), w
             return ""
         key = video, num_frames
         if key not in self._lines:
-            # The questions of a video come together, so one text is enough.
+            # The questions of a video are asked one after the other, so keeping one text is enough.
             self._lines = {key: subtitles_for(video, read_subtitles(file), num_frames, self.subtitles == "published")}
         return self._lines[key]
 
     def published_options(self, item: Item) -> Sequence[str]:
-        """With their letters, as the published parser cuts them."""
+        """Return the options with their letters, which the published parser removes."""
         return item.extra["choices"]
 
     def write_submission(self, items: Sequence[Item], samples: Sequence[Sample], folder: Path) -> list[Path]:
-        """The results file of the official scorer, and what that scorer prints about it."""
+        """Write the results file for the official scorer, and the text that the scorer prints for it."""
         from videollama2.eval.report.videomme_official import official_report
 
         results = official_results(items, samples)
@@ -141,7 +142,7 @@ subtitles/               (or subtitle/) VIDEOID.srt (or VIDEOID.en.srt, .vtt), w
 
 
 def official_results(items: Sequence[Item], samples: Sequence[Sample]) -> list[dict[str, Any]]:
-    """One entry per video; a video that could not be read is ``missing``, as published."""
+    """Return an entry for each video; as in the published code, a video that could not be read is ``missing``."""
     by_id = {sample.id: sample for sample in samples}
     results: dict[str, dict[str, Any]] = {}
     for item in items:

@@ -1,1 +1,1 @@
-"""Judging open answers with a language model: the rubrics, the client, and what its replies mean."""
+"""Judging of open answers by a language model: the rubrics, the client, and the parser of replies."""

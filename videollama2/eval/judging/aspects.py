@@ -1,4 +1,4 @@
-"""All aspects of a benchmark judged: verdicts for its samples, what judging would take, and what results record."""
+"""Judge all aspects of a benchmark, estimate the cost of judging, and describe the judge for the results."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from videollama2.eval.samples import Sample, Verdict
 
 @dataclass(frozen=True)
 class Judging:
-    """Who judges, and by which texts: ``published``, ``own``, or a folder of rubric files."""
+    """A judge and its rubrics, which are ``published``, ``own``, or a folder of rubric files."""
 
     judge: Judge
     rubrics: str = "published"
 
     def rubric(self, name: str) -> Rubric:
-        """The rubric for one aspect; see :func:`videollama2.eval.judging.rubrics.rubric`."""
+        """Return the rubric with this name; see :func:`videollama2.eval.judging.rubrics.rubric`."""
         folder = Path(self.rubrics)
         return rubric(name, str(folder / f"{name}.json") if folder.is_dir() else self.rubrics)
 
 
 @dataclass(frozen=True)
 class JudgedAspect:
-    """The samples that one aspect concerns, with a verdict for each (None where there is no answer)."""
+    """The samples that one aspect concerns, with a verdict for each (None for a sample without an answer)."""
 
     name: str
     wants_pred: bool
@@ -39,7 +39,7 @@ class JudgedAspect:
 def judge_aspects(
     benchmark: Benchmark, samples: Sequence[Sample], judging: Judging, progress: bool = True
 ) -> tuple[list[Sample], list[JudgedAspect]]:
-    """Samples with their verdicts, and the same by aspect; an aspect that concerns no sample is left out."""
+    """Return all samples with their verdicts, and the judged aspects except those that concern no sample."""
     judged = []
     by_sample: dict[str, dict[str, Verdict | None]] = {}
     for aspect in benchmark.aspects:
@@ -64,7 +64,7 @@ def _with_verdicts(sample: Sample, verdicts: Mapping[str, Verdict | None], sever
 
 
 def judging_cost(benchmark: Benchmark, samples: Sequence[Sample], judging: Judging) -> dict[str, dict[str, Any]]:
-    """What judging would take, by aspect; see ``Judge.dry_run``. Nothing is sent."""
+    """Return the cost of judging by aspect, as ``Judge.dry_run`` estimates it; no request is sent."""
     return {
         aspect.name: judging.judge.dry_run(
             [sample for sample in samples if aspect.concerns(sample)], judging.rubric(aspect.rubric)
@@ -74,7 +74,7 @@ def judging_cost(benchmark: Benchmark, samples: Sequence[Sample], judging: Judgi
 
 
 def format_cost(costs: Mapping[str, Mapping[str, Any]]) -> str:
-    """What :func:`judging_cost` returns, a line for each aspect."""
+    """Format the result of :func:`judging_cost` with a line for each aspect."""
     return "\n".join(
         f"{aspect}: " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in cost.items())
         for aspect, cost in costs.items()
@@ -82,12 +82,12 @@ def format_cost(costs: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def describe_judge(benchmark: Benchmark, judging: Judging | None) -> dict[str, Any] | None:
-    """What the results record about the judge."""
+    """Return what the results record about the judge, or None if answers are not judged."""
     if judging is None or not benchmark.aspects:
         return None
     texts = [judging.rubric(aspect.rubric).describe() for aspect in benchmark.aspects]
     if len(texts) == 1:
         return {**judging.judge.describe(), "rubric": texts[0]}
-    # One version for all, so that the report can compare it with the paper's.
+    # The texts are summed up in one version, so that the report can compare it with the paper's.
     versions = sorted({text["version"] for text in texts})
     return {**judging.judge.describe(), "rubric": {"version": ", ".join(versions), "texts": texts}}

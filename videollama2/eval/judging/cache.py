@@ -1,4 +1,7 @@
-"""A judge's replies on disk, one small file per request, named by its content. Safe for several processes at once."""
+"""A cache of a judge's replies on disk. Each reply is a small file, named by a hash of its request.
+
+Several processes may use a cache at once.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +18,23 @@ _VERSION = 2
 
 
 def content_key(request: Mapping[str, Any]) -> str:
-    """SHA-256 of everything the reply depends on. The address is no part of it: the same model is often reached by
-    another one (a port, a proxy), and the results name the model that the server says it served."""
+    """Return the SHA-256 of everything on which a reply depends.
+
+    The server's address is not part of it, because the same model is often reached by another one (a port, a proxy).
+    The results name the model that the server says it used.
+    """
     text = json.dumps([_VERSION, request], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 class ReplyCache:
-    """Replies by key. With ``folder`` None nothing is kept."""
+    """A store of replies by key. If ``folder`` is None, it stores nothing."""
 
     def __init__(self, folder: str | Path | None) -> None:
         self.folder = Path(folder) if folder is not None else None
 
     def get(self, key: str) -> Reply | None:
-        """The stored reply, or None. A damaged file counts as absent: asking again repairs it."""
+        """Return the stored reply, or None. A damaged file counts as absent, since the next reply replaces it."""
         if self.folder is None:
             return None
         try:
@@ -40,7 +46,7 @@ class ReplyCache:
         return Reply(record["raw"], str(record.get("model")), dict(record.get("usage") or {}))
 
     def put(self, key: str, reply: Reply) -> None:
-        """Store a reply whole or not at all."""
+        """Store a reply atomically."""
         if self.folder is not None:
             write_atomically(self._path(key), json.dumps({"key": key, **reply._asdict()}, ensure_ascii=False))
 

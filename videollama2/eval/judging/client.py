@@ -1,4 +1,4 @@
-"""One chat request to an OpenAI-compatible server or Azure, with bounded retries."""
+"""A client that sends chat requests to an OpenAI-compatible server or Azure, with bounded retries."""
 
 from __future__ import annotations
 
@@ -14,17 +14,20 @@ from urllib.parse import urlsplit, urlunsplit
 
 from videollama2.errors import ConfigError, MissingDependencyError
 
-_LOOPBACK_KEY = "none"  # a local server without keys; the openai package insists on a value
-_RETRY_STATUS = frozenset({408, 409, 425, 429})  # and every 5xx
+_LOOPBACK_KEY = "none"  # for a local server without keys, since the openai package needs a value
+_RETRY_STATUS = frozenset({408, 409, 425, 429})  # besides all 5xx
 _FATAL_STATUS = {401: "refuses the key", 403: "forbids the request", 404: "does not know the model or the address"}
 
 
-_SPENT = "insufficient_quota"  # OpenAI's word where no waiting helps, sent as HTTP 429
+_SPENT = "insufficient_quota"  # OpenAI's code for a used-up quota; it comes with HTTP 429, but waiting does not help
 
 
 class JudgeCallError(Exception):
-    """One request failed for good. ``unreachable``: no attempt got more than an error that concerns any request (no
-    connection, rate limit, HTTP 5xx)."""
+    """A request has finally failed.
+
+    ``unreachable`` is true if all attempts met errors that any request would meet (no connection, rate limit, HTTP
+    5xx).
+    """
 
     def __init__(self, message: str, unreachable: bool = False) -> None:
         super().__init__(message)
@@ -32,8 +35,10 @@ class JudgeCallError(Exception):
 
 
 class Reply(NamedTuple):
-    """Text of a reply, the model that the server says it came from, and the tokens that the server counted
-    (``prompt_tokens``, ``completion_tokens``; empty where it counts none)."""
+    """The text of a reply, the model that the server says it used, and the tokens that the server counted.
+
+    ``usage`` has ``prompt_tokens`` and ``completion_tokens``, or is empty if the server counts none.
+    """
 
     raw: str
     model: str
@@ -41,21 +46,21 @@ class Reply(NamedTuple):
 
 
 class ChatClient:
-    """Sends chat requests; safe to use from several threads.
+    """A client for chat requests, which several threads may use at once.
+
+    The key is read from the environment: ``OPENAI_API_KEY``, or ``AZURE_OPENAI_API_KEY`` for Azure.
 
     Args:
-        base_url: of any OpenAI-compatible server; None is OpenAI itself.
-        azure_endpoint, azure_api_version: use Azure instead; the model name is then the deployment's.
-        retries: further attempts after the first.
+        base_url: address of an OpenAI-compatible server, or None for OpenAI itself.
+        azure_endpoint, azure_api_version: use Azure; model names are then names of deployments.
+        retries: number of further attempts after the first.
         timeout: seconds for one attempt.
-        backoff: seconds before the first retry, doubled each time.
-        max_wait: no single wait is longer, whatever the server's Retry-After says.
-
-    The key comes from the environment: ``OPENAI_API_KEY``, or ``AZURE_OPENAI_API_KEY`` for Azure.
+        backoff: seconds before the first retry; the time doubles with each retry.
+        max_wait: longest single wait in seconds, even if the server's Retry-After asks for more.
 
     Raises:
         MissingDependencyError: the openai package is not installed.
-        ConfigError: no key in the environment, or a setting that contradicts another.
+        ConfigError: there is no key in the environment, or settings contradict each other.
     """
 
     def __init__(
@@ -71,9 +76,9 @@ class ChatClient:
         self._openai = _import_openai()
         self.retries, self.backoff, self.max_wait = retries, backoff, max_wait
         self.endpoint = _without_credentials(azure_endpoint or base_url or "https://api.openai.com/v1")
-        self._resume_at = 0.0  # time.monotonic(); all threads hold back when the server asks one of them to
+        self._resume_at = 0.0  # a time.monotonic() until which all threads wait if the server asks one of them to
         self._lock = threading.Lock()
-        options: dict[str, Any] = {"timeout": timeout, "max_retries": 0}  # retries are counted here, not twice
+        options: dict[str, Any] = {"timeout": timeout, "max_retries": 0}  # this class does the retries
         if azure_endpoint:
             if base_url or not azure_api_version:
                 raise ConfigError("a judge on Azure needs azure_endpoint and azure_api_version, and no base_url")
@@ -86,13 +91,13 @@ class ChatClient:
         self._client = self._openai.OpenAI(**options)
 
     def complete(self, request: Mapping[str, Any]) -> Reply:
-        """Send one request (arguments of ``chat.completions.create``).
+        """Send one request, which has the arguments of ``chat.completions.create``.
 
         Raises:
             JudgeCallError: every attempt failed, or the server refused this one request.
-            ConfigError: the server refuses every request alike (key, model or address).
+            ConfigError: the server refuses all requests, because of the key, the model or the address.
         """
-        waits = random.Random(repr(request))  # spread out over threads, yet the same in every run
+        waits = random.Random(repr(request))  # waits differ between threads, but are the same in every run
         for attempt in range(self.retries + 1):
             self._hold_back()
             try:
@@ -106,7 +111,7 @@ class ChatClient:
 
     def _once(self, request: Mapping[str, Any]) -> Reply:
         response = self._client.chat.completions.with_raw_response.create(**request)
-        # A server may answer 200 with anything, and the package does not check what it parses.
+        # A server may send anything with status 200, and the openai package does not check what it parses.
         try:
             body = json.loads(response.http_response.content)
             text = body["choices"][0]["message"]["content"]
@@ -117,7 +122,7 @@ class ChatClient:
         return Reply(text, str(body.get("model") or request["model"]), _usage(body.get("usage")))
 
     def _give_up_if_pointless(self, error: Exception) -> None:
-        """Raise at once where asking again cannot help."""
+        """Raise an error now if another attempt cannot help."""
         status = getattr(error, "status_code", None)
         if status in _FATAL_STATUS:
             why = f"{_FATAL_STATUS[status]} (HTTP {status}): {self._said(error)}"
@@ -134,7 +139,7 @@ class ChatClient:
         return JudgeCallError(f"{cause} after {tried}: {self._said(error)}", unreachable=True)
 
     def _said(self, error: Exception) -> str:
-        """An error's text, which is kept with the answer. A server may repeat the key in it."""
+        """Return an error's text, which is stored with the answer, without the key, which a server may repeat in it."""
         return str(error) if self._secret == _LOOPBACK_KEY else str(error).replace(self._secret, "***")
 
     def _postpone(self, error: Exception, backoff: float) -> None:
@@ -154,16 +159,16 @@ class ChatClient:
 
 
 def _usage(counted: Any) -> dict[str, int]:
-    """The two numbers that are paid for, where they are numbers."""
+    """Return the two counts for which servers charge, if they are numbers."""
     numbers = counted if isinstance(counted, dict) else {}
     names = ("prompt_tokens", "completion_tokens")
     return {name: numbers[name] for name in names if isinstance(numbers.get(name), int)}
 
 
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    """Seconds that ``Retry-After`` (seconds or an HTTP date) or ``retry-after-ms`` asks for; None if it does not.
+    """Return the seconds that ``Retry-After`` (seconds or an HTTP date) or ``retry-after-ms`` asks to wait, or None.
 
-    ``now``: seconds since the epoch.
+    ``now`` is the current time in seconds since the epoch.
     """
     for name, scale in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         value = headers.get(name, "").strip()
@@ -196,7 +201,7 @@ def _key(variable: str, default: str | None = None) -> str:
 
 
 def _without_credentials(url: str) -> str:
-    """A URL fit for results and messages: no user, password, query."""
+    """Return a URL without user, password and query, for results and messages."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(f"judge address {url!r}: must begin with http:// or https:// and name a host")

@@ -1,9 +1,10 @@
-"""Judges: something that reads question, reference and answer, and gives a verdict.
+"""Judges, which read a question, its reference and an answer, and give a verdict.
 
-``OpenAIJudge`` asks a language model behind any OpenAI-compatible address or Azure. ``LocalJudge`` compares texts and
-needs no network; it is named in the results as what it is.
+``OpenAIJudge`` asks a language model at an OpenAI-compatible address or on Azure. ``LocalJudge`` compares texts and
+needs no network; the results say which judge was used.
 
-A failure is never a verdict: it is recorded, counted and left out of the mean (the report shows the lower bound).
+A failure never counts as a verdict: it is recorded, counted and left out of the mean, and the report shows the lower
+bound that counts it as wrong.
 """
 
 from __future__ import annotations
@@ -27,36 +28,37 @@ from videollama2.eval.judging.rubrics import Rubric
 from videollama2.eval.samples import MAX_SCORE, UNREADABLE, Sample, Verdict
 
 ASKED_AT_MOST = 2
-"""Times that one question is asked where the reply cannot be read."""
+"""Largest number of times that a question is asked if replies cannot be read."""
 
 
 class Judge(Protocol):
-    """What scoring needs of a judge."""
+    """The interface of a judge."""
 
     def verdicts(self, samples: Sequence[Sample], rubric: Rubric, progress: bool = True) -> list[Verdict | None]:
-        """A verdict for each sample, in order; None where the sample has an ``error`` in place of an answer."""
+        """Return a verdict for each sample, in order, and None for a sample with an ``error`` in place of an answer."""
         ...
 
     def dry_run(self, samples: Sequence[Sample], rubric: Rubric) -> dict[str, Any]:
-        """What :meth:`verdicts` would cost."""
+        """Return what :meth:`verdicts` would cost, without asking."""
         ...
 
     def describe(self) -> dict[str, Any]:
-        """What the results record about the judge."""
+        """Return what the results record about the judge."""
         ...
 
 
 class OpenAIJudge:
-    """A language model as judge.
+    """A language model as a judge.
 
     Args:
-        model: model name, or the deployment on Azure.
+        model: name of the model, or of the deployment on Azure.
         base_url, azure_endpoint, azure_api_version, retries, timeout, backoff, max_wait: see :class:`ChatClient`.
-        temperature: None leaves it to the server (some models refuse the setting). Published scorers use 0.7.
-        top_p: None leaves it to the server. Published scorers use 0.95.
+        temperature: sampling temperature, or None for the server's default (some models refuse the setting).
+            Published scorers use 0.7.
+        top_p: nucleus sampling, or None for the server's default. Published scorers use 0.95.
         max_tokens: longest reply. Published scorers use 800.
-        concurrency: requests under way at once.
-        cache_dir: keeps readable replies; the same request is never paid for twice. None: no cache.
+        concurrency: number of simultaneous requests.
+        cache_dir: folder for readable replies, so that a request is never paid for twice; None for no cache.
 
     Raises:
         ConfigError, MissingDependencyError: see :class:`ChatClient`.
@@ -88,14 +90,14 @@ class OpenAIJudge:
         self._cache = ReplyCache(cache_dir)
         self._served: set[str] = set()
         self._usage: Counter[str] = Counter()
-        # With this many unanswered requests in a row the server is down; the rest need not each wait for it.
+        # After this many unanswered requests in a row the server counts as down, and no further request waits for it.
         self._patience = max(3, concurrency)
         self._unanswered = 0
         self._lock = threading.Lock()
 
     def describe(self) -> dict[str, Any]:
-        """Model asked for, models the server says it used, address without credentials, sampling, and the tokens that
-        the server counted for the replies in use, whether they were asked for now or kept from a former run."""
+        """Return the model asked for, the models that the server says it used, the address without credentials, the
+        sampling options, and the tokens that the server counted for all replies in use, cached ones included."""
         return {
             "kind": "azure" if self._azure else "openai-compatible",
             "model": self.model,
@@ -108,12 +110,14 @@ class OpenAIJudge:
         }
 
     def verdicts(self, samples: Sequence[Sample], rubric: Rubric, progress: bool = True) -> list[Verdict | None]:
-        """Judge every sample that has an answer; equal requests are sent once. A reply that cannot be read is asked
-        for once more. Order and result do not depend on threads.
+        """Judge every sample that has an answer.
+
+        Equal requests are sent once, and a request whose reply cannot be read is sent once more. Order and result do
+        not depend on the number of threads.
 
         Raises:
-            ConfigError: the server refuses key, model or address; nothing is lost, replies so far are in the cache.
-            DataError: a sample lacks what the rubric needs.
+            ConfigError: the server refuses key, model or address; replies so far are kept in the cache.
+            DataError: a sample lacks a field that the rubric needs.
         """
         requests = [None if sample.error else self._request(rubric, sample) for sample in samples]
         keys = [content_key(request) if request else None for request in requests]
@@ -123,7 +127,10 @@ class OpenAIJudge:
         return [found[key] if key else None for key in keys]
 
     def dry_run(self, samples: Sequence[Sample], rubric: Rubric) -> dict[str, Any]:
-        """Count without asking. Tokens are an estimate (four bytes a token) and an upper bound for the replies."""
+        """Count requests and tokens without asking.
+
+        The tokens of prompts are an estimate (four bytes per token), those of replies an upper bound.
+        """
         requests = [self._request(rubric, sample) for sample in samples if not sample.error]
         unique = {content_key(request): request for request in requests}
         calls = [request for key, request in unique.items() if self._cache.get(key) is None]
@@ -155,7 +162,7 @@ class OpenAIJudge:
             ):
                 found[futures[future]] = future.result()
         finally:
-            # After an error or Ctrl-C, requests not yet sent stay unsent.
+            # After an error or Ctrl-C, no further request is sent.
             pool.shutdown(wait=True, cancel_futures=True)
         return found
 
@@ -177,7 +184,7 @@ class OpenAIJudge:
             self._note(False)
             self._count(reply)
             verdict = _read(reply, rubric)
-            if verdict.error is None:  # an unreadable reply is worth asking for again
+            if verdict.error is None:  # an unreadable reply is not cached, and another may be readable
                 self._cache.put(key, reply)
                 break
         return verdict
@@ -201,13 +208,16 @@ def _read(reply: Reply, rubric: Rubric) -> Verdict:
 
 
 class LocalJudge:
-    """Compares texts: equal, or equal after normalisation, is yes and 5; anything else is no and 0. Offline."""
+    """A judge that compares texts, without a network.
+
+    Texts that are equal, also after normalisation, give yes and 5; others give no and 0.
+    """
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "local", "model": "exact or normalised match"}
 
     def dry_run(self, samples: Sequence[Sample], rubric: Rubric) -> dict[str, Any]:
-        """No calls."""
+        """Return the same counts as other judges; there are no calls."""
         skipped = sum(bool(sample.error) for sample in samples)
         return {
             "rows": len(samples),
@@ -224,7 +234,7 @@ class LocalJudge:
         return [None if sample.error else self._verdict(sample, rubric) for sample in samples]
 
     def _verdict(self, sample: Sample, rubric: Rubric) -> Verdict:
-        rubric.messages(sample)  # the same demands on a sample as the other judge makes
+        rubric.messages(sample)  # raises the same errors for incomplete samples as the other judge
         references = [sample.answer] if isinstance(sample.answer, str) else list(sample.answer)
         outputs = [sample.output] if isinstance(sample.output, str) else list(sample.output or ())
         how = "no match"
@@ -242,7 +252,7 @@ _DIGITS = {word: str(number) for number, word in enumerate(_NUMBERS)}
 
 
 def normalise(text: str) -> str:
-    """Lower case, no punctuation, no articles, small numbers as digits, single spaces."""
+    """Return a text in lower case, without punctuation and articles, with small numbers as digits and single spaces."""
     words: list[str] = re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
     return " ".join(str(_DIGITS.get(word, word)) for word in words if word not in ("a", "an", "the"))
 

@@ -1,4 +1,4 @@
-"""Reading a judge's reply: tolerant about its dress, strict about its meaning. Ambiguity is a failure, not a guess."""
+"""The parser of a judge's replies, which accepts any formatting but no ambiguity: an unclear reply is an error."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import NamedTuple
 from videollama2.eval.samples import MAX_SCORE
 from videollama2.eval.strict import after_thinking
 
-# Judges write {'pred': 'yes', 'score': 4}, {''score': 4.8}, **Score:** 4/5, ```json {"score": "4"}```.
+# Judges write for instance {'pred': 'yes', 'score': 4}, {''score': 4.8}, **Score:** 4/5, ```json {"score": "4"}```.
 _DRESS = r"[\s'\"`*_]*"
 _PRED = re.compile(rf"(?<![a-z])pred(?:iction)?{_DRESS}[:=]{_DRESS}([a-z]+)(?![a-z])", re.I)
-_SCORE = re.compile(  # a number out of ten is on another scale, so it is none
+_SCORE = re.compile(  # a number out of ten is on another scale and does not count
     rf"(?<![a-z])score{_DRESS}(?:[:=]|\bis\b){_DRESS}([-+]?\d+(?:\.\d+)?)(?![\d.]*\d)(?!\s*/\s*(?!{MAX_SCORE}\b)\d)",
     re.I,
 )
@@ -24,17 +24,17 @@ class ReplyError(ValueError):
 
 
 class Grade(NamedTuple):
-    """``pred`` is "yes", "no" or None where the rubric asks for a score alone; ``score`` lies in 0..5."""
+    """The content of a reply. ``pred`` is "yes" or "no", or None if only a score is asked for; ``score`` is in 0..5."""
 
     pred: str | None
     score: float
 
 
 def parse_reply(text: str, wants_pred: bool) -> Grade:
-    """Read yes/no and score. What a model thinks aloud before it replies is not part of the reply.
+    """Read yes or no and the score from a reply, without the model's reasoning before it.
 
     Raises:
-        ReplyError: something is missing, contradictory or outside 0..5; the message says what.
+        ReplyError: a value is missing, contradictory or outside 0..5; the message says which.
     """
     text = after_thinking(text)
     scores = {float(found) for found in _SCORE.findall(text)}

@@ -1,12 +1,12 @@
-"""What a judge is asked: rubrics as data.
+"""Rubrics, the texts with which a judge is asked.
 
-A rubric is two texts, a system and a user message, with placeholders. Two sets exist:
+A rubric has two texts with placeholders, a system message and a user message. There are two sets:
 
 - ``published``: the texts behind published numbers, byte for byte, read from ``assets/rubrics/published/NAME.json``.
-  A text that is not there is refused by name; nothing else is ever passed off as it.
-- ``own``: this project's wording below. Its scores are comparable with each other, not with published ones.
+  If a text is missing there, an error names it; no other text is used in its place.
+- ``own``: this project's wording below. Its scores are comparable with each other, but not with published ones.
 
-A third party's rubric is a JSON file of the same form, given by its path.
+Other rubrics are JSON files of the same form, given by their paths.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from videollama2.errors import ConfigError, DataError
 from videollama2.eval.samples import Sample
 
 PUBLISHED_FOLDER = Path(__file__).resolve().parents[2] / "assets" / "rubrics" / "published"
-# How the published scorers sample the judge.
+# The options with which published scorers sample the judge.
 PUBLISHED_SAMPLING = {"temperature": 0.7, "top_p": 0.95, "max_tokens": 800}
-# Passages known to stand in a published text; a file without them is not that text.
+# Passages that a published text is known to contain; a file without them is not that text.
 PUBLISHED_PASSAGES = {
     "qa": (
         "You are an intelligent chatbot designed for evaluating the correctness of generative outputs for "
@@ -43,10 +43,10 @@ _FILE_FIELDS = ("name", "version", "system", "user", "source")
 
 @dataclass(frozen=True)
 class Rubric:
-    """One judged aspect: what is asked and what the reply must hold.
+    """The rubric of one aspect: the texts for the judge, and the form of the reply.
 
-    ``wants_pred``: the reply gives yes or no beside the score 0..5. ``pairs``: two questions and two predictions are
-    judged together, so a sample's ``question`` and ``output`` are lists of two.
+    If ``wants_pred`` is true, the reply gives yes or no besides the score 0..5. If ``pairs`` is true, two questions and
+    two predictions are judged together, so that a sample's ``question`` and ``output`` are lists of two.
     """
 
     name: str
@@ -63,21 +63,21 @@ class Rubric:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with every byte of either text."""
+        """A digest that changes with every byte of either text."""
         return hashlib.sha256(json.dumps([self.system, self.user]).encode()).hexdigest()[:16]
 
     def describe(self) -> dict[str, str]:
-        """What the results record."""
+        """Return what the results record about the rubric."""
         return {"name": self.name, "version": self.version, "source": self.source, "fingerprint": self.fingerprint}
 
     def messages(self, sample: Sample) -> list[dict[str, str]]:
-        """The chat messages about one sample: its question, reference answer and output.
+        """Return the chat messages about one sample, with its question, reference answer and output.
 
         Raises:
-            DataError: the sample lacks one of these, or has not the two questions and outputs that the rubric compares.
+            DataError: the sample lacks one of these, or does not have the two questions and outputs that are compared.
         """
         fields = self._fields(sample)
-        # One pass: a brace in an answer must not be taken for a placeholder.
+        # All placeholders are replaced in one pass, so that braces in an answer are not taken for placeholders.
         user = _FIELD.sub(lambda match: fields[match.group(1)], self.user)
         return [{"role": "system", "content": self.system}, {"role": "user", "content": user}]
 
@@ -142,8 +142,8 @@ def rubric(name: str, version: str = "published") -> Rubric:
         version: ``published``, ``own``, or the path of a JSON file with name, version, system, user and source.
 
     Raises:
-        ConfigError: no such aspect; a published text that this installation does not have.
-        DataError: a file that breaks the form.
+        ConfigError: there is no such aspect, or this installation does not have the published text.
+        DataError: a file is malformed.
     """
     if name not in ASPECTS:
         raise ConfigError(f"rubric {name!r}: choose from {', '.join(ASPECTS)}")
@@ -165,7 +165,8 @@ def load_rubric(path: Path, name: str) -> Rubric:
 
     Raises:
         ConfigError: the file does not exist.
-        DataError: not JSON, a field missing or not text, another aspect's file, or not the published text it claims.
+        DataError: the file is not JSON, a field is missing or no text, or the file is for another aspect or is not the
+            published text that it claims to be.
     """
     if not path.is_file():
         raise ConfigError(f"{path}: no such rubric file (or 'published' or 'own')")
@@ -212,7 +213,7 @@ def _check_published_claim(path: Path, record: Mapping[str, str]) -> None:
 def _check_placeholders(path: Path, user: str, pairs: bool) -> None:
     wanted = set(_PLACEHOLDERS) if pairs else {"question", "answer", "prediction"}
     given = set(_FIELD.findall(user))
-    needed = wanted - {"question", "question_2"}  # a caption is judged without its instruction
+    needed = wanted - {"question", "question_2"}  # captions are judged without their instruction
     if not needed <= given <= wanted:
         raise DataError(
             f"{path}: 'user' has the placeholders {sorted(given)}; it must have {sorted(needed)} and no others "

@@ -1,1 +1,1 @@
-"""From rows of scored answers to numbers, tables, charts and comparisons."""
+"""The report: numbers, tables, charts and comparisons from scored answers."""

@@ -1,4 +1,4 @@
-"""Bar chart of a report: one panel per unit, one row per category, one colour per metric."""
+"""The bar chart of a report, with a panel for each unit, a row for each category and a colour for each metric."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ _GAP_INCHES, _BAR_INCHES = 0.12, 0.17
 
 
 def draw_chart(report: Report) -> bytes:
-    """The PNG of a report. Overall on top, categories below; whiskers are 95 % intervals, a
-    diamond is the paper's number.
+    """Draw the chart of a report and return it as a PNG file.
+
+    The first row is for all questions, the others are for categories. Whiskers are 95 % intervals, and a diamond is the
+    paper's number.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -32,19 +34,19 @@ def draw_chart(report: Report) -> bytes:
     canvas_class(figure)
     figure.get_layout_engine().set(h_pad=0.1, w_pad=0.1)
     model = report.header.model
-    shown = model if len(model) <= _TITLE_LETTERS else "…" + model[-_TITLE_LETTERS:]  # a path says most at its end
+    shown = model if len(model) <= _TITLE_LETTERS else "…" + model[-_TITLE_LETTERS:]  # a path's end says most
     figure.suptitle(_plain(report.header.heading(shown)), fontsize=11)
     axes = figure.subplots(len(panels), 1, squeeze=False, gridspec_kw={"height_ratios": heights or [1]})
     for axis, metrics in zip(axes[:, 0], panels, strict=True):
         _draw_panel(axis, metrics)
     buffer = io.BytesIO()
-    # No version or date in the file: the same numbers give the same bytes.
+    # The file has no version or date, so that the same numbers give the same bytes.
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
 
 def _panels(metrics: Sequence[Metric]) -> list[list[Metric]]:
-    """Metrics of one unit share an axis. Without any value there is one panel, which says so."""
+    """Group metrics by unit; each group shares an axis. If no metric has a value, a single panel says so."""
     if not any(map(_scored, metrics)):
         return [[*metrics]]
     units = dict.fromkeys(metric.unit for metric in metrics)
@@ -56,7 +58,7 @@ def _scored(metric: Metric) -> bool:
 
 
 def _labels(metrics: Sequence[Metric]) -> list[str]:
-    """Row names: all questions, then the categories. One category says the same as all questions."""
+    """Return the names of the rows: all questions, then the categories, unless there is only one of them."""
     if all(len(metric.categories) <= 1 for metric in metrics):
         return [_OVERALL]
     return [_OVERALL, *dict.fromkeys(label for metric in metrics for label in metric.categories)]
@@ -77,14 +79,14 @@ def _draw_panel(axis: Any, metrics: Sequence[Metric]) -> None:
     labels = _labels(metrics)
     height = _BAR_INCHES / (_GAP_INCHES + _BAR_INCHES * len(metrics))
     offsets = [(index - (len(metrics) - 1) / 2) * height for index in range(len(metrics))]
-    # Totals alone are named at their bars, so there the colour tells the protocol.
+    # If there are only totals, each bar has its name beside it, and the colour is free to show the protocol.
     told = [metric.protocol if len(labels) == 1 else index for index, metric in enumerate(metrics)]
     kinds = list(dict.fromkeys(told))
     for metric, kind, offset in zip(metrics, told, offsets, strict=True):
         _draw_bars(axis, metric, labels, offset, height, _COLOURS[kinds.index(kind) % len(_COLOURS)], top)
     _dress(axis, top, len(labels))
     if len(labels) == 1:
-        # Nothing but totals (the aspects of a judge): name each bar instead of one group of bars.
+        # There are only totals (the aspects of a judge), so name each bar instead of the group of bars.
         names = [f"{_name(metric)}  (n={metric.overall.n})" for metric in metrics]
         axis.set_yticks(offsets, names, fontsize=8)
     else:
@@ -95,7 +97,7 @@ def _draw_panel(axis: Any, metrics: Sequence[Metric]) -> None:
 
 
 def _why_unscored(metrics: Sequence[Metric]) -> str:
-    """The counts of the first metric that has any; all of a report say much the same."""
+    """Say why no question is scored, with the counts of the first metric; those of the others are similar."""
     if not metrics:
         return "no scored question"
     counts = metrics[0].counts
@@ -120,7 +122,7 @@ def _draw_bars(
         if cell.low is not None:
             axis.hlines(place, cell.low, cell.high, color=_INK, linewidth=0.8)
             axis.vlines([cell.low, cell.high], place - height * 0.2, place + height * 0.2, _INK, linewidth=0.8)
-        # In a column of their own: beside the bar they would meet whiskers and the paper's mark.
+        # Values have a column of their own: beside their bars they would overlap whiskers and the paper's mark.
         digits = 1 if metric.unit == "%" else 2
         axis.text(top * 1.02, place, f"{cell.value:.{digits}f}", va="center", fontsize=7, color=_INK)
     if metric.paper:
@@ -128,7 +130,7 @@ def _draw_bars(
 
 
 def _dress(axis: Any, top: float, rows: int) -> None:
-    axis.set_ylim(rows - 0.5, -0.5)  # the first row on top
+    axis.set_ylim(rows - 0.5, -0.5)  # the first row is at the top
     axis.set_xlim(0, top * 1.08)
     axis.set_xticks([top * step / 5 for step in range(6)])
     axis.set_xlabel("%" if top == 100.0 else "judge's score, 0 to 5", fontsize=8)
@@ -165,13 +167,13 @@ def _name(metric: Metric) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text as it is: matplotlib would set what stands between dollars as a formula, or fail to."""
+    """Escape a text for matplotlib, which would set text between dollar signs as a formula, or fail to."""
     return text.replace("$", r"\$")
 
 
 def _import_matplotlib() -> tuple[type, type]:
     try:
-        # The figure alone, without pyplot: no window system, no state shared between calls.
+        # Without pyplot, no window system is needed and calls share no state.
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Two evaluations of the same questions: how much better is one, and could that be chance?"""
+"""Comparison of two evaluations of the same questions: how much better one is, and whether that could be chance."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from videollama2.eval.store import read_samples
 
 @dataclass(frozen=True)
 class Comparison:
-    """One metric of both. ``only_a`` and ``only_b``: questions with a verdict in one of them alone, left out."""
+    """The comparison of one metric.
+
+    ``only_a`` and ``only_b`` are the numbers of questions with a verdict in one evaluation only; these are left out.
+    """
 
     metric: str
     protocol: str
@@ -28,10 +31,10 @@ class Comparison:
 
 
 def compare(a: Path, b: Path) -> list[Comparison]:
-    """Every metric that both have.
+    """Compare every metric that both evaluations have.
 
     Raises:
-        DataError: not the same questions, or no question with a verdict in both.
+        DataError: the evaluations are of different questions, or no question has a verdict in both.
     """
     samples_a, samples_b = read_samples(a), read_samples(b)
     shared = [name for name in samples_a if name in samples_b]
@@ -51,7 +54,7 @@ def compare(a: Path, b: Path) -> list[Comparison]:
 
 
 def format_comparisons(comparisons: Sequence[Comparison], a: str, b: str) -> str:
-    """As a table; the difference is the second minus the first."""
+    """Return comparisons as a table; a difference is the second evaluation minus the first."""
     lines = [f"A: {a}", f"B: {b}", ""]
     head = ("metric", "A", "B", "B - A", "95 % interval", "p", "questions", "A / B better")
     lines.append("".join(f"{text:<{width}}" for text, width in zip(head, _WIDTHS, strict=True)).rstrip())
@@ -80,7 +83,7 @@ _WIDTHS = (36, 8, 8, 9, 19, 8, 11, 12)
 
 
 def _values(samples: Mapping[str, Sample]) -> dict[tuple[str, str, str], dict[str, float]]:
-    """(metric, protocol, unit) -> value of each question that has one."""
+    """Return for each (metric, protocol, unit) the values of the questions that have one."""
     found: dict[tuple[str, str, str], dict[str, float]] = {}
     for name, sample in samples.items():
         for protocol in PROTOCOLS:

@@ -1,4 +1,4 @@
-"""What a report holds: how the numbers came about, the numbers, and beside them the paper's with all that differs."""
+"""The content of a report: how the numbers were made, the numbers, and the paper's numbers with all differences."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ PUBLISHED_DTYPE = "float16"
 
 @dataclass(frozen=True)
 class Header:
-    """How the numbers came about. Without the first eight a number cannot be compared with another; None says that
-    something is not known, and that is allowed.
+    """The head of a report, which says how the numbers were made.
+
+    The first eight fields have no defaults, because without them a number cannot be compared with another; None says
+    that a value is not known.
 
     Attributes:
-        revision: of the model; see :mod:`videollama2.checkpoints.fingerprint`.
-        frames: per video.
-        generation: how answers were sampled and how long they may be.
-        judge: see ``describe_judge``; None where answers are read.
+        revision: revision of the model; see :mod:`videollama2.checkpoints.fingerprint`.
+        frames: number of frames per video.
+        generation: how answers were sampled, and their largest length.
+        judge: see ``describe_judge``; None if answers are not judged.
+        questions: how many questions of how many were asked.
+        supplements: further material in prompts, with the number of videos for which it existed.
         settings: options of the benchmark that change the questions.
-        questions: how many were asked of how many.
-        supplements: what else the prompts hold, and for how many videos it was there.
     """
 
     benchmark: str
@@ -50,12 +52,12 @@ class Header:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def heading(self, model: str | None = None) -> str:
-        """What was measured and of which model. Options that change the questions belong to it."""
+        """Return a title with the benchmark, its options that change the questions, and the model."""
         options = [f"{name} {value}" for name, value in self.settings.items() if value is not None]
         return f"{', '.join([self.benchmark, *options])} · {model or self.model}"
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands at the head of ``results.json``; the settings stand beside the other fields."""
+        """Return the head of ``results.json``, in which the settings are fields like the others."""
         return {
             "benchmark": self.benchmark,
             "model": self.model,
@@ -87,7 +89,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class Report:
-    """The content of ``results.json``; ``submissions`` are names of files, ``own_table`` is the benchmark's own."""
+    """The content of ``results.json``, and the benchmark's ``own_table`` for the Markdown file.
+
+    ``submissions`` are the names of submission files.
+    """
 
     header: Header
     metrics: Sequence[Metric]
@@ -96,7 +101,7 @@ class Report:
     own_table: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """As it is written."""
+        """Return the content of ``results.json``."""
         return {
             "schema_version": SCHEMA_VERSION,
             "project_version": __version__,
@@ -114,14 +119,14 @@ def build_report(
     submissions: Sequence[str] = (),
     own_table: str = "",
 ) -> Report:
-    """Metrics with the paper's numbers beside them, and every question that failed by name."""
+    """Return a report of metrics, with the paper's numbers beside them and a list of all questions that failed."""
     compared = [replace(metric, paper=compare_with_paper(header, metric)) for metric in metrics]
     problems = [Problem(each.id, each.group, why) for each in samples if (why := _problem(each))]
     return Report(header, compared, problems, submissions, own_table)
 
 
 def compare_with_paper(header: Header, metric: Metric) -> PaperComparison | None:
-    """The paper's number for this model, with everything that makes ours another measurement; None if it has none."""
+    """Return the paper's number for this model, with every difference between the measurements, or None."""
     subtitles = bool(header.settings.get("subtitles"))
     number = paper_number(header.model, header.benchmark, metric.name, subtitles)
     if number is None:
@@ -136,7 +141,7 @@ def compare_with_paper(header: Header, metric: Metric) -> PaperComparison | None
 
 
 def _asked_differences(header: Header, metric: Metric) -> list[str]:
-    """Which questions were asked, and how their answers were read."""
+    """Return differences in the questions asked and in the reading of answers."""
     differs = [] if metric.protocol == PUBLISHED else [f"protocol {metric.protocol} instead of {PUBLISHED}"]
     if header.questions and (part := header.questions.part()):
         differs.append(part)
@@ -154,7 +159,7 @@ def _asked_differences(header: Header, metric: Metric) -> list[str]:
 
 
 def _answering_differences(header: Header, number: PaperNumber) -> list[str]:
-    """How the model was run."""
+    """Return differences in the way the model was run."""
     differs = []
     if header.frames != number.frames:
         differs.append(f"{header.frames or 'an unknown number of'} frames instead of {number.frames}")
@@ -174,7 +179,7 @@ def _answering_differences(header: Header, number: PaperNumber) -> list[str]:
 
 
 def _judge_differences(header: Header) -> list[str]:
-    """How answers were judged."""
+    """Return differences in the way answers were judged."""
     if not header.judge:
         return []
     from videollama2.eval.judging.rubrics import PUBLISHED_SAMPLING
@@ -192,7 +197,7 @@ def _judge_differences(header: Header) -> list[str]:
 
 
 def rubric_version(judge: Mapping[str, Any]) -> Any:
-    """Which texts the judge was given."""
+    """Return the version of the judge's rubrics."""
     rubric = judge.get("rubric")
     return rubric.get("version") if isinstance(rubric, Mapping) else rubric
 

@@ -1,7 +1,7 @@
-"""Which numbers are averaged: from answered questions to means, intervals and counts. No file is read or written here.
+"""The averages over answered questions: means, intervals and counts. This module reads and writes no files.
 
-A mean is over the questions that have a verdict; the lower bound beside it counts those without one (medium missing,
-failed, judge failed) as wrong. Questions without a reference answer (test splits) are in neither.
+A mean is over the questions that have a verdict. The lower bound beside it counts questions without one (the medium is
+missing, the answer or the judge failed) as wrong. Neither includes questions without a reference answer (test splits).
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from videollama2.eval.report.paper_numbers import PaperComparison
 from videollama2.eval.report.statistics import Interval, category_bootstrap, clustered_interval
 from videollama2.eval.samples import MAX_SCORE, MEDIA, Sample, Verdict
 
-_DIGITS = 6  # of a stored number: the same on every machine
+_DIGITS = 6  # stored numbers are rounded to this many decimals, so that they are the same on every machine
 Breakdowns = Mapping[str, Callable[[Sample], Any]]
 
 
 @dataclass(frozen=True)
 class Counts:
-    """How many questions ended how. ``answered`` + ``missing_media`` + ``failed`` = ``total``; the others overlap.
+    """Numbers of questions by outcome. ``answered`` + ``missing_media`` + ``failed`` = ``total``; the others overlap.
 
-    ``unparsed``: nothing could be read in the answer; ``guessed``: the protocol put an option in its place. None where
-    the samples do not tell.
+    ``unparsed`` counts answers in which nothing could be read, ``guessed`` those for which the protocol used a
+    fallback. They are None if the samples do not say so.
     """
 
     total: int
@@ -41,8 +41,8 @@ class Counts:
 class Cell:
     """A mean over ``n`` questions about ``groups`` videos with its 95 % interval, in the metric's unit.
 
-    ``low`` and ``high`` are None where the data cannot tell; ``value`` where no question has a verdict. ``lower_bound``
-    counts questions without a verdict as wrong.
+    ``low`` and ``high`` are None if the data do not determine an interval, and ``value`` is None if no question has a
+    verdict. ``lower_bound`` counts questions without a verdict as wrong.
     """
 
     n: int
@@ -55,14 +55,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Metric:
-    """One number with all that belongs to it.
+    """A number of a report, with its counts, intervals and breakdowns.
 
     Attributes:
         unit: ``%`` or ``0-5``.
-        macro: mean of the categories' means, None where no category has one; ``macro_low`` and ``macro_high`` are the
-            ends of its interval, where the data can tell.
-        breakdowns: cells by each further name and its values.
-        paper: the paper's number for the same model, with what differs.
+        macro: mean of the categories' means, or None if no category has one.
+        macro_low, macro_high: ends of the interval of ``macro``, or None if the data do not determine it.
+        breakdowns: for each further name, the cells by its values.
+        paper: the paper's number for the same model, with the differences between the measurements.
     """
 
     name: str
@@ -78,14 +78,14 @@ class Metric:
     paper: PaperComparison | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As ``results.json`` holds it."""
+        """Return the metric as ``results.json`` holds it."""
         return asdict(self)
 
 
 def summarise(
     samples: Sequence[Sample], protocol: str, measure: Measure | None = None, breakdowns: Breakdowns | None = None
 ) -> Metric:
-    """A measure (accuracy, where none is given) of the samples it concerns, as read by ``protocol``."""
+    """Return a measure (by default accuracy) over the samples that it concerns, as read by ``protocol``."""
     measure = measure or Measure()
     concerned = [sample for sample in samples if measure.concerns(sample)]
     values = [measure.value(sample.read_by(protocol)) for sample in concerned]
@@ -102,9 +102,9 @@ def summarise_judged(
     name: str = "score",
     breakdowns: Breakdowns | None = None,
 ) -> list[Metric]:
-    """Metrics of judged samples: accuracy (share of yes) where the judge says yes or no, and the mean score.
+    """Return the metrics of judged samples: the mean score and, if the judge says yes or no, accuracy (share of yes).
 
-    Protocol ``published`` cuts a score to a whole number before averaging, as the published scorers do (4.8 counts 4).
+    The protocol ``published`` truncates scores to whole numbers before averaging, as published scorers do (4.8 is 4).
     """
     counts = count_outcomes(samples, protocol, verdicts)
     given = [verdict if verdict is not None and verdict.error is None else None for verdict in verdicts]
@@ -123,7 +123,7 @@ def summarise_judged(
 def count_outcomes(
     samples: Sequence[Sample], protocol: str, verdicts: Sequence[Verdict | None] | None = None
 ) -> Counts:
-    """How the questions ended; with ``verdicts``, one for each sample, as a judge saw them."""
+    """Count questions by outcome; with ``verdicts``, one for each sample, count failures of the judge."""
     seen: Counter[str] = Counter()
     for index, sample in enumerate(samples):
         if sample.error:
@@ -151,12 +151,13 @@ def count_outcomes(
 
 
 class _Means:
-    """Values beside their samples, ready to be averaged over any subset.
+    """The values of samples, which can be averaged over any subset.
 
     Args:
-        values: None where there is no verdict.
-        due: a verdict was to be had, so that None lowers the lower bound.
-        scale: from a value to the metric's unit.
+        values: value of each sample, or None without a verdict.
+        due: whether each sample should have a verdict, so that its absence lowers the lower bound.
+        scale: factor from a value to the metric's unit.
+        proportion: whether values are only 0 and 1.
         most: the largest possible value.
     """
 
@@ -175,7 +176,7 @@ class _Means:
     def metric(
         self, name: str, protocol: str, unit: str, counts: Counts, breakdowns: Breakdowns | None = None
     ) -> Metric:
-        """All cells of one metric."""
+        """Return a metric with all its cells."""
         categories = self.by(lambda sample: sample.category)
         filled = [cell.value for cell in categories.values() if cell.value is not None]
         low, high = self._macro_interval()
@@ -193,7 +194,7 @@ class _Means:
         )
 
     def cell(self, indices: Sequence[int]) -> Cell:
-        """Mean and interval over the samples with these indices."""
+        """Return the mean and its interval over the samples with these indices."""
         judged = [(index, value) for index in indices if (value := self.values[index]) is not None]
         due = sum(self.due[index] or self.values[index] is not None for index in indices)
         if not judged:
@@ -213,7 +214,7 @@ class _Means:
         )
 
     def by(self, label: Callable[[Sample], Any]) -> dict[str, Cell]:
-        """Cells by label, in the order in which labels first appear."""
+        """Return the cells by label, in the order in which labels first appear."""
         return {name: self.cell(members) for name, members in self._indices(label).items()}
 
     def _indices(self, label: Callable[[Sample], Any]) -> dict[str, list[int]]:
@@ -223,7 +224,7 @@ class _Means:
         return indices
 
     def _macro_interval(self) -> Interval:
-        """Of the mean of categories; of a single category it is said by its own cell."""
+        """Return the interval of the mean of categories; a single category has its interval in its own cell."""
         categories = []
         for indices in self._indices(lambda sample: sample.category).values():
             judged = [

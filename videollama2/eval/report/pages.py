@@ -1,6 +1,6 @@
-"""A page to look inside an evaluation: questions, the frames that the model saw, its words, and what was made of them.
+"""A page for looking into an evaluation: questions, the frames that the model saw, its answers and their readings.
 
-The page is one file that opens from the disk; its data stand in it as JSON, and nothing is loaded from elsewhere.
+The page is one HTML file that can be opened from the disk. It contains its data as JSON and loads nothing else.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class ShownFrame:
 
 @dataclass(frozen=True)
 class ShownQuestion:
-    """What is the same in every evaluation of a question. ``clip`` names its frames."""
+    """The part of a question that is the same in every evaluation. ``clip`` is the name of its frames."""
 
     id: str
     category: str
@@ -40,7 +40,7 @@ class ShownQuestion:
 
 @dataclass(frozen=True)
 class ShownRun:
-    """One evaluation: how it is called, a line about it, and its samples by id."""
+    """One evaluation: its name, a line about it, and its samples by id."""
 
     name: str
     about: str
@@ -56,12 +56,12 @@ class ShownRun:
 
 @dataclass(frozen=True)
 class Page:
-    """Everything the page shows.
+    """The content of the page.
 
     Attributes:
-        total: how many questions there are, of which ``questions`` are shown.
-        clips: frames by the names that questions give.
-        category, protocol: what is chosen at first; no category: all.
+        total: number of all questions, of which ``questions`` are shown.
+        clips: frames by the names that the questions' ``clip`` gives.
+        category, protocol: initial choices on the page; an empty category means all.
         note: a line below the title.
     """
 
@@ -75,7 +75,7 @@ class Page:
     note: str = ""
 
     def to_html(self) -> str:
-        """The file's content."""
+        """Return the content of the HTML file."""
         shown = {question.id for question in self.questions}
         runs = [
             ShownRun(run.name, run.about, {k: v for k, v in run.samples.items() if k in shown}) for run in self.runs
@@ -91,7 +91,7 @@ class Page:
             "protocols": list(PROTOCOLS),
             "note": self.note,
         }
-        # Within the page, "</script>" or "<!--" in an answer must not end its script.
+        # "</script>" or "<!--" in an answer must not end the page's script.
         text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
         return TEMPLATE.read_text(encoding="utf-8").replace("/*DATA*/", text.replace("\u2028", "\\u2028"), 1)
 

@@ -1,7 +1,7 @@
-"""The numbers the paper gives for its models (arXiv 2406.07476), as data.
+"""The numbers that the paper gives for its models (arXiv 2406.07476), as data.
 
-Only models and benchmarks that stand in its tables 5 and 6 are here. The paper has no numbers per MVBench task or per
-VideoMME category, so a category never has one.
+They are those of the models and benchmarks in its tables 5 and 6. The paper has no numbers for single MVBench tasks or
+VideoMME categories, so a category never has one here.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ class PaperNumber(NamedTuple):
     """One published number.
 
     Attributes:
-        value: in percent for an accuracy, 0 to 5 for a judge's score.
-        frames: per video.
-        note: what to keep in mind when comparing; empty where there is nothing.
-        temperature: at which answers were sampled; 0: they were not.
+        value: accuracy in percent, or a judge's score from 0 to 5.
+        frames: number of frames per video.
+        note: a difference to keep in mind when comparing, or an empty text.
+        temperature: temperature at which answers were sampled, or 0 if they were not sampled.
     """
 
     value: float
@@ -30,14 +30,14 @@ class PaperNumber(NamedTuple):
 
 @dataclass(frozen=True)
 class PaperComparison:
-    """The paper's number beside one of ours; ``differs``: why they are not the same measurement, empty if they are."""
+    """The paper's number beside one of ours. ``differs`` lists the differences between the two measurements."""
 
     value: float
     source: str
     differs: list[str]
 
 
-# Frames looked at, by table: the two tables disagree about the 72B model.
+# Frames per video in table 5 and in table 6, which disagree about the 72B model.
 _FRAMES = {
     "VideoLLaMA2-7B": (8, 8),
     "VideoLLaMA2-7B-16F": (16, 16),
@@ -46,7 +46,7 @@ _FRAMES = {
     "VideoLLaMA2.1-7B-16F": (16, 16),
 }
 
-# Table 5. Columns in the order of _TABLE_5_COLUMNS.
+# Table 5. The columns of _TABLE_5 are in the order of _TABLE_5_COLUMNS.
 _TABLE_5_COLUMNS = (
     ("egoschema", "accuracy"),
     ("perception_test", "accuracy"),
@@ -95,7 +95,7 @@ _NOTES = {
 
 _TEMPERATURES = {"msvc": 0.2}
 
-# Folder names of the data and spellings in use, without case and punctuation.
+# Folder names of the data and other spellings in use, in lower case and without punctuation.
 _ALIASES = {
     "perceptiontestmcqa": "perception_test",
     "perceptiontest": "perception_test",
@@ -112,19 +112,19 @@ _ALIASES = {
 
 
 def canonical_benchmark(name: str) -> str:
-    """One spelling for each benchmark: ``MSVD_Zero_Shot_QA``, ``msvd-qa`` -> ``msvd_qa``."""
+    """Return the one spelling of a benchmark: ``MSVD_Zero_Shot_QA`` and ``msvd-qa`` become ``msvd_qa``."""
     plain = re.sub(r"[^a-z0-9]", "", name.lower())
     return _ALIASES.get(plain, plain)
 
 
 def paper_number(model: str, benchmark: str, metric: str, subtitles: bool = False) -> PaperNumber | None:
-    """What the paper gives for this model, or None.
+    """Return the paper's number for this model, or None.
 
     Args:
         model: path or hub name; its last part must be the published name of a chat model
-            (``DAMO-NLP-SG/VideoLLaMA2-7B``). A fine-tuned or base model is another model and has no number.
+            (``DAMO-NLP-SG/VideoLLaMA2-7B``). Fine-tuned and base models are other models and have no number.
         metric: ``accuracy``, ``score``, or the judged aspect (``correctness``, ``detail``, ...).
-        subtitles: the number with subtitles (VideoMME).
+        subtitles: whether to return the number with subtitles (VideoMME).
     """
     name = model.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
     key = canonical_benchmark(benchmark)

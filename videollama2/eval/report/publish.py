@@ -1,4 +1,4 @@
-"""Results put into their folder: written beside first, then swapped in whole, and never in place of better ones."""
+"""Publish results: write them beside the old ones, swap all of them in, and never replace better ones."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHOWN_FILES = (RESULTS_FILE, "results.md", "results.png", "samples.jsonl")
 
 @dataclass(frozen=True)
 class Published:
-    """A report, and in one line why it is no success; empty where it is one."""
+    """A report and a one-line problem, which is empty for a successful evaluation."""
 
     report: Report
     problem: str = ""
@@ -39,13 +39,13 @@ def publish(
     own_table: str = "",
     force: bool = False,
 ) -> Published:
-    """Write samples, submission files and report, and say the tables.
+    """Write samples, submission files and report, and print the tables with ``say``.
 
-    Results that are there already stay where fewer questions have a verdict now (the judge failed, videos are gone):
-    then the new ones lie beside them in ``results-not-taken/``. ``force`` replaces them all the same.
+    Existing results are kept if fewer questions have a verdict now (the judge failed, or videos are gone). The new
+    results are then written to ``results-not-taken/``. With ``force``, they replace existing results in any case.
 
     Raises:
-        DataError: the disk does not take the files; what stood there before is whole.
+        DataError: the files cannot be written; existing results are unchanged.
     """
     with _stage(folder) as stage:
         write_samples(stage, samples)
@@ -53,7 +53,7 @@ def publish(
         report = build_report(header, samples, metrics, submissions, own_table)
         try:
             write_report(stage, report)
-        except MissingDependencyError as error:  # tables are written; only the chart is not
+        except MissingDependencyError as error:  # the tables have been written, only the chart is missing
             say(f"no chart: {error}")
         say((stage / "results.md").read_text(encoding="utf-8"))
         problem = _why_no_success(report, samples)
@@ -68,7 +68,7 @@ def publish(
 
 
 def _why_no_success(report: Report, samples: Sequence[Sample]) -> str:
-    """A judge that gave no reply, or nothing scored though there was something to score."""
+    """Return the problem of an evaluation: the judge gave no reply, or no question is scored though some should be."""
     verdicts = [verdict for sample in samples for verdict in sample.verdicts().values()]
     silent = sum(verdict is not None and verdict.unanswered for verdict in verdicts)
     if silent:
@@ -90,7 +90,7 @@ def _verdicts(report: Report) -> int:
 
 
 def _verdicts_there(path: Path) -> int:
-    """How many verdicts the results of a former run rest on; 0 where there are none that can be read."""
+    """Return the number of verdicts in existing results, or 0 if there are no readable ones."""
     try:
         metrics = json.loads(path.read_text(encoding="utf-8"))["metrics"]
         return sum(int(metric["overall"]["n"]) for metric in metrics)
@@ -115,9 +115,9 @@ def _stage(folder: Path) -> Iterator[Path]:
 
 
 def _take(stage: Path, folder: Path) -> list[str]:
-    """Move every file to its place, results.json last: with it the results are there. Returns their names."""
+    """Move every file to its place and return the names. results.json is last, since it marks results as complete."""
     names = [path.name for path in stage.iterdir()]
-    if "results.png" not in names:  # a chart of former numbers would be wrong
+    if "results.png" not in names:  # a chart of the old numbers would be wrong
         (folder / "results.png").unlink(missing_ok=True)
     ordered = [*(name for name in SHOWN_FILES if name in names), *sorted(set(names) - set(SHOWN_FILES))]
     for name in reversed(ordered):

@@ -1,8 +1,8 @@
-"""How sure a number is: Wilson intervals, intervals clustered by video, paired differences, a bootstrap of means of
-categories whose random numbers are always the same.
+"""Confidence intervals and tests: Wilson intervals, intervals clustered by video, paired differences, and a bootstrap
+of means of categories with a fixed seed.
 
-Questions about one video are not independent, so a benchmark with several questions a video has fewer independent
-observations than questions. Everything here therefore takes ``groups``, one label (the video) for each value.
+Questions about one video are not independent, so a benchmark with several questions per video has fewer independent
+observations than questions. All functions therefore take ``groups``, with one label (the video) for each value.
 """
 
 from __future__ import annotations
@@ -18,20 +18,22 @@ from videollama2.errors import ConfigError
 
 
 class Interval(NamedTuple):
-    """Ends of a confidence interval, in the unit of the values. None where the data cannot tell: one group only, or
-    scores without any spread."""
+    """The ends of a confidence interval, in the unit of the values.
+
+    They are None if the data do not determine them: there is only one group, or the scores have no spread.
+    """
 
     low: float | None
     high: float | None
 
 
 class PairedDifference(NamedTuple):
-    """Mean of ``a - b`` over the same questions: positive where the first is better."""
+    """The mean of ``a - b`` over the same questions, which is positive if the first evaluation is better."""
 
     difference: float
     low: float | None
     high: float | None
-    p_value: float | None  # two-sided, of no difference; None where the data cannot tell
+    p_value: float | None  # two-sided test of no difference; None if the data do not determine it
     n: int
     clusters: int
     a_better: int
@@ -40,10 +42,12 @@ class PairedDifference(NamedTuple):
 
 
 def wilson(k: float, n: float, confidence: float = 0.95) -> Interval:
-    """Score interval of a proportion, ``k`` of ``n`` (Wilson 1927). ``n`` may be an effective, fractional number.
+    """Return the score interval of a proportion, ``k`` of ``n`` (Wilson 1927).
+
+    Both may be fractional, for an effective sample size.
 
     Raises:
-        ConfigError: ``k`` outside 0..n or ``confidence`` outside (0, 1).
+        ConfigError: ``k`` is outside 0..n, or ``confidence`` is outside (0, 1).
     """
     _check_confidence(confidence)
     if not 0 <= k <= n:
@@ -54,7 +58,7 @@ def wilson(k: float, n: float, confidence: float = 0.95) -> Interval:
     share, spread = k / n, z * z / n
     centre = (share + spread / 2) / (1 + spread)
     half = z * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
-    # At the edges the exact result is 0 or 1; rounding must not leave 1e-17.
+    # For k = 0 and k = n, one end is exactly 0 or 1, without an error of rounding such as 1e-17.
     low = 0.0 if k == 0 else max(0.0, centre - half)
     high = 1.0 if k == n else min(1.0, centre + half)
     return Interval(low, high)
@@ -66,17 +70,19 @@ def clustered_interval(
     confidence: float = 0.95,
     proportion: bool | None = None,
 ) -> Interval:
-    """Interval of the mean of ``values``, which count as independent between ``groups`` only.
+    """Return an interval of the mean of ``values``, which count as independent only between ``groups``.
 
     Args:
         values: n numbers, or n booleans for an accuracy.
         groups: n labels; values with the same label belong to one video.
-        proportion: the values are right/wrong: a Wilson interval with the effective sample size of the clustered
-            variance (Korn and Graubard 1998), equal to :func:`wilson` when no two questions share a video. Otherwise
-            mean -+ t * cluster-robust standard error. Default: true when every value is 0 or 1.
+        confidence: level of the interval.
+        proportion: whether the values are right/wrong. If so, the interval is a Wilson interval with the effective
+            sample size of the clustered variance (Korn and Graubard 1998), which equals :func:`wilson` if no two
+            questions share a video. Otherwise it is mean -+ t * cluster-robust standard error. The default is true if
+            every value is 0 or 1.
 
     Raises:
-        ConfigError: lengths differ, nothing to average, or a value that is not finite.
+        ConfigError: lengths differ, there are no values, or a value is not finite.
     """
     values = _checked(values, groups)
     if proportion is None:
@@ -84,7 +90,7 @@ def clustered_interval(
     if proportion:
         return _clustered_proportion(values, groups, confidence)
     mean, error, clusters = _mean_and_error(values, groups)
-    if not error:  # one video, or no spread between them: nothing tells how far another would be off
+    if not error:  # with one video, or no spread between videos, the variance of another one is unknown
         return Interval(None, None)
     half = student_quantile(confidence, clusters - 1) * error
     return Interval(mean - half, mean + half)
@@ -93,17 +99,19 @@ def clustered_interval(
 def paired_difference(
     a: Sequence[float], b: Sequence[float], groups: Sequence[Hashable], confidence: float = 0.95
 ) -> PairedDifference:
-    """Compare two models on the same questions; ``a[i]`` and ``b[i]`` answer question i of video ``groups[i]``.
+    """Compare two models on the same questions; ``a[i]`` and ``b[i]`` are their values for question i.
+
+    ``groups[i]`` is the video of question i.
 
     Raises:
-        ConfigError: lengths differ, nothing to compare, or a value that is not finite.
+        ConfigError: lengths differ, there are no values, or a value is not finite.
     """
     if len(a) != len(b):
         raise ConfigError(f"paired comparison: {len(a)} values against {len(b)}; both must hold the same questions")
     differences = _checked([float(x) - float(y) for x, y in zip(a, b, strict=True)], groups)
     mean, error, clusters = _mean_and_error(differences, groups)
     low = high = p_value = None
-    if error or (error == 0 and mean == 0):  # equal gains in every video say nothing of the next one's
+    if error or (error == 0 and mean == 0):  # equal gains in all videos do not determine a variance
         half = student_quantile(confidence, clusters - 1) * error
         low, high = mean - half, mean + half
         p_value = _p_value(mean, error, clusters - 1)
@@ -116,22 +124,25 @@ def paired_difference(
 def category_bootstrap(
     categories: Sequence[tuple[Sequence[float], Sequence[Hashable]]], confidence: float = 0.95, rounds: int = 2000
 ) -> Interval:
-    """Interval of the mean of the categories' means, by the bootstrap (Efron 1979, percentiles): in every round each
-    category draws as many videos as it has, with replacement, and keeps all questions of each.
+    """Return an interval of the mean of the categories' means, by the percentile bootstrap (Efron 1979).
+
+    In every round, each category draws as many videos as it has, with replacement, and keeps all questions of each.
 
     Args:
-        categories: of each one its values and, of the same length, the groups (videos) that they belong to.
+        categories: for each category, its values and the groups (videos) to which they belong, in the same order.
+        confidence: level of the interval.
+        rounds: number of rounds.
 
     Returns:
-        no ends where a category has a single video, since nothing tells how far another one would be off.
+        The interval, without ends if a category has a single video, since the variance of another one is unknown.
 
     Raises:
-        ConfigError: lengths differ, nothing to average, or a value that is not finite.
+        ConfigError: lengths differ, there are no values, or a value is not finite.
     """
     import numpy as np
 
     _check_confidence(confidence)
-    random = np.random.RandomState(0)  # its stream of numbers is frozen, unlike that of newer generators
+    random = np.random.RandomState(0)  # NumPy guarantees this generator's numbers in all versions
     total_R = np.zeros(rounds)
     for values, groups in categories:
         sums: dict[Hashable, float] = defaultdict(float)
@@ -152,7 +163,7 @@ def category_bootstrap(
 
 @lru_cache(maxsize=256)
 def student_quantile(confidence: float, freedom: int) -> float:
-    """The t for which ``confidence`` of Student's distribution with ``freedom`` degrees lies in -t..t."""
+    """Return the t such that -t..t has the share ``confidence`` of Student's distribution with ``freedom`` degrees."""
     _check_confidence(confidence)
     high = 1.0
     while student_inside(high, freedom) < confidence:
@@ -168,7 +179,10 @@ def student_quantile(confidence: float, freedom: int) -> float:
 
 
 def student_inside(t: float, freedom: int) -> float:
-    """Share of Student's distribution inside -t..t, whole degrees of freedom (Abramowitz & Stegun 26.7.3, 26.7.4)."""
+    """Return the share of Student's distribution inside -t..t, for an integer number of degrees of freedom.
+
+    Source: Abramowitz and Stegun, 26.7.3 (odd degrees) and 26.7.4 (even degrees).
+    """
     if freedom < 1:
         raise ConfigError(f"Student's distribution needs at least 1 degree of freedom, not {freedom}")
     angle = math.atan(t / math.sqrt(freedom))
@@ -190,20 +204,20 @@ def _clustered_proportion(values: list[float], groups: Sequence[Hashable], confi
     if clusters == n:
         return wilson(sum(values), n, confidence)
     if clusters == 1:
-        return wilson(share, 1, confidence)  # one video is one observation
+        return wilson(share, 1, confidence)  # a single video is a single observation
     _, error, _ = _mean_and_error(values, groups)
     assert error is not None  # there are several clusters
     independent = share * (1 - share) / (n - 1)
     if independent == 0:
-        return wilson(share * clusters, clusters, confidence)  # all right or all wrong: the variance says nothing
-    design_effect = max(error**2 / independent, 1.0)  # never claim more than independent questions would
+        return wilson(share * clusters, clusters, confidence)  # all are right or all wrong, so the variance is 0
+    design_effect = max(error**2 / independent, 1.0)  # never narrower than for independent questions
     few_clusters = (student_quantile(confidence, n - 1) / student_quantile(confidence, clusters - 1)) ** 2
     effective = n / design_effect * few_clusters
     return wilson(share * effective, effective, confidence)
 
 
 def _mean_and_error(values: list[float], groups: Sequence[Hashable]) -> tuple[float, float | None, int]:
-    """Mean, its cluster-robust standard error (None for one cluster) and the number of clusters."""
+    """Return the mean, its cluster-robust standard error (None for one cluster) and the number of clusters."""
     mean = math.fsum(values) / len(values)
     residuals: dict[Hashable, list[float]] = defaultdict(list)
     for value, group in zip(values, groups, strict=True):

@@ -1,6 +1,6 @@
-"""The report of one benchmark as files: ``results.json``, ``results.md`` and ``results.png`` in one folder.
+"""Write the report of one benchmark as the files ``results.json``, ``results.md`` and ``results.png`` of a folder.
 
-The same samples give the same bytes; each file is replaced whole.
+The same samples give the same bytes, and each file is replaced atomically.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _UNTOLD = (
     "The file holds chosen options, not the model's words: how many of them the published parser guessed is not known, "
     "and there is no strict reading."
 )
-_MAX_NAMED = 20  # failures named in the Markdown; all of them are in the samples
+_MAX_NAMED = 20  # largest number of failures that the Markdown names; all of them are in the samples
 
 
 def write_report(folder: str | Path, report: Report) -> dict[str, Path]:
     """Write the three files and return their paths by kind (``json``, ``markdown``, ``chart``).
 
     Raises:
-        DataError: the disk does not take them.
+        DataError: a file cannot be written.
         MissingDependencyError: matplotlib is not installed; the other two files are written first.
     """
     folder = Path(folder)
@@ -40,7 +40,7 @@ def write_report(folder: str | Path, report: Report) -> dict[str, Path]:
 
 
 def build_markdown(report: Report) -> str:
-    """The report as a page to read."""
+    """Return the report as a Markdown page."""
     parts = [f"# {report.header.heading()}", _settings(report.header)]
     if report.metrics:
         parts += [_overall_table(report.metrics), _counts_table(report.metrics), *_paper_notes(report.metrics)]
@@ -72,7 +72,7 @@ def _settings(header: Header) -> str:
 
 
 def _judge(judge: Mapping[str, Any]) -> str:
-    """On one line; sources and fingerprints of the texts are in the JSON."""
+    """Describe the judge on one line; sources and fingerprints of its rubrics are in the JSON file."""
     shown = {name: value for name, value in judge.items() if name not in ("kind", "rubric")}
     return f"{judge.get('kind')}, {_plain(shown)}, rubric {rubric_version(judge)}"
 
@@ -121,7 +121,7 @@ def _paper_notes(metrics: Sequence[Metric]) -> list[str]:
 
 
 def _category_tables(metrics: Sequence[Metric]) -> list[str]:
-    # One category says the same as all questions.
+    # A single category would repeat the table of all questions.
     several = any(len(metric.categories) > 1 for metric in metrics)
     tables = [_cells_table("category", metrics, [metric.categories for metric in metrics])] if several else []
     for name in dict.fromkeys(key for metric in metrics for key in metric.breakdowns):
@@ -167,7 +167,7 @@ def _with_range(value: float | None, low: float | None, high: float | None, unit
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int) -> str:
-    """Markdown table, padded so that it also reads well in a terminal; numbers stand right of ``text_columns``."""
+    """Return a Markdown table, padded to be readable in a terminal; the first ``text_columns`` are aligned left."""
     lines = [list(head), *([_escape(cell) for cell in row] for row in rows)]
     widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
 

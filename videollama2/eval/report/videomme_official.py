@@ -1,7 +1,7 @@
-"""What Video-MME's official scorer prints, byte for byte (golden test), from a results file.
+"""The output of Video-MME's official scorer for a results file, byte for byte (held by a golden test).
 
-It leaves out answers without any of the letters A to D, and missing videos, so its accuracy is over what was answered.
-The letter is read by :func:`videollama2.eval.answers.first_letter`.
+The scorer leaves out missing videos and answers without any of the letters A to D, so that its accuracy is over the
+remaining answers. :func:`videollama2.eval.answers.first_letter` reads the letter.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ _FIELDS = ("duration", "domain", "missing", "questions")
 
 
 def official_letter(response: str) -> str:
-    """The first of the letters A to D, after the prefixes are cut; empty where there is none."""
+    """Return the first of the letters A to D after the prefixes are removed, or an empty text."""
     chosen = first_letter(response, "ABCD").value
     return "" if chosen is None else LETTERS[chosen]
 
 
 def official_report(results: Sequence[dict[str, Any]]) -> str:
-    """The scorer's text: by length of video, then all together; each by domain, by task and overall.
+    """Return the scorer's text: for each length of video and for all videos, accuracy by domain, by task and overall.
 
     Raises:
-        DataError: an entry lacks a field; names its index.
+        DataError: an entry lacks a field; the message names its index.
     """
     answers = list(_answers(results))
     blocks = []
@@ -62,7 +62,7 @@ def official_report(results: Sequence[dict[str, Any]]) -> str:
 
 
 def _answers(results: Iterable[dict[str, Any]]) -> Iterable[tuple[str, str, str, bool]]:
-    """(duration, domain, task type, right) of every answer that counts."""
+    """Yield (duration, domain, task type, right) for every answer that counts."""
     for index, entry in enumerate(results):
         absent = [name for name in _FIELDS if name not in entry]
         if absent:
