@@ -85,7 +85,7 @@ WINGS = {
         ("merge",),
     ),
     "serve": (
-        ("settings", "untrusted_media"),
+        ("settings", "part_flags", "untrusted_media"),
         ("web",),
         ("api",),
         ("legacy",),

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 from uuid import uuid4
 
-from videollama2.commands import CommandParser, add_debug_flag, run_command
+from videollama2.commands import add_debug_flag, run_command
 from videollama2.errors import ConfigError, VideoLlama2Error
 from videollama2.flags import (
     AnswerFlags,
@@ -26,12 +26,12 @@ from videollama2.flags import (
     add_bounds_flags,
     add_num_frames_flag,
     add_sampling_flag,
-    address,
     frame_options,
 )
 from videollama2.media.frames import FrameSampling
 from videollama2.media.kinds import VIDEO, mime_type
 from videollama2.media.sources import kind_of_path
+from videollama2.serve.part_flags import add_controller_flag, part_parser
 from videollama2.serve.settings import API_KEY_VARIABLE, read_keys
 from videollama2.serve.web.errors import ApiError
 from videollama2.terminal_chat import HELP, TerminalChat
@@ -160,21 +160,9 @@ class RemoteChat(TerminalChat):
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = CommandParser(
-        prog="python -m videollama2.serve.cli",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = part_parser("cli", __doc__)
     parser.add_argument("media", nargs="*", help="videos and images to begin with")
-    parser.add_argument(
-        "--controller",
-        "--controller-address",
-        dest="controller",
-        type=address,
-        metavar="URL",
-        default="http://localhost:10000",
-        help="default %(default)s",
-    )
+    add_controller_flag(parser)
     parser.add_argument(
         "--model",
         "--model-name",

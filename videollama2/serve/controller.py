@@ -11,12 +11,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from videollama2.commands import CommandParser, add_debug_flag, run_command
-from videollama2.flags import port, seconds
+from videollama2.commands import add_debug_flag, run_command
+from videollama2.flags import seconds
 from videollama2.serve.cluster.controller_app import Controller, make_controller_app
 from videollama2.serve.cluster.failover import Patience
 from videollama2.serve.cluster.protocol import EXPIRY_S
 from videollama2.serve.cluster.registry import METHODS, Registry
+from videollama2.serve.part_flags import add_listen_flags, part_parser
 from videollama2.serve.settings import add_security_flags, read_security
 from videollama2.serve.web.app import configure_logging, serve, warn_if_open
 
@@ -25,13 +26,8 @@ DEFAULT_PORT = 10000
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = CommandParser(
-        prog="python -m videollama2.serve.controller",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
-    parser.add_argument("--port", type=port, default=DEFAULT_PORT, help="default %(default)s")
+    parser = part_parser("controller", __doc__)
+    add_listen_flags(parser, DEFAULT_PORT)
     parser.add_argument(
         "--dispatch-method",
         default=METHODS[0],

@@ -15,20 +15,12 @@ from pathlib import Path
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     from videollama2.commands import CommandParser, add_debug_flag
-    from videollama2.flags import address
     from videollama2.serve.page.server import add_page_flags
+    from videollama2.serve.part_flags import add_controller_flag
 
     parser = CommandParser(description="Web page in front of a controller.")
     models = parser.add_argument_group("models")
-    models.add_argument(
-        "--controller-url",
-        "--controller",
-        dest="controller",
-        type=address,
-        default="http://localhost:10000",
-        metavar="URL",
-        help="default %(default)s",
-    )
+    add_controller_flag(models)
     models.add_argument(
         "--model-list-mode",
         choices=("once", "reload"),

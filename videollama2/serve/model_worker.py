@@ -19,10 +19,11 @@ from contextlib import ExitStack, asynccontextmanager, closing
 from typing import TYPE_CHECKING, Any
 
 from videollama2 import flags
-from videollama2.commands import CommandParser, add_debug_flag, run_command
+from videollama2.commands import add_debug_flag, run_command
 from videollama2.errors import ConfigError
-from videollama2.flags import address, port, seconds
+from videollama2.flags import address, seconds
 from videollama2.serve.cluster.protocol import HEART_BEAT_S
+from videollama2.serve.part_flags import add_controller_flag, add_listen_flags, part_parser
 from videollama2.serve.settings import (
     add_media_flags,
     add_security_flags,
@@ -43,22 +44,9 @@ _log = logging.getLogger("videollama2.serve.model_worker")
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = CommandParser(
-        prog="python -m videollama2.serve.model_worker",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
-    parser.add_argument("--port", type=port, default=DEFAULT_PORT, help="default %(default)s")
-    parser.add_argument(
-        "--controller",
-        "--controller-address",
-        dest="controller",
-        type=address,
-        metavar="URL",
-        default="http://localhost:10000",
-        help="default %(default)s",
-    )
+    parser = part_parser("model_worker", __doc__)
+    add_listen_flags(parser, DEFAULT_PORT)
+    add_controller_flag(parser)
     parser.add_argument(
         "--worker",
         "--worker-address",

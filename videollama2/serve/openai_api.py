@@ -11,10 +11,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from videollama2.commands import CommandParser, add_debug_flag, run_command
-from videollama2.flags import address, port
+from videollama2.commands import add_debug_flag, run_command
 from videollama2.serve.cluster.client import ControllerClient
 from videollama2.serve.cluster.front import ApiFront, make_front_app
+from videollama2.serve.part_flags import add_controller_flag, add_listen_flags, part_parser
 from videollama2.serve.settings import add_security_flags, read_security
 from videollama2.serve.web.app import configure_logging, serve, warn_if_open
 
@@ -23,22 +23,9 @@ DEFAULT_PORT = 8000
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = CommandParser(
-        prog="python -m videollama2.serve.openai_api",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
-    parser.add_argument("--port", type=port, default=DEFAULT_PORT, help="default %(default)s")
-    parser.add_argument(
-        "--controller",
-        "--controller-address",
-        dest="controller",
-        type=address,
-        metavar="URL",
-        default="http://localhost:10000",
-        help="default %(default)s",
-    )
+    parser = part_parser("openai_api", __doc__)
+    add_listen_flags(parser, DEFAULT_PORT)
+    add_controller_flag(parser)
     add_security_flags(parser, worker_flags=True)
     add_debug_flag(parser)
     return parser

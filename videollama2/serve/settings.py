@@ -272,65 +272,19 @@ def add_media_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--media-root", type=Path, metavar="DIR", help="open file:// URLs below this folder (default: none)"
     )
-    group.add_argument(
-        "--max-media", type=number(1), default=default.max_media, metavar="N", help="per request (default %(default)s)"
+    limits = (
+        ("--max-media", number(1), default.max_media, "N", "per request"),
+        ("--max-media-mb", number(1), default.max_bytes // MIB, "MB", "of one, encoded"),
+        ("--max-pixels", number(1), default.max_pixels, "N", "of one frame"),
+        ("--max-frames", number(1), default.max_frames, "N", "of one video"),
+        ("--max-duration", seconds, default.max_duration_s, "SECONDS", "of a video"),
+        ("--fetch-timeout", seconds, default.fetch_timeout_s, "SECONDS", "for one URL"),
+        ("--decode-timeout", seconds, default.decode_timeout_s, "SECONDS", "for one medium"),
+        ("--decode-memory-mb", number(64), default.decode_memory_bytes // MIB, "MB", "of a decoding process"),
+        ("--decode-processes", number(1), default.decode_processes, "N", "that decode side by side"),
     )
-    group.add_argument(
-        "--max-media-mb",
-        type=number(1),
-        default=default.max_bytes // MIB,
-        metavar="MB",
-        help="of one, encoded (default %(default)s)",
-    )
-    group.add_argument(
-        "--max-pixels",
-        type=number(1),
-        default=default.max_pixels,
-        metavar="N",
-        help="of one frame (default %(default)s)",
-    )
-    group.add_argument(
-        "--max-frames",
-        type=number(1),
-        default=default.max_frames,
-        metavar="N",
-        help="of one video (default %(default)s)",
-    )
-    group.add_argument(
-        "--max-duration",
-        type=seconds,
-        default=default.max_duration_s,
-        metavar="SECONDS",
-        help="of a video (default %(default)s)",
-    )
-    _add_decoding_flags(group, default)
-
-
-def _add_decoding_flags(group: argparse._ArgumentGroup, default: MediaPolicy) -> None:
-    group.add_argument(
-        "--fetch-timeout",
-        type=seconds,
-        default=default.fetch_timeout_s,
-        metavar="SECONDS",
-        help="for one URL (default %(default)s)",
-    )
-    group.add_argument(
-        "--decode-timeout",
-        type=seconds,
-        default=default.decode_timeout_s,
-        metavar="SECONDS",
-        help="for one medium (default %(default)s)",
-    )
-    group.add_argument(
-        "--decode-memory-mb",
-        type=number(64),
-        default=default.decode_memory_bytes // MIB,
-        metavar="MB",
-        help="of a decoding process (default %(default)s)",
-    )
-    group.add_argument(
-        "--decode-processes", type=number(1), default=default.decode_processes, metavar="N", help="default %(default)s"
-    )
+    for flag, kind, value, unit, text in limits:
+        group.add_argument(flag, type=kind, default=value, metavar=unit, help=f"{text} (default %(default)s)")
 
 
 def read_media_policy(args: argparse.Namespace) -> MediaPolicy:
