@@ -110,6 +110,7 @@ class Downloads:
         for name in archive.names:
             inside = path / PurePosixPath(name.replace("\\", "/").lstrip("/"))
             if _archive_kind(inside.name):
+                # An archive inside an archive is unpacked to the scratch folder and opened there, at any depth.
                 unpacked = self._scratch / f"{len(self.files)}-{inside.name}"
                 Found(inside, None, archive, name).place(unpacked)
                 self._add(inside, [unpacked])

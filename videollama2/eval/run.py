@@ -26,7 +26,7 @@ from videollama2.eval.samples import Sample, StoredAnswer
 from videollama2.eval.scoring import judged_metrics, make_sample, read_metrics
 from videollama2.eval.store import AnswerStore, read_model, read_run
 
-if TYPE_CHECKING:  # what is read needs no judge
+if TYPE_CHECKING:  # benchmarks without a judge must not import the judging package
     from videollama2.eval.judging.aspects import Judging
 
 SHOWN = 5

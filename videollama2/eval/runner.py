@@ -25,7 +25,7 @@ from videollama2.eval.samples import FAILED, MEDIA, StoredAnswer
 from videollama2.media.frames import FrameSampling
 from videollama2.media.kinds import VIDEO
 
-if TYPE_CHECKING:  # torch is needed to answer, not to score answers or to check data
+if TYPE_CHECKING:  # only answering needs torch; scoring answers and checking data must not import it
     import torch
 
     from videollama2.inference.answer import Answer
@@ -181,6 +181,8 @@ class Runner:
         with ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="videollama2-decode") as pool:
             groups = iter(by_clip(items))
             ahead: deque[tuple[list[Item], Future[Any]]] = deque()
+            # The queue ``ahead`` holds the clips that threads decode, in order. Each round fills it, waits for its
+            # first clip, takes this clip and those after it that are decoded too, and asks the questions of all these.
             try:
                 while True:
                     while len(ahead) < CLIPS_AHEAD and (group := next(groups, None)) is not None:

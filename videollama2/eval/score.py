@@ -21,7 +21,7 @@ from videollama2.eval.run import describe_judge
 from videollama2.eval.samples import Sample
 from videollama2.eval.scoring import judged_metrics, read_metrics
 
-if TYPE_CHECKING:  # what is read needs no judge
+if TYPE_CHECKING:  # benchmarks without a judge must not import the judging package
     from videollama2.eval.judging.aspects import Judging
 
 

@@ -9,7 +9,7 @@ from videollama2.eval.items import PROTOCOLS, Benchmark, Item
 from videollama2.eval.report.metrics import Metric, summarise, summarise_judged
 from videollama2.eval.samples import Reading, Sample, StoredAnswer
 
-if TYPE_CHECKING:  # what is read needs no judge
+if TYPE_CHECKING:  # benchmarks without a judge must not import the judging package
     from videollama2.eval.judging.aspects import Judging
 
 

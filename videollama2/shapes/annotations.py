@@ -88,6 +88,8 @@ def choose_balanced(pool: list[tuple[str, dict[str, Any]]], total: int, seed: in
     used: Counter[str] = Counter()
     taken: list[dict[str, Any]] = []
     cycles: dict[str, list[str]] = {kind: [] for kind in QUESTION_TYPES}
+    # ``piles`` holds the rows left for each type and key, in random order; ``cycles`` the keys of each type that have
+    # not had their turn in the current cycle.
     for number in range(total):
         kind = QUESTION_TYPES[number % len(QUESTION_TYPES)]
         row = _take(piles[kind], cycles[kind], used, rng)

@@ -301,7 +301,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns the exit code (0, or 2 after one line that says what is wrong)."""
+    """Run the command and return the exit code, which is 2 after a one-line error message, else 0."""
     options = vars(_parser().parse_args(argv))
     debug = options.pop("debug")
     return run_command(lambda: _run(**options), debug=debug)

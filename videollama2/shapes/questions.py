@@ -88,6 +88,8 @@ def choose_dialogue(found: list[Question], rng: random.Random, limit: int) -> li
     If there are more than ``limit``, the first question of every type is kept before the second of any. The number of
     objects is asked for in the first or second turn, because the objects named in later turns could be counted.
     """
+    # ``told`` collects the facts that earlier turns tell. Each kept question is noted with its number within its type
+    # and its place in the dialogue: sorting by the first fills the limit, sorting by the second restores the order.
     told: set[str] = set()
     asked: dict[str, int] = {}
     order: list[tuple[int, int, Question]] = []
@@ -210,7 +212,7 @@ def _existence(scene: Scene, rng: random.Random) -> list[Question]:
 
 
 def _absent(scene: Scene, rng: random.Random, index: int) -> tuple[str, set[str]]:
-    """Return the name of an object that the scene never shows, and the facts that tell so.
+    """Return the name of an object that the scene never shows, and the facts that give this away.
 
     In half of the cases the name has the colour of object ``index`` and another shape (that of another object, if there
     is one), else its shape and a colour that no object has.

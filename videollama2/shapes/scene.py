@@ -221,6 +221,7 @@ def _draw_behaviours(rng: random.Random, scenario: str, most: int) -> list[str]:
     most = min(most, 3) if scenario == "reshape" else most
     count = rng.randint(len(behaviours), max(len(behaviours), most))
     choices = _FILL + VANISHING if scenario == "appearance" else _FILL
+    # Each object takes up one colour and one shape, and a second one if it changes it. ``spare`` counts what is left.
     spare = {"recolour": len(COLOURS) - count, "reshape": len(SHAPES) - count}
     for lead in behaviours:
         if lead in spare:
@@ -270,6 +271,9 @@ def _patches(scene: Scene, item: ShapeObject) -> Iterator[tuple[np.ndarray, int,
 
     Objects never overlap, so each picture is painted once, over the plain background, and copied into its frames.
     """
+    # Collect the frames of each distinct state. States of one shape then differ only in colour and centre, so the
+    # coverage of their pixels (0 to 1, smooth at the outline) is computed for all G of them at once, each on a grid
+    # around the whole-pixel part of its centre.
     seen: dict[State, list[int]] = {}
     for frame in range(scene.frames):
         state = item.state(frame)

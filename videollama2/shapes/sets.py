@@ -106,6 +106,8 @@ def encode_video(frames_THWC: np.ndarray) -> bytes:
     # The whole clip is converted to YUV as one tall picture: a conversion per frame would cost as much as the encoding.
     tall = av.VideoFrame.from_ndarray(frames_THWC.reshape(-1, width, 3), format="rgb24")
     planes = tall.reformat(format="yuv420p").to_ndarray().reshape(-1)
+    # YUV 4:2:0 has a luma value for each pixel and two chroma values for each 2 x 2 pixels. The planes of the tall
+    # picture are cut into frames, so that each row of ``packed`` holds the three planes of one frame.
     luma = frame_count * height * width
     parts = (planes[:luma], planes[luma : luma * 5 // 4], planes[luma * 5 // 4 :])
     packed = np.concatenate([part.reshape(frame_count, -1) for part in parts], axis=1)
@@ -348,7 +350,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit code (0, or 2 after one line that says what is wrong)."""
+    """Run the command and return the exit code, which is 2 after a one-line error message, else 0."""
     options = vars(_parser().parse_args(arguments))
     debug = options.pop("debug")
     return run_command(lambda: _run(**options), debug=debug)

@@ -91,12 +91,14 @@ def _encode(
         return None
     if inner.audio_tower is not None:
         raise ConfigError("--deepspeed: models that hear are trained without it (DEEPSPEED=none)")
+    # The encoder and the connector run here, once for all images and videos together or, if there are neither, for a
+    # black image. The model is then given embeddings instead of ids and media.
     input_ids = kwargs.pop("input_ids")
     images, videos = kwargs.pop("pixel_values", None), kwargs.pop("pixel_values_videos", None)
     videos = [] if videos is None else list(videos)
     image_tokens, video_tokens = inner.get_visual_features(images, videos)
-    # All visual tokens, also unused ones, enter the loss with a factor of zero. Encoder and connector thus take part in
-    # the backward pass of every micro-batch, and ZeRO reduces the same gradients in the same order on all processes.
+    # All visual tokens, also unused ones, are added to the embeddings with a factor of zero. Encoder and connector thus
+    # take part in every backward pass, and ZeRO reduces the same gradients in the same order on all processes.
     nothing = torch.cat([*image_tokens, *video_tokens]).sum() * 0.0
     if images is None:
         image_tokens = []  # these are the tokens of the black image, if any

@@ -183,6 +183,8 @@ class VideoLlama2Trainer(SavingTrainer):
 
     def _part_rates(self, rate: float) -> dict[str, float]:
         """Return the current learning rates of parts that have their own; the schedule scales all rates alike."""
+        # The log has the first group's current rate. The schedule multiplies all rates by the same factor, so a part's
+        # rate is to its initial rate as the logged one is to that of the first group.
         groups = self.optimizer.param_groups
         first = groups[0].get("initial_lr")
         if not first:

@@ -150,6 +150,8 @@ def category_bootstrap(
             sums[group] += value
         if len(sums) < 2:
             return Interval(None, None)
+        # A round draws videos (G) by number, and its mean of the category is the sum of their values divided by the
+        # number of their questions.
         sizes = Counter(groups)
         sum_G, size_G = np.array(list(sums.values())), np.array([sizes[group] for group in sums])
         chosen_RG = random.randint(0, len(sum_G), (rounds, len(sum_G)))
@@ -165,6 +167,7 @@ def category_bootstrap(
 def student_quantile(confidence: float, freedom: int) -> float:
     """Return the t such that -t..t has the share ``confidence`` of Student's distribution with ``freedom`` degrees."""
     _check_confidence(confidence)
+    # Double the upper bound until it is large enough, then bisect; 80 steps exhaust the precision of a float.
     high = 1.0
     while student_inside(high, freedom) < confidence:
         high *= 2
@@ -210,6 +213,8 @@ def _clustered_proportion(values: list[float], groups: Sequence[Hashable], confi
     independent = share * (1 - share) / (n - 1)
     if independent == 0:
         return wilson(share * clusters, clusters, confidence)  # all are right or all wrong, so the variance is 0
+    # The design effect is the factor by which clustering increases the variance. Dividing n by it gives the number of
+    # independent questions with the same variance; the second factor widens the interval if there are few clusters.
     design_effect = max(error**2 / independent, 1.0)  # never narrower than for independent questions
     few_clusters = (student_quantile(confidence, n - 1) / student_quantile(confidence, clusters - 1)) ** 2
     effective = n / design_effect * few_clusters
