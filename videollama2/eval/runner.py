@@ -256,8 +256,8 @@ class Runner:
         except RequestTooLongError:
             if self.options.max_new_tokens is not None:
                 raise
-        # The user gave no limit, and the default does not fit (for example with 16 frames and subtitles), so the answer
-        # may use the rest of the slot.
+        # The user gave no limit, and the benchmark's default of 2,048 tokens does not fit after the prompt (for example
+        # after 16 frames and subtitles). The answer may then use the rest of the slot.
         sampling = self.options.sampling(item, part, None)
         return self.engine.submit_request(Request(text, media, **sampling))
 

@@ -40,7 +40,7 @@ def build_model(
     Raises:
         ConfigError: a flag contradicts the configuration in ``model_path``.
         CheckpointError: weights are missing or do not fit.
-        MissingDependencyError: LoRA needs peft, or quantisation needs bitsandbytes.
+        MissingDependencyError: LoRA is enabled without peft installed, or quantisation without bitsandbytes.
     """
     path = resolve_name(model_args.model_path)
     load = _load_whole if is_videollama2(_read_config(path)) else _load_parts

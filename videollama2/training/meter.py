@@ -49,7 +49,8 @@ class Counts:
 def count(batch: dict[str, Any], config: VideoLlama2Config) -> Counts:
     """Count what a batch holds.
 
-    Each number is read from a tensor, which on a GPU would wait for it; :class:`CountingCollator` counts on the CPU.
+    Each number is read from a tensor. On a GPU that would be a synchronisation, so :class:`CountingCollator` counts on
+    the CPU.
     """
     ids_BL = batch["input_ids"]
     visual_BL = (ids_BL == config.image_token_id) | (ids_BL == config.video_token_id)

@@ -162,7 +162,7 @@ class SavingTrainer(Trainer):
             if self.identity is not None:
                 write_record(Path(output_dir), self.identity)
 
-    # -------------------------------------------------------------------------------------------- going on
+    # -------------------------------------------------------------------------------------------- resuming
 
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: str | None
