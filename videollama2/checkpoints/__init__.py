@@ -1,7 +1,7 @@
-"""Weights -> model + processor: full checkpoints, a connector on a base model, LoRA folders, 8 and 4 bits.
+"""Load weights into a model and its processor: full checkpoints, connectors, LoRA folders, 8 and 4 bits.
 
-What a folder is, is told by the files in it, never by its name. Every weight is accounted for: anything missing,
-surplus or of another shape is an error that lists the names.
+The kind of a folder is determined by the files in it, never by its name. Loading is strict: weights that are missing,
+unexpected or of the wrong shape raise an error that lists their names.
 """
 
 from __future__ import annotations
@@ -60,17 +60,17 @@ def load_pretrained_model(
     use_flash_attn: bool = False,
     **hub: Any,
 ) -> tuple[Any, VideoLlama2ForConditionalGeneration, VideoLlama2Processor, int]:
-    """Open any checkpoint (published function).
+    """Open a checkpoint of any kind. The name and the arguments are those of the published function.
 
     Args:
-        model_path: folder, hub name or ``videollama2-tiny``: a full model, a connector or a LoRA folder.
-        model_base: language model under a connector or LoRA folder; default what the folder's config names.
-        model_name: accepted for published callers; the kind of checkpoint is told by its files.
-        load_8bit, load_4bit: quantise the language model through bitsandbytes. A ``quantization_config`` in the
-            ``config.json`` of a full model asks for the same.
-        device_map: transformers' placement over several devices; default everything on ``device``.
-        device: default cuda, else mps, else cpu.
-        dtype: default bfloat16 on a GPU that has it, else float16; float32 on CPU.
+        model_path: folder, hub name or ``videollama2-tiny``; a full model, a connector or a LoRA folder.
+        model_base: base language model of a connector or LoRA folder; defaults to the one its config names.
+        model_name: ignored, accepted for compatibility; the kind of checkpoint is determined by its files.
+        load_8bit, load_4bit: quantise the language model with bitsandbytes. A ``quantization_config`` in the
+            ``config.json`` of a full model has the same effect.
+        device_map: placement over several devices, as in transformers; by default everything is on ``device``.
+        device: defaults to cuda if available, else mps, else cpu.
+        dtype: defaults to bfloat16 on a GPU that supports it, else float16; float32 on a CPU.
         attn_implementation: ``sdpa``, ``eager`` or ``flash_attention_2``.
         hub: ``revision``, ``token``, ``cache_dir``, ``local_files_only``.
 
@@ -78,7 +78,8 @@ def load_pretrained_model(
         tokenizer, model in evaluation mode, processor, context length in tokens.
 
     Raises:
-        CheckpointError: what is missing or does not fit, with names. ConfigError: contradictory arguments.
+        CheckpointError: weights are missing or do not fit; the message names them.
+        ConfigError: the arguments contradict each other.
     """
     unknown = set(hub) - set(OPTIONS)
     if unknown:
@@ -116,7 +117,7 @@ def _load(
 
 
 def _quantization(bits: int, path: str, kind: str, dtype: torch.dtype, hub: dict[str, Any]) -> dict[str, Any]:
-    """The option of transformers' loaders for what the caller asks for, or else the checkpoint itself."""
+    """Return the loader option for the quantisation that the caller, or else the checkpoint itself, requests."""
     quantization = quantization_config(bits, dtype)
     if quantization is None and kind == "full":
         quantization = asked_quantization(read_config(path, **hub), f"{path}/config.json", dtype)

@@ -1,7 +1,7 @@
-"""LoRA folders: writing them, reading one back into a model that still learns, and merging one into its base.
+"""LoRA folders: write one, read one back to continue training, or merge one into its base model.
 
 The layout on disk is the published one: ``adapter_config.json`` and ``adapter_model.safetensors`` with the matrices
-under the decoder's published names. Everything else that was trained, and the connector in any case, is written to
+under the decoder's published names. All other trained weights, and the connector in any case, are stored in
 ``non_lora_trainables.bin``.
 """
 
@@ -43,7 +43,7 @@ from videollama2.processing import VideoLlama2Processor
 def load_lora_folder(
     path: str, model_base: str | Path | None, placement: dict[str, Any], hub: dict[str, Any]
 ) -> tuple[VideoLlama2ForConditionalGeneration, VideoLlama2Processor]:
-    """LoRA weights merged into their base, then the other trained weights (connector) put in place."""
+    """Merge LoRA weights into their base model, then load the other trained weights, such as the connector."""
     if "quantization_config" in placement:
         raise ConfigError(
             f"{path}: a LoRA folder is merged into its base while loading, which quantised weights do not allow; "
@@ -73,7 +73,10 @@ def load_lora_folder(
 
 
 def _check_connector_is_there(model: nn.Module, names: list[str], path: str) -> None:
-    """On a bare language model the connector must come from the LoRA folder: what it lacks would stay random."""
+    """Check that the LoRA folder of a bare language model holds the whole connector.
+
+    Any connector weight that it lacks would keep its random initialisation.
+    """
     found = set(connector_weights(names).values())
     missing = sorted(set(model.model.mm_projector.state_dict()) - found)
     if missing:
@@ -86,10 +89,12 @@ def merge_lora(model: nn.Module, tensors: dict[str, torch.Tensor], adapter: dict
     """Add ``scale * B @ A`` to every adapted weight, in float32.
 
     Args:
-        tensors: of the adapter's weight file ``path``; adapter: of the ``adapter_config.json`` beside it.
+        tensors: contents of the adapter's weight file ``path``.
+        adapter: contents of the ``adapter_config.json`` beside it.
 
     Raises:
-        CheckpointError: an adapter other than plain LoRA, a weight the model has not, or half of a pair.
+        CheckpointError: the adapter is not plain LoRA, adapts a weight that the model does not have, or lacks one
+            matrix of a pair.
     """
     scale = _scale(adapter, path.with_name(ADAPTER_CONFIG))
     parameters = dict(model.named_parameters())
@@ -108,7 +113,7 @@ def merge_lora(model: nn.Module, tensors: dict[str, torch.Tensor], adapter: dict
 
 
 def _scale(adapter: dict[str, Any], path: Path) -> float:
-    """The factor of ``B @ A``, one for all weights."""
+    """Return the factor by which ``B @ A`` is scaled; it is the same for all weights."""
     if adapter.get("peft_type", "LORA") != "LORA" or adapter.get("use_dora"):
         kind = "DoRA" if adapter.get("use_dora") else adapter["peft_type"]
         raise CheckpointError(f"{path}: only plain LoRA adapters can be merged, this is {kind}")
@@ -127,7 +132,7 @@ def _scale(adapter: dict[str, Any], path: Path) -> float:
 def _pairs(
     tensors: dict[str, torch.Tensor], path: Path
 ) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
-    """(name of an adapted parameter -> its matrices ``A`` and ``B``, all that is no LoRA matrix)."""
+    """Split tensors into LoRA pairs (parameter name -> its matrices ``A`` and ``B``) and all other tensors."""
     pairs: dict[str, dict[str, torch.Tensor]] = {}
     rest: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
@@ -142,7 +147,7 @@ def _pairs(
 
 
 def _load_named(model: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Copy tensors, under published or LoRA names, into the model's parameters of those names."""
+    """Copy tensors into the model's parameters; their names may be the published ones or those of a LoRA file."""
     own = model.state_dict()
     renamed = {to_memory(name): tensor for name, tensor in tensors.items()}
     unknown = sorted(name for name, tensor in renamed.items() if name not in own or own[name].shape != tensor.shape)
@@ -161,11 +166,11 @@ def save_adapter(
     base: str,
     state: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write the adapter and everything else that was trained.
+    """Write the adapter and all other trained weights.
 
     Args:
-        base: what the adapter belongs to.
-        state: weights by name in memory where they are gathered elsewhere (ZeRO-3); default the model's own.
+        base: folder or hub name of the adapter's base model.
+        state: weights by parameter name, if the caller has gathered them itself (ZeRO-3); defaults to the model's own.
     """
     state = model.state_dict() if state is None else state
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -188,7 +193,7 @@ def load_adapter(model: VideoLlama2ForConditionalGeneration, folder: Path) -> No
     """Read what :func:`save_adapter` wrote into a model with the same LoRA layers.
 
     Raises:
-        CheckpointError: names or shapes that do not fit, or matrices that are missing.
+        CheckpointError: names or shapes do not fit, or matrices are missing.
     """
     tensors = {**read_tensors(folder / ADAPTER_FILE), **read_tensors(folder / OTHERS_FILE)}
     own = model.state_dict()
@@ -204,5 +209,5 @@ def load_adapter(model: VideoLlama2ForConditionalGeneration, folder: Path) -> No
 
 
 def _plain(value: Any) -> Any:
-    """peft keeps sets and enumerations in its configuration."""
+    """Convert the sets and enumerations of a peft configuration into values that JSON can represent."""
     return sorted(value) if isinstance(value, set) else getattr(value, "value", str(value))

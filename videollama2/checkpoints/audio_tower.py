@@ -1,4 +1,4 @@
-"""An audio encoder from a file: Microsoft's ``.pt`` (shape and weights), or ``audio_tower.bin`` (weights alone)."""
+"""Load an audio encoder from Microsoft's ``.pt`` file (shape and weights) or an ``audio_tower.bin`` (weights only)."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from videollama2.model.weight_names import AUDIO_TOWER_PREFIX
 
 
 def load_beats(path: str | Path, config: AudioConfig | None = None) -> BeatsModel:
-    """The encoder in a file, in float32 and evaluation mode. What a pickle may hold besides weights is not run.
+    """Return the encoder stored in a file, in float32 and evaluation mode. Code in a pickle is not executed.
 
-    What the file is, is told by its content: ``{'cfg': ..., 'model': ...}`` as Microsoft writes it, or a flat
+    The format is determined by the content: ``{'cfg': ..., 'model': ...}`` as Microsoft writes it, or a flat
     dictionary of weights as the second published stage writes it, with or without ``model.audio_tower.`` before
     their names.
 
     Args:
-        config: shape of a file that does not say its own, and the rules of clips; default: the published values.
+        config: encoder shape for a file that does not describe its own, and the rules for cutting clips; defaults to
+            the published values.
 
     Raises:
         CheckpointNotFoundError: there is no such file.
-        CheckpointError: it holds no audio encoder, or weights that do not fit.
-        ConfigError: it describes an encoder that this code does not have.
+        CheckpointError: the file holds no audio encoder, or weights that do not fit.
+        ConfigError: the file describes an encoder that is not implemented here.
     """
     content = _read(Path(path))
     config = config or AudioConfig()
@@ -44,10 +45,12 @@ def load_beats(path: str | Path, config: AudioConfig | None = None) -> BeatsMode
 
 
 def load_audio_weights(model: BeatsModel, weights: Mapping[str, torch.Tensor], source: str) -> None:
-    """Load an encoder's weights, named as inside it, with all copies of the shared bias table or only the first.
+    """Load weights that carry the encoder's own parameter names.
+
+    All layers share one table of position biases; ``weights`` may hold a copy per layer or only the first.
 
     Raises:
-        CheckpointError: names or shapes of weights that do not fit.
+        CheckpointError: names or shapes of weights do not fit.
     """
     tied = model.get_expanded_tied_weights_keys()
     try:

@@ -1,4 +1,4 @@
-"""A connector apart from its model: read from a file, and folders that hold a connector alone (first stage)."""
+"""Connectors stored apart from their model: weight files, and first-stage folders that hold only a connector."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def load_connector(model: VideoLlama2ForConditionalGeneration, path: Path) -> No
     """Load connector weights from a file, strictly.
 
     Raises:
-        CheckpointError: the file holds none, or not exactly this connector's.
+        CheckpointError: the file holds no connector weights, or they do not match this connector exactly.
     """
     tensors = read_tensors(path)
     inner = {short: tensors[name] for name, short in connector_weights(tensors).items()}
@@ -61,7 +61,7 @@ def _load_strictly(module: nn.Module, tensors: dict[str, torch.Tensor], path: Pa
 def load_connector_folder(
     path: str, model_base: str | Path | None, placement: dict[str, Any], hub: dict[str, Any]
 ) -> tuple[VideoLlama2ForConditionalGeneration, VideoLlama2Processor]:
-    """First-stage folder: connector weights and a flat config; decoder and encoder are pretrained elsewhere."""
+    """Open a first-stage folder: it holds connector weights and a flat config, and names decoder and encoder."""
     fields = read_config(path, **hub)
     base = base_of(path, model_base, **hub)
     if not base or Path(base).resolve() == Path(path).resolve():
@@ -77,7 +77,7 @@ def load_connector_folder(
 def base_with_connector(
     path: str, base: str, fields: dict[str, Any], placement: dict[str, Any], hub: dict[str, Any]
 ) -> tuple[VideoLlama2ForConditionalGeneration, VideoLlama2Processor]:
-    hub = {key: hub[key] for key in OPTIONS_OF_ANY_REPOSITORY if key in hub}  # the revision is that of ``path``
+    hub = {key: hub[key] for key in OPTIONS_OF_ANY_REPOSITORY if key in hub}  # the revision belongs to ``path``
     if is_videollama2(read_config(base, **hub)):
         return load_checkpoint(base, **placement, **hub)
     tower = fields.get("mm_vision_tower")

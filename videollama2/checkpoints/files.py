@@ -1,6 +1,6 @@
-"""What a checkpoint holds and where its files are: a folder, a hub repository or the built-in model.
+"""Locate and inspect the files of a checkpoint: a folder, a hub repository or the built-in model.
 
-What a folder is, is told by the files in it, never by its name.
+The kind of a checkpoint is determined by its files, never by its name.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ADAPTER_FILES = (ADAPTER_FILE, "adapter_model.bin")
 OTHERS_FILE = "non_lora_trainables.bin"
 OTHERS_FILES = ("non_lora_trainables.safetensors", OTHERS_FILE)
 
-# Two weights share a byte in 4 bits.
+# In 4 bits, two weights share a byte. Configurations below 2^28 weights are not checked: they fit into memory anyway.
 _MOST_PER_BYTE, _HARMLESS = 2, 1 << 28
 
 # What the readers of weight files raise on a damaged, foreign or dangerous file.
@@ -45,17 +45,17 @@ UNREADABLE = (OSError, RuntimeError, ValueError, LookupError, EOFError, pickle.U
 
 
 def resolve_name(name_or_path: str | Path) -> str:
-    """The name of the built-in model -> its folder; anything else as it is."""
+    """Map the name of the built-in model to its folder; return any other name unchanged."""
     name = str(name_or_path)
     return str(TINY_FOLDER) if name == TINY_MODEL_NAME and not Path(name).exists() else name
 
 
 def base_of(path: str, model_base: str | Path | None = None, **hub: Any) -> str:
-    """Folder or hub name of the model that a LoRA or connector folder is added to; empty where nothing tells.
+    """Return the folder or hub name of a LoRA or connector folder's base model, or "" if none is named.
 
     Args:
-        path: of kind ``lora`` or ``connector``, see :func:`checkpoint_kind`.
-        model_base: comes before what the folder itself names.
+        path: a checkpoint of kind ``lora`` or ``connector``, see :func:`checkpoint_kind`.
+        model_base: takes precedence over the base that the folder itself names.
     """
     adapter = find_file(path, ADAPTER_CONFIG, **hub)
     if model_base:
@@ -68,7 +68,7 @@ def base_of(path: str, model_base: str | Path | None = None, **hub: Any) -> str:
 
 
 def check_model_type(config: dict[str, Any], name_or_path: str) -> None:
-    """Raise CheckpointError where a config.json does not say what it describes."""
+    """Raise CheckpointError if a config.json has no ``model_type``."""
     if not config.get("model_type"):
         raise CheckpointError(f"{name_or_path}/config.json names no model_type, so it describes no model")
     if not isinstance(config["model_type"], str):
@@ -78,11 +78,11 @@ def check_model_type(config: dict[str, Any], name_or_path: str) -> None:
 
 
 def checkpoint_kind(name_or_path: str, **hub: Any) -> str:
-    """``full``, ``connector`` or ``lora``, by the files it holds.
+    """Return ``full``, ``connector`` or ``lora``, depending on the files of the checkpoint.
 
     Raises:
-        CheckpointNotFoundError: nothing there.
-        CheckpointError: none of the three.
+        CheckpointNotFoundError: there is no such folder or repository.
+        CheckpointError: it holds none of the three.
     """
     if find_file(name_or_path, ADAPTER_CONFIG, **hub) is not None:
         return "lora"
@@ -101,10 +101,10 @@ def checkpoint_kind(name_or_path: str, **hub: Any) -> str:
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a ``.safetensors`` or ``.bin`` file; pickles are read with ``weights_only=True``.
+    """Read the tensors of a ``.safetensors`` or ``.bin`` file; pickles are read with ``weights_only=True``.
 
     Raises:
-        CheckpointError: the file is damaged, or a pickle holds anything but tensors.
+        CheckpointError: the file is damaged, or is a pickle that holds anything but tensors.
     """
     check_is_no_pointer(path)
     try:
@@ -119,7 +119,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def why_unreadable(error: BaseException) -> str:
-    """What a reader of weights says, in one line; but not torch's advice to run what a pickle holds."""
+    """Return the reason of a failed read in one line, without torch's advice to execute the pickle."""
     text = first_line(error)
     is_advice = "weights only" in text.lower().replace("_", " ")
     return "it is damaged, or a pickle of more than tensors" if is_advice else text
@@ -129,9 +129,9 @@ _FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 
 
 def stored_dtype(name_or_path: str, **hub: Any) -> torch.dtype:
-    """The dtype the tensors of a full checkpoint are stored in, whatever its config.json says.
+    """Return the dtype in which the tensors of a full checkpoint are stored, whatever its config.json states.
 
-    Where they are of several, the narrowest one that holds every value of them all.
+    If they have several dtypes, it is the narrowest one that can represent every value of all of them.
 
     Raises:
         CheckpointError: a file is missing or cannot be read.
@@ -141,14 +141,14 @@ def stored_dtype(name_or_path: str, **hub: Any) -> torch.dtype:
 
 
 def check_weight_files(name_or_path: str, *parts: PreTrainedConfig, **hub: Any) -> None:
-    """Look at the weight files of a checkpoint before transformers reads them.
+    """Check the weight files of a checkpoint before transformers reads them.
 
     Args:
-        parts: configurations of decoder and encoder in these files.
+        parts: configurations of the decoder and encoder stored in these files.
 
     Raises:
-        CheckpointError: an index that is damaged or names files elsewhere, a shard that is missing, a Git LFS pointer
-            in place of a file, or files too small for what the configurations describe.
+        CheckpointError: an index is damaged or names files outside the folder, a shard is missing, a Git LFS pointer
+            takes the place of a file, or the files are too small for what the configurations describe.
     """
     if first_file(name_or_path, FULL_WEIGHTS, **hub) is None:
         return
@@ -156,7 +156,7 @@ def check_weight_files(name_or_path: str, *parts: PreTrainedConfig, **hub: Any) 
     for path in paths:
         check_is_no_pointer(path)
     held, described = sum(path.stat().st_size for path in paths), sum(map(_least_weights, parts))
-    # Weights of a wrong shape are told by name after loading, but not where their place in memory could not be had.
+    # Loading reports weights of the wrong shape by name, but only if memory for the described model can be allocated.
     if described > _HARMLESS and described > held * _MOST_PER_BYTE:
         raise CheckpointError(
             f"{name_or_path}/config.json describes more than {described:,} weights, its files hold {held:,} bytes"
@@ -164,7 +164,7 @@ def check_weight_files(name_or_path: str, *parts: PreTrainedConfig, **hub: Any) 
 
 
 def _least_weights(config: PreTrainedConfig) -> int:
-    """A number of weights that a transformer of these sizes exceeds."""
+    """Return a lower bound of the number of weights in a transformer of this configuration."""
     width, inner = config.hidden_size, getattr(config, "intermediate_size", None) or 0
     return width * (getattr(config, "vocab_size", None) or 0) + config.num_hidden_layers * width * (width + inner)
 
@@ -183,7 +183,7 @@ def _weight_files(name_or_path: str, **hub: Any) -> list[Path]:
 
 
 def stored_names(name_or_path: str, **hub: Any) -> set[str]:
-    """Names of the tensors in a full checkpoint's weight files.
+    """Return the names of the tensors in a full checkpoint's weight files.
 
     Raises:
         CheckpointError: a file is missing or cannot be read.
@@ -203,7 +203,7 @@ def _shard_names(index: Path) -> set[str]:
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise CheckpointError(f"{index}: weight_map must say for each weight which file holds it")
     names = set(weight_map.values())
-    # Whatever a folder says of itself, nothing is read from outside it.
+    # An index may only name files of its own folder, so that a foreign checkpoint cannot make us read other files.
     strange = sorted(name for name in names if Path(name).name != name or "\\" in name)
     if strange:
         raise CheckpointError(f"{index}: weight_map names {quoted(strange[0])}, which is no file beside it")
@@ -214,13 +214,13 @@ def _float_dtypes(path: Path) -> set[torch.dtype]:
     if path.suffix != ".safetensors":
         return {tensor.dtype for tensor in read_tensors(path).values() if tensor.is_floating_point()}
     with _opened(path) as file:
-        names = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - it is no dict
+        names = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - not a dict
     return {_FLOATS[name] for name in names if name in _FLOATS}
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """A ``.safetensors`` file whose header has been read."""
+    """Open a ``.safetensors`` file and read its header."""
     check_is_no_pointer(path)
     try:
         with safe_open(path, framework="pt") as file:

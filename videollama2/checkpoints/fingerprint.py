@@ -1,7 +1,7 @@
-"""Which weights are these: a commit of the hub, or a digest of the files of a folder.
+"""Identify the weights of a model by its hub commit or by a digest of the files in its folder.
 
-Evaluation keeps answers per model and training keeps a run apart from every other one; both must notice that a folder
-of the same name holds other weights.
+Evaluation stores answers per model, and a training run may only be resumed with the weights it started from; both must
+notice when a folder of the same name holds other weights.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ _SAMPLES, _SAMPLE = 64, 1 << 16
 
 
 def model_revision(model_path: str, model_base: str | None = None) -> str:
-    """A hub commit, or a digest of the files of a folder; of everything that a LoRA or connector folder builds on as
-    well, whether it is given or named by the folder itself.
+    """Return a hub commit or a digest of the files in a folder.
 
-    Files above 64 MiB are told by their size and 64 samples spread over them: 150 GB are not read to name a model.
+    For a LoRA or connector folder it also covers the base model and vision tower, whether they are given here or named
+    by the folder itself. A file above 64 MiB is represented by its size and 64 samples spread over it, because reading
+    150 GB to identify a model would take too long.
 
     Raises:
-        CheckpointError: no such model, or it cannot be told what it builds on.
+        CheckpointError: there is no such model, or its base model is unknown.
     """
     path = resolve_name(model_path)
     kind = checkpoint_kind(path)
@@ -36,23 +37,23 @@ def model_revision(model_path: str, model_base: str | None = None) -> str:
 
 
 def _built_on(path: str, model_base: str | None) -> list[str | None]:
-    """Base and vision tower, found as loading finds them; a whole base brings its own tower."""
+    """Return the base and vision tower that loading would use; a full base model includes its own tower."""
     fields = read_config(path) if find_file(path, "config.json") else {}
     base = base_of(path, model_base)
     if not base:
-        return []  # loading says what is missing
+        return []  # loading reports what is missing
     tower = None if is_videollama2(read_config(base)) else fields.get("mm_vision_tower")
     return [base, tower]
 
 
 def files_revision(name: str) -> str:
-    """The hub commit of a repository, or a digest of the content of a folder's weights and settings, or of one file.
+    """Return the hub commit of a repository, or a digest of one file or of a folder's weights and settings.
 
     Args:
-        name: of any model, also one that is no VideoLLaMA 2 (a language model, an encoder), or the path of a file.
+        name: folder or hub name of any model, including plain language models and encoders, or the path of a file.
 
     Raises:
-        CheckpointNotFoundError: there is nothing of that name.
+        CheckpointNotFoundError: nothing of that name exists.
     """
     path = resolve_name(name)
     if Path(path).is_file():

@@ -1,4 +1,4 @@
-"""Full checkpoints, published or own."""
+"""Load full checkpoints: the published ones and those that training writes."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from videollama2.towers import complete_flat_dict
 def load_checkpoint(
     path: str | Path, **options: Any
 ) -> tuple[VideoLlama2ForConditionalGeneration, VideoLlama2Processor]:
-    """Open a full checkpoint, published or own.
+    """Open a full checkpoint.
 
     Args:
         path: folder, hub name or ``videollama2-tiny``.
-        options: of ``from_pretrained`` (``dtype``, ``device_map``, ``attn_implementation``,
-            ``quantization_config``) and of the hub.
+        options: options for ``from_pretrained`` (``dtype``, ``device_map``, ``attn_implementation``,
+            ``quantization_config``) and for the hub.
     """
     path = resolve_name(path)
     hub = {key: options.pop(key) for key in OPTIONS if key in options}
@@ -55,12 +55,12 @@ def load_checkpoint(
     except (*UNREADABLE, TypeError, AttributeError) as error:
         check_json_files(path)
         raise CheckpointError(f"{path}: the weights cannot be read ({why_unreadable(error)})") from error
-    # The model's own configuration, not the one it copied: what changes in it reaches the processor.
+    # The processor shares the model's own configuration, so that later changes, such as a resized vocabulary, reach it.
     return model, VideoLlama2Processor.from_pretrained(path, config=model.config, **hub)
 
 
 def _config_of(fields: dict[str, Any], path: str, **hub: Any) -> VideoLlama2Config:
-    """The configuration these fields describe; whatever is wrong with them becomes one error that names the file."""
+    """Return the configuration that these fields describe; any fault in them raises one error that names the file."""
     any_hub = {key: value for key, value in hub.items() if key in OPTIONS_OF_ANY_REPOSITORY}
     try:
         return VideoLlama2Config.from_dict(complete_flat_dict(fields, path, **any_hub), name_or_path=path)

@@ -1,4 +1,4 @@
-"""``videollama2 merge ADAPTER OUT``: a LoRA folder -> a whole checkpoint that needs neither base nor peft."""
+"""``videollama2 merge ADAPTER OUT``: merge a LoRA folder into a full checkpoint that needs neither base nor peft."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ def merge_adapter(
 
     Args:
         adapter: folder with ``adapter_config.json``, as ``train.py --lora_enable`` writes it.
-        out: where to; must not hold a checkpoint.
-        base: the model under the adapter; default what the adapter's configuration names.
-        dtype: of the weights that are written, ``float32``, ``bfloat16`` or ``float16``; default the base's.
+        out: output folder; it must not hold a checkpoint yet.
+        base: base model of the adapter; defaults to the one its configuration names.
+        dtype: dtype of the saved weights, ``float32``, ``bfloat16`` or ``float16``; defaults to the base's.
 
     Returns:
         ``out``.
 
     Raises:
-        CheckpointError: not a LoRA folder, or weights that do not fit. ConfigError: ``out`` is in use.
+        CheckpointError: ``adapter`` is not a LoRA folder, or its weights do not fit.
+        ConfigError: ``out`` is in use.
     """
-    # The command line declares this command at every start: nothing heavy before it runs.
+    # Every start of the command line imports this module, so heavy imports wait until the command runs.
     import torch
 
     from videollama2.checkpoints import checkpoint_kind, load_pretrained_model
@@ -43,7 +44,7 @@ def merge_adapter(
         raise CheckpointError(f"{adapter} holds a {kind} checkpoint; only a LoRA folder can be merged")
     if dtype is not None and dtype not in _DTYPES:
         raise ConfigError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
-    # Added in float32 whatever is written: an addition in 16 bits would lose most of a small change.
+    # The sum is computed in float32 whatever dtype is saved: a sum in 16 bits would lose most of a small change.
     _, model, processor, _ = load_pretrained_model(adapter, base, device="cpu", dtype="float32")
     target = getattr(torch, dtype or _dtype_of_base(str(adapter), base))
     save_model(model, processor, out, dtype=None if target is torch.float32 else target)

@@ -1,4 +1,4 @@
-"""A model from its parts: a bare language model, a pretrained encoder, a new connector."""
+"""Build a model from its parts: a bare language model, a pretrained encoder and a new connector."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ def build_from_parts(
     quantization_config: Any = None,
     **hub: Any,
 ) -> tuple[VideoLlama2ForConditionalGeneration, VideoLlama2Processor]:
-    """A bare language model + a pretrained encoder + a new connector.
+    """Combine a bare language model, a pretrained encoder and a new connector.
 
-    The connector keeps torch's default initialisation, as the published first stage starts from. (Built inside
-    ``from_pretrained`` it would be drawn anew with another deviation.)
+    The connector keeps torch's default initialisation, with which the published first stage starts. (Inside
+    ``from_pretrained``, transformers would initialise it again with another standard deviation.)
 
     Args:
         base, vision_tower: folders or hub names.
-        hub: hub options; ``revision`` is that of ``base``.
+        hub: hub options; ``revision`` applies to ``base`` only.
 
     Raises:
-        CheckpointError: a part is missing, or weights of decoder or encoder do not fit.
+        CheckpointError: a part is missing, or weights of the decoder or encoder do not fit.
     """
     options = {"dtype": dtype, "attn_implementation": attn_implementation, "device_map": device_map, **hub}
     decoder = _load_decoder(str(base), quantization_config=quantization_config, **options)
@@ -98,7 +98,7 @@ def _load_decoder(path: str, **options: Any) -> nn.Module:
 
 
 def _load_tower(path: str, **options: Any) -> nn.Module:
-    """The encoder's pretrained weights. Repositories of whole CLIP models hold a text half too, which is left out."""
+    """Load the pretrained encoder. Repositories of full CLIP models also hold a text encoder, which is left out."""
     hub = {key: options[key] for key in OPTIONS if key in options}
     fields = vision_fields(read_config(path, **hub))
     try:

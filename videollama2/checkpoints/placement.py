@@ -1,4 +1,4 @@
-"""Where a model runs and with which numbers: device, dtype, attention."""
+"""Choose and check the device, the dtype and the attention implementation of a model."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from videollama2.errors import ConfigError, MissingDependencyError, first_line
 
 
 def default_device() -> str:
-    """``cuda``, else ``mps``, else ``cpu``."""
+    """Return ``cuda`` if available, else ``mps``, else ``cpu``."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def default_dtype(device: str | torch.device) -> torch.dtype:
-    """bfloat16 on a GPU that computes in it, else float16; float32 on a CPU."""
+    """Return bfloat16 for a GPU that supports it in hardware, float16 for any other, and float32 for a CPU."""
     kind = torch.device(device).type
     if kind == "cpu":
         return torch.float32
@@ -38,7 +38,7 @@ def as_dtype(dtype: str | torch.dtype | None, device: str | torch.device) -> tor
 
 
 def check_device(name: str) -> str:
-    """Raise ConfigError for a device that is not there, before gigabytes of weights are read."""
+    """Return ``name``, or raise ConfigError if the device is not available, before gigabytes of weights are read."""
     try:
         torch.empty(1, device=torch.device(name)).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:

@@ -1,4 +1,4 @@
-"""8 and 4 bits through bitsandbytes: what is quantised, at whose wish, and what a processor cannot do."""
+"""8-bit and 4-bit weights with bitsandbytes: the configuration, checkpoints that request it, and limits of CPUs."""
 
 from __future__ import annotations
 
@@ -15,31 +15,34 @@ from videollama2.checkpoints.placement import default_device
 from videollama2.config_bounds import quoted
 from videollama2.errors import ConfigError, MissingDependencyError
 
-# Quantising them saves little and costs accuracy; the published code quantised the connector and could not load it.
-# transformers compares these with the start of a module's name, which lacks "model." in a model without its head.
+# Quantising these modules saves little memory and costs accuracy; the published code quantised the connector and could
+# not load it afterwards. transformers matches the entries against the start of a module's name, which lacks "model." in
+# a model without its head, so each entry is listed with and without it.
 _MEDIA_MODULES = ("vision_tower", "mm_projector", "audio_tower", "mm_projector_a")
 NOT_QUANTISED = [*(f"model.{name}" for name in _MEDIA_MODULES), *_MEDIA_MODULES, "lm_head"]
 
-# What the CPU kernels of bitsandbytes (0.50) read right in 4 bits. Rows that are no whole number of blocks are decoded
-# with the wrong scales, by 15 to 40 percent; processors with AVX512_BF16 also fail on them, and on other heights.
+# The 4-bit CPU kernels of bitsandbytes (0.50) need rows whose length is a multiple of _BLOCK: other rows are decoded
+# with the wrong scales and are off by 15 to 40 percent. On CPUs with AVX512_BF16 they also fail on such rows, and on
+# weights whose number of rows is not a multiple of _ROWS.
 _BLOCK, _ROWS = 64, 32
 
-# On such processors it looks for a kernel on the hub when it is imported, and works as well without.
+# On such CPUs bitsandbytes looks for a kernel on the hub when it is imported. It also works without the kernel, so the
+# warning about it is suppressed.
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
     lambda record: not record.getMessage().startswith("Failed to load CPU gemm_4bit_forward")
 )
 
-# Parts of the names under which bitsandbytes stores what belongs to a quantised weight.
+# Parts of the names under which bitsandbytes stores the scales of a quantised weight.
 _STORED_QUANTISED = (".quant_state.bitsandbytes__", ".SCB")
 
 
 def quantization_config(bits: int, dtype: torch.dtype, double_quant: bool = True, quant_type: str = "nf4") -> Any:
-    """What transformers' loaders take to quantise the language model through bitsandbytes; None for 16 bits.
+    """Return the ``quantization_config`` with which transformers quantises the language model; None for 16 bits.
 
     Args:
         bits: 4, 8 or 16.
-        dtype: what 4-bit weights are computed in.
-        double_quant, quant_type: of 4 bits, as bitsandbytes has them.
+        dtype: dtype in which layers with 4-bit weights compute.
+        double_quant, quant_type: options of bitsandbytes for 4 bits.
 
     Raises:
         MissingDependencyError: bitsandbytes is not installed.
@@ -64,12 +67,12 @@ def quantization_config(bits: int, dtype: torch.dtype, double_quant: bool = True
 
 
 def leave_out_misfits(quantization: Any, decoder: PreTrainedConfig, device_map: Any) -> None:
-    """Add the layers whose shape the CPU's 4-bit kernels get wrong to those that stay as they are, with a warning.
+    """Exclude layers whose shape the 4-bit CPU kernels cannot handle from quantisation, with a warning.
 
     Args:
-        quantization: of :func:`quantization_config`; changed in place.
+        quantization: result of :func:`quantization_config`; changed in place.
         decoder: configuration of the language model.
-        device_map: where the model goes, as transformers takes it.
+        device_map: placement of the model, as in transformers.
 
     Raises:
         ConfigError: no layer would be left to quantise.
@@ -104,10 +107,11 @@ def _uses_cpu(device_map: Any) -> bool:
 
 
 def asked_quantization(fields: dict[str, Any], source: str, dtype: torch.dtype) -> Any:
-    """What the ``quantization_config`` of a ``config.json`` asks for, as :func:`quantization_config` gives it.
+    """Convert the ``quantization_config`` of a ``config.json``, if any, into that of :func:`quantization_config`.
 
     Raises:
-        ConfigError: anything but 4 or 8 bits of bitsandbytes. MissingDependencyError: it is not installed.
+        ConfigError: it requests anything but 4 or 8 bits with bitsandbytes.
+        MissingDependencyError: bitsandbytes is not installed.
     """
     asked = fields.get("quantization_config")
     if asked is None:
@@ -125,19 +129,20 @@ def asked_quantization(fields: dict[str, Any], source: str, dtype: torch.dtype) 
 
 
 def settle_quantization(config: PreTrainedConfig, path: str, asked: Any, **hub: Any) -> Any:
-    """How to load a checkpoint whose configuration has a ``quantization_config``; changes the configuration.
+    """Decide how to load a checkpoint whose configuration has a ``quantization_config``; changes the configuration.
 
-    transformers takes the field for a description of the stored weights. That is true of what a quantised model saved.
-    Published checkpoints also keep it from the training of a model that was then stored whole.
+    transformers takes the field as a description of the stored weights. That is correct for a checkpoint that a
+    quantised model saved. Some published checkpoints, however, keep the field from their training although their
+    weights are stored unquantised; for these it is removed.
 
     Args:
-        asked: what the caller wants, None for weights as they are.
+        asked: quantisation that the caller requests, None to load the weights as they are stored.
 
     Returns:
-        what to give to ``from_pretrained``.
+        the ``quantization_config`` for ``from_pretrained``.
 
     Raises:
-        ConfigError: the stored weights have another number of bits than asked for.
+        ConfigError: the stored weights have another number of bits than requested.
     """
     if getattr(config, "quantization_config", None) is None:
         return asked

@@ -1,7 +1,7 @@
-"""What a run writes: a whole folder that opens again, the connector alone, or a LoRA adapter.
+"""Write the result of a training run: a full checkpoint, a connector alone, or a LoRA adapter.
 
-``state`` is, everywhere below, the weights by their name in memory where they are gathered elsewhere (DeepSpeed);
-default the model's own.
+In all functions below, ``state`` holds the weights by parameter name if the caller has gathered them itself
+(DeepSpeed); it defaults to the model's own.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def save_model(
     state: State | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Weights under published names, configuration, tokenizer and image preprocessing.
+    """Write a full checkpoint: weights under published names, configuration, tokenizer and image preprocessing.
 
     Args:
-        dtype: of the weights that are written; default as they are.
+        dtype: dtype of the saved weights; by default each keeps its own.
     """
     if dtype is not None:
         state = {
@@ -43,7 +43,7 @@ def save_model(
     with _generating(model):
         model.save_pretrained(folder, state_dict=state)
         if dtype is not None:
-            # transformers has recorded what the model computes in.
+            # transformers has recorded the dtype of the model in memory, not that of the saved weights.
             config = copy.deepcopy(model.config)
             for part in config.parts:
                 part.dtype = dtype
@@ -53,7 +53,7 @@ def save_model(
 
 @contextmanager
 def _generating(model: VideoLlama2ForConditionalGeneration) -> Iterator[None]:
-    """The configuration as generation wants it: training switches the cache off, what is written must not."""
+    """Switch the key-value cache on while a configuration is saved: training switches it off, generation needs it."""
     configs = (model.config, model.config.text_config)
     before = [getattr(config, "use_cache", True) for config in configs]
     for config in configs:
@@ -72,10 +72,10 @@ def save_connector(
     base: str,
     state: State | None = None,
 ) -> None:
-    """First-stage folder: ``mm_projector.bin`` under published keys, flat config, tokenizer, preprocessing.
+    """Write a first-stage folder: ``mm_projector.bin`` with published keys, flat config, tokenizer, preprocessing.
 
     Args:
-        base: language model under the connector, written to the config so that the folder can be opened.
+        base: base language model of the connector, recorded in the config so that the folder can be opened.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,10 +95,10 @@ def save_lora(
     base: str,
     state: State | None = None,
 ) -> None:
-    """LoRA folder: the adapter, what else was trained, flat config, tokenizer, preprocessing.
+    """Write a LoRA folder: the adapter, all other trained weights, flat config, tokenizer, preprocessing.
 
     Args:
-        base: what the adapter belongs to.
+        base: folder or hub name of the adapter's base model.
     """
     save_adapter(model, Path(folder), base, state)
     _save_flat_config(model, processor, Path(folder), base)
@@ -109,7 +109,7 @@ def _save_flat_config(
 ) -> None:
     with _generating(model):
         fields = {**model.config.to_flat_dict(), "_name_or_path": base}
-    # What the weights of this folder are added to is not quantised.
+    # The base to which these weights are added is not quantised, even if this run quantised it in memory.
     fields.pop("quantization_config", None)
     text = json.dumps(fields, indent=2, sort_keys=True, default=str)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")

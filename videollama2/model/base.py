@@ -1,4 +1,4 @@
-"""What the two model classes share: outputs, strict loading of weights."""
+"""The base class of both model classes, with strict loading of weights, and their output classes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from videollama2.errors import CheckpointError
 from videollama2.model.encoders import VISION_ENCODERS
 
 Media = torch.Tensor | Sequence[torch.Tensor]
-"""Media of one kind: stacked, or one by one where their lengths differ."""
+"""Media of one kind: a stacked tensor, or a sequence of tensors if their lengths differ."""
 
 
 @dataclass
 class VideoLlama2ModelOutput(ModelOutput):
-    """``last_hidden_state`` (B, L, D) and what the decoder adds to it."""
+    """Output of the model without its head: ``last_hidden_state`` (B, L, D) and the decoder's other outputs."""
 
     last_hidden_state: torch.Tensor | None = None
     past_key_values: Cache | None = None
@@ -32,7 +32,7 @@ class VideoLlama2ModelOutput(ModelOutput):
 
 @dataclass
 class VideoLlama2CausalLMOutput(ModelOutput):
-    """``loss`` when labels were given; ``logits`` (B, kept, V), None while training with labels."""
+    """Output with the head: ``loss`` if labels were given; ``logits`` (B, kept, V), None when training with labels."""
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
@@ -63,17 +63,17 @@ class VideoLlama2PreTrainedModel(PreTrainedModel):
             CheckpointError: names of weights that are missing, surplus or of another shape.
         """
         want_info = kwargs.pop("output_loading_info", False)
-        kwargs["ignore_mismatched_sizes"] = True  # collected below, with the other complaints
+        kwargs["ignore_mismatched_sizes"] = True  # check_loading reports them with the other faults
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         if strict:
             check_loading(info, str(pretrained_model_name_or_path))
         return (model, info) if want_info else model
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
-        """As in transformers; placeholder ids that lay after the vocabulary then lie after the new one.
+        """Resize the embeddings as in transformers; placeholder ids beyond the vocabulary move beyond the new one.
 
-        A processor follows where it shares this configuration, as those do that were opened with the model. Give one
-        that was opened by itself the new ids with ``processor.model_config = model.config``.
+        A processor that was opened together with the model shares its configuration and so sees the new ids. For a
+        processor that was opened on its own, set ``processor.model_config = model.config``.
         """
         before = self.config.vocab_size
         embeddings = super().resize_token_embeddings(*args, **kwargs)
@@ -83,7 +83,7 @@ class VideoLlama2PreTrainedModel(PreTrainedModel):
 
 
 def check_loading(info: Any, source: str) -> None:
-    """Raise CheckpointError where a transformers loading report names any weight that did not fit.
+    """Raise CheckpointError if the loading report of transformers names a weight that did not fit.
 
     Args:
         info: report of ``from_pretrained(..., output_loading_info=True)``.

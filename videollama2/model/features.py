@@ -1,4 +1,4 @@
-"""Media -> tokens in the decoder's width: encoders and connectors of a model, either of which it may lack."""
+"""Turn media into tokens of the decoder's width. A model may have a vision encoder, an audio encoder or both."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from videollama2.model.encoders.beats import BeatsModel, zero_of
 
 
 class MediaFeaturesMixin:
-    """The part of the model that turns media into tokens; the class it joins is a module and has ``config``.
+    """The part of the model that turns media into tokens, a mixin for a module that has a ``config``.
 
     Attributes:
-        vision_tower, mm_projector: encoder and connector of pixels; None where the model does not see.
-        audio_tower, mm_projector_a: encoder and projector of sound; None where the model does not hear.
+        vision_tower, mm_projector: vision encoder and connector; None if the model takes no images and videos.
+        audio_tower, mm_projector_a: audio encoder and projector; None if the model takes no sound.
     """
 
     config: VideoLlama2Config
@@ -47,7 +47,7 @@ class MediaFeaturesMixin:
             )
 
     def encode_vision(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
-        """Frames -> ``features_BND`` of the selected layer. Keeps no graph while the encoder is frozen.
+        """Encode frames into ``features_BND`` of the selected layer. A frozen encoder runs without autograd.
 
         Raises:
             PromptError: this model has no vision encoder.
@@ -62,11 +62,11 @@ class MediaFeaturesMixin:
             )
 
     def encode_audio(self, fbank_BTF: torch.Tensor) -> torch.Tensor:
-        """Filter banks of one length -> ``features_BND``. Keeps no graph while the encoder is frozen.
+        """Encode filter banks of equal length into ``features_BND``. A frozen encoder runs without autograd.
 
         Raises:
             PromptError: this model has no audio encoder.
-            MediaError: filter banks of another shape than the encoder's.
+            MediaError: the filter banks do not have the shape that the encoder expects.
         """
         tower, _ = self._ears()
         with _graph_of(tower):
@@ -75,11 +75,11 @@ class MediaFeaturesMixin:
     def get_image_features(
         self, pixel_values: torch.Tensor, num_frames: int | None = None, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
-        """Visual tokens of still images.
+        """Compute the visual tokens of still images.
 
         Args:
-            pixel_values: (B, C, H, W). Each image is encoded once and counts as ``num_frames`` equal frames.
-            num_frames: default ``config.num_frames``.
+            pixel_values: (B, C, H, W). Each image is encoded once and treated as a clip of ``num_frames`` equal frames.
+            num_frames: defaults to ``config.num_frames``.
 
         Returns:
             ``pooler_output``: list of B tensors (N, D); ``last_hidden_state``: encoder features (B, patches, D).
@@ -92,7 +92,7 @@ class MediaFeaturesMixin:
         return BaseModelOutputWithPooling(last_hidden_state=features_BND, pooler_output=list(tokens_BND))
 
     def get_video_features(self, pixel_values_videos: Media, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """Visual tokens of videos.
+        """Compute the visual tokens of videos.
 
         Args:
             pixel_values_videos: (B, T, C, H, W), or a sequence of (T, C, H, W) whose frame counts may differ.
@@ -102,7 +102,7 @@ class MediaFeaturesMixin:
             through encoder and connector.
 
         Raises:
-            ConfigError: frames of another size than the encoder's.
+            ConfigError: the frames do not have the size that the encoder expects.
         """
 
         def encode(videos_BTCHW: torch.Tensor) -> torch.Tensor:
@@ -115,13 +115,14 @@ class MediaFeaturesMixin:
     def get_visual_features(
         self, images_BCHW: torch.Tensor | None, videos: Sequence[torch.Tensor]
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Visual tokens of all images and all videos of a batch, each tensor (N, D).
+        """Compute the visual tokens of all images and all videos of a batch; each returned tensor is (N, D).
 
-        Encoder and every part of the connector run exactly once, whatever there is; where there is nothing, on a black
-        image whose tokens are the only ones returned.
+        Encoder and every part of the connector run exactly once, whatever the batch holds: under DeepSpeed, all ranks
+        must run the same modules equally often. For a batch without any medium they run on a black image, whose
+        tokens are then the only ones returned.
 
         Args:
-            videos: (T, C, H, W) each; T may differ.
+            videos: one tensor (T, C, H, W) per video; T may differ.
         """
         stills = 0 if images_BCHW is None else len(images_BCHW)
         frames = [*([] if images_BCHW is None else [images_BCHW]), *videos]
@@ -140,7 +141,7 @@ class MediaFeaturesMixin:
         return list(tokens[:stills]), list(tokens[stills:])
 
     def get_audio_features(self, input_features: Media, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """Tokens of sounds.
+        """Compute the tokens of sounds.
 
         Args:
             input_features: filter banks (B, T, F), or a sequence of (T, F) whose lengths may differ.
@@ -160,7 +161,11 @@ class MediaFeaturesMixin:
         return BaseModelOutputWithPooling(pooler_output=_by_shape(input_features, encode))
 
     def encode_media(self, kind: str, media: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Tokens (N, D) of media of one kind, as processors make them: pixels (T, C, H, W), filter banks (1, T, F)."""
+        """Compute the tokens (N, D) of media of one kind from a processor's tensors.
+
+        Args:
+            media: pixels (T, C, H, W) of images or videos, or filter banks (1, T, F).
+        """
         if kind == "image":
             return self.get_image_features(torch.cat(list(media))).pooler_output
         if kind == "video":
@@ -168,7 +173,7 @@ class MediaFeaturesMixin:
         return self.get_audio_features([fbank_1TF[0] for fbank_1TF in media]).pooler_output
 
     def add_zero_of_unused(self, embeds_BLD: torch.Tensor, kinds: Collection[str]) -> torch.Tensor:
-        """The same values, depending on all trainable weights of encoders and connectors that these kinds do not run.
+        """Add a zero that depends on all trainable weights of the encoders and connectors that ``kinds`` do not run.
 
         A micro-batch of text runs none of them, but DDP and ZeRO wait for a gradient of every trainable weight on every
         rank.
@@ -183,25 +188,25 @@ class MediaFeaturesMixin:
         return next(self._eyes()[0].parameters()).device
 
     def _eyes(self) -> tuple[Any, Any]:
-        """Vision encoder and its connector."""
+        """Return the vision encoder and its connector."""
         if self.vision_tower is None:
             raise PromptError("this model has no vision encoder: it takes neither images nor videos")
         return self.vision_tower, self.mm_projector
 
     def _ears(self) -> tuple[Any, Any]:
-        """Audio encoder and its projector."""
+        """Return the audio encoder and its projector."""
         if self.audio_tower is None:
             raise PromptError("this model has no audio encoder: it takes no sound")
         return self.audio_tower, self.mm_projector_a
 
 
 def _graph_of(module: nn.Module) -> AbstractContextManager[None]:
-    """Where the module is frozen, no graph is kept."""
+    """Return a context that disables autograd if the module is frozen."""
     return nullcontext() if any(p.requires_grad for p in module.parameters()) else torch.no_grad()
 
 
 def to_connector(features: torch.Tensor, connector: nn.Module) -> torch.Tensor:
-    """The features where the connector is, and in its type."""
+    """Move the features to the connector's device and dtype."""
     weight = next(connector.parameters(), None)
     if weight is None or not weight.is_floating_point():
         return features

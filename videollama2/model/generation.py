@@ -1,4 +1,4 @@
-"""Media while generating: given to the first step only, repeated with their sequences where beams repeat them."""
+"""Generation with media: they are passed to the first step only, and repeated along with their sequence for beams."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from videollama2.model.connectors import num_visual_tokens
 
 
 class MediaGenerationMixin(GenerationMixin):
-    """``generate`` for sequences with media; the class it joins has ``config``."""
+    """``generate`` for sequences with media, a mixin for a model that has a ``config``."""
 
     def prepare_inputs_for_generation(
         self,
@@ -29,7 +29,7 @@ class MediaGenerationMixin(GenerationMixin):
         is_first_iteration: bool | None = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Media belong to the first step only; later ones read them from the cache."""
+        """Pass media to the first step only; later steps read them from the cache."""
         inputs = super().prepare_inputs_for_generation(
             input_ids,
             past_key_values=past_key_values,
@@ -47,17 +47,17 @@ class MediaGenerationMixin(GenerationMixin):
         return inputs
 
     def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
-        """As in transformers; processors that look up the scores of earlier tokens find text alone."""
+        """As in transformers, but processors that look up the scores of earlier tokens see no placeholders."""
         processors = super()._get_logits_processor(*args, **kwargs)
         return LogitsProcessorList([_OnText(self, processors)]) if processors else processors
 
     def _get_candidate_generator(self, *args: Any, **kwargs: Any) -> CandidateGenerator:
-        """As in transformers; what is looked up in the prompt (``prompt_lookup_num_tokens``) ends before a medium."""
+        """As in transformers, but a candidate of prompt lookup (``prompt_lookup_num_tokens``) ends before a medium."""
         candidates = super()._get_candidate_generator(*args, **kwargs)
         return _LookedUpText(self, candidates) if isinstance(candidates, PromptLookupCandidateGenerator) else candidates
 
     def without_placeholders(self, input_ids: torch.Tensor, text_id: torch.Tensor | int) -> torch.Tensor:
-        """``input_ids`` (B, L) in which placeholders, which may lie outside the vocabulary, are a token of text."""
+        """Replace placeholders in ``input_ids`` (B, L), which may lie outside the vocabulary, by ``text_id``."""
         placeholders = torch.tensor(self.config.placeholder_ids, device=input_ids.device)
         return torch.where(torch.isin(input_ids, placeholders), text_id, input_ids)
 
@@ -68,10 +68,10 @@ class MediaGenerationMixin(GenerationMixin):
         input_ids: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor | None, dict[str, Any]]:
-        """Repeat media with the sequences that beams repeat.
+        """Repeat media along with the sequences that beam search repeats.
 
         A sequence may hold any number of media, so they are repeated in blocks, one block per sequence: repeating each
-        medium by itself, as transformers up to 5.20 does, would hand them to the wrong sequences.
+        medium individually, as transformers up to 5.20 does, would assign them to the wrong sequences.
         """
         token_ids = {
             "pixel_values": self.config.image_token_id,
@@ -117,7 +117,7 @@ class MediaGenerationMixin(GenerationMixin):
 
 
 class _OnText(LogitsProcessor):
-    """Processors that see each placeholder as the row's last token, which they see anyway."""
+    """Logits processors for which each placeholder is replaced by the row's last token, which they see in any case."""
 
     def __init__(self, model: MediaGenerationMixin, processors: LogitsProcessorList) -> None:
         self.model, self.processors = model, processors
@@ -127,7 +127,7 @@ class _OnText(LogitsProcessor):
 
 
 class _LookedUpText(CandidateGenerator):
-    """Continuations found in the prompt, cut where a medium begins: the model makes no placeholders."""
+    """Continuations found in the prompt, cut before the first medium, since the model never generates placeholders."""
 
     def __init__(self, model: MediaGenerationMixin, inner: PromptLookupCandidateGenerator) -> None:
         self.model, self.inner = model, inner
@@ -148,9 +148,9 @@ class _LookedUpText(CandidateGenerator):
 
 
 def _is_empty(cache: Cache, may_wait: bool) -> bool:
-    """Whether nothing is cached yet.
+    """Return whether nothing is cached yet.
 
-    A static cache counts in a tensor once it is in use: reading it in every step would make each wait for the GPU.
+    A static cache that is in use keeps its length in a tensor; reading it would make every step wait for the GPU.
     """
     length = cache.get_seq_length()
     return (may_wait or isinstance(length, int)) and bool(length == 0)

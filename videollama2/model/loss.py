@@ -1,7 +1,7 @@
-"""Next-token cross entropy of the output layer, without ever holding the logits of all positions.
+"""Next-token cross entropy of the output layer that never holds the logits of all positions at once.
 
-A vocabulary of 152 000 words makes 0.6 MB of float32 logits per position, and as much again for their gradient. Here
-the logits of a few positions at a time are computed, turned into loss and gradient at once, and dropped.
+With a vocabulary of 152 000 tokens, the float32 logits of one position take 0.6 MB, and their gradient as much again.
+Here the logits are computed for a few positions at a time, turned into loss and gradient at once, and discarded.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import torch
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 CHUNK = 512
-"""Positions whose logits exist at the same time."""
+"""Number of positions whose logits exist at the same time."""
 
 
 def linear_cross_entropy(
     hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor, chunk: int = CHUNK
 ) -> torch.Tensor:
-    """Sum over N of the cross entropy between ``hidden @ weight.T`` and the targets, in float32.
+    """Return the sum over N of the cross entropy between ``hidden @ weight.T`` and the targets, in float32.
 
-    Equal to ``cross_entropy(hidden @ weight.T, targets, reduction="sum")`` up to the order of summation. Where autocast
-    is on, the product is computed in its type, as a linear layer would.
+    Equal to ``cross_entropy(hidden @ weight.T, targets, reduction="sum")`` up to the order of summation. Under autocast
+    the product is computed in the autocast dtype, as in a linear layer.
     """
     kind = hidden_ND.device.type
     if torch.is_autocast_enabled(kind):
@@ -33,7 +33,7 @@ def linear_cross_entropy(
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Gradients are computed with the loss: logits need not be kept, nor computed again."""
+    """Computes the gradients together with the loss, so that logits need be neither kept nor recomputed."""
 
     @staticmethod
     def forward(
@@ -71,6 +71,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
         (factor,) = grads
         hidden_grad_ND, weight_grad_VD = ctx.grads
         del ctx.grads
-        # In place: these are the size of the output layer.
+        # In place, because the gradient of the weight is as large as the output layer.
         scaled = [None if g is None else g.mul_(factor.to(g.dtype)) for g in (hidden_grad_ND, weight_grad_VD)]
         return (*scaled, None, None, None)

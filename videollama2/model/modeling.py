@@ -1,8 +1,8 @@
-"""The composed model: encoders of pixels and of sound, their connectors, and any transformers decoder.
+"""The composed model: a vision and an audio encoder, their connectors, and any transformers decoder.
 
-Published weights keep their names on disk (:mod:`videollama2.model.weight_names` maps them). The input carries one
-placeholder id per token of a medium (``config.image_token_id``, ``video_token_id``, ``audio_token_id``); the model
-checks the counts and scatters the features into those positions, it never grows a sequence.
+Published weights keep their names on disk (:mod:`videollama2.model.weight_names` maps them). The input holds one
+placeholder id per token of a medium (``config.image_token_id``, ``video_token_id``, ``audio_token_id``). The model
+checks their number and writes the features to these positions; it never changes the length of a sequence.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = ["VideoLlama2ForConditionalGeneration", "VideoLlama2Model", "VideoLlam
 class VideoLlama2Model(VideoLlama2PreTrainedModel, MediaFeaturesMixin):
     """Encoders, connectors and decoder without the language model head."""
 
-    # Files hold the head too.
+    # Checkpoint files also hold the head.
     _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
 
     def __init__(self, config: VideoLlama2Config) -> None:
@@ -59,18 +59,18 @@ class VideoLlama2Model(VideoLlama2PreTrainedModel, MediaFeaturesMixin):
         video_tokens: Sequence[torch.Tensor] = (),
         audio_tokens: Sequence[torch.Tensor] = (),
     ) -> torch.Tensor:
-        """``input_ids`` (B, L) and tokens of media, in the order of their placeholders -> ``embeds_BLD``.
+        """Embed ``input_ids`` (B, L), replacing placeholders by the tokens of media in order; returns ``embeds_BLD``.
 
         Raises:
-            PromptError: placeholders and tokens of media differ in number.
+            PromptError: the number of placeholders differs from the number of media tokens.
         """
         tokens = {"image": image_tokens, "video": video_tokens, "audio": audio_tokens}
         masks = [input_ids == placeholder for placeholder in self.config.placeholder_ids]
-        # The one place where the GPU is waited for: all numbers at once.
+        # All counts are read at once, because reading from the GPU waits for it. No other place here does.
         counts = torch.stack([mask.sum() for mask in masks]).tolist()
         for count, (kind, given) in zip(counts, tokens.items(), strict=True):
             _check_count(count, given, kind)
-        # Placeholder ids may lie outside the vocabulary; any valid row serves until the features replace it.
+        # Placeholder ids may lie outside the vocabulary. Any valid embedding will do, the features replace it below.
         text_ids = input_ids.masked_fill(masks[0] | masks[1] | masks[2], 0)
         embeds_BLD = self.get_input_embeddings()(text_ids)
         for mask, given in zip(masks, tokens.values(), strict=True):
@@ -92,15 +92,15 @@ class VideoLlama2Model(VideoLlama2PreTrainedModel, MediaFeaturesMixin):
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> VideoLlama2ModelOutput | tuple:
-        """Hidden states of text with media.
+        """Compute the hidden states of text with media.
 
         Args:
-            input_ids: (B, L) with placeholders; exactly one of it and ``inputs_embeds``.
-            attention_mask: (B, L), 1 where there is something to read.
-            pixel_values, pixel_values_videos, input_features: see :meth:`get_image_features`,
-                :meth:`get_video_features`, :meth:`get_audio_features`; all images, videos, sounds of the batch in
-                reading order.
-            mm_encoder_outputs: ``{"image": ..., "video": ..., "audio": ...}`` computed before, instead of media.
+            input_ids: (B, L) with placeholders; give either this or ``inputs_embeds``.
+            attention_mask: (B, L), 1 for tokens and 0 for padding.
+            pixel_values, pixel_values_videos, input_features: all images, videos and sounds of the batch in reading
+                order, see :meth:`get_image_features`, :meth:`get_video_features`, :meth:`get_audio_features`.
+            mm_encoder_outputs: precomputed results of these methods, ``{"image": ..., "video": ..., "audio": ...}``,
+                in place of media.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("exactly one of input_ids and inputs_embeds must be given")
@@ -116,7 +116,7 @@ class VideoLlama2Model(VideoLlama2PreTrainedModel, MediaFeaturesMixin):
             if tokens or past_key_values is None or input_ids.shape[1] > 1:
                 inputs_embeds = self.embed(input_ids, *(tokens.get(kind, ()) for kind in ("image", "video", "audio")))
             else:
-                # One generated token: it is no placeholder, and looking for one would wait for the GPU in every step.
+                # A single generated token is never a placeholder; checking for one would wait for the GPU every step.
                 inputs_embeds = self.get_input_embeddings()(input_ids)
             if self.training:
                 inputs_embeds = self.add_zero_of_unused(inputs_embeds, encoded.keys())
@@ -138,10 +138,10 @@ class VideoLlama2Model(VideoLlama2PreTrainedModel, MediaFeaturesMixin):
 
 
 class VideoLlama2ForConditionalGeneration(VideoLlama2PreTrainedModel, MediaGenerationMixin):
-    """The whole model. Loading and saving use the published weight names."""
+    """The full model with its language model head. Loading and saving use the published weight names."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
-    # Forward takes num_items_in_batch and normalises by it: without this the Trainer would scale the loss again.
+    # Forward normalises the loss by num_items_in_batch; without this attribute the Trainer would scale it again.
     accepts_loss_kwargs = True
 
     def __init__(self, config: VideoLlama2Config) -> None:
@@ -192,15 +192,15 @@ class VideoLlama2ForConditionalGeneration(VideoLlama2PreTrainedModel, MediaGener
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> VideoLlama2CausalLMOutput | tuple:
-        """Logits, and the loss where labels are given.
+        """Compute the logits and, if labels are given, the loss.
+
+        In training with labels, logits are computed at labelled positions only and are not returned.
 
         Args:
-            labels: (B, L), ``IGNORE_INDEX`` where there is no loss.
-            logits_to_keep: the last so many positions, 0 for all; or an index tensor.
-            num_items_in_batch: number of labels of the whole optimiser step; the loss is their sum divided by it.
-                None: mean over the labels given.
-
-        While training with labels, logits are computed at labelled positions only and not returned.
+            labels: (B, L), ``IGNORE_INDEX`` at positions without loss.
+            logits_to_keep: number of last positions to compute, 0 for all; or an index tensor of positions.
+            num_items_in_batch: number of labels in the whole optimiser step, by which the summed loss is divided;
+                None for the mean over the labels given.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -244,7 +244,7 @@ class VideoLlama2ForConditionalGeneration(VideoLlama2PreTrainedModel, MediaGener
         else:  # quantised
             total = F.cross_entropy(self.lm_head(hidden_ND).float(), targets_N, reduction="sum")
         if num_items is None:
-            # A batch without any label has no loss, not an undefined one.
+            # The loss of a batch without any label is zero instead of undefined.
             num_items = labelled.sum().clamp(min=1)
         elif not isinstance(num_items, int):
             num_items = num_items.to(total.device)

@@ -1,8 +1,8 @@
-"""Weight names: how the tensors of a checkpoint map to modules, and back when it is written.
+"""The mapping between weight names in checkpoint files and parameter names in memory.
 
-Files carry the published names. transformers 5 applies the mapping below while loading and reverses it while saving; it
+Files use the published names. transformers 5 applies the mapping below while loading and reverses it while saving; it
 applies the mappings of nested models (Mixtral's experts, the ``vision_model`` level of CLIP and SigLIP) by itself. LoRA
-files, which this software reads and writes without transformers, use the same mapping and peft's marks besides.
+files, which are read and written here without transformers, use the same mapping plus peft's prefix and infixes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ CONNECTOR_PREFIX = "model.mm_projector."
 AUDIO_CONNECTOR_PREFIX = "model.mm_projector_a."
 AUDIO_TOWER_PREFIX = "model.audio_tower."
 
-# Start of a name on disk -> start of the name in memory. Names that start in no such way are the same in both.
+# Prefix on disk -> prefix in memory. Names with none of these prefixes are the same in both.
 _PREFIXES = {
     "model.vision_tower.vision_tower.vision_model.": "model.vision_tower.",
     "model.layers.": "model.language_model.layers.",
@@ -25,19 +25,19 @@ _PREFIXES = {
     "model.embed_tokens.": "model.language_model.embed_tokens.",
 }
 
-# peft writes this before every name, and inserts the other marks into names in memory.
+# In files, peft puts this prefix before every name; in memory, it inserts the two infixes into names.
 _PEFT_PREFIX = "base_model.model."
 _PEFT_ADAPTER = ".default."
 _PEFT_WRAPPED = ".base_layer."
 
 
 def register() -> None:
-    """Tell transformers about the names; may be called again."""
+    """Register the mapping with transformers; may be called more than once."""
     # The model without its head has the same parameters, named without the first "model.".
     same = (CONNECTOR_PREFIX, AUDIO_CONNECTOR_PREFIX, AUDIO_TOWER_PREFIX)
     inner = {disk: own.removeprefix("model.") for disk, own in (_PREFIXES | dict(zip(same, same, strict=True))).items()}
     for name, prefixes in (("VideoLlama2ForConditionalGeneration", _PREFIXES), ("VideoLlama2Model", inner)):
-        # Anchored, so that their reversal cannot touch the names of another module.
+        # The patterns are anchored, so that their reversal cannot match the names of another module.
         renamings = [
             WeightRenaming(source_patterns=f"^{re.escape(disk)}", target_patterns=own) for disk, own in prefixes.items()
         ]
@@ -45,9 +45,9 @@ def register() -> None:
 
 
 def to_memory(disk: str) -> str:
-    """Name in a file -> name of the parameter. (Mixtral's experts excepted: they are merged, not renamed.)
+    """Convert a name in a file into a parameter name. (Mixtral's experts are merged rather than renamed.)
 
-    peft's marks are dropped: what is named ``base_model.model.X`` or ``X.base_layer.weight`` belongs to ``X``.
+    peft's prefix and infixes are dropped: ``base_model.model.X`` and ``X.base_layer.weight`` belong to ``X``.
     """
     while disk.startswith("base_model."):
         disk = disk.removeprefix(_PEFT_PREFIX).removeprefix("base_model.")
@@ -55,20 +55,21 @@ def to_memory(disk: str) -> str:
 
 
 def to_disk(memory: str) -> str:
-    """Name of a parameter -> name in a file; the inverse of :func:`to_memory`, for names without peft's marks."""
+    """Convert a parameter name into a name in a file; the inverse of :func:`to_memory` for models without peft."""
     return _replace_prefix(memory, {own: disk for disk, own in _PREFIXES.items()})
 
 
 def to_adapter_file(memory: str) -> str:
-    """Name of a parameter of a model with LoRA layers -> name in the files of a LoRA folder."""
+    """Convert a parameter name of a model with LoRA layers into the name used in the files of a LoRA folder."""
     return _PEFT_PREFIX + to_disk(memory.replace(_PEFT_ADAPTER, ".").replace(_PEFT_WRAPPED, "."))
 
 
 def from_adapter_file(disk: str, own: Container[str]) -> str:
-    """Name in the files of a LoRA folder -> name of the parameter of a model with LoRA layers.
+    """Convert a name in the files of a LoRA folder into a parameter name of a model with LoRA layers.
 
     Args:
-        own: names of the model's parameters. They tell whether a layer is wrapped: its own weight then lies deeper.
+        own: names of the model's parameters. They show whether peft has wrapped a layer, whose own weight is then
+            under ``base_layer``.
     """
     name = re.sub(r"\.(lora_[AB])\.", rf".\1{_PEFT_ADAPTER}", to_memory(disk))
     wrapped = re.sub(r"\.(weight|bias)$", rf"{_PEFT_WRAPPED}\1", name)
@@ -76,7 +77,7 @@ def from_adapter_file(disk: str, own: Container[str]) -> str:
 
 
 def connector_weights(names: Iterable[str]) -> dict[str, str]:
-    """Names that hold connector weights -> their name inside the connector, whatever prefix they carry."""
+    """Map each name of a connector weight, with any prefix, to its name inside the connector."""
     inner = CONNECTOR_PREFIX.removeprefix("model.")
     return {name: name.partition(inner)[2] for name in names if inner in name}
 

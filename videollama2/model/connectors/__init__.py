@@ -1,19 +1,19 @@
-"""Connectors: encoder features of a clip -> visual tokens in the decoder's width.
+"""Connectors turn the encoder features of a clip into visual tokens of the decoder's width.
 
-One table by name; ``mlpNx_gelu`` stands for any depth N. A connector maps ``features_BTND`` (B clips, T frames,
-N patches, D encoder width) to ``tokens_BND``. Four things every connector offers:
+:data:`CONNECTORS` lists them by name; ``mlpNx_gelu`` exists for every depth N. A connector maps ``features_BTND``
+(B clips, T frames, N patches, D encoder width) to ``tokens_BND``. Every connector has these methods:
 
 * ``forward(features_BTND)``;
-* ``forward(features_FND, shown)``: all media of a batch at once, stills and clips of any lengths; F are the frames
-  that differ, see :class:`~videollama2.model.connectors.shown.Shown`. Tokens of all media follow each other, (N, D).
-  They are one tensor because ZeRO-3 takes a module of several outputs for one that runs several times. Every part of
-  the connector runs exactly once;
-* ``forward_still(features_BND, num_frames)``: equal to ``forward`` of that many equal frames, without computing
-  any time slice twice;
-* ``num_tokens(num_frames, patches_per_side)``: the closed form of its output length.
+* ``forward(features_FND, shown)``: all media of a batch at once, stills and clips of any lengths; F counts the distinct
+  frames of all media, see :class:`~videollama2.model.connectors.shown.Shown`. The tokens of all media are concatenated,
+  (N, D). They are one tensor because ZeRO-3 assumes that a module with several outputs runs several times. Every part
+  of the connector runs exactly once;
+* ``forward_still(features_BND, num_frames)``: equal to ``forward`` on that many equal frames, but no time slice is
+  computed twice;
+* ``num_tokens(num_frames, patches_per_side)``: the output length in closed form.
 
-Where the encoder's class token is kept (``cls_patch``), it is one feature more per frame. Connectors that take features
-one by one make a token of it; those that need a square grid refuse it.
+If the encoder's class token is kept (``cls_patch``), each frame has one more feature. Connectors that process features
+individually turn it into a token; those that need a square grid refuse it.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _connector_class(name: str) -> type[nn.Module]:
 
 
 def check_class_token(name: str, class_token: bool) -> None:
-    """Raise ConfigError where a class token is kept for a connector that needs a square grid."""
+    """Raise ConfigError if a class token is kept but the connector needs a square grid."""
     if class_token and not getattr(_connector_class(name), "takes_class_token", False):
         raise ConfigError(
             f"mm_vision_select_feature 'cls_patch' keeps the class token, but {name} needs a square patch grid: "
@@ -74,10 +74,10 @@ def check_class_token(name: str, class_token: bool) -> None:
 
 
 def num_visual_tokens(name: str, num_frames: int, patches_per_side: int, class_token: bool = False) -> int:
-    """Visual tokens of one clip of ``num_frames`` frames through connector ``name``.
+    """Return the number of visual tokens that connector ``name`` makes of a clip of ``num_frames`` frames.
 
     Args:
-        class_token: whether the connector is given the encoder's class token too.
+        class_token: whether the encoder's class token is among the features.
 
     Raises:
         ConfigError: unknown connector, a class token it cannot take, or a clip so short or a grid so small that no

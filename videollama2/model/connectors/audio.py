@@ -1,4 +1,4 @@
-"""Audio projectors: encoder features of a sound -> tokens in the decoder's width, one for one.
+"""Audio projectors turn each encoder feature of a sound into one token of the decoder's width.
 
 They are plain torch modules, so that their weights keep the published names (``weight``, ``0.weight``).
 """
@@ -12,10 +12,10 @@ from videollama2.model.connectors.mlp import mlp_depth, mlp_layers
 
 
 def build_audio_projector(name: str, encoder_hidden_size: int, hidden_size: int) -> nn.Module:
-    """Build ``linear``, ``identity`` or ``mlpNx_gelu``: ``features_BLD`` of the encoder -> ``tokens_BLD``.
+    """Build ``linear``, ``identity`` or ``mlpNx_gelu``, which map the encoder's ``features_BLD`` to ``tokens_BLD``.
 
     Raises:
-        ConfigError: another name, or ``identity`` between two widths. (The published code builds nothing then.)
+        ConfigError: another name, or ``identity`` between different widths. (The published code then builds nothing.)
     """
     if depth := mlp_depth(name, "mm_projector_a_type"):
         return nn.Sequential(*mlp_layers(encoder_hidden_size, hidden_size, depth))

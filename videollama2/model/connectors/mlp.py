@@ -1,6 +1,6 @@
 """Connectors that average over time and project each patch: ``linear``, ``mlpNx_gelu``, ``identity``.
 
-They subclass the torch module they are, so that their weights keep the published names (``weight``, ``0.weight``).
+They subclass the corresponding torch module, so that their weights keep the published names (``weight``, ``0.weight``).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from videollama2.model.connectors.shown import Shown
 _MLP_NAME = re.compile(r"mlp(\d+)x_gelu")
 
 MAX_DEPTH = 100
-"""Most layers of ``mlpNx_gelu``; published ones have two."""
+"""Maximum number of layers in ``mlpNx_gelu``; published models have two."""
 
 
 class _TimeMean(nn.Module):
     """Averages frames before the projection; a still image is its own average.
 
-    Features are taken one by one, so a class token among them becomes a visual token like any patch.
+    Features are projected individually, so a class token among them becomes a visual token like any patch.
     """
 
     takes_class_token = True
@@ -44,7 +44,7 @@ class _TimeMean(nn.Module):
 
 
 class IdentityConnector(_TimeMean, nn.Identity):
-    """No projection: the encoder's width must be the decoder's."""
+    """Passes features through without a projection; encoder and decoder must have the same width."""
 
     def __init__(self, encoder_hidden_size: int, hidden_size: int) -> None:
         if encoder_hidden_size != hidden_size:
@@ -70,7 +70,7 @@ class MlpConnector(_TimeMean, nn.Sequential):
 
 
 def mlp_layers(inputs: int, outputs: int, depth: int) -> list[nn.Module]:
-    """The layers of ``mlpNx_gelu``; their places in the list are their published names."""
+    """Return the layers of ``mlpNx_gelu``; their indices in the list are their published names."""
     layers: list[nn.Module] = [nn.Linear(inputs, outputs)]
     for _ in range(depth - 1):
         layers += [nn.GELU(), nn.Linear(outputs, outputs)]
@@ -78,7 +78,7 @@ def mlp_layers(inputs: int, outputs: int, depth: int) -> list[nn.Module]:
 
 
 def mlp_depth(name: str, field: str = "mm_projector_type") -> int | None:
-    """N of ``mlpNx_gelu``; None for any other name.
+    """Return the N of ``mlpNx_gelu``, or None for any other name.
 
     Raises:
         ConfigError: N is 0, or more than :data:`MAX_DEPTH`.

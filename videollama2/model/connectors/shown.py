@@ -1,4 +1,4 @@
-"""How many of a medium's frames there are to compute, and how many the connector is shown."""
+"""The number of distinct frames of a medium, and the number of frames that the connector sees."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from typing import NamedTuple
 
 
 class Shown(NamedTuple):
-    """A medium among the features of a batch, where its frames follow those of the medium before it.
+    """One medium of a batch whose features are concatenated frame by frame, in the order of the media.
 
     Attributes:
-        distinct: frames whose features are given; 1 for a still image.
-        total: frames that the connector sees: as many, or that many times the one.
+        distinct: number of frames whose features are given; 1 for a still image.
+        total: number of frames that the connector sees. It equals ``distinct`` for a video; a still image counts as
+            this many equal frames.
     """
 
     distinct: int

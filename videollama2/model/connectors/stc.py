@@ -5,7 +5,7 @@ stage, per time slice) -> ``readout`` (two-layer MLP). Shapes: B clips, T frames
 
 The RegNet stage is the one timm builds for ``RegStage(depth, act=SiLU, norm=LayerNorm2d)``: bottleneck ratio 1,
 depthwise 3x3 convolution, squeeze-excitation of a quarter of the block's *input* channels, norm epsilon 1e-5.
-Weight names equal timm's, since published checkpoints carry them.
+Weight names are timm's, since published checkpoints use them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class ConvNorm(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel: int, groups: int = 1, act: bool = True) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, groups=groups, bias=False)
-        self.bn = ChannelNorm(out_channels)  # published name, although it is no batch norm
+        self.bn = ChannelNorm(out_channels)  # the published name, although this is not a batch norm
         self.act = act
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
@@ -105,7 +105,7 @@ class StcConnector(nn.Module):
     def _first_stage(self, in_channels: int, out_channels: int) -> nn.Module:
         if self.depth:
             return RegNetStage(self.depth, in_channels, out_channels)
-        # The published code leaves out this change of width and crashes where the widths differ.
+        # The published code lacks this change of width and crashes if the widths differ.
         return nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def _make_sampler(self, channels: int) -> nn.Module:
@@ -128,25 +128,27 @@ class StcConnector(nn.Module):
         return self._after_s1(rearrange(x_BCHW, "(b t) c h w -> b c t h w", b=len(features_BTND)))
 
     def forward_still(self, features_BND: torch.Tensor, num_frames: int) -> torch.Tensor:
-        """Tokens of ``num_frames`` equal frames; only time slices that differ are computed."""
+        """Compute the tokens of ``num_frames`` equal frames; only distinct time slices are computed."""
         x_BCHW = self._stage(self.s1, _to_grid(features_BND))
         copies, order = self._distinct_slices(num_frames)
         x_BCTHW = x_BCHW.unsqueeze(2).expand(-1, -1, copies, -1, -1)
         return self._after_s1(x_BCTHW, order)
 
     def _forward_together(self, features_FND: torch.Tensor, shown: Sequence[Shown]) -> torch.Tensor:
-        """Tokens of media of any kinds and lengths, in one call of each part.
+        """Compute the tokens of media of any kinds and lengths with one call of each part.
 
-        The sampler's stride is its kernel, so each time slice it makes depends on a window of frames that no other
-        slice shares. Windows of all media, each that differs once, are laid behind each other as one long clip.
+        The sampler's stride equals its kernel size, so each time slice depends on its own window of frames, which
+        does not overlap the others. The distinct windows of all media are concatenated into one long clip, sampled
+        once, and the resulting slices are copied to every place in the media that has the same window.
         """
         windows, order = self._windows(shown)
         x_FCHW = self._stage(self.s1, _to_grid(features_FND))
         if self.padding:
-            x_FCHW = torch.cat([x_FCHW, torch.zeros_like(x_FCHW[:1])])  # the frame that padding adds
+            x_FCHW = torch.cat([x_FCHW, torch.zeros_like(x_FCHW[:1])])  # the empty frame that padding adds
         kernel = self.kernel[0]
-        # The sampler pads the whole clip in time: what it puts in front of the first window is left out here, and
-        # slices of nothing else but its padding are left out below.
+        # The windows already contain their padding frames, but the sampler pads the long clip in time once more. The
+        # frames that it adds itself in front of the first window are left out here, and slices that consist of
+        # nothing but its padding are cut off below.
         frames = torch.tensor([frame for window in windows for frame in window][self.padding % kernel :])
         x_1CTHW = rearrange(x_FCHW[frames.to(x_FCHW.device)], "t c h w -> 1 c t h w")
         x_WCHW = rearrange(self.sampler(x_1CTHW), "1 c w h v -> w c h v")
@@ -155,10 +157,12 @@ class StcConnector(nn.Module):
         return rearrange(tokens_WND[torch.tensor(order, device=tokens_WND.device)], "t n d -> (t n) d")
 
     def _windows(self, shown: Sequence[Shown]) -> tuple[list[tuple[int, ...]], list[int]]:
-        """(the windows that differ, as numbers of frames; the window that each time slice of all media is).
+        """Return the distinct windows as tuples of frame indices, and for each time slice the index of its window.
+
+        Index ``nothing``, one past the last frame, is the empty frame of the padding.
 
         Raises:
-            ConfigError: a medium so short that it fills no window.
+            ConfigError: a medium is too short to fill a window.
         """
         kernel, nothing = self.kernel[0], sum(frames for frames, _ in shown)
         windows: dict[tuple[int, ...], int] = {}
@@ -181,13 +185,14 @@ class StcConnector(nn.Module):
             raise ConfigError(f"{type(self).__name__} needs at least {self.kernel[0]} frames, got {frames}")
 
     def _distinct_slices(self, num_frames: int) -> tuple[int, list[int]]:
-        """(copies to feed the sampler, for each output time the computed slice it equals).
+        """Return how many copies to feed the sampler, and for each output slice the computed slice that it equals.
 
-        An output slice depends on how many of its frames are padding. With padding 1 the first slice holds some,
-        the last slice does as well where the frame count leaves it so, and all between are equal.
+        All frames of a still are equal, so an output slice depends only on how many of its frames are padding. With
+        padding 1, the first slice contains some, the last slice may, depending on the number of frames, and all slices
+        in between are equal.
         """
         kernel, out_size = self.kernel[0], self._out_size(num_frames, self.kernel[0])
-        # Fewest copies with the same padding at the end and at least one interior slice.
+        # Use the fewest copies that leave the same padding at the end and at least one slice in between.
         copies = num_frames
         while copies > kernel and self._out_size(copies - kernel, kernel) >= (3 if self.padding else 1):
             copies -= kernel
@@ -240,10 +245,10 @@ class SpatialPoolConnector(StpConnector):
 
 
 def _to_grid(features_BND: torch.Tensor) -> torch.Tensor:
-    """``features_BND`` of a square grid -> ``x_BCHW``.
+    """Arrange the ``features_BND`` of a square grid as ``x_BCHW``.
 
     Raises:
-        ConfigError: the number of patches is no square (a class token left in, or a non-square encoder).
+        ConfigError: the number of patches is not a square number (a class token was kept, or the grid is not square).
     """
     N = features_BND.shape[1]
     side = math.isqrt(N)

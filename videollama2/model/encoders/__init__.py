@@ -1,6 +1,6 @@
-"""Encoders: pixels or sound -> features. An encoder is one file here and one line in a table below.
+"""Encoders turn pixels or sound into features. Each encoder is one file here and one entry in a table below.
 
-The configuration asks these tables which encoders there are, so nothing in this folder imports the configuration.
+The configuration looks encoders up in these tables, so no module of this folder imports the configuration.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ KNOWN_TOWERS = {name: tower for encoder in VISION_ENCODERS.values() for name, to
 
 
 def vision_encoder(model_type: Any) -> VisionEncoder:
-    """The encoder of a ``vision_config.model_type``.
+    """Return the encoder for a ``vision_config.model_type``.
 
     Raises:
         ConfigError: there is none of that name.
@@ -37,7 +37,7 @@ def vision_encoder(model_type: Any) -> VisionEncoder:
 
 
 def known_vision_config(name: str | None) -> dict[str, Any] | None:
-    """The ``vision_config`` of a published encoder, with its ``model_type``; None where the name is not known."""
+    """Return the ``vision_config`` of a published encoder, with its ``model_type``; None if the name is unknown."""
     for model_type, encoder in VISION_ENCODERS.items():
         if name is not None and name in encoder.known:
             return {"model_type": model_type, **encoder.known[name].vision_config}
@@ -45,7 +45,7 @@ def known_vision_config(name: str | None) -> dict[str, Any] | None:
 
 
 def vision_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The encoder's part of a ``config.json``, which may describe an encoder alone or a pair with a text encoder."""
+    """Return the vision fields of a ``config.json``, which may also describe a text encoder."""
     for model_type, encoder in VISION_ENCODERS.items():
         if config.get("model_type") == encoder.pair_type:
             return {**config.get("vision_config", {}), "model_type": model_type}
@@ -55,7 +55,7 @@ def vision_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 def encode_frames(
     tower: nn.Module, pixels_BCHW: torch.Tensor, select_layer: int, select_feature: str = "patch"
 ) -> torch.Tensor:
-    """Frames -> features of the selected layer, running no layer above it.
+    """Encode frames into features of the selected layer, without running the layers above it.
 
     Args:
         tower: a module of one of :data:`VISION_ENCODERS`.
@@ -67,6 +67,6 @@ def encode_frames(
         features_BND; N patches of one frame.
 
     Raises:
-        ConfigError: frames of another size than the encoder's.
+        ConfigError: the frames do not have the size that the encoder expects.
     """
     return vision_encoder(tower.config.model_type).encode(tower, pixels_BCHW, select_layer, select_feature)

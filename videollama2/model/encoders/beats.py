@@ -1,10 +1,11 @@
-"""BEATs: filter bank of a sound -> features, a transformer over 16x16 patches (Chen et al., arXiv 2212.09058).
+"""BEATs, a transformer over 16x16 patches of a sound's filter bank (Chen et al., arXiv 2212.09058).
 
-Shapes: B sounds, T filter bank frames, F mel bins, L tokens, D width, H heads, W width of a head. Tokens run along
-time, and along frequency within one step of time. Weight names are those of Microsoft's ``.pt`` files.
+Shapes: B sounds, T filter bank frames, F mel bins, L tokens, D width, H heads, W width of a head. Tokens are ordered by
+time, and by frequency within one time step. Weight names are those of Microsoft's ``.pt`` files.
 
-Every layer normalises after adding the residual, which is scaled up for it ("deep norm"). Attention adds a bias that
-depends on the distance of two tokens in that order, one table for all layers, scaled by a gate of each query.
+Every layer normalises after adding the residual, which is scaled up beforehand ("deep norm"). Attention adds a bias
+that depends on the distance between two tokens in that order. All layers share one table of biases; each query scales
+its biases by a gate.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from videollama2.errors import ConfigError, MediaError
 
 FBANK_MEAN = 15.41663
 FBANK_STD = 6.55582
-"""Mean and standard deviation of the filter banks BEATs was pretrained on."""
+"""Mean and standard deviation of the filter banks on which BEATs was pretrained."""
 
 _BIAS_TABLE = "encoder.layers.{}.self_attn.relative_attention_bias.weight"
 
@@ -44,7 +45,7 @@ class BeatsModel(PreTrainedModel):
     }
 
     def __init__(self, config: AudioConfig) -> None:
-        # Its biases differ from query to query, which only sdpa takes, whatever the other parts of a model use.
+        # The gated biases differ per query. Only sdpa accepts them, so it is used whatever the rest of the model uses.
         config._attn_implementation = "sdpa"
         super().__init__(config)
         size, width = config.input_patch_size, config.encoder_embed_dim
@@ -56,22 +57,22 @@ class BeatsModel(PreTrainedModel):
         self.post_init()
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
-        """Names of the shared table: in every layer -> in the first. (It is tied whatever the configuration says.)"""
+        """Map the shared table's name in every layer to that in the first; it is tied whatever the config says."""
         return {_BIAS_TABLE.format(i): _BIAS_TABLE.format(0) for i in range(1, self.config.encoder_layers)}
 
     def forward(self, fbank: torch.Tensor, padding_mask: torch.Tensor | None = None, **kwargs: Any) -> BaseModelOutput:
-        """Features of sounds.
+        """Encode sounds.
 
         Args:
-            fbank: ``fbank_BTF``, log filter bank, not normalised; any floating type, cast to the encoder's.
-            padding_mask: ``mask_BT`` or ``mask_BTF``, True where there is only padding. A token is ignored where all
-                of its frames are. Published models give none: padding is heard as silence.
+            fbank: ``fbank_BTF``, log filter banks, not normalised; any floating type, cast to the encoder's.
+            padding_mask: ``mask_BT`` or ``mask_BTF``, True for padding. A token is ignored if all of its frames are
+                padding. Published models pass no mask, so they hear padding as silence.
 
         Returns:
             ``last_hidden_state``: ``features_BLD`` with ``config.tokens_of(T)`` tokens.
 
         Raises:
-            MediaError: fewer frames than a patch is long, or another number of mel bins than the configuration's.
+            MediaError: there are fewer frames than one patch needs, or the number of mel bins is wrong.
         """
         hidden_BLD = self.embed_patches(fbank)
         is_padding_BL = None if padding_mask is None else token_mask(padding_mask, hidden_BLD.shape[1])
@@ -85,7 +86,7 @@ class BeatsModel(PreTrainedModel):
         return BaseModelOutput(last_hidden_state=features_BLD)
 
     def embed_patches(self, fbank_BTF: torch.Tensor) -> torch.Tensor:
-        """Normalised patches, ``hidden_BLD`` of width ``embed_dim``. Frames after the last whole patch are left out."""
+        """Return normalised patches, ``hidden_BLD`` of width ``embed_dim``; frames after the last patch are cut."""
         size, bins = self.config.input_patch_size, self.config.num_mel_bins
         if fbank_BTF.dim() != 3 or fbank_BTF.shape[1] < size or fbank_BTF.shape[2] != bins:
             raise MediaError(
@@ -98,7 +99,7 @@ class BeatsModel(PreTrainedModel):
     def class_probabilities(
         self, features_BLD: torch.Tensor, is_padding_BL: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Probability of each sound class of the fine-tuned encoder, from the mean of the tokens' logits.
+        """Return the probability of each sound class of the fine-tuned encoder, from the mean of the tokens' logits.
 
         Args:
             features_BLD: output of :meth:`forward`.
@@ -115,7 +116,7 @@ class BeatsModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Fresh weights as BEATs began: Xavier, scaled down with depth where deep norm asks for it."""
+        """Initialise weights as BEATs does: Xavier, scaled down with depth on the residual branches (deep norm)."""
         if isinstance(module, nn.Linear) and hasattr(module, "xavier_gain"):
             init.xavier_normal_(module.weight, gain=module.xavier_gain)
             init.zeros_(module.bias)
@@ -134,11 +135,11 @@ class BeatsModel(PreTrainedModel):
 
 
 class BeatsEncoder(nn.Module):
-    """Position convolution and layers."""
+    """The position convolution and the layers."""
 
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()
-        self.pos_conv = nn.ModuleList([PositionConv(config)])  # a list by its published name
+        self.pos_conv = nn.ModuleList([PositionConv(config)])  # a list, for the sake of the published name
         self.layer_norm = nn.LayerNorm(config.encoder_embed_dim)
         self.layers = nn.ModuleList([BeatsLayer(config) for _ in range(config.encoder_layers)])
         for layer in self.layers[1:]:
@@ -160,7 +161,7 @@ class BeatsEncoder(nn.Module):
         return hidden_BLD
 
     def position_bias(self, length: int) -> torch.Tensor:
-        """``bias_HLL`` of (query, key): one value per head and distance, laid out along the diagonals."""
+        """Return ``bias_HLL``, indexed by query and key: one value per head and distance, constant on each diagonal."""
         table = self.layers[0].self_attn.relative_attention_bias
         distances = torch.arange(1 - length, length, device=table.weight.device)
         values_HD = table(distance_buckets(distances, self.num_buckets, self.max_distance)).T
@@ -169,7 +170,7 @@ class BeatsEncoder(nn.Module):
 
 
 class BeatsLayer(GradientCheckpointingLayer):
-    """Attention and feed-forward, each normalised after its residual sum."""
+    """Attention and feed-forward, each followed by a residual sum and a norm."""
 
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()
@@ -228,27 +229,27 @@ class BeatsAttention(nn.Module):
         return self.out_proj(attended_BHLW.transpose(1, 2).flatten(2))
 
     def gate(self, query_BHLW: torch.Tensor) -> torch.Tensor:
-        """``gate_BHL1``: what a query's biases are multiplied by (WavLM, arXiv 2110.13900, section 3.1)."""
+        """Return ``gate_BHL1``, the factor of each query's biases (WavLM, arXiv 2110.13900, section 3.1)."""
         sums_BHL2 = self.grep_linear(query_BHLW).unflatten(-1, (2, 4)).sum(-1)
         update, reset = sums_BHL2.sigmoid().chunk(2, dim=-1)
         return update * (reset * self.grep_a - 1) + 2
 
 
 def deep_norm_gain(config: AudioConfig) -> float:
-    """Scale of fresh weights on the residual branches (DeepNet, arXiv 2203.00555, table 1)."""
+    """Return the scale of initial weights on the residual branches (DeepNet, arXiv 2203.00555, table 1)."""
     return (8 * config.encoder_layers) ** -0.25
 
 
 def _xavier_linear(inputs: int, outputs: int, gain: float = 1.0) -> nn.Linear:
     linear = nn.Linear(inputs, outputs)
-    linear.xavier_gain = gain  # for _init_weights, which sees the modules one by one
+    linear.xavier_gain = gain  # read by _init_weights, which is called for each module separately
     return linear
 
 
 class PositionConv(nn.Module):
-    """Convolution along the tokens whose weight is normalised per kernel position, and GELU.
+    """A convolution along the tokens, with its weight normalised per kernel position, followed by GELU.
 
-    (``torch.nn.utils.weight_norm`` has no epsilon, and quantisation cannot see through it.)
+    (``torch.nn.utils.weight_norm`` has no epsilon, and quantisation does not support it.)
     """
 
     epsilon = 1e-6
@@ -262,19 +263,19 @@ class PositionConv(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """``weight_OIK``: output channels, input channels of a group, kernel."""
+        """The normalised ``weight_OIK``: output channels, input channels of a group, kernel."""
         norm_11K = torch.rsqrt(self.weight_v.pow(2).sum((0, 1), keepdim=True) + self.epsilon)
         return self.weight_g * self.weight_v * norm_11K
 
     def forward(self, hidden_BLD: torch.Tensor) -> torch.Tensor:
         length, kernel = hidden_BLD.shape[1], self.weight_v.shape[2]
         x_BDL = F.conv1d(hidden_BLD.transpose(1, 2), self.weight, self.bias, padding=kernel // 2, groups=self.groups)
-        # An even kernel padded on both sides makes one step too many.
+        # An even kernel padded on both sides yields one step too many.
         return F.gelu(x_BDL[..., :length].transpose(1, 2))
 
 
 class _ScaleGradient(torch.autograd.Function):
-    """Identity whose gradient is multiplied by a number."""
+    """An identity whose gradient is multiplied by a number."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, scale: float) -> torch.Tensor:
@@ -287,7 +288,7 @@ class _ScaleGradient(torch.autograd.Function):
 
 
 def zero_of(modules: Sequence[nn.Module], like: torch.Tensor) -> torch.Tensor:
-    """Zero that depends on the modules' trainable weights: DDP waits for the gradient of each.
+    """Return a zero that depends on the modules' trainable weights, because DDP waits for the gradient of each.
 
     Args:
         like: a tensor of the result's type and device.
@@ -298,10 +299,10 @@ def zero_of(modules: Sequence[nn.Module], like: torch.Tensor) -> torch.Tensor:
 
 
 def distance_buckets(distances: torch.Tensor, num_buckets: int, max_distance: int) -> torch.Tensor:
-    """Bucket of each distance (key index minus query index), as in T5 (arXiv 1910.10683).
+    """Return the bucket of each distance (key index minus query index), as in T5 (arXiv 1910.10683).
 
-    One half of the buckets is for positive distances. Of each half, small distances have a bucket of their own, larger
-    ones share buckets that widen logarithmically, and all from ``max_distance`` on share the last one.
+    One half of the buckets is for positive distances. In each half, small distances have a bucket of their own, larger
+    ones share buckets of logarithmically growing width, and all from ``max_distance`` on share the last one.
     """
     half = num_buckets // 2
     exact = half // 2
@@ -312,12 +313,12 @@ def distance_buckets(distances: torch.Tensor, num_buckets: int, max_distance: in
 
 
 def token_mask(padding_mask: torch.Tensor, tokens: int) -> torch.Tensor:
-    """``is_padding_BL``: tokens all of whose frames are padding.
+    """Return ``is_padding_BL``, True for tokens whose frames are all padding.
 
     Args:
-        padding_mask: ``mask_BT`` or ``mask_BTF``, True where there is padding.
-        tokens: L. The frames are divided into that many equal runs, as published: the mask is cut along the flat order
-            of the tokens, not along their place in time.
+        padding_mask: ``mask_BT`` or ``mask_BTF``, True for padding.
+        tokens: number of tokens L. As in the published code, the frames are divided into L equal runs, so the mask
+            follows the flat order of the tokens rather than their position in time.
     """
     mask_BT = padding_mask.all(-1) if padding_mask.dim() == 3 else padding_mask
     frames = mask_BT.shape[1] - mask_BT.shape[1] % tokens

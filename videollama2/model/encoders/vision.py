@@ -1,7 +1,7 @@
-"""What all vision encoders share: they are transformers' modules, run up to the selected layer and no further.
+"""The common part of all vision encoders: modules of transformers that run only up to the selected layer.
 
-Layers are stepped here instead of asking the module for all hidden states: nothing above the selected layer is computed
-or kept.
+The layers are called one by one here instead of requesting all hidden states from the module, so that nothing above the
+selected layer is computed or kept.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from videollama2.errors import ConfigError
 
 @dataclass(frozen=True)
 class KnownTower:
-    """A published encoder, so that a checkpoint that only names it opens without asking the network for it.
+    """A published encoder. A checkpoint that only names it can be opened without network access.
 
     Attributes:
         vision_config: fields of its configuration, without ``model_type``.
@@ -34,13 +34,13 @@ class VisionEncoder:
     """One kind of vision encoder: the names of its classes in transformers, its layout and its published sizes.
 
     Attributes:
-        model_type: of its configuration.
+        model_type: ``model_type`` of its configuration.
         pair_type: ``model_type`` of repositories that hold this encoder together with a text encoder.
-        model_class, layer_class, image_processor_class: names in transformers. The image processor is the PIL one:
-            published numbers were made with it.
-        stem: modules that run one after the other before the layers.
-        has_class_token: whether the first feature is no patch.
-        known: name of a hub repository -> what it holds.
+        model_class, layer_class, image_processor_class: names in transformers. The image processor is the PIL one,
+            with which the published results were obtained.
+        stem: names of the modules that run before the layers, in order.
+        has_class_token: whether the first feature is a class token instead of a patch.
+        known: hub name of a published encoder -> its configuration and preprocessing.
     """
 
     model_type: str
@@ -53,21 +53,21 @@ class VisionEncoder:
     known: Mapping[str, KnownTower] = field(default_factory=dict)
 
     def build(self, config: Any) -> nn.Module:
-        """The encoder that a configuration describes, with fresh weights."""
+        """Build the encoder that a configuration describes, with newly initialised weights."""
         return _transformers_class(self.model_class)._from_config(config)
 
     def load(self, name_or_path: str, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
-        """The pretrained encoder and transformers' report of how its weights fitted."""
+        """Load the pretrained encoder; returns it with the loading report of transformers."""
         return _transformers_class(self.model_class).from_pretrained(name_or_path, output_loading_info=True, **options)
 
     def image_processor(self, settings: Mapping[str, Any]) -> Any:
-        """The preprocessing that these fields of a ``preprocessor_config.json`` describe."""
+        """Build the image processor that these fields of a ``preprocessor_config.json`` describe."""
         return _transformers_class(self.image_processor_class)(**settings)
 
     def encode(
         self, tower: nn.Module, pixels_BCHW: torch.Tensor, select_layer: int, select_feature: str = "patch"
     ) -> torch.Tensor:
-        """Features of the selected layer; see :func:`videollama2.model.encoders.encode_frames`."""
+        """Return the features of the selected layer; see :func:`videollama2.model.encoders.encode_frames`."""
         size = tower.config.image_size
         if tuple(pixels_BCHW.shape[-2:]) != (size, size):
             raise ConfigError(
@@ -82,7 +82,7 @@ class VisionEncoder:
         return hidden_BND[:, 1:] if self.has_class_token and select_feature == "patch" else hidden_BND
 
     def runs(self, tower: nn.Module, select_layer: int) -> list[nn.Module]:
-        """The modules of the encoder that :meth:`encode` runs; the others do not matter for its features."""
+        """Return the modules of the encoder that :meth:`encode` runs; the others have no effect on its features."""
         return [
             *(getattr(tower, name) for name in self.stem),
             *tower.encoder.layers[: _layers_to_run(tower, select_layer)],
@@ -90,7 +90,7 @@ class VisionEncoder:
 
 
 def _layers_to_run(tower: nn.Module, select_layer: int) -> int:
-    """Layers below hidden state ``select_layer`` (0 is the embedding; negative counts from the last)."""
+    """Return the number of layers below hidden state ``select_layer`` (0: the embedding; negative: from the last)."""
     return select_layer if select_layer >= 0 else len(tower.encoder.layers) + 1 + select_layer
 
 
