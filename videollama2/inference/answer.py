@@ -1,4 +1,4 @@
-"""The engine's output: answers that can be read while they grow, and the results they end with."""
+"""The engine's output: answers that can be read while they are generated, and their final results."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from videollama2.inference.sampling import TokenLogprob
 
 @dataclass(frozen=True)
 class Timings:
-    """Where the time of a request went, in seconds.
+    """The durations of the stages of a request, in seconds.
 
     Attributes:
-        queued: from its submission until the model took it up.
-        media: reading its media, and the passes that encoded them, which other requests may have shared.
-        first_token: from its submission to its first token.
-        total: from its submission to its end.
+        queued: from submission until the model starts on it.
+        media: reading its media, plus the passes that encoded them, which it may have shared with other requests.
+        first_token: from submission to the first token.
+        total: from submission to the end.
     """
 
     queued: float = 0.0
@@ -36,8 +36,8 @@ class Result:
     """A finished answer.
 
     ``finish_reason``: ``stop`` (end of text or a stop text), ``length`` (max_new_tokens), ``cancelled`` or ``error``.
-    ``cached_tokens``: of the prompt, those whose key-values were known. ``token_ids`` hold no end of text. ``notes``:
-    what whoever asked should know about the media, such as a video without sound that was to be heard.
+    ``cached_tokens``: number of prompt tokens whose key-values were cached. ``token_ids`` exclude the end of text.
+    ``notes``: remarks about the media for the caller, for example that a video whose sound was requested has none.
     """
 
     text: str
@@ -56,16 +56,16 @@ class Result:
 
 
 class Channel:
-    """Deltas on their way from the model's thread to one reader; ends with a :class:`Result`."""
+    """A queue of text deltas from the model's thread to one reader; it ends with a :class:`Result`."""
 
     def __init__(self) -> None:
         self.cancelled = False
         self.submitted = monotonic()
         self.prompt_tokens = self.completion_tokens = 0
-        """Of the request, as far as known: the prompt's once it is laid out, the answer's so far."""
+        """Token counts of the request so far: of the prompt once it is laid out, and of the answer."""
         self.logprobs: list[TokenLogprob] = []
-        """Log-probabilities of the tokens chosen so far, where they were asked for. They are appended before the delta
-        that their tokens make is sent."""
+        """Log-probabilities of the tokens chosen so far, if the request asks for them. A token's entry is appended
+        before the delta that contains its text is sent."""
         self._queue: SimpleQueue[str] = SimpleQueue()
         self._result: Result | None = None
         self._done = Event()
@@ -83,18 +83,18 @@ class Channel:
     def finish(self, result: Result) -> None:
         timings = replace(result.timings, total=monotonic() - self.submitted)
         self._result = replace(result, timings=timings)
-        self._queue.put("")  # wakes a reader; deltas are never empty
+        self._queue.put("")  # wakes the reader; a real delta is never empty
         self._done.set()
         self._notify()
 
     def next(self, block: bool) -> str | None:
-        """Return the next delta, or None: there is none yet or, if there is a result, no more will come."""
+        """Return the next delta, or None if there is none yet or, once there is a result, none will follow."""
         try:
             delta = self._queue.get(block=block)
         except Empty:
             return None
         if not delta:
-            self._queue.put("")  # the end is there for every reader
+            self._queue.put("")  # put back, so that every later read finds the end too
         return delta or None
 
     def wait(self, timeout: float | None) -> bool:
@@ -102,7 +102,7 @@ class Channel:
 
     @contextmanager
     def listening(self, callback: Callable[[], None]) -> Iterator[None]:
-        """Call ``callback`` once now, and then from the model's thread whenever something was sent."""
+        """Call ``callback`` once now, and then from the model's thread whenever something is sent."""
         self._listeners.append(callback)
         callback()
         try:
@@ -116,13 +116,13 @@ class Channel:
 
 
 class Answer:
-    """Handle of a submitted request: iterate over text deltas, or take the result.
+    """The handle of a submitted request: iterate over it for text deltas, or wait for the result.
 
-    An answer that nobody holds any more is cancelled.
+    An answer that is no longer referenced is cancelled.
 
     Args:
-        drive: advances an engine without a thread of its own; None where a thread does.
-        wake: tells the engine that something was cancelled.
+        drive: advances an engine that has no thread of its own; None if a thread runs the engine.
+        wake: notifies the engine of a cancellation.
     """
 
     def __init__(
@@ -130,11 +130,11 @@ class Answer:
     ) -> None:
         self._channel, self._drive, self._wake = channel, drive, wake
         self.prompt = prompt
-        """The prompt as the model's tokenizer saw it, tags written out."""
+        """The prompt as passed to the model's tokenizer, with tags written out."""
 
     @property
     def channel(self) -> Channel:
-        """The channel that its deltas and result come through. A watcher that holds the channel (see
+        """The channel that carries the deltas and the result. Holding the channel to watch it (see
         :meth:`Channel.listening`) does not keep the answer alive."""
         return self._channel
 
@@ -143,12 +143,12 @@ class Answer:
         return self._channel.result is not None
 
     def cancel(self) -> None:
-        """Stop within one step. The result keeps the text so far."""
+        """Stop the request within one step. The result keeps the text generated so far."""
         self._channel.cancelled = True
         self._wake()
 
     def __iter__(self) -> Iterator[str]:
-        """Yield text deltas, each of whole characters.
+        """Yield text deltas; each consists of whole characters.
 
         Raises:
             VideoLlama2Error: what made the request fail.
@@ -168,14 +168,14 @@ class Answer:
         self._finished()
 
     async def __aiter__(self) -> AsyncGenerator[str, None]:
-        """As :meth:`__iter__`, in an event loop; needs an engine with a thread."""
+        """Like :meth:`__iter__`, for an event loop; needs an engine with a thread."""
         try:
             with self._changes() as changed:
                 while True:
                     delta = self._channel.next(block=False)
                     if delta is not None:
                         yield delta
-                        # Where the model is as fast as its reader there is always one more: others want a turn too.
+                        # A fast model always has another delta ready, so yield to the other tasks of the event loop.
                         await asyncio.sleep(0)
                     elif self.done:
                         break
@@ -188,10 +188,11 @@ class Answer:
         self._finished()
 
     def result(self, timeout: float | None = None) -> Result:
-        """Wait for the end.
+        """Wait for the end of the answer and return its result.
 
         Raises:
-            VideoLlama2Error: what made the request fail. TimeoutError: not done after ``timeout`` seconds.
+            VideoLlama2Error: the error that made the request fail.
+            TimeoutError: the answer is not done after ``timeout`` seconds.
         """
         deadline = None if timeout is None else monotonic() + timeout
         while self._drive is not None and not self.done:
@@ -203,7 +204,7 @@ class Answer:
         return self._finished()
 
     async def aresult(self) -> Result:
-        """As :meth:`result`, in an event loop."""
+        """Like :meth:`result`, for an event loop."""
         try:
             with self._changes() as changed:
                 while not self.done:
@@ -216,24 +217,24 @@ class Answer:
 
     @contextmanager
     def _changes(self) -> Iterator[asyncio.Event]:
-        """An event of the running loop that is set whenever there is something new."""
+        """Provide an event of the running loop that is set whenever the channel has something new."""
         if self._drive is not None:
             raise PromptError("an engine without a thread (background=False) has no asynchronous answers")
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
 
         def wake() -> None:
-            with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            with suppress(RuntimeError):  # the loop is closed, so there is no listener any more
                 loop.call_soon_threadsafe(changed.set)
 
         with self._channel.listening(wake):
             yield changed
 
     def outcome(self) -> Result | None:
-        """Return the result, or None while the request runs. A failed request has one too, see :attr:`Result.error`."""
+        """Return the result, or None while the request runs. Failed requests have one too, see :attr:`Result.error`."""
         return self._channel.result
 
     def _finished(self) -> Result:
-        """The result of an answer that is done; raises what made its request fail."""
+        """Return the result of a finished answer, or raise the error that made its request fail."""
         result = self._channel.result
         assert result is not None, "the answer is not done"
         if result.error is not None:

@@ -38,16 +38,16 @@ _GENERATION_OPTIONS = {
 }
 
 _GENERATE_ONLY = frozenset(("length_penalty", "logits_processor", "stopping_criteria"))
-"""What the engine does not do, beside beams."""
+"""Options that, like beam search, the engine does not support; transformers' ``generate`` handles them."""
 _TOP_K = 50
 
 PREFIX_BYTES = 256 << 20
-"""Key-values of prompt beginnings that are kept per model between calls: those of two clips of a 7B model in bfloat16,
-of ten of a 0.5B one in float32."""
+"""Maximum size of the prefix cache kept per model between calls: enough for two clips of a 7B model in bfloat16, or
+ten clips of a 0.5B model in float32."""
 
 
 class _Kept:
-    """What is kept of a model between calls."""
+    """The caches of a model that are kept between calls."""
 
     def __init__(self, model: VideoLlama2ForConditionalGeneration) -> None:
         self.media, self.prefixes = MediaCache(), PrefixCache(PREFIX_BYTES)
@@ -55,7 +55,7 @@ class _Kept:
         self._weights = WeightsWatch([model], walk=True)
 
     def refresh(self) -> None:
-        """Forget what was computed with other weights."""
+        """Empty the caches whose contents were computed with other weights."""
         if self._media_weights.changed():
             self.media.clear()
         if self._weights.changed():
@@ -68,11 +68,11 @@ _kept: WeakKeyDictionary[torch.nn.Module, _Kept] = WeakKeyDictionary()
 def model_init(
     model_path: str | Path | None = None, **kwargs: Any
 ) -> tuple[VideoLlama2ForConditionalGeneration, VideoLlama2Processor, Any]:
-    """Open a model (published function).
+    """Open a model. The function and its return value are as published.
 
     Args:
-        model_path: ``videollama2-tiny``, a folder or a hub name; default ``DAMO-NLP-SG/VideoLLaMA2-7B``.
-        kwargs: of :func:`videollama2.checkpoints.load_pretrained_model`: ``model_base``, ``device``, ``dtype``,
+        model_path: ``videollama2-tiny``, a folder or a hub name; defaults to ``DAMO-NLP-SG/VideoLLaMA2-7B``.
+        kwargs: options of :func:`videollama2.checkpoints.load_pretrained_model`: ``model_base``, ``device``, ``dtype``,
             ``attn_implementation``, ``load_8bit``, ``load_4bit``, ``device_map``, hub options.
 
     Returns:
@@ -80,7 +80,8 @@ def model_init(
         tokenizer.
 
     Raises:
-        CheckpointNotFoundError: there is nothing of this name. ConfigError: the name is empty.
+        CheckpointNotFoundError: nothing of this name exists.
+        ConfigError: the name is empty.
     """
     name = DEFAULT_MODEL_NAME if model_path is None else model_path
     _check_name(name, "model_path")
@@ -91,7 +92,7 @@ def model_init(
 
 
 def _check_name(name: str | Path, option: str) -> None:
-    """Refuse what can be neither folder nor hub name; what is simply not there is for loading to say."""
+    """Refuse values that can be neither a folder nor a hub name; loading reports names that do not exist."""
     if not os.fspath(name):
         raise ConfigError(f"{option} is empty: give a folder or a hub name")
     try:
@@ -103,17 +104,18 @@ def _check_name(name: str | Path, option: str) -> None:
 
 
 def media_cache(model: VideoLlama2ForConditionalGeneration) -> MediaCache:
-    """The cache of visual tokens that belongs to ``model``, emptied when encoder or connector changed since.
+    """Return the cache of visual tokens of ``model``, emptied if an encoder or connector has changed.
 
-    What :class:`WeightsWatch` does not notice: clear it then.
+    Clear it yourself after a change that :class:`WeightsWatch` cannot detect.
     """
     return _refreshed(model).media
 
 
 def prefix_cache(model: VideoLlama2ForConditionalGeneration) -> PrefixCache:
-    """The key-values of prompt beginnings that belong to ``model``, emptied when any of its weights changed since.
+    """Return the prefix cache of ``model``, emptied if any of its weights have changed.
 
-    They lie on the model's device, at most :data:`PREFIX_BYTES` of them. ``prefix_cache(model).clear()`` frees them.
+    Its key-values are on the model's device and take at most :data:`PREFIX_BYTES`. ``prefix_cache(model).clear()``
+    frees them.
     """
     return _refreshed(model).prefixes
 
@@ -134,23 +136,24 @@ def mm_infer(
     modal: str | Sequence[str] = VIDEO,
     **kwargs: Any,
 ) -> str:
-    """Answer one question about one medium (published function).
+    """Answer one question about one medium. The function is as published.
 
     Args:
         image_or_video: pixels from ``processor["video"]`` (T, C, H, W) or ``processor["image"]`` (1, C, H, W), the
-            filter bank from ``processor["audio"]`` (1, T, F), or what ``processor["video"](path, va=True)`` returns: a
-            video that is heard too. Ignored for ``modal="text"``. A list of them where ``modal`` is a list.
-        instruct: the question, or messages ``{"role", "content"}`` of which the first is about the medium.
-        modal: ``video`` (also with its sound), ``image``, ``audio`` or ``text``; or a list, one per medium.
+            filter bank from ``processor["audio"]`` (1, T, F), or a video with its sound from
+            ``processor["video"](path, va=True)``. A list of them if ``modal`` is a list; ignored if ``modal="text"``.
+        instruct: the question, or messages ``{"role", "content"}``, the first of which is about the medium.
+        modal: ``video`` (with or without its sound), ``image``, ``audio`` or ``text``; or a list, one per medium.
         kwargs: generation options: ``do_sample`` (default False), ``temperature``, ``top_p``, ``max_new_tokens``
             (default 2048), ``num_beams``, ``repetition_penalty``, ``stop_strings``, ``streamer`` and others of
             ``generate``.
 
     Returns:
-        the answer, without special tokens and surrounding blanks.
+        The answer, without special tokens and surrounding white space.
 
     Raises:
-        PromptError: bad messages, or pixels of a wrong shape. ConfigError: an unknown option.
+        PromptError: messages are invalid, or pixels have the wrong shape.
+        ConfigError: an option is unknown.
     """
     if isinstance(modal, str):
         media = [] if modal == "text" else [image_or_video]
@@ -165,15 +168,17 @@ def mm_infer_batch(
     tokenizer: Any,
     **kwargs: Any,
 ) -> list[str]:
-    """Answer several questions in one batch; each answer is the one its request gets alone.
+    """Answer several questions in one batch; each answer is the same as if its request were alone.
 
     Args:
-        requests: ``(media, instruct, modal)`` each: what the processor made of the media, in reading order, question or
-            messages, and ``text``, ``image``, ``video``, ``audio`` or a list of the latter three, one per medium.
-        kwargs: as in :func:`mm_infer`, for all.
+        requests: tuples ``(media, instruct, modal)``: the processor's outputs for the media, in reading order; the
+            question or messages; and ``text``, ``image``, ``video``, ``audio`` or a list of the latter three, one per
+            medium.
+        kwargs: options as in :func:`mm_infer`, for all requests.
 
     Raises:
-        PromptError, ConfigError: as :func:`mm_infer`; where there are several requests, numbered from 0.
+        PromptError, ConfigError: see :func:`mm_infer`; with several requests, the message gives the number of the
+            request, counted from 0.
     """
     if not requests:
         return []
@@ -187,7 +192,7 @@ def mm_infer_batch(
         return _by_generate(prompts, media, model, tokenizer, options)
     rows, _ = expand_prompts(prompts, media, tokenizer, model.config)
     length = max(map(len, rows)) + options["max_new_tokens"]
-    # Closed after: a call in the middle of training must leave the model's modes as they were.
+    # The engine is closed afterwards, because a call in the middle of training must leave the model's modes unchanged.
     with Engine(
         model,
         cast("VideoLlama2Processor", prompter),
@@ -208,7 +213,7 @@ def mm_infer_batch(
     for result in results:
         if result.error is not None:
             raise result.error
-        # With stop texts, what stands before; else the published decoding of all tokens at once.
+        # With stop strings, this is the text before them; else all tokens are decoded at once, as published.
         text = result.text
         if not options.get("stop_strings"):
             text = tokenizer.decode(result.token_ids, skip_special_tokens=True)
@@ -217,7 +222,7 @@ def mm_infer_batch(
 
 
 class _Prompter:
-    """The part of a processor that the engine needs where media come as pixels: published calls bring none."""
+    """The part of a processor that the engine needs if media are given as pixels; published calls pass no processor."""
 
     def __init__(self, model: VideoLlama2ForConditionalGeneration, tokenizer: Any) -> None:
         self.tokenizer, self.model_config = tokenizer, model.config
@@ -227,7 +232,7 @@ class _Prompter:
 
 
 def sampling_options(model: VideoLlama2ForConditionalGeneration, options: dict[str, Any]) -> dict[str, Any]:
-    """What :func:`generation_options` returns -> options of :class:`Request`, with the checkpoint's own ``top_k``."""
+    """Convert the result of :func:`generation_options` into options of :class:`Request`; adds the default ``top_k``."""
     stop = options.get("stop_strings") or ()
     ends = options.get("eos_token_id")
     sampling = {
@@ -236,27 +241,27 @@ def sampling_options(model: VideoLlama2ForConditionalGeneration, options: dict[s
         "repetition_penalty": options.get("repetition_penalty"),
         "no_repeat_ngram_size": options.get("no_repeat_ngram_size") or 0,
         "end_ids": None if ends is None else (ends,) if isinstance(ends, int) else tuple(ends),
-        # The tokens themselves, as they are chosen, come with their probabilities.
+        # A streamer needs token ids as they are chosen, and the engine reports ids only with log-probabilities.
         "logprobs": None if options.get("streamer") is None else 0,
         "stop": (stop,) if isinstance(stop, str) else tuple(stop),
     }
     if options["do_sample"]:
         top_k = options.get("top_k")
         if top_k is None:
-            # The published code leaves it to transformers: the checkpoint's, else 50.
+            # The published code leaves top_k to transformers, which takes the checkpoint's value, else 50.
             top_k = model.generation_config.top_k
         sampling.update(
             temperature=options["temperature"],
             top_p=options["top_p"],
             top_k=_TOP_K if top_k is None else top_k,
-            # Of torch's own random numbers, so that torch.manual_seed makes an answer repeatable.
+            # The seed is drawn from torch's generator, so that torch.manual_seed makes answers reproducible.
             seed=int(torch.randint(2**62, (1,))),
         )
     return sampling
 
 
 def _stream(engine: Engine, requests: Sequence[Request], streamer: Any) -> Result:
-    """Answer one request and hand each of its tokens to a streamer of transformers as soon as it is chosen.
+    """Answer one request and pass each token to a transformers streamer as soon as it is chosen.
 
     Raises:
         ConfigError: there are several requests.
@@ -281,7 +286,7 @@ def _by_generate(
     tokenizer: Any,
     options: dict[str, Any],
 ) -> list[str]:
-    """What the engine does not do (beams, the caller's own processors and criteria), by transformers, as one batch."""
+    """Answer requests that the engine does not support (beams, own processors and criteria) with ``generate``."""
     options.setdefault("eos_token_id", end_ids(model, tokenizer) or None)
     with torch.inference_mode():
         embeds_BLD, attention_mask = embed_prompts(prompts, media, model, tokenizer)
@@ -295,9 +300,9 @@ def embed_prompts(
     model: VideoLlama2ForConditionalGeneration,
     tokenizer: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prompts with their media -> embeddings (B, L, D) and mask (B, L), padded on the left, on the model's device.
+    """Embed prompts with their media; returns embeddings (B, L, D) and mask (B, L), left-padded, on the model's device.
 
-    Media seen before come from the model's cache; the others are encoded together.
+    Known media come from the model's cache; the others are encoded together.
     """
     rows, pairs = expand_prompts(prompts, media, tokenizer, model.config)
     tokens: dict[str, list[torch.Tensor]] = {kind: [] for kind in KINDS}
@@ -312,10 +317,10 @@ def embed_prompts(
 def encode_media(
     media: Sequence[tuple[str, torch.Tensor]], model: VideoLlama2ForConditionalGeneration
 ) -> list[tuple[str, torch.Tensor]]:
-    """``(kind, values)`` -> ``(kind, tokens_ND)`` in the same order; each distinct medium is encoded once.
+    """Encode ``(kind, values)`` into ``(kind, tokens_ND)`` in the same order; each distinct medium is encoded once.
 
-    The tokens carry no graph, known or new, and may be read in training: a step that is to reach the connector gives
-    pixels to the model itself.
+    The tokens are detached from autograd, whether cached or new, and may also be used in training. A training step
+    whose gradients are to reach the connector must pass pixels to the model itself.
     """
     read = [
         ReadMedium(kind, medium_key(model, kind, values), check_medium(values, kind, model.config), values)
@@ -326,10 +331,10 @@ def encode_media(
 
 
 def generation_options(tokenizer: Any, **kwargs: Any) -> dict[str, Any]:
-    """Options of ``mm_infer`` -> arguments of ``generate``, with the published defaults.
+    """Convert options of ``mm_infer`` into arguments of ``generate``, with the published defaults.
 
     Raises:
-        ConfigError: an option ``generate`` would not know, or a value out of range.
+        ConfigError: ``generate`` has no such option, or a value is out of range.
     """
     unknown = set(kwargs) - _GENERATION_OPTIONS
     if unknown:
@@ -348,7 +353,7 @@ def generation_options(tokenizer: Any, **kwargs: Any) -> dict[str, Any]:
         if not 0 < options["top_p"] <= 1:
             raise ConfigError(f"top_p must be above 0 and at most 1, got {options['top_p']}")
     else:
-        # None switches off what a checkpoint's generation_config.json may hold for sampling.
+        # None overrides the sampling settings of the checkpoint's generation_config.json, if it has any.
         options.update(temperature=None, top_p=None, top_k=None)
     if "stop_strings" in options:
         options["tokenizer"] = tokenizer

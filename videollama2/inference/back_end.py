@@ -1,7 +1,7 @@
-"""What answers requests, as servers and programs see it.
+"""The interface between a model that answers requests and the servers and programs that use it.
 
-:class:`videollama2.inference.engine.Engine` is one such class. A model that runs elsewhere (in another library, on
-another machine) is another class with these members; nothing else of the package asks an engine for more.
+:class:`videollama2.inference.engine.Engine` implements it. A model that runs elsewhere (in another library, on another
+machine) can be added as another class with these members; the rest of the package uses no others.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CacheUse:
-    """What a back end remembers, for monitoring.
+    """Statistics of a back end's caches, for monitoring.
 
     Attributes:
-        media_hits, media_misses: times that the tokens of a medium were known, or had to be computed.
-        media_bytes: memory that tokens of media take.
-        prefix_bytes: memory that key-values of prompt beginnings take.
+        media_hits, media_misses: how often the tokens of a medium were cached, and how often they had to be computed.
+        media_bytes: size of the cached media tokens.
+        prefix_bytes: size of the cached key-values of prompt beginnings.
     """
 
     media_hits: int = 0
@@ -43,43 +43,45 @@ class BackEnd(Protocol):
 
     @property
     def max_length(self) -> int:
-        """Tokens that prompt and answer of one request may have together."""
+        """Maximum number of tokens of one request, prompt and answer together."""
         ...
 
     @property
     def max_batch(self) -> int:
-        """Requests that run at once."""
+        """Maximum number of requests that run at the same time."""
         ...
 
     @property
     def max_queue(self) -> int:
-        """Requests that may wait; more are refused."""
+        """Maximum number of waiting requests; more are refused."""
         ...
 
     @property
     def closed(self) -> bool:
-        """It takes no request any more: it was closed, or it broke."""
+        """Whether the back end accepts no more requests, because it was closed or has failed."""
         ...
 
     @property
     def load(self) -> Mapping[str, int]:
-        """Requests that are ``decoding``, ``prefilling`` and ``waiting`` now."""
+        """Return the current number of ``decoding``, ``prefilling`` and ``waiting`` requests."""
         ...
 
     @property
     def caches(self) -> CacheUse:
-        """What is remembered between requests."""
+        """Return statistics of what is cached between requests."""
         ...
 
     def submit(self, messages: Any, media: Sequence[Any] = (), **options: Any) -> Answer:
-        """Hand in one request; arguments of :class:`videollama2.inference.request.Request`.
+        """Submit one request; the arguments are those of :class:`videollama2.inference.request.Request`.
 
         Raises:
-            PromptError, ConfigError: the request breaks a rule. RequestTooLongError: it cannot fit.
-            QueueFullError: too many wait. EngineError: closed.
+            PromptError, ConfigError: the request is invalid.
+            RequestTooLongError: the request is longer than ``max_length``.
+            QueueFullError: ``max_queue`` requests are waiting already.
+            EngineError: the back end is closed.
         """
         ...
 
     def close(self) -> None:
-        """Cancel everything and take no request any more."""
+        """Cancel all requests and accept no more."""
         ...

@@ -1,18 +1,22 @@
-"""The running requests: rows of the slots, prefilled and then decoded together.
+"""The batch of running requests: each has a row of the slots, in which it is prefilled and then decoded.
 
-A forward pass works on neighbouring rows, so the rows in use must have no gap and those of one pass must lie together.
-That gives the order: rows ``0 .. d-1`` decode, the rows from ``d`` on are being prefilled. Being prefilled is either
-one long prompt, over several passes, or several short ones in a single pass; so between two passes there is one at
-most.
+A forward pass computes a contiguous range of rows. Rows in use must therefore have no gap, and the rows of one pass
+must be adjacent: rows ``0 .. d-1`` are decoding, and the rows from ``d`` on are being prefilled. A prefill is either
+one long prompt over several passes, or several short prompts in a single pass. So between two passes, at most one row
+is being prefilled.
 
-With d = 4 and one prompt P being prefilled, this is what happens when B has had its last token::
+With d = 4 and a prompt P being prefilled, this is what happens after the last token of B::
 
     row                    0  1  2  3  4
     before                 A  B  C  D  P
     D moves into the gap   A  D  C  .  P     the last decoding row is copied, as far as it is filled
     P moves down by one    A  D  C  P  .     the prefilling row closes up behind
 
-When P's prompt is computed, row d is where it lies already: it only counts as decoding from then on.
+When the prefill of P is complete, P is already in row d, so it only needs to be counted as decoding from then on.
+
+Requests that begin alike share work through the prefix cache. :meth:`Batch.admit` copies the cached beginning of a
+prompt into the request's row, so that only the rest is prefilled. When a row is prefilled, and again when its
+request leaves, the key-values of the row are copied into the cache.
 """
 
 from __future__ import annotations
@@ -34,15 +38,16 @@ _Ended = tuple[Task, "str | Exception"]
 
 
 WORTH_WAITING = 2 * BLOCK
-"""Tokens of a common beginning from which it is computed once, for the others to take over."""
+"""Length in tokens from which a common beginning is computed by one request first, so that the others can copy it."""
 
 
 class Batch:
-    """The tasks in the slots: ``decoding[n]`` has row n, and ``prefilling`` the rows behind. Used by the model's thread
-    alone.
+    """The tasks in the slots: ``decoding[n]`` has row n, and ``prefilling`` has the rows after them.
+
+    Only the model's thread may use it.
 
     Args:
-        on_end: called with each task that left, its ``finish_reason`` and its error.
+        on_end: called for each task that leaves, with the task, its ``finish_reason`` and its error.
     """
 
     def __init__(
@@ -60,8 +65,10 @@ class Batch:
         return [*self.decoding, *self.prefilling]
 
     def admit(self, task: Task) -> None:
-        """Prepare the last task of ``prefilling``, whose media are encoded: copy the known beginning of its prompt into
-        its row, and embed the prompt."""
+        """Prepare the last task of ``prefilling``, whose media are encoded.
+
+        This copies the cached beginning of its prompt into its row and embeds the prompt.
+        """
         row = len(self.decoding) + len(self.prefilling) - 1
         try:
             task.filled = task.cached = self.prefixes.load(task.identity, self.decoder.slots, row)
@@ -71,12 +78,12 @@ class Batch:
             self.fail(task, error)
 
     def can_join(self, task: Task, budget: int) -> bool:
-        """Whether a task's prompt may be computed in one pass with those being prefilled.
+        """Return whether a task's prompt may be computed in the same pass as those being prefilled.
 
-        The pass is as wide as its longest prompt and ends all of them. A task that begins like one of them waits where
-        that saves much: once the first is known, only the rest is left. Where they have little in common that is not
-        known yet (two questions about a known clip that begin with the same words), another pass over the weights
-        would take longer than computing that little twice.
+        The pass is as wide as its longest prompt and completes all of them. A task whose prompt begins like one of them
+        waits if that saves much: once the first is cached, only the rest has to be computed. If they share little that
+        is not cached yet (two questions about a cached clip that begin with the same words), an additional pass over
+        the weights would take longer than computing that little twice.
         """
         known = self.prefixes.known(task.identity)
         longest = max(len(task.input_ids) - known, *(other.remaining for other in self.prefilling))
@@ -86,7 +93,7 @@ class Batch:
         return all(_common(task.identity, other.identity, known) < WORTH_WAITING for other in self.prefilling)
 
     def prefill(self, budget: int) -> int:
-        """Compute up to ``budget`` prompt positions of those being prefilled; returns how many it took."""
+        """Compute up to ``budget`` positions of the prompts being prefilled; returns how many were computed."""
         tasks = list(self.prefilling)
         if not tasks:
             return 0
@@ -109,7 +116,7 @@ class Batch:
 
     def decode(self) -> None:
         """Compute one token of every running request."""
-        # One that has just been prefilled has its token of this round; decoding it too keeps all in step.
+        # A task that was just prefilled already has a token of this round. It is decoded too, in step with the others.
         tasks = list(self.decoding)
         if not tasks:
             return
@@ -117,7 +124,7 @@ class Batch:
             logits_BV = self.decoder.decode(tasks)
         except Exception as error:  # noqa: BLE001 - whatever went wrong ends these requests and no others
             if self.prefilling:
-                # All decoding rows go at once: the prefilling one becomes row 0.
+                # All decoding rows have failed and leave at once, so the prefilling row becomes row 0.
                 self.decoder.slots.move(len(tasks), 0, self.prefilling[0].filled)
             self.decoding.clear()
             for task in tasks:
@@ -126,22 +133,22 @@ class Batch:
         self._accept(tasks, logits_BV)
 
     def drop_cancelled(self) -> None:
-        """Give up the slots of those that were cancelled."""
+        """Remove the tasks that were cancelled and free their rows."""
         if self.prefilling and self.prefilling[0].channel.cancelled:
             self.end(self.prefilling.pop(), "cancelled")
         self._leave([(task, "cancelled") for task in self.decoding if task.channel.cancelled])
 
     def abandon(self) -> list[Task]:
-        """Forget all tasks, which are returned; nothing is computed."""
+        """Remove and return all tasks, without computing anything."""
         tasks, self.prefilling, self.decoding = self.tasks, [], []
         return tasks
 
     def end(self, task: Task, reason: str) -> None:
-        """Report the end of a task that holds no row, or whose row was just taken from it."""
+        """Report the end of a task that has no row, or has just lost it."""
         self._on_end(task, reason, None)
 
     def fail(self, task: Task, error: BaseException) -> None:
-        """Report that a task failed, as :meth:`end` does. An error of another library is wrapped in EngineError."""
+        """Report a task as failed, see :meth:`end`. Errors of other libraries are wrapped in EngineError."""
         if not isinstance(error, VideoLlama2Error):
             wrapped = EngineError(f"the request failed: {type(error).__name__}: {error}")
             wrapped.__cause__ = error
@@ -149,7 +156,7 @@ class Batch:
         self._on_end(task, "error", error)
 
     def _accept(self, tasks: list[Task], logits_BV: torch.Tensor) -> None:
-        # Not a number is no logit: sampling from it would be a fault of the whole batch.
+        # Rows with NaN logits fail on their own; sampling from them would raise an error for the whole batch.
         broken = logits_BV.isnan().any(-1).tolist()
         ids = choose(logits_BV.nan_to_num(), [task.chooser for task in tasks])
         ended: list[_Ended] = []
@@ -165,19 +172,19 @@ class Batch:
         self._leave(ended)
 
     def _leave(self, ended: Sequence[_Ended]) -> None:
-        """Take tasks out of their rows and close the gaps, as the module's head shows."""
+        """Remove tasks from their rows and close the gaps, as shown in the module's docstring."""
         slots = self.decoder.slots
         for task, reason in ended:
-            # Rows of earlier rounds of this loop have moved, so each task is looked up anew.
+            # Earlier rounds of this loop have moved rows, so each task's row is looked up anew.
             row, last = self.decoding.index(task), len(self.decoding) - 1
-            # Its key-values are copied out first: the next line but one writes over them.
+            # Its key-values are copied to the prefix cache first, because the move below overwrites them.
             self._remember(task, row)
             self.decoding[row] = self.decoding[last]
             if row != last:
                 slots.move(last, row, self.decoding[last].filled)
             self.decoding.pop()
             if self.prefilling:
-                # There is one at most, see above; what it has filled so far goes with it.
+                # At most one row is being prefilled here, see the module's docstring. Its filled part moves with it.
                 slots.move(last + 1, last, self.prefilling[0].filled)
             if isinstance(reason, Exception):
                 self.fail(task, reason)
@@ -185,7 +192,7 @@ class Batch:
                 self.end(task, reason)
 
     def _remember(self, task: Task, row: int) -> None:
-        """Keep the key-values of a row for requests that begin alike, or drop all of them where memory is short."""
+        """Copy the key-values of a row to the prefix cache, or empty that cache if memory is short."""
         try:
             self.prefixes.store(task.identity[: task.filled], self.decoder.slots, row)
         except RuntimeError as error:
@@ -194,7 +201,7 @@ class Batch:
 
 
 def _common(one: Sequence[Hashable], other: Sequence[Hashable], known: int) -> int:
-    """Count the tokens that two sequences have in common behind the first ``known``, in whole blocks."""
+    """Count the tokens that two sequences share after the first ``known`` ones, in whole blocks."""
     if one[:known] != other[:known]:
         return 0
     end = known

@@ -1,4 +1,4 @@
-"""A conversation in the terminal with a model of this process."""
+"""A terminal chat with a model that runs in this process."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from videollama2.terminal_chat import HELP_WITH_SOUND, TerminalChat
 
 
 def file_part(kind: str, path: str, video_options: dict[str, Any], audio_only: bool = False) -> dict[str, Any]:
-    """The part of a message that names a file.
+    """Return the message part that refers to a file.
 
     Args:
-        video_options: how a video is read; other kinds take what of it they know.
-        audio_only: of a video, only the sound is heard.
+        video_options: options for reading videos; those that also apply to another kind are used for it too.
+        audio_only: use only the sound of a video.
     """
     of_video = {"of_video": True} if kind == VIDEO and audio_only else {}
     kind = AUDIO if of_video else kind
@@ -25,14 +25,17 @@ def file_part(kind: str, path: str, video_options: dict[str, Any], audio_only: b
 
 
 class Chat(TerminalChat):
-    """One conversation.
+    """A conversation with an engine of this process.
+
+    Each turn submits the whole conversation again. The engine's prefix cache still holds the key-values of the previous
+    turns, so only the new question is prefilled.
 
     Args:
-        engine: answers.
-        media_options: how videos are read: ``start``, ``end``, ``num_frames``, ``backend``, ``use_audio``.
-        audio_only: of videos, only the sound is heard.
-        options: of :class:`videollama2.inference.sampling.SamplingOptions`.
-        out: where answers and notices go.
+        engine: the engine that answers.
+        media_options: options for reading videos: ``start``, ``end``, ``num_frames``, ``backend``, ``use_audio``.
+        audio_only: use only the sound of videos.
+        options: options of :class:`videollama2.inference.sampling.SamplingOptions`.
+        out: stream to which answers and notices are written.
     """
 
     def __init__(
@@ -51,7 +54,7 @@ class Chat(TerminalChat):
             self.help = self.greeting = HELP_WITH_SOUND
 
     def read_medium(self, kind: str, path: str) -> tuple[dict[str, Any], str]:
-        """See :class:`TerminalChat`. The engine keeps what was read, so that the answer need not wait for it."""
+        """See :class:`TerminalChat`. The engine's reader keeps the medium, so the answer does not read it again."""
         part = file_part(kind, path, self.media_options, self.audio_only)
         read = [self.engine.reader.read(medium) for medium in media_parts(part, part["type"], [])]
         said = [f"{medium.frames} frames" for medium in read if medium.kind == VIDEO]
@@ -62,7 +65,7 @@ class Chat(TerminalChat):
         """See :class:`TerminalChat`."""
         options = dict(self.options)
         if options.get("seed") is not None:
-            # Repeatable as a whole, yet no two turns draw the same numbers.
+            # A chat with a seed is reproducible as a whole, but each turn uses different random numbers.
             options["seed"] = (options["seed"] + len(messages) // 2) % MAX_SEED
         answer = self.engine.submit(messages, **options)
         try:
@@ -71,5 +74,5 @@ class Chat(TerminalChat):
                 pieces.append(delta)
         except KeyboardInterrupt:
             answer.cancel()
-            pieces[:] = [answer.result().text]  # also what came between the last piece and the cancelling
+            pieces[:] = [answer.result().text]  # includes text generated between the last delta and cancel
             raise

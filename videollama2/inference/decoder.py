@@ -1,4 +1,4 @@
-"""The model's forward passes over the slots: a chunk of one prompt, or one token of every running request."""
+"""The model's forward passes over the slots: a chunk of prompts, or one token of every running request."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Decoder:
         cuda_graphs: replay decode steps as CUDA graphs.
 
     Raises:
-        ConfigError: ``cuda_graphs`` with a model that cannot be recorded.
+        ConfigError: ``cuda_graphs`` is set, but the model's steps cannot be recorded.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Decoder:
             _check_recordable(model)
         self.fixed = FixedShapes(self, record=True) if cuda_graphs else None
         if config._attn_implementation not in ("sdpa", "eager"):
-            # Flash and flex attention read neither rows of different lengths nor masks of our own.
+            # Flash and flex attention support neither rows of different lengths nor custom masks.
             model.model.language_model.set_attn_implementation("sdpa")
         self._eager = config._attn_implementation == "eager"
         self._layer_types = set(getattr(config, "layer_types", None) or ())
@@ -48,17 +48,17 @@ class Decoder:
             self._layer_types = {_SLIDING}
 
     def prefill(self, first: int, tasks: Sequence[Task], count: int) -> torch.Tensor | None:
-        """Compute the next prompt positions of rows ``first`` and on, up to ``count`` each.
+        """Compute the next prompt positions of the rows from ``first`` on, up to ``count`` per row.
 
         Returns:
-            Logits (B, V) behind the prompts, if this was the end of all of them; else None.
+            Logits (B, V) after the last token of each prompt if this pass completes all of them, else None.
         """
         counts = [min(count, task.remaining) for task in tasks]
         self.slots.select(first, [task.filled for task in tasks], count)
         embeds = [task.next_embeddings(own) for task, own in zip(tasks, counts, strict=True)]
-        # Shorter prompts are filled up behind: what is computed there, nobody looks at, and it is written over.
+        # Shorter prompts are padded at the end. What is computed there is never read, and is overwritten later.
         embeds_BLD = torch.cat([pad(rows_1LD, (0, 0, 0, count - rows_1LD.shape[1])) for rows_1LD in embeds])
-        # Logits of the last positions alone, and only where prompts end: lm_head is the widest layer.
+        # Logits are computed for last positions only, and only if the prompts end here: lm_head is the widest layer.
         ends = all(task.remaining == own for task, own in zip(tasks, counts, strict=True))
         logits_BV = self.run(embeds_BLD, masked=len(tasks) > 1, last=[own - 1 for own in counts] if ends else None)
         for task, own in zip(tasks, counts, strict=True):
@@ -66,21 +66,25 @@ class Decoder:
         return logits_BV
 
     def decode(self, tasks: list[Task]) -> torch.Tensor:
-        """Decode one step of rows 0 to B - 1; returns logits (B, V) behind each row's last token."""
+        """Decode one step of rows 0 to B - 1; returns logits (B, V) after each row's last token."""
         if self.fixed is not None:
             logits_BV = self.fixed.decode(tasks)
         else:
             weight = self.model.get_input_embeddings().weight
             ids_B1 = torch.tensor([[task.chooser.chosen[-1]] for task in tasks], device=weight.device)
             self.slots.select(0, [task.filled for task in tasks], 1)
-            # A single row needs no mask of ours.
+            # A single row needs no custom mask.
             logits_BV = self.run(self.model.get_input_embeddings()(ids_B1), len(tasks) > 1, last=[0] * len(tasks))
         for task in tasks:
             task.filled += 1
         return logits_BV
 
     def run(self, embeds_BLD: torch.Tensor, masked: bool, last: Sequence[int] | None) -> torch.Tensor | None:
-        """One pass at what the slots are aimed at: float32 logits (B, V) at one position of each row, or none."""
+        """Run one pass over the rows selected in the slots.
+
+        Returns:
+            float32 logits (B, V) at position ``last`` of each row, or None without ``last``.
+        """
         device = embeds_BLD.device
         hidden_BLD = self.model.model(
             inputs_embeds=embeds_BLD,
@@ -95,7 +99,7 @@ class Decoder:
         return self.model.lm_head(hidden_BD).float()
 
     def _masks(self, device: torch.device, dtype: torch.dtype) -> Any:
-        """The mask, or one per kind of layer where a decoder mixes them."""
+        """Return the attention mask, or a dictionary of masks by layer type for decoders with several types."""
         if self._layer_types == {_FULL, _SLIDING}:
             return {_FULL: self._mask(device, dtype, None), _SLIDING: self._mask(device, dtype, self._window)}
         return self._mask(device, dtype, self._window if self._layer_types == {_SLIDING} else None)
@@ -118,7 +122,7 @@ def _check_recordable(model: VideoLlama2ForConditionalGeneration) -> None:
 
 
 def remember_modes(model: VideoLlama2ForConditionalGeneration) -> Callable[[], None]:
-    """Note what an engine changes about a model (modes, attention); calling the result restores it."""
+    """Record the model settings that an engine changes (modes, attention); calling the result restores them."""
     modes = [(module, module.training) for module in model.modules()]
     attention = model.config.text_config._attn_implementation
 
