@@ -1,10 +1,11 @@
-"""The inference engine: every answer comes from here.
+"""The inference engine, which generates all answers of the package.
 
-Requests go in, text deltas come out. Decoding is one batch of one token per running request; between two such steps
-requests join and leave (:class:`Batch`). A new request is prefilled in chunks between steps, so a long prompt does not
-hold running answers back, and what is known of its beginning (:class:`PrefixCache`) is not computed again.
+It takes requests and returns text deltas. Each decode step computes one token for every running request; requests join
+and leave the batch between two steps (:class:`Batch`). A new request is prefilled in chunks between decode steps, so a
+long prompt does not delay running answers, and a cached beginning (:class:`PrefixCache`) is not computed again.
 
-Here: who waits, whose media are read and encoded, and who drives.
+This module manages the queue of waiting requests, the reading and encoding of their media, and who runs the steps: a
+thread of the engine, or the callers that read answers.
 """
 
 from __future__ import annotations
@@ -40,36 +41,37 @@ from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.processing import VideoLlama2Processor, media_tokens
 
 PREFILL_CHUNK = 512
-"""Prompt tokens computed between two decode steps."""
+"""Maximum number of prompt tokens computed between two decode steps."""
 
 _READ_AHEAD = 2
-"""Media are read for this many times ``max_batch`` waiting requests."""
+"""Media are read ahead for this many times ``max_batch`` waiting requests."""
 
 
 class Engine:
     """Answers requests with one model, many at a time; the package's own
     :class:`~videollama2.inference.back_end.BackEnd`.
 
-    While it is open the model is in evaluation mode and its decoder, where that had another one, uses ``sdpa``
-    attention; :meth:`close` (or leaving a ``with`` block) restores both.
+    While it is open, the model is in evaluation mode and its decoder uses ``sdpa`` attention if it had an unsupported
+    one; :meth:`close` (or leaving a ``with`` block) restores both.
 
     Args:
-        model, processor: of :func:`videollama2.model_init`.
-        max_batch: requests that run at once. None: 16, or fewer where memory is short.
-        max_length: positions of prompt + answer. None: 4096, or fewer where the model or memory is smaller.
-        media_cache_bytes: of visual tokens kept; or a :class:`MediaCache` to share.
-        prefix_cache_bytes: of key-values of prompt beginnings kept, 0 for none; or a :class:`PrefixCache` to share,
-            whose owner empties it when the weights change between engines.
-        max_queue: requests that may wait; more are refused.
-        prefill_chunk: prompt tokens computed between two decode steps.
-        background: True: media are read by threads and the model runs on one of its own, started by the first
-            request. False: no threads; whoever reads an answer advances the engine.
-        media_threads: that read media side by side, where there are threads.
-        cuda_graphs: replay decode steps as CUDA graphs, which frees them from the cost of starting kernels one by one.
-            For a dense, unquantised decoder on one GPU.
+        model, processor: results of :func:`videollama2.model_init`.
+        max_batch: maximum number of requests that run at the same time. None: 16, or fewer if memory is short.
+        max_length: maximum number of positions of prompt and answer. None: 4096, or fewer if the model or memory
+            requires it.
+        media_cache_bytes: size of the cache of media tokens; or a :class:`MediaCache` to share.
+        prefix_cache_bytes: size of the cache of prompt beginnings, 0 for none; or a :class:`PrefixCache` to share,
+            whose owner must empty it when the weights change between engines.
+        max_queue: maximum number of waiting requests; more are refused.
+        prefill_chunk: maximum number of prompt tokens computed between two decode steps.
+        background: True: threads read media, and the model runs on a thread of its own, which the first request
+            starts. False: there are no threads; reading an answer advances the engine.
+        media_threads: number of threads that read media, if there are threads.
+        cuda_graphs: replay decode steps as CUDA graphs, which avoids the cost of launching kernels one by one. Requires
+            a dense, unquantised decoder on one GPU.
 
     Raises:
-        ConfigError: a size out of range, or no memory for a single slot.
+        ConfigError: a size is out of range, or there is no memory for a single slot.
     """
 
     def __init__(
@@ -116,7 +118,7 @@ class Engine:
         self._bell = Bell()  # wakes the model's thread
         self._ahead = ReadAhead(self.reader.read, media_threads if background else 0, self._bell.ring)
         self._state = Condition()  # guards _waiting and closed; notified when a task leaves the queue or ends
-        self._stepping = Lock()  # without a thread, two readers may drive
+        self._stepping = Lock()  # without a thread, two readers may step the engine at once
         self._batch = Batch(self.decoder, self.prefixes, _end_of_tasks(self._ahead, self._state))
         self._media_weights, self._weights = WeightsWatch(media_modules(model)), WeightsWatch([model])
         self.closed = False
@@ -125,16 +127,20 @@ class Engine:
     # --------------------------------------------------------------------------------------------------- for callers
 
     def submit(self, messages: Any, media: Sequence[Any] = (), **options: Any) -> Answer:
-        """Hand in one request; arguments of :class:`Request`. Media are read later: their errors come with the answer.
+        """Submit one request, with the arguments of :class:`Request`.
+
+        Media are read later, so their errors are raised by the answer.
 
         Raises:
-            PromptError, ConfigError: the request breaks a rule. RequestTooLongError: it cannot fit into a slot.
-            QueueFullError: too many wait. EngineError: closed.
+            PromptError, ConfigError: the request is invalid.
+            RequestTooLongError: the request does not fit into a slot.
+            QueueFullError: ``max_queue`` requests are waiting already.
+            EngineError: the engine is closed.
         """
         return self.submit_request(Request(messages, media, **options))
 
     def submit_request(self, request: Request) -> Answer:
-        """As :meth:`submit`."""
+        """Submit a request that was made before; see :meth:`submit`."""
         prompt = request.prompt or self.processor.prompt(request.messages, **request.prompt_options)
         options = request.options
         if options.repetition_penalty is None:
@@ -147,7 +153,7 @@ class Engine:
         planned = [self.reader.planned_tokens(part) for part in request.media]
         counts = [count for count in planned if count is not None]
         if len(counts) == len(planned):
-            # Refused before anything is read or waited for.
+            # A request that is certainly too long is refused at once, before its media are read.
             task.lay_out(self.model.config, counts, self.max_length)
         task.media_keys = [self.reader.source_key(part) for part in request.media]
         with self._state:
@@ -171,11 +177,11 @@ class Engine:
     ) -> list[Result]:
         """Answer many requests; returns the results in their order.
 
-        A request that fails has a result with ``finish_reason`` "error" and its ``error``; the others go on.
+        A failed request has a result with ``finish_reason`` "error" and its ``error``; the others continue.
 
         Args:
-            progress: show a bar.
-            on_result: called with index and result as soon as each is there, in order of finishing.
+            progress: show a progress bar.
+            on_result: called with index and result as soon as a request finishes.
         """
         results: dict[int, Result] = {}
         running: dict[int, Answer] = {}
@@ -195,7 +201,7 @@ class Engine:
                     try:
                         running[index] = self.submit_request(request)
                     except QueueFullError:
-                        pending.appendleft((index, request))  # somebody else took the place
+                        pending.appendleft((index, request))  # another thread took the free place
                     except VideoLlama2Error as error:
                         keep(index, Result("", "error", error=error))
                 self._advance(running)
@@ -211,12 +217,13 @@ class Engine:
             return len(self._waiting) < self.max_queue
 
     def _advance(self, running: dict[int, Answer]) -> None:
-        """Advance the engine, or wait for its thread to do so, until an answer may be finished."""
+        """Run a step, or wait for the engine's thread, until an answer may have finished or the queue has room."""
         if not self._background:
             self.step()
             return
         with self._state:
-            # Checked under the lock that ends and departures notify under, so none goes by unseen.
+            # Checked while holding the condition that is notified when a task ends or leaves the queue, so that no
+            # notification is missed.
             full = len(self._waiting) >= self.max_queue
             if not any(answer.done for answer in running.values()) and (running or full):
                 self._state.wait()
@@ -224,15 +231,15 @@ class Engine:
     def forget(self) -> None:
         """Empty the caches of media and prompt beginnings.
 
-        Needed only after the model's weights changed in a way torch does not count, as by ``parameter.data``; training
-        steps and ``load_state_dict`` are noticed.
+        This is only necessary after a change of weights that torch does not track, such as through ``parameter.data``;
+        training steps and ``load_state_dict`` are detected.
         """
         with self._stepping:
             self.media.cache.clear()
             self.prefixes.clear()
 
     def close(self) -> None:
-        """Cancel everything and stop the threads. The engine takes no request any more."""
+        """Cancel all requests and stop the threads. The engine accepts no more requests."""
         with self._state:
             already, self.closed = self.closed, True
             for task in [*self._waiting, *self._batch.tasks]:
@@ -248,7 +255,7 @@ class Engine:
             self._restore()
 
     def abort(self, error: BaseException) -> None:
-        """Fail everything that is under way and take no more: the engine itself broke."""
+        """Fail all current requests and accept no more, because the engine itself has failed."""
         with self._state:
             self.closed = True
             tasks = [*self._waiting, *self._batch.abandon()]
@@ -264,7 +271,7 @@ class Engine:
 
     @property
     def load(self) -> dict[str, int]:
-        """Requests that ``decoding``, ``prefilling`` and ``waiting`` now."""
+        """Return the current number of ``decoding``, ``prefilling`` and ``waiting`` requests."""
         return {
             "decoding": len(self._batch.decoding),
             "prefilling": len(self._batch.prefilling),
@@ -273,7 +280,7 @@ class Engine:
 
     @property
     def caches(self) -> CacheUse:
-        """What is remembered between requests."""
+        """Return statistics of what is cached between requests."""
         media = self.media.cache
         return CacheUse(media.hits, media.misses, media.used_bytes, self.prefixes.used_bytes)
 
@@ -281,7 +288,7 @@ class Engine:
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to do before a request or a medium arrives."""
+        """Return whether there is nothing to do until a request or a medium arrives."""
         if self._batch.tasks:
             return False
         with self._state:
@@ -289,7 +296,7 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> None:
-        """One round: drop what was cancelled, prefill up to a chunk, decode one token of every running request."""
+        """Run one round: drop cancelled requests, prefill up to a chunk, decode one token of every running request."""
         with self._stepping, nullcontext() if self._background else interrupts_deferred():
             self._drop_cancelled()
             self._prefill()
@@ -312,11 +319,11 @@ class Engine:
             budget -= self._batch.prefill(budget)
 
     def _take(self, budget: int) -> bool:
-        """Admit waiting requests whose media are read: the first, and those that can be prefilled together with it."""
+        """Admit the first waiting request whose media are read, and those that can be prefilled together with it."""
         if len(self._batch.decoding) >= self.max_batch:
             return False
         with self._state:
-            # Media of all that may soon run are encoded together.
+            # The media of all requests that could run next are encoded together.
             room = self.max_batch - len(self._batch.decoding)
             ready = [task for task in self._waiting if task.media_ready][:room]
         if ready:
@@ -325,18 +332,18 @@ class Engine:
             if not task.identity:
                 task.name_positions(self.model.config)
             if self._batch.prefilling and not self._batch.can_join(task, budget):
-                continue  # it leads the next pass, or joins it: the first of the queue is never left behind
+                continue  # it waits for a later pass; as each pass begins with the first of the queue, none starves
             with self._state:
                 self._waiting.remove(task)
-                self._batch.prefilling.append(task)  # at no time in neither: close and abort look in both
+                self._batch.prefilling.append(task)  # under one lock: close and abort search both lists
                 self._state.notify_all()
             self._batch.admit(task)
             task.give_back(self._ahead)
-        self._read_ahead()  # some have left, failed or been cancelled
+        self._read_ahead()  # tasks have left the queue, so others move up
         return bool(self._batch.prefilling)
 
     def _notice_new_weights(self) -> None:
-        """Empty the caches if weights changed since the last look."""
+        """Empty the caches if weights have changed since the last check."""
         if self._media_weights.changed():
             self.media.cache.clear()
         if self._weights.changed():
@@ -347,7 +354,7 @@ class Engine:
     # ---------------------------------------------------------------------------------------------------------- media
 
     def _read_ahead(self) -> None:
-        """Have the media of the next requests read. Those of all waiting requests would take too much memory."""
+        """Start reading the media of the next requests. Those of all waiting requests would take too much memory."""
         with self._state:
             for task in list(self._waiting)[: _READ_AHEAD * self.max_batch]:
                 if not task.media_asked:
@@ -355,11 +362,11 @@ class Engine:
                     task.readings = [self._ahead.ask(key, part) for key, part in pairs]
 
     def _encode(self, tasks: list[Task]) -> list[Task]:
-        """Encode the media of tasks; returns the tasks that fit and whose media could be read, and fails the others."""
+        """Encode the media of tasks; returns the tasks that fit and whose media are readable, and fails the others."""
         good = [task for task in tasks if self._attempt(task, self._collect)]
         try:
             self.media.encode([medium for task in good for medium in task.media])
-        except Exception:  # noqa: BLE001 - each by itself tells whose fault it was
+        except Exception:  # noqa: BLE001 - encoding one by one shows which task is at fault
             good = [task for task in good if self._attempt(task, lambda task: self.media.encode(task.media))]
         return good
 
@@ -372,7 +379,7 @@ class Engine:
         task.lay_out(config, counts, self.max_length)
 
     def _attempt(self, task: Task, work: Callable[[Task], None]) -> bool:
-        """Do something for a waiting task, which leaves if it fails."""
+        """Do some work for a waiting task and return whether it succeeded; a task whose work fails leaves the queue."""
         try:
             work(task)
         except Exception as error:  # noqa: BLE001 - whatever was raised belongs to this request alone
@@ -386,8 +393,8 @@ class Engine:
 def _end_of_tasks(ahead: ReadAhead, state: Condition) -> Callable[[Task, str, VideoLlama2Error | None], None]:
     """Return the function that ends a task.
 
-    It does not refer to the engine: that would be a circle, and the slots' memory would stay until the garbage
-    collector runs.
+    It does not reference the engine: the reference cycle would keep the slots' memory until the garbage collector
+    runs.
     """
 
     def end(task: Task, reason: str, error: VideoLlama2Error | None) -> None:

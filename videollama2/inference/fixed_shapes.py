@@ -1,9 +1,9 @@
-"""Decode steps of a few fixed shapes, which a GPU can replay as CUDA graphs.
+"""Decode steps with a few fixed shapes, which a GPU can replay as CUDA graphs.
 
-A step of a large model is some thousand small kernels. Started one by one from Python they take longer than reading the
-weights; recorded once and replayed together they do not. A recording holds for one number of rows and one number of
-positions looked at, so both are rounded up: rows without a request write where nobody reads, and masks hide what
-lies beyond each row's own positions.
+A step of a large model consists of some thousand small kernels. Launching them one by one from Python takes longer than
+reading the weights; recording them once and replaying them together does not. A recording is valid for one number of
+rows and one number of attended positions, so both are rounded up. Rows without a request write to a position that is
+never read, and masks hide everything beyond each row's own positions.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from videollama2.inference.task import Task
 
 POSITIONS = 256
-"""Positions looked at are rounded up to a multiple of this."""
+"""The number of attended positions is rounded up to a multiple of this."""
 
 _WARM_UP = 2
-"""Runs before a recording: libraries choose kernels and take work space at first."""
+"""Number of runs before a recording, in which libraries choose kernels and allocate their workspace."""
 
 
 @dataclass
 class _Step:
-    """One shape: where ids and positions (B, 1) are written and logits (B, V) are read."""
+    """The buffers of one shape: ids and positions (B, 1) are written to them, logits (B, V) are read from them."""
 
     ids: torch.Tensor
     positions: torch.Tensor
@@ -36,10 +36,10 @@ class _Step:
 
 
 class FixedShapes:
-    """Decodes for a :class:`Decoder`.
+    """Runs the decode steps of a :class:`Decoder`.
 
     Args:
-        record: replay CUDA graphs; else compute the same steps as usual.
+        record: replay CUDA graphs; if False, compute the same steps directly.
     """
 
     def __init__(self, decoder: Decoder, record: bool) -> None:
@@ -48,7 +48,7 @@ class FixedShapes:
         self._pool = None
 
     def decode(self, tasks: list[Task]) -> torch.Tensor:
-        """Logits (B, V) behind each task's last token; they hold until the next call."""
+        """Return logits (B, V) after each task's last token; they are valid until the next call."""
         slots = self._decoder.slots
         rows = min(1 << (len(tasks) - 1).bit_length(), slots.max_batch)
         length = min(-(-(max(task.filled for task in tasks) + 1) // POSITIONS) * POSITIONS, slots.max_length)
@@ -56,7 +56,7 @@ class FixedShapes:
         if step is None:
             step = self._steps[rows, length] = self._prepare(rows, length)
         empty = rows - len(tasks)
-        # The last position of a slot is never used by its request: the last token of an answer is not computed on.
+        # No request uses the last position of its slot, because the last token of an answer is never fed back.
         nowhere = slots.max_length - 1
         _fill(step.ids, [task.chooser.chosen[-1] for task in tasks] + [0] * empty)
         _fill(step.positions, [task.filled for task in tasks] + [nowhere] * empty)
@@ -64,11 +64,11 @@ class FixedShapes:
             step.logits = self._compute(step)
         else:
             step.graph.replay()
-        assert step.logits is not None  # a recording has computed them once
+        assert step.logits is not None  # recording has computed them once
         return step.logits[: len(tasks)]
 
     def forget(self) -> None:
-        """Drop all recordings: they point at weights that may be gone."""
+        """Drop all recordings, because they point at weights that may no longer exist."""
         self._steps.clear()
         self._pool = None
 

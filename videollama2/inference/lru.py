@@ -1,4 +1,4 @@
-"""A store that keeps what was used last, within a bound. Every cache of the package is one, or is built on one."""
+"""A size-bounded store that keeps the most recently used values. All caches of the package are built on it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Value = TypeVar("Value")
 
 
 class LruStore(Generic[Key, Value]):
-    """Maps keys to values; the least recently used go when there is no room. Safe to use from several threads.
+    """Maps keys to values, and drops the least recently used ones to stay within its bound. Thread-safe.
 
     Args:
         max_size: bound on the sum of the values' sizes. A value larger than this is not kept; 0 keeps nothing.
-        size_of: size of a value, usually in bytes; by default each counts 1, so that ``max_size`` bounds their number.
+        size_of: returns the size of a value, usually in bytes; 1 by default, so that ``max_size`` bounds their number.
     """
 
     def __init__(self, max_size: int, size_of: Callable[[Value], int] = lambda value: 1) -> None:
@@ -29,7 +29,7 @@ class LruStore(Generic[Key, Value]):
         self._lock = Lock()
 
     def get(self, key: Key) -> Value | None:
-        """The value, which counts as used now, or None; either way counted in ``hits`` or ``misses``."""
+        """Return the value and mark it as used, or return None. The access is counted in ``hits`` or ``misses``."""
         with self._lock:
             if key not in self._entries:
                 self.misses += 1
@@ -39,7 +39,7 @@ class LruStore(Generic[Key, Value]):
             return self._entries[key]
 
     def put(self, key: Key, value: Value) -> None:
-        """Keep a value, in place of one that the key had."""
+        """Store a value, replacing an earlier one of this key."""
         size = self._size_of(value)
         with self._lock:
             self._drop(key)
@@ -50,29 +50,29 @@ class LruStore(Generic[Key, Value]):
             self.used_size += size
 
     def make_room(self, size: int) -> None:
-        """Drop what must go before a value of this size is put: who makes it first would hold both for a moment."""
+        """Drop values until one of this size fits. Call it before making the value, so that memory stays bounded."""
         with self._lock:
             self._shrink(self.max_size - size)
 
     def touch(self, key: Key) -> None:
-        """Count the value as used now, if there is one; neither a hit nor a miss."""
+        """Mark the value, if there is one, as used now, without counting a hit or a miss."""
         with self._lock:
             if key in self._entries:
                 self._entries.move_to_end(key)
 
     def drop(self, key: Key) -> None:
-        """Forget the value of this key, if there is one."""
+        """Remove the value of this key, if there is one."""
         with self._lock:
             self._drop(key)
 
     def clear(self) -> None:
-        """Forget every value."""
+        """Remove all values."""
         with self._lock:
             self._entries.clear()
             self.used_size = 0
 
     def values(self) -> Iterator[Value]:
-        """The values at this moment, least recently used first."""
+        """Iterate over a snapshot of the values, least recently used first."""
         with self._lock:
             return iter(list(self._entries.values()))
 

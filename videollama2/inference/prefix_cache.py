@@ -1,8 +1,9 @@
-"""Key-values of prompt beginnings, so that a second question about a video prefills only the question.
+"""A cache of the key-values of prompt beginnings, so that a second question about a video prefills only the question.
 
-Sequences are cut into blocks of a fixed number of tokens. A block is known by everything up to its end: the tokens
-and, where media stand, their content. So any two requests share exactly the blocks they have in common, whichever
-came first, and each is kept once. Least recently used blocks go first.
+Sequences are divided into blocks of a fixed number of tokens. The key of a block is a digest of the sequence from its
+start to the end of the block: its token ids and the content of its media. Any two requests therefore share exactly the
+blocks of their common beginning, whichever came first, and each block is stored once. A lookup follows the chain of
+keys from the start of the prompt until a block is missing. The least recently used blocks are dropped first.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from videollama2.inference.lru import LruStore
 from videollama2.inference.slots import KeyValueSlots
 
 BLOCK = 32
-"""Tokens per block: a shorter common beginning is not reused."""
+"""Number of tokens per block; a shorter common beginning is not reused."""
 
 DEFAULT_MAX_BYTES = 1 << 29
 
 
 class PrefixCache:
-    """Blocks of key-values, bounded by bytes. Used by the model's thread alone.
+    """A store of key-value blocks, bounded in bytes. Only the model's thread may use it.
 
     Args:
-        max_bytes: 0 keeps nothing.
+        max_bytes: maximum size of all blocks together; 0 stores nothing.
     """
 
     def __init__(self, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
@@ -33,26 +34,26 @@ class PrefixCache:
 
     @property
     def max_bytes(self) -> int:
-        """The bound."""
+        """The maximum size of all blocks together."""
         return self._blocks.max_size
 
     @property
     def used_bytes(self) -> int:
-        """Memory that the blocks take now."""
+        """The current size of all blocks together."""
         return self._blocks.used_size
 
     def known(self, identity: Sequence[Hashable]) -> int:
-        """Positions that :meth:`load` would fill."""
+        """Return the number of positions that :meth:`load` would fill."""
         keys = _keys(identity[:-1])
         return BLOCK * next((number for number, key in enumerate(keys) if key not in self._blocks), len(keys))
 
     def load(self, identity: Sequence[Hashable], slots: KeyValueSlots, row: int) -> int:
-        """Fill a row with the known beginning of a sequence; returns how many positions.
+        """Fill a row with the cached beginning of a sequence; returns the number of positions filled.
+
+        At least the last position is left to compute, because a request needs the logits of its last token.
 
         Args:
-            identity: per position, what stands there: a token id, or (content of a medium, index within it).
-
-        At least one position is left to compute: a request needs the logits of its last token.
+            identity: what each position holds: a token id, or (content of a medium, index within it).
         """
         loaded: list[bytes] = []
         for key in _keys(identity[:-1]):
@@ -65,32 +66,32 @@ class PrefixCache:
         return BLOCK * len(loaded)
 
     def store(self, identity: Sequence[Hashable], slots: KeyValueSlots, row: int) -> None:
-        """Keep the blocks of a row whose key-values are all computed."""
+        """Store the complete blocks of a row whose key-values for ``identity`` are all computed."""
         if self.max_bytes == 0:
             return
         size = slots.bytes_per_position * BLOCK
-        # What cannot all be kept is kept from its beginning.
+        # If the whole sequence does not fit into the cache, only its beginning is stored.
         keys = _keys(identity)[: self.max_bytes // size if size else None]
-        # Blocks of this chain that are there already must not be the ones that make room for the new ones.
+        # Blocks of this sequence that are stored already must not be dropped to make room for its new ones.
         self._use(keys)
         for number, key in enumerate(keys):
             if key not in self._blocks:
-                # Before the copy is made, so that the bound holds at every moment.
+                # Room is made before the copy, so that the bound holds at every moment.
                 self._blocks.make_room(size)
                 self._blocks.put(key, slots.read(row, number * BLOCK, (number + 1) * BLOCK))
         self._use(keys)
 
     def _use(self, chain: Sequence[bytes]) -> None:
-        """Count the blocks of a chain as used, the first one last.
+        """Mark the blocks of a sequence as used, the first one last.
 
-        The beginning of a chain is worth most: without it, the rest cannot be found. So of one chain, the end goes
-        first when room is needed.
+        The beginning of a sequence is the most valuable part, because later blocks cannot be found without it. Marking
+        it last makes it the most recently used, so that the end of a sequence is dropped first.
         """
         for key in reversed(chain):
             self._blocks.touch(key)
 
     def clear(self) -> None:
-        """Forget everything; needed after the model's weights changed."""
+        """Remove all blocks; necessary after the model's weights have changed."""
         self._blocks.clear()
 
     def __len__(self) -> int:
@@ -98,7 +99,7 @@ class PrefixCache:
 
 
 def _keys(identity: Sequence[Hashable]) -> list[bytes]:
-    """One key per whole block; each covers all blocks before it."""
+    """Return one key per complete block; each key covers all blocks before it too."""
     keys = []
     digest = blake2b(digest_size=16)
     for start in range(0, len(identity) - BLOCK + 1, BLOCK):

@@ -1,4 +1,4 @@
-"""The engine's input: a request, its messages, and the media that its messages name."""
+"""The engine's input: requests, their messages, and the media that the messages refer to."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from videollama2.processing.read_options import ReadOptions
 from videollama2.prompting import Message, check_last, check_messages, user_messages
 
 _SOURCES = ("path", "url", "source")
-"""Names under which a media part may hold its source, beside its own type."""
+"""Keys under which a media part may hold its source, besides its own type."""
 
 
 @dataclass(frozen=True)
 class TokenPrompt:
-    """A prompt that is tokens already; stands where a :class:`videollama2.prompting.Prompt` does.
+    """A prompt that is already tokenised; replaces a :class:`videollama2.prompting.Prompt`.
 
     Attributes:
-        ids: of the tokens.
-        text: they were made from, for the record.
+        ids: the token ids.
+        text: the text from which they were made, for logging only.
     """
 
     ids: tuple[int, ...]
     text: str = ""
 
     def token_ids(self, tokenizer: Any) -> list[int]:
-        """The tokens."""
+        """Return the token ids."""
         return list(self.ids)
 
 
 @dataclass(frozen=True)
 class MediaPart:
-    """One medium as a request names it: its kind, where it is, and how it is read."""
+    """One medium of a request: its kind, its source, and the options for reading it."""
 
     kind: str
     source: Any
@@ -47,21 +47,22 @@ class Request:
     """One question, or a conversation.
 
     Args:
-        messages: a question; a :class:`TokenPrompt`, from which the answer goes on; or messages with ``role`` and
-            ``content``; content is text or a list of parts:
+        messages: a question; a :class:`TokenPrompt`, which the answer continues; or messages with ``role`` and
+            ``content``, where content is text or a list of parts:
             ``{"type": "text", "text": ...}``, ``{"type": "video", "path": ..., "start": 3.5, "num_frames": 16}``,
             ``{"type": "image", "image": picture}``, ``{"type": "audio", "path": ...}``. A video part with
-            ``"use_audio": True`` is heard too. Sources are paths, bytes, PIL images, arrays, lists of frames, or what
-            the processor made.
-        media: sources for the parts that name none, in reading order. With a plain question, pairs
-            ``("video", source)`` or parts as above, which then stand before it.
-        add_generation_prompt: end the prompt where the template begins an answer of the assistant.
-        continue_final_message: the last message is the beginning of the assistant's answer, which goes on from it.
+            ``"use_audio": True`` is used with its sound. Sources are paths, bytes, PIL images, arrays, lists of frames,
+            or outputs of the processor.
+        media: sources for the parts that have none, in reading order. With a plain question, pairs
+            ``("video", source)`` or parts as above, which are then placed before it.
+        add_generation_prompt: end the prompt with the template's beginning of an answer of the assistant.
+        continue_final_message: treat the last message as the beginning of the assistant's answer and continue it.
         template_options: ``tools``, ``documents`` and variables of the model's chat template.
-        options: of :class:`SamplingOptions`.
+        options: options of :class:`SamplingOptions`.
 
     Raises:
-        PromptError: messages or media break a rule. ConfigError: an option out of range.
+        PromptError: messages or media are invalid.
+        ConfigError: an option is out of range.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Request:
     ) -> None:
         self.options = SamplingOptions(**options)
         self.prompt = messages if isinstance(messages, TokenPrompt) else None
-        """What is read in place of messages."""
+        """The prompt that is used instead of messages, if any."""
         if isinstance(messages, TokenPrompt):
             if media:
                 raise PromptError("a prompt of tokens has no places for media")
@@ -93,7 +94,7 @@ class Request:
             "continue_final_message": continue_final_message,
             "template_options": template_options,
         }
-        """How :func:`videollama2.prompting.build_prompt` renders the messages."""
+        """Options with which :func:`videollama2.prompting.build_prompt` renders the messages."""
 
 
 def _as_part(item: Any) -> Message:
@@ -108,7 +109,7 @@ def _as_part(item: Any) -> Message:
 
 
 def _resolve(messages: Sequence[Message], media: list[Any]) -> tuple[list[Message], list[MediaPart]]:
-    """Messages with bare media parts, and the media in reading order."""
+    """Separate media from messages; returns messages with bare media parts, and the media in reading order."""
     given = len(media)
     found: list[MediaPart] = []
     bare: list[Message] = []
@@ -131,10 +132,10 @@ def _resolve(messages: Sequence[Message], media: list[Any]) -> tuple[list[Messag
 
 
 def split_sounds(messages: Sequence[Message], media: Sequence[Any]) -> tuple[list[Message], list[Any]]:
-    """Messages whose videos with sound say so, and the media with each sound behind its video.
+    """Mark videos that have sound in the messages, and place each sound after its video in the media.
 
     Args:
-        media: in reading order; a video with sound is ``{"video": ..., "audio": ...}``, as a processor returns it.
+        media: media in reading order; a video with sound is ``{"video": ..., "audio": ...}``, as processors return it.
     """
     remaining = iter(media)
     marked: list[Message] = []
@@ -151,10 +152,10 @@ def _marked(part: Message, remaining: Iterator[Any]) -> Message:
 
 
 def media_parts(part: Message, kind: str, media: list[Any]) -> list[MediaPart]:
-    """The medium of a message part; of a video that is heard too, the pictures and the sound.
+    """Return the medium of a message part; for a video with sound, the frames and the sound as two media.
 
     Args:
-        media: sources for parts that name none; the first one is taken off.
+        media: sources for parts that have none; if this part has none, the first source is removed and used.
     """
     options = {name: value for name, value in part.items() if name not in ("type", kind, *_SOURCES)}
     source = next((part[name] for name in (kind, *_SOURCES) if part.get(name) is not None), None)

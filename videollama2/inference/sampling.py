@@ -1,4 +1,4 @@
-"""How the next token is chosen: options of one request, and the choice for a whole batch."""
+"""Token sampling: the options of a request, and the choice of the next tokens for a whole batch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from videollama2.inference.structure import Constraint, Structure
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 
 GREEDY_BELOW = 1e-5
-"""A temperature below this is greedy: nothing but the most likely token would be left, and logits over it overflow."""
+"""A lower temperature counts as greedy: only the most likely token would remain, and dividing logits would overflow."""
 
 
 @dataclass(frozen=True)
@@ -25,29 +25,29 @@ class SamplingOptions:
     """Sampling options of one request.
 
     Args:
-        max_new_tokens: the answer ends there; None: as many as fit.
-        min_new_tokens: no end of text before.
-        temperature: 0 takes the most likely token (greedy).
-        top_p: sample from the most likely tokens whose probabilities sum up to this.
-        top_k: sample from so many most likely tokens; 0: from all.
-        min_p: sample from tokens at least this many times as likely as the most likely one; 0: from all.
-        repetition_penalty: divides positive and multiplies negative logits of tokens already answered. The prompt does
-            not count, as in the published code, which generates from embeddings. None: the checkpoint's, as published
-            (``generation_config.json``).
-        frequency_penalty: taken from a token's logit for each time the answer holds it, -2 to 2.
-        presence_penalty: taken from the logit of each token that the answer holds, -2 to 2.
-        logit_bias: token id -> what is added to its logit, -100 to 100.
-        no_repeat_ngram_size: no run of so many tokens comes twice in an answer; 0: any may.
-        structure: the form that the answer must have; not with ``ignore_eos`` or ``min_new_tokens``.
-        stop: texts that end the answer; they are not part of it.
-        end_ids: tokens that end the answer, in place of the model's ends of text; None: those.
-        ignore_eos: go on behind an end of text, which then is a token like any other.
-        skip_special_tokens: leave the names of control tokens out of the text.
-        seed: the same seed gives the same answer, whatever else runs; None: another one each time.
-        logprobs: None, or how many most likely tokens to report beside each chosen one (0: the chosen one alone).
+        max_new_tokens: maximum length of the answer; None for as many tokens as fit.
+        min_new_tokens: minimum length of the answer; end-of-text tokens are forbidden before it is reached.
+        temperature: 0 always chooses the most likely token (greedy).
+        top_p: sample from the most likely tokens whose probabilities add up to this value.
+        top_k: sample from this number of most likely tokens; 0 for all.
+        min_p: sample from tokens at least this many times as likely as the most likely one; 0 for all.
+        repetition_penalty: divides positive and multiplies negative logits of tokens already in the answer. The prompt
+            does not count, as in the published code, which generates from embeddings. None for the checkpoint's value
+            (``generation_config.json``), as published.
+        frequency_penalty: subtracted from a token's logit for each time it occurs in the answer, -2 to 2.
+        presence_penalty: subtracted from the logit of each token that occurs in the answer, -2 to 2.
+        logit_bias: token id -> value added to its logit, -100 to 100.
+        no_repeat_ngram_size: no sequence of this many tokens may occur twice in an answer; 0 for no limit.
+        structure: the required form of the answer; excludes ``ignore_eos`` and ``min_new_tokens``.
+        stop: strings that end the answer; they are not part of it.
+        end_ids: tokens that end the answer, instead of the model's end-of-text tokens; None for the latter.
+        ignore_eos: continue after an end-of-text token, treating it like any other token.
+        skip_special_tokens: leave the names of special tokens out of the text.
+        seed: the same seed gives the same answer, whatever else runs; None for a different one each time.
+        logprobs: number of most likely tokens to report besides each chosen one (0 for the chosen one only), or None.
 
     Raises:
-        ConfigError: a value out of range.
+        ConfigError: a value is out of range.
     """
 
     max_new_tokens: int | None = None
@@ -81,7 +81,7 @@ class SamplingOptions:
             raise ConfigError("a structure says where its answer ends: ignore_eos and min_new_tokens cannot")
 
     def _rules(self) -> dict[str, tuple[bool, str]]:
-        """Field -> whether its value keeps the rule, and the rule in words."""
+        """Return for each field whether its value satisfies the rule, and the rule in words."""
         return {
             "max_new_tokens": (self.max_new_tokens is None or _whole(self.max_new_tokens, 1), "at least 1"),
             "min_new_tokens": (_whole(self.min_new_tokens, 0), "0 or more"),
@@ -121,7 +121,7 @@ def _within(value: object, bound: float) -> bool:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """Natural logarithm of a chosen token's probability, and of the most likely ones at its place."""
+    """Natural logarithms of the probabilities of a chosen token and of the most likely tokens in its place."""
 
     token_id: int
     logprob: float
@@ -130,11 +130,11 @@ class TokenLogprob:
 
 @dataclass
 class Chooser:
-    """Chooses the tokens of one request. Holds the request's own random numbers.
+    """Chooses the tokens of one request, with the request's own random number generator.
 
     Args:
-        end_ids: the model's ends of text.
-        constraint: of the request's structure, where it has one.
+        end_ids: the model's end-of-text tokens.
+        constraint: the constraint of the request's structure, if it has one.
     """
 
     options: SamplingOptions
@@ -143,7 +143,7 @@ class Chooser:
     chosen: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        # One uniform number per token, drawn outside torch: the same on every device and in every batch.
+        # One uniform number per token is drawn outside of torch: it is the same on every device and in every batch.
         self._random = Random(self.options.seed)
         self._counts: Counter[int] = Counter()
         if self.options.end_ids is not None:
@@ -153,19 +153,18 @@ class Chooser:
         return self._random.random()
 
     def ends_with(self, token_id: int) -> bool:
-        """Whether the answer is over once ``token_id`` was chosen."""
+        """Return whether ``token_id`` ends the answer."""
         return token_id in self.end_ids and not self.options.ignore_eos
 
     def take(self, token_id: int) -> None:
-        """Take the token into the answer."""
+        """Append the chosen token to the answer."""
         self.chosen.append(token_id)
         self._counts[token_id] += 1
         if self.constraint is not None:
             self.constraint.advance(token_id)
 
     def adjust(self, logits_V: torch.Tensor) -> torch.Tensor:
-        """Penalties and bias, then what the request forbids: what its structure has no place for, repetitions, an early
-        end."""
+        """Apply penalties and bias, then forbid tokens that violate the structure, repeat an n-gram or end early."""
         options = self.options
         logits_V = self._penalised(logits_V)
         if options.logit_bias:
@@ -182,7 +181,7 @@ class Chooser:
         return logits_V
 
     def _repeating(self) -> set[int]:
-        """Tokens that would end a run of ``no_repeat_ngram_size`` tokens that the answer holds already."""
+        """Return the tokens that would repeat a sequence of ``no_repeat_ngram_size`` tokens of the answer."""
         size = self.options.no_repeat_ngram_size
         if not size or len(self.chosen) < size:
             return set()
@@ -204,10 +203,10 @@ class Chooser:
 
 
 def choose(logits_BV: torch.Tensor, choosers: Sequence[Chooser]) -> list[int]:
-    """Choose the next token of each row. A row's choice depends on its own logits and random numbers alone.
+    """Choose the next token of each row. A row's choice depends only on its own logits and random numbers.
 
     Args:
-        logits_BV: float32.
+        logits_BV: logits of the next token, float32.
     """
     rows = [chooser.adjust(logits_V) for logits_V, chooser in zip(logits_BV, choosers, strict=True)]
     if any(row.data_ptr() != logits_V.data_ptr() for row, logits_V in zip(rows, logits_BV, strict=True)):
@@ -221,10 +220,14 @@ def choose(logits_BV: torch.Tensor, choosers: Sequence[Chooser]) -> list[int]:
 
 
 def _sample(logits_BV: torch.Tensor, choosers: Sequence[Chooser]) -> list[int]:
-    """Inverse transform sampling from the tokens that min_p, top_k and top_p leave, most likely first."""
+    """Sample by inverse transform from the tokens that min_p, top_k and top_p leave.
+
+    Tokens are sorted by probability, so each filter removes the end of a row. A uniform number, scaled to the sum of
+    the remaining probabilities, then selects the token at which their cumulative sum exceeds it.
+    """
     temperatures = logits_BV.new_tensor([chooser.options.temperature for chooser in choosers])
     values_BV, order_BV = (logits_BV / temperatures.unsqueeze(1)).sort(dim=-1, descending=True, stable=True)
-    # The most likely token stands first: min_p bounds the distance of logits to its own.
+    # The most likely token is first, and min_p limits how far below its logit the other logits may be.
     min_p = values_BV.new_tensor([chooser.options.min_p for chooser in choosers]).unsqueeze(1)
     values_BV = values_BV.masked_fill(values_BV < values_BV[:, :1] + min_p.log(), -torch.inf)
     vocabulary = values_BV.shape[-1]
@@ -243,16 +246,17 @@ def _sample(logits_BV: torch.Tensor, choosers: Sequence[Chooser]) -> list[int]:
 
 
 def logprob(logits_V: torch.Tensor, token_id: int, top: int) -> TokenLogprob:
-    """Log-probability of a token under the model's own logits, before temperature and penalties."""
+    """Return the log-probability of a token under the model's own logits, before temperature and penalties."""
     logprobs_V = logits_V.log_softmax(-1)
     values, ids = logprobs_V.topk(min(top, len(logprobs_V)))
     return TokenLogprob(token_id, logprobs_V[token_id].item(), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
 
 
 def end_ids(model: VideoLlama2ForConditionalGeneration, tokenizer: Any) -> list[int]:
-    """Return the ids that end a text: those of the generation configuration and the tokenizer's own.
+    """Return the ids of end-of-text tokens: those of the generation configuration and that of the tokenizer.
 
-    The published code stops at the tokenizer's; checkpoints tuned from a base model may only name that model's.
+    The published code stops at the tokenizer's; the generation configuration of a fine-tuned checkpoint may only list
+    those of its base model.
     """
     configured = model.generation_config.eos_token_id
     ends = set(configured if isinstance(configured, list) else [configured]) | {tokenizer.eos_token_id}

@@ -1,4 +1,4 @@
-"""How much the engine may hold: bytes of key-values, free memory, and the numbers that follow from both."""
+"""Sizes of the engine: bytes per key-value slot, free memory, and the number and length of slots that fit into it."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from videollama2.errors import ConfigError
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 
 MAX_BATCH, MAX_LENGTH = 16, 4096
-"""Sizes where memory and the model allow them."""
+"""Default sizes, reduced if memory or the model does not allow them."""
 
 _SHORTEST = 512
-"""Positions below which a slot is not shrunk by itself: one clip with its question needs about as many."""
+"""The shortest length chosen automatically for a slot: about as many positions as one clip with its question needs."""
 
 _SHARE_OF_MEMORY = 0.5
-"""Of the free memory, what slots may take where their number is not given."""
+"""The share of free memory that slots may take if their number is chosen automatically."""
 
 _log = logging.getLogger(__name__)
 
 
 def slot_bytes(model: VideoLlama2ForConditionalGeneration, length: int) -> int:
-    """Key-values of one sequence of ``length`` positions, all layers together."""
+    """Return the bytes of key-values for one sequence of ``length`` positions, over all layers."""
     return model.config.text_config.num_hidden_layers * _layer_bytes(model, length)
 
 
 def fitting_slots(model: VideoLlama2ForConditionalGeneration, length: int) -> int:
-    """Slots of ``length`` positions for which half of the free memory has room; 1 to :data:`MAX_BATCH`."""
+    """Return how many slots of ``length`` positions fit into half of the free memory, 1 to :data:`MAX_BATCH`."""
     return max(1, min(MAX_BATCH, int(_SHARE_OF_MEMORY * _positions_that_fit(model) // length)))
 
 
 def fitting_length(model: VideoLlama2ForConditionalGeneration, slots: int = 1, longest: int = MAX_LENGTH) -> int:
-    """Positions of each of ``slots``: ``longest``, or what the model and half of the free memory allow."""
+    """Return the positions per slot: ``longest``, or as many as the model and half of the free memory allow."""
     longest = min(longest, model.config.text_config.max_position_embeddings)
     return min(longest, max(_SHORTEST, int(_SHARE_OF_MEMORY * _positions_that_fit(model) // slots)))
 
@@ -43,7 +43,7 @@ def fitting_length(model: VideoLlama2ForConditionalGeneration, slots: int = 1, l
 def choose_sizes(
     model: VideoLlama2ForConditionalGeneration, max_batch: int | None, max_length: int | None
 ) -> tuple[int, int]:
-    """``max_batch`` and ``max_length``, chosen from free memory where they are None.
+    """Return ``max_batch`` and ``max_length``; those that are None are chosen from the free memory.
 
     Raises:
         ConfigError: they do not fit into memory.
@@ -65,7 +65,7 @@ def choose_sizes(
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that ``device`` can still give, those that torch holds without using them included."""
+    """Return the bytes that can still be allocated on ``device``, including unused memory that torch has cached."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
@@ -73,7 +73,7 @@ def free_memory(device: torch.device) -> int:
     if meminfo.exists():
         lines = dict(line.split(":", 1) for line in meminfo.read_text(encoding="ascii").splitlines())
         return int(lines["MemAvailable"].split()[0]) << 10
-    # Where the system does not tell, half of what there is.
+    # If the system does not report free memory, assume that half of all memory is free.
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
@@ -85,9 +85,9 @@ def _layer_bytes(model: VideoLlama2ForConditionalGeneration, length: int) -> int
 
 
 def _positions_that_fit(model: VideoLlama2ForConditionalGeneration) -> float:
-    """Positions, of all slots together, whose key-values would fill the fullest device.
+    """Return the number of positions, over all slots, whose key-values would fill one of the devices.
 
-    A layer's key-values lie on that layer's device, so the device with the least room per layer decides.
+    A layer's key-values are on that layer's device, so the device with the least free memory per layer is the limit.
     """
     layers = Counter(next(layer.parameters()).device for layer in model.model.language_model.layers)
     return min(free_memory(device) / (count * _layer_bytes(model, 1)) for device, count in layers.items())

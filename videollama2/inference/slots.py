@@ -1,8 +1,8 @@
-"""Key-value memory of the engine: one slot per running sequence, all of one fixed length.
+"""The engine's key-value memory, with one slot of fixed length per running sequence.
 
-Slots are rows of one tensor per layer, so sequences of any lengths decode together without padding or copying: each
-row writes at its own position and a mask hides what lies behind. A row that ends is replaced by the last one.
-Shapes: B rows of a call, H key-value heads, L positions, D head dimension, Q new positions, K positions looked at.
+Slots are rows of one tensor per layer, so sequences of any lengths decode together without padding or copying: each row
+writes at its own position, and a mask hides the positions after it. When a sequence ends, the last row takes its place.
+Shapes: B rows of a call, H key-value heads, L positions, D head dimension, Q new positions, K attended positions.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from transformers.cache_utils import Cache
 
 @dataclass(frozen=True)
 class _Window:
-    """What the next forward pass reads and writes: rows ``first`` to ``first + len(starts)``, each from its start.
+    """The part of the slots that the next forward pass uses: rows from ``first`` on, each written from its start.
 
-    ``scattered``: where the rows write is told by a tensor, and ``starts`` are only as large as they may be.
+    If ``scattered``, a tensor gives the positions that the rows write to, and ``starts`` are only upper bounds.
     """
 
     first: int
@@ -40,10 +40,11 @@ class _Window:
 
 
 class KeyValueSlots(Cache):
-    """A transformers cache over fixed memory of ``max_batch`` x ``max_length`` positions.
+    """A transformers cache with fixed memory for ``max_batch`` x ``max_length`` positions.
 
-    Memory is taken per layer when the first token passes, on that layer's device and in its type, so any decoder that
-    calls ``Cache.update`` fits, also one spread over several devices. Call :meth:`select` before each forward pass.
+    Each layer's memory is allocated when it processes its first token, on that layer's device and in its dtype. Any
+    decoder that calls ``Cache.update`` is therefore supported, even if it is spread over several devices. Call
+    :meth:`select` before each forward pass.
     """
 
     def __init__(self, max_batch: int, max_length: int) -> None:
@@ -56,22 +57,22 @@ class KeyValueSlots(Cache):
     # ------------------------------------------------------------------------------------- what a forward pass sees
 
     def select(self, first: int, starts: list[int], queries: int) -> None:
-        """Aim the next forward pass.
+        """Select the rows and positions of the next forward pass.
 
         Args:
-            first: first row.
-            starts: per row, how many positions are filled; the new ones go behind them.
-            queries: new positions per row.
+            first: the first row.
+            starts: number of filled positions per row; the new ones follow them.
+            queries: number of new positions per row.
         """
         self._window = _Window(first, tuple(starts), queries)
         self._index = None
 
     def select_scattered(self, positions_B1: torch.Tensor, length: int) -> None:
-        """Aim a decode step of rows 0 to B - 1 at positions that are read from a tensor when it is computed.
+        """Select rows 0 to B - 1 for a decode step that reads its positions from a tensor when it runs.
 
         Args:
-            positions_B1: where each row's new token goes.
-            length: positions looked at, more than any of them but those nobody reads.
+            positions_B1: position of each row's new token.
+            length: number of attended positions; must exceed every position, except those of rows without a request.
         """
         rows = positions_B1.shape[0]
         self._window = _Window(0, (length - 1,) * rows, 1, scattered=True)
@@ -80,7 +81,7 @@ class KeyValueSlots(Cache):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write new keys and values (B, H, Q, D); returns views (B, H, K, D) of all that the rows may look at."""
+        """Write new keys and values (B, H, Q, D); returns views (B, H, K, D) of all attended positions."""
         while len(self._storage) <= layer_idx:
             self._storage.append((self._allocate(key_states), self._allocate(value_states)))
         window = self._window
@@ -96,7 +97,10 @@ class KeyValueSlots(Cache):
         return result[0], result[1]
 
     def mask(self, device: torch.device, window_size: int | None = None) -> torch.Tensor:
-        """Which positions each new token may look at, (B, 1, Q, K): its own and those before, or the last so many."""
+        """Return which positions each new token may attend to, (B, 1, Q, K): its own and those before it.
+
+        With ``window_size``, only the last so many of them.
+        """
         _, positions_BQ = self._positions(device)
         keys_K = torch.arange(self._window.length, device=device)
         mask = keys_K <= positions_BQ.unsqueeze(-1)
@@ -119,7 +123,7 @@ class KeyValueSlots(Cache):
 
     def _allocate(self, like_BHQD: torch.Tensor) -> torch.Tensor:
         _, heads, _, width = like_BHQD.shape
-        # Zeros, not empty memory: a masked position still enters 0 * value, and NaN would survive that.
+        # The memory is zeroed: a masked position still contributes 0 * value, which would be NaN for a NaN value.
         return like_BHQD.new_zeros(self.max_batch, heads, self.max_length, width)
 
     # --------------------------------------------------------------------------------------------- rows by themselves
@@ -131,11 +135,11 @@ class KeyValueSlots(Cache):
                 stored[target, :, :length] = stored[source, :, :length]
 
     def read(self, row: int, start: int, end: int) -> list[torch.Tensor]:
-        """A copy of positions ``start`` to ``end`` of a row: per layer, keys and values (2, H, end - start, D)."""
+        """Copy positions ``start`` to ``end`` of a row; returns keys and values (2, H, end - start, D) per layer."""
         return [torch.stack([stored[row, :, start:end] for stored in pair]) for pair in self._storage]
 
     def write(self, row: int, start: int, entries: list[torch.Tensor]) -> None:
-        """Put what :meth:`read` returned back, at ``start`` of a row; also into slots that no token has passed yet."""
+        """Write the result of :meth:`read` to a row from ``start`` on, also before the memory has been allocated."""
         for keys_HLD, values_HLD in entries[len(self._storage) :]:
             self._storage.append((self._allocate(keys_HLD[None]), self._allocate(values_HLD[None])))
         for pair, entry in zip(self._storage, entries, strict=True):
@@ -144,12 +148,12 @@ class KeyValueSlots(Cache):
 
     @property
     def nbytes(self) -> int:
-        """Memory taken so far; constant after the first token."""
+        """The allocated memory in bytes; constant after the first token."""
         return sum(stored.nbytes for pair in self._storage for stored in pair)
 
     @property
     def bytes_per_position(self) -> int:
-        """Key-values of one position of one row, all layers together."""
+        """The bytes of key-values per position of a row, over all layers."""
         return self.nbytes // (self.max_batch * self.max_length)
 
     # ----------------------------------------------------------------------------- transformers' questions to a cache
@@ -176,5 +180,5 @@ class KeyValueSlots(Cache):
 
     @property
     def is_sliding(self) -> list[bool]:
-        """Every position is stored; sliding windows are a matter of the mask."""
+        """False for all layers: every position is stored, and sliding windows are applied by the mask."""
         return [False] * max(len(self._storage), 1)

@@ -1,8 +1,8 @@
-"""Structured output: the form an answer must have, and the tokens that keep to it at each step.
+"""Structured output: the required form of an answer, and the tokens that it allows at each step.
 
 llguidance (the ``structured`` extra) compiles a JSON schema, choices, a regular expression or a Lark grammar into a
-state machine over the tokenizer's vocabulary. Before each choice the sampler asks which tokens may come next; all
-others get no probability, so a finished answer has the form by construction.
+state machine over the tokenizer's vocabulary. Before each choice, the sampler asks it for the allowed tokens; all
+others get probability zero, so a finished answer has the required form by construction.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from videollama2.errors import ConfigError, EngineError
 
 _BLANKS = r"[ \n]{0,24}"
-"""Blanks that may stand between the parts of a JSON text. Without a bound, a weak model may write blanks for ever."""
+"""The white space allowed between the parts of a JSON text. Without a bound, a weak model may repeat it forever."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class Structure:
 
     @classmethod
     def json_schema(cls, schema: dict[str, Any] | bool) -> Structure:
-        """Allow JSON that keeps to a schema (JSON Schema draft 2020-12).
+        """Allow JSON that conforms to a schema (JSON Schema draft 2020-12).
 
         Raises:
-            ConfigError: not a schema. What the schema says is checked when it is compiled, by the engine.
+            ConfigError: this is not a schema. Its content is checked later, when the engine compiles it.
         """
         if not isinstance(schema, (dict, bool)):
             raise ConfigError(f"a JSON schema must be an object, got {type(schema).__name__}")
@@ -58,7 +58,7 @@ class Structure:
         """Allow one of several texts.
 
         Raises:
-            ConfigError: no texts, or one that is empty.
+            ConfigError: there are no texts, or one of them is empty.
         """
         if isinstance(texts, str) or not texts or not all(isinstance(text, str) and text for text in texts):
             raise ConfigError(f"choices must be a list of texts that are not empty, got {texts!r}")
@@ -77,16 +77,16 @@ class Structure:
 
 
 class Constraint:
-    """How far one answer has come within its structure. Only the model's thread uses it."""
+    """The progress of one answer within its structure. Only the model's thread may use it."""
 
     def __init__(self, matcher: Any) -> None:
         self._matcher = matcher
 
     def allowed(self, vocabulary: int) -> torch.Tensor:
-        """Tell which of the ids 0 to ``vocabulary`` - 1 may come next, as bool (V,).
+        """Return which of the ids 0 to ``vocabulary`` - 1 may come next, as bool (V,).
 
         Raises:
-            EngineError: the grammar needs more memory or time than it may take.
+            EngineError: the grammar exceeds its limits of memory or time.
         """
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         self._check()
@@ -94,7 +94,7 @@ class Constraint:
         return torch.from_numpy(np.pad(allowed, (0, vocabulary - len(allowed))))
 
     def advance(self, token_id: int) -> None:
-        """Move on behind a token that was chosen."""
+        """Advance by a token that was chosen."""
         self._matcher.consume_token(token_id)
         self._check()
 
@@ -104,12 +104,12 @@ class Constraint:
 
 
 class Grammars:
-    """Compiles structures for one tokenizer. Safe to use from several threads.
+    """Compiles structures for one tokenizer. Thread-safe.
 
     Args:
-        tokenizer: a fast one.
-        vocabulary: logits of a step; may be more than the tokenizer has tokens.
-        end_ids: ends of text, allowed where an answer may end.
+        tokenizer: a fast tokenizer.
+        vocabulary: number of logits per step, which may exceed the number of the tokenizer's tokens.
+        end_ids: end-of-text tokens, allowed at every point at which an answer may end.
     """
 
     def __init__(self, tokenizer: Any, vocabulary: int, end_ids: Iterable[int]) -> None:
@@ -118,7 +118,7 @@ class Grammars:
         self._lock = Lock()
 
     def constraint(self, structure: Structure | None) -> Constraint | None:
-        """Compile a structure for one answer; None for None. A large schema takes up to a second.
+        """Compile a structure for one answer; returns None for None. A large schema takes up to a second.
 
         Raises:
             ConfigError: llguidance is not installed, or cannot compile the structure.
@@ -134,7 +134,7 @@ class Grammars:
         return Constraint(matcher)
 
     def _vocabulary_of(self, llguidance: Any) -> Any:
-        """The tokenizer as llguidance reads it; made once, since it takes a second."""
+        """Return the tokenizer in llguidance's form; it is converted only once, since that takes a second."""
         with self._lock:
             if self._compiled is None:
                 self._compiled = llguidance.hf.from_tokenizer(
@@ -145,8 +145,8 @@ class Grammars:
     def _lark(self, structure: Structure) -> str:
         if structure.kind == "grammar":
             return structure.rule
-        # Metaspace tokenizers begin a text with a blank that decoding takes away: "_yes" is read as "yes", and it is
-        # the token the model knows. Where that is so, the grammar allows this one blank.
+        # Metaspace tokenizers begin a text with a blank that decoding removes: "_yes" is decoded as "yes", and it is
+        # the token that the model was trained on. For such tokenizers the grammar allows this one blank.
         blank = '" "? ' if _drops_first_blank(self._tokenizer) else ""
         return f"start: {blank}answer\nanswer: {structure.rule}\n"
 

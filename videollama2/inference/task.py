@@ -24,9 +24,9 @@ from videollama2.prompting import Prompt
 
 
 class Task:
-    """State of one request. ``filled`` counts positions whose key-values are in its slot.
+    """The state of one request. ``filled`` is the number of positions whose key-values are in its slot.
 
-    ``identity`` says per position what stands there: a token id, or (content of a medium, index within it).
+    ``identity`` gives what each position holds: a token id, or (content of a medium, index within it).
     """
 
     def __init__(
@@ -52,31 +52,31 @@ class Task:
 
     @property
     def media_asked(self) -> bool:
-        """Whether the media are being read, or there are none."""
+        """Whether reading of the media has been requested, or there are none."""
         return self.readings is not None
 
     @property
     def media_ready(self) -> bool:
-        """Whether all media were read, or failed to be."""
+        """Whether each medium has been read or has failed to be read."""
         return self.readings is not None and all(reading.done() for reading in self.readings)
 
     def collect_media(self) -> None:
-        """Take the media that were read; raises what reading one of them raised."""
+        """Take the media that were read; raises the error of a medium that could not be read."""
         self.media = [reading.result() for reading in self.readings or ()]
         self.collected = True
 
     def give_back(self, ahead: ReadAhead) -> None:
-        """Release the media that were asked for."""
+        """Release the requested media."""
         if self.readings:
             self.readings = []
             for key in self.media_keys:
                 ahead.release(key)
 
     def lay_out(self, config: VideoLlama2Config, counts: Sequence[int], max_length: int) -> None:
-        """Lay the prompt out in positions, ``counts`` visual tokens per medium.
+        """Assign positions to the prompt, with the numbers of media tokens in ``counts``.
 
         Raises:
-            RequestTooLongError: prompt and answer do not fit.
+            RequestTooLongError: prompt and answer do not fit into ``max_length``.
         """
         self.input_ids, _ = expand_placeholders(self._prompt_ids, counts, config)
         self.channel.prompt_tokens = len(self.input_ids)
@@ -102,7 +102,7 @@ class Task:
             )
 
     def embed(self, model: VideoLlama2ForConditionalGeneration) -> None:
-        """Embed the whole prompt. Positions that are filled already are embedded too: each costs a row of a table."""
+        """Embed the whole prompt, including positions that are already filled: each costs only a table lookup."""
         weight = model.get_input_embeddings().weight
         ids = torch.tensor([self.input_ids], device=weight.device)
         tokens: dict[str, list[torch.Tensor]] = {kind: [] for kind in KINDS}
@@ -116,22 +116,22 @@ class Task:
 
     @property
     def remaining(self) -> int:
-        """How many positions of the prompt are still to be prefilled."""
+        """The number of prompt positions that are still to be prefilled."""
         return len(self.input_ids) - self.filled
 
     def next_embeddings(self, count: int) -> torch.Tensor:
-        """Embeddings (1, count, D) of the next prompt positions."""
+        """Return the embeddings (1, count, D) of the next prompt positions."""
         assert self._embeds_LD is not None, "the prompt is prefilled already, or was not embedded"
         return self._embeds_LD[None, self.filled : self.filled + count]
 
     def drop_embeddings(self) -> None:
-        """Free the embeddings of a prompt that is prefilled."""
+        """Free the embeddings once the prompt is prefilled."""
         self._embeds_LD = None
 
     # --------------------------------------------------------------------------------------------------------- answer
 
     def accept(self, token_id: int, logits_V: torch.Tensor) -> str | None:
-        """Take the next token; returns why the answer ends with it, or None."""
+        """Append the next token; returns the finish reason if the answer ends with it, else None."""
         if not self._first_token:
             self._first_token = monotonic() - self.channel.submitted
         if self.chooser.ends_with(token_id):
@@ -147,10 +147,10 @@ class Task:
         return "length" if len(self.chooser.chosen) >= self._budget else None
 
     def finish(self, reason: str, error: VideoLlama2Error | None) -> None:
-        """Send the rest of the text and the result. The result arrives whatever happens."""
+        """Send the rest of the text and the result. The result is sent even if decoding the text fails."""
         try:
             self.channel.send(self._stream.finish())
-        except Exception as fault:  # noqa: BLE001 - whoever waits must hear of it
+        except Exception as fault:  # noqa: BLE001 - the waiting caller must get it as a result
             if error is None:
                 reason, error = "error", EngineError(f"the answer cannot be decoded: {fault}")
         self.channel.finish(

@@ -1,4 +1,4 @@
-"""Turn token ids into text while they come, in whole characters and without any part of a stop text."""
+"""Decode token ids into text incrementally, in whole characters and without any part of a stop text."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from typing import Any
 
 _BROKEN = "\ufffd"
 _LONGEST_CHARACTER = 8
-"""Tokens that may be one character: four for UTF-8 bytes; some leave room for more."""
+"""Maximum number of tokens that may form one character: four for UTF-8 bytes, with some margin."""
 
 
 class TextStream:
-    """Text of one answer.
+    """The text of one answer.
 
-    A character may be split over tokens and a stop text over deltas, so the end of what is known is held back while it
-    could still become either.
+    A character may be split over several tokens and a stop text over several deltas. The end of the text is therefore
+    held back as long as it may be part of either.
     """
 
     def __init__(self, tokenizer: Any, stop: Sequence[str] = (), skip_special_tokens: bool = True) -> None:
         self._tokenizer, self._skip_special_tokens = tokenizer, skip_special_tokens
         self._stop = tuple(stop)
         self._ids: list[int] = []
-        self._decoded = 0  # ids[:_decoded] are in self.text
-        self._context = 0  # ids[_context:_decoded] are decoded again with new ones: blanks depend on what stands before
+        self._decoded = 0  # self.text contains ids[:_decoded]
+        self._context = 0  # ids[_context:_decoded] are decoded again with new ones, since blanks depend on them
         self._sent = 0
         self.text = ""
-        """All that is decoded, up to a stop text."""
+        """The decoded text up to a stop text."""
         self.stopped = False
-        """A stop text was met."""
+        """Whether a stop text was found."""
 
     def push(self, token_id: int) -> str:
-        """Add a token; returns the text that is now certain."""
+        """Add a token; returns the new text that is certain."""
         self._ids.append(token_id)
         self._decode(final=False)
         return self._release(final=self.stopped)
@@ -51,7 +51,8 @@ class TextStream:
         before = len(self.text)
         self.text += grown[len(known) :]
         if len(grown) > len(known):
-            # Not behind a token without text (a special one): the next would look like the first, and lose its blank.
+            # The context must contain text. After a special token, which has none, the next token would be decoded as
+            # the first of a text and lose its blank.
             self._context = self._decoded
         self._decoded = len(self._ids)
         self._look_for_stop(before)
@@ -78,7 +79,7 @@ class TextStream:
         return delta
 
     def _held(self) -> int:
-        """Length of the longest end of the text that a stop text begins with."""
+        """Return the length of the longest suffix of the text that is a prefix of a stop text."""
         longest = 0
         for stop in self._stop:
             for length in range(min(len(stop) - 1, len(self.text)), longest, -1):

@@ -1,4 +1,4 @@
-"""The model's own thread, and how an engine without one survives Ctrl-C."""
+"""The model's thread, and the handling of Ctrl-C in an engine without a thread."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Bell:
-    """Wakes the model's thread. Takes no lock, so it may be rung anywhere: in ``__del__``, in a signal handler."""
+    """Wakes the model's thread. It takes no lock, so it may be rung from ``__del__`` or a signal handler."""
 
     def __init__(self) -> None:
         self._queue: SimpleQueue[None] = SimpleQueue()
@@ -24,19 +24,19 @@ class Bell:
         self._queue.put(None)
 
     def wait(self) -> None:
-        """Sleep until the bell rings; return at once if it rang since :meth:`reset`."""
+        """Sleep until the bell rings; returns at once if it has rung since :meth:`reset`."""
         self._queue.get()
 
     def reset(self) -> None:
-        """Forget the rings so far."""
+        """Discard earlier rings."""
         with suppress(Empty):
             while True:
                 self._queue.get_nowait()
 
 
 def start_thread(engine: Engine, bell: Bell) -> threading.Thread:
-    """Run ``engine.step`` on a thread for as long as somebody holds the engine and it is not closed."""
-    # The thread must not keep an engine alive that nobody holds any more; it is woken when that comes to pass.
+    """Run ``engine.step`` on a thread until the engine is closed or no longer referenced."""
+    # The thread holds only a weak reference, so it does not keep the engine alive; it is woken when the engine is gone.
     engine_ref = ref(engine, lambda _: bell.ring())
     thread = threading.Thread(target=_run, args=(engine_ref, bell), name="videollama2-engine", daemon=True)
     thread.start()
@@ -45,13 +45,13 @@ def start_thread(engine: Engine, bell: Bell) -> threading.Thread:
 
 def _run(engine_ref: ref[Engine], bell: Bell) -> None:
     while True:
-        bell.reset()  # before looking: what rings from here on is seen by this round or the next
+        bell.reset()  # before checking for work: a later ring is handled by this round or the next
         engine = engine_ref()
         if engine is None:
             return
         try:
             engine.step()
-        except BaseException as error:  # a fault of ours: nobody may wait forever for it
+        except BaseException as error:  # a bug of the engine: no caller may wait forever for an answer
             engine.abort(error)
             raise
         if engine.closed:
@@ -64,9 +64,9 @@ def _run(engine_ref: ref[Engine], bell: Bell) -> None:
 
 @contextmanager
 def interrupts_deferred() -> Iterator[None]:
-    """Let Ctrl-C take effect at the end of the block, between two steps. Pressed twice, it takes effect at once.
+    """Defer Ctrl-C to the end of the block, between two steps. Pressed twice, it takes effect at once.
 
-    A step that is cut in the middle would leave requests in neither queue nor batch.
+    Interrupting a step in the middle could leave requests in neither queue nor batch.
     """
     on_main = threading.current_thread() is threading.main_thread()
     if not on_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:

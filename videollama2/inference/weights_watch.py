@@ -1,4 +1,4 @@
-"""Notice that weights have changed, so that nothing computed from the old ones is used again."""
+"""Detect changes of weights, so that caches computed with the old ones are not used again."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 
 
 class WeightsWatch:
-    """Tells when the weights of some modules have changed.
+    """Detects changes of the weights of some modules.
 
-    A training step, ``load_state_dict``, a new parameter, a change of type or device, and an adapter switched on or off
-    are noticed; a write through ``parameter.data`` is not.
+    It detects a training step, ``load_state_dict``, a new parameter, a change of dtype or device, and an adapter being
+    enabled or disabled, but not a write through ``parameter.data``.
 
     Args:
-        modules: what is watched; it is not kept alive.
-        walk: look through all modules each time, so that one put in another's place (as adapters are) is noticed too.
-            That takes milliseconds for a large model; looking at the places found at first does not.
+        modules: the modules to watch; they are not kept alive.
+        walk: search all modules on each check, so that replaced modules (as by adapters) are detected too. That takes
+            milliseconds for a large model; checking only the places found at first takes less.
     """
 
     def __init__(self, modules: Iterable[torch.nn.Module], walk: bool = False) -> None:
@@ -29,14 +29,14 @@ class WeightsWatch:
         self._known = self._state()
 
     def changed(self) -> bool:
-        """Whether the weights have changed since the last call."""
+        """Return whether the weights have changed since the last call."""
         known, self._known = self._known, self._state()
         return known != self._known
 
     def _walk(self) -> list[dict[str, Any]]:
         """Find the dictionaries that hold the weights and the state of adapters."""
         found = [inner for module in map(_call, self._modules) if module is not None for inner in module.modules()]
-        # A layer's own dictionary, not the layer: that would keep the model alive.
+        # Only the dictionaries of a layer are kept, since a reference to the layer would keep the model alive.
         return [inner.__dict__ if hasattr(inner, "active_adapters") else inner._parameters for inner in found]
 
     def _state(self) -> list[Hashable]:
@@ -56,12 +56,12 @@ def _call(reference: Callable[[], Any]) -> Any:
 def _version(weight: torch.Tensor | None) -> Hashable:
     if weight is None:
         return None
-    # Weights made in inference mode count no writes.
+    # Tensors made in inference mode have no version counter.
     return id(weight), 0 if weight.is_inference() else weight._version, weight.dtype, weight.device
 
 
 def media_modules(model: VideoLlama2ForConditionalGeneration) -> list[torch.nn.Module]:
-    """Return the modules that make tokens of media: the encoders and connectors that the model has."""
+    """Return the modules that turn media into tokens: the encoders and connectors of the model."""
     inner = model.model
     parts = (inner.vision_tower, inner.mm_projector, inner.audio_tower, inner.mm_projector_a)
     return [part for part in parts if part is not None]
