@@ -57,8 +57,7 @@ class Engine:
     Args:
         model, processor: results of :func:`videollama2.model_init`.
         max_batch: maximum number of requests that run at the same time. None: 16, or fewer if memory is short.
-        max_length: maximum number of positions of prompt and answer. None: 4096, or fewer if the model or memory
-            requires it.
+        max_length: maximum length of prompt and answer together. None: 4096, or less if the model or memory requires.
         media_cache_bytes: size of the cache of media tokens; or a :class:`MediaCache` to share.
         prefix_cache_bytes: size of the cache of prompt beginnings, 0 for none; or a :class:`PrefixCache` to share,
             whose owner must empty it when the weights change between engines.
@@ -127,15 +126,11 @@ class Engine:
     # --------------------------------------------------------------------------------------------------- for callers
 
     def submit(self, messages: Any, media: Sequence[Any] = (), **options: Any) -> Answer:
-        """Submit one request, with the arguments of :class:`Request`.
-
-        Media are read later, so their errors are raised by the answer.
+        """Submit one request, with the arguments of :class:`Request`. Media are read later; the answer raises errors.
 
         Raises:
-            PromptError, ConfigError: the request is invalid.
-            RequestTooLongError: the request does not fit into a slot.
-            QueueFullError: ``max_queue`` requests are waiting already.
-            EngineError: the engine is closed.
+            PromptError, ConfigError: the request is invalid. RequestTooLongError: it does not fit into a slot.
+            QueueFullError: ``max_queue`` requests are waiting already. EngineError: the engine is closed.
         """
         return self.submit_request(Request(messages, media, **options))
 
@@ -222,8 +217,7 @@ class Engine:
             self.step()
             return
         with self._state:
-            # Checked while holding the condition that is notified when a task ends or leaves the queue, so that no
-            # notification is missed.
+            # Checked under the lock with which ends and departures are notified, so that no notification is missed.
             full = len(self._waiting) >= self.max_queue
             if not any(answer.done for answer in running.values()) and (running or full):
                 self._state.wait()
@@ -393,8 +387,7 @@ class Engine:
 def _end_of_tasks(ahead: ReadAhead, state: Condition) -> Callable[[Task, str, VideoLlama2Error | None], None]:
     """Return the function that ends a task.
 
-    It does not reference the engine: the reference cycle would keep the slots' memory until the garbage collector
-    runs.
+    It does not reference the engine, since a cycle would keep the slots' memory until the garbage collector runs.
     """
 
     def end(task: Task, reason: str, error: VideoLlama2Error | None) -> None:

@@ -1,7 +1,7 @@
-"""Text + media -> model inputs. The one place where prompts, pixels and visual token counts meet.
+"""Turn text and media into model inputs. This is the only package that combines prompts, pixels and token counts.
 
 ``VideoLlama2Processor`` follows transformers' conventions (``AutoProcessor`` opens it after ``import videollama2``)
-and the published ones: ``processor["video"](path)``, ``["image"]`` and ``["audio"]`` give what the model takes.
+and the published ones: ``processor["video"](path)``, ``["image"]`` and ``["audio"]`` return the model's inputs.
 """
 
 from videollama2.processing.inputs import as_media

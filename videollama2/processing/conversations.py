@@ -1,4 +1,4 @@
-"""Conversations in transformers' form: one or a list of them, and the sources of their media parts."""
+"""Conversations as transformers represents them: one or a list of them, and the sources of their media parts."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _SECONDS = 30
 _MAX_DOWNLOAD = 1 << 30
 
 _URL_PARTS = {f"{kind}_url": kind for kind in KINDS}
-"""OpenAI's types of media parts."""
+"""OpenAI's types of media parts -> the kind of medium."""
 
 
 def as_batch(conversation: Any) -> tuple[list[list[Message]], bool]:
-    """One conversation or a list of them -> a list, with media parts in one form; and whether it was a list.
+    """Return one or several conversations as a list, with uniform media parts, and whether they were given as a list.
 
     Raises:
-        PromptError: neither messages nor lists of messages.
+        PromptError: the value is neither messages nor lists of messages.
     """
     if not isinstance(conversation, Sequence) or isinstance(conversation, str) or not conversation:
         raise PromptError(f"a conversation is a list of messages, got {type(conversation).__name__}")
@@ -39,11 +39,11 @@ def as_batch(conversation: Any) -> tuple[list[list[Message]], bool]:
 
 
 def media_of(conversation: Sequence[Message]) -> list[tuple[str, Any, dict[str, Any]]]:
-    """The media parts in reading order: kind, source, and what the part says about reading it.
+    """Return kind, source and reading options of each media part, in reading order.
 
     Raises:
-        PromptError: a part without a source, or with an option that its kind has not. MediaError: base64 or a URL
-            that cannot be read.
+        PromptError: a part has no source, or an option that does not apply to its kind.
+        MediaError: base64 data or a URL cannot be read.
     """
     media = []
     for message in conversation:
@@ -55,7 +55,7 @@ def media_of(conversation: Sequence[Message]) -> list[tuple[str, Any, dict[str, 
 
 
 def _message(message: Any) -> Message:
-    """A copy without what is None, since data sets fill the keys that a part has not with it."""
+    """Copy a message without None values, with which data sets fill the keys that a part does not have."""
     if not isinstance(message, Mapping):
         return message
     content = message.get("content")
@@ -97,7 +97,7 @@ def _decoded(text: Any, kind: str) -> bytes:
 
 
 def _fetched(source: str) -> Any:
-    """Content of a ``data:``, ``http:`` or ``https:`` address, or the path that ``file:`` and plain texts name."""
+    """Return the content of a ``data:``, ``http:`` or ``https:`` URL, or the path of a ``file:`` URL or plain text."""
     scheme = urlsplit(source[:16]).scheme
     if scheme == "data":
         return _decoded(source.partition(",")[2], "data:")

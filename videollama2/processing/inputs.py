@@ -1,4 +1,4 @@
-"""Arguments of the processor's calls, as transformers' callers give them, in one form."""
+"""Convert the various forms of arguments that callers of transformers pass to a processor into one form."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from videollama2.prompting import Prompt
 
 
 def continues(continue_final_message: bool | str, add_generation_prompt: bool) -> bool:
-    """transformers takes the name of a field too; the text of a message is its content."""
+    """Return whether the final message is to be continued.
+
+    transformers also accepts the name of the field to continue; here it can only be the content of the message.
+    """
     if continue_final_message not in (True, False, None, "content"):
         raise ConfigError(f"continue_final_message must be True, False or 'content', got {continue_final_message!r}")
     if continue_final_message and add_generation_prompt:
@@ -23,19 +26,19 @@ def continues(continue_final_message: bool | str, add_generation_prompt: bool) -
 
 
 def as_list(value: Any) -> list[Any]:
-    """One medium, a list of them or None -> a list."""
+    """Return one medium, a list of media or None as a list."""
     if value is None:
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def as_media(value: torch.Tensor | dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    """Return what a processor made of one medium as the one or two media it is to the model, a video's sound second."""
+    """Return a processor's output for one medium as the model's media: one, or two for a video with its sound."""
     return [value[VIDEO], value[AUDIO]] if isinstance(value, dict) else [value]
 
 
 def in_reading_order(images: list[Any], prompts: Sequence[Prompt]) -> list[Any]:
-    """One list of images, from one list or from one list per text."""
+    """Return one list of images, given one list or one list per text."""
     nested = [isinstance(item, (list, tuple)) for item in images]
     if not any(nested):
         return images
@@ -52,6 +55,6 @@ def in_reading_order(images: list[Any], prompts: Sequence[Prompt]) -> list[Any]:
 
 
 def split_tags(text: str) -> Prompt:
-    """Call form of transformers: here the caller wrote the tags on purpose."""
+    """Return the prompt of a text in which tags mark media, as in calls of transformers' processors."""
     pieces = re.split("(" + "|".join(map(re.escape, TAGS.values())) + ")", text)
     return Prompt(tuple(pieces[::2]), tuple(pieces[1::2]))

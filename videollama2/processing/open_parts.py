@@ -1,4 +1,4 @@
-"""Tokenizer and image preprocessing of a checkpoint."""
+"""Load the tokenizer and the image preprocessing of a checkpoint."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from videollama2.media.pixels import PixelTransform
 from videollama2.model.encoders import KNOWN_TOWERS, vision_encoder
 from videollama2.towers import find_tower
 
-# Any of them makes a tokenizer: the fast form, sentencepiece, byte-pair tables.
+# A tokenizer needs one of these files: its fast form, a sentencepiece model, or byte-pair tables.
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _FAULTS_OF_FILES = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
@@ -31,7 +31,7 @@ _NOT_SETTINGS = ("_valid_processor_keys", "image_processor_type", "feature_extra
 
 
 def load_tokenizer(name_or_path: str | Path, **hub: Any) -> Any:
-    """The checkpoint's tokenizer.
+    """Load the checkpoint's tokenizer.
 
     Raises:
         CheckpointError: there is none, or it is damaged.
@@ -41,17 +41,17 @@ def load_tokenizer(name_or_path: str | Path, **hub: Any) -> Any:
     except VideoLlama2Error:
         raise
     except Exception as error:
-        # tokenizers raises Exception itself for a damaged tokenizer.json; other kinds are no matter of files.
+        # tokenizers raises a bare Exception for a damaged tokenizer.json. Other types are not caused by the files.
         if type(error) is not Exception and not isinstance(error, _FAULTS_OF_FILES):
             raise
         raise CheckpointError(_tokenizer_complaint(name_or_path, error, **hub)) from error
 
 
 def _tokenizer_complaint(name_or_path: str | Path, error: Exception, **hub: Any) -> str:
-    """What is wrong with the tokenizer, in one line that names the file.
+    """Describe the fault of a tokenizer in one line that names the file.
 
     Raises:
-        CheckpointError: one of its files is no JSON.
+        CheckpointError: one of its files is not valid JSON.
     """
     files = {name: find_file(name_or_path, name, **hub) for name in (*_TOKENIZER_FILES, _TOKENIZER_CONFIG)}
     if not any(files[name] for name in _TOKENIZER_FILES):
@@ -71,15 +71,16 @@ def _tokenizer_complaint(name_or_path: str | Path, error: Exception, **hub: Any)
 
 
 def load_image_processor(name_or_path: str | Path, config: VideoLlama2Config, **hub: Any) -> Any:
-    """Image preprocessing of a checkpoint: its own, else that of the vision encoder it names. Always PIL.
+    """Load the image preprocessing of a checkpoint: its own, else that of its vision encoder. It always uses PIL.
 
-    None for a model that does not see.
+    Returns None for a model without a vision encoder.
 
-    Which back end transformers picks by default depends on whether torchvision is installed, and pixel values with
-    it; published numbers were made with PIL.
+    By default, transformers chooses the back end, and thus the exact pixel values, depending on whether torchvision is
+    installed. The published results were obtained with PIL.
 
     Raises:
-        CheckpointError: there is none. ConfigError: a field that breaks a rule.
+        CheckpointError: there is no preprocessing.
+        ConfigError: one of its fields is invalid.
     """
     if config.vision_config is None:
         return None
@@ -96,7 +97,7 @@ def load_image_processor(name_or_path: str | Path, config: VideoLlama2Config, **
 def _find_preprocessor(
     name_or_path: str | Path, config: VideoLlama2Config, **hub: Any
 ) -> tuple[Mapping[str, Any], str | Path]:
-    """The fields of the preprocessing, and the file or encoder they come from."""
+    """Return the fields of the preprocessing, and the file or encoder from which they come."""
     name = config.mm_vision_tower
     path = find_file(name_or_path, _PREPROCESSOR, **hub)
     if path is None and name:
@@ -105,7 +106,7 @@ def _find_preprocessor(
         if path is None and name in KNOWN_TOWERS:
             return KNOWN_TOWERS[name].preprocessor, name
         if path is None and folder is None:
-            with suppress(CheckpointNotFoundError):  # told below, with the name of the checkpoint
+            with suppress(CheckpointNotFoundError):  # reported below, with the name of the checkpoint
                 options = {key: value for key, value in hub.items() if key in OPTIONS_OF_ANY_REPOSITORY}
                 path = find_file(name, _PREPROCESSOR, **options)
     if path is None:

@@ -1,7 +1,7 @@
-"""Keyword arguments of a call of the processor, in transformers' form: each is honoured, or refused by name.
+"""The keyword arguments of transformers' processor calls: each is either honoured or refused by name.
 
-transformers' processors take them flat (``padding=True, num_frames=8``) or in groups (``text_kwargs``,
-``images_kwargs``, ``videos_kwargs``, ``common_kwargs``). A name that several groups know goes to each of them.
+They are given either flat (``padding=True, num_frames=8``) or in groups (``text_kwargs``, ``images_kwargs``,
+``videos_kwargs``, ``common_kwargs``). A flat name that belongs to several groups applies to each of them.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ _PADDING = {True: "longest", False: "none", None: "none", "longest": "longest", 
 _TRUNCATION = (None, True, False, "longest_first", "only_first", "do_not_truncate")
 
 HEARD = ("use_audio", "load_audio_from_video", "use_audio_in_video")
-"""Names under which this software, transformers and vLLM say that a video is heard too."""
+"""The names of the option to use a video's sound, in this package, in transformers and in vLLM."""
 
 LOADING = {
     IMAGE: KINDS[IMAGE].options,
     VIDEO: KINDS[VIDEO].options | {"s", "e", "fps", "do_sample_frames", "video_metadata", *HEARD},
     AUDIO: KINDS[AUDIO].options,
 }
-"""What may be said about reading a medium, by its kind; see the loaders of the processor."""
+"""Options for reading a medium, by kind; see the loading methods of the processor."""
 
 _PIXEL_SETTINGS = frozenset(
     ("do_convert_rgb", "do_resize", "size", "default_to_square", "crop_size", "resample", "do_rescale")
     + ("rescale_factor", "do_normalize", "image_mean", "image_std", "do_pad", "pad_size", "do_center_crop")
 )
-"""How pixels are made belongs to the checkpoint. These may be given with the checkpoint's own value only."""
+"""Options of image preprocessing. The checkpoint determines them, so only its own values are accepted."""
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "data_format": (None, "channels_first"),
@@ -55,21 +55,21 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "text_target": (None,),
     "text_pair_target": (None,),
 }
-"""Options of transformers that this processor has no use for, and the values that ask for nothing."""
+"""Options of transformers that do not apply to this processor -> the values that have no effect and are accepted."""
 
 
 @dataclass(frozen=True)
 class TextOptions:
-    """How prompts become rows of ids.
+    """Options for turning prompts into rows of ids.
 
     Attributes:
         padding: ``longest``, ``max_length`` or ``none``.
         padding_side: ``left`` (for generation) or ``right``.
         truncation: cut rows to ``max_length`` (None: the tokenizer's ``model_max_length``) on the tokenizer's
-            ``truncation_side``. Given ``max_length`` alone cuts too, as in transformers.
-        pad_to_multiple_of: lengths of padded rows are multiples of it.
-        add_special_tokens: put the tokens around each row that the tokenizer puts around a text. Prompts of a chat
-            template hold them already.
+            ``truncation_side``. As in transformers, giving only ``max_length`` also truncates.
+        pad_to_multiple_of: pad rows to a multiple of this length.
+        add_special_tokens: add the tokens that the tokenizer puts around a text. Prompts made by a chat template
+            already contain them.
         return_tensors: ``pt``, ``np``, or None for lists.
     """
 
@@ -98,10 +98,10 @@ class TextOptions:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> TextOptions:
-        """From transformers' values.
+        """Convert the values that transformers accepts.
 
         Raises:
-            ConfigError: a value that means nothing here.
+            ConfigError: a value is invalid.
         """
         values: dict[str, Any] = {
             name: value for name, value in given.items() if value is not None or name == "return_tensors"
@@ -124,20 +124,20 @@ _TEXT = frozenset(field.name for field in fields(TextOptions))
 
 @dataclass(frozen=True)
 class CallOptions:
-    """All options of one call: of the text, and per kind of medium what its loader is told."""
+    """All options of one call: those for text, and those for loading each kind of medium."""
 
     text: TextOptions = TextOptions()
     media: dict[str, dict[str, Any]] = field(default_factory=lambda: {kind: {} for kind in LOADING})
 
     @classmethod
     def of(cls, given: Mapping[str, Any], image_processor: Any) -> CallOptions:
-        """From keyword arguments of a call.
+        """Convert the keyword arguments of a call.
 
         Args:
-            image_processor: whose settings made the pixels.
+            image_processor: the checkpoint's image processor, with whose settings options are compared.
 
         Raises:
-            ConfigError: a name that no group knows, or a value that cannot be honoured.
+            ConfigError: no group has an option of this name, or its value cannot be honoured.
         """
         flat = {name: value for name, value in given.items() if name not in (*_GROUPS, "common_kwargs")}
         flat |= given.get("common_kwargs") or {}
@@ -167,10 +167,10 @@ def _knows(group: str, option: str) -> bool:
 
 
 def _asks_nothing(option: str, value: Any, image_processor: Any) -> bool:
-    """Whether an option has a value that changes nothing.
+    """Return whether an option has a value without effect.
 
     Raises:
-        ConfigError: it would change what this processor does not change.
+        ConfigError: the value would change a fixed setting of the image preprocessing.
     """
     if option in _NEUTRAL:
         if not any(value is neutral or value == neutral for neutral in _NEUTRAL[option]):
@@ -185,7 +185,7 @@ def _asks_nothing(option: str, value: Any, image_processor: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """A setting as transformers may write it in several ways: sizes as dictionaries, means as lists."""
+    """Return a setting in one comparable form; transformers may write sizes as dictionaries and means as lists."""
     if isinstance(value, Mapping):
         return {name: number for name, number in value.items() if number is not None}
     return list(value) if isinstance(value, tuple) else value

@@ -1,4 +1,4 @@
-"""``VideoLlama2Processor``: text and media in, model inputs out."""
+"""``VideoLlama2Processor``, which turns text and media into model inputs."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from videollama2.prompting import Message, Prompt, build_labelled_prompt, build_
 
 
 class VideoLlama2Processor(SoundReading, ProcessorMixin):
-    """Tokenizer, image preprocessing and the model's visual token counts, joined.
+    """Combines the tokenizer, the image preprocessing and the model's numbers of media tokens.
 
     Args:
-        image_processor: transformers' PIL processor of CLIP or SigLIP; carries size, mean and resampling. None for a
-            model that does not see.
-        tokenizer: the decoder's.
-        config: of the model, for frames, connector and placeholder ids.
-        chat_template: default the tokenizer's.
+        image_processor: transformers' PIL processor for CLIP or SigLIP, with size, mean and resampling. None for a
+            model without a vision encoder.
+        tokenizer: the decoder's tokenizer.
+        config: the model's configuration, which gives the number of frames, the connector and the placeholder ids.
+        chat_template: defaults to the tokenizer's.
     """
 
     def __init__(
@@ -58,17 +58,17 @@ class VideoLlama2Processor(SoundReading, ProcessorMixin):
 
     @property
     def image_token_id(self) -> int:
-        """Placeholder of an image; the configuration's, which moves where the model's vocabulary is resized."""
+        """The placeholder id of images. It is read from the configuration, where resizing the vocabulary changes it."""
         return self.model_config.image_token_id
 
     @property
     def video_token_id(self) -> int:
-        """Placeholder of a video, see :attr:`image_token_id`."""
+        """The placeholder id of videos, see :attr:`image_token_id`."""
         return self.model_config.video_token_id
 
     @property
     def audio_token_id(self) -> int:
-        """Placeholder of a sound, see :attr:`image_token_id`."""
+        """The placeholder id of sounds, see :attr:`image_token_id`."""
         return self.model_config.audio_token_id
 
     @classmethod
@@ -76,14 +76,14 @@ class VideoLlama2Processor(SoundReading, ProcessorMixin):
         return ["image_processor", "tokenizer"]
 
     def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
-        """As in transformers, except that there may be no image processor."""
+        """As in transformers, except that the image processor may be None."""
         if argument is None and argument_name == "image_processor":
             return None
         return super().check_argument_for_proper_class(argument_name, argument)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> VideoLlama2Processor:
-        """Open the processor of a published or own checkpoint (folder or hub name).
+        """Open the processor of a checkpoint (folder or hub name), published or not.
 
         Keyword arguments: ``config`` to override the checkpoint's, and hub options (``revision``, ``token``,
         ``cache_dir``, ``local_files_only``).
@@ -96,7 +96,7 @@ class VideoLlama2Processor(SoundReading, ProcessorMixin):
         return cls(load_image_processor(pretrained_model_name_or_path, config, **hub), tokenizer, config)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> list[str]:
-        """Write tokenizer and image preprocessing beside the weights; ``config.json`` is the model's."""
+        """Save the tokenizer and the image preprocessing; the model itself saves ``config.json``."""
         files = self.tokenizer.save_pretrained(save_directory)
         if self.image_processor is not None:
             files = [*files, *self.image_processor.save_pretrained(save_directory)]
@@ -107,7 +107,7 @@ class VideoLlama2Processor(SoundReading, ProcessorMixin):
     # ----------------------------------------------------------------------------------------------- media
 
     def __getitem__(self, kind: str) -> Callable[..., torch.Tensor]:
-        """``processor["video"]``, ``["image"]`` and ``["audio"]``, the published way to get what the model takes."""
+        """Return the loader of a kind: ``processor["video"]``, ``["image"]`` and ``["audio"]``, as published."""
         loaders = {VIDEO: self.load_video, IMAGE: self.load_image, AUDIO: self.load_audio}
         if kind not in loaders:
             raise KeyError(f"{kind!r}: a processor has {' and '.join(map(repr, loaders))}")
@@ -132,18 +132,18 @@ class VideoLlama2Processor(SoundReading, ProcessorMixin):
 
         Args:
             video: path, bytes, animated picture, folder of frames, list of images, array; see :func:`read_clip`.
-            s, e: published names of ``start`` and ``end``, in seconds. They leave the sound whole, as published.
-            aspect_ratio: None (published at inference) or ``pad``; by default what the checkpoint was trained with
-                where it says so.
-            num_frames: by default the checkpoint's; None: one frame per second.
-            sampling: spread frames over the "index" (published) or the "time" of the clip, see
+            s, e: published names of ``start`` and ``end``, in seconds. As published, they do not cut the sound.
+            aspect_ratio: None (published at inference) or ``pad``; by default as in the checkpoint's training.
+            num_frames: defaults to the checkpoint's; None for one frame per second.
+            sampling: spread frames evenly over the "index" (published) or the "time" of the clip, see
                 :class:`videollama2.media.frames.FrameSampling`.
             backend: video decoder, see :mod:`videollama2.media.video`.
             va: read the sound too (published name).
-            windows: of the sound, see :class:`videollama2.media.audio.SoundSampling`.
+            windows: windows of the sound, see :class:`videollama2.media.audio.SoundSampling`.
 
         Raises:
-            MediaError: the file cannot be read, or not as asked. PromptError: the model does not see, or hear.
+            MediaError: the file cannot be read, or not with these options.
+            PromptError: the model has no vision encoder or, for the sound, no audio encoder.
         """
         clip = FrameSampling(
             num_frames,
@@ -161,11 +161,13 @@ class VideoLlama2Processor(SoundReading, ProcessorMixin):
         return self.read(IMAGE, image, ReadOptions(aspect_ratio=aspect_ratio))
 
     def read(self, kind: str, source: Any, options: ReadOptions) -> torch.Tensor:
-        """Read a medium of any kind and return its pixels (T, C, H, W), with one frame for an image, or its
-        ``fbank_1TF``. Of a video that is heard too, only the pixels.
+        """Read a medium of any kind and return its pixels (T, C, H, W), with T = 1 for an image, or its ``fbank_1TF``.
+
+        For a video whose sound is used, only the pixels are returned.
 
         Raises:
-            MediaError: the file cannot be read, or not as asked. PromptError: the model has no encoder for the kind.
+            MediaError: the file cannot be read, or not with these options.
+            PromptError: the model has no encoder for the kind.
         """
         if kind == AUDIO:
             return self.hear(source, options)[0]
@@ -178,17 +180,17 @@ class VideoLlama2Processor(SoundReading, ProcessorMixin):
         return transform(frames, self._aspect_ratio(options.aspect_ratio))
 
     def first_resize(self) -> FrameResize:
-        """Return what is done first to each frame by itself, where a caller says nothing about its shape."""
+        """Return the first operation on each single frame if the caller does not choose a shape."""
         return self._seeing(VIDEO).resize(self._aspect_ratio("model"))
 
     def _seeing(self, kind: str) -> PixelTransform:
-        """Return the transform of a model that sees.
+        """Return the pixel transform of a model with a vision encoder.
 
         Raises:
-            PromptError: this one only hears.
+            PromptError: the model has only an audio encoder.
         """
         check_kind(self.model_config, kind)
-        assert self.transform is not None  # a model that sees has one
+        assert self.transform is not None  # every model with a vision encoder has one
         return self.transform
 
     def _aspect_ratio(self, value: Shape) -> AspectRatio:
@@ -202,10 +204,10 @@ class VideoLlama2Processor(SoundReading, ProcessorMixin):
         media: Sequence[Sequence[torch.Tensor]],
         padding_side: str = "left",
     ) -> BatchFeature:
-        """Prompts and their media, in the order of the prompts' tags, -> one padded batch.
+        """Make one padded batch from prompts and their media, which are in the order of the prompts' tags.
 
         Raises:
-            PromptError: a prompt names more or fewer media than are given, or one of a wrong shape.
+            PromptError: a prompt has more or fewer tags than media, or a medium has the wrong shape.
         """
         return self._batch(prompts, media, TextOptions(padding_side=padding_side))
 
@@ -215,7 +217,7 @@ class VideoLlama2Processor(SoundReading, ProcessorMixin):
         return padding_id(self.tokenizer)
 
     def prompt(self, messages: Sequence[Message], add_generation_prompt: bool = True, **options: Any) -> Prompt:
-        """Messages -> prompt in this model's format; arguments of :func:`videollama2.prompting.build_prompt`."""
+        """Build a prompt in this model's format; see :func:`videollama2.prompting.build_prompt` for the arguments."""
         decoder_type = self.model_config.text_config.model_type
         return build_prompt(messages, self.tokenizer, decoder_type, add_generation_prompt, **options)
 
@@ -234,24 +236,24 @@ class VideoLlama2Processor(SoundReading, ProcessorMixin):
         processor_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> str | list[str] | BatchFeature | Any:
-        """transformers' call form, for one conversation or a list of them.
+        """Render one conversation or a list of them, as in transformers.
 
         Args:
-            conversation: media parts hold their source under their own type, ``path``, ``url`` or ``base64``
-                (``{"type": "video", "path": ...}``), and may say how they are read (``start``, ``end``,
-                ``num_frames``, ``fps``, ...). OpenAI's ``image_url`` parts are read too.
-            chat_template: in place of the tokenizer's: the name of one it has, or a template.
-            tools, documents: for templates that read them.
-            return_assistant_tokens_mask: with ``tokenize``: 1 in ``assistant_masks`` where the assistant speaks.
-            tokenize: read the media and return a batch as :meth:`__call__` does; else the prompt with tags, for a
-                list of conversations a list.
-            return_dict: False: ``input_ids`` alone.
+            conversation: messages whose media parts have their source under their own type, ``path``, ``url`` or
+                ``base64`` (``{"type": "video", "path": ...}``) and may have options for reading it (``start``,
+                ``end``, ``num_frames``, ``fps``, ...). OpenAI's ``image_url`` parts are accepted too.
+            chat_template: template, or name of one of the tokenizer's, to use instead of the default.
+            tools, documents: values for templates that use them.
+            return_assistant_tokens_mask: with ``tokenize``, return ``assistant_masks``, 1 for the assistant's tokens.
+            tokenize: read the media and return a batch like :meth:`__call__`; if False, return the prompt with tags,
+                or a list of prompts for a list of conversations.
+            return_dict: if False, return only ``input_ids``.
             processor_kwargs: options of :meth:`__call__`.
-            kwargs: variables of the template; others are options of :meth:`__call__`.
+            kwargs: variables of the template; all others are options of :meth:`__call__`.
 
         Raises:
-            PromptError: messages that break a rule. ConfigError: an option without meaning here.
-            MediaError: a medium that cannot be read.
+            PromptError: messages are invalid. ConfigError: an option does not apply here.
+            MediaError: a medium cannot be read.
         """
         conversations, is_batch = as_batch(conversation)
         variables = template_variables(self.tokenizer, chat_template)
@@ -284,7 +286,7 @@ class VideoLlama2Processor(SoundReading, ProcessorMixin):
         rendered: Sequence[tuple[Prompt, list[bool] | None]],
         options: CallOptions,
     ) -> BatchFeature:
-        """Read the media of conversations whose prompts are given, and make one batch."""
+        """Read the media of conversations and make one batch of them and the given prompts."""
         parts = [media_of(one) for one in conversations]
         videos = sum(kind == VIDEO for own in parts for kind, *_ in own)
         of_videos = iter(options_of_each(options.media[VIDEO], videos))
@@ -302,7 +304,7 @@ class VideoLlama2Processor(SoundReading, ProcessorMixin):
     def _render(
         self, conversation: Sequence[Message], with_answers: bool, **options: Any
     ) -> tuple[Prompt, list[bool] | None]:
-        """Return the prompt and, where they are asked for, which of its tokens are answers."""
+        """Return the prompt and, if requested, which of its tokens belong to answers."""
         decoder_type = self.model_config.text_config.model_type
         if not with_answers:
             return build_prompt(conversation, self.tokenizer, decoder_type, **options), None
@@ -318,21 +320,21 @@ class VideoLlama2Processor(SoundReading, ProcessorMixin):
         audio: Any = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """transformers' call form: prompt text with tags (``<image>``, ``<video>``, ``<audio>``), one per medium.
+        """Process prompts with one tag (``<image>``, ``<video>``, ``<audio>``) per medium, as in transformers.
 
         Args:
             images, videos: one medium, or a list in reading order over all texts: paths, PIL images, arrays, or pixels
-                this processor made. Images may also come as one list per text: ``[[a, b], [c]]``. A video that is
-                itself a list of frames goes into a list: ``videos=[[f1, f2]]``.
+                from this processor. Images may also be given as one list per text: ``[[a, b], [c]]``. A video that is
+                itself a list of frames must be wrapped in a list: ``videos=[[f1, f2]]``.
             text: one prompt, or several.
-            audio: the same for sounds: paths, bytes, or what ``processor["audio"]`` returned.
-            kwargs: flat or in transformers' groups (``text_kwargs``, ``images_kwargs``, ``videos_kwargs``,
+            audio: one sound, or a list: paths, bytes, or results of ``processor["audio"]``.
+            kwargs: options, flat or in transformers' groups (``text_kwargs``, ``images_kwargs``, ``videos_kwargs``,
                 ``common_kwargs``): fields of :class:`~videollama2.processing.options.TextOptions`, options of
                 :meth:`load_image` and :meth:`load_video`, and for videos ``fps``, ``do_sample_frames`` and
-                ``video_metadata``. Rows are padded on the left.
+                ``video_metadata``. Rows are padded on the left by default.
 
         Raises:
-            PromptError: no text, or tags and media differ in number. ConfigError: an option that cannot be honoured.
+            PromptError: there is no text, or tags and media differ in number. ConfigError: an option is not supported.
         """
         if not text:
             raise PromptError("a prompt text is needed")
@@ -364,11 +366,11 @@ class VideoLlama2Processor(SoundReading, ProcessorMixin):
         options: TextOptions,
         answered: Sequence[Sequence[bool]] | None = None,
     ) -> BatchFeature:
-        """One batch, see :func:`videollama2.processing.rows.batch_of`."""
+        """Make one batch, see :func:`videollama2.processing.rows.batch_of`."""
         return BatchFeature(batch_of(prompts, media, self.tokenizer, self.model_config, options, answered))
 
     def _loaded(self, kind: str, source: Any, options: Mapping[str, Any]) -> torch.Tensor | dict[str, torch.Tensor]:
-        """A medium as the model takes it; what this processor made already stays as it is."""
+        """Load a medium as the model's input; outputs of this processor are returned unchanged."""
         if isinstance(source, dict) or (torch.is_tensor(source) and source.is_floating_point()):
             return source
         if kind != VIDEO:
@@ -378,7 +380,7 @@ class VideoLlama2Processor(SoundReading, ProcessorMixin):
         return self.load_video(source, **frames_asked_for(source, own), va=va)
 
     def _get_num_multimodal_tokens(self, image_sizes: Any = None, video_sizes: Any = None, **kwargs: Any) -> Any:
-        """Contract of serving engines: visual tokens per medium, independent of its size in pixels."""
+        """Return the visual tokens per medium for serving engines; they do not depend on its size in pixels."""
         from transformers.processing_utils import MultiModalData
 
         data: dict[str, Any] = {}

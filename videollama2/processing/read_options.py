@@ -1,4 +1,4 @@
-"""How one medium is read, from what a caller says about it."""
+"""The options for reading one medium, as a caller gives them."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from videollama2.media.frames import FrameSampling
 from videollama2.media.kinds import AUDIO, KINDS, with_article
 
 Shape = Literal["pad", "square", "model"] | None
-"""What is done about frames that are not square, see :data:`videollama2.media.pixels.AspectRatio`; "model" does what
-the checkpoint was trained with where it says so, else None (published at inference)."""
+"""The treatment of frames that are not square, see :data:`videollama2.media.pixels.AspectRatio`. "model" is the one
+with which the checkpoint was trained, if it records that, else None (published at inference)."""
 
 _OWN = ("aspect_ratio", "backend", "use_audio", "windows")
 
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """Everything a caller can say about reading one medium.
+    """All options for reading one medium.
 
     Attributes:
-        sampling: which frames of a video are looked at; an image has none to choose.
+        sampling: the choice of a video's frames; ignored for images.
         aspect_ratio: see :data:`Shape`.
         backend: video decoder, see :func:`videollama2.media.video.open_video`.
-        use_audio: a video is heard too.
-        windows: of a video's sound, see :class:`~videollama2.media.audio.SoundSampling`.
-        sound: which part of a sound is heard.
-        of_video: a sound is that of a video, see :func:`videollama2.media.audio.read_video_sound`.
+        use_audio: whether the sound of a video is used too.
+        windows: windows of a video's sound, see :class:`~videollama2.media.audio.SoundSampling`.
+        sound: the part of a sound that is used.
+        of_video: whether a sound belongs to a video, see :func:`videollama2.media.audio.read_video_sound`.
     """
 
     sampling: FrameSampling = field(default_factory=FrameSampling)
@@ -42,17 +42,17 @@ class ReadOptions:
 
     @property
     def of_its_sound(self) -> ReadOptions:
-        """How the sound of a video is read: within the same bounds."""
+        """Return the options for reading the sound of this video, within the same bounds."""
         start, end = self.sampling.bounds()
         return ReadOptions(sound=SoundSampling(start, end, windows=self.windows), of_video=True)
 
     @classmethod
     def of(cls, kind: str, options: Mapping[str, Any]) -> ReadOptions:
-        """From the fields of a message part, or keyword arguments: flat, and only those that were given.
+        """Make options from the fields of a message part or from keyword arguments, of which only the given are passed.
 
         Raises:
-            PromptError: a medium of this kind has no such option.
-            MediaError: a value breaks a rule of :class:`~videollama2.media.frames.FrameSampling`, or of
+            PromptError: an option does not apply to media of this kind.
+            MediaError: a value is invalid for :class:`~videollama2.media.frames.FrameSampling` or
                 :class:`~videollama2.media.audio.SoundSampling`.
         """
         unknown = set(options) - KINDS[kind].options

@@ -1,4 +1,4 @@
-"""Prompts and their pixels -> one batch, cut and padded as transformers' options of a call say."""
+"""Make one batch of prompts and their media, truncated and padded according to transformers' call options."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from videollama2.processing.sequences import check_medium, collate, expand_promp
 from videollama2.prompting import Prompt
 
 _TYPES = {IMAGE: 1, VIDEO: 2, AUDIO: 3}
-"""transformers' numbers of kinds in ``mm_token_type_ids``; 0 is text."""
+"""The numbers of kinds in transformers' ``mm_token_type_ids``; 0 is text."""
 
 
 def batch_of(
@@ -26,19 +26,19 @@ def batch_of(
     options: TextOptions,
     answered: Sequence[Sequence[bool]] | None = None,
 ) -> dict[str, Any]:
-    """Make everything that a forward pass takes.
+    """Make the inputs of a forward pass.
 
     Args:
-        media: pixels per prompt, in the order of its tags.
-        answered: per prompt, which of its ids (see :meth:`Prompt.token_ids`) are answers of the assistant.
+        media: media of each prompt, in the order of its tags.
+        answered: for each prompt, which of its ids (see :meth:`Prompt.token_ids`) are answers of the assistant.
 
     Returns:
-        ``input_ids``, ``attention_mask`` (B, L) and the pixels as :func:`collate` returns them; where asked for
-        ``assistant_masks`` and ``mm_token_type_ids`` (B, L), and ``text_replacement_offsets``, per prompt a list.
+        ``input_ids``, ``attention_mask`` (B, L) and media inputs as :func:`collate` returns them; if requested,
+        ``assistant_masks`` and ``mm_token_type_ids`` (B, L), and ``text_replacement_offsets``, a list per prompt.
 
     Raises:
-        PromptError: media that do not fit the prompts, or a row that cannot be cut without cutting a medium.
-        ConfigError: rows of different lengths that are not to be padded.
+        PromptError: media do not match the prompts, or a row cannot be truncated without cutting a medium.
+        ConfigError: rows have different lengths but padding is off.
     """
     rows, pairs = expand_prompts(prompts, media, tokenizer, config)
     placeholders = {getattr(config, kind.token_id_field): _TYPES[name] for name, kind in KINDS.items()}
@@ -74,20 +74,20 @@ def batch_of(
 
 
 def _spread(row: list[int], ids: list[int], flags: Sequence[bool], placeholders: dict[int, int]) -> list[int]:
-    """Flags of unexpanded ids -> 0 or 1 per id of the expanded row; a medium is nobody's answer."""
+    """Expand flags of the unexpanded ids to 0 or 1 per id of the expanded row; tokens of media are not answers."""
     of_text = iter([int(flag) for token, flag in zip(ids, flags, strict=True) if token >= 0])
     return [0 if token in placeholders else next(of_text) for token in row]
 
 
 def _tokens_around(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Return what the tokenizer puts before and behind a text."""
+    """Return the special tokens that the tokenizer puts before and after a text."""
     bare, whole = (tokenizer("a", add_special_tokens=special).input_ids for special in (False, True))
     start = next((n for n in range(len(whole)) if whole[n : n + len(bare)] == bare), 0)
     return whole[:start], whole[start + len(bare) :]
 
 
 def _kept(number: int, row: list[int], tokenizer: Any, options: TextOptions, placeholders: dict[int, int]) -> slice:
-    """Return the part of a row that ``max_length`` leaves."""
+    """Return the part of a row that remains after truncation to ``max_length``."""
     most = options.max_length or tokenizer.model_max_length
     if len(row) <= most:
         return slice(None)
@@ -102,7 +102,7 @@ def _kept(number: int, row: list[int], tokenizer: Any, options: TextOptions, pla
 
 
 def _length(rows: Sequence[Sequence[int]], options: TextOptions) -> int | None:
-    """Return the length of the padded rows; None where the longest row decides."""
+    """Return the length of the padded rows, or None if it is that of the longest row."""
     longest, shortest = max(map(len, rows)), min(map(len, rows))
     if options.padding == "max_length" and options.max_length is not None:
         if longest > options.max_length:
@@ -117,7 +117,7 @@ def _length(rows: Sequence[Sequence[int]], options: TextOptions) -> int | None:
 
 
 def _converted(batch: dict[str, Any], rows: Sequence[list[int]], options: TextOptions) -> dict[str, Any]:
-    """Convert to tensors, arrays, or lists where no type is asked for (pixels stay tensors)."""
+    """Convert to tensors or arrays, or to lists if no type is requested (pixels remain tensors)."""
     if options.return_tensors == "pt":
         return batch
     if options.return_tensors == "np":
@@ -139,7 +139,7 @@ def _unpadded(line: list[int], length: int, options: TextOptions) -> list[int]:
 def _replacements(
     prompt: Prompt, media: Sequence[tuple[str, torch.Tensor]], config: VideoLlama2Config
 ) -> list[dict[str, Any]]:
-    """Per medium: where its tag stands in the prompt's text, and where it would once repeated per visual token."""
+    """Return for each medium the position of its tag in the prompt, and its position if repeated per visual token."""
     found = []
     place = grown = 0
     for chunk, tag, (kind, values) in zip(prompt.chunks, prompt.tags, media, strict=False):

@@ -1,4 +1,4 @@
-"""Makes the rows of a batch from prompts and media: placeholders, their counts, padding."""
+"""Make the rows of a batch from prompts and media: placeholders, their counts, padding."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def media_tokens(config: VideoLlama2Config, kind: str, num_frames: int | None = 
     """Return the number of tokens of one medium.
 
     Args:
-        num_frames: of a video, or of a sound's filter bank; default those of the configuration. An image counts as
-            ``config.num_frames`` frames.
+        num_frames: number of frames of a video or of a sound's filter bank; defaults to the configuration's. An image
+            counts as ``config.num_frames`` frames.
 
     Raises:
         PromptError: this model has no encoder for the kind.
@@ -31,14 +31,14 @@ def media_tokens(config: VideoLlama2Config, kind: str, num_frames: int | None = 
     check_kind(config, kind)
     if kind == AUDIO:
         audio = config.audio_config
-        assert audio is not None  # the kind was checked
+        assert audio is not None  # check_kind has made sure of that
         return audio.tokens_of(audio.clip_frames if num_frames is None else num_frames)
     frames = config.num_frames if kind == IMAGE or num_frames is None else num_frames
     return num_visual_tokens(config.mm_projector_type, frames, config.patches_per_side, config.keeps_class_token)
 
 
 def planned_tokens(config: VideoLlama2Config, kind: str, options: ReadOptions) -> int | None:
-    """Return how many tokens a medium will have when read this way; None where only reading it tells."""
+    """Return the number of tokens of a medium read with these options, or None if that depends on its content."""
     if kind != VIDEO:
         return media_tokens(config, kind)
     frames = options.sampling.for_model(config.num_frames).count
@@ -46,7 +46,7 @@ def planned_tokens(config: VideoLlama2Config, kind: str, options: ReadOptions) -
 
 
 def check_kind(config: VideoLlama2Config, kind: str) -> None:
-    """Raise PromptError where a model has no encoder for media of this kind."""
+    """Raise PromptError if a model has no encoder for media of this kind."""
     if kind == AUDIO and not config.hears:
         raise PromptError("this model has no audio encoder: it cannot hear a sound")
     if kind != AUDIO and not config.sees:
@@ -54,16 +54,17 @@ def check_kind(config: VideoLlama2Config, kind: str) -> None:
 
 
 def check_medium(values: Any, kind: str, config: VideoLlama2Config) -> int:
-    """Check what a processor made of a medium; returns the number of frames.
+    """Check a processor's output for a medium; returns the number of frames.
 
     Args:
-        values: pixels (T, C, H, W), one frame for an image, or the filter bank (1, T, F) of a sound.
+        values: pixels (T, C, H, W), with T = 1 for an image, or the filter bank (1, T, F) of a sound.
 
     Raises:
-        PromptError: no tensor as a processor makes it, another shape, or the model has no encoder for the kind.
+        PromptError: the value is not a floating point tensor of the right shape, or the model has no encoder for the
+            kind.
     """
     if not torch.is_tensor(values) or not values.is_floating_point():
-        # Levels from 0 to 255 would give an answer, and a wrong one.
+        # Unnormalised values from 0 to 255 would be accepted by the model, but give a wrong answer.
         found = f"these are {values.dtype}" if torch.is_tensor(values) else f"got {type(values).__name__}"
         what = "a filter bank" if kind == AUDIO else "pixels"
         raise PromptError(f"{with_article(kind)} must be {what} made by processor[{kind!r}], {found}")
@@ -99,18 +100,18 @@ def _check_pixels(pixels: torch.Tensor, kind: str, config: VideoLlama2Config) ->
 def expand_placeholders(
     ids: Sequence[int], counts: Sequence[int], config: VideoLlama2Config, labels: Sequence[int] | None = None
 ) -> tuple[list[int], list[int]]:
-    """Replace each sentinel by that medium's number of placeholder ids.
+    """Replace each sentinel by one placeholder id per token of its medium.
 
     Args:
-        ids: with published sentinels, see :class:`videollama2.prompting.Prompt`.
-        counts: tokens per medium, in reading order.
-        labels: as long as ``ids``; the expanded positions carry no label.
+        ids: ids with published sentinels, see :class:`videollama2.prompting.Prompt`.
+        counts: number of tokens per medium, in reading order.
+        labels: labels of ``ids``; the expanded positions have no label.
 
     Returns:
-        ids and labels of equal length (labels all ignored when none are given).
+        ids and labels of equal length (all labels are ignored if none are given).
 
     Raises:
-        PromptError: sentinels and counts differ in number.
+        PromptError: the numbers of sentinels and counts differ.
     """
     sentinels = [i for i in ids if i in _KIND_OF_SENTINEL]
     if len(sentinels) != len(counts):
@@ -136,14 +137,14 @@ def expand_prompts(
     tokenizer: Any,
     config: VideoLlama2Config,
 ) -> tuple[list[list[int]], list[list[tuple[str, torch.Tensor]]]]:
-    """Prompts and their media, in the order of the prompts' tags, -> rows and media as :func:`collate` takes them.
+    """Convert prompts and their media, in the order of the prompts' tags, to the rows and media of :func:`collate`.
 
     Returns:
-        per prompt its ids with placeholders, and its ``(kind, values)`` as :func:`check_medium` takes them.
+        for each prompt its ids with placeholders, and its media as ``(kind, values)``, see :func:`check_medium`.
 
     Raises:
-        PromptError: a prompt names more or fewer media than are given, or pixels that this model cannot encode; where
-            there are several prompts, numbered from 0.
+        PromptError: a prompt has more or fewer tags than media, or this model cannot encode a medium. With several
+            prompts, the message gives the number of the prompt, counted from 0.
     """
     rows, pairs = [], []
     for number, (prompt, pixels) in enumerate(zip(prompts, media, strict=True)):
@@ -170,12 +171,12 @@ def _expand_prompt(
 
 
 def padding_id(tokenizer: Any) -> int:
-    """Any id serves for padding: the mask hides it. Published Llama-3 tokenizers have none of their own."""
+    """Return the padding id. Published Llama-3 tokenizers have none, but any id will do, since the mask hides it."""
     return next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
 
 
 def pad_rows(rows: Sequence[Sequence[int]], value: int, side: str, length: int | None = None) -> torch.Tensor:
-    """Rows of ids -> (B, L), filled with ``value`` on the ``left`` or ``right``; L is the longest row's, or more."""
+    """Pad rows with ``value`` on the ``left`` or ``right`` to (B, L); L is ``length``, or that of the longest row."""
     length = max(length or 0, *map(len, rows))
     padded = torch.full((len(rows), length), value, dtype=torch.long)
     for row, target in zip(rows, padded, strict=True):
@@ -193,21 +194,21 @@ def collate(
     labels: Sequence[Sequence[int]] | None = None,
     length: int | None = None,
 ) -> dict[str, Any]:
-    """One batch from expanded rows and their media.
+    """Collate expanded rows and their media into one batch.
 
     Args:
         rows: ids with placeholders, one list per sample.
-        media: per sample, ``(kind, values)`` in reading order, see :func:`check_medium`.
-        side: where to pad; ``left`` for generation, ``right`` for training.
-        length: of the padded rows, where it is more than the longest one's.
+        media: for each sample, ``(kind, values)`` in reading order, see :func:`check_medium`.
+        side: side of the padding; ``left`` for generation, ``right`` for training.
+        length: length of the padded rows, if it exceeds that of the longest row.
 
     Returns:
-        ``input_ids``, ``attention_mask`` (B, L), optionally ``labels``; ``pixel_values`` (images, C, H, W) and
-        ``pixel_values_videos``, a tensor (videos, T, C, H, W) or a list where frame counts differ, when there are any;
-        ``input_features`` (sounds, T, F), or a list of (T, F) where lengths differ.
+        ``input_ids``, ``attention_mask`` (B, L) and, if given, ``labels``. For the kinds of media that the batch has:
+        ``pixel_values`` (images, C, H, W); ``pixel_values_videos`` (videos, T, C, H, W), or a list if the numbers of
+        frames differ; ``input_features`` (sounds, T, F), or a list of (T, F) if lengths differ.
 
     Raises:
-        PromptError: media of different height or width.
+        PromptError: media have different heights or widths.
     """
     batch: dict[str, Any] = {
         "input_ids": pad_rows(rows, pad_token_id, side, length),

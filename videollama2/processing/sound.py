@@ -17,7 +17,7 @@ from videollama2.processing.sequences import check_kind
 
 
 class SoundReading:
-    """Sounds -> filter banks; the class it joins has ``model_config``."""
+    """Turns sounds into filter banks, a mixin for a processor that has a ``model_config``."""
 
     model_config: VideoLlama2Config
 
@@ -26,8 +26,8 @@ class SoundReading:
 
         Args:
             audio: path, bytes or binary file in any container that PyAV reads.
-            options: of :class:`videollama2.media.audio.SoundSampling`, and ``of_video``: the sound belongs to a video
-                and is heard in windows, as published.
+            options: options of :class:`videollama2.media.audio.SoundSampling`, and ``of_video`` if the sound belongs
+                to a video and is divided into windows, as published.
 
         Warns:
             MediaWarning: a video has no sound track, and silence is returned.
@@ -38,10 +38,11 @@ class SoundReading:
         return fbank_1TF
 
     def hear(self, source: Any, options: ReadOptions) -> tuple[torch.Tensor, str | None]:
-        """Read a sound and return ``fbank_1TF``, and what the listener should know about it.
+        """Read a sound and return ``fbank_1TF``, and a note for the caller if there is something unusual about it.
 
         Raises:
-            MediaError: there is no sound that can be read, or not as asked. PromptError: the model does not hear.
+            MediaError: there is no readable sound, or it cannot be read with these options.
+            PromptError: the model has no audio encoder.
         """
         check_kind(self.model_config, AUDIO)
         config = self.model_config.audio_config

@@ -1,4 +1,4 @@
-"""transformers' ways to say which frames of a video are looked at -> options of ``load_video``."""
+"""Convert transformers' options for choosing the frames of a video into options of ``load_video``."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from videollama2.media.video import open_video
 
 
 def options_of_each(options: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
-    """Options for all videos of a call -> of each: ``video_metadata`` may hold one entry per video.
+    """Split the options of a call into those of each video; ``video_metadata`` may have one entry per video.
 
     Raises:
-        ConfigError: metadata for another number of videos.
+        ConfigError: the number of metadata entries differs from the number of videos.
     """
     metadata = options.get("video_metadata")
     if not isinstance(metadata, (list, tuple)):
@@ -27,15 +27,15 @@ def options_of_each(options: Mapping[str, Any], count: int) -> list[dict[str, An
 
 
 def frames_asked_for(source: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of ``load_video`` with ``fps``, ``do_sample_frames`` and ``video_metadata`` turned into them.
+    """Replace ``fps``, ``do_sample_frames`` and ``video_metadata`` by the corresponding options of ``load_video``.
 
     Args:
-        options: beside those of ``load_video``: ``fps``, frames to look at per second, at most ``MAX_FRAMES`` of the
-            clip; ``do_sample_frames``, False for all frames; ``video_metadata`` (``fps``), the rate of frames that
-            come as a list or array and have no times of their own.
+        options: options of ``load_video``, and also: ``fps``, the number of frames to use per second, limited to
+            ``MAX_FRAMES`` for the clip; ``do_sample_frames``, False to use all frames; ``video_metadata`` (``fps``),
+            the frame rate of a list or array of frames, which have no times of their own.
 
     Raises:
-        ConfigError: two of them that contradict each other, or metadata beside a file, which has its own times.
+        ConfigError: two of them contradict each other, or metadata is given for a file, which has its own times.
     """
     own = {name: value for name, value in options.items() if name not in ("fps", "do_sample_frames", "video_metadata")}
     wanted, metadata = options.get("fps"), options.get("video_metadata")
@@ -46,7 +46,8 @@ def frames_asked_for(source: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     if rate is None and not every and wanted is None:
         return own
     with open_video(source, own.get("backend", "auto")) as reader:
-        # Lists and arrays are read at a rate of the reader's; bounds in seconds are those of the given rate.
+        # The reader assumes a frame rate of its own for lists and arrays, so bounds in seconds of the given rate are
+        # converted to it.
         stretch = 1.0 if rate is None else rate / reader.fps
         bounds = [own.get(long, own.get(short)) for long, short in (("start", "s"), ("end", "e"))]
         start, end = (None if bound is None else bound * stretch for bound in bounds)
