@@ -10,7 +10,7 @@ With d = 4 and a prompt P being prefilled, this is what happens after the last t
     row                    0  1  2  3  4
     before                 A  B  C  D  P
     D moves into the gap   A  D  C  .  P     the last decoding row is copied, as far as it is filled
-    P moves down by one    A  D  C  P  .     the prefilling row closes up behind
+    P moves down by one    A  D  C  P  .     the prefilling row closes the gap
 
 When the prefill of P is complete, P is already in row d, so it only needs to be counted as decoding from then on.
 
@@ -73,7 +73,7 @@ class Batch:
         try:
             task.filled = task.cached = self.prefixes.load(task.identity, self.decoder.slots, row)
             task.embed(self.decoder.model)
-        except Exception as error:  # noqa: BLE001 - a fault of this request alone
+        except Exception as error:  # noqa: BLE001 - only this request fails
             self.prefilling.pop()
             self.fail(task, error)
 
@@ -100,7 +100,7 @@ class Batch:
         count = min(budget, max(task.remaining for task in tasks))
         try:
             logits_BV = self.decoder.prefill(len(self.decoding), tasks, count)
-        except Exception as error:  # noqa: BLE001 - whatever went wrong ends these requests and no others
+        except Exception as error:  # noqa: BLE001 - any error ends these requests, but no others
             self.prefilling.clear()
             for task in tasks:
                 self.fail(task, error)
@@ -122,7 +122,7 @@ class Batch:
             return
         try:
             logits_BV = self.decoder.decode(tasks)
-        except Exception as error:  # noqa: BLE001 - whatever went wrong ends these requests and no others
+        except Exception as error:  # noqa: BLE001 - any error ends these requests, but no others
             if self.prefilling:
                 # All decoding rows have failed and leave at once, so the prefilling row becomes row 0.
                 self.decoder.slots.move(len(tasks), 0, self.prefilling[0].filled)
@@ -165,7 +165,7 @@ class Batch:
                 if bad:
                     raise EngineError("the model's logits are not numbers; were its weights made for this type?")
                 reason: str | Exception | None = task.accept(token_id, logits_V)
-            except Exception as error:  # noqa: BLE001 - a fault of this request alone
+            except Exception as error:  # noqa: BLE001 - only this request fails
                 reason = error
             if reason is not None:
                 ended.append((task, reason))

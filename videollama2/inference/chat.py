@@ -28,7 +28,7 @@ class Chat(TerminalChat):
     """A conversation with an engine of this process.
 
     Each turn submits the whole conversation again. The engine's prefix cache still holds the key-values of the previous
-    turns, so only the new question is prefilled.
+    turns, so little more than the new question is prefilled.
 
     Args:
         engine: the engine that answers.

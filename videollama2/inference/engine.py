@@ -376,7 +376,7 @@ class Engine:
         """Do some work for a waiting task and return whether it succeeded; a task whose work fails leaves the queue."""
         try:
             work(task)
-        except Exception as error:  # noqa: BLE001 - whatever was raised belongs to this request alone
+        except Exception as error:  # noqa: BLE001 - any error ends only this request
             with self._state:
                 self._waiting.remove(task)
             self._batch.fail(task, error)

@@ -88,6 +88,7 @@ class KeyValueSlots(Cache):
         result = []
         for stored_BHLD, new_BHQD in zip(self._storage[layer_idx], (key_states, value_states), strict=True):
             view_BHLD = stored_BHLD[window.rows]
+            # Rows that all write at the same positions need only a slice; otherwise each row has its own positions.
             if not window.scattered and len(set(window.starts)) == 1:
                 view_BHLD[:, :, window.seen : window.length] = new_BHQD
             else:

@@ -170,7 +170,7 @@ def _asks_nothing(option: str, value: Any, image_processor: Any) -> bool:
     """Return whether an option has a value without effect.
 
     Raises:
-        ConfigError: the value would change a fixed setting of the image preprocessing.
+        ConfigError: the value is not supported, or differs from the setting of the checkpoint's image preprocessing.
     """
     if option in _NEUTRAL:
         if not any(value is neutral or value == neutral for neutral in _NEUTRAL[option]):

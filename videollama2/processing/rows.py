@@ -42,6 +42,7 @@ def batch_of(
     """
     rows, pairs = expand_prompts(prompts, media, tokenizer, config)
     placeholders = {getattr(config, kind.token_id_field): _TYPES[name] for name, kind in KINDS.items()}
+    # The masks go through the same steps as the rows (expand, add special tokens, cut, pad), so the two stay aligned.
     masks = [[0] * len(row) for row in rows]
     if answered is not None:
         masks = [
