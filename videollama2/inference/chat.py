@@ -54,7 +54,10 @@ class Chat(TerminalChat):
             self.help = self.greeting = HELP_WITH_SOUND
 
     def read_medium(self, kind: str, path: str) -> tuple[dict[str, Any], str]:
-        """See :class:`TerminalChat`. The engine's reader keeps the medium, so the answer does not read it again."""
+        """See :class:`TerminalChat`. The medium is read at once to report errors and its number of frames.
+
+        The answer reads it again, unless the engine already has its tokens in the cache.
+        """
         part = file_part(kind, path, self.media_options, self.audio_only)
         read = [self.engine.reader.read(medium) for medium in media_parts(part, part["type"], [])]
         said = [f"{medium.frames} frames" for medium in read if medium.kind == VIDEO]

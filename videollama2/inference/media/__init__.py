@@ -1,1 +1,1 @@
-"""Media of requests are read beside the model, encoded together and remembered by their content."""
+"""The media of requests: they are read while the model runs, encoded together and cached by their content."""

@@ -1,4 +1,4 @@
-"""Turns media into the tokens that stand for them: each distinct content once, those of one kind together."""
+"""Encode media into tokens: each distinct content once, and media of one kind together."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from videollama2.media.kinds import AUDIO, KINDS
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 
 FRAMES_PER_PASS = 128
-"""Frames encoded together: activations of more would take gigabytes and save no time."""
+"""Maximum number of frames encoded together: activations of more would take gigabytes and save no time."""
 
 SOUND_FRAMES_PER_PASS = 4 * 2998
-"""The same of filter banks: four sounds of 30 s, each of which takes 110 MB for the biases of its attention."""
+"""The same for frames of filter banks: four sounds of 30 s, each of which takes 110 MB for its attention biases."""
 
 
 class MediaEncoder:
@@ -26,7 +26,7 @@ class MediaEncoder:
         self.model, self.cache = model, cache
 
     def encode(self, media: Sequence[ReadMedium]) -> None:
-        """Put tokens in place of the pixels or filter banks of all media."""
+        """Replace the pixels or filter banks of all media by their tokens."""
         waiting: dict[Hashable, list[ReadMedium]] = {}
         for medium in media:
             if medium.tokens is None:
@@ -42,11 +42,11 @@ class MediaEncoder:
     def _encode_together(self, kind: str, groups: list[list[ReadMedium]]) -> None:
         """Run one pass. Each group holds media of the same content, which is encoded once."""
         started = monotonic()
-        # Outside inference mode, whose tensors could not be used in training afterwards.
+        # Inference mode is off, because its tensors could not be used in training afterwards.
         with torch.inference_mode(False), torch.no_grad():
             encoded = self.model.model.encode_media(kind, [group[0].values for group in groups])
         for group, tokens_ND in zip(groups, encoded, strict=True):
-            # A view would keep the whole batch alive for as long as one of its members is remembered.
+            # A view would keep the whole batch in memory as long as one of its members is cached.
             tokens_ND = tokens_ND.clone()
             self.cache.put(group[0].key, tokens_ND)
             for medium in group:
@@ -57,8 +57,10 @@ class MediaEncoder:
 
 
 def _passes(groups: list[list[ReadMedium]]) -> Iterator[list[list[ReadMedium]]]:
-    """Yield passes of at most :data:`FRAMES_PER_PASS` frames (:data:`SOUND_FRAMES_PER_PASS`), or of one medium that has
-    more; all groups are of one kind."""
+    """Yield passes of at most :data:`FRAMES_PER_PASS` frames, or :data:`SOUND_FRAMES_PER_PASS` for sounds.
+
+    A medium with more frames is a pass of its own. All groups have the same kind.
+    """
     together: list[list[ReadMedium]] = []
     frames = 0
     for group in groups:

@@ -1,4 +1,4 @@
-"""Media of waiting requests are read ahead of the model; what several requests name is read once for all of them."""
+"""Read the media of waiting requests ahead of the model. A medium that several requests share is read only once."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class _Reading:
 
 
 class ReadAhead:
-    """Media that are being read or wait for the encoder, each for as long as somebody needs it.
+    """The media that are being read or wait for the encoder. Each is kept as long as a request needs it.
 
     Args:
-        read: part, key -> medium; see :meth:`MediaReader.read`.
-        threads: number of threads that read side by side. With 0, whoever takes a result reads.
-        ring: called from a reading thread whenever a medium was read.
+        read: function that reads a part with a key, see :meth:`MediaReader.read`.
+        threads: number of threads that read in parallel. With 0, taking a result reads the medium.
+        ring: called from a reading thread whenever a medium has been read.
     """
 
     def __init__(self, read: Read, threads: int, ring: Callable[[], object]) -> None:
@@ -35,10 +35,10 @@ class ReadAhead:
         self._lock = Lock()
 
     def ask(self, key: Hashable, part: MediaPart) -> Future[ReadMedium]:
-        """Return a future of the medium. Whoever asks must call :meth:`release` with the same key afterwards.
+        """Return a future of the medium. The caller must call :meth:`release` with the same key afterwards.
 
         Args:
-            key: from :meth:`MediaReader.source_key`; parts with equal keys are read once.
+            key: result of :meth:`MediaReader.source_key`; parts with equal keys are read once.
         """
         with self._lock:
             reading = self._readings.get(key)
@@ -48,7 +48,7 @@ class ReadAhead:
             return reading.future
 
     def release(self, key: Hashable) -> None:
-        """Give up what :meth:`ask` promised. A medium that nobody needs and no thread has begun to read is not read."""
+        """Release a medium requested by :meth:`ask`. Without further requests, a pending read is dropped."""
         with self._lock:
             reading = self._readings[key]
             reading.users -= 1
@@ -58,7 +58,7 @@ class ReadAhead:
         reading.future.cancel()
 
     def close(self) -> None:
-        """Stop the threads; what they are reading now, they read to its end."""
+        """Stop the threads; they finish reading their current media."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
@@ -71,7 +71,7 @@ class ReadAhead:
 
 
 class _ReadWhenTaken(Future[ReadMedium]):
-    """A future for engines without threads: the medium is read by whoever asks for the result."""
+    """A future for engines without threads: asking for the result reads the medium."""
 
     def __init__(self, read: Read, part: MediaPart, key: Hashable) -> None:
         super().__init__()
@@ -84,6 +84,6 @@ class _ReadWhenTaken(Future[ReadMedium]):
         if not super().done():
             try:
                 self.set_result(self._read(self._part, self._key))
-            except Exception as error:  # noqa: BLE001 - kept, and raised for everybody who asked
+            except Exception as error:  # noqa: BLE001 - kept, and raised for every caller
                 self.set_exception(error)
         return super().result()

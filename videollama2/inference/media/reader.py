@@ -1,7 +1,7 @@
-"""Reads one medium of a request: from a path, bytes or an array to what the encoder takes.
+"""Read one medium of a request from a path, bytes or an array into the encoder's input.
 
-Which content a file on disk had is remembered, so that a second question about it opens no file as long as the visual
-tokens of that content are kept.
+The reader remembers the content key of each file. A second question about a file therefore does not open it again, as
+long as the tokens of that content are cached.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class ReadMedium:
     """A medium of a request that was read.
 
     Attributes:
-        kind: of :data:`~videollama2.media.kinds.KINDS`.
-        key: what its visual tokens are kept under, see :func:`medium_key`.
-        frames: number of frames, of a sound those of its filter bank; 1 of an image.
-        values: pixels (T, C, H, W) or a filter bank (1, T, F); None once ``tokens`` took their place.
-        tokens: the tokens (N, D) that stand for it; None before they are encoded.
-        seconds: spent on reading it, and in the pass that encoded it.
-        note: what whoever asked should know about it.
+        kind: one of :data:`~videollama2.media.kinds.KINDS`.
+        key: key of its tokens in the cache, see :func:`medium_key`.
+        frames: number of frames, for a sound those of its filter bank; 1 for an image.
+        values: pixels (T, C, H, W) or a filter bank (1, T, F); None once ``tokens`` replace them.
+        tokens: its tokens (N, D); None before it is encoded.
+        seconds: time spent on reading it and in the pass that encoded it.
+        note: remark about the medium for the caller, if there is one.
     """
 
     kind: str
@@ -54,10 +54,10 @@ class ReadMedium:
 
 
 class MediaReader:
-    """Reads media for one model; every method may be called from any thread.
+    """Reads media for one model. All methods are thread-safe.
 
     Args:
-        cache: visual tokens that are known: a medium whose tokens are there is not read again.
+        cache: the cache of media tokens; a medium whose tokens it holds is not read again.
     """
 
     def __init__(
@@ -67,28 +67,31 @@ class MediaReader:
         self._contents: LruStore[Hashable, tuple[Hashable, int, str | None]] = LruStore(_MAX_FILES)
 
     def planned_tokens(self, part: MediaPart) -> int | None:
-        """Return how many tokens a medium will have, without opening it; None where only reading it tells."""
+        """Return the number of tokens of a medium without opening it, or None if that depends on its content."""
         if _is_made(part.source) and part.source.ndim == (3 if part.kind == AUDIO else 4):
             frames = part.source.shape[1 if part.kind == AUDIO else 0]
             return media_tokens(self._model.config, part.kind, frames)
         return planned_tokens(self._model.config, part.kind, part.options)
 
     def source_key(self, part: MediaPart) -> Hashable:
-        """Return what a part is known by before it is opened: how it is read, and the file's place, size and time of
-        change, or the bytes. Parts with any other source have different keys, even where the source is one object.
+        """Return a key that identifies a part before it is opened.
+
+        It covers the options for reading and, for a file, its path, size and modification time, or a digest of bytes.
+        Parts with any other source always have different keys, even if the source is the same object.
         """
         known = _file_key(part.source)
         return object() if known is None else (part.kind, known, part.options)
 
     def read(self, part: MediaPart, key: Hashable = None) -> ReadMedium:
-        """Decode and preprocess one medium, unless its tokens are known.
+        """Decode and preprocess one medium, unless its tokens are cached.
 
         Args:
-            part: its source is a path, bytes, PIL image, array or list of frames; or what the processor made of it.
-            key: its :meth:`source_key`, where that is known already.
+            part: a part whose source is a path, bytes, PIL image, array or list of frames, or the processor's output.
+            key: its :meth:`source_key`, if already known.
 
         Raises:
-            MediaError: it cannot be read. PromptError: a wrong shape, or the model has no encoder for it.
+            MediaError: the medium cannot be read.
+            PromptError: its shape is wrong, or the model has no encoder for it.
         """
         started = monotonic()
         key = self.source_key(part) if key is None else key
@@ -113,18 +116,18 @@ class MediaReader:
 
 
 def medium_key(model: torch.nn.Module, kind: str, values: torch.Tensor) -> Hashable:
-    """Return the key of tokens in the cache: the content and the model, since models may share a cache."""
-    # A number of its own: an id is given again after the model is gone.
+    """Return the key of a medium's tokens: its content and the model, since models may share a cache."""
+    # Each model has a number of its own, because Python reuses the id of an object that is gone.
     return _numbers.setdefault(model, next(_unused)), content_key(kind, values)
 
 
 def _is_made(source: Any) -> bool:
-    """Whether a source needs no reading, because a processor made it."""
+    """Return whether a source is the output of a processor, which need not be read."""
     return torch.is_tensor(source) and source.is_floating_point()
 
 
 def _file_key(source: Any) -> Hashable:
-    """Return place, size and time of change of a file, or a digest of bytes; None for anything else."""
+    """Return path, size and modification time of a file, or a digest of bytes; None for any other source."""
     if isinstance(source, (bytes, bytearray, memoryview)):
         return blake2b(source, digest_size=16).digest()
     if not isinstance(source, (str, os.PathLike)):
@@ -132,7 +135,7 @@ def _file_key(source: Any) -> Hashable:
     try:
         status = os.stat(source)
     except (OSError, ValueError):
-        return None  # reading it says what is wrong
+        return None  # reading it will report the error
     if os.path.isdir(source):
-        return None  # a folder of frames may change without its own time changing
+        return None  # the frames in a folder may change without changing its modification time
     return os.path.realpath(source), status.st_ino, status.st_size, status.st_mtime_ns
