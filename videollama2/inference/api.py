@@ -286,7 +286,7 @@ def _by_generate(
     tokenizer: Any,
     options: dict[str, Any],
 ) -> list[str]:
-    """Answer requests that the engine does not support (beams, own processors and criteria) with ``generate``."""
+    """Answer requests that need beams or the caller's own processors or criteria with ``generate``, as one batch."""
     options.setdefault("eos_token_id", end_ids(model, tokenizer) or None)
     with torch.inference_mode():
         embeds_BLD, attention_mask = embed_prompts(prompts, media, model, tokenizer)

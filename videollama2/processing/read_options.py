@@ -48,7 +48,7 @@ class ReadOptions:
 
     @classmethod
     def of(cls, kind: str, options: Mapping[str, Any]) -> ReadOptions:
-        """Make options from the fields of a message part or from keyword arguments, of which only the given are passed.
+        """Make options from the fields of a message part or flat keyword arguments; absent ones keep their defaults.
 
         Raises:
             PromptError: an option does not apply to media of this kind.

@@ -146,9 +146,9 @@ class StcConnector(nn.Module):
         if self.padding:
             x_FCHW = torch.cat([x_FCHW, torch.zeros_like(x_FCHW[:1])])  # the empty frame that padding adds
         kernel = self.kernel[0]
-        # The windows already contain their padding frames, but the sampler pads the long clip in time once more. The
-        # frames that it adds itself in front of the first window are left out here, and slices that consist of
-        # nothing but its padding are cut off below.
+        # The windows contain their padding frames, but the sampler also pads the long clip in time. So the padding at
+        # the start of the first window is left out here, because the sampler adds it, and slices that consist of
+        # nothing but the sampler's padding are cut off below.
         frames = torch.tensor([frame for window in windows for frame in window][self.padding % kernel :])
         x_1CTHW = rearrange(x_FCHW[frames.to(x_FCHW.device)], "t c h w -> 1 c t h w")
         x_WCHW = rearrange(self.sampler(x_1CTHW), "1 c w h v -> w c h v")
