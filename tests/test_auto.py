@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file
 from transformers import AutoModel, pipeline
 
 from tests.conftest import ROOT, golden_dir
@@ -160,3 +161,20 @@ def test_pipelines_answer(task, tmp_path, monkeypatch):
     asked = pipeline(task, model=str(TINY_FOLDER), device="cpu")
     (result,) = asked(text=[{"role": "user", "content": parts}], max_new_tokens=4, return_full_text=False)
     assert "red" in result["generated_text"]
+
+
+@pytest.mark.parametrize("row", sorted(path.name for path in (golden_dir() / "models").iterdir() if path.is_dir()))
+def test_a_model_that_was_never_loaded_is_saved_under_published_names(tmp_path, row):
+    """As training does that starts from separate parts: nothing has recorded which conversion loaded it."""
+    loaded, _ = load_checkpoint(golden_dir() / "models" / row, dtype=torch.float32)
+    made = type(loaded)(loaded.config)
+    made.load_state_dict(loaded.state_dict())
+    for model, name in ((loaded, "loaded"), (made, "made")):
+        model.save_pretrained(tmp_path / name)
+    loaded, made = (load_file(tmp_path / name / "model.safetensors") for name in ("loaded", "made"))
+    assert loaded.keys() == made.keys()
+    assert all(torch.equal(loaded[name], made[name]) for name in made)
+    published = load_file(golden_dir() / "models" / row / "model.safetensors")
+    assert published.keys() <= made.keys() | {
+        name for name in published if "post_layernorm" in name or ".head." in name
+    }

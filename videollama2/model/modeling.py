@@ -137,6 +137,14 @@ class VideoLlama2Model(VideoLlama2PreTrainedModel, MediaFeaturesMixin):
         return result.to_tuple() if return_dict is False else result
 
 
+class ModelUnderHead(VideoLlama2Model):
+    """The model inside :class:`VideoLlama2ForConditionalGeneration`.
+
+    transformers looks up the mapping of weight names by class, also for models inside others. The head's mapping covers
+    this one; the mapping of :class:`VideoLlama2Model` must apply only where that is the whole model.
+    """
+
+
 class VideoLlama2ForConditionalGeneration(VideoLlama2PreTrainedModel, MediaGenerationMixin):
     """The full model with its language model head. Loading and saving use the published weight names."""
 
@@ -146,7 +154,7 @@ class VideoLlama2ForConditionalGeneration(VideoLlama2PreTrainedModel, MediaGener
 
     def __init__(self, config: VideoLlama2Config) -> None:
         super().__init__(config)
-        self.model = VideoLlama2Model(config)
+        self.model = ModelUnderHead(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
