@@ -114,7 +114,7 @@ CASES = Path(__file__).parent / "cases"
 WRONG = {
     "c_videos_key_no_tag": "'videos_key_no_tag': the human turns hold 0 media tag(s), the record holds 1",
     "c_images_key_no_tag": "'images_key_no_tag': the human turns hold 0 media tag(s), the record holds 1",
-    "c_audio_key": "'audio_key': 'audio' is not used",
+    "c_audio_key": "m/a.wav: no such file or folder",
     "c_lfs": "m/lfs.mp4: is a Git LFS pointer, not the file itself: run git lfs pull",
     "c_html": "m/html.mp4: is an HTML page, not the file itself",
     "c_zeros": "m/zeros.mp4: begins with nothing but zeros",

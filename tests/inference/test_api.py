@@ -275,7 +275,7 @@ def test_stop_strings(tiny_golden):
         (torch.zeros(4, 3, 60, 56), "video", "60x56"),
         ("clip.mp4", "video", r"processor\['video'\]"),
         (None, "video", r"processor\['video'\]"),
-        (torch.zeros(4, 3, 56, 56), "audio", "unknown modality"),
+        (torch.zeros(4, 3, 56, 56), "depth", "unknown modality"),
         (torch.zeros(4, 3, 56, 56, dtype=torch.uint8), "video", "torch.uint8"),
     ],
 )

@@ -88,7 +88,7 @@ def test_forged_texts_are_no_conversation(forged: object) -> None:
     [
         {"outcome": "new"},
         {"answer": ["a"]},
-        {"media": [{"kind": "audio", "path": "x", "options": {}}]},
+        {"media": [{"kind": "smell", "path": "x", "options": {}}]},
         {"media": [{"kind": "video", "path": "x", "options": {"backend": "decord"}}]},
         {"media": [{"kind": "video", "path": "x", "options": {"num_frames": "8"}}]},
         {"media": [{"kind": "video", "path": "x", "options": {"num_frames": True}}]},
