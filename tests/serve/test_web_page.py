@@ -259,15 +259,15 @@ def test_questions_and_answers_cannot_make_the_browser_ask_others(visit: Open, s
     page.requests.clear()
 
 
-_KEPT = "localStorage.getItem('videollama2-conversation')"
+_KEPT = "(localStorage.getItem('videollama2-conversation') || '').length"
 
 
-def kept(page: Visitor) -> str | None:
-    """What the browser holds of the conversation, encrypted."""
+def kept(page: Visitor) -> int:
+    """Length of what the browser holds of the conversation, which is encrypted anew each time it is written."""
     return page.page.evaluate(f"() => {_KEPT}")
 
 
-def wait_until_kept_differs(page: Visitor, before: str | None) -> str | None:
+def wait_until_kept_differs(page: Visitor, before: int) -> int:
     """The browser writes a moment after the page has drawn."""
     page.page.wait_for_function(f"(before) => {_KEPT} !== before", arg=before)
     return kept(page)

@@ -121,7 +121,7 @@ class Events:
         """Restore the conversation from before a reload, if there is one and its files still exist."""
         w = self.widgets
         conversation = from_kept(kept, self.settings.is_served)
-        if conversation is None:
+        if conversation is None or not conversation.turns:
             return {}
         return {w.conversation: conversation, w.chat: conversation.shown(), **self._buttons(conversation)}
 
@@ -344,7 +344,7 @@ class Events:
             w.chat: [],
             w.other_conversation: Conversation(),
             w.other_chat: [],
-            w.kept: "",
+            w.kept: to_kept(conversation),
             w.question: "",
             w.files: None,
             w.start: "",

@@ -22,7 +22,10 @@ _OPTIONS = {"num_frames": int, "start": (int, float), "end": (int, float)}
 
 
 def to_kept(conversation: Conversation) -> str:
-    """Return the conversation as JSON of at most :data:`MAX_KEPT_BYTES`, or an empty text if no turn is finished."""
+    """Return the conversation's finished turns as JSON of at most :data:`MAX_KEPT_BYTES`.
+
+    The text is never empty, also without a turn: a browser does not store an empty text, and would keep the old one.
+    """
     kept: list[str] = []
     size = 0
     # From the last turn backwards, turns are kept until the size is used up.
@@ -32,7 +35,7 @@ def to_kept(conversation: Conversation) -> str:
         if size > MAX_KEPT_BYTES:
             break
         kept.insert(0, text)
-    return f'{{"id": {json.dumps(conversation.id)}, "turns": [{",".join(kept)}]}}' if kept else ""
+    return f'{{"id": {json.dumps(conversation.id)}, "turns": [{",".join(kept)}]}}'
 
 
 def from_kept(text: object, is_served: Callable[[str], bool]) -> Conversation | None:
