@@ -9,9 +9,14 @@ open VideoLLaMA 2 checkpoints, as soon as transformers is imported. torch is imp
 """
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from videollama2._register import register_when_needed
+
+if TYPE_CHECKING:
+    from videollama2.inference.api import mm_infer, mm_infer_batch, model_init
+    from videollama2.inference.engine import Engine
+    from videollama2.inference.request import Request
 
 __version__ = "0.1.0"
 

@@ -14,7 +14,7 @@ import importlib.abc
 import importlib.machinery
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
 _PACKAGE = __name__.partition(".")[0]
@@ -27,18 +27,19 @@ class _AfterImports(importlib.abc.MetaPathFinder):
         self._under_way = threading.local()
 
     def find_spec(
-        self, fullname: str, path: object = None, target: ModuleType | None = None
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname != "transformers" and not fullname.startswith(f"{_PACKAGE}."):
             return None
         spec = self._found_by_others(fullname, path, target)
-        if spec is not None and hasattr(spec.loader, "exec_module"):
-            load = spec.loader.exec_module
-            spec.loader.exec_module = lambda module: self._load(load, module)  # type: ignore[method-assign]
+        loader = None if spec is None else spec.loader
+        if loader is not None and hasattr(loader, "exec_module"):
+            load = loader.exec_module
+            loader.exec_module = lambda module: self._load(load, module)  # type: ignore[method-assign]
         return spec
 
     def _found_by_others(
-        self, fullname: str, path: object, target: ModuleType | None
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None
     ) -> importlib.machinery.ModuleSpec | None:
         """Return what the finders after this one find. Python has already asked those before it."""
         finders = list(sys.meta_path)
