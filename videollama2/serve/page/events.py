@@ -371,8 +371,8 @@ class Events:
         w = self.widgets
         are_two = bool(values[w.other]) and values[w.other] != NO_OTHER
         return {
-            w.chat: gr.Chatbot(label=values[w.model] or "", show_label=are_two),
-            w.other_chat: gr.Chatbot(label=values[w.other] or "", show_label=are_two),
+            w.chat: gr.Chatbot(label=values[w.model] or "", show_label=are_two, container=are_two),
+            w.other_chat: gr.Chatbot(label=values[w.other] or "", show_label=are_two, container=are_two),
         }
 
     async def recorded(self, values: Values) -> Updates:
