@@ -15,8 +15,6 @@ MAX_CHOICES = 16
 MAX_STOPS, MAX_STOP_LENGTH = 4, 1024
 """Maximum number of stop texts, and of characters of each; every text is searched for after each token."""
 
-MAX_BIASES = 1024
-"""Maximum number of tokens in one ``logit_bias``."""
 
 _ORDER = "requests are served in the order in which they come: this server has no priorities"
 _WHOLE_PROMPT = "prompts are not cut here, since that could cut an image: send less text"
