@@ -11,10 +11,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from torch.utils.data import DataLoader, Dataset
 
 from tests.conftest import ROOT
 from videollama2 import train
 from videollama2.training.resume import last_checkpoint
+from videollama2.training.stopping import shield_workers
 
 from .conftest import Run, command, environment, flags
 
@@ -93,7 +95,7 @@ def test_signalled_runs_end_as_if_nothing_had_been(stopped, whole, launch, tmp_p
     folder = tmp_path / "out"
     code, told = stopped(folder, processes, steps, number)
     assert code == (128 + number if processes == 1 else 1), told
-    assert f"stopped by {signal.Signals(number).name} after step" in told
+    assert f"stopped by {signal.Signals(number).name} after step" in told, told[-6000:]
     check_nothing_looks_finished(folder, told)
     resumed = launch(processes, folder=folder, **long(processes))
     assert same_to_the_bit(resumed, whole[processes])
@@ -190,6 +192,48 @@ def test_an_error_in_a_sample_of_one_process_stops_both(world, parts, broken, tm
     assert done.returncode != 0
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "'the-broken-one'" in line and line.endswith(f"is in {last_checkpoint(folder)}")
+
+
+def struck(worker: int) -> None:
+    """A worker's first Python code; here it meets both signals before it has said what to do about them."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        os.kill(os.getpid(), number)
+
+
+def test_a_signal_while_a_loader_worker_begins():
+    loader = DataLoader(range(3), batch_size=None, num_workers=1, worker_init_fn=struck)
+    shield_workers(loader)
+    assert list(loader) == [0, 1, 2]
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
+
+
+class Striking(Dataset):
+    """Sends its process a signal before each item."""
+
+    def __init__(self, numbers: list[int]) -> None:
+        self.numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> int:
+        os.kill(os.getpid(), self.numbers[index])
+        return index
+
+
+def test_a_signal_to_a_loader_worker_itself():
+    """Slurm signals every process of a job."""
+    loader = DataLoader(Striking([signal.SIGTERM, signal.SIGUSR1]), batch_size=None, num_workers=1)
+    shield_workers(loader)
+    assert list(loader) == [0, 1]
+
+
+def test_a_second_sigterm_ends_a_loader_worker():
+    """A worker that hangs must end with its parent, which asks for it with SIGTERM."""
+    loader = DataLoader(Striking([signal.SIGTERM, signal.SIGTERM]), batch_size=None, num_workers=1)
+    shield_workers(loader)
+    with pytest.raises(RuntimeError, match="killed by signal: Terminated|exited unexpectedly"):
+        list(loader)
 
 
 @pytest.mark.slow

@@ -7,17 +7,21 @@ no random number of the next one has been drawn, so a run continued from a check
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import signal
 import threading
 from collections.abc import Callable
+from functools import partial
+from multiprocessing.context import ForkContext, ForkProcess
 from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
+from torch.utils.data import DataLoader
 
 from videollama2.errors import VideoLlama2Error
 
@@ -137,10 +141,46 @@ class RandomState:
             torch.cuda.set_rng_state_all(self._cuda)
 
 
-def leave_signals_to_the_parent(worker: int) -> None:
-    """Move a loader worker into a process group of its own, so that it does not receive its parent's signals.
+def shield_workers(loader: DataLoader) -> None:
+    """Keep the signals of :data:`SIGNALS` from ending the worker processes of ``loader``.
 
-    Launchers signal the whole process group, and the death of a worker would break the current step. The worker still
-    ends with its parent, whose end it notices.
+    Launchers signal the whole process group and Slurm signals every process of a job, but only the training process
+    knows what to do about it; the death of a worker would break the current step. A worker is safe from its first
+    instruction: it is forked with the signals blocked, and unblocks them when it ignores them.
+
+    Systems that do not fork their workers are covered only once a worker runs its first Python code.
     """
+    if loader.num_workers and multiprocessing.get_start_method() == "fork":
+        loader.multiprocessing_context = _ShieldingContext()
+    loader.worker_init_fn = partial(_begin_worker, loader.worker_init_fn)
+
+
+class _ShieldingProcess(ForkProcess):
+    """A process that begins with the signals of :data:`SIGNALS` blocked; those sent meanwhile are kept for later."""
+
+    def start(self) -> None:
+        former = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
+class _ShieldingContext(ForkContext):
+    Process = _ShieldingProcess
+
+
+def _begin_worker(former: Callable[[int], None] | None, worker: int) -> None:
+    """Leave the launcher's process group and ignore the signals that mean the training process."""
+    if former is not None:
+        former(worker)
     os.setpgrp()
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # this also drops a signal that arrived while they were blocked
+    signal.signal(signal.SIGTERM, _obey_the_next)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+def _obey_the_next(number: int, frame: FrameType | None) -> None:
+    """Ignore a first SIGTERM, which may be a scheduler's; a worker that hangs is sent a second one by its parent."""
+    signal.signal(number, signal.SIG_DFL)

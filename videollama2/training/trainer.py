@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from videollama2.training.eval_loss import sums_over
 from videollama2.training.flags import TrainingArguments
 from videollama2.training.meter import COUNTS, CountingCollator, Meter, peak_flops
 from videollama2.training.saving import SavingTrainer
-from videollama2.training.stopping import RandomState, leave_signals_to_the_parent
+from videollama2.training.stopping import RandomState, shield_workers
 
 BAD_SAMPLES_FILE = "bad_samples-{process}.jsonl"
 
@@ -103,7 +102,7 @@ class VideoLlama2Trainer(SavingTrainer):
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
         loader = super()._get_dataloader(*args, **kwargs)
         inner = getattr(loader, "base_dataloader", loader)  # accelerate's loader wraps one of torch
-        inner.worker_init_fn = partial(_begin_worker, inner.worker_init_fn)
+        shield_workers(inner)
         inner.collate_fn = CountingCollator(inner.collate_fn, self.model.config)
         return loader
 
@@ -246,12 +245,6 @@ class _EpochStart(TrainerCallback):
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         self.trainer.epoch_start = None
-
-
-def _begin_worker(former: Callable[[int], None] | None, worker: int) -> None:
-    if former is not None:
-        former(worker)
-    leave_signals_to_the_parent(worker)
 
 
 def _split_groups(groups: list[dict[str, Any]], module: nn.Module, rate: float, part: str) -> list[dict[str, Any]]:
