@@ -4,18 +4,17 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT
+from tests.training.ranks import run_ranks
 from videollama2 import train
 from videollama2.data.records import read_records
 from videollama2.shapes.parts import TinySizes, write_parts
@@ -159,21 +158,12 @@ def launch(world: Path, parts: Path, tmp_path: Path) -> Callable[..., Run]:
 
     def start(processes: int = 2, folder: Path | None = None, kill_at: int | None = None, **changes: object) -> Run:
         folder = folder or tmp_path / f"launched{len(list(tmp_path.iterdir()))}"
-        argv = command(flags(world, parts, folder, **changes), processes)
         log = tmp_path / f"{folder.name}.log"
-        with log.open("w") as errors:
-            started = subprocess.Popen(
-                argv, stdout=subprocess.PIPE, stderr=errors, env=environment(), cwd=ROOT, text=True
-            )
-            steps = 0
-            for line in started.stdout:
-                steps += "'loss'" in line
-                if steps == kill_at:
-                    # The launcher gives each process a session of its own.
-                    parent = psutil.Process(started.pid)
-                    for process in (*parent.children(recursive=True), parent):
-                        process.kill()
-        code = started.wait(timeout=600)
+
+        def reached(text: str) -> bool:
+            return kill_at is not None and text.count("'loss'") >= kill_at
+
+        code = run_ranks(flags(world, parts, folder, **changes), processes, log, reached)
         assert code == (0 if kill_at is None else -signal.SIGKILL), log.read_text()[-4000:]
         return Run(folder)
 

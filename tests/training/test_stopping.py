@@ -14,6 +14,7 @@ import pytest
 from torch.utils.data import DataLoader, Dataset
 
 from tests.conftest import ROOT
+from tests.training.ranks import run_ranks
 from videollama2 import train
 from videollama2.training.resume import last_checkpoint
 from videollama2.training.stopping import shield_workers
@@ -71,8 +72,8 @@ def whole(world, parts, tmp_path_factory) -> dict[int, Run]:
     runs = {}
     for processes in (1, 2):
         folder = tmp_path_factory.mktemp("whole") / str(processes)
-        argv = command(flags(world, parts, folder, **long(processes)), processes)
-        subprocess.run(argv, check=True, env=environment(), cwd=ROOT, capture_output=True, timeout=300)
+        log = folder.parent / f"{processes}.log"
+        assert run_ranks(flags(world, parts, folder, **long(processes)), processes, log) == 0, log.read_text()
         runs[processes] = Run(folder)
     return runs
 
@@ -187,10 +188,9 @@ def test_an_error_in_a_sample_leaves_a_checkpoint(run, world, parts, broken, tmp
 def test_an_error_in_a_sample_of_one_process_stops_both(world, parts, broken, tmp_path):
     folder = tmp_path / "out"
     options = {"data_path": broken, "per_device_train_batch_size": 1, "max_steps": 7, "seed": 4}
-    argv = command(flags(world, parts, folder, **options), 2)
-    done = subprocess.run(argv, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode != 0
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    log = tmp_path / "log"
+    assert run_ranks(flags(world, parts, folder, **options), 2, log) != 0
+    (line,) = [line for line in log.read_text().splitlines() if line.startswith("error: ")]
     assert "'the-broken-one'" in line and line.endswith(f"is in {last_checkpoint(folder)}")
 
 
