@@ -2,18 +2,16 @@
 
 import base64
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("fastapi", reason="batches go through the worker's application (the extra serve)")
 
+from tests import forked
 from tests.conftest import ROOT
 from videollama2.cli import main
 from videollama2.engines.batch_lines import read_requests
@@ -156,10 +154,9 @@ def test_three_processes_killed_five_times_equal_one_that_was_not(tmp_path: Path
     whole, target = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
     assert main(["batch", str(source), str(whole), *TINY]) == 0
 
-    def start(rank: int) -> subprocess.Popen:
-        environment = {**os.environ, "RANK": str(rank), "WORLD_SIZE": "3", "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-m", "videollama2", "batch", str(source), str(target), *TINY]
-        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    def start(rank: int) -> BaseProcess:
+        variables = {"RANK": str(rank), "WORLD_SIZE": "3"}
+        return forked.start("videollama2.cli", ["batch", str(source), str(target), *TINY], tmp_path / "log", variables)
 
     def written(rank: int) -> int:
         path = tmp_path / "out.jsonl.work" / "answers" / f"rank-{rank:05d}-of-00003.jsonl"
@@ -171,12 +168,14 @@ def test_three_processes_killed_five_times_equal_one_that_was_not(tmp_path: Path
         rank = chance.choice([rank for rank in running if written(rank) < 600])
         enough = written(rank) + chance.randrange(1, 40)
         while written(rank) < enough:
-            assert running[rank].poll() is None
+            assert running[rank].is_alive()
             time.sleep(0.01)
-        running[rank].send_signal(signal.SIGKILL)
-        running[rank].wait()
+        forked.kill(running[rank])
+        running[rank].join()
         running[rank] = start(rank)
-    assert [process.wait(timeout=600) for process in running.values()] == [0, 0, 0]
+    for process in running.values():
+        process.join(timeout=600)
+    assert [process.exitcode for process in running.values()] == [0, 0, 0]
     asked_again = sum(written(rank) for rank in range(3)) - len(lines)
     assert asked_again == 0  # a line that is done is never done twice
     one, other = replies(whole), replies(target)

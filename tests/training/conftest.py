@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT
-from tests.training.ranks import run_ranks
+from tests.forked import run_ranks
 from videollama2 import train
 from videollama2.data.records import read_records
 from videollama2.shapes.parts import TinySizes, write_parts

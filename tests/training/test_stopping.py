@@ -14,7 +14,7 @@ import pytest
 from torch.utils.data import DataLoader, Dataset
 
 from tests.conftest import ROOT
-from tests.training.ranks import run_ranks
+from tests.forked import run_ranks
 from videollama2 import train
 from videollama2.training.resume import last_checkpoint
 from videollama2.training.stopping import shield_workers
