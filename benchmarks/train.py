@@ -139,7 +139,7 @@ def batches(name: str, row: str, args: argparse.Namespace, processor: Any) -> li
 def grouped(data: Any, batch: int) -> Any:
     from videollama2.data.sampler import ModalityLengthSampler
 
-    return ModalityLengthSampler(data.lengths, [length > 0 for length in data.visual_lengths], batch)
+    return ModalityLengthSampler(data.lengths, [length > 0 for length in data.media_lengths], batch)
 
 
 # ---------------------------------------------------------------------------------------------------- steps

@@ -106,7 +106,7 @@ class VideoLlama2Config(PreTrainedConfig):
         if vision_config is None:
             vision_config = known_vision_config(mm_vision_tower)
         self.text_config = as_config("text_config", text_config)
-        self.audio_config = _as_audio_config(audio_config, mm_audio_tower)
+        self.audio_config = as_audio_config(audio_config, mm_audio_tower)
         is_blind = vision_config is None and mm_vision_tower is None and self.audio_config is not None
         self.vision_config = None if is_blind else _as_vision_config(vision_config)
         self.mm_projector_type = mm_projector_type
@@ -354,7 +354,12 @@ def as_config(name: str, value: PreTrainedConfig | dict | None) -> PreTrainedCon
     return CONFIG_MAPPING[model_type](**fields)
 
 
-def _as_audio_config(value: AudioConfig | dict | None, tower: str | None) -> AudioConfig | None:
+def as_audio_config(value: AudioConfig | dict | None, tower: str | None = None) -> AudioConfig | None:
+    """Return the configuration of an audio encoder from its fields; without any, the published one if ``tower`` is set.
+
+    Raises:
+        ConfigError: a field is out of range.
+    """
     if value is None:
         return AudioConfig() if tower else None
     if isinstance(value, AudioConfig):

@@ -36,6 +36,7 @@ from videollama2.errors import MissingDependencyError
 from videollama2.training.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from videollama2.training.build import base_name, build_model, describe_trainable
 from videollama2.training.identity import RunIdentity
+from videollama2.training.joint import joint_of
 from videollama2.training.loss_plot import plot_losses
 from videollama2.training.outcome import closing_words
 from videollama2.training.resume import told_when_full
@@ -127,7 +128,8 @@ def _build_trainer(
     skipped: list[str] | None = [] if data_args.on_bad_sample == "skip" else None
     first = training_args.local_process_index == 0
     read = partial(read_sets, data_folder=data_args.data_folder, skipped=skipped, progress=first)
-    sets, eval_sets = read(data_args.data_path), read(data_args.eval_data_path or [])
+    sets = read(data_args.files, va=data_args.heard)
+    eval_sets = read(data_args.eval_data_path or [], va=[any(data_args.heard)])
     set_seed(training_args.seed)
     model, processor = build_model(model_args, data_args, training_args)
     stage = _stage(model_args)
@@ -145,8 +147,9 @@ def _build_trainer(
         data_collator=TrainingCollator(processor.pad_token_id),
         processing_class=processor,
         base=base_name(model_args.model_path),
-        connector_only=model_args.tune_mm_mlp_adapter,
+        parts_alone=model_args.parts_alone,
         mixture=([len(records) for records in sets], data_args.data_weights),
+        joint=joint_of(sets, data_args, training_args),
         identity=identity,
         signals=signals,
     )
@@ -180,6 +183,9 @@ def _plot(out: Path) -> None:
 
 def _stage(model_args: ModelArguments) -> str:
     """Return the rule by which records become labels, see :func:`videollama2.prompting.training_ids`."""
+    alone = model_args.parts_alone
+    if "mm_projector_a" in alone:
+        return "finetune" if "audio_tower" in alone else "pretrain_chat"
     if not model_args.tune_mm_mlp_adapter:
         return "finetune"
     return {"published": "pretrain", "answer": "pretrain_answer"}[model_args.pretrain_labels]

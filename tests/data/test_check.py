@@ -45,7 +45,7 @@ def test_good_file(world, capsys):
     assert run(world / "good.json", "--model-max-length", 60) == 0
     text = capsys.readouterr().out
     assert "5 records, 5 of them right: 1 image, 1 several media, 1 text only, 2 video" in text
-    assert "visual tokens per record" in text
+    assert "media tokens per record" in text
 
 
 def test_records_that_are_too_long(world, capsys):

@@ -116,7 +116,7 @@ def test_empty_set(processor):
 def test_lengths_count_visual_tokens(folder, processor):
     text_alone = row(("What shape is it?", "circle"), ("Is it red?", "no"))
     data = dataset(folder, processor, [VIDEO, text_alone, TWO])
-    assert list(data.visual_lengths) == [VISUAL, 0, 2 * VISUAL]
+    assert list(data.media_lengths) == [VISUAL, 0, 2 * VISUAL]
     assert data.lengths[0] >= data.lengths[1] + VISUAL
     assert dataset(folder, processor, [TWO], max_length=15).lengths[0] == 15
 

@@ -214,7 +214,7 @@ def test_bounds_of_a_record_reach_the_reader(media, tmp_path):
     [
         ({"start": 3, "end": 1}, "start 3 s is after end 1 s"),
         ({"start": "1:30"}, "start '1:30' is not a number of seconds"),
-        ({"video": "i.png", "start": 1}, "'start' bound a video, and this record has none"),
+        ({"video": "i.png", "start": 1}, "'start' bound a video or a sound, and this record has none"),
         ({"videos": "v.mp4"}, "'video' and 'videos' mean the same"),
         ({"audio_path": "a.wav"}, "'audio_path' is not used"),
         ({"system_prompt": "Be brief.", "system": "Be long."}, "'system' and 'system_prompt' mean the same"),

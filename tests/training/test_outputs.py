@@ -105,7 +105,8 @@ def test_operations_of_a_step(built):
     assert count.of_step(text) == 10 * (6 * decoder + attention) + 3 * 6 * head
     frozen = FlopCount(built(freeze_vision_tower=True, freeze_backbone=True)[0])
     assert frozen.of_step(text) == 10 * (4 * decoder + attention) + 3 * 4 * head
-    assert count.of_step(Counts(samples=1, frames=1)) == 16 * 2 * count.tower
+    encoder = sum(p.numel() for p in model.model.vision_tower.encoder.parameters())
+    assert count.of_step(Counts(samples=1, frames=1)) == 16 * 2 * encoder
 
 
 def test_experts_count_where_tokens_are_sent(golden):
@@ -132,7 +133,7 @@ def test_meter_counts_labels_tokens_and_frames(built, records):
     chosen = [kinds.index(["video"]), kinds.index(["image"]), kinds.index([]), len(records)]
     samples = [dataset[i] for i in chosen]
     meter.add(TrainingCollator(0)(samples))
-    visual = dataset.visual_lengths[chosen[0]] + dataset.visual_lengths[chosen[1]]
+    visual = dataset.media_lengths[chosen[0]] + dataset.media_lengths[chosen[1]]
     assert (meter.counts.samples, meter.counts.visual_tokens, meter.counts.frames) == (3, visual, 9)
     assert meter.counts.labels == sum(label != IGNORE_INDEX for s in samples for label in s["labels"][1:])
     assert meter.counts.text_tokens == sum(len(s["input_ids"]) for s in samples) - visual
@@ -155,11 +156,15 @@ def test_time_before_the_first_step_is_not_counted(built):
 def test_utilisation_is_the_share_of_what_all_devices_could_do(built):
     """Two processes, one second each, of devices that do ten times as much as was needed."""
     meter = Meter(built()[0])
-    rows = torch.tensor([[4, 50, 100, 16, 9, 0.1, 1.0, 2e9], [4, 70, 80, 16, 7, 0.3, 1.0, 3e9]], dtype=torch.float64)
-    needed = meter.flops.of_step(Counts(samples=8, visual_tokens=120, text_tokens=180, frames=32, labels=16))
+    rows = torch.tensor(
+        [[4, 50, 20, 100, 16, 9, 0, 0.1, 1.0, 2e9], [4, 70, 10, 80, 16, 7, 1, 0.3, 1.0, 3e9]], dtype=torch.float64
+    )
+    counts = {"samples": 8, "visual_tokens": 120, "sound_tokens": 30, "text_tokens": 180, "frames": 32, "labels": 16}
+    needed = meter.flops.of_step(Counts(**counts))
     entries = meter.rates(rows, peak=5 * needed)
     assert entries["model_flops_utilisation"] == pytest.approx(0.1)
     assert (entries["samples_per_second"], entries["visual_tokens_per_second"]) == (8, 120)
+    assert (entries["sound_tokens_per_second"], entries["silent_videos"]) == (30, 1)
     assert (entries["data_wait_share"], entries["peak_memory_gb"]) == (pytest.approx(0.2), 3)
     assert "model_flops_utilisation" not in meter.rates(rows, peak=None)
 

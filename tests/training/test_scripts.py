@@ -29,6 +29,12 @@ SCRIPTS = {
     "custom/finetune_qlora.sh": {"learning_rate": 2e-5, "batch": 128, "local": 4, "zero": 2, "lora": True, "bits": 4},
 }
 
+HEARING_SCRIPTS = {
+    "pretrain_audio.sh": {"rate": 1e-3, "batch": 1024, "local": 32, "epochs": 1, "save": 1000},
+    "finetune_audio.sh": {"rate": 2e-5, "batch": 128, "local": 4, "epochs": 2, "save": 2000},
+    "va_joint.sh": {"rate": 2e-5, "batch": 128, "local": 4, "epochs": 2, "save": 2000},
+}
+
 
 def call(script, *argv, **variables):
     """Run a script; its own variables are not inherited from whoever runs the tests."""
@@ -84,6 +90,28 @@ def test_published_numbers(printed, script):
     assert (model.mm_projector_type, model.mm_vision_select_layer, data.num_frames) == ("stc_connector_v35", -2, 16)
     assert model.tune_mm_mlp_adapter == (script == "vllava/pretrain.sh")
     assert data.image_aspect_ratio == (None if script == "vllava/pretrain.sh" else "pad")
+
+
+@pytest.mark.parametrize("script", HEARING_SCRIPTS)
+def test_published_numbers_of_the_stages_with_sound(printed, script):
+    expected = HEARING_SCRIPTS[script]
+    words = printed(f"custom/{script}")
+    flags = words[words.index("videollama2.train") + 1 :]
+    assert flags[:2] == ["--deepspeed", "scripts/zero2.json"]
+    model, data, training = train.parse_arguments([*flags[2:], "--tf32", "False", "--bf16", "False"])
+    together = training.per_device_train_batch_size * training.gradient_accumulation_steps * 8
+    assert (training.learning_rate, together) == (expected["rate"], expected["batch"])
+    assert (training.per_device_train_batch_size, training.save_steps) == (expected["local"], expected["save"])
+    assert (training.num_train_epochs, training.lr_scheduler_type) == (expected["epochs"], "cosine")
+    assert (training.model_max_length, training.warmup_steps, training.weight_decay) == (2048, 0.03, 0)
+    assert (model.mm_projector_a_type, model.tune_mm_mlp_adapter_a) == ("mlp2x_gelu", True)
+    assert (model.tune_audio_tower, model.tune_adapter_llm) == (script != "pretrain_audio.sh", script == "va_joint.sh")
+    assert (model.pretrain_mm_mlp_adapter_a is None) == (script == "pretrain_audio.sh")
+    if script == "va_joint.sh":
+        assert (data.num_frames, data.image_aspect_ratio, data.joint_ratio) == (16, "pad", [2, 1, 1])
+        assert (len(data.data_path), data.heard) == (3, [True, False, False])
+    else:
+        assert len(data.data_path_a) == len(data.files) == 1
 
 
 def test_nodes_and_processes_come_from_arguments_or_the_environment(printed):

@@ -1,4 +1,7 @@
-"""Load an audio encoder from Microsoft's ``.pt`` file (shape and weights) or an ``audio_tower.bin`` (weights only)."""
+"""Load an audio encoder from Microsoft's ``.pt`` file (shape and weights) or an ``audio_tower.bin`` (weights only).
+
+:func:`add_hearing` gives such an encoder, and a new projector, to a model that does not hear yet.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,15 @@ import torch
 
 from videollama2.audio_config import AudioConfig
 from videollama2.checkpoints.files import UNREADABLE, why_unreadable
+from videollama2.config import as_audio_config
 from videollama2.errors import CheckpointError, CheckpointNotFoundError, first_line
-from videollama2.hub import check_is_no_pointer
+from videollama2.hub import check_is_no_pointer, read_json
+from videollama2.model.connectors.audio import build_audio_projector
 from videollama2.model.encoders.beats import BeatsModel
+from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.model.weight_names import AUDIO_TOWER_PREFIX
+
+_RULES = ("sampling_rate", "clip_seconds", "num_windows", "window_seconds", "layer_wise_gradient_decay_ratio")
 
 
 def load_beats(path: str | Path, config: AudioConfig | None = None) -> BeatsModel:
@@ -24,8 +32,9 @@ def load_beats(path: str | Path, config: AudioConfig | None = None) -> BeatsMode
     their names.
 
     Args:
-        config: encoder shape for a file that does not describe its own, and the rules for cutting clips; defaults to
-            the published values.
+        config: rules for cutting clips, and the encoder's shape for a file that does not describe its own. By default,
+            these are those of the file's ``cfg``; for weights alone those of the ``config.json`` beside the file,
+            which the second stage writes; else the published ones.
 
     Raises:
         CheckpointNotFoundError: there is no such file.
@@ -33,15 +42,54 @@ def load_beats(path: str | Path, config: AudioConfig | None = None) -> BeatsMode
         ConfigError: the file describes an encoder that is not implemented here.
     """
     content = _read(Path(path))
-    config = config or AudioConfig()
     if "cfg" in content and "model" in content:
-        rules = {name: getattr(config, name) for name in ("sampling_rate", "clip_seconds", "num_windows")}
-        rules["window_seconds"] = config.window_seconds
-        config, content = AudioConfig(**{**content["cfg"], **rules}), content["model"]
-    weights = {name.rpartition(AUDIO_TOWER_PREFIX)[2]: tensor for name, tensor in content.items()}
-    model = BeatsModel(config)
-    load_audio_weights(model, weights, str(path))
+        rules = {} if config is None else {name: getattr(config, name) for name in _RULES}
+        config, content = as_audio_config({**content["cfg"], **rules}), content["model"]
+    model = BeatsModel(config or _config_beside(Path(path)))
+    load_audio_weights(model, _short_names(content), str(path))
     return model.eval()
+
+
+def read_audio_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Return the weights in an ``audio_tower.bin``, with the encoder's own names.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    return _short_names(_read(path))
+
+
+def _short_names(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {name.rpartition(AUDIO_TOWER_PREFIX)[2]: tensor for name, tensor in content.items()}
+
+
+def _config_beside(path: Path) -> AudioConfig:
+    file = path.with_name("config.json")
+    fields = read_json(file).get("audio_config") if file.is_file() else None
+    return as_audio_config(fields) or AudioConfig()
+
+
+def add_hearing(
+    model: VideoLlama2ForConditionalGeneration, tower: BeatsModel, name: str | None, projector_type: str
+) -> None:
+    """Give an audio encoder and a new projector to a model without them, in its dtype and on its device.
+
+    The projector keeps torch's default initialisation, with which the published first stage starts.
+
+    Args:
+        name: recorded as ``mm_audio_tower``.
+        projector_type: see :func:`videollama2.model.connectors.audio.build_audio_projector`.
+
+    Raises:
+        ConfigError: there is no such projector, or it does not fit the widths.
+    """
+    config, inner = model.config, model.model
+    projector = build_audio_projector(projector_type, tower.config.encoder_embed_dim, config.hidden_size)
+    weight = model.get_input_embeddings().weight
+    tower.config.dtype = weight.dtype
+    config.audio_config, config.mm_audio_tower, config.mm_projector_a_type = tower.config, name, projector_type
+    inner.audio_tower = tower.to(weight.device, weight.dtype)
+    inner.mm_projector_a = projector.to(weight.device, weight.dtype)
 
 
 def load_audio_weights(model: BeatsModel, weights: Mapping[str, torch.Tensor], source: str) -> None:

@@ -8,14 +8,23 @@ from typing import Any
 import torch
 from torch import nn
 
-from videollama2.checkpoints.files import CONNECTOR_FILES, base_of, read_tensors
+from videollama2.checkpoints.audio_tower import add_hearing, load_audio_weights, load_beats, read_audio_weights
+from videollama2.checkpoints.files import (
+    AUDIO_CONNECTOR_FILES,
+    AUDIO_TOWER_FILE,
+    CONNECTOR_FILES,
+    PART_FILES,
+    base_of,
+    read_tensors,
+)
 from videollama2.checkpoints.full import load_checkpoint
 from videollama2.checkpoints.parts import build_from_parts
-from videollama2.config import is_videollama2
+from videollama2.config import as_audio_config, is_videollama2
 from videollama2.errors import CheckpointError
-from videollama2.hub import OPTIONS_OF_ANY_REPOSITORY, first_file, read_config
+from videollama2.hub import OPTIONS_OF_ANY_REPOSITORY, find_file, first_file, read_config
+from videollama2.model.encoders.beats import BeatsModel
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
-from videollama2.model.weight_names import connector_weights
+from videollama2.model.weight_names import AUDIO_CONNECTOR_PREFIX, CONNECTOR_PREFIX, connector_weights
 from videollama2.processing import VideoLlama2Processor
 from videollama2.towers import find_tower
 
@@ -35,11 +44,27 @@ def load_connector(model: VideoLlama2ForConditionalGeneration, path: Path) -> No
     Raises:
         CheckpointError: the file holds no connector weights, or they do not match this connector exactly.
     """
+    _load_part(model.model.mm_projector, CONNECTOR_PREFIX, path)
+
+
+def load_audio_connector(model: VideoLlama2ForConditionalGeneration, path: Path) -> None:
+    """Load the weights of the audio projector from a file, strictly.
+
+    Raises:
+        CheckpointError: see :func:`load_connector`.
+    """
+    _load_part(model.model.mm_projector_a, AUDIO_CONNECTOR_PREFIX, path)
+
+
+def _load_part(module: nn.Module | None, prefix: str, path: Path) -> None:
+    name = prefix.removeprefix("model.").removesuffix(".")
+    if module is None:
+        raise CheckpointError(f"{path}: this model has no {name}")
     tensors = read_tensors(path)
-    inner = {short: tensors[name] for name, short in connector_weights(tensors).items()}
+    inner = {short: tensors[long] for long, short in connector_weights(tensors, prefix).items()}
     if not inner:
-        raise CheckpointError(f"{path}: holds no connector weight (named ...mm_projector....)")
-    _load_strictly(model.model.mm_projector, inner, path)
+        raise CheckpointError(f"{path}: holds no connector weight (named ...{name}....)")
+    _load_strictly(module, inner, path)
 
 
 def _load_strictly(module: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
@@ -61,20 +86,56 @@ def _load_strictly(module: nn.Module, tensors: dict[str, torch.Tensor], path: Pa
 def load_connector_folder(
     path: str, model_base: str | Path | None, placement: dict[str, Any], hub: dict[str, Any]
 ) -> tuple[VideoLlama2ForConditionalGeneration, VideoLlama2Processor]:
-    """Open a first-stage folder: it holds connector weights and a flat config, and names decoder and encoder."""
+    """Open the folder of a stage that trains connectors: it holds their weights and a flat config.
+
+    The config names the base model, and for a bare language model the vision encoder. A folder of an audio stage also
+    holds the audio encoder if that has learned; else the config names it.
+    """
     fields = read_config(path, **hub)
     base = base_of(path, model_base, **hub)
     if not base or Path(base).resolve() == Path(path).resolve():
         raise CheckpointError(f"{path} holds a connector only: name its language model with model_base (--model-base)")
-    weights = first_file(path, CONNECTOR_FILES, **hub)
-    if weights is None:
-        raise CheckpointError(f"{path}: holds no connector ({' or '.join(CONNECTOR_FILES)})")
+    weights, audio_weights = (first_file(path, names, **hub) for names in (CONNECTOR_FILES, AUDIO_CONNECTOR_FILES))
+    if weights is None and audio_weights is None:
+        raise CheckpointError(f"{path}: holds no connector ({' or '.join(PART_FILES)})")
     model, processor = base_with_connector(path, base, fields, placement, hub)
-    load_connector(model, weights)
+    if weights is not None:
+        load_connector(model, weights)
+    if audio_weights is not None:
+        load_audio_connector(model, audio_weights)
     return model, processor
 
 
 def base_with_connector(
+    path: str, base: str, fields: dict[str, Any], placement: dict[str, Any], hub: dict[str, Any]
+) -> tuple[VideoLlama2ForConditionalGeneration, VideoLlama2Processor]:
+    """Open the base of a folder with trained parts, with the modules for these parts.
+
+    Args:
+        fields: the folder's flat config.
+    """
+    model, processor = _base(path, base, fields, placement, hub)
+    if fields.get("audio_config") is None:
+        return model, processor
+    trained = find_file(path, AUDIO_TOWER_FILE, **hub)
+    if model.config.hears:
+        if trained is not None:
+            load_audio_weights(model.model.audio_tower, read_audio_weights(trained), str(trained))
+    else:
+        add_hearing(model, _ears_of(path, fields, trained), fields.get("mm_audio_tower"), fields["mm_projector_a_type"])
+    return model, processor
+
+
+def _ears_of(path: str, fields: dict[str, Any], trained: Path | None) -> BeatsModel:
+    """Return the audio encoder of a folder with trained parts: the one in it, else the one that its config names."""
+    named = fields.get("mm_audio_tower") or ""
+    tower = trained or next((file for file in (Path(path) / named, Path(named)) if named and file.is_file()), None)
+    if tower is None:
+        raise CheckpointError(f"{path}: its audio encoder is neither {AUDIO_TOWER_FILE} in it nor {named!r}")
+    return load_beats(tower, as_audio_config(fields["audio_config"]))
+
+
+def _base(
     path: str, base: str, fields: dict[str, Any], placement: dict[str, Any], hub: dict[str, Any]
 ) -> tuple[VideoLlama2ForConditionalGeneration, VideoLlama2Processor]:
     hub = {key: hub[key] for key in OPTIONS_OF_ANY_REPOSITORY if key in hub}  # the revision belongs to ``path``

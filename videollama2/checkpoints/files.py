@@ -31,6 +31,11 @@ FULL_WEIGHTS = (
 )
 CONNECTOR_FILE = "mm_projector.bin"
 CONNECTOR_FILES = ("mm_projector.safetensors", CONNECTOR_FILE)
+AUDIO_CONNECTOR_FILE = "mm_projector_a.bin"
+AUDIO_CONNECTOR_FILES = ("mm_projector_a.safetensors", AUDIO_CONNECTOR_FILE)
+AUDIO_TOWER_FILE = "audio_tower.bin"
+PART_FILES = (*CONNECTOR_FILES, *AUDIO_CONNECTOR_FILES)
+"""Files of the connectors, at least one of which is in a folder of kind ``connector``."""
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_FILES = (ADAPTER_FILE, "adapter_model.bin")
@@ -88,7 +93,7 @@ def checkpoint_kind(name_or_path: str, **hub: Any) -> str:
         return "lora"
     if any(find_file(name_or_path, name, **hub) is not None for name in FULL_WEIGHTS):
         return "full"
-    if any(find_file(name_or_path, name, **hub) is not None for name in CONNECTOR_FILES):
+    if any(find_file(name_or_path, name, **hub) is not None for name in PART_FILES):
         return "connector"
     if not Path(name_or_path).is_dir() and find_file(name_or_path, "config.json", **hub) is None:
         raise CheckpointNotFoundError(
@@ -96,7 +101,7 @@ def checkpoint_kind(name_or_path: str, **hub: Any) -> str:
         )
     raise CheckpointError(
         f"{name_or_path} holds no weights: expected model.safetensors (or its shards), {ADAPTER_CONFIG} "
-        f"or {' / '.join(CONNECTOR_FILES)}"
+        f"or {' / '.join(PART_FILES)}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Write the result of a training run: a full checkpoint, a connector alone, or a LoRA adapter.
+"""Write the result of a training run: a full checkpoint, some parts alone, or a LoRA adapter.
 
 In all functions below, ``state`` holds the weights by parameter name if the caller has gathered them itself
 (DeepSpeed); it defaults to the model's own.
@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from videollama2.checkpoints.adapter import save_adapter
-from videollama2.checkpoints.files import CONNECTOR_FILE
+from videollama2.checkpoints.files import AUDIO_CONNECTOR_FILE, AUDIO_TOWER_FILE, CONNECTOR_FILE
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
-from videollama2.model.weight_names import CONNECTOR_PREFIX
+from videollama2.model.weight_names import AUDIO_CONNECTOR_PREFIX, AUDIO_TOWER_PREFIX, CONNECTOR_PREFIX
 from videollama2.processing import VideoLlama2Processor
 
 State = dict[str, torch.Tensor]
@@ -65,26 +65,38 @@ def _generating(model: VideoLlama2ForConditionalGeneration) -> Iterator[None]:
             config.use_cache = value
 
 
-def save_connector(
+PARTS = {
+    "mm_projector": (CONNECTOR_PREFIX, CONNECTOR_FILE),
+    "mm_projector_a": (AUDIO_CONNECTOR_PREFIX, AUDIO_CONNECTOR_FILE),
+    "audio_tower": (AUDIO_TOWER_PREFIX, AUDIO_TOWER_FILE),
+}
+"""The parts that can be written alone: the prefix of their weights' names, and their file."""
+
+
+def save_parts(
     model: VideoLlama2ForConditionalGeneration,
     processor: VideoLlama2Processor,
     folder: str | Path,
     base: str,
+    parts: Collection[str],
     state: State | None = None,
 ) -> None:
-    """Write a first-stage folder: ``mm_projector.bin`` with published keys, flat config, tokenizer, preprocessing.
+    """Write the folder of a stage that trains some parts alone: their files with published keys, flat config, tokenizer
+    and preprocessing.
 
     Args:
-        base: base language model of the connector, recorded in the config so that the folder can be opened.
+        base: model to which the parts belong, recorded in the config so that the folder can be opened.
+        parts: keys of :data:`PARTS`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {
-        name: tensor.detach().cpu()
-        for name, tensor in (state or model.state_dict()).items()
-        if name.startswith(CONNECTOR_PREFIX)
-    }
-    torch.save(weights, folder / CONNECTOR_FILE)
+    state = state or model.state_dict()
+    tied = {} if model.model.audio_tower is None else model.model.audio_tower.get_expanded_tied_weights_keys()
+    copies = {AUDIO_TOWER_PREFIX + name for name in tied}
+    for part in parts:
+        prefix, file = PARTS[part]
+        names = [name for name in state if name.startswith(prefix) and name not in copies]
+        torch.save({name: state[name].detach().cpu() for name in names}, folder / file)
     _save_flat_config(model, processor, folder, base)
 
 

@@ -49,7 +49,7 @@ class Report:
     problems: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     unread: Counter[str] = field(default_factory=Counter)
-    visual_lengths: list[int] = field(default_factory=list)
+    media_lengths: list[int] = field(default_factory=list)
     text_lengths: list[int] = field(default_factory=list)
     too_long: int = 0
     decoded: int = 0
@@ -63,8 +63,8 @@ class Report:
         if self.decoded:
             rate = self.decoded / max(self.seconds, 1e-9)
             lines += [f"{_number(self.decoded, 'file')} decoded in {self.seconds:.1f} s, {rate:.0f} a second"]
-        if self.visual_lengths:
-            lines += ["", "visual tokens per record", *histogram(self.visual_lengths)]
+        if self.media_lengths:
+            lines += ["", "media tokens per record", *histogram(self.media_lengths)]
             lines += ["", "text tokens per record", *histogram(self.text_lengths)]
         if self.too_long:
             lines += ["", f"longer than the maximum, to be cut at the end: {_number(self.too_long, 'record')}"]
@@ -165,9 +165,9 @@ def _count_lengths(
     from videollama2.data.dataset import VideoInstructionDataset
 
     unlimited = VideoInstructionDataset(records, processor, max_length=1 << 30)
-    report.visual_lengths += unlimited.visual_lengths
-    pairs = zip(unlimited.lengths, unlimited.visual_lengths, strict=True)
-    report.text_lengths += [whole - visual for whole, visual in pairs]
+    report.media_lengths += unlimited.media_lengths
+    pairs = zip(unlimited.lengths, unlimited.media_lengths, strict=True)
+    report.text_lengths += [whole - media for whole, media in pairs]
     if not max_length:
         yield from records
         return

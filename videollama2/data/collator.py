@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+from videollama2.media.kinds import AUDIO
 from videollama2.processing import collate
 
 
@@ -14,6 +17,8 @@ class TrainingCollator:
     """Joins samples of :class:`videollama2.data.dataset.VideoInstructionDataset`.
 
     For the shapes see :func:`videollama2.processing.collate`. ``pad_token_id`` may be any id, since padding is masked.
+    If several samples have the same sound, ``input_features`` has it once, and ``audio_index`` lists for each sound of
+    the batch its place there. ``silent`` counts the videos without a sound track that are heard as silence.
     ``bad_samples`` is present only if records were skipped, and lists the reasons; it is removed before the batch
     reaches the model.
     """
@@ -21,12 +26,46 @@ class TrainingCollator:
     pad_token_id: int
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        media, audio_index = distinct_sounds([sample["media"] for sample in samples])
         batch = collate(
             rows=[sample["input_ids"] for sample in samples],
-            media=[sample["media"] for sample in samples],
+            media=media,
             pad_token_id=self.pad_token_id,
             side="right",
             labels=[sample["labels"] for sample in samples],
         )
         bad = [sample["bad"] for sample in samples if "bad" in sample]
-        return {**batch, "bad_samples": bad} if bad else batch
+        silent = sum(sample.get("silent", 0) for sample in samples)
+        more = {"bad_samples": bad, "silent": silent, "audio_index": audio_index}
+        return {**batch, **{name: value for name, value in more.items() if value}}
+
+
+_Media = list[list[tuple[str, torch.Tensor]]]
+
+
+def distinct_sounds(media: _Media) -> tuple[_Media, list[int] | None]:
+    """Take repeated sounds out of a batch.
+
+    Sounds are the same if they are one tensor: the dataset reads a file once for all records of a batch that name it.
+
+    Args:
+        media: for each sample ``(kind, values)`` in reading order.
+
+    Returns:
+        the media without repeated sounds, and the place of each sound among those that are left; None if none is
+        repeated.
+    """
+    places: dict[int, int] = {}
+    index: list[int] = []
+    kept: _Media = []
+    for sample in media:
+        own = []
+        for kind, values in sample:
+            if kind == AUDIO:
+                is_new = id(values) not in places
+                index.append(places.setdefault(id(values), len(places)))
+                if not is_new:
+                    continue
+            own.append((kind, values))
+        kept.append(own)
+    return kept, index if len(places) < len(index) else None

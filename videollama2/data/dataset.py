@@ -1,4 +1,4 @@
-"""Turns records into training samples: ids with placeholders, labels and pixels."""
+"""Turns records into training samples: ids with placeholders, labels, pixels and filter banks of sounds."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from torch.utils.data import Dataset
 from videollama2.constants import IGNORE_INDEX
 from videollama2.data.records import Medium, Record
 from videollama2.errors import DataError, MediaError, PromptError
-from videollama2.media.kinds import KINDS
-from videollama2.processing import VideoLlama2Processor, expand_placeholders, media_tokens
+from videollama2.media.audio import SoundSampling
+from videollama2.media.kinds import AUDIO, KINDS
+from videollama2.processing import ReadOptions, VideoLlama2Processor, expand_placeholders, media_tokens
 from videollama2.prompting import training_ids
 
 _SENTINELS = frozenset(kind.sentinel for kind in KINDS.values())
@@ -24,13 +25,16 @@ _TEXTS_AT_ONCE = 1000
 """Number of texts tokenised in one call when only their lengths are needed."""
 
 Sample = dict[str, Any]
+_Read = tuple[list[tuple[str, torch.Tensor]], bool]
 
 
 class VideoInstructionDataset(Dataset):
     """A map-style dataset of ``{"input_ids", "labels", "media"}``.
 
     ``input_ids`` and ``labels`` are lists of equal length, at most ``max_length``; ``media`` lists ``(kind,
-    pixels_TCHW)`` in reading order.
+    pixels_TCHW)`` and ``("audio", fbank_1TF)`` in reading order, the sound of a video right behind the video. A video
+    without a sound track is heard as silence; ``"silent"`` counts such videos. A file that several records of a batch
+    name is read once for all of them.
 
     The index ``len(dataset)`` returns an empty sample: one token without a label. Samplers fill the last batch with it,
     so that no record is seen twice and every process has the same number of batches. A record that ``skip_bad`` leaves
@@ -39,7 +43,7 @@ class VideoInstructionDataset(Dataset):
     Args:
         records: from :func:`videollama2.data.records.read_records`.
         processor: processor of the model to be trained; its configuration gives frames, connector and image shape.
-        max_length: maximum tokens of one sample, including visual ones.
+        max_length: maximum tokens of one sample, including those of media.
         stage: see :func:`videollama2.prompting.training_ids`.
         skip_bad: replace unusable records by empty samples instead of raising an error.
 
@@ -73,11 +77,20 @@ class VideoInstructionDataset(Dataset):
             DataError: a file cannot be read, or no labelled token fits into ``max_length``; the message names the
                 record.
         """
+        return self._item(index, {})
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
+        """Return the samples of a batch; the data loader calls this if there is such a method."""
+        read: dict[Medium, _Read] = {}
+        return [self._item(index, read) for index in indices]
+
+    def _item(self, index: int, read: dict[Medium, _Read]) -> Sample:
+        """Return one sample; ``read`` holds the media that the batch has read so far."""
         if index == len(self.records):
             return self._nothing()
         record = self.records[index]
         try:
-            return self._sample(record)
+            return self._sample(record, read)
         except (DataError, MediaError, PromptError) as error:
             message = f"{record.name}: {error}"
             if self.skip_bad:
@@ -87,9 +100,14 @@ class VideoInstructionDataset(Dataset):
     def _nothing(self) -> Sample:
         return {"input_ids": [self.processor.pad_token_id], "labels": [IGNORE_INDEX], "media": []}
 
-    def _sample(self, record: Record) -> Sample:
+    def _sample(self, record: Record, read: dict[Medium, _Read]) -> Sample:
         ids, labels, media = self.tokens(record)
-        return {"input_ids": ids, "labels": labels, "media": [(m.kind, self._pixels(m)) for m in media]}
+        for medium in media:
+            if medium not in read:
+                read[medium] = self._read(medium)
+        values = [part for medium in media for part in read[medium][0]]
+        silent = sum(read[medium][1] for medium in media)
+        return {"input_ids": ids, "labels": labels, "media": values, **({"silent": silent} if silent else {})}
 
     def tokens(self, record: Record) -> tuple[list[int], list[int], tuple[Medium, ...]]:
         """Return ids with placeholders, labels, and the media that fit into ``max_length``; no file is read.
@@ -99,28 +117,41 @@ class VideoInstructionDataset(Dataset):
         """
         config = self.processor.model_config
         ids, labels = training_ids(record.conversations, record.kinds, self.processor.tokenizer, self.stage)
-        counts = [media_tokens(config, kind) for kind in record.kinds]
-        kept = fit_length(ids, counts, self.max_length)
+        kept = fit_length(ids, [self._tokens_of(medium) for medium in record.media], self.max_length)
         ids, labels = ids[:kept], labels[:kept]
         media = record.media[: sum(token in _SENTINELS for token in ids)]
-        ids, labels = expand_placeholders(ids, counts[: len(media)], config, labels)
+        ids, labels = _with_sounds(ids, labels, media)
+        counts = [media_tokens(config, kind) for medium in media for kind in medium.parts]
+        ids, labels = expand_placeholders(ids, counts, config, labels)
         # Nothing precedes the first token, so it is never predicted and its label does not count.
         if all(label == IGNORE_INDEX for label in labels[1:]):
             raise DataError(f"no labelled token within the {self.max_length} tokens of model_max_length")
         return ids, labels, media
 
-    def _pixels(self, medium: Medium) -> torch.Tensor:
-        return self.processor[medium.kind](medium.path, **medium.options)
+    def _tokens_of(self, medium: Medium) -> int:
+        return sum(media_tokens(self.processor.model_config, kind) for kind in medium.parts)
+
+    def _read(self, medium: Medium) -> _Read:
+        """Return the values of a medium, and whether its sound is the silence that stands for a missing track."""
+        values: list[tuple[str, torch.Tensor]] = []
+        silent = False
+        if medium.kind != AUDIO:
+            values.append((medium.kind, self.processor[medium.kind](medium.path, **medium.options)))
+        if AUDIO in medium.parts:
+            options = ReadOptions(sound=SoundSampling(**medium.options), of_video=medium.va)
+            fbank_1TF, note = self.processor.hear(medium.path, options)
+            values.append((AUDIO, fbank_1TF))
+            silent = note is not None
+        return values, silent
 
     @cached_property
-    def visual_lengths(self) -> Sequence[int]:
-        """Number of visual tokens of each record."""
-        config = self.processor.model_config
-        return array("q", (sum(media_tokens(config, kind) for kind in record.kinds) for record in self.records))
+    def media_lengths(self) -> Sequence[int]:
+        """Number of tokens of each record's images, videos and sounds."""
+        return array("q", (sum(map(self._tokens_of, record.media)) for record in self.records))
 
     @cached_property
     def lengths(self) -> Sequence[int]:
-        """Number of tokens of each record, including visual ones, by which batches are grouped.
+        """Number of tokens of each record, including those of media, by which batches are grouped.
 
         The text is counted without the chat template, which adds about the same number to every record.
         """
@@ -128,8 +159,19 @@ class VideoInstructionDataset(Dataset):
         texts = ("\n".join(turn["value"] for turn in record.conversations) for record in self.records)
         while chunk := list(islice(texts, _TEXTS_AT_ONCE)):
             lengths.extend(map(len, self.processor.tokenizer(chunk, add_special_tokens=False).input_ids))
-        pairs = zip(self.visual_lengths, lengths, strict=True)
-        return array("q", (min(visual + text, self.max_length) for visual, text in pairs))
+        pairs = zip(self.media_lengths, lengths, strict=True)
+        return array("q", (min(media + text, self.max_length) for media, text in pairs))
+
+
+def _with_sounds(ids: Sequence[int], labels: Sequence[int], media: Sequence[Medium]) -> tuple[list[int], list[int]]:
+    """Return ids and labels with the sentinel of a sound right behind that of each video that is heard."""
+    remaining = iter(media)
+    pairs: list[tuple[int, int]] = []
+    for token, label in zip(ids, labels, strict=True):
+        pairs.append((token, label))
+        if token in _SENTINELS and next(remaining).va:
+            pairs.append((KINDS[AUDIO].sentinel, IGNORE_INDEX))
+    return [token for token, _ in pairs], [label for _, label in pairs]
 
 
 def fit_length(ids: Sequence[int], counts: Sequence[int], max_length: int) -> int:

@@ -2,14 +2,16 @@
 
 An annotation file is a JSON list, or JSON Lines, of::
 
-    {"id": ..., "video" | "image": path or list of paths, "start": seconds, "end": seconds, "system": text,
-     "conversations": [{"from": "human" | "gpt", "value": ...}, ...]}
+    {"id": ..., "video" | "image" | "audio": path or list of paths, "va": true or false, "start": seconds,
+     "end": seconds, "system": text, "conversations": [{"from": "human" | "gpt", "value": ...}, ...]}
 
-A record without ``video`` and ``image`` is text only. Paths are relative to the data folder. Whether a file is an
-image or a video is determined from its content, so an image under ``video`` is treated as an image. If a record has
-both keys, each tag takes the next path of its own key. ``videos`` and ``images``, the names that other programs use,
-are synonyms. ``start`` and ``end`` select a part of the record's videos. A text under ``system`` (or
-``system_prompt``) is placed before the conversation, as is a first turn from ``system``.
+A record without media is text only. Paths are relative to the data folder; a sound that is not there is looked for
+at its path as it is given, as published. Whether a file is an image or a video is determined from its content, so an
+image under ``video`` is treated as an image; a file under ``audio`` is always heard, also if it is a video. If a record
+has several of the keys, each tag takes the next path of its own key. ``videos``, ``images`` and ``audios``, the names
+that other programs use, are synonyms. ``va`` says whether the sound of the record's videos is heard too. ``start`` and
+``end`` select a part of the record's videos and sounds. A text under ``system`` (or ``system_prompt``) is placed before
+the conversation, as is a first turn from ``system``.
 
 Unsupported keys that would change what is learned are refused by name. Others, such as the name of the source, are
 allowed, and ``videollama2 data check`` counts them.
@@ -36,22 +38,19 @@ from videollama2.commands import hides_bar
 from videollama2.data.rows import read_rows
 from videollama2.errors import DataError, MediaError, PromptError
 from videollama2.media.frames import FrameSampling
-from videollama2.media.kinds import KINDS, TAGS
-from videollama2.media.sources import kind_of_path
+from videollama2.media.kinds import AUDIO, KINDS, TAGS, VIDEO
+from videollama2.media.sources import check_path, kind_of_path
 from videollama2.prompting import SPEAKERS, conversation_messages
 
 MEDIA_KEYS = {key: kind for kind in KINDS for key in (kind, f"{kind}s")}
 """Keys that hold media, with the kind whose tag represents each of their paths in the text."""
 
 _SYSTEM_KEYS = ("system", "system_prompt")
-READ_KEYS = frozenset(("id", "conversations", "start", "end", *_SYSTEM_KEYS, *MEDIA_KEYS))
+READ_KEYS = frozenset(("id", "conversations", "start", "end", "va", *_SYSTEM_KEYS, *MEDIA_KEYS))
 _TURN_KEYS = frozenset(("from", "value"))
 
 _PATHS_ELSEWHERE = f"media are read from {' and '.join(map(repr, KINDS))}"
-_REFUSED_KEYS = {
-    **{key: "sound is not read" for key in ("audio", "audios") if key not in MEDIA_KEYS},
-    **dict.fromkeys(("image_path", "video_path", "audio_path", "image_file", "video_file"), _PATHS_ELSEWHERE),
-}
+_REFUSED_KEYS = dict.fromkeys(("image_path", "video_path", "audio_path", "image_file", "video_file"), _PATHS_ELSEWHERE)
 """Keys of other formats that hold media, with the reason why they are refused."""
 
 SHOWN_PROBLEMS = 10
@@ -66,18 +65,31 @@ _TAG = re.compile("|".join(map(re.escape, TAGS.values())))
 
 @dataclass(frozen=True, slots=True)
 class Medium:
-    """One file of a record. ``kind`` is ``image`` or ``video``; ``start`` and ``end`` bound a video, in seconds."""
+    """One file of a record.
+
+    Attributes:
+        kind: ``image``, ``video`` or ``audio``.
+        path: where the file is.
+        start, end: bounds of a video or a sound, in seconds.
+        va: whether a video is heard as well as seen.
+    """
 
     kind: str
     path: str
     start: float | None = None
     end: float | None = None
+    va: bool = False
 
     @property
     def options(self) -> dict[str, float]:
         """The options that the processor receives in addition to the path."""
         bounds = {"start": self.start, "end": self.end}
         return {name: value for name, value in bounds.items() if value is not None}
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The kinds of what the model receives: a video that is heard is followed by its sound."""
+        return (self.kind, AUDIO) if self.va else (self.kind,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +129,7 @@ class PackedRecords(Sequence[Record]):
 
     def append(self, record: Record) -> None:
         """Append one record of ``source``."""
-        media = tuple((medium.kind, medium.path, medium.start, medium.end) for medium in record.media)
+        media = tuple((medium.kind, medium.path, medium.start, medium.end, medium.va) for medium in record.media)
         self._block += pickle.dumps((record.id, media, record.conversations), pickle.HIGHEST_PROTOCOL)
         self._ends.append(len(self._block))
 
@@ -141,10 +153,12 @@ class PackedRecords(Sequence[Record]):
 
 
 def read_records(
-    files: Sequence[str | os.PathLike[str]], data_folder: str | os.PathLike[str] | None = None
+    files: Sequence[str | os.PathLike[str]],
+    data_folder: str | os.PathLike[str] | None = None,
+    va: Sequence[bool] = (False,),
 ) -> list[Record]:
     """Return all records of several annotation files, in order; see :func:`read_sets`."""
-    return [record for records in read_sets(files, data_folder) for record in records]
+    return [record for records in read_sets(files, data_folder, va=va) for record in records]
 
 
 def read_sets(
@@ -153,6 +167,7 @@ def read_sets(
     skipped: list[str] | None = None,
     progress: bool = False,
     unread: Counter[str] | None = None,
+    va: Sequence[bool] = (False,),
 ) -> list[PackedRecords]:
     """Return the records of each annotation file.
 
@@ -162,13 +177,18 @@ def read_sets(
         skipped: if given, records that violate a rule are left out, and their problems are appended to this list.
         progress: show a progress bar for each file that takes longer than a few seconds.
         unread: if given, unknown keys are counted here, those of turns as ``conversations.KEY``.
+        va: whether videos are heard, unless their record says so itself; one value for each file, or one for all.
 
     Raises:
         DataError: a file cannot be read or holds no usable record; or, without ``skipped``, records violate a rule,
             and each is named with it.
     """
     problems: list[str] = []
-    sets = [_read_set(file, data_folder, problems, progress, unread) for file in files]
+    of_each = list(va) * len(files) if len(va) == 1 else va
+    sets = [
+        _read_set(file, data_folder, problems, progress, unread, heard)
+        for file, heard in zip(files, of_each, strict=True)
+    ]
     if skipped is not None:
         skipped += problems
         for file, records in zip(files, sets, strict=True):
@@ -187,13 +207,14 @@ def _read_set(
     problems: list[str],
     progress: bool,
     unread: Counter[str] | None,
+    va: bool,
 ) -> PackedRecords:
     source = os.fspath(file)
     folder = Path(data_folder) if data_folder is not None else Path(file).parent
     records = PackedRecords(source)
 
     def parse(rows: list[tuple[int, Any]]) -> list[Record | str]:
-        return [_record_or_problem(raw, number, source, folder) for number, raw in rows]
+        return [_record_or_problem(raw, number, source, folder, va) for number, raw in rows]
 
     rows = enumerate(read_rows(file))
     found_any = False
@@ -232,14 +253,14 @@ def _parts(rows: Iterator[tuple[int, Any]]) -> Iterator[list[tuple[int, Any]]]:
         yield part
 
 
-def _record_or_problem(raw: Any, number: int, source: str, folder: Path) -> Record | str:
+def _record_or_problem(raw: Any, number: int, source: str, folder: Path, va: bool) -> Record | str:
     try:
-        return parse_record(raw, number, source, folder)
+        return parse_record(raw, number, source, folder, va)
     except DataError as error:
         return str(error)
 
 
-def parse_record(raw: Any, number: int, source: str, folder: Path) -> Record:
+def parse_record(raw: Any, number: int, source: str, folder: Path, va: bool = False) -> Record:
     """Check one row and return its record.
 
     Args:
@@ -247,6 +268,7 @@ def parse_record(raw: Any, number: int, source: str, folder: Path) -> Record:
         number: its index in the file from 0, which names it if it has no id.
         source: the annotation file.
         folder: folder to which its media paths are relative.
+        va: whether its videos are heard, unless it says so itself.
 
     Raises:
         DataError: the row violates a rule; the message names file, record and rule.
@@ -257,7 +279,7 @@ def parse_record(raw: Any, number: int, source: str, folder: Path) -> Record:
             raise DataError(f"a record must be an object with 'conversations', got {type(raw).__name__}")
         conversations = _conversations(raw)
         _refuse_keys(raw)
-        media = _media(raw, _ordered_paths(raw, conversations), folder)
+        media = _media(raw, _ordered_paths(raw, conversations), folder, va)
         conversation_messages(conversations, [medium.kind for medium in media])
         _refuse_blank_answers(conversations)
     except (DataError, MediaError, PromptError) as error:
@@ -278,15 +300,15 @@ def _conversations(raw: dict[str, Any]) -> list[dict[str, str]]:
     return [*({"from": "system", "value": raw[key]} for key in given), *turns]
 
 
-def _ordered_paths(raw: dict[str, Any], conversations: list[dict[str, str]]) -> list[str]:
-    """Return the record's paths in the order of the tags."""
-    paths: dict[str, list[str]] = {}
+def _ordered_paths(raw: dict[str, Any], conversations: list[dict[str, str]]) -> list[tuple[str, str]]:
+    """Return the record's paths in the order of the tags, each with the kind that it is named under."""
+    paths: dict[str, list[tuple[str, str]]] = {}
     for key, kind in MEDIA_KEYS.items():
         # Other programs write an empty list under the plural names if there are no such media.
         if raw.get(key) is not None and not (key != kind and raw[key] == []):
             if kind in paths:
                 raise DataError(f"{kind!r} and {key!r} mean the same: a record may have one of them")
-            paths[kind] = _paths(raw[key], key)
+            paths[kind] = [(kind, path) for path in _paths(raw[key], key)]
     if len(paths) < 2:
         return next(iter(paths.values()), [])
     ordered = []
@@ -309,17 +331,37 @@ def _paths(value: Any, key: str) -> list[str]:
     return paths
 
 
-def _media(raw: dict[str, Any], paths: Sequence[str], folder: Path) -> tuple[Medium, ...]:
+def _media(raw: dict[str, Any], paths: Sequence[tuple[str, str]], folder: Path, va: bool) -> tuple[Medium, ...]:
     bounds = {key: raw[key] for key in ("start", "end") if raw.get(key) is not None}
     FrameSampling(**bounds)  # raises an error for impossible bounds
+    asked = raw.get("va")
+    if not isinstance(asked, bool | None):
+        raise DataError(f"'va' must be true or false, got {asked!r}")
     media = []
-    for path in paths:
-        full = os.path.join(folder, path)
-        kind = kind_of_path(full)
-        media.append(Medium(kind, full, **{key: bounds[key] for key in KINDS[kind].options & bounds.keys()}))
+    for named, path in paths:
+        kind, full = _found(named, path, folder)
+        own = {key: bounds[key] for key in KINDS[kind].options & bounds.keys()}
+        media.append(Medium(kind, full, **own, va=kind == VIDEO and (va if asked is None else asked)))
     if bounds and not any(medium.options for medium in media):
-        raise DataError(f"{' and '.join(map(repr, bounds))} bound a video, and this record has none")
+        raise DataError(f"{' and '.join(map(repr, bounds))} bound a video or a sound, and this record has none")
+    if asked and not any(medium.va for medium in media):
+        raise DataError("'va' is true, and this record has no video that could be heard")
     return tuple(media)
+
+
+def _found(named: str, path: str, folder: Path) -> tuple[str, str]:
+    """Return the kind and the full path of the file ``path``, which the record has under the key ``named``."""
+    full = os.path.join(folder, path)
+    if named == AUDIO:
+        # The published code does not join the folder before the paths of sounds.
+        if not os.path.exists(full) and os.path.exists(path):
+            full = path
+        check_path(full)
+        return AUDIO, full
+    kind = kind_of_path(full)
+    if kind == AUDIO:
+        raise DataError(f"{full}: is a sound, which belongs under {AUDIO!r} and not under {named!r}")
+    return kind, full
 
 
 def _refuse_keys(raw: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The order of samples in an epoch: sets mixed by weight, and batches of one modality and similar lengths.
+"""The order of samples in an epoch: sets mixed by weight, batches of one modality and similar lengths, joint batches.
 
 Every order depends only on the seed and the epoch. A resumed run therefore continues with the same order, and the order
 does not depend on how a batch is divided among processes and accumulation steps.
@@ -26,12 +26,17 @@ class InOrderSampler(Sampler[int]):
         self.size = size
         self.multiple = multiple
 
+    @property
+    def drawn(self) -> int:
+        """Number of samples in an epoch, without padding."""
+        return self.size
+
     def __len__(self) -> int:
-        return -(-self.size // self.multiple) * self.multiple
+        return -(-self.drawn // self.multiple) * self.multiple
 
     def __iter__(self) -> Iterator[int]:
         yield from self._order()
-        yield from [self.size] * (len(self) - self.size)
+        yield from [self.size] * (len(self) - self.drawn)
 
     def _order(self) -> Sequence[int]:
         return range(self.size)
@@ -79,6 +84,48 @@ class MixtureSampler(InOrderSampler):
 
     def _arrange(self, drawn: list[int], generator: torch.Generator) -> Sequence[int]:
         return [drawn[i] for i in torch.randperm(len(drawn), generator=generator).tolist()]
+
+
+SOUNDING = ("audio-video", "audio", "other")
+"""The groups that a :class:`JointSampler` mixes: videos that are heard, sounds alone, and records without sound."""
+
+PUBLISHED_RATIO = (2, 1, 1)
+
+
+class JointSampler(MixtureSampler):
+    """Yields groups of samples in a fixed ratio: with 2 1 1, two of the first, one of the second, one of the third.
+
+    Each group is shuffled anew in every epoch. An epoch is as long as it takes to use every sample; samples of smaller
+    groups are repeated, none of them more often than another by more than one. (The published sampler steps through
+    the second and third group by twos, so that it never uses half of a group of even size.)
+
+    Args:
+        groups: indices of each group.
+        ratio: samples of each group in one round, with 0 for a group that is not used.
+        others: see :class:`MixtureSampler`.
+    """
+
+    def __init__(
+        self, groups: Sequence[Sequence[int]], ratio: Sequence[int], size: int, multiple: int = 1, seed: int = 0
+    ) -> None:
+        super().__init__([size], None, multiple, seed)
+        self.groups = [(list(group), share) for group, share in zip(groups, ratio, strict=True) if group and share]
+        self.rounds = max(-(-len(group) // share) for group, share in self.groups)
+
+    @property
+    def drawn(self) -> int:
+        return self.rounds * sum(share for _, share in self.groups)
+
+    def _order(self) -> Sequence[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        queues = [(iter(self._repeated(group, share, generator)), share) for group, share in self.groups]
+        return [next(queue) for _ in range(self.rounds) for queue, share in queues for _ in range(share)]
+
+    def _repeated(self, group: list[int], share: int, generator: torch.Generator) -> list[int]:
+        order: list[int] = []
+        while len(order) < self.rounds * share:
+            order += [group[i] for i in torch.randperm(len(group), generator=generator).tolist()]
+        return order[: self.rounds * share]
 
 
 class ModalityLengthSampler(MixtureSampler):

@@ -11,7 +11,7 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from videollama2.config import VideoLlama2Config
-from videollama2.errors import PromptError
+from videollama2.errors import MediaError, PromptError
 from videollama2.model.base import Media
 from videollama2.model.connectors import build_connector, check_class_token, num_visual_tokens
 from videollama2.model.connectors.audio import build_audio_projector
@@ -140,15 +140,19 @@ class MediaFeaturesMixin:
         tokens = connector(to_connector(features_FND, connector), shown).split(counts)
         return list(tokens[:stills]), list(tokens[stills:])
 
-    def get_audio_features(self, input_features: Media, **kwargs: Any) -> BaseModelOutputWithPooling:
+    def get_audio_features(
+        self, input_features: Media, audio_index: Sequence[int] | None = None, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
         """Compute the tokens of sounds.
 
         Args:
             input_features: filter banks (B, T, F), or a sequence of (T, F) whose lengths may differ.
+            audio_index: for each sound wanted, its place in ``input_features``. It lets a sound that occurs several
+                times be encoded once. By default, each filter bank is one sound.
 
         Returns:
-            ``pooler_output``: list of B tensors (N, D) in the order of the sounds. Sounds of one length share one pass
-            through encoder and projector.
+            ``pooler_output``: list of tensors (N, D) in the order of the sounds wanted. Sounds of one length share one
+            pass through encoder and projector.
 
         Raises:
             PromptError, MediaError: see :meth:`encode_audio`.
@@ -158,7 +162,28 @@ class MediaFeaturesMixin:
             _, connector = self._ears()
             return connector(to_connector(self.encode_audio(fbank_BTF), connector))
 
-        return BaseModelOutputWithPooling(pooler_output=_by_shape(input_features, encode))
+        tokens = _by_shape(input_features, encode)
+        wanted = tokens if audio_index is None else [tokens[place] for place in audio_index]
+        return BaseModelOutputWithPooling(pooler_output=wanted)
+
+    def get_sound_features(self, sounds: Media | None, audio_index: Sequence[int] | None = None) -> list[torch.Tensor]:
+        """Compute the tokens of all sounds of a batch, one tensor (N, D) each, in exactly one pass of the encoder.
+
+        Under DeepSpeed, all ranks must run the same modules equally often. For a batch without any sound, the encoder
+        runs on one patch of zeros, whose tokens are then returned.
+
+        Args:
+            sounds, audio_index: filter banks (B, T, F) of equal length, see :meth:`get_audio_features`.
+
+        Raises:
+            MediaError: the lengths differ.
+        """
+        if sounds is None or not len(sounds):
+            audio = self._ears()[0].config
+            sounds = torch.zeros(1, audio.input_patch_size, audio.num_mel_bins)
+        if not torch.is_tensor(sounds):
+            raise MediaError("the sounds of a batch must have one length to be encoded together")
+        return list(self.get_audio_features(sounds, audio_index).pooler_output)
 
     def encode_media(self, kind: str, media: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Compute the tokens (N, D) of media of one kind from a processor's tensors.

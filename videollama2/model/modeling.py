@@ -88,6 +88,7 @@ class VideoLlama2Model(VideoLlama2PreTrainedModel, MediaFeaturesMixin):
         pixel_values_videos: Media | None = None,
         input_features: Media | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        audio_index: Sequence[int] | None = None,
         use_cache: bool | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
@@ -101,6 +102,7 @@ class VideoLlama2Model(VideoLlama2PreTrainedModel, MediaFeaturesMixin):
                 order, see :meth:`get_image_features`, :meth:`get_video_features`, :meth:`get_audio_features`.
             mm_encoder_outputs: precomputed results of these methods, ``{"image": ..., "video": ..., "audio": ...}``,
                 in place of media.
+            audio_index: see :meth:`get_audio_features`.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("exactly one of input_ids and inputs_embeds must be given")
@@ -111,7 +113,7 @@ class VideoLlama2Model(VideoLlama2PreTrainedModel, MediaFeaturesMixin):
             if pixel_values_videos is not None and len(pixel_values_videos):
                 encoded["video"] = self.get_video_features(pixel_values_videos)
             if input_features is not None and len(input_features):
-                encoded["audio"] = self.get_audio_features(input_features)
+                encoded["audio"] = self.get_audio_features(input_features, audio_index=audio_index)
             tokens = {kind: output.pooler_output for kind, output in encoded.items()}
             if tokens or past_key_values is None or input_ids.shape[1] > 1:
                 inputs_embeds = self.embed(input_ids, *(tokens.get(kind, ()) for kind in ("image", "video", "audio")))

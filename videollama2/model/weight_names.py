@@ -76,9 +76,9 @@ def from_adapter_file(disk: str, own: Container[str]) -> str:
     return wrapped if wrapped in own else name
 
 
-def connector_weights(names: Iterable[str]) -> dict[str, str]:
-    """Map each name of a connector weight, with any prefix, to its name inside the connector."""
-    inner = CONNECTOR_PREFIX.removeprefix("model.")
+def connector_weights(names: Iterable[str], prefix: str = CONNECTOR_PREFIX) -> dict[str, str]:
+    """Map each name of a connector weight, with anything before ``prefix``, to its name inside the connector."""
+    inner = prefix.removeprefix("model.")
     return {name: name.partition(inner)[2] for name in names if inner in name}
 
 

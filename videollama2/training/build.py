@@ -11,7 +11,7 @@ from torch import nn
 
 from videollama2.checkpoints import build_from_parts, load_checkpoint, load_connector, resolve_name
 from videollama2.checkpoints.adapter import has_lora
-from videollama2.checkpoints.files import ADAPTER_CONFIG, CONNECTOR_FILES, FULL_WEIGHTS
+from videollama2.checkpoints.files import ADAPTER_CONFIG, AUDIO_CONNECTOR_FILES, CONNECTOR_FILES, FULL_WEIGHTS
 from videollama2.checkpoints.placement import check_attention
 from videollama2.checkpoints.quantisation import quantization_config
 from videollama2.config import FLAT_MODEL_TYPES, is_videollama2
@@ -20,11 +20,12 @@ from videollama2.hub import find_file, first_file, read_config
 from videollama2.model.encoders import vision_encoder
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.processing import VideoLlama2Processor
-from videollama2.training.connector_file import connector_file
 from videollama2.training.flags import DataArguments, ModelArguments, TrainingArguments
+from videollama2.training.hearing import set_hearing
 from videollama2.training.lora import add_lora, fused_experts
 from videollama2.training.meter import weights_of
 from videollama2.training.sharding import encode_uniformly, whole_weights
+from videollama2.training.weights_file import weights_file
 
 NEW_CONNECTOR = "linear"
 """Connector of a new model if no flag names one (the published default)."""
@@ -50,7 +51,8 @@ def build_model(
         _check_model_type(model_args.model_type, model.config.text_config.model_type, path)
         _set_media(model, processor, data_args)
         if model_args.pretrain_mm_mlp_adapter:
-            load_connector(model, connector_file(model_args.pretrain_mm_mlp_adapter))
+            load_connector(model, weights_file("pretrain_mm_mlp_adapter", model_args.pretrain_mm_mlp_adapter))
+        set_hearing(model, model_args, path)
     if training_args.bits != 16 and (left := fused_experts(model)):
         warnings.warn(
             f"--bits {training_args.bits} leaves {left:,} weights of fused experts as they are: "
@@ -58,6 +60,8 @@ def build_model(
             stacklevel=2,
         )
     model.config.tune_mm_mlp_adapter = model_args.tune_mm_mlp_adapter
+    if model.config.hears:
+        model.config.tune_mm_mlp_adapter_a = model_args.tune_mm_mlp_adapter_a
     if training_args.lora_enable:
         add_lora(model, training_args)
     choose_trainable(model, model_args, training_args)
@@ -116,12 +120,12 @@ def _check_is_whole_or_bare(path: str) -> None:
             f"--model_path {path} is a LoRA folder; merge it into its base first: videollama2 merge {path} {merged}, "
             f"then --model_path {merged}"
         )
-    if (connector := first_file(path, CONNECTOR_FILES)) is not None:
+    flags = {"pretrain_mm_mlp_adapter": CONNECTOR_FILES, "pretrain_mm_mlp_adapter_a": AUDIO_CONNECTOR_FILES}
+    found = {flag: file for flag, names in flags.items() if (file := first_file(path, names)) is not None}
+    if found:
         base = read_config(path).get("_name_or_path") or "ITS_LANGUAGE_MODEL"
-        raise ConfigError(
-            f"--model_path {path} holds a connector alone; give --model_path {base} "
-            f"--pretrain_mm_mlp_adapter {connector}"
-        )
+        named = " ".join(f"--{flag} {file}" for flag, file in found.items())
+        raise ConfigError(f"--model_path {path} holds a connector alone; give --model_path {base} {named}")
 
 
 def _read_config(path: str) -> dict[str, Any]:
@@ -196,24 +200,29 @@ def choose_trainable(
 ) -> None:
     """Set ``requires_grad`` of every parameter.
 
+    A model that hears keeps its audio projector and encoder as they are, unless a ``--tune_*`` flag names them: in a
+    run without sound, weight decay alone would change them.
+
     Raises:
         ConfigError: nothing would learn.
     """
-    connector_only = model_args.tune_mm_mlp_adapter
+    alone = model_args.parts_alone
     inner = model.model
     if not has_lora(model):  # adding LoRA has already chosen what learns in the decoder
-        inner.language_model.requires_grad_(not (model_args.freeze_backbone or connector_only))
-        model.lm_head.requires_grad_(not (model_args.freeze_backbone or connector_only))
+        inner.language_model.requires_grad_(not (model_args.freeze_backbone or alone))
+        model.lm_head.requires_grad_(not (model_args.freeze_backbone or alone))
+    connectors_learn = not training_args.freeze_mm_mlp_adapter
     if inner.vision_tower is not None and inner.mm_projector is not None:
-        inner.mm_projector.requires_grad_(not training_args.freeze_mm_mlp_adapter)
+        inner.mm_projector.requires_grad_(connectors_learn and (not alone or "mm_projector" in alone))
         inner.vision_tower.requires_grad_(not model_args.freeze_vision_tower)
         if not model_args.freeze_vision_tower:
             _freeze_unused_layers(inner.vision_tower, model.config.mm_vision_select_layer)
-    for part in (inner.audio_tower, inner.mm_projector_a):
-        if part is not None:
-            part.requires_grad_(False)  # no training record has sound, so only weight decay would change these weights
+    if inner.audio_tower is not None and inner.mm_projector_a is not None:
+        tunes_projector = model_args.tune_mm_mlp_adapter_a or model_args.tune_adapter_llm
+        inner.mm_projector_a.requires_grad_(connectors_learn and tunes_projector)
+        inner.audio_tower.requires_grad_(model_args.tune_audio_tower)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ConfigError("every part is frozen by --freeze_* flags: nothing would learn")
+        raise ConfigError("every part is frozen by --freeze_* and --tune_* flags: nothing would learn")
 
 
 def _freeze_unused_layers(tower: nn.Module, select_layer: int) -> None:

@@ -1,6 +1,7 @@
 """The flags of ``train.py``, under their published names. Every flag has an effect."""
 
 import os
+from argparse import ArgumentTypeError
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Literal
 
 import torch
 import transformers
+from transformers.hf_argparser import string_to_bool
 from transformers.integrations import is_tensorboard_available
 
 from videollama2.config import FLAT_MODEL_TYPES
@@ -45,6 +47,40 @@ class ModelArguments:
         default=False,
         metadata={"help": "First stage: only the connector learns, from captions; mm_projector.bin is written."},
     )
+    audio_tower: str | None = field(
+        default=None,
+        metadata={
+            "help": "BEATs encoder for a model that does not hear yet: Microsoft's .pt file, or the audio_tower.bin of "
+            "the second audio stage."
+        },
+    )
+    mm_projector_a_type: str | None = field(
+        default=None, metadata={"help": "Audio projector. Default: the checkpoint's, for a new one 'mlp2x_gelu'."}
+    )
+    pretrain_mm_mlp_adapter_a: str | None = field(
+        default=None, metadata={"help": "File of audio projector weights to start from, as the audio stages write it."}
+    )
+    tune_mm_mlp_adapter_a: bool = field(
+        default=False,
+        metadata={
+            "help": "Audio stages: the audio projector learns, and nothing else without one of the next two flags; "
+            "mm_projector_a.bin is written."
+        },
+    )
+    tune_audio_tower: bool = field(
+        default=False, metadata={"help": "The audio encoder learns; the audio stages write audio_tower.bin."}
+    )
+    tune_adapter_llm: bool = field(
+        default=False,
+        metadata={"help": "Joint stage: the language model and both connectors learn; a whole model is written."},
+    )
+    audio_gradient_multiplier: float | None = field(
+        default=None,
+        metadata={
+            "help": "Factor by which gradients shrink in each layer of the audio encoder; 1 keeps them. Default: the "
+            "encoder's, as published 0.6."
+        },
+    )
     freeze_backbone: bool = field(default=False, metadata={"help": "The language model and its head do not learn."})
     pretrain_labels: Literal["published", "answer"] = field(
         default="published",
@@ -64,22 +100,54 @@ class ModelArguments:
 
     def __post_init__(self) -> None:
         # An empty value lets the caller of a script undo a flag that the script sets.
-        for name in ("model_type", "vision_tower", "mm_projector_type", "pretrain_mm_mlp_adapter"):
+        for name in (
+            *("model_type", "vision_tower", "mm_projector_type", "pretrain_mm_mlp_adapter"),
+            *("audio_tower", "mm_projector_a_type", "pretrain_mm_mlp_adapter_a"),
+        ):
             setattr(self, name, getattr(self, name) or None)
+
+    @property
+    def parts_alone(self) -> tuple[str, ...]:
+        """The parts that learn alone and are written instead of a whole model; none if the language model may learn."""
+        parts = ("mm_projector",) if self.tune_mm_mlp_adapter else ()
+        if self.tune_mm_mlp_adapter_a and not self.tune_adapter_llm:
+            parts += ("mm_projector_a", "audio_tower") if self.tune_audio_tower else ("mm_projector_a",)
+        return parts
 
 
 @dataclass
 class DataArguments:
     """Flags for the training data."""
 
-    data_path: list[str] = field(metadata={"help": "Annotation files, JSON lists or JSON Lines."})
+    data_path: list[str] | None = field(
+        default=None,
+        metadata={"help": "Annotation files, JSON lists or JSON Lines, of records with media of any kind."},
+    )
+    data_path_a: list[str] | None = field(
+        default=None,
+        metadata={"help": "More annotation files; the published audio stages name theirs here."},
+    )
+    va: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Whether the sound of videos is heard too, True or False; one value for each annotation file, or "
+            "one for all. Default: False. A record may say otherwise."
+        },
+    )
+    joint_ratio: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "How many audio-video, audio and other records are together in every batch. Default: with --va, "
+            "and where the data holds all three, 2 1 1."
+        },
+    )
     data_folder: str | None = field(
         default=None,
         metadata={"help": "What media paths are relative to. Default: the annotation file's folder."},
     )
     data_weights: list[float] | None = field(
         default=None,
-        metadata={"help": "One number per file of --data_path: its share of an epoch. Default: every record once."},
+        metadata={"help": "One number per annotation file: its share of an epoch. Default: every record once."},
     )
     on_bad_sample: Literal["error", "skip"] = field(
         default="error",
@@ -101,6 +169,23 @@ class DataArguments:
             "checkpoint and used at inference. Default: the checkpoint's, for a new model 'square'."
         },
     )
+
+    @property
+    def files(self) -> list[str]:
+        """All annotation files of the training data."""
+        return [*(self.data_path or ()), *(self.data_path_a or ())]
+
+    @property
+    def heard(self) -> list[bool]:
+        """The values of ``--va``: one for all annotation files, or one for each."""
+        return [string_to_bool(value) for value in self.va or ("False",)]
+
+    def __post_init__(self) -> None:
+        for value in self.va or ():
+            try:
+                string_to_bool(value)
+            except ArgumentTypeError as error:
+                raise ConfigError(f"--va {value}: must be True or False") from error
 
 
 _COMPILING = (
@@ -144,12 +229,12 @@ class TrainingArguments(transformers.TrainingArguments):
         metadata={"help": "Tokens of one sample, visual ones included; longer ones are cut at the end."},
     )
     mm_projector_lr: float | None = field(
-        default=None, metadata={"help": "Learning rate of the connector. Default: --learning_rate."}
+        default=None, metadata={"help": "Learning rate of the connectors. Default: --learning_rate."}
     )
     vision_tower_lr: float | None = field(
         default=None, metadata={"help": "Learning rate of the vision encoder. Default: --learning_rate."}
     )
-    freeze_mm_mlp_adapter: bool = field(default=False, metadata={"help": "The connector does not learn."})
+    freeze_mm_mlp_adapter: bool = field(default=False, metadata={"help": "The connectors do not learn."})
     group_by_modality_length: bool = field(
         default=False,
         metadata={"help": "Batches of one modality and similar lengths, so that little is padding."},

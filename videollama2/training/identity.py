@@ -17,8 +17,8 @@ from typing import Any
 
 from videollama2.checkpoints.fingerprint import files_revision
 from videollama2.errors import ConfigError, DataError
-from videollama2.training.connector_file import connector_file
 from videollama2.training.flags import DataArguments, ModelArguments, TrainingArguments
+from videollama2.training.weights_file import weights_file
 
 RECORD_FILE = "training_run.json"
 
@@ -44,7 +44,8 @@ ANY_VALUE = frozenset(
 )
 """Flags that change neither what is learnt nor in which order, so a run may be continued with other values of them."""
 
-_BY_CONTENT = ("data_path", "eval_data_path", "model_path", "vision_tower", "pretrain_mm_mlp_adapter")
+_FILES_OF_WEIGHTS = ("pretrain_mm_mlp_adapter", "pretrain_mm_mlp_adapter_a", "audio_tower")
+_BY_CONTENT = ("data_path", "data_path_a", "eval_data_path", "model_path", "vision_tower", *_FILES_OF_WEIGHTS)
 _BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 
@@ -75,12 +76,13 @@ class RunIdentity:
             CheckpointNotFoundError: weights do not exist.
         """
         data = {
-            "data_path": [[file, file_digest(file)] for file in data_args.data_path],
-            "eval_data_path": [[file, file_digest(file)] for file in data_args.eval_data_path or ()],
+            flag: [[file, file_digest(file)] for file in getattr(data_args, flag) or ()]
+            for flag in ("data_path", "data_path_a", "eval_data_path")
         }
         names = {"model_path": model_args.model_path, "vision_tower": model_args.vision_tower}
-        if model_args.pretrain_mm_mlp_adapter:
-            names["pretrain_mm_mlp_adapter"] = str(connector_file(model_args.pretrain_mm_mlp_adapter))
+        for flag in _FILES_OF_WEIGHTS:
+            if name := getattr(model_args, flag):
+                names[flag] = str(weights_file(flag, name))
         weights = {flag: [name, files_revision(name)] for flag, name in names.items() if name}
         split = {name: getattr(training_args, name) for name in _BATCH} | {"processes": training_args.world_size}
         batch = training_args.train_batch_size * training_args.gradient_accumulation_steps * training_args.world_size

@@ -36,13 +36,18 @@ COUNTS = "counts"
 
 @dataclass
 class Counts:
-    """Sums of one process since its last log line; ``waited`` is in seconds."""
+    """Sums of one process since its last log line.
+
+    ``silent`` counts videos without a sound track that were heard as silence; ``waited`` is in seconds.
+    """
 
     samples: int = 0
     visual_tokens: int = 0
+    sound_tokens: int = 0
     text_tokens: int = 0
     frames: int = 0
     labels: int = 0
+    silent: int = 0
     waited: float = 0.0
 
 
@@ -56,14 +61,16 @@ def count(batch: dict[str, Any], config: VideoLlama2Config) -> Counts:
     visual_BL = (ids_BL == config.image_token_id) | (ids_BL == config.video_token_id)
     # These are the positions for which logits are computed; the first token has none, since nothing comes before it.
     labelled_BL = batch["labels"][:, 1:] >= 0
-    visual = int(visual_BL.sum())
+    visual, sound = int(visual_BL.sum()), int((ids_BL == config.audio_token_id).sum())
     clips, images = batch.get("pixel_values_videos", ()), batch.get("pixel_values", ())
     return Counts(
         samples=int(labelled_BL.any(dim=1).sum()),
         visual_tokens=visual,
-        text_tokens=int(batch["attention_mask"].sum()) - visual,
+        sound_tokens=sound,
+        text_tokens=int(batch["attention_mask"].sum()) - visual - sound,
         frames=len(images) + sum(map(len, clips)),
         labels=int(labelled_BL.sum()),
+        silent=batch.pop("silent", 0),
     )
 
 
@@ -118,7 +125,7 @@ class Meter:
         self.counts = Counts(*(a + b for a, b in zip(astuple(self.counts), astuple(more), strict=True)))
 
     def totals(self, device: torch.device) -> torch.Tensor:
-        """Return this process's sums as a tensor (1, 8), to be gathered for :meth:`rates`.
+        """Return this process's sums as a tensor (1, 10), to be gathered for :meth:`rates`.
 
         The values are the fields of :class:`Counts`, the elapsed seconds and the peak memory in bytes.
         """
@@ -131,7 +138,7 @@ class Meter:
         """Return the entries of a log line.
 
         Args:
-            gathered: the :meth:`totals` of all processes, (processes, 8).
+            gathered: the :meth:`totals` of all processes, (processes, 10).
             peak: operations per second of one process's device, see :func:`peak_flops`, or None for no utilisation.
         """
         *counted, elapsed = gathered[:, :-1].sum(dim=0).tolist()
@@ -144,6 +151,10 @@ class Meter:
             "data_wait_share": counts.waited / max(elapsed, 1e-9),
             "peak_memory_gb": gathered[:, -1].max().item() / 1e9,
         }
+        if counts.sound_tokens:
+            entries["sound_tokens_per_second"] = counts.sound_tokens / seconds
+        if counts.silent:
+            entries["silent_videos"] = counts.silent
         if peak is not None:
             entries["model_flops_utilisation"] = self.flops.of_step(counts) / seconds / (peak * len(gathered))
         return {name: float(f"{value:.4g}") for name, value in entries.items()}
@@ -166,29 +177,41 @@ class FlopCount:
             for name, p in inner.language_model.layers.named_parameters()
         ]
         head: list[tuple[float, bool]] = [(weights_of(p), p.requires_grad) for p in model.lm_head.parameters()]
-        tower, connector = (
-            list(module.parameters()) if module is not None else []
-            for module in (getattr(inner.vision_tower, "encoder", None), inner.mm_projector)
+        encoders = [getattr(tower, "encoder", None) for tower in (inner.vision_tower, inner.audio_tower)]
+        seeing, hearing = (
+            _encoder_and_connector(*pair)
+            for pair in zip(encoders, (inner.mm_projector, inner.mm_projector_a), strict=True)
         )
-        self.connector, self.tower = sum(map(weights_of, connector)), sum(map(weights_of, tower))
-        tower_learns, connector_learns = (any(p.requires_grad for p in part) for part in (tower, connector))
-        self.tower_factor = 6 if tower_learns else 2
-        self.connector_factor = 6 if connector_learns else 4 if tower_learns else 2
-        below = tower_learns or connector_learns or any(trained for _, trained in layers)
+        self.tower, self.connector = seeing[:2]
+        self.per_sound_token = sum(hearing[:2])  # an audio encoder has one output per token
+        below = seeing[2] or hearing[2] or any(trained for _, trained in layers)
         self.decoder, self.head = _per_token(layers, below), _per_token(head, below)
         self.attention = 4 * text.num_hidden_layers * text.hidden_size
-        self.patches = model.config.patches_per_side**2
+        self.patches = model.config.patches_per_side**2 if model.config.sees else 0
 
     def of_step(self, counts: Counts) -> float:
         """Return the number of operations for the given counts."""
-        tokens = counts.visual_tokens + counts.text_tokens
+        tokens = counts.visual_tokens + counts.sound_tokens + counts.text_tokens
         length = tokens / max(counts.samples, 1)
         attention = 3 * tokens * self.attention * length / 2
-        tower = counts.frames * self.patches * self.tower * self.tower_factor
+        tower = counts.frames * self.patches * self.tower
         # Weights of the connector's convolutions are used once per output position. This counts one position per visual
         # token; the inner positions are at most twice as many.
-        connector = counts.visual_tokens * self.connector * self.connector_factor
-        return tokens * self.decoder + counts.labels * self.head + attention + tower + connector
+        media = tower + counts.visual_tokens * self.connector + counts.sound_tokens * self.per_sound_token
+        return tokens * self.decoder + counts.labels * self.head + attention + media
+
+
+def _encoder_and_connector(encoder: torch.nn.Module | None, connector: torch.nn.Module | None) -> tuple[int, int, bool]:
+    """Return the operations per position of an encoder and of its connector, and whether either learns."""
+    parts = [[] if module is None else list(module.parameters()) for module in (encoder, connector)]
+    encoder_learns, connector_learns = (any(p.requires_grad for p in part) for part in parts)
+    of_encoder, of_connector = (sum(map(weights_of, part)) for part in parts)
+    connector_factor = 6 if connector_learns else 4 if encoder_learns else 2
+    return (
+        of_encoder * (6 if encoder_learns else 2),
+        of_connector * connector_factor,
+        encoder_learns or connector_learns,
+    )
 
 
 def _per_token(weights: list[tuple[float, bool]], learns_below: bool) -> float:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from videollama2.checkpoints.files import ADAPTER_CONFIG
-from videollama2.checkpoints.write import CONNECTOR_FILE
+from videollama2.checkpoints.files import ADAPTER_CONFIG, AUDIO_CONNECTOR_FILE, AUDIO_TOWER_FILE, CONNECTOR_FILE
 
 
 def closing_words(folder: Path, base: str) -> str:
@@ -23,10 +22,27 @@ def closing_words(folder: Path, base: str) -> str:
             f"python -m videollama2.train --model_path {base} --pretrain_mm_mlp_adapter {folder / CONNECTOR_FILE} ..."
             "   # the second stage"
         ]
+    elif (folder / AUDIO_CONNECTOR_FILE).is_file():
+        what, commands = _audio_parts(folder, base)
     else:
         what, commands = "a whole model", [_ask(folder), f"videollama2 eval run moving_shapes --model-path {folder}"]
     lines = [f"{folder} holds the result, {what}. Next:", *(f"  {command}" for command in commands)]
     return "\n".join(lines)
+
+
+def _audio_parts(folder: Path, base: str) -> tuple[str, list[str]]:
+    """Describe the result of an audio stage, and the command of the stage after it."""
+    train = f"python -m videollama2.train --model_path {base}"
+    start = f"--pretrain_mm_mlp_adapter_a {folder / AUDIO_CONNECTOR_FILE} --tune_mm_mlp_adapter_a True"
+    tower = folder / AUDIO_TOWER_FILE
+    if tower.is_file():
+        joint = f"--audio_tower {tower} {start} --tune_audio_tower True --tune_adapter_llm True --va True"
+        return f"an audio encoder and its projector for {base}", [
+            f"{train} {joint} ...   # the joint stage",
+            _ask(folder),
+        ]
+    second = f"{train} --audio_tower BEATS.pt {start} --tune_audio_tower True ...   # the second audio stage"
+    return f"an audio projector for {base}", [second]
 
 
 def _ask(folder: Path) -> str:

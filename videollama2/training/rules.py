@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from videollama2.config import FLAT_MODEL_TYPES
+from videollama2.data.sampler import SOUNDING
 from videollama2.errors import ConfigError
 from videollama2.training.flags import DataArguments, ModelArguments, TrainingArguments
 
@@ -22,6 +23,7 @@ def check_arguments(model_args: ModelArguments, data_args: DataArguments, traini
     """Raise a ConfigError that names the flags and the rule if flags contradict each other."""
     rules = [
         *_part_rules(model_args, training_args),
+        *_audio_rules(model_args, training_args),
         *_lora_rules(model_args, training_args),
         *_data_rules(data_args, training_args),
         *_attention_rules(model_args.attn_implementation, training_args),
@@ -57,6 +59,39 @@ def _part_rules(model_args: ModelArguments, training_args: TrainingArguments) ->
         (
             training_args.mm_projector_lr is not None and training_args.freeze_mm_mlp_adapter,
             "--mm_projector_lr is given, but --freeze_mm_mlp_adapter keeps the connector from learning",
+        ),
+    ]
+
+
+def _audio_rules(model_args: ModelArguments, training_args: TrainingArguments) -> list[Rule]:
+    multiplier = model_args.audio_gradient_multiplier
+    alone = model_args.tune_mm_mlp_adapter_a and not model_args.tune_adapter_llm
+    return [
+        (
+            model_args.tune_mm_mlp_adapter_a and training_args.freeze_mm_mlp_adapter,
+            "--tune_mm_mlp_adapter_a trains the audio projector, --freeze_mm_mlp_adapter forbids it",
+        ),
+        (
+            alone and not model_args.freeze_vision_tower,
+            "--tune_mm_mlp_adapter_a trains parts that hear, --freeze_vision_tower False the vision encoder; "
+            "--tune_adapter_llm True trains the whole model",
+        ),
+        (
+            alone and training_args.lora_enable,
+            "--lora_enable trains the language model, --tune_mm_mlp_adapter_a without --tune_adapter_llm does not",
+        ),
+        (
+            model_args.tune_adapter_llm and (model_args.tune_mm_mlp_adapter or model_args.freeze_backbone),
+            "--tune_adapter_llm trains the language model, "
+            f"{'--tune_mm_mlp_adapter' if model_args.tune_mm_mlp_adapter else '--freeze_backbone'} forbids it",
+        ),
+        (
+            multiplier is not None and not 0 < multiplier <= 1,
+            f"--audio_gradient_multiplier {multiplier} is not above 0 and at most 1",
+        ),
+        (
+            multiplier is not None and not model_args.tune_audio_tower,
+            f"--audio_gradient_multiplier {multiplier} has no effect without --tune_audio_tower",
         ),
     ]
 
@@ -113,12 +148,18 @@ def _zero_stage(training_args: TrainingArguments) -> int:
 
 
 def _data_rules(data_args: DataArguments, training_args: TrainingArguments) -> list[Rule]:
-    weights = data_args.data_weights
+    weights, files = data_args.data_weights, data_args.files
     return [
+        (not files, "--data_path or --data_path_a must name an annotation file"),
         (
-            weights is not None and len(weights) != len(data_args.data_path),
-            f"--data_weights has {len(weights or ())} numbers for {len(data_args.data_path)} files of --data_path",
+            weights is not None and len(weights) != len(files),
+            f"--data_weights has {len(weights or ())} numbers for {len(files)} files of --data_path",
         ),
+        (
+            len(data_args.heard) not in (1, len(files)),
+            f"--va has {len(data_args.heard)} values for {len(files)} files of --data_path",
+        ),
+        *_joint_rules(data_args.joint_ratio, own_order(data_args, training_args)),
         (
             weights is not None and not all(0 < weight < float("inf") for weight in weights),
             f"--data_weights {weights}: a weight must be a positive number",
@@ -143,6 +184,25 @@ def _data_rules(data_args: DataArguments, training_args: TrainingArguments) -> l
             data_args.eval_data_path and training_args.eval_strategy == "no",
             "--eval_data_path is given, but without --eval_strategy nothing is evaluated",
         ),
+    ]
+
+
+def own_order(data_args: DataArguments, training_args: TrainingArguments) -> str | None:
+    """Return the flag that sets another order of samples than a plain or a joint one, or None."""
+    if data_args.data_weights is not None:
+        return "data_weights"
+    if training_args.group_by_modality_length:
+        return "group_by_modality_length"
+    return "train_sampling_strategy" if training_args.train_sampling_strategy != "random" else None
+
+
+def _joint_rules(ratio: list[int] | None, order: str | None) -> list[Rule]:
+    return [
+        (
+            ratio is not None and (len(ratio) != len(SOUNDING) or min(ratio) < 0 or sum(ratio) == 0),
+            f"--joint_ratio {ratio}: three numbers from 0 are needed, for {', '.join(SOUNDING)} records",
+        ),
+        (ratio is not None and order is not None, f"--joint_ratio and --{order} both set the order of samples"),
     ]
 
 

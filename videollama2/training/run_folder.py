@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from videollama2.checkpoints.files import ADAPTER_CONFIG, CONNECTOR_FILES, FULL_WEIGHTS
+from videollama2.checkpoints.files import ADAPTER_CONFIG, FULL_WEIGHTS, PART_FILES
 from videollama2.errors import CheckpointError, ConfigError
 from videollama2.training.identity import RECORD_FILE, RunIdentity
 from videollama2.training.resume import (
@@ -191,7 +191,7 @@ def _check_record(checkpoint: Path, identity: RunIdentity) -> None:
 
 def _check_nothing_is_lost(folder: Path, record: dict[str, Any] | None) -> None:
     """Raise ConfigError rather than overwrite a model that another program has written to ``folder``."""
-    names = (*FULL_WEIGHTS, ADAPTER_CONFIG, *CONNECTOR_FILES)
+    names = (*FULL_WEIGHTS, ADAPTER_CONFIG, *PART_FILES)
     found = next((name for name in names if (folder / name).is_file()), None)
     if record is None and found is not None:
         raise ConfigError(

@@ -15,9 +15,12 @@ from transformers.trainer_utils import TrainOutput
 
 from videollama2.checkpoints import load_checkpoint, load_connector
 from videollama2.checkpoints.adapter import has_lora, load_adapter
-from videollama2.checkpoints.files import ADAPTER_CONFIG, CONNECTOR_FILE
-from videollama2.checkpoints.write import save_connector, save_lora, save_model
+from videollama2.checkpoints.audio_tower import load_audio_weights, read_audio_weights
+from videollama2.checkpoints.connector import load_audio_connector
+from videollama2.checkpoints.files import ADAPTER_CONFIG, AUDIO_CONNECTOR_FILE, AUDIO_TOWER_FILE, CONNECTOR_FILE
+from videollama2.checkpoints.write import save_lora, save_model, save_parts
 from videollama2.errors import DataError, VideoLlama2Error
+from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.training.flags import TrainingArguments
 from videollama2.training.identity import RunIdentity
 from videollama2.training.resume import told_when_it_fails, told_when_unreadable, write_sizes
@@ -38,8 +41,8 @@ class SavingTrainer(Trainer):
     """The part of the trainer that saves the model, stops early and resumes.
 
     Args:
-        base: name of the model for which a connector or an adapter is trained; it is written beside these.
-        connector_only: whether to write the connector alone, as in the first stage.
+        base: name of the model for which parts or an adapter are trained; it is written beside these.
+        parts_alone: the parts to write instead of a whole model, see :func:`videollama2.checkpoints.write.save_parts`.
         identity: identity of the run, which is written to every checkpoint.
         signals: the signals received; the run stops after the current step once there is one.
         args, kwargs: arguments of :class:`transformers.Trainer`; ``processing_class`` is the model's processor.
@@ -51,14 +54,14 @@ class SavingTrainer(Trainer):
         self,
         *args: Any,
         base: str = "",
-        connector_only: bool = False,
+        parts_alone: tuple[str, ...] = (),
         identity: RunIdentity | None = None,
         signals: StopSignals | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.base = base
-        self.connector_only = connector_only
+        self.parts_alone = parts_alone
         self.identity = identity
         self.signals = signals or StopSignals()
         self.agreement = Agreement()
@@ -131,8 +134,8 @@ class SavingTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         is_result = folder == Path(self.args.output_dir)
         with told_when_it_fails(folder, remove=False) if is_result else nullcontext():
-            if self.connector_only:
-                save_connector(model, self.processing_class, folder, self.base, state_dict)
+            if self.parts_alone:
+                save_parts(model, self.processing_class, folder, self.base, self.parts_alone, state_dict)
             elif has_lora(model):
                 save_lora(model, self.processing_class, folder, self.base, state_dict)
             else:
@@ -203,12 +206,21 @@ class SavingTrainer(Trainer):
     def _read_weights(self, target: nn.Module, folder: Path) -> None:
         if (folder / ADAPTER_CONFIG).is_file():
             load_adapter(target, folder)
-        elif (folder / CONNECTOR_FILE).is_file():
-            load_connector(target, folder / CONNECTOR_FILE)
+        elif self.parts_alone:
+            self._read_parts(target, folder)
         else:
             # The checkpoint has float32 weights, which learn, and frozen weights with fewer bits.
             saved, _ = load_checkpoint(folder, dtype=torch.float32)
             target.load_state_dict(saved.state_dict())
+
+    def _read_parts(self, target: VideoLlama2ForConditionalGeneration, folder: Path) -> None:
+        if "mm_projector" in self.parts_alone:
+            load_connector(target, folder / CONNECTOR_FILE)
+        if "mm_projector_a" in self.parts_alone:
+            load_audio_connector(target, folder / AUDIO_CONNECTOR_FILE)
+        if "audio_tower" in self.parts_alone:
+            file = folder / AUDIO_TOWER_FILE
+            load_audio_weights(target.model.audio_tower, read_audio_weights(file), str(file))
 
     def _load_best_model(self) -> None:
         """Read the weights of the best checkpoint, for ``load_best_model_at_end``."""

@@ -2,7 +2,7 @@
 
 ZeRO gathers parameters (stage 3) and reduces gradients (stages 2 and 3) in the order in which modules run. Processes
 whose micro-batches hold different kinds of media would run different modules, and would wait for each other for ever or
-mix up gradients. Therefore :func:`encode_uniformly` makes every micro-batch run encoder and connector exactly once.
+mix up gradients. Therefore :func:`encode_uniformly` makes every micro-batch run each encoder and connector once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from videollama2.errors import CheckpointError, ConfigError
+from videollama2.errors import CheckpointError
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration, VideoLlama2Model
 from videollama2.training.flags import TrainingArguments
 
@@ -77,9 +77,10 @@ def _load_learning(checkpoint: str, src: dict[str, torch.Tensor], dst: nn.Module
 
 
 def encode_uniformly(model: VideoLlama2ForConditionalGeneration) -> None:
-    """Make every micro-batch run the encoder and the connector exactly once, whatever media it holds.
+    """Make every micro-batch run each encoder and connector exactly once, whatever media it holds.
 
-    A micro-batch without media encodes a black image, whose tokens are not used.
+    A micro-batch without images and videos encodes a black image, and one without sounds a short filter bank of
+    zeros; the tokens of these are not used.
     """
     model.model.register_forward_pre_hook(_encode, with_kwargs=True)
 
@@ -89,18 +90,26 @@ def _encode(
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     if kwargs.get("input_ids") is None:
         return None
-    if inner.audio_tower is not None:
-        raise ConfigError("--deepspeed: models that hear are trained without it (DEEPSPEED=none)")
-    # The encoder and the connector run here, once for all images and videos together or, if there are neither, for a
-    # black image. The model is then given embeddings instead of ids and media.
+    # The encoders and connectors run here, once for all images and videos together or, if there are neither, for a
+    # black image, and once for all sounds or for a short filter bank of zeros. The model is then given embeddings
+    # instead of ids and media.
     input_ids = kwargs.pop("input_ids")
-    images, videos = kwargs.pop("pixel_values", None), kwargs.pop("pixel_values_videos", None)
-    videos = [] if videos is None else list(videos)
-    image_tokens, video_tokens = inner.get_visual_features(images, videos)
-    # All visual tokens, also unused ones, are added to the embeddings with a factor of zero. Encoder and connector thus
-    # take part in every backward pass, and ZeRO reduces the same gradients in the same order on all processes.
-    nothing = torch.cat([*image_tokens, *video_tokens]).sum() * 0.0
-    if images is None:
-        image_tokens = []  # these are the tokens of the black image, if any
-    embeds_BLD = inner.embed(input_ids, image_tokens, video_tokens)
+    tokens: dict[str, list[torch.Tensor]] = {}
+    made: list[torch.Tensor] = []
+    if inner.vision_tower is not None:
+        images, videos = kwargs.pop("pixel_values", None), kwargs.pop("pixel_values_videos", None)
+        tokens["image"], tokens["video"] = inner.get_visual_features(images, [] if videos is None else list(videos))
+        made += [*tokens["image"], *tokens["video"]]
+        if images is None:
+            tokens["image"] = []  # these are the tokens of the black image, if any
+    if inner.audio_tower is not None:
+        sounds = kwargs.pop("input_features", None)
+        tokens["audio"] = inner.get_sound_features(sounds, kwargs.pop("audio_index", None))
+        made += tokens["audio"]
+        if sounds is None:
+            tokens["audio"] = []
+    # All tokens, also unused ones, are added to the embeddings with a factor of zero. Encoders and connectors thus take
+    # part in every backward pass, and ZeRO reduces the same gradients in the same order on all processes.
+    nothing = torch.stack([part.sum().to(made[0].device) for part in made]).sum() * 0.0
+    embeds_BLD = inner.embed(input_ids, *(tokens.get(kind, ()) for kind in ("image", "video", "audio")))
     return args, {**kwargs, "inputs_embeds": embeds_BLD + nothing.to(embeds_BLD.dtype)}

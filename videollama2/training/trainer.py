@@ -15,10 +15,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from videollama2.data.dataset import VideoInstructionDataset
-from videollama2.data.sampler import InOrderSampler, MixtureSampler, ModalityLengthSampler
+from videollama2.data.sampler import InOrderSampler, JointSampler, MixtureSampler, ModalityLengthSampler
 from videollama2.errors import MissingDependencyError, VideoLlama2Error
 from videollama2.training.eval_loss import sums_over
 from videollama2.training.flags import TrainingArguments
+from videollama2.training.joint import Joint
 from videollama2.training.meter import COUNTS, CountingCollator, Meter, peak_flops
 from videollama2.training.saving import SavingTrainer
 from videollama2.training.stopping import RandomState, shield_workers
@@ -32,11 +33,19 @@ class VideoLlama2Trainer(SavingTrainer):
     Args:
         mixture: sizes of the sets that ``train_dataset`` consists of, and the share of each (None: every record once
             per epoch).
+        joint: groups of the records of joint training; None for an order that does not depend on sound.
         args, kwargs: arguments of :class:`~videollama2.training.saving.SavingTrainer`.
     """
 
-    def __init__(self, *args: Any, mixture: tuple[list[int], list[float] | None] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        mixture: tuple[list[int], list[float] | None] | None = None,
+        joint: Joint | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self.joint = joint
         self.order: MixtureSampler | None = None
         self.steps_of_line = 0
         self.learnt_steps: torch.Tensor | int = 0
@@ -65,9 +74,10 @@ class VideoLlama2Trainer(SavingTrainer):
         inner = self.accelerator.unwrap_model(self.model).model
         for name, module, rate in (
             ("mm_projector_lr", inner.mm_projector, self.args.mm_projector_lr),
+            ("mm_projector_lr", inner.mm_projector_a, self.args.mm_projector_lr),
             ("vision_tower_lr", inner.vision_tower, self.args.vision_tower_lr),
         ):
-            if rate is not None:
+            if rate is not None and module is not None:
                 optimizer.param_groups[:] = _split_groups(optimizer.param_groups, module, rate, name)
         return optimizer
 
@@ -85,10 +95,13 @@ class VideoLlama2Trainer(SavingTrainer):
             "multiple": together,
             "seed": self.args.seed if self.args.data_seed is None else self.args.data_seed,
         }
-        if self.args.group_by_modality_length:
+        if self.joint is not None:
+            del options["sizes"], options["weights"]
+            self.order = JointSampler(self.joint.groups, self.joint.ratio, len(dataset), **options)
+        elif self.args.group_by_modality_length:
             self.order = ModalityLengthSampler(
                 lengths=dataset.lengths,
-                visual=[length > 0 for length in dataset.visual_lengths],
+                visual=[length > 0 for length in dataset.media_lengths],
                 batch_size=together * self.args.gradient_accumulation_steps,
                 **options,
             )
@@ -112,6 +125,7 @@ class VideoLlama2Trainer(SavingTrainer):
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
         """Return the micro-batches of a step and the number of labels in them over all processes."""
+        self._seed_layer_drop()
         self.meter.begin()
         begin = time.perf_counter()
         batches = self._fetch(epoch_iterator, num_batches)
@@ -124,6 +138,16 @@ class VideoLlama2Trainer(SavingTrainer):
         self.learnt_steps = self.learnt_steps + (labels > 0)  # a tensor on the GPU, read when a line is logged
         # If all records of a step were left out, its loss must be 0 and not 0 / 0; see _without_empty_steps.
         return batches, labels.clamp(min=1) if torch.is_tensor(labels) else labels
+
+    def _seed_layer_drop(self) -> None:
+        """Let all processes and micro-batches of a step skip the same layers of the audio encoder.
+
+        Otherwise a run would depend on how its batches are split, and processes under DeepSpeed would run different
+        modules.
+        """
+        tower = self.accelerator.unwrap_model(self.model).model.audio_tower
+        if tower is not None:
+            tower.encoder.drop_seed = self.args.seed + self.state.global_step
 
     def _fetch(self, epoch_iterator: Iterator, num_batches: int) -> list[dict[str, Any]]:
         """Return the next micro-batches, unless the processes agree to stop before this step."""

@@ -81,9 +81,16 @@ class BeatsModel(PreTrainedModel):
             hidden_BLD = self.post_extract_proj(hidden_BLD)
         hidden_BLD = F.dropout(hidden_BLD, self.config.dropout_input, self.training)
         features_BLD = self.encoder(hidden_BLD, is_padding_BL)
-        if self.training and self.predictor is not None:
-            features_BLD = features_BLD + zero_of([self.predictor], features_BLD)
+        if self.training and self.predictor is not None and self.predictor.weight.requires_grad:
+            # Distributed training waits for the gradient of every weight that learns, also of the unused head.
+            features_BLD = features_BLD + self.predictor(features_BLD[:, 0]).sum() * 0.0
         return BaseModelOutput(last_hidden_state=features_BLD)
+
+    def scale_gradients(self, factor: float) -> None:
+        """Set the factor by which the gradient shrinks in each layer (``layer_wise_gradient_decay_ratio``)."""
+        self.config.layer_wise_gradient_decay_ratio = factor
+        for layer in self.encoder.layers:
+            layer.gradient_scale = factor
 
     def embed_patches(self, fbank_BTF: torch.Tensor) -> torch.Tensor:
         """Return normalised patches, ``hidden_BLD`` of width ``embed_dim``; frames after the last patch are cut."""
@@ -135,7 +142,14 @@ class BeatsModel(PreTrainedModel):
 
 
 class BeatsEncoder(nn.Module):
-    """The position convolution and the layers."""
+    """The position convolution and the layers.
+
+    Attributes:
+        drop_seed: seed of the choice of layers that are skipped in training, so that several processes and all
+            micro-batches of a step can skip the same ones; None draws from torch's global generator.
+    """
+
+    drop_seed: int | None = None
 
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()
@@ -153,12 +167,22 @@ class BeatsEncoder(nn.Module):
         hidden_BLD = hidden_BLD + self.pos_conv[0](hidden_BLD)
         hidden_BLD = F.dropout(self.layer_norm(hidden_BLD), self.dropout, self.training)
         bias_HLL = self.position_bias(hidden_BLD.shape[1])
-        for layer in self.layers:
-            if self.training and self.layer_drop and torch.rand(()).item() < self.layer_drop:
+        for layer, is_dropped in zip(self.layers, self.dropped(), strict=True):
+            if not is_dropped:
+                hidden_BLD = layer(hidden_BLD, bias_HLL, is_padding_BL)
+            elif is_sliced(layer):
+                # ZeRO-3 gathers the weights of a layer only while it runs.
+                hidden_BLD = hidden_BLD + layer(hidden_BLD, bias_HLL, is_padding_BL).sum() * 0.0
+            else:
                 hidden_BLD = hidden_BLD + zero_of([layer], hidden_BLD)
-                continue
-            hidden_BLD = layer(hidden_BLD, bias_HLL, is_padding_BL)
         return hidden_BLD
+
+    def dropped(self) -> list[bool]:
+        """Return for each layer whether this pass skips it."""
+        if not (self.training and self.layer_drop):
+            return [False] * len(self.layers)
+        generator = None if self.drop_seed is None else torch.Generator().manual_seed(self.drop_seed)
+        return (torch.rand(len(self.layers), generator=generator) < self.layer_drop).tolist()
 
     def position_bias(self, length: int) -> torch.Tensor:
         """Return ``bias_HLL``, indexed by query and key: one value per head and distance, constant on each diagonal."""
@@ -296,6 +320,11 @@ def zero_of(modules: Sequence[nn.Module], like: torch.Tensor) -> torch.Tensor:
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     total = sum((p.sum() * 0.0 for p in parameters), start=like.new_zeros(()))
     return torch.as_tensor(total).to(like.dtype)
+
+
+def is_sliced(module: nn.Module) -> bool:
+    """Whether DeepSpeed's ZeRO-3 keeps only slices of the module's weights on each process."""
+    return any(hasattr(parameter, "ds_id") for parameter in module.parameters())
 
 
 def distance_buckets(distances: torch.Tensor, num_buckets: int, max_distance: int) -> torch.Tensor:

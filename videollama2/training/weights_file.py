@@ -1,4 +1,4 @@
-"""Find the file of connector weights that ``--pretrain_mm_mlp_adapter`` names."""
+"""Find the file of weights that a flag names, such as ``--pretrain_mm_mlp_adapter``."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from videollama2.errors import CheckpointNotFoundError
 from videollama2.hub import find_file
 
 
-def connector_file(name: str) -> Path:
+def weights_file(flag: str, name: str) -> Path:
     """Return the path of the file ``name``, which may also be ``owner/repository/file`` on the hub.
+
+    Args:
+        flag: the flag that names the file, for messages.
 
     Raises:
         CheckpointNotFoundError: it is neither.
@@ -25,8 +28,8 @@ def connector_file(name: str) -> Path:
             found = find_file(f"{owner}/{repository}", file)
         except CheckpointNotFoundError as error:
             raise CheckpointNotFoundError(
-                f"--pretrain_mm_mlp_adapter {name}: neither a file nor on a hub that can be reached"
+                f"--{flag} {name}: neither a file nor on a hub that can be reached"
             ) from error
     if found is None:
-        raise CheckpointNotFoundError(f"--pretrain_mm_mlp_adapter {name}: there is no such file")
+        raise CheckpointNotFoundError(f"--{flag} {name}: there is no such file")
     return found
