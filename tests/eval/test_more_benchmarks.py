@@ -312,7 +312,7 @@ def test_open_questions_of_a_file_are_judged(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"question": "?"}, "field 'video': is missing, as is 'image'"),
+        ({"question": "?"}, "field 'video': is missing, as are 'image' and 'audio'"),
         ({"video": "a.mp4"}, "field 'question': is missing"),
         ({"video": "../a.mp4", "question": "?"}, "inside the data folder"),
         (

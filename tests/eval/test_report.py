@@ -80,6 +80,7 @@ def test_accuracy_counts_and_lower_bound():
         "missing_media": 1,
         "failed": 1,
         "judge_failed": 0,
+        "silent": 0,
     }
     assert list(found.categories) == ["Action Count", "Moving | Direction"]
     assert found.categories["Action Count"].value == 50

@@ -7,7 +7,7 @@ import json
 import math
 import posixpath
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from videollama2.errors import DataError, MissingDependencyError
@@ -106,6 +106,13 @@ class AnnotationEntry:
         if Path(value).is_absolute() or ".." in Path(value).parts or "\0" in value:
             raise self.problem(name, f"expected a path inside the data folder, got {value!r}")
         return posixpath.normpath(value)
+
+    def foreign_path(self, name: str) -> str:
+        """Return a path on whichever machine the file was written; it must end with the name of a file."""
+        value = self.text(name)
+        if PurePosixPath(value).name in ("", "..") or "\0" in value:
+            raise self.problem(name, f"expected the path of a file, got {value!r}")
+        return value
 
     def record(self, name: str) -> AnnotationEntry:
         """Return a nested object."""

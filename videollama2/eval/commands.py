@@ -126,7 +126,7 @@ def list_command(args: argparse.Namespace) -> int:
     """Run ``eval list``."""
     for name in names():
         found = benchmark(name)
-        how = "judged: " + ", ".join(aspect.name for aspect in found.aspects) if found.aspects else "multiple choice"
+        how = "judged: " + ", ".join(aspect.name for aspect in found.aspects) if found.aspects else found.how
         print(f"{name:<18}{found.title:<26}{DATA_ROOT / found.folder!s:<34}{how}")
     return 0
 
@@ -142,6 +142,7 @@ def layout_command(args: argparse.Namespace) -> int:
 def check_command(args: argparse.Namespace) -> int:
     """Run ``eval check``; the exit code is 1 if media are missing."""
     from videollama2.eval.runner import by_clip, missing_media
+    from videollama2.eval.sound_tracks import sound_tracks
 
     found = benchmark(args.benchmark).configure(**_settings(args))
     data = args.data or found.default_data(DATA_ROOT)
@@ -150,8 +151,9 @@ def check_command(args: argparse.Namespace) -> int:
     scored = sum(item.answer is not None for item in items)
     files = len({item.media for item in items})
     print(f"{data}: {len(items)} questions ({scored} with answers) about {len(by_clip(items))} clips of {files} files")
-    for supplement in found.supplements(items, data):
-        print(supplement.text())
+    for supplement in (*found.supplements(items, data), sound_tracks(items, data)):
+        if supplement is not None:
+            print(supplement.text())
     found.check_texts(items, data)
     if not missing:
         print("all files are there")

@@ -6,10 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from videollama2.errors import ConfigError
 from videollama2.eval.samples import Reading, Sample
+
+if TYPE_CHECKING:
+    from videollama2.eval.annotations import AnnotationEntry
 
 PUBLISHED, STRICT = "published", "strict"
 PROTOCOLS = (PUBLISHED, STRICT)
@@ -26,8 +29,9 @@ class Item:
 
     Attributes:
         media: path of the medium, relative to the data folder.
-        kind: ``video`` or ``image``.
-        start, end: bounds of the clip in seconds; None leaves that side open.
+        kind: ``video``, ``image`` or ``audio``.
+        start, end: bounds of the clip in seconds; None leaves that side open. They do not cut the sound of a video
+            (published).
         instruction: the exact text for the model; two texts are asked independently and judged together.
         answer: index of the right option, text, or list of texts; None if the answer is not public.
         category: the category by which results are broken down.
@@ -35,6 +39,9 @@ class Item:
         extra: further values that the benchmark itself needs later.
         others: kind and path of further media, shown after the first one.
         shuffled: whether the model sees the clip's frames in another order, drawn with the file's name as the seed.
+        use_audio: whether the model also hears the sound of the video; a video without a track is heard as silence.
+        crop_start: first sample that is heard of a sound file that is longer than a clip, at the file's own rate; None
+            takes the middle. The published code draws it at random.
     """
 
     id: str
@@ -51,11 +58,15 @@ class Item:
     extra: dict[str, Any] = field(default_factory=dict)
     others: tuple[tuple[str, str], ...] = ()
     shuffled: bool = False
+    use_audio: bool = False
+    crop_start: int | None = None
 
     @property
     def clip(self) -> tuple[Any, ...]:
         """A key for what is decoded: items with the same key share the decoded media."""
-        return self.kind, self.media, self.start, self.end, *self.others
+        sound = {"use_audio": self.use_audio or None, "crop_start": self.crop_start}
+        heard = [(name, value) for name, value in sound.items() if value is not None]
+        return self.kind, self.media, self.start, self.end, *heard, *self.others
 
     @property
     def all_media(self) -> tuple[tuple[str, str], ...]:
@@ -153,13 +164,17 @@ class Measure:
 class Aspect:
     """An aspect of answers that a judge grades.
 
-    ``name`` is the name in the paper's tables, ``rubric`` the name of the rubric, and ``categories`` are those of the
-    questions to grade; if there are none, all questions are graded.
+    Attributes:
+        name: name in the paper's tables.
+        rubric: name of the rubric.
+        categories: categories of the questions to grade; if there are none, all questions are graded.
+        exact_yes: whether the published scorer counts only "yes" in small letters as yes, and "Yes" as no.
     """
 
     name: str
     rubric: str
     categories: tuple[str, ...] = ()
+    exact_yes: bool = False
 
     def concerns(self, sample: Sample) -> bool:
         return not self.categories or sample.category in self.categories
@@ -174,6 +189,7 @@ class Benchmark(ABC):
     Attributes:
         name: name on the command line and in results.
         title: name for people.
+        how: how answers are scored, unless a judge grades them.
         folder: usual data folder under ``eval/``.
         version: number that is increased when items or prompts change; it is part of a run's configuration.
         source: where the data come from.
@@ -190,6 +206,7 @@ class Benchmark(ABC):
     name: str
     title: str
     folder: str
+    how: str = "multiple choice"
     version: int = 1
     source: str = ""
     questions: int | None = None
@@ -276,3 +293,20 @@ class Benchmark(ABC):
     def write_submission(self, items: Sequence[Item], samples: Sequence[Sample], folder: Path) -> list[Path]:
         """Write the files that the benchmark's server or official scorer takes, and return their paths."""
         return []
+
+
+class WordedBenchmark(Benchmark):
+    """A benchmark whose published scorer reads the model's own words, so that files of the published code hold them."""
+
+    @abstractmethod
+    def item_of(self, id: str, media: str, record: AnnotationEntry, answer: str) -> Item:
+        """Return the item of a question with this answer.
+
+        Args:
+            id: id of the item.
+            media: path of the medium; empty for an answer that is only read.
+            record: record of the annotations, or entry of a file of the published code.
+
+        Raises:
+            DataError: the answer is not possible.
+        """

@@ -10,7 +10,8 @@ from videollama2.errors import ConfigError, DataError
 from videollama2.eval.downloads import Downloads, Found
 from videollama2.eval.items import Benchmark, Item, Supplement
 from videollama2.eval.subtitles import ENDINGS, FOLDERS
-from videollama2.eval.video_files import VIDEO_SUFFIXES
+from videollama2.eval.video_files import AUDIO_SUFFIXES, VIDEO_SUFFIXES
+from videollama2.media.kinds import AUDIO
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Prepared:
         questions: number of questions.
         scored: number of questions whose answer is public.
         videos: number of different media that the questions are about.
+        kind: what these are called.
         supplements: further material for prompts, such as subtitles.
         missing: paths of the media that are missing, relative to the data folder.
     """
@@ -30,14 +32,15 @@ class Prepared:
     videos: int
     supplements: Sequence[Supplement]
     missing: Sequence[str]
+    kind: str = "videos"
 
     def table(self) -> str:
         """Return the content as lines of text."""
         lines = {
             "questions": f"{self.questions:,} ({self.scored:,} with answers)",
-            "videos": f"{self.videos - len(self.missing):,} of {self.videos:,}",
+            self.kind: f"{self.videos - len(self.missing):,} of {self.videos:,}",
             **{each.name: f"{each.found:,} of {each.of:,} videos" for each in self.supplements},
-            "missing": f"{len(self.missing):,} videos" if self.missing else "nothing",
+            "missing": f"{len(self.missing):,} {self.kind}" if self.missing else "nothing",
         }
         return "\n".join(f"  {name:<12}{value}" for name, value in lines.items())
 
@@ -59,7 +62,7 @@ def prepare(benchmark: Benchmark, source: Path, target: Path) -> Prepared:
         _place_annotations(benchmark, downloads, source, target)
         items = benchmark.load(target)
         for item in {item.media: item for item in items}.values():
-            _place_video(item, downloads, target)
+            _place_medium(item, downloads, target)
         if benchmark.has_subtitles:
             for stem in dict.fromkeys(item.group for item in items):
                 _place_subtitles(stem, downloads, target)
@@ -71,6 +74,7 @@ def prepare(benchmark: Benchmark, source: Path, target: Path) -> Prepared:
         videos=len(media),
         supplements=benchmark.supplements(items, target),
         missing=[path for path in media if not (target / path).exists()],
+        kind="sounds" if all(item.kind == AUDIO for item in items) else "videos",
     )
 
 
@@ -87,24 +91,25 @@ def _place_annotations(benchmark: Benchmark, downloads: Downloads, source: Path,
         raise DataError(f"{source}: the annotations of {benchmark.title} are missing ({patterns})")
 
 
-def _place_video(item: Item, downloads: Downloads, target: Path) -> None:
-    """Place a video or a folder of frames, unless it exists already."""
+def _place_medium(item: Item, downloads: Downloads, target: Path) -> None:
+    """Place a video, a sound or a folder of frames, unless it exists already."""
     path = PurePosixPath(item.media)
     if (target / path).exists():
         return
-    video = _video(path, downloads)
-    if video is not None:
-        video.place(target / path.with_name(video.path.name))
-    elif path.suffix.lower() not in VIDEO_SUFFIXES:
+    suffixes = AUDIO_SUFFIXES if item.kind == AUDIO else VIDEO_SUFFIXES
+    found = _medium(path, downloads, suffixes)
+    if found is not None:
+        found.place(target / path.with_name(found.path.name))
+    elif item.kind != AUDIO and path.suffix.lower() not in VIDEO_SUFFIXES:
         for frame in downloads.folder(path):
             frame.place(target / path / frame.path.name)
 
 
-def _video(path: PurePosixPath, downloads: Downloads) -> Found | None:
-    """Return the most likely file of a video; files of ActivityNet's videos may lack the ``v_`` before the name."""
+def _medium(path: PurePosixPath, downloads: Downloads, suffixes: Sequence[str]) -> Found | None:
+    """Return the most likely file of a medium; files of ActivityNet's videos may lack the ``v_`` before the name."""
     for stem in dict.fromkeys((path.stem, path.stem.removeprefix("v_"))):
         for found in downloads.named(stem, path):
-            if found.path.stem == stem and found.path.suffix.lower() in VIDEO_SUFFIXES:
+            if found.path.stem == stem and found.path.suffix.lower() in suffixes:
                 return found
     return None
 

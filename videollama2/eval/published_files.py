@@ -10,6 +10,8 @@ The files are parsed as data and never evaluated as code.
 | videomme | the official list with ``response``; pieces with a comma after each line are read as well |
 | activitynet_qa, msvd_qa | JSON lines ``{"id", "question", "answer", "pred"}`` |
 | msvc | JSON lines ``{"video_name", "question", "answer": captions, "pred"}`` |
+| vocalsound, tut2017, clotho_aqa, music_avqa | JSON lines ``{"id", "question", "answer", "pred"}`` |
+| avsd, vggsound, clotho | the same, of videos with sound and of captions |
 | videochatgpt | JSON lines ``{"video_name", "Q", "A", "P"}`` or ``{"video_name", "Q1", "Q2", "A", "P1", "P2"}`` |
 
 A Video-ChatGPT file holds temporal questions if its name or one of the folders above it contains ``temporal``; the
@@ -28,9 +30,10 @@ from typing import Any
 from videollama2.errors import ConfigError, DataError
 from videollama2.eval.annotations import AnnotationEntry
 from videollama2.eval.answers import LETTERS
-from videollama2.eval.items import PUBLISHED, Benchmark, Item
+from videollama2.eval.items import PUBLISHED, Benchmark, Item, WordedBenchmark
 from videollama2.eval.report.videomme_official import official_letter
-from videollama2.eval.samples import MEDIA, Reading, Sample
+from videollama2.eval.samples import MEDIA, Reading, Sample, StoredAnswer
+from videollama2.eval.scoring import make_sample
 
 
 def read_published(path: Path, benchmark: Benchmark, items: Sequence[Item] = ()) -> list[Sample]:
@@ -46,11 +49,14 @@ def read_published(path: Path, benchmark: Benchmark, items: Sequence[Item] = ())
         ConfigError: the published code writes no file for the benchmark, or ``items`` are needed.
     """
     reader = _READERS.get(benchmark.name)
-    if reader is None:
-        raise ConfigError(f"the published code writes no file for benchmark {benchmark.name!r}")
     if benchmark.name in _NEED_DATA and not items:
         raise ConfigError(f"{path} holds no right answers: give the benchmark's folder with --data")
-    samples = list(reader(path, items))
+    if reader is not None:
+        samples = list(reader(path, items))
+    elif isinstance(benchmark, WordedBenchmark):
+        samples = list(_worded(path, benchmark))
+    else:
+        raise ConfigError(f"the published code writes no file for benchmark {benchmark.name!r}")
     if not samples:
         raise DataError(f"{path}: there is no answer in this file")
     return samples
@@ -160,6 +166,27 @@ def _question_answer(path: Path, items: Sequence[Item]) -> Iterable[Sample]:
         yield _open(record, name, "all", name.rsplit("_", 1)[0], ("question", "answer", "pred"))
 
 
+def _worded(path: Path, benchmark: WordedBenchmark) -> Iterable[Sample]:
+    """Read a file with the model's words, in which both protocols can look for the answer."""
+    for number, record in enumerate(_entries(path)):
+        item = benchmark.item_of(f"{number}-{record.answer('id')}", "", record, record.answer("answer"))
+        answer = StoredAnswer(item.id, str(record.raw.get("pred", "")), None)
+        yield make_sample(benchmark, item, answer, PUBLISHED)
+
+
+def _heard(path: Path, items: Sequence[Item]) -> Iterable[Sample]:
+    for number, record in enumerate(_entries(path)):
+        name = record.answer("id")
+        yield _open(record, f"{number}-{name}", "all", name, ("question", "answer", "pred"))
+
+
+def _clotho(path: Path, items: Sequence[Item]) -> Iterable[Sample]:
+    for number, record in enumerate(_entries(path)):
+        name = record.text("id")
+        sample = _open(record, f"{number}-{name}", "all", name, ("question", None, "pred"))
+        yield replace(sample, answer=list(record.texts("answer")))
+
+
 def _msvc(path: Path, items: Sequence[Item]) -> Iterable[Sample]:
     for number, record in enumerate(_entries(path)):
         video = record.text("video_name")
@@ -210,6 +237,9 @@ _READERS: dict[str, Callable[[Path, Sequence[Item]], Iterable[Sample]]] = {
     "activitynet_qa": _question_answer,
     "msvd_qa": _question_answer,
     "msvc": _msvc,
+    "avsd": _heard,
+    "vggsound": _heard,
+    "clotho": _clotho,
     "videochatgpt": _videochatgpt,
 }
 _NEED_DATA = frozenset(("egoschema", "perception_test"))

@@ -23,7 +23,7 @@ from videollama2.eval.annotations import why_unreadable
 from videollama2.eval.items import Benchmark, Item
 from videollama2.eval.samples import FAILED, MEDIA, StoredAnswer
 from videollama2.media.frames import FrameSampling
-from videollama2.media.kinds import VIDEO
+from videollama2.media.kinds import AUDIO, VIDEO
 
 if TYPE_CHECKING:  # only answering needs torch; scoring answers and checking data must not import it
     import torch
@@ -83,6 +83,21 @@ class Work:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class _Clip:
+    """The decoded media of an item.
+
+    Attributes:
+        media: kind and values of each medium; the values of a video with its sound are a dict, as processors return it.
+        seconds: time taken to read them.
+        note: remark about the sound, or None.
+    """
+
+    media: list[tuple[str, Any]]
+    seconds: float
+    note: str | None
+
+
 @dataclass(eq=False)
 class _Asked:
     """An item whose requests have been submitted."""
@@ -91,6 +106,7 @@ class _Asked:
     instructions: tuple[str, ...]
     answers: list[Answer] = field(default_factory=list)
     error: Exception | None = None
+    note: str | None = None
     started: float = field(default_factory=monotonic)
 
     @property
@@ -201,21 +217,37 @@ class Runner:
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def _decode(self, item: Item) -> tuple[list[tuple[str, Any]], float]:
-        """Return the kind and pixels of every medium of an item, and the seconds taken to read them."""
+    def _decode(self, item: Item) -> _Clip:
+        """Read the media of an item."""
+        from videollama2.media.audio import SoundSampling
         from videollama2.processing import ReadOptions
 
         started = monotonic()
-        media = []
+        media: list[tuple[str, Any]] = []
+        notes: list[str] = []
         for number, (kind, name) in enumerate(item.all_media):
-            sampling = replace(self.sampling, start=item.start, end=item.end) if number == 0 else self.sampling
-            options = ReadOptions(sampling, backend=self.options.video_backend)
-            media.append((kind, self._read(kind, self.data / name, options)))
-        return media, monotonic() - started
+            # Bounds are about the first medium.
+            start, end, crop = (item.start, item.end, item.crop_start) if number == 0 else (None, None, None)
+            options = ReadOptions(
+                replace(self.sampling, start=start, end=end),
+                backend=self.options.video_backend,
+                sound=SoundSampling(start, end, crop_start=crop),
+            )
+            values: Any
+            values, note = self._read(kind, self.data / name, options)
+            if kind == VIDEO and item.use_audio:
+                fbank_1TF, note = self._read(AUDIO, self.data / name, ReadOptions(of_video=True))
+                values = {VIDEO: values, AUDIO: fbank_1TF}
+            media.append((kind, values))
+            notes += [note] if note else []
+        return _Clip(media, monotonic() - started, "; ".join(dict.fromkeys(notes)) or None)
 
-    def _read(self, kind: str, path: Path, options: ReadOptions) -> torch.Tensor:
+    def _read(self, kind: str, path: Path, options: ReadOptions) -> tuple[torch.Tensor, str | None]:
+        """Return the values of one medium, and a note about it or None."""
         try:
-            return self.engine.processor.read(kind, path, options)
+            if kind == AUDIO:
+                return self.engine.processor.hear(path, options)
+            return self.engine.processor.read(kind, path, options), None
         except MediaError:
             raise
         except OSError as error:
@@ -223,20 +255,21 @@ class Runner:
 
     def _ask_clip(self, group: list[Item], future: Future[Any]) -> Iterator[_Asked]:
         try:
-            media, seconds = future.result()
+            clip: _Clip = future.result()
         except MediaError as error:
             if self.strict_data:
                 raise DataError(f"{self.data / group[0].media} cannot be used (--strict-data): {error}") from error
             yield from (_Asked(item, item.instructions, error=error) for item in group)
             return
         self.work.clips += 1
-        self.work.decode_seconds += seconds
-        mixed = _shuffle(media, Path(group[0].media).name) if any(item.shuffled for item in group) else media
+        self.work.decode_seconds += clip.seconds
+        shuffled = any(item.shuffled for item in group)
+        mixed = _shuffle(clip.media, Path(group[0].media).name) if shuffled else clip.media
         for item in group:
-            yield self._ask(item, mixed if item.shuffled else media)
+            yield self._ask(item, mixed if item.shuffled else clip.media, clip.note)
 
-    def _ask(self, item: Item, media: list[tuple[str, Any]]) -> _Asked:
-        asked = _Asked(item, item.instructions)
+    def _ask(self, item: Item, media: list[tuple[str, Any]], note: str | None) -> _Asked:
+        asked = _Asked(item, item.instructions, note=note)
         try:
             asked.instructions = self.benchmark.instructions(item, self.data, self.num_frames)
             for part, text in enumerate(asked.instructions):
@@ -292,6 +325,7 @@ def _stored(asked: _Asked, outputs: list[str], reasons: list[str]) -> StoredAnsw
         error=None if error is None else f"{type(error).__name__}: {error}",
         error_kind=None if error is None else MEDIA if isinstance(error, MediaError) else FAILED,
         seconds=round(monotonic() - asked.started, 3),
+        note=asked.note,
     )
 
 
@@ -305,8 +339,17 @@ def shuffled_order(frames: int, seed: str) -> list[int]:
 
 
 def _shuffle(media: list[tuple[str, Any]], seed: str) -> list[tuple[str, Any]]:
-    """Return the media with the frames of each video (pixels T, C, H, W) in another order; images are not changed."""
-    return [(kind, pixels[shuffled_order(len(pixels), seed)] if kind == VIDEO else pixels) for kind, pixels in media]
+    """Return the media with the frames of each video (pixels T, C, H, W) in another order.
+
+    Images and sounds are not changed.
+    """
+
+    def mixed(values: Any) -> Any:
+        if isinstance(values, dict):
+            return {**values, VIDEO: mixed(values[VIDEO])}
+        return values[shuffled_order(len(values), seed)]
+
+    return [(kind, mixed(values) if kind == VIDEO else values) for kind, values in media]
 
 
 def by_clip(items: Sequence[Item]) -> list[list[Item]]:

@@ -18,6 +18,9 @@ UNREADABLE = "unreadable reply"
 """The beginning of a verdict's error if the judge gave a reply that cannot be read."""
 
 
+_OPTIONAL_ANSWER = ("instruction", "finish_reason", "error_kind", "seconds", "note")
+
+
 @dataclass(frozen=True)
 class StoredAnswer:
     """The model's answer to one item.
@@ -29,6 +32,7 @@ class StoredAnswer:
         finish_reason: why generation stopped, in the same form.
         error_kind: :data:`MEDIA` or :data:`FAILED` if there is an error.
         seconds: time from the request to the answer; the times of several requests overlap.
+        note: remark about the media, for instance that a video has no sound track, or None.
     """
 
     id: str
@@ -38,10 +42,11 @@ class StoredAnswer:
     finish_reason: str | list[str] | None = None
     error_kind: str | None = None
     seconds: float | None = None
+    note: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object that is written; :class:`AnswerStore` adds the hash of the configuration."""
-        return {
+        line = {
             "id": self.id,
             "instruction": self.instruction,
             "output": self.output,
@@ -50,11 +55,12 @@ class StoredAnswer:
             "error_kind": self.error_kind,
             "seconds": self.seconds,
         }
+        return line if self.note is None else {**line, "note": self.note}
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> StoredAnswer:
         """Build an answer from a line, which must have ``id``, ``output`` and ``error``."""
-        optional = {name: raw.get(name) for name in ("instruction", "finish_reason", "error_kind", "seconds")}
+        optional = {name: raw.get(name) for name in _OPTIONAL_ANSWER}
         return cls(raw["id"], raw["output"], raw["error"], **optional)
 
 
@@ -125,6 +131,7 @@ class Sample:
         reading: reading by the protocol that comes first in the results.
         protocols: reading by each protocol, or None if there is only ``reading``.
         breakdowns: further names by which results are broken down, with their values.
+        note: remark about the media, see :class:`StoredAnswer`.
         judge: the verdict; with several aspects, the first verdict that failed, else None.
         judges: verdict on each aspect if there are several.
     """
@@ -142,6 +149,7 @@ class Sample:
     finish_reason: str | list[str] | None = None
     error: str | None = None
     error_kind: str | None = None
+    note: str | None = None
     judge: Verdict | None = None
     judges: Mapping[str, Verdict | None] | None = None
 
@@ -176,6 +184,8 @@ class Sample:
             "error_kind": self.error_kind,
             "judge": self.judge and self.judge.to_json(),
         }
+        if self.note is not None:
+            line["note"] = self.note
         if self.judges is not None:
             line["judges"] = {name: each and each.to_json() for name, each in self.judges.items()}
         return line
@@ -197,6 +207,6 @@ class Sample:
         )
 
 
-_OPTIONAL = ("question", "answer", "output", "instruction", "finish_reason", "error", "error_kind")
+_OPTIONAL = ("question", "answer", "output", "instruction", "finish_reason", "error", "error_kind", "note")
 _READ = ("parsed", "guessed", "correct", "value", "protocols", "judge", "judges")
 _WRITTEN = frozenset(("id", "category", "group", *_OPTIONAL, *_READ))

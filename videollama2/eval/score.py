@@ -133,7 +133,7 @@ def _metrics(
     found: Benchmark, samples: list[Sample], judging: Judging | None, progress: bool
 ) -> tuple[list[Sample], list[Metric]]:
     if not found.aspects:
-        return samples, read_metrics(found, samples, (PUBLISHED,))
+        return samples, read_metrics(found, samples, list(samples[0].protocols or (PUBLISHED,)))
     if judging is None:
         raise _needs_judge(found)
     return judged_metrics(found, samples, judging, progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from videollama2.eval.items import PROTOCOLS, Benchmark, Item
@@ -30,6 +31,7 @@ def make_sample(benchmark: Benchmark, item: Item, answer: StoredAnswer, protocol
         finish_reason=answer.finish_reason,
         error=answer.error,
         error_kind=answer.error_kind,
+        note=answer.note,
     )
 
 
@@ -66,6 +68,13 @@ def judged_metrics(
         metric
         for aspect in aspects
         for protocol in PROTOCOLS
-        for metric in summarise_judged(aspect.samples, aspect.verdicts, aspect.wants_pred, protocol, aspect.name)
+        for metric in summarise_judged(
+            aspect.samples,
+            aspect.verdicts,
+            aspect.wants_pred,
+            protocol,
+            aspect.name,
+            is_yes=partial(aspect.is_yes, protocol=protocol),
+        )
     ]
     return judged, metrics

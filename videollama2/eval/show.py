@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageDraw
 
 from videollama2.errors import DataError, VideoLlama2Error
 from videollama2.eval.benchmarks import benchmark
@@ -20,13 +21,15 @@ from videollama2.eval.report.publish import RESULTS_FILE
 from videollama2.eval.runner import shuffled_order
 from videollama2.eval.samples import Sample
 from videollama2.eval.store import read_run, read_samples
+from videollama2.media.audio import Sound, SoundSampling, read_sound, read_video_sound
 from videollama2.media.frames import FrameSampling
 from videollama2.media.image import load_image
-from videollama2.media.kinds import VIDEO
+from videollama2.media.kinds import AUDIO, VIDEO
 from videollama2.media.video import read_clip
 
 HEIGHT = 168
 """Height in pixels of a picture; the page displays it at half of that, so that it is sharp on high-density screens."""
+WAVE_WIDTH = 640
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,7 @@ def _clip_name(item: Item) -> str:
 
 
 def _frames(item: Item, root: Path, former: dict[str, Any], frames: int | None) -> list[ShownFrame]:
-    """Return the frames that the model saw, as small pictures.
+    """Return the frames that the model saw, as small pictures, and the sound that it heard as a picture of its wave.
 
     The list is empty if a medium cannot be read; the stored answer then holds the error.
     """
@@ -138,19 +141,36 @@ def _frames(item: Item, root: Path, former: dict[str, Any], frames: int | None) 
     shown = []
     try:
         for number, (kind, name) in enumerate(item.all_media):
+            start, end = (item.start, item.end) if number == 0 else (None, None)
+            if kind == AUDIO:
+                crop = item.crop_start if number == 0 else None
+                shown.append(_wave(read_sound(root / name, sampling=SoundSampling(start, end, crop_start=crop))))
+                continue
             if kind != VIDEO:
                 shown.append(ShownFrame(0.0, _picture(load_image(root / name))))
                 continue
-            start, end = (item.start, item.end) if number == 0 else (None, None)
             sampling = FrameSampling(generation["num_frames"] or frames, start, end)
             clip = read_clip(root / name, sampling, generation["video_backend"])
             frames_THWC, count = clip.frames_THWC, len(clip.times)
             order = shuffled_order(count, Path(item.media).name) if item.shuffled else range(count)
             for index in order:
                 shown.append(ShownFrame(round(clip.times[index], 2), _picture(Image.fromarray(frames_THWC[index]))))
+            if item.use_audio:
+                shown.append(_wave(read_video_sound(root / name)))
     except (VideoLlama2Error, OSError):
         return []
     return shown
+
+
+def _wave(sound: Sound) -> ShownFrame:
+    """Return the wave of a clip, from its lowest to its highest sample in each column of pixels."""
+    columns = np.array_split(sound.wave_S, WAVE_WIDTH)
+    picture = Image.new("RGB", (WAVE_WIDTH, HEIGHT), "white")
+    draw = ImageDraw.Draw(picture)
+    for x, samples_S in enumerate(columns):
+        top, bottom = (HEIGHT / 2 * (1 - float(edge(samples_S))) for edge in (np.max, np.min))
+        draw.line((x, top, x, max(bottom, top + 1)), fill="#3b6ea5")
+    return ShownFrame(0.0, _picture(picture))
 
 
 def _picture(image: Image.Image) -> str:

@@ -32,6 +32,13 @@ BENCHMARKS = {
     "longvideobench": "videollama2.eval.benchmarks.longvideobench:LongVideoBench",
     "lvbench": "videollama2.eval.benchmarks.lvbench:LVBench",
     "charades_sta": "videollama2.eval.benchmarks.charades_sta:CharadesSTA",
+    "vocalsound": "videollama2.eval.benchmarks.vocalsound:VocalSound",
+    "tut2017": "videollama2.eval.benchmarks.tut2017:TUT2017",
+    "clotho_aqa": "videollama2.eval.benchmarks.clotho_aqa:ClothoAQA",
+    "clotho": "videollama2.eval.benchmarks.clotho:Clotho",
+    "music_avqa": "videollama2.eval.benchmarks.music_avqa:MusicAVQA",
+    "avsd": "videollama2.eval.benchmarks.avsd:AVSD",
+    "vggsound": "videollama2.eval.benchmarks.vggsound:VGGSound",
     "moving_shapes": "videollama2.eval.benchmarks.moving_shapes:MovingShapes",
 }
 

@@ -5,11 +5,12 @@ One JSON object a line (or a JSON list of them)::
     {"id": "q1", "video": "clips/a.mp4", "start": 3.5, "end": 9, "question": "What happens?",
      "options": ["it rains", "it snows"], "answer": "B", "category": "weather"}
 
-``video`` and ``image`` are a path relative to the file (or to ``--data``), or a list of them; ``start`` and ``end``
-are seconds of the first video. With ``options`` the answer is a letter, a number from 0 or an option's text, and the
-model is asked and read as in MVBench. Without, the answer is a text or a list of texts, and a judge compares. ``id``
-(else the number of the line), ``answer`` (not public), ``category`` and ``prompt`` (the exact text for the model) may
-be absent.
+``video``, ``image`` and ``audio`` are a path relative to the file (or to ``--data``), or a list of them; ``start`` and
+``end`` are seconds of the first video or sound. With ``"use_audio": true`` the sound of the video is heard, too. With
+``options`` the answer is a letter, a number from 0 or an option's text, and the model is asked and read as in MVBench.
+Without, the answer is a text or a list of texts, and a judge compares. ``id`` (else the number of the line), ``answer``
+(not public), ``category``, ``prompt`` (the exact text for the model) and ``crop_start`` (the first sample that is heard
+of a sound that is longer than a clip) may be absent.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from videollama2.errors import DataError
 from videollama2.eval.annotations import AnnotationEntry, check_unique, read_entries
 from videollama2.eval.answers import LETTERS, published_mvbench
 from videollama2.eval.benchmarks.multiple_choice import MultipleChoice, question_and_options
+from videollama2.eval.benchmarks.sound_classes import crop_start
 from videollama2.eval.items import Aspect, Item, Parsed
-from videollama2.media.kinds import IMAGE, VIDEO
+from videollama2.media.kinds import AUDIO, IMAGE, VIDEO
 
 
 class QuestionsFile(MultipleChoice):
@@ -67,13 +69,16 @@ class QuestionsFile(MultipleChoice):
 
 
 def _item(entry: AnnotationEntry, index: int) -> Item:
-    media = [(kind, path) for kind in (VIDEO, IMAGE) for path in _paths(entry, kind)]
+    media = [(kind, path) for kind in (VIDEO, IMAGE, AUDIO) for path in _paths(entry, kind)]
     if not media:
-        raise entry.problem(VIDEO, f"is missing, as is {IMAGE!r}")
+        raise entry.problem(VIDEO, f"is missing, as are {IMAGE!r} and {AUDIO!r}")
     (kind, path), *others = media
     start, end = (entry.seconds(name) if entry.told(name) else None for name in ("start", "end"))
-    if (start, end) != (None, None) and kind != VIDEO:
+    if (start, end) != (None, None) and kind == IMAGE:
         raise entry.problem("start", "an image has no time")
+    use_audio = entry.raw.get("use_audio", False)
+    if not isinstance(use_audio, bool) or use_audio and (kind != VIDEO or others):
+        raise entry.problem("use_audio", f"expected true or false, and true only for one video; got {use_audio!r}")
     options = entry.texts("options", least=2, most=26) if entry.told("options") else ()
     question = entry.text("question")
     prompt = question_and_options(question, options) if options else question
@@ -90,6 +95,8 @@ def _item(entry: AnnotationEntry, index: int) -> Item:
         category=entry.answer("category") if entry.told("category") else "all",
         group=path,
         others=tuple(others),
+        use_audio=use_audio,
+        crop_start=crop_start(entry),
     )
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from videollama2.eval.items import Benchmark
+from videollama2.eval.items import PUBLISHED, Benchmark
 from videollama2.eval.judging.judge import Judge
+from videollama2.eval.judging.reply import written_pred
 from videollama2.eval.judging.rubrics import Rubric, rubric
 from videollama2.eval.samples import Sample, Verdict
 
@@ -28,12 +29,22 @@ class Judging:
 
 @dataclass(frozen=True)
 class JudgedAspect:
-    """The samples that one aspect concerns, with a verdict for each (None for a sample without an answer)."""
+    """The samples that one aspect concerns, with a verdict for each (None for a sample without an answer).
+
+    For ``exact_yes`` see :class:`~videollama2.eval.items.Aspect`.
+    """
 
     name: str
     wants_pred: bool
     samples: list[Sample]
     verdicts: list[Verdict | None]
+    exact_yes: bool = False
+
+    def is_yes(self, verdict: Verdict, protocol: str) -> bool:
+        """Whether a verdict counts as right under a protocol."""
+        if verdict.pred != "yes" or protocol != PUBLISHED or not self.exact_yes or verdict.raw is None:
+            return verdict.pred == "yes"
+        return written_pred(verdict.raw) == "yes"
 
 
 def judge_aspects(
@@ -47,13 +58,38 @@ def judge_aspects(
         if not concerned:
             continue
         text = judging.rubric(aspect.rubric)
-        verdicts = judging.judge.verdicts(concerned, text, progress)
+        verdicts = _verdicts(judging.judge, concerned, text, progress)
         for sample, verdict in zip(concerned, verdicts, strict=True):
             by_sample.setdefault(sample.id, {})[aspect.name] = verdict
         name = "score" if text.wants_pred else aspect.name
-        judged.append(JudgedAspect(name, text.wants_pred, concerned, verdicts))
+        judged.append(JudgedAspect(name, text.wants_pred, concerned, verdicts, aspect.exact_yes))
     several = len(benchmark.aspects) > 1
     return [_with_verdicts(sample, by_sample.get(sample.id, {}), several) for sample in samples], judged
+
+
+def _verdicts(judge: Judge, samples: Sequence[Sample], rubric: Rubric, progress: bool) -> list[Verdict | None]:
+    """Return a verdict for each sample; if the rubric compares single references, their mean."""
+    if not rubric.per_reference:
+        return judge.verdicts(samples, rubric, progress)
+    parts = [_one_reference_each(sample) for sample in samples]
+    given = iter(judge.verdicts([part for own in parts for part in own], rubric, progress))
+    return [_mean([next(given) for _ in own]) for own in parts]
+
+
+def _one_reference_each(sample: Sample) -> list[Sample]:
+    """Return a sample for each reference answer; a sample without an answer of the model is not repeated."""
+    references = sample.answer if isinstance(sample.answer, list) and not sample.error else [sample.answer]
+    return [replace(sample, answer=reference) for reference in references]
+
+
+def _mean(verdicts: Sequence[Verdict | None]) -> Verdict | None:
+    """Return the verdict with the mean score. If one failed, the result is that one, and no mean of the others."""
+    failed = next((each for each in verdicts if each is None or each.error is not None), verdicts[0])
+    if failed is None or failed.error is not None or len(verdicts) == 1:
+        return failed
+    given = [each for each in verdicts if each is not None]
+    scores = [each.score for each in given if each.score is not None]
+    return Verdict(score=sum(scores) / len(scores), raw="\n".join(each.raw or "" for each in given))
 
 
 def _with_verdicts(sample: Sample, verdicts: Mapping[str, Verdict | None], several: bool) -> Sample:
@@ -66,11 +102,16 @@ def _with_verdicts(sample: Sample, verdicts: Mapping[str, Verdict | None], sever
 def judging_cost(benchmark: Benchmark, samples: Sequence[Sample], judging: Judging) -> dict[str, dict[str, Any]]:
     """Return the cost of judging by aspect, as ``Judge.dry_run`` estimates it; no request is sent."""
     return {
-        aspect.name: judging.judge.dry_run(
-            [sample for sample in samples if aspect.concerns(sample)], judging.rubric(aspect.rubric)
-        )
+        aspect.name: _cost(judging, [sample for sample in samples if aspect.concerns(sample)], aspect.rubric)
         for aspect in benchmark.aspects
     }
+
+
+def _cost(judging: Judging, samples: Sequence[Sample], name: str) -> dict[str, Any]:
+    text = judging.rubric(name)
+    if text.per_reference:
+        samples = [part for sample in samples for part in _one_reference_each(sample)]
+    return judging.judge.dry_run(samples, text)
 
 
 def format_cost(costs: Mapping[str, Mapping[str, Any]]) -> str:

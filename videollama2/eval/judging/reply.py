@@ -52,6 +52,12 @@ def parse_reply(text: str, wants_pred: bool) -> Grade:
     return Grade(pred, score)
 
 
+def written_pred(text: str) -> str | None:
+    """Return the word for yes or no as the judge wrote it, for scorers that count only "yes" in small letters."""
+    found = _PRED.search(after_thinking(text))
+    return found.group(1) if found else None
+
+
 def _only(found: set, what: str):
     if not found:
         raise ReplyError(f"no {what}")

@@ -46,7 +46,8 @@ class Rubric:
     """The rubric of one aspect: the texts for the judge, and the form of the reply.
 
     If ``wants_pred`` is true, the reply gives yes or no besides the score 0..5. If ``pairs`` is true, two questions and
-    two predictions are judged together, so that a sample's ``question`` and ``output`` are lists of two.
+    two predictions are judged together, so that a sample's ``question`` and ``output`` are lists of two. If
+    ``per_reference`` is true, the judge is asked about each of a sample's reference answers, and the mean counts.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Rubric:
     source: str
     wants_pred: bool = False
     pairs: bool = False
+    per_reference: bool = False
 
     @property
     def published(self) -> bool:
@@ -107,7 +109,12 @@ ASPECTS: dict[str, tuple[bool, bool]] = {
     "videochatgpt_consistency": (False, True),
     "msvc_correctness": (False, False),
     "msvc_detailedness": (False, False),
+    "audio_video_qa": (True, False),
+    "clotho_correctness": (False, False),
+    "clotho_detail": (False, False),
 }
+_PER_REFERENCE = frozenset(("clotho_correctness", "clotho_detail"))
+"""Rubrics about captions of sounds, of which the published scorer compares one reference at a time."""
 
 _OWN_SYSTEM = (
     "You grade answers about videos. You see no video: the reference was written by people who did, so trust it. "
@@ -126,6 +133,10 @@ _OWN_TASKS = {
     "agrees with them.",
     "msvc_detailedness": "The reference is a list of captions of one video. Grade how many of the details that they "
     "mention the prediction covers.",
+    "audio_video_qa": "Decide whether the prediction gives the same answer as the reference about what is seen or "
+    "heard. Synonyms and paraphrases count.",
+    "clotho_correctness": "Grade whether what the prediction states agrees with the reference.",
+    "clotho_detail": "Grade how completely and how precisely the prediction covers the reference's points.",
 }
 _OWN_USER = "Question: {question}\nReference: {answer}\n<prediction>{prediction}</prediction>"
 _OWN_USER_PAIR = (
@@ -183,20 +194,24 @@ def load_rubric(path: Path, name: str) -> Rubric:
     wants_pred, pairs = ASPECTS[name]
     fields = {field: record[field] for field in _FILE_FIELDS}
     _check_placeholders(path, fields["user"], pairs)
-    return Rubric(**fields, wants_pred=wants_pred, pairs=pairs)
+    return Rubric(**fields, wants_pred=wants_pred, pairs=pairs, per_reference=name in _PER_REFERENCE)
 
 
 def _own(name: str) -> Rubric:
     wants_pred, pairs = ASPECTS[name]
     example = '{"pred": "yes" or "no", "score": number}.' if wants_pred else '{"score": number}.'
+    system = _OWN_SYSTEM.replace("{task}", _OWN_TASKS[name])
+    if name in _PER_REFERENCE:
+        system = system.replace("about videos. You see no video", "about sounds. You hear no sound")
     return Rubric(
         name=name,
         version="own-1",
-        system=_OWN_SYSTEM.replace("{task}", _OWN_TASKS[name]) + example,
+        system=system + example,
         user=_OWN_USER_PAIR if pairs else _OWN_USER,
         source="this project",
         wants_pred=wants_pred,
         pairs=pairs,
+        per_reference=name in _PER_REFERENCE,
     )
 
 

@@ -149,6 +149,7 @@ def _asked_differences(header: Header, metric: Metric) -> list[str]:
         ("missing or unreadable media", metric.counts.missing_media),
         ("failed answers", metric.counts.failed),
         ("answers without a verdict", metric.counts.judge_failed),
+        ("videos without a sound track", metric.counts.silent),
     ):
         if count:
             differs.append(f"{count:,} {name} of {metric.counts.total:,}")
@@ -161,7 +162,7 @@ def _asked_differences(header: Header, metric: Metric) -> list[str]:
 def _answering_differences(header: Header, number: PaperNumber) -> list[str]:
     """Return differences in the way the model was run."""
     differs = []
-    if header.frames != number.frames:
+    if number.frames is not None and header.frames != number.frames:
         differs.append(f"{header.frames or 'an unknown number of'} frames instead of {number.frames}")
     if header.quantization:
         differs.append(f"weights quantised to {header.quantization}")

@@ -25,7 +25,8 @@ class Counts:
     """Numbers of questions by outcome. ``answered`` + ``missing_media`` + ``failed`` = ``total``; the others overlap.
 
     ``unparsed`` counts answers in which nothing could be read, ``guessed`` those for which the protocol used a
-    fallback. They are None if the samples do not say so.
+    fallback. They are None if the samples do not say so. ``silent`` counts questions about the sound of a video that
+    has no sound track, so that silence was heard.
     """
 
     total: int
@@ -35,6 +36,7 @@ class Counts:
     missing_media: int
     failed: int
     judge_failed: int
+    silent: int = 0
 
 
 @dataclass(frozen=True)
@@ -101,17 +103,19 @@ def summarise_judged(
     protocol: str,
     name: str = "score",
     breakdowns: Breakdowns | None = None,
+    is_yes: Callable[[Verdict], bool] = lambda verdict: verdict.pred == "yes",
 ) -> list[Metric]:
     """Return the metrics of judged samples: the mean score and, if the judge says yes or no, accuracy (share of yes).
 
     The protocol ``published`` truncates scores to whole numbers before averaging, as published scorers do (4.8 is 4).
+    ``is_yes`` says which verdicts count as right.
     """
     counts = count_outcomes(samples, protocol, verdicts)
     given = [verdict if verdict is not None and verdict.error is None else None for verdict in verdicts]
     due = [True] * len(samples)
     metrics = []
     if wants_pred:
-        values = [None if verdict is None else float(verdict.pred == "yes") for verdict in given]
+        values = [None if verdict is None else float(is_yes(verdict)) for verdict in given]
         means = _Means(samples, values, due, scale=100.0, proportion=True)
         metrics.append(means.metric("accuracy", protocol, "%", counts, breakdowns))
     shape = int if protocol == PUBLISHED else float
@@ -147,7 +151,17 @@ def count_outcomes(
         missing_media=seen["missing_media"],
         failed=seen["failed"],
         judge_failed=seen["judge_failed"],
+        silent=_count_silent(samples),
     )
+
+
+def _count_silent(samples: Sequence[Sample]) -> int:
+    notes = [sample.note for sample in samples if sample.note]
+    if not notes:
+        return 0
+    from videollama2.media.audio import NO_TRACK  # reports without sound need not import it
+
+    return sum(NO_TRACK in note for note in notes)
 
 
 class _Means:

@@ -1,6 +1,6 @@
 """The numbers that the paper gives for its models (arXiv 2406.07476), as data.
 
-They are those of the models and benchmarks in its tables 5 and 6. The paper has no numbers for single MVBench tasks or
+They are those of the models and benchmarks in its tables 5 to 8. The paper has no numbers for single MVBench tasks or
 VideoMME categories, so a category never has one here.
 """
 
@@ -16,13 +16,13 @@ class PaperNumber(NamedTuple):
 
     Attributes:
         value: accuracy in percent, or a judge's score from 0 to 5.
-        frames: number of frames per video.
+        frames: number of frames per video, or None for a benchmark of sounds.
         note: a difference to keep in mind when comparing, or an empty text.
         temperature: temperature at which answers were sampled, or 0 if they were not sampled.
     """
 
     value: float
-    frames: int
+    frames: int | None
     source: str
     note: str
     temperature: float = 0.0
@@ -84,6 +84,22 @@ _TABLE_6 = {
     "VideoLLaMA2.1-7B-16F": (70.6, 3.8, 53.0, 3.4, 3.30, 3.18, 3.78, 2.66, 3.20),
 }
 
+# Tables 7 (sounds) and 8 (videos with their sound). The models look at 16 frames.
+_TABLE_7_COLUMNS = (("clotho_aqa", "accuracy"), ("tut2017", "accuracy"), ("vocalsound", "accuracy"))
+_TABLE_7 = {"VideoLLaMA2-7B-AV": (70.11, 78.40, 93.19), "VideoLLaMA2.1-7B-AV": (71.02, 77.28, 92.40)}
+_TABLE_8_COLUMNS = (("music_avqa", "accuracy"), ("avsd", "accuracy"), ("vggsound", "accuracy"))
+_TABLE_8 = {"VideoLLaMA2-7B-AV": (79.2, 57.2, 70.9), "VideoLLaMA2.1-7B-AV": (80.9, 57.2, 71.4)}
+
+_TABLES = {
+    5: (_TABLE_5_COLUMNS, _TABLE_5, {name: frames[0] for name, frames in _FRAMES.items()}),
+    6: (_TABLE_6_COLUMNS, _TABLE_6, {name: frames[1] for name, frames in _FRAMES.items()}),
+    7: (_TABLE_7_COLUMNS, _TABLE_7, dict.fromkeys(_TABLE_7)),
+    8: (_TABLE_8_COLUMNS, _TABLE_8, dict.fromkeys(_TABLE_8, 16)),
+}
+"""Columns, rows, and frames per video of each table."""
+
+_JUDGED = "the paper says that ChatGPT judged; the published code compares texts"
+
 _NOTES = {
     "egoschema": "the paper's is on the full set, not on the 500 public answers",
     "perception_test": "the paper's is on the test split",
@@ -91,6 +107,12 @@ _NOTES = {
     "msvd_qa": "the paper's judge is GPT-3.5",
     "activitynet_qa": "the paper's judge is GPT-3.5",
     "videochatgpt": "the paper's judge is GPT-3.5",
+    "clotho_aqa": _JUDGED,
+    "tut2017": _JUDGED,
+    "vocalsound": _JUDGED,
+    "music_avqa": f"{_JUDGED}; others measured 65.6 to 66 with the published code (its issues 135 and 170)",
+    "avsd": "the published judge is GPT-3.5-turbo-0613",
+    "vggsound": "the published judge is GPT-3.5-turbo-0613",
 }
 
 _TEMPERATURES = {"msvc": 0.2}
@@ -108,6 +130,14 @@ _ALIASES = {
     "videochatgptgen": "videochatgpt",
     "vcgpt": "videochatgpt",
     "videommesubtitles": "videomme_subtitles",
+    "clothoaqa": "clotho_aqa",
+    "avqa": "music_avqa",
+    "avqamusic": "music_avqa",
+    "musicavqa": "music_avqa",
+    "musicqa": "music_avqa",
+    "avssd": "vggsound",
+    "vggsoundfinal": "vggsound",
+    "vocal": "vocalsound",
 }
 
 
@@ -130,10 +160,10 @@ def paper_number(model: str, benchmark: str, metric: str, subtitles: bool = Fals
     key = canonical_benchmark(benchmark)
     if subtitles and key == "videomme":
         key = "videomme_subtitles"
-    for table, columns, index in ((_TABLE_5, _TABLE_5_COLUMNS, 0), (_TABLE_6, _TABLE_6_COLUMNS, 1)):
-        if name in table and (key, metric) in columns:
-            value = table[name][columns.index((key, metric))]
-            source = f"arXiv 2406.07476, table {5 + index}"
+    for number, (columns, rows, frames) in _TABLES.items():
+        if name in rows and (key, metric) in columns:
+            value = rows[name][columns.index((key, metric))]
+            source = f"arXiv 2406.07476, table {number}"
             temperature = _TEMPERATURES.get(key, 0.0)
-            return PaperNumber(value, _FRAMES[name][index], source, _NOTES.get(key, ""), temperature)
+            return PaperNumber(value, frames[name], source, _NOTES.get(key, ""), temperature)
     return None

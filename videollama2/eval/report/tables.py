@@ -99,7 +99,7 @@ def _overall_table(metrics: Sequence[Metric]) -> str:
 
 
 def _counts_table(metrics: Sequence[Metric]) -> str:
-    names = list(Counts.__dataclass_fields__)
+    names = [name for name in Counts.__dataclass_fields__ if name != "silent" or any(m.counts.silent for m in metrics)]
     rows = [[m.name, m.protocol, *(_counted(getattr(m.counts, name)) for name in names)] for m in metrics]
     head = ["metric", "protocol", *(name.replace("_", " ") for name in names)]
     table = "## Questions\n\n" + markdown_table(head, rows, text_columns=2)
