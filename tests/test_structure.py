@@ -70,7 +70,7 @@ ALLOWED = {
 # Inside a wing, a module imports only from earlier groups, or from its own folder.
 WINGS = {
     "model": (
-        ("connectors", "encoders", "weight_names", "loss"),
+        ("connectors", "encoders", "weight_names", "loss", "packed_attention"),
         ("base",),
         ("features", "generation"),
         ("modeling",),

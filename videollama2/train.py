@@ -31,6 +31,7 @@ from transformers import set_seed
 from videollama2.commands import USER_ERROR, run_command
 from videollama2.data.collator import TrainingCollator
 from videollama2.data.dataset import VideoInstructionDataset
+from videollama2.data.packing import PackedRows
 from videollama2.data.records import PackedRecords, read_sets
 from videollama2.errors import MissingDependencyError
 from videollama2.training.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
@@ -139,16 +140,17 @@ def _build_trainer(
             ConcatDataset(sets), processor, training_args.model_max_length, stage, skip_bad=skipped is not None
         )
 
+    trained, mixture = _packed(dataset(sets), [len(records) for records in sets], data_args, training_args)
     trainer = VideoLlama2Trainer(
         model=model,
         args=training_args,
-        train_dataset=dataset(sets),
+        train_dataset=trained,
         eval_dataset=dataset(eval_sets) if eval_sets else None,
         data_collator=TrainingCollator(processor.pad_token_id),
         processing_class=processor,
         base=base_name(model_args.model_path),
         parts_alone=model_args.parts_alone,
-        mixture=([len(records) for records in sets], data_args.data_weights),
+        mixture=mixture,
         joint=joint_of(sets, data_args, training_args),
         identity=identity,
         signals=signals,
@@ -161,6 +163,26 @@ def _build_trainer(
         for message in skipped or ():
             trainer.note_bad(message)
     return trainer
+
+
+def _packed(
+    dataset: VideoInstructionDataset, sizes: list[int], data_args: DataArguments, training_args: TrainingArguments
+) -> tuple[VideoInstructionDataset | PackedRows, tuple[list[int], list[float] | None]]:
+    """Return what the loader reads, the records or rows of them, with the sizes and weights of its sets."""
+    weights = data_args.data_weights
+    if data_args.packing is None:
+        return dataset, (sizes, weights)
+    rows = PackedRows(
+        dataset,
+        # Without weights all records are packed together, so that fewer rows are left half empty.
+        sizes if weights else [len(dataset)],
+        data_args.packing,
+        training_args.seed if training_args.data_seed is None else training_args.data_seed,
+        progress=training_args.local_process_index == 0,
+    )
+    if training_args.should_log:
+        print(f"{len(dataset)} records in {len(rows)} rows of {data_args.packing} tokens, {rows.fill:.0%} full")
+    return rows, (rows.sizes, weights)
 
 
 def end_together(accelerator: Accelerator) -> None:

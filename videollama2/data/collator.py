@@ -1,4 +1,4 @@
-"""Joins training samples into a batch that is padded on the right."""
+"""Joins training samples into a batch: rows padded on the right, or one packed row without padding."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ from typing import Any
 
 import torch
 
+from videollama2.constants import IGNORE_INDEX
 from videollama2.media.kinds import AUDIO
+from videollama2.model.packed_attention import packed_inputs
 from videollama2.processing import collate
 
 
 @dataclass(frozen=True)
 class TrainingCollator:
     """Joins samples of :class:`videollama2.data.dataset.VideoInstructionDataset`.
+
+    Lists of samples, the rows of :class:`videollama2.data.packing.PackedRows`, are joined into a single row (1, L), and
+    :func:`videollama2.model.packed_attention.packed_inputs` in place of the mask separate its records.
 
     For the shapes see :func:`videollama2.processing.collate`. ``pad_token_id`` may be any id, since padding is masked.
     If several samples have the same sound, ``input_features`` has it once, and ``audio_index`` lists for each sound of
@@ -25,7 +30,11 @@ class TrainingCollator:
 
     pad_token_id: int
 
-    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def __call__(self, samples: Sequence[dict[str, Any]] | Sequence[list[dict[str, Any]]]) -> dict[str, Any]:
+        rows = [row for row in samples if isinstance(row, list)]
+        return self._packed([sample for row in rows for sample in row]) if rows else self._padded(samples)
+
+    def _padded(self, samples: Sequence[Any]) -> dict[str, Any]:
         media, audio_index = distinct_sounds([sample["media"] for sample in samples])
         batch = collate(
             rows=[sample["input_ids"] for sample in samples],
@@ -38,6 +47,20 @@ class TrainingCollator:
         silent = sum(sample.get("silent", 0) for sample in samples)
         more = {"bad_samples": bad, "silent": silent, "audio_index": audio_index}
         return {**batch, **{name: value for name, value in more.items() if value}}
+
+    def _packed(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        joined = {
+            "input_ids": [token for sample in samples for token in sample["input_ids"]],
+            # The token before a record's first one belongs to another record and must not predict it.
+            "labels": [label for sample in samples for label in (IGNORE_INDEX, *sample["labels"][1:])],
+            "media": [medium for sample in samples for medium in sample["media"]],
+            "silent": sum(sample.get("silent", 0) for sample in samples),
+        }
+        batch = self._padded([joined])
+        del batch["attention_mask"]
+        bad = [sample["bad"] for sample in samples if "bad" in sample]
+        batch |= packed_inputs([len(sample["input_ids"]) for sample in samples])
+        return {**batch, "bad_samples": bad} if bad else batch
 
 
 _Media = list[list[tuple[str, torch.Tensor]]]

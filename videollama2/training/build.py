@@ -19,6 +19,7 @@ from videollama2.errors import CheckpointNotFoundError, ConfigError
 from videollama2.hub import find_file, first_file, read_config
 from videollama2.model.encoders import vision_encoder
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
+from videollama2.model.packed_attention import keep_records_apart
 from videollama2.processing import VideoLlama2Processor
 from videollama2.training.flags import DataArguments, ModelArguments, TrainingArguments
 from videollama2.training.hearing import set_hearing
@@ -62,6 +63,8 @@ def build_model(
     model.config.tune_mm_mlp_adapter = model_args.tune_mm_mlp_adapter
     if model.config.hears:
         model.config.tune_mm_mlp_adapter_a = model_args.tune_mm_mlp_adapter_a
+    if data_args.packing is not None:
+        keep_records_apart(model.get_decoder(), training_args.model_max_length)
     if training_args.lora_enable:
         add_lora(model, training_args)
     choose_trainable(model, model_args, training_args)

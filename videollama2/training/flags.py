@@ -149,6 +149,13 @@ class DataArguments:
         default=None,
         metadata={"help": "One number per annotation file: its share of an epoch. Default: every record once."},
     )
+    packing: int | None = field(
+        default=None,
+        metadata={
+            "help": "Pack records into rows of this many tokens. Batch sizes then count rows, and --data_weights is a "
+            "share of the tokens."
+        },
+    )
     on_bad_sample: Literal["error", "skip"] = field(
         default="error",
         metadata={

@@ -62,12 +62,16 @@ def count(batch: dict[str, Any], config: VideoLlama2Config) -> Counts:
     # These are the positions for which logits are computed; the first token has none, since nothing comes before it.
     labelled_BL = batch["labels"][:, 1:] >= 0
     visual, sound = int(visual_BL.sum()), int((ids_BL == config.audio_token_id).sum())
+    mask_BL, lengths = batch.get("attention_mask"), batch.get("record_lengths")
+    # A packed row has no padding, and several records.
+    tokens = ids_BL.numel() if mask_BL is None else int(mask_BL.sum())
+    records = [labelled_BL] if lengths is None else (batch["labels"] >= 0).split(lengths, dim=1)
     clips, images = batch.get("pixel_values_videos", ()), batch.get("pixel_values", ())
     return Counts(
-        samples=int(labelled_BL.any(dim=1).sum()),
+        samples=sum(int(labelled.any(dim=1).sum()) for labelled in records),
         visual_tokens=visual,
         sound_tokens=sound,
-        text_tokens=int(batch["attention_mask"].sum()) - visual - sound,
+        text_tokens=tokens - visual - sound,
         frames=len(images) + sum(map(len, clips)),
         labels=int(labelled_BL.sum()),
         silent=batch.pop("silent", 0),
@@ -88,7 +92,7 @@ class CountingCollator:
     def __call__(self, samples: Sequence[Any]) -> dict[str, Any]:
         batch = self.collate(samples)
         batch[COUNTS] = count(batch, self.config)
-        del batch["attention_mask"]
+        batch.pop("attention_mask", None)  # a packed batch has none
         return batch
 
 

@@ -26,6 +26,7 @@ def check_arguments(model_args: ModelArguments, data_args: DataArguments, traini
         *_audio_rules(model_args, training_args),
         *_lora_rules(model_args, training_args),
         *_data_rules(data_args, training_args),
+        *_packing_rules(data_args.packing, training_args),
         *_attention_rules(model_args.attn_implementation, training_args),
         *_run_rules(training_args),
     ]
@@ -189,6 +190,8 @@ def _data_rules(data_args: DataArguments, training_args: TrainingArguments) -> l
 
 def own_order(data_args: DataArguments, training_args: TrainingArguments) -> str | None:
     """Return the flag that sets another order of samples than a plain or a joint one, or None."""
+    if data_args.packing is not None:
+        return "packing"
     if data_args.data_weights is not None:
         return "data_weights"
     if training_args.group_by_modality_length:
@@ -203,6 +206,26 @@ def _joint_rules(ratio: list[int] | None, order: str | None) -> list[Rule]:
             f"--joint_ratio {ratio}: three numbers from 0 are needed, for {', '.join(SOUNDING)} records",
         ),
         (ratio is not None and order is not None, f"--joint_ratio and --{order} both set the order of samples"),
+    ]
+
+
+def _packing_rules(packing: int | None, training_args: TrainingArguments) -> list[Rule]:
+    if packing is None:
+        return []
+    return [
+        (
+            packing < training_args.model_max_length,
+            f"--packing {packing} is below --model_max_length {training_args.model_max_length}: a record must fit into "
+            "a row",
+        ),
+        (
+            training_args.group_by_modality_length,
+            "--packing and --group_by_modality_length both set which records come together",
+        ),
+        (
+            training_args.train_sampling_strategy != "random",
+            "--packing and --train_sampling_strategy both set which records come together",
+        ),
     ]
 
 

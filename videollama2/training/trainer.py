@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from videollama2.data.dataset import VideoInstructionDataset
+from videollama2.data.packing import PackedRows
 from videollama2.data.sampler import InOrderSampler, JointSampler, MixtureSampler, ModalityLengthSampler
 from videollama2.errors import MissingDependencyError, VideoLlama2Error
 from videollama2.training.eval_loss import sums_over
@@ -85,7 +86,9 @@ class VideoLlama2Trainer(SavingTrainer):
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        if self.args.train_sampling_strategy != "random" or not isinstance(dataset, VideoInstructionDataset):
+        if self.args.train_sampling_strategy != "random" or not isinstance(
+            dataset, VideoInstructionDataset | PackedRows
+        ):
             return super()._get_train_sampler(train_dataset)
         sizes, weights = self.mixture or ([len(dataset)], None)
         together = self.args.train_batch_size * self.args.world_size
