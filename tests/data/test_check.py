@@ -3,11 +3,12 @@
 import argparse
 import gzip
 import json
+import wave
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, golden_dir, write_cut_video
+from tests.conftest import ROOT, golden_audio_dir, golden_dir, write_cut_video
 from videollama2 import cli
 from videollama2.data.check import add_data_commands, check_files, histogram
 from videollama2.shapes.sets import write_set
@@ -279,3 +280,43 @@ def test_files_that_are_no_annotations(tmp_path, content, words):
 def test_workers_are_about_decoding(world, capsys):
     assert cli.main(["data", "check", str(world / "good.json"), "--workers", "2"]) == 2
     assert "--workers is about --decode" in capsys.readouterr().err
+
+
+def sound_rows(folder):
+    media = golden_audio_dir() / "media"
+    answer = {"from": "gpt", "value": "yes"}
+    named = {
+        "sound": ("<audio>", {"audio": str(media / "door_cut.wav")}),
+        "heard": ("<video>", {"video": str(media / "av_stereo_44k_3s.mp4"), "va": True}),
+        "mute": ("<video>", {"video": str(media / "video_no_audio.mp4"), "va": True}),
+        "seen": ("<video>", {"video": str(media / "video_no_audio.mp4")}),
+        "text": ("<audio>", {"audio": str(media / "not_audio.wav")}),
+        "no track": ("<audio>", {"audio": str(media / "video_no_audio.mp4")}),
+    }
+    rows = [
+        {"id": name, **fields, "conversations": [{"from": "human", "value": f"{tag}\nIs it loud?"}, answer]}
+        for name, (tag, fields) in named.items()
+    ]
+    path = folder / "sounds.json"
+    path.write_text(json.dumps(rows))
+    return path
+
+
+@pytest.mark.parametrize("how", ["open", "decode"])
+def test_tracks_and_seconds_of_sounds(tmp_path, how):
+    report = check_files([sound_rows(tmp_path)], media=how)
+    assert report.modalities == {"audio": 1, "audio-video": 2, "video": 1}
+    with wave.open(str(golden_audio_dir() / "media" / "door_cut.wav")) as file:
+        seconds = file.getnframes() / file.getframerate()
+    assert sorted(report.sounds) == pytest.approx([seconds, 3.0], abs=0.05)
+    assert (report.silent, report.wrong) == (1, 2)
+    assert f"sound: 2 tracks of {seconds:.1f} to 3.0 s" in report.text()
+    assert "1 video without a track, heard as silence" in report.text()
+    assert any("record 'no track'" in line and "no sound track" in line for line in report.problems)
+
+
+def test_sounds_are_counted_also_for_a_model_that_does_not_hear_yet(tmp_path, capsys):
+    assert run(sound_rows(tmp_path), "--quick", "--va") == 0
+    text = capsys.readouterr().out
+    assert "6 records, 6 of them right: 3 audio, 3 audio-video" in text
+    assert "sound: 1496 tokens each" in text

@@ -2,7 +2,8 @@
 
     videollama2 data check train.json --data-folder /data/videos --model-path DAMO-NLP-SG/VideoLLaMA2.1-7B-16F
 
-Every file that a record names is opened. ``--decode`` also decodes its first and last frame; ``--quick`` opens none.
+Every file that a record names is opened. ``--decode`` also decodes its first and last frame and its sound; ``--quick``
+opens none.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from typing import Any, Literal
 
 from videollama2.commands import add_debug_flag
 from videollama2.constants import TINY_MODEL_NAME
-from videollama2.data.records import Medium, PackedRecords, Record, read_sets
+from videollama2.data.records import PackedRecords, Record, read_sets
 from videollama2.errors import CheckpointNotFoundError, ConfigError, DataError
 from videollama2.flags import number
+from videollama2.media.kinds import AUDIO
 
 MediaCheck = Literal["quick", "open", "decode"]
 """How thoroughly the files named by records are checked."""
@@ -42,6 +44,9 @@ class Report:
         remarks: lines about files that are damaged but usable.
         unread: unknown keys with the number of their records (of turns, for ``conversations.KEY``).
         decoded, seconds: number of decoded files, and the time it took.
+        sounds: length in seconds of each sound track that is heard.
+        silent: number of videos without a sound track among those that are heard.
+        sound_tokens: tokens of a sound, 0 if no record has any.
     """
 
     modalities: Counter[str] = field(default_factory=Counter)
@@ -54,6 +59,9 @@ class Report:
     too_long: int = 0
     decoded: int = 0
     seconds: float = 0.0
+    sounds: list[float] = field(default_factory=list)
+    silent: int = 0
+    sound_tokens: int = 0
 
     def text(self) -> str:
         """Return the report as text for printing."""
@@ -63,6 +71,8 @@ class Report:
         if self.decoded:
             rate = self.decoded / max(self.seconds, 1e-9)
             lines += [f"{_number(self.decoded, 'file')} decoded in {self.seconds:.1f} s, {rate:.0f} a second"]
+        if self.sounds or self.silent or self.sound_tokens:
+            lines += [self._sound_line()]
         if self.media_lengths:
             lines += ["", "media tokens per record", *histogram(self.media_lengths)]
             lines += ["", "text tokens per record", *histogram(self.text_lengths)]
@@ -77,6 +87,18 @@ class Report:
             lines += ["", f"{_number(len(self.problems), 'problem')}:", *self.problems]
         return "\n".join(lines)
 
+    def _sound_line(self) -> str:
+        """Describe the sound tracks that are heard; nothing is known of them if no file was opened."""
+        parts = []
+        if self.sounds:
+            low, high, total = min(self.sounds), max(self.sounds), sum(self.sounds)
+            parts.append(f"{_number(len(self.sounds), 'track')} of {low:.1f} to {high:.1f} s, {total:.1f} s together")
+        if self.silent:
+            parts.append(f"{_number(self.silent, 'video')} without a track, heard as silence")
+        if self.sound_tokens:
+            parts.append(f"{self.sound_tokens} tokens each")
+        return f"sound: {'; '.join(parts)}"
+
 
 def _number(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
@@ -90,6 +112,7 @@ def check_files(
     progress: bool = False,
     media: MediaCheck = "open",
     workers: int = 1,
+    va: bool = False,
 ) -> Report:
     """Read annotation files as training does, but collect all problems instead of stopping at the first ones.
 
@@ -102,13 +125,14 @@ def check_files(
         progress: show a progress bar for anything that takes longer than a few seconds.
         media: ``open`` reads the first packet of every file, ``decode`` its first and last frame, ``quick`` neither.
         workers: number of processes that decode.
+        va: whether videos are heard, unless their record says so itself.
     """
     report = Report()
     for file in files:
         problems: list[str] = []
         records: Sequence[Record] = ()
         try:
-            (records,) = read_sets([file], data_folder, problems, progress, report.unread)
+            (records,) = read_sets([file], data_folder, problems, progress, report.unread, [va])
         except DataError as error:
             # If a file has only bad records, each of them has been reported already.
             if not problems:
@@ -129,13 +153,15 @@ def _check_media(
     report: Report, records: Sequence[Record], decode: bool, workers: int, progress: bool
 ) -> Sequence[Record]:
     """Add the problems of media files to the report, and return the records whose files are all usable."""
-    from videollama2.data.files_check import check_media_files
+    from videollama2.data.files_check import check_media_files, without_bounds
 
     checked = check_media_files((m for record in records for m in record.media), decode, workers, progress)
     if decode:
         report.decoded += checked.count
         report.seconds += checked.seconds
     report.remarks += checked.remarks.values()
+    report.sounds += [seconds for seconds in checked.sounds.values() if seconds is not None]
+    report.silent += sum(seconds is None for seconds in checked.sounds.values())
     if not checked.problems:
         return records
     # Several records may name the same broken file: the problem names the first one and counts the others.
@@ -143,7 +169,7 @@ def _check_media(
     first_names: dict[str, str] = {}
     more: Counter[str] = Counter()
     for record in records:
-        keys = (medium if decode else Medium(medium.kind, medium.path) for medium in record.media)
+        keys = (medium if decode else without_bounds(medium) for medium in record.media)
         reason = next((checked.problems[key] for key in keys if key in checked.problems), None)
         if reason is None:
             right.append(record)
@@ -163,9 +189,12 @@ def _count_lengths(
     """Add to the report's lengths, and yield the records that keep an answer within ``max_length``."""
     # Imported here because the command line imports this module at every start, which must stay fast.
     from videollama2.data.dataset import VideoInstructionDataset
+    from videollama2.processing import media_tokens
 
     unlimited = VideoInstructionDataset(records, processor, max_length=1 << 30)
     report.media_lengths += unlimited.media_lengths
+    if any(AUDIO in medium.parts for record in records for medium in record.media):
+        report.sound_tokens = media_tokens(processor.model_config, AUDIO)
     pairs = zip(unlimited.lengths, unlimited.media_lengths, strict=True)
     report.text_lengths += [whole - media for whole, media in pairs]
     if not max_length:
@@ -184,8 +213,8 @@ def _count_lengths(
 
 
 def modality(record: Record) -> str:
-    """Return ``video``, ``image``, ``several media`` or ``text only``."""
-    kinds = record.kinds
+    """Return ``video``, ``image``, ``audio``, ``audio-video``, ``several media`` or ``text only``."""
+    kinds = ["audio-video" if medium.va else medium.kind for medium in record.media]
     return "text only" if not kinds else kinds[0] if len(kinds) == 1 else "several media"
 
 
@@ -215,8 +244,9 @@ def add_data_commands(subparsers: Any) -> None:
     )
     check.add_argument("--model-max-length", type=int, metavar="N", help="count the records that are longer")
     media = check.add_mutually_exclusive_group()
-    media.add_argument("--quick", action="store_true", help="do not open videos and images")
-    media.add_argument("--decode", action="store_true", help="decode the first and last frame of every file")
+    media.add_argument("--quick", action="store_true", help="do not open videos, images and sounds")
+    media.add_argument("--decode", action="store_true", help="decode the first and last frame and the sound of files")
+    check.add_argument("--va", action="store_true", help="videos are heard too, as with train.py --va True")
     check.add_argument(
         "--workers", type=number(1), metavar="N", help="processes that decode (default: the processors there are)"
     )
@@ -225,6 +255,7 @@ def add_data_commands(subparsers: Any) -> None:
 
 
 def _check(args: argparse.Namespace) -> int:
+    from videollama2.audio_config import AudioConfig
     from videollama2.processing import VideoLlama2Processor
 
     if args.workers is not None and not args.decode:
@@ -238,6 +269,9 @@ def _check(args: argparse.Namespace) -> int:
         raise CheckpointNotFoundError(
             f"--model-path {path}: neither a folder with a model's files nor a hub name that can be reached"
         ) from error
+    if not processor.model_config.hears:
+        # Data for the audio stages are counted for a model that does not hear yet: a clip is as long as published ones.
+        processor.model_config.audio_config = AudioConfig()
     report = check_files(
         args.files,
         args.data_folder,
@@ -246,6 +280,7 @@ def _check(args: argparse.Namespace) -> int:
         progress=True,
         media="quick" if args.quick else "decode" if args.decode else "open",
         workers=args.workers or os.cpu_count() or 1,
+        va=args.va,
     )
     print(f"lengths are counted in the tokens of {args.model_path}")
     print(report.text())

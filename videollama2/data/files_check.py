@@ -15,7 +15,8 @@ from tqdm import tqdm
 from videollama2.commands import hides_bar
 from videollama2.data.records import Medium
 from videollama2.errors import DataError, MediaError
-from videollama2.media.probe import check_decodes, check_opens
+from videollama2.media.kinds import AUDIO
+from videollama2.media.probe import check_decodes, check_opens, check_sound
 
 _OPENERS = 16
 """Number of threads that open files, which consists mostly of waiting."""
@@ -30,12 +31,14 @@ class FilesChecked:
     Attributes:
         problems: unusable media, each with the reason.
         remarks: damaged but usable media, each with a description.
+        sounds: for media that are heard, the length of their sound in seconds; None for a video without a track.
         count: number of files that were checked.
         seconds: time that this took.
     """
 
     problems: dict[Medium, str] = field(default_factory=dict)
     remarks: dict[Medium, str] = field(default_factory=dict)
+    sounds: dict[Medium, float | None] = field(default_factory=dict)
     count: int = 0
     seconds: float = 0.0
 
@@ -45,14 +48,14 @@ def check_media_files(media: Iterable[Medium], decode: bool, workers: int, progr
 
     Args:
         media: the media; repeated ones are checked once.
-        decode: also decode the first and last frame, in ``workers`` processes; otherwise files are only opened, in
-            threads.
+        decode: also decode the first and last frame and the whole sound, in ``workers`` processes; otherwise files
+            are only opened, in threads.
         progress: show a progress bar if this takes longer than a few seconds.
 
     Raises:
         DataError: a decoding process died.
     """
-    distinct = list(dict.fromkeys(media if decode else (Medium(medium.kind, medium.path) for medium in media)))
+    distinct = list(dict.fromkeys(media if decode else map(without_bounds, media)))
     checked, begin = FilesChecked(count=len(distinct)), time.perf_counter()
     if not distinct:
         return checked
@@ -64,12 +67,15 @@ def check_media_files(media: Iterable[Medium], decode: bool, workers: int, progr
         as bar,
     ):  # fmt: skip
         try:
-            for medium, problem, remarks in executor.map(work, distinct, chunksize=_FILES_EACH if decode else 1):
+            for medium, found in executor.map(work, distinct, chunksize=_FILES_EACH if decode else 1):
                 bar.update()
-                if problem is not None:
-                    checked.problems[medium] = problem
-                elif remarks:
-                    checked.remarks[medium] = "; ".join(remarks)
+                if found.problem is not None:
+                    checked.problems[medium] = found.problem
+                    continue
+                if found.remarks:
+                    checked.remarks[medium] = "; ".join(found.remarks)
+                if AUDIO in medium.parts:
+                    checked.sounds[medium] = found.seconds
         except BrokenProcessPool as error:
             near = distinct[bar.n // _FILES_EACH * _FILES_EACH].path
             raise DataError(f"{near}, or a file named soon after it: the process that decoded it died") from error
@@ -77,7 +83,18 @@ def check_media_files(media: Iterable[Medium], decode: bool, workers: int, progr
     return checked
 
 
-_Finding = tuple[Medium, str | None, list[str]]
+def without_bounds(medium: Medium) -> Medium:
+    """Return the medium as one whole file, which is what opening it is about."""
+    return Medium(medium.kind, medium.path, va=medium.va)
+
+
+@dataclass
+class _Finding:
+    """What was found in one file: why it cannot be used, what is unusual about it, and the length of its sound."""
+
+    problem: str | None = None
+    remarks: list[str] = field(default_factory=list)
+    seconds: float | None = None
 
 
 def _executor(decode: bool, workers: int) -> Executor:
@@ -87,11 +104,17 @@ def _executor(decode: bool, workers: int) -> Executor:
     return ThreadPoolExecutor(_OPENERS)
 
 
-def _look_at(medium: Medium, decode: bool) -> _Finding:
+def _look_at(medium: Medium, decode: bool) -> tuple[Medium, _Finding]:
+    remarks: list[str] = []
+    seconds = None
     try:
-        if decode:
-            return medium, None, check_decodes(medium.path, medium.kind, medium.start, medium.end)
-        check_opens(medium.path, medium.kind)
-        return medium, None, []
+        if medium.kind != AUDIO and decode:
+            remarks += check_decodes(medium.path, medium.kind, medium.start, medium.end)
+        elif medium.kind != AUDIO:
+            check_opens(medium.path, medium.kind)
+        if AUDIO in medium.parts:
+            seconds, told = check_sound(medium.path, decode, is_optional=medium.va)
+            remarks += told
     except MediaError as error:
-        return medium, str(error), []
+        return medium, _Finding(str(error))
+    return medium, _Finding(None, remarks, seconds)

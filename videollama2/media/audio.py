@@ -177,6 +177,26 @@ def read_video_sound(source: Any, rules: ClipRules | None = None, sampling: Soun
     return Sound(_padded([wave_S[start:end]], rules.samples(rate)), spans, total / rate, None, track.name)
 
 
+def sound_seconds(source: Any, decode: bool = False) -> float | None:
+    """Length of a file's sound track in seconds; None without one.
+
+    Args:
+        decode: measure the length by decoding the track, instead of taking the one that the file states.
+
+    Raises:
+        MediaError: the file cannot be opened or decoded, or its track is empty.
+    """
+    track = _track(source)
+    if track.rate is None:
+        return None
+    if not decode:
+        return track.stated
+    samples = sum(map(len, track.samples()))
+    if not samples:
+        raise MediaError(f"{track.name}: its sound track is empty (0 s)")
+    return samples / track.rate
+
+
 def sound_features(sound: Sound, config: AudioConfig) -> torch.Tensor:
     """``fbank_1TF`` of a clip as models take it, in bfloat16: they were trained on rounded values."""
     import torch

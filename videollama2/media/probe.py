@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import warnings
 
+from videollama2.errors import MediaError
+from videollama2.media.audio import NO_TRACK, sound_seconds
 from videollama2.media.frames import MAX_NUM_FRAMES, FrameSampling, select_frames
 from videollama2.media.image import check_image, load_image
 from videollama2.media.kinds import IMAGE
@@ -42,6 +44,31 @@ def check_decodes(path: str, kind: str, start: float | None = None, end: float |
         else:
             _decode_ends(path, FrameSampling(MAX_NUM_FRAMES, start, end))
     return [str(each.message) for each in caught if issubclass(each.category, MediaWarning)]
+
+
+def check_sound(path: str, decode: bool, is_optional: bool) -> tuple[float | None, list[str]]:
+    """Find out how long a file's sound is.
+
+    Args:
+        decode: decode all of it, instead of reading what the file states.
+        is_optional: whether the file may be without sound, as a video that is seen as well.
+
+    Returns:
+        seconds, None without a track, and what is not as it should be though it can be used.
+
+    Raises:
+        MediaError: the sound cannot be decoded, or there is none.
+    """
+    if os.path.isdir(path):
+        seconds, caught = None, []
+    else:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", MediaWarning)
+            seconds = sound_seconds(path, decode)
+    if seconds is None and not is_optional:
+        raise MediaError(f"{path}: has no sound track")
+    told = [str(each.message) for each in caught if issubclass(each.category, MediaWarning)]
+    return seconds, [*told, f"{path}: {NO_TRACK}"] if seconds is None else told
 
 
 def _decode_ends(path: str, sampling: FrameSampling) -> None:

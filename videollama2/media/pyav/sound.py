@@ -37,6 +37,7 @@ class SoundTrack:
         is_there: whether the file has a sound track.
         rate: samples per second; None without a track.
         offset: seconds from the first picture to the first sample; 0 without a picture.
+        stated: seconds that the file says the track is long; 0 if it says nothing.
 
     Args:
         source: path of an existing file, or a binary file that can seek (it is not closed here).
@@ -52,6 +53,7 @@ class SoundTrack:
             self.is_there = stream is not None
             self.rate = stream.rate if self.is_there else None
             self.offset = _offset(container, stream) if self.is_there else 0.0
+            self.stated = _stated(container, stream) if self.is_there else 0.0
         if self.is_there and not self.rate:
             raise MediaError(f"{name}: the sampling rate of its sound is unknown; the file is damaged")
 
@@ -197,6 +199,12 @@ def _to_float(frame: Any, channels: Channels) -> np.ndarray:
     chosen_CS = values_CS[:1] if channels == "first" else values_CS
     centre = _FULL_SCALE[kind] if kind.startswith("u") else 0.0
     return ((chosen_CS.astype(np.float64) - centre) / _FULL_SCALE[kind]).mean(axis=0)
+
+
+def _stated(container: Any, stream: Any) -> float:
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    return container.duration / av.time_base if container.duration else 0.0
 
 
 def _offset(container: Any, stream: Any) -> float:
