@@ -8,6 +8,7 @@ under the decoder's published names. All other trained weights, and the connecto
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from videollama2.hub import find_file, first_file, read_config, read_json
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.model.weight_names import (
     AUDIO_CONNECTOR_PREFIX,
+    AUDIO_TOWER_PREFIX,
     CONNECTOR_PREFIX,
     connector_weights,
     from_adapter_file,
@@ -57,19 +59,34 @@ def load_lora_folder(
     if not base:
         raise CheckpointError(f"{path}: its {ADAPTER_CONFIG} names no base model; give model_base (--model-base)")
     fields = read_config(path, **hub) if find_file(path, "config.json", **hub) else {}
-    model, processor = base_with_connector(path, base, fields, placement, hub)
+    others = first_file(path, OTHERS_FILES, **hub)
+    trained = {} if others is None else read_tensors(others)
+    has_tower = any(to_memory(name).startswith(AUDIO_TOWER_PREFIX) for name in trained)
+    model, processor = base_with_connector(path, base, fields, placement, hub, tower_follows=has_tower)
     weights = first_file(path, ADAPTER_FILES, **hub)
     if weights is None:
         raise CheckpointError(f"{path}: has an {ADAPTER_CONFIG} but no {' or '.join(ADAPTER_FILES)}")
     tensors = read_tensors(weights)
     merge_lora(model, tensors, adapter, weights)
-    others = first_file(path, OTHERS_FILES, **hub)
-    trained = {} if others is None else read_tensors(others)
     if others is not None:
         _load_named(model, trained, others)
     if not is_videollama2(read_config(base, **hub)):
         _check_connector_is_there(model, [*tensors, *trained], path)
+    if has_tower:
+        _check_tower_is_there(model, trained, path)
     return model, processor
+
+
+def _check_tower_is_there(model: nn.Module, trained: Collection[str], path: str) -> None:
+    """Check that a LoRA folder whose audio encoder has learned holds the whole encoder."""
+    tower = model.model.audio_tower
+    found = {to_memory(name).removeprefix(AUDIO_TOWER_PREFIX) for name in trained}
+    tied = tower.get_expanded_tied_weights_keys()
+    missing = sorted(name for name in tower.state_dict() if tied.get(name, name) not in found)
+    if missing:
+        raise CheckpointError(
+            f"{path}: {len(missing)} weights of the audio encoder are missing ({OTHERS_FILE}): {', '.join(missing[:8])}"
+        )
 
 
 def _check_connector_is_there(model: nn.Module, names: list[str], path: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from videollama2.audio_config import AudioConfig
 from videollama2.checkpoints.audio_tower import add_hearing, load_audio_weights, load_beats, read_audio_weights
 from videollama2.checkpoints.files import (
     AUDIO_CONNECTOR_FILES,
@@ -107,12 +108,18 @@ def load_connector_folder(
 
 
 def base_with_connector(
-    path: str, base: str, fields: dict[str, Any], placement: dict[str, Any], hub: dict[str, Any]
+    path: str,
+    base: str,
+    fields: dict[str, Any],
+    placement: dict[str, Any],
+    hub: dict[str, Any],
+    tower_follows: bool = False,
 ) -> tuple[VideoLlama2ForConditionalGeneration, VideoLlama2Processor]:
     """Open the base of a folder with trained parts, with the modules for these parts.
 
     Args:
         fields: the folder's flat config.
+        tower_follows: whether the caller loads the weights of the audio encoder.
     """
     model, processor = _base(path, base, fields, placement, hub)
     if fields.get("audio_config") is None:
@@ -122,17 +129,19 @@ def base_with_connector(
         if trained is not None:
             load_audio_weights(model.model.audio_tower, read_audio_weights(trained), str(trained))
     else:
-        add_hearing(model, _ears_of(path, fields, trained), fields.get("mm_audio_tower"), fields["mm_projector_a_type"])
+        config = as_audio_config(fields["audio_config"])
+        tower = BeatsModel(config) if tower_follows else _ears_of(path, fields, trained, config)
+        add_hearing(model, tower, fields.get("mm_audio_tower"), fields["mm_projector_a_type"])
     return model, processor
 
 
-def _ears_of(path: str, fields: dict[str, Any], trained: Path | None) -> BeatsModel:
+def _ears_of(path: str, fields: dict[str, Any], trained: Path | None, config: AudioConfig | None) -> BeatsModel:
     """Return the audio encoder of a folder with trained parts: the one in it, else the one that its config names."""
     named = fields.get("mm_audio_tower") or ""
     tower = trained or next((file for file in (Path(path) / named, Path(named)) if named and file.is_file()), None)
     if tower is None:
         raise CheckpointError(f"{path}: its audio encoder is neither {AUDIO_TOWER_FILE} in it nor {named!r}")
-    return load_beats(tower, as_audio_config(fields["audio_config"]))
+    return load_beats(tower, config)
 
 
 def _base(
