@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from videollama2.errors import DataError
-from videollama2.shapes.questions import QUESTION_TYPES, Question, choose_dialogue, questions
+from videollama2.shapes.questions import Question, choose_dialogue, questions
 from videollama2.shapes.scene import Scene
+from videollama2.shapes.sound_questions import HEARD_TYPES, SOUND_TYPES, sound_questions
+from videollama2.shapes.sounds import Soundtrack
 
 MCQ_PROMPT = (
     "Question: {question}\nOptions:\n{options}\n"
@@ -24,26 +26,37 @@ MCQ_PROMPT = (
 class Annotation:
     """The annotations of one file of a set.
 
-    ``record`` goes into train.json (its list of turns is empty if the scene supports no question), ``rows`` go into
-    questions.json, and ``balance_keys`` holds the :attr:`Question.balance_key` of each row.
+    ``record`` goes into train.json (its list of turns is empty if the scene supports no question), ``heard`` into
+    sounds.json (the questions about the sound alone, None if there are none), ``rows`` go into questions.json, and
+    ``balance_keys`` holds the :attr:`Question.balance_key` of each row.
     """
 
     record: dict[str, Any]
     rows: list[dict[str, Any]]
     balance_keys: list[str]
+    heard: dict[str, Any] | None = None
 
 
 def annotate(
-    scene: Scene, file: str, *, questions_per_item: int, mcq_fraction: float, every_question: bool
+    scene: Scene,
+    file: str,
+    *,
+    questions_per_item: int,
+    mcq_fraction: float,
+    every_question: bool,
+    track: Soundtrack | None = None,
 ) -> Annotation:
     """Return the annotations of one scene, which is drawn in ``file`` (a path relative to the set's folder).
 
     The record asks at most ``questions_per_item`` questions, a share of about ``mcq_fraction`` as multiple choice. The
-    rows are the same questions or, with ``every_question``, all questions that the scene supports.
+    rows are the same questions or, with ``every_question``, all questions that the scene supports. With a soundtrack,
+    the question about it is always among them.
     """
     rng = random.Random(f"questions:{scene.seed}:{scene.modality}:{scene.index}")
     found = questions(scene, rng)
-    asked = choose_dialogue(found, rng, questions_per_item)
+    if track is not None:
+        found += sound_questions(scene, track, rng)
+    asked = choose_dialogue(found, rng, questions_per_item, HEARD_TYPES)
     name = f"s{scene.seed}-{scene.modality}-{scene.index:06d}"
     turns = _turns(asked, scene.modality, mcq_fraction, rng)
     listed = found if every_question else asked
@@ -59,7 +72,10 @@ def annotate(
         for number, question in enumerate(listed)
     ]
     record = {"id": name, scene.modality: file, "conversations": turns}
-    return Annotation(record, rows, [question.balance_key for question in listed])
+    alone = [question for question in asked if question.type in SOUND_TYPES]
+    turns = _turns(alone, "audio", mcq_fraction, rng)
+    heard = {"id": f"{name}-sound", "audio": file, "conversations": turns} if alone else None
+    return Annotation(record, rows, [question.balance_key for question in listed], heard)
 
 
 def _turns(asked: list[Question], tag: str, mcq_fraction: float, rng: random.Random) -> list[dict[str, str]]:
@@ -75,27 +91,29 @@ def _turns(asked: list[Question], tag: str, mcq_fraction: float, rng: random.Ran
     return turns
 
 
-def choose_balanced(pool: list[tuple[str, dict[str, Any]]], total: int, seed: int) -> list[dict[str, Any]]:
-    """Choose ``total`` rows from (balance key, row) pairs, balanced over types, keys and files.
+def choose_balanced(
+    pool: list[tuple[str, dict[str, Any]]], total: int, seed: int, types: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    """Choose ``total`` rows of these types from (balance key, row) pairs, balanced over types, keys and files.
 
     The types take turns, and so do the keys within a type. Each turn takes the question whose file has been used least
     so far. Raises DataError when a type runs out of questions.
     """
     rng = random.Random(f"balance:{seed}")
-    piles: dict[str, dict[str, list[dict[str, Any]]]] = {kind: {} for kind in QUESTION_TYPES}
+    piles: dict[str, dict[str, list[dict[str, Any]]]] = {kind: {} for kind in types}
     for key, row in rng.sample(pool, len(pool)):
         piles[row["type"]].setdefault(key, []).append(row)
     used: Counter[str] = Counter()
     taken: list[dict[str, Any]] = []
-    cycles: dict[str, list[str]] = {kind: [] for kind in QUESTION_TYPES}
+    cycles: dict[str, list[str]] = {kind: [] for kind in types}
     # ``piles`` holds the rows left for each type and key, in random order; ``cycles`` the keys of each type that have
     # not had their turn in the current cycle.
     for number in range(total):
-        kind = QUESTION_TYPES[number % len(QUESTION_TYPES)]
+        kind = types[number % len(types)]
         row = _take(piles[kind], cycles[kind], used, rng)
         if row is None:
             raise DataError(
-                f"this set has only {number // len(QUESTION_TYPES)} questions of type {kind!r}: "
+                f"this set has only {number // len(types)} questions of type {kind!r}: "
                 f"{total} balanced questions need more videos"
             )
         used[_file(row)] += 1

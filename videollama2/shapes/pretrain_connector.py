@@ -12,6 +12,7 @@ hour. With tokens that hold the same facts in arbitrary directions it learnt col
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -64,13 +65,21 @@ Slow objects move by 3.25 pixels, fast ones by 6.5 or more.
 """
 
 
-def word_vectors(tokenizer: Any, embeddings_VD: torch.Tensor) -> torch.Tensor:
-    """Return the unit vectors (W, D) of :data:`WORD_FORMS`, made from a decoder's word embeddings (V, D)."""
+def word_vectors(
+    tokenizer: Any, embeddings_VD: torch.Tensor, words: Sequence[tuple[str, ...]] = WORD_FORMS
+) -> torch.Tensor:
+    """Return the unit vectors (W, D) of words in their written forms, made from a decoder's embeddings (V, D)."""
     vectors = [
-        torch.stack([embeddings_VD[tokenizer(form).input_ids].mean(0) for form in forms]).mean(0)
-        for forms in WORD_FORMS
+        torch.stack([embeddings_VD[tokenizer(form).input_ids].mean(0) for form in forms]).mean(0) for forms in words
     ]
     return F.normalize(torch.stack(vectors).detach().float(), dim=-1)
+
+
+def word_logits(
+    tokens_ND: torch.Tensor, words_WD: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor
+) -> torch.Tensor:
+    """Return the cosines between tokens (..., D) and unit vectors of words, times a scale, plus an offset."""
+    return scale * F.normalize(tokens_ND, dim=-1) @ words_WD.T + offset
 
 
 def token_words(scene: Scene, frames: tuple[int, int]) -> torch.Tensor:
@@ -131,7 +140,7 @@ class TokenProbe(nn.Module):
     def forward(self, tokens_BND: torch.Tensor) -> dict[str, torch.Tensor]:
         """Map tokens (B, T/2 * 4, D) to readings (B, T, 4 quadrants, values), and to ``words`` (B, T/2, 4, W)."""
         slices = tokens_BND.unflatten(1, (-1, QUADRANT_COUNT))
-        readings = {"words": self.scale * F.normalize(slices, dim=-1) @ self.vectors_WD.T + self.offset}
+        readings = {"words": word_logits(slices, self.vectors_WD, self.scale, self.offset)}
         for name in ("shape", "colour", "centre"):
             pairs = getattr(self, name)(slices).unflatten(-1, (2, -1))  # (B, T/2, 4, 2 frames, values)
             readings[name] = pairs.transpose(2, 3).flatten(1, 2)

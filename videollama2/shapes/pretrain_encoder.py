@@ -145,13 +145,18 @@ class DrawnBatches(Dataset):
 
 def fit(
     parameters: list[nn.Parameter],
-    batches: DrawnBatches,
+    batches: Dataset,
     read: Callable[[torch.Tensor], dict[str, torch.Tensor]],
     name: str,
     progress: bool,
     loss_of: Callable[[dict[str, torch.Tensor], Truth], torch.Tensor] = probe_loss,
+    measure_of: Callable[[dict[str, torch.Tensor], Truth], dict[str, float]] | None = None,
 ) -> dict[str, float]:
-    """Minimise ``loss_of(read(pixels), truth)`` and return the means of :func:`measure` over the last 20 batches."""
+    """Minimise ``loss_of(read(inputs), truth)`` over a data set of whole batches (inputs, truth), one step for each.
+
+    Returns the means of ``measure_of(readings, truth)`` (by default :func:`measure`) over the last 20 batches.
+    """
+    measure_of = measure_of or measure
     steps = len(batches)
     # Drawing a batch takes as long as learning from it, so a worker process draws ahead. Without a generator of its own
     # the loader would take a seed from the global one, although drawing uses no random numbers.
@@ -160,8 +165,8 @@ def fit(
     schedule = get_cosine_schedule_with_warmup(optimizer, min(WARMUP, steps // 4), steps)
     history: list[dict[str, float]] = []
     bar = tqdm(drawn, desc=name, disable=hides_bar(progress), mininterval=2.0)
-    for step, (pixels_BCHW, truth) in enumerate(bar):
-        readings = read(pixels_BCHW)
+    for step, (inputs, truth) in enumerate(bar):
+        readings = read(inputs)
         loss = loss_of(readings, truth)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -169,7 +174,7 @@ def fit(
         optimizer.step()
         schedule.step()
         if step >= steps - 20 or step % 50 == 0:
-            history.append(measure(readings, truth))
+            history.append(measure_of(readings, truth))
             bar.set_postfix({key: f"{value:.3f}" for key, value in history[-1].items()})
     last = history[-20:]
     return {key: sum(row[key] for row in last) / len(last) for key in last[0]}

@@ -6,7 +6,7 @@ always among the candidates. Questions name an object by its colour and shape or
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from itertools import product
 
@@ -32,7 +32,14 @@ _WORDING = {
     "reshape": ("What shape does the {0} object become?", "Which shape does the {0} object change to?"),
     "speed": ("Does the {0} move fast or slowly?", "Does the {0} move slowly or fast?"),
     "appearance": ("Does the {0} appear or disappear?", "Does the {0} disappear or appear?"),
+    "tone": ("Which tone is heard?", "Which tone can be heard?"),
+    "hits": ("How many hits are heard?", "How many hits can be heard?"),
+    "heard_first": ("Which tone is heard first, {0} or {1}?", "Which is the first tone, {0} or {1}?"),
+    "maker": ("What makes the sound, {0} or {1}?", "Which object makes the sound, {0} or {1}?"),
+    "caller": ("What colour is the object that makes the sound?", "What is the colour of the object that is heard?"),
+    "together": ("Is the sound heard when the {0} {1}?", "Can the sound be heard when the {0} {1}?"),
 }
+"""Two ways to ask each question; the types from 'tone' on are those of :mod:`.sound_questions`."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +62,9 @@ class Question:
     @property
     def balance_key(self) -> str:
         """The value to balance so that no constant strategy beats chance: the answer, or its place in the question."""
-        if self.type != "order":
+        if self.type not in ("order", "heard_first", "maker"):
             return self.answer
-        named_first = self.question.split(" first, ")[1].startswith(self.answer + " or ")
+        named_first = self.question.split(", ")[1].startswith(self.answer + " or ")
         return "named first" if named_first else "named last"
 
 
@@ -82,11 +89,14 @@ def questions(scene: Scene, rng: random.Random) -> list[Question]:
     return found
 
 
-def choose_dialogue(found: list[Question], rng: random.Random, limit: int) -> list[Question]:
+def choose_dialogue(
+    found: list[Question], rng: random.Random, limit: int, kept_types: Collection[str] = ()
+) -> list[Question]:
     """Return up to ``limit`` questions in random order, such that no turn gives the answer of a later one away.
 
-    If there are more than ``limit``, the first question of every type is kept before the second of any. The number of
-    objects is asked for in the first or second turn, because the objects named in later turns could be counted.
+    If there are more than ``limit``, questions of ``kept_types`` are kept first, and of the others, the first question
+    of every type before the second of any. The number of objects is asked for in the first or second turn, because the
+    objects named in later turns could be counted.
     """
     # ``told`` collects the facts that earlier turns tell. Each kept question is noted with its number within its type
     # and its place in the dialogue: sorting by the first fills the limit, sorting by the second restores the order.
@@ -97,7 +107,8 @@ def choose_dialogue(found: list[Question], rng: random.Random, limit: int) -> li
         if told & question.told_by:
             continue
         told |= question.tells
-        order.append((asked.get(question.type, 0), len(order), question))
+        rank = -1 if question.type in kept_types else asked.get(question.type, 0)
+        order.append((rank, len(order), question))
         asked[question.type] = asked.get(question.type, 0) + 1
     kept = [question for _, _, question in sorted(sorted(order)[:limit], key=lambda row: row[1])]
     counts = [question for question in kept if question.type == "count"]
@@ -121,16 +132,20 @@ def _speed_first(pool: list[Question]) -> list[Question]:
     return ordered
 
 
-def _ask(
+def ask(
     rng: random.Random,
     kind: str,
     names: tuple[str, ...],
     answer: str,
     candidates: list[str],
-    item: int | None,
-    tells: set[str],
-    told_by: set[str],
+    item: int | None = None,
+    tells: Iterable[str] = (),
+    told_by: Iterable[str] = (),
 ) -> Question:
+    """Return a question of a kind (a key of the wordings) about objects with these names.
+
+    The wording and the order of the candidates are drawn at random. ``item`` is the question's ``subject``.
+    """
     return Question(
         type="change" if kind in ("recolour", "reshape") else kind,
         question=rng.choice(_WORDING[kind]).format(*names),
@@ -142,7 +157,7 @@ def _ask(
     )
 
 
-def _name(index: int, item: ShapeObject) -> set[str]:
+def name_facts(index: int, item: ShapeObject) -> set[str]:
     """Return the fact that a mention of this object tells: which colour goes with which shape."""
     return {f"name {index}"} if item.behaviour not in ("recolour", "reshape") else set()
 
@@ -160,30 +175,30 @@ def _looks(scene: Scene, rng: random.Random) -> list[Question]:
     for index, item in enumerate(scene.objects):
         if not item.steady:
             continue
-        facts = _name(index, item)
-        found.append(_ask(rng, "shape", (item.colour,), item.shape, list(SHAPES), index, facts, facts))
+        facts = name_facts(index, item)
+        found.append(ask(rng, "shape", (item.colour,), item.shape, list(SHAPES), index, facts, facts))
         present = [other.colour for other in scene.objects if other is not item]
         options = _options(rng, item.colour, present, tuple(COLOURS))
-        found.append(_ask(rng, "colour", (item.shape,), item.colour, options, index, facts, facts))
+        found.append(ask(rng, "colour", (item.shape,), item.colour, options, index, facts, facts))
     return found
 
 
 def _count(scene: Scene, rng: random.Random) -> list[Question]:
     if scene.scenario not in COUNTABLE:
         return []
-    return [_ask(rng, "count", (), NUMBERS[len(scene.objects) - 1], list(NUMBERS), None, set(), set())]
+    return [ask(rng, "count", (), NUMBERS[len(scene.objects) - 1], list(NUMBERS), None, set(), set())]
 
 
 def _position(scene: Scene, rng: random.Random) -> list[Question]:
     return [
-        _ask(
+        ask(
             rng,
             "position",
             (reference(item),),
             QUADRANTS[item.quadrant],
             list(QUADRANTS),
             index,
-            _name(index, item) | {f"place {index}"},
+            name_facts(index, item) | {f"place {index}"},
             {f"place {index}"},
         )
         for index, item in enumerate(scene.objects)
@@ -204,10 +219,10 @@ def _existence(scene: Scene, rng: random.Random) -> list[Question]:
             # questions with the answer 'yes' than with 'no'.
             second = f"name {(index + 1) % len(scene.objects)}" if item.quadrant % 2 else name
             told_by = {name, second}
-            found.append(_ask(rng, "existence", (reference(item),), "yes", ["yes", "no"], index, {name}, told_by))
+            found.append(ask(rng, "existence", (reference(item),), "yes", ["yes", "no"], index, {name}, told_by))
             continue
         wrong, owners = _absent(scene, rng, index)
-        found.append(_ask(rng, "existence", (wrong,), "no", ["yes", "no"], index, set(), owners))
+        found.append(ask(rng, "existence", (wrong,), "no", ["yes", "no"], index, set(), owners))
     return found
 
 
@@ -233,14 +248,14 @@ def _absent(scene: Scene, rng: random.Random, index: int) -> tuple[str, set[str]
 def _direction(scene: Scene, rng: random.Random) -> list[Question]:
     # An object with one direction crosses its quadrant once, so the direction also tells that it is slow.
     return [
-        _ask(
+        ask(
             rng,
             "direction",
             (reference(item),),
             item.direction,
             list(DIRECTIONS),
             index,
-            _name(index, item) | {f"speed {index}"},
+            name_facts(index, item) | {f"speed {index}"},
             set(),
         )
         for index, item in enumerate(scene.objects)
@@ -256,9 +271,9 @@ def _order(scene: Scene, rng: random.Random) -> list[Question]:
     for (first, item), (second, other) in list(product(early, late))[:1]:
         names = (reference(item), reference(other)) if rng.random() < 0.5 else (reference(other), reference(item))
         answer = f"the {reference(item)}"
-        tells = _name(first, item) | _name(second, other)
+        tells = name_facts(first, item) | name_facts(second, other)
         options = [answer, f"the {reference(other)}"]
-        found.append(_ask(rng, "order", names, answer, options, first, tells, set()))
+        found.append(ask(rng, "order", names, answer, options, first, tells, set()))
     return found
 
 
@@ -267,23 +282,23 @@ def _change(scene: Scene, rng: random.Random) -> list[Question]:
     for index, item in enumerate(scene.objects):
         if item.behaviour == "recolour":
             options = _options(rng, item.colour_after, [item.colour], tuple(COLOURS))
-            found.append(_ask(rng, "recolour", (item.shape,), item.colour_after, options, index, set(), set()))
+            found.append(ask(rng, "recolour", (item.shape,), item.colour_after, options, index, set(), set()))
         elif item.behaviour == "reshape":
-            found.append(_ask(rng, "reshape", (item.colour,), item.shape_after, list(SHAPES), index, set(), set()))
+            found.append(ask(rng, "reshape", (item.colour,), item.shape_after, list(SHAPES), index, set(), set()))
     return found
 
 
 def _speed(scene: Scene, rng: random.Random) -> list[Question]:
     words = {"bounce_slow": "slowly", "bounce_fast": "fast"}
     return [
-        _ask(
+        ask(
             rng,
             "speed",
             (reference(item),),
             words[item.behaviour],
             ["fast", "slowly"],
             index,
-            _name(index, item),
+            name_facts(index, item),
             {f"speed {index}"},
         )
         for index, item in enumerate(scene.objects)
@@ -294,14 +309,14 @@ def _speed(scene: Scene, rng: random.Random) -> list[Question]:
 def _appearance(scene: Scene, rng: random.Random) -> list[Question]:
     words = {"appear": "appears", "disappear": "disappears"}
     return [
-        _ask(
+        ask(
             rng,
             "appearance",
             (reference(item),),
             words[item.behaviour],
             ["appears", "disappears"],
             index,
-            _name(index, item),
+            name_facts(index, item),
             set(),
         )
         for index, item in enumerate(scene.objects)

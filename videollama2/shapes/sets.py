@@ -1,6 +1,6 @@
 """The built-in world, part 4: the command that writes sets of videos, images and questions.
 
-    python -m videollama2.shapes.sets --out DIR --videos N [--images M] --seed S
+    python -m videollama2.shapes.sets --out DIR --videos N [--images M] [--sound] --seed S
 
 A set depends on its parameters alone: running the command again writes the same bytes (also for the videos, if the
 versions of the video libraries are the same). Sets of different seeds share no video, so use another seed for a test
@@ -12,14 +12,17 @@ set. The command writes these files:
     DIR/questions.json          one row per question: id, video or image, type, question, answer, candidates
     DIR/mvbench/json/TYPE.json  those of the questions that are about videos: video, question, candidates, answer
     DIR/mvbench/video           a link to ../videos; on a system without links, use DIR/videos as the video folder
+    DIR/sounds.json             with sound: one record per question about the sound alone: id, audio, conversations
     DIR/set.json                the parameters, the version of the world, counts, and whether the set is complete
+
+With ``--sound``, the videos have the soundtracks of :mod:`.sounds` (AAC, 16 kHz, one channel; a silent clip has none),
+and there are questions about them. Without it, the files are those of a world without sound.
 
 Every file is written under a temporary name and renamed when it is complete. After an interruption, the same command
 continues where the first one stopped; with other parameters it refuses the folder.
 """
 
 import argparse
-import io
 import json
 import multiprocessing
 import os
@@ -31,11 +34,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from videollama2.commands import CommandParser, add_debug_flag, hides_bar, run_command
 from videollama2.errors import DataError
 from videollama2.shapes.annotations import MCQ_PROMPT, Annotation, annotate, choose_balanced
+from videollama2.shapes.encoding import encode_image, encode_video
 from videollama2.shapes.questions import (
     QUESTION_TYPES,
     STATIC_TYPES,
@@ -43,7 +45,9 @@ from videollama2.shapes.questions import (
     Question,
     questions,
 )
-from videollama2.shapes.scene import FPS, MOST_OBJECTS, SCENARIOS, Scene, make_scene, render
+from videollama2.shapes.scene import MOST_OBJECTS, SCENARIOS, Scene, make_scene, render
+from videollama2.shapes.sound_questions import HEARD_TYPES
+from videollama2.shapes.sounds import add_sound, wave
 
 __all__ = [
     "MCQ_PROMPT",
@@ -77,6 +81,7 @@ class SetParameters:
     balanced_questions: int | None = None
     scenario: str | None = None
     objects: int | None = None
+    sound: bool = False
 
     def __post_init__(self) -> None:
         if self.videos < 0 or self.images < 0 or self.videos + self.images < 1:
@@ -92,43 +97,15 @@ class SetParameters:
         if self.balanced_questions is not None and self.balanced_questions < 1:
             raise DataError(f"balanced questions must be at least 1, got {self.balanced_questions}")
 
+    @property
+    def types(self) -> tuple[str, ...]:
+        """The types of questions that the set has."""
+        return QUESTION_TYPES + HEARD_TYPES if self.sound else QUESTION_TYPES
+
     def items(self) -> Iterator[tuple[str, int]]:
         """Yield the (modality, index) of every file, videos first."""
         yield from (("video", index) for index in range(self.videos))
         yield from (("image", index) for index in range(self.images))
-
-
-def encode_video(frames_THWC: np.ndarray) -> bytes:
-    """Encode uint8 RGB frames (T, H, W, 3) of even height and width as H.264 in mp4; equal frames give equal bytes."""
-    import av
-
-    frame_count, height, width = frames_THWC.shape[:3]
-    # The whole clip is converted to YUV as one tall picture: a conversion per frame would cost as much as the encoding.
-    tall = av.VideoFrame.from_ndarray(frames_THWC.reshape(-1, width, 3), format="rgb24")
-    planes = tall.reformat(format="yuv420p").to_ndarray().reshape(-1)
-    # YUV 4:2:0 has a luma value for each pixel and two chroma values for each 2 x 2 pixels. The planes of the tall
-    # picture are cut into frames, so that each row of ``packed`` holds the three planes of one frame.
-    luma = frame_count * height * width
-    parts = (planes[:luma], planes[luma : luma * 5 // 4], planes[luma * 5 // 4 :])
-    packed = np.concatenate([part.reshape(frame_count, -1) for part in parts], axis=1)
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=FPS, options={"preset": "veryfast", "crf": "18"})
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.codec_context.gop_size = 12
-        stream.codec_context.thread_count = 1
-        for pixels in packed.reshape(frame_count, height * 3 // 2, width):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="yuv420p")))
-        container.mux(stream.encode())
-    return buffer.getvalue()
-
-
-def _encode_image(frames_THWC: np.ndarray) -> bytes:
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(frames_THWC[0]).save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def _part_path(path: Path) -> Path:
@@ -180,15 +157,22 @@ def _make_item(out: Path, parameters: SetParameters, item: tuple[str, int]) -> A
     modality, index = item
     scene = make_scene(parameters.seed, index, modality, parameters.scenario, parameters.objects)
     file = f"videos/{index:06d}.mp4" if modality == "video" else f"images/{index:06d}.png"
+    track = None
+    if parameters.sound:
+        scene, track = add_sound(scene)
     if not (out / file).exists():
-        encode = encode_video if modality == "video" else _encode_image
-        _write_file(out / file, encode(render(scene)))
+        if modality == "image":
+            content = encode_image(render(scene))
+        else:
+            content = encode_video(render(scene), None if track is None or track.story == "silent" else wave(track))
+        _write_file(out / file, content)
     return annotate(
         scene,
         file,
         questions_per_item=parameters.questions_per_item,
         mcq_fraction=parameters.mcq_fraction,
         every_question=parameters.balanced_questions is not None,
+        track=track,
     )
 
 
@@ -203,6 +187,7 @@ def write_set(
     balanced_questions: int | None = None,
     scenario: str | None = None,
     objects: int | None = None,
+    sound: bool = False,
     workers: int = 1,
     progress: bool = False,
 ) -> dict[str, Any]:
@@ -210,12 +195,12 @@ def write_set(
 
     ``balanced_questions`` limits questions.json and mvbench/ to that many questions, with the same number for each type
     (to within one) and balanced over the answers of each type. ``scenario`` decides what all clips are about, and
-    ``objects`` limits the number of objects in a scene, see :func:`~videollama2.shapes.scene.make_scene`. Raises
-    DataError for parameters outside their range, a folder that holds another set, too few files for the balance, or a
-    file that cannot be written.
+    ``objects`` limits the number of objects in a scene (:func:`~videollama2.shapes.scene.make_scene`). ``sound`` adds
+    soundtracks and questions about them. Raises DataError for parameters outside their range, a folder that holds
+    another set, too few files for the balance, or a file that cannot be written.
     """
     parameters = SetParameters(
-        videos, images, seed, questions_per_item, mcq_fraction, balanced_questions, scenario, objects
+        videos, images, seed, questions_per_item, mcq_fraction, balanced_questions, scenario, objects, sound
     )
     out = Path(out)
     _claim(out, parameters)
@@ -232,7 +217,10 @@ def write_set(
 
 
 def _identity(parameters: SetParameters) -> dict[str, Any]:
-    return {"world_version": WORLD_VERSION, **asdict(parameters)}
+    fields = asdict(parameters)
+    if not parameters.sound:  # sets without sound are those of versions that knew none
+        del fields["sound"]
+    return {"world_version": WORLD_VERSION, **fields}
 
 
 def _json(value: Any) -> bytes:
@@ -296,13 +284,15 @@ def _work(out: Path, parameters: SetParameters, workers: int) -> Iterator[Iterab
 
 def _write_annotations(out: Path, parameters: SetParameters, items: Iterable[Annotation]) -> dict[str, int]:
     """Write train.json, questions.json and mvbench/json; return the number of questions per type."""
-    counts: dict[str, int] = dict.fromkeys(QUESTION_TYPES, 0)
+    counts: dict[str, int] = dict.fromkeys(parameters.types, 0)
     with ExitStack() as stack:
         train = stack.enter_context(_json_list(out / "train.json"))
         listed = stack.enter_context(_json_list(out / "questions.json"))
         bench = {
-            kind: stack.enter_context(_json_list(out / "mvbench" / "json" / f"{kind}.json")) for kind in QUESTION_TYPES
+            kind: stack.enter_context(_json_list(out / "mvbench" / "json" / f"{kind}.json"))
+            for kind in parameters.types
         }
+        hear = stack.enter_context(_json_list(out / "sounds.json")) if parameters.sound else None
 
         def add(row: dict[str, Any]) -> None:
             counts[row["type"]] += 1
@@ -315,13 +305,15 @@ def _write_annotations(out: Path, parameters: SetParameters, items: Iterable[Ann
         for item in items:
             if item.record["conversations"]:
                 train(item.record)
+            if hear is not None and item.heard is not None:
+                hear(item.heard)
             if parameters.balanced_questions is None:
                 for row in item.rows:
                     add(row)
             else:
                 pool.extend(zip(item.balance_keys, item.rows, strict=True))
         if parameters.balanced_questions is not None:
-            for row in choose_balanced(pool, parameters.balanced_questions, parameters.seed):
+            for row in choose_balanced(pool, parameters.balanced_questions, parameters.seed, parameters.types):
                 add(row)
     return counts
 
@@ -345,6 +337,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--objects", type=int, help=f"of a scene at most, unless it needs more (default {MOST_OBJECTS})"
     )
+    parser.add_argument("--sound", action="store_true", help="give the videos soundtracks, and ask about them too")
     add_debug_flag(parser)
     return parser
 
