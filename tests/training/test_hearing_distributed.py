@@ -1,0 +1,65 @@
+"""Two processes on the CPU with sound: DDP and DeepSpeed give the numbers of one process, whichever of them hears."""
+
+import pytest
+
+from tests.conftest import ROOT
+
+from .conftest import copy_checkpoint, difference
+from .hearing import write_beats, write_records, write_seeing
+from .test_distributed import needs_deepspeed, same_log
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def joint(tmp_path_factory, parts):
+    """Flags of the joint stage; the audio encoder skips a third of its layers, the same ones on all processes."""
+    folder = tmp_path_factory.mktemp("joint")
+    files = write_records(folder)
+    return {
+        "model_path": write_seeing(folder / "seeing", parts),
+        "vision_tower": None,
+        "mm_projector_type": None,
+        "num_frames": None,
+        "audio_tower": write_beats(folder / "beats.pt", encoder_layerdrop=0.33),
+        "data_path": [files["av"], files["audio"], files["other"]],
+        "va": ["True", "False", "False"],
+        "freeze_vision_tower": True,
+        "tune_mm_mlp_adapter_a": True,
+        "tune_audio_tower": True,
+        "tune_adapter_llm": True,
+        "gradient_checkpointing": True,
+        "max_steps": 6,
+    }
+
+
+def test_two_processes_equal_one(run, launch, joint):
+    """Batches of one: in some steps one process sees and the other hears."""
+    one = run(per_device_train_batch_size=2, **joint)
+    two = launch(2, per_device_train_batch_size=1, **joint)
+    same_log(one, two, 1e-4)
+    assert difference(one.weights, two.weights) < 1e-3
+
+
+@needs_deepspeed
+@pytest.mark.parametrize("stage", [2, 3])
+def test_zero_equals_plain_training(run, launch, joint, stage):
+    one = run(per_device_train_batch_size=2, **joint)
+    zero = {"deepspeed": ROOT / "scripts" / f"zero{stage}.json"}
+    two = launch(2, per_device_train_batch_size=1, **zero, **joint)
+    same_log(one, two, 1e-3)
+    assert difference(one.weights, two.weights) < 5e-3
+
+
+@needs_deepspeed
+def test_zero_3_writes_and_reads_the_parts_of_an_audio_stage(run, launch, joint, tmp_path):
+    alone = {**joint, "tune_adapter_llm": None, "va": None, "data_path": joint["data_path"][1:2], "max_steps": 4}
+    zero = {"deepspeed": ROOT / "scripts" / "zero3.json", "save_strategy": "steps", "save_steps": 2}
+    one = run(per_device_train_batch_size=2, **alone)
+    two = launch(2, per_device_train_batch_size=1, **zero, **alone)
+    assert {path.name for path in two.folder.glob("*.bin")} == {"mm_projector_a.bin", "audio_tower.bin"}
+    assert difference(one.weights, two.weights) < 2e-3
+    copy_checkpoint(two.folder / "checkpoint-2", tmp_path / "again" / "checkpoint-2")
+    resumed = launch(2, folder=tmp_path / "again", per_device_train_batch_size=1, **zero, **alone)
+    assert difference(two.weights, resumed.weights) <= 1e-6
+    assert resumed.losses == pytest.approx(two.losses, abs=1e-6)
