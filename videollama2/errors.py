@@ -34,7 +34,7 @@ class MediaNotFoundError(MediaError, FileNotFoundError):
 
 
 class MediaLimitError(MediaError):
-    """A medium is larger or longer than allowed, or something beyond its end was requested.
+    """A medium is larger or longer than allowed, or does not have what was requested, such as a part beyond its end.
 
     Args:
         name: name of the medium in messages.

@@ -109,7 +109,7 @@ def test_what_cannot_fit_is_refused_before_it_is_read(small):
     counting = Counting(processor)
     part = {"type": "video", "path": VIDEO, "num_frames": 200}
     with Engine(model, counting, max_batch=1, max_length=500) as engine:
-        with pytest.raises(RequestTooLongError, match=r"\d+ of them visual.*500 positions"):
+        with pytest.raises(RequestTooLongError, match=r"\d+ of them of media.*500 positions"):
             engine.submit([{"role": "user", "content": [part, {"type": "text", "text": "what"}]}], max_new_tokens=4)
         with pytest.raises(PromptError, match="no option fps"):
             engine.submit("what", [{"type": "video", "path": VIDEO, "fps": 3}])

@@ -10,8 +10,9 @@ from PIL import Image
 
 from tests.conftest import golden_audio_dir
 from tests.media.test_media_audio import write
-from videollama2.errors import MediaError
+from videollama2.errors import MediaError, MediaLimitError
 from videollama2.media.audio import read_sound, read_video_sound
+from videollama2.media.limits import MediaLimits
 from videollama2.media.pyav import sound as sound_module
 from videollama2.media.readers import MediaWarning
 
@@ -70,10 +71,20 @@ def test_longer_than_allowed(tmp_path, reader, monkeypatch):
         reader(write(tmp_path / "a.wav", [tone(3700, 200, 20.0)], 200))
 
 
-def test_more_streams_than_allowed(monkeypatch):
-    monkeypatch.setattr(sound_module, "MAX_STREAMS", 1)
-    with pytest.raises(MediaError, match="has 2 streams, more than 1"):
-        read_video_sound(MEDIA / "demo1_cut.mp4")
+@BOTH
+@pytest.mark.parametrize(
+    ("limit", "rule"),
+    [
+        ({"max_streams": 1}, "has 2 streams, more than 1"),
+        ({"max_sampling_rate": 44000}, "a sound of 44100 Hz has more than 44000 Hz"),
+        ({"max_channels": 1}, "a sound of 2 channels has more than 1"),
+        ({"max_seconds": 1.0}, "the sound is 3 s long; at most 1 s are accepted"),
+    ],
+)
+def test_more_than_allowed(reader, limit, rule):
+    with pytest.raises(MediaLimitError) as caught:
+        reader(MEDIA / "av_stereo_44k_3s.mp4", limits=MediaLimits(**limit))
+    assert caught.value.rule == rule
 
 
 @BOTH
@@ -119,8 +130,8 @@ def test_a_small_gap_is_a_warning(tmp_path, reader, name, damaged):
         assert reader(broken(name, tmp_path, damaged)).wave_S.any()
 
 
-@BOTH
-def test_cover_art_is_no_obstacle(tmp_path, reader):
+def with_cover(tmp_path):
+    """A sound file with a picture on its cover."""
     path = tmp_path / "cover.mp4"
     picture = tmp_path / "cover.png"
     Image.new("RGB", (64, 64), "red").save(picture)
@@ -136,7 +147,12 @@ def test_cover_art_is_no_obstacle(tmp_path, reader):
             if packet.size:
                 packet.stream = art
                 output.mux(packet)
-    assert np.abs(reader(path).wave_S).max() > 0.3
+    return path
+
+
+@BOTH
+def test_cover_art_is_no_obstacle(tmp_path, reader):
+    assert np.abs(reader(with_cover(tmp_path)).wave_S).max() > 0.3
 
 
 def test_a_still_image_has_no_sound(tmp_path):

@@ -18,6 +18,7 @@ import av
 import numpy as np
 from PIL import Image
 
+from tests.conftest import golden_audio_dir
 from tests.serve.servers import AppThread
 
 
@@ -122,6 +123,29 @@ def tiny_engine(**options: Any) -> Any:
     from videollama2.inference.engine import Engine
 
     return Engine(*tiny(), **{"max_batch": 8, "max_length": 1024, **options})
+
+
+@lru_cache
+def av_model() -> Any:
+    """A random model that sees and hears, and its processor."""
+    import torch
+
+    from videollama2.checkpoints import load_checkpoint
+
+    folder = golden_audio_dir() / "models" / "qwen2-stc_connector_v35-siglip-beats"
+    model, processor = load_checkpoint(folder, dtype=torch.float32)
+    return model.eval(), processor
+
+
+def av_engine(**options: Any) -> Any:
+    from videollama2.inference.engine import Engine
+
+    return Engine(*av_model(), **{"max_batch": 2, "max_length": 4096, **options})
+
+
+def audio_part(data: bytes, form: str = "wav", **extra: Any) -> dict[str, Any]:
+    """OpenAI's part for a sound."""
+    return {"type": "input_audio", "input_audio": {"data": base64.b64encode(data).decode(), "format": form}, **extra}
 
 
 @contextmanager

@@ -24,7 +24,8 @@ from videollama2.media.video import read_clip
 from videollama2.serve.untrusted_media import process as sandbox_process
 from videollama2.serve.untrusted_media.errors import RefusedMediaError
 from videollama2.serve.untrusted_media.process import Child, ChildLimits
-from videollama2.serve.untrusted_media.sandbox import Sandbox, frame_bytes
+from videollama2.serve.untrusted_media.replies import frame_bytes
+from videollama2.serve.untrusted_media.sandbox import Sandbox
 
 MEDIA = golden_dir() / "media"
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="Linux tells about processes and limits them")

@@ -155,11 +155,11 @@ def test_an_allowed_name_that_turns_private_is_no_way_in(api):
     async def rebound(host, port):
         return ["127.0.0.1"]
 
-    resolve, api.service.fetcher._resolve = api.service.fetcher._resolve, rebound
+    resolve, api.service.media.fetcher._resolve = api.service.media.fetcher._resolve, rebound
     try:
         assert refused(api, url_part("http://rebind.example/x.png"))["code"] == "media_not_allowed"
     finally:
-        api.service.fetcher._resolve = resolve
+        api.service.media.fetcher._resolve = resolve
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,6 @@ def test_pickles_arrays_and_tensors_are_not_read(api):
         "video_embeds",
         "prompt_embeds",
         "audio_embeds",
-        "input_audio",
         "file",
         "image_pil",
         "video",

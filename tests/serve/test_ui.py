@@ -37,7 +37,8 @@ from videollama2.serve.page.thumbnails import EDGE, Thumbnails, clock, data_url
 from videollama2.serve.page.votes import LogFullError, VoteLog
 from videollama2.serve.settings import MediaPolicy
 from videollama2.serve.untrusted_media.errors import RefusedMediaError
-from videollama2.serve.untrusted_media.sandbox import Sandbox, _times
+from videollama2.serve.untrusted_media.replies import _times
+from videollama2.serve.untrusted_media.sandbox import Sandbox
 from videollama2.serve.web.errors import ApiError, model_not_found, no_worker
 
 VIDEO = Medium("video", str(CLIP), {"num_frames": 4})

@@ -36,7 +36,8 @@ class Result:
     """A finished answer.
 
     ``finish_reason``: ``stop`` (end of text or a stop text), ``length`` (max_new_tokens), ``cancelled`` or ``error``.
-    ``cached_tokens``: number of prompt tokens whose key-values were cached. ``token_ids`` exclude the end of text.
+    ``cached_tokens``: number of prompt tokens whose key-values were cached. ``audio_tokens``: number of prompt tokens
+    that stand for sound. ``token_ids`` exclude the end of text.
     ``notes``: remarks about the media for the caller, for example that a video whose sound was requested has none.
     """
 
@@ -44,6 +45,7 @@ class Result:
     finish_reason: str
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    audio_tokens: int = 0
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] | None = None
     timings: Timings = Timings()
@@ -61,8 +63,9 @@ class Channel:
     def __init__(self) -> None:
         self.cancelled = False
         self.submitted = monotonic()
-        self.prompt_tokens = self.completion_tokens = 0
-        """Token counts of the request so far: of the prompt once it is laid out, and of the answer."""
+        self.prompt_tokens = self.audio_tokens = self.completion_tokens = 0
+        """Token counts of the request so far: of the prompt and the sounds in it once it is laid out, and of the
+        answer."""
         self.logprobs: list[TokenLogprob] = []
         """Log-probabilities of the tokens chosen so far, if the request asks for them. A token's entry is appended
         before the delta that contains its text is sent."""

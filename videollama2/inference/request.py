@@ -52,7 +52,8 @@ class Request:
             ``{"type": "text", "text": ...}``, ``{"type": "video", "path": ..., "start": 3.5, "num_frames": 16}``,
             ``{"type": "image", "image": picture}``, ``{"type": "audio", "path": ...}``. A video part with
             ``"use_audio": True`` is used with its sound. Sources are paths, bytes, PIL images, arrays, lists of frames,
-            or outputs of the processor.
+            :class:`~videollama2.media.audio.Sound` objects, or outputs of the processor. A video and its sound may also
+            be given apart, as ``{"video": ..., "audio": ...}``.
         media: sources for the parts that have none, in reading order. With a plain question, pairs
             ``("video", source)`` or parts as above, which are then placed before it.
         add_generation_prompt: end the prompt with the template's beginning of an answer of the assistant.
@@ -164,7 +165,9 @@ def media_parts(part: Message, kind: str, media: list[Any]) -> list[MediaPart]:
             raise PromptError(f"a {kind} part names no source and no medium is left for it")
         source = media.pop(0)
     read = ReadOptions.of(kind, options)
+    seen = replace(read, use_audio=False, windows="published")
     if isinstance(source, Mapping):  # as processor["video"](..., va=True) returns it
-        return [MediaPart(kind, value) for kind, value in zip((VIDEO, AUDIO), as_media(source), strict=True)]
+        pictures, its_sound = source[VIDEO], source[AUDIO]
+        return [MediaPart(VIDEO, pictures, seen), MediaPart(AUDIO, its_sound, read.of_its_sound)]
     sound = [MediaPart(AUDIO, source, read.of_its_sound)] if read.use_audio else []
-    return [MediaPart(kind, source, replace(read, use_audio=False, windows="published")), *sound]
+    return [MediaPart(kind, source, seen), *sound]

@@ -80,6 +80,9 @@ class Task:
         """
         self.input_ids, _ = expand_placeholders(self._prompt_ids, counts, config)
         self.channel.prompt_tokens = len(self.input_ids)
+        self.channel.audio_tokens = sum(
+            count for part, count in zip(self.request.media, counts, strict=True) if part.kind == AUDIO
+        )
         self._check_length(max_length, sum(counts))
 
     def name_positions(self, config: VideoLlama2Config) -> None:
@@ -90,13 +93,13 @@ class Task:
         placeholders = {getattr(config, kind.token_id_field) for kind in KINDS.values()}
         self.identity = [next(visual) if token in placeholders else token for token in self.input_ids]
 
-    def _check_length(self, max_length: int, visual: int) -> None:
+    def _check_length(self, max_length: int, media: int) -> None:
         prompt, wanted = len(self.input_ids), self.request.options.max_new_tokens
         self._budget = wanted or max_length - prompt
         if self._budget < 1 or prompt + self._budget > max_length:
             answer = "an answer of at least 1" if wanted is None else f"an answer of up to {wanted}"
             raise RequestTooLongError(
-                f"a prompt of {prompt} tokens ({visual} of them visual) and {answer} do not fit into the "
+                f"a prompt of {prompt} tokens ({media} of them of media) and {answer} do not fit into the "
                 f"{max_length} positions of a slot (max_length)",
                 prompt,
             )
@@ -159,6 +162,7 @@ class Task:
                 finish_reason=reason,
                 prompt_tokens=len(self.input_ids),
                 cached_tokens=self.cached,
+                audio_tokens=self.channel.audio_tokens,
                 token_ids=tuple(self.chooser.chosen),
                 logprobs=tuple(self._logprobs) if self.request.options.logprobs is not None else None,
                 notes=tuple(dict.fromkeys(self._notes)),

@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from videollama2.errors import MediaError, MissingDependencyError
+from videollama2.errors import MediaError, MediaLimitError, MissingDependencyError
 from videollama2.media.arrays import is_array
+from videollama2.media.limits import OWN_FILES, MediaLimits
 from videollama2.media.sources import check_path, describe_source
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
 NO_TRACK = "the video has no sound track: silence is heard"
 """Note of a :class:`Sound` that stands for a missing track."""
 
-_KEPT_SECONDS = 600
-"""A longer track is decoded twice, once to learn its length, instead of being held in memory."""
+_KEPT_SAMPLES = 600 * 48_000
+"""A longer track is decoded twice, once to learn its length, instead of being held in memory (230 MB of float64)."""
 
 Span = tuple[int, int]
 Windows = Literal["published", "whole"]
@@ -118,7 +119,12 @@ class Sound:
     name: str
 
 
-def read_sound(source: Any, rules: ClipRules | None = None, sampling: SoundSampling | None = None) -> Sound:
+def read_sound(
+    source: Any,
+    rules: ClipRules | None = None,
+    sampling: SoundSampling | None = None,
+    limits: MediaLimits = OWN_FILES,
+) -> Sound:
     """The clip of a sound file, or of the sound track of any other file.
 
     Args:
@@ -126,15 +132,15 @@ def read_sound(source: Any, rules: ClipRules | None = None, sampling: SoundSampl
 
     Raises:
         MediaNotFoundError: the path does not exist.
-        MediaError: the source has no sound that can be decoded, none at all within the bounds, or breaks a limit of
-            :mod:`videollama2.media.pyav.sound`.
+        MediaLimitError: the source has no sound, none within the bounds, or breaks a limit.
+        MediaError: its sound cannot be decoded.
         MissingDependencyError: PyAV is not installed.
     """
     rules, sampling = rules or ClipRules(), sampling or SoundSampling()
-    track = _track(source)
+    track = _track(source, limits)
     rate = track.rate
     if rate is None:
-        raise MediaError(f"{track.name}: has no sound track")
+        raise MediaLimitError(track.name, "has no sound track")
     length = rules.samples(rate)
 
     def choose(total: int) -> list[Span]:
@@ -142,14 +148,19 @@ def read_sound(source: Any, rules: ClipRules | None = None, sampling: SoundSampl
         return [_crop(first, last, length, sampling.crop_start, track.name)]
 
     channels = "mix" if sampling.channels == "mix" else "first"
-    pieces, spans, total = _cut(lambda: track.samples(channels), choose, rate)
+    pieces, spans, total = _cut(lambda: track.samples(channels), choose)
     wave_S = _padded(pieces, length)
     if rate != rules.sampling_rate:
         wave_S = resample(wave_S, rules.samples(rules.sampling_rate))
     return Sound(wave_S, spans, total / rate, None, track.name)
 
 
-def read_video_sound(source: Any, rules: ClipRules | None = None, sampling: SoundSampling | None = None) -> Sound:
+def read_video_sound(
+    source: Any,
+    rules: ClipRules | None = None,
+    sampling: SoundSampling | None = None,
+    limits: MediaLimits = OWN_FILES,
+) -> Sound:
     """The windows of a video's sound. A video without a track is silent, and :attr:`Sound.note` says so.
 
     Args:
@@ -160,7 +171,7 @@ def read_video_sound(source: Any, rules: ClipRules | None = None, sampling: Soun
     """
     rules, sampling = rules or ClipRules(), sampling or SoundSampling()
     rate = rules.sampling_rate
-    track = None if _is_frames(source) else _track(source)
+    track = None if _is_frames(source) else _track(source, limits)
     if track is None or not track.is_there:
         silence_S = np.zeros(rules.samples(rate), np.float32)
         return Sound(silence_S, [], 0.0, NO_TRACK, describe_source(source))
@@ -171,7 +182,7 @@ def read_video_sound(source: Any, rules: ClipRules | None = None, sampling: Soun
         spans = window_spans(last - first, rate, rules.num_windows, rules.window_seconds, is_whole)
         return [(first + start, min(first + end, last)) for start, end in spans]
 
-    pieces, spans, total = _cut(lambda: track.resampled(rate), choose, rate)
+    pieces, spans, total = _cut(lambda: track.resampled(rate), choose)
     wave_S = np.concatenate(pieces).astype(np.float32) / 2.0**15
     start, end = _crop(0, len(wave_S), rules.samples(rate), sampling.crop_start, track.name)
     return Sound(_padded([wave_S[start:end]], rules.samples(rate)), spans, total / rate, None, track.name)
@@ -204,7 +215,7 @@ def sound_features(sound: Sound, config: AudioConfig) -> torch.Tensor:
     from videollama2.media.filter_bank import log_filter_bank
 
     fbank_TF = log_filter_bank(
-        torch.from_numpy(sound.wave_S), config.sampling_rate, config.num_mel_bins, config.frame_samples
+        torch.tensor(sound.wave_S), config.sampling_rate, config.num_mel_bins, config.frame_samples
     )
     return fbank_TF.to(torch.bfloat16).unsqueeze(0)
 
@@ -245,7 +256,7 @@ def _is_frames(source: Any) -> bool:
     return is_array(source) or isinstance(source, (list, tuple))
 
 
-def _track(source: Any) -> SoundTrack:
+def _track(source: Any, limits: MediaLimits) -> SoundTrack:
     name = describe_source(source)
     if isinstance(source, (str, os.PathLike)):
         source = check_path(source)
@@ -259,19 +270,20 @@ def _track(source: Any) -> SoundTrack:
         from videollama2.media.pyav.sound import SoundTrack
     except ModuleNotFoundError as error:
         raise MissingDependencyError("reading sound needs PyAV: pip install av") from error
-    return SoundTrack(source, name)
+    return SoundTrack(source, name, limits)
 
 
 def _bounds(total: int, rate: int, sampling: SoundSampling, track: SoundTrack) -> Span:
     """The part of a track between the bounds, in samples."""
     if total == 0:
-        raise MediaError(f"{track.name}: its sound track is empty (0 s)")
+        raise MediaLimitError(track.name, "its sound track is empty (0 s)")
     first = 0 if sampling.start is None else max(0, round((sampling.start - track.offset) * rate))
     last = total if sampling.end is None else min(total, round((sampling.end - track.offset) * rate))
     if first >= last:
-        raise MediaError(
-            f"{track.name}: there is no sound between {sampling.start or 0:g} s and "
-            f"{'its end' if sampling.end is None else f'{sampling.end:g} s'}; it is {total / rate:.2f} s long"
+        until = "its end" if sampling.end is None else f"{sampling.end:g} s"
+        raise MediaLimitError(
+            track.name,
+            f"there is no sound between {sampling.start or 0:g} s and {until}; it is {total / rate:.2f} s long",
         )
     return first, last
 
@@ -287,7 +299,7 @@ def _crop(first: int, last: int, length: int, start: int | None, name: str) -> S
 
 
 def _cut(
-    read: Callable[[], Iterable[np.ndarray]], choose: Callable[[int], list[Span]], rate: int
+    read: Callable[[], Iterable[np.ndarray]], choose: Callable[[int], list[Span]]
 ) -> tuple[list[np.ndarray], list[Span], int]:
     """(Parts of a track, their spans, samples of the track), where the spans depend on the track's length."""
     kept: list[np.ndarray] | None = []
@@ -296,7 +308,7 @@ def _cut(
         total += len(piece)
         if kept is not None:
             kept.append(piece)
-            if total > _KEPT_SECONDS * rate:
+            if total > _KEPT_SAMPLES:
                 kept = None
     spans = choose(total)
     if kept is None:

@@ -89,7 +89,10 @@ KINDS: dict[str, Kind] = {
         token_id_field="audio_token_id",
         batch_key="input_features",
         mime="audio/wav",
-        other_mime_types=frozenset({"application/ogg", "video/mp4", "video/webm", "video/ogg"}),
+        other_mime_types=frozenset(
+            {"application/ogg", "video/3gpp", "video/mp2t", "video/mp4", "video/mpeg", "video/ogg", "video/quicktime"}
+            | {"video/webm", "video/x-flv", "video/x-matroska", "video/x-ms-asf", "video/x-ms-wmv", "video/x-msvideo"}
+        ),  # of videos that are only heard
         options=frozenset({"start", "end", "channels", "windows", "crop_start", "of_video"}),
     ),
 }

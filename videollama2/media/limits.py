@@ -28,7 +28,10 @@ class MediaLimits:
         max_image_pixels: most pixels of an image. Pillow by itself refuses at this default, twice its warning level.
         max_clip_bytes: most memory that the frames of one clip may take.
         max_clip_frames: most frames that are read of a video; None sets no limit of its own.
-        max_seconds: longest video; None sets no limit.
+        max_seconds: longest video or sound; None sets no limit.
+        max_sampling_rate: highest sampling rate of a sound, in Hz; twice what recorders offer.
+        max_channels: most channels of a sound.
+        max_streams: most streams of a file that is opened for its sound.
         image_formats: Pillow's names of the picture formats that are opened. Left out on purpose: formats that run
             other programs, such as EPS, which runs Ghostscript.
         containers: FFmpeg's names of the containers that are opened, joined by commas. Left out on purpose: playlists,
@@ -42,6 +45,9 @@ class MediaLimits:
     max_clip_bytes: int = 8 * 2**30
     max_clip_frames: int | None = None
     max_seconds: float | None = None
+    max_sampling_rate: int = 768_000
+    max_channels: int = 64
+    max_streams: int = 64
     image_formats: tuple[str, ...] = tuple(_IMAGE_FORMATS.split())
     containers: str = _CONTAINERS
     codecs: str | None = None
@@ -67,11 +73,18 @@ class MediaLimits:
                 f"ask for fewer",
             )
 
-    def check_duration(self, seconds: float, name: str) -> None:
-        """Raise MediaLimitError where a video of this length is too long."""
+    def check_duration(self, seconds: float, name: str, what: str = "the video") -> None:
+        """Raise MediaLimitError where a video or sound of this length is too long."""
         if self.max_seconds is not None and seconds > self.max_seconds:
-            rule = f"the video is {seconds:.0f} s long; at most {self.max_seconds:g} s are accepted"
+            rule = f"{what} is {seconds:.0f} s long; at most {self.max_seconds:g} s are accepted"
             raise MediaLimitError(name, rule)
+
+    def check_sound(self, rate: int, channels: int, name: str) -> None:
+        """Raise MediaLimitError where a sound has too many samples per second or too many channels."""
+        if rate > self.max_sampling_rate:
+            raise MediaLimitError(name, f"a sound of {rate} Hz has more than {self.max_sampling_rate} Hz")
+        if channels > self.max_channels:
+            raise MediaLimitError(name, f"a sound of {channels} channels has more than {self.max_channels}")
 
     def check_count(self, frames: int, name: str) -> None:
         """Raise MediaLimitError where more frames are to be read than one clip may have."""

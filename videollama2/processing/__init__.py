@@ -9,10 +9,12 @@ from videollama2.processing.open_parts import load_image_processor, load_tokeniz
 from videollama2.processing.processor import VideoLlama2Processor
 from videollama2.processing.read_options import ReadOptions
 from videollama2.processing.sequences import (
+    check_kind,
     check_medium,
     collate,
     expand_placeholders,
     expand_prompts,
+    media_kinds,
     media_tokens,
     pad_rows,
     padding_id,
@@ -23,12 +25,14 @@ __all__ = [
     "ReadOptions",
     "VideoLlama2Processor",
     "as_media",
+    "check_kind",
     "check_medium",
     "collate",
     "expand_placeholders",
     "expand_prompts",
     "load_image_processor",
     "load_tokenizer",
+    "media_kinds",
     "pad_rows",
     "padding_id",
     "media_tokens",

@@ -45,6 +45,11 @@ def planned_tokens(config: VideoLlama2Config, kind: str, options: ReadOptions) -
     return None if frames is None else media_tokens(config, kind, frames)
 
 
+def media_kinds(config: VideoLlama2Config) -> tuple[str, ...]:
+    """Return the kinds of media that a model takes."""
+    return (IMAGE, VIDEO) * config.sees + (AUDIO,) * config.hears
+
+
 def check_kind(config: VideoLlama2Config, kind: str) -> None:
     """Raise PromptError if a model has no encoder for media of this kind."""
     if kind == AUDIO and not config.hears:

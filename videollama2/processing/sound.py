@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from videollama2.config import VideoLlama2Config
-from videollama2.media.audio import ClipRules, read_sound, read_video_sound, sound_features
+from videollama2.media.audio import ClipRules, Sound, read_sound, read_video_sound, sound_features
 from videollama2.media.kinds import AUDIO
 from videollama2.media.readers import MediaWarning
 from videollama2.media.sources import describe_source
@@ -40,12 +40,18 @@ class SoundReading:
     def hear(self, source: Any, options: ReadOptions) -> tuple[torch.Tensor, str | None]:
         """Read a sound and return ``fbank_1TF``, and a note for the caller if there is something unusual about it.
 
+        Args:
+            source: as for :meth:`load_audio`, or a :class:`~videollama2.media.audio.Sound` that was cut by the rules
+                of this model, for which the options have no effect.
+
         Raises:
             MediaError: there is no readable sound, or it cannot be read with these options.
             PromptError: the model has no audio encoder.
         """
         check_kind(self.model_config, AUDIO)
         config = self.model_config.audio_config
+        if isinstance(source, Sound):
+            return sound_features(source, config), source.note
         read = read_video_sound if options.of_video else read_sound
         sound = read(source, ClipRules.of(config), options.sound)
         return sound_features(sound, config), sound.note

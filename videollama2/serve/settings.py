@@ -86,7 +86,7 @@ class MediaPolicy:
         max_bytes: maximum encoded size of one medium.
         max_pixels: maximum number of pixels of one frame.
         max_frames: maximum number of frames of one medium.
-        max_duration_s: maximum duration of a video in seconds.
+        max_duration_s: maximum duration of a video or sound in seconds.
         max_media: maximum number of media of one request.
         decode_memory_bytes, decode_timeout_s: limits of one decoding job.
         decode_processes: number of processes that decode in parallel.
@@ -261,7 +261,7 @@ def is_loopback(host: str) -> bool:
 def add_media_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of :func:`read_media_policy`."""
     default = MediaPolicy()
-    group = parser.add_argument_group("images and videos of clients")
+    group = parser.add_argument_group("images, videos and sounds of clients")
     group.add_argument(
         "--allowed-media-hosts",
         action="append",
@@ -277,7 +277,7 @@ def add_media_flags(parser: argparse.ArgumentParser) -> None:
         ("--max-media-mb", number(1), default.max_bytes // MIB, "MB", "of one, encoded"),
         ("--max-pixels", number(1), default.max_pixels, "N", "of one frame"),
         ("--max-frames", number(1), default.max_frames, "N", "of one video"),
-        ("--max-duration", seconds, default.max_duration_s, "SECONDS", "of a video"),
+        ("--max-duration", seconds, default.max_duration_s, "SECONDS", "of a video or sound"),
         ("--fetch-timeout", seconds, default.fetch_timeout_s, "SECONDS", "for one URL"),
         ("--decode-timeout", seconds, default.decode_timeout_s, "SECONDS", "for one medium"),
         ("--decode-memory-mb", number(64), default.decode_memory_bytes // MIB, "MB", "of a decoding process"),

@@ -11,15 +11,13 @@ import av
 import numpy as np
 from av.stream import Discard
 
-from videollama2.errors import MediaError
-from videollama2.media.pyav.container import is_much_less, open_container
+from videollama2.errors import MediaError, MediaLimitError
+from videollama2.media.limits import OWN_FILES, MediaLimits
+from videollama2.media.pyav.container import decoder_options, is_much_less, open_container
 from videollama2.media.readers import MediaWarning
 
 MAX_SECONDS = 6 * 3600
-"""Longest sound that is decoded, in seconds."""
-
-MAX_STREAMS = 64
-"""Most streams of a file that is opened for its sound."""
+"""Longest sound that is decoded, in seconds, whatever the limits."""
 
 # What one unit of each sample format is worth, so that full scale is 1.
 _FULL_SCALE = {"u1": 2.0**7, "i2": 2.0**15, "i4": 2.0**31, "i8": 2.0**63, "f4": 1.0, "f8": 1.0}
@@ -43,19 +41,29 @@ class SoundTrack:
         source: path of an existing file, or a binary file that can seek (it is not closed here).
 
     Raises:
-        MediaError: the file cannot be opened, has too many streams, or a track that no decoder is there for.
+        MediaLimitError: the file has too many streams, or its track breaks another limit.
+        MediaError: the file cannot be opened, or there is no decoder for its track.
     """
 
-    def __init__(self, source: Any, name: str) -> None:
-        self.name, self._source = name, source
+    def __init__(self, source: Any, name: str, limits: MediaLimits = OWN_FILES) -> None:
+        self.name, self._source, self._limits = name, source, limits
         with self._open() as container:
             stream = container.streams.best("audio")
             self.is_there = stream is not None
-            self.rate = stream.rate if self.is_there else None
-            self.offset = _offset(container, stream) if self.is_there else 0.0
-            self.stated = _stated(container, stream) if self.is_there else 0.0
-        if self.is_there and not self.rate:
-            raise MediaError(f"{name}: the sampling rate of its sound is unknown; the file is damaged")
+            self.rate: int | None = None
+            self.offset = self.stated = 0.0
+            if stream is not None:
+                self.offset, self.stated = _offset(container, stream), _stated(container, stream)
+                self.rate = self._checked_rate(stream)
+
+    def _checked_rate(self, stream: Any) -> int:
+        if stream.codec_context is None:
+            raise MediaError(f"{self.name}: there is no decoder for its sound")
+        if not stream.rate:
+            raise MediaError(f"{self.name}: the sampling rate of its sound is unknown; the file is damaged")
+        self._limits.check_sound(stream.rate, stream.channels or 1, self.name)
+        self._limits.check_duration(self.stated, self.name, "the sound")
+        return stream.rate
 
     def samples(self, channels: Channels = "first") -> Iterator[np.ndarray]:
         """Pieces of the track at its own rate, float64, full scale 1.
@@ -92,33 +100,38 @@ class SoundTrack:
             yield piece.to_ndarray()[0]
 
     def _open(self) -> Any:
-        container = open_container(self._source, self.name)
-        if len(container.streams) > MAX_STREAMS:
-            count = len(container.streams)
+        container = open_container(self._source, self.name, self._limits)
+        count = len(container.streams)
+        if count > self._limits.max_streams:
             container.close()
-            raise MediaError(f"{self.name}: has {count} streams, more than {MAX_STREAMS}")
+            raise MediaLimitError(self.name, f"has {count} streams, more than {self._limits.max_streams}")
         return container
 
     def _frames(self) -> Iterator[Any]:
         """Decoded frames in order; in the end, what was lost on the way is judged."""
         with self._open() as container:
             stream = container.streams.best("audio")
-            if stream.codec_context is None:
-                raise MediaError(f"{self.name}: there is no decoder for its sound")
             for other in container.streams:
                 other.discard = Discard.default if other is stream else Discard.all
             stream.codec_context.thread_count = 1
+            stream.codec_context.options = decoder_options(self._limits)
             progress = _Progress()
             for frames, is_damaged in _decoded(container, stream):
                 for frame in frames:
                     progress.add(frame)
-                    if progress.seconds > MAX_SECONDS:
-                        raise MediaError(f"{self.name}: its sound is longer than {MAX_SECONDS / 3600:g} hours")
+                    self._check_progress(progress.seconds, frame)
                     yield frame
                 if is_damaged:
                     progress.damaged_since = progress.seconds
-            stated = float(stream.duration * stream.time_base) if stream.duration else 0.0
+            stated = _stated_seconds(stream)
         self._judge(progress, stated)
+
+    def _check_progress(self, seconds: float, frame: Any) -> None:
+        """Check what was decoded against the limits: headers may state less, and a stream may change on the way."""
+        if seconds > MAX_SECONDS:
+            raise MediaLimitError(self.name, f"its sound is longer than {MAX_SECONDS / 3600:g} hours")
+        self._limits.check_duration(seconds, self.name, "the sound")
+        self._limits.check_sound(frame.sample_rate, len(frame.layout.channels), self.name)
 
     def _judge(self, progress: _Progress, stated: float) -> None:
         read, lost = progress.seconds, progress.lost
@@ -184,6 +197,10 @@ def _decoded(container: Any, stream: Any) -> Iterator[tuple[list[Any], bool]]:
             yield [], True
 
 
+def _stated_seconds(stream: Any) -> float:
+    return float(stream.duration * stream.time_base) if stream.duration else 0.0
+
+
 def _flushed(stream: Any) -> list[Any]:
     try:
         return stream.decode(None)
@@ -202,9 +219,7 @@ def _to_float(frame: Any, channels: Channels) -> np.ndarray:
 
 
 def _stated(container: Any, stream: Any) -> float:
-    if stream.duration:
-        return float(stream.duration * stream.time_base)
-    return container.duration / av.time_base if container.duration else 0.0
+    return _stated_seconds(stream) or (container.duration / av.time_base if container.duration else 0.0)
 
 
 def _offset(container: Any, stream: Any) -> float:

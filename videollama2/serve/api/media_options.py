@@ -1,4 +1,4 @@
-"""The options by which a client selects the frames of a video."""
+"""The options by which a client selects the frames of a video and the part of a sound."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from pydantic import Field, model_validator
 
 from videollama2.serve.api.fields import Body, Finite, Seconds, Whole, error
 
+Windows = Literal["published", "whole"]
+
 
 class VideoOptions(Body):
-    """Selects the frames of a video that the model looks at."""
+    """Selects the frames of a video that the model looks at, and whether it hears the sound."""
 
     num_frames: Whole | None = Field(None, ge=1, le=1024, description="Frames, spread evenly; default the model's.")
     fps: Finite | None = Field(None, gt=0, description="1: a frame of each second. Other rates are refused.")
@@ -18,6 +20,10 @@ class VideoOptions(Body):
     end: Seconds | None = Field(None, description="Seconds: use the video up to here.")
     sampling: Literal["index", "time"] | None = Field(
         None, description="Spread frames over their numbers (index, the default) or the clip's seconds (time)."
+    )
+    use_audio_in_video: bool | None = Field(None, description="Whether the sound is heard too. Default false.")
+    windows: Windows | None = Field(
+        None, description="Windows of the sound that are heard: published never reaches the end, whole does."
     )
 
     @model_validator(mode="after")
@@ -38,8 +44,25 @@ class VideoOptions(Body):
         return {**found, "num_frames": None} if self.fps is not None else found
 
 
+class AudioOptions(Body):
+    """Selects the part of a sound that the model hears."""
+
+    start: Seconds | None = Field(None, description="Seconds: use the sound from here.")
+    end: Seconds | None = Field(None, description="Seconds: use the sound up to here.")
+    channels: Literal["published", "mix"] | None = Field(
+        None, description="published: the first channel of a sound file alone; mix: the mean of all."
+    )
+    windows: Windows | None = Field(None, description="As for videos, where a video is sent to be heard only.")
+
+    def given(self) -> dict[str, Any]:
+        """Return the options that are set, under the names of :class:`videollama2.media.audio.SoundSampling`."""
+        found = {name: getattr(self, name) for name in ("start", "end", "channels", "windows")}
+        return {name: value for name, value in found.items() if value is not None}
+
+
 class MediaIOOptions(Body):
     """vLLM's ``media_io_kwargs``: options for each kind of medium."""
 
     video: VideoOptions | None = None
+    audio: AudioOptions | None = None
     image: dict[str, Any] | None = Field(None, description="Accepted, without effect: images are read in one way.")

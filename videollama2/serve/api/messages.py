@@ -15,13 +15,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from videollama2.media.kinds import IMAGE, VIDEO
+from videollama2.media.kinds import AUDIO, IMAGE, VIDEO
 from videollama2.prompting.template import reads_tools
 from videollama2.serve.api.request import (
     AssistantMessage,
+    AudioPart,
     ChatMessage,
     ChatRequest,
     ImagePart,
+    InputAudioPart,
+    MediaPart,
     RefusalPart,
     TextPart,
     ToolMessage,
@@ -41,12 +44,22 @@ _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 @dataclass(frozen=True)
 class MediumAsked:
-    """One medium of a request. ``param`` is its path in the body."""
+    """One medium of a request.
+
+    Attributes:
+        options: options of :class:`videollama2.media.frames.FrameSampling` or, for a sound,
+            :class:`videollama2.media.audio.SoundSampling`.
+        param: its path in the body.
+        use_audio: whether the sound of this video is used too.
+        windows: windows of that sound; None takes the published ones.
+    """
 
     kind: str
     url: str
     options: dict[str, Any]
     param: str
+    use_audio: bool = False
+    windows: str | None = None
 
 
 class TextGuard:
@@ -136,6 +149,13 @@ def engine_messages(request: ChatRequest, guard: TextGuard) -> tuple[list[dict[s
     return messages, media
 
 
+def kinds_asked(request: ChatRequest) -> list[str]:
+    """Return the kind of each medium of a request; a video counts once, with or without its sound."""
+    kinds = {ImagePart: IMAGE, VideoPart: VIDEO}
+    parts = [part for message in request.messages for part in _parts(message)]
+    return [kinds.get(type(part), AUDIO) for part in parts if not isinstance(part, str)]
+
+
 def check_length(characters: int, guard: TextGuard, param: str) -> None:
     """Check that a text can fit, before it is tokenised.
 
@@ -179,17 +199,39 @@ def _with_system_text(messages: list[dict[str, Any]], text: str) -> list[dict[st
     return [{"role": "system", "content": text}, *messages]
 
 
-def _medium(part: ImagePart | VideoPart, request: ChatRequest, param: str) -> MediumAsked:
+def _medium(part: MediaPart, request: ChatRequest, param: str) -> MediumAsked:
     if isinstance(part, ImagePart):
         return MediumAsked(IMAGE, part.image_url.url, {}, f"{param}.image_url.url")
-    options: dict[str, Any] = {}
+    if not isinstance(part, VideoPart):
+        return _sound(part, request, param)
     of_kind = None if request.media_io_kwargs is None else request.media_io_kwargs.video
-    for given in (of_kind, request.mm_processor_kwargs, part.mm_processor_kwargs):
-        options |= given.given() if given is not None else {}
-    return MediumAsked(VIDEO, part.video_url.url, options, f"{param}.video_url.url")
+    # The most specific options come last.
+    levels = [each for each in (of_kind, request.mm_processor_kwargs, part.mm_processor_kwargs) if each is not None]
+    options: dict[str, Any] = {}
+    for level in levels:
+        options |= level.given()
+    heard = [level.use_audio_in_video for level in levels if level.use_audio_in_video is not None]
+    windows = [level.windows for level in levels if level.windows is not None]
+    return MediumAsked(
+        VIDEO,
+        part.video_url.url,
+        options,
+        f"{param}.video_url.url",
+        use_audio=heard[-1] if heard else False,
+        windows=windows[-1] if windows else None,
+    )
 
 
-def _parts(message: Any) -> Sequence[str | ImagePart | VideoPart]:
+def _sound(part: AudioPart | InputAudioPart, request: ChatRequest, param: str) -> MediumAsked:
+    of_kind = None if request.media_io_kwargs is None else request.media_io_kwargs.audio
+    options: dict[str, Any] = {}
+    for level in (of_kind, part.mm_processor_kwargs):
+        options |= level.given() if level is not None else {}
+    url, place = part.source
+    return MediumAsked(AUDIO, url, options, f"{param}.{place}")
+
+
+def _parts(message: Any) -> Sequence[str | MediaPart]:
     """Return the texts and media parts of a message in reading order."""
     content = message.content
     if content is None and isinstance(message, AssistantMessage):

@@ -1,12 +1,13 @@
 """The request of OpenAI's chat completions.
 
 Every field of the official request is known. Those that do not change the answer (``user``, ``metadata``, ...) are
-accepted and have no effect. Those that would change it, but that no model here supports (audio, ...), are refused with
-their name and the reason, unless their value has no effect. Unknown fields are ignored, as by other servers, and
-listed in a header of the reply and in the log.
+accepted and have no effect. Those that would change it, but that no model here supports (spoken answers, ...), are
+refused with their name and the reason, unless their value has no effect. Unknown fields are ignored, as by other
+servers, and listed in a header of the reply and in the log.
 
-Extensions have vLLM's names. Among them are ``video_url`` parts and ``mm_processor_kwargs`` (``num_frames``, ``start``,
-``end``, ``sampling``), which apply to all videos of a request or to a single part.
+Extensions have vLLM's names. Among them are ``video_url`` and ``audio_url`` parts and ``mm_processor_kwargs``
+(``num_frames``, ``start``, ``end``, ``sampling``, ``use_audio_in_video``), which apply to all videos of a request or to
+a single part.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from videollama2.serve.api.fields import FIRST_FAULT, NO_EFFECT, Body, Neutral, Whole, error
-from videollama2.serve.api.media_options import MediaIOOptions, VideoOptions
+from videollama2.serve.api.media_options import AudioOptions, MediaIOOptions, VideoOptions
 from videollama2.serve.api.sampling import AnswerForm, SamplingFields
 from videollama2.serve.api.tools import MAX_TOOLS, NamedTool, Tool, ToolCall, ToolChoice, ToolUse, closed
 
@@ -78,6 +79,50 @@ class VideoPart(Body):
     prompt_cache_breakpoint: dict[str, Any] | None = Field(None, description=NO_EFFECT)
 
 
+class AudioURL(Body):
+    url: str = Field(min_length=1)
+
+
+class SoundPart(Body):
+    """The fields that both forms of a sound have."""
+
+    mm_processor_kwargs: AudioOptions | None = Field(None, description="Extension. Goes before the request's.")
+    uuid: str | None = Field(None, description=_UUID)
+    prompt_cache_breakpoint: dict[str, Any] | None = Field(None, description=NO_EFFECT)
+
+
+class AudioPart(SoundPart):
+    """A sound. A video is accepted too, of which only the sound is used."""
+
+    type: Literal["audio_url"]
+    audio_url: Annotated[AudioURL, BeforeValidator(_as_url)]
+
+    @property
+    def source(self) -> tuple[str, str]:
+        """The URL, and its place in the part."""
+        return self.audio_url.url, "audio_url.url"
+
+
+class InputAudio(Body):
+    data: str = Field(min_length=1, description="The file in base64.")
+    format: Literal["wav", "mp3", "flac", "ogg", "opus", "aac", "m4a", "mp4", "webm", "aiff"]
+
+
+class InputAudioPart(SoundPart):
+    """OpenAI's form of a sound, in more formats than OpenAI's two."""
+
+    type: Literal["input_audio"]
+    input_audio: InputAudio
+
+    @property
+    def source(self) -> tuple[str, str]:
+        """The sound as a ``data:`` URL, and its place in the part."""
+        return f"data:audio/{self.input_audio.format};base64,{self.input_audio.data}", "input_audio.data"
+
+
+MediaPart = ImagePart | VideoPart | AudioPart | InputAudioPart
+
+
 def _form(content: Any) -> str:
     return "text" if isinstance(content, str) else "parts"
 
@@ -87,7 +132,7 @@ TextContent = Annotated[
     Annotated[str, Tag("text")] | Annotated[list[TextPart], FIRST_FAULT, Field(max_length=MAX_PARTS), Tag("parts")],
     Discriminator(_form),
 ]
-UserPart = Annotated[TextPart | ImagePart | VideoPart, Field(discriminator="type")]
+UserPart = Annotated[TextPart | MediaPart, Field(discriminator="type")]
 UserContent = Annotated[
     Annotated[str, Tag("text")]
     | Annotated[list[UserPart], FIRST_FAULT, Field(min_length=1, max_length=MAX_PARTS), Tag("parts")],

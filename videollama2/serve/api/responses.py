@@ -16,6 +16,7 @@ from videollama2.serve.api.request import (
     MAX_METADATA,
     MAX_PARTS,
     ChatRequest,
+    InputAudio,
     JSONObjectFormat,
     PlainFormat,
 )
@@ -55,6 +56,17 @@ class InputVideo(Body):
         return {"type": "video_url", "video_url": {"url": self.video_url}}
 
 
+class InputSound(Body):
+    """A sound, as ``input_audio`` of a chat message."""
+
+    type: Literal["input_audio"]
+    input_audio: InputAudio
+
+    def as_part(self) -> dict[str, Any]:
+        """Return the sound as a part of a chat message."""
+        return self.model_dump(include={"type", "input_audio"})
+
+
 class InputRefusal(Body):
     type: Literal["refusal"]
     refusal: str
@@ -64,7 +76,7 @@ class InputRefusal(Body):
         return {"type": "text", "text": self.refusal}
 
 
-InputPart = Annotated[InputText | InputImage | InputVideo | InputRefusal, Field(discriminator="type")]
+InputPart = Annotated[InputText | InputImage | InputVideo | InputSound | InputRefusal, Field(discriminator="type")]
 
 
 def _content_form(content: Any) -> str:

@@ -64,7 +64,7 @@ def openai_router(backend: Backend) -> APIRouter:
 
     @router.post(CHAT, response_model=ChatCompletion, **streaming)
     async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
-        """Answer a conversation about images and videos; with ``stream``, as server-sent events."""
+        """Answer a conversation about images, videos and sounds; with ``stream``, as server-sent events."""
         return await _answer(backend, CHAT, body, request)
 
     @router.post(COMPLETIONS, response_model=Completion, **streaming)

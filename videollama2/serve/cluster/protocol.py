@@ -31,6 +31,7 @@ class WorkerStatus(_Body):
 
     ``speed`` is in tokens per second, or any other unit that all workers share. ``num_frames`` is the number of frames
     used for videos without an explicit number. ``max_model_len`` limits the tokens of prompt and answer together.
+    ``kinds`` are the kinds of media that the models take, see :data:`videollama2.media.kinds.KINDS`; None is unknown.
     """
 
     model_names: list[ModelName] = Field(min_length=1, max_length=64)
@@ -38,6 +39,7 @@ class WorkerStatus(_Body):
     queue_length: Queue = 0
     num_frames: int | None = Field(None, ge=1, le=1 << 20)
     max_model_len: int | None = Field(None, ge=1, le=1 << 40)
+    kinds: list[Annotated[str, StringConstraints(max_length=32)]] | None = Field(None, max_length=16)
 
 
 class RegisterWorker(_Body):

@@ -12,6 +12,7 @@ import sys
 import sysconfig
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,9 +21,10 @@ from PIL import Image
 
 import videollama2
 from videollama2.errors import MediaLimitError
+from videollama2.media.audio import ClipRules, SoundSampling, read_sound, read_video_sound
 from videollama2.media.frames import FrameSampling
 from videollama2.media.image import load_image
-from videollama2.media.kinds import IMAGE
+from videollama2.media.kinds import AUDIO, IMAGE
 from videollama2.media.limits import MediaLimits
 from videollama2.media.pixels import FrameResize
 from videollama2.media.video import read_clip
@@ -40,8 +42,18 @@ CODECS = (
     "h264,hevc,vp8,vp9,libvpx,libvpx-vp9,av1,libdav1d,libaom-av1,mpeg4,mpeg2video,mpeg1video,mjpeg,gif,theora,h263,"
     "flv,msmpeg4v2,msmpeg4,wmv1,wmv2,wmv3,vc1,prores"
 )
-"""FFmpeg decoders that a client's video may use; none decodes audio. JPEG 2000 video has been used to attack servers,
-so it is left out."""
+"""FFmpeg decoders that the frames of a client's video may use. JPEG 2000 video has been used to attack servers, so it
+is left out."""
+
+SOUND_CONTAINERS = CONTAINERS + ",mp3,wav,w64,aiff,aac,flac,ac3,eac3"
+"""FFmpeg containers that a client may send for their sound."""
+
+SOUND_CODECS = (
+    "aac,aac_latm,mp3,mp3float,mp2,mp2float,opus,libopus,vorbis,libvorbis,flac,alac,ac3,eac3,wmav1,wmav2,amrnb,amrwb,"
+    "adpcm_ms,adpcm_ima_wav,pcm_u8,pcm_s16le,pcm_s16be,pcm_s24le,pcm_s24be,pcm_s32le,pcm_s32be,pcm_f32le,pcm_f32be,"
+    "pcm_f64le,pcm_f64be,pcm_alaw,pcm_mulaw"
+)
+"""FFmpeg decoders that a client's sound may use."""
 
 _WHAT_DECODERS_RAISE = (
     OSError,
@@ -105,7 +117,9 @@ def _prepare_libraries() -> None:
     """Load Pillow's plugins, silence all libraries, and replace Pillow's limit on pixels by ours."""
     import av
 
-    import videollama2.media.pyav.reader  # noqa: F401 - imported now, so that a slow disk delays no job
+    # Imported now, so that a slow disk delays no job.
+    import videollama2.media.pyav.reader
+    import videollama2.media.pyav.sound  # noqa: F401
 
     av.logging.set_level(None)
     warnings.simplefilter("ignore")
@@ -125,10 +139,9 @@ def _installation() -> list[str]:
 def _answer(
     header: dict[str, Any], blobs: list[bytearray], limits: MediaLimits
 ) -> tuple[dict[str, Any], Sequence[np.ndarray]]:
-    """Return the reply and the frames of one job. Errors become replies because the process serves further jobs."""
+    """Return the reply and the arrays of one job. Errors become replies because the process serves further jobs."""
     try:
-        frames, times = _read(header, blobs, limits)
-        arrays = [frames] if isinstance(frames, np.ndarray) else frames
+        reply, arrays = (_hear if header["kind"] == AUDIO else _look)(header, blobs, limits)
         arrays = [np.ascontiguousarray(array) for array in arrays]
         shapes = [list(array.shape) for array in arrays]
     except MediaLimitError as refusal:
@@ -137,7 +150,28 @@ def _answer(
         return {"error": "memory"}, ()
     except _WHAT_DECODERS_RAISE as error:
         return {"error": "unreadable", "detail": f"{type(error).__name__}: {error}"[:2000]}, ()
-    return {"shapes": shapes, "times": times}, arrays
+    return {**reply, "shapes": shapes}, arrays
+
+
+def _hear(
+    header: dict[str, Any], blobs: list[bytearray], limits: MediaLimits
+) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """Return the facts of a sound, and its wave."""
+    source = blobs if header["is_list"] else blobs[0]
+    read = read_video_sound if header["of_video"] else read_sound
+    limits = replace(limits, containers=SOUND_CONTAINERS, codecs=SOUND_CODECS)
+    sound = read(source, ClipRules(**header["rules"]), SoundSampling(**header["sampling"]), limits)
+    has_track = sound.note is None
+    facts = {"dtype": sound.wave_S.dtype.name, "spans": sound.spans, "seconds": sound.seconds, "has_track": has_track}
+    return facts, [sound.wave_S]
+
+
+def _look(
+    header: dict[str, Any], blobs: list[bytearray], limits: MediaLimits
+) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """Return the times of the frames of an image or a video, and the frames."""
+    frames, times = _read(header, blobs, limits)
+    return {"times": times}, [frames] if isinstance(frames, np.ndarray) else frames
 
 
 def _read(

@@ -47,7 +47,7 @@ class MediaFetcher:
         """Return the bytes of one medium, or a list of encoded frames if the video was sent as such a list.
 
         Args:
-            kind: ``image`` or ``video``.
+            kind: a key of :data:`~videollama2.media.kinds.KINDS`.
 
         Raises:
             RefusedMediaError: the policy forbids the medium, or it cannot be fetched.

@@ -1,8 +1,9 @@
 """Decodes clients' media in separate processes, which may crash, hang or run out of memory without harm.
 
 A few processes (:mod:`~videollama2.serve.untrusted_media.child`) are reused for many jobs. Each belongs to one thread,
-which sends it jobs and reads the frames. A process that fails, or has served its number of jobs, is replaced. Frames
-are returned in the size that the model takes, so that little data has to be transferred and cached.
+which sends it jobs and reads the results. A process that fails, or has served its number of jobs, is replaced. Frames
+are returned in the size that the model takes, and sounds as clips at its sampling rate, so that little data has to be
+transferred and cached.
 """
 
 from __future__ import annotations
@@ -12,47 +13,38 @@ import hashlib
 import json
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, TypeVar
 
 from videollama2.constants import NUM_FRAMES
 from videollama2.errors import MediaError
 from videollama2.inference.lru import LruStore
+from videollama2.media.audio import ClipRules, Sound, SoundSampling
 from videollama2.media.frames import FrameSampling
-from videollama2.media.kinds import IMAGE
+from videollama2.media.kinds import AUDIO, IMAGE
 from videollama2.media.pixels import FrameResize
 from videollama2.serve.untrusted_media.errors import RefusedMediaError
 from videollama2.serve.untrusted_media.process import Child, ChildError, ChildLimits
-
-Frames = np.ndarray | list[np.ndarray]
-"""uint8 frames: an image is (H, W, 3), a video (T, H, W, 3) or, if frame sizes differ, a list of (H, W, 3)."""
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """One decoded medium: its frames and, for a video, the time in seconds at which each is shown."""
-
-    frames: Frames
-    times: tuple[float, ...] = ()
-
+from videollama2.serve.untrusted_media.replies import Decoded, Frames, InvalidReplyError, frames_of, size_of, sound_of
 
 Source = bytes | Path | Sequence[bytes]
-"""An encoded image or video, its path, or a list of encoded frames."""
+"""An encoded image, video or sound, its path, or a list of encoded frames."""
 
 JOBS_PER_PROCESS = 256
 """Jobs after which a process is replaced, so that leaked memory or anything a client has planted does not stay."""
 
 CACHE_BYTES = 256 << 20
 
+Result = Decoded | Sound
+
 _log = logging.getLogger(__name__)
 
 _MESSAGES = {
     "unreadable": "the {kind} cannot be read: it is damaged, not of an accepted format, or larger than {pixels} pixels",
+    "unheard": "the {kind} cannot be heard: it is damaged, or not of an accepted format",
     "memory": "the {kind} takes more memory to decode than is given to one",
     "timeout": "the {kind} took longer to decode than the {seconds:g} s that are given to one",
     "crash": "the {kind} cannot be decoded",
@@ -68,8 +60,9 @@ class Sandbox:
             ``decode_memory_bytes``, ``decode_processes`` of :class:`videollama2.serve.settings.MediaPolicy`.
         resize: resizing applied to frames in the decoding process; None keeps the size they have in the file.
         num_frames: number of frames that the model takes, used if a request does not give one.
+        rules: rules for cutting sounds into clips; None takes those of the published models.
         jobs_per_process: see :data:`JOBS_PER_PROCESS`.
-        cache_bytes: bytes of decoded frames to keep for further questions about the same medium.
+        cache_bytes: bytes of decoded media to keep for further questions about the same medium.
     """
 
     def __init__(
@@ -78,14 +71,15 @@ class Sandbox:
         resize: FrameResize | None = None,
         *,
         num_frames: int = NUM_FRAMES,
+        rules: ClipRules | None = None,
         jobs_per_process: int = JOBS_PER_PROCESS,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        self.policy, self.resize, self.num_frames = policy, resize, num_frames
+        self.policy, self.resize, self.num_frames, self.rules = policy, resize, num_frames, rules or ClipRules()
         self.started = 0
         """Number of processes started so far."""
-        self.cache: LruStore[bytes, Decoded] = LruStore(cache_bytes, lambda decoded: frame_bytes(decoded.frames))
-        """Decoded frames by a hash of what they were decoded from."""
+        self.cache: LruStore[bytes, Result] = LruStore(cache_bytes, size_of)
+        """Decoded media by a hash of what they were decoded from."""
         self._limits = ChildLimits.of(policy, jobs_per_process)
         self._threads = ThreadPoolExecutor(policy.decode_processes, thread_name_prefix="videollama2-sandbox")
         self._own = threading.local()
@@ -96,8 +90,14 @@ class Sandbox:
 
     @classmethod
     def of(cls, policy: Any, processor: Any, **options: Any) -> Sandbox:
-        """Return a sandbox for a model, whose frames are resized in the way its ``processor`` resizes them first."""
-        return cls(policy, processor.first_resize(), num_frames=processor.model_config.num_frames, **options)
+        """Return a sandbox for a model.
+
+        Frames are resized in the way its ``processor`` resizes them first; sounds are cut by the rules of the model.
+        """
+        config = processor.model_config
+        resize = processor.first_resize() if config.sees else None
+        rules = ClipRules.of(config.audio_config) if config.hears else None
+        return cls(policy, resize, num_frames=config.num_frames, rules=rules, **options)
 
     async def read(self, kind: str, source: Source, options: Mapping[str, Any] | None = None) -> Frames:
         """Return the frames of one medium; see :meth:`read_timed`."""
@@ -114,20 +114,42 @@ class Sandbox:
         Raises:
             RefusedMediaError: the medium cannot be decoded, or not within the limits. Cancelling ends the work.
         """
-        sampling = self._sampling(kind, options or {})
-        blobs = await asyncio.to_thread(self._blobs, kind, source)
+        resize = None if self.resize is None else asdict(self.resize)
+        header = {"kind": kind, "sampling": self._sampling(kind, options or {}), "resize": resize}
+        found = await self._result(header, source)
+        assert isinstance(found, Decoded)
+        return found
+
+    async def hear(self, source: Source, options: Mapping[str, Any] | None = None) -> Sound:
+        """Return the clip of a sound that a model hears. Its wave is shared and must not be written to.
+
+        Args:
+            source: as for :meth:`read_timed`; a list of encoded frames is a silent video.
+            options: the fields of :class:`~videollama2.media.audio.SoundSampling` that the client gave, and
+                ``of_video``: whether this is the sound of a video, see :mod:`videollama2.media.audio`.
+
+        Raises:
+            RefusedMediaError: as for :meth:`read_timed`.
+        """
+        given = dict(options or {})
+        of_video = bool(given.pop("of_video", False))
+        sampling = _accepted(SoundSampling, given)
+        header = {"kind": AUDIO, "sampling": asdict(sampling), "of_video": of_video, "rules": asdict(self.rules)}
+        found = await self._result(header, source)
+        assert isinstance(found, Sound)
+        return found
+
+    async def _result(self, asked: dict[str, Any], source: Source) -> Result:
+        """Return the result of a job, from the cache if it is there."""
         header = {
-            "kind": kind,
-            "sampling": sampling,
+            **asked,
             "is_list": not isinstance(source, (bytes, Path)),
-            "resize": None if self.resize is None else asdict(self.resize),
             "cpu_seconds": self.policy.decode_timeout_s,
         }
+        blobs = await asyncio.to_thread(self._blobs, asked["kind"], source)
         key = await asyncio.to_thread(_key, header, blobs)
-        decoded = self.cache.get(key)
-        if decoded is not None:
-            return decoded
-        return await self._share(key, header, blobs)
+        found = self.cache.get(key)
+        return await self._share(key, header, blobs) if found is None else found
 
     def close(self) -> None:
         """End the processes; jobs in progress fail."""
@@ -163,10 +185,7 @@ class Sandbox:
             if options:
                 raise RefusedMediaError(f"an image has no {', '.join(sorted(options))}")
             return {}
-        try:
-            sampling = FrameSampling(**options).for_model(self.num_frames)
-        except MediaError as error:  # the text holds only the client's numbers and the rule
-            raise RefusedMediaError(str(error)) from error
+        sampling = _accepted(lambda **given: FrameSampling(**given).for_model(self.num_frames), options)
         if (sampling.count or 0) > self.policy.max_frames:
             raise RefusedMediaError(
                 f"num_frames {sampling.count} is more than the {self.policy.max_frames} that are given"
@@ -190,7 +209,7 @@ class Sandbox:
 
     # ---------------------------------------------------------------------------------------- requests that share a job
 
-    async def _share(self, key: bytes, header: dict[str, Any], blobs: list[Any]) -> Decoded:
+    async def _share(self, key: bytes, header: dict[str, Any], blobs: list[Any]) -> Result:
         """Decode once for all concurrent requests for the same medium, and stop when the last of them is cancelled."""
         flight = self._flights.get(key)
         if flight is None:
@@ -206,7 +225,7 @@ class Sandbox:
                 self._flights.pop(key, None)
                 flight.task.cancel()
 
-    async def _decode(self, key: bytes, header: dict[str, Any], blobs: list[Any]) -> Decoded:
+    async def _decode(self, key: bytes, header: dict[str, Any], blobs: list[Any]) -> Result:
         job = _Job(header, blobs)
         try:
             decoded = await asyncio.get_running_loop().run_in_executor(self._threads, self._run, job)
@@ -222,7 +241,7 @@ class Sandbox:
 
     # ------------------------------------------------------------------------------------------------- on a pool thread
 
-    def _run(self, job: _Job) -> Decoded:
+    def _run(self, job: _Job) -> Result:
         child = self._child()
         if not job.take(child):
             raise ChildError("crash", "the client has left")
@@ -238,8 +257,7 @@ class Sandbox:
             raise RefusedMediaError(str(reply.get("message")))
         if "error" in reply:
             raise self._refusal(job.header["kind"], reply["error"], str(reply.get("detail", "")))
-        frames = self._frames(job.header["kind"], reply, arrays)
-        return Decoded(frames, _times(reply))
+        return self._checked(job.header, reply, arrays)
 
     def _child(self) -> Child:
         """Return this thread's process, starting a new one if there is none that can take a job."""
@@ -269,43 +287,41 @@ class Sandbox:
             self._children.discard(child)
 
     def _refusal(self, kind: str, reason: str, detail: str) -> RefusedMediaError:
+        if reason == "unreadable" and kind == AUDIO:
+            reason = "unheard"
         reason = reason if reason in _MESSAGES else "crash"
         text = _MESSAGES[reason].format(kind=kind, pixels=self.policy.max_pixels, seconds=self.policy.decode_timeout_s)
         return RefusedMediaError(text, _CODES.get(reason, "invalid_media"), detail=detail)
 
-    def _frames(self, kind: str, reply: dict[str, Any], arrays: list[bytearray]) -> Frames:
-        """Return the reply's bytes as arrays. Everything is checked, since a client may have taken over the process."""
-        shapes = reply.get("shapes")
-        dimensions = (3,) if kind == IMAGE else (3, 4)
-        if not isinstance(shapes, list) or not 1 <= len(shapes) == len(arrays) <= self.policy.max_frames:
-            raise self._refusal(kind, "crash", f"a reply with the shapes {shapes!r:.200}")
-        frames = []
-        for shape, data in zip(shapes, arrays, strict=True):
-            good = isinstance(shape, list) and all(type(side) is int and side > 0 for side in shape)
-            if not good or len(shape) not in dimensions or shape[-1] != 3 or _product(shape) != len(data):
-                raise self._refusal(kind, "crash", f"a reply with the shape {shape!r:.200}")
-            array = np.frombuffer(data, np.uint8).reshape(shape)
-            array.flags.writeable = False
-            frames.append(array)
-        return frames[0] if kind == IMAGE or frames[0].ndim == 4 else frames
+    def _checked(self, header: dict[str, Any], reply: dict[str, Any], arrays: list[bytearray]) -> Result:
+        """Return the reply's bytes as a result. A client may have taken over the process, so everything is checked."""
+        kind = header["kind"]
+        try:
+            if kind == AUDIO:
+                return sound_of(reply, arrays, self.rules.samples(self.rules.sampling_rate))
+            return frames_of(kind, reply, arrays, self.policy.max_frames)
+        except InvalidReplyError as error:
+            raise self._refusal(kind, "crash", str(error)) from error
 
 
-def _times(reply: dict[str, Any]) -> tuple[float, ...]:
-    """Return the frames' times, or an empty tuple if the reply has no valid ones: the process is not trusted."""
-    times = reply.get("times")
-    if not isinstance(times, list) or not all(isinstance(time, float) and abs(time) < 1e9 for time in times):
-        return ()
-    return tuple(times)
+_Sampling = TypeVar("_Sampling")
 
 
-def frame_bytes(frames: Frames) -> int:
-    """Return the number of bytes that frames occupy in memory."""
-    return frames.nbytes if isinstance(frames, np.ndarray) else sum(frame.nbytes for frame in frames)
+def _accepted(make: Callable[..., _Sampling], options: Mapping[str, Any]) -> _Sampling:
+    """Return the sampling that a client's options describe.
+
+    Raises:
+        RefusedMediaError: an option is out of range.
+    """
+    try:
+        return make(**options)
+    except MediaError as error:  # the text holds only the client's numbers and the rule
+        raise RefusedMediaError(str(error)) from error
 
 
 @dataclass
 class _Flight:
-    task: asyncio.Future[Decoded]
+    task: asyncio.Future[Result]
     waiting: int = 0
 
 
@@ -335,19 +351,12 @@ class _Job:
 
 
 def _key(header: dict[str, Any], blobs: Sequence[Any]) -> bytes:
-    """Return the cache key of frames: a hash of all source bytes, the length of each blob, and how they are read."""
+    """Return the cache key of a result: a hash of all source bytes, the length of each blob, and how they are read."""
     digest = hashlib.blake2b(json.dumps(header, sort_keys=True).encode(), digest_size=32)
     for blob in blobs:
         digest.update(b"%d:" % len(blob))
         digest.update(blob)
     return digest.digest()
-
-
-def _product(shape: Sequence[int]) -> int:
-    product = 1
-    for side in shape:
-        product *= side
-    return product
 
 
 def _read_file(path: Path, max_bytes: int) -> bytes:

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import unquote
 
-from videollama2.media.kinds import KINDS, VIDEO
+from videollama2.media.kinds import KINDS, VIDEO, with_article
 from videollama2.serve.untrusted_media.errors import RefusedMediaError
 
 MAX_URL_LENGTH = 8192
@@ -170,13 +170,19 @@ def parse_data(url: str, kind: str, max_bytes: int, max_frames: int) -> bytes | 
         raise RefusedMediaError(f"a data URL of type {main}/... is no {kind}", "invalid_media_url")
     start = found.end()
     if (len(url) - start) * 3 // 4 > max_bytes:
-        raise RefusedMediaError(f"a {kind} is larger than {max_bytes} bytes", "media_too_large", 413)
+        raise RefusedMediaError(f"{with_article(kind)} is larger than {max_bytes} bytes", "media_too_large", 413)
     if mime != FRAME_LIST_TYPE or kind != VIDEO:
         return _decode(url[start:], kind)
     count = url.count(",", start) + 1
     if count > max_frames:
         raise RefusedMediaError(f"a video of {count} frames has more than the {max_frames} that are accepted")
     return [_decode(frame, VIDEO) for frame in url[start:].split(",")]
+
+
+def stated_type(url: str) -> str:
+    """Return the MIME type that a ``data:`` URL states, in lower case; an empty text for any other URL."""
+    found = _DATA.match(url[:_MAX_DATA_HEAD])
+    return found["type"].lower() if found else ""
 
 
 def decode_base64(text: str) -> bytes:
@@ -205,7 +211,7 @@ def _decode(text: str, kind: str) -> bytes:
     try:
         data = decode_base64(text)
     except ValueError:
-        raise RefusedMediaError(f"the data URL of a {kind} is not valid base64") from None
+        raise RefusedMediaError(f"the data URL of {with_article(kind)} is not valid base64") from None
     if not data:
-        raise RefusedMediaError(f"the data URL of a {kind} is empty")
+        raise RefusedMediaError(f"the data URL of {with_article(kind)} is empty")
     return data

@@ -69,7 +69,8 @@ class Answers:
             completion_tokens=completion,
             total_tokens=prompt + completion,
             prompt_tokens_details=PromptTokensDetails(
-                cached_tokens=sum(result.cached_tokens for result in results if result is not None)
+                cached_tokens=sum(result.cached_tokens for result in results if result is not None),
+                audio_tokens=sum(_counted(answer).audio_tokens for answer in firsts),
             ),
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -59,18 +59,21 @@ class WorkerService(ChatService):
 
     def status(self) -> WorkerStatus:
         """The status for the controller."""
+        from videollama2.processing import media_kinds
+
         load = self.engine.load
         queue = load["decoding"] + load["prefilling"] + load["waiting"] + self.preparing
-        frames = self.engine.processor.model_config.num_frames
+        config = self.engine.processor.model_config
         return WorkerStatus(
             model_names=[self.model_name],
             speed=self.speed,
             queue_length=queue,
-            num_frames=frames,
+            num_frames=config.num_frames,
             max_model_len=self.engine.max_length,
+            kinds=list(media_kinds(config)),
         )
 
-    async def handed_in(self, work: Coroutine[Any, Any, list[Answer]], has_media: bool) -> list[Answer]:
+    async def handed_in(self, work: Coroutine[Any, Any, list[Answer]], kinds: Sequence[str] = ()) -> list[Answer]:
         """See :class:`ChatService`."""
         start = monotonic()
         self.taken += 1
@@ -79,8 +82,9 @@ class WorkerService(ChatService):
         except ApiError as error:
             self.metrics.rejected(error.code or str(error.status))
             raise
+        self.metrics.read(kinds)
         for answer in answers:
-            self.metrics.watch(answer, monotonic() - start, has_media)
+            self.metrics.watch(answer, monotonic() - start, has_media=bool(kinds))
         return answers
 
     def _gauges(self) -> dict[str, float]:

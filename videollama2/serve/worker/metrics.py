@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -40,12 +40,14 @@ class ServeMetrics:
             name: self._counter(name, text)
             for name, text in {
                 "prompt_tokens": "Prompt tokens of answers that ended.",
+                "prompt_audio_tokens": "Those of them that stand for sound.",
                 "generation_tokens": "Tokens answered.",
                 "prefix_cache_queries": "Prompt tokens looked up among known beginnings.",
                 "prefix_cache_hits": "Prompt tokens that were known.",
             }.items()
         }
         self._ended = self._labelled("request_success", "Answers that ended, by how.", "finished_reason")
+        self._media = self._labelled("media", "Media of requests that were taken, by kind.", "kind")
         self._rejected = self._labelled("rejected", "Requests that were refused, by why.", "reason")
         self._seconds = {
             name: self._histogram(name, text, SECONDS)
@@ -72,6 +74,11 @@ class ServeMetrics:
         """Count a request that was refused before it reached the engine."""
         self._rejected.labels(self._model, reason).inc()
 
+    def read(self, kinds: Iterable[str]) -> None:
+        """Count the media of a request."""
+        for kind in kinds:
+            self._media.labels(self._model, kind).inc()
+
     def watch(self, answer: Answer, prepared_s: float = 0.0, has_media: bool = False) -> None:
         """Observe an answer until it ends.
 
@@ -92,6 +99,7 @@ class ServeMetrics:
             self._on_end(result)
         self._ended.labels(self._model, _OUTCOMES.get(result.finish_reason, "error")).inc()
         self._tokens["prompt_tokens"].inc(result.prompt_tokens)
+        self._tokens["prompt_audio_tokens"].inc(result.audio_tokens)
         self._tokens["generation_tokens"].inc(result.completion_tokens)
         self._tokens["prefix_cache_queries"].inc(result.prompt_tokens)
         self._tokens["prefix_cache_hits"].inc(result.cached_tokens)

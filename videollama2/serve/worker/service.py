@@ -21,22 +21,21 @@ from videollama2.errors import (
     RequestTooLongError,
     VideoLlama2Error,
 )
-from videollama2.media.kinds import VIDEO
 from videollama2.prompting import check_last, check_messages
 from videollama2.prompting.template import template_variables
 from videollama2.serve.api.messages import (
     CHARACTERS_PER_TOKEN,
-    MediumAsked,
     TextGuard,
     engine_messages,
+    kinds_asked,
 )
 from videollama2.serve.api.request import ChatRequest
 from videollama2.serve.api.sampling import AnswerForm
-from videollama2.serve.untrusted_media.errors import RefusedMediaError
 from videollama2.serve.untrusted_media.fetch import MediaFetcher
-from videollama2.serve.untrusted_media.sandbox import Frames, Sandbox, frame_bytes
+from videollama2.serve.untrusted_media.sandbox import Sandbox
 from videollama2.serve.web.errors import ApiError, model_not_found, server_fault, shutting_down
 from videollama2.serve.worker.budget import Budget, WaitingBudget
+from videollama2.serve.worker.media import MediaDesk, ReadPart, with_media
 
 if TYPE_CHECKING:
     from videollama2.inference.answer import Answer
@@ -53,7 +52,7 @@ class ChatLimits:
     Attributes:
         max_requests: maximum number of requests whose media are being read or that wait in the engine.
         max_raw_bytes: bytes of encoded media that are being fetched and decoded. Further media wait.
-        max_frame_bytes: bytes of decoded frames of running answers. Further requests are refused for the moment.
+        max_frame_bytes: bytes of decoded media of running answers. Further requests are refused for the moment.
         retry_after_s: seconds after which a refused client is asked to retry.
     """
 
@@ -89,18 +88,21 @@ class ChatService:
     ) -> None:
         self.engine, self.model_name, self.policy, self.sandbox = engine, model_name, policy, sandbox
         self.limits, self.log_prompts = limits or ChatLimits(), log_prompts
-        self.fetcher = fetcher or MediaFetcher(policy)
         self.closing = False
         """Whether new requests are refused; running ones are finished."""
         self.preparing = 0
         """Number of requests whose media are being fetched and decoded."""
         config = engine.processor.model_config
         self.guard = TextGuard(
-            engine.processor.tokenizer,
-            (config.image_token_id, config.video_token_id),
-            CHARACTERS_PER_TOKEN * engine.max_length,
+            engine.processor.tokenizer, config.placeholder_ids, CHARACTERS_PER_TOKEN * engine.max_length
         )
-        self._raw = WaitingBudget(self.limits.max_raw_bytes)
+        self.media = MediaDesk(
+            config,
+            fetcher or MediaFetcher(policy),
+            sandbox,
+            WaitingBudget(self.limits.max_raw_bytes),
+            self.limits.retry_after_s,
+        )
         self.frames = Budget(self.limits.max_frame_bytes)
 
     @property
@@ -113,11 +115,14 @@ class ChatService:
         Raises:
             ApiError: the request is refused, or cannot be answered at the moment.
         """
-        has_media = any(not isinstance(message.content, str) for message in request.messages)
-        return await self.handed_in(self._chat(request, count), has_media)
+        return await self.handed_in(self._chat(request, count), kinds_asked(request))
 
-    async def handed_in(self, work: Coroutine[Any, Any, list[Answer]], has_media: bool) -> list[Answer]:
-        """Return the result of ``work``, which submits a request. Subclasses override this to count requests."""
+    async def handed_in(self, work: Coroutine[Any, Any, list[Answer]], kinds: Sequence[str] = ()) -> list[Answer]:
+        """Return the result of ``work``, which submits a request. Subclasses override this to count requests.
+
+        Args:
+            kinds: kind of each medium of the request.
+        """
         return await work
 
     @contextmanager
@@ -167,22 +172,21 @@ class ChatService:
         if len(asked) > self.policy.max_media:
             raise ApiError(
                 400,
-                f"{len(asked)} images and videos are more than the {self.policy.max_media} that are accepted",
+                f"{len(asked)} media are more than the {self.policy.max_media} that are accepted",
                 code="too_many_media",
                 param="messages",
             )
-        frames = await self._read_all(asked)
-        held = sum(map(frame_bytes, frames))
+        media = await self.media.read_all(asked)
+        held = sum(part.size for part in media)
         if held and not self.frames.take(held):
             raise ApiError(
                 503,
-                "too many images and videos are being looked at; try again later",
+                "too many media are in use; try again later",
                 type="server_error",
                 code="overloaded",
                 retry_after=self.limits.retry_after_s,
             )
         try:
-            media = [_part(medium, item) for medium, item in zip(asked, frames, strict=True)]
             with self.faults():
                 # Rendering, tokenising and compiling a schema may each take a while.
                 answers = await asyncio.to_thread(self._hand_in, request, messages, media, count)
@@ -196,7 +200,7 @@ class ChatService:
         return answers
 
     def _hand_in(
-        self, request: ChatRequest, messages: Sequence[dict[str, Any]], media: Sequence[dict[str, Any]], count: int
+        self, request: ChatRequest, messages: Sequence[dict[str, Any]], media: Sequence[ReadPart], count: int
     ) -> list[Answer]:
         known = template_variables(self.tokenizer)
         template = {name: value for name, value in (request.chat_template_kwargs or {}).items() if name in known}
@@ -210,7 +214,7 @@ class ChatService:
         }
 
         def submit(choice: int, limit: int | None) -> Answer:
-            own = list(_with_media(messages, media))
+            own = list(with_media(messages, media))
             return self.engine.submit(own, **request.sampling(choice, limit), **options)
 
         return self.submit_each(submit, count, request.limit)
@@ -237,29 +241,6 @@ class ChatService:
             raise
         return answers
 
-    async def _read_all(self, asked: Sequence[MediumAsked]) -> list[Frames]:
-        tasks = [asyncio.ensure_future(self._read(medium)) for medium in asked]
-        try:
-            return list(await asyncio.gather(*tasks))
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _read(self, medium: MediumAsked) -> Frames:
-        try:
-            async with self._raw.hold(self.fetcher.size_bound(medium.url)):
-                source = await self.fetcher.fetch(medium.url, medium.kind)
-                return await self.sandbox.read(medium.kind, source, medium.options)
-        except RefusedMediaError as error:
-            if error.detail:
-                _log.info("refused: %s (%s): %s", medium.kind, error, error.detail)
-            kind = "invalid_request_error" if error.status < 500 else "server_error"
-            retry = self.limits.retry_after_s if error.status == 503 else None
-            raise ApiError(
-                error.status, str(error), type=kind, code=error.code, param=medium.param, retry_after=retry
-            ) from error
-
 
 class _Share:
     """Bytes that several answers hold together. Members leave in finalizers, which may run on any thread."""
@@ -273,22 +254,6 @@ class _Share:
             self._members -= 1
             if not self._members:
                 self._budget.give_back(self._held)
-
-
-def _part(medium: MediumAsked, frames: Frames) -> dict[str, Any]:
-    # The model gets all of the frames: they were already sampled when the video was read.
-    options = {"num_frames": len(frames)} if medium.kind == VIDEO else {}
-    return {"type": medium.kind, medium.kind: frames, **options}
-
-
-def _with_media(messages: Sequence[dict[str, Any]], media: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield the messages with frames in their media parts."""
-    left = iter(media)
-    for message in messages:
-        content = message["content"]
-        if not isinstance(content, str):
-            content = [part if part["type"] == "text" else next(left) for part in content]
-        yield {**message, "content": content}
 
 
 def queue_full(retry_after_s: float) -> ApiError:
@@ -341,7 +306,7 @@ def as_api_error(error: VideoLlama2Error, retry_after_s: float, engine: BackEnd)
         return ApiError(400, str(error), param=param, internal_code=40302)
     if isinstance(error, MediaError):
         _log.info("media that were decoded are of no use: %s", error)
-        return ApiError(400, "an image or video cannot be used", code="invalid_media", param="messages")
+        return ApiError(400, "a medium cannot be used", code="invalid_media", param="messages")
     if isinstance(error, EngineError) and engine.closed:
         return shutting_down(retry_after_s)
     _log.error("an answer failed: %s", error, exc_info=error)

@@ -20,7 +20,7 @@ async def complete(service: ChatService, request: CompletionRequest) -> list[Ans
     Raises:
         ApiError: the request is refused, or cannot be answered at the moment.
     """
-    return await service.handed_in(_complete(service, request), has_media=False)
+    return await service.handed_in(_complete(service, request))
 
 
 async def _complete(service: ChatService, request: CompletionRequest) -> list[Answer]:
@@ -55,7 +55,7 @@ def prompt_ids(service: ChatService, prompt: str | list[int], param: str, add_sp
     """Return the token ids of a prompt. Control tokens are allowed here, except those that represent media.
 
     Raises:
-        ApiError: the prompt is empty or too long, or has a token that represents an image or video or does not exist.
+        ApiError: the prompt is empty or too long, or has a token that represents a medium or does not exist.
     """
     if isinstance(prompt, str):
         check_length(len(prompt), service.guard, param)
@@ -64,11 +64,7 @@ def prompt_ids(service: ChatService, prompt: str | list[int], param: str, add_sp
     else:
         ids = prompt
     config = service.engine.processor.model_config
-    if (
-        not ids
-        or {config.image_token_id, config.video_token_id} & set(ids)
-        or max(ids) >= config.text_config.vocab_size
-    ):
+    if not ids or not set(config.placeholder_ids).isdisjoint(ids) or max(ids) >= config.text_config.vocab_size:
         raise ApiError(400, "a prompt must be text, or tokens of this model that stand for text", param=param)
     return ids
 
@@ -86,7 +82,7 @@ def tokenized(service: ChatService, request: TokenizePrompt | TokenizeMessages) 
     if media:
         raise ApiError(
             400,
-            "images and videos have no tokens of their own: the usage of an answer counts what they take",
+            "media have no tokens of their own: the usage of an answer counts what they take",
             code="unsupported_parameter",
             param=media[0].param,
         )

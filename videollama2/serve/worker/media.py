@@ -1,0 +1,144 @@
+"""Reads the media of requests: each is fetched, decoded in the sandbox, and becomes a part of an engine's message."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+from videollama2.errors import PromptError
+from videollama2.media.frames import FrameSampling
+from videollama2.media.kinds import AUDIO, VIDEO, identify
+from videollama2.serve.api.messages import MediumAsked
+from videollama2.serve.untrusted_media.errors import RefusedMediaError
+from videollama2.serve.untrusted_media.fetch import MediaFetcher
+from videollama2.serve.untrusted_media.replies import frame_bytes
+from videollama2.serve.untrusted_media.sandbox import Sandbox, Source
+from videollama2.serve.untrusted_media.urls import stated_type
+from videollama2.serve.web.errors import ApiError
+from videollama2.serve.worker.budget import WaitingBudget
+
+if TYPE_CHECKING:
+    from videollama2.config import VideoLlama2Config
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ReadPart:
+    """A medium that was read.
+
+    Attributes:
+        part: the part of a message that an engine takes.
+        size: bytes of its frames and its sound.
+    """
+
+    part: dict[str, Any]
+    size: int
+
+
+class MediaDesk:
+    """Reads media for one model.
+
+    Args:
+        config: configuration of the model, which says whether it sees and hears.
+        fetcher: fetches the media that clients name.
+        sandbox: decodes them.
+        raw: budget of bytes of encoded media that are being fetched and decoded.
+        retry_after_s: seconds after which a client is asked to retry if nothing can be decoded now.
+    """
+
+    def __init__(
+        self,
+        config: VideoLlama2Config,
+        fetcher: MediaFetcher,
+        sandbox: Sandbox,
+        raw: WaitingBudget,
+        retry_after_s: float,
+    ) -> None:
+        self.fetcher = fetcher
+        self._config, self._sandbox, self._raw, self._retry_after_s = config, sandbox, raw, retry_after_s
+
+    async def read_all(self, asked: Sequence[MediumAsked]) -> list[ReadPart]:
+        """Read all media of a request. If one cannot be read, the reading of the others is stopped.
+
+        Raises:
+            ApiError: a medium is refused, or the model has no encoder for it.
+        """
+        for medium in asked:
+            self._check_senses(medium)
+        tasks = [asyncio.ensure_future(self._read(medium)) for medium in asked]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _check_senses(self, medium: MediumAsked) -> None:
+        from videollama2.processing import check_kind
+
+        try:
+            check_kind(self._config, medium.kind)
+            if medium.use_audio:
+                check_kind(self._config, AUDIO)
+        except PromptError as error:
+            raise ApiError(400, str(error), code="modality_not_supported", param=medium.param) from error
+
+    async def _read(self, medium: MediumAsked) -> ReadPart:
+        try:
+            async with self._raw.hold(self.fetcher.size_bound(medium.url)):
+                source = await self.fetcher.fetch(medium.url, medium.kind)
+                if medium.kind == AUDIO:
+                    return await self._hear(medium, source)
+                return await self._look(medium, source)
+        except RefusedMediaError as error:
+            if error.detail:
+                _log.info("refused: %s (%s): %s", medium.kind, error, error.detail)
+            kind = "invalid_request_error" if error.status < 500 else "server_error"
+            retry = self._retry_after_s if error.status == 503 else None
+            raise ApiError(
+                error.status, str(error), type=kind, code=error.code, param=medium.param, retry_after=retry
+            ) from error
+
+    async def _hear(self, medium: MediumAsked, source: Source) -> ReadPart:
+        of_video = await asyncio.to_thread(_is_of_video, medium.url, source)
+        sound = await self._sandbox.hear(source, {**medium.options, "of_video": of_video})
+        return ReadPart({"type": AUDIO, AUDIO: sound}, sound.wave_S.nbytes)
+
+    async def _look(self, medium: MediumAsked, source: Source) -> ReadPart:
+        frames = await self._sandbox.read(medium.kind, source, medium.options)
+        if medium.kind != VIDEO:
+            return ReadPart({"type": medium.kind, medium.kind: frames}, frame_bytes(frames))
+        # The model gets all of the frames: they were already sampled when the video was read.
+        part = {"type": VIDEO, VIDEO: frames, "num_frames": len(frames)}
+        if not medium.use_audio:
+            return ReadPart(part, frame_bytes(frames))
+        start, end = FrameSampling(**medium.options).bounds()
+        bounds = {"start": start, "end": end, "windows": medium.windows or "published"}
+        sound = await self._sandbox.hear(source, {**bounds, "of_video": True})
+        if sound.note is not None:
+            _log.info("%s: %s", medium.param, sound.note)
+        return ReadPart({**part, VIDEO: {VIDEO: frames, AUDIO: sound}}, frame_bytes(frames) + sound.wave_S.nbytes)
+
+
+def _is_of_video(url: str, source: Source) -> bool:
+    """Return whether a sound is that of a video, by the type that the client states or else by the content."""
+    stated = stated_type(url).partition("/")[0]
+    if stated in (AUDIO, VIDEO):
+        return stated == VIDEO
+    name = "" if stated else PurePath(url.partition("?")[0]).name
+    return isinstance(source, bytes) and identify(source, name) == VIDEO
+
+
+def with_media(messages: Sequence[dict[str, Any]], media: Sequence[ReadPart]) -> Iterator[dict[str, Any]]:
+    """Yield the messages with media in their bare parts, in reading order."""
+    left = iter(media)
+    for message in messages:
+        content = message["content"]
+        if not isinstance(content, str):
+            content = [part if part["type"] == "text" else next(left).part for part in content]
+        yield {**message, "content": content}
