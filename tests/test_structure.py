@@ -99,7 +99,7 @@ WINGS = {
         ("samples", "atomic", "subtitles", "downloads"),
         ("items",),
         ("strict",),
-        ("answers", "annotations", "video_files"),
+        ("answers", "annotations", "video_files", "presets"),
         ("judging", "store"),
         ("report",),
         ("benchmarks", "sound_tracks"),

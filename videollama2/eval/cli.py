@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from videollama2.commands import add_debug_flag
-from videollama2.flags import add_answer_flags, add_backend_flag, add_model_flags, add_num_frames_flag, number
+from videollama2.flags import (
+    add_answer_flags,
+    add_backend_flag,
+    add_model_flags,
+    add_num_frames_flag,
+    number,
+)
 
 FORCE_HELP = "replace results that rest on more verdicts than there are now"
 Group = Any
@@ -71,6 +77,13 @@ def _run(parser: argparse.ArgumentParser) -> None:
     asked.add_argument("--limit", type=number(1), metavar="N", help="ask only N questions")
     asked.add_argument("--offset", type=number(0), default=0, metavar="N", help="leave the first N out")
     add_num_frames_flag(asked)
+    asked.add_argument(
+        "--sampling",
+        default="index",
+        choices=("index", "time", "fps"),
+        help="spread frames over their numbers (index, the default: published) or over the seconds of the clip (time), "
+        "or take one frame per second (fps), which may be more than the model was trained with",
+    )
     add_backend_flag(asked)
     asked.add_argument("--strict-data", action="store_true", help="stop at a video that is missing or unreadable")
     answer = parser.add_argument_group("answers")
@@ -154,8 +167,9 @@ def _add_settings(asked: Group) -> None:
     asked.add_argument("--split", choices=("test", "valid"), help="Perception Test (default: whichever is there)")
     asked.add_argument(
         "--prompt",
-        choices=("question", "options"),
-        help="moving_shapes: the question alone (default), or with options as MVBench",
+        choices=("question", "options", "lmms-eval"),
+        help="moving_shapes: the question alone (default), or with options as MVBench; lmms-eval: the prompts and "
+        "answer lengths of that harness, for the paper's benchmarks of videos but MSVD-QA and MSVC",
     )
     asked.add_argument(
         "--shuffle-frames",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from videollama2.errors import ConfigError, DataError
-from videollama2.eval.benchmarks import benchmark, names
+from videollama2.eval.benchmarks import benchmark, configured, names
 from videollama2.flags import AnswerFlags, frame_options
 from videollama2.ranks import own_device, rank_and_world
 
@@ -30,10 +30,13 @@ def run_command(args: argparse.Namespace) -> int:
     from videollama2.media.frames import FrameSampling
 
     settings = _settings(args)
-    found = benchmark(args.benchmark).configure(**settings)
+    found = configured(args.benchmark, **settings)
     if args.dry_run and not args.judge_model:
         raise ConfigError("--dry-run is about a judge: give --judge-model")
-    FrameSampling(**frame_options(args))  # raises the same error as other commands for a number out of range
+    if args.sampling == "fps" and (args.num_frames is not None or settings["subtitles"]):
+        raise ConfigError("--sampling fps takes its number of frames from the clip: no --num-frames, no --subtitles")
+    checked = {name: value for name, value in frame_options(args).items() if name != "sampling"}
+    FrameSampling(**checked)  # raises the same error as other commands for a number out of range
     rank, world = rank_and_world()
     options = {
         "device": args.device or own_device(),
@@ -52,6 +55,7 @@ def run_command(args: argparse.Namespace) -> int:
         model=ModelChoice(args.model_path, args.model_base, args.dtype, options),
         options=AnswerOptions(
             num_frames=args.num_frames,
+            frames_over=args.sampling,
             video_backend=args.video_backend,
             **asdict(AnswerFlags.of(args)),
         ),
@@ -144,7 +148,7 @@ def check_command(args: argparse.Namespace) -> int:
     from videollama2.eval.runner import by_clip, missing_media
     from videollama2.eval.sound_tracks import sound_tracks
 
-    found = benchmark(args.benchmark).configure(**_settings(args))
+    found = configured(args.benchmark, **_settings(args))
     data = args.data or found.default_data(DATA_ROOT)
     items = found.load(data)
     missing = missing_media(items, data)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from copy import copy
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +77,21 @@ class Item:
     @property
     def instructions(self) -> tuple[str, ...]:
         return (self.instruction,) if isinstance(self.instruction, str) else self.instruction
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How another harness asks the questions of one benchmark.
+
+    Attributes:
+        name: name of the harness.
+        text: function from an item to the text for the model.
+        max_new_tokens: longest answer, or None for the benchmark's own.
+    """
+
+    name: str
+    text: Callable[[Item], str | tuple[str, ...]]
+    max_new_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -232,6 +248,32 @@ class Benchmark(ABC):
     def default_data(self, root: Path) -> Path:
         """Return the default data folder; ``root`` is the folder with those of all benchmarks."""
         return root / self.folder
+
+    preset: Preset | None = None
+    """The way of another harness to ask the questions, if it is used; see :meth:`with_preset`."""
+
+    def with_preset(self, preset: Preset) -> Benchmark:
+        """Return this benchmark with the prompts and the longest answer of another harness.
+
+        Raises:
+            ConfigError: the prompts of this harness are not known with the benchmark's options.
+        """
+        if self.settings().get("subtitles") is not None:
+            raise ConfigError(f"the prompt {preset.name} is not known for {self.name} with subtitles")
+        asked = copy(self)
+        asked.preset = preset
+        asked.max_new_tokens = preset.max_new_tokens or self.max_new_tokens
+        return asked
+
+    def asked(self, data: Path) -> list[Item]:
+        """Return all items as they are asked: those of :meth:`load`, in the wording of the preset if there is one."""
+        items = self.load(data)
+        text = self.preset and self.preset.text
+        return [replace(item, instruction=text(item)) for item in items] if text else items
+
+    def all_settings(self) -> dict[str, Any]:
+        """Return :meth:`settings`, and the preset as ``prompt`` if there is one."""
+        return {**self.settings(), **({"prompt": self.preset.name} if self.preset else {})}
 
     def configure(self, **options: Any) -> Benchmark:
         """Return this benchmark with options of its own.

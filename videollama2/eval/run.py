@@ -103,7 +103,7 @@ class Plan:
         Raises:
             DataError: an annotation file is malformed, or ``offset`` and ``limit`` leave no item.
         """
-        loaded = self.benchmark.load(self.data)
+        loaded = self.benchmark.asked(self.data)
         end = None if self.limit is None else self.offset + self.limit
         chosen = loaded[self.offset : end]
         if not chosen:
@@ -121,7 +121,7 @@ class Plan:
             "project_version": __version__,
             "benchmark": self.benchmark.name,
             "benchmark_version": self.benchmark.version,
-            "settings": self.benchmark.settings(),
+            "settings": self.benchmark.all_settings(),
             "items": items_digest(items),
             "texts": texts_digest(self.benchmark.texts(items, self.data)),
             **self.model.describe(),

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from videollama2.errors import DataError, EngineError, MediaError, RequestTooLongError, VideoLlama2Error
 from videollama2.eval.annotations import why_unreadable
@@ -47,12 +47,15 @@ class AnswerOptions:
 
     Attributes:
         num_frames: frames per video, or None for the model's number.
+        frames_over: over what frames are spread, see :class:`~videollama2.media.frames.FrameSampling`; "fps" takes one
+            frame per second, at most :data:`~videollama2.media.frames.MAX_FRAMES`, in place of a number of frames.
         max_new_tokens: longest answer, or None for the benchmark's, shortened if the prompt leaves less of a slot.
         temperature: 0 takes the likeliest token; above 0, tokens are sampled, with a seed for each question that is
             made from ``seed``.
     """
 
     num_frames: int | None = None
+    frames_over: Literal["index", "time", "fps"] = "index"
     video_backend: str = "auto"
     max_new_tokens: int | None = None
     temperature: float = 0.0
@@ -60,8 +63,8 @@ class AnswerOptions:
     seed: int = 0
 
     def describe(self) -> dict[str, Any]:
-        """Return the options as the results record them."""
-        return asdict(self)
+        """Return the options as the results record them; the usual spread of frames is left out, as it always was."""
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("frames_over", "index")}
 
     def sampling(self, item: Item, part: int, max_new_tokens: int | None) -> dict[str, Any]:
         """Return the sampling options of one request; ``part`` is the number of the instruction within the item."""
@@ -148,9 +151,8 @@ class Runner:
         self.engine, self.benchmark, self.data, self.options = engine, benchmark, data, options
         self.strict_data = strict_data
         self.work = Work()
-        frames = "model" if options.num_frames is None else options.num_frames
-        self.sampling = FrameSampling(frames).for_model(engine.processor.model_config.num_frames)
-        self.num_frames = self.sampling.count or 0  # the count is never None here; "or 0" is for type checkers
+        self.sampling = _sampling(options, engine.processor.model_config.num_frames)
+        self.num_frames = self.sampling.count
         # An answer may take half of a slot; with a prompt longer than the other half, it gets what is left.
         self.max_new_tokens = options.max_new_tokens or min(benchmark.max_new_tokens, engine.max_length // 2)
 
@@ -271,7 +273,7 @@ class Runner:
     def _ask(self, item: Item, media: list[tuple[str, Any]], note: str | None) -> _Asked:
         asked = _Asked(item, item.instructions, note=note)
         try:
-            asked.instructions = self.benchmark.instructions(item, self.data, self.num_frames)
+            asked.instructions = self.benchmark.instructions(item, self.data, self.num_frames or 0)
             for part, text in enumerate(asked.instructions):
                 asked.answers.append(self._submit(item, part, text, media))
         except VideoLlama2Error as error:
@@ -312,6 +314,14 @@ class Runner:
             self.work.tokens += result.completion_tokens
         self.work.answers += 1
         return _stored(asked, outputs, reasons)
+
+
+def _sampling(options: AnswerOptions, model_frames: int) -> FrameSampling:
+    """Return the choice of frames; ``model_frames`` is the model's number of frames."""
+    if options.frames_over == "fps":
+        return FrameSampling(None)
+    frames = "model" if options.num_frames is None else options.num_frames
+    return FrameSampling(frames, sampling=options.frames_over).for_model(model_frames)
 
 
 def _stored(asked: _Asked, outputs: list[str], reasons: list[str]) -> StoredAnswer:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from videollama2.errors import ConfigError, DataError
-from videollama2.eval.benchmarks import benchmark, names
+from videollama2.eval.benchmarks import benchmark, configured, names
 from videollama2.eval.items import PUBLISHED, Benchmark, Item, Questions
 from videollama2.eval.published_files import entries, read_published
 from videollama2.eval.report.document import Header, build_report
@@ -32,7 +32,7 @@ def score_folder(args: argparse.Namespace) -> Published | None:
 
     former = read_run(args.answers)
     asked, about = former["configuration"], former["about"]
-    found = benchmark(about.get("source_file") or asked["benchmark"]).configure(**asked["settings"])
+    found = configured(about.get("source_file") or asked["benchmark"], **asked["settings"])
     if found.aspects and not args.judge_model:
         raise _needs_judge(found)
     if args.benchmark and benchmark(args.benchmark).name != found.name:

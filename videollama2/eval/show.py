@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from videollama2.errors import DataError, VideoLlama2Error
-from videollama2.eval.benchmarks import benchmark
+from videollama2.eval.benchmarks import configured
 from videollama2.eval.items import PUBLISHED, Item
 from videollama2.eval.report.pages import Page, ShownFrame, ShownQuestion, ShownRun
 from videollama2.eval.report.publish import RESULTS_FILE
@@ -100,9 +100,9 @@ def _run(folder: Path, folders: Sequence[Path]) -> ShownRun:
 def _items(former: dict[str, Any], data: Path | None) -> tuple[dict[str, Item], str]:
     """Return the items by id, for their options and clips. If the data are gone, return no items and a note."""
     asked, about = former["configuration"], former["about"]
-    found = benchmark(about.get("source_file") or asked["benchmark"]).configure(**asked["settings"])
+    found = configured(about.get("source_file") or asked["benchmark"], **asked["settings"])
     try:
-        return {item.id: item for item in found.load(data or Path(about["data"]))}, ""
+        return {item.id: item for item in found.asked(data or Path(about["data"]))}, ""
     except DataError as error:
         return {}, f"Without frames and options: {error}"
 
@@ -149,7 +149,9 @@ def _frames(item: Item, root: Path, former: dict[str, Any], frames: int | None) 
             if kind != VIDEO:
                 shown.append(ShownFrame(0.0, _picture(load_image(root / name))))
                 continue
-            sampling = FrameSampling(generation["num_frames"] or frames, start, end)
+            over = generation.get("frames_over", "index")
+            count = None if over == "fps" else generation["num_frames"] or frames
+            sampling = FrameSampling(count, start, end, sampling="time" if over == "time" else "index")
             clip = read_clip(root / name, sampling, generation["video_backend"])
             frames_THWC, count = clip.frames_THWC, len(clip.times)
             order = shuffled_order(count, Path(item.media).name) if item.shuffled else range(count)

@@ -10,9 +10,11 @@ import re
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from typing import Any
 
 from videollama2.errors import ConfigError
 from videollama2.eval.items import Benchmark
+from videollama2.eval.presets import PRESETS, preset
 from videollama2.eval.report.paper_numbers import canonical_benchmark
 
 ENTRY_POINT_GROUP = "videollama2.benchmarks"
@@ -71,6 +73,19 @@ def benchmark(name: str) -> Benchmark:
             module, _, attribute = place.partition(":")
             return getattr(import_module(module), attribute)()
     raise ConfigError(f"there is no benchmark {name!r}; there are {', '.join(names())}")
+
+
+def configured(name: str, **settings: Any) -> Benchmark:
+    """Look up a benchmark with its options, of which ``prompt`` may be a preset of :mod:`videollama2.eval.presets`.
+
+    Raises:
+        ConfigError: as :func:`benchmark`, :meth:`Benchmark.configure` and :meth:`Benchmark.with_preset`.
+    """
+    prompt = settings.get("prompt")
+    if prompt not in PRESETS:
+        return benchmark(name).configure(**settings)
+    found = benchmark(name).configure(**{**settings, "prompt": None})
+    return found.with_preset(preset(prompt, found.name))
 
 
 def _plain(name: str) -> str:

@@ -170,6 +170,9 @@ def _answering_differences(header: Header, number: PaperNumber) -> list[str]:
         differs.append(f"computed in {header.dtype} instead of {PUBLISHED_DTYPE}")
     if header.generation is None:
         return [*differs, "it is not known how answers were generated"]
+    over = header.generation.get("frames_over", "index")
+    if over != "index":
+        differs.append("one frame per second" if over == "fps" else "frames spread over time, not over their numbers")
     temperature = header.generation.get("temperature") or 0.0
     if temperature != number.temperature:
         differs.append(f"temperature {temperature:g} instead of {number.temperature:g}")
