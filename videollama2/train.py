@@ -137,7 +137,12 @@ def _build_trainer(
 
     def dataset(sets: list[PackedRecords]) -> VideoInstructionDataset:
         return VideoInstructionDataset(
-            ConcatDataset(sets), processor, training_args.model_max_length, stage, skip_bad=skipped is not None
+            ConcatDataset(sets),
+            processor,
+            training_args.model_max_length,
+            stage,
+            skip_bad=skipped is not None,
+            levels=processor.transform is not None,
         )
 
     trained, mixture = _packed(dataset(sets), [len(records) for records in sets], data_args, training_args)

@@ -46,6 +46,23 @@ def test_frozen_output_layer_gets_no_gradient():
     assert hidden.grad.abs().sum() > 0
 
 
+def test_gradients_of_many_chunks_are_added_in_float32():
+    """In bfloat16 the sum would stop growing once a chunk's gradient is below its last digit."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(2000, 8, generator=generator).bfloat16()
+    weight = torch.randn(40, 8, generator=generator).bfloat16()
+    targets = torch.randint(0, 3, (2000,), generator=generator)
+    errors = []
+    exact = weight.double().requires_grad_()
+    F.cross_entropy(hidden.double() @ exact.T, targets, reduction="sum").backward()
+    for chunk in (5, 2000):
+        learning = weight.clone().requires_grad_()
+        linear_cross_entropy(hidden, learning, targets, chunk=chunk).backward()
+        assert learning.grad.dtype == torch.bfloat16
+        errors.append((learning.grad.double() - exact.grad).norm() / exact.grad.norm())
+    assert errors[0] <= 1.2 * errors[1]
+
+
 def test_autocast_computes_logits_in_its_type():
     """As a linear layer would: float32 weights, bfloat16 product, float32 loss and gradients."""
     hidden, weight = torch.randn(9, 8, requires_grad=True), torch.randn(40, 8, requires_grad=True)

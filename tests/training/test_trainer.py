@@ -129,6 +129,40 @@ def test_optimizers_of_transformers(make, name):
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
+@pytest.mark.parametrize(
+    ("chosen", "every", "expected"),
+    [
+        (["language_model"], 1, {"decoder 0": 2, "decoder 1": 2, "encoder 0": 1, "encoder 1": 1, "connector": 1}),
+        (["mm_projector"], 1, {"decoder 0": 1, "decoder 1": 1, "encoder 0": 1, "encoder 1": 1, "connector": 2}),
+        (
+            ["language_model", "vision_tower"],
+            2,
+            {"decoder 0": 2, "decoder 1": 1, "encoder 0": 2, "encoder 1": 1, "connector": 1},
+        ),
+    ],
+)
+def test_recomputed_are_the_parts_and_layers_asked_for(make, chosen, every, expected):
+    """Counted over one training step on a video."""
+    model, trainer = make(
+        gradient_checkpointing=True,
+        gradient_checkpointing_parts=chosen,
+        gradient_checkpointing_every=every,
+        per_device_train_batch_size=1,
+        max_steps=1,
+    )
+    trainer.data_collator = TrainingCollator(0)
+    inner = model.model
+    watched = {f"decoder {i}": inner.language_model.layers[i].mlp for i in range(2)}
+    watched |= {f"encoder {i}": inner.vision_tower.encoder.layers[i].mlp for i in range(2)}
+    watched["connector"] = inner.mm_projector.s1[0]
+    seen = []
+    for name, module in watched.items():
+        module.register_forward_pre_hook(lambda *_, name=name: seen.append(name))
+    trainer.train_dataset = torch.utils.data.Subset(trainer.train_dataset, [0])
+    trainer.train()
+    assert {name: seen.count(name) for name in watched} == expected
+
+
 def test_gradient_checkpointing_of_decoder_and_connector(make):
     """Same gradients, and both parts compute forwards twice."""
     gradients, calls = [], []

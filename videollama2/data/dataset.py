@@ -46,6 +46,8 @@ class VideoInstructionDataset(Dataset):
         max_length: maximum tokens of one sample, including those of media.
         stage: see :func:`videollama2.prompting.training_ids`.
         skip_bad: replace unusable records by empty samples instead of raising an error.
+        levels: give frames as uint8 levels, which are normalised by the model
+            (:meth:`videollama2.processing.VideoLlama2Processor.read_levels`), instead of as float32 pixels.
 
     Raises:
         DataError: there are no records.
@@ -58,6 +60,7 @@ class VideoInstructionDataset(Dataset):
         max_length: int,
         stage: str = "finetune",
         skip_bad: bool = False,
+        levels: bool = False,
     ) -> None:
         if not records:
             raise DataError("the training set has no record")
@@ -66,6 +69,7 @@ class VideoInstructionDataset(Dataset):
         self.max_length = max_length
         self.stage = stage
         self.skip_bad = skip_bad
+        self.levels = levels
 
     def __len__(self) -> int:
         return len(self.records)
@@ -136,7 +140,8 @@ class VideoInstructionDataset(Dataset):
         values: list[tuple[str, torch.Tensor]] = []
         silent = False
         if medium.kind != AUDIO:
-            values.append((medium.kind, self.processor[medium.kind](medium.path, **medium.options)))
+            read = self.processor.read_levels if self.levels else self.processor.read
+            values.append((medium.kind, read(medium.kind, medium.path, ReadOptions.of(medium.kind, medium.options))))
         if AUDIO in medium.parts:
             options = ReadOptions(sound=SoundSampling(**medium.options), of_video=medium.va)
             fbank_1TF, note = self.processor.hear(medium.path, options)

@@ -25,10 +25,12 @@ class MediaFeaturesMixin:
 
     Attributes:
         vision_tower, mm_projector: vision encoder and connector; None if the model takes no images and videos.
+        pixel_table: pixel value of each channel's 256 levels (3, 256), with which frames may be given as uint8.
         audio_tower, mm_projector_a: audio encoder and projector; None if the model takes no sound.
     """
 
     config: VideoLlama2Config
+    pixel_table: torch.Tensor | None = None
     vision_tower: nn.Module | None
     mm_projector: nn.Module | None
     audio_tower: BeatsModel | None
@@ -49,17 +51,34 @@ class MediaFeaturesMixin:
     def encode_vision(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         """Encode frames into ``features_BND`` of the selected layer. A frozen encoder runs without autograd.
 
+        Args:
+            pixels_BCHW: normalised frames; or uint8 levels, which are looked up in ``pixel_table``.
+
         Raises:
-            PromptError: this model has no vision encoder.
+            PromptError: this model has no vision encoder, or no table for levels.
         """
         tower, _ = self._eyes()
+        pixels_BCHW = pixels_BCHW.to(self._vision_device())
+        if pixels_BCHW.dtype == torch.uint8:
+            pixels_BCHW = self._pixels_of(pixels_BCHW)
         with _graph_of(tower):
             return encode_frames(
                 tower,
-                pixels_BCHW.to(self._vision_device()),
+                pixels_BCHW,
                 self.config.mm_vision_select_layer,
                 self.config.mm_vision_select_feature,
             )
+
+    def _pixels_of(self, levels_BCHW: torch.Tensor) -> torch.Tensor:
+        if self.pixel_table is None:
+            raise PromptError("frames must be normalised pixels: this model has no table for uint8 levels")
+        self.pixel_table = table_3V = self.pixel_table.to(levels_BCHW.device)
+        pixels_BCHW = torch.empty(levels_BCHW.shape, dtype=table_3V.dtype, device=levels_BCHW.device)
+        # One channel at a time, since indices take four bytes per level.
+        for channel, values_V in enumerate(table_3V):
+            indices = levels_BCHW[:, channel].int().flatten()
+            pixels_BCHW[:, channel] = values_V.index_select(0, indices).view_as(levels_BCHW[:, channel])
+        return pixels_BCHW
 
     def encode_audio(self, fbank_BTF: torch.Tensor) -> torch.Tensor:
         """Encode filter banks of equal length into ``features_BND``. A frozen encoder runs without autograd.

@@ -47,7 +47,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = hidden_ND.new_zeros((), dtype=torch.float32)
         for_hidden, for_weight = ctx.needs_input_grad[:2]
         hidden_grad_ND = torch.empty_like(hidden_ND) if for_hidden else None
-        weight_grad_VD = torch.zeros_like(weight_VD) if for_weight else None
+        # Rounding each chunk's gradient to 16 bits while adding them up would lose small ones.
+        summed_in = torch.promote_types(weight_VD.dtype, torch.float32) if len(targets_N) > chunk else weight_VD.dtype
+        weight_grad_VD = torch.zeros_like(weight_VD, dtype=summed_in) if for_weight else None
         weight_low_VD = weight_VD.to(dtype)
         for start in range(0, len(targets_N), chunk):
             part = slice(start, start + chunk)
@@ -63,7 +65,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 hidden_grad_ND[part] = grad_nV @ weight_low_VD
             if weight_grad_VD is not None:
                 weight_grad_VD += grad_nV.T @ hidden_low_nD
-        ctx.grads = (hidden_grad_ND, weight_grad_VD)
+        ctx.grads = (hidden_grad_ND, None if weight_grad_VD is None else weight_grad_VD.to(weight_VD.dtype))
         return total
 
     @staticmethod

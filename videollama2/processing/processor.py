@@ -172,12 +172,24 @@ class VideoLlama2Processor(SoundReading, ProcessorMixin):
         if kind == AUDIO:
             return self.hear(source, options)[0]
         transform = self._seeing(kind)
+        return transform(self._frames(kind, source, options), self._aspect_ratio(options.aspect_ratio))
+
+    def read_levels(self, kind: str, source: Any, options: ReadOptions) -> torch.Tensor:
+        """Read an image or a video as :meth:`read` does, and return uint8 levels (T, C, H, W).
+
+        A model whose ``pixel_table`` is this processor's ``transform.table`` turns them into the same pixels.
+
+        Raises:
+            MediaError, PromptError: see :meth:`read`.
+        """
+        transform = self._seeing(kind)
+        return transform.levels(self._frames(kind, source, options), self._aspect_ratio(options.aspect_ratio))
+
+    def _frames(self, kind: str, source: Any, options: ReadOptions) -> Any:
         if kind == IMAGE:
-            frames = [load_image(source)]
-        else:
-            sampling = options.sampling.for_model(self.model_config.num_frames)
-            frames = read_clip(source, sampling, options.backend).frames_THWC
-        return transform(frames, self._aspect_ratio(options.aspect_ratio))
+            return [load_image(source)]
+        sampling = options.sampling.for_model(self.model_config.num_frames)
+        return read_clip(source, sampling, options.backend).frames_THWC
 
     def first_resize(self) -> FrameResize:
         """Return the first operation on each single frame if the caller does not choose a shape."""

@@ -60,6 +60,8 @@ def build_model(
             "only linear layers are quantised",
             stacklevel=2,
         )
+    if processor.transform is not None:
+        model.model.pixel_table = torch.from_numpy(processor.transform.table)
     model.config.tune_mm_mlp_adapter = model_args.tune_mm_mlp_adapter
     if model.config.hears:
         model.config.tune_mm_mlp_adapter_a = model_args.tune_mm_mlp_adapter_a

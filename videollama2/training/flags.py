@@ -201,12 +201,16 @@ _COMPILING = (
 )
 _FSDP = "weights are sharded by --deepspeed scripts/zero3.json; this trainer does not know FSDP's"
 
+RECOMPUTED = ("language_model", "mm_projector", "vision_tower", "audio_tower")
+"""Parts of the model that can recompute their activations."""
+
 _REFUSED = {
     "torch_compile": _COMPILING,
     "torch_compile_backend": _COMPILING,
     "torch_compile_mode": _COMPILING,
     "fsdp": _FSDP,
     "fsdp_config": _FSDP,
+    "use_liger_kernel": "it knows no such model; its main saving, logits of a few positions at a time, is made anyway",
     "auto_find_batch_size": "it goes on with smaller batches than the run was started with; give "
     "--per_device_train_batch_size and --gradient_accumulation_steps",
     "enable_jit_checkpoint": "it saves between the backward pass and the optimizer's step, which is not gone on from "
@@ -230,7 +234,14 @@ class TrainingArguments(transformers.TrainingArguments):
         default=False,
         metadata={"help": "Go on from the newest checkpoint that can be read where newer ones are damaged."},
     )
-    optim: str = field(default="adamw_torch", metadata={"help": "Any optimizer of transformers."})
+    optim: str = field(default="adamw_torch_fused", metadata={"help": "Any optimizer of transformers."})
+    gradient_checkpointing_parts: list[str] = field(
+        default_factory=lambda: list(RECOMPUTED),
+        metadata={"help": "With --gradient_checkpointing: the parts that recompute. Default: " + " ".join(RECOMPUTED)},
+    )
+    gradient_checkpointing_every: int = field(
+        default=1, metadata={"help": "With --gradient_checkpointing: of each part, only every N-th layer recomputes."}
+    )
     model_max_length: int = field(
         default=512,
         metadata={"help": "Tokens of one sample, visual ones included; longer ones are cut at the end."},
@@ -272,6 +283,9 @@ class TrainingArguments(transformers.TrainingArguments):
     fsdp: str | None = field(
         default=None, metadata={"nargs": "?", "const": "True", "help": "Refused: use --deepspeed scripts/zero3.json."}
     )
+    use_liger_kernel: bool = field(
+        default=False, metadata={"help": "Refused: logits exist for a few positions at a time without it."}
+    )
     auto_find_batch_size: bool = field(
         default=False, metadata={"help": "Refused: a run would go on with other batches than it was started with."}
     )
@@ -287,7 +301,6 @@ class TrainingArguments(transformers.TrainingArguments):
     label_names: list[str] | None = field(default=None, init=False)
     label_smoothing_factor: float = field(default=0.0, init=False)  # needs logits that training does not compute
     length_column_name: str = field(default="length", init=False)
-    use_liger_kernel: bool = field(default=False, init=False)  # does not know this model
     liger_kernel_config: dict[str, bool] | None = field(default=None, init=False)
     # Evaluation sums loss and answers batch by batch, see eval_loss.py.
     prediction_loss_only: bool = field(default=False, init=False)

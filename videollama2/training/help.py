@@ -33,7 +33,16 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("max_grad_norm", "lr_scheduler_type", "warmup_steps", "seed"),
     ),
     "LoRA and quantisation": tuple(name for name in _OWN if name.startswith(_LORA)),
-    "memory and speed": (*("bf16", "gradient_checkpointing", "deepspeed", "dataloader_num_workers"),),
+    "memory and speed": (
+        *(
+            "bf16",
+            "gradient_checkpointing",
+            "gradient_checkpointing_parts",
+            "gradient_checkpointing_every",
+            "deepspeed",
+            "dataloader_num_workers",
+        ),
+    ),
     "the run": (
         *("output_dir", "overwrite_output_dir", "save_strategy", "save_steps", "save_total_limit"),
         *("resume_from_checkpoint", "resume_older", "logging_steps", "report_to", "run_name"),

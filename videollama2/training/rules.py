@@ -11,7 +11,7 @@ from typing import Any
 from videollama2.config import FLAT_MODEL_TYPES
 from videollama2.data.sampler import SOUNDING
 from videollama2.errors import ConfigError
-from videollama2.training.flags import DataArguments, ModelArguments, TrainingArguments
+from videollama2.training.flags import RECOMPUTED, DataArguments, ModelArguments, TrainingArguments
 
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 
@@ -28,6 +28,7 @@ def check_arguments(model_args: ModelArguments, data_args: DataArguments, traini
         *_data_rules(data_args, training_args),
         *_packing_rules(data_args.packing, training_args),
         *_attention_rules(model_args.attn_implementation, training_args),
+        *_recompute_rules(training_args),
         *_run_rules(training_args),
     ]
     for broken, message in rules:
@@ -242,6 +243,20 @@ def _attention_rules(attention: str | None, training_args: TrainingArguments) ->
         (
             str(attention).startswith("flash") and not (training_args.bf16 or training_args.fp16),
             f"--attn_implementation {attention} computes in 16 bits alone: --bf16 True",
+        ),
+    ]
+
+
+def _recompute_rules(training_args: TrainingArguments) -> list[Rule]:
+    parts, every = training_args.gradient_checkpointing_parts, training_args.gradient_checkpointing_every
+    unknown = [part for part in parts if part not in RECOMPUTED]
+    return [
+        (unknown, f"--gradient_checkpointing_parts {' '.join(unknown)}: the parts are {', '.join(RECOMPUTED)}"),
+        (every < 1, f"--gradient_checkpointing_every {every} is below 1"),
+        (
+            not training_args.gradient_checkpointing and (every != 1 or tuple(parts) != RECOMPUTED),
+            "--gradient_checkpointing_parts and --gradient_checkpointing_every have no effect without "
+            "--gradient_checkpointing True",
         ),
     ]
 

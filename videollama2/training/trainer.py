@@ -22,6 +22,7 @@ from videollama2.training.eval_loss import sums_over
 from videollama2.training.flags import TrainingArguments
 from videollama2.training.joint import Joint
 from videollama2.training.meter import COUNTS, CountingCollator, Meter, peak_flops
+from videollama2.training.recompute import RecomputeChoice
 from videollama2.training.saving import SavingTrainer
 from videollama2.training.stopping import RandomState, shield_workers
 
@@ -51,6 +52,7 @@ class VideoLlama2Trainer(SavingTrainer):
         self.steps_of_line = 0
         self.learnt_steps: torch.Tensor | int = 0
         self.add_callback(_EpochStart(self))
+        self.add_callback(RecomputeChoice(self.model))
         self.mixture = mixture
         self.meter = Meter(self.model)
         self.bad_samples: set[str] = set()
