@@ -17,6 +17,8 @@ on a GPU). Each row runs in a process of its own, so that its peak memory is its
 TFLOP/step are the operations that a step needs, by counting weights and tokens; "of limit" is their rate as a share of
 that of one large product of matrices, measured in the same process. What a row wastes is not counted as needed.
 
+What ranks that wait for each other take at 7B shapes is counted by ``benchmarks/lock_step.py``.
+
 Then the padding of both orders over whole epochs, and a run of ``train.py`` on the tiny model with two loader workers,
 whose log says how long it waited for data. Last, how fast annotations are read and what memory they take as they are
 kept and as objects, as training with millions of them needs to know.
