@@ -28,6 +28,7 @@ FLOORS = {
         *("model.encoders", "media.kinds"),
         "stand_ins",
         "reach",
+        "model_code",
     ),
     1: ("prompting", "media", "model", "terminal_chat"),
     2: ("processing", "auto"),
@@ -81,7 +82,7 @@ WINGS = {
         ("audio_tower", "full", "parts"),
         ("connector",),
         ("adapter",),
-        ("write",),
+        ("card", "write"),
         ("merge",),
     ),
     "serve": (

@@ -35,6 +35,11 @@ _ELSEWHERE = {
     "data": ("check annotation files for training", "videollama2.data.check", "add_data_commands"),
     "serve": ("controller, worker, API and web page on this machine", "videollama2.serve.launch", "add_serve_command"),
     "doctor": ("versions, devices and codecs, for reports of problems", "videollama2.doctor", "add_doctor_command"),
+    "export": (
+        "any checkpoint -> one folder that transformers opens without this package",
+        "videollama2.checkpoints.merge",
+        "add_export_command",
+    ),
     "merge": ("LoRA folder + base -> a whole checkpoint", "videollama2.checkpoints.merge", "add_merge_command"),
 }
 """Commands declared in other modules: help text, module, and the function that adds the parser. They are imported when

@@ -259,6 +259,12 @@ class VideoLlama2Config(PreTrainedConfig):
         kwargs.setdefault("name_or_path", str(pretrained_model_name_or_path))
         return cls.from_dict(config_dict, **kwargs)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields without ``auto_map``, which is true only of a folder with code beside it."""
+        fields = super().to_dict()
+        fields.pop("auto_map", None)
+        return fields
+
     def to_flat_dict(self) -> dict[str, Any]:
         """Return the flat published form for the published code, which uses transformers 4.
 

@@ -28,6 +28,7 @@ from accelerate import Accelerator, PartialState
 from torch.utils.data import ConcatDataset
 from transformers import set_seed
 
+from videollama2.checkpoints.card import Provenance, write_card
 from videollama2.commands import USER_ERROR, run_command
 from videollama2.data.collator import TrainingCollator
 from videollama2.data.dataset import VideoInstructionDataset
@@ -112,6 +113,7 @@ def _run(
         trainer.save_state()
         if training_args.should_save:
             _plot(out)
+            write_card(out, Provenance(trainer.base, out, "Trained by `python -m videollama2.train`."))
             mark_finished(out, identity, trainer.state.global_step, training_args.resume_from_checkpoint)
             print(closing_words(out, trainer.base), flush=True)
     end_together(trainer.accelerator)

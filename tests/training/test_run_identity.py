@@ -10,9 +10,10 @@ import pytest
 
 from tests.conftest import ROOT
 from videollama2 import train
+from videollama2.checkpoints.files import RUN_FILE
 from videollama2.errors import CheckpointError, ConfigError
 from videollama2.training.arguments import parse_arguments
-from videollama2.training.identity import RECORD_FILE, RunIdentity
+from videollama2.training.identity import RunIdentity
 from videollama2.training.run_folder import LOCK_FILE, locked
 
 from .conftest import copy_checkpoint, environment, flags
@@ -76,7 +77,7 @@ def test_data_and_weights_are_told_by_their_content(finished, world, parts, tmp_
     shutil.copytree(parts, models)
     same = {**SAVING, "data_path": data, "model_path": models / "llm"}
     argv = flags(world, parts, finished, **same)
-    former = RunIdentity.from_json(json.loads((finished / RECORD_FILE).read_text())["identity"])
+    former = RunIdentity.from_json(json.loads((finished / RUN_FILE).read_text())["identity"])
     assert RunIdentity.of(*parse_arguments(argv)).differences(former) == []
     data.write_text(data.read_text().replace("yes", "no"))
     weights = models / "llm" / "model.safetensors"
@@ -86,7 +87,7 @@ def test_data_and_weights_are_told_by_their_content(finished, world, parts, tmp_
     assert f"--model_path {models / 'llm'}" in line
     # The file of that name with other content is what this is about.
     copy_checkpoint(finished / "checkpoint-2", tmp_path / "own" / "checkpoint-2")
-    record = tmp_path / "own" / "checkpoint-2" / RECORD_FILE
+    record = tmp_path / "own" / "checkpoint-2" / RUN_FILE
     record.write_text(record.read_text().replace(str(world / "mixed.json"), str(data)))
     assert f"--data_path {data} (has other content now)" in refusal(
         flags(world, parts, tmp_path / "own", **{**SAVING, "data_path": data}), capsys
@@ -96,7 +97,7 @@ def test_data_and_weights_are_told_by_their_content(finished, world, parts, tmp_
 def test_what_does_not_change_the_result_may_differ(finished, world, parts):
     free = {"logging_steps": 7, "save_steps": 1, "dataloader_num_workers": 1, "run_name": "another", "tf32": False}
     split = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
-    former = RunIdentity.from_json(json.loads((finished / RECORD_FILE).read_text())["identity"])
+    former = RunIdentity.from_json(json.loads((finished / RUN_FILE).read_text())["identity"])
     now = RunIdentity.of(*parse_arguments(flags(world, parts, finished, **{**SAVING, **free, **split})))
     assert now.differences(former) == []
 
@@ -116,8 +117,8 @@ def test_overwriting_begins_anew(finished, world, parts, tmp_path):
 def test_a_run_that_left_nothing_binds_nobody(finished, world, parts, tmp_path):
     """It was killed before its first checkpoint: other flags are what one tries then."""
     (tmp_path / "own").mkdir()
-    record = json.loads((finished / RECORD_FILE).read_text())
-    (tmp_path / "own" / RECORD_FILE).write_text(json.dumps({"identity": record["identity"]}))
+    record = json.loads((finished / RUN_FILE).read_text())
+    (tmp_path / "own" / RUN_FILE).write_text(json.dumps({"identity": record["identity"]}))
     options = {**SAVING, "max_steps": 1, "learning_rate": 1e-5}
     assert train.main(flags(world, parts, tmp_path / "own", **options)) == 0
 
@@ -128,7 +129,7 @@ def test_folders_nothing_is_known_of_are_left_alone(finished, world, parts, tmp_
     shutil.copy(finished / "model.safetensors", model)
     assert "holds model.safetensors" in refusal(flags(world, parts, model, **SAVING), capsys)
     copy_checkpoint(finished / "checkpoint-2", old / "checkpoint-2")
-    (old / "checkpoint-2" / RECORD_FILE).unlink()
+    (old / "checkpoint-2" / RUN_FILE).unlink()
     assert "--resume_from_checkpoint" in refusal(flags(world, parts, old, **SAVING), capsys)
 
 
@@ -215,8 +216,8 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 
 def test_damaged_record(finished, world, parts, tmp_path, capsys):
     shutil.copytree(finished, tmp_path / "own")
-    (tmp_path / "own" / RECORD_FILE).write_text("{")
-    assert f"{RECORD_FILE}: is no record of a run" in refusal(flags(world, parts, tmp_path / "own", **SAVING), capsys)
+    (tmp_path / "own" / RUN_FILE).write_text("{")
+    assert f"{RUN_FILE}: is no record of a run" in refusal(flags(world, parts, tmp_path / "own", **SAVING), capsys)
 
 
 def test_identity_survives_a_file(finished, world, parts):

@@ -39,6 +39,8 @@ PART_FILES = (*CONNECTOR_FILES, *AUDIO_CONNECTOR_FILES)
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_FILES = (ADAPTER_FILE, "adapter_model.bin")
+RUN_FILE = "training_run.json"
+"""What a run of ``train.py`` was started with, in its output folder and its checkpoints."""
 OTHERS_FILE = "non_lora_trainables.bin"
 OTHERS_FILES = ("non_lora_trainables.safetensors", OTHERS_FILE)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from transformers.modeling_outputs import ModelOutput
 from videollama2.config import VideoLlama2Config
 from videollama2.errors import CheckpointError
 from videollama2.model.encoders import VISION_ENCODERS
+from videollama2.model_code import write_code
 
 Media = torch.Tensor | Sequence[torch.Tensor]
 """Media of one kind: a stacked tensor, or a sequence of tensors if their lengths differ."""
@@ -68,6 +70,17 @@ class VideoLlama2PreTrainedModel(PreTrainedModel):
         if strict:
             check_loading(info, str(pretrained_model_name_or_path))
         return (model, info) if want_info else model
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, with_code: bool = False, **kwargs: Any) -> None:
+        """Save weights and configuration as transformers does.
+
+        Args:
+            with_code: also write the code with which ``trust_remote_code=True`` opens the folder without this package
+                (:mod:`videollama2.model_code`); the processor must be saved beside the model.
+        """
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if with_code:
+            write_code(save_directory)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Resize the embeddings as in transformers; placeholder ids beyond the vocabulary move beyond the new one.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from videollama2.media.image import load_image
 from videollama2.media.kinds import AUDIO, IMAGE, KINDS, TAGS, VIDEO
 from videollama2.media.pixels import AspectRatio, FrameResize, PixelTransform
 from videollama2.media.video import read_clip
+from videollama2.model_code import PROCESSOR_CONFIG, write_code
 from videollama2.processing.conversations import as_batch, media_of
 from videollama2.processing.inputs import as_list, as_media, continues, in_reading_order, split_tags
 from videollama2.processing.open_parts import load_image_processor, load_tokenizer
@@ -95,13 +97,20 @@ class VideoLlama2Processor(SoundReading, ProcessorMixin):
         tokenizer = load_tokenizer(pretrained_model_name_or_path, **hub)
         return cls(load_image_processor(pretrained_model_name_or_path, config, **hub), tokenizer, config)
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> list[str]:
-        """Save the tokenizer and the image preprocessing; the model itself saves ``config.json``."""
+    def save_pretrained(self, save_directory: str | Path, with_code: bool = False, **kwargs: Any) -> list[str]:
+        """Save the tokenizer and the image preprocessing; the model itself saves ``config.json``.
+
+        ``with_code`` writes the code that opens the folder without this package (:mod:`videollama2.model_code`).
+        """
         files = self.tokenizer.save_pretrained(save_directory)
         if self.image_processor is not None:
             files = [*files, *self.image_processor.save_pretrained(save_directory)]
         if not (Path(save_directory) / "config.json").exists():
             self.model_config.save_pretrained(save_directory)
+        named = {"processor_class": type(self).__name__}
+        (Path(save_directory) / PROCESSOR_CONFIG).write_text(json.dumps(named, indent=2) + "\n", encoding="utf-8")
+        if with_code:
+            write_code(save_directory)
         return files
 
     # ----------------------------------------------------------------------------------------------- media

@@ -20,8 +20,6 @@ from videollama2.errors import ConfigError, DataError
 from videollama2.training.flags import DataArguments, ModelArguments, TrainingArguments
 from videollama2.training.weights_file import weights_file
 
-RECORD_FILE = "training_run.json"
-
 ANY_VALUE = frozenset(
     {
         # where the result goes and how the run is started again

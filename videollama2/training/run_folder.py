@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from videollama2.checkpoints.files import ADAPTER_CONFIG, FULL_WEIGHTS, PART_FILES
+from videollama2.checkpoints.files import ADAPTER_CONFIG, FULL_WEIGHTS, PART_FILES, RUN_FILE
 from videollama2.errors import CheckpointError, ConfigError
-from videollama2.training.identity import RECORD_FILE, RunIdentity
+from videollama2.training.identity import RunIdentity
 from videollama2.training.resume import (
     check_optimizer,
     checkpoints_of,
@@ -29,7 +29,7 @@ from videollama2.training.resume import (
 
 LOCK_FILE = ".training.lock"
 
-_RESULTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "loss.png", "trainer_state.json", RECORD_FILE)
+_RESULTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "loss.png", "trainer_state.json", RUN_FILE)
 _LEFT_OUT = "bad_samples-*.jsonl"
 
 
@@ -96,7 +96,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     Raises:
         CheckpointError: the file is damaged.
     """
-    path = folder / RECORD_FILE
+    path = folder / RUN_FILE
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         RunIdentity.from_json(record["identity"])
@@ -109,7 +109,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 def write_record(folder: Path, identity: RunIdentity, **more: Any) -> None:
     """Write the record of a run atomically; ``more`` are further fields."""
-    path = folder / RECORD_FILE
+    path = folder / RUN_FILE
     partial = path.with_suffix(".part")
     partial.write_text(json.dumps({"identity": identity.to_json(), **more}, indent=1) + "\n", encoding="utf-8")
     partial.replace(path)
@@ -117,7 +117,7 @@ def write_record(folder: Path, identity: RunIdentity, **more: Any) -> None:
 
 def mark_finished(folder: Path, identity: RunIdentity, steps: int, resumed: str | None) -> None:
     """Record that the result is complete, so that another call with the same flags has nothing to do."""
-    files = sorted(path.name for pattern in _RESULTS for path in folder.glob(pattern) if path.name != RECORD_FILE)
+    files = sorted(path.name for pattern in _RESULTS for path in folder.glob(pattern) if path.name != RUN_FILE)
     write_record(folder, identity, finished={"steps": steps, "files": files, "resumed": resumed})
 
 

@@ -1,0 +1,145 @@
+"""Model cards: the ``README.md`` that says what a folder of weights is, from what it was made, and how well it does.
+
+A card is written from the files that a run of ``train.py`` leaves in its folder. Numbers that nobody measured are left
+out rather than guessed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from videollama2.checkpoints.files import ADAPTER_CONFIG, CONNECTOR_FILE, RUN_FILE
+from videollama2.errors import CheckpointNotFoundError
+from videollama2.hub import find_file
+
+CARD_FILE = "README.md"
+LOSS_PLOT = "loss.png"
+
+_RECIPE = (
+    *("max_steps", "num_train_epochs", "learning_rate", "mm_projector_lr", "lr_scheduler_type", "warmup_ratio"),
+    *("weight_decay", "optim", "bf16", "model_max_length", "num_frames", "mm_projector_type", "freeze_vision_tower"),
+    *("tune_mm_mlp_adapter", "lora_enable", "lora_r", "lora_alpha", "lora_dropout", "bits", "seed"),
+)
+"""Flags that a reader compares first; all of them are in the record of the run."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a folder was made from.
+
+    Attributes:
+        base: folder or hub name of the model that was trained, merged or exported.
+        run: folder of the run that trained it, or None.
+        made_by: the command, as a sentence.
+    """
+
+    base: str
+    run: Path | None
+    made_by: str
+
+
+def write_card(folder: str | Path, provenance: Provenance) -> Path:
+    """Write the card of ``folder``, which holds its weights already; return the card's path.
+
+    A card that somebody else has written there is kept.
+    """
+    folder = Path(folder)
+    path = folder / CARD_FILE
+    if not path.exists() or _MARK in path.read_text(encoding="utf-8"):
+        path.write_text("\n".join(_lines(folder, provenance)) + "\n", encoding="utf-8")
+    return path
+
+
+_MARK = "<!-- written by videollama2; remove this line to keep your own text -->"
+
+
+def _lines(folder: Path, provenance: Provenance) -> Iterator[str]:
+    licence = _licence_of(provenance.base)
+    yield "---"
+    yield "library_name: transformers"
+    yield "pipeline_tag: video-text-to-text"
+    yield f"base_model: {provenance.base}"
+    if licence:
+        yield f"license: {licence}"
+    yield "tags: [videollama2]"
+    yield "---"
+    yield _MARK
+    yield f"# {folder.resolve().name}"
+    yield ""
+    yield f"{_kind(folder)} for `{provenance.base}`. {provenance.made_by}"
+    if not licence:
+        yield "The terms of the base model apply; its folder names no licence."
+    yield ""
+    yield "```bash"
+    yield f'videollama2 ask clip.mp4 "What happens?" --model-path {folder}'
+    yield "```"
+    if provenance.run is not None:
+        yield from _training(folder, provenance.run)
+
+
+def _kind(folder: Path) -> str:
+    if (folder / ADAPTER_CONFIG).is_file():
+        return "A LoRA adapter"
+    return "A connector" if (folder / CONNECTOR_FILE).is_file() else "Whole weights, made"
+
+
+def _training(folder: Path, run: Path) -> Iterator[str]:
+    record, state = _read(run / RUN_FILE).get("identity"), _read(run / "trainer_state.json")
+    if record:
+        yield from _data(record)
+        yield from _recipe(record)
+    if state:
+        yield from _result(state)
+    if (folder / LOSS_PLOT).is_file():
+        yield from ("", f"![Training loss]({LOSS_PLOT})")
+
+
+def _data(record: dict[str, Any]) -> Iterator[str]:
+    yield from ("", "## Data", "", "| flag | file | SHA-256 |", "|---|---|---|")
+    for flag, files in record.get("data", {}).items():
+        for file, digest in files:
+            yield f"| `--{flag}` | {Path(file).name} | `{digest[:16]}` |"
+
+
+def _recipe(record: dict[str, Any]) -> Iterator[str]:
+    flags = record.get("flags", {})
+    yield from ("", "## Recipe", "", "| flag | value |", "|---|---|")
+    for name, (weights, _) in record.get("weights", {}).items():
+        yield f"| `--{name}` | {weights} |"
+    yield f"| samples in a step | {record.get('batch')} |"
+    for name in _RECIPE:
+        if flags.get(name) not in (None, False, ""):
+            yield f"| `--{name}` | {flags[name]} |"
+
+
+def _result(state: dict[str, Any]) -> Iterator[str]:
+    log = state.get("log_history", [])
+    rows = [("steps", state.get("global_step"))]
+    for name, title in (("loss", "last training loss"), ("eval_loss", "evaluation loss")):
+        values = [row[name] for row in log if name in row]
+        rows += [(title, f"{values[-1]:.4f}")] if values else []
+    accuracies = [row["eval_answer_accuracy"] for row in log if "eval_answer_accuracy" in row]
+    rows += [("answers right in evaluation", f"{accuracies[-1]:.1%}")] if accuracies else []
+    yield from ("", "## Result", "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows))
+
+
+def _licence_of(base: str) -> str | None:
+    """Return the licence that the card of ``base`` names in its first block, or None."""
+    try:
+        card = find_file(base, CARD_FILE)
+    except CheckpointNotFoundError:  # a name on the hub, which cannot be reached now
+        return None
+    if card is None:
+        return None
+    _, _, rest = Path(card).read_text(encoding="utf-8", errors="replace").partition("---\n")
+    head, closed, _ = rest.partition("\n---")
+    lines = head.splitlines() if closed else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("license:")), None)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
