@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from videollama2.checkpoints.files import ADAPTER_CONFIG, CONNECTOR_FILE, RUN_FILE
+from videollama2.checkpoints.files import ADAPTER_CONFIG, PART_FILES, RUN_FILE
 from videollama2.errors import CheckpointNotFoundError
 from videollama2.hub import find_file
 
@@ -84,7 +84,8 @@ def _lines(folder: Path, provenance: Provenance) -> Iterator[str]:
 def _kind(folder: Path) -> str:
     if (folder / ADAPTER_CONFIG).is_file():
         return "A LoRA adapter"
-    return "A connector" if (folder / CONNECTOR_FILE).is_file() else "Whole weights, made"
+    is_part = any((folder / name).is_file() for name in PART_FILES)
+    return "A connector" if is_part else "Whole weights, made"
 
 
 def _training(folder: Path, run: Path) -> Iterator[str]:
