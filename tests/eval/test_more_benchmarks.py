@@ -115,7 +115,48 @@ def lvbench(folder):
     place(folder, "all_videos/Cm7.mp4")
 
 
+def star(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    choices = [
+        {"choice_id": number, "choice": text} for number, text in enumerate(("The bag.", "The door.", "The box."))
+    ]
+    known = {"question": "What was opened?", "video_id": "6H78U", "start": 0.0, "end": 2.5, "choices": choices}
+    kinds = ("Interaction_T1_13", "Interaction_T1_14", "Sequence_T2_1", "Feasibility_T6_2")
+    rows = [{**known, "question_id": name, "answer": "The door."} for name in kinds]
+    (folder / "STAR_val.json").write_text(json.dumps(rows))
+    place(folder, "Charades_v1_480/6H78U.mp4")
+
+
+def tomato(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    known = {"question": "Which way?", "options": ["left to right", "right to left"], "demonstration_type": "human"}
+    kinds = ("direction", "direction", "count", "rotation")
+    rows = [
+        {**known, "id": number, "answer": number % 2, "reason_type": kind, "video_path": f"videos/human/{number}.mp4"}
+        for number, kind in enumerate(kinds)
+    ]
+    (folder / "tomato.json").write_text(json.dumps(rows))
+    place(folder, *(f"videos/human/{number}.mp4" for number in range(4)))
+
+
+def mmvu(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    choices = dict(zip("ABCDE", ("Bubble Sort", "Merge Sort", "Heap Sort", "Quick Sort", "Radix Sort"), strict=True))
+    known = {"question": "Which?", "question_type": "multiple-choice", "choices": choices, "answer": "B"}
+    subjects = ("Computer_Science", "Art", "Art")
+    rows = [
+        {**known, "id": f"validation_{number}", "video_path": f"videos/{subject}/{number}.mp4"}
+        for number, subject in enumerate(subjects)
+    ]
+    rows.append({**rows[0], "id": "validation_9", "question_type": "open-ended", "choices": None, "answer": "sorting"})
+    (folder / "validation.json").write_text(json.dumps(rows))
+    place(folder, "videos/Computer_Science/0.mp4", "videos/Art/1.mp4", "videos/Art/2.mp4")
+
+
 SETS = {
+    "star": star,
+    "tomato": tomato,
+    "mmvu": mmvu,
     "mlvu": mlvu,
     "nextqa": nextqa,
     "tempcompass": tempcompass,
@@ -199,6 +240,60 @@ def test_tempcompass_by_hand(tmp_path):
         "yes_no": 100,
         "caption_matching": 50,
     }
+
+
+def test_star_by_hand(tmp_path):
+    star(tmp_path)
+    first = benchmark("star").load(tmp_path)[0]
+    assert (first.start, first.end, first.group) == (0.0, 2.5, "6H78U")
+    assert first.instruction == (
+        "Question: What was opened?\nOptions:\n(A) The bag.\n(B) The door.\n(C) The box.\n"
+        "Answer with the option's letter from the given choices directly and only give the best option."
+    )
+    metric = scored("star", tmp_path, ["(B)", "A", "the door.", "C"])["accuracy", "published"]
+    values = {name: cell.value for name, cell in metric.categories.items()}
+    assert values == {"Interaction": 50, "Sequence": 100, "Feasibility": 0}
+    assert metric.macro == pytest.approx(50)
+
+
+def test_tomato_by_hand(tmp_path):
+    tomato(tmp_path)
+    text = benchmark("tomato").load(tmp_path)[0].instruction
+    assert text.startswith(
+        "You will be provided with 16 separate frames uniformly sampled from a video, the frames are"
+    )
+    assert (
+        "\n\n<question> \nWhich way? \n</question>\n\n<options> \n{'A': 'left to right', 'B': 'right to left'} \n"
+        in text
+    )
+    assert text.endswith("\n\nDO NOT GENERATE ANSWER SUCH AS 'NOT POSSIBLE TO DETERMINE.' \n")
+    # Right answers: A B A B. lmms-eval finds the B of "Both" and, where nothing is found, A.
+    outputs = ["it moves from left to right i think", "Both", "A or (B)", "no idea"]
+    metrics = scored("tomato", tmp_path, outputs)
+    published = metrics["accuracy", "published"]
+    assert published.overall.value == 50 and published.counts.guessed == 1
+    assert {name: cell.value for name, cell in published.categories.items()} == {
+        "direction": 100,
+        "count": 0,
+        "rotation": 0,
+    }
+    assert set(published.breakdowns["demonstration"]) == {"human"}
+    assert metrics["accuracy", "strict"].overall.value == 25
+
+
+def test_mmvu_by_hand(tmp_path):
+    mmvu(tmp_path)
+    items = benchmark("mmvu").load(tmp_path)
+    assert [item.category for item in items] == ["Engineering", *["Humanities and social science"] * 2]
+    assert items[0].instruction == (
+        "\nQuestion:Which?\nA: Bubble Sort\nB: Merge Sort\nC: Heap Sort\nD: Quick Sort\nE: Radix Sort\n"
+        "Visual Information: processed video\nDo not generate any intermediate reasoning process. Answer directly with "
+        "the option letter from the\ngiven choices.\n"
+    )
+    # lmms-eval's rule takes the second for B: the word "sort" and a b somewhere. The third is C for every reading.
+    metrics = scored("mmvu", tmp_path, ["B", "bubble sort", "C"])
+    assert metrics["accuracy", "published"].overall.value == pytest.approx(100 * 2 / 3)
+    assert metrics["accuracy", "strict"].overall.value == pytest.approx(100 / 3)
 
 
 def test_longvideobench_by_hand(tmp_path):

@@ -1,0 +1,65 @@
+"""STAR, validation set: situated reasoning about clips of daily life, four types of questions (arXiv 2405.09711)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from videollama2.eval.annotations import AnnotationEntry, check_unique, find_annotations, read_entries
+from videollama2.eval.answers import published_mvbench
+from videollama2.eval.benchmarks.multiple_choice import MultipleChoice, question_and_options
+from videollama2.eval.items import Item
+from videollama2.eval.video_files import VideoFolder
+
+TYPES = ("Interaction", "Sequence", "Prediction", "Feasibility")
+
+
+class STAR(MultipleChoice):
+    """See the module.
+
+    The leaderboard's number is the mean over the four types, which the report calls "mean of categories". STAR gives no
+    prompt for language models; questions are asked and answers read as in MVBench, whose tasks about Charades are made
+    of STAR's questions.
+    """
+
+    name = "star"
+    title = "STAR (validation)"
+    folder = "star"
+    questions = 7098
+    source = "https://github.com/csbobby/STAR_Benchmark; videos: https://prior.allenai.org/projects/charades"
+    layout = """\
+STAR_val.json            a list of {"question_id": "TYPE_...", "question", "video_id", "start", "end" in seconds,
+                         "choices": [{"choice"}, ...], "answer": the text of the right choice}
+Charades_v1_480/         VIDEO_ID.mp4"""
+    annotations = ("STAR_val.json",)
+    published_parser = staticmethod(published_mvbench)
+
+    def load(self, data: Path) -> list[Item]:
+        """See :class:`Benchmark`."""
+        path, *_ = find_annotations(data, *self.annotations)
+        videos = VideoFolder(data, "Charades_v1_480", "videos", ".")
+        items = [_item(entry, videos) for entry in read_entries(path)]
+        check_unique((item.id for item in items), path)
+        return items
+
+
+def _item(entry: AnnotationEntry, videos: VideoFolder) -> Item:
+    name, video, question, answer = (entry.text(key) for key in ("question_id", "video_id", "question", "answer"))
+    kind = name.split("_")[0]
+    if kind not in TYPES:
+        raise entry.problem("question_id", f"expected one that begins with {', '.join(TYPES)}; got {name!r}")
+    options = tuple(choice.text("choice") for choice in entry.records("choices"))
+    if answer not in options:
+        raise entry.problem("answer", f"{answer!r} is none of the choices {list(options)}")
+    return Item(
+        id=name,
+        media=videos.find(entry.path("video_id")),
+        kind="video",
+        start=entry.seconds("start"),
+        end=entry.seconds("end"),
+        question=question,
+        instruction=question_and_options(question, options),
+        answer=options.index(answer),
+        options=options,
+        category=kind,
+        group=video,
+    )
