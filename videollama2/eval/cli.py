@@ -187,6 +187,12 @@ def _add_folders(parser: argparse.ArgumentParser) -> None:
         choices=("published", "strict"),
         help="reading that stands first in the results; both are reported",
     )
+    parser.add_argument(
+        "--tensorboard",
+        type=Path,
+        metavar="DIR",
+        help="write the numbers here for TensorBoard, too; the step is that of a model named checkpoint-N",
+    )
 
 
 def _add_judge(parser: argparse.ArgumentParser) -> None:

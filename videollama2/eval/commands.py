@@ -72,7 +72,7 @@ def run_command(args: argparse.Namespace) -> int:
         dry_run=args.dry_run,
         force=args.force,
     )
-    return finish(run(plan))
+    return finish(run(plan), args.tensorboard)
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -86,15 +86,22 @@ def score_command(args: argparse.Namespace) -> int:
     from videollama2.eval.score import score_file, score_folder
 
     if args.answers.is_dir():
-        return finish(score_folder(args))
+        return finish(score_folder(args), args.tensorboard)
     if not args.answers.is_file():
         raise DataError(f"{args.answers}: no such file or folder")
-    return finish(score_file(args))
+    return finish(score_file(args), args.tensorboard)
 
 
-def finish(published: Published | None) -> int:
-    """Return the exit code, which is 1 if the report has a problem; the problem is printed on one line."""
+def finish(published: Published | None, tensorboard: Path | None = None) -> int:
+    """Return the exit code, which is 1 if the report has a problem; the problem is printed on one line.
+
+    Numbers without a problem are also written for TensorBoard, if its folder is given.
+    """
     if published is None or not published.problem:
+        if published is not None and tensorboard is not None:
+            from videollama2.eval.report.tensorboard import write_tensorboard
+
+            write_tensorboard(published.report, tensorboard)
         return 0
     print(f"videollama2 eval: {published.problem}", file=sys.stderr)
     return 1
