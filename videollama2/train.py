@@ -32,6 +32,7 @@ from videollama2.checkpoints.card import Provenance, write_card
 from videollama2.commands import USER_ERROR, run_command
 from videollama2.data.collator import TrainingCollator
 from videollama2.data.dataset import VideoInstructionDataset
+from videollama2.data.index import Index
 from videollama2.data.packing import PackedRows
 from videollama2.data.records import PackedRecords, read_sets
 from videollama2.errors import MissingDependencyError
@@ -130,7 +131,8 @@ def _build_trainer(
     # Annotations come first: a faulty one is found in seconds, before gigabytes of weights are read.
     skipped: list[str] | None = [] if data_args.on_bad_sample == "skip" else None
     first = training_args.local_process_index == 0
-    read = partial(read_sets, data_folder=data_args.data_folder, skipped=skipped, progress=first)
+    index = Index(Path(data_args.records_cache)) if data_args.records_cache else None
+    read = partial(read_sets, data_folder=data_args.data_folder, skipped=skipped, progress=first, index=index)
     sets = read(data_args.files, va=data_args.heard)
     eval_sets = read(data_args.eval_data_path or [], va=[any(data_args.heard)])
     set_seed(training_args.seed)
@@ -145,6 +147,8 @@ def _build_trainer(
             stage,
             skip_bad=skipped is not None,
             levels=processor.transform is not None,
+            index=index,
+            contents=[records.content for records in sets],
         )
 
     trained, mixture = _packed(dataset(sets), [len(records) for records in sets], data_args, training_args)

@@ -195,3 +195,11 @@ def test_attention_that_mixes_neighbours_is_refused(build):
     decoder.config.layer_types = ["linear_attention", "full_attention"]
     with pytest.raises(ConfigError, match="decoder has linear_attention, which mixes neighbouring records"):
         keep_records_apart(decoder, 400)
+
+
+@pytest.mark.parametrize("order", [{"group_by_modality_length": True}, {"packing": 400}])
+def test_kept_records_and_lengths_train_the_same(run, tmp_path, order):
+    options = {**order, "records_cache": tmp_path / "cache"}
+    losses = [run(**order).losses, run(**options).losses, run(**options).losses]
+    assert losses[0] == losses[1] == losses[2]
+    assert len([place for place in (tmp_path / "cache").iterdir() if place.is_dir()]) == 2

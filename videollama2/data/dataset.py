@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -11,7 +12,9 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from videollama2 import __version__
 from videollama2.constants import IGNORE_INDEX
+from videollama2.data.index import Index
 from videollama2.data.records import Medium, Record
 from videollama2.errors import DataError, MediaError, PromptError
 from videollama2.media.audio import SoundSampling
@@ -48,6 +51,8 @@ class VideoInstructionDataset(Dataset):
         skip_bad: replace unusable records by empty samples instead of raising an error.
         levels: give frames as uint8 levels, which are normalised by the model
             (:meth:`videollama2.processing.VideoLlama2Processor.read_levels`), instead of as float32 pixels.
+        index, contents: where lengths are kept, and names of the content of the records
+            (:attr:`videollama2.data.records.PackedRecords.content`).
 
     Raises:
         DataError: there are no records.
@@ -61,6 +66,8 @@ class VideoInstructionDataset(Dataset):
         stage: str = "finetune",
         skip_bad: bool = False,
         levels: bool = False,
+        index: Index | None = None,
+        contents: Sequence[str | None] = (),
     ) -> None:
         if not records:
             raise DataError("the training set has no record")
@@ -70,6 +77,8 @@ class VideoInstructionDataset(Dataset):
         self.stage = stage
         self.skip_bad = skip_bad
         self.levels = levels
+        self.index = index if contents and None not in contents else None
+        self.contents = list(contents)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -160,12 +169,27 @@ class VideoInstructionDataset(Dataset):
 
         The text is counted without the chat template, which adds about the same number to every record.
         """
+        return self.kept("lengths", self._lengths)
+
+    def kept(self, name: str, count: Callable[[], Iterable[int]]) -> Sequence[int]:
+        """Return a number for each record; it is computed once for the same records, tokenizer and configuration."""
+        if self.index is None:
+            return array("q", count())
+        tokenizer = self.processor.tokenizer
+        depends_on = [
+            *(name, __version__, self.contents, self.stage, self.max_length, self.skip_bad),
+            *(tokenizer.chat_template, hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()),
+            self.processor.model_config.to_json_string(use_diff=False),
+        ]
+        return self.index.numbers(depends_on, count)
+
+    def _lengths(self) -> Iterator[int]:
         lengths = array("q")
         texts = ("\n".join(turn["value"] for turn in record.conversations) for record in self.records)
         while chunk := list(islice(texts, _TEXTS_AT_ONCE)):
             lengths.extend(map(len, self.processor.tokenizer(chunk, add_special_tokens=False).input_ids))
         pairs = zip(self.media_lengths, lengths, strict=True)
-        return array("q", (min(media + text, self.max_length) for media, text in pairs))
+        return (min(media + text, self.max_length) for media, text in pairs)
 
 
 def _with_sounds(ids: Sequence[int], labels: Sequence[int], media: Sequence[Medium]) -> tuple[list[int], list[int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch.utils.data import Dataset
@@ -44,7 +45,7 @@ class PackedRows(Dataset):
         self.dataset = dataset
         self.sizes: list[int] = []
         self._records, self._starts = array("q"), array("q", [0])
-        lengths = token_counts(dataset, progress)
+        lengths = dataset.kept("token counts", partial(token_counts, dataset, progress))
         generator = torch.Generator().manual_seed(seed)
         first = 0
         for count in sizes:

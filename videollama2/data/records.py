@@ -19,8 +19,9 @@ allowed, and ``videollama2 data check`` counts them.
 
 from __future__ import annotations
 
+import json
+import mmap
 import os
-import pickle
 import re
 import time
 from array import array
@@ -28,6 +29,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, overload
@@ -35,6 +37,7 @@ from typing import Any, overload
 from tqdm import tqdm
 
 from videollama2.commands import hides_bar
+from videollama2.data.index import Index, file_digest, mapped
 from videollama2.data.rows import read_rows
 from videollama2.errors import DataError, MediaError, PromptError
 from videollama2.media.frames import FrameSampling
@@ -55,6 +58,8 @@ _REFUSED_KEYS = dict.fromkeys(("image_path", "video_path", "audio_path", "image_
 
 SHOWN_PROBLEMS = 10
 """Maximum number of problems listed in one error message; further ones are only counted."""
+
+_BLOCK_FILE, _ENDS_FILE, _PROBLEMS_FILE = "records.jsons", "ends.u64", "problems.json"
 
 _READERS = 16
 """Number of threads that read files if this is mostly waiting, as on a file server."""
@@ -123,15 +128,42 @@ class PackedRecords(Sequence[Record]):
 
     def __init__(self, source: str) -> None:
         self.source = source
-        # Pickled records, one after the other; record i lies between ends i and i + 1.
-        self._block = bytearray()
-        self._ends = array("Q", [0])
+        # Records as JSON, one after the other; record i lies between ends i and i + 1.
+        self._block: bytearray | mmap.mmap | bytes = bytearray()
+        self._ends: array[int] | memoryview = array("Q", [0])
+        self._folder: Path | None = None
 
     def append(self, record: Record) -> None:
-        """Append one record of ``source``."""
-        media = tuple((medium.kind, medium.path, medium.start, medium.end, medium.va) for medium in record.media)
-        self._block += pickle.dumps((record.id, media, record.conversations), pickle.HIGHEST_PROTOCOL)
+        """Append one record of ``source``; records that were opened from a folder cannot grow."""
+        assert isinstance(self._block, bytearray) and isinstance(self._ends, array)
+        media = [(medium.kind, medium.path, medium.start, medium.end, medium.va) for medium in record.media]
+        text = json.dumps((record.id, media, record.conversations), ensure_ascii=False, separators=(",", ":"))
+        self._block += text.encode("utf-8", "surrogatepass")
         self._ends.append(len(self._block))
+
+    def save(self, folder: Path) -> None:
+        """Write the records to two files in ``folder``."""
+        (folder / _BLOCK_FILE).write_bytes(self._block)
+        (folder / _ENDS_FILE).write_bytes(self._ends)
+
+    @classmethod
+    def open(cls, source: str, folder: Path) -> PackedRecords:
+        """Map the records in a folder of :meth:`save` into memory, which all processes of a machine share."""
+        records = cls(source)
+        records._folder = folder
+        records._block = mapped(folder / _BLOCK_FILE)
+        records._ends = memoryview(mapped(folder / _ENDS_FILE)).cast("Q")
+        return records
+
+    @property
+    def content(self) -> str | None:
+        """A name for the content of records that were opened from an index; None for others."""
+        return None if self._folder is None else self._folder.name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._folder is not None:
+            return PackedRecords.open, (self.source, self._folder)
+        return _restored, (self.source, self._block, self._ends)
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -148,8 +180,15 @@ class PackedRecords(Sequence[Record]):
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         with memoryview(self._block) as block:
-            name, media, conversations = pickle.loads(block[self._ends[index] : self._ends[index + 1]])
-        return Record(name, self.source, tuple(Medium(*medium) for medium in media), conversations)
+            text = str(block[self._ends[index] : self._ends[index + 1]], "utf-8", "surrogatepass")
+        name, media, conversations = json.loads(text)
+        return Record(name, self.source, tuple(Medium(*medium) for medium in media), tuple(conversations))
+
+
+def _restored(source: str, block: bytearray, ends: array[int]) -> PackedRecords:
+    records = PackedRecords(source)
+    records._block, records._ends = block, ends
+    return records
 
 
 def read_records(
@@ -168,6 +207,7 @@ def read_sets(
     progress: bool = False,
     unread: Counter[str] | None = None,
     va: Sequence[bool] = (False,),
+    index: Index | None = None,
 ) -> list[PackedRecords]:
     """Return the records of each annotation file.
 
@@ -178,6 +218,8 @@ def read_sets(
         progress: show a progress bar for each file that takes longer than a few seconds.
         unread: if given, unknown keys are counted here, those of turns as ``conversations.KEY``.
         va: whether videos are heard, unless their record says so itself; one value for each file, or one for all.
+        index: where the result of a file is kept. A file with a known content is not read again, nor are its media
+            looked at.
 
     Raises:
         DataError: a file cannot be read or holds no usable record; or, without ``skipped``, records violate a rule,
@@ -185,9 +227,9 @@ def read_sets(
     """
     problems: list[str] = []
     of_each = list(va) * len(files) if len(va) == 1 else va
+    read = _read_set if index is None else partial(_indexed_set, index)
     sets = [
-        _read_set(file, data_folder, problems, progress, unread, heard)
-        for file, heard in zip(files, of_each, strict=True)
+        read(file, data_folder, problems, progress, unread, heard) for file, heard in zip(files, of_each, strict=True)
     ]
     if skipped is not None:
         skipped += problems
@@ -199,6 +241,27 @@ def read_sets(
         tail = [f"and {more} more"] if more > 0 else []
         raise DataError("\n".join([*problems[:SHOWN_PROBLEMS], *tail]))
     return sets
+
+
+def _indexed_set(
+    index: Index,
+    file: str | os.PathLike[str],
+    data_folder: str | os.PathLike[str] | None,
+    problems: list[str],
+    progress: bool,
+    unread: Counter[str] | None,
+    va: bool,
+) -> PackedRecords:
+    def write(folder: Path) -> None:
+        found: list[str] = []
+        _read_set(file, data_folder, found, progress, unread, va).save(folder)
+        (folder / _PROBLEMS_FILE).write_text(json.dumps(found))
+
+    source = os.fspath(file)
+    where = os.path.abspath(data_folder if data_folder is not None else Path(file).parent)
+    entry = index.entry(["records", file_digest(file), source, os.fspath(data_folder or ""), where, va], write)
+    problems += json.loads((entry / _PROBLEMS_FILE).read_text())
+    return PackedRecords.open(source, entry)
 
 
 def _read_set(

@@ -149,6 +149,13 @@ class DataArguments:
         default=None,
         metadata={"help": "One number per annotation file: its share of an epoch. Default: every record once."},
     )
+    records_cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder on a local disk where checked records and their lengths are kept by content, so that one "
+            "process of a machine reads them and later runs start at once."
+        },
+    )
     packing: int | None = field(
         default=None,
         metadata={

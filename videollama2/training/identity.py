@@ -7,7 +7,6 @@ them. Data are identified by the content of the annotation files, weights by the
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -16,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from videollama2.checkpoints.fingerprint import files_revision
-from videollama2.errors import ConfigError, DataError
+from videollama2.data.index import file_digest
+from videollama2.errors import ConfigError
 from videollama2.training.flags import DataArguments, ModelArguments, TrainingArguments
 from videollama2.training.weights_file import weights_file
 
@@ -33,7 +33,7 @@ ANY_VALUE = frozenset(
         # how often the run is saved
         *("save_strategy", "save_steps", "save_total_limit", "save_on_each_node", "save_only_model"),
         # how records are read
-        *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
+        *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "records_cache"),
         *("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "dataloader_in_order"),
         # on which machine the run is
         *("local_rank", "use_cpu", "tf32", "ddp_timeout", "ddp_backend", "ddp_bucket_cap_mb"),
@@ -116,22 +116,6 @@ class RunIdentity:
                 f"{folder} holds a run that was started otherwise: {'; '.join(different)}. Give the same flags and "
                 "data, another --output_dir, or --overwrite_output_dir True to begin anew"
             )
-
-
-def file_digest(file: str) -> str:
-    """Return the SHA-256 digest of a file's content.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    digest = hashlib.sha256()
-    try:
-        with Path(file).open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read as an annotation file ({error})") from error
-    return digest.hexdigest()
 
 
 def _content_differences(now: dict[str, Any], before: dict[str, Any]) -> Iterator[str]:

@@ -1,0 +1,103 @@
+"""Records and lengths kept by content: read once, shared by processes, and never something other than what was read."""
+
+import json
+import multiprocessing
+import pickle
+
+import pytest
+
+from tests.conftest import ROOT
+from videollama2.data.dataset import VideoInstructionDataset
+from videollama2.data.index import Index
+from videollama2.data.records import read_sets
+from videollama2.errors import DataError
+from videollama2.processing import VideoLlama2Processor
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Three good records, one with an emoji, and one without turns."""
+    (tmp_path / "i.png").write_bytes((ROOT / "videollama2" / "assets" / "demo" / "shapes.png").read_bytes())
+    turns = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "a “shape”"}]
+    rows = [{"id": f"r{i}", "image": "i.png", "conversations": turns} for i in range(2)]
+    odd = [{"from": "human", "value": "?"}, {"from": "gpt", "value": "a \U0001f600"}]
+    rows += [{"id": "odd", "conversations": odd}, {"id": "bad", "conversations": []}]
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    return tmp_path / "data.json"
+
+
+def read(file, index):
+    skipped = []
+    (records,) = read_sets([file], skipped=skipped, index=index)
+    return records, skipped
+
+
+def test_the_same_records_and_problems_without_looking_at_media_again(file, tmp_path):
+    plain, problems = read(file, None)
+    index = Index(tmp_path / "cache")
+    first, first_problems = read(file, index)
+    (tmp_path / "i.png").unlink()
+    again, more = read(file, index)
+    assert list(plain) == list(first) == list(again)
+    assert problems == first_problems == more and "'bad'" in problems[0]
+    assert list(pickle.loads(pickle.dumps(again))) == list(plain) == list(pickle.loads(pickle.dumps(plain)))
+    with pytest.raises(DataError, match="'bad'"):
+        read_sets([file], index=index)
+
+
+def test_other_content_or_options_are_read_anew(file, tmp_path):
+    index = Index(tmp_path / "cache")
+    names = {read(file, index)[0].content}
+    (heard,) = read_sets([file], skipped=[], va=[True], index=index)
+    names.add(heard.content)
+    file.write_text(file.read_text().replace("what?", "who?"))
+    changed, _ = read(file, index)
+    names.add(changed.content)
+    assert "who?" in changed[0].conversations[0]["value"]
+    assert len(names) == 3
+
+
+def test_an_entry_that_failed_is_none(tmp_path):
+    index = Index(tmp_path / "cache")
+
+    def fail(folder):
+        (folder / "half").touch()
+        raise DataError("broken")
+
+    with pytest.raises(DataError, match="broken"):
+        index.entry("x", fail)
+    assert list(index.entry("x", lambda folder: None).iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"--records_cache .*file/cache: cannot be written to"):
+        Index(tmp_path / "file" / "cache").entry("x", fail)
+
+
+def _enter(folder, barrier):
+    barrier.wait()
+    Index(folder).entry("y", lambda place: (folder / f"written-{place.name}").touch())
+
+
+def test_one_process_writes_and_the_others_wait(tmp_path):
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(4)
+    processes = [context.Process(target=_enter, args=(tmp_path, barrier)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert len(list(tmp_path.glob("written-*"))) == 1
+
+
+def test_lengths_are_counted_once(file, tmp_path):
+    processor = VideoLlama2Processor.from_pretrained(ROOT / "videollama2" / "assets" / "videollama2-tiny")
+    index = Index(tmp_path / "cache")
+    records, _ = read(file, index)
+    plain = VideoInstructionDataset(records, processor, 2048)
+    kept = VideoInstructionDataset(records, processor, 2048, index=index, contents=[records.content])
+    assert list(kept.lengths) == list(plain.lengths)
+    again = VideoInstructionDataset(records, processor, 2048, index=index, contents=[records.content])
+    again._lengths = None  # counting would call it
+    assert list(again.lengths) == list(plain.lengths)
+    shorter = VideoInstructionDataset(records, processor, 5, index=index, contents=[records.content])
+    assert max(shorter.lengths) == 5
