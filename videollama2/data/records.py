@@ -59,6 +59,7 @@ _REFUSED_KEYS = dict.fromkeys(("image_path", "video_path", "audio_path", "image_
 SHOWN_PROBLEMS = 10
 """Maximum number of problems listed in one error message; further ones are only counted."""
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _BLOCK_FILE, _ENDS_FILE, _PROBLEMS_FILE = "records.jsons", "ends.u64", "problems.json"
 
 _READERS = 16
@@ -137,7 +138,7 @@ class PackedRecords(Sequence[Record]):
         """Append one record of ``source``; records that were opened from a folder cannot grow."""
         assert isinstance(self._block, bytearray) and isinstance(self._ends, array)
         media = [(medium.kind, medium.path, medium.start, medium.end, medium.va) for medium in record.media]
-        text = json.dumps((record.id, media, record.conversations), ensure_ascii=False, separators=(",", ":"))
+        text = _ENCODER.encode((record.id, media, record.conversations))
         self._block += text.encode("utf-8", "surrogatepass")
         self._ends.append(len(self._block))
 
