@@ -20,6 +20,7 @@ from videollama2.eval.__main__ import main as evaluate
 from videollama2.shapes.sets import write_set
 
 from .conftest import difference, environment
+from .hearing import write_beats, write_records, write_seeing
 
 SCRIPTS = {
     "vllava/pretrain.sh": {"learning_rate": 1e-3, "batch": 256, "local": 8, "zero": 3, "lora": False, "bits": 16},
@@ -112,6 +113,48 @@ def test_published_numbers_of_the_stages_with_sound(printed, script):
         assert (len(data.data_path), data.heard) == (3, [True, False, False])
     else:
         assert len(data.data_path_a) == len(data.files) == 1
+
+
+def test_the_stages_with_sound_go_on_from_one_another(printed, parts, tmp_path):
+    """The scripts' own flags, train in this process: one finds the files of the one before."""
+    sets = {name: json.loads(path.read_text()) for name, path in write_records(tmp_path).items()}
+    layout = {
+        "audio/stage1_pretrain.json": sets["audio"],
+        "audio/stage2_audio_text.json": [*sets["audio"], sets["other"][2]],
+        "joint/stage3_video_audio.json": sets["av"],
+        "joint/stage2_audio_subset_new.json": sets["audio"],
+        "joint/stage2_video_subset.json": sets["other"],
+    }
+    for name, rows in layout.items():
+        path = tmp_path / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(rows))
+    variables = {
+        "DATA_DIR": tmp_path / "data",
+        "OUTP_DIR": tmp_path / "out",
+        "AUDIO_TOWER": write_beats(tmp_path / "beats.pt"),
+        "GLOBAL_BATCH_SIZE": 4,
+        "LOCAL_BATCH_SIZE": 4,
+        "NPROC_PER_NODE": 1,
+        "DEEPSPEED": "none",
+    }
+    small = {
+        "model_path": write_seeing(tmp_path / "seeing", parts),
+        "num_frames": 4,
+        "dataloader_num_workers": 0,
+        "max_steps": 2,
+        "save_strategy": "no",
+        "report_to": "none",
+    }
+    overrides = [word for name, value in small.items() for word in (f"--{name}", str(value))]
+    for script in HEARING_SCRIPTS:
+        words = printed(f"custom/{script}", **variables)
+        assert train.main([*words[words.index("videollama2.train") + 1 :], *overrides]) == 0
+    out = tmp_path / "out" / "videollama2qwen2_audio"
+    assert {path.name for path in out.iterdir()} == {"pretrain_audio", "finetune_audio", "va_joint_audio"}
+    _, model, processor, _ = load_pretrained_model(out / "va_joint_audio", device="cpu")
+    assert model.config.hears
+    assert processor.model_config.image_aspect_ratio == "pad"
 
 
 def test_nodes_and_processes_come_from_arguments_or_the_environment(printed):
