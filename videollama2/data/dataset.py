@@ -16,9 +16,9 @@ from videollama2 import __version__
 from videollama2.constants import IGNORE_INDEX
 from videollama2.data.index import Index
 from videollama2.data.records import Medium, Record
-from videollama2.errors import DataError, MediaError, PromptError
+from videollama2.errors import ConfigError, DataError, MediaError, PromptError
 from videollama2.media.audio import SoundSampling
-from videollama2.media.kinds import AUDIO, KINDS
+from videollama2.media.kinds import AUDIO, KINDS, VIDEO
 from videollama2.processing import ReadOptions, VideoLlama2Processor, expand_placeholders, media_tokens
 from videollama2.prompting import training_ids
 
@@ -134,7 +134,7 @@ class VideoInstructionDataset(Dataset):
         ids, labels = ids[:kept], labels[:kept]
         media = record.media[: sum(token in _SENTINELS for token in ids)]
         ids, labels = _with_sounds(ids, labels, media)
-        counts = [media_tokens(config, kind) for medium in media for kind in medium.parts]
+        counts = [count for medium in media for count in self._counts_of(medium)]
         ids, labels = expand_placeholders(ids, counts, config, labels)
         # Nothing precedes the first token, so it is never predicted and its label does not count.
         if all(label == IGNORE_INDEX for label in labels[1:]):
@@ -142,7 +142,16 @@ class VideoInstructionDataset(Dataset):
         return ids, labels, media
 
     def _tokens_of(self, medium: Medium) -> int:
-        return sum(media_tokens(self.processor.model_config, kind) for kind in medium.parts)
+        return sum(self._counts_of(medium))
+
+    def _counts_of(self, medium: Medium) -> list[int]:
+        """Return the number of tokens of each part of a medium."""
+        config = self.processor.model_config
+        frames = {VIDEO: medium.num_frames}  # of other kinds, the number is the configuration's
+        try:
+            return [media_tokens(config, kind, frames.get(kind)) for kind in medium.parts]
+        except ConfigError as error:
+            raise DataError(f"{medium.path}: 'num_frames' {medium.num_frames}: {error}") from error
 
     def _read(self, medium: Medium) -> _Read:
         """Return the values of a medium, and whether its sound is the silence that stands for a missing track."""
@@ -152,7 +161,7 @@ class VideoInstructionDataset(Dataset):
             read = self.processor.read_levels if self.levels else self.processor.read
             values.append((medium.kind, read(medium.kind, medium.path, ReadOptions.of(medium.kind, medium.options))))
         if AUDIO in medium.parts:
-            options = ReadOptions(sound=SoundSampling(**medium.options), of_video=medium.va)
+            options = ReadOptions(sound=SoundSampling(**medium.bounds), of_video=medium.va)
             fbank_1TF, note = self.processor.hear(medium.path, options)
             values.append((AUDIO, fbank_1TF))
             silent = note is not None

@@ -21,7 +21,7 @@ from typing import Any
 
 from videollama2.errors import DataError
 
-_FORMAT = 1
+_FORMAT = 2
 """Part of every entry's name, to be raised if the files of entries change."""
 _NUMBERS_FILE = "numbers.i64"
 

@@ -3,15 +3,17 @@
 An annotation file is a JSON list, or JSON Lines, of::
 
     {"id": ..., "video" | "image" | "audio": path or list of paths, "va": true or false, "start": seconds,
-     "end": seconds, "system": text, "conversations": [{"from": "human" | "gpt", "value": ...}, ...]}
+     "end": seconds, "num_frames": number, "system": text,
+     "conversations": [{"from": "human" | "gpt", "value": ...}, ...]}
 
 A record without media is text only. Paths are relative to the data folder; a sound that is not there is looked for
 at its path as it is given, as published. Whether a file is an image or a video is determined from its content, so an
 image under ``video`` is treated as an image; a file under ``audio`` is always heard, also if it is a video. If a record
 has several of the keys, each tag takes the next path of its own key. ``videos``, ``images`` and ``audios``, the names
 that other programs use, are synonyms. ``va`` says whether the sound of the record's videos is heard too. ``start`` and
-``end`` select a part of the record's videos and sounds. A text under ``system`` (or ``system_prompt``) is placed before
-the conversation, as is a first turn from ``system``.
+``end`` select a part of the record's videos and sounds, and ``num_frames`` is the number of its videos' frames. A text
+under ``system`` (or ``system_prompt``) is placed before the conversation, as is a first turn from ``system``.
+:mod:`videollama2.data.forms` reads ``messages`` and other forms of conversations.
 
 Unsupported keys that would change what is learned are refused by name. Others, such as the name of the source, are
 allowed, and ``videollama2 data check`` counts them.
@@ -37,6 +39,7 @@ from typing import Any, overload
 from tqdm import tqdm
 
 from videollama2.commands import hides_bar
+from videollama2.data.forms import FORM_KEYS, MESSAGE_KEYS, published_form
 from videollama2.data.index import Index, file_digest, mapped
 from videollama2.data.rows import read_rows
 from videollama2.errors import DataError, MediaError, PromptError
@@ -49,7 +52,8 @@ MEDIA_KEYS = {key: kind for kind in KINDS for key in (kind, f"{kind}s")}
 """Keys that hold media, with the kind whose tag represents each of their paths in the text."""
 
 _SYSTEM_KEYS = ("system", "system_prompt")
-READ_KEYS = frozenset(("id", "conversations", "start", "end", "va", *_SYSTEM_KEYS, *MEDIA_KEYS))
+_SAMPLING_KEYS = ("start", "end", "num_frames")
+READ_KEYS = frozenset(("id", "conversations", "va", *_SAMPLING_KEYS, *FORM_KEYS, *_SYSTEM_KEYS, *MEDIA_KEYS))
 _TURN_KEYS = frozenset(("from", "value"))
 
 _PATHS_ELSEWHERE = f"media are read from {' and '.join(map(repr, KINDS))}"
@@ -78,6 +82,7 @@ class Medium:
         path: where the file is.
         start, end: bounds of a video or a sound, in seconds.
         va: whether a video is heard as well as seen.
+        num_frames: number of a video's frames; None leaves it to the model.
     """
 
     kind: str
@@ -85,12 +90,18 @@ class Medium:
     start: float | None = None
     end: float | None = None
     va: bool = False
+    num_frames: int | None = None
+
+    @property
+    def bounds(self) -> dict[str, float]:
+        """The bounds that are given."""
+        bounds = {"start": self.start, "end": self.end}
+        return {name: value for name, value in bounds.items() if value is not None}
 
     @property
     def options(self) -> dict[str, float]:
         """The options that the processor receives in addition to the path."""
-        bounds = {"start": self.start, "end": self.end}
-        return {name: value for name, value in bounds.items() if value is not None}
+        return self.bounds if self.num_frames is None else {**self.bounds, "num_frames": self.num_frames}
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -137,7 +148,7 @@ class PackedRecords(Sequence[Record]):
     def append(self, record: Record) -> None:
         """Append one record of ``source``; records that were opened from a folder cannot grow."""
         assert isinstance(self._block, bytearray) and isinstance(self._ends, array)
-        media = [(medium.kind, medium.path, medium.start, medium.end, medium.va) for medium in record.media]
+        media = [tuple(getattr(medium, name) for name in Medium.__slots__) for medium in record.media]
         text = _ENCODER.encode((record.id, media, record.conversations))
         self._block += text.encode("utf-8", "surrogatepass")
         self._ends.append(len(self._block))
@@ -341,6 +352,7 @@ def parse_record(raw: Any, number: int, source: str, folder: Path, va: bool = Fa
     try:
         if not isinstance(raw, dict):
             raise DataError(f"a record must be an object with 'conversations', got {type(raw).__name__}")
+        raw = published_form(raw)
         conversations = _conversations(raw)
         _refuse_keys(raw)
         media = _media(raw, _ordered_paths(raw, conversations), folder, va)
@@ -396,7 +408,7 @@ def _paths(value: Any, key: str) -> list[str]:
 
 
 def _media(raw: dict[str, Any], paths: Sequence[tuple[str, str]], folder: Path, va: bool) -> tuple[Medium, ...]:
-    bounds = {key: raw[key] for key in ("start", "end") if raw.get(key) is not None}
+    bounds = {key: raw[key] for key in _SAMPLING_KEYS if raw.get(key) is not None}
     FrameSampling(**bounds)  # raises an error for impossible bounds
     asked = raw.get("va")
     if not isinstance(asked, bool | None):
@@ -406,8 +418,10 @@ def _media(raw: dict[str, Any], paths: Sequence[tuple[str, str]], folder: Path, 
         kind, full = _found(named, path, folder)
         own = {key: bounds[key] for key in KINDS[kind].options & bounds.keys()}
         media.append(Medium(kind, full, **own, va=kind == VIDEO and (va if asked is None else asked)))
-    if bounds and not any(medium.options for medium in media):
+    if bounds.keys() - {"num_frames"} and not any(medium.bounds for medium in media):
         raise DataError(f"{' and '.join(map(repr, bounds))} bound a video or a sound, and this record has none")
+    if "num_frames" in bounds and not any(medium.num_frames for medium in media):
+        raise DataError("'num_frames' counts the frames of a video, and this record has none")
     if asked and not any(medium.va for medium in media):
         raise DataError("'va' is true, and this record has no video that could be heard")
     return tuple(media)
@@ -447,7 +461,9 @@ def _unread_keys(raw: Any) -> set[str]:
     """Return the keys of a row that have no effect, if it is a row of this format at all."""
     if not isinstance(raw, dict):
         return set()
-    turns = raw.get("conversations")
-    turns = turns if isinstance(turns, list) else []
-    inner = {f"conversations.{key}" for turn in turns if isinstance(turn, dict) for key in turn.keys() - _TURN_KEYS}
+    inner = set()
+    for name, known in (("conversations", _TURN_KEYS), ("messages", MESSAGE_KEYS)):
+        turns = raw.get(name)
+        for turn in turns if isinstance(turns, list) else ():
+            inner |= {f"{name}.{key}" for key in turn.keys() - known} if isinstance(turn, dict) else set()
     return (raw.keys() - READ_KEYS - _REFUSED_KEYS.keys()) | inner

@@ -1,0 +1,105 @@
+"""Records in the forms of other programs become those of the published form."""
+
+import json
+
+import pytest
+
+from tests.conftest import ROOT
+from videollama2.data.dataset import VideoInstructionDataset
+from videollama2.data.records import parse_record, read_sets
+from videollama2.errors import DataError
+from videollama2.processing import VideoLlama2Processor
+
+from .test_records import media  # noqa: F401 - a fixture
+
+PUBLISHED = {
+    "id": "1",
+    "video": "v.mp4",
+    "conversations": [{"from": "human", "value": "<video>\nWhat?"}, {"from": "gpt", "value": "This."}],
+}
+ANSWER = {"role": "assistant", "content": "This."}
+OPENAI = {
+    "id": "1",
+    "messages": [
+        {
+            "role": "user",
+            "content": [
+                {"type": "video_url", "video_url": {"url": "file://v.mp4"}},
+                {"type": "text", "text": "What?"},
+            ],
+        },
+        ANSWER,
+    ],
+}
+LLAMA_FACTORY = {"id": "1", "messages": [{"role": "user", "content": "<video>\nWhat?"}, ANSWER], "videos": ["v.mp4"]}
+MS_SWIFT = {"id": "1", "messages": [{"role": "user", "content": "What?"}, ANSWER], "videos": [{"path": "v.mp4"}]}
+QUERY = {"id": "1", "query": "What?", "response": "This.", "videos": ["v.mp4"]}
+
+
+def conversation(record):
+    return [(turn["from"].replace("user", "human").replace("assistant", "gpt"), turn["value"]) for turn in record]
+
+
+@pytest.mark.parametrize("raw", [OPENAI, LLAMA_FACTORY, MS_SWIFT, QUERY], ids=["openai", "factory", "swift", "query"])
+def test_forms_are_equal(media, raw):  # noqa: F811
+    published, other = (parse_record(row, 0, "data.json", media) for row in (PUBLISHED, raw))
+    assert conversation(other.conversations) == conversation(published.conversations)
+    assert other.media == published.media
+
+
+def test_parts_keep_their_order_among_kinds_and_turns(media):  # noqa: F811
+    parts = [{"type": "text", "text": "a"}, {"type": "image", "image": "i.png"}, {"type": "video", "video": "v.mp4"}]
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "video", "video": "v.mp4"}, {"type": "text", "text": "?"}]},
+        ANSWER,
+        {"role": "user", "content": parts},
+        ANSWER,
+    ]
+    record = parse_record({"messages": messages}, 0, "data.json", media)
+    assert record.kinds == ["video", "image", "video"]
+    assert record.conversations[3]["value"] == "a<image>\n<video>\n"
+    history = parse_record({"query": "b", "response": "B", "history": [["a", "A"]], "images": "i.png"}, 0, "f", media)
+    assert [turn["value"] for turn in history.conversations] == ["<image>\na", "A", "b", "B"]
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        ({**PUBLISHED, **OPENAI}, "'conversations' and 'messages' all hold the conversation"),
+        ({"messages": []}, "'messages' must be a list with at least one message, got []"),
+        ({"messages": [{"role": "user"}]}, "a message must be an object with 'role' and 'content'"),
+        ({"messages": [{"role": "user", "content": [{"type": "file"}]}]}, "a text, an image, a video or a sound, got"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "a turn needs 'from' (human or gpt)"),
+        ({"messages": [{**ANSWER, "loss": False}]}, "'loss' of a message is not used: every answer is learned alike"),
+        ({"messages": [{**ANSWER, "weight": 0}]}, "'weight' of a message is not used"),
+        ({**QUERY, "videos": "https://example.org/v.mp4"}, "'videos' must be a path of a file, got 'https://ex"),
+        ({**QUERY, "response": None}, "the pairs of 'history' must be texts, got ('What?', None)"),
+        ({**QUERY, "videos": [{"bytes": "x"}]}, "must be a path or a list of paths"),
+        ({**PUBLISHED, "num_frames": 0}, "num_frames"),
+        ({"query": "a", "response": "b", "num_frames": 3}, "'num_frames' counts the frames of a video"),
+    ],
+)
+def test_rows_that_are_refused(media, raw, words):  # noqa: F811
+    with pytest.raises(DataError) as told:
+        parse_record(raw, 0, "data.json", media)
+    assert words in str(told.value)
+
+
+def test_frames_of_each_record(media, tmp_path):  # noqa: F811
+    """Tokens, lengths and pixels of a record follow its own number of frames; too few are refused with the file."""
+    rows = [{**PUBLISHED, "id": str(count), "num_frames": count} for count in (4, 2)] + [PUBLISHED]
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    (records,) = read_sets([tmp_path / "data.json"], data_folder=media)
+    processor = VideoLlama2Processor.from_pretrained(ROOT / "videollama2" / "assets" / "videollama2-tiny")
+    config = processor.model_config
+    dataset = VideoInstructionDataset(records, processor, 2048)
+    for index, frames in enumerate((4, 2, config.num_frames)):
+        sample = dataset[index]
+        assert sample["media"][0][1].shape[0] == frames
+        assert sample["input_ids"].count(config.video_token_id) == dataset.media_lengths[index]
+    assert dataset.media_lengths[0] < dataset.media_lengths[2]
+    (tmp_path / "one.json").write_text(json.dumps([{**PUBLISHED, "num_frames": 1}]))
+    (one,) = read_sets([tmp_path / "one.json"], data_folder=media)
+    with pytest.raises(DataError, match=r"record '1': .*v.mp4: 'num_frames' 1: .* makes no visual token from 1 frame"):
+        VideoInstructionDataset(one, processor, 2048)[0]

@@ -1,0 +1,101 @@
+"""Turns rows in the forms of other programs into the published one, see :mod:`videollama2.data.records`.
+
+Read are OpenAI's ``messages``, with texts or with lists of parts, as LLaMA-Factory and ms-swift also write them with
+media under ``images``, ``videos`` and ``audios``; and the ``query``, ``response`` and ``history`` of ms-swift.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from videollama2.errors import DataError
+from videollama2.media.kinds import KINDS, TAGS
+
+MESSAGE_KEYS = frozenset(("role", "content"))
+FORM_KEYS = frozenset(("messages", "query", "response", "history"))
+"""Keys that take the place of ``conversations``."""
+
+_ELSEWHERE = re.compile(r"^(?!file:)[A-Za-z][A-Za-z0-9+.-]+:")
+"""The beginning of an address that is no path; a Windows drive has one letter."""
+
+
+def published_form(raw: dict[str, Any]) -> dict[str, Any]:
+    """Return the row with ``conversations`` and with media as paths; a row in the published form is returned as it is.
+
+    Media without any tag in the text stand before the first question, as in ms-swift.
+
+    Raises:
+        DataError: the row has several of these forms, or a message does not have its form; or it asks for something
+            that would change what is learned, as the weight of an answer does.
+    """
+    forms = [key for key in ("conversations", "messages", "query") if raw.get(key) is not None]
+    if len(forms) > 1:
+        raise DataError(f"{' and '.join(map(repr, forms))} all hold the conversation: a record may have one of them")
+    if forms in ([], ["conversations"]):
+        return raw
+    media = {key: _paths(value, key) for kind in KINDS for key in (kind, f"{kind}s") if (value := raw.get(key))}
+    turns = _messages(raw["messages"], media) if forms == ["messages"] else _queries(raw)
+    if media and not any(tag in turn["value"] for turn in turns for tag in TAGS.values()):
+        _tag_first_question(turns, media)
+    rest = {key: value for key, value in raw.items() if key not in FORM_KEYS}
+    return {**rest, **media, "conversations": turns}
+
+
+def _messages(messages: Any, media: dict[str, list[Any]]) -> list[dict[str, str]]:
+    if not isinstance(messages, list) or not messages:
+        raise DataError(f"'messages' must be a list with at least one message, got {messages!r}")
+    turns = []
+    for message in messages:
+        if not isinstance(message, dict) or not isinstance(message.get("content"), str | list):
+            raise DataError(f"a message must be an object with 'role' and 'content', got {message!r}")
+        for key, learned in (("loss", True), ("weight", 1), ("loss_scale", 1)):
+            if message.get(key, learned) not in (learned, None):
+                raise DataError(f"{key!r} of a message is not used: every answer is learned alike")
+        content = message["content"]
+        text = content if isinstance(content, str) else "".join(_text_of(part, media) for part in content)
+        turns.append({"from": str(message.get("role")), "value": text})
+    return turns
+
+
+def _text_of(part: Any, media: dict[str, list[Any]]) -> str:
+    """Return the text of a part of a message; the path of a medium is added to ``media``, and its tag is the text."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "text" and isinstance(part.get("text"), str):
+        return part["text"]
+    name = str(kind).removesuffix("_url")
+    if name not in KINDS or kind not in part:
+        raise DataError(f"a part of a message must be a text, an image, a video or a sound, got {part!r}")
+    value = part[kind]
+    media.setdefault(name, []).append(_path(value.get("url") if isinstance(value, dict) else value, name))
+    return f"{TAGS[name]}\n"
+
+
+def _queries(raw: dict[str, Any]) -> list[dict[str, str]]:
+    pairs = [*(raw.get("history") or ()), (raw["query"], raw.get("response"))]
+    turns = []
+    for pair in pairs:
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise DataError(f"'query', 'response' and the pairs of 'history' must be texts, got {pair!r}")
+        turns += [{"from": "human", "value": pair[0]}, {"from": "gpt", "value": pair[1]}]
+    return turns
+
+
+def _tag_first_question(turns: list[dict[str, str]], media: dict[str, list[Any]]) -> None:
+    for turn in turns:
+        if turn["from"] in ("user", "human"):
+            tags = [TAGS[key.removesuffix("s")] for key, paths in media.items() for _ in paths]
+            turn["value"] = "".join(f"{tag}\n" for tag in tags) + turn["value"]
+            return
+
+
+def _paths(value: Any, key: str) -> list[Any]:
+    return [_path(each, key) for each in (value if isinstance(value, list) else [value])]
+
+
+def _path(value: Any, key: str) -> Any:
+    """Return the path of a medium that may be given as ``{"path": ...}`` or as an address of a file."""
+    path = value.get("path") if isinstance(value, dict) else value
+    if isinstance(path, str) and _ELSEWHERE.match(path):
+        raise DataError(f"{key!r} must be a path of a file, got {path[:60]!r}")
+    return path.removeprefix("file://") if isinstance(path, str) else path
