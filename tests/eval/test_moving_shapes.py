@@ -10,9 +10,10 @@ from tests.eval.reference import unpadded
 from videollama2 import mm_infer, model_init
 from videollama2.eval.benchmarks import benchmark
 from videollama2.eval.benchmarks.moving_shapes import STATIC, TEMPORAL
+from videollama2.eval.controls import shuffled_order
 from videollama2.eval.items import Item
 from videollama2.eval.run import ModelChoice, Plan, run
-from videollama2.eval.runner import AnswerOptions, shuffled_order
+from videollama2.eval.runner import AnswerOptions
 from videollama2.eval.samples import Reading
 from videollama2.shapes.questions import STATIC_TYPES, TEMPORAL_TYPES
 

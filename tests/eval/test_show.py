@@ -10,7 +10,8 @@ import pytest
 from tests.eval.reference import benchmarks_dir
 from videollama2.eval.__main__ import main
 from videollama2.eval.benchmarks import benchmark
-from videollama2.eval.runner import AnswerOptions, shuffled_order
+from videollama2.eval.controls import SHUFFLED_FRAMES, shuffled_order
+from videollama2.eval.runner import AnswerOptions
 
 HOSTILE = "</script><script>document.title='owned'</script><!-- <img src=x onerror=alert(1)> \u2028"
 
@@ -58,7 +59,7 @@ def test_it_holds_questions_frames_and_answers(folders, world):
         frames = data["clips"][question["clip"]]
         times = [frame["time"] for frame in frames]
         assert len(frames) == 8 and all(frame["jpeg"].startswith("/9j/") for frame in frames)
-        if item.shuffled:  # as the model saw them
+        if item.control == SHUFFLED_FRAMES:  # as the model saw them
             order = shuffled_order(8, item.media.rpartition("/")[2])
             assert times == [sorted(times)[index] for index in order]
         else:

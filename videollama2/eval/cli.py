@@ -168,13 +168,21 @@ def _add_settings(asked: Group) -> None:
     asked.add_argument(
         "--prompt",
         choices=("question", "options", "lmms-eval"),
-        help="moving_shapes: the question alone (default), or with options as MVBench; lmms-eval: the prompts and "
-        "answer lengths of that harness, for the paper's benchmarks of videos but MSVD-QA and MSVC",
+        help="moving_shapes, sounding_shapes: the question alone (default), or with options as MVBench; lmms-eval: the "
+        "prompts and answer lengths of that harness, for the paper's benchmarks of videos but MSVD-QA and MSVC",
     )
     asked.add_argument(
         "--shuffle-frames",
         action="store_true",
-        help="moving_shapes: ask every question again with the frames in another order, to see whether time is used",
+        help="moving_shapes, sounding_shapes: ask every question again with the frames in another order, to see "
+        "whether time is used",
+    )
+    for flag, how in (("muted", "in silence"), ("blank-frames", "without pictures")):
+        asked.add_argument(f"--{flag}", action="store_true", help=f"sounding_shapes: ask every question again {how}")
+    asked.add_argument(
+        "--shuffle-windows",
+        action="store_true",
+        help="sounding_shapes: ask every question again with the parts of the sound in another order",
     )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from videollama2.errors import ConfigError, DataError
 from videollama2.eval.benchmarks import benchmark, configured, names
+from videollama2.eval.controls import CONTROL_OPTIONS
 from videollama2.flags import AnswerFlags, frame_options
 from videollama2.ranks import own_device, rank_and_world
 
@@ -78,7 +79,7 @@ def run_command(args: argparse.Namespace) -> int:
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     """Return the options that belong to single benchmarks; the value of an option that is not given is None."""
     given = {name: getattr(args, name, None) for name in ("subtitles", "split", "prompt")}
-    return {**given, "shuffle_frames": getattr(args, "shuffle_frames", False) or None}
+    return {**given, **{name: getattr(args, name, False) or None for name in CONTROL_OPTIONS}}
 
 
 def score_command(args: argparse.Namespace) -> int:

@@ -39,7 +39,8 @@ class Item:
         group: name of the video; confidence intervals take questions with the same group as dependent.
         extra: further values that the benchmark itself needs later.
         others: kind and path of further media, shown after the first one.
-        shuffled: whether the model sees the clip's frames in another order, drawn with the file's name as the seed.
+        control: what is changed of the clip, see :mod:`videollama2.eval.controls`; empty if nothing is. An order is
+            drawn with the file's name as the seed.
         use_audio: whether the model also hears the sound of the video; a video without a track is heard as silence.
         crop_start: first sample that is heard of a sound file that is longer than a clip, at the file's own rate; None
             takes the middle. The published code draws it at random.
@@ -58,7 +59,7 @@ class Item:
     group: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
     others: tuple[tuple[str, str], ...] = ()
-    shuffled: bool = False
+    control: str = ""
     use_audio: bool = False
     crop_start: int | None = None
 
@@ -278,8 +279,9 @@ class Benchmark(ABC):
     def configure(self, **options: Any) -> Benchmark:
         """Return this benchmark with options of its own.
 
-        Video-MME has the option ``subtitles``, Perception Test ``split``, and moving_shapes ``prompt`` and
-        ``shuffle_frames``. An option that is None is not given.
+        Video-MME has the option ``subtitles``, Perception Test ``split``, moving_shapes ``prompt`` and
+        ``shuffle_frames``, sounding_shapes these two, ``muted``, ``blank_frames`` and ``shuffle_windows``. An option
+        that is None is not given.
 
         Raises:
             ConfigError: the benchmark has no such option.

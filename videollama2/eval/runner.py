@@ -7,7 +7,6 @@ order, so that a process that is killed loses only the answers that the model ha
 from __future__ import annotations
 
 import hashlib
-import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from videollama2.errors import DataError, EngineError, MediaError, RequestTooLongError, VideoLlama2Error
 from videollama2.eval.annotations import why_unreadable
+from videollama2.eval.controls import altered
 from videollama2.eval.items import Benchmark, Item
 from videollama2.eval.samples import FAILED, MEDIA, StoredAnswer
 from videollama2.media.frames import FrameSampling
@@ -265,10 +265,11 @@ class Runner:
             return
         self.work.clips += 1
         self.work.decode_seconds += clip.seconds
-        shuffled = any(item.shuffled for item in group)
-        mixed = _shuffle(clip.media, Path(group[0].media).name) if shuffled else clip.media
+        shown = {"": clip.media}
         for item in group:
-            yield self._ask(item, mixed if item.shuffled else clip.media, clip.note)
+            if item.control not in shown:
+                shown[item.control] = _altered(clip.media, item.control, Path(item.media).name)
+            yield self._ask(item, shown[item.control], clip.note)
 
     def _ask(self, item: Item, media: list[tuple[str, Any]], note: str | None) -> _Asked:
         asked = _Asked(item, item.instructions, note=note)
@@ -339,27 +340,9 @@ def _stored(asked: _Asked, outputs: list[str], reasons: list[str]) -> StoredAnsw
     )
 
 
-def shuffled_order(frames: int, seed: str) -> list[int]:
-    """Return a permutation of ``0 .. frames - 1`` drawn from ``seed``; from two frames on it is not the identity."""
-    rng = random.Random(seed)
-    order = list(range(frames))
-    while frames > 1 and order == sorted(order):
-        rng.shuffle(order)
-    return order
-
-
-def _shuffle(media: list[tuple[str, Any]], seed: str) -> list[tuple[str, Any]]:
-    """Return the media with the frames of each video (pixels T, C, H, W) in another order.
-
-    Images and sounds are not changed.
-    """
-
-    def mixed(values: Any) -> Any:
-        if isinstance(values, dict):
-            return {**values, VIDEO: mixed(values[VIDEO])}
-        return values[shuffled_order(len(values), seed)]
-
-    return [(kind, mixed(values) if kind == VIDEO else values) for kind, values in media]
+def _altered(media: list[tuple[str, Any]], control: str, seed: str) -> list[tuple[str, Any]]:
+    """Return the media with each video changed as a control changes it; images and sounds are not changed."""
+    return [(kind, altered(values, control, seed) if kind == VIDEO else values) for kind, values in media]
 
 
 def by_clip(items: Sequence[Item]) -> list[list[Item]]:

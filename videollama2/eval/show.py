@@ -15,10 +15,10 @@ from PIL import Image, ImageDraw
 
 from videollama2.errors import DataError, VideoLlama2Error
 from videollama2.eval.benchmarks import configured
+from videollama2.eval.controls import SHUFFLED_FRAMES, shuffled_order
 from videollama2.eval.items import PUBLISHED, Item
 from videollama2.eval.report.pages import Page, ShownFrame, ShownQuestion, ShownRun
 from videollama2.eval.report.publish import RESULTS_FILE
-from videollama2.eval.runner import shuffled_order
 from videollama2.eval.samples import Sample
 from videollama2.eval.store import read_run, read_samples
 from videollama2.media.audio import Sound, SoundSampling, read_sound, read_video_sound
@@ -129,7 +129,7 @@ def _question(sample: Sample, item: Item | None) -> ShownQuestion:
 
 
 def _clip_name(item: Item) -> str:
-    return json.dumps([*item.clip, item.shuffled])
+    return json.dumps([*item.clip, item.control])
 
 
 def _frames(item: Item, root: Path, former: dict[str, Any], frames: int | None) -> list[ShownFrame]:
@@ -154,7 +154,8 @@ def _frames(item: Item, root: Path, former: dict[str, Any], frames: int | None) 
             sampling = FrameSampling(count, start, end, sampling="time" if over == "time" else "index")
             clip = read_clip(root / name, sampling, generation["video_backend"])
             frames_THWC, count = clip.frames_THWC, len(clip.times)
-            order = shuffled_order(count, Path(item.media).name) if item.shuffled else range(count)
+            is_shuffled = item.control == SHUFFLED_FRAMES
+            order = shuffled_order(count, Path(item.media).name) if is_shuffled else range(count)
             for index in order:
                 shown.append(ShownFrame(round(clip.times[index], 2), _picture(Image.fromarray(frames_THWC[index]))))
             if item.use_audio:

@@ -3,8 +3,9 @@
     python -m videollama2.shapes.captions --set DIR
 
 The command writes ``DIR/captions.json`` beside the annotations of a finished set. Each file gets one record, which
-describes quadrant by quadrant what can be seen and what it does. Real models are first trained on captions too.
-From captions the tiny model learns which words belong to which visual tokens much sooner than from one-word answers.
+describes quadrant by quadrant what can be seen and what it does. For a set with sound, it describes what is heard too,
+and ``DIR/sound_captions.json`` describes the sounds alone. Real models are first trained on captions too. From captions
+the tiny model learns which words belong to which visual tokens much sooner than from one-word answers.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from videollama2.commands import CommandParser, add_debug_flag, run_command
 from videollama2.errors import DataError
+from videollama2.shapes.questions import NUMBERS
 from videollama2.shapes.scene import QUADRANTS, Scene, ShapeObject, make_scene
+from videollama2.shapes.sounds import HIT, SECONDS, Soundtrack, add_sound
 
 PROMPTS = {"video": "Describe the video.", "image": "Describe the picture."}
+SOUND_PROMPT = "Describe the sound."
 
 
 def caption(scene: Scene) -> str:
@@ -49,8 +54,21 @@ def describe(item: ShapeObject) -> str:
     return f"{name} moves {item.direction} {manner}"
 
 
+def sound_caption(track: Soundtrack) -> str:
+    """Describe a soundtrack: 'three hits', 'a low tone, then a high tone', 'a chime late', 'nothing'."""
+    hits = sum(event.kind == HIT for event in track.events)
+    if track.story == "hits":
+        return f"{NUMBERS[hits - 1]} hit{'s' if hits > 1 else ''}"
+    if track.story in ("maker", "together"):
+        [event] = track.events
+        return f"a {event.kind} {'early' if event.start < SECONDS / 2 else 'late'}"
+    return ", then ".join(f"a {event.kind} tone" for event in track.events) or "nothing"
+
+
 def write_captions(folder: Path) -> int:
-    """Write ``captions.json`` for the set in ``folder`` and return the number of records.
+    """Write ``captions.json`` for the set in ``folder`` and return the number of records in it.
+
+    For a set with sound, ``sound_captions.json`` is written too.
 
     Raises:
         DataError: the folder holds no finished set.
@@ -61,19 +79,34 @@ def write_captions(folder: Path) -> int:
         seed, scenario, objects = parameters["seed"], parameters.get("scenario"), parameters.get("objects")
     except (OSError, json.JSONDecodeError, KeyError) as error:
         raise DataError(f"{folder} holds no finished set of python -m videollama2.shapes.sets") from error
-    rows = []
+    rows, sounds = [], []
     for record in records:
         modality = "video" if "video" in record else "image"
         scene = make_scene(seed, int(Path(record[modality]).stem), modality, scenario, objects)
-        turns = [
-            {"from": "human", "value": f"<{modality}>\n{PROMPTS[modality]}"},
-            {"from": "gpt", "value": caption(scene)},
-        ]
-        rows.append({"id": f"{record['id']}-caption", modality: record[modality], "conversations": turns})
-    part = folder / ".captions.json.part"
-    part.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n", encoding="utf-8")
-    os.replace(part, folder / "captions.json")
+        if not parameters.get("sound"):
+            rows.append(_row(record["id"], modality, record[modality], PROMPTS[modality], caption(scene)))
+            continue
+        scene, track = add_sound(scene)
+        heard = sound_caption(track)
+        described = f"{caption(scene)} sound: {heard}." if modality == "video" else caption(scene)
+        rows.append(_row(record["id"], modality, record[modality], PROMPTS[modality], described))
+        if track.story != "silent":
+            sounds.append(_row(f"{record['id']}-sound", "audio", record[modality], SOUND_PROMPT, f"{heard}."))
+    _write(folder / "captions.json", rows)
+    if parameters.get("sound"):
+        _write(folder / "sound_captions.json", sounds)
     return len(rows)
+
+
+def _row(name: str, key: str, file: str, prompt: str, text: str) -> dict[str, Any]:
+    turns = [{"from": "human", "value": f"<{key}>\n{prompt}"}, {"from": "gpt", "value": text}]
+    return {"id": f"{name}-caption", key: file, "conversations": turns}
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    part = path.with_name(f".{path.name}.part")
+    part.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n", encoding="utf-8")
+    os.replace(part, path)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -25,7 +25,7 @@ from videollama2.shapes.questions import NUMBERS
 from videollama2.shapes.scene import SHAPES, make_scene
 from videollama2.shapes.sounds import CHIME, HIT, SECONDS, SHAPE_TONES, TONES, Soundtrack, add_sound, wave
 
-STEPS, BATCH = 900, 48
+STEPS, BATCH = 500, 48
 
 PROJECTOR = "mlp2x_gelu"
 

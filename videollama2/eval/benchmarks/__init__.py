@@ -45,6 +45,7 @@ BENCHMARKS = {
     "avsd": "videollama2.eval.benchmarks.avsd:AVSD",
     "vggsound": "videollama2.eval.benchmarks.vggsound:VGGSound",
     "moving_shapes": "videollama2.eval.benchmarks.moving_shapes:MovingShapes",
+    "sounding_shapes": "videollama2.eval.benchmarks.sounding_shapes:SoundingShapes",
 }
 
 

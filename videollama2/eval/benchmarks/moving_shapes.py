@@ -16,6 +16,7 @@ from typing import Any
 from videollama2.errors import ConfigError, DataError
 from videollama2.eval.annotations import read_json
 from videollama2.eval.benchmarks.mvbench import MVBench, Task, load_tasks
+from videollama2.eval.controls import CONTROLS, SHUFFLED_FRAMES
 from videollama2.eval.items import Benchmark, Item, Measure, Parsed
 from videollama2.eval.report.tables import markdown_table
 from videollama2.eval.samples import Sample
@@ -25,16 +26,28 @@ STATIC = ("shape", "colour", "count", "position", "existence")
 """Types of questions that can be answered from a single frame, in the order of the table."""
 TEMPORAL = ("direction", "order", "change", "speed", "appearance")
 """Types of questions that need several frames in their order."""
-SHUFFLED = "-shuffled"
-"""Suffix of the id of a question that is asked with shuffled frames."""
+
+
+def control_of(sample: Sample) -> str:
+    """Return the control under which a question was asked, the end of its id; "" for the question itself."""
+    end = sample.id.rpartition("-")[2]
+    return end if end in CONTROLS else ""
 
 
 def _is_shuffled(sample: Sample) -> bool:
-    return sample.id.endswith(SHUFFLED)
+    return control_of(sample) == SHUFFLED_FRAMES
 
 
-def _is_straight(sample: Sample) -> bool:
-    return not _is_shuffled(sample)
+def is_straight(sample: Sample) -> bool:
+    """Whether nothing was changed of the clip."""
+    return not control_of(sample)
+
+
+def with_controls(items: Sequence[Item], controls: Sequence[str]) -> list[Item]:
+    """Return every item, followed by one for each control."""
+    again = [replace(item, id=f"{item.id}-{name}", control=name) for item in items for name in controls]
+    each = len(controls)
+    return [one for n, item in enumerate(items) for one in (item, *again[n * each : (n + 1) * each])]
 
 
 class MovingShapes(MVBench):
@@ -60,7 +73,7 @@ mvbench/video            a link to videos/ beside it"""
         self.prompt, self.shuffle_frames = prompt, shuffle_frames
         if shuffle_frames:
             shuffled = Measure("accuracy, frames shuffled", concerns=_is_shuffled)
-            self.measures = (Measure(concerns=_is_straight), shuffled)
+            self.measures = (Measure(concerns=is_straight), shuffled)
 
     def configure(self, prompt: str | None = None, shuffle_frames: bool | None = None, **options: Any) -> Benchmark:
         """See :class:`Benchmark`."""
@@ -76,13 +89,11 @@ mvbench/video            a link to videos/ beside it"""
         inside = "mvbench/" if (data / "mvbench" / "json").is_dir() else ""
         tasks = {name: Task(name, "") for name in _types(data / inside / "json")}
         items = [self._own(item, inside) for item in load_tasks(data / inside, tasks)]
-        if not self.shuffle_frames:
-            return items
-        return [each for item in items for each in (item, replace(item, id=item.id + SHUFFLED, shuffled=True))]
+        return with_controls(items, [SHUFFLED_FRAMES] if self.shuffle_frames else [])
 
     def write_submission(self, items: Sequence[Item], samples: Sequence[Sample], folder: Path) -> list[Path]:
-        """Write the file of :class:`MVBench`, without the questions with shuffled frames."""
-        return super().write_submission([item for item in items if not item.shuffled], samples, folder)
+        """Write the file of :class:`MVBench`, without the questions of controls."""
+        return super().write_submission([item for item in items if not item.control], samples, folder)
 
     def own_table(self, items: Sequence[Item], samples: Sequence[Sample], protocol: str) -> str:
         """Return a table of accuracy by type, beside chance and the accuracy with shuffled frames."""
@@ -117,15 +128,17 @@ mvbench/video            a link to videos/ beside it"""
 
 
 def _scores(samples: Sequence[Sample], options: Mapping[str, int], protocol: str) -> list[str]:
-    """Return the cells of one line; a question without an answer counts as wrong."""
-    straight = [sample for sample in samples if _is_straight(sample)]
+    """Return the cells of one line."""
+    straight = [sample for sample in samples if is_straight(sample)]
     shuffled = [sample for sample in samples if _is_shuffled(sample)]
-    accuracy, mixed = (
-        sum(bool(sample.read_by(protocol).correct) for sample in chosen) / max(len(chosen), 1)
-        for chosen in (straight, shuffled)
-    )
+    accuracy, mixed = share_right(straight, protocol), share_right(shuffled, protocol)
     chance = sum(1 / options[sample.id] for sample in straight) / max(len(straight), 1)
     return [str(len(straight)), *(f"{100 * share:.1f}" for share in (accuracy, chance, mixed, accuracy - mixed))]
+
+
+def share_right(samples: Sequence[Sample], protocol: str) -> float:
+    """Return the share of right answers, 0 to 1; a question without an answer counts as wrong."""
+    return sum(bool(sample.read_by(protocol).correct) for sample in samples) / max(len(samples), 1)
 
 
 def _types(folder: Path) -> list[str]:
