@@ -113,7 +113,7 @@ WINGS = {
     ),
     "inference": (
         ("structure",),
-        ("slots", "sampling", "lru", "weights_watch", "sizes", "text_stream", "threads"),
+        ("slots", "sampling", "lru", "weights_watch", "sizes", "text_stream", "threads", "kernels"),
         ("answer", "request", "prefix_cache"),
         ("back_end",),
         ("media",),

@@ -14,9 +14,10 @@ With d = 4 and a prompt P being prefilled, this is what happens after the last t
 
 When the prefill of P is complete, P is already in row d, so it only needs to be counted as decoding from then on.
 
-Requests that begin alike share work through the prefix cache. :meth:`Batch.admit` copies the cached beginning of a
-prompt into the request's row, so that only the rest is prefilled. When a row is prefilled, and again when its
-request leaves, the key-values of the row are copied into the cache.
+Requests that begin alike share work. :meth:`Batch.admit` copies the known beginning of a prompt into the request's row,
+so that only the rest is prefilled: from the row of a running request, to the exact token, or from the prefix cache, in
+whole blocks. When a row is prefilled, and again when its request leaves, the key-values of the row are copied into the
+cache.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import torch
 
 from videollama2.errors import EngineError, VideoLlama2Error
 from videollama2.inference.decoder import Decoder
-from videollama2.inference.prefix_cache import BLOCK, PrefixCache
+from videollama2.inference.prefix_cache import PrefixCache
 from videollama2.inference.sampling import choose
 from videollama2.inference.task import Task
 
@@ -37,8 +38,12 @@ _log = logging.getLogger(__name__)
 _Ended = tuple[Task, "str | Exception"]
 
 
-WORTH_WAITING = 2 * BLOCK
+WORTH_WAITING = 64
 """Length in tokens from which a common beginning is computed by one request first, so that the others can copy it."""
+
+
+_STRIDE = 64
+"""Number of positions compared at once in search of the end of a common beginning."""
 
 
 class Batch:
@@ -67,11 +72,16 @@ class Batch:
     def admit(self, task: Task) -> None:
         """Prepare the last task of ``prefilling``, whose media are encoded.
 
-        This copies the cached beginning of its prompt into its row and embeds the prompt.
+        This copies the known beginning of its prompt into its row and embeds the prompt.
         """
         row = len(self.decoding) + len(self.prefilling) - 1
         try:
-            task.filled = task.cached = self.prefixes.load(task.identity, self.decoder.slots, row)
+            length, source = self._running_beginning(task)
+            if length > self.prefixes.known(task.identity):
+                self.decoder.slots.move(source, row, length)
+            else:
+                length = self.prefixes.load(task.identity, self.decoder.slots, row)
+            task.filled = task.cached = length
             task.embed(self.decoder.model)
         except Exception as error:  # noqa: BLE001 - only this request fails
             self.prefilling.pop()
@@ -85,12 +95,28 @@ class Batch:
         is not cached yet (two questions about a cached clip that begin with the same words), an additional pass over
         the weights would take longer than computing that little twice.
         """
-        known = self.prefixes.known(task.identity)
+        known = max(self.prefixes.known(task.identity), self._running_beginning(task)[0])
         longest = max(len(task.input_ids) - known, *(other.remaining for other in self.prefilling))
         furthest = longest + max(known, *(other.filled for other in self.prefilling))
         if (len(self.prefilling) + 1) * longest > budget or furthest > self.decoder.slots.max_length:
             return False
-        return all(_common(task.identity, other.identity, known) < WORTH_WAITING for other in self.prefilling)
+        end = len(task.input_ids) - 1
+        shared = (_common(task.identity, other.identity, known, end) for other in self.prefilling)
+        return all(length < WORTH_WAITING for length in shared)
+
+    def _running_beginning(self, task: Task) -> tuple[int, int]:
+        """Return the length of the longest beginning that a running request shares with a prompt, and its row.
+
+        At least the last position of the prompt is left to compute, because a request needs the logits of its last
+        token.
+        """
+        end = len(task.input_ids) - 1
+        lengths = [
+            0 if other.outdated else _common(task.identity, other.identity, 0, min(end, other.filled))
+            for other in self.decoding
+        ]
+        length = max(lengths, default=0)
+        return (length, lengths.index(length)) if length else (0, 0)
 
     def prefill(self, budget: int) -> int:
         """Compute up to ``budget`` positions of the prompts being prefilled; returns how many were computed."""
@@ -137,6 +163,12 @@ class Batch:
         if self.prefilling and self.prefilling[0].channel.cancelled:
             self.end(self.prefilling.pop(), "cancelled")
         self._leave([(task, "cancelled") for task in self.decoding if task.channel.cancelled])
+
+    def forget(self) -> None:
+        """Share no key-values with later requests that were computed before now, because the weights have changed."""
+        self.prefixes.clear()
+        for task in self.tasks:
+            task.outdated = True
 
     def abandon(self) -> list[Task]:
         """Remove and return all tasks, without computing anything."""
@@ -193,6 +225,8 @@ class Batch:
 
     def _remember(self, task: Task, row: int) -> None:
         """Copy the key-values of a row to the prefix cache, or empty that cache if memory is short."""
+        if task.outdated:
+            return
         try:
             self.prefixes.store(task.identity[: task.filled], self.decoder.slots, row)
         except RuntimeError as error:
@@ -200,11 +234,14 @@ class Batch:
             self.prefixes.clear()
 
 
-def _common(one: Sequence[Hashable], other: Sequence[Hashable], known: int) -> int:
-    """Count the tokens that two sequences share after the first ``known`` ones, in whole blocks."""
+def _common(one: Sequence[Hashable], other: Sequence[Hashable], known: int, end: int) -> int:
+    """Count the equal positions of two sequences from ``known`` to ``end``, if everything before ``known`` is equal."""
     if one[:known] != other[:known]:
         return 0
-    end = known
-    while end + BLOCK < len(one) and one[end : end + BLOCK] == other[end : end + BLOCK]:
-        end += BLOCK
-    return end - known
+    start, end = known, min(end, len(other))
+    # Slices are compared much faster than their elements are one by one.
+    while start + _STRIDE <= end and one[start : start + _STRIDE] == other[start : start + _STRIDE]:
+        start += _STRIDE
+    while start < end and one[start] == other[start]:
+        start += 1
+    return start - known

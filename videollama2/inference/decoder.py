@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn.functional import pad
 
 from videollama2.errors import ConfigError
 from videollama2.inference.fixed_shapes import FixedShapes
+from videollama2.inference.kernels import ATTENTION, FewRows, few_rows_available
 from videollama2.inference.slots import KeyValueSlots
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 
@@ -38,9 +40,9 @@ class Decoder:
         if cuda_graphs:
             _check_recordable(model)
         self.fixed = FixedShapes(self, record=True) if cuda_graphs else None
-        if config._attn_implementation not in ("sdpa", "eager"):
+        if config._attn_implementation not in (ATTENTION, "eager"):
             # Flash and flex attention support neither rows of different lengths nor custom masks.
-            model.model.language_model.set_attn_implementation("sdpa")
+            model.model.language_model.set_attn_implementation(ATTENTION)
         self._eager = config._attn_implementation == "eager"
         self._layer_types = set(getattr(config, "layer_types", None) or ())
         self._window = getattr(config, "sliding_window", None)
@@ -86,17 +88,19 @@ class Decoder:
             float32 logits (B, V) at position ``last`` of each row, or None without ``last``.
         """
         device = embeds_BLD.device
-        hidden_BLD = self.model.model(
-            inputs_embeds=embeds_BLD,
-            attention_mask=self._masks(device, embeds_BLD.dtype) if masked else None,
-            position_ids=self.slots.position_ids(device),
-            past_key_values=self.slots,
-            use_cache=True,
-        ).last_hidden_state
-        if last is None:
-            return None
-        hidden_BD = torch.stack([row_LD[index] for row_LD, index in zip(hidden_BLD, last, strict=True)])
-        return self.model.lm_head(hidden_BD).float()
+        few_rows = device.type == "cpu" and embeds_BLD.dtype == torch.float32 and few_rows_available()
+        with FewRows() if few_rows else nullcontext():
+            hidden_BLD = self.model.model(
+                inputs_embeds=embeds_BLD,
+                attention_mask=self._masks(device, embeds_BLD.dtype) if masked else None,
+                position_ids=self.slots.position_ids(device),
+                past_key_values=self.slots,
+                use_cache=True,
+            ).last_hidden_state
+            if last is None:
+                return None
+            hidden_BD = torch.stack([row_LD[index] for row_LD, index in zip(hidden_BLD, last, strict=True)])
+            return self.model.lm_head(hidden_BD).float()
 
     def _masks(self, device: torch.device, dtype: torch.dtype) -> Any:
         """Return the attention mask, or a dictionary of masks by layer type for decoders with several types."""

@@ -51,8 +51,8 @@ class Engine:
     """Answers requests with one model, many at a time; the package's own
     :class:`~videollama2.inference.back_end.BackEnd`.
 
-    While it is open, the model is in evaluation mode and its decoder uses ``sdpa`` attention if it had an unsupported
-    one; :meth:`close` (or leaving a ``with`` block) restores both.
+    While it is open, the model is in evaluation mode and its decoder uses the engine's form of ``sdpa`` attention, if
+    it does not use ``eager``; :meth:`close` (or leaving a ``with`` block) restores both.
 
     Args:
         model, processor: results of :func:`videollama2.model_init`.
@@ -230,7 +230,7 @@ class Engine:
         """
         with self._stepping:
             self.media.cache.clear()
-            self.prefixes.clear()
+            self._batch.forget()
 
     def close(self) -> None:
         """Cancel all requests and stop the threads. The engine accepts no more requests."""
@@ -341,7 +341,7 @@ class Engine:
         if self._media_weights.changed():
             self.media.cache.clear()
         if self._weights.changed():
-            self.prefixes.clear()
+            self._batch.forget()
             if self.decoder.fixed is not None:
                 self.decoder.fixed.forget()
 

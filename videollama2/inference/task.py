@@ -27,6 +27,7 @@ class Task:
     """The state of one request. ``filled`` is the number of positions whose key-values are in its slot.
 
     ``identity`` gives what each position holds: a token id, or (content of a medium, index within it).
+    ``outdated`` says that some of its key-values were computed with weights that have changed since.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class Task:
         self.input_ids: list[int] = []
         self.identity: list[Hashable] = []
         self.filled = self.cached = 0
-        self.collected = False
+        self.collected = self.outdated = False
         self._prompt_ids = prompt.token_ids(tokenizer)
         self._stream = TextStream(tokenizer, request.options.stop, request.options.skip_special_tokens)
         self._logprobs = channel.logprobs

@@ -1,0 +1,65 @@
+"""The engine's CPU kernels give what the default ones give."""
+
+import pytest
+import torch
+from torch.nn import functional as F  # noqa: N812
+from torch.profiler import ProfilerActivity, profile
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from videollama2.inference.engine import Engine
+from videollama2.inference.kernels import FEWEST_ROWS, MOST_ROWS, FewRows, few_rows_available, grouped_attention
+from videollama2.inference.request import Request
+
+
+def operations(work):
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        result = work()
+    return result, {event.name for event in profiled.events()}
+
+
+@pytest.mark.skipif(not few_rows_available(), reason="torch has no MKL or no oneDNN here")
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(8, 1, 64), (2, 4, 64), (1, 1, 64), (100, 1, 64)])
+def test_few_rows_are_multiplied_by_onednn(shape, bias):
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(64, 96, bias=bias)
+    inputs = torch.randn(shape)
+    with torch.inference_mode(), FewRows():
+        result, names = operations(lambda: layer(inputs))
+    rows = shape[0] * shape[1]
+    assert ("mkldnn::_linear_pointwise" in names) is (FEWEST_ROWS <= rows <= MOST_ROWS)
+    assert result.shape == (*shape[:2], 96)
+    torch.testing.assert_close(result, layer(inputs), rtol=1e-5, atol=1e-6)
+
+
+def test_other_types_and_layouts_are_left_alone():
+    weight = torch.randn(64, 96)
+    inputs = torch.randn(8, 96, dtype=torch.bfloat16)
+    with FewRows():
+        _, names = operations(lambda: (F.linear(inputs, weight.bfloat16()), F.linear(torch.randn(8, 64), weight.t())))
+    assert "mkldnn::_linear_pointwise" not in names
+
+
+@pytest.mark.parametrize("boolean", [True, False])
+def test_grouped_attention_is_that_of_repeated_keys(boolean):
+    torch.manual_seed(0)
+    module = torch.nn.Module()
+    module.num_key_value_groups, module.is_causal = 3, True
+    query, key, value = torch.randn(2, 6, 5, 16), torch.randn(2, 2, 40, 16), torch.randn(2, 2, 40, 16)
+    mask = torch.arange(40) <= torch.tensor([[20], [35]]).unsqueeze(-1) + torch.arange(5).view(1, 5, 1)
+    mask = mask.unsqueeze(1)
+    if not boolean:
+        mask = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
+    arguments = (module, query, key, value, mask)
+    result, names = operations(lambda: grouped_attention(*arguments, scaling=0.3, dropout=0.0, sliding_window=None)[0])
+    torch.testing.assert_close(result, sdpa_attention_forward(*arguments, scaling=0.3)[0], rtol=1e-5, atol=1e-6)
+    assert "aten::_scaled_dot_product_flash_attention_for_cpu" in names, "not the kernel that builds all scores"
+
+
+def test_closing_an_engine_restores_the_attention(small):
+    model, processor = small
+    assert model.config.text_config._attn_implementation == "sdpa"
+    with Engine(model, processor, max_batch=2, max_length=256, background=False) as engine:
+        assert model.config.text_config._attn_implementation != "sdpa"
+        assert engine.generate([Request("what", max_new_tokens=2)])[0].error is None
+    assert model.config.text_config._attn_implementation == "sdpa"
