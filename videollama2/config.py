@@ -14,7 +14,8 @@ Field names are the published ones. ``AutoConfig`` opens both forms once :mod:`v
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -75,7 +76,12 @@ class VideoLlama2Config(PreTrainedConfig):
     """
 
     model_type = "videollama2"
-    sub_configs = {"text_config": AutoConfig, "vision_config": AutoConfig, "audio_config": AudioConfig}
+    # transformers from 5.21 on derives this from other fields if a class does not set it.
+    sub_configs = {  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]
+        "text_config": AutoConfig,
+        "vision_config": AutoConfig,
+        "audio_config": AudioConfig,
+    }
     keys_to_ignore_at_inference = ["past_key_values"]
     # There is no default decoder or encoder. transformers up to 5.20 would otherwise build a default for comparison.
     has_no_defaults_at_init = True
@@ -136,7 +142,7 @@ class VideoLlama2Config(PreTrainedConfig):
     @property
     def mm_hidden_size_a(self) -> int:
         """Width of the audio encoder's features (published field)."""
-        return self._hearing.encoder_embed_dim
+        return self.hearing.encoder_embed_dim
 
     @property
     def _sight(self) -> Any:
@@ -145,7 +151,8 @@ class VideoLlama2Config(PreTrainedConfig):
         return self.vision_config
 
     @property
-    def _hearing(self) -> AudioConfig:
+    def hearing(self) -> AudioConfig:
+        """The configuration of the audio encoder; raises ConfigError if there is none."""
         if self.audio_config is None:
             raise ConfigError("this model has no audio encoder")
         return self.audio_config
@@ -244,10 +251,14 @@ class VideoLlama2Config(PreTrainedConfig):
         """
         config_dict = complete_flat_dict(config_dict, kwargs.get("name_or_path") or config_dict.get("_name_or_path"))
         # The published model types are aliases of one class, and a model is saved in the nested form of that class.
-        return super(VideoLlama2Config, VideoLlama2Config).from_dict(config_dict, **kwargs)
+        config = super(VideoLlama2Config, VideoLlama2Config).from_dict(config_dict, **kwargs)
+        return cast("VideoLlama2Config", config)
 
+    # The options of access to the hub are passed on by name.
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs: Any) -> VideoLlama2Config:
+    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls, pretrained_model_name_or_path: str | Path, **kwargs: Any
+    ) -> VideoLlama2Config:
         hub = {key: kwargs[key] for key in OPTIONS_OF_ANY_REPOSITORY if key in kwargs}
         try:
             config_dict, kwargs = cls.get_config_dict(pretrained_model_name_or_path, **kwargs)
@@ -305,7 +316,7 @@ class VideoLlama2Config(PreTrainedConfig):
                 mm_audio_tower=self.mm_audio_tower or "audio_tower.bin",
                 mm_hidden_size_a=self.mm_hidden_size_a,
                 hidden_size_a=self.hidden_size,
-                audio_config=self._hearing.to_diff_dict(),
+                audio_config=self.hearing.to_diff_dict(),
             )
         else:
             flat.pop("mm_projector_a_type")

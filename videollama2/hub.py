@@ -7,7 +7,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any
 
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from videollama2.errors import CheckpointError, CheckpointNotFoundError, first_line
 from videollama2.stand_ins import HEAD_BYTES, stand_in

@@ -6,7 +6,7 @@ New code should get pixels from the processor (``processor["video"](path)``) ins
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -136,7 +136,7 @@ class KeywordsStoppingCriteria(StoppingCriteria):
         # Every token except special ones adds a byte or more, so a keyword that just ended is within so many tokens.
         self._window = max((len(keyword.encode()) for keyword in keywords), default=0) + 1
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.BoolTensor:
+    def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> torch.BoolTensor:
         """Return ``done_B`` for the sequences so far."""
         length = self.prompt_BL.shape[1]
         has_prompt = input_ids.shape[1] >= length and torch.equal(
@@ -145,7 +145,7 @@ class KeywordsStoppingCriteria(StoppingCriteria):
         answers_BL = input_ids[:, length if has_prompt else 0 :][:, -self._window :]
         texts = self.tokenizer.batch_decode(answers_BL)
         done = [any(keyword in text for keyword in self.keywords) for text in texts]
-        return torch.tensor(done, device=input_ids.device)  # type: ignore[return-value]
+        return cast("torch.BoolTensor", torch.tensor(done, device=input_ids.device))
 
 
 def _transform(processor: Any) -> PixelTransform:

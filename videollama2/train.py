@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 if not __package__:
     # For a script, Python adds its own folder to the module path, and not the folder that holds the package.
@@ -25,7 +26,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 from accelerate import Accelerator, PartialState
-from torch.utils.data import ConcatDataset
+from torch.utils.data import ConcatDataset, Dataset
 from transformers import set_seed
 
 from videollama2.checkpoints.card import Provenance, write_card
@@ -34,7 +35,7 @@ from videollama2.data.collator import TrainingCollator
 from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.data.index import Index
 from videollama2.data.packing import PackedRows
-from videollama2.data.records import PackedRecords, read_sets
+from videollama2.data.records import PackedRecords, Record, read_sets
 from videollama2.errors import MissingDependencyError
 from videollama2.training.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from videollama2.training.build import base_name, build_model, describe_trainable
@@ -62,7 +63,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
         StoppedBySignalError: the run received a signal, and has written a checkpoint. StoppedElsewhereError: another
             process of the run has met an error.
     """
-    out = Path(training_args.output_dir)
+    out = training_args.output_folder
     with ExitStack() as stack:
         identity, start = decide_together(
             lambda: _begin(model_args, data_args, training_args, stack), training_args.process_index == 0
@@ -79,7 +80,7 @@ def _begin(
 ) -> tuple[RunIdentity, Start]:
     """Return the run's identity and its start. Unless the run is finished, this process then owns the output folder."""
     identity = RunIdentity.of(model_args, data_args, training_args)
-    out = Path(training_args.output_dir)
+    out = training_args.output_folder
 
     def start() -> Start:
         if training_args.overwrite_output_dir:
@@ -106,7 +107,7 @@ def _run(
         print(describe_trainable(trainer.model), flush=True)
         if start.checkpoint:
             print(f"going on from {start.checkpoint}", flush=True)
-    out = Path(training_args.output_dir)
+    out = training_args.output_folder
     # This covers more than the writing of weights, because the log can fill a disk too.
     with signals, told_when_full(out):
         trainer.train(resume_from_checkpoint=start.checkpoint)
@@ -140,8 +141,10 @@ def _build_trainer(
     stage = _stage(model_args)
 
     def dataset(sets: list[PackedRecords]) -> VideoInstructionDataset:
+        # Sequences can be concatenated, and the result behaves like one, although torch annotates neither.
+        records = cast("Sequence[Record]", ConcatDataset(cast("list[Dataset[Record]]", sets)))
         return VideoInstructionDataset(
-            ConcatDataset(sets),
+            records,
             processor,
             training_args.model_max_length,
             stage,
@@ -167,7 +170,7 @@ def _build_trainer(
         signals=signals,
     )
     if training_args.process_index == 0:
-        out = Path(training_args.output_dir)
+        out = training_args.output_folder
         if training_args.overwrite_output_dir:
             clear(out)
         write_record(out, identity)

@@ -10,7 +10,7 @@ from videollama2.data.collator import TrainingCollator
 from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.errors import ConfigError
 from videollama2.model.connectors import build_connector
-from videollama2.model.connectors.shown import Shown
+from videollama2.model.connectors.base import Shown
 from videollama2.training.arguments import parse_arguments
 from videollama2.training.build import build_model
 from videollama2.training.sharding import encode_uniformly

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors.torch import save_file
@@ -40,6 +40,9 @@ from videollama2.model.weight_names import (
     to_memory,
 )
 from videollama2.processing import VideoLlama2Processor
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 
 def load_lora_folder(
@@ -77,9 +80,10 @@ def load_lora_folder(
     return model, processor
 
 
-def _check_tower_is_there(model: nn.Module, trained: Collection[str], path: str) -> None:
+def _check_tower_is_there(model: VideoLlama2ForConditionalGeneration, trained: Collection[str], path: str) -> None:
     """Check that a LoRA folder whose audio encoder has learned holds the whole encoder."""
     tower = model.model.audio_tower
+    assert tower is not None  # only such models are checked
     found = {to_memory(name).removeprefix(AUDIO_TOWER_PREFIX) for name in trained}
     tied = tower.get_expanded_tied_weights_keys()
     missing = sorted(name for name in tower.state_dict() if tied.get(name, name) not in found)
@@ -89,13 +93,15 @@ def _check_tower_is_there(model: nn.Module, trained: Collection[str], path: str)
         )
 
 
-def _check_connector_is_there(model: nn.Module, names: list[str], path: str) -> None:
+def _check_connector_is_there(model: VideoLlama2ForConditionalGeneration, names: list[str], path: str) -> None:
     """Check that the LoRA folder of a bare language model holds the whole connector.
 
     Any connector weight that it lacks would keep its random initialisation.
     """
     found = set(connector_weights(names).values())
-    missing = sorted(set(model.model.mm_projector.state_dict()) - found)
+    connector = model.model.mm_projector
+    assert connector is not None  # a model built from a bare language model has one
+    missing = sorted(set(connector.state_dict()) - found)
     if missing:
         raise CheckpointError(
             f"{path}: {len(missing)} connector weights are missing ({OTHERS_FILE}): {', '.join(missing[:8])}"
@@ -200,7 +206,7 @@ def save_adapter(
     folder.mkdir(parents=True, exist_ok=True)
     save_file(matrices, folder / ADAPTER_FILE, metadata={"format": "pt"})
     torch.save(others, folder / OTHERS_FILE)
-    (config,) = model.peft_config.values()
+    (config,) = cast("dict[str, PeftConfig]", model.peft_config).values()
     fields = {**config.to_dict(), "inference_mode": True, "base_model_name_or_path": base}
     text = json.dumps(fields, indent=2, sort_keys=True, default=_plain)
     (folder / ADAPTER_CONFIG).write_text(text + "\n", encoding="utf-8")

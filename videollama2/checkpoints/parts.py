@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from videollama2.checkpoints.files import UNREADABLE, check_model_type, check_weight_files, why_unreadable
 from videollama2.checkpoints.quantisation import leave_out_misfits
@@ -68,11 +68,12 @@ def build_from_parts(
     with torch.device("meta"):
         model = VideoLlama2ForConditionalGeneration(config)
     connector = build_connector(mm_projector_type, config.mm_hidden_size, config.hidden_size)
-    device = decoder.get_input_embeddings().weight.device
+    head, embeddings = decoder.get_output_embeddings(), decoder.get_input_embeddings()
+    assert isinstance(head, nn.Linear) and isinstance(embeddings, nn.Embedding)
     model.model.language_model = decoder.get_decoder()
     model.model.vision_tower = tower
-    model.model.mm_projector = connector.to(device=device, dtype=dtype)
-    model.lm_head = decoder.get_output_embeddings()
+    model.model.mm_projector = connector.to(device=embeddings.weight.device, dtype=dtype)
+    model.lm_head = head
     model.generation_config = decoder.generation_config or GenerationConfig.from_model_config(config)
     tokenizer = load_tokenizer(base, **hub)
     hub.pop("revision", None)
@@ -80,7 +81,7 @@ def build_from_parts(
     return model, processor
 
 
-def _load_decoder(path: str, **options: Any) -> nn.Module:
+def _load_decoder(path: str, **options: Any) -> PreTrainedModel:
     hub = {key: options[key] for key in OPTIONS if key in options}
     fields = read_config(path, **hub)
     check_model_type(fields, path)
@@ -88,16 +89,17 @@ def _load_decoder(path: str, **options: Any) -> nn.Module:
     leave_out_misfits(options.get("quantization_config"), config, options.get("device_map"))
     check_weight_files(path, config, **hub)
     try:
-        decoder, info = AutoModelForCausalLM.from_pretrained(
+        loaded = AutoModelForCausalLM.from_pretrained(
             path, config=config, output_loading_info=True, trust_remote_code=False, **options
         )
     except UNREADABLE as error:
         raise CheckpointError(f"base language model {path}: cannot be read ({why_unreadable(error)})") from error
+    decoder, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)  # a pair, because the report was asked for
     check_loading(info, path)
     return decoder
 
 
-def _load_tower(path: str, **options: Any) -> nn.Module:
+def _load_tower(path: str, **options: Any) -> PreTrainedModel:
     """Load the pretrained encoder. Repositories of full CLIP models also hold a text encoder, which is left out."""
     hub = {key: options[key] for key in OPTIONS if key in options}
     fields = vision_fields(read_config(path, **hub))

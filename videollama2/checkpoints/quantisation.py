@@ -147,7 +147,7 @@ def settle_quantization(config: PreTrainedConfig, path: str, asked: Any, **hub: 
     if getattr(config, "quantization_config", None) is None:
         return asked
     if not any(mark in name for name in stored_names(path, **hub) for mark in _STORED_QUANTISED):
-        del config.quantization_config
+        del config.quantization_config  # pyright: ignore[reportAttributeAccessIssue] - read from config.json
         return asked
     stored = asked_quantization(
         {"quantization_config": config.quantization_config}, f"{path}/config.json", torch.float32

@@ -156,7 +156,7 @@ def mm_infer(
         ConfigError: an option is unknown.
     """
     if isinstance(modal, str):
-        media = [] if modal == "text" else [image_or_video]
+        media: list[Any] = [] if modal == "text" else [image_or_video]
     else:
         media = list(image_or_video or ())
     return mm_infer_batch([(media, instruct, modal)], model, tokenizer, **kwargs)[0]
@@ -290,7 +290,10 @@ def _by_generate(
     options.setdefault("eos_token_id", end_ids(model, tokenizer) or None)
     with torch.inference_mode():
         embeds_BLD, attention_mask = embed_prompts(prompts, media, model, tokenizer)
-        output_ids = model.generate(inputs_embeds=embeds_BLD, attention_mask=attention_mask, **options)
+        # transformers describes the models that can generate by a protocol that its own classes do not fulfil.
+        output_ids = model.generate(  # pyright: ignore[reportAttributeAccessIssue]
+            inputs_embeds=embeds_BLD, attention_mask=attention_mask, **options
+        )
     return [text.strip() for text in tokenizer.batch_decode(output_ids, skip_special_tokens=True)]
 
 
@@ -327,7 +330,7 @@ def encode_media(
         for kind, values in media
     ]
     MediaEncoder(model, media_cache(model)).encode(read)
-    return [(medium.kind, medium.tokens) for medium in read]
+    return [(medium.kind, medium.encoded) for medium in read]
 
 
 def generation_options(tokenizer: Any, **kwargs: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch.nn.functional import pad
@@ -80,6 +80,12 @@ class Decoder:
         for task in tasks:
             task.filled += 1
         return logits_BV
+
+    @overload
+    def run(self, embeds_BLD: torch.Tensor, masked: bool, last: Sequence[int]) -> torch.Tensor: ...
+
+    @overload
+    def run(self, embeds_BLD: torch.Tensor, masked: bool, last: Sequence[int] | None) -> torch.Tensor | None: ...
 
     def run(self, embeds_BLD: torch.Tensor, masked: bool, last: Sequence[int] | None) -> torch.Tensor | None:
         """Run one pass over the rows selected in the slots.

@@ -115,7 +115,8 @@ class KeyValueSlots(Cache):
 
     def _positions(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         if self._index is not None and self._index[0].device != device:
-            self._index = tuple(part.to(device) for part in self._index)
+            rows_B1, positions_BQ = self._index
+            self._index = rows_B1.to(device), positions_BQ.to(device)
         if self._index is None:
             starts = torch.tensor(self._window.starts, device=device)
             rows = torch.arange(len(self._window.starts), device=device)

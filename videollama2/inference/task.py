@@ -111,7 +111,7 @@ class Task:
         ids = torch.tensor([self.input_ids], device=weight.device)
         tokens: dict[str, list[torch.Tensor]] = {kind: [] for kind in KINDS}
         for medium in self.media:
-            tokens[medium.kind].append(medium.tokens)
+            tokens[medium.kind].append(medium.encoded)
             if medium.note is not None:
                 self._notes.append(medium.note)
             self._media_seconds += medium.seconds

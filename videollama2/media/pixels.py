@@ -214,8 +214,9 @@ class PixelTransform:
         import torch
         from torch.nn.functional import interpolate
 
-        if self.resample not in _TORCH_MODES:
-            raise ConfigError(f"fast resizing has no filter {Image.Resampling(self.resample).name}")
+        resample = Image.Resampling(self.resample)
+        if resample not in _TORCH_MODES:
+            raise ConfigError(f"fast resizing has no filter {resample.name}")
         resized = []
         for frame_HWC in arrays:
             if resize.background is not None:
@@ -224,7 +225,7 @@ class PixelTransform:
                 # The permuted view keeps channels last in memory, for which torch has the quick kernel.
                 image_1CHW = torch.from_numpy(np.ascontiguousarray(frame_HWC)).permute(2, 0, 1)[None]
                 target = resize.target(*frame_HWC.shape[:2])
-                image_1CHW = interpolate(image_1CHW, target, mode=_TORCH_MODES[self.resample], antialias=True)
+                image_1CHW = interpolate(image_1CHW, target, mode=_TORCH_MODES[resample], antialias=True)
                 frame_HWC = image_1CHW[0].permute(1, 2, 0).numpy()
             resized.append(frame_HWC)
         return resized

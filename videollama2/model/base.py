@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils.generic import ModelOutput
 
 from videollama2.config import VideoLlama2Config
 from videollama2.errors import CheckpointError
@@ -43,10 +44,19 @@ class VideoLlama2CausalLMOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
+@dataclass
+class MediaFeatures(BaseModelOutputWithPooling):
+    """Output of the feature methods: ``pooler_output`` lists the tokens (N, D) of each medium."""
+
+    # ModelOutput wants None as the default of every field but the first; the feature methods always give a list.
+    pooler_output: list[torch.Tensor] = None  # pyright: ignore[reportAssignmentType, reportIncompatibleVariableOverride]
+
+
 class VideoLlama2PreTrainedModel(PreTrainedModel):
+    config: VideoLlama2Config
     config_class = VideoLlama2Config
     base_model_prefix = "model"
-    input_modalities = ("image", "video", "audio", "text")
+    input_modalities = ["image", "video", "audio", "text"]
     supports_gradient_checkpointing = True
     _no_split_modules = [*(encoder.layer_class for encoder in VISION_ENCODERS.values()), "RegNetBlock", "BeatsLayer"]
     _skip_keys_device_placement = ["past_key_values"]
@@ -66,7 +76,8 @@ class VideoLlama2PreTrainedModel(PreTrainedModel):
         """
         want_info = kwargs.pop("output_loading_info", False)
         kwargs["ignore_mismatched_sizes"] = True  # check_loading reports them with the other faults
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        model, info = cast("tuple[Any, dict[str, Any]]", loaded)  # a pair, because the report was asked for
         if strict:
             check_loading(info, str(pretrained_model_name_or_path))
         return (model, info) if want_info else model
@@ -91,7 +102,7 @@ class VideoLlama2PreTrainedModel(PreTrainedModel):
         before = self.config.vocab_size
         embeddings = super().resize_token_embeddings(*args, **kwargs)
         self.config.move_placeholders(before)
-        self.get_decoder().config.vocab_size = self.config.vocab_size
+        cast("PreTrainedModel", self.get_decoder()).config.vocab_size = self.config.vocab_size
         return embeddings
 
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers import PreTrainedModel
 
 from videollama2.config import VideoLlama2Config
 from videollama2.errors import MediaError, PromptError
-from videollama2.model.base import Media
+from videollama2.model.base import Media, MediaFeatures
 from videollama2.model.connectors import build_connector, check_class_token, num_visual_tokens
 from videollama2.model.connectors.audio import build_audio_projector
-from videollama2.model.connectors.shown import Shown
+from videollama2.model.connectors.base import Connector, Shown
 from videollama2.model.encoders import encode_frames, vision_encoder
 from videollama2.model.encoders.beats import BeatsModel, zero_of
 
@@ -31,8 +31,8 @@ class MediaFeaturesMixin:
 
     config: VideoLlama2Config
     pixel_table: torch.Tensor | None = None
-    vision_tower: nn.Module | None
-    mm_projector: nn.Module | None
+    vision_tower: PreTrainedModel | None
+    mm_projector: Connector | None
     audio_tower: BeatsModel | None
     mm_projector_a: nn.Module | None
 
@@ -42,7 +42,7 @@ class MediaFeaturesMixin:
             check_class_token(config.mm_projector_type, config.keeps_class_token)
             self.vision_tower = vision_encoder(config.vision_config.model_type).build(config.vision_config)
             self.mm_projector = build_connector(config.mm_projector_type, config.mm_hidden_size, config.hidden_size)
-        if config.hears:
+        if config.audio_config is not None:
             self.audio_tower = BeatsModel(config.audio_config)
             self.mm_projector_a = build_audio_projector(
                 config.mm_projector_a_type, config.mm_hidden_size_a, config.hidden_size
@@ -93,7 +93,7 @@ class MediaFeaturesMixin:
 
     def get_image_features(
         self, pixel_values: torch.Tensor, num_frames: int | None = None, **kwargs: Any
-    ) -> BaseModelOutputWithPooling:
+    ) -> MediaFeatures:
         """Compute the visual tokens of still images.
 
         Args:
@@ -108,9 +108,9 @@ class MediaFeaturesMixin:
         tokens_BND = connector.forward_still(
             to_connector(features_BND, connector), num_frames or self.config.num_frames
         )
-        return BaseModelOutputWithPooling(last_hidden_state=features_BND, pooler_output=list(tokens_BND))
+        return MediaFeatures(last_hidden_state=features_BND, pooler_output=list(tokens_BND))
 
-    def get_video_features(self, pixel_values_videos: Media, **kwargs: Any) -> BaseModelOutputWithPooling:
+    def get_video_features(self, pixel_values_videos: Media, **kwargs: Any) -> MediaFeatures:
         """Compute the visual tokens of videos.
 
         Args:
@@ -129,7 +129,7 @@ class MediaFeaturesMixin:
             features_BND = to_connector(self.encode_vision(videos_BTCHW.flatten(0, 1)), connector)
             return connector(features_BND.unflatten(0, videos_BTCHW.shape[:2]))
 
-        return BaseModelOutputWithPooling(pooler_output=_by_shape(pixel_values_videos, encode))
+        return MediaFeatures(pooler_output=_by_shape(pixel_values_videos, encode))
 
     def get_visual_features(
         self, images_BCHW: torch.Tensor | None, videos: Sequence[torch.Tensor]
@@ -161,7 +161,7 @@ class MediaFeaturesMixin:
 
     def get_audio_features(
         self, input_features: Media, audio_index: Sequence[int] | None = None, **kwargs: Any
-    ) -> BaseModelOutputWithPooling:
+    ) -> MediaFeatures:
         """Compute the tokens of sounds.
 
         Args:
@@ -183,7 +183,7 @@ class MediaFeaturesMixin:
 
         tokens = _by_shape(input_features, encode)
         wanted = tokens if audio_index is None else [tokens[place] for place in audio_index]
-        return BaseModelOutputWithPooling(pooler_output=wanted)
+        return MediaFeatures(pooler_output=wanted)
 
     def get_sound_features(self, sounds: Media | None, audio_index: Sequence[int] | None = None) -> list[torch.Tensor]:
         """Compute the tokens of all sounds of a batch, one tensor (N, D) each, in exactly one pass of the encoder.
@@ -231,15 +231,15 @@ class MediaFeaturesMixin:
     def _vision_device(self) -> torch.device:
         return next(self._eyes()[0].parameters()).device
 
-    def _eyes(self) -> tuple[Any, Any]:
+    def _eyes(self) -> tuple[PreTrainedModel, Connector]:
         """Return the vision encoder and its connector."""
-        if self.vision_tower is None:
+        if self.vision_tower is None or self.mm_projector is None:
             raise PromptError("this model has no vision encoder: it takes neither images nor videos")
         return self.vision_tower, self.mm_projector
 
-    def _ears(self) -> tuple[Any, Any]:
+    def _ears(self) -> tuple[BeatsModel, nn.Module]:
         """Return the audio encoder and its projector."""
-        if self.audio_tower is None:
+        if self.audio_tower is None or self.mm_projector_a is None:
             raise PromptError("this model has no audio encoder: it takes no sound")
         return self.audio_tower, self.mm_projector_a
 

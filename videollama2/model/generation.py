@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
-from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.cache_utils import Cache
 from transformers.generation.candidate_generator import CandidateGenerator, PromptLookupCandidateGenerator
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.generation.utils import GenerationMixin
 
-from videollama2.model.base import Media
+from videollama2.model.base import Media, MediaFeatures, VideoLlama2PreTrainedModel
 from videollama2.model.connectors import num_visual_tokens
 
 
-class MediaGenerationMixin(GenerationMixin):
-    """``generate`` for sequences with media, a mixin for a model that has a ``config``."""
+class VideoLlama2GenerationModel(VideoLlama2PreTrainedModel, GenerationMixin):
+    """The base class of the model with a head: ``generate`` for sequences with media."""
 
-    def prepare_inputs_for_generation(
+    # The calls of super() below are marked for the type checker, because transformers describes the models that can
+    # generate by a protocol that its own classes do not fulfil.
+
+    # transformers passes all but the ids by name.
+    def prepare_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         input_ids: torch.Tensor,
         past_key_values: Cache | None = None,
@@ -25,12 +29,12 @@ class MediaGenerationMixin(GenerationMixin):
         pixel_values: torch.Tensor | None = None,
         pixel_values_videos: Media | None = None,
         input_features: Media | None = None,
-        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        mm_encoder_outputs: dict[str, MediaFeatures] | None = None,
         is_first_iteration: bool | None = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Pass media to the first step only; later steps read them from the cache."""
-        inputs = super().prepare_inputs_for_generation(
+        inputs = super().prepare_inputs_for_generation(  # pyright: ignore[reportAttributeAccessIssue]
             input_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
@@ -48,26 +52,28 @@ class MediaGenerationMixin(GenerationMixin):
 
     def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
         """As in transformers, but processors that look up the scores of earlier tokens see no placeholders."""
-        processors = super()._get_logits_processor(*args, **kwargs)
+        processors = super()._get_logits_processor(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         return LogitsProcessorList([_OnText(self, processors)]) if processors else processors
 
     def _get_candidate_generator(self, *args: Any, **kwargs: Any) -> CandidateGenerator:
         """As in transformers, but a candidate of prompt lookup (``prompt_lookup_num_tokens``) ends before a medium."""
-        candidates = super()._get_candidate_generator(*args, **kwargs)
+        candidates = super()._get_candidate_generator(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         return _LookedUpText(self, candidates) if isinstance(candidates, PromptLookupCandidateGenerator) else candidates
 
-    def without_placeholders(self, input_ids: torch.Tensor, text_id: torch.Tensor | int) -> torch.Tensor:
+    def without_placeholders(self, input_ids: torch.Tensor, text_id: torch.Tensor | int) -> torch.LongTensor:
         """Replace placeholders in ``input_ids`` (B, L), which may lie outside the vocabulary, by ``text_id``."""
         placeholders = torch.tensor(self.config.placeholder_ids, device=input_ids.device)
-        return torch.where(torch.isin(input_ids, placeholders), text_id, input_ids)
+        text_ids = torch.where(torch.isin(input_ids, placeholders), text_id, input_ids)
+        return cast("torch.LongTensor", text_ids)  # torch's functions are annotated with Tensor, whatever the dtype
 
-    def _expand_inputs_for_generation(
+    # Ids are None where embeddings are given; transformers' own method then returns None as well.
+    def _expand_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         expand_size: int = 1,
         is_encoder_decoder: bool = False,
-        input_ids: torch.Tensor | None = None,
+        input_ids: torch.LongTensor | None = None,
         **kwargs: Any,
-    ) -> tuple[torch.Tensor | None, dict[str, Any]]:
+    ) -> tuple[torch.LongTensor | None, dict[str, Any]]:
         """Repeat media along with the sequences that beam search repeats.
 
         A sequence may hold any number of media, so they are repeated in blocks, one block per sequence: repeating each
@@ -80,7 +86,7 @@ class MediaGenerationMixin(GenerationMixin):
         }
         media = {name: kwargs.pop(name) for name in token_ids if name in kwargs}
         blocks = {name: self._media_per_row(input_ids, token_ids[name], name, media[name]) for name in media}
-        input_ids, kwargs = super()._expand_inputs_for_generation(
+        input_ids, kwargs = super()._expand_inputs_for_generation(  # pyright: ignore[reportAttributeAccessIssue]
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
         )
         for name, value in media.items():
@@ -111,7 +117,7 @@ class MediaGenerationMixin(GenerationMixin):
     def _tokens_of(self, name: str, medium: torch.Tensor) -> int:
         config = self.config
         if name == "input_features":
-            return config.audio_config.tokens_of(medium.shape[0])
+            return config.hearing.tokens_of(medium.shape[0])
         frames = config.num_frames if name == "pixel_values" else medium.shape[0]
         return num_visual_tokens(config.mm_projector_type, frames, config.patches_per_side, config.keeps_class_token)
 
@@ -119,31 +125,28 @@ class MediaGenerationMixin(GenerationMixin):
 class _OnText(LogitsProcessor):
     """Logits processors for which each placeholder is replaced by the row's last token, which they see in any case."""
 
-    def __init__(self, model: MediaGenerationMixin, processors: LogitsProcessorList) -> None:
+    def __init__(self, model: VideoLlama2GenerationModel, processors: LogitsProcessorList) -> None:
         self.model, self.processors = model, processors
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.Tensor) -> torch.Tensor:
         return self.processors(self.model.without_placeholders(input_ids, input_ids[:, -1:]), scores)
 
 
 class _LookedUpText(CandidateGenerator):
     """Continuations found in the prompt, cut before the first medium, since the model never generates placeholders."""
 
-    def __init__(self, model: MediaGenerationMixin, inner: PromptLookupCandidateGenerator) -> None:
+    def __init__(self, model: VideoLlama2GenerationModel, inner: PromptLookupCandidateGenerator) -> None:
         self.model, self.inner = model, inner
 
-    def get_candidates(
-        self, input_ids: torch.LongTensor, **kwargs: Any
-    ) -> tuple[torch.LongTensor, torch.FloatTensor | None]:
+    def get_candidates(self, input_ids: torch.LongTensor, **kwargs: Any) -> tuple[torch.LongTensor, torch.Tensor]:
         # The search ends a continuation at the end token; without one it may propose the last token again.
         ends = self.inner.eos_token_id
         stop = input_ids[:, -1:] if ends is None else ends.reshape(-1)[0]
         found, logits = self.inner.get_candidates(self.model.without_placeholders(input_ids, stop), **kwargs)
-        return torch.cat((input_ids, found[:, input_ids.shape[1] :]), dim=1), logits
+        candidates = torch.cat((input_ids, found[:, input_ids.shape[1] :]), dim=1)
+        return cast("torch.LongTensor", candidates), logits
 
-    def update_candidate_strategy(
-        self, input_ids: torch.LongTensor, scores: torch.FloatTensor, num_matches: int
-    ) -> None:
+    def update_candidate_strategy(self, input_ids: torch.LongTensor, scores: torch.Tensor, num_matches: int) -> None:
         self.inner.update_candidate_strategy(input_ids, scores, num_matches)
 
 

@@ -8,27 +8,27 @@ checks their number and writes the features to these positions; it never changes
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 from transformers import AutoModel
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from videollama2.config import VideoLlama2Config
 from videollama2.constants import IGNORE_INDEX
 from videollama2.errors import PromptError
 from videollama2.model.base import (
     Media,
+    MediaFeatures,
     VideoLlama2CausalLMOutput,
     VideoLlama2ModelOutput,
     VideoLlama2PreTrainedModel,
     check_loading,
 )
 from videollama2.model.features import MediaFeaturesMixin
-from videollama2.model.generation import MediaGenerationMixin
+from videollama2.model.generation import VideoLlama2GenerationModel
 from videollama2.model.loss import linear_cross_entropy
 
 __all__ = ["VideoLlama2ForConditionalGeneration", "VideoLlama2Model", "VideoLlama2PreTrainedModel", "check_loading"]
@@ -46,8 +46,8 @@ class VideoLlama2Model(VideoLlama2PreTrainedModel, MediaFeaturesMixin):
         self.language_model = AutoModel.from_config(config.text_config, trust_remote_code=False)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.language_model.get_input_embeddings()
+    def get_input_embeddings(self) -> nn.Embedding:
+        return cast("nn.Embedding", self.language_model.get_input_embeddings())
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_input_embeddings(value)
@@ -87,7 +87,7 @@ class VideoLlama2Model(VideoLlama2PreTrainedModel, MediaFeaturesMixin):
         pixel_values: torch.Tensor | None = None,
         pixel_values_videos: Media | None = None,
         input_features: Media | None = None,
-        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        mm_encoder_outputs: dict[str, MediaFeatures] | None = None,
         audio_index: Sequence[int] | None = None,
         use_cache: bool | None = None,
         return_dict: bool | None = None,
@@ -116,12 +116,11 @@ class VideoLlama2Model(VideoLlama2PreTrainedModel, MediaFeaturesMixin):
                 encoded["audio"] = self.get_audio_features(input_features, audio_index=audio_index)
             tokens = {kind: output.pooler_output for kind, output in encoded.items()}
             if tokens or past_key_values is None or input_ids.shape[1] > 1:
-                inputs_embeds = self.embed(input_ids, *(tokens.get(kind, ()) for kind in ("image", "video", "audio")))
+                embeds_BLD = self.embed(input_ids, *(tokens.get(kind, ()) for kind in ("image", "video", "audio")))
             else:
                 # A single generated token is never a placeholder; checking for one would wait for the GPU every step.
-                inputs_embeds = self.get_input_embeddings()(input_ids)
-            if self.training:
-                inputs_embeds = self.add_zero_of_unused(inputs_embeds, encoded.keys())
+                embeds_BLD = self.get_input_embeddings()(input_ids)
+            inputs_embeds = self.add_zero_of_unused(embeds_BLD, encoded.keys()) if self.training else embeds_BLD
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -147,7 +146,7 @@ class ModelUnderHead(VideoLlama2Model):
     """
 
 
-class VideoLlama2ForConditionalGeneration(VideoLlama2PreTrainedModel, MediaGenerationMixin):
+class VideoLlama2ForConditionalGeneration(VideoLlama2GenerationModel):
     """The full model with its language model head. Loading and saving use the published weight names."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
@@ -160,27 +159,27 @@ class VideoLlama2ForConditionalGeneration(VideoLlama2PreTrainedModel, MediaGener
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> nn.Embedding:
         return self.model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.model.set_input_embeddings(value)
 
-    def get_output_embeddings(self) -> nn.Module:
+    def get_output_embeddings(self) -> nn.Linear:
         return self.lm_head
 
     def get_decoder(self) -> nn.Module:
         return self.model.language_model
 
-    def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+    def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> MediaFeatures:
         """See :meth:`VideoLlama2Model.get_image_features`."""
         return self.model.get_image_features(pixel_values, **kwargs)
 
-    def get_video_features(self, pixel_values_videos: Media, **kwargs: Any) -> BaseModelOutputWithPooling:
+    def get_video_features(self, pixel_values_videos: Media, **kwargs: Any) -> MediaFeatures:
         """See :meth:`VideoLlama2Model.get_video_features`."""
         return self.model.get_video_features(pixel_values_videos, **kwargs)
 
-    def get_audio_features(self, input_features: Media, **kwargs: Any) -> BaseModelOutputWithPooling:
+    def get_audio_features(self, input_features: Media, **kwargs: Any) -> MediaFeatures:
         """See :meth:`VideoLlama2Model.get_audio_features`."""
         return self.model.get_audio_features(input_features, **kwargs)
 
@@ -195,7 +194,7 @@ class VideoLlama2ForConditionalGeneration(VideoLlama2PreTrainedModel, MediaGener
         pixel_values: torch.Tensor | None = None,
         pixel_values_videos: Media | None = None,
         input_features: Media | None = None,
-        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        mm_encoder_outputs: dict[str, MediaFeatures] | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: int | torch.Tensor | None = None,

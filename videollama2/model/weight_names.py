@@ -11,7 +11,7 @@ import re
 from collections.abc import Container, Iterable
 
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-from transformers.core_model_loading import WeightRenaming
+from transformers.core_model_loading import WeightConverter, WeightRenaming
 
 CONNECTOR_PREFIX = "model.mm_projector."
 AUDIO_CONNECTOR_PREFIX = "model.mm_projector_a."
@@ -38,7 +38,7 @@ def register() -> None:
     inner = {disk: own.removeprefix("model.") for disk, own in (_PREFIXES | dict(zip(same, same, strict=True))).items()}
     for name, prefixes in (("VideoLlama2ForConditionalGeneration", _PREFIXES), ("VideoLlama2Model", inner)):
         # The patterns are anchored, so that their reversal cannot match the names of another module.
-        renamings = [
+        renamings: list[WeightConverter | WeightRenaming] = [
             WeightRenaming(source_patterns=f"^{re.escape(disk)}", target_patterns=own) for disk, own in prefixes.items()
         ]
         register_checkpoint_conversion_mapping(name, renamings, overwrite=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,9 +32,9 @@ def as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def as_media(value: torch.Tensor | dict[str, torch.Tensor]) -> list[torch.Tensor]:
+def as_media(value: torch.Tensor | Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
     """Return a processor's output for one medium as the model's media: one, or two for a video with its sound."""
-    return [value[VIDEO], value[AUDIO]] if isinstance(value, dict) else [value]
+    return [value[VIDEO], value[AUDIO]] if isinstance(value, Mapping) else [value]
 
 
 def in_reading_order(images: list[Any], prompts: Sequence[Prompt]) -> list[Any]:

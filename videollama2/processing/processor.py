@@ -83,8 +83,11 @@ class VideoLlama2Processor(SoundReading, ProcessorMixin):
             return None
         return super().check_argument_for_proper_class(argument_name, argument)
 
+    # Options are passed by name here and in the methods below, whose signatures are narrower than transformers'.
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> VideoLlama2Processor:
+    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls, pretrained_model_name_or_path: str | Path, **kwargs: Any
+    ) -> VideoLlama2Processor:
         """Open the processor of a checkpoint (folder or hub name), published or not.
 
         Keyword arguments: ``config`` to override the checkpoint's, and hub options (``revision``, ``token``,
@@ -97,7 +100,9 @@ class VideoLlama2Processor(SoundReading, ProcessorMixin):
         tokenizer = load_tokenizer(pretrained_model_name_or_path, **hub)
         return cls(load_image_processor(pretrained_model_name_or_path, config, **hub), tokenizer, config)
 
-    def save_pretrained(self, save_directory: str | Path, with_code: bool = False, **kwargs: Any) -> list[str]:
+    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, save_directory: str | Path, with_code: bool = False, **kwargs: Any
+    ) -> list[str]:
         """Save the tokenizer and the image preprocessing; the model itself saves ``config.json``.
 
         ``with_code`` writes the code that opens the folder without this package (:mod:`videollama2.model_code`).
@@ -333,7 +338,7 @@ class VideoLlama2Processor(SoundReading, ProcessorMixin):
             raise ConfigError("continue_final_message and return_assistant_tokens_mask do not go together")
         return build_labelled_prompt(conversation, self.tokenizer, decoder_type, **options)
 
-    def __call__(
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         images: Any = None,
         text: str | Sequence[str] | None = None,

@@ -49,7 +49,7 @@ class SoundReading:
             PromptError: the model has no audio encoder.
         """
         check_kind(self.model_config, AUDIO)
-        config = self.model_config.audio_config
+        config = self.model_config.hearing
         if isinstance(source, Sound):
             return sound_features(source, config), source.note
         read = read_video_sound if options.of_video else read_sound

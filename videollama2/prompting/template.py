@@ -159,7 +159,7 @@ def _stopped_after(seconds: float) -> Iterator[None]:
 
 
 def _tool_schema(tool: Any) -> Any:
-    from transformers.utils import get_json_schema
+    from transformers.utils.chat_template_utils import get_json_schema
 
     return tool if isinstance(tool, Mapping) else get_json_schema(tool)
 

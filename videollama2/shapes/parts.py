@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from videollama2.checkpoints.files import CONNECTOR_FILE
 from videollama2.commands import CommandParser, add_debug_flag, run_command
@@ -194,7 +195,7 @@ def build_tokenizer(vocab_size: int) -> Any:
     model = json.loads(learner.to_str())["model"]
     tokenizer = Qwen2Tokenizer(
         vocab=model["vocab"],
-        merges=[tuple(pair) for pair in model["merges"]],
+        merges=[tuple(pair) for pair in model["merges"]],  # pyright: ignore[reportArgumentType] - its base takes pairs
         eos_token=TURN_END,
         pad_token=END_OF_TEXT,
         additional_special_tokens=[TURN_START, TURN_END],
@@ -204,7 +205,7 @@ def build_tokenizer(vocab_size: int) -> Any:
 
 
 @torch.no_grad()
-def widen(decoder: torch.nn.Module) -> None:
+def widen(decoder: PreTrainedModel) -> None:
     """Rescale the newly initialised weights of a narrow decoder in place.
 
     The usual standard deviation of 0.02 suits widths of thousands. At width 128 it makes the outputs of all layers
@@ -269,7 +270,7 @@ def write_parts(
     set_seed(seed)
     connector = build_connector(CONNECTOR, sizes.vision_width, sizes.width)
     if connector_steps:
-        words = pretrain_connector.word_vectors(tokenizer, decoder.get_input_embeddings().weight)
+        words = pretrain_connector.word_vectors(tokenizer, decoder.model.embed_tokens.weight)
         reached["connector"] = pretrain_connector.pretrain_connector(
             encoder.eval(), connector, words, transform, SELECT_LAYER, NUM_FRAMES, connector_steps, progress
         )

@@ -20,9 +20,12 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
+from transformers import PreTrainedModel
 
 from videollama2.media.frames import uniform_indices
 from videollama2.media.pixels import PixelTransform
+from videollama2.model.connectors.base import Connector
+from videollama2.model.connectors.stc import RegNetBlock, StcConnector
 from videollama2.model.encoders import encode_frames
 from videollama2.shapes.pretrain_encoder import (
     QUADRANT_COUNT,
@@ -135,6 +138,7 @@ class TokenProbe(nn.Module):
         self.centre = nn.Linear(width, 2 * 2)
         self.scale = nn.Parameter(torch.tensor(20.0))
         self.offset = nn.Parameter(torch.tensor(-4.0))
+        self.vectors_WD: torch.Tensor
         self.register_buffer("vectors_WD", words_WD)
 
     def forward(self, tokens_BND: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -148,8 +152,8 @@ class TokenProbe(nn.Module):
 
 
 def pretrain_connector(
-    encoder: nn.Module,
-    connector: nn.Module,
+    encoder: PreTrainedModel,
+    connector: Connector,
     words_WD: torch.Tensor,
     transform: PixelTransform,
     select_layer: int,
@@ -169,9 +173,10 @@ def pretrain_connector(
     Returns:
         The measurements of :func:`.pretrain_encoder.measure`, with ``words``, averaged over the last 20 batches.
     """
-    for block in (*connector.s1, *connector.s2):
-        nn.init.zeros_(block.conv3.bn.weight)
-    probe = TokenProbe(connector.readout[-1].out_features, words_WD)
+    for block in connector.modules():
+        if isinstance(block, RegNetBlock):
+            nn.init.zeros_(block.conv3.bn.weight)
+    probe = TokenProbe(_last_layer(connector).out_features, words_WD)
 
     def read(pixels_FCHW: torch.Tensor) -> dict[str, torch.Tensor]:
         with torch.no_grad():
@@ -185,9 +190,16 @@ def pretrain_connector(
     return reached
 
 
+def _last_layer(connector: Connector) -> nn.Linear:
+    assert isinstance(connector, StcConnector)
+    layer = connector.readout[-1]
+    assert isinstance(layer, nn.Linear)
+    return layer
+
+
 @torch.no_grad()
 def _scale_tokens(
-    encoder: nn.Module, connector: nn.Module, transform: PixelTransform, select_layer: int, num_frames: int
+    encoder: PreTrainedModel, connector: Connector, transform: PixelTransform, select_layer: int, num_frames: int
 ) -> None:
     """Scale the connector's last layer in place, so that its tokens have the root mean square :data:`TOKEN_RMS`.
 
@@ -196,7 +208,7 @@ def _scale_tokens(
     frames, _ = draw_clips(0, BATCH, num_frames)
     features = encode_frames(encoder, transform(frames, None), select_layer)
     tokens = connector(features.unflatten(0, (BATCH, num_frames)))
-    last = connector.readout[-1]
+    last = _last_layer(connector)
     for tensor in (last.weight, last.bias):
         tensor *= TOKEN_RMS / tokens.square().mean().sqrt()
 

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
-from transformers import get_cosine_schedule_with_warmup
+from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 
 from videollama2.commands import hides_bar
 from videollama2.media.pixels import PixelTransform
@@ -96,7 +96,7 @@ def probe_loss(readings: dict[str, torch.Tensor], truth: Truth) -> torch.Tensor:
 
 
 def pretrain_encoder(
-    encoder: nn.Module, transform: PixelTransform, select_layer: int, steps: int = STEPS, progress: bool = True
+    encoder: PreTrainedModel, transform: PixelTransform, select_layer: int, steps: int = STEPS, progress: bool = True
 ) -> dict[str, float]:
     """Train ``encoder`` in place.
 

@@ -15,7 +15,7 @@ def _ignore_folder_named_datasets() -> None:
     if spec is None or spec.origin is not None:
         return
     sys.modules["datasets"] = None  # type: ignore[assignment]
-    from transformers.utils import is_datasets_available
+    from transformers.utils.import_utils import is_datasets_available
 
     if hasattr(is_datasets_available, "cache_clear"):
         is_datasets_available.cache_clear()

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from videollama2.checkpoints import build_from_parts, load_checkpoint, load_connector, resolve_name
 from videollama2.checkpoints.adapter import has_lora
@@ -230,7 +231,7 @@ def choose_trainable(
         raise ConfigError("every part is frozen by --freeze_* and --tune_* flags: nothing would learn")
 
 
-def _freeze_unused_layers(tower: nn.Module, select_layer: int) -> None:
+def _freeze_unused_layers(tower: PreTrainedModel, select_layer: int) -> None:
     """Let only the layers that run learn: distributed runs would wait for gradients of those above the selected one."""
     tower.requires_grad_(False)
     for module in vision_encoder(tower.config.model_type).runs(tower, select_layer):

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 import transformers
 from transformers.hf_argparser import string_to_bool
-from transformers.integrations import is_tensorboard_available
+from transformers.integrations.integration_utils import is_tensorboard_available
 
 from videollama2.config import FLAT_MODEL_TYPES
 from videollama2.errors import ConfigError, MissingDependencyError
@@ -319,13 +319,19 @@ class TrainingArguments(transformers.TrainingArguments):
     bf16_full_eval: bool = field(default=False, init=False)
     fp16_full_eval: bool = field(default=False, init=False)
 
+    @property
+    def output_folder(self) -> Path:
+        """``output_dir``, which transformers sets to a default if it is not given."""
+        assert self.output_dir is not None
+        return Path(self.output_dir)
+
     def __post_init__(self) -> None:
         for name, reason in _REFUSED.items():
             if (value := getattr(self, name)) not in (None, False):
                 raise ConfigError(f"--{name} {value} is refused: {reason}")
         if self.deepspeed:
             _need_package("deepspeed", f"--deepspeed {self.deepspeed}")
-            if str(self.deepspeed).endswith(".json") and not Path(self.deepspeed).is_file():
+            if str(self.deepspeed).endswith(".json") and not Path(str(self.deepspeed)).is_file():
                 raise ConfigError(f"--deepspeed {self.deepspeed}: there is no such file")
             clear_stale_locks()
         # Without use_cpu, accelerate finds no device on a machine without a GPU and treats each process of a

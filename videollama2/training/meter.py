@@ -78,6 +78,10 @@ def count(batch: dict[str, Any], config: VideoLlama2Config) -> Counts:
     )
 
 
+Collate = Callable[[Sequence[Any]], dict[str, Any]]
+"""A function that makes a batch of samples."""
+
+
 @dataclass(frozen=True)
 class CountingCollator:
     """A collator that adds the :class:`Counts` of a batch to it, on the CPU of the loader worker that makes the batch.
@@ -86,7 +90,7 @@ class CountingCollator:
     attention is causal, so no token attends to padding; with a mask, attention on a GPU could not use a fast kernel.
     """
 
-    collate: Callable[[Sequence[Any]], dict[str, Any]]
+    collate: Collate
     config: VideoLlama2Config
 
     def __call__(self, samples: Sequence[Any]) -> dict[str, Any]:

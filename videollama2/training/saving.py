@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -21,6 +21,7 @@ from videollama2.checkpoints.files import ADAPTER_CONFIG, AUDIO_CONNECTOR_FILE, 
 from videollama2.checkpoints.write import save_lora, save_model, save_parts
 from videollama2.errors import DataError, VideoLlama2Error
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
+from videollama2.processing import VideoLlama2Processor
 from videollama2.training.flags import TrainingArguments
 from videollama2.training.identity import RunIdentity
 from videollama2.training.resume import told_when_it_fails, told_when_unreadable, write_sizes
@@ -49,6 +50,7 @@ class SavingTrainer(Trainer):
     """
 
     args: TrainingArguments
+    model: VideoLlama2ForConditionalGeneration
 
     def __init__(
         self,
@@ -70,9 +72,23 @@ class SavingTrainer(Trainer):
         self.epoch_start: RandomState | None = None
         """The random state from before the current epoch, or None after the epoch's first step."""
 
+    def unwrapped(self, model: nn.Module | None = None) -> VideoLlama2ForConditionalGeneration:
+        """Return the model (or ``model``) without what a distributed run wraps around it."""
+        return cast(
+            "VideoLlama2ForConditionalGeneration", self.accelerator.unwrap_model(self.model if model is None else model)
+        )
+
+    def wrapped(self) -> nn.Module:
+        """Return the model with what a distributed run wraps around it."""
+        assert self.model_wrapped is not None
+        return self.model_wrapped
+
     # -------------------------------------------------------------------------------------------- stopping
 
-    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> TrainOutput:
+    # Only a folder is given here, and further arguments by name.
+    def train(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, resume_from_checkpoint: str | None = None, **kwargs: Any
+    ) -> TrainOutput:
         """Train as transformers does, but close the progress bar also if an error or a signal ends the run."""
         self.resumed = resume_from_checkpoint
         try:
@@ -115,13 +131,13 @@ class SavingTrainer(Trainer):
             return None
         if step == self._initial_global_step and self.resumed:
             return self.resumed
-        folder = Path(self.args.output_dir) / f"checkpoint-{step}"
+        folder = self.args.output_folder / f"checkpoint-{step}"
         if step != self.saved_step:
             if self.epoch_start is not None:
                 # Beginning this epoch has drawn a random number, and the continued run will begin it, and draw, again.
                 self.epoch_start.restore()
             self.args.save_only_model = False  # continuing needs the optimizer state as well
-            self._save_checkpoint(self.model_wrapped, None)
+            self._save_checkpoint(self.wrapped(), None)
         return str(folder)
 
     # ---------------------------------------------------------------------------------------------- saving
@@ -130,21 +146,21 @@ class SavingTrainer(Trainer):
         """Write a folder that can be loaded as a model; unlike transformers, do not pickle the arguments."""
         if not self.args.should_save:
             return
-        folder = Path(output_dir or self.args.output_dir)
-        model = self.accelerator.unwrap_model(self.model)
-        is_result = folder == Path(self.args.output_dir)
+        folder = Path(output_dir) if output_dir else self.args.output_folder
+        model, processor = self.unwrapped(), cast("VideoLlama2Processor", self.processing_class)
+        is_result = folder == self.args.output_folder
         with told_when_it_fails(folder, remove=False) if is_result else nullcontext():
             if self.parts_alone:
-                save_parts(model, self.processing_class, folder, self.base, self.parts_alone, state_dict)
+                save_parts(model, processor, folder, self.base, self.parts_alone, state_dict)
             elif has_lora(model):
-                save_lora(model, self.processing_class, folder, self.base, state_dict)
+                save_lora(model, processor, folder, self.base, state_dict)
             else:
                 # A checkpoint keeps all bits, which continuing exactly needs; the result has the dtype of computation.
                 dtype = torch.bfloat16 if is_result and self.args.bf16 else None
-                save_model(model, self.processing_class, folder, state_dict, dtype)
+                save_model(model, processor, folder, state_dict, dtype)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        folder = self.args.output_folder / f"checkpoint-{self.state.global_step}"
         # The files of an earlier run there would make this checkpoint look whole before it is.
         if self.args.should_save:
             shutil.rmtree(folder, ignore_errors=True)
@@ -199,11 +215,11 @@ class SavingTrainer(Trainer):
         transformers would look for the names in memory, find none of the renamed weights on disk and continue with a
         warning, so that a resumed run would start from the base model.
         """
-        target = self.accelerator.unwrap_model(self.model if model is None else model)
+        target = self.unwrapped(model)
         with told_when_unreadable(resume_from_checkpoint):
             self._read_weights(target, Path(resume_from_checkpoint))
 
-    def _read_weights(self, target: nn.Module, folder: Path) -> None:
+    def _read_weights(self, target: VideoLlama2ForConditionalGeneration, folder: Path) -> None:
         if (folder / ADAPTER_CONFIG).is_file():
             load_adapter(target, folder)
         elif self.parts_alone:
@@ -224,7 +240,9 @@ class SavingTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         """Read the weights of the best checkpoint, for ``load_best_model_at_end``."""
+        best = self.state.best_model_checkpoint
+        assert best is not None  # transformers asks for it after an evaluation only
         if self.is_deepspeed_enabled:
-            load_engine(self.model_wrapped, self.state.best_model_checkpoint)
+            load_engine(self.model_wrapped, best)
         else:
-            self._load_from_checkpoint(self.state.best_model_checkpoint)
+            self._load_from_checkpoint(best)

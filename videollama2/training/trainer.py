@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from itertools import islice
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+import transformers
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState
@@ -19,9 +19,8 @@ from videollama2.data.packing import PackedRows
 from videollama2.data.sampler import InOrderSampler, JointSampler, MixtureSampler, ModalityLengthSampler
 from videollama2.errors import MissingDependencyError, VideoLlama2Error
 from videollama2.training.eval_loss import sums_over
-from videollama2.training.flags import TrainingArguments
 from videollama2.training.joint import Joint
-from videollama2.training.meter import COUNTS, CountingCollator, Meter, peak_flops
+from videollama2.training.meter import COUNTS, Collate, CountingCollator, Meter, peak_flops
 from videollama2.training.recompute import RecomputeChoice
 from videollama2.training.saving import SavingTrainer
 from videollama2.training.stopping import RandomState, shield_workers
@@ -69,12 +68,12 @@ class VideoLlama2Trainer(SavingTrainer):
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Create the optimizer, with parameter groups of their own for a connector or encoder with its own rate."""
         if self.optimizer is not None:
-            return self.optimizer
+            return cast("torch.optim.Optimizer", self.optimizer)
         try:
             optimizer = super().create_optimizer(*args, **kwargs)
         except ImportError as error:
             raise MissingDependencyError(f"--optim {self.args.optim} needs a package: {error}") from error
-        inner = self.accelerator.unwrap_model(self.model).model
+        inner = self.unwrapped().model
         for name, module, rate in (
             ("mm_projector_lr", inner.mm_projector, self.args.mm_projector_lr),
             ("mm_projector_lr", inner.mm_projector_a, self.args.mm_projector_lr),
@@ -115,13 +114,13 @@ class VideoLlama2Trainer(SavingTrainer):
         return self.order
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler | None:
-        return InOrderSampler(len(eval_dataset), self.args.eval_batch_size * self.args.world_size)
+        return InOrderSampler(len(cast("Sized", eval_dataset)), self.args.eval_batch_size * self.args.world_size)
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
         loader = super()._get_dataloader(*args, **kwargs)
         inner = getattr(loader, "base_dataloader", loader)  # accelerate's loader wraps one of torch
         shield_workers(inner)
-        inner.collate_fn = CountingCollator(inner.collate_fn, self.model.config)
+        inner.collate_fn = CountingCollator(cast("Collate", inner.collate_fn), self.model.config)
         return loader
 
     # ------------------------------------------------------------------------------------------------- step
@@ -140,6 +139,7 @@ class VideoLlama2Trainer(SavingTrainer):
             self.meter.add(batch)
         batches, labels = super().get_batch_samples(iter(batches), num_batches, device)
         self.steps_of_line += 1
+        assert labels is not None  # the model's loss wants their number
         self.learnt_steps = self.learnt_steps + (labels > 0)  # a tensor on the GPU, read when a line is logged
         # If all records of a step were left out, its loss must be 0 and not 0 / 0; see _without_empty_steps.
         return batches, labels.clamp(min=1) if torch.is_tensor(labels) else labels
@@ -174,7 +174,7 @@ class VideoLlama2Trainer(SavingTrainer):
         if message in self.bad_samples:
             return
         self.bad_samples.add(message)
-        folder = Path(self.args.output_dir)
+        folder = self.args.output_folder
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / BAD_SAMPLES_FILE.format(process=self.args.process_index)
         with path.open("a", encoding="utf-8") as file:
@@ -190,10 +190,10 @@ class VideoLlama2Trainer(SavingTrainer):
         """Add rates, waiting, memory and the parts' learning rates to a step's log line (a collective operation)."""
         if "loss" in logs:
             device = self.args.device
-            totals = self.accelerator.gather(self.meter.totals(device))
-            logs.update(self.meter.rates(totals, peak_flops(device)))
+            gather = cast("Callable[[torch.Tensor], torch.Tensor]", self.accelerator.gather)
+            logs.update(self.meter.rates(gather(self.meter.totals(device)), peak_flops(device)))
             logs.update(self._part_rates(logs.get("learning_rate", 0.0)))
-            left_out = self.accelerator.gather(torch.tensor([len(self.bad_samples)], device=device)).sum().item()
+            left_out = gather(torch.tensor([len(self.bad_samples)], device=device)).sum().item()
             if left_out:
                 logs["bad_samples"] = left_out
             self._without_empty_steps(logs)
@@ -213,7 +213,7 @@ class VideoLlama2Trainer(SavingTrainer):
         """Return the current learning rates of parts that have their own; the schedule scales all rates alike."""
         # The log has the first group's current rate. The schedule multiplies all rates by the same factor, so a part's
         # rate is to its initial rate as the logged one is to that of the first group.
-        groups = self.optimizer.param_groups
+        groups = cast("torch.optim.Optimizer", self.optimizer).param_groups
         first = groups[0].get("initial_lr")
         if not first:
             return {}
@@ -221,7 +221,8 @@ class VideoLlama2Trainer(SavingTrainer):
 
     # ------------------------------------------------------------------------------------------- evaluation
 
-    def evaluate(
+    # train.py has one evaluation set at most.
+    def evaluate(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         eval_dataset: Dataset | None = None,
         ignore_keys: list[str] | None = None,
@@ -232,10 +233,10 @@ class VideoLlama2Trainer(SavingTrainer):
         Sums are divided once at the end, so the values do not depend on batch size or number of processes.
         """
         begin = time.perf_counter()
-        model = self.model_wrapped if self.is_deepspeed_enabled else self.model
+        model = self.wrapped() if self.is_deepspeed_enabled else self.model
         batches = map(self._for_evaluation, self.get_eval_dataloader(eval_dataset))
-        sums = self.accelerator.reduce(sums_over(model, batches, self.args.device), "sum").tolist()
-        loss, labels, right, answers = sums
+        sums = self.accelerator.reduce(sums_over(model, batches, self.args.device), "sum")
+        loss, labels, right, answers = cast("torch.Tensor", sums).tolist()
         metrics = {
             f"{metric_key_prefix}_loss": loss / max(labels, 1),
             f"{metric_key_prefix}_answer_accuracy": right / max(answers, 1),
@@ -266,7 +267,7 @@ class _EpochStart(TrainerCallback):
         self.trainer = trainer
 
     def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: transformers.TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.trainer.epoch_start = RandomState()
         if self.trainer.order is not None:

@@ -44,7 +44,9 @@ class MediaEncoder:
         started = monotonic()
         # Inference mode is off, because its tensors could not be used in training afterwards.
         with torch.inference_mode(False), torch.no_grad():
-            encoded = self.model.model.encode_media(kind, [group[0].values for group in groups])
+            # Media without tokens have values, so none is left out here.
+            values = [group[0].values for group in groups if group[0].values is not None]
+            encoded = self.model.model.encode_media(kind, values)
         for group, tokens_ND in zip(groups, encoded, strict=True):
             # A view would keep the whole batch in memory as long as one of its members is cached.
             tokens_ND = tokens_ND.clone()

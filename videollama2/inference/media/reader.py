@@ -52,6 +52,12 @@ class ReadMedium:
     seconds: float = 0.0
     note: str | None = None
 
+    @property
+    def encoded(self) -> torch.Tensor:
+        """Its tokens (N, D), which it must have by now."""
+        assert self.tokens is not None
+        return self.tokens
+
 
 class MediaReader:
     """Reads media for one model. All methods are thread-safe.

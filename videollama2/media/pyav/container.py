@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import av.error
 from av.stream import Disposition
 
 from videollama2.errors import MediaError

@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import Any
 
 import av
+import av.error
 import numpy as np
 
 from videollama2.errors import MediaError

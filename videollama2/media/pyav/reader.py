@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import av
+import av.error
 import numpy as np
 from av.codec.context import Flags
 from av.stream import Discard

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import av
+import av.error
 import numpy as np
 from av.stream import Discard
 

@@ -1,16 +1,8 @@
 """Connectors turn the encoder features of a clip into visual tokens of the decoder's width.
 
 :data:`CONNECTORS` lists them by name; ``mlpNx_gelu`` exists for every depth N. A connector maps ``features_BTND``
-(B clips, T frames, N patches, D encoder width) to ``tokens_BND``. Every connector has these methods:
-
-* ``forward(features_BTND)``;
-* ``forward(features_FND, shown)``: all media of a batch at once, stills and clips of any lengths; F counts the distinct
-  frames of all media, see :class:`~videollama2.model.connectors.shown.Shown`. The tokens of all media are concatenated,
-  (N, D). They are one tensor because ZeRO-3 assumes that a module with several outputs runs several times. Every part
-  of the connector runs exactly once;
-* ``forward_still(features_BND, num_frames)``: equal to ``forward`` on that many equal frames, but no time slice is
-  computed twice;
-* ``num_tokens(num_frames, patches_per_side)``: the output length in closed form.
+(B clips, T frames, N patches, D encoder width) to ``tokens_BND``; its methods are those of
+:class:`~videollama2.model.connectors.base.Connector`.
 
 If the encoder's class token is kept (``cls_patch``), each frame has one more feature. Connectors that process features
 individually turn it into a token; those that need a square grid refuse it.
@@ -18,12 +10,9 @@ individually turn it into a token; those that need a square grid refuse it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from torch import nn
-
 from videollama2.config_bounds import quoted
 from videollama2.errors import ConfigError
+from videollama2.model.connectors.base import Connector
 from videollama2.model.connectors.mlp import IdentityConnector, LinearConnector, MlpConnector, mlp_depth
 from videollama2.model.connectors.stc import (
     SpatialConvConnector,
@@ -33,7 +22,7 @@ from videollama2.model.connectors.stc import (
     StpConnector,
 )
 
-CONNECTORS: dict[str, Callable[..., nn.Module]] = {
+CONNECTORS: dict[str, type[Connector]] = {
     "identity": IdentityConnector,
     "linear": LinearConnector,
     "stc_connector": StcConnector,
@@ -44,7 +33,7 @@ CONNECTORS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def build_connector(name: str, encoder_hidden_size: int, hidden_size: int) -> nn.Module:
+def build_connector(name: str, encoder_hidden_size: int, hidden_size: int) -> Connector:
     """Build the connector called ``name``.
 
     Raises:
@@ -57,7 +46,7 @@ def build_connector(name: str, encoder_hidden_size: int, hidden_size: int) -> nn
     return CONNECTORS[name](encoder_hidden_size, hidden_size)
 
 
-def _connector_class(name: str) -> type[nn.Module]:
+def _connector_class(name: str) -> type[Connector]:
     cls = MlpConnector if mlp_depth(name) else CONNECTORS.get(name)
     if cls is None:
         raise ConfigError(f"unknown mm_projector_type {quoted(name)}; known: {', '.join(CONNECTORS)}, mlpNx_gelu")
@@ -66,7 +55,7 @@ def _connector_class(name: str) -> type[nn.Module]:
 
 def check_class_token(name: str, class_token: bool) -> None:
     """Raise ConfigError if a class token is kept but the connector needs a square grid."""
-    if class_token and not getattr(_connector_class(name), "takes_class_token", False):
+    if class_token and not _connector_class(name).takes_class_token:
         raise ConfigError(
             f"mm_vision_select_feature 'cls_patch' keeps the class token, but {name} needs a square patch grid: "
             f"use 'patch', or one of linear, identity, mlpNx_gelu"

@@ -13,7 +13,7 @@ from torch import nn
 
 from videollama2.config_bounds import quoted
 from videollama2.errors import ConfigError
-from videollama2.model.connectors.shown import Shown
+from videollama2.model.connectors.base import Connector, Shown
 
 _MLP_NAME = re.compile(r"mlp(\d+)x_gelu")
 
@@ -21,7 +21,7 @@ MAX_DEPTH = 100
 """Maximum number of layers in ``mlpNx_gelu``; published models have two."""
 
 
-class _TimeMean(nn.Module):
+class _TimeMean(Connector):
     """Averages frames before the projection; a still image is its own average.
 
     Features are projected individually, so a class token among them becomes a visual token like any patch.
@@ -31,19 +31,24 @@ class _TimeMean(nn.Module):
 
     def forward(self, features_BTND: torch.Tensor, shown: Sequence[Shown] | None = None) -> torch.Tensor:
         if shown is None:
-            return super().forward(features_BTND.mean(dim=1))
+            return self.project(features_BTND.mean(dim=1))
         media = features_BTND.split([distinct for distinct, _ in shown])
-        return super().forward(torch.stack([features_TND.mean(dim=0) for features_TND in media])).flatten(0, 1)
+        return self.project(torch.stack([features_TND.mean(dim=0) for features_TND in media])).flatten(0, 1)
 
     def forward_still(self, features_BND: torch.Tensor, num_frames: int) -> torch.Tensor:
-        return super().forward(features_BND)
+        return self.project(features_BND)
 
-    @staticmethod
-    def num_tokens(num_frames: int, patches_per_side: int) -> int:
+    def project(self, features_BND: torch.Tensor) -> torch.Tensor:
+        """Map each feature to the decoder's width."""
+        raise NotImplementedError
+
+    @classmethod
+    def num_tokens(cls, num_frames: int, patches_per_side: int) -> int:
         return patches_per_side**2
 
 
-class IdentityConnector(_TimeMean, nn.Identity):
+# The torch classes call the argument of forward "input"; here its name tells its shape.
+class IdentityConnector(_TimeMean, nn.Identity):  # pyright: ignore[reportIncompatibleMethodOverride]
     """Passes features through without a projection; encoder and decoder must have the same width."""
 
     def __init__(self, encoder_hidden_size: int, hidden_size: int) -> None:
@@ -54,19 +59,28 @@ class IdentityConnector(_TimeMean, nn.Identity):
             )
         super().__init__()
 
+    def project(self, features_BND: torch.Tensor) -> torch.Tensor:
+        return features_BND
 
-class LinearConnector(_TimeMean, nn.Linear):
+
+class LinearConnector(_TimeMean, nn.Linear):  # pyright: ignore[reportIncompatibleMethodOverride]
     """One linear layer per patch."""
 
     def __init__(self, encoder_hidden_size: int, hidden_size: int) -> None:
         super().__init__(encoder_hidden_size, hidden_size)
 
+    def project(self, features_BND: torch.Tensor) -> torch.Tensor:
+        return nn.Linear.forward(self, features_BND)
 
-class MlpConnector(_TimeMean, nn.Sequential):
+
+class MlpConnector(_TimeMean, nn.Sequential):  # pyright: ignore[reportIncompatibleMethodOverride]
     """``depth`` linear layers with exact GELU between them."""
 
     def __init__(self, encoder_hidden_size: int, hidden_size: int, depth: int) -> None:
         super().__init__(*mlp_layers(encoder_hidden_size, hidden_size, depth))
+
+    def project(self, features_BND: torch.Tensor) -> torch.Tensor:
+        return nn.Sequential.forward(self, features_BND)
 
 
 def mlp_layers(inputs: int, outputs: int, depth: int) -> list[nn.Module]:

@@ -17,9 +17,10 @@ import torch
 from einops import rearrange
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
+from torch.utils.checkpoint import checkpoint
 
 from videollama2.errors import ConfigError
-from videollama2.model.connectors.shown import Shown
+from videollama2.model.connectors.base import Connector, Shown
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -28,7 +29,8 @@ class ChannelNorm(nn.LayerNorm):
     def __init__(self, channels: int) -> None:
         super().__init__(channels, eps=1e-5)
 
-    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+    # LayerNorm calls the argument "input"; here its name tells its shape.
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         x_BHWC = x_BCHW.permute(0, 2, 3, 1)
         return super().forward(x_BHWC).permute(0, 3, 1, 2)
 
@@ -85,7 +87,7 @@ class RegNetStage(nn.Sequential):
             self.add_module(f"b{number}", RegNetBlock(in_channels if number == 1 else out_channels, out_channels))
 
 
-class StcConnector(nn.Module):
+class StcConnector(Connector):
     """``stc_connector``: 3-d convolution of kernel and stride 2, padded by 1 on every axis."""
 
     kernel = (2, 2, 2)
@@ -211,7 +213,7 @@ class StcConnector(nn.Module):
 
     def _stage(self, stage: nn.Module, x_BCHW: torch.Tensor) -> torch.Tensor:
         if self.gradient_checkpointing and self.training:
-            return torch.utils.checkpoint.checkpoint(stage, x_BCHW, use_reentrant=False)
+            return checkpoint(stage, x_BCHW, use_reentrant=False)
         return stage(x_BCHW)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from videollama2.errors import ConfigError
 from videollama2.model.encoders.clip import CLIP
@@ -53,7 +53,7 @@ def vision_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def encode_frames(
-    tower: nn.Module, pixels_BCHW: torch.Tensor, select_layer: int, select_feature: str = "patch"
+    tower: PreTrainedModel, pixels_BCHW: torch.Tensor, select_layer: int, select_feature: str = "patch"
 ) -> torch.Tensor:
     """Encode frames into features of the selected layer, without running the layers above it.
 

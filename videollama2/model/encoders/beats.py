@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -35,6 +35,7 @@ _BIAS_TABLE = "encoder.layers.{}.self_attn.relative_attention_bias.weight"
 class BeatsModel(PreTrainedModel):
     """The encoder. Its layers share one table of position biases, declared as tied weights."""
 
+    config: AudioConfig
     config_class = AudioConfig
     main_input_name = "fbank"
     supports_gradient_checkpointing = True
@@ -124,8 +125,8 @@ class BeatsModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise weights as BEATs does: Xavier, scaled down with depth on the residual branches (deep norm)."""
-        if isinstance(module, nn.Linear) and hasattr(module, "xavier_gain"):
-            init.xavier_normal_(module.weight, gain=module.xavier_gain)
+        if isinstance(module, nn.Linear) and isinstance(gain := getattr(module, "xavier_gain", None), float):
+            init.xavier_normal_(module.weight, gain=gain)
             init.zeros_(module.bias)
         elif isinstance(module, BeatsAttention):
             init.ones_(module.grep_a)
@@ -156,8 +157,8 @@ class BeatsEncoder(nn.Module):
         self.pos_conv = nn.ModuleList([PositionConv(config)])  # a list, for the sake of the published name
         self.layer_norm = nn.LayerNorm(config.encoder_embed_dim)
         self.layers = nn.ModuleList([BeatsLayer(config) for _ in range(config.encoder_layers)])
-        for layer in self.layers[1:]:
-            layer.self_attn.relative_attention_bias = self.layers[0].self_attn.relative_attention_bias
+        for layer in self._layers()[1:]:
+            layer.self_attn.relative_attention_bias = self._layers()[0].self_attn.relative_attention_bias
         self.dropout, self.layer_drop = config.dropout, config.encoder_layerdrop
         self.num_buckets, self.max_distance = config.num_buckets, config.max_distance
 
@@ -184,9 +185,12 @@ class BeatsEncoder(nn.Module):
         generator = None if self.drop_seed is None else torch.Generator().manual_seed(self.drop_seed)
         return (torch.rand(len(self.layers), generator=generator) < self.layer_drop).tolist()
 
+    def _layers(self) -> list[BeatsLayer]:
+        return cast("list[BeatsLayer]", list(self.layers))  # a ModuleList does not tell what it holds
+
     def position_bias(self, length: int) -> torch.Tensor:
         """Return ``bias_HLL``, indexed by query and key: one value per head and distance, constant on each diagonal."""
-        table = self.layers[0].self_attn.relative_attention_bias
+        table = self._layers()[0].self_attn.relative_attention_bias
         distances = torch.arange(1 - length, length, device=table.weight.device)
         values_HD = table(distance_buckets(distances, self.num_buckets, self.max_distance)).T
         # Row i starts at distance -i, so the windows come in reverse.
@@ -266,7 +270,8 @@ def deep_norm_gain(config: AudioConfig) -> float:
 
 def _xavier_linear(inputs: int, outputs: int, gain: float = 1.0) -> nn.Linear:
     linear = nn.Linear(inputs, outputs)
-    linear.xavier_gain = gain  # read by _init_weights, which is called for each module separately
+    # Read by _init_weights, which is called for each module separately.
+    linear.xavier_gain = gain  # pyright: ignore[reportArgumentType] - modules may have attributes of any type
     return linear
 
 
@@ -307,8 +312,8 @@ class _ScaleGradient(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return gradient * ctx.scale, None
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradients[0] * ctx.scale, None
 
 
 def zero_of(modules: Sequence[nn.Module], like: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from videollama2.errors import ConfigError
 
@@ -52,11 +53,11 @@ class VisionEncoder:
     has_class_token: bool
     known: Mapping[str, KnownTower] = field(default_factory=dict)
 
-    def build(self, config: Any) -> nn.Module:
+    def build(self, config: Any) -> PreTrainedModel:
         """Build the encoder that a configuration describes, with newly initialised weights."""
         return _transformers_class(self.model_class)._from_config(config)
 
-    def load(self, name_or_path: str, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
+    def load(self, name_or_path: str, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
         """Load the pretrained encoder; returns it with the loading report of transformers."""
         return _transformers_class(self.model_class).from_pretrained(name_or_path, output_loading_info=True, **options)
 
@@ -65,7 +66,7 @@ class VisionEncoder:
         return _transformers_class(self.image_processor_class)(**settings)
 
     def encode(
-        self, tower: nn.Module, pixels_BCHW: torch.Tensor, select_layer: int, select_feature: str = "patch"
+        self, tower: PreTrainedModel, pixels_BCHW: torch.Tensor, select_layer: int, select_feature: str = "patch"
     ) -> torch.Tensor:
         """Return the features of the selected layer; see :func:`videollama2.model.encoders.encode_frames`."""
         size = tower.config.image_size
@@ -74,24 +75,22 @@ class VisionEncoder:
                 f"frames are {pixels_BCHW.shape[-2]}x{pixels_BCHW.shape[-1]} pixels, "
                 f"the vision encoder takes {size}x{size}"
             )
-        hidden_BND = pixels_BCHW.to(tower.embeddings.patch_embedding.weight.dtype)
+        hidden_BND = pixels_BCHW.to(tower.get_parameter("embeddings.patch_embedding.weight").dtype)
         for name in self.stem:
-            hidden_BND = getattr(tower, name)(hidden_BND)
-        for layer in tower.encoder.layers[: _layers_to_run(tower, select_layer)]:
+            hidden_BND = tower.get_submodule(name)(hidden_BND)
+        for layer in _layers_to_run(tower, select_layer):
             hidden_BND = layer(hidden_BND, None)
         return hidden_BND[:, 1:] if self.has_class_token and select_feature == "patch" else hidden_BND
 
-    def runs(self, tower: nn.Module, select_layer: int) -> list[nn.Module]:
+    def runs(self, tower: PreTrainedModel, select_layer: int) -> list[nn.Module]:
         """Return the modules of the encoder that :meth:`encode` runs; the others have no effect on its features."""
-        return [
-            *(getattr(tower, name) for name in self.stem),
-            *tower.encoder.layers[: _layers_to_run(tower, select_layer)],
-        ]
+        return [*map(tower.get_submodule, self.stem), *_layers_to_run(tower, select_layer)]
 
 
-def _layers_to_run(tower: nn.Module, select_layer: int) -> int:
-    """Return the number of layers below hidden state ``select_layer`` (0: the embedding; negative: from the last)."""
-    return select_layer if select_layer >= 0 else len(tower.encoder.layers) + 1 + select_layer
+def _layers_to_run(tower: PreTrainedModel, select_layer: int) -> list[nn.Module]:
+    """Return the layers below hidden state ``select_layer`` (0: the embedding; negative: from the last)."""
+    layers = list(tower.get_submodule("encoder.layers").children())
+    return layers[: select_layer if select_layer >= 0 else len(layers) + 1 + select_layer]
 
 
 def _transformers_class(name: str) -> Any:

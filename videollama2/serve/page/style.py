@@ -11,13 +11,13 @@ _MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mon
 
 def page_theme() -> Any:
     """Return the Gradio theme. It only names fonts, so nothing has to be fetched to draw the page."""
-    import gradio as gr
+    from gradio import themes
 
-    theme = gr.themes.Base(
-        primary_hue=gr.themes.colors.indigo,
-        secondary_hue=gr.themes.colors.indigo,
-        neutral_hue=gr.themes.colors.slate,
-        radius_size=gr.themes.sizes.radius_lg,
+    theme = themes.Base(
+        primary_hue=themes.colors.indigo,
+        secondary_hue=themes.colors.indigo,
+        neutral_hue=themes.colors.slate,
+        radius_size=themes.sizes.radius_lg,
         font=_SANS,
         font_mono=_MONO,
     )

@@ -115,7 +115,7 @@ def client_limits(max_pixels: int, max_frames: int, max_seconds: float) -> Media
 
 def _prepare_libraries() -> None:
     """Load Pillow's plugins, silence all libraries, and replace Pillow's limit on pixels by ours."""
-    import av
+    import av.logging
 
     # Imported now, so that a slow disk delays no job.
     import videollama2.media.pyav.reader

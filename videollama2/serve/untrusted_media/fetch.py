@@ -114,7 +114,12 @@ class MediaFetcher:
         url = httpcore.URL(
             scheme=address.scheme.encode(), host=ip.encode(), port=address.port, target=address.target.encode()
         )
-        headers = {"Host": address.host_header, "Accept": "*/*", "Accept-Encoding": "identity", "Connection": "close"}
+        headers: dict[bytes | str, bytes | str] = {
+            "Host": address.host_header,
+            "Accept": "*/*",
+            "Accept-Encoding": "identity",
+            "Connection": "close",
+        }
         extensions = {
             "sni_hostname": address.host,
             "timeout": dict.fromkeys(("connect", "read", "write", "pool"), self.policy.fetch_timeout_s),

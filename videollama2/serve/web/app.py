@@ -90,11 +90,11 @@ def make_app(
 
 
 def _add_error_handlers(app: FastAPI) -> None:
-    app.add_exception_handler(ApiError, _on_api_error)
-    app.add_exception_handler(RequestValidationError, _on_validation_error)
-    app.add_exception_handler(HTTPException, _on_http_error)
-    app.add_exception_handler(VideoLlama2Error, _on_own_error)
-    app.add_exception_handler(ClientGoneError, _on_client_gone)
+    app.exception_handler(ApiError)(_on_api_error)
+    app.exception_handler(RequestValidationError)(_on_validation_error)
+    app.exception_handler(HTTPException)(_on_http_error)
+    app.exception_handler(VideoLlama2Error)(_on_own_error)
+    app.exception_handler(ClientGoneError)(_on_client_gone)
 
 
 def _add_health(app: FastAPI, gate: Gate, ready: Callable[[], str | None] | None) -> None:
