@@ -88,7 +88,8 @@ def add_hearing(
     weight = model.get_input_embeddings().weight
     tower.config.dtype = weight.dtype
     config.audio_config, config.mm_audio_tower, config.mm_projector_a_type = tower.config, name, projector_type
-    inner.audio_tower = tower.to(weight.device, weight.dtype)
+    # transformers wraps this method in a way that type checkers do not see through.
+    inner.audio_tower = tower.to(weight.device, weight.dtype)  # pyright: ignore[reportArgumentType]
     inner.mm_projector_a = projector.to(weight.device, weight.dtype)
 
 

@@ -125,17 +125,18 @@ def base_with_connector(
     if fields.get("audio_config") is None:
         return model, processor
     trained = find_file(path, AUDIO_TOWER_FILE, **hub)
-    if model.config.hears:
+    if model.model.audio_tower is not None:
         if trained is not None:
             load_audio_weights(model.model.audio_tower, read_audio_weights(trained), str(trained))
     else:
         config = as_audio_config(fields["audio_config"])
+        assert config is not None
         tower = BeatsModel(config) if tower_follows else _ears_of(path, fields, trained, config)
         add_hearing(model, tower, fields.get("mm_audio_tower"), fields["mm_projector_a_type"])
     return model, processor
 
 
-def _ears_of(path: str, fields: dict[str, Any], trained: Path | None, config: AudioConfig | None) -> BeatsModel:
+def _ears_of(path: str, fields: dict[str, Any], trained: Path | None, config: AudioConfig) -> BeatsModel:
     """Return the audio encoder of a folder with trained parts: the one in it, else the one that its config names."""
     named = fields.get("mm_audio_tower") or ""
     tower = trained or next((file for file in (Path(path) / named, Path(named)) if named and file.is_file()), None)

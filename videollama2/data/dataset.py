@@ -161,7 +161,7 @@ class VideoInstructionDataset(Dataset):
             read = self.processor.read_levels if self.levels else self.processor.read
             values.append((medium.kind, read(medium.kind, medium.path, ReadOptions.of(medium.kind, medium.options))))
         if AUDIO in medium.parts:
-            options = ReadOptions(sound=SoundSampling(**medium.bounds), of_video=medium.va)
+            options = ReadOptions(sound=SoundSampling(medium.start, medium.end), of_video=medium.va)
             fbank_1TF, note = self.processor.hear(medium.path, options)
             values.append((AUDIO, fbank_1TF))
             silent = note is not None

@@ -59,7 +59,7 @@ def check_media_files(media: Iterable[Medium], decode: bool, workers: int, progr
     checked, begin = FilesChecked(count=len(distinct)), time.perf_counter()
     if not distinct:
         return checked
-    work: Callable[[Medium], _Finding] = partial(_look_at, decode=decode)
+    work: Callable[[Medium], tuple[Medium, _Finding]] = partial(_look_at, decode=decode)
     words = "decoding" if decode else "opening"
     with (
         _executor(decode, workers) as executor,

@@ -197,7 +197,7 @@ def sound_seconds(source: Any, decode: bool = False) -> float | None:
     Raises:
         MediaError: the file cannot be opened or decoded, or its track is empty.
     """
-    track = _track(source)
+    track = _track(source, OWN_FILES)
     if track.rate is None:
         return None
     if not decode:

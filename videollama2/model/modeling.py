@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
-from transformers import AutoModel
+from transformers import AutoModel, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from videollama2.config import VideoLlama2Config
@@ -168,8 +168,8 @@ class VideoLlama2ForConditionalGeneration(VideoLlama2GenerationModel):
     def get_output_embeddings(self) -> nn.Linear:
         return self.lm_head
 
-    def get_decoder(self) -> nn.Module:
-        return self.model.language_model
+    def get_decoder(self) -> PreTrainedModel:
+        return cast("PreTrainedModel", self.model.language_model)
 
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> MediaFeatures:
         """See :meth:`VideoLlama2Model.get_image_features`."""

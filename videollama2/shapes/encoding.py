@@ -18,7 +18,7 @@ def encode_video(frames_THWC: np.ndarray, wave_S: np.ndarray | None = None) -> b
     frame_count, height, width = frames_THWC.shape[:3]
     # The whole clip is converted to YUV as one tall picture: a conversion per frame would cost as much as the encoding.
     tall = av.VideoFrame.from_ndarray(frames_THWC.reshape(-1, width, 3), format="rgb24")
-    planes = tall.reformat(format="yuv420p").to_ndarray().reshape(-1)
+    planes = tall.reformat(format="yuv420p").to_ndarray().reshape(-1).astype(np.uint8, copy=False)
     # YUV 4:2:0 has a luma value for each pixel and two chroma values for each 2 x 2 pixels. The planes of the tall
     # picture are cut into frames, so that each row of ``packed`` holds the three planes of one frame.
     luma = frame_count * height * width

@@ -235,8 +235,9 @@ class SavingTrainer(Trainer):
         if "mm_projector_a" in self.parts_alone:
             load_audio_connector(target, folder / AUDIO_CONNECTOR_FILE)
         if "audio_tower" in self.parts_alone:
-            file = folder / AUDIO_TOWER_FILE
-            load_audio_weights(target.model.audio_tower, read_audio_weights(file), str(file))
+            tower, file = target.model.audio_tower, folder / AUDIO_TOWER_FILE
+            assert tower is not None  # it is one of the parts to save
+            load_audio_weights(tower, read_audio_weights(file), str(file))
 
     def _load_best_model(self) -> None:
         """Read the weights of the best checkpoint, for ``load_best_model_at_end``."""

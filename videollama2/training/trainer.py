@@ -103,6 +103,7 @@ class VideoLlama2Trainer(SavingTrainer):
             del options["sizes"], options["weights"]
             self.order = JointSampler(self.joint.groups, self.joint.ratio, len(dataset), **options)
         elif self.args.group_by_modality_length:
+            assert isinstance(dataset, VideoInstructionDataset)  # this flag is refused beside --packing
             self.order = ModalityLengthSampler(
                 lengths=dataset.lengths,
                 visual=[length > 0 for length in dataset.media_lengths],
@@ -150,7 +151,7 @@ class VideoLlama2Trainer(SavingTrainer):
         Otherwise a run would depend on how its batches are split, and processes under DeepSpeed would run different
         modules.
         """
-        tower = self.accelerator.unwrap_model(self.model).model.audio_tower
+        tower = self.unwrapped().model.audio_tower
         if tower is not None:
             tower.encoder.drop_seed = self.args.seed + self.state.global_step
 

@@ -90,7 +90,7 @@ class BeatsModel(PreTrainedModel):
     def scale_gradients(self, factor: float) -> None:
         """Set the factor by which the gradient shrinks in each layer (``layer_wise_gradient_decay_ratio``)."""
         self.config.layer_wise_gradient_decay_ratio = factor
-        for layer in self.encoder.layers:
+        for layer in self.encoder.own_layers():
             layer.gradient_scale = factor
 
     def embed_patches(self, fbank_BTF: torch.Tensor) -> torch.Tensor:
@@ -157,8 +157,8 @@ class BeatsEncoder(nn.Module):
         self.pos_conv = nn.ModuleList([PositionConv(config)])  # a list, for the sake of the published name
         self.layer_norm = nn.LayerNorm(config.encoder_embed_dim)
         self.layers = nn.ModuleList([BeatsLayer(config) for _ in range(config.encoder_layers)])
-        for layer in self._layers()[1:]:
-            layer.self_attn.relative_attention_bias = self._layers()[0].self_attn.relative_attention_bias
+        for layer in self.own_layers()[1:]:
+            layer.self_attn.relative_attention_bias = self.own_layers()[0].self_attn.relative_attention_bias
         self.dropout, self.layer_drop = config.dropout, config.encoder_layerdrop
         self.num_buckets, self.max_distance = config.num_buckets, config.max_distance
 
@@ -185,12 +185,13 @@ class BeatsEncoder(nn.Module):
         generator = None if self.drop_seed is None else torch.Generator().manual_seed(self.drop_seed)
         return (torch.rand(len(self.layers), generator=generator) < self.layer_drop).tolist()
 
-    def _layers(self) -> list[BeatsLayer]:
-        return cast("list[BeatsLayer]", list(self.layers))  # a ModuleList does not tell what it holds
+    def own_layers(self) -> list[BeatsLayer]:
+        """Return ``layers`` with their type, which a ModuleList does not tell."""
+        return cast("list[BeatsLayer]", list(self.layers))
 
     def position_bias(self, length: int) -> torch.Tensor:
         """Return ``bias_HLL``, indexed by query and key: one value per head and distance, constant on each diagonal."""
-        table = self._layers()[0].self_attn.relative_attention_bias
+        table = self.own_layers()[0].self_attn.relative_attention_bias
         distances = torch.arange(1 - length, length, device=table.weight.device)
         values_HD = table(distance_buckets(distances, self.num_buckets, self.max_distance)).T
         # Row i starts at distance -i, so the windows come in reverse.
