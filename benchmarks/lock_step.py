@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from videollama2.model.connectors.shown import Shown
+from videollama2.model.connectors.base import Shown
 
 from videollama2.config import VideoLlama2Config
 from videollama2.data.packing import pack
