@@ -26,12 +26,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from videollama2.model.connectors.base import Shown
 
 from videollama2.config import VideoLlama2Config
 from videollama2.data.packing import pack
 from videollama2.data.sampler import MixtureSampler, ModalityLengthSampler
 from videollama2.model.connectors import num_visual_tokens
+from videollama2.model.connectors.base import Shown
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 
 SHARES = {"video": 0.13, "image": 0.82, "text": 0.05}
