@@ -156,6 +156,8 @@ def _devices(problems: list[str]) -> Section:
     except (ImportError, OSError) as error:
         problems.append(f"torch cannot be imported: {error}")
         return {}
+    from videollama2.checkpoints.placement import bfloat16_feature
+
     section: Section = {"torch was built for": f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"}
     if torch.version.cuda and not torch.cuda.is_available():
         problems.append("torch was built for CUDA and finds no device: see whether nvidia-smi lists one")
@@ -168,7 +170,9 @@ def _devices(problems: list[str]) -> Section:
         )
     if torch.backends.mps.is_available():
         section["mps"] = "available"
-    section["cpu"] = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+    feature = bfloat16_feature()
+    half = f"computes in bfloat16 ({feature})" if feature else "does not compute in bfloat16"
+    section["cpu"] = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads, {half}"
     return section
 
 

@@ -30,8 +30,9 @@ def add_model_flags(
     group.add_argument("--device", help=device_help)
     group.add_argument(
         "--dtype",
-        choices=("float32", "float16", "bfloat16"),
-        help="default bfloat16 on a GPU that has it, else float16; float32 on a CPU",
+        choices=("float32", "float16", "bfloat16", "auto"),
+        help="default bfloat16 on a GPU that has it, else float16; float32 on a CPU. auto: on a CPU that computes in "
+        "bfloat16 that, which is faster and rounds",
     )
     group.add_argument("--attn-implementation", default="sdpa", choices=("sdpa", "eager", "flash_attention_2"))
     bits = group.add_mutually_exclusive_group()

@@ -1,8 +1,10 @@
 """Full checkpoints open with every weight in place; damaged ones are refused with names."""
 
 import pickle
+import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from transformers import Qwen2Config
 from tests.checkpoints.folders import QWEN, edit_weights, same
 from tests.conftest import golden_dir
 from videollama2.checkpoints import default_dtype, load_checkpoint, load_pretrained_model
+from videollama2.checkpoints.placement import as_dtype, bfloat16_feature, fastest_dtype
 from videollama2.checkpoints.quantisation import leave_out_misfits, quantization_config
 from videollama2.errors import CheckpointError, ConfigError, MissingDependencyError
 
@@ -170,6 +173,23 @@ def test_attention_reaches_every_part(golden, attention):
     _, model, _, _ = load_pretrained_model(golden / "models" / QWEN, attn_implementation=attention)
     parts = (model, model.model.language_model, model.model.vision_tower)
     assert {part.config._attn_implementation for part in parts} == {attention}
+
+
+def test_auto_is_bfloat16_where_the_processor_computes_in_it(caplog):
+    """The default stays float32; ``auto`` is a choice that says what it chose, once."""
+    fastest_dtype.cache_clear()
+    feature = bfloat16_feature()
+    expected = torch.float32 if feature is None else torch.bfloat16
+    _, model, _, _ = load_pretrained_model(golden_dir() / "models" / QWEN, dtype="auto", device="cpu")
+    assert {weight.dtype for weight in model.parameters()} == {expected}
+    assert as_dtype("auto", "cpu") == expected
+    (record,) = [record for record in caplog.records if record.message.startswith("dtype auto: ")]
+    assert str(expected).removeprefix("torch.") in record.message and (feature is None or feature in record.message)
+    assert as_dtype(None, "cpu") == torch.float32 and as_dtype("auto", "mps") == default_dtype("mps")
+    flags = Path("/proc/cpuinfo")
+    if flags.exists() and platform.machine() == "x86_64":
+        has = any(name in flags.read_text().split() for name in ("avx512_bf16", "amx_bf16"))
+        assert has is (feature is not None), "the kernel sees the same processor"
 
 
 def test_default_numbers():

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+from functools import cache
 from typing import Any
 
 import torch
 
 from videollama2.errors import ConfigError, MissingDependencyError, first_line
+
+AUTO = "auto"
+"""The name of the fastest dtype of a device, as a value of ``dtype``."""
+
+_FAST_BFLOAT16 = ("amx_bf16", "avx512_bf16", "bf16")
+"""Features of CPUs, as torch names them, with which bfloat16 is faster than float32; others convert every value."""
+
+_log = logging.getLogger(__name__)
 
 
 def default_device() -> str:
@@ -26,14 +36,40 @@ def default_dtype(device: str | torch.device) -> torch.dtype:
     return torch.float16 if kind == "mps" else torch.bfloat16
 
 
+def bfloat16_feature() -> str | None:
+    """Return the feature of this CPU that makes bfloat16 fast, as torch names it; None if it has no such feature."""
+    features = torch.cpu.get_capabilities()
+    return next((name for name in _FAST_BFLOAT16 if features.get(name)), None)
+
+
+@cache
+def fastest_dtype(device: str | torch.device) -> torch.dtype:
+    """Return :func:`default_dtype`, but bfloat16 for a CPU that computes in it; logs once what a CPU gets, and why."""
+    if torch.device(device).type != "cpu":
+        return default_dtype(device)
+    feature = bfloat16_feature()
+    if feature is None:
+        _log.warning("dtype auto: float32, because this CPU has none of %s", ", ".join(_FAST_BFLOAT16))
+        return torch.float32
+    _log.warning("dtype auto: bfloat16, because this CPU has %s", feature)
+    return torch.bfloat16
+
+
 def as_dtype(dtype: str | torch.dtype | None, device: str | torch.device) -> torch.dtype:
+    """Return the dtype that a caller asks for: one of torch's, its name, ``auto``, or None for the default.
+
+    Raises:
+        ConfigError: there is no floating-point dtype of this name.
+    """
     if dtype is None:
         return default_dtype(device)
     if isinstance(dtype, torch.dtype):
         return dtype
+    if dtype == AUTO:
+        return fastest_dtype(device)
     value: Any = getattr(torch, dtype, None)
     if not isinstance(value, torch.dtype) or not value.is_floating_point:
-        raise ConfigError(f"dtype must be float32, float16 or bfloat16, got {dtype!r}")
+        raise ConfigError(f"dtype must be float32, float16, bfloat16 or {AUTO}, got {dtype!r}")
     return value
 
 
