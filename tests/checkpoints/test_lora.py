@@ -50,6 +50,14 @@ def test_lora_weights_without_a_place_are_refused(folder, base):
         load_pretrained_model(lora)
 
 
+def test_dora_without_the_lengths_of_rows_is_refused(folder, base):
+    lora, _, _ = lora_folder(folder, base)
+    path = lora / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "use_dora": True}))
+    with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors: LoRA weight .* is half of a pair"):
+        load_pretrained_model(lora)
+
+
 def test_lora_folder_without_connector_weights(folder, base):
     """On a bare language model they would stay random; on a whole model they are the model's."""
     lora, _, connector = lora_folder(folder, base)
@@ -66,7 +74,6 @@ def test_lora_folder_without_connector_weights(folder, base):
     [
         ({"alpha_pattern": {"q_proj": 32}}, "sets alpha_pattern.*merge_and_unload"),
         ({"rank_pattern": {"q_proj": 2}}, "sets rank_pattern"),
-        ({"use_dora": True}, "this is DoRA"),
         ({"peft_type": "LOHA"}, "this is LOHA"),
         ({"r": 0}, "r >= 1"),
         ({"lora_alpha": None}, "lora_alpha"),

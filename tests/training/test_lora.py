@@ -15,7 +15,7 @@ from videollama2.errors import CheckpointError, ConfigError
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.training.build import base_name, build_model, describe_trainable
 
-from .conftest import flags
+from .conftest import copy_checkpoint, difference, flags
 
 LORA = {"lora_enable": True, "lora_r": 4, "lora_alpha": 8, "freeze_vision_tower": True}
 
@@ -53,10 +53,20 @@ def test_writes_the_published_files_under_published_names(run, parts):
     assert {"tokenizer.json", "preprocessor_config.json", "config.json"} <= {p.name for p in folder.iterdir()}
 
 
-@pytest.mark.parametrize("bias", ["none", "all", "lora_only"])
-def test_opens_with_the_logits_it_was_trained_to(built, records, tmp_path, parts, bias):
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"lora_bias": "none"},
+        {"lora_bias": "all"},
+        {"lora_bias": "lora_only"},
+        {"lora_dora": True},
+        {"lora_rslora": True, "lora_dora": True},
+        {"lora_rslora": True, "lora_target": r"layers\.\d+\.self_attn\.[qv]_proj"},
+    ],
+)
+def test_opens_with_the_logits_it_was_trained_to(built, records, tmp_path, parts, kind):
     """Before merging, as peft computes it, and after, as the loader adds the matrices."""
-    model, processor = built(**LORA, lora_bias=bias)
+    model, processor = built(**LORA, **kind)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -71,6 +81,37 @@ def test_opens_with_the_logits_it_was_trained_to(built, records, tmp_path, parts
     torch.testing.assert_close(logits(whole, again, records), expected, rtol=0, atol=2e-4)
     untouched, _ = built()
     assert (logits(untouched, processor, records) - expected).abs().max() > 1e-2
+
+
+def test_dora_names_are_those_of_peft_and_a_run_goes_on_from_them(run, tmp_path):
+    options = {**LORA, "lora_dora": True, "save_strategy": "steps", "save_steps": 1}
+    whole = run(**options)
+    names = set(whole.weights)
+    assert "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector" in names
+    copy_checkpoint(whole.folder / "checkpoint-1", tmp_path / "begun" / "checkpoint-1")
+    resumed = run(folder=tmp_path / "begun", **options)
+    assert difference(whole.weights, resumed.weights) == 0
+
+
+def test_target_chooses_the_layers_that_learn(built):
+    model, _ = built(**LORA, lora_target=r"layers\.1\.self_attn\.[qv]_proj")
+    learning = {name for name, p in model.model.language_model.named_parameters() if p.requires_grad}
+    names = {f"layers.1.self_attn.{leaf}.lora_{m}.default.weight" for leaf in ("q_proj", "v_proj") for m in "AB"}
+    assert learning == names
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("layers.9.*", "'layers.9.*' matches no layer; a linear layer is layers.0.mlp.down_proj"),
+        ("layers.0.mlp", "matches layers.0.mlp, which is no linear layer"),
+        ("layers.(", "'layers.(' is no regular expression: missing )"),
+    ],
+)
+def test_targets_that_are_refused(built, target, words):
+    with pytest.raises(ConfigError) as told:
+        built(**LORA, lora_target=target)
+    assert words in str(told.value)
 
 
 def test_frozen_means_frozen(run, built):

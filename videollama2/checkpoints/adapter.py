@@ -44,6 +44,9 @@ from videollama2.processing import VideoLlama2Processor
 if TYPE_CHECKING:
     from peft import PeftConfig
 
+_PARTS = {"A": "A", "B": "B", "magnitude_vector": "lengths"}
+"""What a tensor of LoRA is, by the end of its name."""
+
 
 def load_lora_folder(
     path: str, model_base: str | Path | None, placement: dict[str, Any], hub: dict[str, Any]
@@ -109,21 +112,22 @@ def _check_connector_is_there(model: VideoLlama2ForConditionalGeneration, names:
 
 
 def merge_lora(model: nn.Module, tensors: dict[str, torch.Tensor], adapter: dict[str, Any], path: Path) -> None:
-    """Add ``scale * B @ A`` to every adapted weight, in float32.
+    """Add ``scale * B @ A`` to every adapted weight, in float32; for DoRA, then give its rows the lengths learned.
 
     Args:
         tensors: contents of the adapter's weight file ``path``.
         adapter: contents of the ``adapter_config.json`` beside it.
 
     Raises:
-        CheckpointError: the adapter is not plain LoRA, adapts a weight that the model does not have, or lacks one
-            matrix of a pair.
+        CheckpointError: the adapter is neither LoRA nor DoRA (Liu et al. 2024, arXiv 2402.09353), adapts a weight that
+            the model does not have, or lacks one of the tensors for a weight.
     """
     scale = _scale(adapter, path.with_name(ADAPTER_CONFIG))
     parameters = dict(model.named_parameters())
     pairs, rest = _pairs(tensors, path)
+    expected = {"A", "B", "lengths"} if adapter.get("use_dora") else {"A", "B"}
     for name, pair in pairs.items():
-        if name not in parameters or set(pair) != {"A", "B"}:
+        if name not in parameters or set(pair) != expected:
             raise CheckpointError(f"{path}: LoRA weight {name} has no place in the model, or is half of a pair")
         weight = parameters[name]
         delta = pair["B"].float() @ pair["A"].float() * scale
@@ -131,15 +135,17 @@ def merge_lora(model: nn.Module, tensors: dict[str, torch.Tensor], adapter: dict
         if delta.shape != weight.shape:
             raise CheckpointError(f"{path}: LoRA weight {name} is {tuple(delta.shape)}, not {tuple(weight.shape)}")
         with torch.no_grad():
-            weight.copy_((weight.float() + delta.to(weight.device)).to(weight.dtype))
+            merged = weight.float() + delta.to(weight.device)
+            if "lengths" in pair:
+                merged *= (pair["lengths"].to(merged) / merged.norm(dim=1)).unsqueeze(1)
+            weight.copy_(merged.to(weight.dtype))
     _load_named(model, rest, path)
 
 
 def _scale(adapter: dict[str, Any], path: Path) -> float:
     """Return the factor by which ``B @ A`` is scaled; it is the same for all weights."""
-    if adapter.get("peft_type", "LORA") != "LORA" or adapter.get("use_dora"):
-        kind = "DoRA" if adapter.get("use_dora") else adapter["peft_type"]
-        raise CheckpointError(f"{path}: only plain LoRA adapters can be merged, this is {kind}")
+    if adapter.get("peft_type", "LORA") != "LORA":
+        raise CheckpointError(f"{path}: only LoRA adapters can be merged, this is {adapter['peft_type']}")
     for pattern in ("alpha_pattern", "rank_pattern"):
         if adapter.get(pattern):
             raise CheckpointError(
@@ -155,7 +161,12 @@ def _scale(adapter: dict[str, Any], path: Path) -> float:
 def _pairs(
     tensors: dict[str, torch.Tensor], path: Path
 ) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
-    """Split tensors into LoRA pairs (parameter name -> its matrices ``A`` and ``B``) and all other tensors."""
+    """Split tensors into those of LoRA and all others.
+
+    Returns:
+        for each adapted parameter its matrices ``A`` and ``B`` and, for DoRA, the ``lengths`` of its rows; and all
+        other tensors.
+    """
     pairs: dict[str, dict[str, torch.Tensor]] = {}
     rest: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
@@ -163,9 +174,10 @@ def _pairs(
         if not marker:
             rest[name] = tensor
             continue
-        if tail.replace(".default", "") not in ("A.weight", "B.weight"):
+        part = _PARTS.get(tail.replace(".default", "").removesuffix(".weight"))
+        if part is None:
             raise CheckpointError(f"{path}: {name} is no plain LoRA matrix")
-        pairs.setdefault(to_memory(f"{stem}.weight"), {})[tail[0]] = tensor
+        pairs.setdefault(to_memory(f"{stem}.weight"), {})[part] = tensor
     return pairs, rest
 
 

@@ -59,9 +59,14 @@ def to_disk(memory: str) -> str:
     return _replace_prefix(memory, {own: disk for disk, own in _PREFIXES.items()})
 
 
+_PEFT_LENGTHS = "lora_magnitude_vector"
+"""The lengths of a weight's rows under DoRA; in files, this name has no ``.weight`` behind it."""
+
+
 def to_adapter_file(memory: str) -> str:
     """Convert a parameter name of a model with LoRA layers into the name used in the files of a LoRA folder."""
-    return _PEFT_PREFIX + to_disk(memory.replace(_PEFT_ADAPTER, ".").replace(_PEFT_WRAPPED, "."))
+    name = memory.replace(_PEFT_ADAPTER, ".").replace(_PEFT_WRAPPED, ".")
+    return _PEFT_PREFIX + to_disk(name.replace(f"{_PEFT_LENGTHS}.weight", _PEFT_LENGTHS))
 
 
 def from_adapter_file(disk: str, own: Container[str]) -> str:
@@ -71,7 +76,8 @@ def from_adapter_file(disk: str, own: Container[str]) -> str:
         own: names of the model's parameters. They show whether peft has wrapped a layer, whose own weight is then
             under ``base_layer``.
     """
-    name = re.sub(r"\.(lora_[AB])\.", rf".\1{_PEFT_ADAPTER}", to_memory(disk))
+    name = re.sub(rf"\.{_PEFT_LENGTHS}$", rf".{_PEFT_LENGTHS}.weight", to_memory(disk))
+    name = re.sub(rf"\.(lora_[AB]|{_PEFT_LENGTHS})\.", rf".\1{_PEFT_ADAPTER}", name)
     wrapped = re.sub(r"\.(weight|bias)$", rf"{_PEFT_WRAPPED}\1", name)
     return wrapped if wrapped in own else name
 

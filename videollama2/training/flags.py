@@ -151,17 +151,11 @@ class DataArguments:
     )
     records_cache: str | None = field(
         default=None,
-        metadata={
-            "help": "Folder on a local disk where checked records and their lengths are kept by content, so that one "
-            "process of a machine reads them and later runs start at once."
-        },
+        metadata={"help": "Folder on a local disk that keeps checked records and their lengths by content."},
     )
     packing: int | None = field(
         default=None,
-        metadata={
-            "help": "Pack records into rows of this many tokens. Batch sizes then count rows, and --data_weights is a "
-            "share of the tokens."
-        },
+        metadata={"help": "Pack records into rows of this many tokens; a batch size then counts rows."},
     )
     on_bad_sample: Literal["error", "skip"] = field(
         default="error",
@@ -244,7 +238,7 @@ class TrainingArguments(transformers.TrainingArguments):
     optim: str = field(default="adamw_torch_fused", metadata={"help": "Any optimizer of transformers."})
     gradient_checkpointing_parts: list[str] = field(
         default_factory=lambda: list(RECOMPUTED),
-        metadata={"help": "With --gradient_checkpointing: the parts that recompute. Default: " + " ".join(RECOMPUTED)},
+        metadata={"help": "With --gradient_checkpointing: the parts that recompute. Default: all parts."},
     )
     gradient_checkpointing_every: int = field(
         default=1, metadata={"help": "With --gradient_checkpointing: of each part, only every N-th layer recomputes."}
@@ -272,6 +266,16 @@ class TrainingArguments(transformers.TrainingArguments):
     lora_dropout: float = field(default=0.05, metadata={"help": "Dropout before them."})
     lora_bias: Literal["none", "all", "lora_only"] = field(
         default="none", metadata={"help": "Which biases learn with them."}
+    )
+    lora_target: str | None = field(
+        default=None,
+        metadata={"help": "Regular expression for the whole names of the layers to adapt. Default: all linear ones."},
+    )
+    lora_rslora: bool = field(
+        default=False, metadata={"help": "The matrices count lora_alpha / sqrt(lora_r), so that high ranks learn."}
+    )
+    lora_dora: bool = field(
+        default=False, metadata={"help": "DoRA: the length of each row of an adapted weight is learned by itself."}
     )
     bits: Literal[4, 8, 16] = field(
         default=16, metadata={"help": "4 or 8: the language model is quantised (bitsandbytes) under LoRA."}

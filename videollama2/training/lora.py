@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import re
+
 from torch import nn
 
 from videollama2.errors import ConfigError, MissingDependencyError
@@ -13,29 +15,28 @@ from videollama2.training.flags import TrainingArguments
 
 
 def add_lora(model: VideoLlama2ForConditionalGeneration, args: TrainingArguments) -> None:
-    """Add LoRA matrices to every linear layer of the decoder and freeze the decoder's own weights.
+    """Add LoRA matrices to linear layers of the decoder, by default to all, and freeze the decoder's own weights.
 
     Fused experts (Mixtral) are not linear layers and get no matrices: only the attention of such decoders is adapted.
 
     Raises:
         MissingDependencyError: peft is not installed.
-        ConfigError: the decoder has no linear layer.
+        ConfigError: the decoder has no linear layer, or none that ``--lora_target`` matches.
     """
     try:
         from peft import LoraConfig
     except ImportError as error:
         raise MissingDependencyError("--lora_enable needs the package peft: pip install peft") from error
     decoder = model.model.language_model
-    leaves = sorted({name.rpartition(".")[2] for name, m in decoder.named_modules() if isinstance(m, nn.Linear)})
-    if not leaves:
-        raise ConfigError(f"--lora_enable: the {model.config.text_config.model_type} decoder has no linear layer")
     config = LoraConfig(
         r=args.lora_r,
         lora_alpha=args.lora_alpha,
         lora_dropout=args.lora_dropout,
         bias=args.lora_bias,
         # This matches the names in memory and the published names, but no layer of the vision encoder.
-        target_modules=rf"model\.(language_model\.)?layers\..*\.({'|'.join(leaves)})",
+        target_modules=rf"model\.(language_model\.)?({_target(decoder, args.lora_target)})",
+        use_rslora=args.lora_rslora,
+        use_dora=args.lora_dora,
         task_type="CAUSAL_LM",
     )
     model.add_adapter(config)
@@ -44,6 +45,26 @@ def add_lora(model: VideoLlama2ForConditionalGeneration, args: TrainingArguments
         # propagate no gradient.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+
+
+def _target(decoder: nn.Module, asked: str | None) -> str:
+    """Return a regular expression for the whole names of the adapted layers in the decoder."""
+    linear = {name for name, module in decoder.named_modules() if isinstance(module, nn.Linear)}
+    if asked is None:
+        if not linear:
+            raise ConfigError(f"--lora_enable: the {decoder.config.model_type} decoder has no linear layer")
+        return rf"layers\..*\.({'|'.join(sorted({name.rpartition('.')[2] for name in linear}))})"
+    try:
+        matched = {name for name, _ in decoder.named_modules() if re.fullmatch(asked, name)}
+    except re.error as error:
+        raise ConfigError(f"--lora_target {asked!r} is no regular expression: {error}") from error
+    if not matched or matched - linear:
+        example = min(matched - linear, default=None)
+        found = f"{example}, which is no linear layer" if example else "no layer"
+        raise ConfigError(
+            f"--lora_target {asked!r} matches {found}; a linear layer is {min(linear, default='nowhere')}"
+        )
+    return asked
 
 
 def fused_experts(model: VideoLlama2ForConditionalGeneration) -> int:

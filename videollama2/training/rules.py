@@ -15,6 +15,8 @@ from videollama2.training.flags import RECOMPUTED, DataArguments, ModelArguments
 
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 
+_LORA_FLAGS = ("lora_r", "lora_alpha", "lora_dropout", "lora_bias", "lora_target", "lora_rslora", "lora_dora")
+
 Rule = tuple[Any, str]
 """Whether a rule is broken, and the error message for that case."""
 
@@ -109,7 +111,7 @@ def _lora_rules(model_args: ModelArguments, training_args: TrainingArguments) ->
             lora and model_args.freeze_backbone,
             "--lora_enable trains the language model, --freeze_backbone forbids it",
         ),
-        *_need(training_args, "lora_enable", lora, ("lora_r", "lora_alpha", "lora_dropout", "lora_bias")),
+        *_need(training_args, "lora_enable", lora, _LORA_FLAGS),
         *_need(training_args, "bits 4", bits == 4, ("double_quant", "quant_type")),
         (lora and training_args.lora_r < 1, f"--lora_r {training_args.lora_r} is below 1"),
         (
