@@ -35,7 +35,8 @@ from videollama2.data.collator import TrainingCollator
 from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.data.index import Index
 from videollama2.data.packing import PackedRows
-from videollama2.data.records import PackedRecords, Record, read_sets
+from videollama2.data.record import Record
+from videollama2.data.records import PackedRecords, read_sets
 from videollama2.errors import MissingDependencyError
 from videollama2.training.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from videollama2.training.build import base_name, build_model, describe_trainable

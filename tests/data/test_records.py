@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from videollama2.data import records as records_module
-from videollama2.data.records import parse_record, read_records, read_sets
+from videollama2.data.record import parse_record
+from videollama2.data.records import read_records, read_sets
 from videollama2.errors import DataError
 from videollama2.shapes.sets import encode_video
 

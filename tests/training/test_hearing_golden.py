@@ -10,7 +10,7 @@ from videollama2 import train
 from videollama2.checkpoints import load_checkpoint
 from videollama2.constants import IGNORE_INDEX
 from videollama2.data.dataset import VideoInstructionDataset
-from videollama2.data.records import parse_record
+from videollama2.data.record import parse_record
 from videollama2.errors import DataError
 from videollama2.prompting import training_ids
 from videollama2.training.build import build_model

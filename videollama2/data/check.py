@@ -18,7 +18,8 @@ from typing import Any, Literal
 
 from videollama2.commands import add_debug_flag
 from videollama2.constants import TINY_MODEL_NAME
-from videollama2.data.records import PackedRecords, Record, read_sets
+from videollama2.data.record import Record
+from videollama2.data.records import PackedRecords, read_sets
 from videollama2.errors import CheckpointNotFoundError, ConfigError, DataError
 from videollama2.flags import number
 from videollama2.media.kinds import AUDIO

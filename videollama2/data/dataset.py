@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from videollama2 import __version__
 from videollama2.constants import IGNORE_INDEX
 from videollama2.data.index import Index
-from videollama2.data.records import Medium, Record
+from videollama2.data.record import Medium, Record
 from videollama2.errors import ConfigError, DataError, MediaError, PromptError
 from videollama2.media.audio import SoundSampling
 from videollama2.media.kinds import AUDIO, KINDS, VIDEO

@@ -13,7 +13,7 @@ from functools import partial
 from tqdm import tqdm
 
 from videollama2.commands import hides_bar
-from videollama2.data.records import Medium
+from videollama2.data.record import Medium
 from videollama2.errors import DataError, MediaError
 from videollama2.media.kinds import AUDIO
 from videollama2.media.probe import check_decodes, check_opens, check_sound

@@ -1,4 +1,4 @@
-"""Turns rows in the forms of other programs into the published one, see :mod:`videollama2.data.records`.
+"""Turns rows in the forms of other programs into the published one, see :mod:`videollama2.data.record`.
 
 Read are OpenAI's ``messages``, with texts or with lists of parts, as LLaMA-Factory and ms-swift also write them with
 media under ``images``, ``videos`` and ``audios``; and the ``query``, ``response`` and ``history`` of ms-swift.

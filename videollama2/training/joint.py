@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from videollama2.data.records import Record
+from videollama2.data.record import Record
 from videollama2.data.sampler import PUBLISHED_RATIO, SOUNDING
 from videollama2.errors import ConfigError
 from videollama2.media.kinds import AUDIO
