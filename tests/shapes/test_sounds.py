@@ -30,7 +30,7 @@ from videollama2.shapes.sounds import (
     wave,
 )
 
-SOUNDING_WORLD = "e2ba5f60ccde4e8c"
+SOUNDING_WORLD = "d6092d451eb249bb"
 
 
 @pytest.fixture(scope="module")

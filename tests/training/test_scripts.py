@@ -157,6 +157,25 @@ def test_the_stages_with_sound_go_on_from_one_another(printed, parts, tmp_path):
     assert processor.model_config.image_aspect_ratio == "pad"
 
 
+def test_the_tiny_model_learns_to_hear_in_the_same_stages(printed, tmp_path):
+    words = printed("shapes/train_av.sh", "--seed", 3, RUN=tmp_path, NPROC_PER_NODE=1, WORLD_SIZE=1)
+    starts = [number for number, word in enumerate(words) if word == "videollama2.train"]
+    ends = [*(next(n for n in range(start, len(words)) if " nodes x " in words[n]) for start in starts[:-1]), None]
+    assert len(starts) == 3
+    first, second, third = (
+        train.parse_arguments(words[start + 1 : end]) for start, end in zip(starts, ends, strict=True)
+    )
+    for model, _, training in (first, second, third):
+        assert (model.model_path, training.seed) == (f"{tmp_path}/start/sight", 3)
+    assert [model.tune_audio_tower for model, *_ in (first, second, third)] == [False, True, False]
+    assert [model.tune_adapter_llm for model, *_ in (first, second, third)] == [False, False, True]
+    folders = [training.output_dir for *_, training in (first, second)]
+    assert second[0].pretrain_mm_mlp_adapter_a == f"{folders[0]}/mm_projector_a.bin"
+    assert third[0].pretrain_mm_mlp_adapter_a == f"{folders[1]}/mm_projector_a.bin"
+    assert third[0].audio_tower == f"{folders[1]}/audio_tower.bin"
+    assert (third[1].heard, third[1].joint_ratio) == ([True, False, False], [2, 1, 1])
+
+
 def test_nodes_and_processes_come_from_arguments_or_the_environment(printed):
     def launcher(*argv, **variables):
         words = printed("vllava/finetune.sh", *argv, **variables)

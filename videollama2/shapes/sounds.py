@@ -39,8 +39,12 @@ HIT, CHIME = "hit", "chime"
 MOST_HITS = 4
 STORIES = ("tone", "hits", "heard_first", "maker", "caller", "together", "silent")
 
-EARLY_CHANGE, LATE_CHANGE = (4, 7), (17, 20)
-"""First and last frame at which a change of a ``together`` scene may happen, in each half."""
+EARLY_CHANGE, LATE_CHANGE = (2, 4), (20, 22)
+"""First and last frame at which a change of a ``together`` scene may happen, in each half.
+
+Of the eight frames that a model samples (1, 4, ..., 22), a connector joins two at a time. The change lies between the
+first two or between the last two of them.
+"""
 
 _SILENT_SHARE = 0.1
 _OWN_STORY_SHARE = 0.6
