@@ -34,6 +34,7 @@ from videollama2.serve.page.layout import PageSettings, Widgets, examples
 from videollama2.serve.page.pacing import paced
 from videollama2.serve.page.server import check_account, read_accounts
 from videollama2.serve.page.thumbnails import EDGE, Thumbnails, clock, data_url
+from videollama2.serve.page.uploads import RecordedSound, RecordedVideo, UploadedFiles
 from videollama2.serve.page.votes import LogFullError, VoteLog
 from videollama2.serve.settings import MediaPolicy
 from videollama2.serve.untrusted_media.errors import RefusedMediaError
@@ -561,3 +562,18 @@ def test_a_forged_upload_is_refused(http: httpx.Client, path: str) -> None:
 
 def test_questions_go_through_the_queue_alone(http: httpx.Client) -> None:
     assert call(http, "ask", None).status_code == 404
+
+
+@pytest.mark.parametrize("widget", [UploadedFiles, RecordedVideo, RecordedSound])
+def test_widgets_take_uploads_alone_also_when_gradio_makes_them_anew(widget: Any) -> None:
+    import gradio as gr
+
+    first = widget(label="x")
+    for own in (first, first.__class__(**first.constructor_args)):
+        with pytest.raises(gr.Error, match="addresses are not opened"):
+            asyncio.run(own.async_move_resource_to_block_cache("http://127.0.0.1/a.mp4"))
+        payload = SimpleNamespace(path="/tmp/a.webm")
+        assert own.preprocess(payload) == (["/tmp/a.webm"] if widget is UploadedFiles else "/tmp/a.webm"), (
+            "not converted"
+        )
+        assert own.get_block_name() == widget.__base__.__name__.lower()

@@ -169,7 +169,7 @@ def test_a_bad_file_is_told_and_a_good_one_then_works(visit: Open, served: Serve
     page.upload(bad)
     page.expect(page.page.locator("#vl-frames [role=alert]")).to_contain_text("cannot be used")
     note = page.ask(COLOUR)
-    assert "This video or picture cannot be used" in note
+    assert "This file cannot be used" in note
     assert "Try another file" in note
     assert str(tmp_path) not in page.page.content()
     assert str(served.folder) not in note

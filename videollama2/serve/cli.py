@@ -29,12 +29,15 @@ from videollama2.flags import (
     frame_options,
 )
 from videollama2.media.frames import FrameSampling
-from videollama2.media.kinds import VIDEO, mime_type
+from videollama2.media.kinds import AUDIO, KINDS, VIDEO, mime_type
 from videollama2.media.sources import kind_of_path
 from videollama2.serve.part_flags import add_controller_flag, part_parser
 from videollama2.serve.settings import API_KEY_VARIABLE, read_keys
 from videollama2.serve.web.errors import ApiError
-from videollama2.terminal_chat import HELP, TerminalChat
+from videollama2.terminal_chat import HELP_WITH_SOUND, TerminalChat
+
+
+_OF_SOUND = ("start", "end")
 
 
 class RemoteChat(TerminalChat):
@@ -44,12 +47,15 @@ class RemoteChat(TerminalChat):
         controller: address of the controller.
         model: name of the model; None takes the only one.
         credential: API key.
-        media_options: options for videos: ``num_frames``, ``start``, ``end``, ``sampling``.
+        media_options: options for videos: ``num_frames``, ``start``, ``end``, ``sampling``, ``use_audio_in_video``. The
+            bounds apply to sounds too.
         options: fields of the chat request, e.g. ``temperature``.
         out: stream for answers and notices.
     """
 
     errors = (VideoLlama2Error, ApiError)
+    help = HELP_WITH_SOUND
+    kinds = tuple(KINDS)
 
     def __init__(
         self,
@@ -103,7 +109,7 @@ class RemoteChat(TerminalChat):
     @property
     def greeting(self) -> str:
         """Return a text that names the model and explains how to chat with it."""
-        return f"{self.model}\n{HELP}"
+        return f"{self.model}\n{self.help}"
 
     def read_medium(self, kind: str, path: str) -> tuple[dict[str, Any], str]:
         """See :class:`TerminalChat`. The file is sent with every question of the conversation."""
@@ -114,8 +120,9 @@ class RemoteChat(TerminalChat):
             raise ConfigError(f"{file}: cannot be read ({error.strerror})") from error
         url = f"data:{mime_type(kind, file)};base64,{base64.b64encode(content).decode('ascii')}"
         part: dict[str, Any] = {"type": f"{kind}_url", f"{kind}_url": {"url": url}}
-        if kind == VIDEO and self.media_options:
-            part["mm_processor_kwargs"] = self.media_options
+        options = {name: value for name, value in self.media_options.items() if kind == VIDEO or name in _OF_SOUND}
+        if kind in (VIDEO, AUDIO) and options:
+            part["mm_processor_kwargs"] = options
         return part, f"{len(content) / 1024:.0f} kB"
 
     def stream(self, messages: list[dict[str, Any]], pieces: list[str]) -> None:
@@ -161,7 +168,7 @@ class RemoteChat(TerminalChat):
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = part_parser("cli", __doc__)
-    parser.add_argument("media", nargs="*", help="videos and images to begin with")
+    parser.add_argument("media", nargs="*", help="videos, images and sounds to begin with")
     add_controller_flag(parser)
     parser.add_argument(
         "--model",
@@ -177,6 +184,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_bounds_flags(media)
     add_num_frames_flag(media)
     add_sampling_flag(media)
+    media.add_argument("--use-audio", action="store_true", help="hear the sound of videos too")
     add_answer_flags(parser.add_argument_group("answer"))
     add_debug_flag(parser)
     return parser
@@ -186,6 +194,8 @@ def _open(args: argparse.Namespace) -> RemoteChat:
     keys = read_keys(args.api_key_file)
     media = frame_options(args)
     FrameSampling(**media)
+    if args.use_audio:
+        media["use_audio_in_video"] = True
     options = asdict(AnswerFlags.of(args))
     options["max_completion_tokens"] = options.pop("max_new_tokens")
     options = {name: value for name, value in options.items() if value is not None}

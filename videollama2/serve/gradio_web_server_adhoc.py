@@ -16,11 +16,12 @@ if __name__ == "__main__" and not __package__:
     # For a script, Python adds its folder to the module path, where our module names would hide other packages.
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from videollama2.constants import TINY_MODEL_NAME
 
-def build_parser() -> argparse.ArgumentParser:
+
+def build_parser(default_model: str = TINY_MODEL_NAME) -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     from videollama2.commands import CommandParser, add_debug_flag
-    from videollama2.constants import TINY_MODEL_NAME
     from videollama2.flags import add_model_flags
     from videollama2.serve.page.server import add_page_flags
 
@@ -28,8 +29,8 @@ def build_parser() -> argparse.ArgumentParser:
     model = add_model_flags(
         parser,
         nargs="+",
-        default=[TINY_MODEL_NAME],
-        help="one or more of: videollama2-tiny (built in, default), a folder, a hub name",
+        default=[default_model],
+        help=f"one or more of: videollama2-tiny (built in), a folder, a hub name (default {default_model})",
     )
     model.add_argument("--max-batch", type=int, metavar="N", help="answers computed together (default: what fits)")
     model.add_argument(
@@ -40,11 +41,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def open_engines(args: argparse.Namespace) -> dict[str, Any]:
+def open_engines(args: argparse.Namespace, must_hear: bool = False) -> dict[str, Any]:
     """Load the models; the page shows each under the last part of its name.
 
+    Args:
+        must_hear: whether every model must have an audio encoder.
+
     Raises:
-        VideoLlama2Error: a model cannot be opened, or two have the same name.
+        VideoLlama2Error: a model cannot be opened, has no audio encoder, or two have the same name.
     """
     from transformers.utils import logging
 
@@ -61,19 +65,30 @@ def open_engines(args: argparse.Namespace) -> dict[str, Any]:
         if name in engines:
             raise ConfigError(f"two models are called {name!r}: rename one of the folders")
         model, processor, _ = model_init(path, **model_options(args))
+        if must_hear and not model.config.hears:
+            raise ConfigError(f"{path}: has no audio encoder; serve it with gradio_web_server_adhoc.py")
         engines[name] = Engine(model, processor, max_batch=args.max_batch, max_length=args.max_length)
     return engines
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code."""
-    args = build_parser().parse_args(arguments)
+    return serve_page(arguments, TINY_MODEL_NAME)
+
+
+def serve_page(arguments: Sequence[str] | None, default_model: str, must_hear: bool = False) -> int:
+    """Run the page with the models of a command line; return the exit code.
+
+    Args:
+        must_hear: whether every model must have an audio encoder.
+    """
+    args = build_parser(default_model).parse_args(arguments)
     from videollama2.commands import run_command
 
-    return run_command(lambda: _run(args), debug=args.debug)
+    return run_command(lambda: _run(args, must_hear), debug=args.debug)
 
 
-def _run(args: argparse.Namespace) -> None:
+def _run(args: argparse.Namespace, must_hear: bool) -> None:
     from videollama2.serve.page.server import check_page_flags, open_log, run_page, uploads_folder
     from videollama2.serve.settings import MediaPolicy
 
@@ -83,7 +98,7 @@ def _run(args: argparse.Namespace) -> None:
         from videollama2.serve.page.backends import EngineBackend
         from videollama2.serve.page.layout import PageSettings, build_page
 
-        backend = EngineBackend(open_engines(args), MediaPolicy(max_bytes=args.max_upload_mb << 20))
+        backend = EngineBackend(open_engines(args, must_hear), MediaPolicy(max_bytes=args.max_upload_mb << 20))
         try:
             settings = PageSettings(log=log, concurrency=args.concurrency_count, uploads=folder)
             run_page(build_page(backend, settings), folder, args)

@@ -32,7 +32,8 @@ _GREEDY_BELOW = 1e-3
 class GenerateRequest(BaseModel):
     """The request body: a question with its media, as base64 or ``data:`` URLs, in the order of the prompt.
 
-    With ``echo``, the text begins with the prompt, as in the published worker.
+    With ``echo``, the text begins with the prompt, as in the published worker. ``images`` may hold sounds as well; with
+    ``use_audio``, an extension, the sound of videos is used too.
     """
 
     # Other implementations send additional fields, which are ignored.
@@ -46,6 +47,7 @@ class GenerateRequest(BaseModel):
     max_new_tokens: int = Field(256, ge=1, le=10**6)
     stop: str | list[str] | None = None
     echo: bool = True
+    use_audio: bool = False
 
 
 def frame(content: dict[str, Any]) -> bytes:
@@ -76,7 +78,7 @@ def error_reply(error: ApiError) -> Response:
 def chat_request(body: GenerateRequest, model: str) -> ChatRequest:
     """Convert a request of the ``\\0`` protocol into a chat request.
 
-    ``<image>`` and ``<video>`` in the prompt mark the positions of its media, in order, as in an annotation. Without
+    ``<image>``, ``<video>`` and ``<audio>`` in the prompt mark the positions of its media, in order, as in an annotation. Without
     such marks the media come first; without media the marks are ordinary text.
 
     Raises:
@@ -94,6 +96,7 @@ def chat_request(body: GenerateRequest, model: str) -> ChatRequest:
         "top_p": body.top_p,
         "stop": [text for text in stops if text] or None,
         "stream": True,
+        "mm_processor_kwargs": {"use_audio_in_video": True} if body.use_audio else None,
     }
     try:
         return ChatRequest.model_validate(fields)
@@ -109,7 +112,7 @@ def _content(prompt: str, media: list[dict[str, Any]]) -> list[dict[str, Any]]:
     if len(texts) != len(media) + 1:
         raise ApiError(
             400,
-            f"there are {len(media)} images and {len(texts) - 1} places for them in the prompt",
+            f"there are {len(media)} media and {len(texts) - 1} places for them in the prompt",
             param="images",
             internal_code=40001,
         )

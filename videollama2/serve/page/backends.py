@@ -1,7 +1,7 @@
 """Back ends that answer the page's questions: a model in this process, or workers behind a controller.
 
-Messages have OpenAI's form; media are parts with a local ``path`` and, for a video, ``num_frames``, ``start`` and
-``end`` (:meth:`videollama2.serve.page.conversation.Medium.part`). This module imports neither torch nor a model; an
+Messages have OpenAI's form; media are parts with a local ``path`` and options
+(:meth:`videollama2.serve.page.conversation.Medium.part`). This module imports neither torch nor a model; an
 :class:`EngineBackend` is given its engines.
 """
 
@@ -24,6 +24,7 @@ from videollama2.media.pixels import FrameResize
 from videollama2.serve.cluster.failover import bearer, make_client
 from videollama2.serve.page.thumbnails import EDGE, Reader
 from videollama2.serve.untrusted_media.errors import RefusedMediaError
+from videollama2.serve.untrusted_media.parts import read_part
 from videollama2.serve.untrusted_media.sandbox import Sandbox
 from videollama2.serve.web.errors import ApiError, model_not_found
 from videollama2.serve.web.sse import read_events
@@ -31,6 +32,7 @@ from videollama2.serve.web.sse import read_events
 Message = dict[str, Any]
 
 _BICUBIC = 3  # Pillow's number
+_API_NAMES = {"use_audio": "use_audio_in_video"}
 
 
 class Backend(Protocol):
@@ -46,6 +48,10 @@ class Backend(Protocol):
 
     async def num_frames(self, model: str) -> int:
         """Return the number of frames that the model looks at if a request does not give a number."""
+        ...
+
+    async def kinds(self, model: str) -> tuple[str, ...]:
+        """Return the kinds of media that the model takes."""
         ...
 
     def reader(self, model: str) -> Reader:
@@ -79,15 +85,19 @@ class EngineBackend:
         made: dict[Any, Sandbox] = {}
         self._sandboxes: dict[str, Sandbox] = {}
         for name, engine in self.engines.items():
-            need = engine.processor.first_resize(), engine.processor.model_config.num_frames
-            made[need] = made.get(need) or Sandbox.of(policy, engine.processor)
-            self._sandboxes[name] = made[need]
+            sandbox = Sandbox.of(policy, engine.processor)
+            self._sandboxes[name] = made.setdefault((sandbox.resize, sandbox.num_frames, sandbox.rules), sandbox)
 
     async def models(self, refresh: bool = False) -> list[str]:
         return list(self.engines)
 
     async def num_frames(self, model: str) -> int:
         return self._engine(model).processor.model_config.num_frames
+
+    async def kinds(self, model: str) -> tuple[str, ...]:
+        from videollama2.processing import media_kinds
+
+        return media_kinds(self._engine(model).processor.model_config)
 
     def reader(self, model: str) -> Sandbox:
         self._engine(model)
@@ -127,19 +137,18 @@ class EngineBackend:
                 answer.cancel()
 
     async def _decoded(self, model: str, message: Message) -> Message:
-        """Return the message with decoded frames in place of files."""
+        """Return the message with decoded frames and sounds in place of files."""
         if isinstance(message["content"], str):
             return message
-        parts = [part if part["type"] == "text" else await self._frames(model, part) for part in message["content"]]
+        parts = [part if part["type"] == "text" else await self._read(model, part) for part in message["content"]]
         return {**message, "content": parts}
 
-    async def _frames(self, model: str, part: Message) -> Message:
+    async def _read(self, model: str, part: Message) -> Message:
+        kind = part["type"]
+        if kind not in await self.kinds(model):
+            raise ApiError(400, f"this model takes no {kind}", code="modality_not_supported")
         options = {name: value for name, value in part.items() if name not in ("type", "path")}
-        frames = await self.reader(model).read(part["type"], Path(part["path"]), options)
-        if part["type"] == IMAGE:
-            return {"type": IMAGE, IMAGE: frames}
-        # The model gets all of the frames: they were already sampled when the video was read.
-        return {"type": VIDEO, VIDEO: frames, "num_frames": len(frames)}
+        return (await read_part(self.reader(model), kind, Path(part["path"]), options)).part
 
     def close(self) -> None:
         for sandbox in set(self._sandboxes.values()):
@@ -162,7 +171,7 @@ class ControllerBackend:
         self.client, self._refresh, self._headers = client, refresh, bearer(credential)
         self._known: list[str] | None = None
         self._sandbox = Sandbox(policy, FrameResize(EDGE, _BICUBIC))
-        self._frames: dict[str, int] = {}
+        self._statuses: dict[str, dict[str, Any]] = {}
 
     async def models(self, refresh: bool = False) -> list[str]:
         # With --model-list-mode once, an empty list is still asked for again: a page that starts before its workers
@@ -170,24 +179,32 @@ class ControllerBackend:
         known = self._known
         if not known or (refresh and self._refresh):
             known = self._known = await self.client.models(refresh=True)
-            self._frames.clear()
+            self._statuses.clear()
         return known
 
     async def num_frames(self, model: str) -> int:
-        if model not in self._frames:
-            self._frames[model] = await self._ask_num_frames(model)
-        return self._frames[model]
+        found = (await self._status(model)).get("num_frames")
+        return found if isinstance(found, int) and found > 0 else NUM_FRAMES
 
-    async def _ask_num_frames(self, model: str) -> int:
-        """Return the number in a worker's status. Only the drawing depends on it, so a missing reply is no error."""
+    async def kinds(self, model: str) -> tuple[str, ...]:
+        found = (await self._status(model)).get("kinds")
+        return tuple(map(str, found)) if isinstance(found, list) else (IMAGE, VIDEO)
+
+    async def _status(self, model: str) -> dict[str, Any]:
+        if model not in self._statuses:
+            self._statuses[model] = await self._ask_status(model)
+        return self._statuses[model]
+
+    async def _ask_status(self, model: str) -> dict[str, Any]:
+        """Return a worker's status. Only what is drawn depends on it, so a missing reply is no error."""
         address = await self.client.worker_address(model)
         try:
             async with make_client() as http:
                 reply = await http.post(f"{address}/worker_get_status", headers=self._headers, timeout=5.0)
-            found = reply.json().get("num_frames")
-        except (httpx.HTTPError, ValueError, AttributeError):
-            return NUM_FRAMES
-        return found if isinstance(found, int) and found > 0 else NUM_FRAMES
+            found = reply.json()
+        except (httpx.HTTPError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def reader(self, model: str) -> Sandbox:
         return self._sandbox
@@ -250,8 +267,10 @@ def _data_part(part: Message) -> Message:
     except OSError as error:
         raise RefusedMediaError("the file is gone: upload it once more", detail=str(error)) from error
     name = f"{kind}_url"
-    found: Message = {"type": name, name: {"url": f"data:{mime_type(kind, path)};base64,{data}"}}
-    options = {key: value for key, value in part.items() if key not in ("type", "path")}
+    options = {_API_NAMES.get(key, key): value for key, value in part.items() if key not in ("type", "path")}
+    # The API takes a sound for that of a video if its type says so.
+    mime = mime_type(VIDEO if options.pop("of_video", False) else kind, path)
+    found: Message = {"type": name, name: {"url": f"data:{mime};base64,{data}"}}
     if options:
         found["mm_processor_kwargs"] = options
     return found

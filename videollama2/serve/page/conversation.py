@@ -15,12 +15,13 @@ from uuid import uuid4
 
 @dataclass(frozen=True)
 class Medium:
-    """One image or video that a visitor uploaded.
+    """One image, video or sound that a visitor uploaded.
 
     Attributes:
-        kind: ``image`` or ``video``.
+        kind: ``image``, ``video`` or ``audio``; a video that is only heard is ``audio``.
         path: the uploaded file.
-        options: how to read a video: ``num_frames``, ``start`` and ``end``, each only if the visitor gave it.
+        options: how to read it, each only if the visitor gave it: ``num_frames``, ``start``, ``end``, ``use_audio`` of
+            a video, ``start``, ``end``, ``of_video`` of a sound.
     """
 
     kind: str

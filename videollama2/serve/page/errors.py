@@ -25,12 +25,13 @@ UNREACHABLE = (
     "look whether the controller runs."
 )
 GONE = "This model is not running any more. Choose another one and press Regenerate."
-TOO_MANY = "The conversation has more videos and pictures than the server takes. Press Clear and begin anew."
+TOO_MANY = "The conversation has more videos, pictures and sounds than the server takes. Press Clear and begin anew."
 TOO_LARGE = (
-    "The videos and pictures of this conversation are larger than the server takes at once. Press Clear and begin "
+    "The files of this conversation are larger than the server takes at once. Press Clear and begin "
     "anew, with smaller or shorter files."
 )
 BROKE_OFF = "The server that was answering stopped. Press Regenerate to ask once more."
+NOT_TAKEN = "This model cannot take such a file. Choose another model, or another use of videos."
 EMPTY_ANSWER = "The model had nothing to say. Ask in other words, or press Regenerate."
 
 _log = logging.getLogger(__name__)
@@ -63,8 +64,8 @@ def bad_media(error: MediaError) -> str:
     """Explain an error about a file. Only texts written for clients are repeated; others may name server paths."""
     reason = str(error) if isinstance(error, RefusedMediaError) else "the file cannot be read"
     return (
-        f"This video or picture cannot be used: {reason}. Try another file (mp4, webm, mov, gif, jpg, png), a shorter "
-        "one, or another clip range under Advanced."
+        f"This file cannot be used: {reason}. Try another file (mp4, webm, mov, gif, jpg, png, wav, mp3, flac), a "
+        "shorter one, or another clip range under Advanced."
     )
 
 
@@ -96,6 +97,8 @@ def _explain_api(error: ApiError) -> Explained:
     code = error.code or ""
     if code in _KNOWN:
         return Explained(_KNOWN[code])
+    if code == "modality_not_supported":
+        return Explained(f"{NOT_TAKEN} ({error.message.rstrip('.')}.)", media_failed=True)
     if "media" in code:
         return Explained(bad_media(RefusedMediaError(error.message.rstrip("."))), media_failed=True)
     if error.status in (429, 503):

@@ -13,14 +13,24 @@ import gradio as gr
 
 from videollama2.constants import MAX_SEED, TINY_MODEL_NAME
 from videollama2.errors import MediaError
-from videollama2.media.kinds import VIDEO
+from videollama2.media.kinds import AUDIO, VIDEO
 from videollama2.serve.page import errors as page_errors
 from videollama2.serve.page.backends import Backend
 from videollama2.serve.page.conversation import Conversation, Turn
 from videollama2.serve.page.frames import FrameStrips, Values
 from videollama2.serve.page.keeping import from_kept, to_kept, transcript
 from videollama2.serve.page.lanes import Lane, answer_together
-from videollama2.serve.page.layout import MAX_QUESTION, NO_OTHER, TINY_NOTE, PageSettings, Widgets, examples
+from videollama2.serve.page.layout import (
+    HEAR_ONLY,
+    MAX_QUESTION,
+    NO_OTHER,
+    SEE_AND_HEAR,
+    SEE_ONLY,
+    TINY_NOTE,
+    PageSettings,
+    Widgets,
+    examples,
+)
 from videollama2.serve.page.notices import notice, status
 from videollama2.serve.page.thumbnails import EMPTY
 from videollama2.serve.page.voting import vote_handler
@@ -89,9 +99,12 @@ class Events:
         gr.on([w.question.submit, w.send.click], None, None, None, js=_SCROLL_TO_CHAT)
         w.other.change(self.show_other, {w.other}, [w.other_chat, w.other_conversation], **_QUICK)
         gr.on([w.other.change, w.model.change], self.name_columns, {w.other, w.model}, [w.chat, w.other_chat], **_QUICK)
-        w.camera.change(self.recorded, {w.camera, w.files}, [w.camera, w.files], **_QUICK)
+        for recorder in (w.camera, w.microphone):
+            recorder.change(self.recorded, {recorder, w.files}, [recorder, w.files], **_QUICK)
+        senses = [w.senses, w.microphone_tab, w.camera]
+        w.model.change(self.show_senses, {w.model}, senses, **_QUICK)
         gr.on(
-            [w.files.change, w.model.change, w.num_frames.change, w.start.change, w.end.change],
+            [w.files.change, w.model.change, w.num_frames.change, w.start.change, w.end.change, w.senses.change],
             self.strips.show_frames,
             w.inputs,
             w.frames,
@@ -221,7 +234,7 @@ class Events:
         if seed and not (seed.isascii() and seed.isdecimal() and int(seed) <= MAX_SEED):
             return f"Seed: {seed!r} is no whole number from 0 to {MAX_SEED}."
         if len(values[w.files] or ()) > self.settings.max_media:
-            return f"One question can have at most {self.settings.max_media} videos and pictures. Remove some."
+            return f"One question can have at most {self.settings.max_media} files. Remove some."
         return ""
 
     def _lanes(self, values: Values) -> list[Lane]:
@@ -322,7 +335,7 @@ class Events:
             return {w.notice: gr.skip()}
         lanes = self._lanes(values)
         turn, *_ = [lane.conversation.turns.pop() for lane in lanes]
-        options = next((medium.options for medium in turn.media if medium.kind == VIDEO), {})
+        options = next((medium.options for medium in turn.media if medium.options), {})
         return {
             **_drawn(lanes),
             w.kept: to_kept(conversation),
@@ -331,9 +344,19 @@ class Events:
             w.num_frames: options.get("num_frames", 0),
             w.start: _text_of(options.get("start")),
             w.end: _text_of(options.get("end")),
+            **self._senses_of(turn),
             w.notice: notice(""),
             **self._buttons(conversation),
         }
+
+    def _senses_of(self, turn: Turn) -> Updates:
+        """Return the use that a turn made of its video."""
+        for medium in turn.media:
+            if medium.options.get("of_video"):
+                return {self.widgets.senses: HEAR_ONLY}
+            if medium.kind == VIDEO:
+                return {self.widgets.senses: SEE_AND_HEAR if medium.options.get("use_audio") else SEE_ONLY}
+        return {}
 
     async def clear(self, request: gr.Request) -> Updates:
         """Start a new conversation."""
@@ -378,10 +401,29 @@ class Events:
     async def recorded(self, values: Values) -> Updates:
         """Add a recording to the files of the next question."""
         w = self.widgets
-        path = values[w.camera]
+        recorder = w.camera if w.camera in values else w.microphone
+        path = values[recorder]
         if not path:
-            return {w.camera: gr.skip()}
-        return {w.camera: None, w.files: [*(values[w.files] or ()), path]}
+            return {recorder: gr.skip()}
+        return {recorder: None, w.files: [*(values[w.files] or ()), path]}
+
+    async def show_senses(self, values: Values) -> Updates:
+        """Offer the choice of what a video is used for if the model sees and hears, and the microphone if it hears."""
+        w = self.widgets
+        kinds = await self._kinds(values[w.model])
+        hears, sees = AUDIO in kinds, VIDEO in kinds
+        senses = SEE_ONLY if not hears else SEE_AND_HEAR if sees else HEAR_ONLY
+        return {
+            w.senses: gr.Radio(value=senses, visible=hears and sees),
+            w.microphone_tab: gr.Tab(visible=hears),
+            w.camera: gr.Video(include_audio=hears),
+        }
+
+    async def _kinds(self, model: str | None) -> tuple[str, ...]:
+        try:
+            return await self.backend.kinds(model) if model else ()
+        except ApiError:
+            return ()
 
 
 def _text_of(seconds: float | None) -> str:

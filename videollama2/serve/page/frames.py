@@ -6,11 +6,11 @@ import asyncio
 from typing import Any
 
 from videollama2.errors import MediaError, VideoLlama2Error
-from videollama2.media.kinds import VIDEO
+from videollama2.media.kinds import AUDIO, VIDEO
 from videollama2.serve.page import errors as page_errors
 from videollama2.serve.page.backends import Backend, kind_of_upload
 from videollama2.serve.page.conversation import Medium
-from videollama2.serve.page.layout import Widgets
+from videollama2.serve.page.layout import HEAR_ONLY, SEE_AND_HEAR, Widgets
 from videollama2.serve.page.notices import alert
 from videollama2.serve.page.thumbnails import EMPTY, Thumbnails
 from videollama2.serve.untrusted_media.errors import RefusedMediaError
@@ -48,8 +48,7 @@ class FrameStrips:
         options = {name: value for name, value in options.items() if value is not None}
         found = []
         for path in (values[w.files] or ())[: self.max_media]:
-            kind = kind_of_upload(path)
-            found.append(Medium(kind, str(path), options if kind == VIDEO else {}))
+            found.append(_medium(str(path), options, values[w.senses]))
         return tuple(found)
 
     async def show_frames(self, values: Values) -> str:
@@ -77,11 +76,33 @@ class FrameStrips:
             return EMPTY
         default = await self.backend.num_frames(model)
         thumbnails = self._thumbnails_of(model)
+        kinds = await self.backend.kinds(model)
+        refused = next((medium.kind for medium in media if medium.kind not in kinds), None)
+        if refused is not None:
+            return alert(page_errors.NOT_TAKEN)
         return "".join([await thumbnails.strip(medium, default) for medium in media])
 
     def _thumbnails_of(self, model: str) -> Thumbnails:
         reader = self.backend.reader(model)
         return self._thumbnails.setdefault(id(reader), Thumbnails(reader))
+
+
+def _medium(path: str, options: dict[str, Any], senses: str) -> Medium:
+    """Return an uploaded file with its options.
+
+    Args:
+        options: the visitor's options for videos.
+        senses: what a video is used for, one of :data:`videollama2.serve.page.layout.SENSES`.
+    """
+    kind = kind_of_upload(path)
+    bounds = {name: value for name, value in options.items() if name != "num_frames"}
+    if kind == AUDIO:
+        return Medium(AUDIO, path, bounds)
+    if kind != VIDEO:
+        return Medium(kind, path)
+    if senses == HEAR_ONLY:
+        return Medium(AUDIO, path, {**bounds, "of_video": True})
+    return Medium(VIDEO, path, {**options, "use_audio": True} if senses == SEE_AND_HEAR else options)
 
 
 def seconds_of(label: str, text: str | None) -> float | None:

@@ -18,7 +18,13 @@ MAX_KEPT_BYTES = 256 << 10
 """Maximum size of a kept conversation. Of a longer one, only the last turns that fit are kept."""
 
 _OUTCOMES = ("done", "stopped", "failed")
-_OPTIONS = {"num_frames": int, "start": (int, float), "end": (int, float)}
+_OPTIONS: dict[str, tuple[type, ...]] = {
+    "num_frames": (int,),
+    "start": (int, float),
+    "end": (int, float),
+    "use_audio": (bool,),
+    "of_video": (bool,),
+}
 
 
 def to_kept(conversation: Conversation) -> str:
@@ -114,7 +120,8 @@ def _turn_of_json(found: Mapping[str, Any], is_served: Callable[[str], bool]) ->
 def _medium_of_json(found: Mapping[str, Any], is_served: Callable[[str], bool]) -> Medium:
     options = {}
     for name, value in found["options"].items():
-        if name not in _OPTIONS or isinstance(value, bool) or not isinstance(value, _OPTIONS[name]):
+        # The type is compared and not tested with isinstance, for which True is a number.
+        if name not in _OPTIONS or type(value) not in _OPTIONS[name]:
             raise ValueError("no such option")
         options[name] = value
     if found["kind"] not in KINDS or not is_served(_text(found["path"])):

@@ -13,6 +13,7 @@ from videollama2.serve.page.backends import Backend
 from videollama2.serve.page.conversation import Conversation
 from videollama2.serve.page.keeping import served_from
 from videollama2.serve.page.thumbnails import EMPTY
+from videollama2.serve.page.uploads import RecordedSound, RecordedVideo, UploadedFiles
 from videollama2.serve.page.votes import KINDS, VoteLog
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
@@ -23,14 +24,14 @@ TITLE = "VideoLLaMA 2"
 HEADER = f"""
 <div class="vl-head">
   <span class="vl-logo" aria-hidden="true"></span>
-  <div><h1>{TITLE}</h1><p>Ask a video or a picture.</p></div>
+  <div><h1>{TITLE}</h1><p>Ask a video, a picture or a sound.</p></div>
 </div>
 """
 
 WELCOME = """
 <div class="vl-welcome">
   <h2>What would you like to know?</h2>
-  <p>Add a video or a picture, then ask about it. Or begin with one of these:</p>
+  <p>Add a video, a picture or a sound, then ask about it. Or begin with one of these:</p>
 </div>
 """
 
@@ -42,7 +43,7 @@ use the page for anything illegal, harmful, violent, racist or sexual.
 
 What you upload is kept on the server for about a day so that the conversation works; questions and answers are not
 stored. Only when you press **Good**, **Bad** or **Flag** is the conversation written to a log, with a fingerprint of
-the video or picture in place of the file, so that the model can be made better.
+the media in place of the files, so that the model can be made better.
 """
 
 TINY_NOTE = "This small built-in model knows moving shapes and nothing else: try the examples."
@@ -59,6 +60,9 @@ _CAMERA = {"video": {"width": {"ideal": 640}, "height": {"ideal": 480}}}
 MAX_QUESTION = 8000
 """Maximum number of characters of a question, and of a system text."""
 
+SEE_AND_HEAR, SEE_ONLY, HEAR_ONLY = SENSES = ("See and hear", "See only", "Hear only")
+"""What a model that sees and hears does with a video."""
+
 NO_OTHER = "none"
 """The choice that compares with no second model."""
 
@@ -71,7 +75,7 @@ class PageSettings:
         log: log for votes; None hides the buttons.
         concurrency: number of questions answered at the same time; further ones wait.
         max_queue: number of questions that may wait; further visitors are asked to try again later.
-        max_media: maximum number of images and videos of one question.
+        max_media: maximum number of media of one question.
         max_frames: maximum number of frames of one video.
         extra_options: options of every request that have no widget on the page.
         uploads: folder of the visitors' uploads. A conversation restored from a browser may use only files from this
@@ -113,6 +117,9 @@ class Widgets:
     seed: gr.Textbox
     files: gr.File
     camera: gr.Video
+    microphone: gr.Audio
+    microphone_tab: gr.Tab
+    senses: gr.Radio
     frames: gr.HTML
     temperature: gr.Slider
     top_p: gr.Slider
@@ -140,7 +147,7 @@ class Widgets:
     def inputs(self) -> set[Any]:
         """The widgets whose values make up a question."""
         return {
-            *(self.conversation, self.model, self.files, self.question),
+            *(self.conversation, self.model, self.files, self.question, self.senses),
             *(self.temperature, self.top_p, self.max_tokens, self.num_frames, self.start, self.end),
             *(self.seed, self.system, self.other, self.other_conversation),
         }
@@ -185,16 +192,16 @@ def _side(settings: PageSettings) -> dict[str, Any]:
         model = gr.Dropdown([], label="Model", elem_id="vl-model", filterable=False)
         with gr.Tabs(elem_id="vl-media"):
             with gr.Tab("Upload"):
-                files = gr.File(
+                files = UploadedFiles(
                     file_count="multiple",
-                    file_types=["video", "image"],
-                    label="Videos and pictures",
+                    file_types=["video", "image", "audio"],
+                    label="Videos, pictures and sounds",
                     height=150,
                     elem_id="vl-files",
                     show_label=False,
                 )
             with gr.Tab("Camera"):
-                camera = gr.Video(
+                camera = RecordedVideo(
                     sources=["webcam"],
                     label="Record a video",
                     include_audio=False,
@@ -204,11 +211,30 @@ def _side(settings: PageSettings) -> dict[str, Any]:
                     show_label=False,
                     buttons=[],
                 )
+            with gr.Tab("Microphone", visible=False) as microphone_tab:
+                microphone = RecordedSound(
+                    sources=["microphone"],
+                    label="Record a sound",
+                    format="wav",
+                    elem_id="vl-microphone",
+                    show_label=False,
+                    buttons=[],
+                )
+        senses = gr.Radio(
+            list(SENSES), value=SEE_ONLY, label="Use of videos", visible=False, elem_id="vl-senses", container=False
+        )
         frames = gr.HTML(EMPTY, elem_id="vl-frames")
         advanced = _advanced(settings)
-    _take_as_uploaded(files, many=True)
-    _take_as_uploaded(camera, many=False)
-    return {"model": model, "files": files, "camera": camera, "frames": frames, **advanced}
+    return {
+        "model": model,
+        "files": files,
+        "camera": camera,
+        "microphone": microphone,
+        "microphone_tab": microphone_tab,
+        "senses": senses,
+        "frames": frames,
+        **advanced,
+    }
 
 
 def _advanced(settings: PageSettings) -> dict[str, Any]:
@@ -346,27 +372,3 @@ def _action(name: str, text: str, settings: PageSettings) -> gr.Button:
         elem_classes="vl-action",
         visible=settings.log is not None or name not in KINDS,
     )
-
-
-def _take_as_uploaded(component: Any, many: bool) -> None:
-    """Pass a handler the paths of uploaded files, without any processing by Gradio.
-
-    By default Gradio would fetch ``http(s)`` addresses that a client sends in place of an upload, and run ffmpeg on
-    recordings. Visitors' files must be decoded only in the sandbox, and nothing is fetched for them.
-    """
-    moved = component.async_move_resource_to_block_cache
-
-    async def only_uploads(path: str | None) -> str | None:
-        if path is not None and "://" in str(path):
-            raise gr.Error("Upload the file itself; addresses are not opened.", print_exception=False)
-        return await moved(path)
-
-    def paths(payload: Any) -> Any:
-        if payload is None:
-            return [] if many else None
-        if not many:
-            return payload.path
-        return [each.path for each in getattr(payload, "root", [payload])]
-
-    component.async_move_resource_to_block_cache = only_uploads
-    component.preprocess = paths

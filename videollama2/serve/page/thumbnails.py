@@ -1,4 +1,4 @@
-"""Strips of small pictures that show the frames a model sees.
+"""Strips of small pictures and waveforms that show what a model sees and hears.
 
 The pictures are embedded in the page as ``data:`` URLs, so there are no files that other visitors could request.
 """
@@ -17,8 +17,11 @@ import numpy as np
 from PIL import Image
 
 from videollama2.inference.lru import LruStore
-from videollama2.media.kinds import IMAGE, VIDEO
+from videollama2.media.audio import Sound
+from videollama2.media.kinds import AUDIO, IMAGE, VIDEO
 from videollama2.serve.page.conversation import Medium
+from videollama2.serve.page.waveform import draw_sound
+from videollama2.serve.untrusted_media.parts import sound_options
 
 EDGE = 144
 """Pixels of the shorter edge. Pictures are drawn at half this size, so that they are sharp on a phone."""
@@ -26,8 +29,8 @@ EDGE = 144
 _MAX_STRIPS = 64
 
 EMPTY = (
-    '<div class="vl-frames vl-frames-empty">The frames that the model looks at appear here once there is a video or a '
-    "picture.</div>"
+    '<div class="vl-frames vl-frames-empty">What the model sees and hears appears here once there is a video, a '
+    "picture or a sound.</div>"
 )
 
 
@@ -35,6 +38,8 @@ class Reader(Protocol):
     """Decodes untrusted media; implemented by :class:`videollama2.serve.untrusted_media.sandbox.Sandbox`."""
 
     async def read_timed(self, kind: str, source: Any, options: Mapping[str, Any] | None = None) -> Any: ...
+
+    async def hear(self, source: Any, options: Mapping[str, Any] | None = None) -> Sound: ...
 
 
 class Thumbnails:
@@ -49,7 +54,7 @@ class Thumbnails:
         self._strips: LruStore[tuple[Any, ...], str] = LruStore(_MAX_STRIPS)
 
     async def strip(self, medium: Medium, default_frames: int) -> str:
-        """Return the HTML of one medium's strip.
+        """Return the HTML of one medium's strip; below the frames of a video with its sound is a waveform.
 
         Args:
             default_frames: the model's number of frames, used if the medium does not give one.
@@ -58,6 +63,9 @@ class Thumbnails:
             VideoLlama2Error: the medium cannot be decoded.
         """
         options = dict(medium.options)
+        if medium.kind == AUDIO:
+            return await self._waveform(medium.path, options)
+        its_sound = sound_options(options) if options.pop("use_audio", False) else None
         if medium.kind == VIDEO:
             options.setdefault("num_frames", default_frames)
         key = medium.kind, medium.path, tuple(sorted(options.items()))
@@ -67,7 +75,11 @@ class Thumbnails:
             pictures = [decoded.frames] if medium.kind == IMAGE else list(decoded.frames)
             strip = await asyncio.to_thread(_draw, medium, options, pictures, decoded.times)
             self._strips.put(key, strip)
-        return strip
+        return strip if its_sound is None else strip + await self._waveform(medium.path, its_sound)
+
+    async def _waveform(self, path: str, options: Mapping[str, Any]) -> str:
+        sound = await self.reader.hear(Path(path), options)
+        return await asyncio.to_thread(draw_sound, sound, bool(options.get("of_video")))
 
 
 def _draw(medium: Medium, options: Mapping[str, Any], frames: Sequence[np.ndarray], times: Sequence[float]) -> str:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from videollama2.errors import PromptError
-from videollama2.media.frames import FrameSampling
 from videollama2.media.kinds import AUDIO, VIDEO, identify
 from videollama2.serve.api.messages import MediumAsked
 from videollama2.serve.untrusted_media.errors import RefusedMediaError
 from videollama2.serve.untrusted_media.fetch import MediaFetcher
-from videollama2.serve.untrusted_media.replies import frame_bytes
+from videollama2.serve.untrusted_media.parts import ReadPart, read_part
 from videollama2.serve.untrusted_media.sandbox import Sandbox, Source
 from videollama2.serve.untrusted_media.urls import stated_type
 from videollama2.serve.web.errors import ApiError
@@ -25,19 +23,6 @@ if TYPE_CHECKING:
     from videollama2.config import VideoLlama2Config
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ReadPart:
-    """A medium that was read.
-
-    Attributes:
-        part: the part of a message that an engine takes.
-        size: bytes of its frames and its sound.
-    """
-
-    part: dict[str, Any]
-    size: int
 
 
 class MediaDesk:
@@ -92,9 +77,15 @@ class MediaDesk:
         try:
             async with self._raw.hold(self.fetcher.size_bound(medium.url)):
                 source = await self.fetcher.fetch(medium.url, medium.kind)
+                options = dict(medium.options)
                 if medium.kind == AUDIO:
-                    return await self._hear(medium, source)
-                return await self._look(medium, source)
+                    options["of_video"] = await asyncio.to_thread(_is_of_video, medium.url, source)
+                elif medium.use_audio:
+                    options |= {"use_audio": True, "windows": medium.windows}
+                found = await read_part(self._sandbox, medium.kind, source, options)
+                if found.note is not None:
+                    _log.info("%s: %s", medium.param, found.note)
+                return found
         except RefusedMediaError as error:
             if error.detail:
                 _log.info("refused: %s (%s): %s", medium.kind, error, error.detail)
@@ -103,26 +94,6 @@ class MediaDesk:
             raise ApiError(
                 error.status, str(error), type=kind, code=error.code, param=medium.param, retry_after=retry
             ) from error
-
-    async def _hear(self, medium: MediumAsked, source: Source) -> ReadPart:
-        of_video = await asyncio.to_thread(_is_of_video, medium.url, source)
-        sound = await self._sandbox.hear(source, {**medium.options, "of_video": of_video})
-        return ReadPart({"type": AUDIO, AUDIO: sound}, sound.wave_S.nbytes)
-
-    async def _look(self, medium: MediumAsked, source: Source) -> ReadPart:
-        frames = await self._sandbox.read(medium.kind, source, medium.options)
-        if medium.kind != VIDEO:
-            return ReadPart({"type": medium.kind, medium.kind: frames}, frame_bytes(frames))
-        # The model gets all of the frames: they were already sampled when the video was read.
-        part = {"type": VIDEO, VIDEO: frames, "num_frames": len(frames)}
-        if not medium.use_audio:
-            return ReadPart(part, frame_bytes(frames))
-        start, end = FrameSampling(**medium.options).bounds()
-        bounds = {"start": start, "end": end, "windows": medium.windows or "published"}
-        sound = await self._sandbox.hear(source, {**bounds, "of_video": True})
-        if sound.note is not None:
-            _log.info("%s: %s", medium.param, sound.note)
-        return ReadPart({**part, VIDEO: {VIDEO: frames, AUDIO: sound}}, frame_bytes(frames) + sound.wave_S.nbytes)
 
 
 def _is_of_video(url: str, source: Source) -> bool:

@@ -32,10 +32,11 @@ from videollama2.serve.api.messages import (
 from videollama2.serve.api.request import ChatRequest
 from videollama2.serve.api.sampling import AnswerForm
 from videollama2.serve.untrusted_media.fetch import MediaFetcher
+from videollama2.serve.untrusted_media.parts import ReadPart
 from videollama2.serve.untrusted_media.sandbox import Sandbox
 from videollama2.serve.web.errors import ApiError, model_not_found, server_fault, shutting_down
 from videollama2.serve.worker.budget import Budget, WaitingBudget
-from videollama2.serve.worker.media import MediaDesk, ReadPart, with_media
+from videollama2.serve.worker.media import MediaDesk, with_media
 
 if TYPE_CHECKING:
     from videollama2.inference.answer import Answer

@@ -1,0 +1,133 @@
+"""The page with a model that sees and hears, in a browser: sound files, videos with their sound, the microphone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip("gradio", reason="the web page needs gradio (the extra serve)")
+
+from tests.conftest import golden_audio_dir
+from tests.serve.api_fixtures import av_model
+from tests.serve.page_fixtures import SIZES, RecordedEngine, Served, Visitor, browser, serve, user  # noqa: F401
+from videollama2.serve import gradio_web_server_adhoc_av
+
+MEDIA = golden_audio_dir() / "media"
+SOUND, CLIP, SILENT = MEDIA / "speech_mono_22k.wav", MEDIA / "duet_cut.mp4", MEDIA / "video_no_audio.mp4"
+FRAMES = 4
+QUESTION = "What is heard?"
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with (
+        RecordedEngine(*av_model(), max_batch=2, max_length=4096) as engine,
+        serve(engine, tmp_path_factory.mktemp("page")) as page,
+    ):
+        yield page
+
+
+@pytest.fixture
+def visit(served: Served, browser: Any) -> Iterator[Callable[[str], Visitor]]:  # noqa: F811
+    visitors = []
+
+    def open_page(size: str = "desktop", **options: Any) -> Visitor:
+        visitors.append(Visitor(browser, served.address, size, **options))
+        return visitors[-1]
+
+    yield open_page
+    for visitor in visitors:
+        visitor.close()
+    assert [visitor.faults for visitor in visitors] == [[] for _ in visitors]
+    assert [visitor.outside() for visitor in visitors] == [[] for _ in visitors]
+
+
+def short_answers(page: Visitor) -> None:
+    """A random model does not stop by itself."""
+    page.page.get_by_role("button", name="Advanced").click()
+    page.page.fill("#vl-max-tokens input[type=number]", "24")
+    page.page.press("#vl-max-tokens input[type=number]", "Enter")
+    page.page.get_by_role("button", name="Advanced").click()
+
+
+def expected(served: Served, *media: tuple[str, Any], **options: Any) -> str:
+    own = [user(QUESTION, *media, **options)]
+    return served.engine.submit(own, max_new_tokens=24).result(timeout=60).text.strip()
+
+
+def said(page: Visitor, served: Served) -> str:
+    """Ask, and return what the engine answered: a random model may write what the page takes for markup."""
+    page.ask(QUESTION)
+    return served.engine.answers[-1].result(timeout=60).text.strip()
+
+
+def waves(page: Visitor, number: int) -> list[str]:
+    box = page.page.locator("#vl-side").bounding_box()
+    for label in page.page.locator("#vl-senses label").all():
+        own = label.bounding_box()
+        assert own["x"] + own["width"] <= box["x"] + box["width"] + 1, "a choice is cut off"
+    page.expect(page.page.locator("#vl-frames .vl-wave svg")).to_have_count(number)
+    return page.page.locator("#vl-frames .vl-wave header").all_inner_texts()
+
+
+def use(page: Visitor, senses: str) -> None:
+    page.page.locator("#vl-senses").get_by_text(senses, exact=True).click()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_sound_file(visit: Callable[[str], Visitor], served: Served, size: str) -> None:
+    page = visit(size)
+    short_answers(page)
+    page.upload(SOUND)
+    assert waves(page, 1) == ["1.6 s of sound"]
+    assert said(page, served) == expected(served, ("audio", SOUND))
+    assert page.page.locator("#vl-chat audio, #vl-chat [data-testid*=audio], #vl-chat .audio-container").count(), (
+        "a player"
+    )
+    assert page.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_a_video_is_seen_and_heard_or_one_of_them(visit: Callable[[str], Visitor], served: Served) -> None:
+    page = visit("desktop")
+    short_answers(page)
+    page.upload(CLIP, frames=FRAMES)
+    assert waves(page, 1) == ["7.0 s of sound, heard in 8 windows"]
+    assert said(page, served) == expected(served, ("video", CLIP), use_audio=True)
+
+    page.press("clear")
+    use(page, "See only")
+    page.upload(CLIP, frames=FRAMES)
+    waves(page, 0)
+    page.answered = 0
+    assert said(page, served) == expected(served, ("video", CLIP))
+
+    page.press("edit")  # the file and its use come back
+    page.expect(page.page.locator("#vl-question textarea")).to_have_value(QUESTION)
+    use(page, "Hear only")
+    page.expect(page.page.locator(".vl-strip img")).to_have_count(0)
+    waves(page, 1)
+    assert said(page, served) == expected(served, ("audio", CLIP), of_video=True)
+
+
+def test_a_silent_video_says_so(visit: Callable[[str], Visitor]) -> None:
+    page = visit("desktop")
+    page.upload(SILENT, frames=FRAMES)
+    assert waves(page, 1) == ["no sound track: silence is heard"]
+
+
+def test_the_microphone(visit: Callable[[str], Visitor], served: Served) -> None:
+    page = visit("desktop", permissions=["microphone"])
+    short_answers(page)
+    page.page.get_by_role("tab", name="Microphone").click()
+    page.page.locator("#vl-microphone").get_by_role("button", name="Record").click()
+    page.page.wait_for_timeout(1500)
+    page.page.locator("#vl-microphone").get_by_role("button", name="Stop").first.click()
+    assert "s of sound" in waves(page, 1)[0]
+    assert page.ask(QUESTION)
+
+
+def test_the_command_needs_a_model_that_hears(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gradio_web_server_adhoc_av.main(["--model-path", "videollama2-tiny"]) == 2
+    assert "videollama2-tiny: has no audio encoder; serve it with gradio_web_server_adhoc.py" in capsys.readouterr().err
