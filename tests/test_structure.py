@@ -94,6 +94,7 @@ WINGS = {
         ("worker", "page"),
         ("entries",),
         ("controller", "model_worker", "openai_api", "gradio_web_server", "gradio_web_server_adhoc", "cli"),
+        ("gradio_web_server_adhoc_av",),
         ("launch",),
     ),
     "eval": (
@@ -126,7 +127,7 @@ WINGS = {
         ("chat",),
     ),
 }
-WITH_MODEL = ("model_worker", "gradio_web_server_adhoc")
+WITH_MODEL = ("model_worker", "gradio_web_server_adhoc", "gradio_web_server_adhoc_av")
 PACKAGE = ROOT / "videollama2"
 
 

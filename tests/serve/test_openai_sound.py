@@ -19,7 +19,6 @@ from tests.serve.api_fixtures import (  # noqa: E402
     user,
     video_part,
 )
-from tests.serve.servers import http  # noqa: E402
 
 GOLDEN = golden_audio_dir()
 MEDIA = GOLDEN / "media"
@@ -216,22 +215,3 @@ def hearing_only(folder):
     processor.tokenizer.save_pretrained(folder)
     model, processor = load_checkpoint(folder, dtype=torch.float32)
     return model.eval(), processor
-
-
-def test_metrics_count_sounds(server):
-    from tests.serve.servers import AppThread
-    from videollama2.serve.settings import Security
-    from videollama2.serve.worker.app import WorkerService, make_worker_app
-
-    service = WorkerService(server.service.engine, "av", server.service.policy, server.service.sandbox)
-    assert service.status().kinds == ["image", "video", "audio"]
-    with AppThread(make_worker_app(service, Security())) as worker:
-        body = {
-            "model": "av",
-            "messages": [user(url_part("door_cut.wav", "audio/wav"), text_part("x"))],
-            "max_tokens": 2,
-        }
-        assert http.post(worker.url + "/v1/chat/completions", json=body, timeout=60).status_code == 200
-        lines = http.get(worker.url + "/metrics").text.splitlines()
-    assert f'videollama2:prompt_audio_tokens_total{{model_name="av"}} {AUDIO_TOKENS}.0' in lines
-    assert 'videollama2:media_total{kind="audio",model_name="av"} 1.0' in lines

@@ -106,7 +106,7 @@ def test_bytes_that_are_no_media_are_refused(tiny_worker):
 
 def test_the_number_of_marks_must_fit(tiny_worker):
     (only,) = generate(tiny_worker, "<image> <image>", PICTURE, status=400)
-    assert "1 images and 2 places" in only["text"]
+    assert "1 media and 2 places" in only["text"]
 
 
 def test_an_unknown_model_is_refused(tiny_worker):

@@ -36,7 +36,6 @@ from videollama2.serve.settings import API_KEY_VARIABLE, read_keys
 from videollama2.serve.web.errors import ApiError
 from videollama2.terminal_chat import HELP_WITH_SOUND, TerminalChat
 
-
 _OF_SOUND = ("start", "end")
 
 

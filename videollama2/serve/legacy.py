@@ -78,8 +78,8 @@ def error_reply(error: ApiError) -> Response:
 def chat_request(body: GenerateRequest, model: str) -> ChatRequest:
     """Convert a request of the ``\\0`` protocol into a chat request.
 
-    ``<image>``, ``<video>`` and ``<audio>`` in the prompt mark the positions of its media, in order, as in an annotation. Without
-    such marks the media come first; without media the marks are ordinary text.
+    ``<image>``, ``<video>`` and ``<audio>`` in the prompt mark the positions of its media, in order, as in an
+    annotation. Without such marks the media come first; without media the marks are ordinary text.
 
     Raises:
         ApiError: media are neither base64 nor ``data:`` URLs, or do not match the number of marks.
