@@ -98,7 +98,7 @@ WINGS = {
         ("launch",),
     ),
     "eval": (
-        ("samples", "atomic", "subtitles", "downloads"),
+        ("samples", "atomic", "subtitles", "downloads", "controls"),
         ("items",),
         ("strict",),
         ("answers", "annotations", "video_files", "presets"),

@@ -7,8 +7,9 @@ of the object there (or that there is none) and the place of its centre.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -157,7 +158,7 @@ def fit(
     Returns the means of ``measure_of(readings, truth)`` (by default :func:`measure`) over the last 20 batches.
     """
     measure_of = measure_of or measure
-    steps = len(batches)
+    steps = len(cast("Sized", batches))
     # Drawing a batch takes as long as learning from it, so a worker process draws ahead. Without a generator of its own
     # the loader would take a seed from the global one, although drawing uses no random numbers.
     drawn = DataLoader(batches, batch_size=None, num_workers=1, generator=torch.Generator())

@@ -117,6 +117,7 @@ class SoundProbe(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.tensor(20.0))
         self.offset = nn.Parameter(torch.tensor(-4.0))
+        self.vectors_WD: torch.Tensor
         self.register_buffer("vectors_WD", words_WD)
 
     def forward(self, tokens_BND: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -145,7 +146,8 @@ def pretrain_hearing(
     reached = fit(parameters, batches, read, "hearing", progress, word_loss, agreement)
     with torch.no_grad():
         tokens_BND = projector(tower.eval()(batches[0][0]).last_hidden_state)
-        for tensor in projector[-1].parameters():
+        *_, last = projector.children()
+        for tensor in last.parameters():
             tensor *= TOKEN_RMS / tokens_BND.square().mean().sqrt()
     return reached
 

@@ -29,7 +29,7 @@ SECONDS = FRAMES / FPS
 
 TONES = {"low": 330.0, "middle": 880.0, "high": 2200.0, "rough": 110.0}
 """The fundamental frequency of each tone in hertz. Only the rough one has overtones."""
-SHAPE_TONES = dict(zip(SHAPES, TONES, strict=True))
+SHAPE_TONES: dict[str, str] = dict(zip(SHAPES, TONES, strict=True))
 """The tone that objects of each shape make."""
 PURE_TONES = ("low", "middle", "high")
 OVERTONES = 24

@@ -37,4 +37,4 @@ def choose_recomputed(model: VideoLlama2ForConditionalGeneration, args: Training
         else:
             kept = [layer for number, layer in enumerate(layers) if number % args.gradient_checkpointing_every]
         for module in kept:
-            module.gradient_checkpointing = False
+            module.gradient_checkpointing = False  # pyright: ignore[reportArgumentType] - layers have this switch
