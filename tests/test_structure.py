@@ -34,7 +34,7 @@ FLOORS = {
     2: ("processing", "auto"),
     3: ("checkpoints", "data"),
     4: ("inference",),
-    5: ("training", "eval", "serve", "shapes"),
+    5: ("training", "eval", "serve", "shapes", "inspection"),
     6: ("ask", "doctor", "engines", "train", "mm_utils", "utils"),
     7: ("cli",),
     8: ("__main__",),

@@ -34,6 +34,11 @@ _ELSEWHERE = {
     ),
     "data": ("check annotation files for training", "videollama2.data.check", "add_data_commands"),
     "serve": ("controller, worker, API and web page on this machine", "videollama2.serve.launch", "add_serve_command"),
+    "inspect": (
+        "draw how much each visual token weighed in an answer",
+        "videollama2.inspection.cli",
+        "add_inspect_command",
+    ),
     "doctor": ("versions, devices and codecs, for reports of problems", "videollama2.doctor", "add_doctor_command"),
     "export": (
         "any checkpoint -> one folder that transformers opens without this package",

@@ -62,6 +62,23 @@ def check_class_token(name: str, class_token: bool) -> None:
         )
 
 
+def token_grid(name: str, num_frames: int, patches_per_side: int) -> tuple[int, int, int]:
+    """Return the number of time slices, rows and columns of the tokens of connector ``name``, without a class token.
+
+    Raises:
+        ConfigError: unknown connector, or one that does not define :meth:`Connector.grid`.
+    """
+    cls = _connector_class(name)
+    if cls.grid.__func__ is Connector.grid.__func__:
+        raise ConfigError(f"connector {name} does not tell how its tokens lie in time and space")
+    return cls.grid(num_frames, patches_per_side)
+
+
+def frames_of_slice(name: str, time_slice: int, num_frames: int) -> range:
+    """Return the frames that a time slice of the tokens is made of; later parts of a connector widen this a little."""
+    return _connector_class(name).frames_of(time_slice, num_frames)
+
+
 def num_visual_tokens(name: str, num_frames: int, patches_per_side: int, class_token: bool = False) -> int:
     """Return the number of visual tokens that connector ``name`` makes of a clip of ``num_frames`` frames.
 

@@ -51,3 +51,13 @@ class Connector(nn.Module):
     def num_tokens(cls, num_frames: int, patches_per_side: int) -> int:
         """Return the number of tokens of one clip, without those of a class token."""
         raise NotImplementedError
+
+    @classmethod
+    def grid(cls, num_frames: int, patches_per_side: int) -> tuple[int, int, int]:
+        """Return the number of time slices, rows and columns of a clip's tokens, for drawing them over its frames."""
+        raise NotImplementedError
+
+    @classmethod
+    def frames_of(cls, time_slice: int, num_frames: int) -> range:
+        """Return the frames that a time slice is made of; it is empty for a slice of padding alone."""
+        raise NotImplementedError

@@ -46,6 +46,16 @@ class _TimeMean(Connector):
     def num_tokens(cls, num_frames: int, patches_per_side: int) -> int:
         return patches_per_side**2
 
+    @classmethod
+    def grid(cls, num_frames: int, patches_per_side: int) -> tuple[int, int, int]:
+        """See :meth:`Connector.grid`; there is one time slice."""
+        return 1, patches_per_side, patches_per_side
+
+    @classmethod
+    def frames_of(cls, time_slice: int, num_frames: int) -> range:
+        """See :meth:`Connector.frames_of`; the slice is made of all frames."""
+        return range(num_frames)
+
 
 # The torch classes call the argument of forward "input"; here its name tells its shape.
 class IdentityConnector(_TimeMean, nn.Identity):  # pyright: ignore[reportIncompatibleMethodOverride]

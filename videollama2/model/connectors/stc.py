@@ -116,8 +116,22 @@ class StcConnector(Connector):
 
     @classmethod
     def num_tokens(cls, num_frames: int, patches_per_side: int) -> int:
-        sizes = (num_frames, patches_per_side, patches_per_side)
-        return math.prod(cls._out_size(n, k) for n, k in zip(sizes, cls.kernel, strict=True))
+        return math.prod(cls.grid(num_frames, patches_per_side))
+
+    @classmethod
+    def grid(cls, num_frames: int, patches_per_side: int) -> tuple[int, int, int]:
+        """See :meth:`Connector.grid`."""
+        time, rows, columns = (
+            cls._out_size(size, kernel)
+            for size, kernel in zip((num_frames, patches_per_side, patches_per_side), cls.kernel, strict=True)
+        )
+        return time, rows, columns
+
+    @classmethod
+    def frames_of(cls, time_slice: int, num_frames: int) -> range:
+        """See :meth:`Connector.frames_of`."""
+        first = time_slice * cls.kernel[0] - cls.padding
+        return range(max(first, 0), min(first + cls.kernel[0], num_frames))
 
     @classmethod
     def _out_size(cls, size: int, kernel: int) -> int:

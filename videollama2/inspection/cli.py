@@ -1,0 +1,77 @@
+"""The command ``videollama2 inspect``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from videollama2.commands import add_debug_flag
+from videollama2.errors import DataError, MediaNotFoundError
+from videollama2.flags import (
+    add_bounds_flags,
+    add_model_flags,
+    add_num_frames_flag,
+    add_sampling_flag,
+    frame_options,
+    model_options,
+    number,
+)
+
+
+def add_inspect_command(commands: Any) -> None:
+    """Add ``videollama2 inspect`` to the command line."""
+    text = "draw over the frames how much each visual token weighed in an answer"
+    parser = commands.add_parser("inspect", help=text, description=text)
+    parser.set_defaults(run=inspect)
+    parser.add_argument("medium", metavar="MEDIUM", type=Path, help="a video, a folder of frames, or an image")
+    parser.add_argument("question", metavar="QUESTION")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="page to write, and a .png beside it (default: inspect.html)"
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=number(1), default=32, metavar="N", help="longest answer (default %(default)s)"
+    )
+    add_model_flags(parser, device_help="default: cuda, else mps, else cpu")
+    media = parser.add_argument_group("video")
+    add_bounds_flags(media)
+    add_num_frames_flag(media)
+    add_sampling_flag(media)
+    add_debug_flag(parser)
+
+
+def inspect(args: argparse.Namespace) -> int:
+    """Run the command: answer the question and write the page and the picture."""
+    from videollama2.inference.api import model_init
+    from videollama2.inspection.page import sheet, to_html
+    from videollama2.inspection.weights import inspect_answer
+    from videollama2.media.frames import FrameSampling
+
+    kind, sampling = _kind(args.medium), FrameSampling(**frame_options(args))
+    model, processor, _ = model_init(args.model_path, **model_options(args))
+    found = inspect_answer(model, processor, kind, args.medium, args.question, sampling, args.max_new_tokens)
+    page = args.output or Path("inspect.html")
+    picture = page.with_suffix(".png")
+    try:
+        page.write_text(to_html(found), encoding="utf-8")
+        sheet(found).save(picture)
+    except OSError as error:
+        raise DataError(f"{error.filename or page}: cannot be written ({error.strerror or error})") from error
+    print(found.answer)
+    print(f"{page} and {picture}: {len(found.steps)} steps, {found.weights_THW.size} visual tokens")
+    return 0
+
+
+def _kind(path: Path) -> str:
+    """Return the kind of a medium by its content; a folder holds the frames of a video."""
+    from videollama2.media.kinds import VIDEO, kind_of
+
+    if path.is_dir():
+        return VIDEO
+    try:
+        with path.open("rb") as file:
+            return kind_of(file, str(path))
+    except FileNotFoundError as error:
+        raise MediaNotFoundError(f"{path}: no such file") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
