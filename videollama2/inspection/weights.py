@@ -126,7 +126,9 @@ def _answer_ids(
     model: VideoLlama2ForConditionalGeneration, processor: VideoLlama2Processor, batch: Any, start: int, most: int
 ) -> torch.Tensor:
     """Return the ids of the greedy answer, without the end token."""
-    generated = model.generate(**batch, max_new_tokens=most, do_sample=False, pad_token_id=processor.pad_token_id)
+    generated = model.generate(  # pyright: ignore[reportAttributeAccessIssue]
+        **batch, max_new_tokens=most, do_sample=False, pad_token_id=processor.pad_token_id
+    )
     answer_ids = generated[0, start:]
     special = torch.tensor(processor.tokenizer.all_special_ids, device=answer_ids.device)
     answer_ids = answer_ids[~torch.isin(answer_ids, special)]
