@@ -1,6 +1,10 @@
 """Clients that people use work against the API unchanged; each test is skipped where its client is not installed."""
 
 import asyncio
+import json
+import os
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -22,9 +26,7 @@ TOKENS = 80
 def server():
     from videollama2.serve.settings import Security
 
-    with pytest.MonkeyPatch.context() as patch, live_chat(security=Security(api_keys=(KEY,))) as (live, _):
-        # The tiny model has never seen JSON and fills every blank that it may, which takes long.
-        patch.setattr("videollama2.inference.structure._BLANKS", " ?")
+    with live_chat(security=Security(api_keys=(KEY,))) as (live, _):
         yield live
 
 
@@ -201,3 +203,24 @@ def test_the_request_of_the_report(client):
     with pytest.raises(openai.APIStatusError) as raised:
         client.post("/chat/completions", body={**body, "model": "tiny"}, cast_to=object)
     assert raised.value.status_code in (400, 413)
+
+
+@pytest.mark.skipif("NODE_CLIENTS" not in os.environ, reason="NODE_CLIENTS names no folder with clients for Node")
+def test_clients_for_node(base, tmp_path):
+    """The openai package and the AI SDK of Vercel; ``scripts/test_clients.sh`` installs them."""
+    folder = Path(os.environ["NODE_CLIENTS"])
+    script = folder / "clients.mjs"
+    script.write_bytes(Path(__file__).with_name("clients.mjs").read_bytes())
+    shown = tmp_path / "picture.png"
+    shown.write_bytes(picture())
+    done = subprocess.run(
+        ["node", script, base, KEY, shown], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    assert found["models"] == ["tiny"] and found["error"] == [404, "model_not_found"]
+    answers = {found[name] for name in ("whole", "streamed", "responses", "aiWhole", "aiStreamed")}
+    assert len(answers) == 1 and answers != {""}
+    assert found["aiTokens"] > 0 and found["aiObject"]["count"] in range(10)
+    ((name, given),) = found["aiCalls"][:1]
+    assert name == "report" and given["count"] in range(10)

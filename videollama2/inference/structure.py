@@ -18,8 +18,10 @@ import torch
 
 from videollama2.errors import ConfigError, EngineError
 
-_BLANKS = r"[ \n]{0,24}"
-"""The white space allowed between the parts of a JSON text. Without a bound, a weak model may repeat it forever."""
+_BLANKS = " ?"
+"""The white space allowed between the parts of a JSON text.
+
+A weak model that may write more fills its whole answer with it, so that the JSON text is cut off at ``max_tokens``."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Tests the API with clients that other people wrote, from nothing: installs them into FOLDER (default: a temporary one),
+# then runs tests/serve/test_clients.py. Needs node and npm for the clients of Node. Honours PYTHON= and VENV=.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+prepare_environment
+folder="$(realpath -m "${1:-$(mktemp -d)}")"
+mkdir -p "$folder"
+# Beside the environment, not in it. The clients bring their own versions of what they share with the server, which come
+# first when both run in one process.
+"$VENV_PYTHON" -m pip install -q --target "$folder/python" langchain-openai instructor litellm llm
+if command -v npm >/dev/null; then
+    (cd "$folder" && npm install --silent openai ai @ai-sdk/openai-compatible zod)
+    export NODE_CLIENTS="$folder"
+fi
+export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 PYTHONPATH="$PWD:$folder/python"
+"$VENV_PYTHON" -m pytest -q -rs tests/serve/test_clients.py || fail "tests failed, see above"
