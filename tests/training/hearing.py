@@ -90,32 +90,33 @@ def write_records(folder: Path) -> dict[str, Path]:
     return files
 
 
-def stages(run: Callable, seeing: Path, beats: Path, files: dict[str, Path], **changes: object) -> tuple:
-    """Run the three published stages, each from the result of the one before."""
-    common = {
+def stage_flags(seeing: Path, beats: Path | None, **changes: object) -> dict[str, object]:
+    """Flags that make a model that sees the start of an audio stage."""
+    return {
         "model_path": seeing,
         "vision_tower": None,
         "mm_projector_type": None,
         "num_frames": None,
         "freeze_vision_tower": True,
+        "audio_tower": beats,
         "tune_mm_mlp_adapter_a": True,
         **changes,
     }
-    alone = {**common, "data_path": None, "data_path_a": files["audio"]}
-    first = run(audio_tower=beats, **alone)
-    second = run(
-        audio_tower=beats,
-        pretrain_mm_mlp_adapter_a=first.folder / "mm_projector_a.bin",
-        tune_audio_tower=True,
-        **alone,
-    )
-    third = run(
-        audio_tower=second.folder / "audio_tower.bin",
-        pretrain_mm_mlp_adapter_a=second.folder / "mm_projector_a.bin",
-        tune_audio_tower=True,
-        tune_adapter_llm=True,
-        data_path=[files["av"], files["audio"], files["other"]],
-        va=["True", "False", "False"],
-        **common,
-    )
+
+
+def joint_flags(seeing: Path, beats: Path, files: dict[str, Path], **changes: object) -> dict[str, object]:
+    """Flags of the joint stage over all records of :func:`write_records`."""
+    data = {"data_path": [files["av"], files["audio"], files["other"]], "va": ["True", "False", "False"]}
+    learning = {"tune_audio_tower": True, "tune_adapter_llm": True}
+    return stage_flags(seeing, beats, **data, **learning, **changes)
+
+
+def stages(run: Callable, seeing: Path, beats: Path, files: dict[str, Path], **changes: object) -> tuple:
+    """Run the three published stages, each from the result of the one before."""
+    alone = {"data_path": None, "data_path_a": files["audio"], **changes}
+    first = run(**stage_flags(seeing, beats, **alone))
+    start = {"pretrain_mm_mlp_adapter_a": first.folder / "mm_projector_a.bin", "tune_audio_tower": True}
+    second = run(**stage_flags(seeing, beats, **start, **alone))
+    start = {"pretrain_mm_mlp_adapter_a": second.folder / "mm_projector_a.bin"}
+    third = run(**joint_flags(seeing, second.folder / "audio_tower.bin", files, **start, **changes))
     return first, second, third

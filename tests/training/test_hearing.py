@@ -20,7 +20,7 @@ from videollama2.training.arguments import parse_arguments
 from videollama2.training.build import build_model
 
 from .conftest import copy_checkpoint, difference, flags
-from .hearing import TOKENS, stages, write_beats, write_records, write_seeing
+from .hearing import TOKENS, joint_flags, stage_flags, stages, write_beats, write_records, write_seeing
 
 
 @pytest.fixture(scope="module")
@@ -40,16 +40,7 @@ def files(tmp_path_factory):
 
 def built(seeing, beats, world, folder, **changes):
     """Model and processor as the first audio stage makes them, or with other flags."""
-    asked = {
-        "model_path": seeing,
-        "vision_tower": None,
-        "mm_projector_type": None,
-        "num_frames": None,
-        "freeze_vision_tower": True,
-        "audio_tower": beats,
-        "tune_mm_mlp_adapter_a": True,
-        **changes,
-    }
+    asked = stage_flags(seeing, beats, **changes)
     return build_model(*parse_arguments(flags(world, seeing, folder / "unused", **asked)))
 
 
@@ -80,24 +71,11 @@ def test_each_stage_goes_on_from_the_one_before(run, seeing, beats, files):
         assert all(torch.equal(projector[name], stage.weights[f"model.mm_projector_a.{name}"]) for name in projector)
 
 
-JOINT = {
-    "vision_tower": None,
-    "mm_projector_type": None,
-    "num_frames": None,
-    "freeze_vision_tower": True,
-    "tune_mm_mlp_adapter_a": True,
-    "tune_audio_tower": True,
-    "tune_adapter_llm": True,
-    "va": ["True", "False", "False"],
-}
-
-
 @pytest.fixture(scope="module")
 def joint(seeing, files, tmp_path_factory):
     """Flags of the joint stage with an encoder that skips every second layer."""
     dropping = write_beats(tmp_path_factory.mktemp("dropping") / "beats.pt", encoder_layerdrop=0.5)
-    data = [files["av"], files["audio"], files["other"]]
-    return {"model_path": seeing, "audio_tower": dropping, "data_path": data, **JOINT}
+    return joint_flags(seeing, dropping, files)
 
 
 def test_accumulated_batches_equal_one_large_batch(run, joint):

@@ -7,7 +7,7 @@ from tests.conftest import ROOT
 from videollama2.checkpoints import load_pretrained_model
 
 from .conftest import copy_checkpoint, difference
-from .hearing import write_beats, write_records, write_seeing
+from .hearing import joint_flags, write_beats, write_records, write_seeing
 from .test_distributed import needs_deepspeed, same_log
 
 pytestmark = pytest.mark.slow
@@ -19,22 +19,8 @@ TABLE = "model.audio_tower.encoder.layers.{}.self_attn.relative_attention_bias.w
 def joint(tmp_path_factory, parts):
     """Flags of the joint stage; the audio encoder skips a third of its layers, the same ones on all processes."""
     folder = tmp_path_factory.mktemp("joint")
-    files = write_records(folder)
-    return {
-        "model_path": write_seeing(folder / "seeing", parts),
-        "vision_tower": None,
-        "mm_projector_type": None,
-        "num_frames": None,
-        "audio_tower": write_beats(folder / "beats.pt", encoder_layerdrop=0.33),
-        "data_path": [files["av"], files["audio"], files["other"]],
-        "va": ["True", "False", "False"],
-        "freeze_vision_tower": True,
-        "tune_mm_mlp_adapter_a": True,
-        "tune_audio_tower": True,
-        "tune_adapter_llm": True,
-        "gradient_checkpointing": True,
-        "max_steps": 6,
-    }
+    seeing, beats = write_seeing(folder / "seeing", parts), write_beats(folder / "beats.pt", encoder_layerdrop=0.33)
+    return joint_flags(seeing, beats, write_records(folder), gradient_checkpointing=True, max_steps=6)
 
 
 def test_two_processes_equal_one(run, launch, joint):

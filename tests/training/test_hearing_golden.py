@@ -16,7 +16,7 @@ from videollama2.prompting import training_ids
 from videollama2.training.build import build_model
 
 from .conftest import flags
-from .hearing import write_beats, write_seeing
+from .hearing import stage_flags, write_beats, write_seeing
 
 GOLDEN = golden_audio_dir()
 STAGES = {
@@ -56,16 +56,7 @@ def published_stages():
 def test_what_learns_and_how_it_is_kept(world, start, tmp_path, published):
     seeing, beats = start
     own = STAGES[published["stage"]]
-    changes = {
-        "model_path": seeing,
-        "vision_tower": None,
-        "mm_projector_type": None,
-        "freeze_vision_tower": True,
-        "audio_tower": beats,
-        "tune_mm_mlp_adapter_a": True,
-        "bf16": True,
-        **own,
-    }
+    changes = stage_flags(seeing, beats, bf16=True, **own)
     arguments = train.parse_arguments(flags(world, seeing, tmp_path, **changes))
     model, _ = build_model(*arguments)
     learning: dict[str, set] = {}

@@ -13,8 +13,8 @@ from videollama2.errors import CheckpointError
 from videollama2.training.arguments import parse_arguments
 from videollama2.training.build import build_model
 
-from .conftest import flags
-from .hearing import write_beats, write_records, write_seeing
+from .conftest import copy_checkpoint, difference, flags
+from .hearing import stage_flags, write_beats, write_records, write_seeing
 
 
 @pytest.fixture(scope="module")
@@ -26,22 +26,8 @@ def start(tmp_path_factory, parts):
 
 def asked(start, **changes):
     seeing, beats, files = start
-    return {
-        "model_path": seeing,
-        "vision_tower": None,
-        "mm_projector_type": None,
-        "num_frames": None,
-        "freeze_vision_tower": True,
-        "audio_tower": beats,
-        "tune_mm_mlp_adapter_a": True,
-        "tune_adapter_llm": True,
-        "lora_enable": True,
-        "lora_r": 4,
-        "lora_alpha": 8,
-        "data_path": files["av"],
-        "va": "True",
-        **changes,
-    }
+    lora = {"tune_adapter_llm": True, "lora_enable": True, "lora_r": 4, "lora_alpha": 8}
+    return stage_flags(seeing, beats, **lora, data_path=files["av"], va="True", **changes)
 
 
 def logits(model, processor, files):
@@ -86,9 +72,6 @@ def test_parts_that_are_missing_are_named(start, world, tmp_path):
 
 @pytest.mark.parametrize("bits", [16, pytest.param(4, marks=pytest.mark.slow)])
 def test_training_and_resuming(run, start, tmp_path, bits):
-    """Four bits of a decoder whose widths the CPU kernels can take are tried in test_lora.py; here they are mixed."""
-    from .conftest import copy_checkpoint, difference
-
     changes = asked(start, tune_audio_tower=True, bits=bits, lora_dropout=0.1)
     options = {**changes, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
     whole = run(**options)
