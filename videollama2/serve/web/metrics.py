@@ -31,13 +31,13 @@ class WebMetrics:
         """Paths that get a label of their own. Any other path shares one label, since clients could invent new ones."""
         self._requests = Counter(
             PREFIX + "http_requests",
-            f"Requests, by path and status ({CLIENT_GONE}: the client left).",
+            f"HTTP requests, by path and status ({CLIENT_GONE}: the client left).",
             ["path", "status"],
             registry=self.registry,
         )
         self._seconds = Histogram(
             PREFIX + "http_request_duration_seconds",
-            "From head to the end of the reply.",
+            "Time from the head of a request to the end of its reply, by path.",
             ["path"],
             registry=self.registry,
             buckets=SECONDS,

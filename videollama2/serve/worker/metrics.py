@@ -19,6 +19,21 @@ _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15
 _TOKENS = (1, 4, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 _OUTCOMES = {"stop": "stop", "length": "length", "cancelled": "abort"}
 
+_TEXTS = {
+    "num_requests_running": "Requests that are being answered now.",
+    "num_requests_waiting": "Requests in the engine's queue now.",
+    "kv_cache_usage_perc": "Share of the rows of the running batch that are taken, from 0 to 1.",
+    "encoder_cache_queries_total": "Media looked up among those encoded before.",
+    "encoder_cache_hits_total": "Media that had been encoded before.",
+    "encoder_cache_bytes": "Memory of encoded media that are kept, in bytes.",
+    "mm_cache_queries_total": "Media looked up among those decoded before.",
+    "mm_cache_hits_total": "Media that had been decoded before.",
+    "mm_cache_bytes": "Memory of decoded media that are kept, in bytes.",
+    "prefix_cache_bytes": "Memory of the beginnings of prompts that are kept, in bytes.",
+    "decoding_processes_started_total": "Processes started to decode media.",
+}
+"""Help texts of the values that are read at each scrape."""
+
 Gauges = Callable[[], dict[str, float]]
 
 
@@ -27,7 +42,7 @@ class ServeMetrics:
 
     Args:
         model: name of the model, used as a label of all metrics.
-        gauges: returns names with their current values; names that end in ``_total`` are counters.
+        gauges: returns the current values of the names in :data:`_TEXTS`; names that end in ``_total`` are counters.
         on_end: called with every result, in the model's thread.
     """
 
@@ -39,34 +54,36 @@ class ServeMetrics:
         self._tokens = {
             name: self._counter(name, text)
             for name, text in {
-                "prompt_tokens": "Prompt tokens of answers that ended.",
-                "prompt_audio_tokens": "Those of them that stand for sound.",
-                "generation_tokens": "Tokens answered.",
-                "prefix_cache_queries": "Prompt tokens looked up among known beginnings.",
-                "prefix_cache_hits": "Prompt tokens that were known.",
+                "prompt_tokens": "Prompt tokens of finished requests.",
+                "prompt_audio_tokens": "Prompt tokens of finished requests that stand for sound.",
+                "generation_tokens": "Tokens of finished answers.",
+                "prefix_cache_queries": "Prompt tokens looked up among the kept beginnings of prompts.",
+                "prefix_cache_hits": "Prompt tokens found among the kept beginnings of prompts.",
             }.items()
         }
-        self._ended = self._labelled("request_success", "Answers that ended, by how.", "finished_reason")
-        self._media = self._labelled("media", "Media of requests that were taken, by kind.", "kind")
-        self._rejected = self._labelled("rejected", "Requests that were refused, by why.", "reason")
+        self._ended = self._labelled("request_success", "Finished answers, by reason.", "finished_reason")
+        self._media = self._labelled("media", "Media of accepted requests, by kind.", "kind")
+        self._rejected = self._labelled("rejected", "Refused requests, by reason.", "reason")
         self._seconds = {
             name: self._histogram(name, text, SECONDS)
             for name, text in {
-                "time_to_first_token_seconds": "Since the request was complete.",
-                "e2e_request_latency_seconds": "Since the request was complete, to the end of its answer.",
-                "request_queue_time_seconds": "In the engine's queue.",
-                "request_prefill_time_seconds": "From being taken up to the first token.",
-                "request_decode_time_seconds": "From the first token to the last.",
-                "media_decode_seconds": "Fetching and decoding media.",
-                "encode_seconds": "Reading decoded media and encoding them.",
+                "time_to_first_token_seconds": "Time from the complete request to the first token of its answer.",
+                "e2e_request_latency_seconds": "Time from the complete request to the end of its answer.",
+                "request_queue_time_seconds": "Time in the engine's queue.",
+                "request_prefill_time_seconds": "Time from leaving the queue to the first token.",
+                "request_decode_time_seconds": "Time from the first token to the last.",
+                "media_decode_seconds": "Time for fetching and decoding the media of a request.",
+                "encode_seconds": "Time for encoding the media of a request.",
             }.items()
         }
-        self._gap = self._histogram("inter_token_latency_seconds", "Between two pieces of an answer.", _TOKEN_SECONDS)
+        self._gap = self._histogram(
+            "inter_token_latency_seconds", "Time between two pieces of an answer.", _TOKEN_SECONDS
+        )
         self._lengths = {
             name: self._histogram(name, text, _TOKENS)
             for name, text in {
-                "request_prompt_tokens": "Tokens of a prompt.",
-                "request_generation_tokens": "Tokens of an answer.",
+                "request_prompt_tokens": "Number of tokens in a prompt.",
+                "request_generation_tokens": "Number of tokens in an answer.",
             }.items()
         }
 
@@ -166,7 +183,7 @@ class _Now:
 
     def collect(self) -> Iterator[Metric]:
         for name, value in self._gauges().items():
-            text = name.removesuffix("_total").replace("_", " ").capitalize() + "."
+            text = _TEXTS[name]
             if name.endswith("_total"):
                 family: Metric = CounterMetricFamily(PREFIX + name.removesuffix("_total"), text, labels=["model_name"])
             else:
