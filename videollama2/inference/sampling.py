@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 
@@ -15,6 +15,9 @@ from videollama2.constants import MAX_SEED
 from videollama2.errors import ConfigError
 from videollama2.inference.structure import Constraint, Structure
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
 
 GREEDY_BELOW = 1e-5
 """A lower temperature counts as greedy: only the most likely token would remain, and dividing logits would overflow."""
@@ -258,6 +261,11 @@ def end_ids(model: VideoLlama2ForConditionalGeneration, tokenizer: Any) -> list[
     The published code stops at the tokenizer's; the generation configuration of a fine-tuned checkpoint may only list
     those of its base model.
     """
-    configured = model.generation_config.eos_token_id
+    return end_ids_of(model.generation_config, tokenizer)
+
+
+def end_ids_of(generation_config: GenerationConfig, tokenizer: Any) -> list[int]:
+    """Return the ids of end-of-text tokens, see :func:`end_ids`."""
+    configured = generation_config.eos_token_id
     ends = set(configured if isinstance(configured, list) else [configured]) | {tokenizer.eos_token_id}
     return sorted(ends - {None})

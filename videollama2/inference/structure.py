@@ -128,7 +128,9 @@ class Grammars:
         if structure is None:
             return None
         llguidance = _import_llguidance()
-        matcher = llguidance.LLMatcher(self._vocabulary_of(llguidance), self._lark(structure), log_level=0)
+        matcher = llguidance.LLMatcher(
+            self._vocabulary_of(llguidance), lark_of(structure, self._tokenizer), log_level=0
+        )
         if matcher.is_error():
             names = {"json": "the JSON schema", "choice": "the choices", "regex": "the regular expression"}
             what = names.get(structure.kind, "the grammar")
@@ -144,13 +146,15 @@ class Grammars:
                 )
             return self._compiled
 
-    def _lark(self, structure: Structure) -> str:
-        if structure.kind == "grammar":
-            return structure.rule
-        # Metaspace tokenizers begin a text with a blank that decoding removes: "_yes" is decoded as "yes", and it is
-        # the token that the model was trained on. For such tokenizers the grammar allows this one blank.
-        blank = '" "? ' if _drops_first_blank(self._tokenizer) else ""
-        return f"start: {blank}answer\nanswer: {structure.rule}\n"
+
+def lark_of(structure: Structure, tokenizer: Any) -> str:
+    """Return the grammar of a structure for a tokenizer, in Lark's language as llguidance reads it."""
+    if structure.kind == "grammar":
+        return structure.rule
+    # Metaspace tokenizers begin a text with a blank that decoding removes: "_yes" is decoded as "yes", and it is
+    # the token that the model was trained on. For such tokenizers the grammar allows this one blank.
+    blank = '" "? ' if _drops_first_blank(tokenizer) else ""
+    return f"start: {blank}answer\nanswer: {structure.rule}\n"
 
 
 def _drops_first_blank(tokenizer: Any) -> bool:

@@ -23,6 +23,27 @@ from videollama2.processing import expand_placeholders
 from videollama2.prompting import Prompt
 
 
+def answer_budget(prompt: int, media: int, wanted: int | None, max_length: int) -> int:
+    """Return how many tokens an answer may have.
+
+    Args:
+        prompt: number of tokens of the prompt, of which ``media`` are those of media.
+        wanted: maximum length of the answer; None for what is left.
+
+    Raises:
+        RequestTooLongError: prompt and answer do not fit into ``max_length``.
+    """
+    budget = wanted or max_length - prompt
+    if budget < 1 or prompt + budget > max_length:
+        answer = "an answer of at least 1" if wanted is None else f"an answer of up to {wanted}"
+        raise RequestTooLongError(
+            f"a prompt of {prompt} tokens ({media} of them of media) and {answer} do not fit into the "
+            f"{max_length} positions of a slot (max_length)",
+            prompt,
+        )
+    return budget
+
+
 class Task:
     """The state of one request. ``filled`` is the number of positions whose key-values are in its slot.
 
@@ -84,7 +105,8 @@ class Task:
         self.channel.audio_tokens = sum(
             count for part, count in zip(self.request.media, counts, strict=True) if part.kind == AUDIO
         )
-        self._check_length(max_length, sum(counts))
+        wanted = self.request.options.max_new_tokens
+        self._budget = answer_budget(len(self.input_ids), sum(counts), wanted, max_length)
 
     def name_positions(self, config: VideoLlama2Config) -> None:
         """Fill ``identity``, once the prompt is laid out and its media are encoded."""
@@ -93,17 +115,6 @@ class Task:
         visual = iter([(key, n) for key, tokens_ND in counted for n in range(tokens_ND.shape[0])])
         placeholders = {getattr(config, kind.token_id_field) for kind in KINDS.values()}
         self.identity = [next(visual) if token in placeholders else token for token in self.input_ids]
-
-    def _check_length(self, max_length: int, media: int) -> None:
-        prompt, wanted = len(self.input_ids), self.request.options.max_new_tokens
-        self._budget = wanted or max_length - prompt
-        if self._budget < 1 or prompt + self._budget > max_length:
-            answer = "an answer of at least 1" if wanted is None else f"an answer of up to {wanted}"
-            raise RequestTooLongError(
-                f"a prompt of {prompt} tokens ({media} of them of media) and {answer} do not fit into the "
-                f"{max_length} positions of a slot (max_length)",
-                prompt,
-            )
 
     def embed(self, model: VideoLlama2ForConditionalGeneration) -> None:
         """Embed the whole prompt, including positions that are already filled: each costs only a table lookup."""

@@ -318,7 +318,7 @@ class VideoLlama2Processor(SoundReading, ProcessorMixin):
         of_videos = iter(options_of_each(options.media[VIDEO], videos))
         media = [
             [
-                self._loaded(kind, source, {**(next(of_videos) if kind == VIDEO else options.media[kind]), **said})
+                self.load_medium(kind, source, {**(next(of_videos) if kind == VIDEO else options.media[kind]), **said})
                 for kind, source, said in own
             ]
             for own in parts
@@ -369,12 +369,12 @@ class VideoLlama2Processor(SoundReading, ProcessorMixin):
         images = in_reading_order(as_list(images), prompts)
         videos = as_list(videos)
         queues = {
-            TAGS[IMAGE]: [self._loaded(IMAGE, item, options.media[IMAGE]) for item in images],
+            TAGS[IMAGE]: [self.load_medium(IMAGE, item, options.media[IMAGE]) for item in images],
             TAGS[VIDEO]: [
-                self._loaded(VIDEO, item, own)
+                self.load_medium(VIDEO, item, own)
                 for item, own in zip(videos, options_of_each(options.media[VIDEO], len(videos)), strict=True)
             ],
-            TAGS[AUDIO]: [self._loaded(AUDIO, item, options.media[AUDIO]) for item in as_list(audio)],
+            TAGS[AUDIO]: [self.load_medium(AUDIO, item, options.media[AUDIO]) for item in as_list(audio)],
         }
         for tag, queue in queues.items():
             wanted = sum(prompt.tags.count(tag) for prompt in prompts)
@@ -395,7 +395,7 @@ class VideoLlama2Processor(SoundReading, ProcessorMixin):
         """Make one batch, see :func:`videollama2.processing.rows.batch_of`."""
         return BatchFeature(batch_of(prompts, media, self.tokenizer, self.model_config, options, answered))
 
-    def _loaded(self, kind: str, source: Any, options: Mapping[str, Any]) -> torch.Tensor | dict[str, torch.Tensor]:
+    def load_medium(self, kind: str, source: Any, options: Mapping[str, Any]) -> torch.Tensor | dict[str, torch.Tensor]:
         """Load a medium as the model's input; outputs of this processor are returned unchanged."""
         if isinstance(source, dict) or (torch.is_tensor(source) and source.is_floating_point()):
             return source

@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from videollama2.config import VideoLlama2Config
 from videollama2.inference.lru import LruStore
 from videollama2.inference.media.cache import MediaCache, content_key
 from videollama2.inference.request import MediaPart
@@ -74,10 +75,7 @@ class MediaReader:
 
     def planned_tokens(self, part: MediaPart) -> int | None:
         """Return the number of tokens of a medium without opening it, or None if that depends on its content."""
-        if _is_made(part.source) and part.source.ndim == (3 if part.kind == AUDIO else 4):
-            frames = part.source.shape[1 if part.kind == AUDIO else 0]
-            return media_tokens(self._model.config, part.kind, frames)
-        return planned_tokens(self._model.config, part.kind, part.options)
+        return planned_tokens_of(part, self._processor.model_config)
 
     def source_key(self, part: MediaPart) -> Hashable:
         """Return a key that identifies a part before it is opened.
@@ -107,18 +105,35 @@ class MediaReader:
             tokens_ND = self._cache.get(content)
             if tokens_ND is not None:
                 return ReadMedium(part.kind, content, frames, None, tokens_ND, monotonic() - started, note)
-        note = None
-        if _is_made(part.source):
-            values = part.source
-        elif part.kind == AUDIO:
-            values, note = self._processor.hear(part.source, part.options)
-        else:
-            values = self._processor.read(part.kind, part.source, part.options)
-        frames = check_medium(values, part.kind, self._model.config)
+        values, frames, note = read_part(part, self._processor)
         content = medium_key(self._model, part.kind, values)
         if isinstance(key, tuple):
             self._contents.put(key, (content, frames, note))
         return ReadMedium(part.kind, content, frames, values, None, monotonic() - started, note)
+
+
+def planned_tokens_of(part: MediaPart, config: VideoLlama2Config) -> int | None:
+    """Return the number of tokens of a medium without opening it, or None if that depends on its content."""
+    if _is_made(part.source) and part.source.ndim == (3 if part.kind == AUDIO else 4):
+        return media_tokens(config, part.kind, part.source.shape[1 if part.kind == AUDIO else 0])
+    return planned_tokens(config, part.kind, part.options)
+
+
+def read_part(part: MediaPart, processor: VideoLlama2Processor) -> tuple[torch.Tensor, int, str | None]:
+    """Decode and preprocess one medium; returns its values, number of frames, and note, see :class:`ReadMedium`.
+
+    Raises:
+        MediaError: the medium cannot be read.
+        PromptError: its shape is wrong, or the model has no encoder for it.
+    """
+    note = None
+    if _is_made(part.source):
+        values = part.source
+    elif part.kind == AUDIO:
+        values, note = processor.hear(part.source, part.options)
+    else:
+        values = processor.read(part.kind, part.source, part.options)
+    return values, check_medium(values, part.kind, processor.model_config), note
 
 
 def medium_key(model: torch.nn.Module, kind: str, values: torch.Tensor) -> Hashable:
