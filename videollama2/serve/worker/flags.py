@@ -3,11 +3,61 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import PurePath
+from typing import Any
 
 from videollama2 import flags
 from videollama2.constants import DEFAULT_MODEL_NAME
+from videollama2.errors import ConfigError
 from videollama2.flags import number, seconds
+
+WORKER_MODULES = {"own": "videollama2.serve.model_worker", "vllm": "videollama2.engines.vllm.worker"}
+"""Engines that a worker can run its model with -> the module that is this worker's program."""
+
+
+class EngineOption(str):
+    """``NAME=VALUE``, a field of an engine of another project. It stays text, to be handed on to other processes."""
+
+    @property
+    def name(self) -> str:
+        """The name of the field."""
+        return self.partition("=")[0]
+
+    @property
+    def value(self) -> Any:
+        """The value: JSON, or else the text itself."""
+        text = self.partition("=")[2]
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+
+
+def engine_option(text: str) -> EngineOption:
+    """Parse the value of ``--engine-option``."""
+    if not text.partition("=")[0].isidentifier() or "=" not in text:
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
+    return EngineOption(text)
+
+
+def engine_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the given fields of an engine of another project."""
+    options = {option.name: option.value for option in args.engine_option or ()}
+    if args.tensor_parallel_size is not None:
+        options["tensor_parallel_size"] = args.tensor_parallel_size
+    return options
+
+
+def check_own_engine(args: argparse.Namespace) -> None:
+    """Check the flags for the package's own engine.
+
+    Raises:
+        ConfigError: one of them is for an engine of another project.
+    """
+    options = engine_options(args)
+    if options:
+        raise ConfigError(f"{', '.join(options)}: an option of --engine vllm; the own engine has no such option")
 
 
 def add_worker_flags(parser: argparse.ArgumentParser, is_several: bool = False) -> None:
@@ -24,6 +74,7 @@ def add_worker_flags(parser: argparse.ArgumentParser, is_several: bool = False) 
             "--model-name", metavar="NAME", help="what clients call it (default: last part of the path)"
         )
     engine = parser.add_argument_group("engine")
+    _add_engine_choice(engine)
     engine.add_argument(
         "--limit-model-concurrency",
         type=number(1),
@@ -63,6 +114,22 @@ def add_worker_flags(parser: argparse.ArgumentParser, is_several: bool = False) 
         help="for running answers to end after SIGTERM (default %(default)g)",
     )
     parser.add_argument("--log-prompts", action="store_true", help="write questions to the log")
+
+
+def _add_engine_choice(engine: argparse._ArgumentGroup) -> None:
+    engine.add_argument(
+        "--engine", choices=tuple(WORKER_MODULES), default="own", help="what runs the model (default %(default)s)"
+    )
+    engine.add_argument(
+        "--tensor-parallel-size", type=number(1), metavar="N", help="processes that share each layer (vllm only)"
+    )
+    engine.add_argument(
+        "--engine-option",
+        action="append",
+        type=engine_option,
+        metavar="NAME=VALUE",
+        help="field of vLLM's engine arguments, with a value in JSON or a plain text; repeatable (vllm only)",
+    )
 
 
 def model_name_of(path: str) -> str:

@@ -1,0 +1,154 @@
+"""Requests in vLLM's front end: media become pixels and filter banks, markers become runs of fillers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import BatchFeature
+from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
+from vllm.multimodal.parse import MultiModalDataItems, MultiModalDataParser
+from vllm.multimodal.processing import (
+    BaseDummyInputsBuilder,
+    BaseMultiModalProcessor,
+    BaseProcessingInfo,
+    PromptReplacement,
+    PromptUpdate,
+)
+from vllm.multimodal.processing.processor import PlaceholderFeaturesInfo
+
+from videollama2.config import VideoLlama2Config
+from videollama2.engines.vllm.media import SourceParser, zero_medium
+from videollama2.engines.vllm.prompts import TEXT_MARKERS, filler_id, split_prompt
+from videollama2.errors import ConfigError, VideoLlama2Error
+from videollama2.media.kinds import AUDIO, IMAGE, KINDS, VIDEO
+from videollama2.processing import VideoLlama2Processor, check_medium, media_tokens
+from videollama2.processing.options import CallOptions
+
+_KIND_OF_KEY = {kind.batch_key: name for name, kind in KINDS.items()}
+
+
+class VideoLlama2Info(BaseProcessingInfo):
+    """What vLLM has to know about the model's media."""
+
+    def get_hf_config(self) -> VideoLlama2Config:
+        return self.ctx.get_hf_config(VideoLlama2Config)
+
+    def get_hf_processor(self, **kwargs: object) -> VideoLlama2Processor:
+        # Options of requests are for reading media, not for building the processor.
+        return self.ctx.get_hf_processor(VideoLlama2Processor)
+
+    def get_data_parser(self) -> MultiModalDataParser:
+        return SourceParser()
+
+    def get_supported_mm_limits(self) -> Mapping[str, int | None]:
+        config = self.get_hf_config()
+        seen: tuple[str, ...] = (IMAGE, VIDEO) if config.sees else ()
+        return dict.fromkeys((*seen, AUDIO) if config.hears else seen)
+
+    def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
+        return {kind: media_tokens(self.get_hf_config(), kind, self.frames(kind)) for kind in mm_counts}
+
+    def frames(self, kind: str) -> int:
+        """Return the number of frames of the largest medium for which memory is set aside.
+
+        For videos it is ``--limit-mm-per-prompt '{"video": {"count": 1, "num_frames": 32}}'``, else the model's own.
+        """
+        config = self.get_hf_config()
+        if kind == AUDIO:
+            assert config.audio_config is not None  # a supported kind
+            return config.audio_config.clip_frames
+        limits = self.ctx.get_mm_config().limit_per_prompt.get(kind)
+        return 1 if kind == IMAGE else getattr(limits, "num_frames", None) or config.num_frames
+
+
+class VideoLlama2DummyInputs(BaseDummyInputsBuilder[VideoLlama2Info]):
+    """The blank media with which vLLM measures memory."""
+
+    def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
+        return "".join(TEXT_MARKERS[kind] * count for kind, count in mm_counts.items())
+
+    def get_dummy_mm_data(self, seq_len: int, mm_counts: Mapping[str, int], mm_options: Any) -> dict[str, Any]:
+        return {kind: [zero_medium(kind, self._shape(kind))] * count for kind, count in mm_counts.items() if count}
+
+    def _shape(self, kind: str) -> tuple[int, ...]:
+        config, frames = self.info.get_hf_config(), self.info.frames(kind)
+        if kind == AUDIO:
+            assert config.audio_config is not None  # a supported kind
+            return (1, frames, config.audio_config.num_mel_bins)
+        assert config.vision_config is not None  # a supported kind
+        side = config.vision_config.image_size
+        return (frames, 3, side, side)
+
+
+class VideoLlama2MediaProcessor(BaseMultiModalProcessor[VideoLlama2Info]):
+    """Reads media with the package's own processor and lays out prompts as the package's own engine does."""
+
+    def _apply_hf_processor_main(self, mm_items: MultiModalDataItems, hf_kwargs: Mapping[str, object]) -> BatchFeature:
+        """Read media. ``mm_processor_kwargs`` of a request or of the server are options for reading.
+
+        Raises:
+            ValueError: a medium cannot be read, or not with these options; vLLM answers with status 400.
+        """
+        processor = self.info.get_hf_processor()
+        merged = self.info.ctx.get_mm_config().merge_mm_processor_kwargs(hf_kwargs)
+        read: dict[str, list[torch.Tensor]] = {}
+        try:
+            options = CallOptions.of(merged, processor.image_processor)
+            for kind, items in mm_items.items():
+                for source in items.get_all():
+                    values = processor.load_medium(kind, source, options.media[kind])
+                    if isinstance(values, dict):
+                        raise ConfigError("the sound of a video must be given as a medium of its own here")
+                    check_medium(values, kind, processor.model_config)
+                    dtype = self.info.ctx.model_config.dtype
+                    read.setdefault(KINDS[kind].batch_key, []).append(values.to(dtype))
+        except VideoLlama2Error as error:
+            raise ValueError(str(error)) from error
+        return BatchFeature(read)
+
+    def _get_mm_fields_config(
+        self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]
+    ) -> Mapping[str, MultiModalFieldConfig]:
+        return {key: MultiModalFieldConfig.batched(_KIND_OF_KEY[key]) for key in hf_inputs}
+
+    def _get_prompt_updates(
+        self,
+        mm_items: MultiModalDataItems,
+        hf_processor_mm_kwargs: Mapping[str, object],
+        out_mm_kwargs: MultiModalKwargsItems,
+    ) -> Sequence[PromptUpdate]:
+        """Return the runs of fillers. Their places are found by :meth:`_apply_prompt_updates`."""
+        config, filler = self.info.get_hf_config(), filler_id(self.info.get_hf_processor().tokenizer)
+
+        def runs(kind: str) -> list[list[int]]:
+            key, frame_axis = KINDS[kind].batch_key, 1 if kind == AUDIO else 0
+            values = [item[key].data for item in out_mm_kwargs[kind]]
+            return [[filler] * media_tokens(config, kind, value.shape[frame_axis]) for value in values]
+
+        return [
+            PromptReplacement(modality=kind, target=[filler], replacement=runs(kind).__getitem__) for kind in mm_items
+        ]
+
+    def _apply_prompt_updates(
+        self, token_ids: list[int], mm_prompt_updates: Any
+    ) -> tuple[list[int], Mapping[str, list[PlaceholderFeaturesInfo]]]:
+        """Put the runs of fillers where the markers are."""
+        counts = {kind: len(items) for kind, items in mm_prompt_updates.items()}
+        config, tokenizer = self.info.get_hf_config(), self.info.get_hf_processor().tokenizer
+        try:
+            pieces = split_prompt(token_ids, counts, tokenizer, config.vocab_size)
+        except VideoLlama2Error as error:
+            raise ValueError(str(error)) from error
+        laid_out: list[int] = []
+        found: dict[str, list[PlaceholderFeaturesInfo]] = {kind: [] for kind in counts}
+        for piece in pieces:
+            if not isinstance(piece, str):
+                laid_out += piece
+                continue
+            number = len(found[piece])
+            run = mm_prompt_updates[piece][number][0].content.full
+            found[piece].append(PlaceholderFeaturesInfo(piece, number, len(laid_out), run, None))
+            laid_out += run
+        return laid_out, found
