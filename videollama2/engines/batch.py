@@ -21,7 +21,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ def add_batch_command(commands: Any) -> None:
     add_num_frames_flag(media)
     add_answer_flags(media, max_new_tokens=None, max_new_tokens_help="longest answer (default: as many as fit)")
     engine = parser.add_argument_group("engine")
+    engine.add_argument("--engine", choices=("own", "vllm"), default="own", help="what answers (default %(default)s)")
     engine.add_argument("--max-batch", type=int, metavar="N", help="answers computed together (default: what fits)")
     engine.add_argument("--max-length", type=int, metavar="N", help="tokens of a prompt with its answer")
     add_debug_flag(parser)
@@ -150,19 +151,31 @@ def _service(args: argparse.Namespace) -> Iterator[Any]:
         from videollama2.serve.worker.app import WorkerService
     except ModuleNotFoundError as error:
         raise MissingDependencyError(_SERVE_HINT) from error
+    # The requests are the user's own, so they may name any file on this machine.
+    policy = MediaPolicy(media_root=Path("/"), max_bytes=4 << 30)
+    with _engine(args) as engine, closing(Sandbox.of(policy, engine.processor)) as sandbox:
+        yield WorkerService(engine, _name_of(args), policy, sandbox)
+
+
+def _engine(args: argparse.Namespace) -> AbstractContextManager[Any]:
+    """Open the engine that the flags ask for.
+
+    Raises:
+        MissingDependencyError: its package is not installed. ConfigError: a flag has no meaning for it.
+    """
+    sizes = {"max_batch": args.max_batch, "max_length": args.max_length}
+    if args.engine == "vllm":
+        from videollama2.engines.vllm.engine import VllmEngine, check_flags
+
+        check_flags(args)
+        return VllmEngine(args.model_path, **sizes, **({} if args.dtype is None else {"dtype": args.dtype}))
     from videollama2.inference.api import model_init
     from videollama2.inference.engine import Engine
 
     options = model_options(args)
     options["device"] = options["device"] or own_device()
     model, processor, _ = model_init(args.model_path, **options)
-    # The requests are the user's own, so they may name any file on this machine.
-    policy = MediaPolicy(media_root=Path("/"), max_bytes=4 << 30)
-    with (
-        Engine(model, processor, max_batch=args.max_batch, max_length=args.max_length) as engine,
-        closing(Sandbox.of(policy, processor)) as sandbox,
-    ):
-        yield WorkerService(engine, _name_of(args), policy, sandbox)
+    return Engine(model, processor, **sizes)
 
 
 async def _answer_all(
