@@ -19,6 +19,7 @@ from videollama2.inference.request import Request, TokenPrompt
 from videollama2.inference.sampling import SamplingOptions, TokenLogprob, end_ids_of
 from videollama2.inference.task import answer_budget
 from videollama2.inference.text_stream import TextStream
+from videollama2.media.kinds import AUDIO
 from videollama2.processing import VideoLlama2Processor, expand_placeholders, media_tokens
 from videollama2.prompting import Prompt
 
@@ -132,6 +133,9 @@ class Generation:
         """
         expanded, _ = expand_placeholders(self.ids, counts, self.processor.model_config)
         self.channel.prompt_tokens = len(expanded)
+        self.channel.audio_tokens = sum(
+            count for part, count in zip(self.request.media, counts, strict=True) if part.kind == AUDIO
+        )
         return answer_budget(len(expanded), sum(counts), self.options.max_new_tokens, self.max_length)
 
     def _accept(self, output: Any) -> str | None:
@@ -160,6 +164,7 @@ class Generation:
                 finish_reason=reason,
                 prompt_tokens=self.channel.prompt_tokens,
                 cached_tokens=self._cached,
+                audio_tokens=self.channel.audio_tokens,
                 token_ids=tuple(self._chosen),
                 logprobs=tuple(self.channel.logprobs) if self.options.logprobs is not None else None,
                 notes=tuple(dict.fromkeys(self._notes)),
