@@ -7,6 +7,9 @@ The model has random weights and the shapes of CLIP ViT-L/14-336, the STC connec
 (8 frames). All rows of a table come from one run; quote the ratios. Beside the rates stand the limits: of decoding, the
 bytes of the weights over the rate of a large copy, for a step that reads each once; of a prompt, its multiplications
 over the rate of one large product of matrices.
+
+Two more tables: a decode step of 1 to 16 rows against the time in which its bytes are read, and with the kernels that
+torch chooses by itself; and ``--clients`` different questions about one clip, asked at once, to their first tokens.
 """
 
 from __future__ import annotations
@@ -27,6 +30,12 @@ from limits import copy_rate, product_rate, synchronize, timed
 DECODING_FRAMES = 2
 """Frames of the clip where decoding alone is measured: generate prefills every row anew, which takes minutes."""
 
+STEP_ROWS = (1, 2, 4, 8, 16)
+"""Numbers of rows of which a decode step is timed."""
+
+STEP_POSITIONS = 870
+"""Positions that each row of such a step attends to: a clip of 8 frames and a question."""
+
 OTHER_QUESTION = "How many objects are there in the clip?"
 
 
@@ -36,6 +45,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", default=None, choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--concurrent", type=int, default=8)
+    parser.add_argument("--clients", type=int, default=16, help="questions about one clip (default %(default)s)")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--model", help="a checkpoint instead of the random one")
     parser.add_argument("--shape", choices=sorted(SHAPES), help="default 7b on a GPU, else 0.5b")
@@ -58,7 +68,7 @@ class Bench:
         self.engine = Engine(
             self.model,
             self.processor,
-            max_batch=args.concurrent,
+            max_batch=max(args.concurrent, args.clients, *STEP_ROWS),
             max_length=1024,
             background=False,
             cuda_graphs=self.model.device.type == "cuda" and not args.no_cuda_graphs,
@@ -131,6 +141,26 @@ class Bench:
             run()
             return timed(run, self.args.repeat), count
 
+    def step(self, rows: int) -> float:
+        """Seconds of one decode step of so many rows, without the choice of tokens."""
+        torch, decoder = self.torch, self.engine.decoder
+        ids = torch.zeros(rows, 1, dtype=torch.long, device=self.device)
+
+        def run() -> None:
+            decoder.slots.select(0, [STEP_POSITIONS - 1 - row for row in range(rows)], 1)
+            decoder.run(self.model.get_input_embeddings()(ids), masked=rows > 1, last=[0] * rows)
+
+        with torch.inference_mode():
+            run()
+            return timed(run, self.args.repeat)
+
+    def together(self, clients: int) -> list[float]:
+        """Seconds to the first token of each of so many questions about one clip, whose visual tokens are known."""
+        self.engine.prefixes.clear()
+        asked = [f"{QUESTION} Say it in {number} words." for number in range(2, clients + 2)]
+        answers = [self.engine.submit_request(self.request(question, 2)) for question in asked]
+        return sorted(answer.result().timings.first_token for answer in answers)
+
     def first_token(self, question: str, turns: Any = None) -> Any:
         answer = self.engine.submit_request(turns or self.request(question, 1))
         return answer.result()
@@ -171,6 +201,20 @@ def equal_answers(dtype: str, device: str | None) -> str:
         answers[batch] = [result.token_ids for result in engine.generate(requests)]
     equal = sum(a == b for a, b in zip(answers[1], answers[16], strict=True))
     return f"{dtype}: {equal} of {len(requests)} answers of the tiny model are the same alone and in a batch of 16"
+
+
+def print_steps(bench: Bench, weights: int, rate: float) -> None:
+    """Print decode steps of several sizes against the time in which their bytes are read at ``rate``."""
+    decoder = bench.engine.decoder
+    chosen = decoder.few_rows
+    print(f"\n{'rows of a step':14} {'ms':>8} {'floor, ms':>10} {'of floor':>9} {'torch alone':>12}")
+    for rows in STEP_ROWS:
+        floor = (weights + rows * STEP_POSITIONS * decoder.slots.bytes_per_position) / rate
+        seconds = {}
+        for decoder.few_rows in (False, chosen):
+            seconds[decoder.few_rows] = bench.step(rows)
+        own = seconds[chosen]
+        print(f"{rows:14} {1e3 * own:8.1f} {1e3 * floor:10.1f} {floor / own:9.0%} {seconds[False] / own:11.2f}x")
 
 
 def main() -> None:
@@ -226,7 +270,11 @@ def main() -> None:
         seconds = result.timings.first_token
         prefilled = result.prompt_tokens - result.cached_tokens
         print(f"{name:16} {seconds:8.3f} {base / seconds:7.1f}x {result.prompt_tokens:7} {prefilled:10}")
-    print()
+    print_steps(bench, weights, limit * weights)
+    firsts = bench.together(args.clients)
+    middle = statistics.median(firsts)
+    print(f"\n{args.clients} questions about one clip: first token of the first {firsts[0]:.3f} s, p50 {middle:.3f} s")
+    print(f"({middle / firsts[0]:.2f} times the first), last {firsts[-1]:.3f} s\n")
     for dtype in ("float32", "bfloat16"):
         print(equal_answers(dtype, args.device))
 

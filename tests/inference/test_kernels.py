@@ -6,9 +6,19 @@ from torch.nn import functional as F  # noqa: N812
 from torch.profiler import ProfilerActivity, profile
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from videollama2.inference import kernels
 from videollama2.inference.engine import Engine
-from videollama2.inference.kernels import FEWEST_ROWS, MOST_ROWS, FewRows, few_rows_available, grouped_attention
+from videollama2.inference.kernels import (
+    FEWEST_ROWS,
+    MOST_ROWS,
+    FewRows,
+    few_rows_available,
+    grouped_attention,
+    has_large_layers,
+)
 from videollama2.inference.request import Request
+
+from .engine_helpers import WORDS, alone
 
 
 def operations(work):
@@ -19,25 +29,52 @@ def operations(work):
 
 @pytest.mark.skipif(not few_rows_available(), reason="torch has no MKL or no oneDNN here")
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(8, 1, 64), (2, 4, 64), (1, 1, 64), (100, 1, 64)])
+@pytest.mark.parametrize("shape", [(8, 1, 1024), (2, 4, 1024), (1, 1, 1024), (100, 1, 1024)])
 def test_few_rows_are_multiplied_by_onednn(shape, bias):
     torch.manual_seed(0)
-    layer = torch.nn.Linear(64, 96, bias=bias)
+    layer = torch.nn.Linear(1024, 1056, bias=bias)
     inputs = torch.randn(shape)
     with torch.inference_mode(), FewRows():
         result, names = operations(lambda: layer(inputs))
     rows = shape[0] * shape[1]
     assert ("mkldnn::_linear_pointwise" in names) is (FEWEST_ROWS <= rows <= MOST_ROWS)
-    assert result.shape == (*shape[:2], 96)
-    torch.testing.assert_close(result, layer(inputs), rtol=1e-5, atol=1e-6)
+    assert result.shape == (*shape[:2], 1056)
+    torch.testing.assert_close(result, layer(inputs), rtol=1e-5, atol=1e-5)
 
 
-def test_other_types_and_layouts_are_left_alone():
-    weight = torch.randn(64, 96)
-    inputs = torch.randn(8, 96, dtype=torch.bfloat16)
+def test_other_types_layouts_and_sizes_are_left_alone():
+    weight, inputs = torch.randn(1024, 1056), torch.randn(8, 1056)
+
+    def work():
+        F.linear(inputs.bfloat16(), weight.bfloat16())
+        F.linear(torch.randn(8, 1024), weight.t())
+        F.linear(inputs, weight[:900])
+
     with FewRows():
-        _, names = operations(lambda: (F.linear(inputs, weight.bfloat16()), F.linear(torch.randn(8, 64), weight.t())))
+        _, names = operations(work)
     assert "mkldnn::_linear_pointwise" not in names
+
+
+def test_small_models_are_spared_the_calls(small):
+    model, processor = small
+    assert not has_large_layers(model.model.language_model)
+    with Engine(model, processor, max_batch=2, max_length=64, background=False) as engine:
+        assert not engine.decoder.few_rows
+    large = torch.nn.Sequential(torch.nn.Embedding(4, 4), torch.nn.Linear(1024, 1024))
+    assert has_large_layers(large)
+
+
+@pytest.mark.skipif(not few_rows_available(), reason="torch has no MKL or no oneDNN here")
+def test_answers_of_many_rows_are_those_of_one(small, monkeypatch):
+    """Eight requests in steps of eight rows, with the size limit lowered so that every layer goes to oneDNN."""
+    monkeypatch.setattr(kernels, "SMALLEST_WEIGHT", 1)
+    model, processor = small
+    requests = [Request(f"what moves {word}", max_new_tokens=8) for word in WORDS[:8]]
+    with Engine(model, processor, max_batch=8, max_length=256, background=False) as engine:
+        assert engine.decoder.few_rows
+        results, names = operations(lambda: engine.generate(requests))
+    assert "mkldnn::_linear_pointwise" in names
+    assert [result.token_ids for result in results] == [alone(model, processor, request) for request in requests]
 
 
 @pytest.mark.parametrize("boolean", [True, False])

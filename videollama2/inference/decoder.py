@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from videollama2.errors import ConfigError
 from videollama2.inference.fixed_shapes import FixedShapes
-from videollama2.inference.kernels import ATTENTION, FewRows, few_rows_available
+from videollama2.inference.kernels import ATTENTION, FewRows, few_rows_available, has_large_layers
 from videollama2.inference.slots import KeyValueSlots
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 
@@ -44,6 +44,8 @@ class Decoder:
             # Flash and flex attention support neither rows of different lengths nor custom masks.
             model.model.language_model.set_attn_implementation(ATTENTION)
         self._eager = config._attn_implementation == "eager"
+        self.few_rows = few_rows_available() and has_large_layers(model.model.language_model)
+        """Whether float32 passes on a CPU use :class:`FewRows`."""
         self._layer_types = set(getattr(config, "layer_types", None) or ())
         self._window = getattr(config, "sliding_window", None)
         if not self._layer_types and self._window is not None:
@@ -94,7 +96,7 @@ class Decoder:
             float32 logits (B, V) at position ``last`` of each row, or None without ``last``.
         """
         device = embeds_BLD.device
-        few_rows = device.type == "cpu" and embeds_BLD.dtype == torch.float32 and few_rows_available()
+        few_rows = device.type == "cpu" and embeds_BLD.dtype == torch.float32 and self.few_rows
         with FewRows() if few_rows else nullcontext():
             hidden_BLD = self.model.model(
                 inputs_embeds=embeds_BLD,

@@ -21,6 +21,9 @@ ATTENTION = "videollama2_grouped_sdpa"
 FEWEST_ROWS, MOST_ROWS = 4, 32
 """The numbers of rows between which :class:`FewRows` is faster."""
 
+SMALLEST_WEIGHT = 1 << 20
+"""The number of elements from which it is: smaller weights stay in the caches, and calling oneDNN takes longer."""
+
 _NOT_GROUPED = ("dropout", "softcap", "position_bias", "cache")
 """Arguments of transformers' ``sdpa`` attention that :func:`grouped_attention` leaves to it."""
 
@@ -45,6 +48,7 @@ class FewRows(TorchFunctionMode):
 def _is_faster(inputs: torch.Tensor, weight_OI: torch.Tensor) -> bool:
     return (
         FEWEST_ROWS <= inputs.numel() // max(inputs.shape[-1], 1) <= MOST_ROWS
+        and weight_OI.numel() >= SMALLEST_WEIGHT
         and inputs.dtype == weight_OI.dtype == torch.float32
         and inputs.device.type == weight_OI.device.type == "cpu"
         and type(weight_OI) in (torch.Tensor, torch.nn.Parameter)
@@ -55,6 +59,12 @@ def _is_faster(inputs: torch.Tensor, weight_OI: torch.Tensor) -> bool:
 def few_rows_available() -> bool:
     """Return whether this build of torch multiplies with MKL and has oneDNN beside it."""
     return torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+
+
+def has_large_layers(decoder: torch.nn.Module) -> bool:
+    """Return whether :class:`FewRows` would compute any layer, so that small models are spared its calls."""
+    layers = (module for module in decoder.modules() if isinstance(module, torch.nn.Linear))
+    return any(layer.weight.numel() >= SMALLEST_WEIGHT for layer in layers)
 
 
 def grouped_attention(
