@@ -209,6 +209,9 @@ def test_flags_that_contradict_each_other(world, parts, tmp_path, changes, words
 def test_flags_that_need_an_audio_encoder(seeing, beats, files, world, tmp_path):
     with pytest.raises(ConfigError, match=r"--tune_mm_mlp_adapter_a needs a model that hears: .*give --audio_tower"):
         built(seeing, None, world, tmp_path)
+    for flag, value in {"va": "True", "data_path_a": files["audio"]}.items():
+        with pytest.raises(ConfigError, match=rf"--{flag} needs a model that hears"):
+            built(seeing, None, world, tmp_path, tune_mm_mlp_adapter_a=None, **{flag: value})
     hearing = tmp_path / "hearing"
     save_model(*built(seeing, beats, world, tmp_path), hearing)
     model, _ = built(hearing, beats, world, tmp_path)  # the same command goes on from a model that hears

@@ -54,7 +54,7 @@ def build_model(
         _set_media(model, processor, data_args)
         if model_args.pretrain_mm_mlp_adapter:
             load_connector(model, weights_file("pretrain_mm_mlp_adapter", model_args.pretrain_mm_mlp_adapter))
-        set_hearing(model, model_args, path)
+        set_hearing(model, model_args, data_args, path)
     if training_args.bits != 16 and (left := fused_experts(model)):
         warnings.warn(
             f"--bits {training_args.bits} leaves {left:,} weights of fused experts as they are: "

@@ -6,7 +6,7 @@ from videollama2.checkpoints.audio_tower import add_hearing, load_beats
 from videollama2.checkpoints.connector import load_audio_connector
 from videollama2.errors import ConfigError
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
-from videollama2.training.flags import ModelArguments
+from videollama2.training.flags import DataArguments, ModelArguments
 from videollama2.training.weights_file import weights_file
 
 NEW_PROJECTOR = "mlp2x_gelu"
@@ -18,7 +18,9 @@ _NEEDS_EARS = (
 )
 
 
-def set_hearing(model: VideoLlama2ForConditionalGeneration, args: ModelArguments, path: str) -> None:
+def set_hearing(
+    model: VideoLlama2ForConditionalGeneration, args: ModelArguments, data_args: DataArguments, path: str
+) -> None:
     """Add the audio encoder and a projector that the flags name, or check the flags against those of the model.
 
     Args:
@@ -33,12 +35,21 @@ def set_hearing(model: VideoLlama2ForConditionalGeneration, args: ModelArguments
     elif args.audio_tower:
         file = weights_file("audio_tower", args.audio_tower)
         add_hearing(model, load_beats(file), str(file.resolve()), args.mm_projector_a_type or NEW_PROJECTOR)
-    elif needing := [name for name in _NEEDS_EARS if getattr(args, name) not in (None, False)]:
+    elif needing := [*_asked(args), *_data_with_sound(data_args)]:
         raise ConfigError(f"--{needing[0]} needs a model that hears: {path} has no audio encoder, give --audio_tower")
     if args.pretrain_mm_mlp_adapter_a:
         load_audio_connector(model, weights_file("pretrain_mm_mlp_adapter_a", args.pretrain_mm_mlp_adapter_a))
     if args.audio_gradient_multiplier is not None and model.model.audio_tower is not None:
         model.model.audio_tower.scale_gradients(args.audio_gradient_multiplier)
+
+
+def _asked(args: ModelArguments) -> list[str]:
+    return [name for name in _NEEDS_EARS if getattr(args, name) not in (None, False)]
+
+
+def _data_with_sound(args: DataArguments) -> list[str]:
+    """Return the flags that announce sound in the data; without ears, each of its records would be a bad one."""
+    return [name for name, given in (("va", any(args.heard)), ("data_path_a", args.data_path_a)) if given]
 
 
 def _check_fixed(model: VideoLlama2ForConditionalGeneration, args: ModelArguments, path: str) -> None:
