@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 from videollama2.errors import DataError, VideoLlama2Error
 from videollama2.eval.benchmarks import configured
-from videollama2.eval.controls import SHUFFLED_FRAMES, shuffled_order
+from videollama2.eval.controls import MUTED, SHUFFLED_FRAMES, SHUFFLED_WINDOWS, shuffled_order
 from videollama2.eval.items import PUBLISHED, Item
 from videollama2.eval.report.pages import Page, ShownFrame, ShownQuestion, ShownRun
 from videollama2.eval.report.publish import RESULTS_FILE
@@ -135,6 +135,7 @@ def _clip_name(item: Item) -> str:
 def _frames(item: Item, root: Path, former: dict[str, Any], frames: int | None) -> list[ShownFrame]:
     """Return the frames that the model saw, as small pictures, and the sound that it heard as a picture of its wave.
 
+    The wave is that of the published clip of 30 seconds.
     The list is empty if a medium cannot be read; the stored answer then holds the error.
     """
     generation = former["configuration"]["generation"]
@@ -158,7 +159,7 @@ def _frames(item: Item, root: Path, former: dict[str, Any], frames: int | None) 
             order = shuffled_order(count, Path(item.media).name) if is_shuffled else range(count)
             for index in order:
                 shown.append(ShownFrame(round(clip.times[index], 2), _picture(Image.fromarray(frames_THWC[index]))))
-            if item.use_audio:
+            if item.use_audio and item.control not in (MUTED, SHUFFLED_WINDOWS):  # those heard another wave, or none
                 shown.append(_wave(read_video_sound(root / name)))
     except (VideoLlama2Error, OSError):
         return []
