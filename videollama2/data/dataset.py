@@ -16,6 +16,7 @@ from videollama2 import __version__
 from videollama2.constants import IGNORE_INDEX
 from videollama2.data.index import Index
 from videollama2.data.record import Medium, Record
+from videollama2.data.shards import source_of
 from videollama2.errors import ConfigError, DataError, MediaError, PromptError
 from videollama2.media.audio import SoundSampling
 from videollama2.media.kinds import AUDIO, KINDS, VIDEO
@@ -159,10 +160,11 @@ class VideoInstructionDataset(Dataset):
         silent = False
         if medium.kind != AUDIO:
             read = self.processor.read_levels if self.levels else self.processor.read
-            values.append((medium.kind, read(medium.kind, medium.path, ReadOptions.of(medium.kind, medium.options))))
+            options = ReadOptions.of(medium.kind, medium.options)
+            values.append((medium.kind, read(medium.kind, source_of(medium.path), options)))
         if AUDIO in medium.parts:
             options = ReadOptions(sound=SoundSampling(medium.start, medium.end), of_video=medium.va)
-            fbank_1TF, note = self.processor.hear(medium.path, options)
+            fbank_1TF, note = self.processor.hear(source_of(medium.path), options)
             values.append((AUDIO, fbank_1TF))
             silent = note is not None
         return values, silent

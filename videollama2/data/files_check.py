@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from videollama2.commands import hides_bar
 from videollama2.data.record import Medium
+from videollama2.data.shards import source_of
 from videollama2.errors import DataError, MediaError
 from videollama2.media.kinds import AUDIO
 from videollama2.media.probe import check_decodes, check_opens, check_sound
@@ -108,12 +109,13 @@ def _look_at(medium: Medium, decode: bool) -> tuple[Medium, _Finding]:
     remarks: list[str] = []
     seconds = None
     try:
+        source = source_of(medium.path)
         if medium.kind != AUDIO and decode:
-            remarks += check_decodes(medium.path, medium.kind, medium.start, medium.end)
+            remarks += check_decodes(source, medium.kind, medium.start, medium.end)
         elif medium.kind != AUDIO:
-            check_opens(medium.path, medium.kind)
+            check_opens(source, medium.kind)
         if AUDIO in medium.parts:
-            seconds, told = check_sound(medium.path, decode, is_optional=medium.va)
+            seconds, told = check_sound(source, decode, is_optional=medium.va)
             remarks += told
     except MediaError as error:
         return medium, _Finding(str(error))

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from videollama2.data.shards import is_shard, shard_digest
 from videollama2.errors import DataError
 
 _FORMAT = 2
@@ -27,11 +28,13 @@ _NUMBERS_FILE = "numbers.i64"
 
 
 def file_digest(file: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 digest of a file's content.
+    """Return the SHA-256 digest of a file's content; of a tar shard, without the content of its media.
 
     Raises:
         DataError: the file cannot be read.
     """
+    if is_shard(file):
+        return shard_digest(file)
     try:
         with Path(file).open("rb") as stream:
             digest = hashlib.sha256()

@@ -29,9 +29,10 @@ from pathlib import Path
 from typing import Any
 
 from videollama2.data.forms import FORM_KEYS, MESSAGE_KEYS, published_form
+from videollama2.data.shards import content_of, is_member
 from videollama2.errors import DataError, MediaError, PromptError
 from videollama2.media.frames import FrameSampling
-from videollama2.media.kinds import AUDIO, KINDS, TAGS, VIDEO
+from videollama2.media.kinds import AUDIO, KINDS, TAGS, VIDEO, kind_of
 from videollama2.media.sources import check_path, kind_of_path
 from videollama2.prompting import SPEAKERS, conversation_messages
 
@@ -200,14 +201,17 @@ def _media(raw: dict[str, Any], paths: Sequence[tuple[str, str]], folder: Path, 
 def _found(named: str, path: str, folder: Path) -> tuple[str, str]:
     """Return the kind and the full path of the file ``path``, which the record has under the key ``named``."""
     full = os.path.join(folder, path)
-    if named == AUDIO:
+    if is_member(path):
+        kind = AUDIO if named == AUDIO else kind_of(content_of(path), path)
+    elif named == AUDIO:
         # The published code does not join the folder before the paths of sounds.
         if not os.path.exists(full) and os.path.exists(path):
             full = path
         check_path(full)
-        return AUDIO, full
-    kind = kind_of_path(full)
-    if kind == AUDIO:
+        kind = AUDIO
+    else:
+        kind = kind_of_path(full)
+    if kind == AUDIO != named:
         raise DataError(f"{full}: is a sound, which belongs under {AUDIO!r} and not under {named!r}")
     return kind, full
 

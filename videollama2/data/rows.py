@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from videollama2.data.shards import is_shard, shard_rows
 from videollama2.errors import DataError
 from videollama2.stand_ins import HEAD_BYTES, stand_in
 
@@ -27,7 +28,7 @@ _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def read_rows(file: str | os.PathLike[str]) -> Iterator[Any]:
-    """Yield the unchecked rows of one JSON list or JSON Lines file.
+    """Yield the unchecked rows of one JSON list or JSON Lines file, or of one tar shard.
 
     The file may be compressed with gzip, whatever its name. UTF-16 is recognised by its byte order mark; otherwise the
     encoding is UTF-8.
@@ -36,6 +37,9 @@ def read_rows(file: str | os.PathLike[str]) -> Iterator[Any]:
         DataError: the file is missing or unreadable, or has neither form; the message names line and column. Rows
             before that position have been yielded by then.
     """
+    if is_shard(file):
+        yield from shard_rows(file)
+        return
     try:
         with _open_text(Path(file)) as stream:
             is_list = _first_mark(stream) == "["

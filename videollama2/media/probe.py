@@ -11,10 +11,11 @@ from videollama2.media.frames import MAX_NUM_FRAMES, FrameSampling, select_frame
 from videollama2.media.image import check_image, load_image
 from videollama2.media.kinds import IMAGE
 from videollama2.media.readers import FrameFolderReader, MediaWarning
+from videollama2.media.sources import describe_source
 from videollama2.media.video import check_video_file, open_video
 
 
-def check_opens(path: str, kind: str) -> None:
+def check_opens(path: str | bytes, kind: str) -> None:
     """Open a medium: the header of an image, the first packet of a video, the list of a folder of frames.
 
     Raises:
@@ -22,13 +23,13 @@ def check_opens(path: str, kind: str) -> None:
     """
     if kind == IMAGE:
         check_image(path)
-    elif os.path.isdir(path):
+    elif isinstance(path, str) and os.path.isdir(path):
         FrameFolderReader(path).close()
     else:
         check_video_file(path)
 
 
-def check_decodes(path: str, kind: str, start: float | None = None, end: float | None = None) -> list[str]:
+def check_decodes(path: str | bytes, kind: str, start: float | None = None, end: float | None = None) -> list[str]:
     """Decode an image, or the first and the last frame of a video (of the part between ``start`` and ``end`` seconds).
 
     Returns:
@@ -46,7 +47,7 @@ def check_decodes(path: str, kind: str, start: float | None = None, end: float |
     return [str(each.message) for each in caught if issubclass(each.category, MediaWarning)]
 
 
-def check_sound(path: str, decode: bool, is_optional: bool) -> tuple[float | None, list[str]]:
+def check_sound(path: str | bytes, decode: bool, is_optional: bool) -> tuple[float | None, list[str]]:
     """Find out how long a file's sound is.
 
     Args:
@@ -59,19 +60,19 @@ def check_sound(path: str, decode: bool, is_optional: bool) -> tuple[float | Non
     Raises:
         MediaError: the sound cannot be decoded, or there is none.
     """
-    if os.path.isdir(path):
+    if isinstance(path, str) and os.path.isdir(path):
         seconds, caught = None, []
     else:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", MediaWarning)
             seconds = sound_seconds(path, decode)
     if seconds is None and not is_optional:
-        raise MediaError(f"{path}: has no sound track")
+        raise MediaError(f"{describe_source(path)}: has no sound track")
     told = [str(each.message) for each in caught if issubclass(each.category, MediaWarning)]
-    return seconds, [*told, f"{path}: {NO_TRACK}"] if seconds is None else told
+    return seconds, [*told, f"{describe_source(path)}: {NO_TRACK}"] if seconds is None else told
 
 
-def _decode_ends(path: str, sampling: FrameSampling) -> None:
+def _decode_ends(path: str | bytes, sampling: FrameSampling) -> None:
     with open_video(path) as reader:
         first, last = 0, reader.num_frames - 1
         if sampling.start is not None or sampling.end is not None:

@@ -115,7 +115,7 @@ def open_video(
     return open_file(source, name, limits)
 
 
-def check_video_file(path: str | os.PathLike, limits: MediaLimits = OWN_FILES) -> None:
+def check_video_file(path: str | os.PathLike | bytes, limits: MediaLimits = OWN_FILES) -> None:
     """Find out cheaply whether a file can be read as a video, by its first packet; a reader reads all of them.
 
     Raises:
@@ -129,7 +129,7 @@ def check_video_file(path: str | os.PathLike, limits: MediaLimits = OWN_FILES) -
         return
     from videollama2.media.pyav.reader import check_first_packet
 
-    check_first_packet(path, name, limits)
+    check_first_packet(seekable_file(path, name, VIDEO) if isinstance(path, bytes) else path, name, limits)
 
 
 def read_clip(

@@ -52,7 +52,9 @@ def _target(decoder: nn.Module, asked: str | None) -> str:
     linear = {name for name, module in decoder.named_modules() if isinstance(module, nn.Linear)}
     if asked is None:
         if not linear:
-            raise ConfigError(f"--lora_enable: the {decoder.config.model_type} decoder has no linear layer")
+            raise ConfigError(
+                f"--lora_enable: the {getattr(decoder.config, 'model_type', '')} decoder has no linear layer"
+            )
         return rf"layers\..*\.({'|'.join(sorted({name.rpartition('.')[2] for name in linear}))})"
     try:
         matched = {name for name, _ in decoder.named_modules() if re.fullmatch(asked, name)}

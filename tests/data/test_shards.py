@@ -1,0 +1,107 @@
+"""Tar shards: the same records as from an annotation file, in any order, with media that stay in the shard."""
+
+import io
+import json
+import tarfile
+
+import pytest
+import torch
+
+from tests.conftest import ROOT
+from videollama2.data.check import check_files
+from videollama2.data.dataset import VideoInstructionDataset
+from videollama2.data.index import file_digest
+from videollama2.data.records import read_sets
+from videollama2.errors import DataError, MediaError
+from videollama2.processing import VideoLlama2Processor
+
+from .test_records import dialogue, media  # noqa: F401 - a fixture
+
+
+def write(path, members):
+    with tarfile.open(path, "w") as archive:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+
+
+@pytest.fixture
+def members(media):  # noqa: F811
+    video, image = (media / "v.mp4").read_bytes(), (media / "i.png").read_bytes()
+    asked = {kind: dialogue((f"<{kind}>\nWhat?", "This.")) for kind in ("video", "image")}
+    both = {"video": "b.mp4", "image": "png", "conversations": dialogue(("<image>\n<video>\nWhat?", "Both."))}
+    return [
+        ("part/a.json", json.dumps({"conversations": asked["video"]}).encode()),
+        ("part/a.mp4", video),
+        ("part/b.png", image),
+        ("part/b.json", json.dumps(both).encode()),
+        ("part/b.mp4", video),
+        ("part/c.jpg", image),
+        ("part/c.json", json.dumps({"id": "c", "conversations": asked["image"]}).encode()),
+        ("part/d.json", json.dumps({"conversations": dialogue(("Hello?", "Yes."))}).encode()),
+    ]
+
+
+@pytest.fixture
+def shard(tmp_path, members):
+    write(tmp_path / "shard-0.tar", members)
+    return tmp_path / "shard-0.tar"
+
+
+def test_samples_are_those_of_an_annotation_file(media, shard, tmp_path):  # noqa: F811
+    rows = [
+        {"video": "v.mp4", "conversations": dialogue(("<video>\nWhat?", "This."))},
+        {"video": "v.mp4", "image": "i.png", "conversations": dialogue(("<image>\n<video>\nWhat?", "Both."))},
+        {"image": "i.png", "conversations": dialogue(("<image>\nWhat?", "This."))},
+        {"conversations": dialogue(("Hello?", "Yes."))},
+    ]
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    packed, plain = read_sets([shard, tmp_path / "data.json"], data_folder=media)
+    assert [record.id for record in packed] == ["part/a", "part/b", "c", "part/d"]
+    processor = VideoLlama2Processor.from_pretrained(ROOT / "videollama2" / "assets" / "videollama2-tiny")
+    datasets = [VideoInstructionDataset(records, processor, 2048) for records in (packed, plain)]
+    for index in (2, 0, 3, 1):
+        ours, theirs = (dataset[index] for dataset in datasets)
+        assert (ours["input_ids"], ours["labels"]) == (theirs["input_ids"], theirs["labels"])
+        for (kind, pixels), (other, expected) in zip(ours["media"], theirs["media"], strict=True):
+            assert kind == other
+            assert torch.equal(pixels, expected)
+
+
+@pytest.mark.parametrize("how", ["open", "decode"])
+def test_members_are_checked(shard, members, tmp_path, how):
+    assert not check_files([shard], media=how).problems
+    broken = [(name, b"\0\0\0\x20ftypisom" + bytes(200) if name == "part/a.mp4" else c) for name, c in members]
+    write(tmp_path / "broken.tar", broken)
+    (problem,) = check_files([tmp_path / "broken.tar"], media=how).problems
+    assert "record 'part/a'" in problem
+
+
+def test_identity_is_that_of_records_and_members(shard, members, tmp_path):
+    write(tmp_path / "again.tar", members)
+    assert file_digest(tmp_path / "again.tar") == file_digest(shard)
+    other = [(name, content.replace(b"Hello", b"Hallo")) for name, content in members]
+    write(tmp_path / "other.tar", other)
+    assert file_digest(tmp_path / "other.tar") != file_digest(shard)
+
+
+def test_what_is_no_shard_is_refused(shard, members, tmp_path):
+    write(tmp_path / "bare.tar", members[1:])
+    with pytest.raises(DataError, match=r"bare.tar: part/a has no member part/a.json that describes it"):
+        read_sets([tmp_path / "bare.tar"])
+    write(tmp_path / "odd.tar", [("a.json", b"{")])
+    with pytest.raises(DataError, match=r"odd.tar: a.json is not JSON"):
+        read_sets([tmp_path / "odd.tar"])
+    (tmp_path / "text.tar").write_text("no archive")
+    with pytest.raises(DataError, match=r"text.tar: cannot be read as an uncompressed tar archive"):
+        read_sets([tmp_path / "text.tar"])
+
+
+def test_a_shard_that_shrank_is_told(shard):
+    (records,) = read_sets([shard])
+    shard.write_bytes(shard.read_bytes()[:2000])
+    processor = VideoLlama2Processor.from_pretrained(ROOT / "videollama2" / "assets" / "videollama2-tiny")
+    with pytest.raises(DataError, match=r"record 'part/a': .*a.mp4: the shard ends within this file") as told:
+        VideoInstructionDataset(records, processor, 2048)[0]
+    assert isinstance(told.value.__cause__, MediaError)
