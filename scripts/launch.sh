@@ -7,7 +7,6 @@
 #   RANK=0               number of this node         PYTHON, VENV=.venv     interpreter
 #   GLOBAL_BATCH_SIZE    samples of one step         LOCAL_BATCH_SIZE       samples of one process at a time
 #   STOP_SECONDS=600     how long a run may take to write its checkpoint after SIGTERM, SIGUSR1 (Slurm's --signal) or Ctrl-C
-#   MAX_RESTARTS=0       how often a run whose process has died begins again from its last checkpoint
 #   DATA_DIR=datasets    OUTP_DIR=work_dirs          DEEPSPEED              a JSON file, or none for plain DDP
 #
 # A script sets GLOBAL_BATCH_SIZE, LOCAL_BATCH_SIZE and DEEPSPEED where they are not given and calls `launch "$@" -- FLAGS`.
@@ -63,7 +62,6 @@ launch() {
         --master_addr "${MASTER_ADDR:-127.0.0.1}" \
         --master_port "${MASTER_PORT:-16666}" \
         --node_rank "${RANK:-0}" \
-        --max_restarts "${MAX_RESTARTS:-0}" \
         --signals_to_handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 \
         --shutdown_timeout "${STOP_SECONDS:-600}" \
         -m videollama2.train \

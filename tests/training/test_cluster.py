@@ -1,18 +1,14 @@
-"""Schedulers: the Slurm script with stand-ins for Slurm's programs, the SkyPilot file, restarts of torchrun."""
+"""Schedulers: the Slurm script with stand-ins for Slurm's programs, and the SkyPilot file."""
 
 import os
 import re
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.conftest import ROOT
-
-from .conftest import Run, difference, environment, flags
 
 SBATCH = ROOT / "scripts" / "slurm" / "finetune.sbatch"
 SRUN = """#!/usr/bin/env bash
@@ -116,32 +112,3 @@ def test_the_skypilot_file_names_what_launch_reads() -> None:
         assert f"{name}=" in task["run"]
     done = subprocess.run(["bash", "-n"], input=task["run"], text=True, check=False)
     assert done.returncode == 0
-
-
-@pytest.mark.slow
-def test_a_killed_process_comes_back(world, parts, tmp_path) -> None:
-    """torchrun begins the run again from its last checkpoint, and it ends with the weights of an undisturbed one."""
-    options = {"max_steps": 8, "save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 1}
-    options |= {"freeze_vision_tower": True, "lora_enable": True, "lora_r": 4}
-
-    def start(folder: Path) -> subprocess.Popen:
-        argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-        argv += ["--max_restarts", "1", "-m", "videollama2.train", *flags(world, parts, folder, **options)]
-        return subprocess.Popen(
-            argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(), cwd=ROOT, text=True
-        )
-
-    undisturbed = start(tmp_path / "whole")
-    _, told = undisturbed.communicate(timeout=500)
-    assert undisturbed.returncode == 0, told[-3000:]
-    struck = start(tmp_path / "struck")
-    losses = 0
-    for line in struck.stdout:
-        losses += "'loss'" in line
-        if losses == 5:  # two checkpoints are written
-            ranks = [p for p in psutil.Process(struck.pid).children() if "videollama2.train" in p.cmdline()]
-            ranks[-1].kill()
-            break
-    _, told = struck.communicate(timeout=500)
-    assert losses == 5 and struck.returncode == 0, told[-3000:]
-    assert difference(Run(tmp_path / "whole").weights, Run(tmp_path / "struck").weights) == 0
