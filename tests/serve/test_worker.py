@@ -151,6 +151,7 @@ def test_status(tiny_worker, tiny_service):
         "speed": tiny_service.speed,
         "queue_length": 0,
         "num_frames": 8,
+        "kinds": ["image", "video"],
         "max_model_len": tiny_service.engine.max_length,
     }
     assert http.get(tiny_worker.url + "/v1/models").json()["data"][0]["id"] == MODEL
