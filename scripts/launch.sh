@@ -98,7 +98,7 @@ launch() {
     trap - TERM USR1 INT
     [ "$code" -ne 0 ] || return 0
     if [ -n "$told" ]; then
-        echo "stopped by $told; the same command goes on from the last checkpoint" >&2
+        echo "stopped by $told; run the same command to continue from the last checkpoint" >&2
     else
         # The launcher has put a list of its own calls behind what the process said.
         echo "error: training ended with code $code; if a line above begins with 'error:', it says why" >&2

@@ -44,7 +44,7 @@ from videollama2.training.identity import RunIdentity
 from videollama2.training.joint import joint_of
 from videollama2.training.loss_plot import plot_losses
 from videollama2.training.outcome import closing_words
-from videollama2.training.resume import told_when_full
+from videollama2.training.resume import explain_full_disk
 from videollama2.training.run_folder import Start, clear, find_start, locked, mark_finished, write_record
 from videollama2.training.stopping import (
     StoppedBySignalError,
@@ -107,10 +107,10 @@ def _run(
     if training_args.should_log:
         print(describe_trainable(trainer.model), flush=True)
         if start.checkpoint:
-            print(f"going on from {start.checkpoint}", flush=True)
+            print(f"continuing from {start.checkpoint}", flush=True)
     out = training_args.output_folder
     # This covers more than the writing of weights, because the log can fill a disk too.
-    with signals, told_when_full(out):
+    with signals, explain_full_disk(out):
         trainer.train(resume_from_checkpoint=start.checkpoint)
         trainer.save_model(training_args.output_dir)
         trainer.save_state()

@@ -243,7 +243,7 @@ def test_keys_that_nobody_reads_are_counted(world, tmp_path):
     assert not report.problems
     assert report.unread == {"source": 5, "conversations.weight": 1}
     assert (
-        "keys that nobody reads, with how often they are there: 'source' (5), 'conversations.weight' (1)"
+        "unknown keys, which are ignored, and how often they occur: 'source' (5), 'conversations.weight' (1)"
         in report.text()
     )
 

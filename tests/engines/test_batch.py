@@ -127,7 +127,7 @@ def test_parquet_in_and_out(tmp_path: Path) -> None:
         ('{"custom_id": "", "body": {}}', "custom_id must be a text"),
         ('{"custom_id": "a", "body": {}, "method": "GET"}', "method must be POST"),
         ('{"custom_id": "a", "body": {}, "url": "chat"}', "url must be a path"),
-        ('{"custom_id": "a", "body": {}}\n{"custom_id": "a", "body": {}}', "'a' stands there twice"),
+        ('{"custom_id": "a", "body": {}}\n{"custom_id": "a", "body": {}}', "'a' appears twice"),
         ("", "holds no requests"),
     ],
 )

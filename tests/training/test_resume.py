@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import ROOT
 from videollama2 import train
 from videollama2.errors import CheckpointError, ConfigError
-from videollama2.training.resume import check_optimizer, is_whole, last_checkpoint, told_when_it_fails
+from videollama2.training.resume import check_optimizer, explain_failed_save, is_whole, last_checkpoint
 
 from .conftest import Run, command, copy_checkpoint, difference, environment, flags
 
@@ -160,5 +160,5 @@ def test_disk_without_room_for_a_second_checkpoint(run, world, parts, tmp_path, 
 
 def test_error_of_a_writer_is_told_with_the_folder(tmp_path):
     words = r"result: cannot be written .*GB free.*there is no other one"
-    with pytest.raises(CheckpointError, match=words), told_when_it_fails(tmp_path / "result", remove=True):
+    with pytest.raises(CheckpointError, match=words), explain_failed_save(tmp_path / "result", remove=True):
         os.open(tmp_path / "no" / "such", os.O_WRONLY)

@@ -158,7 +158,7 @@ def test_a_damaged_checkpoint_is_named_with_the_older_one(finished, world, parts
         path.write_bytes(content[: len(content) // 2] if harm == "cut" else bytes(len(content)))
     line = refusal(flags(world, parts, folder, **SAVING), capsys)
     assert f"{folder / 'checkpoint-4'}: cannot be read ({name}" in line
-    assert f"--resume_older True goes on from {folder / 'checkpoint-2'}" in line
+    assert f"--resume_older True resumes from {folder / 'checkpoint-2'}" in line
 
 
 def test_going_on_from_an_older_checkpoint_ends_the_same(run, finished, tmp_path):

@@ -235,7 +235,7 @@ def test_signals_to_a_script_reach_the_launcher(tmp_path, name):
     script.send_signal(getattr(signal, f"SIG{name}"))
     out, told = script.communicate(timeout=60)
     assert out == f"told of {name}\n"
-    assert told == f"stopped by SIG{name}; the same command goes on from the last checkpoint\n"
+    assert told == f"stopped by SIG{name}; run the same command to continue from the last checkpoint\n"
     assert script.returncode == 7
 
 

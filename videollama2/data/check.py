@@ -81,7 +81,7 @@ class Report:
             lines += ["", f"longer than the maximum, to be cut at the end: {_number(self.too_long, 'record')}"]
         if self.unread:
             keys = ", ".join(f"{key!r} ({count})" for key, count in self.unread.most_common())
-            lines += ["", f"keys that nobody reads, with how often they are there: {keys}"]
+            lines += ["", f"unknown keys, which are ignored, and how often they occur: {keys}"]
         if self.remarks:
             lines += ["", f"{_number(len(self.remarks), 'remark')}:", *self.remarks]
         if self.problems:

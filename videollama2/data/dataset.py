@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from videollama2 import __version__
 from videollama2.constants import IGNORE_INDEX
 from videollama2.data.index import Index
-from videollama2.data.record import Medium, Record
+from videollama2.data.record import Record, RecordMedium
 from videollama2.data.shards import source_of
 from videollama2.errors import ConfigError, DataError, MediaError, PromptError
 from videollama2.media.audio import SoundSampling
@@ -95,10 +95,10 @@ class VideoInstructionDataset(Dataset):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
         """Return the samples of a batch; the data loader calls this if there is such a method."""
-        read: dict[Medium, _Read] = {}
+        read: dict[RecordMedium, _Read] = {}
         return [self._item(index, read) for index in indices]
 
-    def _item(self, index: int, read: dict[Medium, _Read]) -> Sample:
+    def _item(self, index: int, read: dict[RecordMedium, _Read]) -> Sample:
         """Return one sample; ``read`` holds the media that the batch has read so far."""
         if index == len(self.records):
             return self._nothing()
@@ -114,7 +114,7 @@ class VideoInstructionDataset(Dataset):
     def _nothing(self) -> Sample:
         return {"input_ids": [self.processor.pad_token_id], "labels": [IGNORE_INDEX], "media": []}
 
-    def _sample(self, record: Record, read: dict[Medium, _Read]) -> Sample:
+    def _sample(self, record: Record, read: dict[RecordMedium, _Read]) -> Sample:
         ids, labels, media = self.tokens(record)
         for medium in media:
             if medium not in read:
@@ -123,7 +123,7 @@ class VideoInstructionDataset(Dataset):
         silent = sum(read[medium][1] for medium in media)
         return {"input_ids": ids, "labels": labels, "media": values, **({"silent": silent} if silent else {})}
 
-    def tokens(self, record: Record) -> tuple[list[int], list[int], tuple[Medium, ...]]:
+    def tokens(self, record: Record) -> tuple[list[int], list[int], tuple[RecordMedium, ...]]:
         """Return ids with placeholders, labels, and the media that fit into ``max_length``; no file is read.
 
         Raises:
@@ -142,10 +142,10 @@ class VideoInstructionDataset(Dataset):
             raise DataError(f"no labelled token within the {self.max_length} tokens of model_max_length")
         return ids, labels, media
 
-    def _tokens_of(self, medium: Medium) -> int:
+    def _tokens_of(self, medium: RecordMedium) -> int:
         return sum(self._counts_of(medium))
 
-    def _counts_of(self, medium: Medium) -> list[int]:
+    def _counts_of(self, medium: RecordMedium) -> list[int]:
         """Return the number of tokens of each part of a medium."""
         config = self.processor.model_config
         frames = {VIDEO: medium.num_frames}  # of other kinds, the number is the configuration's
@@ -154,7 +154,7 @@ class VideoInstructionDataset(Dataset):
         except ConfigError as error:
             raise DataError(f"{medium.path}: 'num_frames' {medium.num_frames}: {error}") from error
 
-    def _read(self, medium: Medium) -> _Read:
+    def _read(self, medium: RecordMedium) -> _Read:
         """Return the values of a medium, and whether its sound is the silence that stands for a missing track."""
         values: list[tuple[str, torch.Tensor]] = []
         silent = False
@@ -203,7 +203,9 @@ class VideoInstructionDataset(Dataset):
         return (min(media + text, self.max_length) for media, text in pairs)
 
 
-def _with_sounds(ids: Sequence[int], labels: Sequence[int], media: Sequence[Medium]) -> tuple[list[int], list[int]]:
+def _with_sounds(
+    ids: Sequence[int], labels: Sequence[int], media: Sequence[RecordMedium]
+) -> tuple[list[int], list[int]]:
     """Return ids and labels with the sentinel of a sound right behind that of each video that is heard."""
     remaining = iter(media)
     pairs: list[tuple[int, int]] = []

@@ -13,7 +13,7 @@ from functools import partial
 from tqdm import tqdm
 
 from videollama2.commands import hides_bar
-from videollama2.data.record import Medium
+from videollama2.data.record import RecordMedium
 from videollama2.data.shards import source_of
 from videollama2.errors import DataError, MediaError
 from videollama2.media.kinds import AUDIO
@@ -37,14 +37,16 @@ class FilesChecked:
         seconds: time that this took.
     """
 
-    problems: dict[Medium, str] = field(default_factory=dict)
-    remarks: dict[Medium, str] = field(default_factory=dict)
-    sounds: dict[Medium, float | None] = field(default_factory=dict)
+    problems: dict[RecordMedium, str] = field(default_factory=dict)
+    remarks: dict[RecordMedium, str] = field(default_factory=dict)
+    sounds: dict[RecordMedium, float | None] = field(default_factory=dict)
     count: int = 0
     seconds: float = 0.0
 
 
-def check_media_files(media: Iterable[Medium], decode: bool, workers: int, progress: bool = False) -> FilesChecked:
+def check_media_files(
+    media: Iterable[RecordMedium], decode: bool, workers: int, progress: bool = False
+) -> FilesChecked:
     """Open or decode each medium once.
 
     Args:
@@ -60,7 +62,7 @@ def check_media_files(media: Iterable[Medium], decode: bool, workers: int, progr
     checked, begin = FilesChecked(count=len(distinct)), time.perf_counter()
     if not distinct:
         return checked
-    work: Callable[[Medium], tuple[Medium, _Finding]] = partial(_look_at, decode=decode)
+    work: Callable[[RecordMedium], tuple[RecordMedium, _Finding]] = partial(_look_at, decode=decode)
     words = "decoding" if decode else "opening"
     with (
         _executor(decode, workers) as executor,
@@ -84,9 +86,9 @@ def check_media_files(media: Iterable[Medium], decode: bool, workers: int, progr
     return checked
 
 
-def without_bounds(medium: Medium) -> Medium:
+def without_bounds(medium: RecordMedium) -> RecordMedium:
     """Return the medium as one whole file, which is what opening it is about."""
-    return Medium(medium.kind, medium.path, va=medium.va)
+    return RecordMedium(medium.kind, medium.path, va=medium.va)
 
 
 @dataclass
@@ -105,7 +107,7 @@ def _executor(decode: bool, workers: int) -> Executor:
     return ThreadPoolExecutor(_OPENERS)
 
 
-def _look_at(medium: Medium, decode: bool) -> tuple[Medium, _Finding]:
+def _look_at(medium: RecordMedium, decode: bool) -> tuple[RecordMedium, _Finding]:
     remarks: list[str] = []
     seconds = None
     try:

@@ -52,7 +52,7 @@ _TAG = re.compile("|".join(map(re.escape, TAGS.values())))
 
 
 @dataclass(frozen=True, slots=True)
-class Medium:
+class RecordMedium:
     """One file of a record.
 
     Attributes:
@@ -93,7 +93,7 @@ class Record:
 
     id: str
     source: str
-    media: tuple[Medium, ...]
+    media: tuple[RecordMedium, ...]
     conversations: tuple[dict[str, str], ...]
 
     @property
@@ -178,7 +178,7 @@ def _paths(value: Any, key: str) -> list[str]:
     return paths
 
 
-def _media(raw: dict[str, Any], paths: Sequence[tuple[str, str]], folder: Path, va: bool) -> tuple[Medium, ...]:
+def _media(raw: dict[str, Any], paths: Sequence[tuple[str, str]], folder: Path, va: bool) -> tuple[RecordMedium, ...]:
     bounds = {key: raw[key] for key in _SAMPLING_KEYS if raw.get(key) is not None}
     FrameSampling(**bounds)  # raises an error for impossible bounds
     asked = raw.get("va")
@@ -188,7 +188,7 @@ def _media(raw: dict[str, Any], paths: Sequence[tuple[str, str]], folder: Path, 
     for named, path in paths:
         kind, full = _found(named, path, folder)
         own = {key: bounds[key] for key in KINDS[kind].options & bounds.keys()}
-        media.append(Medium(kind, full, **own, va=kind == VIDEO and (va if asked is None else asked)))
+        media.append(RecordMedium(kind, full, **own, va=kind == VIDEO and (va if asked is None else asked)))
     if bounds.keys() - {"num_frames"} and not any(medium.bounds for medium in media):
         raise DataError(f"{' and '.join(map(repr, bounds))} bound a video or a sound, and this record has none")
     if "num_frames" in bounds and not any(medium.num_frames for medium in media):

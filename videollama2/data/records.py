@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from videollama2.commands import hides_bar
 from videollama2.data.index import Index, file_digest, mapped
-from videollama2.data.record import Medium, Record, parse_record, unread_keys
+from videollama2.data.record import Record, RecordMedium, parse_record, unread_keys
 from videollama2.data.rows import read_rows
 from videollama2.errors import DataError
 
@@ -54,7 +54,7 @@ class PackedRecords(Sequence[Record]):
     def append(self, record: Record) -> None:
         """Append one record of ``source``; records that were opened from a folder cannot grow."""
         assert isinstance(self._block, bytearray) and isinstance(self._ends, array)
-        media = [tuple(getattr(medium, name) for name in Medium.__slots__) for medium in record.media]
+        media = [tuple(getattr(medium, name) for name in RecordMedium.__slots__) for medium in record.media]
         text = _ENCODER.encode((record.id, media, record.conversations))
         self._block += text.encode("utf-8", "surrogatepass")
         self._ends.append(len(self._block))
@@ -100,7 +100,7 @@ class PackedRecords(Sequence[Record]):
         with memoryview(self._block) as block:
             text = str(block[self._ends[index] : self._ends[index + 1]], "utf-8", "surrogatepass")
         name, media, conversations = json.loads(text)
-        return Record(name, self.source, tuple(Medium(*medium) for medium in media), tuple(conversations))
+        return Record(name, self.source, tuple(RecordMedium(*medium) for medium in media), tuple(conversations))
 
 
 def _restored(source: str, block: bytearray, ends: array[int]) -> PackedRecords:

@@ -80,7 +80,7 @@ def read_requests(source: str, question: str | None) -> list[BatchLine]:
     seen: set[str] = set()
     for line in lines:
         if line.custom_id in seen:
-            raise DataError(f"{source}: custom_id {line.custom_id!r} stands there twice; answers go by it")
+            raise DataError(f"{source}: custom_id {line.custom_id!r} appears twice; answers are matched by it")
         seen.add(line.custom_id)
     if not lines:
         raise DataError(f"{source}: holds no requests")

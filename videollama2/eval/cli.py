@@ -193,7 +193,7 @@ def _add_folders(parser: argparse.ArgumentParser) -> None:
         "--protocol",
         default="published",
         choices=("published", "strict"),
-        help="reading that stands first in the results; both are reported",
+        help="reading that is listed first in the results; both are reported",
     )
     parser.add_argument(
         "--tensorboard",

@@ -58,8 +58,8 @@ def score_folder(args: argparse.Namespace) -> Published | None:
     answers, gaps = AnswerStore(args.answers, asked, about).merge([item.id for item in items])
     if gaps and not args.partial:
         raise DataError(
-            f"{args.answers}: {len(gaps)} of {len(items)} answers are missing, {gaps[0]!r} first; the command that "
-            "began it goes on where it stopped, and --partial scores what is there"
+            f"{args.answers}: {len(gaps)} of {len(items)} answers are missing, {gaps[0]!r} first; repeat the "
+            "command to continue where it stopped, or score what is there with --partial"
         )
     missing = set(gaps)
     there = [item for item in items if item.id not in missing]

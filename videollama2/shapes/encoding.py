@@ -30,11 +30,10 @@ def encode_video(frames_THWC: np.ndarray, wave_S: np.ndarray | None = None) -> b
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.gop_size = 12
         stream.codec_context.thread_count = 1
-        sound: av.AudioStream | None = None
+        sound = None
         if wave_S is not None:
             # The default search for the best coding takes eight times as long and sounds no better here.
             sound = container.add_stream("aac", rate=RATE, layout="mono", options={"aac_coder": "fast"})
-            assert sound.codec_context is not None  # an encoder's stream has one
             sound.codec_context.bit_rate = 64_000
         for pixels in packed.reshape(frame_count, height * 3 // 2, width):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="yuv420p")))

@@ -45,7 +45,6 @@ CROSSINGS = {"travel": 1, "bounce_slow": 1, "bounce_fast": 3}
 SLIDES = ("slide_early", "slide_late")
 CHANGES = ("recolour", "reshape")
 VANISHING = ("appear", "disappear")
-BEHAVIOURS = ("still", *CROSSINGS, *SLIDES, *CHANGES, *VANISHING)
 
 _HALF = SIZE // 4
 _MARGIN = 2

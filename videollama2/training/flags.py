@@ -22,7 +22,7 @@ class ModelArguments:
     """Flags for the parts of the model and for which of them learn."""
 
     model_path: str = field(
-        metadata={"help": "Language model (needs --vision_tower), or a VideoLLaMA 2 checkpoint to go on from."}
+        metadata={"help": "Language model (needs --vision_tower), or a VideoLLaMA 2 checkpoint to continue from."}
     )
     model_type: str | None = field(
         default=None,
@@ -197,7 +197,7 @@ class DataArguments:
 
 
 _COMPILING = (
-    "the frames and tokens of each batch differ in number, which makes torch compile anew for minutes and fail in "
+    "the frames and tokens of each batch differ in number, which makes torch recompile for minutes and fail in "
     "the backward pass"
 )
 _FSDP = "weights are sharded by --deepspeed scripts/zero3.json; this trainer does not know FSDP's"
@@ -212,10 +212,10 @@ _REFUSED = {
     "fsdp": _FSDP,
     "fsdp_config": _FSDP,
     "use_liger_kernel": "it knows no such model; its main saving, logits of a few positions at a time, is made anyway",
-    "auto_find_batch_size": "it goes on with smaller batches than the run was started with; give "
+    "auto_find_batch_size": "it continues with smaller batches than the run was started with; set "
     "--per_device_train_batch_size and --gradient_accumulation_steps",
-    "enable_jit_checkpoint": "it saves between the backward pass and the optimizer's step, which is not gone on from "
-    "exactly; without it, SIGTERM and SIGUSR1 leave a whole checkpoint after the step under way",
+    "enable_jit_checkpoint": "it saves between the backward pass and the optimizer's step, from which a run "
+    "cannot be resumed exactly; without it, SIGTERM and SIGUSR1 leave a whole checkpoint after the step under way",
 }
 """Flags of transformers that would not do here what they promise, each with the reason."""
 
@@ -229,11 +229,11 @@ class TrainingArguments(transformers.TrainingArguments):
         default=False, metadata={"help": "Must stay False: the collator reads what the model does not."}
     )
     overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Begin anew in a folder that holds another run, which is removed."}
+        default=False, metadata={"help": "Start over in a folder that holds another run, which is removed."}
     )
     resume_older: bool = field(
         default=False,
-        metadata={"help": "Go on from the newest checkpoint that can be read where newer ones are damaged."},
+        metadata={"help": "Resume from the newest readable checkpoint if newer ones are damaged."},
     )
     optim: str = field(default="adamw_torch_fused", metadata={"help": "Any optimizer of transformers."})
     gradient_checkpointing_parts: list[str] = field(
@@ -298,7 +298,7 @@ class TrainingArguments(transformers.TrainingArguments):
         default=False, metadata={"help": "Refused: logits exist for a few positions at a time without it."}
     )
     auto_find_batch_size: bool = field(
-        default=False, metadata={"help": "Refused: a run would go on with other batches than it was started with."}
+        default=False, metadata={"help": "Refused: a run would continue with other batches than it was started with."}
     )
     enable_jit_checkpoint: bool = field(
         default=False, metadata={"help": "Refused: SIGTERM and SIGUSR1 leave a checkpoint without it."}

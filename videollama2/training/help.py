@@ -51,9 +51,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
 """The flags under each title of ``--help``. Every flag of this program is in one of the groups."""
 
 _SAID = {
-    "gradient_checkpointing": "Compute activations anew in the backward pass instead of keeping them: less memory, a "
+    "gradient_checkpointing": "Recompute activations in the backward pass instead of keeping them: less memory, a "
     "quarter more time.",
-    "resume_from_checkpoint": "Go on from this checkpoint instead of the last one in --output_dir.",
+    "resume_from_checkpoint": "Resume from this checkpoint instead of the last one in --output_dir.",
     "output_dir": "Where checkpoints and the result are written.",
     "lr_scheduler_type": "linear, cosine, constant, constant_with_warmup, cosine_with_min_lr, ...",
 }

@@ -114,7 +114,7 @@ class RunIdentity:
         if different := self.differences(former):
             raise ConfigError(
                 f"{folder} holds a run that was started otherwise: {'; '.join(different)}. Give the same flags and "
-                "data, another --output_dir, or --overwrite_output_dir True to begin anew"
+                "data, another --output_dir, or --overwrite_output_dir True to start over"
             )
 
 

@@ -1,6 +1,6 @@
 """LoRA and QLoRA: low-rank matrices that are trained beside the decoder's linear layers.
 
-:mod:`videollama2.checkpoints.adapter` reads and writes them.
+They are saved, read and merged in :mod:`videollama2.checkpoints.adapter`.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from videollama2.errors import ConfigError, MissingDependencyError
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
@@ -47,7 +48,7 @@ def add_lora(model: VideoLlama2ForConditionalGeneration, args: TrainingArguments
             module.support_avx512bf16_for_cpu = False
 
 
-def _target(decoder: nn.Module, asked: str | None) -> str:
+def _target(decoder: PreTrainedModel, asked: str | None) -> str:
     """Return a regular expression for the whole names of the adapted layers in the decoder."""
     linear = {name for name, module in decoder.named_modules() if isinstance(module, nn.Linear)}
     if asked is None:

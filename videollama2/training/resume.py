@@ -1,6 +1,8 @@
 """The checkpoints of a run: which of them are complete and readable, and clear errors for those that are not.
 
 A checkpoint is *whole* if it was written to its end, and *damaged* if it was whole once but cannot be read any more.
+The checkpoint from which a run starts is chosen in :mod:`videollama2.training.run_folder`; the trainer reads and writes
+checkpoints in :mod:`videollama2.training.saving`.
 """
 
 from __future__ import annotations
@@ -126,11 +128,11 @@ def check_optimizer(checkpoint: Path, deepspeed: bool) -> None:
         reason = "was written without --deepspeed, this run is with it"
     else:
         reason = "holds no state of the optimizer (--save_only_model)"
-    raise ConfigError(f"{checkpoint} {reason}: cannot go on from there; give the same flags or another --output_dir")
+    raise ConfigError(f"{checkpoint} {reason}: cannot be resumed; use the same flags or another --output_dir")
 
 
 @contextmanager
-def told_when_it_fails(folder: Path, remove: bool) -> Iterator[None]:
+def explain_failed_save(folder: Path, remove: bool) -> Iterator[None]:
     """Turn a failure to write ``folder``, such as a full disk, into one clear error.
 
     Args:
@@ -153,7 +155,7 @@ def told_when_it_fails(folder: Path, remove: bool) -> Iterator[None]:
 
 
 @contextmanager
-def told_when_unreadable(checkpoint: str | None) -> Iterator[None]:
+def explain_unreadable(checkpoint: str | None) -> Iterator[None]:
     """Turn damage that only shows while a checkpoint is read into one clear error, which says how to continue.
 
     Raises:
@@ -174,12 +176,12 @@ def unreadable(checkpoint: Path, problem: str) -> str:
     whole = whole_checkpoints(checkpoint.parent)
     older = whole[whole.index(checkpoint) + 1 :] if checkpoint in whole else []
     good = next((path for path in older if problem_of(path) is None), None)
-    way_out = f"--resume_older True goes on from {good}" if good else "there is no older whole one"
+    way_out = f"--resume_older True resumes from {good}" if good else "there is no older whole one"
     return f"{checkpoint}: cannot be read ({problem}); {way_out}"
 
 
 @contextmanager
-def told_when_full(folder: Path) -> Iterator[None]:
+def explain_full_disk(folder: Path) -> Iterator[None]:
     """Turn a full disk into one clear error while files other than checkpoints are written to ``folder``.
 
     Raises:

@@ -183,8 +183,8 @@ def _check_record(checkpoint: Path, identity: RunIdentity) -> None:
     record = read_record(checkpoint)
     if record is None:
         raise ConfigError(
-            f"{checkpoint} says nothing of the run that wrote it: --resume_from_checkpoint {checkpoint} goes on from "
-            "it all the same, --overwrite_output_dir True begins anew"
+            f"{checkpoint} does not say which run wrote it: --resume_from_checkpoint {checkpoint} resumes from it "
+            "anyway, --overwrite_output_dir True starts over"
         )
     identity.check(RunIdentity.from_json(record["identity"]), checkpoint)
 

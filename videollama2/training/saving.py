@@ -24,7 +24,7 @@ from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.processing import VideoLlama2Processor
 from videollama2.training.flags import TrainingArguments
 from videollama2.training.identity import RunIdentity
-from videollama2.training.resume import told_when_it_fails, told_when_unreadable, write_sizes
+from videollama2.training.resume import explain_failed_save, explain_unreadable, write_sizes
 from videollama2.training.run_folder import write_record
 from videollama2.training.sharding import keep_frozen_out, load_engine
 from videollama2.training.stopping import (
@@ -149,7 +149,7 @@ class SavingTrainer(Trainer):
         folder = Path(output_dir) if output_dir else self.args.output_folder
         model, processor = self.unwrapped(), cast("VideoLlama2Processor", self.processing_class)
         is_result = folder == self.args.output_folder
-        with told_when_it_fails(folder, remove=False) if is_result else nullcontext():
+        with explain_failed_save(folder, remove=False) if is_result else nullcontext():
             if self.parts_alone:
                 save_parts(model, processor, folder, self.base, self.parts_alone, state_dict)
             elif has_lora(model):
@@ -165,7 +165,7 @@ class SavingTrainer(Trainer):
         if self.args.should_save:
             shutil.rmtree(folder, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        with told_when_it_fails(folder, remove=self.args.should_save):
+        with explain_failed_save(folder, remove=self.args.should_save):
             super()._save_checkpoint(model, trial)
         self.saved_step = self.state.global_step
 
@@ -202,11 +202,11 @@ class SavingTrainer(Trainer):
         return prepared
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with told_when_unreadable(checkpoint):
+        with explain_unreadable(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        with told_when_unreadable(checkpoint):
+        with explain_unreadable(checkpoint):
             super()._load_rng_state(checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -216,7 +216,7 @@ class SavingTrainer(Trainer):
         warning, so that a resumed run would start from the base model.
         """
         target = self.unwrapped(model)
-        with told_when_unreadable(resume_from_checkpoint):
+        with explain_unreadable(resume_from_checkpoint):
             self._read_weights(target, Path(resume_from_checkpoint))
 
     def _read_weights(self, target: VideoLlama2ForConditionalGeneration, folder: Path) -> None:

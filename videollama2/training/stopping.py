@@ -40,7 +40,7 @@ class StoppedBySignalError(Exception):
     def __init__(self, number: int, step: int, checkpoint: str | None) -> None:
         where = f"everything learnt is in {checkpoint}" if checkpoint else "nothing was learnt yet"
         super().__init__(
-            f"stopped by {signal.Signals(number).name} after step {step}: {where}; the same command goes on"
+            f"stopped by {signal.Signals(number).name} after step {step}: {where}; run the same command to continue"
         )
         self.exit_code = 128 + number
 

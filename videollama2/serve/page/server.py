@@ -116,7 +116,7 @@ def read_accounts(path: str | Path) -> dict[str, bytes]:
             raise ConfigError(f"{path}, line {number}: is not 'user:password'")
         accounts[user] = _digest(password)
     if not accounts:
-        raise ConfigError(f"{path}: --auth-file names nobody")
+        raise ConfigError(f"{path}: --auth-file lists no user")
     return accounts
 
 
