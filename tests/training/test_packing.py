@@ -1,9 +1,12 @@
 """Packed rows: what is learnt from a record does not depend on the records beside it."""
 
+import importlib.util
+
 import pytest
 import torch
 from torch.utils.data import ConcatDataset
 
+from tests.conftest import ROOT
 from videollama2 import train
 from videollama2.data.collator import TrainingCollator
 from videollama2.data.dataset import VideoInstructionDataset
@@ -144,6 +147,16 @@ def test_invariant_over_processes(run, launch):
     spread = launch(2, **{**options, "per_device_train_batch_size": 1})
     assert spread.losses == pytest.approx(whole.losses, abs=1e-6)
     assert difference(whole.weights, spread.weights) <= 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="the package deepspeed is not installed")
+def test_zero_3_equals_plain_training(run, launch):
+    """With layers recomputed; a row of one process may hold other media than that of the other."""
+    options = {**PACKED, "gradient_checkpointing": True}
+    whole = run(**options)
+    sliced = launch(2, **{**options, "per_device_train_batch_size": 1, "deepspeed": ROOT / "scripts" / "zero3.json"})
+    assert sliced.losses == pytest.approx(whole.losses, rel=1e-3)
 
 
 def test_resumed_exactly(run, tmp_path):
