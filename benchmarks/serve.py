@@ -4,11 +4,13 @@
     python benchmarks/serve.py [--shape tiny 0.5b] [--clients 1 4 16] [--new-tokens 64] [--through worker|api]
 
 Starts the servers as processes of their own on free ports of this machine and asks over real sockets, streaming, about
-one clip that is cached after the first question. Three loads per model:
+one clip that is cached after the first question. Four loads per model:
 
 * busy: each of N clients asks again as soon as it is answered; gives the throughput;
 * open: requests arrive at random moments (Poisson), whether or not others are answered, at 70 % of that throughput
   (open-loop: a slow server meets a queue, not patient clients);
+* mixed: as open, but every third request brings a clip that the server has not seen, every other one a long question,
+  and answers are a quarter to all of the usual length;
 * engine: the same requests in this process without a server, in turns with the busy load; the difference is the server.
 
 All rows of a table come from one run; quote the ratios. The load generator shares the machine with the server.
@@ -40,6 +42,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from ask import CLIP, QUESTION, SHAPES, make_random
 
 QUESTIONS = (QUESTION, "How many objects are there?", "Which object moves first?", "What is the colour of the square?")
+LONG_BEGINNING = "Look at the whole clip, compare its beginning with its end, and give the reason. " * 8
+CLIP_S, FRAME_S = 2.0, 1 / 12
+"""Length of the clip and of one of its frames, in seconds."""
 START_S = 300.0
 
 
@@ -140,28 +145,36 @@ class Asker:
 
         limits = httpx.Limits(max_connections=None)
         self.client = httpx.AsyncClient(base_url=url, timeout=None, limits=limits, trust_env=False)
-        self.tokens = tokens
+        self.tokens, self.unseen = tokens, 0
         self.clip = "data:video/mp4;base64," + base64.b64encode(Path(CLIP).read_bytes()).decode()
 
-    def body(self, number: int) -> dict[str, Any]:
-        parts = [
-            {"type": "video_url", "video_url": {"url": self.clip}},
-            {"type": "text", "text": QUESTIONS[number % len(QUESTIONS)]},
-        ]
+    def body(self, number: int, mixed: bool = False) -> dict[str, Any]:
+        video: dict[str, Any] = {"url": self.clip}
+        question, tokens = QUESTIONS[number % len(QUESTIONS)], self.tokens
+        if mixed:
+            tokens = max(1, tokens * (1 + number % 4) // 4)
+            if number % 2:
+                question = f"{LONG_BEGINNING} {question}"
+            if number % 3 == 0:
+                # Another first or last frame makes a clip that no cache holds.
+                late, early = self.unseen % 12 + 1, self.unseen // 12 % 8
+                video.update(start=late * FRAME_S, end=CLIP_S - early * FRAME_S)
+                self.unseen += 1
+        parts = [{"type": "video_url", "video_url": video}, {"type": "text", "text": question}]
         return {
             "model": "model",
             "messages": [{"role": "user", "content": parts}],
             "temperature": 0,
             "stream": True,
             "stream_options": {"include_usage": True},
-            "max_completion_tokens": self.tokens,
-            "min_tokens": self.tokens,
+            "max_completion_tokens": tokens,
+            "min_tokens": tokens,
         }
 
-    async def ask(self, number: int, load: Load) -> None:
+    async def ask(self, number: int, load: Load, mixed: bool = False) -> None:
         start = last = time.perf_counter()
         begun = False
-        async with self.client.stream("POST", "/v1/chat/completions", json=self.body(number)) as response:
+        async with self.client.stream("POST", "/v1/chat/completions", json=self.body(number, mixed)) as response:
             if response.status_code != 200:
                 raise SystemExit(f"status {response.status_code}: {(await response.aread()).decode()}")
             async for line in response.aiter_lines():
@@ -189,12 +202,12 @@ class Asker:
         load.seconds = time.perf_counter() - start
         return load
 
-    async def open_loop(self, count: int, per_second: float) -> Load:
+    async def open_loop(self, count: int, per_second: float, mixed: bool = False) -> Load:
         """``count`` requests that arrive at random moments."""
         load, rng, start = Load(), random.Random(0), time.perf_counter()
         running = []
         for number in range(count):
-            running.append(asyncio.ensure_future(self.ask(number, load)))
+            running.append(asyncio.ensure_future(self.ask(number, load, mixed)))
             await asyncio.sleep(rng.expovariate(per_second))
         await asyncio.gather(*running)
         load.seconds = time.perf_counter() - start
@@ -256,6 +269,7 @@ async def measure(args: argparse.Namespace, name: str, path: str) -> None:
             _row("busy", clients, load, one)
             arrivals = 0.7 * load.rate / args.new_tokens
             _row("open", clients, await asker.open_loop(clients * args.requests, arrivals), one)
+            _row("mixed", clients, await asker.open_loop(clients * args.requests, arrivals, mixed=True), one)
         await compare(args, asker, Bare(path, most, args.new_tokens))
         await asker.client.aclose()
 
