@@ -47,6 +47,19 @@ def test_count_is_what_comes_out_and_a_still_image_equals_equal_frames(name, fra
         torch.testing.assert_close(ours, reference, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_half_precision_on_a_cpu_is_float32_rounded(name, dtype):
+    torch.manual_seed(0)
+    connector = build_connector(name, 32, 32).eval()
+    features = torch.randn(1, 4, 36, 32)
+    exact = connector(features)
+    half = connector.to(dtype)(features.to(dtype))
+    assert half.dtype == dtype
+    assert (half.float() - exact).abs().max() < 0.1 * exact.abs().max()
+
+
 @pytest.mark.parametrize("name", ["stc_connector", "stc_connector_v35", "stp_connector"])
 def test_still_image_computes_distinct_slices_only(name):
     """A 16-frame still costs no more than four frames after, and one frame before the sampler."""

@@ -237,13 +237,22 @@ class StcConnectorV35(StcConnector):
     padding = 0
 
 
+class _AveragePool(nn.AvgPool3d):
+    """Average pooling that sums bfloat16 and float16 in float32 on a CPU, for which torch has no such kernel."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if input.device.type == "cpu" and input.dtype in (torch.bfloat16, torch.float16):
+            return super().forward(input.float()).to(input.dtype)
+        return super().forward(input)
+
+
 class StpConnector(StcConnector):
     """``stp_connector``: average pooling instead of the convolution."""
 
     padding = 0
 
     def _make_sampler(self, channels: int) -> nn.Module:
-        return nn.Sequential(nn.AvgPool3d(self.kernel), nn.SiLU())
+        return nn.Sequential(_AveragePool(self.kernel), nn.SiLU())
 
 
 class SpatialConvConnector(StcConnector):
