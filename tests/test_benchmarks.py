@@ -69,3 +69,32 @@ def test_rules_that_can_be_broken(ask, change, verdicts):
         "frames second": 0,
     }
     assert [is_met for is_met, _ in ask.rules(row | change)] == verdicts
+
+
+def test_the_parts_of_the_gpu_script_run_on_a_cpu_at_tiny_shapes(tmp_path):
+    done = subprocess.run(
+        ["bash", str(ROOT / "benchmarks" / "gpu.sh"), str(tmp_path / "out"), "--smoke"],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        env={**os.environ, "PYTHON": sys.executable},
+    )
+    out = tmp_path / "out"
+    logs = "".join(path.read_text()[-2000:] for path in out.glob("*.log"))
+    assert done.returncode == 0, done.stdout + done.stderr + logs
+    assert [line.split(",")[0] for line in (out / "summary.txt").read_text().splitlines()] == [
+        "golden: exit code 0",
+        "engine: exit code 0",
+    ]
+    rows = {line.split()[0]: line.split() for line in (out / "golden.txt").read_text().splitlines() if line}
+    equal, count = int(rows["float32"][3]), int(rows["float32"][5])
+    assert equal == count > 20 and float(rows["float32"][2]) < 1e-3 < float(rows["bfloat16"][2])
+    steps = (out / "engine.txt").read_text().split("rows of a step")[1].splitlines()[1:6]
+    assert [int(line.split()[0]) for line in steps] == [1, 2, 4, 8, 16]
+
+
+def test_the_gpu_script_refuses_what_it_does_not_know(tmp_path):
+    done = subprocess.run(
+        ["bash", str(ROOT / "benchmarks" / "gpu.sh"), str(tmp_path), "--smok"], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "unknown option --smok" in done.stderr
