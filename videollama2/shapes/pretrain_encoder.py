@@ -120,8 +120,19 @@ def pretrain_encoder(
     return fit([*encoder.parameters(), *probe.parameters()], batches, read, "encoder", progress)
 
 
+class WholeBatches(Dataset):
+    """A data set whose item ``step`` is a whole batch: the inputs of a part, and what they show."""
+
+    def __len__(self) -> int:
+        """Return the number of batches, which is that of the steps of training."""
+        raise NotImplementedError
+
+    def __getitem__(self, step: int) -> tuple[torch.Tensor, Truth]:
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class DrawnBatches(Dataset):
+class DrawnBatches(WholeBatches):
     """A data set whose item ``step`` is a whole batch of ``size`` scenes: their pixels and what they show.
 
     Args:
@@ -146,14 +157,14 @@ class DrawnBatches(Dataset):
 
 def fit(
     parameters: list[nn.Parameter],
-    batches: Dataset,
+    batches: WholeBatches,
     read: Callable[[torch.Tensor], dict[str, torch.Tensor]],
     name: str,
     progress: bool,
     loss_of: Callable[[dict[str, torch.Tensor], Truth], torch.Tensor] = probe_loss,
     measure_of: Callable[[dict[str, torch.Tensor], Truth], dict[str, float]] | None = None,
 ) -> dict[str, float]:
-    """Minimise ``loss_of(read(inputs), truth)`` over a data set of whole batches (inputs, truth), one step for each.
+    """Minimise ``loss_of(read(inputs), truth)`` with one step for each batch (inputs, truth).
 
     Returns the means of ``measure_of(readings, truth)`` (by default :func:`measure`) over the last 20 batches.
     """

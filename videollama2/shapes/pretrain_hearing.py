@@ -14,13 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
-from torch.utils.data import Dataset
 
 from videollama2.audio_config import AudioConfig
 from videollama2.media.filter_bank import log_filter_bank
 from videollama2.model.encoders.beats import BeatsModel
 from videollama2.shapes.pretrain_connector import TOKEN_RMS, word_logits
-from videollama2.shapes.pretrain_encoder import SCENE_SEED, Truth, fit
+from videollama2.shapes.pretrain_encoder import SCENE_SEED, Truth, WholeBatches, fit
 from videollama2.shapes.questions import NUMBERS
 from videollama2.shapes.scene import SHAPES, make_scene
 from videollama2.shapes.sounds import CHIME, HIT, SECONDS, SHAPE_TONES, TONES, Soundtrack, add_sound, wave
@@ -88,7 +87,7 @@ def moment_words(track: Soundtrack, config: AudioConfig) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class SoundBatches(Dataset):
+class SoundBatches(WholeBatches):
     """A data set whose item ``step`` is a batch of ``size`` soundtracks: ``fbank_BTF`` and the words of each token."""
 
     config: AudioConfig
@@ -112,6 +111,8 @@ class SoundBatches(Dataset):
 
 class SoundProbe(nn.Module):
     """Read words from tokens of sound, see :func:`.pretrain_connector.word_logits`."""
+
+    vectors_WD: torch.Tensor  # noqa: N815
 
     def __init__(self, words_WD: torch.Tensor) -> None:
         super().__init__()
