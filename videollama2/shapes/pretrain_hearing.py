@@ -112,8 +112,6 @@ class SoundBatches(WholeBatches):
 class SoundProbe(nn.Module):
     """Read words from tokens of sound, see :func:`.pretrain_connector.word_logits`."""
 
-    vectors_WD: torch.Tensor  # noqa: N815
-
     def __init__(self, words_WD: torch.Tensor) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.tensor(20.0))
