@@ -37,6 +37,7 @@ def merge_adapter(
     # Every start of the command line imports this module, so heavy imports wait until the command runs.
     from videollama2.checkpoints import checkpoint_kind
 
+    _check_is_free(Path(out))
     kind = checkpoint_kind(str(adapter))
     if kind != "lora":
         raise CheckpointError(f"{adapter} holds a {kind} checkpoint; only a LoRA folder can be merged")
@@ -61,6 +62,11 @@ def export_model(
     return write_whole(name_or_path, out, base, dtype, with_code=True)
 
 
+def _check_is_free(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} exists and is not empty: give a new folder for the checkpoint")
+
+
 def write_whole(
     name_or_path: str | Path,
     out: str | Path,
@@ -78,8 +84,7 @@ def write_whole(
     from videollama2.model_code import write_code
 
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} exists and is not empty: give a new folder for the checkpoint")
+    _check_is_free(out)
     if dtype is not None and dtype not in _DTYPES:
         raise ConfigError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
     source = resolve_name(name_or_path)
