@@ -8,6 +8,7 @@ import torch
 
 from videollama2.errors import ConfigError, EngineError, MediaError, PromptError, QueueFullError, RequestTooLongError
 from videollama2.inference.engine import Engine
+from videollama2.inference.kernels import ATTENTION
 from videollama2.inference.request import Request
 
 from .engine_helpers import IMAGE, VIDEO, Counting, alone
@@ -132,7 +133,7 @@ def test_a_closed_engine_leaves_the_model_as_it_was(small):
     model.model.vision_tower.eval()
     try:
         with Engine(model, processor, max_batch=1, max_length=256) as engine:
-            assert not model.training and model.config.text_config._attn_implementation == "sdpa"
+            assert not model.training and model.config.text_config._attn_implementation == ATTENTION
             assert engine.submit("what", max_new_tokens=2).result().completion_tokens == 2
         assert model.training and not model.model.vision_tower.training
         assert model.config.text_config._attn_implementation == "flex_attention"
