@@ -93,7 +93,7 @@ def tiny() -> Iterator[VllmEngine]:
         "enable_chunked_prefill": True,
         "max_num_batched_tokens": 48,
         "enable_prefix_caching": True,
-        "block_size": 16,
+        "block_size": 32,
     }
     with VllmEngine("videollama2-tiny", max_batch=4, max_length=LENGTH, **EAGER, **chunks) as engine:
         yield engine
