@@ -395,7 +395,8 @@ def test_the_text_may_stand_before_its_medium(chat):
     question = text_part("What color is the shape?")
     for medium in (image_part(picture()), video_part(film())):
         replies = [ask(chat, *parts).json() for parts in ((question, medium), (medium, question))]
-        assert replies[0]["choices"] == replies[1]["choices"] and replies[0]["usage"] == replies[1]["usage"]
+        assert replies[0]["choices"] == replies[1]["choices"]
+        assert replies[0]["usage"]["prompt_tokens"] == replies[1]["usage"]["prompt_tokens"]
 
 
 def test_turns_that_say_little_are_accepted(chat):

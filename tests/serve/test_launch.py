@@ -34,7 +34,7 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 PAGE = (ROOT / "docs" / "serve.md").read_text()
 COMMANDS = "\n".join(re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)).replace("\\\n", " ").splitlines()
 COMMANDS = [line for line in COMMANDS if line.strip()]
-(PYTHON,) = re.findall(r"```py\n(.*?)```", PAGE, re.DOTALL)
+(PYTHON,) = (code for code in re.findall(r"```py\n(.*?)```", PAGE, re.DOTALL) if "OpenAI(" in code)
 
 
 def part(name, code=SERVER, **options):
