@@ -33,7 +33,9 @@ def test_own_data_to_an_answer(tmp_path):
     )
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
     assert "4 records, 4 of them right: 1 image, 1 several media, 1 text only, 1 video" in done.stdout
-    last = done.stdout.splitlines()[-1]
-    assert re.fullmatch(r"[a-z ]+", last), last  # what it says after one step on four records does not matter
+    *_, answer, exported = done.stdout.splitlines()
+    assert re.fullmatch(r"[a-z ]+", answer), answer  # what it says after one step on four records does not matter
+    assert exported.startswith("written to runs/portable")
+    assert (tmp_path / "runs" / "portable" / "README.md").is_file()
     assert (tmp_path / "runs" / "lora" / "loss.png").is_file()
     assert not (tmp_path / "runs" / "merged" / "adapter_config.json").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,7 @@ class VideoLlama2PreTrainedModel(PreTrainedModel):
             with_code: also write the code with which ``trust_remote_code=True`` opens the folder without this package
                 (:mod:`videollama2.model_code`); the processor must be saved beside the model.
         """
+        choose_deepspeed_accelerator()
         super().save_pretrained(save_directory, *args, **kwargs)
         if with_code:
             write_code(save_directory)
@@ -104,6 +106,16 @@ class VideoLlama2PreTrainedModel(PreTrainedModel):
         self.config.move_placeholders(before)
         cast("PreTrainedModel", self.get_decoder()).config.vocab_size = self.config.vocab_size
         return embeddings
+
+
+def choose_deepspeed_accelerator() -> None:
+    """Tell DeepSpeed that this machine has no GPU, if so.
+
+    accelerate imports DeepSpeed if it is installed, also to save a model. DeepSpeed would look for a GPU and print that
+    there is none.
+    """
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def check_loading(info: Any, source: str) -> None:

@@ -1,6 +1,5 @@
 """The flags of ``train.py``, under their published names. Every flag has an effect."""
 
-import os
 from argparse import ArgumentTypeError
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -14,6 +13,7 @@ from transformers.integrations.integration_utils import is_tensorboard_available
 
 from videollama2.config import FLAT_MODEL_TYPES
 from videollama2.errors import ConfigError, MissingDependencyError
+from videollama2.model.base import choose_deepspeed_accelerator
 from videollama2.training.stale_locks import clear_stale_locks
 
 
@@ -342,8 +342,7 @@ class TrainingArguments(transformers.TrainingArguments):
         # distributed run as a run of its own, so that gradients would not be exchanged.
         if not torch.accelerator.is_available():
             self.use_cpu = True
-            # accelerate imports DeepSpeed if it is installed, which would look for a GPU and print that there is none.
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        choose_deepspeed_accelerator()
         if self.use_cpu:
             self.dataloader_pin_memory = False
             self.tf32 = None  # the published scripts set it, and without a GPU transformers would refuse it
