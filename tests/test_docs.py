@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, golden_audio_dir
 from videollama2.shapes.sets import encode_video
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -32,10 +32,17 @@ def test_python_runs(number):
 def test_commands_take_these_options(line, tmp_path):
     """Published weights are not at hand: what names them must at least be understood up to looking for them."""
     (tmp_path / "clip.mp4").write_bytes(encode_video(np.zeros((120, 64, 64, 3), np.uint8)))  # 10 seconds
+    (tmp_path / "song.wav").symlink_to(golden_audio_dir() / "media" / "door_cut.wav")
+    for folder in ("videollama2", "datasets", "scripts"):
+        (tmp_path / folder).symlink_to(ROOT / folder)  # what a command writes stays here
     words = shlex.split(line, comments=True)[1:]
-    words = [str(tmp_path / word) if word == "clip.mp4" else word for word in words]
     done = subprocess.run(
-        [sys.executable, "-m", "videollama2", *words], cwd=ROOT, capture_output=True, text=True, timeout=300, input=""
+        [sys.executable, "-m", "videollama2", *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        input="",
     )
     if "DAMO-NLP-SG" in line:
         assert done.returncode == 2 and "DAMO-NLP-SG" in done.stderr and "unrecognized" not in done.stderr, done.stderr
