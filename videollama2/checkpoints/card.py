@@ -6,7 +6,6 @@ out rather than guessed.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 from videollama2.checkpoints.files import ADAPTER_CONFIG, PART_FILES, RUN_FILE
 from videollama2.errors import CheckpointNotFoundError
-from videollama2.hub import find_file
+from videollama2.hub import find_file, read_json
 
 CARD_FILE = "README.md"
 LOSS_PLOT = "loss.png"
@@ -89,10 +88,11 @@ def _kind(folder: Path) -> str:
 
 
 def _training(folder: Path, run: Path) -> Iterator[str]:
-    record, state = _read(run / RUN_FILE).get("identity"), _read(run / "trainer_state.json")
-    if record:
-        yield from _data(record)
-        yield from _recipe(record)
+    files = (run / RUN_FILE, run / "trainer_state.json")
+    record, state = (read_json(file) if file.is_file() else {} for file in files)
+    if identity := record.get("identity"):
+        yield from _data(identity)
+        yield from _recipe(identity)
     if state:
         yield from _result(state)
     if (folder / LOSS_PLOT).is_file():
@@ -140,7 +140,3 @@ def _licence_of(base: str) -> str | None:
     head, closed, _ = rest.partition("\n---")
     lines = head.splitlines() if closed else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("license:")), None)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
