@@ -213,10 +213,24 @@ class StrangeWorker:
         finally:
             writer.close()
 
+    async def _finish(self) -> None:
+        """Ends every connection, so that no coroutine is left for the garbage collector to close.
+
+        It would do so in the middle of whatever another test is doing, on a loop that no longer runs.
+        """
+        self._server.close()
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
     def close(self) -> None:
-        self.loop.call_soon_threadsafe(self._server.close)
+        if self.loop.is_closed():
+            return
+        asyncio.run_coroutine_threadsafe(self._finish(), self.loop).result(10)
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(5)
+        self.loop.close()
 
     def __enter__(self) -> StrangeWorker:
         return self

@@ -11,6 +11,9 @@ from tests.serve.api_fixtures import film, image_part, live_chat, picture, text_
 
 hypothesis = pytest.importorskip("hypothesis")
 schemathesis = pytest.importorskip("schemathesis")
+# Schemathesis is a plugin of pytest, which rewrites its modules as they are imported. All of it is imported here, where
+# no server runs yet: Python 3.11 cannot parse a module while the garbage collector makes it print a traceback.
+pytest.importorskip("schemathesis.specs.openapi.schemas")
 
 PATH = "/v1/chat/completions"
 REQUESTS, BROKEN_REQUESTS, MUTANTS = 20, 15, 100

@@ -297,6 +297,7 @@ class Beating:
         asyncio.run_coroutine_threadsafe(self.beat.stop(), self.loop).result(10)
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(5)
+        self.loop.close()
 
 
 def controller_at(security=None, sock=None, **registry):
