@@ -55,7 +55,7 @@ def convert(source: str, destination: str, form: str) -> None:
 
 
 def _check_published_decoder(source: str, decoder: str) -> None:
-    from videollama2.config import FLAT_MODEL_TYPES
+    from videollama2.flat_form import FLAT_MODEL_TYPES
 
     known = sorted(set(FLAT_MODEL_TYPES.values()))
     if decoder not in known:

@@ -3,8 +3,7 @@
 Two forms of ``config.json`` are supported:
 
 * nested, as saved by this package: ``text_config``, ``vision_config``, ``audio_config`` and the connector fields;
-* flat, as published: the decoder's fields are on the same level as the ``mm_*`` fields, ``model_type`` determines the
-  decoder, and the encoders are only named (``mm_vision_tower``, ``mm_audio_tower``).
+* flat, as published, see :mod:`videollama2.flat_form`.
 
 A model has a vision encoder, an audio encoder, or both.
 
@@ -13,42 +12,20 @@ Field names are the published ones. ``AutoConfig`` opens both forms once :mod:`v
 
 from __future__ import annotations
 
-from copy import deepcopy
 from pathlib import Path
 from typing import Any, cast
 
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from videollama2.audio_config import AudioConfig
-from videollama2.config_bounds import check_sizes, is_whole, quoted
+from videollama2.config_bounds import is_whole, quoted
 from videollama2.constants import MAX_NUM_FRAMES, NUM_FRAMES
 from videollama2.errors import ConfigError
+from videollama2.flat_form import FLAT_MODEL_TYPES, TOKEN_ID_FIELDS, flat_fields, split_flat
 from videollama2.hub import OPTIONS_OF_ANY_REPOSITORY
-from videollama2.model.encoders import KNOWN_TOWERS, known_vision_config, vision_encoder, vision_fields
+from videollama2.model.encoders import known_vision_config, vision_encoder
+from videollama2.part_configs import as_audio_config, as_config, as_vision_config
 from videollama2.towers import complete_flat_dict
-
-FLAT_MODEL_TYPES = {
-    "videollama2": "mistral",
-    "videollama2_llama": "llama",
-    "videollama2_mistral": "mistral",
-    "videollama2_mixtral": "mixtral",
-    "videollama2_qwen2": "qwen2",
-}
-"""Published ``model_type`` with the ``model_type`` of its decoder."""
-
-# Fields of the flat form that belong to this class. All others describe the decoder.
-_OWN_FIELDS = ("num_frames", "image_aspect_ratio", "hidden_size_a")
-_TOKEN_ID_FIELDS = ("image_token_id", "video_token_id", "audio_token_id")
-_OWN_PREFIXES = ("mm_", "use_mm_", "tune_mm_", "freeze_mm_")
-_TOP_FIELDS = (
-    "architectures",
-    "dtype",
-    "torch_dtype",
-    "transformers_version",
-    "tie_word_embeddings",
-    "quantization_config",
-)
 
 
 class VideoLlama2Config(PreTrainedConfig):
@@ -106,7 +83,7 @@ class VideoLlama2Config(PreTrainedConfig):
     ) -> None:
         model_type = kwargs.pop("model_type", self.model_type)
         if text_config is None:
-            text_config, kwargs = _split_flat(model_type, kwargs)
+            text_config, kwargs = split_flat(model_type, kwargs)
         if not isinstance(mm_vision_tower, str | None):
             raise ConfigError(f"mm_vision_tower must be a name or path, got {quoted(mm_vision_tower)}")
         if vision_config is None:
@@ -114,7 +91,7 @@ class VideoLlama2Config(PreTrainedConfig):
         self.text_config = as_config("text_config", text_config)
         self.audio_config = as_audio_config(audio_config, mm_audio_tower)
         is_blind = vision_config is None and mm_vision_tower is None and self.audio_config is not None
-        self.vision_config = None if is_blind else _as_vision_config(vision_config)
+        self.vision_config = None if is_blind else as_vision_config(vision_config)
         self.mm_projector_type = mm_projector_type
         self.mm_vision_tower = mm_vision_tower
         self.mm_audio_tower = mm_audio_tower
@@ -206,7 +183,7 @@ class VideoLlama2Config(PreTrainedConfig):
 
         Ids beyond the end of the old vocabulary keep their distance to the end; ids within it are unchanged.
         """
-        for name in _TOKEN_ID_FIELDS:
+        for name in TOKEN_ID_FIELDS:
             if getattr(self, name) >= old_vocab_size:
                 setattr(self, name, getattr(self, name) + self.vocab_size - old_vocab_size)
 
@@ -215,7 +192,7 @@ class VideoLlama2Config(PreTrainedConfig):
             raise ConfigError(
                 f"num_frames must be a whole number from 1 to {MAX_NUM_FRAMES}, got {quoted(self.num_frames)}"
             )
-        for name in _TOKEN_ID_FIELDS:
+        for name in TOKEN_ID_FIELDS:
             if not is_whole(getattr(self, name), 0, 1 << 31):
                 raise ConfigError(f"{name} must be the id of a token, got {quoted(getattr(self, name))}")
         if self.mm_vision_select_feature not in ("patch", "cls_patch"):
@@ -277,50 +254,8 @@ class VideoLlama2Config(PreTrainedConfig):
         return fields
 
     def to_flat_dict(self) -> dict[str, Any]:
-        """Return the flat published form for the published code, which uses transformers 4.
-
-        ``rope_theta`` is written separately: transformers 5 keeps it in ``rope_parameters``, which version 4 ignores in
-        favour of a silent default of 10000.
-        """
-        flat = self.text_config.to_dict()
-        rope = flat.pop("rope_parameters", None) or {}
-        flat["rope_theta"] = float(rope.get("rope_theta", 10000.0))
-        if rope.get("rope_type", "default") != "default":
-            flat["rope_scaling"] = {"type": rope["rope_type"], **{k: v for k, v in rope.items() if k != "rope_theta"}}
-        generic = PreTrainedConfig().to_dict().keys() - {"bos_token_id", "eos_token_id", "pad_token_id"}
-        for key in (*generic, "layer_types"):
-            flat.pop(key, None)
-        # Version 4 assumes None for all missing fields except the sliding window, for which its default is a number.
-        flat = {key: value for key, value in flat.items() if value is not None or key == "sliding_window"}
-        if flat.get("use_sliding_window") is False:
-            flat.pop("sliding_window")  # None means "off" here; the published code needs a number and obeys the switch
-        own = {
-            key: value for key, value in self.to_dict().items() if key in _OWN_FIELDS or key.startswith(_OWN_PREFIXES)
-        }
-        class_name = {"qwen2": "Qwen2"}.get(self.text_config.model_type, self.text_config.model_type.capitalize())
-        flat.update(own)
-        flat.update(
-            model_type=self.flat_model_type,
-            architectures=[f"Videollama2{class_name}ForCausalLM"],
-            use_mm_proj=True,
-            tie_word_embeddings=self.tie_word_embeddings,
-            torch_dtype=str(self.dtype or "float32").removeprefix("torch."),
-            transformers_version="4.40.0",
-        )
-        if self.sees:
-            flat["mm_hidden_size"] = self.mm_hidden_size
-        if self.hears:
-            # The published code builds its audio encoder from default values and ignores audio_config; this package
-            # reads it.
-            flat.update(
-                mm_audio_tower=self.mm_audio_tower or "audio_tower.bin",
-                mm_hidden_size_a=self.mm_hidden_size_a,
-                hidden_size_a=self.hidden_size,
-                audio_config=self.hearing.to_diff_dict(),
-            )
-        else:
-            flat.pop("mm_projector_a_type")
-        return flat
+        """Return the flat published form for the published code, see :func:`videollama2.flat_form.flat_fields`."""
+        return flat_fields(self)
 
 
 def _flat_alias(model_type: str) -> type[VideoLlama2Config]:
@@ -329,73 +264,6 @@ def _flat_alias(model_type: str) -> type[VideoLlama2Config]:
 
 
 FLAT_CONFIG_CLASSES = {name: _flat_alias(name) for name in FLAT_MODEL_TYPES if name != "videollama2"}
-
-
-def _split_flat(model_type: str, fields: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split flat fields into (decoder fields with their ``model_type``, fields that remain at the top level)."""
-    if model_type not in FLAT_MODEL_TYPES:
-        raise ConfigError(f"model_type {model_type!r} is not one of {', '.join(FLAT_MODEL_TYPES)}")
-    top = {
-        key: value
-        for key, value in fields.items()
-        if key in _TOP_FIELDS + _OWN_FIELDS + _TOKEN_ID_FIELDS or key.startswith(_OWN_PREFIXES)
-    }
-    text = {key: value for key, value in fields.items() if key not in top or key == "tie_word_embeddings"}
-    text["model_type"] = FLAT_MODEL_TYPES[model_type]
-    for key in ("name_or_path", "_name_or_path", "attn_implementation"):
-        if key in text:
-            top[key] = text.pop(key)
-    # The generation utilities of all transformers versions read token ids from the top level.
-    top.update({key: text[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in text})
-    return text, top
-
-
-def as_config(name: str, value: PreTrainedConfig | dict | None) -> PreTrainedConfig:
-    """Return a part's configuration from its fields, using a class of transformers. Code in a checkpoint is never run.
-
-    Args:
-        name: name of the field or file, for error messages.
-
-    Raises:
-        ConfigError: this version of transformers does not know the ``model_type``, or there is none.
-    """
-    if isinstance(value, PreTrainedConfig):
-        return value
-    if not isinstance(value, dict) or "model_type" not in value:
-        raise ConfigError(f"{name} must be a configuration or a dict with 'model_type', got {type(value).__name__}")
-    check_sizes(name, value)
-    fields = deepcopy(value)
-    model_type = fields.pop("model_type")
-    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-        raise ConfigError(f"{name}: this transformers does not know the model_type {quoted(model_type)}")
-    return CONFIG_MAPPING[model_type](**fields)
-
-
-def as_audio_config(value: AudioConfig | dict | None, tower: str | None = None) -> AudioConfig | None:
-    """Return the configuration of an audio encoder from its fields; without any, the published one if ``tower`` is set.
-
-    Raises:
-        ConfigError: a field is out of range.
-    """
-    if value is None:
-        return AudioConfig() if tower else None
-    if isinstance(value, AudioConfig):
-        return value
-    if not isinstance(value, dict):
-        raise ConfigError(f"audio_config must be a configuration or a dict, got {type(value).__name__}")
-    check_sizes("audio_config", value)
-    return AudioConfig(**{name: deepcopy(field) for name, field in value.items() if name != "model_type"})
-
-
-def _as_vision_config(value: PreTrainedConfig | dict | None) -> PreTrainedConfig:
-    if value is None:
-        raise ConfigError(
-            "the configuration names no vision encoder that can be found: set vision_config, or mm_vision_tower to a "
-            f"folder with a config.json or to one of {', '.join(KNOWN_TOWERS)}"
-        )
-    config = as_config("vision_config", vision_fields(value) if isinstance(value, dict) else value)
-    vision_encoder(config.model_type)
-    return config
 
 
 def is_videollama2(fields: dict[str, Any]) -> bool:

@@ -13,13 +13,13 @@ import torch
 
 from videollama2.audio_config import AudioConfig
 from videollama2.checkpoints.files import UNREADABLE, why_unreadable
-from videollama2.config import as_audio_config
 from videollama2.errors import CheckpointError, CheckpointNotFoundError, first_line
 from videollama2.hub import check_is_no_pointer, read_json
 from videollama2.model.connectors.audio import build_audio_projector
 from videollama2.model.encoders.beats import BeatsModel
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.model.weight_names import AUDIO_TOWER_PREFIX
+from videollama2.part_configs import as_audio_config
 
 _RULES = ("sampling_rate", "clip_seconds", "num_windows", "window_seconds", "layer_wise_gradient_decay_ratio")
 

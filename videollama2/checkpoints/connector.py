@@ -20,12 +20,13 @@ from videollama2.checkpoints.files import (
 )
 from videollama2.checkpoints.full import load_checkpoint
 from videollama2.checkpoints.parts import build_from_parts
-from videollama2.config import as_audio_config, is_videollama2
+from videollama2.config import is_videollama2
 from videollama2.errors import CheckpointError
 from videollama2.hub import OPTIONS_OF_ANY_REPOSITORY, find_file, first_file, read_config
 from videollama2.model.encoders.beats import BeatsModel
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.model.weight_names import AUDIO_CONNECTOR_PREFIX, CONNECTOR_PREFIX, connector_weights
+from videollama2.part_configs import as_audio_config
 from videollama2.processing import VideoLlama2Processor
 from videollama2.towers import find_tower
 

@@ -11,12 +11,13 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from videollama2.checkpoints.files import UNREADABLE, check_model_type, check_weight_files, why_unreadable
 from videollama2.checkpoints.quantisation import leave_out_misfits
-from videollama2.config import VideoLlama2Config, as_config
+from videollama2.config import VideoLlama2Config
 from videollama2.errors import CheckpointError, ConfigError
 from videollama2.hub import OPTIONS, read_config
 from videollama2.model.connectors import build_connector
 from videollama2.model.encoders import vision_encoder, vision_fields
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration, check_loading
+from videollama2.part_configs import as_config
 from videollama2.processing import VideoLlama2Processor, load_image_processor, load_tokenizer
 
 

@@ -15,8 +15,9 @@ from videollama2.checkpoints.adapter import has_lora
 from videollama2.checkpoints.files import ADAPTER_CONFIG, AUDIO_CONNECTOR_FILES, CONNECTOR_FILES, FULL_WEIGHTS
 from videollama2.checkpoints.placement import check_attention
 from videollama2.checkpoints.quantisation import quantization_config
-from videollama2.config import FLAT_MODEL_TYPES, is_videollama2
+from videollama2.config import is_videollama2
 from videollama2.errors import CheckpointNotFoundError, ConfigError
+from videollama2.flat_form import FLAT_MODEL_TYPES
 from videollama2.hub import find_file, first_file, read_config
 from videollama2.model.encoders import vision_encoder
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration

@@ -11,8 +11,8 @@ import transformers
 from transformers.hf_argparser import string_to_bool
 from transformers.integrations.integration_utils import is_tensorboard_available
 
-from videollama2.config import FLAT_MODEL_TYPES
 from videollama2.errors import ConfigError, MissingDependencyError
+from videollama2.flat_form import FLAT_MODEL_TYPES
 from videollama2.model.base import choose_deepspeed_accelerator
 from videollama2.training.stale_locks import clear_stale_locks
 

@@ -8,9 +8,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from videollama2.config import FLAT_MODEL_TYPES
 from videollama2.data.sampler import SOUNDING
 from videollama2.errors import ConfigError
+from videollama2.flat_form import FLAT_MODEL_TYPES
 from videollama2.training.flags import RECOMPUTED, DataArguments, ModelArguments, TrainingArguments
 
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")

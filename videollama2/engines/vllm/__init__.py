@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from videollama2.config import FLAT_MODEL_TYPES
+from videollama2.flat_form import FLAT_MODEL_TYPES
 
 VIDEO_LOADER = "videollama2"
 """Name of the video loader in vLLM."""
