@@ -25,6 +25,8 @@ from videollama2.serve.settings import MediaPolicy
 
 TINY, LONG = "videollama2-tiny", "tiny-long"
 CLIP, PICTURE = DEMO / "moving_shapes.mp4", DEMO / "shapes.png"
+PATIENCE_MS = 120_000
+"""How long a test waits for the browser before it fails. On a busy machine, one answer of the page may take a minute."""
 SIZES = {"desktop": (1280, 860), "phone": (390, 844)}
 
 LONG_TOKENS, LONG_STEP_S = 500, 0.01
@@ -158,8 +160,8 @@ class Visitor:
         self.expect = expect
         width, height = SIZES[size]
         self.context = browser.new_context(viewport={"width": width, "height": height}, **options)
-        self.context.set_default_timeout(20_000)
-        expect.set_options(timeout=20_000)
+        self.context.set_default_timeout(PATIENCE_MS)
+        expect.set_options(timeout=PATIENCE_MS)
         self.requests: list[str] = []
         self.context.on("request", lambda request: self.requests.append(request.url))
         self.refused: list[str] = []

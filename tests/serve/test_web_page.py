@@ -85,7 +85,7 @@ def test_a_conversation(visit: Open, served: Served, size: str) -> None:  # noqa
     page.wait_for_texts(3)
     page.press("stop")
     assert "Stopped." in page.answer()
-    assert served.engine.answers[-1].result(timeout=20).finish_reason == "cancelled"
+    assert served.engine.answers[-1].result(timeout=60).finish_reason == "cancelled"
     texts = [text for text in page.seen() if "Stopped." not in text]
     assert all(later.startswith(earlier) for earlier, later in zip(texts, texts[1:], strict=False))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from copy import deepcopy
@@ -11,11 +10,13 @@ from typing import Any
 
 import gradio as gr
 
-from videollama2.constants import MAX_SEED, TINY_MODEL_NAME
+from videollama2.constants import MAX_SEED
 from videollama2.errors import MediaError
-from videollama2.media.kinds import AUDIO, VIDEO
+from videollama2.media.kinds import VIDEO
 from videollama2.serve.page import errors as page_errors
 from videollama2.serve.page.backends import Backend
+from videollama2.serve.page.buttons import buttons
+from videollama2.serve.page.choices import Choices, Updates, is_compared
 from videollama2.serve.page.conversation import Conversation, Turn
 from videollama2.serve.page.frames import FrameStrips, Values
 from videollama2.serve.page.keeping import from_kept, to_kept, transcript
@@ -23,10 +24,8 @@ from videollama2.serve.page.lanes import Lane, answer_together
 from videollama2.serve.page.layout import (
     HEAR_ONLY,
     MAX_QUESTION,
-    NO_OTHER,
     SEE_AND_HEAR,
     SEE_ONLY,
-    TINY_NOTE,
     PageSettings,
     Widgets,
     examples,
@@ -34,9 +33,6 @@ from videollama2.serve.page.layout import (
 from videollama2.serve.page.notices import notice, status
 from videollama2.serve.page.thumbnails import EMPTY
 from videollama2.serve.page.voting import vote_handler
-from videollama2.serve.web.errors import ApiError
-
-Updates = dict[Any, Any]
 
 _ANSWERS = {"concurrency_id": "answers", "api_visibility": "private", "show_progress": "minimal"}
 # These events are not queued: a vote or an upload must not be refused because many questions are waiting.
@@ -61,8 +57,6 @@ _SCROLL_TO_CHAT = """() => {
 }"""
 """On a phone, open settings push the conversation below the screen, so the page scrolls to the answer."""
 
-_log = logging.getLogger(__name__)
-
 
 class Events:
     """The event handlers of one page. Each visitor's state is in the page; this object holds only running answers.
@@ -78,6 +72,7 @@ class Events:
         self.running: dict[str, asyncio.Event] = {}
         """Events by session; setting one stops the session's answer."""
         self.strips = FrameStrips(backend, widgets, settings.max_media)
+        self.choices = Choices(backend, widgets)
 
     def connect(self, page: gr.Blocks) -> None:
         """Connect the handlers to the widgets."""
@@ -97,12 +92,18 @@ class Events:
         saved = w.save.click(self.save, {w.conversation}, w.saved, **_QUICK)
         saved.then(None, w.saved, None, js=_DOWNLOAD)
         gr.on([w.question.submit, w.send.click], None, None, None, js=_SCROLL_TO_CHAT)
-        w.other.change(self.show_other, {w.other}, [w.other_chat, w.other_conversation], **_QUICK)
-        gr.on([w.other.change, w.model.change], self.name_columns, {w.other, w.model}, [w.chat, w.other_chat], **_QUICK)
+        w.other.change(self.choices.show_other, {w.other}, [w.other_chat, w.other_conversation], **_QUICK)
+        gr.on(
+            [w.other.change, w.model.change],
+            self.choices.name_columns,
+            {w.other, w.model},
+            [w.chat, w.other_chat],
+            **_QUICK,
+        )
         for recorder in (w.camera, w.microphone):
             recorder.change(self.recorded, {recorder, w.files}, [recorder, w.files], **_QUICK)
         senses = [w.senses, w.microphone_tab, w.camera]
-        w.model.change(self.show_senses, {w.model}, senses, **_QUICK)
+        w.model.change(self.choices.show_senses, {w.model}, senses, **_QUICK)
         gr.on(
             [w.files.change, w.model.change, w.num_frames.change, w.start.change, w.end.change, w.senses.change],
             self.strips.show_frames,
@@ -114,21 +115,11 @@ class Events:
         for kind, button in (("up", w.up), ("down", w.down), ("flag", w.flag)):
             button.click(vote_handler(kind, w, self.settings.log), {w.conversation}, [button, w.notice], **_QUICK)
 
-    # ------------------------------------------------------------------------------------------------ page and models
+    # ----------------------------------------------------------------------------------------------------------- page
 
     async def load(self, values: Values) -> Updates:
         """Show the list of models, and the conversation that this browser kept, when the page is opened."""
-        w = self.widgets
-        restored = self._restored(values[w.kept])
-        try:
-            names = await self.backend.models(refresh=True)
-        except ApiError as error:
-            _log.warning("no list of models: %s", error)
-            return {**restored, w.model: gr.Dropdown(choices=[], value=None), w.notice: notice(page_errors.UNREACHABLE)}
-        note = TINY_NOTE if names[:1] == [TINY_MODEL_NAME] else None
-        shown = gr.Dropdown(choices=names, value=names[0] if names else None, info=note)
-        others = gr.Dropdown(choices=[NO_OTHER, *names], value=NO_OTHER, visible=len(names) > 1)
-        return {**restored, w.model: shown, w.other: others, w.notice: notice("" if names else page_errors.NO_MODEL)}
+        return {**self._restored(values[self.widgets.kept]), **await self.choices.offer()}
 
     def _restored(self, kept: object) -> Updates:
         """Restore the conversation from before a reload, if there is one and its files still exist."""
@@ -136,13 +127,7 @@ class Events:
         conversation = from_kept(kept, self.settings.is_served)
         if conversation is None or not conversation.turns:
             return {}
-        return {w.conversation: conversation, w.chat: conversation.shown(), **self._buttons(conversation)}
-
-    async def _models(self) -> list[str]:
-        try:
-            return await self.backend.models()
-        except ApiError:
-            return []
+        return {w.conversation: conversation, w.chat: conversation.shown(), **buttons(w, self.settings, conversation)}
 
     async def leave(self, request: gr.Request) -> None:
         """Stop the visitor's answer when the tab is closed."""
@@ -222,7 +207,7 @@ class Events:
             return _RUNNING
         if not values[w.model]:
             # The question came before the list of models was loaded, so it goes to the first model of the list.
-            names = await self._models()
+            names = await self.choices.models()
             if not names:
                 return page_errors.NO_MODEL
             values[w.model] = names[0]
@@ -242,7 +227,7 @@ class Events:
         w = self.widgets
         conversation: Conversation = values[w.conversation]
         lanes = [Lane(conversation, values[w.model], w.conversation, w.chat)]
-        if values[w.other] and values[w.other] != NO_OTHER:
+        if is_compared(values, w):
             other: Conversation = values[w.other_conversation]
             if not other.turns:
                 # The model joins a conversation in progress, and continues from a copy of it.
@@ -267,7 +252,7 @@ class Events:
                 w.notice: notice(""),
                 w.status: status("The model is answering."),
                 **emptied,
-                **self._buttons(conversation, running=True),
+                **buttons(w, self.settings, conversation, running=True),
             }
             drawing = answer_together(self.backend, lanes, {**options, **self.settings.extra_options}, stop)
             async with aclosing(drawing) as grown:
@@ -276,25 +261,14 @@ class Events:
         finally:
             self.running.pop(session, None)
         conversation.answered += 1
-        listed = await self._listed_anew(turn) if turn.notice in _MODEL_IS_MISSING else {}
+        listed = await self.choices.offer_anew(turn) if turn.notice in _MODEL_IS_MISSING else {}
         yield {
             **listed,
             **_drawn(lanes),
             w.kept: to_kept(conversation),
             w.status: status(f"Answer {conversation.answered} is complete."),
-            **self._buttons(conversation),
+            **buttons(w, self.settings, conversation),
         }
-
-    async def _listed_anew(self, turn: Turn) -> Updates:
-        """Offer the current list of models, so that the visitor can continue without reloading the page."""
-        try:
-            names = await self.backend.models(refresh=True)
-        except ApiError:
-            return {}
-        if names and turn.model not in names:
-            turn.notice = page_errors.GONE
-        chosen = turn.model if turn.model in names else next(iter(names), None)
-        return {self.widgets.model: gr.Dropdown(choices=names, value=chosen)}
 
     def _options(self, values: Values) -> dict[str, Any]:
         w = self.widgets
@@ -303,26 +277,6 @@ class Events:
             "top_p": float(values[w.top_p] or 1),
             "max_new_tokens": int(values[w.max_tokens] or 512),
             **({"seed": int(values[w.seed])} if (values[w.seed] or "").strip() else {}),
-        }
-
-    def _buttons(self, conversation: Conversation, running: bool = False) -> Updates:
-        """Return which buttons can be pressed now."""
-        w, last = self.widgets, conversation.last
-        idle = last is not None and not running
-        voted = set() if last is None else last.votes
-        votes = {"up": w.up, "down": w.down, "flag": w.flag}
-        can_vote = idle and last is not None and last.counts
-        return {
-            w.send: gr.Button(visible=not running),
-            w.stop: gr.Button(visible=running),
-            w.regenerate: gr.Button(interactive=idle),
-            w.edit: gr.Button(interactive=idle),
-            w.clear: gr.Button(interactive=idle),
-            w.save: gr.Button(interactive=idle),
-            **{
-                button: gr.Button(interactive=can_vote and kind not in voted, visible=self.settings.log is not None)
-                for kind, button in votes.items()
-            },
         }
 
     # ---------------------------------------------------------------------------------------------------- other buttons
@@ -344,19 +298,10 @@ class Events:
             w.num_frames: options.get("num_frames", 0),
             w.start: _text_of(options.get("start")),
             w.end: _text_of(options.get("end")),
-            **self._senses_of(turn),
+            w.senses: used_for(turn),
             w.notice: notice(""),
-            **self._buttons(conversation),
+            **buttons(w, self.settings, conversation),
         }
-
-    def _senses_of(self, turn: Turn) -> Updates:
-        """Return the use that a turn made of its video."""
-        for medium in turn.media:
-            if medium.options.get("of_video"):
-                return {self.widgets.senses: HEAR_ONLY}
-            if medium.kind == VIDEO:
-                return {self.widgets.senses: SEE_AND_HEAR if medium.options.get("use_audio") else SEE_ONLY}
-        return {}
 
     async def clear(self, request: gr.Request) -> Updates:
         """Start a new conversation."""
@@ -375,28 +320,12 @@ class Events:
             w.frames: EMPTY,
             w.notice: notice(""),
             w.status: status(""),
-            **self._buttons(conversation),
+            **buttons(w, self.settings, conversation),
         }
 
     async def save(self, values: Values) -> str:
         """Return the conversation as Markdown, which the browser then saves as a file."""
         return transcript(values[self.widgets.conversation])
-
-    async def show_other(self, values: Values) -> Updates:
-        """Show or hide the column of a second model, whose conversation starts anew."""
-        w = self.widgets
-        name = values[w.other]
-        is_shown = bool(name) and name != NO_OTHER
-        return {w.other_chat: gr.Chatbot(visible=is_shown, value=[]), w.other_conversation: Conversation()}
-
-    async def name_columns(self, values: Values) -> Updates:
-        """Head each of the two columns with the name of its model."""
-        w = self.widgets
-        are_two = bool(values[w.other]) and values[w.other] != NO_OTHER
-        return {
-            w.chat: gr.Chatbot(label=values[w.model] or "", show_label=are_two, container=are_two),
-            w.other_chat: gr.Chatbot(label=values[w.other] or "", show_label=are_two, container=are_two),
-        }
 
     async def recorded(self, values: Values) -> Updates:
         """Add a recording to the files of the next question."""
@@ -407,23 +336,15 @@ class Events:
             return {recorder: gr.skip()}
         return {recorder: None, w.files: [*(values[w.files] or ()), path]}
 
-    async def show_senses(self, values: Values) -> Updates:
-        """Offer the choice of what a video is used for if the model sees and hears, and the microphone if it hears."""
-        w = self.widgets
-        kinds = await self._kinds(values[w.model])
-        hears, sees = AUDIO in kinds, VIDEO in kinds
-        senses = SEE_ONLY if not hears else SEE_AND_HEAR if sees else HEAR_ONLY
-        return {
-            w.senses: gr.Radio(value=senses, visible=hears and sees),
-            w.microphone_tab: gr.Tab(visible=hears),
-            w.camera: gr.Video(include_audio=hears),
-        }
 
-    async def _kinds(self, model: str | None) -> tuple[str, ...]:
-        try:
-            return await self.backend.kinds(model) if model else ()
-        except ApiError:
-            return ()
+def used_for(turn: Turn) -> Any:
+    """Return what a turn used its video for, one of :data:`videollama2.serve.page.layout.SENSES`; no change if none."""
+    for medium in turn.media:
+        if medium.options.get("of_video"):
+            return HEAR_ONLY
+        if medium.kind == VIDEO:
+            return SEE_AND_HEAR if medium.options.get("use_audio") else SEE_ONLY
+    return gr.skip()
 
 
 def _text_of(seconds: float | None) -> str:
