@@ -26,7 +26,7 @@ from videollama2.serve.settings import MediaPolicy
 TINY, LONG = "videollama2-tiny", "tiny-long"
 CLIP, PICTURE = DEMO / "moving_shapes.mp4", DEMO / "shapes.png"
 PATIENCE_MS = 120_000
-"""How long a test waits for the browser before it fails. On a busy machine, one answer of the page may take a minute."""
+"""How long a test waits for the browser. On a busy machine, one answer of the page may take a minute."""
 SIZES = {"desktop": (1280, 860), "phone": (390, 844)}
 
 LONG_TOKENS, LONG_STEP_S = 500, 0.01
