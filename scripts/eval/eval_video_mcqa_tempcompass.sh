@@ -1,3 +1,4 @@
 #!/usr/bin/env bash
-# TempCompass: multiple choice, yes or no, caption matching. Options and environment: run.sh.
+# TempCompass; its captioning task is the benchmark tempcompass_captioning of eval_video_cap_tempcompass.sh. Options and
+# environment: run.sh.
 exec bash "$(dirname "${BASH_SOURCE[0]}")/run.sh" tempcompass "$@"

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.eval.reference import cases_dir
-from videollama2.eval.judging.reply import ReplyError, parse_reply
+from videollama2.eval.judging.reply import ReplyError, chooses_option, parse_reply
 
 
 @pytest.mark.parametrize(
@@ -84,3 +84,20 @@ def test_a_long_hostile_reply_is_read_in_time():
     """Nested optional parts in a pattern could take minutes on this."""
     with pytest.raises(ReplyError):
         parse_reply("score" + "' *" * 50_000 + "pred" + " '`" * 50_000, wants_pred=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("Reasoning: it does.\nAnswer: B. dunking", True),
+        ("Answer: B. dunking\nReasoning: it does.", True),
+        ("B. dunking", True),
+        ("<think>\nAnswer: A. running</think>\nAnswer: B. dunking", True),
+        ("Answer: B", False),  # the official rule wants the full stop
+        ("Answer: B. dunking or C. passing", False),
+        ("Answer: A. running", False),
+        ("Answer: None of the choices are correct", False),
+    ],
+)
+def test_the_option_that_a_judge_chose(text, right):
+    assert chooses_option(text, "B. dunking a basketball") == right

@@ -48,11 +48,23 @@ PUBLISHED_FINGERPRINTS = {
     "audio_video_qa": "72ce1e1de9bafb3e",
     "clotho_correctness": "296dbfbaeb29c5b6",
     "clotho_detail": "2b483ba4e857729a",
+    "tempcompass_captioning": "8ddac5b2ce5a72ea",
 }
 
 
-@pytest.mark.parametrize("name", ASPECTS)
+def test_a_judge_that_chooses_is_not_told_the_answer():
+    found = rubric("tempcompass_captioning")
+    assert found.chooses and found.fingerprint == PUBLISHED_FINGERPRINTS[found.name]
+    system, user = found.messages(SAMPLE)
+    assert system["content"] == "You are an AI assistant for question answering."
+    assert user["content"].startswith("\nYou will receive a video description and a multi-choice question.")
+    assert user["content"].endswith("```\n\nVideo Description:{question} %s\nMulti-Choice Question:\nwhat {answer}?\n")
+    assert not rubric("tempcompass_captioning", "own").chooses
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED_FINGERPRINTS.keys() - {"tempcompass_captioning"}))
 def test_published_texts_are_frozen(name):
+    assert PUBLISHED_FINGERPRINTS.keys() == ASPECTS.keys()
     found = rubric(name)
     assert found.published and found.fingerprint == PUBLISHED_FINGERPRINTS[name]
     system, user = found.messages(PAIR if found.pairs else SAMPLE)

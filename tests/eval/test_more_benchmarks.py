@@ -7,12 +7,16 @@ import shutil
 import pytest
 
 from tests.conftest import ROOT
+from tests.eval.judge_server import JudgeServer
 from videollama2.errors import DataError
 from videollama2.eval.__main__ import main
 from videollama2.eval.benchmarks import benchmark
 from videollama2.eval.benchmarks.charades_sta import overlap, published_span, strict_span
+from videollama2.eval.benchmarks.videommmu import published_choice, published_equal, published_values
+from videollama2.eval.judging.aspects import Judging
+from videollama2.eval.judging.judge import OpenAIJudge
 from videollama2.eval.samples import StoredAnswer
-from videollama2.eval.scoring import make_sample, read_metrics
+from videollama2.eval.scoring import judged_metrics, make_sample, read_metrics
 
 CLIP = ROOT / "videollama2" / "assets" / "demo" / "moving_shapes.mp4"
 MODEL = ("--model-path", "videollama2-tiny", "--device", "cpu", "--max-new-tokens", "4", "--no-progress")
@@ -153,7 +157,26 @@ def mmvu(folder):
     place(folder, "videos/Computer_Science/0.mp4", "videos/Art/1.mp4", "videos/Art/2.mp4")
 
 
+def videommmu(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    options = ["a cube", "a ball", "the large cone", "nothing"]
+    first, second = "dev_Biology_3", "validation_Art_Theory_12"
+    asked = {"question": "What is shown?", "options": options, "answer": "C"}
+    lecture = [{"id": name, **asked} for name in (first, second)]
+    lettered = [f"{letter}. {option}" for letter, option in zip("ABCD", options, strict=True)]
+    kinds = {"answer": "B", "question_type": "multiple-choice"}
+    exam = [
+        {"id": first, "question": "<image 1> Which?", "options": lettered, **kinds},
+        {"id": second, "question": "<image 1> How many?", "options": [], "answer": "12.97", "question_type": "open"},
+    ]
+    for track, rows in {"Perception": lecture, "Comprehension": lecture, "Adaptation": exam}.items():
+        content = {track: {str(number): row for number, row in enumerate(rows)}}
+        (folder / f"{track.lower()}_video.json").write_text(json.dumps(content))
+    place(folder, f"Science/{first}.mp4", f"Art/{second}.mp4")
+
+
 SETS = {
+    "videommmu": videommmu,
     "star": star,
     "tomato": tomato,
     "mmvu": mmvu,
@@ -240,6 +263,108 @@ def test_tempcompass_by_hand(tmp_path):
         "yes_no": 100,
         "caption_matching": 50,
     }
+
+
+def test_tempcompass_captions_by_hand(tmp_path):
+    tempcompass(tmp_path)
+    told = "Information A: {'subject': 'man', 'action': 'running'}\nGenerated Caption:"
+    captions = {"77": {"action": [{"question": told, "answer": "B. it sits"}] * 2, "speed": [{"question": told}]}}
+    (tmp_path / "captioning.json").write_text(json.dumps(captions))
+    found = benchmark("tempcompass_captioning")
+    items = found.load(tmp_path)
+    assert [(item.instruction, item.category, item.answer) for item in items] == [
+        (told, aspect, "B. it sits") for aspect in ("action", "action", "speed")
+    ]
+    answers = [StoredAnswer(item.id, output, None) for item, output in zip(items, ("sits", "runs", "odd"), strict=True)]
+    samples = [make_sample(found, item, answer, "published") for item, answer in zip(items, answers, strict=True)]
+    server = JudgeServer()
+    server.script = {
+        "Video Description:sits\nMulti-Choice Question:\nWhat happens?\nA. it runs\nB. it sits\n": [
+            "Reasoning: It sits.\nAnswer: B. it sits"
+        ],
+        "Video Description:runs\n": ["Reasoning: B. is said.\nAnswer: A. it runs"],
+        "Video Description:odd\n": ["Answer: None of the choices are correct"],
+    }
+    try:
+        judged, metrics = judged_metrics(found, samples, Judging(OpenAIJudge("m", base_url=server.url)), progress=False)
+    finally:
+        server.close()
+    assert [sample.judge.pred for sample in judged] == ["yes", "no", "no"]
+    assert [(metric.name, metric.protocol) for metric in metrics] == [("accuracy", "published"), ("accuracy", "strict")]
+    assert metrics[0].overall.value == pytest.approx(100 / 3)
+    assert {name: cell.value for name, cell in metrics[0].categories.items()} == {"action": 50, "speed": 0}
+    (tmp_path / "multi-choice.json").write_text(json.dumps({"77": {"action": [{"question": "?", "answer": "A. x"}]}}))
+    with pytest.raises(DataError, match="multi-choice.json has no question about speed of video '77'"):
+        found.load(tmp_path)
+
+
+# What the rules of lmms-eval's task give for these answers, computed with its own code.
+@pytest.mark.parametrize(
+    ("output", "choice"),
+    [
+        ("B", 1),
+        ("B. a cube", 1),
+        ("The answer is (C)", 2),
+        ("D: because", 3),
+        ("A or B.", 1),
+        ("A. no, C. yes", 2),
+        ("I think it is surely the Large Cone of them", 2),
+        ("unknown", None),
+        ("it is (A) not (B)", 1),
+        ("IDEA B ", 1),
+    ],
+)
+def test_video_mmmu_choices_are_read_as_published(output, choice):
+    assert published_choice(output, ["a cube", "a ball", "the large cone", "nothing"]).value == choice
+
+
+@pytest.mark.parametrize(
+    ("output", "answer", "right"),
+    [
+        ("The mass is 12.970 g.", "12.97", True),
+        ("so the result is 12.98", "12.97", False),
+        ("x = 3 + 1 = 4", "4", True),
+        ("There are 4 or 5", "4", True),
+        ("1,234.5", "1234.5", True),
+        ("It has four.", "4", False),
+        ("the pressure is 2e3 Pa", "2000", True),
+        ("ketose\nor aldose", "aldose", True),
+        ("the letter is x", "x", True),
+        (":", "4", False),
+    ],
+)
+def test_video_mmmu_open_answers_are_read_as_published(output, answer, right):
+    assert published_equal(published_values(output), answer) == right
+
+
+def test_video_mmmu_by_hand(tmp_path):
+    videommmu(tmp_path)
+    items = benchmark("videommmu").load(tmp_path)
+    listed = "A. a cube\nB. a ball\nC. the large cone\nD. nothing"
+    learnt = "You should watch and learn the video content. Then apply what you learned to answer the following "
+    placed = " question. The image for this question is at the end of the video.\n<image 1> "
+    assert [item.instruction for item in items[::2]] == [
+        f"What is shown?\n{listed}\nPlease ignore the Quiz question in last frame of the video.",
+        f"What is shown?\n{listed}\nPlease ignore the Quiz question in last frame of the video.",
+        f"{learnt}multi-choice{placed}Which?\n{listed}",
+    ]
+    assert items[5].instruction == f"{learnt}open-ended{placed}How many?"
+    # Right answers: C C C C B 12.97. The published reading finds the C of "C." also where D is meant, and a 12.97 among
+    # several numbers.
+    outputs = ["C", "D is better than C.", "B", "(C)", "", "12.97 or 13"]
+    metrics = scored("videommmu", tmp_path, outputs)
+    published, strict = metrics["accuracy", "published"], metrics["accuracy", "strict"]
+    assert {name: cell.value for name, cell in published.categories.items()} == {
+        "Perception": 100,
+        "Comprehension": 50,
+        "Adaptation": 50,
+    }
+    assert published.macro == published.overall.value == pytest.approx(100 * 4 / 6)
+    assert {name: cell.value for name, cell in published.breakdowns["discipline"].items()} == {
+        "Science": pytest.approx(100 / 3),
+        "Art": 100,
+    }
+    assert strict.overall.value == pytest.approx(100 * 2 / 6) and strict.counts.unparsed == 3
 
 
 def test_star_by_hand(tmp_path):

@@ -75,6 +75,7 @@ def judged_metrics(
             protocol,
             aspect.name,
             is_yes=partial(aspect.is_yes, protocol=protocol),
+            wants_score=aspect.wants_score,
         )
     ]
     return judged, metrics

@@ -1,8 +1,7 @@
 """TempCompass: questions about action, direction, speed, order of events and change (arXiv 2403.00476).
 
 This module has those three of the four kinds of tasks whose answers are read by rules: multiple choice, yes or no, and
-which caption fits. It does not have captioning, which is graded by a language model that answers questions from the
-caption.
+which caption fits. The fourth, captioning, needs a judge and is :mod:`.tempcompass_captioning`.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ videos/                  VIDEO.mp4 (or another kind of video)"""
         """See :class:`Benchmark`; kinds without a file are left out, and the report counts the questions asked."""
         videos = VideoFolder(data, "videos")
         items = [
-            _item(entry, kind, index, videos) for kind in POSTS for index, entry in enumerate(_entries(data, kind))
+            _item(entry, kind, index, videos) for kind in POSTS for index, entry in enumerate(task_entries(data, kind))
         ]
         if not items:
             raise DataError(f"{data / 'multi-choice.json'}: is missing (as are {', '.join(self.annotations[1:])})")
@@ -87,7 +86,14 @@ def _published(item: Item, output: str) -> Parsed:
     return Parsed(None)
 
 
-def _entries(data: Path, kind: str) -> Iterator[AnnotationEntry]:
+def task_entries(data: Path, kind: str) -> Iterator[AnnotationEntry]:
+    """Yield the questions of one kind of task, each with ``video_id`` and ``dim`` (the aspect), as in the hub's tables.
+
+    There are none if the kind has no file.
+
+    Raises:
+        DataError: a file is malformed.
+    """
     path = data / f"{kind}.json"
     if not path.is_file():
         for table in sorted(data.glob(f"{kind}/test-*.parquet")):

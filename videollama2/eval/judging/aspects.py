@@ -31,7 +31,7 @@ class Judging:
 class JudgedAspect:
     """The samples that one aspect concerns, with a verdict for each (None for a sample without an answer).
 
-    For ``exact_yes`` see :class:`~videollama2.eval.items.Aspect`.
+    For ``exact_yes`` see :class:`~videollama2.eval.items.Aspect`. ``wants_score`` is false if verdicts have no score.
     """
 
     name: str
@@ -39,6 +39,7 @@ class JudgedAspect:
     samples: list[Sample]
     verdicts: list[Verdict | None]
     exact_yes: bool = False
+    wants_score: bool = True
 
     def is_yes(self, verdict: Verdict, protocol: str) -> bool:
         """Whether a verdict counts as right under a protocol."""
@@ -62,7 +63,7 @@ def judge_aspects(
         for sample, verdict in zip(concerned, verdicts, strict=True):
             by_sample.setdefault(sample.id, {})[aspect.name] = verdict
         name = "score" if text.wants_pred else aspect.name
-        judged.append(JudgedAspect(name, text.wants_pred, concerned, verdicts, aspect.exact_yes))
+        judged.append(JudgedAspect(name, text.wants_pred, concerned, verdicts, aspect.exact_yes, not text.chooses))
     several = len(benchmark.aspects) > 1
     return [_with_verdicts(sample, by_sample.get(sample.id, {}), several) for sample in samples], judged
 

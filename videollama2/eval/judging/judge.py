@@ -23,7 +23,7 @@ from videollama2.commands import hides_bar
 from videollama2.errors import ConfigError
 from videollama2.eval.judging.cache import ReplyCache, content_key
 from videollama2.eval.judging.client import ChatClient, JudgeCallError, Reply
-from videollama2.eval.judging.reply import ReplyError, parse_reply
+from videollama2.eval.judging.reply import ReplyError, chooses_option, parse_reply
 from videollama2.eval.judging.rubrics import Rubric
 from videollama2.eval.samples import MAX_SCORE, UNREADABLE, Sample, Verdict
 
@@ -121,7 +121,8 @@ class OpenAIJudge:
         """
         requests = [None if sample.error else self._request(rubric, sample) for sample in samples]
         keys = [content_key(request) if request else None for request in requests]
-        unique = {key: request for key, request in zip(keys, requests, strict=True) if key and request}
+        asked = zip(keys, requests, samples, strict=True)
+        unique = {key: (request, sample.answer) for key, request, sample in asked if key and request}
         self._unanswered = 0
         found = self._ask_all(unique, rubric, progress)
         return [found[key] if key else None for key in keys]
@@ -150,13 +151,17 @@ class OpenAIJudge:
         sampling = {"temperature": self.temperature, "top_p": self.top_p}
         return request | {name: value for name, value in sampling.items() if value is not None}
 
-    def _ask_all(self, unique: Mapping[str, Mapping[str, Any]], rubric: Rubric, progress: bool) -> dict[str, Verdict]:
+    def _ask_all(
+        self, unique: Mapping[str, tuple[Mapping[str, Any], Any]], rubric: Rubric, progress: bool
+    ) -> dict[str, Verdict]:
         from tqdm import tqdm
 
         found: dict[str, Verdict] = {}
         pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="judge")
         try:
-            futures = {pool.submit(self._ask, key, request, rubric): key for key, request in unique.items()}
+            futures = {
+                pool.submit(self._ask, key, request, rubric, answer): key for key, (request, answer) in unique.items()
+            }
             for future in tqdm(
                 as_completed(futures), "judge", len(futures), disable=hides_bar(progress), unit=" answers"
             ):
@@ -166,11 +171,11 @@ class OpenAIJudge:
             pool.shutdown(wait=True, cancel_futures=True)
         return found
 
-    def _ask(self, key: str, request: Mapping[str, Any], rubric: Rubric) -> Verdict:
+    def _ask(self, key: str, request: Mapping[str, Any], rubric: Rubric, answer: Any) -> Verdict:
         stored = self._cache.get(key)
         if stored is not None:
             self._count(stored)
-            return _read(stored, rubric)
+            return _read(stored, rubric, answer)
         verdict = Verdict()
         for _ in range(ASKED_AT_MOST):
             with self._lock:
@@ -183,7 +188,7 @@ class OpenAIJudge:
                 return Verdict(error=str(error))
             self._note(False)
             self._count(reply)
-            verdict = _read(reply, rubric)
+            verdict = _read(reply, rubric, answer)
             if verdict.error is None:  # an unreadable reply is not cached, and another may be readable
                 self._cache.put(key, reply)
                 break
@@ -199,7 +204,9 @@ class OpenAIJudge:
             self._usage.update(reply.usage)
 
 
-def _read(reply: Reply, rubric: Rubric) -> Verdict:
+def _read(reply: Reply, rubric: Rubric, answer: Any) -> Verdict:
+    if rubric.chooses:
+        return Verdict("yes" if chooses_option(reply.raw, str(answer)) else "no", None, reply.raw)
     try:
         pred, score = parse_reply(reply.raw, rubric.wants_pred)
     except ReplyError as error:
@@ -244,7 +251,7 @@ class LocalJudge:
             how = "normalised match"
         right = how != "no match"
         pred = ("yes" if right else "no") if rubric.wants_pred else None
-        return Verdict(pred, float(MAX_SCORE if right else 0), how)
+        return Verdict(pred, None if rubric.chooses else float(MAX_SCORE if right else 0), how)
 
 
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")

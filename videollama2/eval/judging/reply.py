@@ -52,6 +52,24 @@ def parse_reply(text: str, wants_pred: bool) -> Grade:
     return Grade(pred, score)
 
 
+def chosen_answer(text: str) -> str:
+    """Return the answer that a judge chose: the text after "Answer:" in the last line with that word, or everything."""
+    text = after_thinking(text)
+    lines = [line.strip() for line in text.split("\n") if "Answer" in line]
+    return lines[-1].replace("Answer:", "").strip() if lines else text
+
+
+def chooses_option(text: str, option: str) -> bool:
+    """Whether a judge chose this option ("B. dunking"), by the rule of TempCompass's scorer.
+
+    The answer must begin with the option's letter and a full stop, and name no other of the letters A to D so; the
+    letter alone does not count.
+    """
+    answer = chosen_answer(text)
+    named = sum(answer.count(f"{letter}.") for letter in "ABCD")
+    return named == 1 and answer.split(". ")[0] == option.split(". ")[0]
+
+
 def written_pred(text: str) -> str | None:
     """Return the word for yes or no as the judge wrote it, for scorers that count only "yes" in small letters."""
     found = _PRED.search(after_thinking(text))

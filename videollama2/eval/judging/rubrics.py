@@ -47,7 +47,9 @@ class Rubric:
 
     If ``wants_pred`` is true, the reply gives yes or no besides the score 0..5. If ``pairs`` is true, two questions and
     two predictions are judged together, so that a sample's ``question`` and ``output`` are lists of two. If
-    ``per_reference`` is true, the judge is asked about each of a sample's reference answers, and the mean counts.
+    ``per_reference`` is true, the judge is asked about each of a sample's reference answers, and the mean counts. If
+    ``chooses`` is true, the judge is not told the reference answer but answers the question itself from the prediction,
+    and the reply names an option instead of giving a score.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Rubric:
     wants_pred: bool = False
     pairs: bool = False
     per_reference: bool = False
+    chooses: bool = False
 
     @property
     def published(self) -> bool:
@@ -112,7 +115,10 @@ ASPECTS: dict[str, tuple[bool, bool]] = {
     "audio_video_qa": (True, False),
     "clotho_correctness": (False, False),
     "clotho_detail": (False, False),
+    "tempcompass_captioning": (True, False),
 }
+_CHOOSING = frozenset(("tempcompass_captioning",))
+"""Rubrics whose texts may leave out the reference answer, which makes the judge answer the question itself."""
 _PER_REFERENCE = frozenset(("clotho_correctness", "clotho_detail"))
 """Rubrics about captions of sounds, of which the published scorer compares one reference at a time."""
 
@@ -137,6 +143,8 @@ _OWN_TASKS = {
     "heard. Synonyms and paraphrases count.",
     "clotho_correctness": "Grade whether what the prediction states agrees with the reference.",
     "clotho_detail": "Grade how completely and how precisely the prediction covers the reference's points.",
+    "tempcompass_captioning": "The prediction describes a video. Decide whether somebody who reads only this "
+    "description would answer the question as the reference does.",
 }
 _OWN_USER = "Question: {question}\nReference: {answer}\n<prediction>{prediction}</prediction>"
 _OWN_USER_PAIR = (
@@ -193,8 +201,14 @@ def load_rubric(path: Path, name: str) -> Rubric:
     _check_published_claim(path, record)
     wants_pred, pairs = ASPECTS[name]
     fields = {field: record[field] for field in _FILE_FIELDS}
-    _check_placeholders(path, fields["user"], pairs)
-    return Rubric(**fields, wants_pred=wants_pred, pairs=pairs, per_reference=name in _PER_REFERENCE)
+    _check_placeholders(path, fields["user"], pairs, name in _CHOOSING)
+    return Rubric(
+        **fields,
+        wants_pred=wants_pred,
+        pairs=pairs,
+        per_reference=name in _PER_REFERENCE,
+        chooses=name in _CHOOSING and "{answer}" not in fields["user"],
+    )
 
 
 def _own(name: str) -> Rubric:
@@ -225,10 +239,12 @@ def _check_published_claim(path: Path, record: Mapping[str, str]) -> None:
         raise DataError(f"{path}: is not the published text; it lacks {absent[0]!r}")
 
 
-def _check_placeholders(path: Path, user: str, pairs: bool) -> None:
+def _check_placeholders(path: Path, user: str, pairs: bool, may_choose: bool) -> None:
     wanted = set(_PLACEHOLDERS) if pairs else {"question", "answer", "prediction"}
     given = set(_FIELD.findall(user))
     needed = wanted - {"question", "question_2"}  # captions are judged without their instruction
+    if may_choose and "answer" not in given:
+        needed = {"question", "prediction"}
     if not needed <= given <= wanted:
         raise DataError(
             f"{path}: 'user' has the placeholders {sorted(given)}; it must have {sorted(needed)} and no others "

@@ -104,11 +104,12 @@ def summarise_judged(
     name: str = "score",
     breakdowns: Breakdowns | None = None,
     is_yes: Callable[[Verdict], bool] = lambda verdict: verdict.pred == "yes",
+    wants_score: bool = True,
 ) -> list[Metric]:
     """Return the metrics of judged samples: the mean score and, if the judge says yes or no, accuracy (share of yes).
 
     The protocol ``published`` truncates scores to whole numbers before averaging, as published scorers do (4.8 is 4).
-    ``is_yes`` says which verdicts count as right.
+    ``is_yes`` says which verdicts count as right. Without ``wants_score`` there is only the accuracy.
     """
     counts = count_outcomes(samples, protocol, verdicts)
     given = [verdict if verdict is not None and verdict.error is None else None for verdict in verdicts]
@@ -118,6 +119,8 @@ def summarise_judged(
         values = [None if verdict is None else float(is_yes(verdict)) for verdict in given]
         means = _Means(samples, values, due, scale=100.0, proportion=True)
         metrics.append(means.metric("accuracy", protocol, "%", counts, breakdowns))
+    if not wants_score:
+        return metrics
     shape = int if protocol == PUBLISHED else float
     scores = [None if verdict is None or verdict.score is None else float(shape(verdict.score)) for verdict in given]
     means = _Means(samples, scores, due, scale=1.0, proportion=False, most=float(MAX_SCORE))
