@@ -78,6 +78,7 @@ WINGS = {
         ("merge",),
     ),
     "serve": (
+        ("long_text",),
         ("settings", "part_flags", "untrusted_media"),
         ("web",),
         ("api",),

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 import pytest
 
 from tests.serve.api_fixtures import data_url, policy, write
+from videollama2.serve import long_text
 from videollama2.serve.settings import MediaPolicy
-from videollama2.serve.untrusted_media import urls as media_urls
 from videollama2.serve.untrusted_media.addresses import check_resolved
 from videollama2.serve.untrusted_media.errors import RefusedMediaError
 from videollama2.serve.untrusted_media.fetch import MAX_REDIRECTS, MediaFetcher, resolve_host
@@ -703,7 +703,7 @@ def test_data_urls_that_are_none(url, kind):
 
 
 def test_large_base64_is_decoded_in_pieces(monkeypatch):
-    monkeypatch.setattr(media_urls, "_PIECE", 8)
+    monkeypatch.setattr(long_text, "PIECE", 8)
     for count in (5, 6, 7, 11, 12, 13):
         content = bytes(range(count))
         url = "data:image/png;base64," + base64.b64encode(content).decode()

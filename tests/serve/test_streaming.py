@@ -14,7 +14,7 @@ from videollama2.serve.api.routes import CHAT, openai_router
 from videollama2.serve.settings import Security
 from videollama2.serve.web import sse, streaming
 from videollama2.serve.web.app import keep_what_is_loaded, make_app
-from videollama2.serve.web.body import MAX_DEPTH, MAX_ITEMS, ItemCounter
+from videollama2.serve.web.body import MAX_DEPTH, MAX_ITEMS, BodyScanner
 from videollama2.serve.web.errors import ApiError, worker_failed
 from videollama2.serve.web.streaming import EventStream, Stream
 
@@ -126,7 +126,7 @@ def pieces(chance):
 
 
 def count(text, sizes):
-    counter, at = ItemCounter(), 0
+    counter, at = BodyScanner(), 0
     data = text.encode()
     while at < len(data):
         size = next(sizes)

@@ -17,13 +17,18 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from videollama2.errors import MediaError
 from videollama2.media.kinds import KINDS, VIDEO, kind_of
 from videollama2.prompting import ANY_TAG, tagged_parts
+from videollama2.serve.api.fields import MediaText
 from videollama2.serve.api.request import ChatRequest
+from videollama2.serve.long_text import Text, beginning, pieces, with_head
 from videollama2.serve.untrusted_media.urls import FRAME_LIST_TYPE, decode_base64
 from videollama2.serve.web.errors import ApiError
 from videollama2.serve.web.streaming import Stream
 
 STREAM_PATH = "/worker_generate_stream"
 SEPARATOR = b"\0"
+
+_MAX_HEAD = 1024
+"""Maximum number of characters of a ``data:`` URL in front of its data."""
 
 _GREEDY_BELOW = 1e-3
 """Published value: below this temperature, the most likely token is taken."""
@@ -41,7 +46,7 @@ class GenerateRequest(BaseModel):
 
     model: Annotated[str, StringConstraints(max_length=512)] = ""
     prompt: str
-    images: list[str] = Field(default=[], max_length=64)
+    images: list[MediaText] = Field(default=[], max_length=64)
     temperature: float = Field(1.0, ge=0, le=2, allow_inf_nan=False)
     top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
     max_new_tokens: int = Field(256, ge=1, le=10**6)
@@ -124,25 +129,27 @@ def _content(prompt: str, media: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [part for part in parts if part.get("text") != ""]
 
 
-def _media_part(item: str) -> dict[str, Any]:
+def _media_part(item: Text) -> dict[str, Any]:
     """Convert a medium of the ``\\0`` protocol into a part of a chat message.
 
     Only embedded data is accepted, never a path or a URL to fetch. The kind is determined from the content; the type
     that a ``data:`` URL states is used only if the content is not recognised.
     """
-    head, comma, text = item.partition(",") if item[:5].lower() == "data:" else ("", "", item)
+    start = beginning(item, _MAX_HEAD)
+    head, comma, _ = start.partition(",") if start[:5].lower() == "data:" else ("", "", "")
     stated = head[5:].partition(";")[0].lower()
     if stated == FRAME_LIST_TYPE:
         return _url_part(VIDEO, item)
     try:
-        kind = kind_of(decode_base64(text), f"images{mimetypes.guess_extension(stated) or ''}")
+        content = decode_base64(pieces(item, len(head + comma)))
+        kind = kind_of(content, f"images{mimetypes.guess_extension(stated) or ''}")
     except ValueError as error:
         rule = str(error) if isinstance(error, MediaError) else "images must be base64 or data: URLs"
         raise ApiError(400, rule, param="images", internal_code=40001) from error
     mime = stated if KINDS[kind].fits_mime(stated) else KINDS[kind].mime
-    return _url_part(kind, f"data:{mime};base64,{text}")
+    return _url_part(kind, with_head(item, len(head + comma), f"data:{mime};base64,"))
 
 
-def _url_part(kind: str, url: str) -> dict[str, Any]:
+def _url_part(kind: str, url: Text) -> dict[str, Any]:
     name = f"{kind}_url"
     return {"type": name, name: {"url": url}}

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    WithJsonSchema,
+)
 from pydantic_core import PydanticCustomError, core_schema
 from typing_extensions import LiteralString
+
+from videollama2.serve.long_text import LongText, Text
 
 IGNORED_HEADER = "x-ignored-fields"
 """Header of a reply that lists the request's unknown fields, which were ignored."""
@@ -46,6 +56,21 @@ NO_EFFECT = "Accepted, without effect."
 def error(kind: LiteralString, message: str) -> PydanticCustomError:
     """Return a validation error with our own message, in which braces need no escaping."""
     return PydanticCustomError(kind, "{message}", {"message": message})
+
+
+def _media_text(value: Any) -> Any:
+    if not isinstance(value, (str, LongText)):
+        raise error("string_type", "Input should be a valid string")
+    if not len(value):
+        raise error("string_too_short", "String should have at least 1 character")
+    return value
+
+
+if TYPE_CHECKING:
+    MediaText = Text
+else:
+    MediaText = Annotated[Any, AfterValidator(_media_text), WithJsonSchema({"type": "string", "minLength": 1})]
+"""The URL of a medium, or a medium in base64: a text that may be long."""
 
 
 class Neutral:

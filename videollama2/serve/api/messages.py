@@ -31,6 +31,7 @@ from videollama2.serve.api.request import (
     VideoPart,
 )
 from videollama2.serve.api.tools import call_text, response_text, template_call
+from videollama2.serve.long_text import Text
 from videollama2.serve.web.errors import ApiError
 
 CHARACTERS_PER_TOKEN = 32
@@ -55,7 +56,7 @@ class MediumAsked:
     """
 
     kind: str
-    url: str
+    url: Text
     options: dict[str, Any]
     param: str
     use_audio: bool = False

@@ -16,10 +16,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from videollama2.serve.api.fields import FIRST_FAULT, NO_EFFECT, Body, Neutral, Whole, error
+from videollama2.serve.api.fields import FIRST_FAULT, NO_EFFECT, Body, MediaText, Neutral, Whole, error
 from videollama2.serve.api.media_options import AudioOptions, MediaIOOptions, VideoOptions
 from videollama2.serve.api.sampling import AnswerForm, SamplingFields
 from videollama2.serve.api.tools import MAX_TOOLS, NamedTool, Tool, ToolCall, ToolChoice, ToolUse, closed
+from videollama2.serve.long_text import Text, with_head
 
 MAX_LOGPROBS = 20
 """Maximum number of most likely tokens reported at each position; OpenAI's limit."""
@@ -39,7 +40,7 @@ _OLD_TOOLS = "this is the older form of tools and tool_choice, which are to be u
 
 def _as_url(value: Any) -> Any:
     """Accept a bare URL in place of an object, which some clients send, as OpenAI's Responses API does."""
-    return {"url": value} if isinstance(value, str) else value
+    return {"url": value} if isinstance(value, Text) else value
 
 
 class TextPart(Body):
@@ -54,7 +55,7 @@ class RefusalPart(Body):
 
 
 class ImageURL(Body):
-    url: str = Field(min_length=1)
+    url: MediaText
     detail: Literal["auto", "low", "high", "original"] | None = Field(
         None, description="Accepted, without effect: every image takes the same number of tokens."
     )
@@ -68,7 +69,7 @@ class ImagePart(Body):
 
 
 class VideoURL(Body):
-    url: str = Field(min_length=1)
+    url: MediaText
 
 
 class VideoPart(Body):
@@ -80,7 +81,7 @@ class VideoPart(Body):
 
 
 class AudioURL(Body):
-    url: str = Field(min_length=1)
+    url: MediaText
 
 
 class SoundPart(Body):
@@ -98,13 +99,13 @@ class AudioPart(SoundPart):
     audio_url: Annotated[AudioURL, BeforeValidator(_as_url)]
 
     @property
-    def source(self) -> tuple[str, str]:
+    def source(self) -> tuple[Text, str]:
         """The URL, and its place in the part."""
         return self.audio_url.url, "audio_url.url"
 
 
 class InputAudio(Body):
-    data: str = Field(min_length=1, description="The file in base64.")
+    data: MediaText = Field(description="The file in base64.")
     format: Literal["wav", "mp3", "flac", "ogg", "opus", "aac", "m4a", "mp4", "webm", "aiff"]
 
 
@@ -115,9 +116,10 @@ class InputAudioPart(SoundPart):
     input_audio: InputAudio
 
     @property
-    def source(self) -> tuple[str, str]:
+    def source(self) -> tuple[Text, str]:
         """The sound as a ``data:`` URL, and its place in the part."""
-        return f"data:audio/{self.input_audio.format};base64,{self.input_audio.data}", "input_audio.data"
+        url = with_head(self.input_audio.data, 0, f"data:audio/{self.input_audio.format};base64,")
+        return url, "input_audio.data"
 
 
 MediaPart = ImagePart | VideoPart | AudioPart | InputAudioPart

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from videollama2.serve.api.fields import FIRST_FAULT, NO_EFFECT, Body, Finite, Neutral, Whole, error
+from videollama2.serve.api.fields import FIRST_FAULT, NO_EFFECT, Body, Finite, MediaText, Neutral, Whole, error
 from videollama2.serve.api.request import (
     MAX_MESSAGES,
     MAX_METADATA,
@@ -36,7 +36,7 @@ class InputText(Body):
 
 class InputImage(Body):
     type: Literal["input_image"]
-    image_url: str = Field(min_length=1)
+    image_url: MediaText
     detail: Literal["auto", "low", "high", "original"] | None = Field(None, description=NO_EFFECT)
     file_id: Annotated[Any, Neutral(None, why=_STORED)] = None
 
@@ -49,7 +49,7 @@ class InputVideo(Body):
     """A video; an extension, analogous to ``input_image``."""
 
     type: Literal["input_video"]
-    video_url: str = Field(min_length=1)
+    video_url: MediaText
 
     def as_part(self) -> dict[str, Any]:
         """Return the video as a part of a chat message."""
@@ -64,7 +64,7 @@ class InputSound(Body):
 
     def as_part(self) -> dict[str, Any]:
         """Return the sound as a part of a chat message."""
-        return self.model_dump(include={"type", "input_audio"})
+        return {"type": self.type, "input_audio": dict(self.input_audio)}
 
 
 class InputRefusal(Body):

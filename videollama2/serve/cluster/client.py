@@ -3,6 +3,7 @@ if one fails before its first token."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
@@ -22,6 +23,7 @@ from videollama2.serve.cluster.failover import (
     bearer,
     make_client,
 )
+from videollama2.serve.long_text import dumped
 from videollama2.serve.web.errors import ApiError, worker_failed
 
 CHAT_PATH = "/v1/chat/completions"
@@ -164,7 +166,8 @@ class ControllerClient:
         holds until the reply is complete.
 
         Args:
-            content: the body as JSON, if it is at hand, since serialising a large body takes a while.
+            body: may hold texts of :mod:`videollama2.serve.long_text`.
+            content: the body as JSON, if it is at hand.
             path: route of the worker.
 
         Raises:
@@ -173,7 +176,7 @@ class ControllerClient:
         model = str(body.get("model", ""))
         headers = {**self._headers, **({"x-request-id": request_id} if request_id else {})}
         if content is None:
-            content = json.dumps(body).encode("ascii")
+            content = await asyncio.to_thread(dumped, body)
         choose = self._chooser(model, affinity_of_chat(body))
         worker, reply = await ask_any(
             self._http,

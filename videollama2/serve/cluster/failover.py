@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import httpx
 
+from videollama2.serve.long_text import PIECE
 from videollama2.serve.web.errors import ApiError, worker_failed, worker_timeout
 
 T = TypeVar("T")
@@ -135,8 +136,8 @@ async def ask(
     request = client.build_request(
         "POST",
         address + path,
-        content=content,
-        headers={"content-type": "application/json", **headers},
+        content=_in_pieces(content),
+        headers={"content-type": "application/json", "content-length": str(len(content)), **headers},
         timeout=timeout,
     )
     watch = _Watch(client, address, patience)
@@ -154,6 +155,12 @@ async def ask(
         with suppress(httpx.HTTPError):
             await response.aclose()
         raise
+
+
+async def _in_pieces(content: bytes) -> AsyncGenerator[bytes, None]:
+    """Yield content to send. The transport would copy all of it at once."""
+    for start in range(0, len(content), PIECE):
+        yield content[start : start + PIECE]
 
 
 async def _refusal(address: str, response: httpx.Response) -> Exception:

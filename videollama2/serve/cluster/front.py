@@ -7,7 +7,6 @@ another one is tried. The worker fetches and decodes media, under the rules of i
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
@@ -17,6 +16,7 @@ from fastapi import FastAPI, Request, Response
 
 from videollama2.serve.api.routes import Asked, openai_router
 from videollama2.serve.cluster.client import ControllerClient
+from videollama2.serve.long_text import dumped
 from videollama2.serve.settings import Security
 from videollama2.serve.web import sse
 from videollama2.serve.web.app import make_app
@@ -77,7 +77,7 @@ class ApiFront:
         sent, content, request_id = await request.json(), await request.body(), REQUEST_ID.get()
         if sent.get("model") is None:
             sent = {**sent, "model": await self._only_model()}
-            content = json.dumps(sent).encode("ascii")
+            content = await asyncio.to_thread(dumped, sent)
         if sent.get("stream"):
             return await EventStream.begin(self._events(path, sent, content, request_id))
         async with self.client.open_chat(sent, request_id, content, path) as reply:

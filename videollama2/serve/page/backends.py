@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
@@ -22,6 +23,7 @@ from videollama2.errors import MediaError, RequestTooLongError
 from videollama2.media.kinds import IMAGE, VIDEO, kind_of, mime_type
 from videollama2.media.pixels import FrameResize
 from videollama2.serve.cluster.failover import bearer, make_client
+from videollama2.serve.long_text import LongText
 from videollama2.serve.page.thumbnails import EDGE, Reader
 from videollama2.serve.untrusted_media.errors import RefusedMediaError
 from videollama2.serve.untrusted_media.parts import read_part
@@ -32,6 +34,7 @@ from videollama2.serve.web.sse import read_events
 Message = dict[str, Any]
 
 _BICUBIC = 3  # Pillow's number
+_ENCODED_AT_ONCE = 3 << 16  # bytes; a multiple of three, so that the pieces in base64 join to one
 _API_NAMES = {"use_audio": "use_audio_in_video"}
 
 
@@ -263,17 +266,26 @@ def _data_part(part: Message) -> Message:
         return part
     path = Path(part["path"])
     try:
-        data = base64.b64encode(path.read_bytes()).decode("ascii")
+        data = _in_base64(path)
     except OSError as error:
         raise RefusedMediaError("the file is gone: upload it once more", detail=str(error)) from error
     name = f"{kind}_url"
     options = {_API_NAMES.get(key, key): value for key, value in part.items() if key not in ("type", "path")}
     # The API takes a sound for that of a video if its type says so.
     mime = mime_type(VIDEO if options.pop("of_video", False) else kind, path)
-    found: Message = {"type": name, name: {"url": f"data:{mime};base64,{data}"}}
+    found: Message = {"type": name, name: {"url": LongText(data, 0, len(data), f"data:{mime};base64,")}}
     if options:
         found["mm_processor_kwargs"] = options
     return found
+
+
+def _in_base64(path: Path) -> bytes:
+    """Return a file's content in base64, encoded in pieces so that other threads can run in between."""
+    written = io.BytesIO()
+    with path.open("rb") as file:
+        while piece := file.read(_ENCODED_AT_ONCE):
+            written.write(base64.b64encode(piece))
+    return written.getvalue()
 
 
 def kind_of_upload(path: str | Path) -> str:

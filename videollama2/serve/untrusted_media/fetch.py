@@ -15,10 +15,19 @@ import ssl
 from collections.abc import AsyncIterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from videollama2.serve.long_text import Text, beginning
 from videollama2.serve.untrusted_media.addresses import Resolver, check_allowed, check_resolved, resolve_host
 from videollama2.serve.untrusted_media.errors import RefusedMediaError
 from videollama2.serve.untrusted_media.files import read_below
-from videollama2.serve.untrusted_media.urls import WebAddress, follow, parse_data, parse_file, parse_web, scheme_of
+from videollama2.serve.untrusted_media.urls import (
+    MAX_URL_LENGTH,
+    WebAddress,
+    follow,
+    parse_data,
+    parse_file,
+    parse_web,
+    scheme_of,
+)
 
 if TYPE_CHECKING:
     import httpcore
@@ -43,7 +52,7 @@ class MediaFetcher:
         self.policy = policy
         self._resolve, self._tls = resolve, tls
 
-    async def fetch(self, url: str, kind: str) -> bytes | list[bytes]:
+    async def fetch(self, url: Text, kind: str) -> bytes | list[bytes]:
         """Return the bytes of one medium, or a list of encoded frames if the video was sent as such a list.
 
         Args:
@@ -55,6 +64,7 @@ class MediaFetcher:
         scheme = scheme_of(url)
         if scheme == "data":
             return await asyncio.to_thread(parse_data, url, kind, self.policy.max_bytes, self.policy.max_frames)
+        url = beginning(url, MAX_URL_LENGTH + 1)  # a longer one is refused
         if scheme == "file":
             return await asyncio.to_thread(read_below, self.policy.media_root, parse_file(url), self.policy.max_bytes)
         address = parse_web(url)
@@ -66,9 +76,9 @@ class MediaFetcher:
                 f"a media URL was not fetched within {self.policy.fetch_timeout_s:g} s", "media_timeout"
             ) from None
 
-    def size_bound(self, url: str) -> int:
+    def size_bound(self, url: Text) -> int:
         """Return the largest number of bytes that :meth:`fetch` can return for a URL."""
-        return len(url) * 3 // 4 if url[:5].lower() == "data:" else self.policy.max_bytes
+        return len(url) * 3 // 4 if beginning(url, 5).lower() == "data:" else self.policy.max_bytes
 
     # ------------------------------------------------------------------------------------------------------ the web
 

@@ -7,12 +7,15 @@ URL that is not plain is refused.
 from __future__ import annotations
 
 import base64
+import io
 import ipaddress
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import unquote
 
 from videollama2.media.kinds import KINDS, VIDEO, with_article
+from videollama2.serve.long_text import Text, beginning, pieces
 from videollama2.serve.untrusted_media.errors import RefusedMediaError
 
 MAX_URL_LENGTH = 8192
@@ -30,9 +33,6 @@ _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,61}[a-z0-9])?", re.ASCII)
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII)
 _MAX_DATA_HEAD = 1024
 _DATA = re.compile(r"data:(?P<type>[a-z]+/[a-z0-9.+-]+)(?:;[a-z0-9_-]+=[^;,\"\\]*)*;base64,", re.IGNORECASE | re.ASCII)
-
-_PIECE = 1 << 20
-"""Number of base64 characters that are decoded at a time; a multiple of four."""
 
 FRAME_LIST_TYPE = "video/jpeg"
 """``data:video/jpeg;base64,FRAME,FRAME,...`` holds a video as frames (vLLM's form)."""
@@ -62,13 +62,13 @@ class WebAddress:
         return self.origin + self.target
 
 
-def scheme_of(url: str) -> str:
+def scheme_of(url: Text) -> str:
     """Return the scheme of a media URL: ``data``, ``file``, ``http`` or ``https``.
 
     Raises:
         RefusedMediaError: the URL has another scheme.
     """
-    scheme = url[:8].partition(":")[0].lower()
+    scheme = beginning(url, 8).partition(":")[0].lower()
     if scheme not in ("data", "file", "http", "https"):
         raise RefusedMediaError("a media URL must be a data:, http(s):// or file:// URL", "invalid_media_url")
     return scheme
@@ -149,7 +149,7 @@ def parse_file(url: str) -> str:
     raise RefusedMediaError("a file URL must be file:/// and an absolute path without '..'", "invalid_media_url")
 
 
-def parse_data(url: str, kind: str, max_bytes: int, max_frames: int) -> bytes | list[bytes]:
+def parse_data(url: Text, kind: str, max_bytes: int, max_frames: int) -> bytes | list[bytes]:
     """Return the bytes of a ``data:`` URL, or a list of frames for :data:`FRAME_LIST_TYPE`.
 
     Counts and lengths are checked before anything is decoded.
@@ -160,7 +160,7 @@ def parse_data(url: str, kind: str, max_bytes: int, max_frames: int) -> bytes | 
     Raises:
         RefusedMediaError: the URL is not base64, is of another kind, is too large, or has too many frames.
     """
-    found = _DATA.match(url[:_MAX_DATA_HEAD])
+    found = _DATA.match(beginning(url, _MAX_DATA_HEAD))
     if found is None:
         raise RefusedMediaError("a data URL must be data:TYPE/SUBTYPE;base64,...", "invalid_media_url")
     mime = found["type"].lower()
@@ -172,46 +172,65 @@ def parse_data(url: str, kind: str, max_bytes: int, max_frames: int) -> bytes | 
     if (len(url) - start) * 3 // 4 > max_bytes:
         raise RefusedMediaError(f"{with_article(kind)} is larger than {max_bytes} bytes", "media_too_large", 413)
     if mime != FRAME_LIST_TYPE or kind != VIDEO:
-        return _decode(url[start:], kind)
-    count = url.count(",", start) + 1
-    if count > max_frames:
-        raise RefusedMediaError(f"a video of {count} frames has more than the {max_frames} that are accepted")
-    return [_decode(frame, VIDEO) for frame in url[start:].split(",")]
+        return _decode(pieces(url, start), kind)
+    return [_decode(frame, VIDEO) for frame in _frames(pieces(url, start), max_frames)]
 
 
-def stated_type(url: str) -> str:
+def _frames(text: Iterable[str], most: int) -> list[list[str]]:
+    """Return the pieces of each of the frames, which are separated by commas."""
+    frames: list[list[str]] = [[]]
+    count = 1
+    try:
+        for piece in text:
+            count += piece.count(",")
+            if count <= most:
+                rest, *more = piece.split(",")
+                frames[-1].append(rest)
+                frames += [[part] for part in more]
+    except ValueError:
+        raise _no_base64(VIDEO) from None
+    if count > most:
+        raise RefusedMediaError(f"a video of {count} frames has more than the {most} that are accepted")
+    return frames
+
+
+def stated_type(url: Text) -> str:
     """Return the MIME type that a ``data:`` URL states, in lower case; an empty text for any other URL."""
-    found = _DATA.match(url[:_MAX_DATA_HEAD])
+    found = _DATA.match(beginning(url, _MAX_DATA_HEAD))
     return found["type"].lower() if found else ""
 
 
-def decode_base64(text: str) -> bytes:
-    """Decode strict base64 piece by piece, so that other threads can run in between.
+def decode_base64(text: Iterable[str]) -> bytes:
+    """Decode strict base64, given in pieces of any length; other threads can run between two of them.
 
     Line breaks, which MIME's base64 has after every 76 characters, are skipped.
 
     Raises:
         ValueError: the text has a character outside base64, or its padding is missing, too long or not at the end.
     """
-    decoded: list[bytes] = []
+    decoded = io.BytesIO()  # a join of the pieces would copy them all in one call
     rest, is_padded = "", False
-    for at in range(0, len(text), _PIECE):
-        piece = rest + text[at : at + _PIECE].replace("\r", "").replace("\n", "")
+    for each in text:
+        piece = rest + each.replace("\r", "").replace("\n", "")
         if is_padded and piece:
             raise ValueError("padding within")
         end = len(piece) - len(piece) % 4
-        decoded.append(base64.b64decode(piece[:end].encode("ascii"), validate=True))
-        rest, is_padded = piece[end:], "=" in piece
+        decoded.write(base64.b64decode(piece[:end].encode("ascii"), validate=True))
+        rest, is_padded = piece[end:], is_padded or "=" in piece
     if rest:
         raise ValueError("the padding is missing, or too long")
-    return b"".join(decoded)
+    return decoded.getvalue()
 
 
-def _decode(text: str, kind: str) -> bytes:
+def _decode(text: Iterable[str], kind: str) -> bytes:
     try:
         data = decode_base64(text)
     except ValueError:
-        raise RefusedMediaError(f"the data URL of {with_article(kind)} is not valid base64") from None
+        raise _no_base64(kind) from None
     if not data:
         raise RefusedMediaError(f"the data URL of {with_article(kind)} is empty")
     return data
+
+
+def _no_base64(kind: str) -> RefusedMediaError:
+    return RefusedMediaError(f"the data URL of {with_article(kind)} is not valid base64")

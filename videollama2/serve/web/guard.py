@@ -7,6 +7,7 @@ BaseHTTPMiddleware hides.
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import logging
 import re
@@ -20,7 +21,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from videollama2.serve.settings import Security
-from videollama2.serve.web.body import ItemCounter
+from videollama2.serve.web.body import LONG_SPANS, BodyScanner
 from videollama2.serve.web.errors import ApiError, server_fault, shutting_down, unauthorized
 from videollama2.serve.web.origins import is_known_name, name_of
 
@@ -193,6 +194,7 @@ class RequestGuard:
         if (_header(scope, b"content-encoding") or b"identity").strip().lower() != b"identity":
             raise ApiError(415, "the body must not be compressed", code="unsupported_media_type")
         await body.read(self.body_timeout_s)
+        scope["state"][LONG_SPANS] = body.long_spans
         kind = (_header(scope, b"content-type") or b"").split(b";")[0].strip().lower()
         # Other content types could be sent by a foreign web page without permission (CSRF).
         if body.size and kind != b"application/json" and not kind.endswith(b"+json"):
@@ -229,11 +231,16 @@ class _Body:
 
     def __init__(self, receive: Receive, guard: RequestGuard, is_empty: bool) -> None:
         self._receive, self._guard = receive, guard
-        self._chunks: list[bytes] = []
+        self._content = io.BytesIO()  # grows without being copied, and returns what it holds without a copy
         self._is_pending = False
         self.is_complete = is_empty
         self.size = 0
-        self._items = ItemCounter()
+        self._scanner = BodyScanner()
+
+    @property
+    def long_spans(self) -> list[tuple[int, int]]:
+        """See :class:`BodyScanner`."""
+        return self._scanner.long_spans
 
     async def read(self, timeout_s: float) -> None:
         start = time.monotonic()
@@ -248,16 +255,16 @@ class _Body:
             chunk = message.get("body", b"")
             self._guard.hold(len(chunk), self.size + len(chunk))
             self.size += len(chunk)
-            self._items.feed(chunk)
-            self._chunks.append(chunk)
+            self._scanner.feed(chunk)
+            self._content.write(chunk)
             self.is_complete = not message.get("more_body", False)
         self._is_pending = True
 
     async def receive(self) -> Message:
         if self._is_pending:
             self._is_pending = False
-            chunks, self._chunks = self._chunks, []
-            return {"type": "http.request", "body": b"".join(chunks), "more_body": False}
+            content, self._content = self._content.getvalue(), io.BytesIO()
+            return {"type": "http.request", "body": content, "more_body": False}
         return await self._receive()
 
     async def discard(self) -> None:

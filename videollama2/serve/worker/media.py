@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from videollama2.errors import PromptError
 from videollama2.media.kinds import AUDIO, VIDEO, identify
 from videollama2.serve.api.messages import MediumAsked
+from videollama2.serve.long_text import Text, beginning
 from videollama2.serve.untrusted_media.errors import RefusedMediaError
 from videollama2.serve.untrusted_media.fetch import MediaFetcher
 from videollama2.serve.untrusted_media.parts import ReadPart, read_part
 from videollama2.serve.untrusted_media.sandbox import Sandbox, Source
-from videollama2.serve.untrusted_media.urls import stated_type
+from videollama2.serve.untrusted_media.urls import MAX_URL_LENGTH, stated_type
 from videollama2.serve.web.errors import ApiError
 from videollama2.serve.worker.budget import WaitingBudget
 
@@ -96,12 +97,12 @@ class MediaDesk:
             ) from error
 
 
-def _is_of_video(url: str, source: Source) -> bool:
+def _is_of_video(url: Text, source: Source) -> bool:
     """Return whether a sound is that of a video, by the type that the client states or else by the content."""
     stated = stated_type(url).partition("/")[0]
     if stated in (AUDIO, VIDEO):
         return stated == VIDEO
-    name = "" if stated else PurePath(url.partition("?")[0]).name
+    name = "" if stated else PurePath(beginning(url, MAX_URL_LENGTH).partition("?")[0]).name
     return isinstance(source, bytes) and identify(source, name) == VIDEO
 
 
