@@ -201,6 +201,11 @@ def _add_folders(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="write the numbers here for TensorBoard, too; the step is that of a model named checkpoint-N",
     )
+    parser.add_argument(
+        "--wandb",
+        metavar="PROJECT",
+        help="log the numbers to this project of Weights & Biases, too, over the same step",
+    )
 
 
 def _add_judge(parser: argparse.ArgumentParser) -> None:

@@ -25,12 +25,14 @@ SHOWN = 20
 
 def run_command(args: argparse.Namespace) -> int:
     """Run ``eval run`` in one process of an evaluation; torchrun's environment variables say which process it is."""
+    from videollama2.eval.report.curves import check_installed
     from videollama2.eval.run import ModelChoice, Plan, run
     from videollama2.eval.runner import AnswerOptions
     from videollama2.eval.score import choose_judge
     from videollama2.media.frames import FrameSampling
 
     settings = _settings(args)
+    check_installed(args.tensorboard, args.wandb)
     found = configured(args.benchmark, **settings)
     if args.dry_run and not args.judge_model:
         raise ConfigError("--dry-run is about a judge: give --judge-model")
@@ -73,7 +75,7 @@ def run_command(args: argparse.Namespace) -> int:
         dry_run=args.dry_run,
         force=args.force,
     )
-    return finish(run(plan), args.tensorboard)
+    return finish(run(plan), args)
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -84,25 +86,29 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def score_command(args: argparse.Namespace) -> int:
     """Run ``eval score`` on an output folder, or on a file of the published code."""
+    from videollama2.eval.report.curves import check_installed
     from videollama2.eval.score import score_file, score_folder
 
+    check_installed(args.tensorboard, args.wandb)
     if args.answers.is_dir():
-        return finish(score_folder(args), args.tensorboard)
+        return finish(score_folder(args), args)
     if not args.answers.is_file():
         raise DataError(f"{args.answers}: no such file or folder")
-    return finish(score_file(args), args.tensorboard)
+    return finish(score_file(args), args)
 
 
-def finish(published: Published | None, tensorboard: Path | None = None) -> int:
+def finish(published: Published | None, args: argparse.Namespace) -> int:
     """Return the exit code, which is 1 if the report has a problem; the problem is printed on one line.
 
-    Numbers without a problem are also written for TensorBoard, if its folder is given.
+    Numbers without a problem are also written where ``args.tensorboard`` and ``args.wandb`` say.
     """
-    if published is None or not published.problem:
-        if published is not None and tensorboard is not None:
-            from videollama2.eval.report.tensorboard import write_tensorboard
+    from videollama2.eval.report.curves import write_tensorboard, write_wandb
 
-            write_tensorboard(published.report, tensorboard)
+    if published is None or not published.problem:
+        if published is not None and args.tensorboard is not None:
+            write_tensorboard(published.report, args.tensorboard)
+        if published is not None and args.wandb is not None:
+            write_wandb(published.report, args.wandb)
         return 0
     print(f"videollama2 eval: {published.problem}", file=sys.stderr)
     return 1
