@@ -35,16 +35,23 @@ from videollama2.data.collator import TrainingCollator
 from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.data.index import Index
 from videollama2.data.packing import PackedRows
+from videollama2.data.pairs import PairCollator, PreferencePairs
 from videollama2.data.record import Record
 from videollama2.data.records import PackedRecords, read_sets
 from videollama2.errors import MissingDependencyError
+from videollama2.media.kinds import AUDIO, KINDS
+from videollama2.processing import VideoLlama2Processor
 from videollama2.training.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from videollama2.training.build import base_name, build_model, describe_trainable
+from videollama2.training.dpo import DpoTrainer
+from videollama2.training.grpo import GrpoTrainer
 from videollama2.training.identity import RunIdentity
 from videollama2.training.joint import joint_of
 from videollama2.training.loss_plot import plot_losses
+from videollama2.training.meter import Collate
 from videollama2.training.outcome import closing_words
 from videollama2.training.resume import explain_full_disk
+from videollama2.training.rollouts import Questions
 from videollama2.training.run_folder import Start, clear, find_start, locked, mark_finished, write_record
 from videollama2.training.stopping import (
     StoppedBySignalError,
@@ -141,27 +148,31 @@ def _build_trainer(
     model, processor = build_model(model_args, data_args, training_args)
     stage = _stage(model_args)
 
-    def dataset(sets: list[PackedRecords]) -> VideoInstructionDataset:
+    def dataset(
+        sets: list[PackedRecords], kind: type[VideoInstructionDataset] = VideoInstructionDataset
+    ) -> VideoInstructionDataset:
         # Sequences can be concatenated, and the result behaves like one, although torch annotates neither.
         records = cast("Sequence[Record]", ConcatDataset(cast("list[Dataset[Record]]", sets)))
-        return VideoInstructionDataset(
+        return kind(
             records,
             processor,
             training_args.model_max_length,
             stage,
             skip_bad=skipped is not None,
-            levels=processor.transform is not None,
+            # The inference engine takes pixels.
+            levels=processor.transform is not None and kind is not Questions,
             index=index,
             contents=[records.content for records in sets],
         )
 
-    trained, mixture = _packed(dataset(sets), [len(records) for records in sets], data_args, training_args)
-    trainer = VideoLlama2Trainer(
+    kind, data, collator = _objective(training_args, processor)
+    trained, mixture = _packed(dataset(sets, data), [len(records) for records in sets], data_args, training_args)
+    trainer = kind(
         model=model,
         args=training_args,
         train_dataset=trained,
         eval_dataset=dataset(eval_sets) if eval_sets else None,
-        data_collator=TrainingCollator(processor.pad_token_id),
+        data_collator=collator,
         processing_class=processor,
         base=base_name(model_args.model_path),
         parts_alone=model_args.parts_alone,
@@ -178,6 +189,18 @@ def _build_trainer(
         for message in skipped or ():
             trainer.note_bad(message)
     return trainer
+
+
+def _objective(
+    training_args: TrainingArguments, processor: VideoLlama2Processor
+) -> tuple[type[VideoLlama2Trainer], type[VideoInstructionDataset], Collate]:
+    """Return the trainer and the dataset of the run's objective, and the collator of its batches."""
+    alone, shared = (TrainingCollator(processor.pad_token_id, kinds) for kinds in ((AUDIO,), tuple(KINDS)))
+    if training_args.objective == "dpo":
+        return DpoTrainer, PreferencePairs, PairCollator(shared)
+    if training_args.objective == "grpo":
+        return GrpoTrainer, Questions, shared
+    return VideoLlama2Trainer, VideoInstructionDataset, alone
 
 
 def _packed(

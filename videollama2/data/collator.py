@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,19 +23,21 @@ class TrainingCollator:
 
     For the shapes see :func:`videollama2.processing.collate`. ``pad_token_id`` may be any id, since padding is masked.
     If several samples have the same sound, ``input_features`` has it once, and ``audio_index`` lists for each sound of
-    the batch its place there. ``silent`` counts the videos without a sound track that are heard as silence.
+    the batch its place there. Images and videos are joined in this way only if ``shared`` has their kinds, with
+    ``visual_index``. ``silent`` counts the videos without a sound track that are heard as silence.
     ``bad_samples`` is present only if records were skipped, and lists the reasons; it is removed before the batch
     reaches the model.
     """
 
     pad_token_id: int
+    shared: tuple[str, ...] = (AUDIO,)
 
     def __call__(self, samples: Sequence[dict[str, Any]] | Sequence[list[dict[str, Any]]]) -> dict[str, Any]:
         rows = [row for row in samples if isinstance(row, list)]
         return self._packed([sample for row in rows for sample in row]) if rows else self._padded(samples)
 
     def _padded(self, samples: Sequence[Any]) -> dict[str, Any]:
-        media, audio_index = distinct_sounds([sample["media"] for sample in samples])
+        media, index = distinct_media([sample["media"] for sample in samples], self.shared)
         batch = collate(
             rows=[sample["input_ids"] for sample in samples],
             media=media,
@@ -45,7 +47,8 @@ class TrainingCollator:
         )
         bad = [sample["bad"] for sample in samples if "bad" in sample]
         silent = sum(sample.get("silent", 0) for sample in samples)
-        more = {"bad_samples": bad, "silent": silent, "audio_index": audio_index}
+        audio_index = index.pop(AUDIO, None)
+        more = {"bad_samples": bad, "silent": silent, "audio_index": audio_index, "visual_index": index}
         return {**batch, **{name: value for name, value in more.items() if value}}
 
     def _packed(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -66,29 +69,31 @@ class TrainingCollator:
 _Media = list[list[tuple[str, torch.Tensor]]]
 
 
-def distinct_sounds(media: _Media) -> tuple[_Media, list[int] | None]:
-    """Take repeated sounds out of a batch.
+def distinct_media(media: _Media, kinds: Collection[str]) -> tuple[_Media, dict[str, list[int]]]:
+    """Take repeated media out of a batch.
 
-    Sounds are the same if they are one tensor: the dataset reads a file once for all records of a batch that name it.
+    Media are the same if they are one tensor: the dataset reads a file once for all records of a batch that name it.
 
     Args:
         media: for each sample ``(kind, values)`` in reading order.
+        kinds: the kinds of which repeated media are taken out.
 
     Returns:
-        the media without repeated sounds, and the place of each sound among those that are left; None if none is
-        repeated.
+        the media without repeated ones; and for each kind of which some are repeated, the place of each medium of the
+        batch among those that are left.
     """
-    places: dict[int, int] = {}
-    index: list[int] = []
+    places: dict[str, dict[int, int]] = {kind: {} for kind in kinds}
+    index: dict[str, list[int]] = {kind: [] for kind in kinds}
     kept: _Media = []
     for sample in media:
         own = []
         for kind, values in sample:
-            if kind == AUDIO:
-                is_new = id(values) not in places
-                index.append(places.setdefault(id(values), len(places)))
+            if kind in places:
+                of_kind = places[kind]
+                is_new = id(values) not in of_kind
+                index[kind].append(of_kind.setdefault(id(values), len(of_kind)))
                 if not is_new:
                     continue
             own.append((kind, values))
         kept.append(own)
-    return kept, index if len(places) < len(index) else None
+    return kept, {kind: found for kind, found in index.items() if len(places[kind]) < len(found)}

@@ -22,7 +22,7 @@ from typing import Any
 from videollama2.data.shards import is_shard, shard_digest
 from videollama2.errors import DataError
 
-_FORMAT = 2
+_FORMAT = 3
 """Part of every entry's name, to be raised if the files of entries change."""
 _NUMBERS_FILE = "numbers.i64"
 

@@ -3,7 +3,7 @@
 A record is an object::
 
     {"id": ..., "video" | "image" | "audio": path or list of paths, "va": true or false, "start": seconds,
-     "end": seconds, "num_frames": number, "system": text,
+     "end": seconds, "num_frames": number, "system": text, "chosen": text, "rejected": text,
      "conversations": [{"from": "human" | "gpt", "value": ...}, ...]}
 
 A record without media is text only. Paths are relative to the data folder; a sound that is not there is looked for
@@ -13,6 +13,7 @@ has several of the keys, each tag takes the next path of its own key. ``videos``
 that other programs use, are synonyms. ``va`` says whether the sound of the record's videos is heard too. ``start`` and
 ``end`` select a part of the record's videos and sounds, and ``num_frames`` is the number of its videos' frames. A text
 under ``system`` (or ``system_prompt``) is placed before the conversation, as is a first turn from ``system``.
+``rejected`` is a worse answer to the last question, see :mod:`videollama2.data.preferences`.
 :mod:`videollama2.data.forms` reads ``messages`` and other forms of conversations.
 
 Unsupported keys that would change what is learned are refused by name. Others, such as the name of the source, are
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from videollama2.data.forms import FORM_KEYS, MESSAGE_KEYS, published_form
+from videollama2.data.preferences import PREFERENCE_KEYS, split_preference
 from videollama2.data.shards import content_of, is_member
 from videollama2.errors import DataError, MediaError, PromptError
 from videollama2.media.frames import FrameSampling
@@ -41,7 +43,9 @@ MEDIA_KEYS = {key: kind for kind in KINDS for key in (kind, f"{kind}s")}
 
 _SYSTEM_KEYS = ("system", "system_prompt")
 _SAMPLING_KEYS = ("start", "end", "num_frames")
-READ_KEYS = frozenset(("id", "conversations", "va", *_SAMPLING_KEYS, *FORM_KEYS, *_SYSTEM_KEYS, *MEDIA_KEYS))
+READ_KEYS = frozenset(
+    ("id", "conversations", "va", *_SAMPLING_KEYS, *FORM_KEYS, *_SYSTEM_KEYS, *MEDIA_KEYS, *PREFERENCE_KEYS)
+)
 _TURN_KEYS = frozenset(("from", "value"))
 
 _PATHS_ELSEWHERE = f"media are read from {' and '.join(map(repr, KINDS))}"
@@ -89,12 +93,18 @@ class RecordMedium:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One checked annotation. ``media`` are in the order of their tags in ``conversations``."""
+    """One checked annotation.
+
+    Attributes:
+        media: in the order of their tags in ``conversations``.
+        rejected: an answer to the last question that is worse than the last answer of ``conversations``.
+    """
 
     id: str
     source: str
     media: tuple[RecordMedium, ...]
     conversations: tuple[dict[str, str], ...]
+    rejected: str | None = None
 
     @property
     def name(self) -> str:
@@ -123,7 +133,7 @@ def parse_record(raw: Any, number: int, source: str, folder: Path, va: bool = Fa
     try:
         if not isinstance(raw, dict):
             raise DataError(f"a record must be an object with 'conversations', got {type(raw).__name__}")
-        raw = published_form(raw)
+        raw, rejected = split_preference(published_form(raw))
         conversations = _conversations(raw)
         _refuse_keys(raw)
         media = _media(raw, _ordered_paths(raw, conversations), folder, va)
@@ -131,7 +141,7 @@ def parse_record(raw: Any, number: int, source: str, folder: Path, va: bool = Fa
         _refuse_blank_answers(conversations)
     except (DataError, MediaError, PromptError) as error:
         raise DataError(f"{source}: record {str(name)!r}: {error}") from error
-    return Record(str(name), source, media, tuple(conversations))
+    return Record(str(name), source, media, tuple(conversations), rejected)
 
 
 def _conversations(raw: dict[str, Any]) -> list[dict[str, str]]:

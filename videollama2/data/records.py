@@ -55,7 +55,8 @@ class PackedRecords(Sequence[Record]):
         """Append one record of ``source``; records that were opened from a folder cannot grow."""
         assert isinstance(self._block, bytearray) and isinstance(self._ends, array)
         media = [tuple(getattr(medium, name) for name in RecordMedium.__slots__) for medium in record.media]
-        text = _ENCODER.encode((record.id, media, record.conversations))
+        preference = () if record.rejected is None else (record.rejected,)
+        text = _ENCODER.encode((record.id, media, record.conversations, *preference))
         self._block += text.encode("utf-8", "surrogatepass")
         self._ends.append(len(self._block))
 
@@ -99,8 +100,9 @@ class PackedRecords(Sequence[Record]):
             raise IndexError(f"record {index} of {len(self)}")
         with memoryview(self._block) as block:
             text = str(block[self._ends[index] : self._ends[index + 1]], "utf-8", "surrogatepass")
-        name, media, conversations = json.loads(text)
-        return Record(name, self.source, tuple(RecordMedium(*medium) for medium in media), tuple(conversations))
+        name, media, conversations, *rejected = json.loads(text)
+        media = tuple(RecordMedium(*medium) for medium in media)
+        return Record(name, self.source, media, tuple(conversations), *rejected)
 
 
 def _restored(source: str, block: bytearray, ends: array[int]) -> PackedRecords:

@@ -6,10 +6,12 @@ Here the logits are computed for a few positions at a time, turned into loss and
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
+from torch.utils.checkpoint import checkpoint
 
 CHUNK = 512
 """Number of positions whose logits exist at the same time."""
@@ -76,3 +78,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # In place, because the gradient of the weight is as large as the output layer.
         scaled = [None if g is None else g.mul_(factor.to(g.dtype)) for g in (hidden_grad_ND, weight_grad_VD)]
         return (*scaled, None, None, None)
+
+
+def token_cross_entropy(
+    hidden_ND: torch.Tensor, head: nn.Module, targets_N: torch.Tensor, chunk: int = CHUNK
+) -> torch.Tensor:
+    """Return the cross entropy (N,) of each target, in float32, with which losses can weigh tokens as they like.
+
+    The weights of the tokens are not known yet, so logits cannot become gradients at once, as they do in
+    :func:`linear_cross_entropy`. They are computed again in the backward pass, a few positions at a time.
+
+    Args:
+        head: the output layer, which may be quantised.
+    """
+
+    def losses_n(hidden_nD: torch.Tensor, targets_n: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(head(hidden_nD).float(), targets_n, reduction="none")
+
+    parts = zip(hidden_ND.split(chunk), targets_N.split(chunk), strict=True)
+    return torch.cat([cast("torch.Tensor", checkpoint(losses_n, *part, use_reentrant=False)) for part in parts])

@@ -29,7 +29,7 @@ from videollama2.model.base import (
 )
 from videollama2.model.features import MediaFeaturesMixin
 from videollama2.model.generation import VideoLlama2GenerationModel
-from videollama2.model.loss import linear_cross_entropy
+from videollama2.model.loss import linear_cross_entropy, token_cross_entropy
 
 __all__ = ["VideoLlama2ForConditionalGeneration", "VideoLlama2Model", "VideoLlama2PreTrainedModel", "check_loading"]
 
@@ -89,6 +89,7 @@ class VideoLlama2Model(VideoLlama2PreTrainedModel, MediaFeaturesMixin):
         input_features: Media | None = None,
         mm_encoder_outputs: dict[str, MediaFeatures] | None = None,
         audio_index: Sequence[int] | None = None,
+        visual_index: dict[str, Sequence[int]] | None = None,
         use_cache: bool | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
@@ -103,18 +104,15 @@ class VideoLlama2Model(VideoLlama2PreTrainedModel, MediaFeaturesMixin):
             mm_encoder_outputs: precomputed results of these methods, ``{"image": ..., "video": ..., "audio": ...}``,
                 in place of media.
             audio_index: see :meth:`get_audio_features`.
+            visual_index: for the kinds ``image`` and ``video``, the place of each medium of the rows among those given.
+                It lets rows share a medium, which is then encoded once. By default, each medium given is used once.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("exactly one of input_ids and inputs_embeds must be given")
         if input_ids is not None:
             encoded = dict(mm_encoder_outputs or {})
-            if pixel_values is not None:
-                encoded["image"] = self.get_image_features(pixel_values)
-            if pixel_values_videos is not None and len(pixel_values_videos):
-                encoded["video"] = self.get_video_features(pixel_values_videos)
-            if input_features is not None and len(input_features):
-                encoded["audio"] = self.get_audio_features(input_features, audio_index=audio_index)
-            tokens = {kind: output.pooler_output for kind, output in encoded.items()}
+            encoded |= self._encoded(pixel_values, pixel_values_videos, input_features, audio_index)
+            tokens = used_tokens({kind: output.pooler_output for kind, output in encoded.items()}, visual_index)
             if tokens or past_key_values is None or input_ids.shape[1] > 1:
                 embeds_BLD = self.embed(input_ids, *(tokens.get(kind, ()) for kind in ("image", "video", "audio")))
             else:
@@ -136,6 +134,23 @@ class VideoLlama2Model(VideoLlama2PreTrainedModel, MediaFeaturesMixin):
             attentions=outputs.get("attentions"),
         )
         return result.to_tuple() if return_dict is False else result
+
+    def _encoded(
+        self,
+        images: torch.Tensor | None,
+        videos: Media | None,
+        sounds: Media | None,
+        audio_index: Sequence[int] | None,
+    ) -> dict[str, MediaFeatures]:
+        """Encode the media that are given; see :meth:`forward`."""
+        encoded = {}
+        if images is not None:
+            encoded["image"] = self.get_image_features(images)
+        if videos is not None and len(videos):
+            encoded["video"] = self.get_video_features(videos)
+        if sounds is not None and len(sounds):
+            encoded["audio"] = self.get_audio_features(sounds, audio_index=audio_index)
+        return encoded
 
 
 class ModelUnderHead(VideoLlama2Model):
@@ -198,18 +213,22 @@ class VideoLlama2ForConditionalGeneration(VideoLlama2GenerationModel):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: int | torch.Tensor | None = None,
+        token_losses: bool = False,
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> VideoLlama2CausalLMOutput | tuple:
         """Compute the logits and, if labels are given, the loss.
 
-        In training with labels, logits are computed at labelled positions only and are not returned.
+        In training with labels, and with ``token_losses``, logits are computed at labelled positions only and are not
+        returned.
 
         Args:
             labels: (B, L), ``IGNORE_INDEX`` at positions without loss.
             logits_to_keep: number of last positions to compute, 0 for all; or an index tensor of positions.
             num_items_in_batch: number of labels in the whole optimiser step, by which the summed loss is divided;
                 None for the mean over the labels given.
+            token_losses: return the loss of each token (B, L - 1), with which token i + 1 is predicted from those
+                before it, instead of a sum; 0 where there is no label.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -227,8 +246,8 @@ class VideoLlama2ForConditionalGeneration(VideoLlama2GenerationModel):
         hidden_BLD = outputs.last_hidden_state
         loss = logits = None
         if labels is not None:
-            loss = self._loss(hidden_BLD, labels, num_items_in_batch)
-        if labels is None or not self.training:
+            loss = self._loss(hidden_BLD, labels, num_items_in_batch, token_losses)
+        if labels is None or not (self.training or token_losses):
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden_BLD[:, kept] if logits_to_keep is not None else hidden_BLD)
         result = VideoLlama2CausalLMOutput(
@@ -241,12 +260,19 @@ class VideoLlama2ForConditionalGeneration(VideoLlama2GenerationModel):
         return result.to_tuple() if return_dict is False else result
 
     def _loss(
-        self, hidden_BLD: torch.Tensor, labels_BL: torch.Tensor, num_items: int | torch.Tensor | None
+        self,
+        hidden_BLD: torch.Tensor,
+        labels_BL: torch.Tensor,
+        num_items: int | torch.Tensor | None,
+        of_tokens: bool = False,
     ) -> torch.Tensor:
         """Next-token cross entropy in float32, computed at labelled positions only."""
         targets_BL = labels_BL[:, 1:].to(hidden_BLD.device)
         labelled = targets_BL != IGNORE_INDEX
         hidden_ND, targets_N = hidden_BLD[:, :-1][labelled], targets_BL[labelled]
+        if of_tokens:
+            losses_N = token_cross_entropy(hidden_ND, self.lm_head, targets_N)
+            return torch.zeros_like(targets_BL, dtype=losses_N.dtype).masked_scatter(labelled, losses_N)
         weight_VD = self.lm_head.weight
         if weight_VD.is_floating_point():
             total = linear_cross_entropy(hidden_ND, weight_VD, targets_N)
@@ -258,6 +284,15 @@ class VideoLlama2ForConditionalGeneration(VideoLlama2GenerationModel):
         elif not isinstance(num_items, int):
             num_items = num_items.to(total.device)
         return total / num_items
+
+
+def used_tokens(
+    tokens: dict[str, list[torch.Tensor]], index: dict[str, Sequence[int]] | None
+) -> dict[str, list[torch.Tensor]]:
+    """Return the tokens of each kind's media in the order of the rows, see ``visual_index`` of the model."""
+    return {
+        kind: [given[place] for place in (index or {}).get(kind, range(len(given)))] for kind, given in tokens.items()
+    }
 
 
 def _check_count(placeholders: int, tokens: Sequence[torch.Tensor], kind: str) -> None:

@@ -14,6 +14,7 @@ from transformers.integrations.integration_utils import is_tensorboard_available
 from videollama2.errors import ConfigError, MissingDependencyError
 from videollama2.flat_form import FLAT_MODEL_TYPES
 from videollama2.model.base import choose_deepspeed_accelerator
+from videollama2.training.objective_flags import ObjectiveFlags
 from videollama2.training.stale_locks import clear_stale_locks
 
 
@@ -159,9 +160,7 @@ class DataArguments:
     )
     on_bad_sample: Literal["error", "skip"] = field(
         default="error",
-        metadata={
-            "help": "A record that cannot be used stops the run, or is left out and listed in the output folder."
-        },
+        metadata={"help": "A record that cannot be used stops the run, or is left out and listed."},
     )
     eval_data_path: list[str] | None = field(
         default=None,
@@ -221,7 +220,7 @@ _REFUSED = {
 
 
 @dataclass
-class TrainingArguments(transformers.TrainingArguments):
+class TrainingArguments(ObjectiveFlags, transformers.TrainingArguments):
     """The training arguments of transformers and those that are special to this model."""
 
     # The keys of samples are read by the collator; transformers would remove those that the model does not know.
@@ -245,7 +244,7 @@ class TrainingArguments(transformers.TrainingArguments):
     )
     model_max_length: int = field(
         default=512,
-        metadata={"help": "Tokens of one sample, visual ones included; longer ones are cut at the end."},
+        metadata={"help": "Tokens of a sample, visual ones included; the rest is cut."},
     )
     mm_projector_lr: float | None = field(
         default=None, metadata={"help": "Learning rate of the connectors. Default: --learning_rate."}
@@ -269,7 +268,7 @@ class TrainingArguments(transformers.TrainingArguments):
     )
     lora_target: str | None = field(
         default=None,
-        metadata={"help": "Regular expression for the whole names of the layers to adapt. Default: all linear ones."},
+        metadata={"help": "Regular expression for whole names of adapted layers. Default: all linear ones."},
     )
     lora_rslora: bool = field(
         default=False, metadata={"help": "The matrices count lora_alpha / sqrt(lora_r), so that high ranks learn."}

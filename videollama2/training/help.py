@@ -16,6 +16,7 @@ import transformers
 from transformers import HfArgumentParser
 
 from videollama2.training.flags import DataArguments, ModelArguments, TrainingArguments
+from videollama2.training.objective_flags import ObjectiveFlags
 
 _OWN = tuple(f.name for f in fields(TrainingArguments) if f.name not in transformers.TrainingArguments.__annotations__)
 _OWN_FLAGS = {*_OWN, *(f.name for kind in (ModelArguments, DataArguments) for f in fields(kind))}
@@ -28,6 +29,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("model_max_length", "group_by_modality_length", "eval_strategy", "eval_steps"),
     ),
     "learning": (
+        *(f.name for f in fields(ObjectiveFlags)),
         *("learning_rate", "mm_projector_lr", "vision_tower_lr", "freeze_mm_mlp_adapter", "num_train_epochs"),
         *("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "optim", "weight_decay"),
         *("max_grad_norm", "lr_scheduler_type", "warmup_steps", "seed"),
@@ -51,8 +53,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 """The flags under each title of ``--help``. Every flag of this program is in one of the groups."""
 
 _SAID = {
-    "gradient_checkpointing": "Recompute activations in the backward pass instead of keeping them: less memory, a "
-    "quarter more time.",
+    "gradient_checkpointing": "Recompute activations instead of keeping them: less memory, a quarter more time.",
     "resume_from_checkpoint": "Resume from this checkpoint instead of the last one in --output_dir.",
     "output_dir": "Where checkpoints and the result are written.",
     "lr_scheduler_type": "linear, cosine, constant, constant_with_warmup, cosine_with_min_lr, ...",
@@ -84,7 +85,7 @@ class Parser(HfArgumentParser):
             formatter.end_section()
         others = [f"--{name}" for name in sorted(actions) if name not in ("help", argparse.SUPPRESS)]
         listed = textwrap.fill(" ".join(others), _WIDTH - 2, initial_indent="  ", subsequent_indent="  ")
-        end = "Switches take True or False; --debug shows the traceback of an error; --help_all describes every flag."
+        end = "Switches take True or False (default); --debug shows an error's traceback; --help_all tells every flag."
         return f"{formatter.format_help()}\nother flags of transformers:\n{listed}\n\n{end}\n"
 
     def format_help_of_all(self) -> str:
@@ -109,7 +110,8 @@ def _short(action: argparse.Action) -> argparse.Action:
     short = copy.copy(action)
     text = _SAID.get(action.dest) or " ".join((action.help or "").split())
     text = re.split(r"(?<=[.!]) ", text)[0] if action.dest not in _OWN_FLAGS else text
-    if "efault" not in text and not action.required and action.default not in (None, argparse.SUPPRESS):
+    # The end of the help says once that switches are off by default.
+    if "efault" not in text and not action.required and action.default not in (None, False, argparse.SUPPRESS):
         text += f" Default: {getattr(action.default, 'value', action.default)}."
     short.help = text
     # Only the spelling with underscores is shown; each flag has a second one with hyphens.

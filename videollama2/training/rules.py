@@ -12,10 +12,13 @@ from videollama2.data.sampler import SOUNDING
 from videollama2.errors import ConfigError
 from videollama2.flat_form import FLAT_MODEL_TYPES
 from videollama2.training.flags import RECOMPUTED, DataArguments, ModelArguments, TrainingArguments
+from videollama2.training.objective_flags import ObjectiveFlags
 
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 
 _LORA_FLAGS = ("lora_r", "lora_alpha", "lora_dropout", "lora_bias", "lora_target", "lora_rslora", "lora_dora")
+
+_GRPO_FLAGS = tuple(f.name for f in fields(ObjectiveFlags) if f.name not in ("objective", "dpo_beta"))
 
 Rule = tuple[Any, str]
 """Whether a rule is broken, and the error message for that case."""
@@ -31,6 +34,7 @@ def check_arguments(model_args: ModelArguments, data_args: DataArguments, traini
         *_packing_rules(data_args.packing, training_args),
         *_attention_rules(model_args.attn_implementation, training_args),
         *_recompute_rules(training_args),
+        *_objective_rules(model_args, data_args, training_args),
         *_run_rules(training_args),
     ]
     for broken, message in rules:
@@ -259,6 +263,56 @@ def _recompute_rules(training_args: TrainingArguments) -> list[Rule]:
             not training_args.gradient_checkpointing and (every != 1 or tuple(parts) != RECOMPUTED),
             "--gradient_checkpointing_parts and --gradient_checkpointing_every have no effect without "
             "--gradient_checkpointing True",
+        ),
+    ]
+
+
+def _objective_rules(
+    model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
+) -> list[Rule]:
+    objective = training_args.objective
+    return [
+        *_need(training_args, "objective dpo", objective == "dpo", ("dpo_beta",)),
+        *_need(training_args, "objective grpo", objective == "grpo", _GRPO_FLAGS),
+        (training_args.dpo_beta <= 0, f"--dpo_beta {training_args.dpo_beta} is not above 0"),
+        *_grpo_rules(training_args),
+        (
+            objective != "answers" and data_args.packing is not None,
+            f"--packing packs answers to learn, --objective {objective} compares answers to one question",
+        ),
+        (
+            objective != "answers" and bool(model_args.parts_alone),
+            f"--objective {objective} trains a model that answers, --tune_mm_mlp_adapter and --tune_mm_mlp_adapter_a "
+            "parts of one that does not yet",
+        ),
+    ]
+
+
+def _grpo_rules(training_args: TrainingArguments) -> list[Rule]:
+    if training_args.objective != "grpo":
+        return []
+    least = {"group_size": 2, "answer_tokens": 1, "answer_updates": 1, "kl_beta": 0}
+    return [
+        (training_args.reward is None, "--objective grpo needs --reward MODULE:FUNCTION"),
+        *(
+            (getattr(training_args, name) < value, f"--{name} {getattr(training_args, name)} is below {value}")
+            for name, value in least.items()
+        ),
+        (
+            not 0 < training_args.clip_ratio < 1,
+            f"--clip_ratio {training_args.clip_ratio} is not between 0 and 1",
+        ),
+        (
+            training_args.clip_ratio != 0.2 and training_args.answer_updates == 1,
+            "--clip_ratio has no effect with --answer_updates 1: nothing has changed since the answers were sampled",
+        ),
+        (
+            training_args.answer_temperature <= 0,
+            f"--answer_temperature {training_args.answer_temperature} is not above 0: equal answers have no advantage",
+        ),
+        (
+            bool(training_args.deepspeed),
+            "--objective grpo samples answers from whole weights, which --deepspeed may cut into slices",
         ),
     ]
 

@@ -31,6 +31,8 @@ LOCK_FILE = ".training.lock"
 
 _RESULTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "loss.png", "trainer_state.json", RUN_FILE)
 _LEFT_OUT = "bad_samples-*.jsonl"
+REFERENCE_FILE = "reference_log_probs.npy"
+"""File of an output folder with what :mod:`videollama2.training.dpo` computed before the first step."""
 
 
 @dataclass(frozen=True)
@@ -204,6 +206,6 @@ def clear(folder: Path) -> None:
     """Remove the files of an earlier run from ``folder``; other files there are kept."""
     for checkpoint in checkpoints_of(folder):
         shutil.rmtree(checkpoint, ignore_errors=True)
-    for pattern in (*_RESULTS, _LEFT_OUT):
+    for pattern in (*_RESULTS, _LEFT_OUT, REFERENCE_FILE):
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)

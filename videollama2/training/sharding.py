@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from videollama2.errors import CheckpointError
-from videollama2.model.modeling import VideoLlama2ForConditionalGeneration, VideoLlama2Model
+from videollama2.model.modeling import VideoLlama2ForConditionalGeneration, VideoLlama2Model, used_tokens
 from videollama2.training.flags import TrainingArguments
 
 
@@ -111,5 +111,6 @@ def _encode(
     # All tokens, also unused ones, are added to the embeddings with a factor of zero. Encoders and connectors thus take
     # part in every backward pass, and ZeRO reduces the same gradients in the same order on all processes.
     nothing = torch.stack([part.sum().to(made[0].device) for part in made]).sum() * 0.0
+    tokens = used_tokens(tokens, kwargs.pop("visual_index", None))
     embeds_BLD = inner.embed(input_ids, *(tokens.get(kind, ()) for kind in ("image", "video", "audio")))
     return args, {**kwargs, "inputs_embeds": embeds_BLD + nothing.to(embeds_BLD.dtype)}
