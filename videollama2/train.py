@@ -50,6 +50,7 @@ from videollama2.training.joint import joint_of
 from videollama2.training.loss_plot import plot_losses
 from videollama2.training.meter import Collate
 from videollama2.training.outcome import closing_words
+from videollama2.training.report import write_report
 from videollama2.training.resume import explain_full_disk
 from videollama2.training.rollouts import Questions
 from videollama2.training.run_folder import Start, clear, find_start, locked, mark_finished, write_record
@@ -124,6 +125,7 @@ def _run(
         if training_args.should_save:
             _plot(out)
             write_card(out, Provenance(trainer.base, out, "Trained by `python -m videollama2.train`."))
+            write_report(out, trainer.sets, training_args.world_size, training_args.device)
             mark_finished(out, identity, trainer.state.global_step, training_args.resume_from_checkpoint)
             print(closing_words(out, trainer.base), flush=True)
     end_together(trainer.accelerator)
@@ -181,6 +183,7 @@ def _build_trainer(
         identity=identity,
         signals=signals,
     )
+    trainer.sets = sets
     if training_args.process_index == 0:
         out = training_args.output_folder
         if training_args.overwrite_output_dir:

@@ -13,6 +13,7 @@ from videollama2.training.arguments import parse_arguments
 from videollama2.training.build import build_model
 from videollama2.training.loss_plot import draw, plot_losses, smoothed
 from videollama2.training.meter import Counts, FlopCount, Meter, peak_flops
+from videollama2.training.report import kinds_of
 
 from .conftest import flags
 
@@ -28,6 +29,23 @@ def test_each_line_of_a_step(run):
         assert row["vision_tower_lr"] == pytest.approx(row["learning_rate"] / 4)
         assert "model_flops_utilisation" not in row  # there is no GPU
     assert max(row["learning_rate"] for row in result.log) == 2e-3
+    left = [row["hours_left"] for row in result.log]
+    assert left[0] > 0 == left[-1]
+    report = (result.folder / "report.md").read_text().splitlines()
+    first = next(row for row in result.log if row["step"] == 1)
+    (line,) = [line for line in report if line.startswith("| 1 |")]
+    assert line.startswith(f"| 1 | {first['loss']:.4g} |")
+    (line,) = [line for line in report if line.startswith("| mixed.json | ")]
+    assert "video " in line and "image " in line and line.endswith(" |") and "text " in line
+    assert f"| torch | {torch.__version__} |" in report and "| `--max_steps` | 3 |" in report
+
+
+def test_kinds_of_many_records(records):
+    """Each record is looked at, or every n-th of very many."""
+    shares = kinds_of(records)
+    assert list(shares) == ["video", "image", "text"] and sum(shares.values()) == pytest.approx(1)
+    assert shares["text"] == pytest.approx(2 / len(records))
+    assert kinds_of([records[-1], records[0]] * 75_000) == {"text": 1.0}  # every second of 150 000
 
 
 def test_plot(run, world):

@@ -77,7 +77,7 @@ def _lines(folder: Path, provenance: Provenance) -> Iterator[str]:
     yield f'videollama2 ask clip.mp4 "What happens?" --model-path {folder}'
     yield "```"
     if provenance.run is not None:
-        yield from _training(folder, provenance.run)
+        yield from training_lines(folder, provenance.run)
 
 
 def _kind(folder: Path) -> str:
@@ -87,7 +87,12 @@ def _kind(folder: Path) -> str:
     return "A connector" if is_part else "Whole weights, made"
 
 
-def _training(folder: Path, run: Path) -> Iterator[str]:
+def training_lines(folder: Path, run: Path) -> Iterator[str]:
+    """Yield data, recipe and result of a run in Markdown, as far as its folder ``run`` tells them.
+
+    Args:
+        folder: folder that the text is for; its plot of losses is shown.
+    """
     files = (run / RUN_FILE, run / "trainer_state.json")
     record, state = (read_json(file) if file.is_file() else {} for file in files)
     if identity := record.get("identity"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from itertools import islice
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.data.packing import PackedRows
+from videollama2.data.record import Record
 from videollama2.data.sampler import InOrderSampler, JointSampler, MixtureSampler, ModalityLengthSampler
 from videollama2.errors import MissingDependencyError, VideoLlama2Error
 from videollama2.training.eval_loss import sums_over
@@ -47,6 +48,8 @@ class VideoLlama2Trainer(SavingTrainer):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.joint = joint
+        self.sets: Sequence[Sequence[Record]] = ()
+        """The records of each annotation file, for the report."""
         self.order: MixtureSampler | None = None
         self.steps_of_line = 0
         self.learnt_steps: torch.Tensor | int = 0
@@ -197,9 +200,15 @@ class VideoLlama2Trainer(SavingTrainer):
             left_out = gather(torch.tensor([len(self.bad_samples)], device=device)).sum().item()
             if left_out:
                 logs["bad_samples"] = left_out
+            logs["hours_left"] = self._hours_left()
             self._without_empty_steps(logs)
             self.meter.restart()
         super().log(logs, start_time)
+
+    def _hours_left(self) -> float:
+        """Return the hours that the steps to come will take at the speed since the last log line."""
+        seconds = (time.perf_counter() - self.meter.started) / max(self.steps_of_line, 1)
+        return float(f"{seconds * (self.state.max_steps - self.state.global_step) / 3600:.3g}")
 
     def _without_empty_steps(self, logs: dict[str, float]) -> None:
         """Make the line's loss the mean over the steps that had labels; without such steps, remove the loss."""
