@@ -6,6 +6,7 @@
 #   NPROC_PER_NODE=8     processes of each node      MASTER_PORT=16666      its port
 #   RANK=0               number of this node         PYTHON, VENV=.venv     interpreter
 #   GLOBAL_BATCH_SIZE    samples of one step         LOCAL_BATCH_SIZE       samples of one process at a time
+#   MAX_RESTARTS=0       how often all processes begin again, from the last checkpoint, after one of them has died
 #   STOP_SECONDS=600     how long a run may take to write its checkpoint after SIGTERM, SIGUSR1 (Slurm's --signal) or Ctrl-C
 #   DATA_DIR=datasets    OUTP_DIR=work_dirs          DEEPSPEED              a JSON file, or none for plain DDP
 #
@@ -62,6 +63,7 @@ launch() {
         --master_addr "${MASTER_ADDR:-127.0.0.1}" \
         --master_port "${MASTER_PORT:-16666}" \
         --node_rank "${RANK:-0}" \
+        --max_restarts "${MAX_RESTARTS:-0}" \
         --signals_to_handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 \
         --shutdown_timeout "${STOP_SECONDS:-600}" \
         -m videollama2.train \

@@ -49,9 +49,7 @@ def run_ranks(
         watch: called again and again with what has been written; once it returns true, all processes are killed.
     """
     port = _free_port()
-    ranks = [
-        start("videollama2.train", argv, log, _as_torchrun_sets(rank, processes, port)) for rank in range(processes)
-    ]
+    ranks = [start_rank(argv, rank, processes, port, log) for rank in range(processes)]
     deadline = time.monotonic() + timeout_s
     while any(rank.is_alive() for rank in ranks):
         if any(rank.exitcode for rank in ranks):
@@ -64,6 +62,13 @@ def run_ranks(
     for rank in ranks:
         rank.join()
     return next((rank.exitcode for rank in ranks if rank.exitcode), 0)
+
+
+def start_rank(
+    argv: list[str], rank: int, processes: int, port: int, log: Path, variables: dict[str, str] | None = None
+) -> BaseProcess:
+    """Begin ``train.main(argv)`` in one of so many processes of a group, with what torchrun sets and ``variables``."""
+    return start("videollama2.train", argv, log, {**_as_torchrun_sets(rank, processes, port), **(variables or {})})
 
 
 def kill(process: BaseProcess) -> None:

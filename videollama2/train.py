@@ -51,6 +51,7 @@ from videollama2.training.loss_plot import plot_losses
 from videollama2.training.meter import Collate
 from videollama2.training.outcome import closing_words
 from videollama2.training.report import write_report
+from videollama2.training.restarts import meet_apart_from_former_attempts
 from videollama2.training.resume import explain_full_disk
 from videollama2.training.rollouts import Questions
 from videollama2.training.run_folder import Start, clear, find_start, locked, mark_finished, write_record
@@ -265,6 +266,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train_and_tell(arguments: Sequence[str]) -> int:
+    meet_apart_from_former_attempts()
     try:
         train(*parse_arguments(arguments))
     except StoppedBySignalError as stop:

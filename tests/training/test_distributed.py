@@ -2,14 +2,19 @@
 
 import importlib.util
 import json
+import signal
 import subprocess
 import sys
+import time
+from multiprocessing.process import BaseProcess
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.distributed import TCPStore
 
 from tests.conftest import ROOT
+from tests.forked import kill, start_rank
 from videollama2 import train
 from videollama2.checkpoints import load_pretrained_model
 from videollama2.data.collator import TrainingCollator
@@ -18,7 +23,7 @@ from videollama2.errors import CheckpointError
 from videollama2.training.eval_loss import sums_over
 from videollama2.training.sharding import load_engine
 
-from .conftest import copy_checkpoint, difference, environment, flags
+from .conftest import Run, copy_checkpoint, difference, environment, flags
 
 pytestmark = pytest.mark.slow
 needs_deepspeed = pytest.mark.skipif(
@@ -76,6 +81,32 @@ def test_killed_processes_go_on(launch):
     resumed = launch(2, folder=killed.folder, **options)
     assert difference(whole.weights, resumed.weights) <= 1e-6
     assert resumed.losses == pytest.approx(whole.losses, abs=1e-6)
+
+
+def test_a_killed_process_comes_back(launch, world, parts, tmp_path):
+    """What torchrun does with --max-restarts: it ends the others and starts all again, with the same store."""
+    options = {"max_steps": 24, "save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 2}
+    whole = launch(2, **options)
+    log, argv = tmp_path / "log", flags(world, parts, tmp_path / "out", **options)
+    agent = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+    def attempt(number: int) -> list[BaseProcess]:
+        shared = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": str(number)}
+        return [start_rank(argv, rank, 2, agent.port, log, shared) for rank in range(2)]
+
+    first, second = attempt(0)
+    while second.is_alive() and log.read_text().count("'loss'") < 7:
+        time.sleep(0.02)
+    kill(second)
+    first.terminate()
+    for rank in (first, second):
+        rank.join(120)
+    assert second.exitcode == -signal.SIGKILL and first.exitcode not in (0, None), log.read_text()[-3000:]
+    assert not (tmp_path / "out" / "trainer_state.json").exists()
+    for rank in attempt(1):
+        rank.join(300)
+        assert rank.exitcode == 0, log.read_text()[-3000:]
+    assert difference(whole.weights, Run(tmp_path / "out").weights) <= 1e-6
 
 
 ENDING = """
