@@ -7,9 +7,9 @@ from random import Random
 import pytest
 
 from videollama2.serve.cluster.admission import WorkerAddresses, worker_address
-from videollama2.serve.cluster.affinity import affinity_of_chat
+from videollama2.serve.cluster.affinity import SLACK, affinity_of_chat
 from videollama2.serve.cluster.protocol import WorkerStatus
-from videollama2.serve.cluster.registry import AFFINITY_SLACK, Registry
+from videollama2.serve.cluster.registry import Registry
 from videollama2.serve.settings import Security
 from videollama2.serve.web.errors import ApiError
 
@@ -247,7 +247,7 @@ def test_callers():
 def test_requests_about_one_thing_go_to_one_worker_until_it_is_too_busy():
     found = registry(a=(1, 0), b=(1, 0), c=(1, 0))
     first = found.choose("m", (), "clip").name
-    assert all(found.choose("m", (), "clip").name == first for _ in range(AFFINITY_SLACK))
+    assert all(found.choose("m", (), "clip").name == first for _ in range(SLACK))
     assert found.choose("m", (), "clip").name != first, "others have nothing to do"
     assert {registry(a=(1, 0), b=(1, 0)).choose("m", (), str(n)).name for n in range(32)} == {"a", "b"}
 
@@ -274,6 +274,11 @@ def test_what_a_conversation_is_about():
     assert chat("x" * 200_000 + "a", "?") != chat("x" * 200_000 + "b", "?")
     plain = [affinity_of_chat({"messages": [{"role": "user", "content": text}]}) for text in ("a", "b", "a")]
     assert plain[0] == plain[2] != plain[1]
+    parts = ({"image_url": "data:a"}, {"audio_url": {"url": "data:a"}}, {"input_audio": {"data": "data:a"}})
+    later = [{"role": "user", "content": "see"}, {"role": "user", "content": [*parts[:1]]}]
+    for body in (*({"messages": [{"role": "user", "content": [part]}]} for part in parts), {"input": later}):
+        assert affinity_of_chat(body) == chat("data:a", "what?")
+    assert affinity_of_chat({"input": "a"}) == plain[0]
     for strange in (
         {},
         {"messages": 3},

@@ -11,13 +11,14 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import httpx
 
 from videollama2.serve.long_text import PIECE
+from videollama2.serve.web import sse
 from videollama2.serve.web.errors import ApiError, worker_failed, worker_timeout
 
 T = TypeVar("T")
@@ -60,11 +61,14 @@ class WorkerLostError(Exception):
     Args:
         told: the error that the worker reported, if it reported one.
         had_it: whether the worker may have begun to work on the request.
+        worker: name of the worker, if it is known.
     """
 
-    def __init__(self, reason: str, told: ApiError | None = None, had_it: bool = False) -> None:
+    def __init__(
+        self, reason: str, told: ApiError | None = None, had_it: bool = False, worker: str | None = None
+    ) -> None:
         super().__init__(reason)
-        self.told, self.had_it = told, had_it
+        self.told, self.had_it, self.worker = told, had_it, worker
 
 
 def make_client() -> httpx.AsyncClient:
@@ -81,11 +85,25 @@ def bearer(credential: str | None) -> dict[str, str]:
 
 
 class WorkerReply:
-    """A worker's reply whose first bytes have arrived. It must be closed."""
+    """A worker's reply whose first bytes have arrived. It must be closed.
 
-    def __init__(self, response: httpx.Response, chunks: AsyncIterator[bytes], first: bytes, watch: _Watch) -> None:
-        self.status, self.headers = response.status_code, response.headers
-        self._response, self._chunks, self._first, self._watch = response, chunks, first, watch
+    Args:
+        status, headers: HTTP status and headers.
+        first: the first bytes.
+        rest: the bytes after them; raises :class:`WorkerLostError` if the worker breaks off.
+        close: ends the connection.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        headers: Mapping[str, str],
+        first: bytes,
+        rest: AsyncIterator[bytes],
+        close: Callable[[], Awaitable[None]],
+    ) -> None:
+        self.status, self.headers = status, headers
+        self._first, self._rest, self._close = first, rest, close
 
     async def __aiter__(self) -> AsyncGenerator[bytes, None]:
         """Yield the bytes as they arrive.
@@ -95,7 +113,7 @@ class WorkerReply:
         """
         if self._first:
             yield self._first
-        while (chunk := await self._watch.over(_next(self._chunks))) is not None:
+        async for chunk in self._rest:
             yield chunk
 
     async def read(self, limit: int = 64 << 20) -> bytes:
@@ -120,8 +138,7 @@ class WorkerReply:
         self._first = await self.read()
 
     async def aclose(self) -> None:
-        with suppress(httpx.HTTPError):
-            await self._response.aclose()
+        await self._close()
 
 
 async def ask(
@@ -145,15 +162,18 @@ async def ask(
         response = await watch.over(client.send(request, stream=True))
     except httpx.InvalidURL as error:
         raise WorkerLostError(f"{address}: {error}") from error
-    try:
-        if response.status_code >= 400:
-            raise await _refusal(address, response)
-        chunks = response.aiter_raw()
-        first = await watch.over(_next(chunks))
-        return WorkerReply(response, chunks, first or b"", watch)
-    except BaseException:
+
+    async def close() -> None:
         with suppress(httpx.HTTPError):
             await response.aclose()
+
+    try:
+        if response.status_code >= 400:
+            raise refusal(address, response.status_code, response.headers, await _some(response))
+        chunks = watch.all_of(response.aiter_raw())
+        return WorkerReply(response.status_code, response.headers, await first_of(chunks), chunks, close)
+    except BaseException:
+        await close()
         raise
 
 
@@ -163,22 +183,43 @@ async def _in_pieces(content: bytes) -> AsyncGenerator[bytes, None]:
         yield content[start : start + PIECE]
 
 
-async def _refusal(address: str, response: httpx.Response) -> Exception:
+async def first_of(chunks: AsyncIterator[bytes]) -> bytes:
+    """Return the first bytes of a reply that are no keep-alive comment, or none if it is empty.
+
+    A comment may come long before the first token, and the request can be taken to another worker after it.
+    """
+    async for chunk in chunks:
+        if chunk != sse.KEEP_ALIVE:
+            return chunk
+    return b""
+
+
+async def _some(response: httpx.Response) -> bytes:
+    """Return the body of an error, as far as it arrives."""
     content = bytearray()
-    try:
+    with suppress(httpx.HTTPError):
         async for chunk in response.aiter_raw():
             content += chunk
             if len(content) > MAX_ERROR_BYTES:
                 break
+    return bytes(content)
+
+
+def refusal(worker: str, status: int, headers: Mapping[str, str], content: bytes) -> WorkerLostError | ApiError:
+    """Return the error that a worker's error reply stands for.
+
+    Returns:
+        A :class:`WorkerLostError` if another worker should be tried, or the error for the client.
+    """
+    try:
         # Errors of the \0 protocol end with a zero byte.
-        body: Any = json.loads(bytes(content).rstrip(b"\0"))
-    except (httpx.HTTPError, ValueError):
+        body: Any = json.loads(content.rstrip(b"\0"))
+    except ValueError:
         body = None
-    after = response.headers.get("retry-after", "")
-    error = ApiError.of_body(response.status_code, body, float(after) if after.isdecimal() else None)
-    if response.status_code in RETRY_STATUSES:
-        told = error if response.status_code in (429, 503) else None
-        return WorkerLostError(f"{address}: {response.status_code} {error}", told)
+    after = headers.get("retry-after", "")
+    error = ApiError.of_body(status, body, float(after) if after.isdecimal() else None)
+    if status in RETRY_STATUSES:
+        return WorkerLostError(f"{worker}: {status} {error}", error if status in (429, 503) else None, worker=worker)
     return error
 
 
@@ -214,6 +255,15 @@ class _Watch:
                 with suppress(asyncio.CancelledError, httpx.HTTPError):
                     await task
 
+    async def all_of(self, chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+        """Yield the bytes of a reply.
+
+        Raises:
+            WorkerLostError, ApiError: as for :meth:`over`.
+        """
+        while (chunk := await self.over(_next(chunks))) is not None:
+            yield chunk
+
     async def _is_alive(self, task: asyncio.Future[Any]) -> bool:
         try:
             await self._client.get(self._address + "/health", timeout=self._patience.probe)
@@ -225,16 +275,6 @@ class _Watch:
 
 async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:
     return await anext(chunks, None)
-
-
-@asynccontextmanager
-async def closed_on_error(reply: WorkerReply) -> AsyncIterator[None]:
-    """Close the reply if the block raises an error."""
-    try:
-        yield
-    except BaseException:
-        await reply.aclose()
-        raise
 
 
 Chooser = Callable[[tuple[str, ...]], Awaitable[tuple[str, str]]]
@@ -260,29 +300,59 @@ async def ask_any(
     Raises:
         ApiError: the request is invalid, or there is no worker (left).
     """
-    # Every lost worker is excluded from the next choice. The last refusal that one of them gave is kept as the error
-    # for the case that no worker is left. Losses that the request may have caused are counted, and end the search.
+
+    async def attempt(tried: tuple[str, ...]) -> tuple[str, WorkerReply]:
+        name, address = await choose(tried)
+        try:
+            return name, await completed(await ask(client, address, path, content, headers, patience), is_whole)
+        except WorkerLostError as error:
+            error.worker = name
+            on_lost(name)
+            raise
+
+    return await retried(attempt)
+
+
+async def completed(reply: WorkerReply, is_whole: bool = True) -> WorkerReply:
+    """Return the reply, with ``is_whole`` once all of it is in memory. It is closed if that fails.
+
+    Raises:
+        WorkerLostError: the worker broke off.
+    """
+    try:
+        if is_whole:
+            await reply.complete()
+        return reply
+    except BaseException:
+        await reply.aclose()
+        raise
+
+
+async def retried(attempt: Callable[[tuple[str, ...]], Awaitable[T]]) -> T:
+    """Try with one worker after another; return the result of the first attempt that does not lose its worker.
+
+    Args:
+        attempt: tries with a worker other than those in the tuple of names, which were lost.
+
+    Raises:
+        ApiError: the request is invalid, or there is no worker (left).
+    """
+    # The last refusal that a worker gave is kept as the error for the case that no worker is left. Losses that the
+    # request may have caused are counted, and end the search.
     tried: tuple[str, ...] = ()
     told: ApiError | None = None
     deaths = 0
     while True:
         try:
-            name, address = await choose(tried)
+            return await attempt(tried)
         except ApiError:
             if told is not None:
                 raise told from None  # the refusal ("busy") is more useful than "no other worker"
             raise
-        try:
-            reply = await ask(client, address, path, content, headers, patience)
-            if is_whole:
-                async with closed_on_error(reply):
-                    await reply.complete()
-            return name, reply
         except WorkerLostError as error:
             _log.warning("a request is taken to another worker: %s", error)
             told = error.told or told
-            tried = (*tried, name)
-            on_lost(name)
+            tried = tried if error.worker is None else (*tried, error.worker)
             deaths += error.had_it
             if deaths >= MOST_DEATHS:
                 raise worker_failed("the workers that took this request broke off") from error

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing, asynccontextmanager
-from typing import Any
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from typing import Any, Protocol
 
 from fastapi import FastAPI, Request, Response
 
 from videollama2.serve.api.routes import Asked, openai_router
-from videollama2.serve.cluster.client import ControllerClient
+from videollama2.serve.cluster.client import ChatStream
 from videollama2.serve.long_text import dumped
 from videollama2.serve.settings import Security
 from videollama2.serve.web import sse
@@ -26,26 +26,56 @@ from videollama2.serve.web.metrics import WebMetrics
 from videollama2.serve.web.streaming import EventStream, whole_parts
 
 LOOK_S = 5.0
-"""Seconds between checks for the controller, on which ``/ready`` depends."""
+"""Seconds between checks for the workers, on which ``/ready`` depends."""
 
 _log = logging.getLogger(__name__)
+
+
+class Workers(Protocol):
+    """The workers that answer, for example :class:`videollama2.serve.cluster.client.ControllerClient`."""
+
+    async def lengths(self) -> Mapping[str, int | None]:
+        """Return each available model with its limit on tokens of prompt and answer.
+
+        Raises:
+            ApiError: nobody knows at the moment.
+        """
+        ...
+
+    def open_chat(
+        self, body: Mapping[str, Any], request_id: str, content: bytes, path: str
+    ) -> AbstractAsyncContextManager[ChatStream]:
+        """Send a request; the reply is open inside the ``async with`` block.
+
+        Args:
+            body, content: the request, parsed and as JSON.
+            path: route of the API.
+
+        Raises:
+            ApiError: the request is invalid, or no worker can take it.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        ...
 
 
 class ApiFront:
     """The functions behind the routes.
 
     Args:
-        client: client of the controller.
+        client: client of the workers.
     """
 
-    def __init__(self, client: ControllerClient) -> None:
+    def __init__(self, client: Workers) -> None:
         self.client = client
-        self.missing: str | None = "looking for the controller"
+        self.missing: str | None = "looking for the workers"
         """What the server is waiting for; None if it is ready."""
 
     @asynccontextmanager
     async def running(self, app: FastAPI) -> AsyncIterator[None]:
-        """Lifespan of the application: checks for the controller while it runs."""
+        """Lifespan of the application: checks for the workers while it runs."""
         looking = asyncio.ensure_future(self._look())
         try:
             yield
@@ -57,11 +87,11 @@ class ApiFront:
     async def _look(self) -> None:
         while True:
             try:
-                await self.client.models()
+                await self.client.lengths()
                 self.missing = None
             except ApiError as error:
-                self.missing = "the controller cannot be used"
-                _log.debug("the controller: %s", error)
+                self.missing = "the workers cannot be used"
+                _log.debug("the workers: %s", error)
             await asyncio.sleep(LOOK_S)
 
     async def lengths(self) -> Mapping[str, int | None]:

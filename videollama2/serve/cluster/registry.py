@@ -7,18 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from hashlib import blake2b
 from random import Random
 from time import monotonic
 
+from videollama2.serve.cluster.affinity import SLACK, favourite
 from videollama2.serve.cluster.failover import SUSPECT_S
 from videollama2.serve.cluster.protocol import EXPIRY_S, WorkerStatus
 from videollama2.serve.web.errors import ApiError, model_not_found, no_worker
 
 METHODS = ("shortest_queue", "lottery")
-
-AFFINITY_SLACK = 4
-"""Number of requests above its share that a worker takes for their affinity, because it may have their media cached."""
 
 MAX_WORKERS = 1024
 MAX_MODELS = 4096
@@ -199,11 +196,8 @@ class Registry:
 
 
 def _favourite(workers: list[Worker], affinity: str) -> Worker | None:
-    """Return the preferred worker for a key, or None if it is too busy.
-
-    Every pair of key and worker has a hash, and the highest one wins (rendezvous hashing). When a worker comes or goes,
-    only the keys that it wins or won change their worker.
-    """
-    favourite = max(workers, key=lambda worker: blake2b(f"{affinity} {worker.name}".encode(), digest_size=8).digest())
+    """Return the preferred worker for a key, or None if it is too busy."""
+    by_name = {worker.name: worker for worker in workers}
+    found = by_name[favourite(affinity, by_name)]
     least = min(worker.queue / worker.speed for worker in workers)
-    return favourite if favourite.queue <= least * favourite.speed + AFFINITY_SLACK else None
+    return found if found.queue <= least * found.speed + SLACK else None
