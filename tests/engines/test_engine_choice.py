@@ -7,16 +7,70 @@ import pytest
 
 pytest.importorskip("fastapi", reason="serving needs the extra serve")
 
+from videollama2.cli import build_parser as build_serve_parser
 from videollama2.cli import main
+from videollama2.engines.ray.server import build_parser as build_ray_parser
+from videollama2.engines.ray.server import models_of
+from videollama2.serve import launch
 from videollama2.serve.model_worker import build_parser
 from videollama2.serve.worker.flags import engine_options
 
 
-def test_an_engine_that_is_not_installed(capsys: pytest.CaptureFixture[str]) -> None:
-    if find_spec("vllm") is not None:
-        pytest.skip("vLLM is installed")
-    assert main(["serve", "--engine", "vllm", "--no-page"]) == 2
-    assert "--engine vllm is not installed: pip install 'videollama2[vllm]'" in capsys.readouterr().err
+@pytest.mark.parametrize("engine", ["vllm", "ray"])
+def test_an_engine_that_is_not_installed(engine: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if find_spec(engine) is not None:
+        pytest.skip(f"{engine} is installed")
+    assert main(["serve", "--engine", engine, "--no-page"]) == 2
+    said = f"videollama2: error: --engine {engine} is not installed: pip install 'videollama2[{engine}]'\n"
+    assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--max-replicas", "2"], "--max-replicas: only with --engine ray"),
+        (["--replica-engine", "vllm"], "--replica-engine: only with --engine ray"),
+        (["--engine", "ray", "--workers", "2"], "--workers: not with --engine ray"),
+        (["--engine", "ray", "--engine-option", "dtype=half"], "dtype: an option of --engine vllm"),
+    ],
+)
+def test_flags_of_another_engine(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_parts_on_ray_serve() -> None:
+    flags = [
+        "--engine",
+        "ray",
+        "--replica-engine",
+        "vllm",
+        "--model-path",
+        "a",
+        "--model-path",
+        "b",
+        "--host",
+        "0.0.0.0",
+    ]
+    flags += [
+        "--host",
+        "0.0.0.0",
+        "--tensor-parallel-size",
+        "2",
+        "--max-replicas",
+        "3",
+        "--max-frames",
+        "9",
+        "--cors-origin",
+        "http://x",
+    ]
+    (api,), (page,) = launch._ray_parts(build_serve_parser("serve").parse_args(["serve", *flags]))
+    assert api.arguments[1] == "videollama2.engines.ray.server" and api.ready_url == "http://127.0.0.1:8000/ready"
+    first, second = models_of(build_ray_parser().parse_args(api.arguments[2:]))
+    assert (first.model_path, second.model_path, first.host, first.port) == ("a", "b", "0.0.0.0", 8000)
+    assert (first.engine, first.tensor_parallel_size, first.max_replicas, first.max_frames) == ("vllm", 2, 3, 9)
+    assert first.cors_origin == ["http://x"]
+    assert page.arguments[page.arguments.index("--controller") + 1] == "http://127.0.0.1:8000"
 
 
 def test_a_batch_with_an_engine_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

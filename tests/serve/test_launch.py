@@ -143,7 +143,7 @@ def test_what_is_started_knows_the_operators_flags(tmp_path, monkeypatch):
         "https://a.example",
         "--load-4bit",
     )
-    controller, workers, api, page = launch._parts(args)
+    (controller,), (*workers, api), (page,) = launch._parts(args)
     assert [worker.name for worker in workers] == [
         "worker videollama2-tiny on port 40000",
         "worker videollama2-tiny on port 40001",

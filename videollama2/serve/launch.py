@@ -25,6 +25,7 @@ from videollama2.commands import add_debug_flag
 from videollama2.constants import DEFAULT_MODEL_NAME
 from videollama2.errors import ConfigError, MissingDependencyError, VideoLlama2Error
 from videollama2.flags import number, port
+from videollama2.serve.part_flags import add_replica_flags
 from videollama2.serve.settings import (
     WORKER_TOKEN_VARIABLE,
     add_media_flags,
@@ -33,7 +34,14 @@ from videollama2.serve.settings import (
     read_media_policy,
     read_security,
 )
-from videollama2.serve.worker.flags import WORKER_MODULES, add_worker_flags, check_own_engine, model_name_of
+from videollama2.serve.worker.flags import (
+    RAY,
+    RAY_MODULE,
+    WORKER_MODULES,
+    add_worker_flags,
+    check_own_engine,
+    model_name_of,
+)
 
 RESTARTS, RESTART_WINDOW_S = 5, 300.0
 """A worker that dies more often than this within this many seconds is not restarted again."""
@@ -66,28 +74,47 @@ def add_serve_command(commands: Any) -> None:
         help="of the web page (default %(default)s)",
     )
     where.add_argument("--api-port", type=port, default=8000, metavar="PORT", help="default %(default)s")
-    where.add_argument("--controller-port", type=port, default=10000, metavar="PORT", help="default %(default)s")
-    where.add_argument(
+    _add_workers(where)
+    where.add_argument("--no-page", action="store_true", help="no web page")
+    _add_page_flags(where)
+    _add_models(parser)
+    _add_replicas(parser)
+    _add_security(parser)
+    add_media_flags(parser)
+    add_debug_flag(parser)
+
+
+def _add_workers(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--controller-port", type=port, default=10000, metavar="PORT", help="default %(default)s")
+    parser.add_argument(
         "--worker-port",
         type=port,
         default=40000,
         metavar="PORT",
         help="of the first worker; the others follow (default %(default)s)",
     )
-    where.add_argument(
+    parser.add_argument(
         "--workers", type=number(1), default=1, metavar="N", help="workers per model (default %(default)s)"
     )
-    where.add_argument("--no-page", action="store_true", help="no web page")
-    _add_page_flags(where)
-    add_worker_flags(parser, is_several=True)
-    _add_security(parser)
-    add_media_flags(parser)
-    add_debug_flag(parser)
 
 
 def _add_page_flags(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--auth-file", metavar="FILE", help="lines 'user:password'; the page then asks for them")
     parser.add_argument("--vote-log", metavar="FILE", help="of the page (default runs/votes.jsonl)")
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    add_worker_flags(parser, is_several=True, has_ray=True)
+
+
+def _add_replicas(parser: argparse.ArgumentParser) -> None:
+    add_replica_flags(parser)
+    parser.add_argument(
+        "--replica-engine",
+        choices=tuple(WORKER_MODULES),
+        default="own",
+        help="engine of the replicas, with --engine ray (default %(default)s)",
+    )
 
 
 def _add_security(parser: argparse.ArgumentParser) -> None:
@@ -236,12 +263,11 @@ def run(args: argparse.Namespace) -> int:
     launcher = Launcher(lambda text: print(f"videollama2 serve: {text}", file=sys.stderr, flush=True))
     for number_ in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number_, launcher.on_signal)
-    controller, workers, api, page = _parts(args)
+    stages = _ray_parts(args) if args.engine == RAY else _parts(args)
     try:
-        launcher.start(controller)
-        launcher.start(*workers, api)
-        if page is not None and not launcher.signals:
-            launcher.start(page)
+        for parts in stages:
+            if not launcher.signals:
+                launcher.start(*parts)
         if not launcher.signals:
             _print_addresses(args)
             launcher.watch()
@@ -252,15 +278,47 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_engine(args: argparse.Namespace) -> None:
     """Check the flags of the engine, and that the package of an engine of another project is installed."""
-    if args.engine == "own":
+    if args.engine == RAY:
+        _check_without_effect(args, _add_workers, "not with --engine ray, which has replicas in place of workers")
+    else:
+        _check_without_effect(args, _add_replicas, "only with --engine ray")
+    runs = args.replica_engine if args.engine == RAY else args.engine
+    if runs == "own":
         check_own_engine(args)
-    elif find_spec(args.engine) is None:
-        raise MissingDependencyError(
-            f"--engine {args.engine} is not installed: pip install 'videollama2[{args.engine}]'"
-        )
+    for engine in dict.fromkeys((args.engine, runs)):
+        if engine != "own" and find_spec(engine) is None:
+            raise MissingDependencyError(f"--engine {engine} is not installed: pip install 'videollama2[{engine}]'")
 
 
-def _parts(args: argparse.Namespace) -> tuple[Part, list[Part], Part, Part | None]:
+def _check_without_effect(
+    args: argparse.Namespace, add_flags: Callable[[argparse.ArgumentParser], object], rule: str
+) -> None:
+    """Check that flags which would have no effect were not given.
+
+    Raises:
+        ConfigError: one of them has another value than its default.
+    """
+    parser = argparse.ArgumentParser(add_help=False)
+    add_flags(parser)
+    for name, usual in vars(parser.parse_args([])).items():
+        if getattr(args, name) != usual:
+            raise ConfigError(f"--{name.replace('_', '-')}: {rule}")
+
+
+def _ray_parts(args: argparse.Namespace) -> list[list[Part]]:
+    """Return the parts of an installation on Ray Serve: the API, which is the controller too, and then the page."""
+    environment = dict(os.environ)
+    arguments = ["-m", RAY_MODULE, "--host", args.host, "--port", str(args.api_port), "--engine", args.replica_engine]
+    for add_flags in (_add_models, add_replica_flags, add_media_flags):
+        arguments += forwarded(args, add_flags, exclude={"engine"})
+    arguments += forwarded(args, _add_security, exclude={"worker_token_file"})  # nothing registers here
+    url = f"http://{_own_host(args)}:{args.api_port}"
+    page = [] if args.no_page else [_page(args, url, environment)]
+    return [[Part("API", arguments, f"{url}/ready", environment)], page]
+
+
+def _parts(args: argparse.Namespace) -> list[list[Part]]:
+    """Return the parts in the order of their start; those of one list start at the same time."""
     environment = dict(os.environ)
     if args.worker_token_file is None:
         # With a token, no other worker can register here, not even from this machine.
@@ -282,8 +340,8 @@ def _parts(args: argparse.Namespace) -> tuple[Part, list[Part], Part, Part | Non
         _worker(args, path, args.worker_port + index, controller_url, shared, environment)
         for index, path in enumerate(path for path in paths for _ in range(args.workers))
     ]
-    page = None if args.no_page else _page(args, controller_url, environment)
-    return controller, workers, _api(args, controller_url, environment), page
+    page = [] if args.no_page else [_page(args, controller_url, environment)]
+    return [[controller], [*workers, _api(args, controller_url, environment)], page]
 
 
 def _api(args: argparse.Namespace, controller: str, environment: dict[str, str]) -> Part:
@@ -333,11 +391,9 @@ def _worker(
 
 def _print_addresses(args: argparse.Namespace) -> None:
     host = _bracketed(args.host)
-    lines = [
-        f"API         http://{host}:{args.api_port}/v1",
-        f"controller  http://127.0.0.1:{args.controller_port}",
-        "Ctrl-C ends all.",
-    ]
+    lines = [f"API         http://{host}:{args.api_port}/v1", "Ctrl-C ends all."]
+    if args.engine != RAY:
+        lines.insert(1, f"controller  http://127.0.0.1:{args.controller_port}")
     if not args.no_page:
         lines.insert(0, f"page        http://{host}:{args.page_port}")
     print("\n".join(lines), flush=True)

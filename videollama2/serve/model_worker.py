@@ -130,7 +130,9 @@ def run(args: argparse.Namespace, open_engine: OpenEngine) -> int:
     warn_if_open(args.host, security)
     with ExitStack() as stack:
         listener = stack.enter_context(bind(args.host, args.port))  # a taken port is reported before weights are loaded
-        service = _open_service(args, name, policy, security.log_prompts, open_engine, stack)
+        service = open_service(args, name, policy, security.log_prompts, open_engine, stack)
+        service.is_speed_fixed = args.speed is not None
+        service.speed = args.speed or service.speed
         from videollama2.serve.worker.app import make_worker_app
 
         beat = None
@@ -190,16 +192,26 @@ def open_own_engine(args: argparse.Namespace) -> Engine:
     )
 
 
-def _open_service(
+def open_service(
     args: argparse.Namespace, name: str, policy: Any, log_prompts: bool, open_engine: OpenEngine, stack: ExitStack
 ) -> WorkerService:
+    """Open the engine and what decodes media for it, and let the model answer a few times.
+
+    Args:
+        name: what clients call the model.
+        policy: rules for media, from :func:`videollama2.serve.settings.read_media_policy`.
+        stack: closes both at the end.
+
+    Raises:
+        VideoLlama2Error: the model cannot be loaded, or cannot answer.
+    """
     from videollama2.serve.untrusted_media.sandbox import Sandbox
     from videollama2.serve.worker.app import WorkerService
 
     engine = stack.enter_context(open_engine(args))
     sandbox = stack.enter_context(closing(Sandbox.of(policy, engine.processor)))
     service = WorkerService(engine, name, policy, sandbox, log_prompts=log_prompts)
-    service.speed, service.is_speed_fixed = args.speed or measure_speed(engine), args.speed is not None
+    service.speed = measure_speed(engine)
     _log.info(
         "%s: %d answers at once of %d tokens, %g tokens/s", name, engine.max_batch, engine.max_length, service.speed
     )

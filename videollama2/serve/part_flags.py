@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from videollama2.commands import CommandParser
-from videollama2.flags import address, port
+from videollama2.flags import address, number, port, seconds
 
 CONTROLLER = "http://localhost:10000"
 
@@ -41,3 +41,61 @@ def add_controller_flag(parser: argparse._ActionsContainer) -> None:
         default=CONTROLLER,
         help="default %(default)s",
     )
+
+
+def add_replica_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a model's copies (replicas) on Ray Serve."""
+    group = parser.add_argument_group("replicas on Ray Serve")
+    group.add_argument(
+        "--min-replicas", type=number(1), default=1, metavar="N", help="replicas of a model (default %(default)s)"
+    )
+    group.add_argument(
+        "--max-replicas", type=number(1), metavar="N", help="replicas when busy (default: as --min-replicas)"
+    )
+    group.add_argument(
+        "--target-requests",
+        type=number(1),
+        default=8,
+        metavar="N",
+        help="running requests per replica above which replicas are added (default %(default)s)",
+    )
+    group.add_argument(
+        "--replica-requests",
+        type=number(1),
+        default=32,
+        metavar="N",
+        help="requests that a replica takes; more wait in the API, up to --max-queue (default %(default)s)",
+    )
+    group.add_argument(
+        "--scale-up-after", type=seconds, default=30.0, metavar="SECONDS", help="of high load (default %(default)g)"
+    )
+    group.add_argument(
+        "--scale-down-after", type=seconds, default=600.0, metavar="SECONDS", help="of low load (default %(default)g)"
+    )
+    group.add_argument(
+        "--gpus-per-replica",
+        type=share,
+        metavar="X",
+        help="may be a fraction (default: --tensor-parallel-size, or 1, if the cluster has GPUs; else 0)",
+    )
+    group.add_argument(
+        "--cpus-per-replica", type=share, default=1.0, metavar="X", help="cores to reserve (default %(default)g)"
+    )
+    group.add_argument(
+        "--fronts",
+        type=number(1),
+        default=1,
+        metavar="N",
+        help="processes of the API, each on a machine of its own (default %(default)s)",
+    )
+
+
+def share(text: str) -> float:
+    """Parse a number of processors, which may be a fraction or 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1 << 16:
+        raise argparse.ArgumentTypeError(f"expected a number from 0, got {text!r}")
+    return value

@@ -1,4 +1,4 @@
-"""OpenAI's API over all workers of a controller.
+"""OpenAI's API over many workers.
 
 Requests are validated here and forwarded to a worker that serves the model. If a worker dies before its first token,
 another one is tried. The worker fetches and decodes media, under the rules of its operator.
@@ -132,9 +132,13 @@ class ApiFront:
                 yield part
 
 
-def make_front_app(front: ApiFront, security: Security) -> FastAPI:
-    """Return the web application of the front."""
-    metrics = WebMetrics()
+def make_front_app(front: ApiFront, security: Security, metrics: WebMetrics | None = None) -> FastAPI:
+    """Return the web application of the front.
+
+    Args:
+        metrics: counts its requests, and is served at ``/metrics``; None creates one.
+    """
+    metrics = metrics or WebMetrics()
     app = make_app("VideoLLaMA 2 API", security, ready=lambda: front.missing, lifespan=front.running, metrics=metrics)
     app.include_router(openai_router(front))
     metrics.paths = frozenset(app.openapi()["paths"])

@@ -116,7 +116,7 @@ def _add_metrics(app: FastAPI, metrics: WebMetrics) -> None:
     @app.get("/metrics", tags=["health"])
     async def expose() -> Response:
         """Metrics for Prometheus."""
-        return Response(metrics.expose(), media_type=CONTENT_TYPE)
+        return Response(await metrics.page(), media_type=CONTENT_TYPE)
 
 
 # ------------------------------------------------------------------------------------------------------------- errors

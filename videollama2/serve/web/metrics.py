@@ -54,3 +54,7 @@ class WebMetrics:
     def expose(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)
+
+    async def page(self) -> bytes:
+        """Return what is served at ``/metrics``. Subclasses add the metrics of other processes."""
+        return self.expose()

@@ -15,6 +15,10 @@ from videollama2.flags import number, seconds
 WORKER_MODULES = {"own": "videollama2.serve.model_worker", "vllm": "videollama2.engines.vllm.worker"}
 """Engines that a worker can run its model with -> the module that is this worker's program."""
 
+RAY = "ray"
+RAY_MODULE = "videollama2.engines.ray.server"
+"""With this engine, there are no workers: the models run on Ray Serve, in replicas with one of the other engines."""
+
 
 class EngineOption(str):
     """``NAME=VALUE``, a field of an engine of another project. It stays text, to be handed on to other processes."""
@@ -60,11 +64,12 @@ def check_own_engine(args: argparse.Namespace) -> None:
         raise ConfigError(f"{', '.join(options)}: an option of --engine vllm; the own engine has no such option")
 
 
-def add_worker_flags(parser: argparse.ArgumentParser, is_several: bool = False) -> None:
+def add_worker_flags(parser: argparse.ArgumentParser, is_several: bool = False, has_ray: bool = False) -> None:
     """Add the flags for the model, its engine and the worker's log.
 
     Args:
         is_several: whether ``--model-path`` may be repeated; the models' names are then derived from the paths.
+        has_ray: whether the engine may be Ray Serve.
     """
     if is_several:
         text = f"videollama2-tiny (built in), a folder, or a hub name; repeatable (default {DEFAULT_MODEL_NAME})"
@@ -74,7 +79,7 @@ def add_worker_flags(parser: argparse.ArgumentParser, is_several: bool = False) 
             "--model-name", metavar="NAME", help="what clients call it (default: last part of the path)"
         )
     engine = parser.add_argument_group("engine")
-    _add_engine_choice(engine)
+    _add_engine_choice(engine, has_ray)
     engine.add_argument(
         "--limit-model-concurrency",
         type=number(1),
@@ -116,10 +121,9 @@ def add_worker_flags(parser: argparse.ArgumentParser, is_several: bool = False) 
     parser.add_argument("--log-prompts", action="store_true", help="write questions to the log")
 
 
-def _add_engine_choice(engine: argparse._ArgumentGroup) -> None:
-    engine.add_argument(
-        "--engine", choices=tuple(WORKER_MODULES), default="own", help="what runs the model (default %(default)s)"
-    )
+def _add_engine_choice(engine: argparse._ArgumentGroup, has_ray: bool) -> None:
+    choices = (*WORKER_MODULES, *((RAY,) if has_ray else ()))
+    engine.add_argument("--engine", choices=choices, default="own", help="what runs the model (default %(default)s)")
     engine.add_argument(
         "--tensor-parallel-size", type=number(1), metavar="N", help="processes that share each layer (vllm only)"
     )

@@ -1,0 +1,332 @@
+"""The application on a Ray cluster of two nodes on this machine. Runs where Ray is: ``bash scripts/test_ray.sh``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import httpx
+import pytest
+
+# For machines that are busy, where Ray gives a node and its agents only a few seconds to start: processes that are not
+# needed are not started, and work is not done at the lowest priority. Read at import.
+os.environ |= {
+    "RAY_raylet_start_wait_time_s": "300",
+    "RAY_worker_niceness": "0",
+    "RAY_enable_worker_prestart": "0",
+    "RAY_prestart_worker_first_driver": "0",
+}
+pytest.importorskip("ray", reason="Ray has an environment of its own (scripts/test_ray.sh)")
+
+import psutil
+import ray
+from prometheus_client.parser import text_string_to_metric_families
+from ray import serve
+from ray.cluster_utils import Cluster
+
+from tests.conftest import ROOT
+from tests.serve.servers import free_port
+from videollama2.engines.ray import app
+
+pytestmark = pytest.mark.ray
+
+MODEL = "videollama2-tiny"
+KEY = "sk-ray"
+CLIENTS = 32
+NODE = {"num_cpus": 2, "object_store_memory": 100 << 20, "include_log_monitor": False}
+REPLICA = f"ray::ServeReplica:default:{MODEL}"
+HEADERS = {"authorization": f"Bearer {KEY}"}
+CLIP = ROOT / "videollama2" / "assets" / "demo" / "moving_shapes.mp4"
+
+
+@dataclass
+class Machines:
+    """A cluster of two nodes; clients talk to the first."""
+
+    cluster: Cluster
+    second: object
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_dashboard() -> Iterator[None]:
+    """Ray's agents without what only the dashboard needs: a node is dead if they take 15 s to start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ray._private.utils.get_dashboard_dependency_error", lambda: ImportError("not wanted"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def machines(without_dashboard: None) -> Iterator[Machines]:
+    os.environ["VIDEOLLAMA2_API_KEY"] = KEY
+    cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False, "no_monitor": True})
+    second = cluster.add_node(**NODE)
+    ray.init(address=cluster.address, log_to_driver=False)
+    port = free_port()
+    serve.start(proxy_location="EveryNode", http_options={"host": "127.0.0.1", "port": port})
+    try:
+        yield Machines(cluster, second, port)
+    finally:
+        del os.environ["VIDEOLLAMA2_API_KEY"]
+        serve.shutdown()
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def deployed(**flags: object) -> None:
+    serve.run(app({"model_path": MODEL, "drain_timeout": 60, **flags}))
+
+
+def wait_until(holds: Callable[[], bool], seconds: float, what: str) -> float:
+    """Seconds until it held."""
+    start = time.monotonic()
+    while not holds():
+        assert time.monotonic() - start < seconds, f"not within {seconds} s: {what}"
+        time.sleep(0.2)
+    return time.monotonic() - start
+
+
+def replicas() -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if (process.info["cmdline"] or [""])[0].startswith(REPLICA) and process.status() != psutil.STATUS_ZOMBIE:
+            found.append(process)
+    return found
+
+
+def running() -> int:
+    """Replicas that Serve counts as running."""
+    states = serve.status().applications["default"].deployments[MODEL].replica_states
+    return states.get("RUNNING", 0)
+
+
+def body(question: str, **fields: object) -> dict:
+    return {"model": MODEL, "messages": [{"role": "user", "content": question}], "temperature": 0, **fields}
+
+
+# ---------------------------------------------------------------------------------------------------------- the load
+
+
+@dataclass
+class Load:
+    """Clients that ask for one stream after another.
+
+    Attributes:
+        ends: how many streams ended in which way: ``complete``, ``error event``, ``error 503`` (before the first byte),
+            or in a way that tells the client nothing.
+        slowest: seconds to the first token of the slowest complete stream.
+    """
+
+    url: str
+    tokens: int
+    ends: Counter = field(default_factory=Counter)
+    slowest: float = 0.0
+    texts: dict[str, set[str]] = field(default_factory=dict)
+    is_over: bool = False
+    strange: list[str] = field(default_factory=list)
+
+    async def client(self, number: int) -> None:
+        async with httpx.AsyncClient(base_url=self.url, headers=HEADERS, timeout=120, trust_env=False) as client:
+            while not self.is_over:
+                self.ends[await self.one(client, f"What is number {number % 8}?")] += 1
+
+    async def one(self, client: httpx.AsyncClient, question: str) -> str:
+        asked = body(question, stream=True, max_tokens=self.tokens, min_tokens=self.tokens)
+        start, first, text = time.monotonic(), None, ""
+        try:
+            async with client.stream("POST", "/v1/chat/completions", json=asked) as reply:
+                if reply.status_code != 200:
+                    return self._refused(reply.status_code, await reply.aread())
+                async for line in reply.aiter_lines():
+                    if not line.startswith("data: "):
+                        continue
+                    if line == "data: [DONE]":
+                        self.slowest = max(self.slowest, first or 0.0)
+                        self.texts.setdefault(question, set()).add(text)
+                        return "complete"
+                    event = json.loads(line[6:])
+                    if "error" in event:
+                        assert event["error"]["code"] == "worker_failed" and text
+                        return "error event"
+                    first = first or time.monotonic() - start
+                    text += event["choices"][0]["delta"].get("content") or ""
+        except httpx.HTTPError as error:
+            self.strange.append(repr(error))
+            return "connection broke"
+        return "ended without an end"
+
+    def _refused(self, status: int, content: bytes) -> str:
+        try:
+            json.loads(content)["error"]["message"]
+        except (ValueError, KeyError, TypeError):
+            self.strange.append(f"{status} {content[:200]!r}")
+            return f"{status} that is not OpenAI's"
+        return f"error {status}"
+
+
+def under_load(url: str, act: Callable[[Load], dict[str, float]], tokens: int = 48, clients: int = CLIENTS) -> Load:
+    """Run ``act`` in a thread while clients ask; print the figures."""
+    load = Load(url, tokens)
+
+    async def everything() -> dict[str, float]:
+        asking = [asyncio.ensure_future(load.client(number)) for number in range(clients)]
+        try:
+            return await asyncio.to_thread(act, load)
+        finally:
+            load.is_over = True
+            await asyncio.gather(*asking)
+
+    start = time.monotonic()
+    times = asyncio.run(everything())
+    rate = sum(load.ends.values()) / (time.monotonic() - start)
+    told = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in times.items())
+    ends = ", ".join(f"{count} {end}" for end, count in sorted(load.ends.items()))
+    print(f"\n{clients} clients: {ends}; {rate:.1f} streams/s; slowest first token {load.slowest:.1f} s; {told}")
+    return load
+
+
+def check(load: Load) -> None:
+    """Every stream was complete or ended with one clear error, and complete answers to one question are equal."""
+    assert set(load.ends) <= {"complete", "error event"}, (load.ends, load.strange)
+    assert load.ends["complete"] > load.ends["error event"]
+    assert all(len(texts) == 1 for texts in load.texts.values()), load.texts
+
+
+def some_more(load: Load, count: int) -> None:
+    """Wait for so many more complete streams."""
+    wanted = load.ends["complete"] + count
+    wait_until(lambda: load.ends["complete"] >= wanted, 120, "answers")
+
+
+# --------------------------------------------------------------------------------------------------------- the tests
+
+
+def test_the_api(machines: Machines) -> None:
+    deployed(min_replicas=2, fronts=2, log_prompts="false")
+    with httpx.Client(base_url=machines.url, headers=HEADERS, timeout=60, trust_env=False) as client:
+        assert client.get("/ready", headers={"authorization": ""}).json() == {"status": "ready"}
+        (model,) = client.get("/v1/models").json()["data"]
+        assert model["id"] == MODEL and model["max_model_len"] > 0
+        reply = client.post("/v1/chat/completions", json=body("Hello?", max_tokens=4), headers={"x-request-id": "one"})
+        assert reply.status_code == 200 and reply.json()["usage"]["completion_tokens"] == 4
+        assert reply.headers.get_list("x-request-id") == ["one"]
+        wrong = {
+            401: client.post("/v1/chat/completions", json=body("x"), headers={"authorization": "Bearer no"}),
+            404: client.post("/v1/chat/completions", json={**body("x"), "model": "none"}),
+            400: client.post("/v1/chat/completions", json=body("x", temperature=-1)),
+        }
+        for status, refused in wrong.items():
+            assert refused.status_code == status and refused.json()["error"]["message"]
+        part = {"type": "video_url", "video_url": {"url": "http://127.0.0.1/clip.mp4"}}
+        refused = client.post("/v1/chat/completions", json=body([part]))
+        assert refused.status_code == 400 and "video_url" in refused.json()["error"]["param"]
+        assert client.post("/get_worker_address", json={"model": MODEL}).json() == {"address": machines.url}
+        assert "video" in client.post("/worker_get_status").json()["kinds"]
+
+
+def test_requests_about_one_clip_find_it_cached(machines: Machines) -> None:
+    """Each process decodes a clip once; of 16 questions, one replica gets all."""
+    import base64
+
+    url = f"data:video/mp4;base64,{base64.b64encode(CLIP.read_bytes()).decode()}"
+    clip = {"type": "video_url", "video_url": {"url": url}}
+    with httpx.Client(base_url=machines.url, headers=HEADERS, timeout=60, trust_env=False) as client:
+        before = counted(client, "videollama2:media_total")
+        for number in range(16):
+            question = {"type": "text", "text": f"Which colour does the square change to? {number}"}
+            assert client.post("/v1/chat/completions", json=body([clip, question])).status_code == 200
+        after = counted(client, "videollama2:media_total")
+        took = {name: after[name] - before.get(name, 0) for name in after}
+        assert sorted(took.values())[-1] == 16 and sum(took.values()) == 16, took
+        assert len(counted(client, "videollama2:http_requests_total")) == 2, "both processes of the API"
+        assert len(counted(client, "videollama2:num_requests_running")) == 2, "both replicas"
+
+
+def counted(client: httpx.Client, name: str) -> dict[str, float]:
+    """The metric by replica."""
+    found: Counter = Counter()
+    for family in text_string_to_metric_families(client.get("/metrics").text):
+        for sample in family.samples:
+            if sample.name == name:
+                found[sample.labels["replica"]] += sample.value
+    return found
+
+
+def test_a_replica_and_a_node_are_killed(machines: Machines) -> None:
+    def kill_a_replica(load: Load) -> dict[str, float]:
+        some_more(load, CLIENTS)
+        replicas()[0].send_signal(signal.SIGKILL)
+        gone = wait_until(lambda: running() < 2, 60, "Serve notices")
+        back = wait_until(lambda: running() == 2, 120, "another replica")
+        some_more(load, CLIENTS)
+        return {"noticed after": gone, "another replica after": gone + back}
+
+    def kill_the_second_node(load: Load) -> dict[str, float]:
+        some_more(load, CLIENTS)
+        raylet = psutil.Process(machines.second.all_processes["raylet"][0].process.pid)
+        start = time.monotonic()
+        for process in (raylet, *raylet.children(recursive=True)):
+            process.send_signal(signal.SIGKILL)
+        gone = wait_until(lambda: running() < 2, 120, "Serve notices")
+        back = wait_until(lambda: running() == 2, 120, "another replica on the first node")
+        some_more(load, CLIENTS)
+        return {"noticed after": gone, "another replica after": gone + back, "all": time.monotonic() - start}
+
+    print("\na replica is killed:", end="")
+    check(under_load(machines.url, kill_a_replica))
+    print("\na node is killed:", end="")
+    check(under_load(machines.url, kill_the_second_node))
+    machines.cluster.remove_node(machines.second)
+    machines.second = machines.cluster.add_node(**NODE)
+
+
+def test_replicas_come_and_go_with_the_load(machines: Machines) -> None:
+    """Scaling down drains: streams that run meanwhile are complete."""
+    deployed(min_replicas=1, max_replicas=2, target_requests=2, scale_up_after=1, scale_down_after=1)
+    wait_until(lambda: running() == 1, 120, "one replica")
+    quiet = Load(machines.url, 400)
+
+    def grow(load: Load) -> dict[str, float]:
+        return {"second replica after": wait_until(lambda: running() == 2, 180, "two replicas")}
+
+    def shrink(load: Load) -> dict[str, float]:
+        return {"back to one after": wait_until(lambda: len(replicas()) == 1, 240, "one replica")}
+
+    print("\nthe load grows:", end="")
+    busy = under_load(machines.url, grow)
+    print("\nthe load shrinks:", end="")
+    quiet = under_load(machines.url, shrink, tokens=400, clients=1)
+    for load in (busy, quiet):
+        assert set(load.ends) == {"complete"}, (load.ends, load.strange)
+
+
+@pytest.mark.slow
+def test_the_command(machines: Machines) -> None:
+    """``videollama2 serve --engine ray`` joins the cluster, and leaves it at SIGTERM."""
+    serve.delete("default")
+    command = [sys.executable, "-m", "videollama2", "serve", "--engine", "ray", "--no-page", "--api-port"]
+    environment = {**os.environ, "RAY_ADDRESS": machines.cluster.address}
+    process = subprocess.Popen([*command, str(machines.port)], env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        assert "API" in process.stdout.readline()
+        with httpx.Client(base_url=machines.url, headers=HEADERS, timeout=60, trust_env=False) as client:
+            assert client.post("/v1/chat/completions", json=body("Hello?")).status_code == 200
+        process.terminate()
+        assert process.wait(120) == 0
+        assert "videollama2" not in serve.status().applications
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.stdout.close()
