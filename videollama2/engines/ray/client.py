@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -21,6 +20,7 @@ from videollama2.serve.cluster.failover import (
     retried,
 )
 from videollama2.serve.cluster.protocol import WorkerStatus
+from videollama2.serve.long_text import dumped
 from videollama2.serve.web.errors import ApiError, model_not_found, no_worker, worker_timeout
 
 T = TypeVar("T")
@@ -124,7 +124,7 @@ class ReplicaClient:
         replicas = self._models.get(model)
         if replicas is None:
             raise model_not_found(model)
-        sent = json.dumps(body).encode("ascii") if content is None else content
+        sent = await asyncio.to_thread(dumped, body) if content is None else content
         affinity = affinity_of_chat(body)
 
         async def attempt(tried: tuple[str, ...]) -> tuple[str, WorkerReply]:
