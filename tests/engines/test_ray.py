@@ -75,7 +75,8 @@ def machines(without_dashboard: None) -> Iterator[Machines]:
     second = cluster.add_node(**NODE)
     ray.init(address=cluster.address, log_to_driver=False)
     port = free_port()
-    serve.start(proxy_location="EveryNode", http_options={"host": "127.0.0.1", "port": port})
+    # Proxies of both nodes would share the one port here, and a client whose own proxy is killed can only see it break.
+    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
     try:
         yield Machines(cluster, second, port)
     finally:
