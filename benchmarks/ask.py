@@ -80,10 +80,10 @@ SHAPES = {
 """Qwen2 decoders."""
 
 
-def make_random(folder: Path, shape: str = "0.5b", seed: int = 0) -> None:
+def make_random(folder: Path, shape: str = "0.5b", seed: int = 0, hears: bool = False) -> None:
     """Write a checkpoint of these shapes with random weights; the tokenizer is the tiny model's.
 
-    The weights are stored in bfloat16, as published ones are.
+    The weights are stored in bfloat16, as published ones are. With ``hears``, there is a BEATs of the published shape.
     """
     import torch
 
@@ -105,6 +105,7 @@ def make_random(folder: Path, shape: str = "0.5b", seed: int = 0) -> None:
         mm_vision_tower="openai/clip-vit-large-patch14-336",
         mm_projector_type="stc_connector",
         num_frames=8,
+        **({"mm_audio_tower": "beats.pt", "mm_projector_a_type": "mlp2x_gelu"} if hears else {}),
     )
     standard = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)

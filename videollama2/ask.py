@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from videollama2.constants import TINY_MODEL_NAME
+from videollama2.constants import BUILT_IN_MODELS, TINY_MODEL_NAME
 from videollama2.errors import ConfigError
 from videollama2.flags import AnswerFlags, frame_options, model_options
 from videollama2.media.kinds import AUDIO, IMAGE, KINDS, VIDEO, with_article
@@ -201,7 +201,7 @@ def open_engine(
         prompt_length: returns the tokens of the only prompt, given the processor; None makes a slot for a whole chat
             (--max-length).
     """
-    hub = {} if args.model_path == TINY_MODEL_NAME else hub_options(args.model_path)
+    hub = {} if args.model_path in BUILT_IN_MODELS else hub_options(args.model_path)
     quiet_libraries(args.model_path)
     from videollama2.inference.api import generation_options, model_init, sampling_options
     from videollama2.inference.engine import Engine
@@ -288,6 +288,6 @@ def _is_large(model_path: str) -> bool:
     """Return whether loading takes long: for a hub model, which may need a download, or a folder with large weights."""
     folder = Path(model_path)
     if not folder.is_dir():
-        return model_path != TINY_MODEL_NAME
+        return model_path not in BUILT_IN_MODELS
     weights = [path for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern)]
     return sum(path.stat().st_size for path in weights) >= _BAR_FROM_BYTES

@@ -29,7 +29,12 @@ MAX_FRAMES = 32
 """Maximum number of frames of one clip in frames-per-second mode."""
 
 TINY_MODEL_NAME = "videollama2-tiny"
-"""Name of the checkpoint that ships inside the package."""
+"""Name of the checkpoint that ships inside the package: it sees the built-in world."""
+
+TINY_AV_MODEL_NAME = "videollama2-tiny-av"
+"""Name of the other checkpoint that ships inside the package: it sees and hears the built-in world."""
+
+BUILT_IN_MODELS = (TINY_MODEL_NAME, TINY_AV_MODEL_NAME)
 
 DEFAULT_MODEL_NAME = "DAMO-NLP-SG/VideoLLaMA2-7B"
 """Checkpoint used if none is named (published default)."""

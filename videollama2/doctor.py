@@ -18,7 +18,7 @@ from typing import Any
 
 from videollama2 import __version__
 from videollama2.commands import add_debug_flag
-from videollama2.constants import TINY_MODEL_NAME
+from videollama2.constants import BUILT_IN_MODELS
 
 PACKAGES = (
     *("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "accelerate", "numpy", "pillow", "av"),
@@ -199,11 +199,13 @@ def _media(problems: list[str]) -> Section:
 def _models(problems: list[str]) -> Section:
     from huggingface_hub import constants
 
+    from videollama2.hub import built_in_folder
     from videollama2.reach import why_unreachable
 
-    built_in = Path(__file__).parent / "assets" / TINY_MODEL_NAME
-    if not (built_in / "config.json").is_file():
-        problems.append(f"the built-in model is not in {built_in}: the installation is incomplete")
+    built_in = [built_in_folder(name) for name in BUILT_IN_MODELS]
+    for folder in built_in:
+        if not (folder / "config.json").is_file():
+            problems.append(f"a built-in model is not in {folder}: the installation is incomplete")
     cache = Path(constants.HF_HUB_CACHE)
     if constants.is_offline_mode():
         hub = "not asked (offline mode)"
@@ -212,7 +214,7 @@ def _models(problems: list[str]) -> Section:
         hub = "reachable" if reason is None else f"cannot be reached ({reason})"
     names = sorted(path.name.removeprefix("models--").replace("--", "/") for path in cache.glob("models--*"))
     return {
-        "built-in model": str(built_in),
+        "built-in models": ", ".join(map(str, built_in)),
         "hub": f"{constants.ENDPOINT}, {hub}",
         "cache": _room(cache),
         "models in the cache": ", ".join(names) or "none",

@@ -10,7 +10,7 @@ from typing import Any
 from videollama2.constants import DEFAULT_MODEL_NAME, MAX_SEED
 from videollama2.errors import ConfigError
 
-_PATH_HELP = "videollama2-tiny (built in), a folder, or a hub name"
+PATH_HELP = "videollama2-tiny or videollama2-tiny-av (built in), a folder, or a hub name"
 _DEVICE_HELP = "cuda, cuda:1, mps or cpu (default: the first of these there is)"
 
 
@@ -24,7 +24,7 @@ def add_model_flags(
             default.
     """
     group = parser.add_argument_group("model")
-    path = {"default": DEFAULT_MODEL_NAME, "help": f"{_PATH_HELP} (default %(default)s)", **model_path}
+    path = {"default": DEFAULT_MODEL_NAME, "help": f"{PATH_HELP} (default %(default)s)", **model_path}
     group.add_argument("--model-path", metavar="NAME", **path)
     group.add_argument("--model-base", metavar="NAME", help="language model under a connector or LoRA folder")
     group.add_argument("--device", help=device_help)

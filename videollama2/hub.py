@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers.utils.hub import cached_file
 
+from videollama2.constants import BUILT_IN_MODELS
 from videollama2.errors import CheckpointError, CheckpointNotFoundError, first_line
 from videollama2.stand_ins import HEAD_BYTES, stand_in
 
@@ -19,6 +20,26 @@ OPTIONS_OF_ANY_REPOSITORY = OPTIONS[1:]
 """The options that also apply to other repositories named by a model, which excludes a revision."""
 
 _MAX_JSON_BYTES = 256 << 20
+
+
+def built_in_folder(name: str) -> Path:
+    """Return the folder of a model that ships inside the package, one of :data:`.constants.BUILT_IN_MODELS`."""
+    return Path(__file__).parent / "assets" / name
+
+
+def resolve_name(name_or_path: str | Path) -> str:
+    """Map the name of a built-in model to its folder; return any other name unchanged, and that of an own folder.
+
+    Raises:
+        CheckpointNotFoundError: the folder of the built-in model is missing.
+    """
+    name = str(name_or_path)
+    if name not in BUILT_IN_MODELS or Path(name).exists():
+        return name
+    folder = built_in_folder(name)
+    if not folder.is_dir():
+        raise CheckpointNotFoundError(f"{name} is not in {folder}: the installation is incomplete")
+    return str(folder)
 
 
 def find_file(name_or_path: str | Path, filename: str, **hub: Any) -> Path | None:

@@ -5,9 +5,11 @@
 #   NPROC_PER_NODE=2 WORLD_SIZE=1 bash scripts/shapes/train_av.sh [flags of train.py for all stages, which override those below]
 #
 # Environment: RUN=runs/tiny-av (where everything goes), MODEL=videollama2-tiny (which sees), VIDEOS=8000 (clips with sound),
-#   SIGHT_VIDEOS=2000 (clips without), SEED=11 (of the first set; the second has the next), WORKERS=2 (to write the sets),
+#   SIGHT_VIDEOS=2000, SIGHT_IMAGES=800 (clips without, and pictures), SEED=11 (of the first set; the others have the next),
+#   WORKERS=2 (to write the sets), PICTURES, SOUNDS (folders of photographs and of speech, say: with them, the model learns
+#   to say that it knows moving shapes and their sounds alone), OUTSIDE=200 (files of each kind made from these),
 #   HEARING_STEPS=500 (of the starting parts, see python -m videollama2.shapes.hearing_parts --help),
-#   PRETRAIN_STEPS=50, FINETUNE_STEPS=50, JOINT_STEPS=4000, WARMUP (steps of all three), and what scripts/launch.sh names
+#   PRETRAIN_STEPS=50, FINETUNE_STEPS=50, JOINT_STEPS=2400, WARMUP (steps of all three), and what scripts/launch.sh names
 #   (NPROC_PER_NODE=2 here).
 # Started again after an interruption, it goes on where it stopped. The result is $RUN/checkpoint.
 set -euo pipefail
@@ -25,12 +27,23 @@ PYTHON="$(find_python)"
 # Two processes of one thread each use two cores better than one of two threads: the products are small.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
-# Few questions of a clip are about its sound: one of four turns, not of eight.
+# Few questions of a clip are about its sound: one of four turns, not of eight. Questions that need sight and sound are
+# learnt last: as many clips as possible have one, and turns that only training has lead to their answers.
 "$PYTHON" -m videollama2.shapes.sets --out "$RUN/heard" --videos "${VIDEOS:-8000}" --sound \
+    --own-stories 1 --training-questions \
     --seed "$SEED" --questions-per-item 4 --mcq-fraction 0 --workers "${WORKERS:-2}"
 "$PYTHON" -m videollama2.shapes.sets --out "$RUN/seen" --videos "${SIGHT_VIDEOS:-2000}" \
+    --images "${SIGHT_IMAGES:-800}" \
     --seed "$((SEED + 1))" --questions-per-item 4 --mcq-fraction 0 --workers "${WORKERS:-2}"
 "$PYTHON" -m videollama2.shapes.captions --set "$RUN/heard"
+BOTH=("$RUN/heard/train.json") HEARD=("$RUN/heard/sounds.json") SEEN=("$RUN/seen/train.json")
+VA=(True False False)
+if [ -n "${PICTURES:-}" ] && [ -n "${SOUNDS:-}" ]; then
+    "$PYTHON" -m videollama2.shapes.outside --out "$RUN/outside" --pictures "$PICTURES" --sounds "$SOUNDS" \
+        --count "${OUTSIDE:-200}" --seed "$((SEED + 2))"
+    BOTH+=("$RUN/outside/both.json") HEARD+=("$RUN/outside/heard.json") SEEN+=("$RUN/outside/seen.json")
+    VA=(True True False False False False)
+fi
 # This file is the last one written: the starting parts are whole when it is there.
 if [ ! -f "$RUN/start/mm_projector_a.bin" ]; then
     "$PYTHON" -m videollama2.shapes.hearing_parts --out "$RUN/start" --model "${MODEL:-videollama2-tiny}" \
@@ -79,14 +92,14 @@ stage --max_steps "${FINETUNE_STEPS:-50}" "$@" -- \
     --learning_rate 1e-5 \
     --warmup_steps "${WARMUP:-10}"
 
-# Half of every batch are clips with their sound, a quarter sounds alone, a quarter clips without sound.
-stage --max_steps "${JOINT_STEPS:-4000}" "$@" -- \
+# Of every eight, six are clips with their sound, one is a sound alone, one is a clip without sound or a picture.
+stage --max_steps "${JOINT_STEPS:-2400}" "$@" -- \
     --audio_tower "$RUN/finetune/audio_tower.bin" \
     --pretrain_mm_mlp_adapter_a "$RUN/finetune/mm_projector_a.bin" \
     --tune_adapter_llm True \
-    --data_path "$RUN/heard/train.json" "$RUN/heard/sounds.json" "$RUN/seen/train.json" \
-    --va True False False \
-    --joint_ratio 2 1 1 \
+    --data_path "${BOTH[@]}" "${HEARD[@]}" "${SEEN[@]}" \
+    --va "${VA[@]}" \
+    --joint_ratio 6 1 1 \
     --output_dir "$RUN/checkpoint" \
     --learning_rate 7e-4 \
     --warmup_steps "${WARMUP:-50}" \

@@ -11,9 +11,9 @@ from transformers import AutoProcessor, AutoTokenizer
 
 from tests.conftest import ROOT
 from videollama2 import cli
-from videollama2.checkpoints import TINY_FOLDER, load_pretrained_model
+from videollama2.checkpoints import load_pretrained_model
 from videollama2.checkpoints.card import Provenance, write_card
-from videollama2.checkpoints.files import RUN_FILE
+from videollama2.checkpoints.files import RUN_FILE, TINY_FOLDER
 from videollama2.errors import ConfigError
 from videollama2.model_code import ENTRY, needed_modules
 from videollama2.processing import VideoLlama2Processor

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from tests.shapes.test_questions import assert_balanced
+from videollama2.errors import DataError
 from videollama2.media.audio import NO_TRACK, ClipRules, read_video_sound
 from videollama2.shapes.encoding import encode_video
 from videollama2.shapes.pretrain_hearing import SOUND_FORMS, audio_config, moment_words
 from videollama2.shapes.questions import NUMBERS
 from videollama2.shapes.scene import FPS, SHAPES, SLIDE_FRAMES, make_scene, render
 from videollama2.shapes.sets import main, write_set
-from videollama2.shapes.sound_questions import HEARD_TYPES, sound_questions
+from videollama2.shapes.sound_questions import HEARD_TYPES, TRAINING_TYPES, sound_questions, training_questions
 from videollama2.shapes.sounds import (
     EARLY_CHANGE,
     RATE,
@@ -112,6 +113,41 @@ def test_questions_about_sound_are_balanced_and_offer_their_answer(asked):
             assert q.answer == NUMBERS[len(track.events) - 1]
 
 
+def test_questions_of_training_tell_the_steps_to_the_answer(clips):
+    asked = Counter()
+    for index, (scene, track) in enumerate(clips):
+        found = {q.type: q for q in training_questions(scene, track, random.Random(index))}
+        expected = {"maker": {"heard_when", "seen_when", "noise"}, "caller": {"noise"}}
+        expected["together"] = {"heard_when", "seen_when", "sooner"}
+        assert found.keys() == expected.get(track.story, set()) <= set(TRAINING_TYPES)
+        asked.update(f"{q.type} {q.answer}" for q in found.values() if q.type != "noise")
+        assert all(q.answer in q.candidates and len(set(q.candidates)) == len(q.candidates) for q in found.values())
+        [question] = sound_questions(scene, track, random.Random(0)) or [None]
+        if track.story == "together":
+            heard, seen = found["heard_when"].answer, found["seen_when"].answer
+            assert (heard == seen) == (question.answer == "yes") == (found["sooner"].answer == "when")
+            assert heard == seen or (heard == "early") == (found["sooner"].answer == "before")
+        elif track.story == "maker":
+            mover = scene.objects[found["seen_when"].subject]
+            assert (found["seen_when"].answer == "early") == (mover.behaviour == "slide_early")
+            is_maker = found["seen_when"].subject == track.source
+            assert (found["heard_when"].answer == found["seen_when"].answer) == is_maker
+            assert found["noise"].answer == question.answer
+        elif track.story == "caller":
+            assert found["noise"].answer == f"the {question.answer} {scene.objects[track.source].shape}"
+    assert len(asked) == 7 and min(asked.values()) > 30, asked
+
+
+def test_the_share_of_stories_that_need_sight_can_be_chosen():
+    told = {}
+    for share in (0.0, 1.0):
+        tracks = [add_sound(make_scene(6, index), share)[1] for index in range(200)]
+        told[share] = Counter(track.story for track in tracks)
+    assert told[0.0]["maker"] == told[0.0]["together"] == 0
+    # Without a track, or of a scenario that has no story of its own, are the others.
+    assert told[1.0]["maker"] + told[1.0]["together"] > 90 and told[1.0]["silent"] == told[0.0]["silent"]
+
+
 def loudness(wave_S: np.ndarray) -> np.ndarray:
     """Root mean square of each 10 ms."""
     return np.sqrt(np.square(wave_S[: len(wave_S) // 160 * 160].reshape(-1, 160)).mean(axis=1))
@@ -173,6 +209,27 @@ def test_a_set_with_sound(tmp_path):
             [question, answer] = [turn["value"] for turn in sounds[record["video"]]["conversations"]]
             assert question.startswith("<audio>\n") and question.removeprefix("<audio>\n") in turns
             assert answer in record["conversations"][1::2][turns.index(question.removeprefix("<audio>\n"))]["value"]
+
+
+def test_questions_of_training_are_in_the_training_records_alone(tmp_path):
+    parameters = {"videos": 24, "seed": 8, "sound": True, "questions_per_item": 4, "mcq_fraction": 0, "own_stories": 1}
+    plain = write_set(tmp_path / "plain", **parameters)
+    assert plain["own_stories"] == 1 and "training_questions" not in plain
+    (tmp_path / "taught").mkdir()
+    (tmp_path / "taught/videos").symlink_to(tmp_path / "plain/videos")
+    (tmp_path / "taught/set.json").write_text(json.dumps({**plain, "training_questions": True, "complete": False}))
+    taught = write_set(tmp_path / "taught", **parameters, training_questions=True)
+    assert taught["questions"] == plain["questions"]
+    for name in ("questions.json", "sounds.json"):
+        assert (tmp_path / "plain" / name).read_bytes() == (tmp_path / "taught" / name).read_bytes()
+    before, after = (json.loads((tmp_path / name / "train.json").read_text()) for name in ("plain", "taught"))
+    assert [row["id"] for row in before] == [row["id"] for row in after]
+    for index, (old, new) in enumerate(zip(before, after, strict=True)):
+        story = add_sound(make_scene(8, index), 1)[1].story
+        assert (old != new) == (story in ("maker", "caller", "together"))
+        assert 2 <= len(new["conversations"]) <= 8 and new["conversations"][0]["value"].startswith("<video>\n")
+    with pytest.raises(DataError, match="a set without sound has neither"):
+        write_set(tmp_path / "silent", 1, training_questions=True)
 
 
 def test_without_sound_a_set_says_and_holds_nothing_of_it(tmp_path, capsys):

@@ -14,7 +14,8 @@ from videollama2.checkpoints.write import save_model
 from videollama2.data.collator import TrainingCollator
 from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.data.records import read_records
-from videollama2.errors import ConfigError, DataError
+from videollama2.errors import ConfigError, DataError, PromptError
+from videollama2.inference.api import mm_infer
 from videollama2.processing import media_tokens
 from videollama2.training.arguments import parse_arguments
 from videollama2.training.build import build_model
@@ -69,6 +70,34 @@ def test_each_stage_goes_on_from_the_one_before(run, seeing, beats, files):
         assert all(torch.equal(own[name], tensor) for name, tensor in named.items() if name in own)
         projector = model.model.mm_projector_a.state_dict()
         assert all(torch.equal(projector[name], stage.weights[f"model.mm_projector_a.{name}"]) for name in projector)
+
+
+def test_a_bare_language_model_learns_to_hear_without_ever_seeing(run, parts, beats, files, world, tmp_path):
+    bare = parts / "llm"
+    alone = {"data_path": None, "data_path_a": files["audio"]}
+    first = run(**stage_flags(bare, beats, **alone))
+    second = run(
+        **stage_flags(
+            bare,
+            beats,
+            pretrain_mm_mlp_adapter_a=first.folder / "mm_projector_a.bin",
+            tune_audio_tower=True,
+            tune_adapter_llm=True,
+            **alone,
+        )
+    )
+    assert {path.name for path in first.folder.glob("*.bin")} == {"mm_projector_a.bin"}
+    sound = golden_audio_dir() / "media" / "door_cut.wav"
+    for folder in (first.folder, second.folder):  # the projector beside a bare decoder, and a whole model
+        tokenizer, model, processor, _ = load_pretrained_model(folder, device="cpu")
+        assert model.config.hears and not model.config.sees and model.model.mm_projector is None
+        answer = mm_infer(processor["audio"](sound), "What?", model, tokenizer, modal="audio", max_new_tokens=2)
+        assert isinstance(answer, str)
+        with pytest.raises(PromptError, match="no vision encoder"):
+            processor["video"](golden_audio_dir() / "media" / "duet_cut.mp4")
+    assert not any("vision_tower" in name for name in second.weights)
+    with pytest.raises(ConfigError, match="--vision_tower is needed, or --audio_tower for a model that hears"):
+        built(bare, None, world, tmp_path, tune_mm_mlp_adapter_a=None)
 
 
 @pytest.fixture(scope="module")

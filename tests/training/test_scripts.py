@@ -173,7 +173,7 @@ def test_the_tiny_model_learns_to_hear_in_the_same_stages(printed, tmp_path):
     assert second[0].pretrain_mm_mlp_adapter_a == f"{folders[0]}/mm_projector_a.bin"
     assert third[0].pretrain_mm_mlp_adapter_a == f"{folders[1]}/mm_projector_a.bin"
     assert third[0].audio_tower == f"{folders[1]}/audio_tower.bin"
-    assert (third[1].heard, third[1].joint_ratio) == ([True, False, False], [2, 1, 1])
+    assert (third[1].heard, third[1].joint_ratio) == ([True, False, False], [6, 1, 1])
 
 
 def test_nodes_and_processes_come_from_arguments_or_the_environment(printed):

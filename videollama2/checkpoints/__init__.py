@@ -14,7 +14,7 @@ import torch
 import videollama2.auto  # noqa: F401 - registers the model types that AutoConfig meets below
 from videollama2.checkpoints.adapter import load_lora_folder, merge_lora
 from videollama2.checkpoints.connector import load_connector, load_connector_folder
-from videollama2.checkpoints.files import TINY_FOLDER, checkpoint_kind, read_tensors, resolve_name, stored_dtype
+from videollama2.checkpoints.files import checkpoint_kind, read_tensors, resolve_name, stored_dtype
 from videollama2.checkpoints.full import load_checkpoint
 from videollama2.checkpoints.parts import build_from_parts
 from videollama2.checkpoints.placement import (
@@ -25,8 +25,7 @@ from videollama2.checkpoints.placement import (
     default_dtype,
 )
 from videollama2.checkpoints.quantisation import asked_quantization, quantization_config
-from videollama2.constants import TINY_MODEL_NAME
-from videollama2.errors import CheckpointNotFoundError, ConfigError
+from videollama2.errors import ConfigError
 from videollama2.hub import OPTIONS, read_config
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.processing import VideoLlama2Processor
@@ -91,8 +90,6 @@ def load_pretrained_model(
     check_attention(attn_implementation)
     path = resolve_name(model_path)
     hub = hub_options(path, **hub)
-    if path == str(TINY_FOLDER) and not TINY_FOLDER.is_dir():
-        raise CheckpointNotFoundError(f"{TINY_MODEL_NAME} is not in {TINY_FOLDER}: the installation is incomplete")
     if load_8bit and load_4bit:
         raise ConfigError("load_8bit and load_4bit exclude each other")
     kind = checkpoint_kind(path, **hub)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def load_connector_folder(
 ) -> tuple[VideoLlama2ForConditionalGeneration, VideoLlama2Processor]:
     """Open the folder of a stage that trains connectors: it holds their weights and a flat config.
 
-    The config names the base model, and for a bare language model the vision encoder. A folder of an audio stage also
+    The config names the base model, and for a bare language model its encoders. A folder of an audio stage also
     holds the audio encoder if that has learned; else the config names it.
     """
     fields = read_config(path, **hub)
@@ -122,18 +123,21 @@ def base_with_connector(
         fields: the folder's flat config.
         tower_follows: whether the caller loads the weights of the audio encoder.
     """
-    model, processor = _base(path, base, fields, placement, hub)
-    if fields.get("audio_config") is None:
-        return model, processor
-    trained = find_file(path, AUDIO_TOWER_FILE, **hub)
-    if model.model.audio_tower is not None:
-        if trained is not None:
-            load_audio_weights(model.model.audio_tower, read_audio_weights(trained), str(trained))
-    else:
-        config = as_audio_config(fields["audio_config"])
-        assert config is not None
+    config = as_audio_config(fields.get("audio_config"))
+    trained = None if config is None else find_file(path, AUDIO_TOWER_FILE, **hub)
+
+    def ears() -> tuple[BeatsModel, str | None, str] | None:
+        if config is None:
+            return None
         tower = BeatsModel(config) if tower_follows else _ears_of(path, fields, trained, config)
-        add_hearing(model, tower, fields.get("mm_audio_tower"), fields["mm_projector_a_type"])
+        return tower, fields.get("mm_audio_tower"), fields["mm_projector_a_type"]
+
+    model, processor = _base(path, base, fields, placement, hub, ears)
+    if model.model.audio_tower is None:
+        if (given := ears()) is not None:
+            add_hearing(model, *given)
+    elif trained is not None:
+        load_audio_weights(model.model.audio_tower, read_audio_weights(trained), str(trained))
     return model, processor
 
 
@@ -147,14 +151,26 @@ def _ears_of(path: str, fields: dict[str, Any], trained: Path | None, config: Au
 
 
 def _base(
-    path: str, base: str, fields: dict[str, Any], placement: dict[str, Any], hub: dict[str, Any]
+    path: str,
+    base: str,
+    fields: dict[str, Any],
+    placement: dict[str, Any],
+    hub: dict[str, Any],
+    ears: Callable[[], tuple[BeatsModel, str | None, str] | None],
 ) -> tuple[VideoLlama2ForConditionalGeneration, VideoLlama2Processor]:
+    """Open the base: a whole model, or a bare language model with the encoders that the config names.
+
+    Args:
+        ears: function that returns the audio encoder of the folder, needed where there is no vision encoder.
+    """
     hub = {key: hub[key] for key in OPTIONS_OF_ANY_REPOSITORY if key in hub}  # the revision belongs to ``path``
     if is_videollama2(read_config(base, **hub)):
         return load_checkpoint(base, **placement, **hub)
     tower = fields.get("mm_vision_tower")
     if not tower:
-        raise CheckpointError(f"{path}: its config.json names no mm_vision_tower")
+        if (given := ears()) is None:
+            raise CheckpointError(f"{path}: its config.json names no mm_vision_tower, and it has no audio encoder")
+        return build_from_parts(base, None, ears=given, **placement, **hub)
     settings = {key: fields[key] for key in _CONNECTOR_FIELDS if key in fields}
     settings.setdefault("mm_projector_type", "linear")
     return build_from_parts(base, find_tower(tower, path) or tower, **settings, **placement, **hub)

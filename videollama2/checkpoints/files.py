@@ -1,4 +1,4 @@
-"""Locate and inspect the files of a checkpoint: a folder, a hub repository or the built-in model.
+"""Locate and inspect the files of a checkpoint: a folder, a hub repository or a built-in model.
 
 The kind of a checkpoint is determined by its files, never by its name.
 """
@@ -20,9 +20,17 @@ from transformers import PreTrainedConfig
 from videollama2.config_bounds import quoted
 from videollama2.constants import TINY_MODEL_NAME
 from videollama2.errors import CheckpointError, CheckpointNotFoundError, first_line
-from videollama2.hub import check_is_no_pointer, find_file, first_file, read_config, read_json
+from videollama2.hub import (
+    built_in_folder,
+    check_is_no_pointer,
+    find_file,
+    first_file,
+    read_config,
+    read_json,
+    resolve_name,
+)
 
-TINY_FOLDER = Path(__file__).parent.parent / "assets" / TINY_MODEL_NAME
+TINY_FOLDER = built_in_folder(TINY_MODEL_NAME)
 FULL_WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -49,12 +57,6 @@ _MOST_PER_BYTE, _HARMLESS = 2, 1 << 28
 
 # What the readers of weight files raise on a damaged, foreign or dangerous file.
 UNREADABLE = (OSError, RuntimeError, ValueError, LookupError, EOFError, pickle.UnpicklingError, SafetensorError)
-
-
-def resolve_name(name_or_path: str | Path) -> str:
-    """Map the name of the built-in model to its folder; return any other name unchanged."""
-    name = str(name_or_path)
-    return str(TINY_FOLDER) if name == TINY_MODEL_NAME and not Path(name).exists() else name
 
 
 def base_of(path: str, model_base: str | Path | None = None, **hub: Any) -> str:

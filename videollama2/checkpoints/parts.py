@@ -1,4 +1,4 @@
-"""Build a model from its parts: a bare language model, a pretrained encoder and a new connector."""
+"""Build a model from its parts: a bare language model, pretrained encoders, and a new connector for each."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
+from videollama2.checkpoints.audio_tower import add_hearing
 from videollama2.checkpoints.files import UNREADABLE, check_model_type, check_weight_files, why_unreadable
 from videollama2.checkpoints.quantisation import leave_out_misfits
 from videollama2.config import VideoLlama2Config
@@ -16,6 +17,7 @@ from videollama2.errors import CheckpointError, ConfigError
 from videollama2.hub import OPTIONS, read_config
 from videollama2.model.connectors import build_connector
 from videollama2.model.encoders import vision_encoder, vision_fields
+from videollama2.model.encoders.beats import BeatsModel
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration, check_loading
 from videollama2.part_configs import as_config
 from videollama2.processing import VideoLlama2Processor, load_image_processor, load_tokenizer
@@ -23,9 +25,9 @@ from videollama2.processing import VideoLlama2Processor, load_image_processor, l
 
 def build_from_parts(
     base: str | Path,
-    vision_tower: str | Path,
+    vision_tower: str | Path | None,
     *,
-    mm_projector_type: str,
+    mm_projector_type: str = "linear",
     mm_vision_select_layer: int = -2,
     mm_vision_select_feature: str = "patch",
     num_frames: int | None = None,
@@ -35,28 +37,35 @@ def build_from_parts(
     attn_implementation: str = "sdpa",
     device_map: Any = None,
     quantization_config: Any = None,
+    ears: tuple[BeatsModel, str | None, str] | None = None,
     **hub: Any,
 ) -> tuple[VideoLlama2ForConditionalGeneration, VideoLlama2Processor]:
-    """Combine a bare language model, a pretrained encoder and a new connector.
+    """Combine a bare language model, a pretrained encoder and a new connector, to see, to hear, or both.
 
-    The connector keeps torch's default initialisation, with which the published first stage starts. (Inside
+    A new connector keeps torch's default initialisation, with which the published first stage starts. (Inside
     ``from_pretrained``, transformers would initialise it again with another standard deviation.)
 
     Args:
-        base, vision_tower: folders or hub names.
+        base, vision_tower: folders or hub names. Without a vision tower, the model takes neither images nor videos.
+        ears: audio encoder, its name and the type of its projector, see :func:`.audio_tower.add_hearing`; None makes a
+            model that takes no sound.
         hub: hub options; ``revision`` applies to ``base`` only.
 
     Raises:
         CheckpointError: a part is missing, or weights of the decoder or encoder do not fit.
+        ConfigError: there is neither a vision nor an audio encoder.
     """
+    if vision_tower is None and ears is None:
+        raise ConfigError(f"{base}: a model of it needs a vision encoder or an audio encoder")
     options = {"dtype": dtype, "attn_implementation": attn_implementation, "device_map": device_map, **hub}
     decoder = _load_decoder(str(base), quantization_config=quantization_config, **options)
     options.pop("revision", None)
-    tower = _load_tower(str(vision_tower), **options)
+    tower = None if vision_tower is None else _load_tower(str(vision_tower), **options)
     config = VideoLlama2Config(
         text_config=decoder.config,
-        vision_config=tower.config,
-        mm_vision_tower=str(vision_tower),
+        vision_config=None if tower is None else tower.config,
+        mm_vision_tower=None if vision_tower is None else str(vision_tower),
+        audio_config=None if ears is None else ears[0].config,
         mm_projector_type=mm_projector_type,
         mm_vision_select_layer=mm_vision_select_layer,
         mm_vision_select_feature=mm_vision_select_feature,
@@ -68,18 +77,21 @@ def build_from_parts(
     config._attn_implementation = attn_implementation
     with torch.device("meta"):
         model = VideoLlama2ForConditionalGeneration(config)
-    connector = build_connector(mm_projector_type, config.mm_hidden_size, config.hidden_size)
     head, embeddings = decoder.get_output_embeddings(), decoder.get_input_embeddings()
     assert isinstance(head, nn.Linear) and isinstance(embeddings, nn.Embedding)
     model.model.language_model = decoder.get_decoder()
-    model.model.vision_tower = tower
-    model.model.mm_projector = connector.to(device=embeddings.weight.device, dtype=dtype)
+    if tower is not None:
+        connector = build_connector(mm_projector_type, config.mm_hidden_size, config.hidden_size)
+        model.model.vision_tower = tower
+        model.model.mm_projector = connector.to(device=embeddings.weight.device, dtype=dtype)
+    if ears is not None:
+        add_hearing(model, *ears)
     model.lm_head = head
     model.generation_config = decoder.generation_config or GenerationConfig.from_model_config(config)
     tokenizer = load_tokenizer(base, **hub)
     hub.pop("revision", None)
-    processor = VideoLlama2Processor(load_image_processor(vision_tower, config, **hub), tokenizer, config)
-    return model, processor
+    images = None if vision_tower is None else load_image_processor(vision_tower, config, **hub)
+    return model, VideoLlama2Processor(images, tokenizer, config)
 
 
 def _load_decoder(path: str, **options: Any) -> PreTrainedModel:

@@ -257,15 +257,14 @@ def add_data_commands(subparsers: Any) -> None:
 
 def _check(args: argparse.Namespace) -> int:
     from videollama2.audio_config import AudioConfig
+    from videollama2.hub import resolve_name
     from videollama2.processing import VideoLlama2Processor
 
     if args.workers is not None and not args.decode:
         raise ConfigError("--workers is about --decode")
     path = args.model_path
-    if path == TINY_MODEL_NAME and not Path(path).exists():
-        path = Path(__file__).parent.parent / "assets" / TINY_MODEL_NAME
     try:
-        processor = VideoLlama2Processor.from_pretrained(path)
+        processor = VideoLlama2Processor.from_pretrained(resolve_name(path))
     except OSError as error:
         raise CheckpointNotFoundError(
             f"--model-path {path}: neither a folder with a model's files nor a hub name that can be reached"

@@ -204,6 +204,13 @@ class MediaFeaturesMixin:
             raise MediaError("the sounds of a batch must have one length to be encoded together")
         return list(self.get_audio_features(sounds, audio_index).pooler_output)
 
+    def check_senses(self, kinds: Collection[str]) -> None:
+        """Raise PromptError if the model has no encoder for media of one of these kinds."""
+        if "audio" in kinds:
+            self._ears()
+        if {"image", "video"} & set(kinds):
+            self._eyes()
+
     def encode_media(self, kind: str, media: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Compute the tokens (N, D) of media of one kind from a processor's tensors.
 

@@ -13,6 +13,7 @@ from videollama2.errors import DataError
 from videollama2.shapes.questions import Question, choose_dialogue, questions
 from videollama2.shapes.scene import Scene
 from videollama2.shapes.sound_questions import HEARD_TYPES, SOUND_TYPES, sound_questions
+from videollama2.shapes.sound_questions import training_questions as questions_of_training
 from videollama2.shapes.sounds import Soundtrack
 
 MCQ_PROMPT = (
@@ -45,12 +46,15 @@ def annotate(
     mcq_fraction: float,
     every_question: bool,
     track: Soundtrack | None = None,
+    training_questions: bool = False,
 ) -> Annotation:
     """Return the annotations of one scene, which is drawn in ``file`` (a path relative to the set's folder).
 
     The record asks at most ``questions_per_item`` questions, a share of about ``mcq_fraction`` as multiple choice. The
     rows are the same questions or, with ``every_question``, all questions that the scene supports. With a soundtrack,
-    the question about it is always among them.
+    the question about it is always among them. With ``training_questions``, the record of a clip about which there
+    are questions of :data:`.sound_questions.TRAINING_TYPES` asks some of these, of that one and of what
+    is seen to happen, in random order.
     """
     rng = random.Random(f"questions:{scene.seed}:{scene.modality}:{scene.index}")
     found = questions(scene, rng)
@@ -58,7 +62,8 @@ def annotate(
         found += sound_questions(scene, track, rng)
     asked = choose_dialogue(found, rng, questions_per_item, HEARD_TYPES)
     name = f"s{scene.seed}-{scene.modality}-{scene.index:06d}"
-    turns = _turns(asked, scene.modality, mcq_fraction, rng)
+    trained = _in_training(found, scene, track, questions_per_item) if track and training_questions else []
+    turns = _turns(trained or asked, scene.modality, mcq_fraction, rng)
     listed = found if every_question else asked
     rows = [
         {
@@ -76,6 +81,23 @@ def annotate(
     turns = _turns(alone, "audio", mcq_fraction, rng)
     heard = {"id": f"{name}-sound", "audio": file, "conversations": turns} if alone else None
     return Annotation(record, rows, [question.balance_key for question in listed], heard)
+
+
+def _in_training(found: list[Question], scene: Scene, track: Soundtrack, limit: int) -> list[Question]:
+    """Return the dialogue with the questions that only training asks, or nothing if there are none about the clip.
+
+    The generator is its own, so that the listed questions do not depend on these.
+    """
+    rng = random.Random(f"training:{scene.seed}:{scene.index}")
+    steps = questions_of_training(scene, track, rng)
+    if steps:
+        steps += [question for question in found if question.type in HEARD_TYPES or _is_about_the_event(question)]
+    return rng.sample(steps, min(limit, len(steps)))
+
+
+def _is_about_the_event(question: Question) -> bool:
+    """Return whether a question is about what the sound goes with: which object moves first, how the first changes."""
+    return question.type == "order" or (question.type in ("change", "appearance") and question.subject == 0)
 
 
 def _turns(asked: list[Question], tag: str, mcq_fraction: float, rng: random.Random) -> list[dict[str, str]]:

@@ -20,7 +20,7 @@ from videollama2.commands import CommandParser, add_debug_flag, run_command
 from videollama2.errors import DataError
 from videollama2.shapes.questions import NUMBERS
 from videollama2.shapes.scene import QUADRANTS, Scene, ShapeObject, make_scene
-from videollama2.shapes.sounds import HIT, SECONDS, Soundtrack, add_sound
+from videollama2.shapes.sounds import HIT, OWN_STORIES, SECONDS, Soundtrack, add_sound
 
 PROMPTS = {"video": "Describe the video.", "image": "Describe the picture."}
 SOUND_PROMPT = "Describe the sound."
@@ -86,7 +86,7 @@ def write_captions(folder: Path) -> int:
         if not parameters.get("sound"):
             rows.append(_row(record["id"], modality, record[modality], PROMPTS[modality], caption(scene)))
             continue
-        scene, track = add_sound(scene)
+        scene, track = add_sound(scene, parameters.get("own_stories", OWN_STORIES))
         heard = sound_caption(track)
         described = f"{caption(scene)} sound: {heard}." if modality == "video" else caption(scene)
         rows.append(_row(record["id"], modality, record[modality], PROMPTS[modality], described))

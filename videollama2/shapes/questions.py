@@ -38,6 +38,13 @@ _WORDING = {
     "maker": ("What makes the sound, {0} or {1}?", "Which object makes the sound, {0} or {1}?"),
     "caller": ("What colour is the object that makes the sound?", "What is the colour of the object that is heard?"),
     "together": ("Is the sound heard when the {0} {1}?", "Can the sound be heard when the {0} {1}?"),
+    "heard_when": ("Is the sound heard early or late?", "When is the sound heard, early or late?"),
+    "seen_when": ("When is it that the {0} {1}, early or late?", "Is it early or late that the {0} {1}?"),
+    "noise": ("What made the noise?", "What makes the sound?"),
+    "sooner": (
+        "Is the sound heard before, after or when the {0} {1}?",
+        "When is the sound heard: before, after or when the {0} {1}?",
+    ),
 }
 """Two ways to ask each question; the types from 'tone' on are those of :mod:`.sound_questions`."""
 

@@ -47,7 +47,7 @@ from videollama2.shapes.questions import (
 )
 from videollama2.shapes.scene import MOST_OBJECTS, SCENARIOS, Scene, make_scene, render
 from videollama2.shapes.sound_questions import HEARD_TYPES
-from videollama2.shapes.sounds import add_sound, wave
+from videollama2.shapes.sounds import OWN_STORIES, add_sound, wave
 
 __all__ = [
     "MCQ_PROMPT",
@@ -82,6 +82,8 @@ class SetParameters:
     scenario: str | None = None
     objects: int | None = None
     sound: bool = False
+    own_stories: float = OWN_STORIES
+    training_questions: bool = False
 
     def __post_init__(self) -> None:
         if self.videos < 0 or self.images < 0 or self.videos + self.images < 1:
@@ -96,6 +98,10 @@ class SetParameters:
             raise DataError(f"mcq fraction must lie between 0 and 1, got {self.mcq_fraction}")
         if self.balanced_questions is not None and self.balanced_questions < 1:
             raise DataError(f"balanced questions must be at least 1, got {self.balanced_questions}")
+        if not 0 <= self.own_stories <= 1:
+            raise DataError(f"own stories must lie between 0 and 1, got {self.own_stories}")
+        if not self.sound and (self.training_questions or self.own_stories != OWN_STORIES):
+            raise DataError("own stories and training questions are about sounds; a set without sound has neither")
 
     @property
     def types(self) -> tuple[str, ...]:
@@ -159,7 +165,7 @@ def _make_item(out: Path, parameters: SetParameters, item: tuple[str, int]) -> A
     file = f"videos/{index:06d}.mp4" if modality == "video" else f"images/{index:06d}.png"
     track = None
     if parameters.sound:
-        scene, track = add_sound(scene)
+        scene, track = add_sound(scene, parameters.own_stories)
     if not (out / file).exists():
         if modality == "image":
             content = encode_image(render(scene))
@@ -173,6 +179,7 @@ def _make_item(out: Path, parameters: SetParameters, item: tuple[str, int]) -> A
         mcq_fraction=parameters.mcq_fraction,
         every_question=parameters.balanced_questions is not None,
         track=track,
+        training_questions=parameters.training_questions,
     )
 
 
@@ -188,6 +195,8 @@ def write_set(
     scenario: str | None = None,
     objects: int | None = None,
     sound: bool = False,
+    own_stories: float = OWN_STORIES,
+    training_questions: bool = False,
     workers: int = 1,
     progress: bool = False,
 ) -> dict[str, Any]:
@@ -196,11 +205,23 @@ def write_set(
     ``balanced_questions`` limits questions.json and mvbench/ to that many questions, with the same number for each type
     (to within one) and balanced over the answers of each type. ``scenario`` decides what all clips are about, and
     ``objects`` limits the number of objects in a scene (:func:`~videollama2.shapes.scene.make_scene`). ``sound`` adds
-    soundtracks and questions about them. Raises DataError for parameters outside their range, a folder that holds
-    another set, too few files for the balance, or a file that cannot be written.
+    soundtracks and questions about them, ``own_stories`` says how many of them need sight and sound
+    (:func:`.sounds.add_sound`), and ``training_questions`` adds questions to train.json that only training asks
+    (:func:`.sound_questions.training_questions`). Raises DataError for parameters outside their range, a folder that
+    holds another set, too few files for the balance, or a file that cannot be written.
     """
     parameters = SetParameters(
-        videos, images, seed, questions_per_item, mcq_fraction, balanced_questions, scenario, objects, sound
+        videos,
+        images,
+        seed,
+        questions_per_item,
+        mcq_fraction,
+        balanced_questions,
+        scenario,
+        objects,
+        sound,
+        own_stories,
+        training_questions,
     )
     out = Path(out)
     _claim(out, parameters)
@@ -218,8 +239,10 @@ def write_set(
 
 def _identity(parameters: SetParameters) -> dict[str, Any]:
     fields = asdict(parameters)
-    if not parameters.sound:  # sets without sound are those of versions that knew none
-        del fields["sound"]
+    # A set without sound is described as by versions that knew none, so that it can be continued; likewise the rest.
+    for name, usual in (("sound", False), ("own_stories", OWN_STORIES), ("training_questions", False)):
+        if fields[name] == usual:
+            del fields[name]
     return {"world_version": WORLD_VERSION, **fields}
 
 
@@ -338,6 +361,17 @@ def _parser() -> argparse.ArgumentParser:
         "--objects", type=int, help=f"of a scene at most, unless it needs more (default {MOST_OBJECTS})"
     )
     parser.add_argument("--sound", action="store_true", help="give the videos soundtracks, and ask about them too")
+    parser.add_argument(
+        "--own-stories",
+        default=OWN_STORIES,
+        type=float,
+        help="share of the clips that allow a sound which only sight explains that get one (default %(default)s)",
+    )
+    parser.add_argument(
+        "--training-questions",
+        action="store_true",
+        help="let train.json also ask what helps to learn the types of BOTH_TYPES",
+    )
     add_debug_flag(parser)
     return parser
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from videollama2.shapes.scene import CHANGES, FPS, FRAMES, SHAPES, SLIDE_FRAMES, VANISHING, Scene, ShapeObject
+from videollama2.shapes.scene import CHANGES, FPS, FRAMES, SHAPES, SLIDE_FRAMES, SLIDES, VANISHING, Scene, ShapeObject
 
 RATE = 16_000
 """Samples per second of a soundtrack."""
@@ -46,9 +46,10 @@ Of the eight frames that a model samples (1, 4, ..., 22), a connector joins two 
 first two or between the last two of them.
 """
 
+OWN_STORIES = 0.6
+"""How often a sounding scene whose objects allow a story of sight and sound (``maker``, ``together``) gets it."""
+
 _SILENT_SHARE = 0.1
-_OWN_STORY_SHARE = 0.6
-"""How often a scene whose objects allow a story of sight and sound (``maker``, ``together``) gets it."""
 _HIT_SECONDS, _CHIME_SECONDS = 0.12, 0.25
 _HIT_SLOT = 0.35
 _NOISE = 0.001
@@ -79,26 +80,27 @@ class Soundtrack:
     seed: int = 0
 
 
-def add_sound(scene: Scene) -> tuple[Scene, Soundtrack]:
-    """Return the scene as it is drawn with sound, and its soundtrack; both depend on the scene alone.
+def add_sound(scene: Scene, own_stories: float = OWN_STORIES) -> tuple[Scene, Soundtrack]:
+    """Return the scene as it is drawn with sound, and its soundtrack; both depend on the arguments alone.
 
-    A picture is silent.
+    A picture is silent. ``own_stories`` is the share of sounding scenes whose objects allow a story of sight and sound
+    that get it; the others get one of the remaining stories.
     """
     if scene.modality != "video":
         return scene, Soundtrack("silent")
     rng = random.Random(f"sound:{scene.seed}:{scene.scenario}:{scene.index}:{len(scene.objects)}")
-    story = _draw_story(scene, rng)
+    story = _draw_story(scene, rng, own_stories)
     if story == "together":
         return _together(scene, rng)
     source, events = _draw_events(scene, story, rng)
     return scene, Soundtrack(story, tuple(events), source, seed=rng.getrandbits(32))
 
 
-def _draw_story(scene: Scene, rng: random.Random) -> str:
+def _draw_story(scene: Scene, rng: random.Random, own_stories: float) -> str:
     if rng.random() < _SILENT_SHARE:
         return "silent"
     own = {"order": "maker", "recolour": "together", "reshape": "together", "appearance": "together"}
-    if scene.scenario in own and rng.random() < _OWN_STORY_SHARE:
+    if scene.scenario in own and rng.random() < own_stories:
         return own[scene.scenario]
     heard = ["tone", "hits", "heard_first"]
     if len(callers(scene)) > 1:
@@ -149,10 +151,10 @@ def _tone(kind: str, rng: random.Random) -> SoundEvent:
 
 
 def happening(item: ShapeObject) -> str:
-    """Return what a changing, appearing or disappearing object does, as a verb phrase: 'changes colour'."""
+    """Return what an object that changes, appears, disappears or slides does, as a verb phrase: 'changes colour'."""
     verbs = {"recolour": "changes colour", "reshape": "changes shape", "appear": "appears", "disappear": "disappears"}
-    assert item.behaviour in CHANGES + VANISHING
-    return verbs[item.behaviour]
+    assert item.behaviour in CHANGES + VANISHING + SLIDES
+    return verbs.get(item.behaviour, "moves")
 
 
 def wave(track: Soundtrack) -> np.ndarray:

@@ -24,7 +24,7 @@ from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.model.packed_attention import keep_records_apart
 from videollama2.processing import VideoLlama2Processor
 from videollama2.training.flags import DataArguments, ModelArguments, TrainingArguments
-from videollama2.training.hearing import set_hearing
+from videollama2.training.hearing import new_ears, set_hearing
 from videollama2.training.lora import add_lora, fused_experts
 from videollama2.training.meter import weights_of
 from videollama2.training.sharding import encode_uniformly, whole_weights
@@ -147,8 +147,11 @@ def _read_config(path: str) -> dict[str, Any]:
 def _load_parts(
     path: str, model_args: ModelArguments, options: dict[str, Any]
 ) -> tuple[VideoLlama2ForConditionalGeneration, VideoLlama2Processor]:
-    if not model_args.vision_tower:
-        raise ConfigError(f"--model_path {path} is a language model without an encoder: --vision_tower is needed")
+    if not model_args.vision_tower and not model_args.audio_tower:
+        raise ConfigError(
+            f"--model_path {path} is a language model without an encoder: --vision_tower is needed, or --audio_tower "
+            "for a model that hears and does not see"
+        )
     layer = model_args.mm_vision_select_layer
     return build_from_parts(
         path,
@@ -156,6 +159,7 @@ def _load_parts(
         mm_projector_type=model_args.mm_projector_type or NEW_CONNECTOR,
         mm_vision_select_layer=NEW_SELECT_LAYER if layer is None else layer,
         mm_vision_select_feature=model_args.mm_vision_select_feature or "patch",
+        ears=new_ears(model_args) if model_args.audio_tower else None,
         **options,
     )
 

@@ -23,7 +23,10 @@ class ModelArguments:
     """Flags for the parts of the model and for which of them learn."""
 
     model_path: str = field(
-        metadata={"help": "Language model (needs --vision_tower), or a VideoLLaMA 2 checkpoint to continue from."}
+        metadata={
+            "help": "Language model (needs --vision_tower, --audio_tower or both), or a VideoLLaMA 2 checkpoint to "
+            "continue from."
+        }
     )
     model_type: str | None = field(
         default=None,

@@ -26,7 +26,12 @@ class MediaEncoder:
         self.model, self.cache = model, cache
 
     def encode(self, media: Sequence[ReadMedium]) -> None:
-        """Replace the pixels or filter banks of all media by their tokens."""
+        """Replace the pixels or filter banks of all media by their tokens.
+
+        Raises:
+            PromptError: the model has no encoder for one of the media, even if its tokens are cached from before.
+        """
+        self.model.model.check_senses({medium.kind for medium in media})
         waiting: dict[Hashable, list[ReadMedium]] = {}
         for medium in media:
             if medium.tokens is None:

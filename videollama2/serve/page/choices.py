@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from videollama2.constants import TINY_MODEL_NAME
+from videollama2.constants import BUILT_IN_MODELS
 from videollama2.media.kinds import AUDIO, VIDEO
 from videollama2.serve.page import errors as page_errors
 from videollama2.serve.page.backends import Backend
@@ -55,7 +55,7 @@ class Choices:
         except ApiError as error:
             _log.warning("no list of models: %s", error)
             return {w.model: gr.Dropdown(choices=[], value=None), w.notice: notice(page_errors.UNREACHABLE)}
-        note = TINY_NOTE if names[:1] == [TINY_MODEL_NAME] else None
+        note = TINY_NOTE if set(names[:1]) & set(BUILT_IN_MODELS) else None
         shown = gr.Dropdown(choices=names, value=names[0] if names else None, info=note)
         others = gr.Dropdown(choices=[NO_OTHER, *names], value=NO_OTHER, visible=len(names) > 1)
         return {w.model: shown, w.other: others, w.notice: notice("" if names else page_errors.NO_MODEL)}

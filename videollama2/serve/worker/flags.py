@@ -72,7 +72,7 @@ def add_worker_flags(parser: argparse.ArgumentParser, is_several: bool = False, 
         has_ray: whether the engine may be Ray Serve.
     """
     if is_several:
-        text = f"videollama2-tiny (built in), a folder, or a hub name; repeatable (default {DEFAULT_MODEL_NAME})"
+        text = f"{flags.PATH_HELP}; repeatable (default {DEFAULT_MODEL_NAME})"
         flags.add_model_flags(parser, action="append", default=None, help=text)
     else:
         flags.add_model_flags(parser).add_argument(
