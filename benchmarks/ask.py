@@ -32,6 +32,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 CLIP = ROOT / "videollama2" / "assets" / "demo" / "moving_shapes.mp4"
+SOUNDING_CLIP = CLIP.with_name("sounding_shapes.mp4")
 QUESTION = "Which object moves first, the white cross or the red circle?"
 MODELS = ("tiny", "0.5b")
 IMAGE_SHARE = 0.25

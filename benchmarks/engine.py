@@ -10,6 +10,9 @@ over the rate of one large product of matrices.
 
 Two more tables: a decode step of 1 to 16 rows against the time in which its bytes are read, and with the kernels that
 torch chooses by itself; and ``--clients`` different questions about one clip, asked at once, to their first tokens.
+
+The random model also hears (a BEATs of the published shape): first tokens are timed for a clip that is seen and for its
+sound. ``benchmarks/hear.py`` has more about sounds.
 """
 
 from __future__ import annotations
@@ -24,11 +27,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from ask import CLIP, QUESTION, SHAPES, make_random
+from ask import CLIP, QUESTION, SHAPES, SOUNDING_CLIP, make_random
 from limits import copy_rate, product_rate, synchronize, timed
 
 DECODING_FRAMES = 2
 """Frames of the clip where decoding alone is measured: generate prefills every row anew, which takes minutes."""
+
+MAX_LENGTH = 2048
+"""Length of a slot: a sound takes 1496 tokens."""
 
 STEP_ROWS = (1, 2, 4, 8, 16)
 """Numbers of rows of which a decode step is timed."""
@@ -53,6 +59,13 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def _part(is_heard: bool = False, frames: int = 8) -> dict[str, Any]:
+    """The clip as a part of a message, or the sound of another."""
+    if is_heard:
+        return {"type": "audio", "path": SOUNDING_CLIP, "of_video": True}
+    return {"type": "video", "path": CLIP, "num_frames": frames}
+
+
 class Bench:
     """One model, measured in alternation: the engine, and transformers at the same work."""
 
@@ -69,16 +82,17 @@ class Bench:
             self.model,
             self.processor,
             max_batch=max(args.concurrent, args.clients, *STEP_ROWS),
-            max_length=1024,
+            max_length=MAX_LENGTH,
             background=False,
             cuda_graphs=self.model.device.type == "cuda" and not args.no_cuda_graphs,
         )
         self.engine._end_ids = frozenset()  # random weights must not end an answer early
         self.device = self.model.get_input_embeddings().weight.device
 
-    def request(self, question: str = QUESTION, tokens: int | None = None, frames: int = 8) -> Any:
-        part = {"type": "video", "path": CLIP, "num_frames": frames}
-        return self.Request(question, [part], max_new_tokens=tokens or self.args.new_tokens)
+    def request(
+        self, question: str = QUESTION, tokens: int | None = None, frames: int = 8, is_heard: bool = False
+    ) -> Any:
+        return self.Request(question, [_part(is_heard, frames)], max_new_tokens=tokens or self.args.new_tokens)
 
     def static(self, batch: int) -> float:
         """Decoded tokens per second of transformers' generate with one static batch."""
@@ -161,25 +175,22 @@ class Bench:
         answers = [self.engine.submit_request(self.request(question, 2)) for question in asked]
         return sorted(answer.result().timings.first_token for answer in answers)
 
-    def first_token(self, question: str, turns: Any = None) -> Any:
-        answer = self.engine.submit_request(turns or self.request(question, 1))
-        return answer.result()
+    def first_token(self, request: Any) -> Any:
+        return self.engine.submit_request(request).result()
 
-    def start_up(self) -> dict[str, Any]:
-        """First question, same question, another question and second turn about one clip."""
+    def start_up(self, is_heard: bool = False) -> dict[str, Any]:
+        """First question, another question and second turn about one clip that is seen, or about its sound."""
         self.engine.prefixes.clear()
         self.engine.media.cache.clear()
-        first = self.first_token(QUESTION)
-        other = self.first_token(OTHER_QUESTION)
-        request = self.request(tokens=8)
-        answered = self.engine.submit_request(request).result()
+        first = self.first_token(self.request(QUESTION, 1, is_heard=is_heard))
+        other = self.first_token(self.request(OTHER_QUESTION, 1, is_heard=is_heard))
+        answered = self.first_token(self.request(QUESTION, 8, is_heard=is_heard))
         messages = [
-            *request.messages,
+            {"role": "user", "content": [_part(is_heard), {"type": "text", "text": QUESTION}]},
             {"role": "assistant", "content": answered.text or "."},
             {"role": "user", "content": OTHER_QUESTION},
         ]
-        sources = [part.source for part in request.media]
-        turn = self.first_token("", self.Request(messages, sources, max_new_tokens=1))
+        turn = self.first_token(self.Request(messages, max_new_tokens=1))
         return {"first question": first, "second question": other, "second turn": turn}
 
 
@@ -201,6 +212,19 @@ def equal_answers(dtype: str, device: str | None) -> str:
         answers[batch] = [result.token_ids for result in engine.generate(requests)]
     equal = sum(a == b for a, b in zip(answers[1], answers[16], strict=True))
     return f"{dtype}: {equal} of {len(requests)} answers of the tiny model are the same alone and in a batch of 16"
+
+
+def print_start_up(bench: Bench) -> None:
+    """Print the time to the first token of questions about a clip, and about its sound if the model hears."""
+    print(f"\n{'to first token':24} {'seconds':>8} {'sooner':>8} {'prompt':>7} {'prefilled':>10}")
+    for is_heard in (False, True) if bench.model.config.hears else (False,):
+        starts = bench.start_up(is_heard)
+        base = starts["first question"].timings.first_token
+        for name, result in starts.items():
+            seconds = result.timings.first_token
+            prefilled = result.prompt_tokens - result.cached_tokens
+            name = f"{name}, sound" if is_heard else name
+            print(f"{name:24} {seconds:8.3f} {base / seconds:7.1f}x {result.prompt_tokens:7} {prefilled:10}")
 
 
 def print_steps(bench: Bench, weights: int, rate: float) -> None:
@@ -225,7 +249,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if not args.model:
             print("building the random model ...", file=sys.stderr)
-            make_random(Path(folder), shape)
+            make_random(Path(folder), shape, hears=True)
         bench = Bench(args, args.model or folder)
     decoder = bench.model.get_decoder()
     weights = sum(p.nbytes for p in {*decoder.parameters(), *bench.model.lm_head.parameters()})
@@ -263,13 +287,7 @@ def main() -> None:
         f"prefill of {count} tokens: {count / seconds:.0f} tokens/s, {operations / seconds / peak:.0%} of the rate "
         f"of a large product of matrices ({peak / 1e12:.2f} TFLOP/s)"
     )
-    starts = bench.start_up()
-    base = starts["first question"].timings.first_token
-    print(f"\n{'to first token':16} {'seconds':>8} {'sooner':>8} {'prompt':>7} {'prefilled':>10}")
-    for name, result in starts.items():
-        seconds = result.timings.first_token
-        prefilled = result.prompt_tokens - result.cached_tokens
-        print(f"{name:16} {seconds:8.3f} {base / seconds:7.1f}x {result.prompt_tokens:7} {prefilled:10}")
+    print_start_up(bench)
     print_steps(bench, weights, limit * weights)
     firsts = bench.together(args.clients)
     middle = statistics.median(firsts)

@@ -30,8 +30,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ask import make_random
-
 PARTS = ("encoder", "answer")
 SPEED, MEMORY, DECODING, SOONER = 1.3, 0.7, 0.05, 10.0
 """The limits of the rules, see the module."""
@@ -266,6 +264,8 @@ def main() -> int:
             memory = _child("--child", "memory", side)
             row[f"memory {side}"] = memory["peak"] - memory["before"]
     if args.only != "encoder":
+        from ask import make_random
+
         with tempfile.TemporaryDirectory() as folder:
             make_random(Path(folder), hears=True)
             row |= _child(*shared, "--child", "answer", folder)

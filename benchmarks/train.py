@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What a training step costs, and what each optimisation saves: samples and tokens per second, peak memory.
 
-    python benchmarks/train.py [--only tiny|0.5b] [--device cpu] [--steps 3] [--batch 4] [--world DIR]
+    python benchmarks/train.py [--only tiny|0.5b|tiny-av] [--device cpu] [--steps 3] [--batch 4] [--world DIR]
 
 Two models: the built-in ``videollama2-tiny``, and one with random weights and the shapes of CLIP ViT-L/14-336, the STC
 connector and a 0.5B Qwen2 (vocabulary 152 000, 8 frames). The data are videos, images and text of the built-in world,
@@ -13,6 +13,12 @@ on a GPU). Each row runs in a process of its own, so that its peak memory is its
     images x T     every still image encoded as T frames (published), instead of once
     all logits     logits at all positions at once (published), instead of labelled ones in parts
     random order   batches of random records (no --group_by_modality_length)
+
+and for ``videollama2-tiny-av``, on clips with sound, what hearing adds to a step:
+
+    seen           clips without their sound
+    seen and heard clips with it (--va True)
+    heard          the sounds alone
 
 TFLOP/step are the operations that a step needs, by counting weights and tokens; "of limit" is their rate as a share of
 that of one large product of matrices, measured in the same process. What a row wastes is not counted as needed.
@@ -45,8 +51,10 @@ from limits import product_rate, synchronize
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-MODELS = ("tiny", "0.5b")
-ROWS = ("all", "with a mask", "images x T", "all logits", "random order")
+_ROWS = ("all", "with a mask", "images x T", "all logits", "random order")
+_ROWS_OF_SOUND = ("seen", "seen and heard", "heard")
+ROWS = {"tiny": _ROWS, "0.5b": _ROWS, "tiny-av": _ROWS_OF_SOUND}
+"""The models and the rows of their tables."""
 SHARES = {"video": 0.13, "image": 0.82, "text": 0.05}
 """Of the published second stage: 100 000 videos, 625 000 images, 40 000 texts."""
 MAX_LENGTH = 2048
@@ -54,7 +62,7 @@ MAX_LENGTH = 2048
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=MODELS)
+    parser.add_argument("--only", choices=tuple(ROWS))
     parser.add_argument("--device", default=None)
     parser.add_argument("--steps", type=int, default=3, help="measured steps; one more warms up")
     parser.add_argument("--batch", type=int, default=4)
@@ -91,6 +99,17 @@ def write_data(folder: Path) -> Path:
     return path
 
 
+def sounding_records(folder: Path, row: str) -> list[Any]:
+    """Records of 100 clips with sound, as the row of a table has them."""
+    from videollama2.data.records import read_records
+    from videollama2.shapes.sets import write_set
+
+    # Clips whose sound nothing explains: there is a record about the sound alone for nearly every one.
+    write_set(folder / "heard", videos=100, seed=6, questions_per_item=3, mcq_fraction=0, sound=True, own_stories=0)
+    file = folder / "heard" / ("sounds.json" if row == "heard" else "train.json")
+    return read_records([file], va=[row == "seen and heard"])
+
+
 def load(name: str) -> tuple[Any, Any]:
     """Model and processor; the large one has random weights and the tiny one's tokenizer."""
     import torch
@@ -100,8 +119,9 @@ def load(name: str) -> tuple[Any, Any]:
     from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
     from videollama2.processing import VideoLlama2Processor, load_image_processor
 
-    tiny, processor = load_checkpoint("videollama2-tiny", dtype=torch.float32)
-    if name == "tiny":
+    built_in = "videollama2-tiny" if name == "0.5b" else f"videollama2-{name}"
+    tiny, processor = load_checkpoint(built_in, dtype=torch.float32)
+    if name != "0.5b":
         return tiny, processor
     config = VideoLlama2Config(
         text_config={
@@ -130,7 +150,9 @@ def batches(name: str, row: str, args: argparse.Namespace, processor: Any) -> li
     from videollama2.data.records import read_records
     from videollama2.data.sampler import MixtureSampler
 
-    data = VideoInstructionDataset(read_records([write_data(args.world)]), processor, MAX_LENGTH)
+    is_heard = row in _ROWS_OF_SOUND
+    records = sounding_records(args.world, row) if is_heard else read_records([write_data(args.world)])
+    data = VideoInstructionDataset(records, processor, MAX_LENGTH)
     order = list(MixtureSampler([len(data)]) if row == "random order" else grouped(data, args.batch))
     collate = TrainingCollator(processor.pad_token_id)
     whole = [order[i : i + args.batch] for i in range(0, len(order) - args.batch, args.batch)]
@@ -186,7 +208,9 @@ def measure(name: str, row: str, args: argparse.Namespace) -> dict[str, float]:
     torch.manual_seed(0)
     device = torch.device(args.device or default_device())
     model, processor = load(name)
-    model.model.vision_tower.requires_grad_(False)
+    for tower in (model.model.vision_tower, model.model.audio_tower):
+        if tower is not None:
+            tower.requires_grad_(False)
     model.to(device).train()
     prepared = batches(name, row, args, processor)
     meter = Meter(model)
@@ -319,7 +343,7 @@ def table(name: str, args: argparse.Namespace) -> None:
         f"  {'':<14}{'s/step':>9}{'samples/s':>11}{'tokens/s':>10}{'padding':>9}{'peak GB':>9}"
         f"{'TFLOP/step':>12}{'of limit':>10}"
     )
-    for row in ROWS:
+    for row in ROWS[name]:
         command = [
             sys.executable,
             __file__,
@@ -355,7 +379,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         args.world = args.world or Path(scratch)
         write_data(args.world)
-        for name in MODELS if args.only is None else (args.only,):
+        for name in ROWS if args.only is None else (args.only,):
             table(name, args)
         shares = padding_of_orders(args)
         print(f"\npadding over an epoch: random order {shares['random']:.1%}, grouped {shares['grouped']:.1%}")

@@ -1,4 +1,4 @@
-"""benchmarks/ask.py runs to its end with the built-in model, and its rules can be broken."""
+"""The benchmarks of asking and hearing: they run, compare equal work, and their rules can be broken."""
 
 import importlib.util
 import os
@@ -6,18 +6,30 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from tests.conftest import ROOT
+from videollama2.model.encoders.beats import BeatsModel
+from videollama2.shapes.pretrain_hearing import audio_config
 
 SCRIPT = ROOT / "benchmarks" / "ask.py"
 
 
-@pytest.fixture(scope="module")
-def ask():
-    spec = importlib.util.spec_from_file_location("benchmark_ask", SCRIPT)
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", SCRIPT.with_name(f"{name}.py"))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def ask():
+    return load("ask")
+
+
+@pytest.fixture(scope="module")
+def hear():
+    return load("hear")
 
 
 @pytest.mark.slow
@@ -98,3 +110,48 @@ def test_the_gpu_script_refuses_what_it_does_not_know(tmp_path):
         ["bash", str(ROOT / "benchmarks" / "gpu.sh"), str(tmp_path), "--smok"], capture_output=True, text=True
     )
     assert done.returncode == 2 and "unknown option --smok" in done.stderr
+
+
+def test_the_published_formulation_of_the_encoder_gives_the_same_features(hear):
+    torch.manual_seed(0)
+    model = BeatsModel(audio_config()).eval()
+    with torch.no_grad():
+        # Biases and gates are zero or one in a new encoder, and would hide how they are used.
+        for weight in (model.encoder.layers[0].self_attn.relative_attention_bias.weight, model.layer_norm.bias):
+            weight.normal_()
+        for layer in model.encoder.layers:
+            layer.self_attn.grep_a.uniform_(0.5, 2)
+        fbank_BTF = torch.randn(2, 396, 32) * 6 + 15
+        expected_BLD = model(fbank_BTF).last_hidden_state
+        torch.testing.assert_close(hear.published_encoder(model)(fbank_BTF), expected_BLD, atol=1e-5, rtol=1e-5)
+
+
+MEASURED = {
+    "published": 3.0,
+    "ours": 2.0,
+    "difference": 1e-6,
+    "memory published": 100.0,
+    "memory ours": 50.0,
+    "decode": 0.1,
+    "answer": 4.0,
+    "first token": 3.0,
+    "second token": 0.2,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "broken"),
+    [
+        ({}, None),
+        ({"difference": 0.1}, "largest difference"),
+        ({"ours": 2.5}, "speed of the encoder 1.20"),
+        ({"memory ours": 80.0}, "memory of a pass 0.80"),
+        ({"decode": 0.3}, "7.5% of an answer"),
+        ({"second token": 0.5}, "6 times sooner"),
+    ],
+)
+def test_rules_of_hearing(hear, change, broken):
+    verdicts = hear.rules({**MEASURED, **change})
+    assert len(verdicts) == 5
+    assert [text for is_met, text in verdicts if not is_met and broken not in text] == []
+    assert sum(not is_met for is_met, _ in verdicts) == (broken is not None)

@@ -51,7 +51,7 @@ MAY_IMPORT = {
     "towers": ("errors", "hub", "model.encoders"),
     "config_bounds": ("errors",),
     "audio_config": ("errors",),
-    "hub": ("errors", "stand_ins"),
+    "hub": ("constants", "errors", "stand_ins"),
     "model.encoders": ("audio_config", "errors"),
     "media.kinds": ("constants", "errors", "stand_ins"),
     "flags": ("constants", "errors"),
