@@ -190,7 +190,7 @@ def measure_answer(folder: str, args: argparse.Namespace) -> dict[str, Any]:
     sound = read_sound(path)
     return {
         "decode": median(lambda: read_sound(path)),
-        "filter bank": median(lambda: sound_features(sound, model.config.audio_config)),
+        "filter bank": median(lambda: sound_features(sound, model.config.hearing)),
         "answer": median(lambda: ask("What is heard?", NEW_TOKENS), forget),
         "first token": median(lambda: ask("What is heard?", 1), forget),
         "second token": median(lambda: ask(next(questions), 1)),

@@ -71,7 +71,8 @@ WINGS = {
     "checkpoints": (
         ("files", "placement"),
         ("fingerprint", "quantisation"),
-        ("audio_tower", "full", "parts"),
+        ("audio_tower", "full"),
+        ("parts",),
         ("connector",),
         ("adapter",),
         ("card", "write"),

@@ -75,23 +75,34 @@ def build_from_parts(
         dtype=dtype,
     )
     config._attn_implementation = attn_implementation
+    model = _put_together(config, decoder, tower, ears)
+    tokenizer = load_tokenizer(base, **hub)
+    hub.pop("revision", None)
+    images = None if vision_tower is None else load_image_processor(vision_tower, config, **hub)
+    return model, VideoLlama2Processor(images, tokenizer, config)
+
+
+def _put_together(
+    config: VideoLlama2Config,
+    decoder: PreTrainedModel,
+    tower: PreTrainedModel | None,
+    ears: tuple[BeatsModel, str | None, str] | None,
+) -> VideoLlama2ForConditionalGeneration:
+    """Return a model that holds the decoder and the encoders themselves, with new connectors."""
     with torch.device("meta"):
         model = VideoLlama2ForConditionalGeneration(config)
     head, embeddings = decoder.get_output_embeddings(), decoder.get_input_embeddings()
     assert isinstance(head, nn.Linear) and isinstance(embeddings, nn.Embedding)
     model.model.language_model = decoder.get_decoder()
     if tower is not None:
-        connector = build_connector(mm_projector_type, config.mm_hidden_size, config.hidden_size)
+        connector = build_connector(config.mm_projector_type, config.mm_hidden_size, config.hidden_size)
         model.model.vision_tower = tower
-        model.model.mm_projector = connector.to(device=embeddings.weight.device, dtype=dtype)
+        model.model.mm_projector = connector.to(device=embeddings.weight.device, dtype=config.dtype)
     if ears is not None:
         add_hearing(model, *ears)
     model.lm_head = head
     model.generation_config = decoder.generation_config or GenerationConfig.from_model_config(config)
-    tokenizer = load_tokenizer(base, **hub)
-    hub.pop("revision", None)
-    images = None if vision_tower is None else load_image_processor(vision_tower, config, **hub)
-    return model, VideoLlama2Processor(images, tokenizer, config)
+    return model
 
 
 def _load_decoder(path: str, **options: Any) -> PreTrainedModel:
