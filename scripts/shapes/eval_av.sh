@@ -4,7 +4,7 @@
 #
 #   bash scripts/shapes/eval_av.sh MODEL [options of videollama2 eval run]
 #
-# MODEL: folder of a model, for example runs/tiny-av/checkpoint. Environment: DATA=runs/tiny-av/test (the held-out set, made
+# MODEL: videollama2-tiny-av, or the folder of a model, for example runs/tiny-av/checkpoint. Environment: DATA=runs/tiny-av/test (the held-out set, made
 #   when missing), and that of scripts/eval/eval_sounding_shapes.sh.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
