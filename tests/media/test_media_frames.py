@@ -84,6 +84,33 @@ def test_the_cap_keeps_frames_from_the_whole_clip():
     assert gaps.max() <= 2 * gaps.min()
 
 
+@pytest.mark.parametrize("rule", ["index", "time"])
+@pytest.mark.parametrize(
+    ("fps", "start", "end", "count"), [(2, None, None, 20), (0.5, None, None, 5), (3.01, 2, 4, 6), (1e-9, None, None, 1)]
+)
+def test_a_rate_gives_as_many_frames_as_its_number_would(rule, fps, start, end, count):
+    """Of 10 s at 25 frames per second."""
+
+    def chosen(**how):
+        return select_frames(250, 25.0, FrameSampling(start=start, end=end, sampling=rule, **how))
+
+    found = chosen(fps=fps)
+    assert len(found) == count and found == chosen(num_frames=count)
+    assert chosen(fps=100) == chosen(num_frames=32) and len(chosen(fps=100, max_frames=7)) == 7
+
+
+@pytest.mark.parametrize("fps", [0, -1, float("nan"), float("inf"), True, "2"])
+def test_rates_that_are_none(fps):
+    with pytest.raises(MediaError, match="fps"):
+        FrameSampling(fps=fps)
+
+
+def test_a_rate_and_a_number_exclude_each_other():
+    with pytest.raises(MediaError, match="exclude each other"):
+        FrameSampling(4, fps=2)
+    assert FrameSampling(fps=2).for_model(16).num_frames is None
+
+
 def test_bounds_follow_the_published_arithmetic():
     # int(seconds * fps) - 1 at both ends, both included: 0.5 s to 1.5 s at 30 frames per second is 14 to 44.
     assert select_frames(90, 30.0, FrameSampling(31, 0.5, 1.5)) == list(range(14, 45))

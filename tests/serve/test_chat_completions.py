@@ -330,6 +330,9 @@ def test_the_id_of_a_request_is_part_of_the_replys(chat):
     assert ask(chat, "Tell me", request_id="mine-1").json()["id"] == "chatcmpl-mine-1"
 
 
+TWO_FPS = {"video": {"fps": 2}}
+
+
 def test_frames_by_options_of_all_kinds(chat):
     path = MEDIA / "landscape_30fps_90f.mp4"
     part, question = video_part(path.read_bytes()), text_part("What moves?")
@@ -337,6 +340,11 @@ def test_frames_by_options_of_all_kinds(chat):
     assert answer(chat, part, question, media_io_kwargs={"video": {"num_frames": 3}}) == by_name
     by_rate = ask(chat, part, question, mm_processor_kwargs={"fps": 1})
     assert by_rate.status_code == 200, by_rate.text
+    assert answer(chat, {**part, "mm_processor_kwargs": {"num_frames": 3}}, question, media_io_kwargs=TWO_FPS) == by_name
+    six = ask(chat, part, question, mm_processor_kwargs={"num_frames": 6}).json()
+    twice = ask(chat, part, question, media_io_kwargs=TWO_FPS).json()
+    assert twice["choices"] == six["choices"], "3 s at 2 frames per second"
+    assert twice["usage"]["prompt_tokens"] == six["usage"]["prompt_tokens"]
 
 
 def test_values_of_the_chat_template(chat):

@@ -232,8 +232,8 @@ def test_the_form_of_a_call_that_is_demanded():
 
 def test_frames_of_all_videos():
     body = request(media_io_kwargs={"video": {"num_frames": 3}}, mm_processor_kwargs={"fps": 1, "start": 2})
-    assert body.media_io_kwargs.video.given() == {"num_frames": 3}
-    assert body.mm_processor_kwargs.given() == {"num_frames": None, "start": 2}
+    assert body.media_io_kwargs.video.given() == {"num_frames": 3, "fps": None}
+    assert body.mm_processor_kwargs.given() == {"num_frames": None, "fps": None, "start": 2}
 
 
 @pytest.mark.parametrize(
@@ -298,7 +298,8 @@ def test_frames_of_all_videos():
         {"model": None},
         {"metadata": {"a": 1}},
         {"mm_processor_kwargs": {"num_frames": 0}},
-        {"mm_processor_kwargs": {"fps": 2}},
+        {"mm_processor_kwargs": {"fps": 0}},
+        {"mm_processor_kwargs": {"fps": 1e9}},
         {"mm_processor_kwargs": {"fps": 1, "num_frames": 4}},
         {"media_io_kwargs": {"video": {"num_frames": 0}}},
         {"metadata": {str(n): "a" for n in range(17)}},

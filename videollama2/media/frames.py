@@ -79,7 +79,9 @@ class FrameSampling:
             :meth:`for_model`); None means one frame per second, at most ``max_frames``.
         start, end: bounds of the clip in seconds from the first frame; None leaves that side open. Equal
             bounds mean the second that begins there (published).
-        max_frames: cap of the one-frame-per-second mode; frames kept under it stay spread over the clip.
+        fps: frames per second of the clip, instead of a number of frames: the seconds of the clip times this rate,
+            rounded, are spread evenly over it as ``num_frames`` would be.
+        max_frames: cap of the modes without a number; frames kept under it stay spread over the clip.
         sampling: what frames are spread over. "index" is published: over the numbers of the frames. "time": over the
             seconds of the clip, which differs where the frame rate varies (screen recordings).
         on_reversed: what a negative bound, or a start behind the end, leads to. "error" raises. "swap" is the
@@ -95,8 +97,11 @@ class FrameSampling:
     max_frames: int = MAX_FRAMES
     sampling: Literal["index", "time"] = "index"
     on_reversed: Literal["error", "swap"] = "error"
+    fps: float | None = None
 
     def __post_init__(self) -> None:
+        if self.fps is not None:
+            self._take_rate(self.fps)
         if self.num_frames is not None and not self._is_for_model:
             check_num_frames(self.num_frames)
         check_num_frames(self.max_frames, "max_frames")
@@ -110,6 +115,14 @@ class FrameSampling:
             _check_second(name, value)
         if self.on_reversed == "error":
             self._reject_reversed()
+
+    def _take_rate(self, fps: float) -> None:
+        if isinstance(fps, bool) or not isinstance(fps, numbers.Real) or not (math.isfinite(fps) and fps > 0):
+            raise MediaError(f"fps {fps!r} is not a positive number")
+        if self._is_for_model:
+            object.__setattr__(self, "num_frames", None)
+        if self.num_frames is not None:
+            raise MediaError("num_frames and fps exclude each other")
 
     def for_model(self, num_frames: int = NUM_FRAMES) -> FrameSampling:
         """Return the same with the model's number of frames where none was asked for. No other place decides this.
@@ -125,7 +138,7 @@ class FrameSampling:
 
     @property
     def count(self) -> int | None:
-        """Number of frames, once a model or a caller has said it; None in one-frame-per-second mode."""
+        """Number of frames, once a model or a caller has said it; None where the clip's length decides."""
         number = self.for_model().num_frames
         return None if number is None else int(number)
 
@@ -181,11 +194,18 @@ def select_frames(
     first, last = _clip_bounds(total, fps, sampling, times, name)
     length = last - first + 1
     count = sampling.count
+    if sampling.fps is not None:
+        count = frames_at_rate(length / fps, sampling.fps, sampling.max_frames)
     if count is not None:
         chosen = uniform_indices(length, count)
     else:
         chosen = _spread(fps_indices(length, step_fps or fps), sampling.max_frames)
     return [first + i for i in chosen]
+
+
+def frames_at_rate(seconds: float, fps: float, most: int = MAX_FRAMES) -> int:
+    """Return the number of frames that a clip of this length has at a rate: at least 1, at most ``most``."""
+    return max(1, min(most, round(seconds * fps)))
 
 
 def _spread(chosen: list[int], most: int) -> list[int]:
@@ -216,7 +236,7 @@ def _select_by_time(
     start = min(start, end)
     count = sampling.count
     if count is None:
-        count = min(max(round(end - start), 1), sampling.max_frames)
+        count = frames_at_rate(end - start, sampling.fps or 1.0, sampling.max_frames)
     middles = [start + (end - start) * (2 * i + 1) / (2 * count) for i in range(count)]
     return [max(bisect_right(times, second + _ROUNDING) - 1, 0) for second in middles]
 

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from videollama2.constants import MAX_FRAMES
 from videollama2.errors import ConfigError
 from videollama2.media.arrays import is_array
+from videollama2.media.frames import frames_at_rate
 from videollama2.media.video import open_video
 
 
@@ -62,7 +62,7 @@ def frames_asked_for(source: Any, options: Mapping[str, Any]) -> dict[str, Any]:
 def _count(seconds: float, per_second: Any) -> int:
     if isinstance(per_second, bool) or not isinstance(per_second, (int, float)) or not 0 < per_second < math.inf:
         raise ConfigError(f"fps must be a positive number, got {per_second!r}")
-    return max(1, min(MAX_FRAMES, round(seconds * per_second)))
+    return frames_at_rate(seconds, per_second)
 
 
 def _rate(source: Any, metadata: Any) -> float | None:

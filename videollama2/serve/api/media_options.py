@@ -15,7 +15,13 @@ class VideoOptions(Body):
     """Selects the frames of a video that the model looks at, and whether it hears the sound."""
 
     num_frames: Whole | None = Field(None, ge=1, le=1024, description="Frames, spread evenly; default the model's.")
-    fps: Finite | None = Field(None, gt=0, description="1: a frame of each second. Other rates are refused.")
+    fps: Finite | None = Field(
+        None,
+        gt=0,
+        le=1000,
+        description="Frames per second of the video, at most 32 in all. 1: the middle frame of each second, as "
+        "published; other rates: as many frames as that gives, spread evenly.",
+    )
     start: Seconds | None = Field(None, description="Seconds: use the video from here.")
     end: Seconds | None = Field(None, description="Seconds: use the video up to here.")
     sampling: Literal["index", "time"] | None = Field(
@@ -28,10 +34,6 @@ class VideoOptions(Body):
 
     @model_validator(mode="after")
     def _one_rule(self) -> VideoOptions:
-        if self.fps not in (None, 1):
-            raise error(
-                "fps", "the model looks at frames spread evenly, or (fps 1) at one of each second: see num_frames"
-            )
         if self.fps is not None and self.num_frames is not None:
             raise error("fps", "fps and num_frames exclude each other")
         return self
@@ -40,8 +42,11 @@ class VideoOptions(Body):
         """Return the options that are set, under the names of :class:`videollama2.media.frames.FrameSampling`."""
         found: dict[str, Any] = {name: getattr(self, name) for name in ("num_frames", "start", "end", "sampling")}
         found = {name: value for name, value in found.items() if value is not None}
-        # In FrameSampling, num_frames=None means one frame per second.
-        return {**found, "num_frames": None} if self.fps is not None else found
+        # A number and a rate replace each other where options of several levels are merged. In FrameSampling,
+        # num_frames=None without a rate means one frame per second.
+        if self.fps is not None:
+            return {**found, "num_frames": None, "fps": None if self.fps == 1 else self.fps}
+        return {**found, "fps": None} if self.num_frames is not None else found
 
 
 class AudioOptions(Body):
