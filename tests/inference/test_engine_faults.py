@@ -9,7 +9,7 @@ import torch
 from videollama2.errors import ConfigError, EngineError, MediaError, PromptError, QueueFullError, RequestTooLongError
 from videollama2.inference.engine import Engine
 from videollama2.inference.kernels import ATTENTION
-from videollama2.inference.request import Request
+from videollama2.inference.request import Request, TokenPrompt
 
 from .engine_helpers import IMAGE, VIDEO, Counting, alone
 
@@ -41,6 +41,50 @@ def test_errors_of_many_stay_with_their_requests(engine, tmp_path, capsys):
     assert isinstance(results[0].error, MediaError) and results[0].finish_reason == "error"
     assert results[1].completion_tokens == 3 and sorted(seen) == [0, 1]
     assert "2/2" in capsys.readouterr().err
+
+
+def test_waiting_requests_run_by_priority_then_in_order(small):
+    engine = Engine(*small, max_batch=1, max_length=128, background=False)
+    order = []
+    priorities = [0, 5, -1, 0, 5, -1, -2]
+    requests = [Request("what", max_new_tokens=3, priority=priority) for priority in priorities]
+    answers = [engine.submit_request(request) for request in requests]
+    while len(order) < len(answers):
+        engine.step()
+        order += [number for number, answer in enumerate(answers) if answer.done and number not in order]
+    assert order == [6, 2, 5, 0, 3, 1, 4]
+    engine.close()
+
+
+def test_a_prompt_is_cut_from_its_beginning_but_no_medium(small):
+    model, processor = small
+    with Engine(model, processor, max_batch=1, max_length=128, background=False) as engine:
+        question, few = "what " * 60 + "moves", {"max_new_tokens": 4}
+        ids = engine.processor.prompt(Request(question).messages).token_ids(processor.tokenizer)
+        for kept in (1, 7, len(ids), len(ids) + 5):
+            cut = engine.submit(question, truncate_prompt_tokens=kept, **few).result()
+            same = engine.submit(TokenPrompt(tuple(ids[-kept:])), **few).result()
+            assert cut.token_ids == same.token_ids and cut.prompt_tokens == same.prompt_tokens == min(kept, len(ids))
+        long = "what " * 400
+        with pytest.raises(RequestTooLongError):
+            engine.submit(long, **few)
+        assert engine.submit(long, truncate_prompt_tokens=-1, **few).result().prompt_tokens == 124
+        with pytest.raises(ConfigError, match="truncate_prompt_tokens"):
+            Request("what", truncate_prompt_tokens=0)
+
+
+def test_a_medium_is_never_cut(small):
+    model, processor = small
+    with Engine(model, processor, max_batch=1, max_length=600, background=False) as engine:
+        messages = [
+            {"role": "system", "content": "word " * 40},
+            {"role": "user", "content": [{"type": "image", "path": str(IMAGE)}, {"type": "text", "text": "what"}]},
+        ]
+        whole = engine.submit(messages, max_new_tokens=2).result().prompt_tokens
+        cut = engine.submit(messages, max_new_tokens=2, truncate_prompt_tokens=whole - 20).result()
+        assert cut.prompt_tokens == whole - 20
+        with pytest.raises(PromptError, match="would cut a medium"):
+            engine.submit(messages, max_new_tokens=2, truncate_prompt_tokens=5).result()
 
 
 def test_bounds(small):

@@ -86,7 +86,8 @@ def test_the_cap_keeps_frames_from_the_whole_clip():
 
 @pytest.mark.parametrize("rule", ["index", "time"])
 @pytest.mark.parametrize(
-    ("fps", "start", "end", "count"), [(2, None, None, 20), (0.5, None, None, 5), (3.01, 2, 4, 6), (1e-9, None, None, 1)]
+    ("fps", "start", "end", "count"),
+    [(2, None, None, 20), (0.5, None, None, 5), (3.01, 2, 4, 6), (1e-9, None, None, 1)],
 )
 def test_a_rate_gives_as_many_frames_as_its_number_would(rule, fps, start, end, count):
     """Of 10 s at 25 frames per second."""

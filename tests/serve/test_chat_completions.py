@@ -340,11 +340,23 @@ def test_frames_by_options_of_all_kinds(chat):
     assert answer(chat, part, question, media_io_kwargs={"video": {"num_frames": 3}}) == by_name
     by_rate = ask(chat, part, question, mm_processor_kwargs={"fps": 1})
     assert by_rate.status_code == 200, by_rate.text
-    assert answer(chat, {**part, "mm_processor_kwargs": {"num_frames": 3}}, question, media_io_kwargs=TWO_FPS) == by_name
+    assert (
+        answer(chat, {**part, "mm_processor_kwargs": {"num_frames": 3}}, question, media_io_kwargs=TWO_FPS) == by_name
+    )
     six = ask(chat, part, question, mm_processor_kwargs={"num_frames": 6}).json()
     twice = ask(chat, part, question, media_io_kwargs=TWO_FPS).json()
     assert twice["choices"] == six["choices"], "3 s at 2 frames per second"
     assert twice["usage"]["prompt_tokens"] == six["usage"]["prompt_tokens"]
+
+
+def test_a_prompt_that_is_cut_and_a_place_in_the_queue(chat):
+    body = {"model": "tiny", "prompt": "one two three four five", "max_tokens": 4}
+    short = chat.post("/v1/completions", json={**body, "truncate_prompt_tokens": 2, "priority": -3}).json()
+    assert short["usage"]["prompt_tokens"] == 2
+    long = ask(chat, "word " * 1500, truncate_prompt_tokens=-1, max_tokens=4).json()
+    assert long["usage"]["completion_tokens"] <= 4 and long["usage"]["prompt_tokens"] > 100
+    error = refused(chat, image_part(picture()), text_part("x"), truncate_prompt_tokens=3)
+    assert "would cut a medium" in error["message"]
 
 
 def test_values_of_the_chat_template(chat):
@@ -383,7 +395,7 @@ def test_errors_have_their_status_place_and_code(chat):
     picture_part = image_part(picture())
     assert refused(chat, "x", model="other", status=404)["code"] == "model_not_found"
     assert refused(chat, "x", tools=[{"type": "function"}])["param"] == "tools.0.function"
-    assert refused(chat, "x", priority=3)["code"] == "unsupported_parameter"
+    assert refused(chat, "x", use_beam_search=True)["code"] == "unsupported_parameter"
     assert refused(chat, "word " * 1500)["code"] == "context_length_exceeded"
     assert refused(chat, *[picture_part] * 5, text_part("x"))["code"] == "too_many_media"
     error = refused(chat, text_part("x"), image_part(b"rubbish"))

@@ -156,7 +156,7 @@ def test_models(client):
         ({"modalities": ["audio"]}, openai.BadRequestError, 400, "unsupported_parameter"),
         ({"messages": [user("word " * 1500)]}, openai.BadRequestError, 400, "context_length_exceeded"),
         ({"messages": [user("word " * 1500)], "stream": True}, openai.BadRequestError, 400, "context_length_exceeded"),
-        ({"extra_body": {"priority": 1}}, openai.BadRequestError, 400, "unsupported_parameter"),
+        ({"extra_body": {"use_beam_search": True}}, openai.BadRequestError, 400, "unsupported_parameter"),
     ],
 )
 def test_errors_are_the_clients_own(client, fields, kind, status, code):

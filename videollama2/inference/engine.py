@@ -158,11 +158,18 @@ class Engine:
                 raise QueueFullError(f"{len(self._waiting)} requests are waiting already (max_queue {self.max_queue})")
             if self._background and self._thread is None:
                 self._thread = start_thread(self, self._bell)
-            self._waiting.append(task)
+            self._queue(task)
             self._read_ahead()
         self._bell.ring()
         drive = None if self._background else self.step
         return Answer(task.channel, drive, self._bell.ring, prompt.text)
+
+    def _queue(self, task: Task) -> None:
+        """Append a task to the waiting ones, in front of those with a higher number as priority."""
+        place = len(self._waiting)
+        while place and self._waiting[place - 1].request.priority > task.request.priority:
+            place -= 1
+        self._waiting.insert(place, task)
 
     def generate(
         self,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from videollama2.errors import PromptError
+from videollama2.errors import ConfigError, PromptError
 from videollama2.inference.sampling import SamplingOptions
 from videollama2.media.kinds import AUDIO, TAGS, VIDEO
 from videollama2.processing import as_media
@@ -59,6 +59,10 @@ class Request:
         add_generation_prompt: end the prompt with the template's beginning of an answer of the assistant.
         continue_final_message: treat the last message as the beginning of the assistant's answer and continue it.
         template_options: ``tools``, ``documents`` and variables of the model's chat template.
+        priority: a waiting request with a lower number runs before those with a higher one; equal ones run in the order
+            in which they came.
+        truncate_prompt_tokens: use only the last tokens of the prompt, this many at most; -1 for as many as leave room
+            for the answer. Only text in front of the first medium can be cut.
         options: options of :class:`SamplingOptions`.
 
     Raises:
@@ -74,8 +78,13 @@ class Request:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         template_options: Mapping[str, Any] | None = None,
+        priority: int = 0,
+        truncate_prompt_tokens: int | None = None,
         **options: Any,
     ) -> None:
+        if truncate_prompt_tokens is not None and (truncate_prompt_tokens < -1 or truncate_prompt_tokens == 0):
+            raise ConfigError(f"truncate_prompt_tokens must be -1 or at least 1, got {truncate_prompt_tokens!r}")
+        self.priority, self.truncate_prompt_tokens = priority, truncate_prompt_tokens
         self.options = SamplingOptions(**options)
         self.prompt = messages if isinstance(messages, TokenPrompt) else None
         """The prompt that is used instead of messages, if any."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from videollama2.config import VideoLlama2Config
-from videollama2.errors import EngineError, RequestTooLongError, VideoLlama2Error
+from videollama2.errors import EngineError, PromptError, RequestTooLongError, VideoLlama2Error
 from videollama2.inference.answer import Channel, Result, Timings
 from videollama2.inference.media.read_ahead import ReadAhead
 from videollama2.inference.media.reader import ReadMedium
@@ -42,6 +42,29 @@ def answer_budget(prompt: int, media: int, wanted: int | None, max_length: int) 
             prompt,
         )
     return budget
+
+
+def shortened(ids: list[int], counts: Sequence[int], request: Request, max_length: int) -> list[int]:
+    """Return the tokens of a prompt, without its beginning if the request wants a shorter one.
+
+    Args:
+        ids: ids with published sentinels, which are negative, see :class:`videollama2.prompting.Prompt`.
+        counts: number of tokens of each medium.
+
+    Raises:
+        PromptError: a medium would be cut.
+    """
+    most = request.truncate_prompt_tokens
+    if most is None:
+        return ids
+    if most == -1:
+        most = max(1, max_length - (request.options.max_new_tokens or 1))
+    cut = len(ids) - len(counts) + sum(counts) - most
+    if cut <= 0:
+        return ids
+    if any(token < 0 for token in ids[:cut]):
+        raise PromptError(f"truncate_prompt_tokens {request.truncate_prompt_tokens} would cut a medium of the prompt")
+    return ids[cut:]
 
 
 class Task:
@@ -99,8 +122,10 @@ class Task:
 
         Raises:
             RequestTooLongError: prompt and answer do not fit into ``max_length``.
+            PromptError: see :func:`shortened`.
         """
-        self.input_ids, _ = expand_placeholders(self._prompt_ids, counts, config)
+        ids = shortened(self._prompt_ids, counts, self.request, max_length)
+        self.input_ids, _ = expand_placeholders(ids, counts, config)
         self.channel.prompt_tokens = len(self.input_ids)
         self.channel.audio_tokens = sum(
             count for part, count in zip(self.request.media, counts, strict=True) if part.kind == AUDIO

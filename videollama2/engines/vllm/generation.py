@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from videollama2.engines.vllm.prompts import marked_ids
 from videollama2.engines.vllm.sampling import sampling_fields
-from videollama2.errors import EngineError, PromptError, VideoLlama2Error, first_line
+from videollama2.errors import ConfigError, EngineError, PromptError, VideoLlama2Error, first_line
 from videollama2.inference.answer import Channel, Result, Timings
 from videollama2.inference.media.cache import content_key
 from videollama2.inference.media.reader import planned_tokens_of, read_part
 from videollama2.inference.request import Request, TokenPrompt
 from videollama2.inference.sampling import SamplingOptions, TokenLogprob, end_ids_of
-from videollama2.inference.task import answer_budget
+from videollama2.inference.task import answer_budget, shortened
 from videollama2.inference.text_stream import TextStream
 from videollama2.media.kinds import AUDIO
 from videollama2.processing import VideoLlama2Processor, expand_placeholders, media_tokens
@@ -130,7 +130,9 @@ class Generation:
 
         Raises:
             RequestTooLongError: there is no room for the answer.
+            PromptError: a prompt that is to be shortened would lose a medium.
         """
+        self.ids = shortened(self.ids, counts, self.request, self.max_length)
         expanded, _ = expand_placeholders(self.ids, counts, self.processor.model_config)
         self.channel.prompt_tokens = len(expanded)
         self.channel.audio_tokens = sum(
@@ -189,7 +191,10 @@ def laid_out(
     Raises:
         RequestTooLongError: prompt and answer do not fit into ``max_length``.
         ConfigError: vLLM has no such option.
+        PromptError: a prompt that is to be shortened would lose a medium.
     """
+    if request.priority:
+        raise ConfigError(f"priority must be 0 with the engine vllm, got {request.priority}")
     options = request.options
     if options.repetition_penalty is None:
         options = replace(options, repetition_penalty=defaults.repetition_penalty or 1.0)

@@ -16,8 +16,6 @@ MAX_STOPS, MAX_STOP_LENGTH = 4, 1024
 """Maximum number of stop texts, and of characters of each; every text is searched for after each token."""
 
 
-_ORDER = "requests are served in the order in which they come: this server has no priorities"
-_WHOLE_PROMPT = "prompts are not cut here, since that could cut an image: send less text"
 _ONE_BY_ONE = "answers are made token by token: this server has no beam search"
 
 _TEXT_SCHEMA = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_LENGTH}
@@ -113,8 +111,16 @@ class SamplingFields(Body):
     request_id: str | None = Field(
         None, min_length=1, max_length=128, pattern=r"^[\w.-]+$", description="Extension. Part of the reply's id."
     )
-    priority: Annotated[Any, Neutral(None, 0, why=_ORDER)] = None
-    truncate_prompt_tokens: Annotated[Any, Neutral(None, -1, why=_WHOLE_PROMPT)] = None
+    priority: Whole | None = Field(
+        None, ge=-(2**31), lt=2**31, description="Extension. Waiting requests with a lower number run first; default 0."
+    )
+    truncate_prompt_tokens: Whole | None = Field(
+        None,
+        ge=-1,
+        lt=2**31,
+        description="Extension. Use the last tokens of the prompt, this many at most; -1: as many as fit. Only text in "
+        "front of the first medium is cut.",
+    )
     use_beam_search: Annotated[Any, Neutral(None, False, why=_ONE_BY_ONE)] = None
     length_penalty: Annotated[Any, Neutral(None, 1, 1.0, why=_ONE_BY_ONE)] = None
     best_of: Whole | None = Field(None, ge=1, description="Accepted where it is no more than n.")
@@ -147,6 +153,18 @@ class SamplingFields(Body):
             if not (name.isdecimal() and len(name) < 10 and -100 <= bias <= 100):
                 raise error("logit_bias", "logit_bias must map token ids to numbers from -100 to 100")
         return value
+
+    @field_validator("truncate_prompt_tokens")
+    @classmethod
+    def _some_tokens(cls, value: int | None) -> int | None:
+        if value == 0:
+            raise error("truncate_prompt_tokens", "truncate_prompt_tokens must be -1 or at least 1")
+        return value
+
+    @property
+    def handling(self) -> dict[str, Any]:
+        """Arguments of :class:`videollama2.inference.request.Request` about its prompt and its place in the queue."""
+        return {"priority": self.priority or 0, "truncate_prompt_tokens": self.truncate_prompt_tokens}
 
     def check_together(self, limit: int | None) -> None:
         """Check the rules that involve several fields.

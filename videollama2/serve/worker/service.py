@@ -212,6 +212,7 @@ class ChatService:
             "template_options": template,
             "continue_final_message": bool(request.continue_final_message),
             "add_generation_prompt": request.add_generation_prompt is not False,
+            **request.handling,
         }
 
         def submit(choice: int, limit: int | None) -> Answer:

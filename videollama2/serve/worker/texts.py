@@ -40,7 +40,7 @@ def _hand_in(service: ChatService, request: CompletionRequest) -> list[Answer]:
             tokens = TokenPrompt(tuple(ids), prompt if isinstance(prompt, str) else service.tokenizer.decode(ids))
 
             def submit(choice: int, limit: int | None, tokens: TokenPrompt = tokens) -> Answer:
-                options = {**request.sampling(choice, limit), "structure": structure}
+                options = {**request.sampling(choice, limit), **request.handling, "structure": structure}
                 return service.engine.submit(tokens, **options)
 
             answers += service.submit_each(submit, request.n or 1, request.limit)
