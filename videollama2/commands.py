@@ -72,6 +72,19 @@ def run_command(
         return _complain(prefix, f"the standard output cannot be written ({error.strerror})")
 
 
+def run_parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None, run: Callable[..., int | None]) -> int:
+    """Parse a command line and run a command with its options as keyword arguments, see :func:`run_command`.
+
+    Args:
+        parser: parser that has the flag of :func:`add_debug_flag`.
+        arguments: words of the command line; None for those of this process.
+        run: the command.
+    """
+    options = vars(parser.parse_args(arguments))
+    debug = options.pop("debug")
+    return run_command(lambda: run(**options), debug=debug)
+
+
 @contextmanager
 def _plain_warnings(name: str | None, debug: bool) -> Iterator[None]:
     """Print warnings on one line each, without the source line, and the same warning only once.

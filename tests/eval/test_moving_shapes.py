@@ -89,7 +89,7 @@ def test_the_table_by_hand():
     ):
         for end, correct in (("", right), ("-shuffled", mixed)):
             options = ("yes", "no") if kind == "speed" else ("a", "b", "c", "d")
-            items.append(Item(f"{number}{end}", "a.mp4", "video", None, None, "?", "?", options=options))
+            items.append(Item(f"{number}{end}", "a.mp4", "?", "?", options=options))
             reading = Reading(0, False, correct)
             samples.append(sample(id=f"{number}{end}", category=kind, reading=reading))
     rows = unpadded(found.own_table(items, samples, "strict")).splitlines()

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.eval.conftest import on_a_terminal
 from tests.eval.reference import benchmarks_dir
+from tests.forked import run_python
 from videollama2 import mm_infer, model_init
 from videollama2.checkpoints.files import resolve_name
 from videollama2.checkpoints.fingerprint import model_revision
@@ -38,7 +38,7 @@ def rows_of(folder):
 
 
 def item(name, media, start=None):
-    return Item(name, media, "video", start, None, "?", "?")
+    return Item(name, media, "?", "?", start=start)
 
 
 def test_every_share_together_is_everything_and_clips_stay_whole():
@@ -126,7 +126,8 @@ def test_a_killed_process_loses_only_what_was_under_way(alone, world, evaluate, 
     total = len(rows_of(alone))
     saved = sum(path.read_bytes().count(b"\n") for path in (tmp_path / "out" / "answers").iterdir())
     assert 0 < saved < total
-    done = subprocess.run(asked, env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    done = run_python(asked[1:])
+    assert done.returncode == 0, done.stderr
     assert "| accuracy | published | %" in done.stdout
     assert contents(tmp_path / "out") == contents(alone)
 

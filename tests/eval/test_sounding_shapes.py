@@ -80,7 +80,7 @@ def test_the_table_by_hand():
     ):
         for end, correct in (("", right), ("-shuffled", shuffled), ("-muted", muted)):
             options = ("a", "b") if kind == "caller" else ("a", "b", "c", "d")
-            items.append(Item(f"{number}{end}", "a.mp4", "video", None, None, "?", "?", options=options))
+            items.append(Item(f"{number}{end}", "a.mp4", "?", "?", options=options))
             samples.append(sample(id=f"{number}{end}", category=kind, reading=Reading(0, False, correct)))
     rows = unpadded(found.own_table(items, samples, "strict")).splitlines()
     assert rows[2] == "| type | questions | accuracy | chance | shuffle frames | muted |"

@@ -10,7 +10,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, overload
@@ -147,9 +147,9 @@ def read_sets(
     """
     problems: list[str] = []
     of_each = list(va) * len(files) if len(va) == 1 else va
-    read = _read_set if index is None else partial(_indexed_set, index)
     sets = [
-        read(file, data_folder, problems, progress, unread, heard) for file, heard in zip(files, of_each, strict=True)
+        _Source(file, data_folder, heard, progress, unread).read(index, problems)
+        for file, heard in zip(files, of_each, strict=True)
     ]
     if skipped is not None:
         skipped += problems
@@ -163,68 +163,73 @@ def read_sets(
     return sets
 
 
-def _indexed_set(
-    index: Index,
-    file: str | os.PathLike[str],
-    data_folder: str | os.PathLike[str] | None,
-    problems: list[str],
-    progress: bool,
-    unread: Counter[str] | None,
-    va: bool,
-) -> PackedRecords:
-    def write(folder: Path) -> None:
-        found: list[str] = []
-        _read_set(file, data_folder, found, progress, unread, va).save(folder)
-        (folder / _PROBLEMS_FILE).write_text(json.dumps(found))
+@dataclass(frozen=True)
+class _Source:
+    """One annotation file and the rules by which its records are read."""
 
-    source = os.fspath(file)
-    where = os.path.abspath(data_folder if data_folder is not None else Path(file).parent)
-    entry = index.entry(["records", file_digest(file), source, os.fspath(data_folder or ""), where, va], write)
-    problems += json.loads((entry / _PROBLEMS_FILE).read_text())
-    return PackedRecords.open(source, entry)
+    file: str | os.PathLike[str]
+    data_folder: str | os.PathLike[str] | None
+    va: bool
+    progress: bool
+    unread: Counter[str] | None
 
+    @property
+    def name(self) -> str:
+        return os.fspath(self.file)
 
-def _read_set(
-    file: str | os.PathLike[str],
-    data_folder: str | os.PathLike[str] | None,
-    problems: list[str],
-    progress: bool,
-    unread: Counter[str] | None,
-    va: bool,
-) -> PackedRecords:
-    source = os.fspath(file)
-    folder = Path(data_folder) if data_folder is not None else Path(file).parent
-    records = PackedRecords(source)
+    @property
+    def folder(self) -> Path:
+        """The folder to which the paths of media are relative."""
+        return Path(self.data_folder) if self.data_folder is not None else Path(self.file).parent
 
-    def parse(rows: list[tuple[int, Any]]) -> list[Record | str]:
-        return [_record_or_problem(raw, number, source, folder, va) for number, raw in rows]
+    def read(self, index: Index | None, problems: list[str]) -> PackedRecords:
+        """Return the records, from the index if there is one. Problems of records are appended to the list."""
+        return self._parse(problems) if index is None else self._from(index, problems)
 
-    rows = enumerate(read_rows(file))
-    found_any = False
-    with (
-        ThreadPoolExecutor(_READERS) as readers,
-        tqdm(desc=f"reading {source}", unit=" records", delay=2, disable=hides_bar(progress)) as bar,
-    ):
-        # Reading begins with one thread, which is fastest for local files, because several would wait for each other
-        # (GIL). If the first part shows that the time was spent waiting for a file server, the thread pool takes over.
-        run: Callable[..., Iterable[list[Record | str]]] = map
-        while parts := list(islice(_parts(rows), 2 * _READERS)):
-            if unread is not None:
-                unread.update(key for part in parts for _, raw in part for key in unread_keys(raw))
-            begin, worked = time.perf_counter(), time.thread_time()
-            for parsed in run(parse, parts):
-                for found in parsed:
-                    if isinstance(found, Record):
-                        records.append(found)
-                    else:
-                        problems.append(found)
-                bar.update(len(parsed))
-            if not found_any and _mostly_waited(time.perf_counter() - begin, time.thread_time() - worked):
-                run = readers.map
-            found_any = True
-    if not found_any:
-        raise DataError(f"{file}: there is no record in this file")
-    return records
+    def _from(self, index: Index, problems: list[str]) -> PackedRecords:
+        def write(folder: Path) -> None:
+            found: list[str] = []
+            self._parse(found).save(folder)
+            (folder / _PROBLEMS_FILE).write_text(json.dumps(found))
+
+        where, given = os.path.abspath(self.folder), os.fspath(self.data_folder or "")
+        entry = index.entry(["records", file_digest(self.file), self.name, given, where, self.va], write)
+        problems += json.loads((entry / _PROBLEMS_FILE).read_text())
+        return PackedRecords.open(self.name, entry)
+
+    def _parse(self, problems: list[str]) -> PackedRecords:
+        folder, records = self.folder, PackedRecords(self.name)
+
+        def parse(rows: list[tuple[int, Any]]) -> list[Record | str]:
+            return [_record_or_problem(raw, number, self.name, folder, self.va) for number, raw in rows]
+
+        rows = enumerate(read_rows(self.file))
+        found_any = False
+        with (
+            ThreadPoolExecutor(_READERS) as readers,
+            tqdm(desc=f"reading {self.name}", unit=" records", delay=2, disable=hides_bar(self.progress)) as bar,
+        ):
+            # Reading begins with one thread, which is fastest for local files, because several would wait for each
+            # other (GIL). If the first part shows that the time was spent waiting for a file server, the thread pool
+            # takes over.
+            run: Callable[..., Iterable[list[Record | str]]] = map
+            while parts := list(islice(_parts(rows), 2 * _READERS)):
+                if self.unread is not None:
+                    self.unread.update(key for part in parts for _, raw in part for key in unread_keys(raw))
+                begin, worked = time.perf_counter(), time.thread_time()
+                for parsed in run(parse, parts):
+                    for found in parsed:
+                        if isinstance(found, Record):
+                            records.append(found)
+                        else:
+                            problems.append(found)
+                    bar.update(len(parsed))
+                if not found_any and _mostly_waited(time.perf_counter() - begin, time.thread_time() - worked):
+                    run = readers.map
+                found_any = True
+        if not found_any:
+            raise DataError(f"{self.file}: there is no record in this file")
+        return records
 
 
 def _mostly_waited(seconds: float, worked: float) -> bool:

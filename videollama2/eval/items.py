@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from videollama2.errors import ConfigError
 from videollama2.eval.samples import Reading, Sample
+from videollama2.media.kinds import VIDEO
 
 if TYPE_CHECKING:
     from videollama2.eval.annotations import AnnotationEntry
@@ -30,10 +31,10 @@ class Item:
 
     Attributes:
         media: path of the medium, relative to the data folder.
+        instruction: the exact text for the model; two texts are asked independently and judged together.
         kind: ``video``, ``image`` or ``audio``.
         start, end: bounds of the clip in seconds; None leaves that side open. They do not cut the sound of a video
             (published).
-        instruction: the exact text for the model; two texts are asked independently and judged together.
         answer: index of the right option, text, or list of texts; None if the answer is not public.
         category: the category by which results are broken down.
         group: name of the video; confidence intervals take questions with the same group as dependent.
@@ -48,11 +49,11 @@ class Item:
 
     id: str
     media: str
-    kind: str
-    start: float | None
-    end: float | None
     question: Any
     instruction: str | tuple[str, ...]
+    kind: str = VIDEO
+    start: float | None = None
+    end: float | None = None
     answer: Any = None
     options: tuple[str, ...] = ()
     category: str = ""

@@ -10,6 +10,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from videollama2.serve.page.backends import Backend
+    from videollama2.serve.settings import MediaPolicy
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -54,25 +59,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from videollama2.serve.page.server import check_page_flags, open_log, run_page, uploads_folder
-    from videollama2.serve.settings import MediaPolicy, read_security
+    from videollama2.serve.page.server import run_page
+    from videollama2.serve.settings import read_security
 
-    check_page_flags(args)
-    log = open_log(args)
-    key = read_security(argparse.Namespace(**vars(args), cors_origin=None, max_body_mb=1)).credential
-    with uploads_folder() as folder:
+    def backend(policy: MediaPolicy) -> Backend:
         from videollama2.serve.cluster.client import ControllerClient
         from videollama2.serve.page.backends import ControllerBackend
-        from videollama2.serve.page.layout import PageSettings, build_page
 
-        policy = MediaPolicy(max_bytes=args.max_upload_mb << 20)
         client = ControllerClient(args.controller, key)
-        backend = ControllerBackend(client, policy, credential=key, refresh=args.model_list_mode == "reload")
-        try:
-            settings = PageSettings(log=log, concurrency=args.concurrency_count, uploads=folder)
-            run_page(build_page(backend, settings), folder, args)
-        finally:
-            backend.close()
+        return ControllerBackend(client, policy, credential=key, refresh=args.model_list_mode == "reload")
+
+    key = read_security(argparse.Namespace(**vars(args), cors_origin=None, max_body_mb=1)).credential
+    run_page(backend, args)
 
 
 if __name__ == "__main__":

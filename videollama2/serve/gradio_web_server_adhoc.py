@@ -10,7 +10,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from videollama2.serve.page.backends import Backend
+    from videollama2.serve.settings import MediaPolicy
 
 if __name__ == "__main__" and not __package__:
     # For a script, Python adds its folder to the module path, where our module names would hide other packages.
@@ -89,21 +93,14 @@ def serve_page(arguments: Sequence[str] | None, default_model: str, must_hear: b
 
 
 def _run(args: argparse.Namespace, must_hear: bool) -> None:
-    from videollama2.serve.page.server import check_page_flags, open_log, run_page, uploads_folder
-    from videollama2.serve.settings import MediaPolicy
+    from videollama2.serve.page.server import run_page
 
-    check_page_flags(args)
-    log = open_log(args)
-    with uploads_folder() as folder:
+    def backend(policy: MediaPolicy) -> Backend:
         from videollama2.serve.page.backends import EngineBackend
-        from videollama2.serve.page.layout import PageSettings, build_page
 
-        backend = EngineBackend(open_engines(args, must_hear), MediaPolicy(max_bytes=args.max_upload_mb << 20))
-        try:
-            settings = PageSettings(log=log, concurrency=args.concurrency_count, uploads=folder)
-            run_page(build_page(backend, settings), folder, args)
-        finally:
-            backend.close()
+        return EngineBackend(open_engines(args, must_hear), policy)
+
+    run_page(backend, args)
 
 
 if __name__ == "__main__":

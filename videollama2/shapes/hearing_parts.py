@@ -24,7 +24,7 @@ import torch
 
 from videollama2.checkpoints.files import AUDIO_CONNECTOR_FILE
 from videollama2.checkpoints.full import load_checkpoint
-from videollama2.commands import CommandParser, add_debug_flag, run_command
+from videollama2.commands import CommandParser, add_debug_flag, run_parsed
 from videollama2.constants import TINY_MODEL_NAME
 from videollama2.model.connectors.audio import build_audio_projector
 from videollama2.model.encoders.beats import BeatsModel
@@ -105,9 +105,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return the exit code, which is 2 after a one-line error message, else 0."""
-    options = vars(_parser().parse_args(argv))
-    debug = options.pop("debug")
-    return run_command(lambda: _run(**options), debug=debug)
+    return run_parsed(_parser(), argv, _run)
 
 
 def _run(out: Path, model: str, seed: int, steps: int) -> None:

@@ -27,7 +27,7 @@ import torch
 from transformers import PreTrainedModel
 
 from videollama2.checkpoints.files import CONNECTOR_FILE
-from videollama2.commands import CommandParser, add_debug_flag, run_command
+from videollama2.commands import CommandParser, add_debug_flag, run_parsed
 from videollama2.constants import NUM_FRAMES
 from videollama2.errors import ConfigError
 from videollama2.media.pixels import PixelTransform
@@ -303,9 +303,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return the exit code, which is 2 after a one-line error message, else 0."""
-    options = vars(_parser().parse_args(argv))
-    debug = options.pop("debug")
-    return run_command(lambda: _run(**options), debug=debug)
+    return run_parsed(_parser(), argv, _run)
 
 
 def _run(out: Path, seed: int, encoder_steps: int, connector_steps: int, **sizes: int) -> None:

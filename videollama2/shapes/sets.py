@@ -34,7 +34,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from videollama2.commands import CommandParser, add_debug_flag, hides_bar, run_command
+from videollama2.commands import CommandParser, add_debug_flag, hides_bar, run_parsed
 from videollama2.errors import DataError
 from videollama2.shapes.annotations import MCQ_PROMPT, Annotation, annotate, choose_balanced
 from videollama2.shapes.encoding import encode_image, encode_video
@@ -378,9 +378,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return the exit code, which is 2 after a one-line error message, else 0."""
-    options = vars(_parser().parse_args(arguments))
-    debug = options.pop("debug")
-    return run_command(lambda: _run(**options), debug=debug)
+    return run_parsed(_parser(), arguments, _run)
 
 
 def _run(**options: Any) -> None:

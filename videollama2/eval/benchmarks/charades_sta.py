@@ -136,9 +136,6 @@ def _item(entry: AnnotationEntry, index: int, videos: VideoFolder) -> Item:
     return Item(
         id=str(index),
         media=videos.find(video),
-        kind="video",
-        start=None,
-        end=None,
         question=sentence,
         instruction=f"{_PRE}{sentence}. {_POST}",
         answer=sorted(map(float, times)),

@@ -46,8 +46,6 @@ def _item(entry: AnnotationEntry, sounds: VideoFolder) -> Item:
         id=name,
         media=sounds.find_path(name),
         kind=AUDIO,
-        start=None,
-        end=None,
         question="Describe the audio.",
         instruction="Describe the audio.",
         answer=[entry.text(f"caption_{number}") for number in range(1, REFERENCES + 1)],

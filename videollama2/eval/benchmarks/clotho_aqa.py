@@ -73,8 +73,6 @@ audio_files/             NAME.wav"""
             id=id,
             media=media,
             kind=AUDIO,
-            start=None,
-            end=None,
             question=question,
             instruction=f"Question: {question}\nAnswer the question using a single word." if media else question,
             answer=answer,

@@ -79,9 +79,6 @@ def _item(entry: AnnotationEntry, videos: VideoFolder, answers: dict[str, int]) 
     return Item(
         id=uid,
         media=videos.find(uid),
-        kind="video",
-        start=None,
-        end=None,
         question=question,
         instruction=f"{_TASK}\n{question}\nOptions:\n{lettered(options)}{ONLY_THE_LETTER} The best answer is: ",
         answer=answer,

@@ -48,8 +48,6 @@ def heard_item(index: int, media: str, question: str, answer: str, category: str
         id=f"{index}-{PurePosixPath(media).name}",
         media=media,
         kind=VIDEO,
-        start=None,
-        end=None,
         question=question,
         instruction=question,
         answer=answer,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from videollama2.eval.annotations import AnnotationEntry, check_unique, find_annotations, read_entries
+from videollama2.eval.annotations import AnnotationEntry
 from videollama2.eval.answers import LETTERS, first_letter_mended
-from videollama2.eval.benchmarks.multiple_choice import MultipleChoice
+from videollama2.eval.benchmarks.multiple_choice import MultipleChoice, read_items
 from videollama2.eval.items import Item
 from videollama2.eval.video_files import VideoFolder
 
@@ -36,11 +36,7 @@ videos/                  VIDEO_PATH (or another kind of video)"""
 
     def load(self, data: Path) -> list[Item]:
         """See :class:`Benchmark`."""
-        path, *_ = find_annotations(data, *self.annotations)
-        videos = VideoFolder(data, "videos", ".")
-        items = [_item(entry, videos) for entry in read_entries(path)]
-        check_unique((item.id for item in items), path)
-        return items
+        return read_items(data, self.annotations, ("videos", "."), _item)
 
 
 def _item(entry: AnnotationEntry, videos: VideoFolder) -> Item:
@@ -54,9 +50,6 @@ def _item(entry: AnnotationEntry, videos: VideoFolder) -> Item:
     return Item(
         id=entry.text("id"),
         media=media,
-        kind="video",
-        start=None,
-        end=None,
         question=question,
         instruction=f"{question}\n{listed}\n{_POST}",
         answer=entry.index("correct_choice", len(options)),

@@ -70,9 +70,6 @@ def _item(entry: AnnotationEntry, media: str, category: str) -> Item:
     return Item(
         id=entry.answer("uid"),
         media=media,
-        kind="video",
-        start=None,
-        end=None,
         question=question,
         instruction=question + _POST,
         answer=LETTERS.index(answer),

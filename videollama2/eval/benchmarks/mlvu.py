@@ -70,9 +70,6 @@ def _item(entry: AnnotationEntry, task: str, file: str, index: int, videos: Vide
     return Item(
         id=f"{task}-{index}",
         media=media,
-        kind="video",
-        start=None,
-        end=None,
         question=question,
         instruction=f"{_SYSTEM}{listed}\nOnly give the best option.\nBest option: (",
         answer=options.index(answer),

@@ -100,9 +100,6 @@ def _item(entry: AnnotationEntry, videos: VideoFolder) -> Item:
     return Item(
         id=entry.answer("id"),
         media=media,
-        kind="video",
-        start=None,
-        end=None,
         question=question,
         instruction=f"\nQuestion:{question}\n{listed}{_POST}",
         answer=letters.index(answer),

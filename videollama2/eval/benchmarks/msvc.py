@@ -35,9 +35,6 @@ def _item(record: AnnotationEntry, index: int, videos: VideoFolder) -> Item:
         # The sources have files with the same names, so the position in the annotations is part of the id.
         id=f"{index}-{media}",
         media=videos.find_path(media),
-        kind="video",
-        start=None,
-        end=None,
         question=question,
         instruction=question,
         answer=list(record.texts("captions")),

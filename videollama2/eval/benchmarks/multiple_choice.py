@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
+from videollama2.eval.annotations import AnnotationEntry, check_unique, find_annotations, read_entries
 from videollama2.eval.answers import LETTERS, PublishedParser, strict_option
 from videollama2.eval.items import PUBLISHED, Benchmark, Item, Parsed
+from videollama2.eval.video_files import VideoFolder
 
 ONLY_THE_LETTER = "Answer with the option's letter from the given choices directly and only give the best option."
 
@@ -18,6 +21,27 @@ def lettered(options: Sequence[str]) -> str:
 def question_and_options(question: str, options: Sequence[str]) -> str:
     """Return the prompt of MVBench and Perception Test."""
     return f"Question: {question}\nOptions:\n{lettered(options)}{ONLY_THE_LETTER}"
+
+
+def read_items(
+    data: Path, annotations: Sequence[str], folders: Sequence[str], make: Callable[[AnnotationEntry, VideoFolder], Item]
+) -> list[Item]:
+    """Return the items of a benchmark with one annotation file, in whose entries each item is described.
+
+    Args:
+        data: folder of the benchmark.
+        annotations: names that the file may have.
+        folders: folders in which the videos may be.
+        make: makes an item of an entry.
+
+    Raises:
+        DataError: there is no annotation file, or an entry breaks a rule, or two have the same id.
+    """
+    path, *_ = find_annotations(data, *annotations)
+    videos = VideoFolder(data, *folders)
+    items = [make(entry, videos) for entry in read_entries(path)]
+    check_unique((item.id for item in items), path)
+    return items
 
 
 class MultipleChoice(Benchmark):

@@ -109,7 +109,6 @@ def _item(record: AnnotationEntry, category: str, task: Task, index: int, videos
     return Item(
         id=f"{task.file}-{index}",
         media=media,
-        kind="video",
         start=start,
         end=end,
         question=question,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from videollama2.eval.annotations import AnnotationEntry, check_unique, find_annotations, read_entries
+from videollama2.eval.annotations import AnnotationEntry
 from videollama2.eval.answers import LETTERS, first_letter
-from videollama2.eval.benchmarks.multiple_choice import MultipleChoice
+from videollama2.eval.benchmarks.multiple_choice import MultipleChoice, read_items
 from videollama2.eval.items import Item
 from videollama2.eval.video_files import VideoFolder
 
@@ -36,11 +36,7 @@ NExTVideo/               VIDEO.mp4 (or another kind of video)"""
 
     def load(self, data: Path) -> list[Item]:
         """See :class:`Benchmark`."""
-        path, *_ = find_annotations(data, *self.annotations)
-        videos = VideoFolder(data, "NExTVideo", "videos")
-        items = [_item(entry, videos) for entry in read_entries(path)]
-        check_unique((item.id for item in items), path)
-        return items
+        return read_items(data, self.annotations, ("NExTVideo", "videos"), _item)
 
 
 def _item(entry: AnnotationEntry, videos: VideoFolder) -> Item:
@@ -52,9 +48,6 @@ def _item(entry: AnnotationEntry, videos: VideoFolder) -> Item:
     return Item(
         id=f"{video}-{entry.answer('qid')}",
         media=videos.find(AnnotationEntry({"video": video}, entry.where).path("video")),
-        kind="video",
-        start=None,
-        end=None,
         question=question,
         instruction=f"{question}\n{listed}{_POST}",
         answer=entry.index("answer", 5),

@@ -97,9 +97,6 @@ def _item(record: AnnotationEntry, video: str, videos: VideoFolder) -> Item:
     return Item(
         id=f"{video}-{number}",
         media=videos.find(video),
-        kind="video",
-        start=None,
-        end=None,
         question=question,
         instruction=question_and_options(question, options),
         answer=record.index("answer_id", 3) if record.told("answer_id") else None,

@@ -62,9 +62,6 @@ class QuestionAnswer(Benchmark):
         return Item(
             id=question.text("question_id"),
             media=videos.find(self.stem.format(name), name),
-            kind="video",
-            start=None,
-            end=None,
             question=text,
             instruction=text,
             answer=answer.answer("answer"),

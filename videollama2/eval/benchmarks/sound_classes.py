@@ -60,8 +60,6 @@ class SoundClasses(MultipleChoice, WordedBenchmark):
             id=id,
             media=media,
             kind=AUDIO,
-            start=None,
-            end=None,
             question=self.task.removeprefix("Question: "),
             instruction=f"{self.task}\nOptions:\n{lettered(self.classes)}.{ONLY_THE_LETTER}",
             answer=index,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from videollama2.eval.annotations import AnnotationEntry, check_unique, find_annotations, read_entries
+from videollama2.eval.annotations import AnnotationEntry
 from videollama2.eval.answers import published_mvbench
-from videollama2.eval.benchmarks.multiple_choice import MultipleChoice, question_and_options
+from videollama2.eval.benchmarks.multiple_choice import MultipleChoice, question_and_options, read_items
 from videollama2.eval.items import Item
 from videollama2.eval.video_files import VideoFolder
 
@@ -35,11 +35,7 @@ Charades_v1_480/         VIDEO_ID.mp4"""
 
     def load(self, data: Path) -> list[Item]:
         """See :class:`Benchmark`."""
-        path, *_ = find_annotations(data, *self.annotations)
-        videos = VideoFolder(data, "Charades_v1_480", "videos", ".")
-        items = [_item(entry, videos) for entry in read_entries(path)]
-        check_unique((item.id for item in items), path)
-        return items
+        return read_items(data, self.annotations, ("Charades_v1_480", "videos", "."), _item)
 
 
 def _item(entry: AnnotationEntry, videos: VideoFolder) -> Item:
@@ -53,7 +49,6 @@ def _item(entry: AnnotationEntry, videos: VideoFolder) -> Item:
     return Item(
         id=name,
         media=videos.find(entry.path("video_id")),
-        kind="video",
         start=entry.seconds("start"),
         end=entry.seconds("end"),
         question=question,

@@ -117,9 +117,6 @@ def _item(entry: AnnotationEntry, kind: str, index: int, videos: VideoFolder) ->
     return Item(
         id=f"{kind}-{index}",
         media=videos.find(video),
-        kind="video",
-        start=None,
-        end=None,
         question=question,
         instruction=question + POSTS[kind],
         answer=whole.index(True),

@@ -90,9 +90,6 @@ def _item(entry: AnnotationEntry, videos: VideoFolder) -> Item:
     return Item(
         id=entry.answer("id"),
         media=media,
-        kind="video",
-        start=None,
-        end=None,
         question=question,
         instruction=_PROMPT.format(frames=FRAMES, question=question, options=listed),
         answer=entry.index("answer", len(options)),

@@ -61,9 +61,6 @@ def _item(record: AnnotationEntry, category: str, index: int, videos: VideoFolde
     return Item(
         id=f"{category}-{index}",
         media=videos.find(name),
-        kind="video",
-        start=None,
-        end=None,
         question=instruction if isinstance(instruction, str) else list(instruction),
         instruction=instruction,
         answer=record.text(names["A"]),

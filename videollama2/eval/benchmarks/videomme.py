@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from videollama2.errors import ConfigError, DataError
-from videollama2.eval.annotations import AnnotationEntry, check_unique, find_annotations, read_entries
+from videollama2.eval.annotations import AnnotationEntry
 from videollama2.eval.answers import LETTERS, published_videomme
 from videollama2.eval.atomic import write_atomically
-from videollama2.eval.benchmarks.multiple_choice import ONLY_THE_LETTER, MultipleChoice
+from videollama2.eval.benchmarks.multiple_choice import ONLY_THE_LETTER, MultipleChoice, read_items
 from videollama2.eval.items import Benchmark, Item, Supplement
 from videollama2.eval.samples import Sample
 from videollama2.eval.subtitles import FOLDERS, SubtitleFolder, check_subtitles, read_subtitles, subtitles_for
@@ -71,11 +71,7 @@ subtitles/               (or subtitle/) VIDEOID.srt (or VIDEOID.en.srt, .vtt), w
 
     def load(self, data: Path) -> list[Item]:
         """See :class:`Benchmark`."""
-        path, *_ = find_annotations(data, *self.annotations)
-        videos = VideoFolder(data, "videos", "data", "video")
-        items = [_item(entry, videos) for entry in read_entries(path)]
-        check_unique((item.id for item in items), path)
-        return items
+        return read_items(data, self.annotations, ("videos", "data", "video"), _item)
 
     def instructions(self, item: Item, data: Path, num_frames: int) -> tuple[str, ...]:
         """See :class:`Benchmark`; if subtitles are asked for, they come before the question."""
@@ -179,9 +175,6 @@ def _item(record: AnnotationEntry, videos: VideoFolder) -> Item:
     return Item(
         id=record.text("question_id"),
         media=videos.find(youtube_id),
-        kind="video",
-        start=None,
-        end=None,
         question=question,
         instruction=f"{_TASK}\n{question}\n{listed}{ONLY_THE_LETTER} The best answer is: ",
         answer=LETTERS.index(answer),

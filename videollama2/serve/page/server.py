@@ -14,12 +14,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from videollama2.errors import ConfigError
 from videollama2.serve.page.votes import VoteLog
-from videollama2.serve.settings import is_loopback
+from videollama2.serve.settings import MediaPolicy, is_loopback
 from videollama2.serve.web.app import HEADER_TIMEOUT_S, bind, server_config
+
+if TYPE_CHECKING:
+    from videollama2.serve.page.backends import Backend
 
 
 def add_page_flags(parser: argparse.ArgumentParser, max_upload_mb: int) -> None:
@@ -273,15 +276,30 @@ def _public_address(port: int) -> str:
         raise ConfigError(f"--share: no public address could be opened ({error})") from error
 
 
-def run_page(page: Any, folder: Path, args: argparse.Namespace, say: Callable[[str], None] = print) -> None:
-    """Serve a page until Ctrl-C or SIGTERM.
+def run_page(make_backend: Callable[[MediaPolicy], Backend], args: argparse.Namespace) -> None:
+    """Serve a page until Ctrl-C or SIGTERM, with a back end that is made after the flags have been checked.
 
     Args:
+        make_backend: makes the back end, with the limits on uploaded media. Loading models may take minutes.
         args: the flags of :func:`add_page_flags`.
 
     Raises:
-        ConfigError: see :func:`launch_page` and :func:`read_accounts`.
+        ConfigError: see :func:`check_page_flags`, :func:`open_log`, :func:`launch_page` and :func:`read_accounts`.
     """
+    check_page_flags(args)
+    log = open_log(args)
+    with uploads_folder() as folder:
+        from videollama2.serve.page.layout import PageSettings, build_page
+
+        backend = make_backend(MediaPolicy(max_bytes=args.max_upload_mb << 20))
+        try:
+            settings = PageSettings(log=log, concurrency=args.concurrency_count, uploads=folder)
+            _serve(build_page(backend, settings), folder, args)
+        finally:
+            backend.close()
+
+
+def _serve(page: Any, folder: Path, args: argparse.Namespace) -> None:
     accounts = None if args.auth_file is None else read_accounts(args.auth_file)
     if accounts is None and (args.share or not is_loopback(args.host)):
         who = "knows the shared address" if args.share else f"reaches {args.host}"
@@ -301,7 +319,7 @@ def run_page(page: Any, folder: Path, args: argparse.Namespace, say: Callable[[s
         max_folder_bytes=int(args.max_uploads_gb * (1 << 30)),
         names=args.allowed_host,
     )
-    say(f"the page is ready: {running.address} (Ctrl-C ends it)")
+    print(f"the page is ready: {running.address} (Ctrl-C ends it)")
     ended.wait()
     running.close()
 
