@@ -1,6 +1,7 @@
 """The house keeps its shape: floors, light imports, no forbidden dependency, no Python beside the data."""
 
 import ast
+import graphlib
 import importlib.util
 import re
 import subprocess
@@ -62,6 +63,23 @@ MAY_IMPORT = {
 }
 # Inside a wing, a module imports only from earlier groups, or from its own folder.
 WINGS = {
+    "media": (
+        ("arrays", "filter_bank", "frames", "kinds", "limits", "wave"),
+        ("pixels", "sources"),
+        ("image",),
+        ("readers",),
+        ("animation", "decord_reader", "pyav"),
+        ("audio", "video"),
+        ("probe",),
+    ),
+    "prompting": (("messages", "template"), ("prompt",), ("labels",)),
+    "processing": (
+        ("inputs", "open_parts", "options", "read_options", "video_options"),
+        ("conversations", "sequences"),
+        ("rows", "sound"),
+        ("media_reading",),
+        ("processor",),
+    ),
     "model": (
         ("connectors", "encoders", "weight_names", "loss", "packed_attention"),
         ("base",),
@@ -181,6 +199,17 @@ def test_inside_a_wing_modules_import_only_from_earlier_groups(wing):
             if is_inside and there[1] != here and order[there[1]] >= order[here]:
                 wrong.append(f"{path.relative_to(ROOT)} imports {'.'.join(there)}")
     assert not wrong, wrong
+
+
+@pytest.mark.parametrize("wing", sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py")))
+def test_inside_a_wing_modules_and_folders_import_each_other_in_no_circle(wing):
+    needs = {}
+    for path in (PACKAGE / wing).rglob("*.py"):
+        here = rooms(path)[1]
+        inside = {there[1] for there in imports(path) if there[0] == wing and len(there) > 1}
+        needs.setdefault(here, set()).update(inside - {here, "__init__"})
+    needs.pop("__init__", None)
+    graphlib.TopologicalSorter(needs).prepare()  # raises an error that names the circle
 
 
 def test_no_module_of_serve_is_called_like_a_package_elsewhere():
