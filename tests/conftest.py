@@ -1,5 +1,6 @@
 """Shared fixtures. Reference values come from ``../shared/golden`` when it is there, else from the copy in tests/."""
 
+import gc
 import os
 from collections import Counter
 from pathlib import Path
@@ -40,6 +41,12 @@ def golden_audio_dir() -> Path:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(ProcessorTimes())
+
+
+def pytest_collection_finish() -> None:
+    """Modules and test items live to the end: no later collection needs to look at them again."""
+    gc.collect()
+    gc.freeze()
 
 
 def write_cut_video(source: str | Path, target: Path) -> None:

@@ -10,17 +10,23 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
+import runpy
+import signal
 import socket
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import psutil
 import torch
 
-GRACE_S = 30.0
+_ROOT = Path(__file__).resolve().parent.parent
+
+GRACE_S = 120.0
 """How long the other ranks may continue after one has failed; they might wait for it for ever."""
 
 _SERVER = multiprocessing.get_context("forkserver")
@@ -39,24 +45,27 @@ def run_ranks(
     argv: list[str],
     processes: int,
     log: Path,
-    watch: Callable[[str], bool] = lambda text: False,
+    watch: Callable[[str], int] = lambda text: 0,
     timeout_s: float = 600,
 ) -> int:
     """Run ``train.main(argv)`` in so many processes of one group; return the first exit code that is not 0, or 0.
 
     Args:
         log: a file that receives what the processes write, errors included.
-        watch: called again and again with what has been written; once it returns true, all processes are killed.
+        watch: called again and again with what has been written, until it returns the number of a signal, which all
+            processes then get. ``SIGKILL`` kills their children too.
     """
     port = _free_port()
     ranks = [start_rank(argv, rank, processes, port, log) for rank in range(processes)]
     deadline = time.monotonic() + timeout_s
+    number = 0
     while any(rank.is_alive() for rank in ranks):
         if any(rank.exitcode for rank in ranks):
             deadline = min(deadline, time.monotonic() + GRACE_S)
-        if watch(log.read_text()) or time.monotonic() > deadline:
-            for rank in ranks:
-                kill(rank)
+        if not number and (number := watch(log.read_text())):
+            send(ranks, number)
+        if time.monotonic() > deadline:
+            send(ranks, signal.SIGKILL)
             break
         time.sleep(0.02)
     for rank in ranks:
@@ -69,6 +78,47 @@ def start_rank(
 ) -> BaseProcess:
     """Begin ``train.main(argv)`` in one of so many processes of a group, with what torchrun sets and ``variables``."""
     return start("videollama2.train", argv, log, {**_as_torchrun_sets(rank, processes, port), **(variables or {})})
+
+
+def run_python(
+    arguments: Sequence[object],
+    cwd: str | Path = _ROOT,
+    env: Mapping[str, str] | None = None,
+    input: str = "",
+    timeout_s: float = 300,
+) -> subprocess.CompletedProcess[str]:
+    """What ``subprocess.run([sys.executable, *arguments], capture_output=True, text=True)`` returns, from a fork.
+
+    Not for what depends on the order of imports, on functions registered with ``atexit``, or on variables that are read
+    when Python starts or a library is imported.
+
+    Args:
+        arguments: ``-m MODULE ...``, ``-c CODE ...`` or ``FILE ...``.
+        env: all variables of the process; None for those of this one.
+    """
+    words = list(map(str, arguments))
+    with tempfile.TemporaryDirectory() as folder:
+        streams = [Path(folder) / name for name in ("in", "out", "err")]
+        for stream in streams:
+            stream.write_text(input if stream.name == "in" else "")
+        process = _SERVER.Process(target=_run_python, args=(words, str(cwd), dict(env or os.environ), streams))
+        process.start()
+        process.join(timeout_s)
+        if process.exitcode is None:
+            kill(process)
+            process.join()
+            raise subprocess.TimeoutExpired(words, timeout_s, *(stream.read_bytes() for stream in streams[1:]))
+        _, out, err = (stream.read_text() for stream in streams)
+        return subprocess.CompletedProcess(words, process.exitcode, out, err)
+
+
+def send(processes: Sequence[BaseProcess], number: int) -> None:
+    """Send a signal to each process that is still alive, as a launcher passes on the one that it gets."""
+    for process in processes:
+        if number == signal.SIGKILL:
+            kill(process)
+        elif process.is_alive() and process.pid is not None:
+            os.kill(process.pid, number)
 
 
 def kill(process: BaseProcess) -> None:
@@ -100,3 +150,24 @@ def _run(module: str, argv: list[str], log: Path, variables: dict[str, str]) -> 
     torch.set_num_threads(1)  # as every process of the tests; the sums of several threads differ in their last bits
     os.environ |= variables
     sys.exit(importlib.import_module(module).main(argv))
+
+
+def _run_python(words: list[str], cwd: str, variables: dict[str, str], streams: list[Path]) -> None:
+    for number, stream in enumerate(streams):
+        with stream.open("r" if number == 0 else "a") as file:
+            os.dup2(file.fileno(), number)
+    # As Python has them for files, with a standard error that holds nothing back.
+    sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(variables)
+    torch.set_num_threads(1)
+    kind, target, *rest = words if words[0] in ("-m", "-c") else ("", *words)
+    sys.argv = [target if kind != "-c" else "-c", *rest]
+    if kind == "-c":
+        exec(compile(target, "<string>", "exec"), {"__name__": "__main__"})
+    elif kind == "-m":
+        sys.modules.pop(target, None)  # runpy warns of a module that was imported before it runs
+        runpy.run_module(target, run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(target, run_name="__main__")

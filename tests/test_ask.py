@@ -11,6 +11,7 @@ import time
 import pytest
 
 from tests.conftest import ROOT, write_cut_video
+from tests.forked import run_python
 from videollama2 import cli, reach
 from videollama2.errors import CheckpointNotFoundError
 
@@ -157,12 +158,7 @@ class TestReach:
 
 def test_warnings_are_said_once_in_a_line(tmp_path):
     write_cut_video(CLIP, tmp_path / "cut.mkv")
-    done = subprocess.run(
-        [sys.executable, "-m", "videollama2", "ask", str(tmp_path / "cut.mkv"), COUNT, *TINY],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    done = run_python(["-m", "videollama2", "ask", tmp_path / "cut.mkv", COUNT, *TINY])
     assert done.returncode == 0
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"videollama2: warning: {tmp_path}/cut.mkv: the file is damaged or truncated; its ")

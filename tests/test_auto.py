@@ -1,5 +1,6 @@
 """transformers' Auto classes open published and own folders after ``import videollama2``, in whatever order."""
 
+import json
 import subprocess
 import sys
 
@@ -28,23 +29,53 @@ assert config.vision_config.model_type == "siglip_vision_model"
 LOOKED_FOR = "from importlib.util import find_spec\nassert find_spec('transformers')\n"
 
 
-@pytest.mark.parametrize(
-    "order",
-    [
-        "import videollama2",
-        "import transformers, videollama2",
-        "import transformers, videollama2.config",
-        LOOKED_FOR + "import videollama2",
-        "import videollama2\n" + LOOKED_FOR + LOOKED_FOR,
-    ],
-)
-def test_import_alone_registers(order):
-    subprocess.run([sys.executable, "-c", f"{order}\n{CHECK}"], check=True, timeout=300, cwd=ROOT)
+ORDERS = {
+    "package": "import videollama2",
+    "transformers first": "import transformers, videollama2",
+    "a module after transformers": "import transformers, videollama2.config",
+    "looked for before": LOOKED_FOR + "import videollama2",
+    "looked for after": "import videollama2\n" + LOOKED_FOR + LOOKED_FOR,
+    **{m: f"import videollama2.{m}" for m in ("processing", "config", "model.modeling", "prompting", "inference.api")},
+    # The import after one that fails is the outermost again.
+    "after one that failed": (
+        "import sys, videollama2\n"
+        "sys.modules['PIL'] = None\n"
+        "try:\n    import videollama2.media.image\n"
+        "except ImportError:\n    del sys.modules['PIL']\n"
+        "assert 'PIL' not in sys.modules\n"
+    ),
+}
+
+IN_FORKS = """
+import json, os, sys, traceback
+import torch  # which every order needs; nothing of transformers or of this package is imported
+orders, check = json.load(sys.stdin)
+for name, code in orders.items():
+    sys.stdout.flush()
+    if os.fork() == 0:
+        try:
+            exec(code + "\\n" + check, {"__name__": "__main__"})
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    print(name, os.waitstatus_to_exitcode(os.wait()[1]), sep="\\t", flush=True)
+"""
 
 
-@pytest.mark.parametrize("module", ["processing", "config", "model.modeling", "prompting", "inference.api"])
-def test_any_module_may_be_the_first_import(module):
-    subprocess.run([sys.executable, "-c", f"import videollama2.{module}\n{CHECK}"], check=True, timeout=300, cwd=ROOT)
+@pytest.fixture(scope="module")
+def registered():
+    """What became of each order of imports: its exit code, and what all of them wrote to the standard error."""
+    asked = json.dumps([ORDERS, CHECK])
+    done = subprocess.run([sys.executable, "-c", IN_FORKS], input=asked, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return dict(line.split("\t") for line in done.stdout.splitlines()), done.stderr
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_import_alone_registers_in_whatever_order(registered, order):
+    codes, errors = registered
+    assert codes[order] == "0", errors
 
 
 def test_nothing_watches_imports_once_registered():
@@ -53,18 +84,6 @@ def test_nothing_watches_imports_once_registered():
         "assert not [f for f in sys.meta_path if type(f).__module__.startswith('videollama2')]"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300, cwd=ROOT)
-
-
-def test_an_import_that_fails_leaves_no_trace():
-    """The next one is the outermost again."""
-    code = (
-        "import sys, videollama2\n"
-        "sys.modules['PIL'] = None\n"
-        "try:\n    import videollama2.media.image\n"
-        "except ImportError:\n    del sys.modules['PIL']\n"
-        "assert 'PIL' not in sys.modules\n"
-    )
-    subprocess.run([sys.executable, "-c", code + CHECK], check=True, timeout=300, cwd=ROOT)
 
 
 def test_import_is_light():

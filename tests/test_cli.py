@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import ROOT, golden_dir
+from tests.forked import run_python
 from videollama2 import cli
 
 MODEL = str(golden_dir() / "models" / "qwen2-stc_connector-clip")
@@ -16,15 +17,7 @@ MEDIA = golden_dir() / "media"
 
 
 def run(*arguments, cwd=None):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "videollama2", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=cwd,
-        env=environment,
-    )
+    return run_python(["-m", "videollama2", *arguments], cwd or ROOT)
 
 
 def test_ask_answers_like_the_published_code_and_prints_nothing_else(tmp_path):

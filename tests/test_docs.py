@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT, golden_audio_dir
+from tests.forked import run_python
 from videollama2.shapes.sets import encode_video
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -23,7 +24,7 @@ COMMANDS = list(dict.fromkeys(line for line in SHELL.splitlines() if line.strip(
 @pytest.mark.parametrize("number", range(len(PYTHON)))
 def test_python_runs(number):
     code = PYTHON[number].replace("/path/to/checkpoint", TINY).replace('"clip.mp4"', f'"{CLIP}"')
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = run_python(["-c", code])
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
 
@@ -36,14 +37,7 @@ def test_commands_take_these_options(line, tmp_path):
     for folder in ("videollama2", "datasets", "scripts"):
         (tmp_path / folder).symlink_to(ROOT / folder)  # what a command writes stays here
     words = shlex.split(line, comments=True)[1:]
-    done = subprocess.run(
-        [sys.executable, "-m", "videollama2", *words],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        input="",
-    )
+    done = run_python(["-m", "videollama2", *words], tmp_path)
     if "DAMO-NLP-SG" in line:
         assert done.returncode == 2 and "DAMO-NLP-SG" in done.stderr and "unrecognized" not in done.stderr, done.stderr
     else:

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
+from tests.forked import run_python
 from videollama2 import __version__
 
 TRACKED_ELSEWHERE = {".gitignore", "pyproject.toml", "setup.py", "MANIFEST.in"}
@@ -146,7 +147,7 @@ def test_the_notebook_runs():
     assert len({cell["id"] for cell in notebook["cells"]}) == len(notebook["cells"])
     code = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert not any(cell.get("outputs") for cell in notebook["cells"])
-    done = subprocess.run([sys.executable, "-c", "\n".join(code)], cwd=ROOT, capture_output=True, text=True)
+    done = run_python(["-c", "\n".join(code)])
     assert done.returncode == 0, done.stderr
     for words in ("parameters, 8 frames of a video", "yellow", "three", "the red circle", "cross"):
         assert words in done.stdout, done.stdout

@@ -20,8 +20,10 @@ PYTHON="${PYTHON:-$([ -x "${VENV:-.venv}/bin/python" ] && echo "${VENV:-.venv}/b
 BENCHMARK="${1:?usage: bash scripts/eval/run.sh BENCHMARK [options]}"
 shift
 
-GPUS="$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')"
-NPROC="${NPROC:-$((GPUS > 1 ? GPUS : 1))}"
+if [ -z "${NPROC:-}" ]; then
+    GPUS="$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')"
+    NPROC="$((GPUS > 1 ? GPUS : 1))"
+fi
 
 # Options given on the command line come last and win.
 set -- --model-path "${MODEL:-DAMO-NLP-SG/VideoLLaMA2-7B}" \

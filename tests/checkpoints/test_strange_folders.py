@@ -2,10 +2,7 @@
 
 import ast
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +12,7 @@ from transformers import AutoProcessor
 
 from tests.checkpoints.folders import connector_folder, edit_config, lora_folder
 from tests.conftest import ROOT, golden_dir
+from tests.forked import run_python
 from videollama2 import train
 from videollama2.checkpoints import build_from_parts, load_pretrained_model
 from videollama2.config import VideoLlama2Config
@@ -248,14 +246,7 @@ def test_commands_neither_run_nor_offer_code_of_others(evil, command, free_tcp_p
         "ask": ["videollama2", "ask", video, "What?", "--model-path", evil],
         "worker": ["videollama2.serve.model_worker", "--model-path", evil, "--no-register", "--port", free_tcp_port],
     }
-    done = subprocess.run(
-        [sys.executable, "-m", *map(str, commands[command])],
-        input="y\n" * 9,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
-    )
+    done = run_python(["-m", *commands[command]], input="y\n" * 9)
     assert done.returncode == 2, done.stderr
     lines = [line for line in done.stderr.splitlines() if "error:" in line]
     assert len(lines) == 1

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import pytest
 import torch
 
 import videollama2
-from tests.conftest import ROOT
+from tests.forked import run_python
 from videollama2 import mm_infer_batch, model_init
 from videollama2.shapes.sets import QUESTION_TYPES, TEMPORAL_TYPES, write_set
 
@@ -53,8 +51,7 @@ def test_accuracy_on_unseen_scenes(tiny, tmp_path):
 
 
 def test_demo_command():
-    command = [sys.executable, "-m", "videollama2", "demo"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    done = run_python(["-m", "videollama2", "demo"])
     assert done.returncode == 0, done.stderr
     rows = json.loads((FOLDER.parent / "demo" / "questions.json").read_text())
     assert {row["file"] for row in rows} == {"moving_shapes.mp4", "shapes.png"}

@@ -160,8 +160,8 @@ def launch(world: Path, parts: Path, tmp_path: Path) -> Callable[..., Run]:
         folder = folder or tmp_path / f"launched{len(list(tmp_path.iterdir()))}"
         log = tmp_path / f"{folder.name}.log"
 
-        def reached(text: str) -> bool:
-            return kill_at is not None and text.count("'loss'") >= kill_at
+        def reached(text: str) -> int:
+            return signal.SIGKILL if kill_at is not None and text.count("'loss'") >= kill_at else 0
 
         code = run_ranks(flags(world, parts, folder, **changes), processes, log, reached)
         assert code == (0 if kill_at is None else -signal.SIGKILL), log.read_text()[-4000:]

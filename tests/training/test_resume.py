@@ -1,7 +1,6 @@
 """A run that is killed goes on as if nothing had happened; a disk that is full costs nothing but the last steps."""
 
 import os
-import resource
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.forked import run_python
 from videollama2 import train
 from videollama2.errors import CheckpointError, ConfigError
 from videollama2.training.resume import check_optimizer, explain_failed_save, is_whole, last_checkpoint
@@ -87,25 +87,19 @@ def begun(whole: Path, folder: Path) -> Run:
     return Run(folder / "begun")
 
 
-def limit_files() -> None:
-    """No file above 100 kB can be written: the weights of the test model are larger."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+LIMITED = """
+import resource, sys
+from videollama2.train import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+sys.exit(main(sys.argv[1:]))
+"""
+"""No file above 100 kB can be written: the weights of the test model are larger."""
 
 
 @pytest.mark.slow
 def test_disk_that_is_full_while_saving(run, world, parts, tmp_path):
     first = begun(run(**{**SAVING, "max_steps": 4}).folder, tmp_path)
-    argv = command(flags(world, parts, first.folder, **{**SAVING, "max_steps": 4}), 1)
-    done = subprocess.run(
-        argv,
-        env=environment(),
-        cwd=ROOT,
-        preexec_fn=limit_files,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = run_python(["-c", LIMITED, *flags(world, parts, first.folder, **{**SAVING, "max_steps": 4})])
     assert done.returncode == 2, done.stderr[-2000:]
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "checkpoint-4: cannot be written" in line

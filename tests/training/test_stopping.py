@@ -22,7 +22,7 @@ from videollama2.training.stopping import shield_workers
 from .conftest import Run, command, environment, flags
 
 LORA = {"lora_enable": True, "lora_r": 4, "lora_dropout": 0.2, "freeze_vision_tower": True}
-STEPS = 10
+STEPS = 6
 LONG = 30
 """Steps of runs in processes of their own: the signal must come before the end also on a machine that is fast."""
 # An epoch of 14 records ends after four steps, the last of them of two micro-batches.
@@ -39,26 +39,40 @@ def long(processes: int) -> dict[str, object]:
     return {**OPTIONS, "max_steps": LONG, "gradient_accumulation_steps": 4 // processes}
 
 
-@pytest.fixture
-def stopped(world, parts):
-    """``stopped(folder, processes, steps, number)``: signalled after so many steps; exit code and stderr."""
-
-    def start(folder: Path, processes: int, steps: int, number: int) -> tuple[int, str]:
-        argv = command(flags(world, parts, folder, **long(processes)), processes)
-        # What scripts/launch.sh tells the launcher: a busy machine may need more than half a minute for a checkpoint.
-        env = {**environment(), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "240"}
-        begun = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, cwd=ROOT, text=True)
+def stopped_by_launcher(argv: list[str], processes: int, steps: int, number: int, log: Path) -> int:
+    """Signal the launcher of a run after so many steps; return its exit code. What all processes say is in ``log``."""
+    # What scripts/launch.sh tells the launcher: a busy machine may need more than half a minute for a checkpoint.
+    env = {**environment(), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "240"}
+    with log.open("w") as told:
+        begun = subprocess.Popen(
+            command(argv, processes), stdout=subprocess.PIPE, stderr=told, env=env, cwd=ROOT, text=True
+        )
         logged = 0
         for line in begun.stdout:
             logged += "'loss'" in line
             if logged == steps:
-                time.sleep(random.Random(steps).random() * 0.05)  # anywhere within the step that follows
+                wait_within_a_step(steps)
                 begun.send_signal(number)
                 break
-        _, told = begun.communicate(timeout=300)
-        return begun.returncode, told
+        begun.communicate(timeout=300)
+    return begun.returncode
 
-    return start
+
+def stopped_by_itself(argv: list[str], processes: int, steps: int, number: int, log: Path) -> int:
+    """The same of a run whose processes get the signal themselves."""
+
+    def reached(text: str) -> int:
+        if text.count("'loss'") < steps:
+            return 0
+        wait_within_a_step(steps)
+        return number
+
+    return run_ranks(argv, processes, log, reached)
+
+
+def wait_within_a_step(seed: int) -> None:
+    """Signals are to come anywhere within the step that follows."""
+    time.sleep(random.Random(seed).random() * 0.05)
 
 
 def check_nothing_looks_finished(folder: Path, told: str) -> None:
@@ -84,18 +98,21 @@ def same_to_the_bit(a: Run, b: Run) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("processes", "steps", "number"),
+    ("stopped", "processes", "steps", "number", "expected"),
     [
-        (1, 6, signal.SIGUSR1),
-        (2, 1, signal.SIGTERM),
-        (2, 4, signal.SIGTERM),
-        (2, 11, signal.SIGTERM),
+        (stopped_by_itself, 1, 6, signal.SIGUSR1, 128 + signal.SIGUSR1),
+        (stopped_by_itself, 2, 1, signal.SIGTERM, 128 + signal.SIGTERM),
+        (stopped_by_launcher, 2, 4, signal.SIGTERM, 1),
+        (stopped_by_itself, 2, 11, signal.SIGTERM, 128 + signal.SIGTERM),
     ],
 )
-def test_signalled_runs_end_as_if_nothing_had_been(stopped, whole, launch, tmp_path, processes, steps, number):
-    folder = tmp_path / "out"
-    code, told = stopped(folder, processes, steps, number)
-    assert code == (128 + number if processes == 1 else 1), told
+def test_signalled_runs_end_as_if_nothing_had_been(
+    world, parts, whole, launch, tmp_path, stopped, processes, steps, number, expected
+):
+    folder, log = tmp_path / "out", tmp_path / "log"
+    code = stopped(flags(world, parts, folder, **long(processes)), processes, steps, number, log)
+    told = log.read_text()
+    assert code == expected, told
     assert f"stopped by {signal.Signals(number).name} after step" in told, told[-6000:]
     check_nothing_looks_finished(folder, told)
     resumed = launch(processes, folder=folder, **long(processes))
