@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # From a fresh machine to a passed test suite: installs into .venv, then runs all tests.
-# Arguments go to pytest. Honours PYTHON= and VENV= (see environment.sh).
+# Arguments go to pytest. Honours PYTHON= and VENV= (see environment.sh), and TEST_WORKERS= (default: one per core, 4 at
+# most; tests that wait for servers and processes leave room for one more).
 set -uo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare_environment
@@ -9,6 +10,7 @@ prepare_environment
 workers="$(env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 2)"
 export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 [ "$workers" -le 4 ] || workers=4
+workers="${TEST_WORKERS:-$workers}"
 # Files keep the order of tests/conftest.py, where the slow ones come first.
 "$VENV_PYTHON" -m pytest -q -n "$workers" --dist loadfile --no-loadscope-reorder "$@" || {
     status=$?  # 1: tests failed; above: the suite itself did not come to its end

@@ -18,7 +18,8 @@ from videollama2.inference.api import model_init
 from videollama2.inference.engine import Engine
 from videollama2.inference.request import Request
 from videollama2.serve.page.backends import EngineBackend
-from videollama2.serve.page.layout import DEMO, PageSettings, build_page
+from videollama2.serve.page.build import build_page
+from videollama2.serve.page.layout import DEMO, PageSettings
 from videollama2.serve.page.server import launch_page, uploads_folder
 from videollama2.serve.page.votes import VoteLog
 from videollama2.serve.settings import MediaPolicy

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT
+from tests.forked import run_ranks
 from videollama2 import train
 from videollama2.checkpoints import load_pretrained_model
 from videollama2.eval.__main__ import main as evaluate
@@ -340,8 +341,8 @@ def test_both_stages_train_on_two_processes(world, parts, captions, tmp_path, po
 
 
 @pytest.mark.slow
-def test_two_nodes_are_one_run(world, tmp_path, port):
-    """Two launchers that find each other learn what two processes of one launcher do, and one result is written."""
+def test_two_nodes_are_one_run(printed, world, tmp_path, port):
+    """Two launchers that find each other learn what two processes of one group do, and one result is written."""
     overrides = [
         "--model_path",
         "videollama2-tiny",
@@ -368,20 +369,23 @@ def test_two_nodes_are_one_run(world, tmp_path, port):
     ]
     variables = {"GLOBAL_BATCH_SIZE": 8, "LOCAL_BATCH_SIZE": 2, "DEEPSPEED": "none", "OMP_NUM_THREADS": 1}
 
-    def losses(name, nodes, processes):
-        def node(rank):
-            output = ["--output_dir", tmp_path / name]
-            settings = {"WORLD_SIZE": nodes, "NPROC_PER_NODE": processes, "RANK": rank, "MASTER_PORT": port}
-            return call("custom/finetune.sh", *overrides, *output, **variables, **settings)
-
-        with ThreadPoolExecutor(nodes) as pool:
-            for done in pool.map(node, range(nodes)):
-                assert done.returncode == 0, done.stderr[-3000:]
+    def losses(name):
         history = json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"]
         return [line["loss"] for line in history if "loss" in line]
 
-    apart = losses("apart", 2, 1)
-    assert len(apart) == 2
-    assert apart == pytest.approx(losses("together", 1, 2), rel=1e-5)
+    def node(rank):
+        settings = {"WORLD_SIZE": 2, "NPROC_PER_NODE": 1, "RANK": rank, "MASTER_PORT": port}
+        output = ["--output_dir", tmp_path / "apart"]
+        return call("custom/finetune.sh", *overrides, *output, **variables, **settings)
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in pool.map(node, range(2)):
+            assert done.returncode == 0, done.stderr[-3000:]
+    together = ["--output_dir", tmp_path / "together"]
+    words = printed("custom/finetune.sh", *overrides, *together, **variables, WORLD_SIZE=1, NPROC_PER_NODE=2)
+    log = tmp_path / "log"
+    assert run_ranks(words[words.index("videollama2.train") + 1 :], 2, log) == 0, log.read_text()[-3000:]
+    assert len(losses("apart")) == 2
+    assert losses("apart") == pytest.approx(losses("together"), rel=1e-5)
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("apart", "together")]
     assert difference(*weights) <= 1e-6

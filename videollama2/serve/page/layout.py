@@ -9,7 +9,6 @@ from typing import Any
 
 import gradio as gr
 
-from videollama2.serve.page.backends import Backend
 from videollama2.serve.page.conversation import Conversation
 from videollama2.serve.page.keeping import served_from
 from videollama2.serve.page.thumbnails import EMPTY
@@ -50,9 +49,6 @@ TINY_NOTE = "This small built-in model knows moving shapes and nothing else: try
 
 _EXAMPLES = ((0, "Order in time"), (3, "Direction"), (6, "Counting"))
 """Rows of the bundled questions that serve as examples, and the ability that each one shows."""
-
-_EMPTY_CACHE = 3600, 86400
-"""Intervals in seconds: every hour, uploads older than a day are deleted."""
 
 _CAMERA = {"video": {"width": {"ideal": 640}, "height": {"ideal": 480}}}
 """A resolution above what any model looks at, yet quick to upload."""
@@ -159,32 +155,21 @@ def examples() -> list[Example]:
     return [Example(DEMO / rows[row]["file"], rows[row]["question"], shows) for row, shows in _EXAMPLES]
 
 
-def build_page(backend: Backend, settings: PageSettings) -> gr.Blocks:
-    """Build the page without launching it.
-
-    The page serves only bundled files and visitors' uploads, provided that ``GRADIO_TEMP_DIR`` was set to a separate
-    folder beforehand (:mod:`videollama2.serve.page.server` does so).
-    """
-    from videollama2.serve.page.events import Events
-
-    gr.set_static_paths([DEMO])
-    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=_EMPTY_CACHE) as page:
-        gr.HTML(HEADER)
-        with gr.Row(elem_id="vl-main", equal_height=False):
-            side = _side(settings)
-            talk = _talk(settings)
-        with gr.Accordion("Terms of use", open=False, elem_id="vl-terms"):
-            gr.Markdown(TERMS)
-        widgets = Widgets(
-            conversation=gr.State(Conversation(), time_to_live=86400),
-            other_conversation=gr.State(Conversation(), time_to_live=86400),
-            kept=gr.BrowserState("", storage_key="videollama2-conversation"),
-            **side,
-            **talk,
-        )
-        Events(backend, settings, widgets).connect(page)
-    page.queue(max_size=settings.max_queue, default_concurrency_limit=settings.concurrency, api_open=False)
-    return page
+def draw(settings: PageSettings) -> Widgets:
+    """Draw the page into the current Gradio block, and return its widgets."""
+    gr.HTML(HEADER)
+    with gr.Row(elem_id="vl-main", equal_height=False):
+        side = _side(settings)
+        talk = _talk(settings)
+    with gr.Accordion("Terms of use", open=False, elem_id="vl-terms"):
+        gr.Markdown(TERMS)
+    return Widgets(
+        conversation=gr.State(Conversation(), time_to_live=86400),
+        other_conversation=gr.State(Conversation(), time_to_live=86400),
+        kept=gr.BrowserState("", storage_key="videollama2-conversation"),
+        **side,
+        **talk,
+    )
 
 
 def _side(settings: PageSettings) -> dict[str, Any]:

@@ -184,7 +184,7 @@ def launch_page(
     names: Collection[str] = (),
     header_timeout_s: float = HEADER_TIMEOUT_S,
 ) -> RunningPage:
-    """Serve a page of :func:`videollama2.serve.page.layout.build_page` in a separate thread.
+    """Serve a page of :func:`videollama2.serve.page.build.build_page` in a separate thread.
 
     Gradio's own ``launch`` is not used because it has no timeout for connections that send nothing or half a request.
 
@@ -289,7 +289,8 @@ def run_page(make_backend: Callable[[MediaPolicy], Backend], args: argparse.Name
     check_page_flags(args)
     log = open_log(args)
     with uploads_folder() as folder:
-        from videollama2.serve.page.layout import PageSettings, build_page
+        from videollama2.serve.page.build import build_page
+        from videollama2.serve.page.layout import PageSettings
 
         backend = make_backend(MediaPolicy(max_bytes=args.max_upload_mb << 20))
         try:
