@@ -149,7 +149,6 @@ def _build_trainer(
     eval_sets = read(data_args.eval_data_path or [], va=[any(data_args.heard)])
     set_seed(training_args.seed)
     model, processor = build_model(model_args, data_args, training_args)
-    stage = _stage(model_args)
 
     def dataset(
         sets: list[PackedRecords], kind: type[VideoInstructionDataset] = VideoInstructionDataset
@@ -160,7 +159,7 @@ def _build_trainer(
             records,
             processor,
             training_args.model_max_length,
-            stage,
+            _stage(model_args),
             skip_bad=skipped is not None,
             # The inference engine takes pixels.
             levels=processor.transform is not None and kind is not Questions,

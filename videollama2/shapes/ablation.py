@@ -28,7 +28,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 from transformers import CLIPVisionModel, Qwen2Config, Qwen2ForCausalLM, get_cosine_schedule_with_warmup, set_seed
 
-from videollama2.commands import CommandParser, add_debug_flag, run_command
+from videollama2.commands import CommandParser, add_debug_flag, run_parsed
 from videollama2.constants import NUM_FRAMES
 from videollama2.errors import ConfigError, DataError
 from videollama2.media.frames import uniform_indices
@@ -256,9 +256,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return the exit code, which is 2 after a one-line error message, else 0."""
-    options = vars(_parser().parse_args(argv))
-    debug = options.pop("debug")
-    return run_command(lambda: _run(**options), debug=debug)
+    return run_parsed(_parser(), argv, _run)
 
 
 def _run(out: Path, connectors: Sequence[str], **plan: Any) -> None:

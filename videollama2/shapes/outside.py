@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from videollama2.commands import CommandParser, add_debug_flag, run_command
+from videollama2.commands import CommandParser, add_debug_flag, run_parsed
 from videollama2.errors import DataError
 from videollama2.media.audio import ClipRules, SoundSampling, read_sound
 from videollama2.media.image import load_image
@@ -173,9 +173,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return the exit code, which is 2 after a one-line error message, else 0."""
-    options = vars(_parser().parse_args(argv))
-    debug = options.pop("debug")
-    return run_command(lambda: _run(**options), debug=debug)
+    return run_parsed(_parser(), argv, _run)
 
 
 def _run(**options: Any) -> None:
