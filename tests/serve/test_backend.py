@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -19,6 +20,7 @@ from videollama2.errors import MediaError
 from videollama2.inference.engine import Engine
 from videollama2.media.kinds import mime_type
 from videollama2.serve.cluster.client import ControllerClient
+from videollama2.serve.long_text import dumped
 from videollama2.serve.page.backends import Backend, ControllerBackend, EngineBackend
 from videollama2.serve.page.conversation import Conversation, Medium
 from videollama2.serve.settings import MediaPolicy
@@ -226,7 +228,7 @@ def test_media_travel_as_data(tmp_path: Path) -> None:
 
     class Client:
         def open_chat(self, body: dict[str, Any], request_id: str) -> Any:
-            sent.append(body)
+            sent.append(json.loads(dumped(body)))
             raise ApiError(503, "enough")
 
     async def run() -> None:
