@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 """How far each dtype is from the published code's values: every reference model, its logits and its greedy tokens.
 
-    python benchmarks/golden.py [--device cuda] [--dtype float32 bfloat16 float16] [--models FOLDER] [--most N]
+    python benchmarks/golden.py [--device cuda] [--dtype float32 bfloat16 float16 int8] [--models FOLDER] [--most N]
 
 Each reference model is a folder with weights and ``reference.safetensors``, which holds a prompt, a video, the logits
 of all positions and the greedy continuation, computed in float32 by the published code. The table gives, over all
 models, the largest and the median error of a logit as a share of the spread (standard deviation) of the reference
 logits, and the share of equal tokens: the most likely token after each position of prompt and continuation, where both
-see the same tokens before it. The exit code is 1 if float32 is off by more than its tolerance.
+see the same tokens before it. ``int8`` is ``--load-8bit`` on a CPU, but with every layer in 8 bits: by default, weights
+as small as those of the reference models stay as they are. The exit code is 1 if float32 is off by more than its
+tolerance.
 """
 
 from __future__ import annotations
@@ -22,11 +24,13 @@ ROOT = Path(__file__).resolve().parent.parent
 TOLERANCE = 1e-3
 """The largest error that float32 may have, as a share of the spread of the logits."""
 
+DTYPES = ("float32", "bfloat16", "float16", "int8")
+
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default=None)
-    parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16", "float16"])
+    parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16", "float16"], choices=DTYPES)
     parser.add_argument("--models", type=Path, default=ROOT / "tests" / "golden" / "models")
     parser.add_argument("--most", type=int, help="use only so many models")
     return parser.parse_args()
@@ -41,7 +45,14 @@ def compare(folder: Path, dtype: str, device: str | None) -> dict[str, Any]:
     from videollama2.constants import IMAGE_TOKEN_INDEX, VIDEO_TOKEN_INDEX
     from videollama2.processing import expand_placeholders, media_tokens
 
-    model, _, _ = model_init(folder, dtype=dtype, device=device)
+    if dtype == "int8":
+        from videollama2.checkpoints import load_checkpoint
+        from videollama2.checkpoints.cpu_int8 import CpuInt8Config
+
+        every_layer = CpuInt8Config(smallest_weight=1)
+        model, _ = load_checkpoint(folder, device_map={"": "cpu"}, dtype="float32", quantization_config=every_layer)
+    else:
+        model, _, _ = model_init(folder, dtype=dtype, device=device)
     values = load_file(folder / "reference.safetensors")
     prompt, video = values["single.input_ids"][0].tolist(), values["video"].to(model.device, model.dtype)
     media = sum(token in (IMAGE_TOKEN_INDEX, VIDEO_TOKEN_INDEX) for token in prompt)

@@ -81,14 +81,14 @@ WINGS = {
         ("processor",),
     ),
     "model": (
-        ("connectors", "encoders", "weight_names", "loss", "packed_attention"),
+        ("connectors", "encoders", "weight_names", "loss", "packed_attention", "int8"),
         ("base",),
         ("features", "generation"),
         ("modeling",),
     ),
     "checkpoints": (
         ("files", "placement"),
-        ("fingerprint", "quantisation"),
+        ("fingerprint", "quantisation", "cpu_int8"),
         ("audio_tower", "full"),
         ("parts",),
         ("connector",),

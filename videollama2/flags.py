@@ -36,7 +36,12 @@ def add_model_flags(
     )
     group.add_argument("--attn-implementation", default="sdpa", choices=("sdpa", "eager", "flash_attention_2"))
     bits = group.add_mutually_exclusive_group()
-    bits.add_argument("--load-8bit", action="store_true", help="language model in 8 bits (bitsandbytes)")
+    bits.add_argument(
+        "--load-8bit",
+        action="store_true",
+        help="weights in 8 bits: on a CPU all large ones, which is faster; on a "
+        "GPU those of the language model (bitsandbytes)",
+    )
     bits.add_argument("--load-4bit", action="store_true", help="language model in 4 bits (bitsandbytes)")
     return group
 

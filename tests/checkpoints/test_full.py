@@ -93,20 +93,21 @@ def test_mixtral_experts_are_the_files(golden):
 # ------------------------------------------------------------------------------------------- 8 and 4 bits
 
 
-@pytest.mark.parametrize("bits", ["load_8bit", "load_4bit"])
+@pytest.mark.parametrize("bits", [8, 4])
 def test_quantised_loading(bits, golden):
     pytest.importorskip("bitsandbytes", reason="optional extra 'quant'")
     _, full, processor, _ = load_pretrained_model("videollama2-tiny", device="cpu")
-    _, model, _, _ = load_pretrained_model("videollama2-tiny", device="cpu", **{bits: True})
+    config = quantization_config(bits, torch.float32)
+    model, _ = load_checkpoint("videollama2-tiny", device_map={"": "cpu"}, quantization_config=config)
     q_proj = model.model.language_model.layers[0].self_attn.q_proj
-    assert type(q_proj).__name__ == {"load_8bit": "Linear8bitLt", "load_4bit": "Linear4bit"}[bits]
+    assert type(q_proj).__name__ == {8: "Linear8bitLt", 4: "Linear4bit"}[bits]
     assert same(model.model.mm_projector.state_dict(), full.model.mm_projector.state_dict())
     assert same(model.model.vision_tower.state_dict(), full.model.vision_tower.state_dict())
     exact = full.model.language_model.layers[0].self_attn.q_proj
     with torch.no_grad():
         x = torch.randn(64, 128)
         error = (q_proj(x) - exact(x)).norm() / exact(x).norm()
-        assert 0 < error < (0.05 if bits == "load_8bit" else 0.12), error
+        assert 0 < error < (0.05 if bits == 8 else 0.12), error
     inputs = processor(text="<video>\nWhat?", videos=golden / "media" / "landscape_30fps_90f.mp4")
     out = model.generate(**inputs, max_new_tokens=4, do_sample=False)
     assert out.shape[1] > inputs["input_ids"].shape[1]
@@ -143,7 +144,9 @@ def test_the_noise_of_an_optional_kernel_stays_out():
 
 def test_only_linear_layers_of_the_decoder_are_quantised(golden):
     pytest.importorskip("bitsandbytes", reason="optional extra 'quant'")
-    _, model, _, _ = load_pretrained_model(golden / "models" / "llama-mlp2x_gelu-clip", device="cpu", load_8bit=True)
+    config = quantization_config(8, torch.float32)
+    folder = golden / "models" / "llama-mlp2x_gelu-clip"
+    model, _ = load_checkpoint(folder, device_map={"": "cpu"}, quantization_config=config)
     linear = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     quantised = {name for name, module in linear.items() if type(module) is not torch.nn.Linear}
     assert quantised == {name for name in linear if name.startswith("model.language_model.")}

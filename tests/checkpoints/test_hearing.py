@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 
 from tests.checkpoints.folders import same
 from tests.conftest import golden_audio_dir
-from videollama2.checkpoints import load_checkpoint, load_pretrained_model
+from videollama2.checkpoints import load_checkpoint
+from videollama2.checkpoints.quantisation import quantization_config
 
 from .test_convert import convert  # noqa: F401 - a fixture
 
@@ -57,7 +58,8 @@ def test_few_bits_leave_the_ears_as_they_are(hearing, bits, kind):
     """The published code cannot load such a model: it quantises the position convolution's normalised weight."""
     pytest.importorskip("bitsandbytes", reason="optional extra 'quant'")
     exact, processor = load_checkpoint(hearing, dtype=torch.float32)
-    _, model, _, _ = load_pretrained_model(hearing, device="cpu", **{f"load_{bits}bit": True})
+    config = quantization_config(bits, torch.float32)
+    model, _ = load_checkpoint(hearing, device_map={"": "cpu"}, quantization_config=config)
     assert any(type(module).__name__ == kind for module in model.model.language_model.modules())
     for part in ("audio_tower", "mm_projector_a", "mm_projector", "vision_tower"):
         assert same(getattr(model.model, part).state_dict(), getattr(exact.model, part).state_dict()), part

@@ -14,6 +14,7 @@ import torch
 import videollama2.auto  # noqa: F401 - registers the model types that AutoConfig meets below
 from videollama2.checkpoints.adapter import load_lora_folder, merge_lora
 from videollama2.checkpoints.connector import load_connector, load_connector_folder
+from videollama2.checkpoints.cpu_int8 import CpuInt8Config
 from videollama2.checkpoints.files import checkpoint_kind, read_tensors, resolve_name, stored_dtype
 from videollama2.checkpoints.full import load_checkpoint
 from videollama2.checkpoints.parts import build_from_parts
@@ -24,7 +25,7 @@ from videollama2.checkpoints.placement import (
     default_device,
     default_dtype,
 )
-from videollama2.checkpoints.quantisation import asked_quantization, quantization_config
+from videollama2.checkpoints.quantisation import asked_quantization, is_cpu_only, quantization_config
 from videollama2.errors import ConfigError
 from videollama2.hub import OPTIONS, read_config
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
@@ -65,8 +66,10 @@ def load_pretrained_model(
         model_path: folder, hub name or ``videollama2-tiny``; a full model, a connector or a LoRA folder.
         model_base: base language model of a connector or LoRA folder; defaults to the one its config names.
         model_name: ignored, accepted for compatibility; the kind of checkpoint is determined by its files.
-        load_8bit, load_4bit: quantise the language model with bitsandbytes. A ``quantization_config`` in the
-            ``config.json`` of a full model has the same effect.
+        load_8bit: 8-bit weights: with bitsandbytes, those of the language model; on a CPU, those of the vision
+            encoder too, with integer arithmetic (:mod:`videollama2.model.int8`).
+        load_4bit: quantise the language model with bitsandbytes. A ``quantization_config`` in the ``config.json`` of a
+            full model chooses bitsandbytes as well.
         device_map: placement over several devices, as in transformers; by default everything is on ``device``.
         device: defaults to cuda if available, else mps, else cpu.
         dtype: defaults to bfloat16 on a GPU that supports it, else float16; float32 on a CPU. ``auto`` is the same,
@@ -97,8 +100,8 @@ def load_pretrained_model(
         "dtype": dtype,
         "attn_implementation": attn_implementation,
         "device_map": device_map if device_map is not None else {"": device},
-        **_quantization(8 if load_8bit else 4 if load_4bit else 16, path, kind, dtype, hub),
     }
+    placement |= _quantization(8 if load_8bit else 4 if load_4bit else 16, path, kind, placement, hub)
     model, processor = _load(kind, path, model_base, placement, hub)
     context = getattr(model.config.text_config, "max_position_embeddings", None) or 2048
     return processor.tokenizer, model.eval(), processor, context
@@ -114,9 +117,13 @@ def _load(
     return load(path, base, placement, hub)
 
 
-def _quantization(bits: int, path: str, kind: str, dtype: torch.dtype, hub: dict[str, Any]) -> dict[str, Any]:
+def _quantization(bits: int, path: str, kind: str, placement: dict[str, Any], hub: dict[str, Any]) -> dict[str, Any]:
     """Return the loader option for the quantisation that the caller, or else the checkpoint itself, requests."""
-    quantization = quantization_config(bits, dtype)
+    quantization: Any
+    if bits == 8 and is_cpu_only(placement["device_map"]):
+        quantization = CpuInt8Config()
+    else:
+        quantization = quantization_config(bits, placement["dtype"])
     if quantization is None and kind == "full":
-        quantization = asked_quantization(read_config(path, **hub), f"{path}/config.json", dtype)
+        quantization = asked_quantization(read_config(path, **hub), f"{path}/config.json", placement["dtype"])
     return {} if quantization is None else {"quantization_config": quantization}

@@ -100,6 +100,12 @@ def leave_out_misfits(quantization: Any, decoder: PreTrainedConfig, device_map: 
     quantization.llm_int8_skip_modules = [*quantization.llm_int8_skip_modules, *sorted(misfits)]
 
 
+def is_cpu_only(device_map: Any) -> bool:
+    """Return whether a model with this placement is on the CPU as a whole."""
+    devices = device_map.values() if isinstance(device_map, dict) else [device_map]
+    return {str(device) for device in devices} == {"cpu"}
+
+
 def _uses_cpu(device_map: Any) -> bool:
     if isinstance(device_map, dict):
         return any(str(device) in ("cpu", "disk") for device in device_map.values())
