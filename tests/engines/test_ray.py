@@ -41,7 +41,8 @@ pytestmark = pytest.mark.ray
 MODEL = "videollama2-tiny"
 KEY = "sk-ray"
 CLIENTS = 32
-NODE = {"num_cpus": 2, "object_store_memory": 100 << 20, "include_log_monitor": False}
+# Each node has room for one replica.
+NODE = {"num_cpus": 1, "object_store_memory": 100 << 20, "include_log_monitor": False}
 REPLICA = f"ray::ServeReplica:default:{MODEL}"
 HEADERS = {"authorization": f"Bearer {KEY}"}
 CLIP = ROOT / "videollama2" / "assets" / "demo" / "moving_shapes.mp4"
@@ -283,20 +284,20 @@ def test_a_replica_and_a_node_are_killed(replicated: Machines) -> None:
     def kill_the_second_node(load: Load) -> dict[str, float]:
         some_more(load, CLIENTS)
         raylet = psutil.Process(replicated.second.all_processes["raylet"][0].process.pid)
-        start = time.monotonic()
         for process in (raylet, *raylet.children(recursive=True)):
             process.send_signal(signal.SIGKILL)
         gone = wait_until(lambda: running() < 2, 180, "Serve notices")
-        back = wait_until(lambda: running() == 2, 300, "another replica on the first node")
         some_more(load, CLIENTS)
-        return {"noticed after": gone, "another replica after": gone + back, "all": time.monotonic() - start}
+        return {"noticed after": gone}
 
     print("\na replica is killed:", end="")
     check(under_load(replicated.url, kill_a_replica))
     print("\na node is killed:", end="")
     check(under_load(replicated.url, kill_the_second_node))
     replicated.cluster.remove_node(replicated.second)
+    print("\nanother node joins:", end="")
     replicated.second = replicated.cluster.add_node(**NODE)
+    print(f" a replica runs there after {wait_until(lambda: running() == 2, 300, 'a replica there'):.1f} s")
 
 
 def test_replicas_come_and_go_with_the_load(machines: Machines) -> None:
