@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -28,9 +29,12 @@ pytest.importorskip("ray", reason="Ray has an environment of its own (scripts/te
 
 import psutil
 import ray
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from ray import serve
 from ray.cluster_utils import Cluster
+from ray.serve import Application
+from ray.serve.schema import ServeDeploySchema
 
 from tests.conftest import ROOT
 from tests.serve.servers import free_port
@@ -220,6 +224,15 @@ def some_more(load: Load, count: int) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------- the tests
+
+
+def test_serve_accepts_the_files_of_the_documentation() -> None:
+    manifest = yaml.safe_load((ROOT / "docs" / "ray-service.yaml").read_text())
+    (page,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "serve.md").read_text(), re.DOTALL)
+    for text in (manifest["spec"]["serveConfigV2"], page):
+        (application,) = ServeDeploySchema.model_validate(yaml.safe_load(text)).applications
+        assert application.import_path == "videollama2.engines.ray:app"
+        assert isinstance(app(application.args), Application)
 
 
 def test_the_api(replicated: Machines) -> None:
