@@ -3,7 +3,7 @@
 #
 #   bash scripts/shapes/ablation.sh [options of python -m videollama2.shapes.ablation]
 #
-# Environment: RUN=runs/ablation (where everything goes), SEEDS=3, STEPS=600 (of each of the 7 x SEEDS runs), PYTHON or VENV
+# Environment: RUN=runs/ablation (where everything goes), SEEDS=3, STEPS=1500 (of each of the 7 x SEEDS runs), PYTHON or VENV
 #   (interpreter); QUICK=1 for a few seconds of each connector, which learn nothing.
 # Half an hour of one core. Started again after an interruption, it goes on where it stopped. The table, with intervals, is
 # $RUN/results.md, the plot $RUN/results.svg.
@@ -18,4 +18,4 @@ if [ -n "${QUICK:-}" ]; then
 fi
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"  # the products are too small for more
 exec "$(find_python)" -m videollama2.shapes.ablation --out "${RUN:-runs/ablation}" --seeds "${SEEDS:-3}" \
-    --steps "${STEPS:-600}" ${SMALL[@]+"${SMALL[@]}"} "$@"
+    --steps "${STEPS:-1500}" ${SMALL[@]+"${SMALL[@]}"} "$@"

@@ -69,7 +69,7 @@ class Plan:
     encoder_steps: int = 400
     clips: int = 3000
     test_clips: int = 1000
-    steps: int = 600
+    steps: int = 1500
     batch: int = 16
     learning_rate: float = 2e-3
     seeds: int = 3
