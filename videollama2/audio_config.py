@@ -99,28 +99,20 @@ class AudioConfig(PreTrainedConfig):
         **kwargs: Any,
     ) -> None:
         _drop_published_fields(kwargs)
-        self.input_patch_size = input_patch_size
-        self.embed_dim = embed_dim
-        self.conv_bias = conv_bias
+        self.input_patch_size, self.embed_dim, self.conv_bias = input_patch_size, embed_dim, conv_bias
         self.encoder_layers, self.encoder_embed_dim = encoder_layers, encoder_embed_dim
         self.encoder_ffn_embed_dim = encoder_ffn_embed_dim
         self.encoder_attention_heads = encoder_attention_heads
-        self.dropout = dropout
-        self.attention_dropout = attention_dropout
-        self.activation_dropout = activation_dropout
-        self.dropout_input = dropout_input
-        self.encoder_layerdrop = encoder_layerdrop
+        self.dropout, self.attention_dropout, self.activation_dropout = dropout, attention_dropout, activation_dropout
+        self.dropout_input, self.encoder_layerdrop = dropout_input, encoder_layerdrop
         self.layer_wise_gradient_decay_ratio = layer_wise_gradient_decay_ratio
         self.conv_pos, self.conv_pos_groups = conv_pos, conv_pos_groups
         self.num_buckets, self.max_distance = num_buckets, max_distance
         self.finetuned_model, self.predictor_class = finetuned_model, predictor_class
-        self.sampling_rate = sampling_rate
-        self.clip_seconds = clip_seconds
-        self.num_windows = num_windows
-        self.window_seconds = window_seconds
+        self.sampling_rate, self.clip_seconds = sampling_rate, clip_seconds
+        self.num_windows, self.window_seconds = num_windows, window_seconds
         self.num_mel_bins = num_mel_bins
-        self.frame_length_ms = frame_length_ms
-        self.frame_shift_ms = frame_shift_ms
+        self.frame_length_ms, self.frame_shift_ms = frame_length_ms, frame_shift_ms
         super().__init__(**kwargs)
         self._check()
 

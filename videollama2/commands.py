@@ -76,10 +76,11 @@ def run_parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None,
     """Parse a command line and run a command with its options as keyword arguments, see :func:`run_command`.
 
     Args:
-        parser: parser that has the flag of :func:`add_debug_flag`.
+        parser: parser of the options; it gets ``--debug`` here.
         arguments: words of the command line; None for those of this process.
         run: the command.
     """
+    add_debug_flag(parser)
     options = vars(parser.parse_args(arguments))
     debug = options.pop("debug")
     return run_command(lambda: run(**options), debug=debug)

@@ -28,7 +28,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 from transformers import CLIPVisionModel, Qwen2Config, Qwen2ForCausalLM, get_cosine_schedule_with_warmup, set_seed
 
-from videollama2.commands import CommandParser, add_debug_flag, run_parsed
+from videollama2.commands import CommandParser, run_parsed
 from videollama2.constants import NUM_FRAMES
 from videollama2.errors import ConfigError, DataError
 from videollama2.media.frames import uniform_indices
@@ -250,7 +250,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--connectors", nargs="+", default=CONNECTORS, choices=CONNECTORS, metavar="NAME")
     for name, default in asdict(Plan()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, metavar="N")
-    add_debug_flag(parser)
     return parser
 
 

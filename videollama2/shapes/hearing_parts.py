@@ -24,7 +24,7 @@ import torch
 
 from videollama2.checkpoints.files import AUDIO_CONNECTOR_FILE
 from videollama2.checkpoints.full import load_checkpoint
-from videollama2.commands import CommandParser, add_debug_flag, run_parsed
+from videollama2.commands import CommandParser, run_parsed
 from videollama2.constants import TINY_MODEL_NAME
 from videollama2.model.connectors.audio import build_audio_projector
 from videollama2.model.encoders.beats import BeatsModel
@@ -99,7 +99,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default=TINY_MODEL_NAME, help="the model that sees (default %(default)s)")
     parser.add_argument("--seed", default=0, type=int, help="of the random weights")
     parser.add_argument("--steps", default=STEPS, type=int, help="of the pretraining (default %(default)s)")
-    add_debug_flag(parser)
     return parser
 
 

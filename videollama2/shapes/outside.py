@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from videollama2.commands import CommandParser, add_debug_flag, run_parsed
+from videollama2.commands import CommandParser, run_parsed
 from videollama2.errors import DataError
 from videollama2.media.audio import ClipRules, SoundSampling, read_sound
 from videollama2.media.image import load_image
@@ -167,7 +167,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sounds", required=True, type=Path, help="folder of sounds, for example speech")
     parser.add_argument("--count", default=100, type=int, help="files of each kind (default %(default)s)")
     parser.add_argument("--seed", required=True, type=int, help="of the crops and questions")
-    add_debug_flag(parser)
     return parser
 
 

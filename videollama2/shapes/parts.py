@@ -27,7 +27,7 @@ import torch
 from transformers import PreTrainedModel
 
 from videollama2.checkpoints.files import CONNECTOR_FILE
-from videollama2.commands import CommandParser, add_debug_flag, run_parsed
+from videollama2.commands import CommandParser, run_parsed
 from videollama2.constants import NUM_FRAMES
 from videollama2.errors import ConfigError
 from videollama2.media.pixels import PixelTransform
@@ -297,7 +297,6 @@ def _parser() -> argparse.ArgumentParser:
         )
     for size in fields(TinySizes):
         parser.add_argument(f"--{size.name.replace('_', '-')}", default=size.default, type=int)
-    add_debug_flag(parser)
     return parser
 
 

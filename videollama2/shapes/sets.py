@@ -34,7 +34,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from videollama2.commands import CommandParser, add_debug_flag, hides_bar, run_parsed
+from videollama2.commands import CommandParser, hides_bar, run_parsed
 from videollama2.errors import DataError
 from videollama2.shapes.annotations import MCQ_PROMPT, Annotation, annotate, choose_balanced
 from videollama2.shapes.encoding import encode_image, encode_video
@@ -372,7 +372,6 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="let train.json also ask what helps to learn the types of BOTH_TYPES",
     )
-    add_debug_flag(parser)
     return parser
 
 
