@@ -177,6 +177,25 @@ def test_the_tiny_model_learns_to_hear_in_the_same_stages(printed, tmp_path):
     assert (third[1].heard, third[1].joint_ratio) == ([True, False, False], [6, 1, 1])
 
 
+def test_the_tiny_model_is_shown_pictures_and_sounds_from_outside_its_world(printed, tmp_path):
+    given = {"PICTURES": tmp_path / "photographs", "SOUNDS": tmp_path / "speech"}
+    words = printed("shapes/train_av.sh", RUN=tmp_path, NPROC_PER_NODE=1, WORLD_SIZE=1, **given)
+    start = len(words) - words[::-1].index("videollama2.train")
+    _, data, _ = train.parse_arguments(words[start:])
+    names = ["/".join(name.removesuffix(".json").split("/")[-2:]) for name in data.data_path]
+    assert names == ["heard/train", "outside/both", "heard/sounds", "outside/heard", "seen/train", "outside/seen"]
+    assert data.heard == [True, True, False, False, False, False]
+    made = words[words.index("videollama2.shapes.outside") :]
+    assert made[1:7] == [
+        "--out",
+        f"{tmp_path}/outside",
+        "--pictures",
+        str(given["PICTURES"]),
+        "--sounds",
+        str(given["SOUNDS"]),
+    ]
+
+
 def test_nodes_and_processes_come_from_arguments_or_the_environment(printed):
     def launcher(*argv, **variables):
         words = printed("vllava/finetune.sh", *argv, **variables)
