@@ -26,7 +26,14 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
-from transformers import CLIPVisionModel, Qwen2Config, Qwen2ForCausalLM, get_cosine_schedule_with_warmup, set_seed
+from transformers import (
+    CLIPVisionModel,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    get_cosine_schedule_with_warmup,
+    set_seed,
+)
 
 from videollama2.commands import CommandParser, run_parsed
 from videollama2.constants import NUM_FRAMES
@@ -88,7 +95,7 @@ class Clips:
     asked: dict[str, list[tuple[int, Question]]]
 
 
-def draw_clips(encoder: nn.Module, transform: PixelTransform, seed: int, count: int) -> Clips:
+def draw_clips(encoder: PreTrainedModel, transform: PixelTransform, seed: int, count: int) -> Clips:
     """Draw ``count`` clips of one object each, encode their frames and ask about them."""
     features, asked = [], {kind: [] for kind in (*STATIC, *TEMPORAL)}
     for index in range(count):

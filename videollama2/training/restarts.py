@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage] - where its documentation has it
 
 
 def meet_apart_from_former_attempts() -> None:
