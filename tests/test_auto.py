@@ -9,11 +9,13 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers import AutoModel, pipeline
+from transformers import AutoModel, AutoProcessor, AutoVideoProcessor, pipeline
 
 from tests.conftest import ROOT, golden_dir
 from videollama2.checkpoints import load_checkpoint
 from videollama2.checkpoints.files import TINY_FOLDER
+from videollama2.errors import ConfigError
+from videollama2.processing import VideoLlama2VideoProcessor
 
 PATH = golden_dir() / "models" / "qwen2-stc_connector_v35-siglip"
 
@@ -169,6 +171,20 @@ def test_the_model_without_its_head_opens(golden, tmp_path, name):
 def _saved_and_opened(model, folder):
     model.save_pretrained(folder)
     return AutoModel.from_pretrained(folder, dtype=torch.float32)
+
+
+def test_videos_are_read_as_by_the_whole_processor():
+    clip, options = golden_dir() / "media" / "portrait_25fps_57f.mp4", {"num_frames": 4, "end": 1.0}
+    reader, whole = VideoLlama2VideoProcessor.from_pretrained(TINY_FOLDER), AutoProcessor.from_pretrained(TINY_FOLDER)
+    first, second = reader([str(clip), str(clip)], **options)["pixel_values_videos"]
+    assert torch.equal(first, whole["video"](str(clip), **options)) and torch.equal(first, second)
+    with pytest.raises(ConfigError):
+        reader(str(clip), frobnicate=1)
+
+
+def test_the_auto_class_for_videos():
+    pytest.importorskip("torchvision")
+    assert isinstance(AutoVideoProcessor.from_pretrained(TINY_FOLDER), VideoLlama2VideoProcessor)
 
 
 @pytest.mark.parametrize("task", ["image-text-to-text", "any-to-any"])

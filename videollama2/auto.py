@@ -2,7 +2,8 @@
 
 Importing this module is enough, and importing it again costs nothing. Afterwards ``AutoConfig``, ``AutoProcessor``,
 ``AutoModel``, ``AutoModelForImageTextToText`` and ``AutoModelForMultimodalLM`` open published and own checkpoints, and
-so do the pipelines ``image-text-to-text`` and ``any-to-any`` (for which transformers wants torchvision installed).
+so do the pipelines ``image-text-to-text`` and ``any-to-any``. For the latter, and for ``AutoVideoProcessor``,
+transformers wants torchvision installed, although nothing here uses it.
 """
 
 from transformers import (
@@ -11,12 +12,14 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
     AutoProcessor,
+    AutoVideoProcessor,
 )
+from transformers.utils.import_utils import is_torchvision_available
 
 from videollama2.config import FLAT_CONFIG_CLASSES, VideoLlama2Config
 from videollama2.model import weight_names
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration, VideoLlama2Model
-from videollama2.processing import VideoLlama2Processor
+from videollama2.processing import VideoLlama2Processor, VideoLlama2VideoProcessor
 
 weight_names.register()
 AutoConfig.register(VideoLlama2Config.model_type, VideoLlama2Config, exist_ok=True)
@@ -26,3 +29,5 @@ AutoModel.register(VideoLlama2Config, VideoLlama2Model, exist_ok=True)
 for _auto in (AutoModelForImageTextToText, AutoModelForMultimodalLM):
     _auto.register(VideoLlama2Config, VideoLlama2ForConditionalGeneration, exist_ok=True)
 AutoProcessor.register(VideoLlama2Config, VideoLlama2Processor, exist_ok=True)
+if is_torchvision_available():  # otherwise the class cannot even be registered with
+    AutoVideoProcessor.register(VideoLlama2Config, VideoLlama2VideoProcessor, exist_ok=True)

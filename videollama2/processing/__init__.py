@@ -20,10 +20,12 @@ from videollama2.processing.sequences import (
     padding_id,
     planned_tokens,
 )
+from videollama2.processing.video_processor import VideoLlama2VideoProcessor
 
 __all__ = [
     "ReadOptions",
     "VideoLlama2Processor",
+    "VideoLlama2VideoProcessor",
     "as_media",
     "check_kind",
     "check_medium",
