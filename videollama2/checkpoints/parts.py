@@ -97,7 +97,7 @@ def _put_together(
     if tower is not None:
         connector = build_connector(config.mm_projector_type, config.mm_hidden_size, config.hidden_size)
         model.model.vision_tower = tower
-        model.model.mm_projector = connector.to(device=embeddings.weight.device, dtype=config.dtype)
+        model.model.mm_projector = connector.to(embeddings.weight.device, embeddings.weight.dtype)
     if ears is not None:
         add_hearing(model, *ears)
     model.lm_head = head
