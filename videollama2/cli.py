@@ -33,6 +33,11 @@ _ELSEWHERE = {
         "add_batch_command",
     ),
     "data": ("check annotation files for training", "videollama2.data.check", "add_data_commands"),
+    "plan": (
+        "which ways of training a model fit into a GPU, by counting",
+        "videollama2.training.plan",
+        "add_plan_command",
+    ),
     "serve": ("controller, worker, API and web page on this machine", "videollama2.serve.launch", "add_serve_command"),
     "inspect": (
         "draw how much each visual token weighed in an answer",

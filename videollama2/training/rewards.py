@@ -7,7 +7,7 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from videollama2.data.record import Record
 from videollama2.errors import ConfigError
@@ -39,7 +39,7 @@ def load_reward(name: str) -> Reward:
         raise ConfigError(f"--reward {name} is no MODULE:FUNCTION or FILE.py:FUNCTION: {error}") from error
     if not callable(found):
         raise ConfigError(f"--reward {name} is no function, but {type(found).__name__}")
-    return found
+    return cast("Reward", found)
 
 
 def _module_of_file(path: Path) -> ModuleType:
