@@ -29,17 +29,21 @@ part() { # NAME SECONDS COMMAND...: run one part
 
 : >"$out/summary.txt"
 if [ -n "$smoke" ]; then
-  part golden 100 "$python" benchmarks/golden.py --device cpu --most 1
-  part engine 200 "$python" benchmarks/engine.py --device cpu --model videollama2-tiny --new-tokens 3 --concurrent 2 \
+  part golden 300 "$python" benchmarks/golden.py --device cpu --most 1
+  part engine 300 "$python" benchmarks/engine.py --device cpu --model videollama2-tiny --new-tokens 3 --concurrent 2 \
     --repeat 1 --clients 3
+  part train-lora 300 "$python" benchmarks/train_step.py --device cpu --shape tiny --lora --batch 2 --steps 1
+  part feeding 300 "$python" benchmarks/feeding.py --device cpu --shape tiny --clips 2 --threads 1
   exit "$failed"
 fi
 
 "$python" -c "import torch; print(torch.cuda.get_device_name(), torch.__version__)" >>"$out/summary.txt" || exit 1
-part golden 60 "$python" benchmarks/golden.py --device cuda
-part engine-graphs 110 "$python" benchmarks/engine.py --device cuda --dtype bfloat16 --repeat 2
-part engine-no-graphs 110 "$python" benchmarks/engine.py --device cuda --dtype bfloat16 --repeat 2 --no-cuda-graphs
+part golden 50 "$python" benchmarks/golden.py --device cuda
+part engine-graphs 100 "$python" benchmarks/engine.py --device cuda --dtype bfloat16 --repeat 2
+part engine-no-graphs 80 "$python" benchmarks/engine.py --device cuda --dtype bfloat16 --repeat 2 --no-cuda-graphs
 part graphs-equal 40 "$python" -m pytest -q -m gpu tests/inference/test_engine_exact.py -p no:cacheprovider
-part serve 90 "$python" benchmarks/serve.py --shape 0.5b --clients 1 8 32 --requests 2 --repeat 1
-part train 60 "$python" benchmarks/train.py --only 0.5b --device cuda --steps 2
+part train-lora 70 "$python" benchmarks/train_step.py --device cuda --shape 7b --lora
+part train-full 40 "$python" benchmarks/train_step.py --device cuda --shape 0.5b --batch 8
+part feeding 40 "$python" benchmarks/feeding.py --device cuda --shape 0.5b --clips 64
+part serve 50 "$python" benchmarks/serve.py --shape 0.5b --clients 1 8 32 --requests 2 --repeat 1
 exit "$failed"

@@ -88,7 +88,7 @@ def test_the_parts_of_the_gpu_script_run_on_a_cpu_at_tiny_shapes(tmp_path):
         ["bash", str(ROOT / "benchmarks" / "gpu.sh"), str(tmp_path / "out"), "--smoke"],
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=1200,
         env={**os.environ, "PYTHON": sys.executable},
     )
     out = tmp_path / "out"
@@ -97,12 +97,19 @@ def test_the_parts_of_the_gpu_script_run_on_a_cpu_at_tiny_shapes(tmp_path):
     assert [line.split(",")[0] for line in (out / "summary.txt").read_text().splitlines()] == [
         "golden: exit code 0",
         "engine: exit code 0",
+        "train-lora: exit code 0",
+        "feeding: exit code 0",
     ]
     rows = {line.split()[0]: line.split() for line in (out / "golden.txt").read_text().splitlines() if line}
     equal, count = int(rows["float32"][3]), int(rows["float32"][5])
     assert equal == count > 20 and float(rows["float32"][2]) < 1e-3 < float(rows["bfloat16"][2])
     steps = (out / "engine.txt").read_text().split("rows of a step")[1].splitlines()[1:6]
     assert [int(line.split()[0]) for line in steps] == [1, 2, 4, 8, 16]
+    ways = [line.split() for line in (out / "train-lora.txt").read_text().splitlines()[-2:]]
+    assert [(way[0], way[-1]) for way in ways] == [("padded", "sdpa"), ("packed", "sdpa_by_record")]
+    # The same records in both, and none of a packed row is padding.
+    assert float(ways[0][3].rstrip("%")) > 0 == float(ways[1][3].rstrip("%"))
+    assert "reading is " in (out / "feeding.txt").read_text().splitlines()[-1]
 
 
 def test_the_gpu_script_refuses_what_it_does_not_know(tmp_path):

@@ -35,7 +35,7 @@ class CpuInt8Config(QuantizationConfigMixin):
     load_in_4bit, load_in_8bit = False, True
 
     def __init__(self, smallest_weight: int | None = None, **_: Any) -> None:
-        self.quant_method = METHOD  # pyright: ignore[reportAssignmentType] - annotated for its own methods
+        self.quant_method = METHOD  # pyright: ignore[reportAttributeAccessIssue] - annotated for its own methods
         self.smallest_weight = SMALLEST_WEIGHT if smallest_weight is None else smallest_weight
 
 
@@ -44,7 +44,7 @@ class CpuInt8Quantizer(HfQuantizer):
 
     quantization_config: CpuInt8Config
 
-    def param_needs_quantization(self, model: Any, param_name: str, **_: Any) -> bool:
+    def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
         path, _, name = param_name.rpartition(".")
         return name == "weight" and isinstance(model.get_submodule(path), (Int8Linear, Int8Embedding))
 
