@@ -231,6 +231,8 @@ def plot(path: Path, tables: dict[str, list[Row]]) -> None:
         for place, values in ((0, [row.seconds for row in rows]), (1, [row.memory / 1e9 for row in rows])):
             axes[place][column].plot(sizes, values, marker="o")
             axes[place][column].set(xscale="log", ylabel=("seconds", "GB")[place])
+            axes[place][column].minorticks_off()
+            axes[place][column].set_xticks(sizes, list(map(_size, sizes)), fontsize=7)
         axes[0][column].set(yscale="log")
         axes[0][column].set_title(name.partition(" (")[0], fontsize=9)
         axes[1][column].set_ylim(bottom=0)

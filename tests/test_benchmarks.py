@@ -83,6 +83,7 @@ def test_rules_that_can_be_broken(ask, change, verdicts):
     assert [is_met for is_met, _ in ask.rules(row | change)] == verdicts
 
 
+@pytest.mark.slow
 def test_the_parts_of_the_gpu_script_run_on_a_cpu_at_tiny_shapes(tmp_path):
     done = subprocess.run(
         ["bash", str(ROOT / "benchmarks" / "gpu.sh"), str(tmp_path / "out"), "--smoke"],
