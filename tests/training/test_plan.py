@@ -135,3 +135,5 @@ def test_command(capsys):
     assert all((peak < 0.02) == (verdict == "fits") for peak, verdict in verdicts.values())
     assert cli.main(["plan", "--model", "videollama2-tiny", "--tokens", "3"]) == 2
     assert "--tokens 3 has no room for text" in capsys.readouterr().err
+    assert cli.main(["plan", "--model", "nowhere/no-model"]) == 2
+    assert "nowhere/no-model" in capsys.readouterr().err

@@ -23,8 +23,9 @@ from transformers.initialization import no_init_weights
 
 from videollama2.checkpoints import resolve_name
 from videollama2.commands import add_debug_flag
-from videollama2.config import VideoLlama2Config
+from videollama2.config import VideoLlama2Config, is_videollama2
 from videollama2.errors import ConfigError
+from videollama2.hub import read_config
 from videollama2.model.connectors import num_visual_tokens
 from videollama2.model.loss import CHUNK
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
@@ -263,7 +264,10 @@ def _plan(args: argparse.Namespace) -> int:
     for name in ("gpus", "memory", "batch", "tokens"):
         if getattr(args, name) <= 0:
             raise ConfigError(f"--{name} {getattr(args, name)} is not above 0")
-    config = VideoLlama2Config.from_pretrained(resolve_name(args.model))
+    path = resolve_name(args.model)
+    if not is_videollama2(read_config(path)):  # read_config says in one line where there is none
+        raise ConfigError(f"--model {args.model} is no VideoLLaMA 2 checkpoint")
+    config = VideoLlama2Config.from_pretrained(path)
     planner, load = Planner(config), Load(args.batch, args.tokens, args.gpus)
     if args.tokens <= planner.visual:
         raise ConfigError(f"--tokens {args.tokens} has no room for text: a clip has {planner.visual} of them")
