@@ -30,6 +30,8 @@ CORE = [
 ]
 EXTRAS = {
     "train": ["peft>=0.17", "bitsandbytes>=0.45", "tensorboard", "matplotlib"],
+    # Parquet files and folders of Hugging Face datasets. Addresses need fsspec's package for the store, as s3fs.
+    "data": ["pyarrow"],
     "deepspeed": ["deepspeed>=0.17"],
     "eval": ["pyarrow", "openai>=1", "matplotlib"],
     # Below 6.20, Gradio has known vulnerabilities.
@@ -62,7 +64,7 @@ EXTRAS = {
 
 # What every feature needs that runs wherever the core does.
 EXTRAS["all"] = sorted(
-    {need for name in ("train", "eval", "serve", "structured", "completion") for need in EXTRAS[name]}
+    {need for name in ("train", "data", "eval", "serve", "structured", "completion") for need in EXTRAS[name]}
 )
 
 setup(

@@ -171,3 +171,15 @@ def _run_python(words: list[str], cwd: str, variables: dict[str, str], streams: 
         runpy.run_module(target, run_name="__main__", alter_sys=True)
     else:
         runpy.run_path(target, run_name="__main__")
+
+
+def start_together(count: int, target: Callable[..., None], *args: object) -> None:
+    """Call ``target(*args, barrier)`` in so many forked processes, which meet at the barrier; all must end well."""
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(count)
+    processes = [context.Process(target=target, args=(*args, barrier)) for _ in range(count)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0

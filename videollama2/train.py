@@ -13,9 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
-from typing import cast
 
 if not __package__:
     # For a script, Python adds its own folder to the module path, and not the folder that holds the package.
@@ -26,30 +24,26 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 from accelerate import Accelerator, PartialState
-from torch.utils.data import ConcatDataset, Dataset
 from transformers import set_seed
 
 from videollama2.checkpoints.card import Provenance, write_card
 from videollama2.commands import USER_ERROR, run_command
 from videollama2.data.collator import TrainingCollator
 from videollama2.data.dataset import VideoInstructionDataset
-from videollama2.data.index import Index
-from videollama2.data.packing import PackedRows
 from videollama2.data.pairs import PairCollator, PreferencePairs
-from videollama2.data.record import Record
-from videollama2.data.records import PackedRecords, read_sets
 from videollama2.errors import MissingDependencyError
 from videollama2.media.kinds import AUDIO, KINDS
 from videollama2.processing import VideoLlama2Processor
 from videollama2.training.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from videollama2.training.build import base_name, build_model, describe_trainable
+from videollama2.training.data import RunData
 from videollama2.training.dpo import DpoTrainer
 from videollama2.training.grpo import GrpoTrainer
 from videollama2.training.identity import RunIdentity
-from videollama2.training.joint import joint_of
 from videollama2.training.loss_plot import plot_losses
 from videollama2.training.meter import Collate
 from videollama2.training.outcome import closing_words
+from videollama2.training.recipe import save_recipe
 from videollama2.training.report import write_report
 from videollama2.training.restarts import meet_apart_from_former_attempts
 from videollama2.training.resume import explain_full_disk
@@ -140,56 +134,34 @@ def _build_trainer(
     signals: StopSignals,
 ) -> VideoLlama2Trainer:
     """Read the records, then build the model and the trainer; afterwards the output folder describes the run."""
-    # Annotations come first: a faulty one is found in seconds, before gigabytes of weights are read.
-    skipped: list[str] | None = [] if data_args.on_bad_sample == "skip" else None
-    first = training_args.local_process_index == 0
-    index = Index(Path(data_args.records_cache)) if data_args.records_cache else None
-    read = partial(read_sets, data_folder=data_args.data_folder, skipped=skipped, progress=first, index=index)
-    sets = read(data_args.files, va=data_args.heard)
-    eval_sets = read(data_args.eval_data_path or [], va=[any(data_args.heard)])
+    data = RunData(data_args, training_args)
     set_seed(training_args.seed)
     model, processor = build_model(model_args, data_args, training_args)
-
-    def dataset(
-        sets: list[PackedRecords], kind: type[VideoInstructionDataset] = VideoInstructionDataset
-    ) -> VideoInstructionDataset:
-        # Sequences can be concatenated, and the result behaves like one, although torch annotates neither.
-        records = cast("Sequence[Record]", ConcatDataset(cast("list[Dataset[Record]]", sets)))
-        return kind(
-            records,
-            processor,
-            training_args.model_max_length,
-            _stage(model_args),
-            skip_bad=skipped is not None,
-            # The inference engine takes pixels.
-            levels=processor.transform is not None and kind is not Questions,
-            index=index,
-            contents=[records.content for records in sets],
-        )
-
-    kind, data, collator = _objective(training_args, processor)
-    trained, mixture = _packed(dataset(sets, data), [len(records) for records in sets], data_args, training_args)
+    kind, samples, collator = _objective(training_args, processor)
+    stage = _stage(model_args)
+    trained, mixture = data.trained(processor, stage, samples)
     trainer = kind(
         model=model,
         args=training_args,
         train_dataset=trained,
-        eval_dataset=dataset(eval_sets) if eval_sets else None,
+        eval_dataset=data.evaluated(processor, stage),
         data_collator=collator,
         processing_class=processor,
         base=base_name(model_args.model_path),
         parts_alone=model_args.parts_alone,
         mixture=mixture,
-        joint=joint_of(sets, data_args, training_args),
+        joint=data.joint,
         identity=identity,
         signals=signals,
     )
-    trainer.sets = sets
+    trainer.sets = data.sets
     if training_args.process_index == 0:
         out = training_args.output_folder
         if training_args.overwrite_output_dir:
             clear(out)
         write_record(out, identity)
-        for message in skipped or ():
+        save_recipe(out, training_args)
+        for message in data.skipped or ():
             trainer.note_bad(message)
     return trainer
 
@@ -204,26 +176,6 @@ def _objective(
     if training_args.objective == "grpo":
         return GrpoTrainer, Questions, shared
     return VideoLlama2Trainer, VideoInstructionDataset, alone
-
-
-def _packed(
-    dataset: VideoInstructionDataset, sizes: list[int], data_args: DataArguments, training_args: TrainingArguments
-) -> tuple[VideoInstructionDataset | PackedRows, tuple[list[int], list[float] | None]]:
-    """Return what the loader reads, the records or rows of them, with the sizes and weights of its sets."""
-    weights = data_args.data_weights
-    if data_args.packing is None:
-        return dataset, (sizes, weights)
-    rows = PackedRows(
-        dataset,
-        # Without weights all records are packed together, so that fewer rows are left half empty.
-        sizes if weights else [len(dataset)],
-        data_args.packing,
-        training_args.seed if training_args.data_seed is None else training_args.data_seed,
-        progress=training_args.local_process_index == 0,
-    )
-    if training_args.should_log:
-        print(f"{len(dataset)} records in {len(rows)} rows of {data_args.packing} tokens, {rows.fill:.0%} full")
-    return rows, (rows.sizes, weights)
 
 
 def end_together(accelerator: Accelerator) -> None:

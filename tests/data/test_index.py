@@ -1,12 +1,13 @@
 """Records and lengths kept by content: read once, shared by processes, and never something other than what was read."""
 
 import json
-import multiprocessing
 import pickle
 
 import pytest
 
 from tests.conftest import ROOT
+from tests.forked import start_together
+from videollama2.data import dataset as dataset_module
 from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.data.index import Index
 from videollama2.data.records import read_sets
@@ -78,14 +79,7 @@ def _enter(folder, barrier):
 
 
 def test_one_process_writes_and_the_others_wait(tmp_path):
-    context = multiprocessing.get_context("fork")
-    barrier = context.Barrier(4)
-    processes = [context.Process(target=_enter, args=(tmp_path, barrier)) for _ in range(4)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-        assert process.exitcode == 0
+    start_together(4, _enter, tmp_path)
     assert len(list(tmp_path.glob("written-*"))) == 1
 
 
@@ -101,3 +95,26 @@ def test_lengths_are_counted_once(file, tmp_path):
     assert list(again.lengths) == list(plain.lengths)
     shorter = VideoInstructionDataset(records, processor, 5, index=index, contents=[records.content])
     assert max(shorter.lengths) == 5
+
+
+def test_lengths_of_large_sets_are_estimated_by_shape_and_size(tmp_path, monkeypatch):
+    """Of media exactly, of text to a few percent; the same from the index and by decoding every record."""
+    talk = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": ""}]
+    (tmp_path / "i.png").write_bytes((ROOT / "videollama2" / "assets" / "demo" / "shapes.png").read_bytes())
+    rows = []
+    for i in range(300):
+        turns = [talk[0], {**talk[1], "value": "a red circle moves left and stops " * (1 + i % 40)}]
+        text_only = [{**turns[0], "value": "what?"}, turns[1]]
+        rows.append({"image": "i.png", "conversations": turns} if i % 3 else {"conversations": text_only})
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    processor = VideoLlama2Processor.from_pretrained(ROOT / "videollama2" / "assets" / "videollama2-tiny")
+    (records,) = read_sets([tmp_path / "rows.json"], index=Index(tmp_path / "cache"))
+    exact = VideoInstructionDataset(records, processor, 1 << 20)
+    decoded = VideoInstructionDataset(list(records), processor, 1 << 20)
+    assert list(exact.media_lengths) == list(decoded.media_lengths)
+    assert list(exact.lengths) == list(decoded.lengths)
+    monkeypatch.setattr(dataset_module, "_EXACT", 100)
+    monkeypatch.setattr(dataset_module, "_MEASURED", 60)
+    estimated = VideoInstructionDataset(records, processor, 1 << 20).lengths
+    assert estimated == pytest.approx(list(exact.lengths), rel=0.1, abs=12)
+    assert len(set(records.shapes[1])) == 2

@@ -167,7 +167,7 @@ def test_texts_may_hold_separators_that_json_allows(tmp_path, join):
 @pytest.mark.parametrize("far", [False, True])
 def test_many_records_keep_their_order_and_so_do_their_problems(media, tmp_path, monkeypatch, far):
     """Files that are far away are opened by several threads at once."""
-    monkeypatch.setattr(records_module, "_mostly_waited", lambda seconds, worked: far)
+    monkeypatch.setattr(records_module, "_mostly_waited", lambda begin, end: far)
     count, bad = 5000, [3, 64, 2999, 4999]
     rows = [{**GOOD, "id": i, "video": "gone.mp4" if i in bad else "v.mp4"} for i in range(count)]
     problems: list[str] = []
@@ -202,8 +202,8 @@ def test_bounds_of_a_record_reach_the_reader(media, tmp_path):
 
     row = {**GOOD, "video": str(golden_dir() / "media" / "landscape_30fps_90f.mp4")}
     ((whole, part),) = read_sets([write(tmp_path, [row, {**row, "start": 1, "end": 2.5}])])
-    assert whole.media[0].options == {}
-    assert part.media[0].options == {"start": 1, "end": 2.5}
+    assert whole.media[0].bounds == {}
+    assert part.media[0].bounds == {"start": 1, "end": 2.5}
     processor = VideoLlama2Processor.from_pretrained(golden_dir() / "models" / "qwen2-stc_connector-clip")
     pixels = [VideoInstructionDataset([r], processor, 4096)[0]["media"][0][1] for r in (whole, part)]
     assert torch.equal(pixels[1], processor.load_video(row["video"], start=1, end=2.5))

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from videollama2.commands import add_debug_flag
-from videollama2.constants import TINY_MODEL_NAME
+from videollama2.constants import MAX_FRAMES, TINY_MODEL_NAME
 from videollama2.data.record import Record
 from videollama2.data.records import PackedRecords, read_sets
 from videollama2.errors import CheckpointNotFoundError, ConfigError, DataError
 from videollama2.flags import number
+from videollama2.media.frames import FrameSampling
 from videollama2.media.kinds import AUDIO
 
 MediaCheck = Literal["quick", "open", "decode"]
@@ -114,6 +115,7 @@ def check_files(
     media: MediaCheck = "open",
     workers: int = 1,
     va: bool = False,
+    sampling: FrameSampling | None = None,
 ) -> Report:
     """Read annotation files as training does, but collect all problems instead of stopping at the first ones.
 
@@ -127,13 +129,14 @@ def check_files(
         media: ``open`` reads the first packet of every file, ``decode`` its first and last frame, ``quick`` neither.
         workers: number of processes that decode.
         va: whether videos are heard, unless their record says so itself.
+        sampling: the choice of frames, see :class:`videollama2.data.dataset.SampleReader`.
     """
     report = Report()
     for file in files:
         problems: list[str] = []
         records: Sequence[Record] = ()
         try:
-            (records,) = read_sets([file], data_folder, problems, progress, report.unread, [va])
+            (records,) = read_sets([file], data_folder, problems, progress, report.unread, [va], sampling=sampling)
         except DataError as error:
             # If a file has only bad records, each of them has been reported already.
             if not problems:
@@ -143,7 +146,7 @@ def check_files(
         if media != "quick" and records:
             records = _check_media(report, records, media == "decode", workers, progress)
         if processor is not None and records:
-            right = _count_lengths(report, records, processor, max_length)
+            right = _count_lengths(report, records, processor, max_length, sampling)
         else:
             right = iter(records)
         report.modalities.update(map(modality, right))
@@ -185,14 +188,18 @@ def _check_media(
 
 
 def _count_lengths(
-    report: Report, records: Sequence[Record], processor: Any, max_length: int | None
+    report: Report,
+    records: Sequence[Record],
+    processor: Any,
+    max_length: int | None,
+    sampling: FrameSampling | None,
 ) -> Iterator[Record]:
     """Add to the report's lengths, and yield the records that keep an answer within ``max_length``."""
     # Imported here because the command line imports this module at every start, which must stay fast.
     from videollama2.data.dataset import VideoInstructionDataset
     from videollama2.processing import media_tokens
 
-    unlimited = VideoInstructionDataset(records, processor, max_length=1 << 30)
+    unlimited = VideoInstructionDataset(records, processor, max_length=1 << 30, sampling=sampling)
     report.media_lengths += unlimited.media_lengths
     if any(AUDIO in medium.parts for record in records for medium in record.media):
         report.sound_tokens = media_tokens(processor.model_config, AUDIO)
@@ -202,7 +209,7 @@ def _count_lengths(
         yield from records
         return
     report.too_long += sum(whole > max_length for whole in unlimited.lengths)
-    limited = VideoInstructionDataset(records, processor, max_length)
+    limited = VideoInstructionDataset(records, processor, max_length, sampling=sampling)
     for record, length in zip(records, unlimited.lengths, strict=True):
         try:
             if length + _TEMPLATE_TOKENS * (1 + len(record.conversations)) > max_length:
@@ -238,7 +245,7 @@ def add_data_commands(subparsers: Any) -> None:
     parser = subparsers.add_parser("data", help="annotation files for training")
     commands = parser.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
     check = commands.add_parser("check", help="tell everything that is wrong with annotation files")
-    check.add_argument("files", nargs="+", metavar="FILE", help="JSON list or JSON Lines, also gzipped")
+    check.add_argument("files", nargs="+", metavar="FILE", help="JSON, tar, Parquet, dataset folder")
     check.add_argument("--data-folder", metavar="DIR", help="what media paths are relative to (default: FILE's folder)")
     check.add_argument(
         "--model-path", default=TINY_MODEL_NAME, metavar="NAME", help="whose tokens are counted (default %(default)s)"
@@ -248,6 +255,13 @@ def add_data_commands(subparsers: Any) -> None:
     media.add_argument("--quick", action="store_true", help="do not open videos, images and sounds")
     media.add_argument("--decode", action="store_true", help="decode the first and last frame and the sound of files")
     check.add_argument("--va", action="store_true", help="videos are heard too, as with train.py --va True")
+    check.add_argument(
+        "--sampling", default="index", choices=("index", "time", "fps"), help="the choice of frames, as in train.py"
+    )
+    check.add_argument("--fps", type=float, default=1.0, metavar="X", help="frames per second of --sampling fps")
+    check.add_argument(
+        "--max-frames", type=number(1), default=MAX_FRAMES, metavar="N", help="most frames of --sampling fps"
+    )
     check.add_argument(
         "--workers", type=number(1), metavar="N", help="processes that decode (default: the processors there are)"
     )
@@ -281,6 +295,7 @@ def _check(args: argparse.Namespace) -> int:
         media="quick" if args.quick else "decode" if args.decode else "open",
         workers=args.workers or os.cpu_count() or 1,
         va=args.va,
+        sampling=FrameSampling.over(args.sampling, fps=args.fps, max_frames=args.max_frames),
     )
     print(f"lengths are counted in the tokens of {args.model_path}")
     print(report.text())

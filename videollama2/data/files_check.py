@@ -13,8 +13,8 @@ from functools import partial
 from tqdm import tqdm
 
 from videollama2.commands import hides_bar
+from videollama2.data.places import source_of
 from videollama2.data.record import RecordMedium
-from videollama2.data.shards import source_of
 from videollama2.errors import DataError, MediaError
 from videollama2.media.kinds import AUDIO
 from videollama2.media.probe import check_decodes, check_opens, check_sound

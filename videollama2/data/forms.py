@@ -16,8 +16,8 @@ MESSAGE_KEYS = frozenset(("role", "content"))
 FORM_KEYS = frozenset(("messages", "query", "response", "history"))
 """Keys that take the place of ``conversations``."""
 
-_ELSEWHERE = re.compile(r"^(?!file:)[A-Za-z][A-Za-z0-9+.-]+:")
-"""The beginning of an address that is no path; a Windows drive has one letter."""
+_ELSEWHERE = re.compile(r"^(?!file:)(?:https?:|[A-Za-z][A-Za-z0-9+.-]+:(?!//))")
+"""The beginning of what is neither a path nor an address of a store; a Windows drive has one letter."""
 
 
 def published_form(raw: dict[str, Any]) -> dict[str, Any]:

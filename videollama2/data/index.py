@@ -19,29 +19,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from videollama2.data.shards import is_shard, shard_digest
+from videollama2.data.places import open_file
+from videollama2.data.readers import reader_of
 from videollama2.errors import DataError
 
-_FORMAT = 3
+_FORMAT = 4
 """Part of every entry's name, to be raised if the files of entries change."""
 _NUMBERS_FILE = "numbers.i64"
 
 
 def file_digest(file: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 digest of a file's content; of a tar shard, without the content of its media.
+    """Return the SHA-256 digest of a file's content, without the content of media that lie in it.
 
     Raises:
         DataError: the file cannot be read.
     """
-    if is_shard(file):
-        return shard_digest(file)
+    if reader := reader_of(file):
+        return reader.digest(file)
     try:
-        with Path(file).open("rb") as stream:
-            digest = hashlib.sha256()
-            while block := stream.read(1 << 20):
-                digest.update(block)
+        return content_digest(file)
     except OSError as error:
         raise DataError(f"{file}: cannot be read as an annotation file ({error})") from error
+
+
+def content_digest(file: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 digest of all bytes of a file or an address; raise OSError if it cannot be read."""
+    digest = hashlib.sha256()
+    with open_file(file) as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 
@@ -67,7 +73,7 @@ class Index:
             return place
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with _alone(place.with_suffix(".lock")):
+            with alone(place.with_suffix(".lock")):
                 if not place.is_dir():
                     self._write(place, write)
         except OSError as error:
@@ -104,7 +110,7 @@ def mapped(file: Path) -> mmap.mmap | bytes:
 
 
 @contextmanager
-def _alone(lock: Path) -> Iterator[None]:
+def alone(lock: Path) -> Iterator[None]:
     """Wait until no other process is inside the block for this lock."""
     try:
         import fcntl

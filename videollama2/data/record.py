@@ -25,18 +25,17 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 from videollama2.data.forms import FORM_KEYS, MESSAGE_KEYS, published_form
+from videollama2.data.places import is_address, is_member, kind_at, source_of
 from videollama2.data.preferences import PREFERENCE_KEYS, split_preference
-from videollama2.data.shards import content_of, is_member
 from videollama2.errors import DataError, MediaError, PromptError
 from videollama2.media.frames import FrameSampling
-from videollama2.media.kinds import AUDIO, KINDS, TAGS, VIDEO, kind_of
-from videollama2.media.sources import check_path, kind_of_path
-from videollama2.prompting import SPEAKERS, conversation_messages
+from videollama2.media.kinds import AUDIO, KINDS, TAGS, VIDEO
+from videollama2.media.sources import check_path
+from videollama2.prompting import SPEAKERS, checked_turns
 
 MEDIA_KEYS = {key: kind for kind in KINDS for key in (kind, f"{kind}s")}
 """Keys that hold media, with the kind whose tag represents each of their paths in the text."""
@@ -65,6 +64,7 @@ class RecordMedium:
         start, end: bounds of a video or a sound, in seconds.
         va: whether a video is heard as well as seen.
         num_frames: number of a video's frames; None leaves it to the model.
+        counted: number of frames that a video has by rate, if it was counted (see :func:`parse_record`).
     """
 
     kind: str
@@ -73,17 +73,19 @@ class RecordMedium:
     end: float | None = None
     va: bool = False
     num_frames: int | None = None
+    counted: int | None = None
+
+    def sampling(self, of_run: FrameSampling) -> FrameSampling:
+        """Return the choice of a video's frames: the run's, with what the record says about this video."""
+        frames = of_run.num_frames if self.num_frames is None else self.num_frames
+        fps = of_run.fps if frames is None else None
+        return replace(of_run, num_frames=frames, fps=fps, start=self.start, end=self.end)
 
     @property
     def bounds(self) -> dict[str, float]:
         """The bounds that are given."""
         bounds = {"start": self.start, "end": self.end}
         return {name: value for name, value in bounds.items() if value is not None}
-
-    @property
-    def options(self) -> dict[str, float]:
-        """The options that the processor receives in addition to the path."""
-        return self.bounds if self.num_frames is None else {**self.bounds, "num_frames": self.num_frames}
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -116,7 +118,9 @@ class Record:
         return [medium.kind for medium in self.media]
 
 
-def parse_record(raw: Any, number: int, source: str, folder: Path, va: bool = False) -> Record:
+def parse_record(
+    raw: Any, number: int, source: str, folder: str, va: bool = False, sampling: FrameSampling | None = None
+) -> Record:
     """Check one row and return its record.
 
     Args:
@@ -125,6 +129,7 @@ def parse_record(raw: Any, number: int, source: str, folder: Path, va: bool = Fa
         source: the annotation file.
         folder: folder to which its media paths are relative.
         va: whether its videos are heard, unless it says so itself.
+        sampling: if it takes frames by rate, those of the record's videos are counted, for which the files are opened.
 
     Raises:
         DataError: the row violates a rule; the message names file, record and rule.
@@ -137,8 +142,10 @@ def parse_record(raw: Any, number: int, source: str, folder: Path, va: bool = Fa
         conversations = _conversations(raw)
         _refuse_keys(raw)
         media = _media(raw, _ordered_paths(raw, conversations), folder, va)
-        conversation_messages(conversations, [medium.kind for medium in media])
+        checked_turns(conversations, len(media))
         _refuse_blank_answers(conversations)
+        if sampling is not None and sampling.by_rate:
+            media = tuple(_counted(medium, sampling) for medium in media)
     except (DataError, MediaError, PromptError) as error:
         raise DataError(f"{source}: record {str(name)!r}: {error}") from error
     return Record(str(name), source, media, tuple(conversations), rejected)
@@ -188,9 +195,10 @@ def _paths(value: Any, key: str) -> list[str]:
     return paths
 
 
-def _media(raw: dict[str, Any], paths: Sequence[tuple[str, str]], folder: Path, va: bool) -> tuple[RecordMedium, ...]:
+def _media(raw: dict[str, Any], paths: Sequence[tuple[str, str]], folder: str, va: bool) -> tuple[RecordMedium, ...]:
     bounds = {key: raw[key] for key in _SAMPLING_KEYS if raw.get(key) is not None}
-    FrameSampling(**bounds)  # raises an error for impossible bounds
+    if bounds:
+        FrameSampling(**bounds)  # raises an error for impossible bounds
     asked = raw.get("va")
     if not isinstance(asked, bool | None):
         raise DataError(f"'va' must be true or false, got {asked!r}")
@@ -208,11 +216,19 @@ def _media(raw: dict[str, Any], paths: Sequence[tuple[str, str]], folder: Path, 
     return tuple(media)
 
 
-def _found(named: str, path: str, folder: Path) -> tuple[str, str]:
+def _counted(medium: RecordMedium, sampling: FrameSampling) -> RecordMedium:
+    if medium.kind != VIDEO or medium.num_frames is not None:
+        return medium
+    from videollama2.media.video import count_frames  # imports decoders, which most commands do without
+
+    return replace(medium, counted=count_frames(source_of(medium.path), medium.sampling(sampling)))
+
+
+def _found(named: str, path: str, folder: str) -> tuple[str, str]:
     """Return the kind and the full path of the file ``path``, which the record has under the key ``named``."""
-    full = os.path.join(folder, path)
-    if is_member(path):
-        kind = AUDIO if named == AUDIO else kind_of(content_of(path), path)
+    full = path if is_address(path) else os.path.join(folder, path)
+    if named == AUDIO and (is_member(full) or is_address(full)):
+        kind = AUDIO
     elif named == AUDIO:
         # The published code does not join the folder before the paths of sounds.
         if not os.path.exists(full) and os.path.exists(path):
@@ -220,7 +236,7 @@ def _found(named: str, path: str, folder: Path) -> tuple[str, str]:
         check_path(full)
         kind = AUDIO
     else:
-        kind = kind_of_path(full)
+        kind = kind_at(full)
     if kind == AUDIO != named:
         raise DataError(f"{full}: is a sound, which belongs under {AUDIO!r} and not under {named!r}")
     return kind, full

@@ -10,24 +10,33 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, overload
 
+import numpy as np
 from tqdm import tqdm
 
 from videollama2.commands import hides_bar
 from videollama2.data.index import Index, file_digest, mapped
+from videollama2.data.places import folder_of, whole_path
 from videollama2.data.record import Record, RecordMedium, parse_record, unread_keys
 from videollama2.data.rows import read_rows
 from videollama2.errors import DataError
+from videollama2.media.frames import FrameSampling
 
 SHOWN_PROBLEMS = 10
 """Maximum number of problems listed in one error message; further ones are only counted."""
 
+_VALUES = attrgetter(*RecordMedium.__slots__)
+_SHAPE = attrgetter("kind", "va", "num_frames", "counted")
+Shape = tuple[tuple[str, bool, int | None, int | None], ...]
+"""Of each medium of a record: kind, whether a video is heard, and its numbers of frames, see :class:`RecordMedium`."""
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _BLOCK_FILE, _ENDS_FILE, _PROBLEMS_FILE = "records.jsons", "ends.u64", "problems.json"
+_SHAPES_FILE, _SHAPE_OF_FILE = "shapes.json", "shape_of.u32"
 
 _READERS = 16
 """Number of threads that read files if this is mostly waiting, as on a file server."""
@@ -50,20 +59,39 @@ class PackedRecords(Sequence[Record]):
         self._block: bytearray | mmap.mmap | bytes = bytearray()
         self._ends: array[int] | memoryview = array("Q", [0])
         self._folder: Path | None = None
+        # What the media of records are apart from their paths; records of one set have few different shapes.
+        self._shapes: dict[Shape, int] = {}
+        self._shape_of: array[int] | memoryview = array("I")
+
+    @property
+    def shapes(self) -> tuple[list[Shape], Sequence[int]]:
+        """The different shapes of records' media, and the place of each record's shape among them.
+
+        What depends on media but not on their content is found for millions of records without reading any of them.
+        """
+        return list(self._shapes), self._shape_of
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Number of bytes of each record as it is kept."""
+        return np.diff(np.asarray(self._ends).astype(np.int64))
 
     def append(self, record: Record) -> None:
         """Append one record of ``source``; records that were opened from a folder cannot grow."""
         assert isinstance(self._block, bytearray) and isinstance(self._ends, array)
-        media = [tuple(getattr(medium, name) for name in RecordMedium.__slots__) for medium in record.media]
+        assert isinstance(self._shape_of, array)
         preference = () if record.rejected is None else (record.rejected,)
-        text = _ENCODER.encode((record.id, media, record.conversations, *preference))
+        text = _ENCODER.encode((record.id, list(map(_VALUES, record.media)), record.conversations, *preference))
         self._block += text.encode("utf-8", "surrogatepass")
         self._ends.append(len(self._block))
+        self._shape_of.append(self._shapes.setdefault(tuple(map(_SHAPE, record.media)), len(self._shapes)))
 
     def save(self, folder: Path) -> None:
         """Write the records to two files in ``folder``."""
         (folder / _BLOCK_FILE).write_bytes(self._block)
         (folder / _ENDS_FILE).write_bytes(self._ends)
+        (folder / _SHAPES_FILE).write_text(json.dumps(list(self._shapes)))
+        (folder / _SHAPE_OF_FILE).write_bytes(self._shape_of)
 
     @classmethod
     def open(cls, source: str, folder: Path) -> PackedRecords:
@@ -72,6 +100,9 @@ class PackedRecords(Sequence[Record]):
         records._folder = folder
         records._block = mapped(folder / _BLOCK_FILE)
         records._ends = memoryview(mapped(folder / _ENDS_FILE)).cast("Q")
+        shapes = json.loads((folder / _SHAPES_FILE).read_text())
+        records._shapes = {tuple(map(tuple, shape)): place for place, shape in enumerate(shapes)}
+        records._shape_of = memoryview(mapped(folder / _SHAPE_OF_FILE)).cast("I")
         return records
 
     @property
@@ -82,7 +113,7 @@ class PackedRecords(Sequence[Record]):
     def __reduce__(self) -> tuple[Any, ...]:
         if self._folder is not None:
             return PackedRecords.open, (self.source, self._folder)
-        return _restored, (self.source, self._block, self._ends)
+        return _restored, (self.source, self._block, self._ends, self._shapes, self._shape_of)
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -105,9 +136,9 @@ class PackedRecords(Sequence[Record]):
         return Record(name, self.source, media, tuple(conversations), *rejected)
 
 
-def _restored(source: str, block: bytearray, ends: array[int]) -> PackedRecords:
+def _restored(source: str, *values: Any) -> PackedRecords:
     records = PackedRecords(source)
-    records._block, records._ends = block, ends
+    records._block, records._ends, records._shapes, records._shape_of = values
     return records
 
 
@@ -128,6 +159,7 @@ def read_sets(
     unread: Counter[str] | None = None,
     va: Sequence[bool] = (False,),
     index: Index | None = None,
+    sampling: FrameSampling | None = None,
 ) -> list[PackedRecords]:
     """Return the records of each annotation file.
 
@@ -140,6 +172,7 @@ def read_sets(
         va: whether videos are heard, unless their record says so itself; one value for each file, or one for all.
         index: where the result of a file is kept. A file with a known content is not read again, nor are its media
             looked at.
+        sampling: see :func:`videollama2.data.record.parse_record`.
 
     Raises:
         DataError: a file cannot be read or holds no usable record; or, without ``skipped``, records violate a rule,
@@ -147,8 +180,9 @@ def read_sets(
     """
     problems: list[str] = []
     of_each = list(va) * len(files) if len(va) == 1 else va
+    by_rate = sampling if sampling is not None and sampling.by_rate else None
     sets = [
-        _Source(file, data_folder, heard, progress, unread).read(index, problems)
+        _Source(file, data_folder, heard, progress, unread, by_rate).read(index, problems)
         for file, heard in zip(files, of_each, strict=True)
     ]
     if skipped is not None:
@@ -172,15 +206,16 @@ class _Source:
     va: bool
     progress: bool
     unread: Counter[str] | None
+    sampling: FrameSampling | None
 
     @property
     def name(self) -> str:
         return os.fspath(self.file)
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> str:
         """The folder to which the paths of media are relative."""
-        return Path(self.data_folder) if self.data_folder is not None else Path(self.file).parent
+        return folder_of(self.file) if self.data_folder is None else os.fspath(self.data_folder)
 
     def read(self, index: Index | None, problems: list[str]) -> PackedRecords:
         """Return the records, from the index if there is one. Problems of records are appended to the list."""
@@ -192,8 +227,9 @@ class _Source:
             self._parse(found).save(folder)
             (folder / _PROBLEMS_FILE).write_text(json.dumps(found))
 
-        where, given = os.path.abspath(self.folder), os.fspath(self.data_folder or "")
-        entry = index.entry(["records", file_digest(self.file), self.name, given, where, self.va], write)
+        where, given = whole_path(self.folder), os.fspath(self.data_folder or "")
+        rule = None if self.sampling is None else asdict(self.sampling)
+        entry = index.entry(["records", file_digest(self.file), self.name, given, where, self.va, rule], write)
         problems += json.loads((entry / _PROBLEMS_FILE).read_text())
         return PackedRecords.open(self.name, entry)
 
@@ -201,7 +237,7 @@ class _Source:
         folder, records = self.folder, PackedRecords(self.name)
 
         def parse(rows: list[tuple[int, Any]]) -> list[Record | str]:
-            return [_record_or_problem(raw, number, self.name, folder, self.va) for number, raw in rows]
+            return [_record_or_problem(raw, number, self.name, folder, self.va, self.sampling) for number, raw in rows]
 
         rows = enumerate(read_rows(self.file))
         found_any = False
@@ -216,7 +252,7 @@ class _Source:
             while parts := list(islice(_parts(rows), 2 * _READERS)):
                 if self.unread is not None:
                     self.unread.update(key for part in parts for _, raw in part for key in unread_keys(raw))
-                begin, worked = time.perf_counter(), time.thread_time()
+                begin = _waits_and_worked()
                 for parsed in run(parse, parts):
                     for found in parsed:
                         if isinstance(found, Record):
@@ -224,7 +260,7 @@ class _Source:
                         else:
                             problems.append(found)
                     bar.update(len(parsed))
-                if not found_any and _mostly_waited(time.perf_counter() - begin, time.thread_time() - worked):
+                if not found_any and _mostly_waited(begin, _waits_and_worked()):
                     run = readers.map
                 found_any = True
         if not found_any:
@@ -232,8 +268,22 @@ class _Source:
         return records
 
 
-def _mostly_waited(seconds: float, worked: float) -> bool:
-    return seconds > 3 * worked
+def _waits_and_worked() -> tuple[int, float]:
+    """Return how often this thread has waited for something, and the seconds it has worked, since it began."""
+    try:
+        import resource
+    except ImportError:  # Windows does not count
+        return 0, time.thread_time()
+    usage = resource.getrusage(getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF))
+    return usage.ru_nvcsw, time.thread_time()
+
+
+def _mostly_waited(begin: tuple[int, float], end: tuple[int, float]) -> bool:
+    """Whether a thread waited after every third of a millisecond of work or sooner.
+
+    Time alone would not tell: a thread also stands still where other programs need the processor.
+    """
+    return end[0] - begin[0] > (end[1] - begin[1]) / 300e-6
 
 
 def _parts(rows: Iterator[tuple[int, Any]]) -> Iterator[list[tuple[int, Any]]]:
@@ -241,8 +291,8 @@ def _parts(rows: Iterator[tuple[int, Any]]) -> Iterator[list[tuple[int, Any]]]:
         yield part
 
 
-def _record_or_problem(raw: Any, number: int, source: str, folder: Path, va: bool) -> Record | str:
+def _record_or_problem(raw: Any, *options: Any) -> Record | str:
     try:
-        return parse_record(raw, number, source, folder, va)
+        return parse_record(raw, *options)
     except DataError as error:
         return str(error)

@@ -10,10 +10,10 @@ import os
 import re
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO, cast
 
-from videollama2.data.shards import is_shard, shard_rows
+from videollama2.data.places import open_file
+from videollama2.data.readers import reader_of
 from videollama2.errors import DataError
 from videollama2.stand_ins import HEAD_BYTES, stand_in
 
@@ -28,7 +28,7 @@ _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def read_rows(file: str | os.PathLike[str]) -> Iterator[Any]:
-    """Yield the unchecked rows of one JSON list or JSON Lines file, or of one tar shard.
+    """Yield the unchecked rows of a JSON list, JSON Lines or anything of :data:`videollama2.data.readers.READERS`.
 
     The file may be compressed with gzip, whatever its name. UTF-16 is recognised by its byte order mark; otherwise the
     encoding is UTF-8.
@@ -37,11 +37,11 @@ def read_rows(file: str | os.PathLike[str]) -> Iterator[Any]:
         DataError: the file is missing or unreadable, or has neither form; the message names line and column. Rows
             before that position have been yielded by then.
     """
-    if is_shard(file):
-        yield from shard_rows(file)
+    if reader := reader_of(file):
+        yield from reader.rows(file)
         return
     try:
-        with _open_text(Path(file)) as stream:
+        with open_file(file) as raw, _text_of(raw, file) as stream:
             is_list = _first_mark(stream) == "["
             stream.seek(0)
             yield from _list_rows(stream, file) if is_list else _line_rows(stream, file)
@@ -51,18 +51,19 @@ def read_rows(file: str | os.PathLike[str]) -> Iterator[Any]:
         raise DataError(f"{file}: cannot be read as an annotation file ({error})") from error
 
 
-def _open_text(file: Path) -> TextIO:
-    with file.open("rb") as raw:
-        head = raw.read(HEAD_BYTES)
-    opened = gzip.open if head.startswith(_GZIP) else open
+def _text_of(raw: BinaryIO, file: str | os.PathLike[str]) -> TextIO:
+    content = raw
+    head = content.read(HEAD_BYTES)
+    content.seek(0)
     if head.startswith(_GZIP):
-        with gzip.open(file) as content:
-            head = content.read(HEAD_BYTES)
+        content = gzip.GzipFile(fileobj=raw)
+        head = content.read(HEAD_BYTES)
+        content.seek(0)
     if (reason := stand_in(head)) is not None:
         raise DataError(f"{file}: {reason}")
     # Some editors begin UTF-8 files with a byte order mark too.
     encoding = "utf-16" if head.startswith(_UTF16) else "utf-8-sig"
-    return io.TextIOWrapper(opened(file, "rb"), encoding=encoding)
+    return io.TextIOWrapper(cast("BinaryIO", content), encoding=encoding)
 
 
 def _first_mark(stream: TextIO) -> str:

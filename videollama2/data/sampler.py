@@ -6,8 +6,9 @@ does not depend on how a batch is divided among processes and accumulation steps
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
 import torch
 from torch.utils.data import Sampler
 
@@ -35,10 +36,10 @@ class InOrderSampler(Sampler[int]):
         return -(-self.drawn // self.multiple) * self.multiple
 
     def __iter__(self) -> Iterator[int]:
-        yield from self._order()
+        yield from map(int, self._order())
         yield from [self.size] * (len(self) - self.drawn)
 
-    def _order(self) -> Sequence[int]:
+    def _order(self) -> Iterable[int]:
         return range(self.size)
 
 
@@ -66,24 +67,29 @@ class MixtureSampler(InOrderSampler):
         """Set the epoch. The data loader calls this before each one."""
         self.epoch = epoch
 
-    def _order(self) -> Sequence[int]:
+    # Orders are arrays: lists of millions of Python numbers would take several times the memory, in each process.
+    def _order(self) -> Iterable[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         return self._arrange(self._draw(generator), generator)
 
-    def _draw(self, generator: torch.Generator) -> list[int]:
+    def _draw(self, generator: torch.Generator) -> np.ndarray:
         if self.weights is None:
-            return list(range(self.size))
-        drawn: list[int] = []
+            return np.arange(self.size)
+        drawn = []
         start = 0
         for size, share in zip(self.sizes, shares(self.size, self.weights), strict=True):
             # Each sample is taken as often as the whole set fits into the share, and some random ones once more.
-            drawn += [start + i for i in range(size)] * (share // size)
-            drawn += [start + i for i in torch.randperm(size, generator=generator).tolist()[: share % size]]
+            drawn.append(np.tile(np.arange(start, start + size), share // size))
+            drawn.append(start + _random_order(size, generator)[: share % size])
             start += size
-        return drawn
+        return np.concatenate(drawn)
 
-    def _arrange(self, drawn: list[int], generator: torch.Generator) -> Sequence[int]:
-        return [drawn[i] for i in torch.randperm(len(drawn), generator=generator).tolist()]
+    def _arrange(self, drawn: np.ndarray, generator: torch.Generator) -> Iterable[int]:
+        return drawn[_random_order(len(drawn), generator)]
+
+
+def _random_order(count: int, generator: torch.Generator) -> np.ndarray:
+    return torch.randperm(count, generator=generator).numpy()
 
 
 SOUNDING = ("audio-video", "audio", "other")
@@ -116,7 +122,7 @@ class JointSampler(MixtureSampler):
     def drawn(self) -> int:
         return self.rounds * sum(share for _, share in self.groups)
 
-    def _order(self) -> Sequence[int]:
+    def _order(self) -> Iterable[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         queues = [(iter(self._repeated(group, share, generator)), share) for group, share in self.groups]
         return [next(queue) for _ in range(self.rounds) for queue, share in queues for _ in range(share)]
@@ -152,32 +158,30 @@ class ModalityLengthSampler(MixtureSampler):
         weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__(sizes or [len(lengths)], weights, multiple, seed)
-        self.lengths = lengths
-        self.visual = visual
+        self.lengths = np.asarray(lengths)
+        self.visual = np.asarray(visual, bool)
         self.batch_size = batch_size
 
-    def _arrange(self, drawn: list[int], generator: torch.Generator) -> Sequence[int]:
-        whole: list[list[int]] = []
-        left_over: list[int] = []
+    def _arrange(self, drawn: np.ndarray, generator: torch.Generator) -> Iterable[int]:
+        whole: list[np.ndarray] = []
+        left_over: list[np.ndarray] = []
         for wanted in (True, False):
-            group = [i for i in drawn if bool(self.visual[i]) is wanted]
-            for batch in self._batches(group, generator):
-                if len(batch) == self.batch_size:
-                    whole.append(batch)
-                else:
-                    left_over += batch
-        order = [whole[i] for i in torch.randperm(len(whole), generator=generator).tolist()]
+            ordered = self._by_length(drawn[self.visual[drawn] == wanted], generator)
+            end = len(ordered) - len(ordered) % self.batch_size
+            whole.append(ordered[:end].reshape(-1, self.batch_size))
+            left_over.append(ordered[end:])
+        batches = np.concatenate(whole)
+        batches = batches[_random_order(len(batches), generator)]
         # The incomplete batches of both groups come last, and only they are mixed, so that they shift no other batch.
-        return [i for batch in [*order, left_over] for i in batch]
+        return np.concatenate([batches.reshape(-1), *left_over])
 
-    def _batches(self, group: Sequence[int], generator: torch.Generator) -> list[list[int]]:
-        shuffled = [group[i] for i in torch.randperm(len(group), generator=generator).tolist()]
-        window = WINDOW * self.batch_size
-        batches = []
-        for start in range(0, len(shuffled), window):
-            ordered = sorted(shuffled[start : start + window], key=lambda i: self.lengths[i])
-            batches += [ordered[i : i + self.batch_size] for i in range(0, len(ordered), self.batch_size)]
-        return batches
+    def _by_length(self, group: np.ndarray, generator: torch.Generator) -> np.ndarray:
+        """Return the group in random order, in which each window of batches is sorted by length."""
+        shuffled = group[_random_order(len(group), generator)]
+        for start in range(0, len(shuffled), WINDOW * self.batch_size):
+            window = shuffled[start : start + WINDOW * self.batch_size]
+            window[:] = window[np.argsort(self.lengths[window], kind="stable")]
+        return shuffled
 
 
 def shares(total: int, weights: Sequence[float]) -> list[int]:

@@ -1,8 +1,7 @@
 """Reads tar shards as WebDataset writes them: the members ``KEY.json``, ``KEY.mp4``, ... together are one record.
 
-The media stay in the shard. A path to one has the form ``/folder/shard.tar::OFFSET+SIZE::KEY.mp4``; it says where in
-the uncompressed file the content lies, so that records can be read in any order, and a run goes on within a shard
-exactly.
+The media stay in the shard, and their paths say where (:mod:`videollama2.data.places`), so that records can be read in
+any order, and a run goes on within a shard exactly.
 """
 
 from __future__ import annotations
@@ -10,56 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import tarfile
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from videollama2.errors import DataError, MediaError
-from videollama2.media.kinds import KINDS, kind_of
-
-_MEMBER = re.compile(r"(?P<shard>.*)::(?P<offset>\d+)\+(?P<size>\d+)::(?P<name>[^:]*)")
+from videollama2.data.places import content_of, kind_at, member_path, open_file, whole_path
+from videollama2.errors import DataError
+from videollama2.media.kinds import KINDS
 
 
 def is_shard(file: str | os.PathLike[str]) -> bool:
     """Whether an annotation file is a tar archive; only its name counts, since any file may begin like one."""
     return os.fspath(file).endswith(".tar")
-
-
-def is_member(path: str) -> bool:
-    """Whether a path leads into a shard."""
-    return _MEMBER.fullmatch(path) is not None
-
-
-def source_of(path: str) -> str | bytes:
-    """Return what a medium is read from: the content, if the path leads into a shard, and otherwise the path.
-
-    Raises:
-        MediaError: see :func:`content_of`.
-    """
-    return content_of(path) if is_member(path) else path
-
-
-def content_of(path: str) -> bytes:
-    """Return the content of a member of a shard.
-
-    Raises:
-        MediaError: the shard cannot be read, or is shorter than it was.
-    """
-    member = _MEMBER.fullmatch(path)
-    assert member is not None
-    size = int(member["size"])
-    try:
-        with open(member["shard"], "rb") as file:
-            file.seek(int(member["offset"]))
-            content = file.read(size)
-    except OSError as error:
-        raise MediaError(f"{path}: cannot be opened ({error.strerror})") from error
-    if len(content) != size:
-        raise MediaError(f"{path}: the shard ends within this file")
-    return content
 
 
 def shard_rows(file: str | os.PathLike[str]) -> Iterator[Any]:
@@ -71,7 +34,7 @@ def shard_rows(file: str | os.PathLike[str]) -> Iterator[Any]:
     Raises:
         DataError: the shard cannot be read, is compressed, or a record has no ``.json`` member or one that is not JSON.
     """
-    source = os.path.abspath(file)
+    source = whole_path(file)
     for key, members in groupby(_members(source), key=lambda member: _split(member.name)[0]):
         paths = {_split(member.name)[1]: _path(source, member) for member in members}
         described = paths.pop("json", None)
@@ -91,7 +54,7 @@ def shard_digest(file: str | os.PathLike[str]) -> str:
         DataError: the shard cannot be read.
     """
     digest = hashlib.sha256()
-    source = os.path.abspath(file)
+    source = whole_path(file)
     for member in _members(source):
         digest.update(f"{member.name} {member.offset_data} {member.size} {member.mtime}\n".encode())
         if member.name.endswith(".json"):
@@ -101,14 +64,14 @@ def shard_digest(file: str | os.PathLike[str]) -> str:
 
 def _members(source: str) -> Iterator[tarfile.TarInfo]:
     try:
-        with tarfile.open(source, "r:") as archive:
+        with open_file(source) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             yield from (member for member in archive if member.isfile())
     except (OSError, tarfile.TarError) as error:
         raise DataError(f"{source}: cannot be read as an uncompressed tar archive ({error})") from error
 
 
 def _path(source: str, member: tarfile.TarInfo) -> str:
-    return f"{source}::{member.offset_data}+{member.size}::{member.name}"
+    return member_path(source, f"{member.offset_data}+{member.size}", member.name)
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -128,7 +91,6 @@ def _with_media(row: dict[str, Any], key: str, paths: dict[str, str]) -> dict[st
 
     found = {name: inside(row[name]) for kind in KINDS for name in (kind, f"{kind}s") if row.get(name)}
     if not found:
-        for ending, path in paths.items():
-            kind = kind_of(content_of(path), f"{key}.{ending}")
-            found.setdefault(kind, []).append(path)
+        for path in paths.values():
+            found.setdefault(kind_at(path), []).append(path)
     return {"id": key, **row, **found}

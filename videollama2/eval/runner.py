@@ -319,10 +319,8 @@ class Runner:
 
 def _sampling(options: AnswerOptions, model_frames: int) -> FrameSampling:
     """Return the choice of frames; ``model_frames`` is the model's number of frames."""
-    if options.frames_over == "fps":
-        return FrameSampling(None)
     frames = "model" if options.num_frames is None else options.num_frames
-    return FrameSampling(frames, sampling=options.frames_over).for_model(model_frames)
+    return FrameSampling.over(options.frames_over, frames).for_model(model_frames)
 
 
 def _stored(asked: _Asked, outputs: list[str], reasons: list[str]) -> StoredAnswer:

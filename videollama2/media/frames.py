@@ -99,6 +99,27 @@ class FrameSampling:
     on_reversed: Literal["error", "swap"] = "error"
     fps: float | None = None
 
+    @classmethod
+    def over(
+        cls,
+        rule: Literal["index", "time", "fps"],
+        num_frames: int | Literal["model"] = "model",
+        fps: float = 1.0,
+        max_frames: int = MAX_FRAMES,
+    ) -> FrameSampling:
+        """Return what ``--sampling`` asks for: a number of frames over index or time, or frames by rate (fps).
+
+        The rate of 1 is the published mode without a number of frames.
+        """
+        if rule == "fps":
+            return cls(None, fps=None if fps == 1 else fps, max_frames=max_frames)
+        return cls(num_frames, sampling=rule)
+
+    @property
+    def by_rate(self) -> bool:
+        """Whether the number of frames depends on the length of the clip."""
+        return self.num_frames is None
+
     def __post_init__(self) -> None:
         if self.fps is not None:
             self._take_rate(self.fps)
@@ -176,7 +197,7 @@ def select_frames(
         fps: its average rate in frames per second.
         sampling: clip and count.
         times: seconds of every frame from the first one. Used for the bounds when the rate varies.
-        step_fps: rate that the one-frame-per-second mode counts in, when it is not ``fps``.
+        step_fps: rate in which frames taken by rate are counted, when it is not ``fps``.
         duration: seconds from the first frame's appearance to the last one's end; by default the last frame lasts as
             long as an average one. Used when sampling by time.
         name: how messages call the video.
@@ -223,8 +244,8 @@ def _select_by_time(
 ) -> list[int]:
     """Return the frames that are on screen in the middle of equal stretches of time.
 
-    The stretches divide the clip; in one-frame-per-second mode each is a second long, or a little less or more where
-    the clip is no whole number of seconds.
+    The stretches divide the clip; by rate, each is ``1 / fps`` seconds long, or a little less or more where the clip is
+    no whole number of them.
     """
     times = [i / fps for i in range(total)] if times is None else times
     duration = times[-1] + 1 / fps if duration is None else duration
@@ -288,10 +309,10 @@ def _check_fps(fps: float, name: str = "video") -> None:
         raise MediaError(f"{name}: frame rate {fps} is not a positive number")
 
 
-def _check_second(name: str, value: float | None) -> None:
+def _check_second(name: str, value: float | None, unit: str = "seconds") -> None:
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise MediaError(f"{name} {value!r} is not a number of seconds")
+        raise MediaError(f"{name} {value!r} is not a number of {unit}")
     if not math.isfinite(value):
-        raise MediaError(f"{name} {value} is not a number of seconds")
+        raise MediaError(f"{name} {value} is not a number of {unit}")

@@ -153,7 +153,7 @@ def kind_of(content: bytes | bytearray | memoryview | BinaryIO, name: str = "") 
     Raises:
         MediaError: there is no content, or it is of no kind in :data:`KINDS`.
     """
-    label, suffix = name or "the medium", PurePath(name).suffix.lower()
+    label, suffix = name or "the medium", os.path.splitext(name)[1].lower()
     kind = identify(content, name)
     if kind is None:
         kind = next((kind for kind, suffixes in SUFFIXES.items() if suffix in suffixes), None)
@@ -180,7 +180,7 @@ def identify(content: bytes | bytearray | memoryview | BinaryIO, name: str = "")
         raise MediaError(f"{name or 'the medium'}: the file is empty")
     if (reason := stand_in(head)) is not None:
         raise MediaError(f"{name or 'the medium'}: {reason}")
-    suffix = PurePath(name).suffix.lower()
+    suffix = os.path.splitext(name)[1].lower()
     if head.startswith(_JPEG_START) and suffix in (".mjpeg", ".mjpg"):
         return VIDEO
     picture = _picture_kind(head, file)

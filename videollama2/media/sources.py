@@ -41,13 +41,18 @@ def check_path(path: str | os.PathLike) -> Path:
         MediaError: it is empty or too long, an address, a device, or a file of zero bytes.
     """
     text = describe_source(path)
+    _status_of(text)
+    return Path(text)
+
+
+def _status_of(text: str) -> os.stat_result:
+    """The status of the file or folder at a path; for the errors see :func:`check_path`."""
     if not text:
         raise MediaError("the path of the video or image is empty")
     if "://" in text:
         raise MediaError(f"{text}: addresses are not opened here; download the file and give its path")
-    checked = Path(text)
     try:
-        status = checked.stat()
+        status = os.stat(text)
     except FileNotFoundError as error:
         raise MediaNotFoundError(f"{text}: no such file or folder") from error
     except OSError as error:
@@ -58,7 +63,7 @@ def check_path(path: str | os.PathLike) -> Path:
         raise MediaError(f"{text}: the file is empty")
     if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
         raise MediaError(f"{text}: is neither a file nor a folder")
-    return checked
+    return status
 
 
 @contextmanager
@@ -113,8 +118,12 @@ def kind_of_path(path: str | os.PathLike) -> str:
         MediaNotFoundError: the path does not exist.
         MediaError: the file is empty, cannot be opened, or is of no kind that is read here.
     """
-    checked = check_path(path)
-    if checked.is_dir():
+    # Millions of files are looked at, so nothing is asked of the system twice, as ``opened`` would.
+    text = describe_source(path)
+    if stat.S_ISDIR(_status_of(text).st_mode):
         return VIDEO
-    with opened(checked, str(checked), VIDEO) as file:
-        return kind_of(file, str(checked))
+    try:
+        with open(text, "rb") as file:
+            return kind_of(file, text)
+    except OSError as error:
+        raise MediaError(f"{text}: cannot be opened ({error.strerror})") from error

@@ -150,20 +150,34 @@ def read_clip(
     """
     with open_video(source, backend, fps, limits) as reader:
         limits.check_duration(reader.duration, reader.name)
-        indices = select_frames(
-            reader.num_frames,
-            reader.fps,
-            sampling or FrameSampling(num_frames=None),
-            times=reader.times,
-            step_fps=reader.step_fps,
-            duration=reader.duration,
-            name=reader.name,
-        )
+        indices = _chosen(reader, sampling or FrameSampling(num_frames=None))
         limits.check_count(len(indices), reader.name)
         times = reader.times
         return Clip(
             reader.get_frames(indices), indices, [times[i] for i in indices], reader.fps, reader.num_frames, reader.name
         )
+
+
+def count_frames(source: Any, sampling: FrameSampling) -> int:
+    """Return how many frames :func:`read_clip` would read; none are decoded.
+
+    Raises:
+        MediaError: see :func:`read_clip`.
+    """
+    with open_video(source) as reader:
+        return len(_chosen(reader, sampling))
+
+
+def _chosen(reader: VideoReader, sampling: FrameSampling) -> list[int]:
+    return select_frames(
+        reader.num_frames,
+        reader.fps,
+        sampling,
+        times=reader.times,
+        step_fps=reader.step_fps,
+        duration=reader.duration,
+        name=reader.name,
+    )
 
 
 def _backend(name: str) -> OpenVideo:

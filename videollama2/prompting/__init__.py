@@ -7,7 +7,7 @@ hold the published sentinel (:data:`~videollama2.constants.MODAL_INDEX_MAP`); ``
 A tag is a medium only where a message part or an annotation says so. The same letters typed by a user stay text.
 """
 
-from videollama2.prompting.labels import SPEAKERS, conversation_messages, training_ids
+from videollama2.prompting.labels import SPEAKERS, checked_turns, conversation_messages, training_ids
 from videollama2.prompting.messages import (
     ANY_TAG,
     Message,
@@ -41,6 +41,7 @@ __all__ = [
     "check_last",
     "check_messages",
     "check_text",
+    "checked_turns",
     "conversation_messages",
     "render",
     "tagged_parts",

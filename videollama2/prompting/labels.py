@@ -30,32 +30,48 @@ def conversation_messages(conversations: Sequence[dict[str, str]], kinds: Sequen
         DataError: no turns, an unknown speaker, turns that do not alternate or do not end with an answer, or a
             number of tags that is not the number of media; text that UTF-8 cannot hold.
     """
-    messages: list[Message] = []
+    system, messages = checked_turns(conversations, len(kinds))
+    remaining = list(kinds)
+    built: list[Message] = [] if system is None else [_said("system", system)]
+    for role, text in messages:
+        count = len(ANY_TAG.findall(text)) if role == "user" else 0
+        own, remaining = remaining[:count], remaining[count:]
+        built.append({"role": role, "content": tagged_parts(text, own)} if own else _said(role, text))
+    return built
+
+
+def _said(role: str, text: str) -> Message:
+    return {"role": role, "content": [{"type": "text", "text": text}]}
+
+
+def checked_turns(conversations: Sequence[dict[str, str]], media: int) -> tuple[str | None, list[tuple[str, str]]]:
+    """Return the system text, if there is one, and role and text of each turn that is learnt.
+
+    Args:
+        conversations: see :func:`conversation_messages`.
+        media: number of media of the record.
+
+    Raises:
+        DataError: see :func:`conversation_messages`.
+    """
+    turns: list[tuple[str, str]] = []
     for turn in conversations:
         speaker, value = turn.get("from"), turn.get("value")
         if not isinstance(speaker, str) or speaker not in SPEAKERS or not isinstance(value, str):
             raise DataError(f"a turn needs 'from' (human or gpt) and a text 'value', got {turn!r}")
         if broken := first_surrogate(value):
             raise DataError(f"the text of a turn is not valid UTF-8: {broken}")
-        messages.append({"role": SPEAKERS[speaker], "content": value})
-    system: list[Message] = []
-    if messages and messages[0]["role"] == "system":
-        system = [{"role": "system", "content": [{"type": "text", "text": messages.pop(0)["content"]}]}]
-    if messages and messages[0]["role"] == "assistant":
-        messages = messages[1:]
-    roles = [m["role"] for m in messages]
+        turns.append((SPEAKERS[speaker], value))
+    system = turns.pop(0)[1] if turns and turns[0][0] == "system" else None
+    if turns and turns[0][0] == "assistant":
+        turns = turns[1:]
+    roles = [role for role, _ in turns]
     if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
         raise DataError(f"turns must alternate human, gpt and end with gpt; got {' '.join(roles) or 'no turn'}")
-    found = sum(len(ANY_TAG.findall(m["content"])) for m in messages if m["role"] == "user")
-    if found != len(kinds):
-        raise DataError(f"the human turns hold {found} media tag(s), the record holds {len(kinds)} medium(s)")
-    remaining = list(kinds)
-    for message in messages:
-        text = message["content"]
-        count = len(ANY_TAG.findall(text)) if message["role"] == "user" else 0
-        own, remaining = remaining[:count], remaining[count:]
-        message["content"] = tagged_parts(text, own) if own else [{"type": "text", "text": text}]
-    return [*system, *messages]
+    found = sum(len(ANY_TAG.findall(text)) for role, text in turns if role == "user")
+    if found != media:
+        raise DataError(f"the human turns hold {found} media tag(s), the record holds {media} medium(s)")
+    return system, turns
 
 
 def training_ids(

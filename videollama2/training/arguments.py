@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from videollama2.errors import ConfigError
 from videollama2.training.flags import DataArguments, ModelArguments, TrainingArguments
 from videollama2.training.help import Parser
+from videollama2.training.recipe import given_flags, take_recipe
 from videollama2.training.rules import check_arguments
 
 __all__ = ["Arguments", "DataArguments", "ModelArguments", "TrainingArguments", "parse_arguments"]
@@ -29,6 +30,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
         description="Train a video language model.",
     )
     argv = list(sys.argv[1:] if argv is None else argv)
+    recipe = given_flags(argv).get("recipe")
+    argv = take_recipe(argv, {action.dest for action in parser._actions})
     try:
         model_args, data_args, training_args, unknown = parser.parse_args_into_dataclasses(
             argv, return_remaining_strings=True
@@ -37,5 +40,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
         raise ConfigError(str(error)) from error
     if unknown:
         raise ConfigError(f"there is no flag {' '.join(unknown)} (--help lists those there are)")
+    training_args.recipe = recipe
+    training_args.given = given_flags(argv)
     check_arguments(model_args, data_args, training_args)
     return model_args, data_args, training_args

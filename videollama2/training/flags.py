@@ -4,15 +4,17 @@ from argparse import ArgumentTypeError
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import transformers
 from transformers.hf_argparser import string_to_bool
 from transformers.integrations.integration_utils import is_tensorboard_available
 
-from videollama2.errors import ConfigError, MissingDependencyError
+from videollama2.constants import MAX_FRAMES
+from videollama2.errors import ConfigError, MediaError, MissingDependencyError
 from videollama2.flat_form import FLAT_MODEL_TYPES
+from videollama2.media.frames import FrameSampling
 from videollama2.model.base import choose_deepspeed_accelerator
 from videollama2.training.objective_flags import ObjectiveFlags
 from videollama2.training.stale_locks import clear_stale_locks
@@ -125,7 +127,7 @@ class DataArguments:
 
     data_path: list[str] | None = field(
         default=None,
-        metadata={"help": "Annotation files, JSON lists or JSON Lines, of records with media of any kind."},
+        metadata={"help": "Annotation files: JSON, tar shards, Parquet, datasets' folders; also addresses (s3://...)."},
     )
     data_path_a: list[str] | None = field(
         default=None,
@@ -153,9 +155,22 @@ class DataArguments:
         default=None,
         metadata={"help": "One number per annotation file: its share of an epoch. Default: every record once."},
     )
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Read records while training, without counting them first; needs --max_steps."},
+    )
+    shuffle_buffer: int = field(
+        default=1000, metadata={"help": "With --streaming: each record is drawn from so many; 1 keeps their order."}
+    )
     records_cache: str | None = field(
         default=None,
         metadata={"help": "Folder on a local disk that keeps checked records and their lengths by content."},
+    )
+    media_cache: str | None = field(
+        default=None, metadata={"help": "Folder on a local disk that keeps the frames of decoded videos by content."}
+    )
+    media_cache_gb: float = field(
+        default=100.0, metadata={"help": "With --media_cache: its largest size; what was used least recently goes."}
     )
     packing: int | None = field(
         default=None,
@@ -172,6 +187,14 @@ class DataArguments:
     num_frames: int | None = field(
         default=None, metadata={"help": "Frames per video. Default: the checkpoint's, for a new model 8."}
     )
+    sampling: Literal["index", "time", "fps"] = field(
+        default="index",
+        metadata={"help": "Frames evenly over their numbers or over time, or --fps of each second (fps)."},
+    )
+    fps: float = field(default=1.0, metadata={"help": "With --sampling fps: frames per second."})
+    max_frames: int = field(
+        default=MAX_FRAMES, metadata={"help": "With --sampling fps: most frames of a video, spread over all of it."}
+    )
     image_aspect_ratio: Literal["pad", "square"] | None = field(
         default=None,
         metadata={
@@ -186,11 +209,20 @@ class DataArguments:
         return [*(self.data_path or ()), *(self.data_path_a or ())]
 
     @property
+    def frame_sampling(self) -> FrameSampling:
+        """The choice of a video's frames; a record's own number of frames comes first."""
+        return FrameSampling.over(self.sampling, fps=self.fps, max_frames=self.max_frames)
+
+    @property
     def heard(self) -> list[bool]:
         """The values of ``--va``: one for all annotation files, or one for each."""
         return [string_to_bool(value) for value in self.va or ("False",)]
 
     def __post_init__(self) -> None:
+        try:
+            FrameSampling(fps=self.fps, max_frames=self.max_frames)
+        except MediaError as error:
+            raise ConfigError(f"--{error}") from error
         for value in self.va or ():
             try:
                 string_to_bool(value)
@@ -233,6 +265,12 @@ class TrainingArguments(ObjectiveFlags, transformers.TrainingArguments):
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Start over in a folder that holds another run, which is removed."}
     )
+    recipe: str | None = field(
+        default=None,
+        metadata={"help": "YAML file that holds any of these flags; those of the command line override it."},
+    )
+    # All flags of the command line and of its recipe, for the recipe that the run writes. It is no flag itself.
+    given = dict[str, Any]()
     resume_older: bool = field(
         default=False,
         metadata={"help": "Resume from the newest readable checkpoint if newer ones are damaged."},

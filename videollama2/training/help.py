@@ -9,6 +9,7 @@ import argparse
 import copy
 import re
 import textwrap
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
@@ -22,10 +23,28 @@ _OWN = tuple(f.name for f in fields(TrainingArguments) if f.name not in transfor
 _OWN_FLAGS = {*_OWN, *(f.name for kind in (ModelArguments, DataArguments) for f in fields(kind))}
 _LORA = ("lora_", "bits", "double_quant", "quant_type")
 
+FOLDED = (
+    *(
+        "double_quant",
+        "quant_type",
+        "data_path_a",
+        "joint_ratio",
+        "audio_gradient_multiplier",
+        "pretrain_mm_mlp_adapter_a",
+    ),
+    *("shuffle_buffer", "fps", "max_frames", "media_cache_gb"),
+)
+"""Flags of this program that few runs need. ``--help`` lists their names, ``--help_all`` describes them."""
+
+
+def _unfolded(kind: Any) -> Iterator[str]:
+    return (f.name for f in fields(kind) if f.name not in FOLDED)
+
+
 GROUPS: dict[str, tuple[str, ...]] = {
-    "the model: its parts, and which of them learn": tuple(f.name for f in fields(ModelArguments)),
+    "the model: its parts, and which of them learn": tuple(_unfolded(ModelArguments)),
     "the data": (
-        *(f.name for f in fields(DataArguments)),
+        *_unfolded(DataArguments),
         *("model_max_length", "group_by_modality_length", "eval_strategy", "eval_steps"),
     ),
     "learning": (
@@ -34,7 +53,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "optim", "weight_decay"),
         *("max_grad_norm", "lr_scheduler_type", "warmup_steps", "seed"),
     ),
-    "LoRA and quantisation": tuple(name for name in _OWN if name.startswith(_LORA)),
+    "LoRA and quantisation": tuple(name for name in _OWN if name.startswith(_LORA) and name not in FOLDED),
     "memory and speed": (
         *(
             "bf16",
@@ -46,11 +65,11 @@ GROUPS: dict[str, tuple[str, ...]] = {
         ),
     ),
     "the run": (
-        *("output_dir", "overwrite_output_dir", "save_strategy", "save_steps", "save_total_limit"),
+        *("recipe", "output_dir", "overwrite_output_dir", "save_strategy", "save_steps", "save_total_limit"),
         *("resume_from_checkpoint", "resume_older", "logging_steps", "report_to", "run_name"),
     ),
 }
-"""The flags under each title of ``--help``. Every flag of this program is in one of the groups."""
+"""The flags under each title of ``--help``. Every flag of this program is in one of the groups, or folded."""
 
 _SAID = {
     "gradient_checkpointing": "Recompute activations instead of keeping them: less memory, a quarter more time.",
@@ -83,14 +102,20 @@ class Parser(HfArgumentParser):
             formatter.start_section(title)
             formatter.add_arguments([_short(actions.pop(name)) for name in names])
             formatter.end_section()
-        others = [f"--{name}" for name in sorted(actions) if name not in ("help", argparse.SUPPRESS)]
-        listed = textwrap.fill(" ".join(others), _WIDTH - 2, initial_indent="  ", subsequent_indent="  ")
+        folded = [actions.pop(name).dest for name in FOLDED]
+        others = [name for name in sorted(actions) if name not in ("help", argparse.SUPPRESS)]
         end = "Switches take True or False (default); --debug shows an error's traceback; --help_all tells every flag."
-        return f"{formatter.format_help()}\nother flags of transformers:\n{listed}\n\n{end}\n"
+        names = f"other flags of this program:\n{_listed(folded)}\n\nother flags of transformers:\n{_listed(others)}"
+        return f"{formatter.format_help()}\n{names}\n\n{end}\n"
 
     def format_help_of_all(self) -> str:
         """Return the text of ``--help_all``: every flag with its whole description, as argparse formats it."""
         return argparse.ArgumentParser.format_help(self)
+
+
+def _listed(names: list[str]) -> str:
+    text = " ".join(f"--{name}" for name in names)
+    return textwrap.fill(text, _WIDTH - 2, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _formatter(prog: str) -> argparse.HelpFormatter:

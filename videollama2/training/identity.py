@@ -24,6 +24,7 @@ ANY_VALUE = frozenset(
     {
         # where the result goes and how the run is started again
         *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "resume_older", "on_bad_sample"),
+        "recipe",  # its flags count
         # what is logged and published
         *("logging_strategy", "logging_steps", "logging_first_step", "log_level", "log_level_replica"),
         *("log_on_each_node", "disable_tqdm", "report_to", "run_name", "project", "debug", "skip_memory_metrics"),
@@ -34,6 +35,7 @@ ANY_VALUE = frozenset(
         *("save_strategy", "save_steps", "save_total_limit", "save_on_each_node", "save_only_model"),
         # how records are read
         *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "records_cache"),
+        *("media_cache", "media_cache_gb"),
         *("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "dataloader_in_order"),
         # on which machine the run is
         *("local_rank", "use_cpu", "tf32", "ddp_timeout", "ddp_backend", "ddp_bucket_cap_mb"),

@@ -31,6 +31,10 @@ def check_arguments(model_args: ModelArguments, data_args: DataArguments, traini
         *_audio_rules(model_args, training_args),
         *_lora_rules(model_args, training_args),
         *_data_rules(data_args, training_args),
+        *_need(data_args, "sampling fps", data_args.sampling == "fps", ("fps", "max_frames")),
+        *_need(data_args, "media_cache", data_args.media_cache is not None, ("media_cache_gb",)),
+        (not data_args.media_cache_gb > 0, f"--media_cache_gb {data_args.media_cache_gb} is not above 0"),
+        *_stream_rules(data_args, training_args),
         *_packing_rules(data_args.packing, training_args),
         *_attention_rules(model_args.attn_implementation, training_args),
         *_recompute_rules(training_args),
@@ -133,13 +137,13 @@ def _lora_rules(model_args: ModelArguments, training_args: TrainingArguments) ->
     ]
 
 
-def _need(training_args: TrainingArguments, flag: str, given: bool, names: tuple[str, ...]) -> list[Rule]:
+def _need(arguments: TrainingArguments | DataArguments, flag: str, given: bool, names: tuple[str, ...]) -> list[Rule]:
     """Return rules that ``names`` must keep their defaults without ``flag``, since they would have no effect."""
-    defaults = {f.name: f.default for f in fields(TrainingArguments)}
+    defaults = {f.name: f.default for f in fields(arguments)}
     return [
         (
-            not given and getattr(training_args, name) != defaults[name],
-            f"--{name} {getattr(training_args, name)} has no effect without --{flag}",
+            not given and getattr(arguments, name) != defaults[name],
+            f"--{name} {getattr(arguments, name)} has no effect without --{flag}",
         )
         for name in names
     ]
@@ -216,6 +220,19 @@ def _joint_rules(ratio: list[int] | None, order: str | None) -> list[Rule]:
     ]
 
 
+def _stream_rules(data_args: DataArguments, training_args: TrainingArguments) -> list[Rule]:
+    if not data_args.streaming:
+        return _need(data_args, "streaming True", False, ("shuffle_buffer",))
+    order = own_order(data_args, training_args)
+    whole = [name for name in ("joint_ratio", "records_cache") if getattr(data_args, name) is not None]
+    whole += [order] if order not in (None, "data_weights") else []
+    return [
+        (training_args.max_steps <= 0, "--streaming needs --max_steps: the number of records is not known"),
+        (data_args.shuffle_buffer < 1, f"--shuffle_buffer {data_args.shuffle_buffer} is below 1"),
+        (whole, f"--{whole[0] if whole else ''} needs all records, --streaming reads them one after the other"),
+    ]
+
+
 def _packing_rules(packing: int | None, training_args: TrainingArguments) -> list[Rule]:
     if packing is None:
         return []
@@ -276,6 +293,10 @@ def _objective_rules(
         *_need(training_args, "objective grpo", objective == "grpo", _GRPO_FLAGS),
         (training_args.dpo_beta <= 0, f"--dpo_beta {training_args.dpo_beta} is not above 0"),
         *_grpo_rules(training_args),
+        (
+            objective != "answers" and data_args.streaming,
+            f"--streaming reads answers to learn, --objective {objective} needs all records",
+        ),
         (
             objective != "answers" and data_args.packing is not None,
             f"--packing packs answers to learn, --objective {objective} compares answers to one question",

@@ -18,6 +18,7 @@ from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.data.packing import PackedRows
 from videollama2.data.record import Record
 from videollama2.data.sampler import InOrderSampler, JointSampler, MixtureSampler, ModalityLengthSampler
+from videollama2.data.stream import StreamedRecords
 from videollama2.errors import MissingDependencyError, VideoLlama2Error
 from videollama2.training.eval_loss import sums_over
 from videollama2.training.joint import Joint
@@ -90,6 +91,11 @@ class VideoLlama2Trainer(SavingTrainer):
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
+        if isinstance(dataset, StreamedRecords):
+            # Every process reads all records, so the first one alone lists those that are left out.
+            if dataset.skip_bad:
+                dataset.order.problem = self.note_bad if self.args.process_index == 0 else lambda message: None
+            return dataset.order
         if self.args.train_sampling_strategy != "random" or not isinstance(
             dataset, VideoInstructionDataset | PackedRows
         ):

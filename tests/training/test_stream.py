@@ -1,0 +1,68 @@
+"""Streamed runs: the same batches whatever the form of the files, and exactly resumed within a row group."""
+
+import json
+
+import pytest
+
+from videollama2 import train
+
+from .conftest import copy_checkpoint, difference, flags
+
+STREAMED = {
+    "streaming": True,
+    "shuffle_buffer": 5,
+    "max_steps": 4,
+    "per_device_train_batch_size": 3,
+    "save_strategy": "steps",
+    "save_steps": 2,
+}
+
+
+def as_parquet(world, file):
+    """The records of the world with the content of their media, in row groups of five."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rows = json.loads((world / "mixed.json").read_text())
+    cells = [
+        {
+            **row,
+            **{
+                key: {"bytes": (world / row[key]).read_bytes(), "path": row[key]}
+                for key in ("video", "image")
+                if key in row
+            },
+        }
+        for row in rows
+    ]
+    names = ("id", "video", "image", "conversations")
+    pq.write_table(
+        pa.Table.from_pylist([{name: cell.get(name) for name in names} for cell in cells]), file, row_group_size=5
+    )
+    return file
+
+
+def test_batches_do_not_depend_on_the_form_and_resume_exactly(run, world, tmp_path):
+    whole = run(**STREAMED)
+    file = as_parquet(world, tmp_path / "mixed.parquet")
+    resumed = tmp_path / "resumed"
+    tables = run(data_path=file, dataloader_num_workers=1, **STREAMED)
+    assert difference(whole.weights, tables.weights) == 0
+    copy_checkpoint(tables.folder / "checkpoint-2", resumed / "checkpoint-2")
+    # Two records of the second row group were used after six records.
+    again = run(folder=resumed, data_path=file, **STREAMED)
+    assert [row["step"] for row in again.log] == [1, 2, 3, 4]
+    assert difference(whole.weights, again.weights) == 0
+    assert whole.losses == again.losses
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"streaming": True, "max_steps": -1}, "--streaming needs --max_steps"),
+        ({"streaming": True, "packing": 500}, "--packing needs all records"),
+        ({"shuffle_buffer": 5}, "--shuffle_buffer 5 has no effect without --streaming True"),
+        ({"streaming": True, "data_path": "gone.json"}, "gone.json"),
+    ],
+)
+def test_contradictions(world, parts, tmp_path, capsys, changes, words):
+    assert train.main(flags(world, parts, tmp_path / "out", **changes)) == 2
+    assert words in capsys.readouterr().err

@@ -1,0 +1,141 @@
+"""Records that are read while a run uses them, so that neither their number nor all of them need to be known.
+
+The order is drawn where the records are read, by a sampler that yields records themselves; the loader's workers only
+read their media. Batches therefore depend on neither the number of workers nor that of processes, and a resumed run
+reads the records of the steps it has done, but none of their media.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch.utils.data import Dataset, Sampler
+
+from videollama2.data.dataset import Sample, SampleReader
+from videollama2.data.places import folder_of
+from videollama2.data.record import Record, parse_record
+from videollama2.data.rows import read_rows
+from videollama2.errors import DataError
+
+
+@dataclass(frozen=True)
+class RecordFiles:
+    """Annotation files to be read one record after the other; for the arguments see ``read_sets``."""
+
+    files: Sequence[str]
+    data_folder: str | None = None
+    va: Sequence[bool] = (False,)
+
+    def records(self, number: int, problem: Callable[[str], None] | None = None) -> Iterator[Record]:
+        """Yield the records of one file in order.
+
+        Args:
+            number: place of the file among ``files``.
+            problem: called with each rule that a record breaks, which is then left out.
+
+        Raises:
+            DataError: the file cannot be read or has no usable record; or, without ``problem``, a record breaks a rule.
+        """
+        file = self.files[number]
+        folder = folder_of(file) if self.data_folder is None else os.fspath(self.data_folder)
+        heard = self.va[number % len(self.va)]
+        found = False
+        for place, raw in enumerate(read_rows(file)):
+            try:
+                record = parse_record(raw, place, file, folder, heard)
+            except DataError as error:
+                if problem is None:
+                    raise
+                problem(str(error))
+                continue
+            found = True
+            yield record
+        if not found:
+            raise DataError(f"{file}: there is no usable record in this file")
+
+
+class StreamOrder(Sampler[Any]):
+    """Yields records without end, in an order that depends on the seed alone.
+
+    Without weights, a pass takes the files in random order and every record once. With weights, each record comes from
+    a file that is drawn by weight, and each file begins anew when it ends. In either case a buffer is filled, and each
+    record that is read takes the place of a random one of the buffer, which is used.
+
+    Args:
+        source: the files.
+        weights: share of each file, in any unit; None takes every record once per pass.
+        buffer: number of records among which the next one is drawn; 1 keeps the order of the files.
+        seed: decides the order.
+        problem: see :meth:`RecordFiles.records`.
+    """
+
+    def __init__(
+        self,
+        source: RecordFiles,
+        weights: Sequence[float] | None = None,
+        buffer: int = 1000,
+        seed: int = 0,
+        problem: Callable[[str], None] | None = None,
+    ) -> None:
+        self.source, self.weights, self.buffer, self.seed, self.problem = source, weights, buffer, seed, problem
+
+    def __iter__(self) -> Iterator[Record]:
+        draw = random.Random(self.seed)
+        if self.weights is not None:
+            yield from self._shuffled(self._mixed(self.weights, random.Random(draw.random())), draw)
+        while True:
+            yield from self._shuffled(self._pass(random.Random(draw.random())), draw)
+
+    def _pass(self, draw: random.Random) -> Iterator[Record]:
+        numbers = list(range(len(self.source.files)))
+        if self.buffer > 1:
+            draw.shuffle(numbers)
+        for number in numbers:
+            yield from self.source.records(number, self.problem)
+
+    def _mixed(self, weights: Sequence[float], draw: random.Random) -> Iterator[Record]:
+        numbers = range(len(self.source.files))
+        endless = [self._again_and_again(number) for number in numbers]
+        while True:
+            yield next(endless[draw.choices(numbers, weights)[0]])
+
+    def _again_and_again(self, number: int) -> Iterator[Record]:
+        while True:
+            yield from self.source.records(number, self.problem)
+
+    def _shuffled(self, records: Iterator[Record], draw: random.Random) -> Iterator[Record]:
+        kept: list[Record] = []
+        for record in records:
+            if len(kept) < self.buffer:
+                kept.append(record)
+                continue
+            place = draw.randrange(self.buffer)
+            kept[place], record = record, kept[place]
+            yield record
+        draw.shuffle(kept)
+        yield from kept
+
+
+class StreamedRecords(SampleReader, Dataset):
+    """A dataset whose indices are the records themselves, as :class:`StreamOrder` yields them; it has no length.
+
+    Args:
+        order: the records and their order.
+        args, kwargs: see :class:`~videollama2.data.dataset.SampleReader`.
+    """
+
+    def __init__(self, order: StreamOrder, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.order = order
+
+    def __getitem__(self, record: Record) -> Sample:
+        """Read and tokenise a record; see :meth:`~videollama2.data.dataset.SampleReader.sample` for the errors."""
+        return self.sample(record, {})
+
+    def __getitems__(self, records: Sequence[Record]) -> list[Sample]:
+        """Return the samples of a batch; the data loader calls this if there is such a method."""
+        return self.samples(records)

@@ -1,0 +1,128 @@
+"""The training data of a run as the flags ask for them: read at once or streamed, plain or packed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from torch.utils.data import ConcatDataset, Dataset
+
+from videollama2.data.dataset import VideoInstructionDataset
+from videollama2.data.index import Index
+from videollama2.data.media_cache import MediaCache
+from videollama2.data.packing import PackedRows
+from videollama2.data.record import Record
+from videollama2.data.records import PackedRecords, read_sets
+from videollama2.data.stream import RecordFiles, StreamedRecords, StreamOrder
+from videollama2.processing import VideoLlama2Processor
+from videollama2.training.flags import DataArguments, TrainingArguments
+from videollama2.training.joint import Joint, joint_of
+from videollama2.training.rollouts import Questions
+
+Trained = VideoInstructionDataset | PackedRows | StreamedRecords
+
+
+class RunData:
+    """The records of a run. They are read and checked when this is made, before gigabytes of weights are.
+
+    Attributes:
+        skipped: problems of records that were left out; None if the first problem is an error.
+    """
+
+    def __init__(self, data_args: DataArguments, training_args: TrainingArguments) -> None:
+        self.data_args, self.training_args = data_args, training_args
+        self.skipped: list[str] | None = [] if data_args.on_bad_sample == "skip" else None
+        self.index = Index(Path(data_args.records_cache)) if data_args.records_cache else None
+        self.media_cache = None
+        if data_args.media_cache:
+            self.media_cache = MediaCache(data_args.media_cache, int(data_args.media_cache_gb * 1e9))
+        read = partial(
+            read_sets,
+            data_folder=data_args.data_folder,
+            skipped=self.skipped,
+            progress=self.first,
+            index=self.index,
+            sampling=data_args.frame_sampling,
+        )
+        self.stream = RecordFiles(data_args.files, data_args.data_folder, data_args.heard)
+        self.sets: list[PackedRecords] = []
+        if data_args.streaming:
+            for number in range(len(data_args.files)):
+                next(self.stream.records(number, None if self.skipped is None else self.skipped.append))
+        else:
+            self.sets = read(data_args.files, va=data_args.heard)
+        self.eval_sets = read(data_args.eval_data_path or [], va=[any(data_args.heard)])
+
+    @property
+    def first(self) -> bool:
+        """Whether this process shows progress for its machine."""
+        return self.training_args.local_process_index == 0
+
+    @property
+    def seed(self) -> int:
+        """The seed of the order of samples."""
+        args = self.training_args
+        return args.seed if args.data_seed is None else args.data_seed
+
+    @property
+    def joint(self) -> Joint | None:
+        """The groups of joint training, see :func:`videollama2.training.joint.joint_of`."""
+        return None if self.data_args.streaming else joint_of(self.sets, self.data_args, self.training_args)
+
+    def trained(
+        self, processor: VideoLlama2Processor, stage: str, kind: type[VideoInstructionDataset] = VideoInstructionDataset
+    ) -> tuple[Trained, tuple[list[int], list[float] | None] | None]:
+        """Return what the loader reads, with the sizes and weights of its sets; a stream has no sizes.
+
+        Args:
+            kind: the dataset of the run's objective.
+        """
+        if self.data_args.streaming:
+            order = StreamOrder(self.stream, self.data_args.data_weights, self.data_args.shuffle_buffer, self.seed)
+            return StreamedRecords(order, **self._reading(processor, stage)), None
+        dataset, sizes = self._dataset(self.sets, processor, stage, kind), [len(records) for records in self.sets]
+        return self._packed(dataset, sizes)
+
+    def evaluated(self, processor: VideoLlama2Processor, stage: str) -> VideoInstructionDataset | None:
+        """Return the records that the loss is measured on, if there are any."""
+        return self._dataset(self.eval_sets, processor, stage) if self.eval_sets else None
+
+    def _reading(self, processor: VideoLlama2Processor, stage: str) -> dict[str, Any]:
+        return {
+            "processor": processor,
+            "max_length": self.training_args.model_max_length,
+            "stage": stage,
+            "skip_bad": self.skipped is not None,
+            "levels": processor.transform is not None,
+            "sampling": self.data_args.frame_sampling,
+            "media_cache": self.media_cache,
+        }
+
+    def _dataset(
+        self,
+        sets: list[PackedRecords],
+        processor: VideoLlama2Processor,
+        stage: str,
+        kind: type[VideoInstructionDataset] = VideoInstructionDataset,
+    ) -> VideoInstructionDataset:
+        # Sequences can be concatenated, and the result behaves like one, although torch annotates neither.
+        records = cast("Sequence[Record]", ConcatDataset(cast("list[Dataset[Record]]", sets)))
+        contents = [each.content for each in sets]
+        reading = self._reading(processor, stage)
+        # The inference engine, which answers questions in training, takes pixels.
+        reading["levels"] = reading["levels"] and kind is not Questions
+        return kind(records, **reading, index=self.index, contents=contents, progress=self.first)
+
+    def _packed(
+        self, dataset: VideoInstructionDataset, sizes: list[int]
+    ) -> tuple[VideoInstructionDataset | PackedRows, tuple[list[int], list[float] | None]]:
+        weights, packing = self.data_args.data_weights, self.data_args.packing
+        if packing is None:
+            return dataset, (sizes, weights)
+        # Without weights all records are packed together, so that fewer rows are left half empty.
+        rows = PackedRows(dataset, sizes if weights else [len(dataset)], packing, self.seed, progress=self.first)
+        if self.training_args.should_log:
+            print(f"{len(dataset)} records in {len(rows)} rows of {packing} tokens, {rows.fill:.0%} full")
+        return rows, (rows.sizes, weights)
