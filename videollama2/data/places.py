@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from videollama2.errors import DataError, MediaError, MissingDependencyError
 from videollama2.media.kinds import kind_of
@@ -49,11 +49,12 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
     """
     if not is_address(path):
         return open(path, "rb")
-    import fsspec  # a dependency of huggingface_hub; imported here because few runs need it
+    import fsspec.core  # a dependency of huggingface_hub; imported here because few runs need it
 
     address = os.fspath(path)
     try:
-        return fsspec.open(address, "rb").open()
+        filesystem, name = fsspec.core.url_to_fs(address)
+        return cast("BinaryIO", filesystem.open(name, "rb"))
     except ImportError as error:
         raise MissingDependencyError(f"{address}: {error}") from error
     except ValueError as error:
@@ -100,7 +101,7 @@ def content_of(path: str) -> bytes:
         reason = getattr(error, "strerror", None) or error
         raise MediaError(f"{path}: cannot be opened ({reason})") from error
     if len(content) != int(member["size"]):
-        raise MediaError(f"{path}: the file that holds it ends within it")
+        raise MediaError(f"{path}: the shard ends within this file")
     return content
 
 

@@ -206,12 +206,15 @@ def _placed_in_file(values: Any, file: str, whole: pa.Buffer) -> list[Any]:
     if arrow.types.is_list(values.type) or arrow.types.is_large_list(values.type):
         inner = _placed_in_file(values.values, file, whole)
         ends = values.offsets.to_pylist()
-        return [inner[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+        spans = zip(values.is_valid().to_pylist(), ends, ends[1:], strict=False)
+        return [inner[start:end] if is_there else None for is_there, start, end in spans]
     is_struct = arrow.types.is_struct(values.type)
-    content = values.field("bytes") if is_struct and values.type.get_field_index("bytes") >= 0 else values
+    # Only flattening lets the fields of a struct that is null be null too.
+    fields = dict(zip((field.name for field in values.type), values.flatten(), strict=True)) if is_struct else {}
+    content = fields.get("bytes", values)
     if not (arrow.types.is_binary(content.type) or arrow.types.is_large_binary(content.type)):
         return values.to_pylist()
-    paths = values.field("path").to_pylist() if is_struct else [None] * len(values)
+    paths = fields["path"].to_pylist() if "path" in fields else [None] * len(values)
     _, offsets, data = content.buffers()
     ends = memoryview(offsets).cast("q" if arrow.types.is_large_binary(content.type) else "i")
     start = data.address - whole.address if data else 0  # a buffer without content lies anywhere
