@@ -82,4 +82,4 @@ def test_rates(rule, fps):
     sampling = FrameSampling(None, fps=fps, max_frames=100, sampling=rule)
     chosen = select_frames(480, 24.0, sampling)
     assert len(chosen) == 20 * fps
-    assert {b - a for a, b in zip(chosen, chosen[1:], strict=False)} == {24 / fps}
+    assert all(abs(b - a - 24 / fps) <= 1 for a, b in zip(chosen, chosen[1:], strict=False))

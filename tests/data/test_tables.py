@@ -11,9 +11,9 @@ import torch
 from tests.conftest import ROOT
 from videollama2.data import tables
 from videollama2.data.check import check_files
+from videollama2.data.contents import content_of
 from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.data.index import file_digest
-from videollama2.data.places import content_of
 from videollama2.data.records import read_sets
 from videollama2.data.rows import read_rows
 from videollama2.errors import DataError, MediaError, MissingDependencyError

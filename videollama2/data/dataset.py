@@ -19,9 +19,9 @@ from tqdm import tqdm
 from videollama2 import __version__
 from videollama2.commands import hides_bar
 from videollama2.constants import IGNORE_INDEX
+from videollama2.data.contents import source_of
 from videollama2.data.index import Index
 from videollama2.data.media_cache import MediaCache
-from videollama2.data.places import source_of
 from videollama2.data.record import Record, RecordMedium
 from videollama2.data.records import PackedRecords
 from videollama2.errors import ConfigError, DataError, MediaError, PromptError

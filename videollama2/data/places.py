@@ -12,14 +12,12 @@ import re
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from videollama2.errors import DataError, MediaError, MissingDependencyError
-from videollama2.media.kinds import kind_of
-from videollama2.media.sources import kind_of_path
+from videollama2.errors import DataError, MissingDependencyError
 
 _ADDRESS = re.compile(r"(?!https?:)[A-Za-z][A-Za-z0-9+.-]+://")
 """The beginning of an address of a store. Web pages are none, and the drives of Windows have one letter."""
 
-_MEMBER = re.compile(
+MEMBER = re.compile(
     r"(?P<file>.*)::(?:(?P<offset>\d+)\+(?P<size>\d+)|(?P<group>\d+)\.(?P<row>\d+)(?:\.(?P<item>\d+))?)::(?P<name>[^:]*)"
 )
 
@@ -68,61 +66,4 @@ def member_path(file: str, place: str, name: str) -> str:
 
 def is_member(path: str) -> bool:
     """Whether a path leads into a file."""
-    return "::" in path and _MEMBER.fullmatch(path) is not None
-
-
-def source_of(path: str) -> str | bytes:
-    """Return what a medium is read from: the path of a file on a disk, and otherwise the content.
-
-    Raises:
-        MediaError: see :func:`content_of`.
-    """
-    return content_of(path) if is_member(path) or is_address(path) else path
-
-
-def content_of(path: str) -> bytes:
-    """Return the content of a medium that lies in a store or inside a file.
-
-    Raises:
-        MediaError: the file cannot be read, or is shorter than it was.
-    """
-    member = _MEMBER.fullmatch(path)
-    try:
-        if member is None:
-            return _part(path, 0, -1)
-        if member["size"] is None:
-            from videollama2.data.tables import parquet_content
-
-            item = None if member["item"] is None else int(member["item"])
-            column = member["name"].partition("/")[0]
-            return parquet_content(member["file"], int(member["group"]), int(member["row"]), column, item)
-        content = _part(member["file"], int(member["offset"]), int(member["size"]))
-    except (OSError, DataError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise MediaError(f"{path}: cannot be opened ({reason})") from error
-    if len(content) != int(member["size"]):
-        raise MediaError(f"{path}: the shard ends within this file")
-    return content
-
-
-def kind_at(path: str) -> str:
-    """Return the kind of a medium anywhere; see :func:`videollama2.media.kinds.kind_of`.
-
-    Raises:
-        MediaError: it cannot be read, or is of no kind that is read here.
-    """
-    if is_member(path):
-        return kind_of(content_of(path), path)
-    if not is_address(path):
-        return kind_of_path(path)
-    try:
-        with open_file(path) as file:
-            return kind_of(file, path)
-    except (OSError, DataError) as error:
-        raise MediaError(f"{path}: cannot be opened ({getattr(error, 'strerror', None) or error})") from error
-
-
-def _part(file: str, offset: int, size: int) -> bytes:
-    with open_file(file) as opened:
-        opened.seek(offset)
-        return opened.read(size)
+    return "::" in path and MEMBER.fullmatch(path) is not None

@@ -28,8 +28,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from videollama2.data.contents import kind_at, source_of
 from videollama2.data.forms import FORM_KEYS, MESSAGE_KEYS, published_form
-from videollama2.data.places import is_address, is_member, kind_at, source_of
+from videollama2.data.places import is_address, is_member
 from videollama2.data.preferences import PREFERENCE_KEYS, split_preference
 from videollama2.errors import DataError, MediaError, PromptError
 from videollama2.media.frames import FrameSampling

@@ -15,7 +15,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from videollama2.data.places import content_of, kind_at, member_path, open_file, whole_path
+from videollama2.data.contents import content_of, kind_at
+from videollama2.data.places import member_path, open_file, whole_path
 from videollama2.errors import DataError
 from videollama2.media.kinds import KINDS
 
