@@ -79,6 +79,7 @@ WINGS = {
         ("rows", "sound"),
         ("media_reading",),
         ("processor",),
+        ("video_processor",),
     ),
     "model": (
         ("connectors", "encoders", "weight_names", "loss", "packed_attention", "int8"),
