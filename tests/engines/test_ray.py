@@ -336,7 +336,8 @@ def test_replicas_come_and_go_with_the_load(machines: Machines) -> None:
 @pytest.mark.slow
 def test_the_command(machines: Machines) -> None:
     """``videollama2 serve --engine ray`` joins the cluster, and leaves it at SIGTERM."""
-    serve.delete("default")
+    if "default" in serve.status().applications:
+        serve.delete("default")
     command = [sys.executable, "-m", "videollama2", "serve", "--engine", "ray", "--no-page", "--api-port"]
     environment = {**os.environ, "RAY_ADDRESS": machines.cluster.address}
     process = subprocess.Popen([*command, str(machines.port)], env=environment, stdout=subprocess.PIPE, text=True)

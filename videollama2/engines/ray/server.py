@@ -59,9 +59,6 @@ def run(args: argparse.Namespace) -> int:
     from videollama2.serve.web.app import warn_if_open
 
     warn_if_open(args.host, read_security(args))
-    stopped = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
     try:
         ray.init(log_to_driver=True)
         where = "HeadOnly" if is_loopback(args.host) else "EveryNode"
@@ -69,6 +66,10 @@ def run(args: argparse.Namespace) -> int:
         serve.run(application(models_of(args)), name=APPLICATION, route_prefix="/")
     except (RuntimeError, ConnectionError, TimeoutError, ray.exceptions.RayError) as error:
         raise EngineError(f"Ray Serve: {first_line(error)}") from error
+    stopped = threading.Event()
+    # Only now, since Ray has set handlers of its own, which end the process at once.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
     stopped.wait()
     serve.delete(APPLICATION)
     ray.shutdown()
