@@ -338,9 +338,10 @@ def test_the_command(machines: Machines) -> None:
     """``videollama2 serve --engine ray`` joins the cluster, and leaves it at SIGTERM."""
     if "default" in serve.status().applications:
         serve.delete("default")
-    command = [sys.executable, "-m", "videollama2", "serve", "--engine", "ray", "--no-page", "--api-port"]
+    command = [sys.executable, "-m", "videollama2", "serve", "--engine", "ray", "--model-path", MODEL, "--no-page"]
     environment = {**os.environ, "RAY_ADDRESS": machines.cluster.address}
-    process = subprocess.Popen([*command, str(machines.port)], env=environment, stdout=subprocess.PIPE, text=True)
+    command += ["--api-port", str(machines.port)]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     try:
         assert "API" in process.stdout.readline()
         with httpx.Client(base_url=machines.url, headers=HEADERS, timeout=60, trust_env=False) as client:

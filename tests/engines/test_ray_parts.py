@@ -212,7 +212,16 @@ def test_a_request_waits_for_a_replica_and_not_for_ever() -> None:
     assert (raised.value.status, raised.value.code) == (503, "no_worker")
 
 
+def test_without_any_replica_nothing_is_ready() -> None:
+    with pytest.raises(ApiError) as raised:
+        asyncio.run(ReplicaClient({MODEL: _Nobody()}).lengths())
+    assert raised.value.code == "no_worker"
+
+
 class _Nobody(LocalReplicas):
+    async def status(self) -> WorkerStatus:
+        raise DiedError("killed")
+
     def answer(self, *_: Any) -> LocalAnswer:
         async def never() -> AsyncGenerator[Any, None]:
             await asyncio.Event().wait()

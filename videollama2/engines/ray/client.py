@@ -88,8 +88,14 @@ class ReplicaClient:
         self._statuses: dict[str, WorkerStatus] = {}
 
     async def lengths(self) -> dict[str, int | None]:
-        """Return each model with its limit on tokens of prompt and answer; None as long as no replica tells it."""
+        """Return each model with its limit on tokens of prompt and answer; None as long as no replica tells it.
+
+        Raises:
+            ApiError: no model has a replica yet.
+        """
         statuses = await self.statuses()
+        if not statuses:
+            raise no_worker(", ".join(self._models))
         return {name: statuses[name].max_model_len if name in statuses else None for name in self._models}
 
     async def statuses(self) -> dict[str, WorkerStatus]:
