@@ -97,6 +97,67 @@ def test_published_files_have_the_published_scores(row, tmp_path, capsys):
     capsys.readouterr()
 
 
+def score_line(folder, line, name="TUT2017"):
+    """Score a file of one line; returns the exit code, and the measures by their protocols if there are any."""
+    path, out = folder / "merge.json", folder / "out"
+    path.write_text(line)
+    code = main(["score", str(path), "--benchmark", name, "--output", str(out), "--no-progress"])
+    metrics = json.loads((out / "results.json").read_text())["metrics"] if code == 0 else []
+    return code, {metric["protocol"]: metric for metric in metrics}
+
+
+def line_of(**fields):
+    return json.dumps({"id": "a.wav", "question": "Which sound?", "answer": "bus", "pred": "bus", **fields}) + "\n"
+
+
+def test_every_row_without_a_file_is_decided_below():
+    rows = expected("scores.json")
+    assert {name for name, row in rows.items() if "file" not in row} == {
+        "empty file",
+        "emoji and quotes",
+        "null in a line",
+    }
+    assert rows["empty file"]["published_error"] and rows["null in a line"]["published_error"]
+
+
+@pytest.mark.parametrize("name", ["TUT2017", "vocalsound", "clothoAQA", "AVQA"])
+@pytest.mark.parametrize("text", ["", "\n\n"])
+def test_a_file_without_answers_is_refused(name, text, tmp_path, capsys):
+    assert score_line(tmp_path, text, name)[0] == 2
+    assert "merge.json: there is no answer in this file" in capsys.readouterr().err
+
+
+def test_emoji_and_quotes_are_read(tmp_path, capsys):
+    (printed,) = expected("scores.json")["emoji and quotes"]["printed"]
+    for pred, value in (('"tram", it\'s a 🚋', 0.0), ('"bus", it\'s a 🚌', 100.0)):
+        _, metrics = score_line(tmp_path, line_of(pred=pred))
+        whole = metrics[PUBLISHED]["overall"]
+        assert (whole["value"], whole["n"]) == (value, 1)
+        if not value:
+            assert printed == f"Overall Accuracy: {whole['value']:.2f}% Total Responses: {whole['n']}"
+    capsys.readouterr()
+
+
+def test_null_as_what_the_model_said_is_an_answer_without_words(tmp_path, capsys):
+    code, metrics = score_line(tmp_path, line_of(pred=None))
+    assert code == 0 and set(metrics) == {PUBLISHED, STRICT}
+    for metric in metrics.values():
+        assert metric["overall"]["value"] == 0.0
+        assert (metric["counts"]["answered"], metric["counts"]["unparsed"]) == (1, 1)
+    capsys.readouterr()
+
+
+def test_null_in_a_field_that_nobody_reads_does_not_matter(tmp_path, capsys):
+    _, metrics = score_line(tmp_path, line_of(question=None, more=None))
+    assert metrics[PUBLISHED]["overall"]["value"] == 100.0
+    capsys.readouterr()
+
+
+def test_null_in_place_of_the_right_answer_is_refused(tmp_path, capsys):
+    assert score_line(tmp_path, line_of(answer=None))[0] == 2
+    assert "merge.json: entry 0, field 'answer': expected a text, got None" in capsys.readouterr().err
+
+
 JUDGED = expected("judge.json")
 MENDED = {"```python\n{'binary_pred': 'yes', 'score': 2}\n```", "{'binary_pred': true, 'score': 2}"}
 """Replies over which the published scorer stops, and which can be read."""

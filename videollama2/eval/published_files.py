@@ -151,7 +151,7 @@ def _videomme(path: Path, items: Sequence[Item]) -> Iterable[Sample]:
                     error_kind=MEDIA,
                 )
                 continue
-            response = str(record.raw.get("response", ""))
+            response = _said(record, "response")
             letter = official_letter(response)
             parsed = LETTERS.index(letter) if letter else -1
             sample = _chosen(name, duration, group, parsed, answer, output=response, breakdowns=breakdowns)
@@ -170,7 +170,7 @@ def _worded(path: Path, benchmark: WordedBenchmark) -> Iterable[Sample]:
     """Read a file with the model's words, in which both protocols can look for the answer."""
     for number, record in enumerate(_entries(path)):
         item = benchmark.item_of(f"{number}-{record.answer('id')}", "", record, record.answer("answer"))
-        answer = StoredAnswer(item.id, str(record.raw.get("pred", "")), None)
+        answer = StoredAnswer(item.id, _said(record, "pred"), None)
         yield make_sample(benchmark, item, answer, PUBLISHED)
 
 
@@ -200,7 +200,7 @@ def _videochatgpt(path: Path, items: Sequence[Item]) -> Iterable[Sample]:
         video = record.text("video_name")
         if "Q1" in record:
             sample = _open(record, f"consistency-{number}", "consistency", video, (None, "A", None))
-            outputs = [str(record.raw.get(name, "")) for name in ("P1", "P2")]
+            outputs = [_said(record, name) for name in ("P1", "P2")]
             yield replace(sample, question=[record.text("Q1"), record.text("Q2")], output=outputs)
         else:
             yield _open(record, f"{category}-{number}", category, video, ("Q", "A", "P"))
@@ -219,8 +219,14 @@ def _open(record: AnnotationEntry, name: str, category: str, group: str, fields:
         group,
         question=question and record.text(question),
         answer=answer and record.answer(answer),
-        output=output and str(record.raw.get(output, "")),
+        output=output and _said(record, output),
     )
+
+
+def _said(record: AnnotationEntry, name: str) -> str:
+    """Return what the model said; null, or no such field, is an answer without words."""
+    said = record.raw.get(name)
+    return "" if said is None else str(said)
 
 
 def _known(items: dict[str, Item], name: str, where: str) -> Item:
