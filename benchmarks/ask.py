@@ -1,18 +1,20 @@
 #!/usr/bin/env python3
 """What answering costs, stage by stage: start, preprocessing, encoding, first token, tokens per second, memory.
 
-    python benchmarks/ask.py [--device cpu] [--dtype float32] [--new-tokens 32] [--only tiny|0.5b] [--video clip.mp4]
+    python benchmarks/ask.py [--device cpu] [--dtype float32] [--new-tokens 32] [--only tiny|tiny-av|0.5b]
+                            [--video clip.mp4]
 
-Two models: the built-in ``videollama2-tiny``, and one with random weights and the shapes of CLIP ViT-L/14-336, the STC
-connector and a 0.5B Qwen2, made on the spot (8 frames). Each runs in a process of its own, so that start-up and peak
-memory are its own. Times are medians of ``--repeat`` runs; ratios between rows of one table are what to quote.
+Three models: the built-in ``videollama2-tiny`` and ``videollama2-tiny-av``, and one with random weights and the shapes
+of CLIP ViT-L/14-336, the STC connector and a 0.5B Qwen2, made on the spot (8 frames). Each runs in a process of its
+own, so that start-up and peak memory are its own. Times are medians of ``--repeat`` runs; ratios between rows of one
+table are what to quote. The model that hears is also asked about a sound (more: ``benchmarks/hear.py``).
 
 The limits printed beside are counted, not measured: multiply-adds of each stage over the rate of a large matrix product
 on the same device, and for decoding the bytes of the weights over the rate of a large copy.
 
 Rules are checked, and a broken one makes the exit code 1: the vision part of a still image costs at most a quarter of
 that of a video of 8 frames, in multiply-adds and in time, and a second question about the same clip encodes no frame.
-Time is not judged where calling the operations takes longer than their arithmetic, as in the tiny model.
+Time is not judged where calling the operations takes longer than their arithmetic, as in the tiny models.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CLIP = ROOT / "videollama2" / "assets" / "demo" / "moving_shapes.mp4"
 SOUNDING_CLIP = CLIP.with_name("sounding_shapes.mp4")
 QUESTION = "Which object moves first, the white cross or the red circle?"
-MODELS = ("tiny", "0.5b")
+MODELS = ("tiny", "tiny-av", "0.5b")
 IMAGE_SHARE = 0.25
 """Most that the vision part of a still image may take, of that of a video of 8 frames."""
 ARITHMETIC_SHARE = 0.4
@@ -201,14 +203,15 @@ class Bench:
         media_cache(self.model).clear()
         prefix_cache(self.model).clear()
 
-    def ask(self, forget: bool) -> None:
-        """From file to first token, by mm_infer; what it knows of the clip is of another question about it."""
+    def ask(self, forget: bool, modal: str = "video") -> None:
+        """From file to first token, by mm_infer; what it knows of the medium is of another question about it."""
         from videollama2 import mm_infer
 
         if forget:
             self.forget()
         question = QUESTION if forget else next(self.others)
-        mm_infer(self.preprocess(), question, self.model, self.tokenizer, max_new_tokens=1)
+        medium = self.processor["audio"](SOUNDING_CLIP, of_video=True) if modal == "audio" else self.preprocess()
+        mm_infer(medium, question, self.model, self.tokenizer, modal=modal, max_new_tokens=1)
 
 
 def measure(path: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -224,6 +227,9 @@ def measure(path: str, args: argparse.Namespace) -> dict[str, Any]:
         result |= _decoding(bench, embeds_BLD, mask_BL)
         result["first token"] = bench.median(lambda: bench.ask(forget=True))
         result |= _second_question(bench)
+        if model.config.hears:
+            result["first of sound"] = bench.median(lambda: bench.ask(forget=True, modal="audio"))
+            result["second of sound"] = bench.median(lambda: bench.ask(forget=False, modal="audio"))
         # Before the limits: their matrices are larger than a small model.
         result["memory"] = _peak_memory(torch, bench.device)
         result |= _limits(bench, embeds_BLD.shape[1], pixels_TCHW.shape)
@@ -352,14 +358,21 @@ def table(name: str, row: dict[str, Any]) -> str:
         lines.append(_line(stage, seconds, f"{seconds / command:.0%}", f"{seconds / answer:.0%}" * is_answer, limit))
     lines += [
         _line("encoder + connector", row["vision"], "", "", row["limit vision"]),
-        _line("time to first token, new clip", row["first token"]),
-        _line("time to first token, same clip again", row["second token"]),
-        f"  {'  sooner than the first, times':<38}{row['first token'] / row['second token']:>10.1f}",
+        *_first_tokens("clip", row["first token"], row["second token"]),
+        *(_first_tokens("sound", row["first of sound"], row["second of sound"]) if "first of sound" in row else ()),
         f"  {'tokens per second':<38}{1 / row['per token'] if row['per token'] > 0 else float('nan'):>10.1f}",
         f"  {'peak memory, GiB':<38}{row['memory']:>10.2f}",
     ]
     verdicts = {True: "ok", False: "BROKEN", None: "-"}
     return "\n".join(lines + [f"  {verdicts[is_met]:<7}{text}" for is_met, text in rules(row)])
+
+
+def _first_tokens(what: str, first: float, second: float) -> list[str]:
+    return [
+        _line(f"time to first token, new {what}", first),
+        _line(f"time to first token, same {what} again", second),
+        f"  {'  sooner than the first, times':<38}{first / second:>10.1f}",
+    ]
 
 
 def _line(stage: str, seconds: float, command: str = "", answer: str = "", limit: float | None = None) -> str:
@@ -398,7 +411,7 @@ def main() -> int:
     is_met = True
     with tempfile.TemporaryDirectory() as folder:
         for name in [args.only] if args.only else MODELS:
-            path = "videollama2-tiny"
+            path = f"videollama2-{name}"
             if name == "0.5b":
                 path = str(Path(folder) / "half")
                 # In a process of its own too: this one keeps what it took.
