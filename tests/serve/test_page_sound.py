@@ -128,6 +128,20 @@ def test_the_microphone(visit: Callable[[str], Visitor], served: Served) -> None
     assert page.ask(QUESTION)
 
 
+def test_a_recording_of_the_camera_is_seen_and_heard(visit: Callable[[str], Visitor]) -> None:
+    page = visit("desktop", permissions=["camera", "microphone"])
+    short_answers(page)
+    page.page.get_by_role("tab", name="Camera").click()
+    page.page.get_by_title("grant webcam access").click()
+    page.page.locator("#vl-camera").get_by_text("Record", exact=True).click()
+    page.page.wait_for_timeout(1500)  # the recording's length
+    page.page.locator("#vl-camera").get_by_text("Stop", exact=True).first.click()
+    page.expect(page.page.locator(".vl-strip img")).to_have_count(FRAMES)
+    (told,) = waves(page, 1)
+    assert "s of sound" in told, "it has a sound track"
+    assert page.ask(QUESTION)
+
+
 def test_the_command_needs_a_model_that_hears(capsys: pytest.CaptureFixture[str]) -> None:
     assert gradio_web_server_adhoc_av.main(["--model-path", "videollama2-tiny"]) == 2
     assert "videollama2-tiny: has no audio encoder; serve it with gradio_web_server_adhoc.py" in capsys.readouterr().err
