@@ -12,7 +12,9 @@ pytest.importorskip("gradio", reason="the web page needs gradio (the extra serve
 from tests.conftest import golden_audio_dir
 from tests.serve.api_fixtures import av_model
 from tests.serve.page_fixtures import SIZES, RecordedEngine, Served, Visitor, browser, serve, user  # noqa: F401
+from videollama2.media.audio import ClipRules, read_video_sound
 from videollama2.serve import gradio_web_server_adhoc_av
+from videollama2.serve.page.waveform import title_of
 
 MEDIA = golden_audio_dir() / "media"
 SOUND, CLIP, SILENT = MEDIA / "speech_mono_22k.wav", MEDIA / "duet_cut.mp4", MEDIA / "video_no_audio.mp4"
@@ -111,6 +113,14 @@ def test_a_video_is_seen_and_heard_or_one_of_them(visit: Callable[[str], Visitor
     assert said(page, served) == expected(served, ("audio", CLIP), of_video=True)
 
 
+def test_what_is_heard_of_a_long_track_is_told() -> None:
+    found = [read_video_sound(CLIP, ClipRules(num_windows=number)) for number in (1, 3)]
+    assert [title_of(sound, of_video=True) for sound in found] == [
+        "7.0 s of sound, heard in one window",
+        "7.0 s of sound, heard in 3 windows",
+    ]
+
+
 def test_a_silent_video_says_so(visit: Callable[[str], Visitor]) -> None:
     page = visit("desktop")
     page.upload(SILENT, frames=FRAMES)
@@ -131,6 +141,8 @@ def test_the_microphone(visit: Callable[[str], Visitor], served: Served) -> None
 def test_a_recording_of_the_camera_is_seen_and_heard(visit: Callable[[str], Visitor]) -> None:
     page = visit("desktop", permissions=["camera", "microphone"])
     short_answers(page)
+    # The page has learnt that the model hears, and the camera records sound from now on.
+    page.expect(page.page.get_by_role("tab", name="Microphone")).to_be_visible()
     page.page.get_by_role("tab", name="Camera").click()
     page.page.get_by_title("grant webcam access").click()
     page.page.locator("#vl-camera").get_by_text("Record", exact=True).click()

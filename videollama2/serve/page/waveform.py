@@ -53,5 +53,6 @@ def title_of(sound: Sound, of_video: bool) -> str:
     if sound.note is not None:
         return "no sound track: silence is heard"
     if of_video and sound.seconds > 2:
-        return f"{sound.seconds:.1f} s of sound, heard in {len(sound.spans)} windows"
+        windows = "one window" if len(sound.spans) == 1 else f"{len(sound.spans)} windows"
+        return f"{sound.seconds:.1f} s of sound, heard in {windows}"
     return f"{sound.seconds:.1f} s of sound"
