@@ -19,7 +19,8 @@ from videollama2.inference.engine import Engine
 from videollama2.inference.request import Request
 from videollama2.serve.page.backends import EngineBackend
 from videollama2.serve.page.build import build_page
-from videollama2.serve.page.layout import DEMO, PageSettings
+from videollama2.serve.page.examples import DEMO
+from videollama2.serve.page.layout import PageSettings
 from videollama2.serve.page.server import launch_page, uploads_folder
 from videollama2.serve.page.votes import VoteLog
 from videollama2.serve.settings import MediaPolicy

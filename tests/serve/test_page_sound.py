@@ -14,6 +14,7 @@ from tests.serve.api_fixtures import av_model
 from tests.serve.page_fixtures import SIZES, RecordedEngine, Served, Visitor, browser, serve, user  # noqa: F401
 from videollama2.media.audio import ClipRules, read_video_sound
 from videollama2.serve import gradio_web_server_adhoc_av
+from videollama2.serve.page.examples import DEMO
 from videollama2.serve.page.waveform import title_of
 
 MEDIA = golden_audio_dir() / "media"
@@ -119,6 +120,17 @@ def test_what_is_heard_of_a_long_track_is_told() -> None:
         "7.0 s of sound, heard in one window",
         "7.0 s of sound, heard in 3 windows",
     ]
+
+
+def test_an_example_is_heard(visit: Callable[[str], Visitor], served: Served) -> None:
+    page = visit("desktop")
+    short_answers(page)
+    use(page, "See only")  # whatever was chosen before
+    page.page.locator("#vl-chat").get_by_text("What made the noise?").click()
+    page.answer()
+    given = served.engine.answers[-1].result(timeout=60).text
+    heard = user("What made the noise?", ("video", DEMO / "sounding_shapes.mp4"), use_audio=True)
+    assert given == served.engine.submit([heard], max_new_tokens=24).result(timeout=60).text
 
 
 def test_a_silent_video_says_so(visit: Callable[[str], Visitor]) -> None:

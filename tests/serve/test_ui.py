@@ -30,7 +30,8 @@ from videollama2.serve.page.backends import kind_of_upload
 from videollama2.serve.page.conversation import Conversation, Medium, literal
 from videollama2.serve.page.errors import explain
 from videollama2.serve.page.events import Events
-from videollama2.serve.page.layout import PageSettings, Widgets, examples
+from videollama2.serve.page.examples import examples
+from videollama2.serve.page.layout import PageSettings, Widgets
 from videollama2.serve.page.pacing import paced
 from videollama2.serve.page.server import check_account, read_accounts
 from videollama2.serve.page.thumbnails import EDGE, Thumbnails, clock, data_url
@@ -250,8 +251,12 @@ def test_kinds_are_told_by_content(tmp_path: Path) -> None:
             kind_of_upload(tmp_path / name)
 
 
-def test_examples_are_there() -> None:
-    assert [example.path.is_file() for example in examples()] == [True] * 3
+def test_every_model_has_examples_of_what_it_takes() -> None:
+    seen, heard = examples(("image", "video")), examples(("audio",))
+    assert examples() == seen
+    assert examples(("image", "video", "audio")) == [*seen, *heard]
+    assert [(kind_of_upload(each.path), each.kind) for each in seen] == [("video",) * 2, ("video",) * 2, ("image",) * 2]
+    assert [(kind_of_upload(each.path), each.kind) for each in heard] == [("video", "audio")]
 
 
 # ------------------------------------------------------------------------------------------------------------- words

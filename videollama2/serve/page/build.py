@@ -6,7 +6,8 @@ import gradio as gr
 
 from videollama2.serve.page.backends import Backend
 from videollama2.serve.page.events import Events
-from videollama2.serve.page.layout import DEMO, TITLE, PageSettings, draw
+from videollama2.serve.page.examples import DEMO
+from videollama2.serve.page.layout import TITLE, PageSettings, draw
 
 _EMPTY_CACHE = 3600, 86400
 """Intervals in seconds: every hour, uploads older than a day are deleted."""

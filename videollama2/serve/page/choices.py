@@ -8,17 +8,27 @@ from typing import Any
 import gradio as gr
 
 from videollama2.constants import BUILT_IN_MODELS
-from videollama2.media.kinds import AUDIO, VIDEO
+from videollama2.media.kinds import AUDIO, IMAGE, VIDEO
 from videollama2.serve.page import errors as page_errors
 from videollama2.serve.page.backends import Backend
 from videollama2.serve.page.conversation import Conversation, Turn
+from videollama2.serve.page.examples import shown_examples
 from videollama2.serve.page.frames import Values
-from videollama2.serve.page.layout import HEAR_ONLY, NO_OTHER, SEE_AND_HEAR, SEE_ONLY, TINY_NOTE, Widgets
+from videollama2.serve.page.layout import (
+    HEAR_ONLY,
+    NO_OTHER,
+    SEE_AND_HEAR,
+    SEE_ONLY,
+    TINY_NOTE,
+    Widgets,
+)
 from videollama2.serve.page.notices import notice
 from videollama2.serve.web.errors import ApiError
 
 Updates = dict[Any, Any]
 """Widgets of the page, mapped to their new states."""
+
+_SEEN = (IMAGE, VIDEO)
 
 _log = logging.getLogger(__name__)
 
@@ -90,19 +100,24 @@ class Choices:
         }
 
     async def show_senses(self, values: Values) -> Updates:
-        """Offer the choice of what a video is used for if the model sees and hears, and the microphone if it hears."""
+        """Offer what the model has the senses for.
+
+        These are the choice of what a video is used for if it sees and hears, the microphone if it hears, and examples.
+        """
         w = self.widgets
-        kinds = await self._kinds(values[w.model])
+        kinds = await self.kinds(values[w.model])
         hears, sees = AUDIO in kinds, VIDEO in kinds
         senses = SEE_ONLY if not hears else SEE_AND_HEAR if sees else HEAR_ONLY
         return {
             w.senses: gr.Radio(value=senses, visible=hears and sees),
             w.microphone_tab: gr.Tab(visible=hears),
             w.camera: gr.Video(include_audio=hears),
+            w.chat: gr.Chatbot(examples=shown_examples(kinds)),
         }
 
-    async def _kinds(self, model: str | None) -> tuple[str, ...]:
+    async def kinds(self, model: str | None) -> tuple[str, ...]:
+        """Return the kinds of media that the model takes: images and videos if it cannot be asked."""
         try:
-            return await self.backend.kinds(model) if model else ()
+            return await self.backend.kinds(model) if model else _SEEN
         except ApiError:
-            return ()
+            return _SEEN

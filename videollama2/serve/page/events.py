@@ -12,12 +12,13 @@ import gradio as gr
 
 from videollama2.constants import MAX_SEED
 from videollama2.errors import MediaError
-from videollama2.media.kinds import VIDEO
+from videollama2.media.kinds import AUDIO, VIDEO
 from videollama2.serve.page import errors as page_errors
 from videollama2.serve.page.backends import Backend
 from videollama2.serve.page.buttons import buttons
 from videollama2.serve.page.choices import Choices, Updates, is_compared
 from videollama2.serve.page.conversation import Conversation, Turn
+from videollama2.serve.page.examples import examples
 from videollama2.serve.page.frames import FrameStrips, Values
 from videollama2.serve.page.keeping import from_kept, to_kept, transcript
 from videollama2.serve.page.lanes import Lane, answer_together
@@ -28,7 +29,6 @@ from videollama2.serve.page.layout import (
     SEE_ONLY,
     PageSettings,
     Widgets,
-    examples,
 )
 from videollama2.serve.page.notices import notice, status
 from videollama2.serve.page.thumbnails import EMPTY
@@ -102,7 +102,7 @@ class Events:
         )
         for recorder in (w.camera, w.microphone):
             recorder.change(self.recorded, {recorder, w.files}, [recorder, w.files], **_QUICK)
-        senses = [w.senses, w.microphone_tab, w.camera]
+        senses = [w.senses, w.microphone_tab, w.camera, w.chat]
         w.model.change(self.choices.show_senses, {w.model}, senses, **_QUICK)
         gr.on(
             [w.files.change, w.model.change, w.num_frames.change, w.start.change, w.end.change, w.senses.change],
@@ -160,12 +160,15 @@ class Events:
 
     async def example(self, values: Values, request: gr.Request, event: gr.SelectData) -> AsyncGenerator[Updates, None]:
         """Ask a bundled question. The browser sends only its number."""
-        known = examples()
+        w = self.widgets
+        kinds = await self.choices.kinds(values[w.model])
+        known = examples(kinds)
         number = event.index if isinstance(event.index, int) else -1
         if not 0 <= number < len(known):
             return
-        w = self.widgets
         chosen = {**values, w.files: [str(known[number].path)], w.question: known[number].question}
+        if known[number].kind == AUDIO:
+            chosen[w.senses] = SEE_AND_HEAR if VIDEO in kinds else HEAR_ONLY
         async with aclosing(self.ask(chosen, request)) as updates:
             async for update in updates:
                 yield update

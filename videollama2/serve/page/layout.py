@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,11 @@ from typing import Any
 import gradio as gr
 
 from videollama2.serve.page.conversation import Conversation
+from videollama2.serve.page.examples import DEMO, shown_examples
 from videollama2.serve.page.keeping import served_from
 from videollama2.serve.page.thumbnails import EMPTY
 from videollama2.serve.page.uploads import RecordedSound, RecordedVideo, UploadedFiles
 from videollama2.serve.page.votes import KINDS, VoteLog
-
-ASSETS = Path(__file__).resolve().parents[2] / "assets"
-DEMO = ASSETS / "demo"
 
 TITLE = "VideoLLaMA 2"
 
@@ -46,9 +43,6 @@ the media in place of the files, so that the model can be made better.
 """
 
 TINY_NOTE = "This small built-in model knows moving shapes and nothing else: try the examples."
-
-_EXAMPLES = ((0, "Order in time"), (3, "Direction"), (6, "Counting"))
-"""Rows of the bundled questions that serve as examples, and the ability that each one shows."""
 
 _CAMERA = {"video": {"width": {"ideal": 640}, "height": {"ideal": 480}}}
 """A resolution above what any model looks at, yet quick to upload."""
@@ -89,15 +83,6 @@ class PageSettings:
     def is_served(self, path: str) -> bool:
         """Return whether a path is a file that this page shows to its visitors."""
         return served_from(DEMO, *(() if self.uploads is None else (self.uploads,)))(path)
-
-
-@dataclass(frozen=True)
-class Example:
-    """A bundled file and a question about it."""
-
-    path: Path
-    question: str
-    shows: str
 
 
 @dataclass(frozen=True)
@@ -147,12 +132,6 @@ class Widgets:
             *(self.temperature, self.top_p, self.max_tokens, self.num_frames, self.start, self.end),
             *(self.seed, self.system, self.other, self.other_conversation),
         }
-
-
-def examples() -> list[Example]:
-    """Return the bundled examples."""
-    rows = json.loads((DEMO / "questions.json").read_text(encoding="utf-8"))
-    return [Example(DEMO / rows[row]["file"], rows[row]["question"], shows) for row, shows in _EXAMPLES]
 
 
 def draw(settings: PageSettings) -> Widgets:
@@ -272,12 +251,11 @@ def _around() -> dict[str, Any]:
 
 
 def _talk(settings: PageSettings) -> dict[str, Any]:
-    shown = [{"text": each.question, "files": [str(each.path)]} for each in examples()]
     with gr.Column(scale=3, min_width=320, elem_id="vl-talk"):
         notice = gr.HTML(visible=False, elem_id="vl-notice")
         status = gr.HTML(elem_id="vl-status")
         with gr.Row(elem_id="vl-chats", equal_height=True):
-            chat = _chatbot("vl-chat", placeholder=WELCOME, examples=shown)
+            chat = _chatbot("vl-chat", placeholder=WELCOME, examples=shown_examples())
             other_chat = _chatbot("vl-other-chat", visible=False)
         saved = gr.Textbox(visible=False)
         with gr.Row(elem_id="vl-composer", equal_height=True):
