@@ -167,6 +167,34 @@ def test_errors_are_the_clients_own(client, fields, kind, status, code):
     assert caught.value.request_id
 
 
+def test_a_long_response_input_is_cut_where_that_is_asked_for(client):
+    long = {"model": "tiny", "input": "word " * 1500, "max_output_tokens": 4}
+    with pytest.raises(openai.BadRequestError):
+        client.responses.create(**long)
+    reply = client.responses.create(**long, truncation="auto")
+    assert reply.truncation == "auto" and 900 < reply.usage.input_tokens <= 1024 - reply.usage.output_tokens
+
+
+def test_a_result_of_a_function_may_come_in_parts(client):
+    call = {"type": "function_call", "call_id": "1", "name": "count", "arguments": "{}"}
+    replies = [
+        client.responses.create(
+            model="tiny",
+            input=[user("How many?"), call, {"type": "function_call_output", "call_id": "1", "output": output}],
+            max_output_tokens=8,
+        )
+        for output in ("four", [{"type": "input_text", "text": "four"}])
+    ]
+    assert len({(reply.output_text, reply.usage.input_tokens) for reply in replies}) == 1
+
+
+def test_embeddings_are_not_offered(client):
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.embeddings.create(model="tiny", input="a")
+    assert caught.value.type == "invalid_request_error"
+    assert "nothing at this path" in caught.value.body["message"]
+
+
 def test_a_wrong_key(server):
     with openai.OpenAI(base_url=server.url + "/v1", api_key="sk-wrong", max_retries=0) as stranger:
         with pytest.raises(openai.AuthenticationError):

@@ -117,11 +117,16 @@ class FunctionOutput(Body):
 
     type: Literal["function_call_output"]
     call_id: str
-    output: str
+    output: Annotated[
+        Annotated[str, Tag("text")]
+        | Annotated[list[InputText], FIRST_FAULT, Field(max_length=MAX_PARTS), Tag("parts")],
+        Discriminator(_content_form),
+    ]
 
     def as_message(self) -> dict[str, Any]:
         """Return the result as a chat message."""
-        return {"role": "tool", "tool_call_id": self.call_id, "content": self.output}
+        content = self.output if isinstance(self.output, str) else [part.as_part() for part in self.output]
+        return {"role": "tool", "tool_call_id": self.call_id, "content": content}
 
 
 def _item_form(item: Any) -> str:
@@ -192,7 +197,9 @@ class ResponsesRequest(Body):
     prompt_cache_retention: str | None = Field(None, description=NO_EFFECT)
     user: str | None = Field(None, description=NO_EFFECT)
     reasoning: dict[str, Any] | None = Field(None, description="Accepted, without effect: these models do not reason.")
-    truncation: Annotated[Any, Neutral(None, "disabled", why="prompts are not cut by this server")] = None
+    truncation: Literal["auto", "disabled"] | None = Field(
+        None, description="auto: of a prompt that is too long, text in front of the first medium is cut."
+    )
     background: Annotated[Any, Neutral(None, False, why=_STORED)] = None
     previous_response_id: Annotated[Any, Neutral(None, why=_STORED)] = None
     conversation: Annotated[Any, Neutral(None, why=_STORED)] = None
@@ -250,6 +257,7 @@ class ResponsesRequest(Body):
                 "tools": tools,
                 "tool_choice": choice,
                 "parallel_tool_calls": self.parallel_tool_calls,
+                "truncate_prompt_tokens": -1 if self.truncation == "auto" else None,
             }
         )
 

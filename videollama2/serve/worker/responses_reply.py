@@ -103,7 +103,7 @@ class ResponsesReply(Reply):
             "tool_choice": _dumped(body.tool_choice) or "auto",
             "tools": [{"strict": True, "parameters": None, **_dumped(tool)} for tool in body.tools or ()],
             "top_p": body.top_p,
-            "truncation": "disabled",
+            "truncation": body.truncation or "disabled",
             "usage": None if result is None else self._usage(),
             "user": body.user,
             "metadata": body.metadata or {},
