@@ -75,7 +75,7 @@ def test_the_extra_of_everything_holds_the_others(distributions):
     needs = {}
     for need, extra in re.findall(r'^Requires-Dist: (.+?); extra == "(\w+)"$', metadata, re.MULTILINE):
         needs.setdefault(extra, set()).add(need)
-    parts = ("train", "eval", "serve", "structured", "completion")
+    parts = ("train", "data", "eval", "serve", "structured", "completion")
     assert needs["all"] == set().union(*(needs[name] for name in parts))
 
 
@@ -89,6 +89,20 @@ def test_the_image_installs_extras_that_exist(distributions):
     known = set(re.findall(r"^Provides-Extra: (\S+)$", metadata, re.MULTILINE))
     for extras in re.findall(r"\$\{wheel\}\[(.+?)\]", (ROOT / "Dockerfile").read_text()):
         assert set(extras.split(",")) <= known
+
+
+def test_the_space_installs_what_exists(distributions):
+    from packaging.requirements import Requirement
+
+    *_, metadata = distributions
+    folder = ROOT / "docs" / "space"
+    head = yaml.safe_load((folder / "README.md").read_text(encoding="utf-8").split("---")[1])
+    assert head["sdk"] == "gradio" and (folder / head["app_file"]).is_file()
+    (gradio,) = re.findall(r'^Requires-Dist: (gradio.+?); extra == "serve"$', metadata, re.MULTILINE)
+    assert Requirement(gradio).specifier.contains(head["sdk_version"])
+    own = Requirement((folder / "requirements.txt").read_text().strip())
+    assert own.name == "videollama2" and own.specifier.contains(__version__)
+    assert own.extras <= set(re.findall(r"^Provides-Extra: (\S+)$", metadata, re.MULTILINE))
 
 
 def services():

@@ -136,6 +136,12 @@ def test_what_cannot_be_trained_on_is_named(name, how):
     assert f"{name}.json" in problem and not report.modalities
 
 
+@pytest.mark.parametrize("how", ["open", "decode"])
+def test_an_animated_picture_is_a_video(how):
+    report = check_files([CASES / "c_anim_webp.json"], CASES, media=how)
+    assert not report.problems and not report.remarks and report.modalities == {"video": 1}
+
+
 @pytest.mark.parametrize("name", ["c_system_key", "c_system_prompt_key"])
 def test_a_system_text_is_used(name):
     """It stands in the prompt, in front of the question, and is not learned."""

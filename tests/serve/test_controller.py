@@ -117,7 +117,7 @@ def test_no_worker_is_told_at_once(post):
     start = time.monotonic()
     for answer in (ask(post), post("/get_worker_address", model="m")):
         assert answer.status_code == 503 and int(answer.headers["retry-after"]) >= 1
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < HASTY.total, "no patience is needed for nobody"
     assert answer.json()["address"] == "", "what published clients look at"
     (only,) = frames_of(ask(post).content)
     assert only["error_code"] == 50005
@@ -212,19 +212,18 @@ def test_a_slow_worker_holds_nobody_back(server, post):
         if path == "/health":
             await reply(writer, {})
         else:
-            await asyncio.to_thread(go_on.wait, 10)
+            await asyncio.to_thread(go_on.wait, 60)
             await answering("late")(path, body, writer)
 
     go_on = threading.Event()
     with StrangeWorker(waiting) as worker, ThreadPoolExecutor(8) as pool:
         register(post, worker)
         url = server.url + "/worker_generate_stream"
-        waits = [pool.submit(http.post, url, json={"model": "m", "prompt": "x"}, timeout=20) for _ in range(8)]
+        waits = [pool.submit(http.post, url, json={"model": "m", "prompt": "x"}, timeout=60) for _ in range(8)]
         wait_until(lambda: worker.asked.count("/worker_generate_stream") == 8)
-        start = time.monotonic()
         assert post("/list_models").json() == {"models": ["m"]}
         assert post("/worker_get_status").json()["queue_length"] == 8
-        assert time.monotonic() - start < 1
+        assert not any(wait.done() for wait in waits), "the others were answered while these wait"
         go_on.set()
         assert [frames_of(wait.result().content)[0]["text"] for wait in waits] == ["late"] * 8
 

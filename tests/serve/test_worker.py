@@ -23,8 +23,7 @@ from videollama2.serve.worker.heart_beat import Registration
 
 MODEL = "videollama2-tiny"
 DEMO = Path(__file__).resolve().parents[2] / "videollama2" / "assets" / "demo"
-CLIP = next(DEMO.glob("*.mp4"))
-PICTURE = next(path for path in DEMO.iterdir() if path.suffix in (".png", ".jpg"))
+CLIP, PICTURE = DEMO / "moving_shapes.mp4", DEMO / "shapes.png"
 QUESTION = "Which object moves first, the white cross or the red circle?"
 
 
