@@ -1,6 +1,7 @@
 """The commands as a user types them: judged benchmarks, scoring again, the published code's files, comparison."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -259,7 +260,9 @@ def test_comparison_is_paired(tmp_path, capsys):
 
 def test_list_layout_and_check(capsys, copied):
     assert main(["list"]) == 0
-    assert "perception_test" in capsys.readouterr().out
+    listed = [re.split(r" {2,}", line) for line in capsys.readouterr().out.splitlines()]
+    assert {len(cells) for cells in listed} == {4}, "columns stay apart, however long a title is"
+    assert ["mvbench", "MVBench", "eval/mvbench", "multiple choice"] in listed
     assert main(["layout", "mvbench"]) == 0
     assert "eval/mvbench/" in capsys.readouterr().out
     data = copied("msvc")

@@ -126,7 +126,7 @@ def test_the_command(tmp_path, capsys):
     options = ("--model-path", "videollama2-tiny", "--device", "cpu", "--output", str(page))
     assert main(["inspect", str(CLIP), QUESTION, *options, "--num-frames", "4"]) == 0
     said = capsys.readouterr().out
-    assert "1 steps, 8 visual tokens" in said and "frames 3 to 4" in page.read_text()
+    assert "1 step, 8 visual tokens" in said and "frames 3 to 4" in page.read_text()
     assert Image.open(page.with_suffix(".png")).height == 192
     assert main(["inspect", str(tmp_path / "gone.mp4"), QUESTION, *options]) == 2
     assert "gone.mp4: no such file" in capsys.readouterr().err

@@ -142,10 +142,14 @@ def show_command(args: argparse.Namespace) -> int:
 
 def list_command(args: argparse.Namespace) -> int:
     """Run ``eval list``."""
+    rows = []
     for name in names():
         found = benchmark(name)
         how = "judged: " + ", ".join(aspect.name for aspect in found.aspects) if found.aspects else found.how
-        print(f"{name:<18}{found.title:<26}{DATA_ROOT / found.folder!s:<34}{how}")
+        rows.append((name, found.title, str(DATA_ROOT / found.folder), how))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
     return 0
 
 

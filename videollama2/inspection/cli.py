@@ -58,7 +58,8 @@ def inspect(args: argparse.Namespace) -> int:
     except OSError as error:
         raise DataError(f"{error.filename or page}: cannot be written ({error.strerror or error})") from error
     print(found.answer)
-    print(f"{page} and {picture}: {len(found.steps)} steps, {found.weights_THW.size} visual tokens")
+    steps = "1 step" if len(found.steps) == 1 else f"{len(found.steps)} steps"
+    print(f"{page} and {picture}: {steps}, {found.weights_THW.size} visual tokens")
     return 0
 
 
