@@ -82,6 +82,9 @@ def use(page: Visitor, senses: str) -> None:
 @pytest.mark.parametrize("size", SIZES)
 def test_a_sound_file(visit: Callable[[str], Visitor], served: Served, size: str) -> None:
     page = visit(size)
+    page.expect(page.page.locator("#vl-chat .example")).to_have_count(4)
+    heading = page.page.get_by_text("What would you like to know?").bounding_box()
+    assert heading["y"] >= page.page.locator("#vl-chat").bounding_box()["y"], "the heading is cut off"
     short_answers(page)
     page.upload(SOUND)
     assert waves(page, 1) == ["1.6 s of sound"]
