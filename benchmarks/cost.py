@@ -8,7 +8,7 @@ of the ``--peak`` operations per second of a GPU, and the bytes that a decode st
 key-values and activations in bfloat16. The defaults are an H100 and half of its peak, which is an assumption.
 
 Measured, with ``--measure``: processor seconds of the built-in model on this machine, as multiples of the first row,
-beside the counted multiples of the same model. A small model grows more slowly than counted: more of its time is spent on
+beside the counted multiples of the same model. A small model grows more slowly than counted: more of its time goes into
 what does not grow.
 """
 
