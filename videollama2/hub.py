@@ -7,6 +7,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any
 
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformers.utils.hub import cached_file
 
 from videollama2.constants import BUILT_IN_MODELS
@@ -56,10 +58,21 @@ def find_file(name_or_path: str | Path, filename: str, **hub: Any) -> Path | Non
     try:
         cached = cached_file(str(name_or_path), filename, _raise_exceptions_for_missing_entries=False, **hub)
     except (OSError, ValueError) as error:
+        if not _may_name_a_repository(str(name_or_path)):
+            raise CheckpointNotFoundError(f"{name_or_path}: there is no such folder") from error
         raise CheckpointNotFoundError(
             f"{name_or_path} is neither a folder nor a model repository that can be reached ({first_line(error)})"
         ) from error
     return None if cached is None else Path(cached)
+
+
+def _may_name_a_repository(name: str) -> bool:
+    """Tell whether the hub could have a repository of this name, which a path such as ``/models/x`` is not."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 def first_file(name_or_path: str | Path, names: tuple[str, ...], **hub: Any) -> Path | None:
