@@ -62,10 +62,9 @@ class DpoTrainer(VideoLlama2Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor:
         """Return the number of pairs in a step, over all processes."""
-        pairs = torch.tensor(sum(batch.get(PAIRS, 0) for batch in batch_samples), device=device)
-        if self.args.average_tokens_across_devices and self.args.world_size > 1:
-            pairs = cast("torch.Tensor", self.accelerator.gather(pairs)).sum()
-        return pairs
+        return self.counted_over_processes(
+            torch.tensor(sum(batch.get(PAIRS, 0) for batch in batch_samples), device=device)
+        )
 
     # The evaluation of VideoLlama2Trainer does not ask for outputs.
     def compute_loss(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -87,9 +86,7 @@ class DpoTrainer(VideoLlama2Trainer):
             reference_P2 = policy_P2.detach()  # there are no pairs
         total, rewards_P2 = dpo_loss(policy_P2, reference_P2, self.args.dpo_beta)
         self._add(rewards_P2)
-        assert num_items_in_batch is not None
-        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-        return total / num_items_in_batch * processes  # DDP averages gradients over processes
+        return self.share_of_step(total, num_items_in_batch)
 
     def _add(self, rewards_P2: torch.Tensor) -> None:
         chosen_P, rejected_P = rewards_P2.double().cpu().unbind(dim=1)

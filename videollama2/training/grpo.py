@@ -156,10 +156,8 @@ class GrpoTrainer(VideoLlama2Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor:
         """Return the number of answers in a step, over all processes."""
-        answers = torch.stack([answered(batch["labels"]).any(dim=1).sum() for batch in batch_samples]).sum().to(device)
-        if self.args.average_tokens_across_devices and self.args.world_size > 1:
-            answers = cast("torch.Tensor", self.accelerator.gather(answers)).sum()
-        return answers
+        answers = torch.stack([answered(batch["labels"]).any(dim=1).sum() for batch in batch_samples]).sum()
+        return self.counted_over_processes(answers.to(device))
 
     # The evaluation of VideoLlama2Trainer does not ask for outputs.
     def compute_loss(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -185,9 +183,7 @@ class GrpoTrainer(VideoLlama2Trainer):
         )
         counted_B = answered_BL.any(dim=1)
         self.sums[-2:] += torch.stack([(each * counted_B).sum() for each in (kl_B, clipped_B)]).double().cpu()
-        assert num_items_in_batch is not None
-        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-        return (loss_B * counted_B).sum() / num_items_in_batch * processes  # DDP averages gradients over processes
+        return self.share_of_step((loss_B * counted_B).sum(), num_items_in_batch)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the answers' mean reward and what else tells how the run goes to a step's log line (collective)."""

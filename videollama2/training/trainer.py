@@ -190,6 +190,18 @@ class VideoLlama2Trainer(SavingTrainer):
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": self.state.global_step, "problem": message}) + "\n")
 
+    def counted_over_processes(self, count: torch.Tensor) -> torch.Tensor:
+        """Return the number of a step's items over all processes, or of this one's if each averages over its own."""
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            return cast("torch.Tensor", self.accelerator.gather(count)).sum()
+        return count
+
+    def share_of_step(self, total: torch.Tensor, items_of_step: torch.Tensor | int | None) -> torch.Tensor:
+        """Return what a micro-batch whose items' losses sum to ``total`` adds to the mean over the items of a step."""
+        assert items_of_step is not None
+        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return total / items_of_step * processes  # DDP averages gradients over processes
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save as :class:`SavingTrainer` does, and leave the time that it takes out of the step's rates."""
         begin = time.perf_counter()
