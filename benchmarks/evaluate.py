@@ -37,12 +37,17 @@ def parse() -> argparse.Namespace:
 
 
 class Round(NamedTuple):
-    """One way of answering everything once. ``beside``: videos were read beside the model, not before it."""
+    """One way of answering everything once.
+
+    ``beside``: videos were read beside the model, not before it. ``starved``: seconds in which the model had no
+    question because the next clip was not read yet.
+    """
 
     seconds: float
     answers: list[str]
     stages: Counter[str]
     beside: bool
+    starved: float = 0.0
 
     @property
     def rest(self) -> float:
@@ -96,7 +101,7 @@ class Bench:
 
         from videollama2 import model_init
         from videollama2.eval.benchmarks import benchmark
-        from videollama2.eval.runner import by_clip
+        from videollama2.eval.clips import by_clip
         from videollama2.shapes.sets import write_set
 
         logging.disable_progress_bar()
@@ -121,7 +126,7 @@ class Bench:
                 runner.run(self.items, lambda answer: answers.__setitem__(answer.id, answer.output))
                 seconds = time.perf_counter() - start
         stages["decode"] = runner.work.decode_seconds
-        return Round(seconds, [answers[item.id] for item in self.items], stages, beside=True)
+        return Round(seconds, [answers[item.id] for item in self.items], stages, True, runner.work.starved_seconds)
 
     def one_by_one(self) -> Round:
         """The same with a loop over the questions. ``mm_infer`` itself encodes a clip once."""
@@ -193,7 +198,9 @@ def main() -> int:
         f"batch {args.batch_size}, {torch.get_num_threads()} torch threads; stages in ms per question"
     )
     print(table(rounds, count))
-    print("decode: reading videos; for the runner in two threads beside the model, so it is no part of the sum")
+    print("decode: reading videos; for the runner in threads beside the model, so it is no part of the sum")
+    starved = middle(rounds["runner"])
+    print(f"runner: the model waited for the next clip {starved.starved / starved.seconds:.1%} of the time")
     slow, fast = rounds["one by one"], rounds["runner"]
     ratios = [one.seconds / other.seconds for one, other in zip(slow, fast, strict=True)]
     equal = sum(a == b for a, b in zip(slow[0].answers, fast[0].answers, strict=True))

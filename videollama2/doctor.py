@@ -19,6 +19,7 @@ from typing import Any
 from videollama2 import __version__
 from videollama2.commands import add_debug_flag
 from videollama2.constants import BUILT_IN_MODELS
+from videollama2.ranks import usable_cores
 
 PACKAGES = (
     *("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "accelerate", "numpy", "pillow", "av"),
@@ -117,10 +118,9 @@ def _unmet_requirements() -> list[str]:
 
 def _processor() -> Section:
     total, free = _memory()
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "name": _processor_name(),
-        "cores": f"{os.cpu_count()}, {usable} of them for this process",
+        "cores": f"{os.cpu_count()}, {usable_cores()} of them for this process",
         "memory": "unknown" if total is None else f"{total / _GIB:.1f} GiB, {free / _GIB:.1f} GiB of it free",
         "temporary folder": _room(Path(tempfile.gettempdir())),
     }

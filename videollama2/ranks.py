@@ -1,4 +1,4 @@
-"""The rank of this process among several, from torchrun's ``RANK``, ``WORLD_SIZE`` and ``LOCAL_RANK``."""
+"""What a process is given: its rank among several, from torchrun's variables, its GPU and its processor cores."""
 
 from __future__ import annotations
 
@@ -30,3 +30,8 @@ def own_device() -> str | None:
     import torch
 
     return f"cuda:{local}" if torch.cuda.is_available() else None
+
+
+def usable_cores() -> int:
+    """Return the number of processor cores on which this process may run."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

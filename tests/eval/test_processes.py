@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 from tests.eval.conftest import on_a_terminal
 from tests.forked import run_python
 from videollama2.eval.benchmarks import benchmark
-from videollama2.eval.runner import share
+from videollama2.eval.clips import share
 
 RESULTS = ("samples.jsonl", "results.json", "results.md", "results.png", "mvbench.jsonl")
 OPTIONS = ("--device", "cpu", "--max-new-tokens", "16")

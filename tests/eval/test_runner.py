@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,9 +21,10 @@ from videollama2.checkpoints.files import resolve_name
 from videollama2.checkpoints.fingerprint import model_revision
 from videollama2.errors import ConfigError, DataError
 from videollama2.eval.benchmarks import benchmark
+from videollama2.eval.clips import ClipReader, by_clip, decode_threads, share
 from videollama2.eval.items import Item
 from videollama2.eval.run import ModelChoice, Plan, items_digest, run
-from videollama2.eval.runner import AnswerOptions, Runner, by_clip, open_engine, share
+from videollama2.eval.runner import AnswerOptions, Runner, open_engine
 from videollama2.eval.store import configuration_hash
 from videollama2.inference.engine import Engine
 
@@ -143,6 +145,34 @@ def test_every_clip_is_decoded_and_encoded_once(world):
     assert sorted(each.id for each in stored) == sorted(each.id for each in items)
     assert runner.work.answers == len(items)
     assert runner.work.tokens > 0
+
+
+def test_a_run_tells_how_long_the_model_waited_for_clips(world):
+    class SlowReader(ClipReader):
+        def read(self, item):
+            time.sleep(0.3)
+            return super().read(item)
+
+    model, processor, _ = model_init("videollama2-tiny", device="cpu")
+    items = benchmark("moving_shapes").load(world)[:1]
+    with Engine(model, processor, max_batch=1) as engine:
+        runner = Runner(engine, benchmark("moving_shapes"), world, AnswerOptions(max_new_tokens=1))
+        runner.clips = SlowReader(processor, world, runner.sampling, "auto")
+        runner.run(items, lambda answer: None)
+    assert 0.3 <= runner.work.starved_seconds <= runner.work.seconds
+    waited = re.fullmatch(
+        r"1 answers in .* \(.* per second\); the model waited for clips (\d+)% of the time", runner.work.text()
+    )
+    assert int(waited[1]) == round(100 * runner.work.starved_seconds / runner.work.seconds)
+
+
+def test_reading_threads_are_shared_by_the_processes_of_a_node(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
+    assert decode_threads() == 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
+    assert decode_threads() == 4
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")
+    assert decode_threads() == 2
 
 
 def test_two_parts_of_a_video_are_two_clips(evaluate, tmp_path):

@@ -163,7 +163,7 @@ def layout_command(args: argparse.Namespace) -> int:
 
 def check_command(args: argparse.Namespace) -> int:
     """Run ``eval check``; the exit code is 1 if media are missing."""
-    from videollama2.eval.runner import by_clip, missing_media
+    from videollama2.eval.clips import by_clip, missing_media
     from videollama2.eval.sound_tracks import sound_tracks
 
     found = configured(args.benchmark, **_settings(args))

@@ -11,28 +11,22 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
 
 from videollama2.errors import DataError, EngineError, MediaError, RequestTooLongError, VideoLlama2Error
-from videollama2.eval.annotations import why_unreadable
-from videollama2.eval.controls import altered
+from videollama2.eval.clips import Clip, ClipReader, by_clip, decode_threads
 from videollama2.eval.items import Benchmark, Item
 from videollama2.eval.samples import FAILED, MEDIA, StoredAnswer
 from videollama2.media.frames import FrameSampling
-from videollama2.media.kinds import AUDIO, VIDEO
 
 if TYPE_CHECKING:  # only answering needs torch; scoring answers and checking data must not import it
-    import torch
-
     from videollama2.inference.answer import Answer
     from videollama2.inference.engine import Engine
-    from videollama2.processing import ReadOptions
 
-DECODE_THREADS = 2
 CLIPS_AHEAD = 8
 """Number of clips that are decoded ahead of the questions being asked."""
 CLIPS_TOGETHER = 8
@@ -77,28 +71,29 @@ class AnswerOptions:
 
 @dataclass
 class Work:
-    """Counts of the work done, for speed measurements. Seconds of decoding are summed over threads."""
+    """Counts of the work done, for speed measurements.
+
+    Attributes:
+        decode_seconds: time taken to read clips, summed over threads.
+        starved_seconds: time in which no question was open because the next clip was not read yet.
+        seconds: time of the whole run.
+    """
 
     clips: int = 0
     answers: int = 0
     tokens: int = 0
     decode_seconds: float = 0.0
+    starved_seconds: float = 0.0
     seconds: float = 0.0
 
-
-@dataclass(frozen=True)
-class _Clip:
-    """The decoded media of an item.
-
-    Attributes:
-        media: kind and values of each medium; the values of a video with its sound are a dict, as processors return it.
-        seconds: time taken to read them.
-        note: remark about the sound, or None.
-    """
-
-    media: list[tuple[str, Any]]
-    seconds: float
-    note: str | None
+    def text(self) -> str:
+        """Return the rate in one sentence, which says whether reading clips was the limit."""
+        rate = self.answers / self.seconds if self.seconds else 0.0
+        starved = self.starved_seconds / self.seconds if self.seconds else 0.0
+        return (
+            f"{self.answers} answers in {self.seconds:.1f} s ({rate:.1f} per second); "
+            f"the model waited for clips {starved:.0%} of the time"
+        )
 
 
 @dataclass(eq=False)
@@ -151,8 +146,11 @@ class Runner:
         self.engine, self.benchmark, self.data, self.options = engine, benchmark, data, options
         self.strict_data = strict_data
         self.work = Work()
+        self._busy_until = 0.0
+        """The time (monotonic) at which the latest of the finished answers ended, or at which the run began."""
         self.sampling = _sampling(options, engine.processor.model_config.num_frames)
         self.num_frames = self.sampling.count
+        self.clips = ClipReader(engine.processor, data, self.sampling, options.video_backend)
         # An answer may take half of a slot; with a prompt longer than the other half, it gets what is left.
         self.max_new_tokens = options.max_new_tokens or min(benchmark.max_new_tokens, engine.max_length // 2)
 
@@ -163,15 +161,17 @@ class Runner:
             DataError: a medium cannot be read and ``strict_data`` is set.
             EngineError: the engine has stopped.
         """
-        started = monotonic()
+        started = self._busy_until = monotonic()
         # The window of open requests is larger than the batch, so that free slots are filled at once while older
         # answers are still being generated.
         window = min(3 * self.engine.max_batch, self.engine.max_queue)
         under_way: deque[_Asked] = deque()
         for asked in self._ask_all(items):
-            if asked is not None:
-                under_way.append(asked)
             self._hand_on(under_way, on_answer)
+            if asked is not None:
+                if not under_way:
+                    self.work.starved_seconds += max(0.0, asked.started - self._busy_until)
+                under_way.append(asked)
             while sum(len(each.answers) for each in under_way) >= window:
                 self._wait(under_way[0])
                 self._hand_on(under_way, on_answer)
@@ -196,7 +196,7 @@ class Runner:
 
         The caller uses the pauses to pass on answers that have been finished.
         """
-        with ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="videollama2-decode") as pool:
+        with ThreadPoolExecutor(decode_threads(), thread_name_prefix="videollama2-decode") as pool:
             groups = iter(by_clip(items))
             ahead: deque[tuple[list[Item], Future[Any]]] = deque()
             # The queue ``ahead`` holds the clips that threads decode, in order. Each round fills it, waits for its
@@ -204,7 +204,7 @@ class Runner:
             try:
                 while True:
                     while len(ahead) < CLIPS_AHEAD and (group := next(groups, None)) is not None:
-                        ahead.append((group, pool.submit(self._decode, group[0])))
+                        ahead.append((group, pool.submit(self.clips.read, group[0])))
                     if not ahead:
                         return
                     while not wait([ahead[0][1]], timeout=TICK_S).done:
@@ -219,45 +219,9 @@ class Runner:
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def _decode(self, item: Item) -> _Clip:
-        """Read the media of an item."""
-        from videollama2.media.audio import SoundSampling
-        from videollama2.processing import ReadOptions
-
-        started = monotonic()
-        media: list[tuple[str, Any]] = []
-        notes: list[str] = []
-        for number, (kind, name) in enumerate(item.all_media):
-            # Bounds are about the first medium.
-            start, end, crop = (item.start, item.end, item.crop_start) if number == 0 else (None, None, None)
-            options = ReadOptions(
-                replace(self.sampling, start=start, end=end),
-                backend=self.options.video_backend,
-                sound=SoundSampling(start, end, crop_start=crop),
-            )
-            values: Any
-            values, note = self._read(kind, self.data / name, options)
-            if kind == VIDEO and item.use_audio:
-                fbank_1TF, note = self._read(AUDIO, self.data / name, ReadOptions(of_video=True))
-                values = {VIDEO: values, AUDIO: fbank_1TF}
-            media.append((kind, values))
-            notes += [note] if note else []
-        return _Clip(media, monotonic() - started, "; ".join(dict.fromkeys(notes)) or None)
-
-    def _read(self, kind: str, path: Path, options: ReadOptions) -> tuple[torch.Tensor, str | None]:
-        """Return the values of one medium, and a note about it or None."""
-        try:
-            if kind == AUDIO:
-                return self.engine.processor.hear(path, options)
-            return self.engine.processor.read(kind, path, options), None
-        except MediaError:
-            raise
-        except OSError as error:
-            raise MediaError(f"{path}: {why_unreadable(error)}") from error
-
     def _ask_clip(self, group: list[Item], future: Future[Any]) -> Iterator[_Asked]:
         try:
-            clip: _Clip = future.result()
+            clip: Clip = future.result()
         except MediaError as error:
             if self.strict_data:
                 raise DataError(f"{self.data / group[0].media} cannot be used (--strict-data): {error}") from error
@@ -268,7 +232,7 @@ class Runner:
         shown = {"": clip.media}
         for item in group:
             if item.control not in shown:
-                shown[item.control] = _altered(clip.media, item.control, Path(item.media).name)
+                shown[item.control] = clip.altered(item.control, Path(item.media).name)
             yield self._ask(item, shown[item.control], clip.note)
 
     def _ask(self, item: Item, media: list[tuple[str, Any]], note: str | None) -> _Asked:
@@ -313,6 +277,7 @@ class Runner:
             outputs.append(tokenizer.decode(result.token_ids, skip_special_tokens=True).strip())
             reasons.append(result.finish_reason)
             self.work.tokens += result.completion_tokens
+            self._busy_until = max(self._busy_until, asked.started + result.timings.total)
         self.work.answers += 1
         return _stored(asked, outputs, reasons)
 
@@ -336,27 +301,3 @@ def _stored(asked: _Asked, outputs: list[str], reasons: list[str]) -> StoredAnsw
         seconds=round(monotonic() - asked.started, 3),
         note=asked.note,
     )
-
-
-def _altered(media: list[tuple[str, Any]], control: str, seed: str) -> list[tuple[str, Any]]:
-    """Return the media with each video changed as a control changes it; images and sounds are not changed."""
-    return [(kind, altered(values, control, seed) if kind == VIDEO else values) for kind, values in media]
-
-
-def by_clip(items: Sequence[Item]) -> list[list[Item]]:
-    """Group items that share a clip; the groups are in the order in which clips first appear."""
-    groups: dict[Any, list[Item]] = {}
-    for item in items:
-        groups.setdefault(item.clip, []).append(item)
-    return list(groups.values())
-
-
-def share(items: Sequence[Item], rank: int, world: int) -> list[Item]:
-    """Return the share of process ``rank`` of ``world``: the items of every ``world``-th clip. It may be empty."""
-    return [item for group in by_clip(items)[rank::world] for item in group]
-
-
-def missing_media(items: Sequence[Item], data: Path) -> list[str]:
-    """Return the paths of media that do not exist, each once."""
-    paths = dict.fromkeys(path for item in items for _, path in item.all_media)
-    return [path for path in paths if not (data / path).exists()]
