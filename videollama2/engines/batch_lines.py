@@ -53,7 +53,7 @@ class BatchReply:
         }
 
     def text(self) -> str | None:
-        """The text of the first answer, if there is one."""
+        """Return the text of the first answer, or None if there is none."""
         try:
             choice = self.body["choices"][0]
             return choice["message"]["content"] if "message" in choice else choice["text"]

@@ -75,7 +75,7 @@ def grouped_attention(
     attention_mask: torch.Tensor | None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The ``sdpa`` attention of transformers, without a copy of keys and values for each head of a group on a CPU.
+    """Compute transformers' ``sdpa`` attention; on a CPU, keys and values are not copied for each head of a group.
 
     transformers repeats keys (B, H, K, D) for the G query heads that share each of them if there are a mask and several
     new positions: reading and writing these copies takes longer than the attention itself. The kernels of CPUs do not

@@ -93,7 +93,7 @@ class AnimatedPictureReader(ReaderBase):
 
 
 def _durations(file: BinaryIO) -> list[float]:
-    """Seconds that each frame of an animated webp or png is shown, in the order of the frames."""
+    """Return for how many seconds each frame of an animated webp or png is shown, in the order of the frames."""
     file.seek(0)
     is_png = file.read(len(PNG_START)) == PNG_START
     seconds = _png_durations(file) if is_png else _webp_durations(file)
@@ -101,7 +101,7 @@ def _durations(file: BinaryIO) -> list[float]:
 
 
 def _png_durations(file: BinaryIO) -> Iterator[float]:
-    """Source: PNG specification, third edition, section 11.3.6.2: delays are fractions of a second."""
+    """Return the delays of a png, which are fractions of a second. Source: PNG, third edition, section 11.3.6.2."""
     file.seek(len(PNG_START))
     for _ in range(_MAX_BLOCKS):
         head = file.read(8)
@@ -118,7 +118,7 @@ def _png_durations(file: BinaryIO) -> Iterator[float]:
 
 
 def _webp_durations(file: BinaryIO) -> Iterator[float]:
-    """Source: WebP container specification, chunk ``ANMF``: durations are milliseconds, in 24 bits."""
+    """Return the durations of a webp, 24-bit milliseconds. Source: WebP container specification, chunk ``ANMF``."""
     file.seek(12)
     for _ in range(_MAX_BLOCKS):
         head = file.read(8)

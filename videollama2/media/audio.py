@@ -56,11 +56,11 @@ class ClipRules:
 
     @classmethod
     def of(cls, config: AudioConfig) -> ClipRules:
-        """The rules of a model."""
+        """Return the rules of a model."""
         return cls(config.sampling_rate, config.clip_seconds, config.num_windows, config.window_seconds)
 
     def samples(self, rate: int) -> int:
-        """Samples of a clip at this rate."""
+        """Return the number of samples of a clip at this rate."""
         return round(self.clip_seconds * rate)
 
 
@@ -125,7 +125,7 @@ def read_sound(
     sampling: SoundSampling | None = None,
     limits: MediaLimits = OWN_FILES,
 ) -> Sound:
-    """The clip of a sound file, or of the sound track of any other file.
+    """Read the clip of a sound file, or of the sound track of any other file.
 
     Args:
         source: path, bytes or a binary file in any container PyAV reads.
@@ -161,7 +161,7 @@ def read_video_sound(
     sampling: SoundSampling | None = None,
     limits: MediaLimits = OWN_FILES,
 ) -> Sound:
-    """The windows of a video's sound. A video without a track is silent, and :attr:`Sound.note` says so.
+    """Read the windows of a video's sound. A video without a track is silent, and :attr:`Sound.note` says so.
 
     Args:
         source: as :func:`read_sound`; also what else is a video: a folder or list of frames, an array, all silent.
@@ -189,7 +189,7 @@ def read_video_sound(
 
 
 def sound_seconds(source: Any, decode: bool = False) -> float | None:
-    """Length of a file's sound track in seconds; None without one.
+    """Return the length of a file's sound track in seconds, or None without one.
 
     Args:
         decode: measure the length by decoding the track, instead of taking the one that the file states.
@@ -209,7 +209,7 @@ def sound_seconds(source: Any, decode: bool = False) -> float | None:
 
 
 def sound_features(sound: Sound, config: AudioConfig) -> torch.Tensor:
-    """``fbank_1TF`` of a clip as models take it, in bfloat16: they were trained on rounded values."""
+    """Return ``fbank_1TF`` of a clip as models take it, in bfloat16: they were trained on rounded values."""
     import torch
 
     from videollama2.media.filter_bank import log_filter_bank
@@ -223,7 +223,7 @@ def sound_features(sound: Sound, config: AudioConfig) -> torch.Tensor:
 def window_spans(
     samples: int, rate: int, num_windows: int = 8, window_seconds: float = 2.0, whole: bool = False
 ) -> list[Span]:
-    """``num_windows`` windows spread over a track, (first, last + 1) in samples; the last may reach over its end.
+    """Spread ``num_windows`` windows over a track, (first, last + 1) in samples; the last may reach over its end.
 
     A track shorter than a window gives the same one each time. Source: ``ConstantClipsPerVideoSampler`` of pytorchvideo
     0.1.5, whose last window starts at 7/8 of the room there is; with ``whole`` it ends with the track.
@@ -236,7 +236,7 @@ def window_spans(
 
 
 def resample(wave_S: np.ndarray, samples: int) -> np.ndarray:
-    """The wave with another number of samples, by Fourier transform: as if it repeated for ever.
+    """Return the wave with another number of samples, by Fourier transform, as if the wave repeated for ever.
 
     Source: ``scipy.signal.resample``.
     """
@@ -274,7 +274,7 @@ def _track(source: Any, limits: MediaLimits) -> SoundTrack:
 
 
 def _bounds(total: int, rate: int, sampling: SoundSampling, track: SoundTrack) -> Span:
-    """The part of a track between the bounds, in samples."""
+    """Return the part of a track between the bounds, in samples."""
     if total == 0:
         raise MediaLimitError(track.name, "its sound track is empty (0 s)")
     first = 0 if sampling.start is None else max(0, round((sampling.start - track.offset) * rate))
@@ -289,7 +289,7 @@ def _bounds(total: int, rate: int, sampling: SoundSampling, track: SoundTrack) -
 
 
 def _crop(first: int, last: int, length: int, start: int | None, name: str) -> Span:
-    """At most ``length`` samples: from ``start`` on (counted from ``first``), else the middle ones."""
+    """Return at most ``length`` samples: from ``start`` on (counted from ``first``), else the middle ones."""
     spare = last - first - length
     if start is None:
         start = max(0, spare // 2)
@@ -301,7 +301,7 @@ def _crop(first: int, last: int, length: int, start: int | None, name: str) -> S
 def _cut(
     read: Callable[[], Iterable[np.ndarray]], choose: Callable[[int], list[Span]]
 ) -> tuple[list[np.ndarray], list[Span], int]:
-    """(Parts of a track, their spans, samples of the track), where the spans depend on the track's length."""
+    """Return parts of a track, their spans and the track's samples, where the spans depend on the track's length."""
     kept: list[np.ndarray] | None = []
     total = 0
     for piece in read():
@@ -318,7 +318,7 @@ def _cut(
 
 
 def _collect(pieces: Iterable[np.ndarray], spans: Sequence[Span]) -> list[np.ndarray]:
-    """The spans of a track that comes in pieces, in one pass."""
+    """Return the spans of a track that comes in pieces, in one pass."""
     found: list[list[np.ndarray]] = [[] for _ in spans]
     at, stop = 0, max(end for _, end in spans)
     for piece in pieces:

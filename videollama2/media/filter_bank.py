@@ -21,7 +21,7 @@ def log_filter_bank(
     num_mel_bins: int = 128,
     frame_samples: tuple[int, int] = (400, 160),
 ) -> torch.Tensor:
-    """``fbank_TF`` of a sound, computed in the wave's own type.
+    """Return ``fbank_TF`` of a sound, computed in the wave's own type.
 
     Per frame: mean removed, pre-emphasis, Povey window, power spectrum, triangles equally spaced in mel from 20 Hz to
     half the rate, logarithm. Source: ``torchaudio.compliance.kaldi.fbank`` without dither.
@@ -50,7 +50,7 @@ def log_filter_bank(
 
 @lru_cache(maxsize=8)
 def mel_triangles(num_mel_bins: int, fft_size: int, sampling_rate: int) -> torch.Tensor:
-    """Weight of each frequency in each mel bin, (F, fft_size // 2 + 1); that of half the rate is 0."""
+    """Return the weight of each frequency in each mel bin, (F, fft_size // 2 + 1); that of half the rate is 0."""
     lowest, highest = _mel(LOWEST_HZ), _mel(sampling_rate / 2)
     step = (highest - lowest) / (num_mel_bins + 1)
     bins_F1 = torch.arange(num_mel_bins).unsqueeze(1)

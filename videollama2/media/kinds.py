@@ -144,7 +144,7 @@ _MAX_BLOCKS = 200_000
 
 
 def kind_of(content: bytes | bytearray | memoryview | BinaryIO, name: str = "") -> str:
-    """Kind of a medium: what its content says it is, else what the ending of its name says.
+    """Return the kind of a medium: what its content says it is, else what the ending of its name says.
 
     Args:
         content: the whole content, or a binary file that can seek; of a file only a little is read, from its start.
@@ -164,7 +164,7 @@ def kind_of(content: bytes | bytearray | memoryview | BinaryIO, name: str = "") 
 
 
 def identify(content: bytes | bytearray | memoryview | BinaryIO, name: str = "") -> str | None:
-    """Kind that the content says it is; None where it says nothing that is known here. It need not be in KINDS.
+    """Return the kind that the content shows, or None if the content is of no format known here.
 
     Args:
         content: as for :func:`kind_of`.
@@ -192,7 +192,7 @@ def identify(content: bytes | bytearray | memoryview | BinaryIO, name: str = "")
 
 
 def animated_format(content: bytes | bytearray | memoryview | BinaryIO) -> str | None:
-    """``GIF``, ``PNG``, ``WEBP`` or ``AVIF`` for a picture of that format with several frames, else None.
+    """Return ``GIF``, ``PNG``, ``WEBP`` or ``AVIF`` for a picture of that format with several frames, else None.
 
     Args:
         content: as for :func:`kind_of`.
@@ -207,18 +207,18 @@ def animated_format(content: bytes | bytearray | memoryview | BinaryIO) -> str |
 
 
 def with_article(kind: str) -> str:
-    """``an image``, ``a video``: for messages."""
+    """Return ``an image`` or ``a video``, for messages."""
     return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 
 
 def mime_type(kind: str, name: str | os.PathLike[str]) -> str:
-    """MIME type that the file's name suggests where that agrees with the kind, else the kind's usual one."""
+    """Return the MIME type that the file's name suggests if it agrees with the kind, else the kind's usual one."""
     guessed = mimetypes.guess_type(PurePath(name).name)[0] or ""
     return guessed if KINDS[kind].fits_mime(guessed) else KINDS[kind].mime
 
 
 def _picture_kind(head: bytes, file: BinaryIO) -> str | None:
-    """Image, or video for a picture with several frames; None for anything that is no picture."""
+    """Return image, or video for a picture with several frames; None for anything that is no picture."""
     if head.startswith(_GIF_STARTS):
         return VIDEO if _gif_is_animated(file) else IMAGE
     if head.startswith(PNG_START):
@@ -234,7 +234,7 @@ def _picture_kind(head: bytes, file: BinaryIO) -> str | None:
 
 
 def _brand_kind(head: bytes) -> str | None:
-    """Kind of an ISO file whose first box names picture formats (AVIF, HEIF) as its brands; else None."""
+    """Return the kind of an ISO file whose first box names picture formats (AVIF, HEIF) as its brands, else None."""
     end = min(int.from_bytes(head[:4], "big"), len(head))
     major, others = head[8:12], {head[at : at + 4] for at in range(16, end - 3, 4)}
     if major not in _STILL_BRANDS | _MOVING_BRANDS:
@@ -309,7 +309,7 @@ def _colour_table_bytes(flags: int) -> int:
 
 
 def _skip_sub_blocks(file: BinaryIO, most: int) -> int:
-    """Go past a gif's data sub-blocks; returns how many there were."""
+    """Go past a gif's data sub-blocks and return how many there were."""
     for number in range(1, most + 1):
         length = file.read(1)
         if length in (b"", b"\0"):

@@ -18,7 +18,7 @@ from videollama2.media.kinds import VIDEO, kind_of, with_article
 
 
 def describe_source(source: Any) -> str:
-    """How messages call a source: its path or file name, else what it is."""
+    """Return how messages call a source: its path or file name, else what it is."""
     if isinstance(source, (str, os.PathLike)):
         return os.fspath(source) if isinstance(os.fspath(source), str) else os.fsdecode(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
@@ -34,7 +34,7 @@ def describe_source(source: Any) -> str:
 
 
 def check_path(path: str | os.PathLike) -> Path:
-    """The path, once it is known to exist.
+    """Return the path after checking that something exists there.
 
     Raises:
         MediaNotFoundError: there is nothing at this path.
@@ -46,7 +46,7 @@ def check_path(path: str | os.PathLike) -> Path:
 
 
 def _status_of(text: str) -> os.stat_result:
-    """The status of the file or folder at a path; for the errors see :func:`check_path`."""
+    """Return the status of the file or folder at a path; for the errors see :func:`check_path`."""
     if not text:
         raise MediaError("the path of the video or image is empty")
     if "://" in text:
@@ -68,7 +68,7 @@ def _status_of(text: str) -> os.stat_result:
 
 @contextmanager
 def opened(source: Any, name: str, kind: str) -> Iterator[BinaryIO]:
-    """A binary file at its start that can seek, for a path, bytes or a binary file.
+    """Open a path, bytes or a binary file as a binary file that stands at its start and can seek.
 
     A file that was opened here is closed at the end; one that was given stays open. What cannot seek is read into
     memory. ``kind`` says what was hoped for, in messages.
@@ -92,7 +92,7 @@ def opened(source: Any, name: str, kind: str) -> Iterator[BinaryIO]:
 
 
 def seekable_file(source: Any, name: str, kind: str) -> BinaryIO:
-    """The same for bytes and binary files alone: there is nothing to close.
+    """Return what :func:`opened` yields, for bytes and binary files alone: there is nothing to close.
 
     Raises:
         MediaError: the source is empty, or neither bytes nor a file.
@@ -112,7 +112,7 @@ def seekable_file(source: Any, name: str, kind: str) -> BinaryIO:
 
 
 def kind_of_path(path: str | os.PathLike) -> str:
-    """Kind of the medium at a path, see :func:`videollama2.media.kinds.kind_of`. A folder is a video of frames.
+    """Return the kind of the medium at a path, as :func:`videollama2.media.kinds.kind_of`; a folder is a video.
 
     Raises:
         MediaNotFoundError: the path does not exist.

@@ -74,7 +74,7 @@ class Clip:
 def open_video(
     source: Any, backend: str = "auto", fps: float | None = None, limits: MediaLimits = OWN_FILES
 ) -> VideoReader:
-    """A reader for ``source``; close it, or use it in a ``with`` block.
+    """Return a reader for ``source``; close it, or use it in a ``with`` block.
 
     Args:
         source: path of a video file, animated picture or folder of frames; bytes or a binary file; a list of images

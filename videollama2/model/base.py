@@ -69,7 +69,7 @@ class VideoLlama2PreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, strict: bool = True, **kwargs: Any) -> Any:
-        """As in transformers, except that weights must fit exactly.
+        """Load a checkpoint as transformers does, except that weights must fit exactly.
 
         transformers initialises missing weights at random and only logs it. Here they raise, unless ``strict=False``.
 

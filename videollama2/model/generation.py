@@ -51,7 +51,7 @@ class VideoLlama2GenerationModel(VideoLlama2PreTrainedModel, GenerationMixin):
         return inputs
 
     def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
-        """As in transformers, but processors that look up the scores of earlier tokens see no placeholders."""
+        """Return the processors of transformers; those that look up scores of earlier tokens see no placeholders."""
         processors = super()._get_logits_processor(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         return LogitsProcessorList([_OnText(self, processors)]) if processors else processors
 

@@ -1,4 +1,4 @@
-"""Messages -> prompt: system text, media tags, chat template, training labels. No tensor and no pixel is seen here.
+"""Turns messages into a prompt: system text, media tags, chat template, training labels. It handles no tensors.
 
 A prompt is text with media in between. Text is tokenised piece by piece around the media, as published: a Metaspace
 tokenizer adds a prefix to every piece, so tokenising the whole would give other ids. Where a medium stood, the ids

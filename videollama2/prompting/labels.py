@@ -1,4 +1,4 @@
-"""Annotations -> ids and labels: what a training record's conversation becomes, as published."""
+"""Turns the conversation of a training record into ids and labels, as published."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SPEAKERS = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "a
 
 
 def conversation_messages(conversations: Sequence[dict[str, str]], kinds: Sequence[str]) -> list[Message]:
-    """Annotation turns -> messages, each tag a media part.
+    """Turn annotation turns into messages, in which each tag is a media part.
 
     A leading ``gpt`` turn is dropped, as published; a ``system`` turn may stand in front of all. A turn's only tag
     moves to the front of that turn, as published; several stay where they are. The tag's word does not matter
@@ -77,7 +77,7 @@ def checked_turns(conversations: Sequence[dict[str, str]], media: int) -> tuple[
 def training_ids(
     conversations: Sequence[dict[str, str]], kinds: Sequence[str], tokenizer: Any, stage: str = "finetune"
 ) -> tuple[list[int], list[int]]:
-    """Ids with media sentinels, and labels of equal length.
+    """Return ids with media sentinels, and labels of equal length.
 
     Args:
         stage: ``finetune``: chat template, labels on the answers and what closes them. ``pretrain``: tag, human

@@ -1,4 +1,4 @@
-"""Messages as callers give them -> turns as the model was trained on them.
+"""Turns messages as callers give them into turns as the model was trained on them.
 
 The model was trained on conversations in which user and assistant alternate and in which the tag of a turn's only
 medium stands in front of that turn. Callers write what they like: the text before the picture, two user messages in a
@@ -23,7 +23,7 @@ ANY_TAG = re.compile("|".join(map(re.escape, TAGS.values())))
 
 
 def user_messages(instruct: str | Sequence[Message], modal: str | Sequence[str] = "text") -> list[Message]:
-    """Published call form -> messages whose first one begins with the media.
+    """Turn the published form of a call into messages, of which the first begins with the media.
 
     Args:
         instruct: a question, or messages with ``role`` and ``content``.
@@ -94,14 +94,14 @@ def check_last(messages: Sequence[Message], continue_final_message: bool) -> Non
 
 
 def check_text(text: str, name: str) -> None:
-    """Raise PromptError unless the text says something and UTF-8 can hold it; no tokenizer takes it otherwise."""
+    """Raise PromptError unless the text has words and UTF-8 can hold it; no tokenizer takes it otherwise."""
     if not text.strip():
         raise PromptError(f"{name} has no text: a prompt needs a question")
     _check_utf8(text, name)
 
 
 def first_surrogate(text: str) -> str | None:
-    """The first half of a character in ``text``, described with its place; None where UTF-8 can hold all of it.
+    """Describe the first half of a character in ``text`` and its place; None if UTF-8 can hold all of it.
 
     A lone surrogate is how Python shows a byte of a command line that is not UTF-8.
     """
@@ -113,7 +113,7 @@ def first_surrogate(text: str) -> str | None:
 
 
 def as_turns(messages: Sequence[Message]) -> list[Message]:
-    """Checked messages -> turns: contents are lists of parts, and each turn has the form it had in training.
+    """Turn checked messages into turns: contents are lists of parts, and each turn has its form of training.
 
     - A system text without words is no system text.
     - Messages that the user (or the assistant) sends in a row are one turn, since roles alternated in training.
@@ -130,13 +130,13 @@ def as_turns(messages: Sequence[Message]) -> list[Message]:
 
 
 def medium_first(parts: Sequence[Message]) -> list[Message]:
-    """The parts of one turn, its only medium in front; the same order where there is no medium or are several."""
+    """Return the parts of one turn with its only medium in front; with several media the order stays."""
     media = [part for part in parts if part["type"] in TAGS]
     return [*media, *(part for part in parts if part["type"] not in TAGS)] if len(media) == 1 else list(parts)
 
 
 def tagged_parts(text: str, kinds: Sequence[str]) -> list[Message]:
-    """Text with tags -> parts of a turn; the n-th tag is a medium of the n-th kind, whatever the tag's word is.
+    """Split text with tags into parts of a turn; the n-th tag is a medium of the n-th kind, whatever its word.
 
     Args:
         text: with as many tags as ``kinds`` has members. A single one moves to the front, as published.
@@ -154,7 +154,7 @@ def tagged_parts(text: str, kinds: Sequence[str]) -> list[Message]:
 
 
 def _numbered_turns(messages: Sequence[Message]) -> list[tuple[int, Message]]:
-    """Each turn with the number of its first message; messages that one side sends in a row are joined."""
+    """Return each turn with the number of its first message; messages that one side sends in a row are joined."""
     turns: list[tuple[int, Message]] = []
     for number, message in enumerate(messages):
         role = message["role"]
@@ -178,7 +178,7 @@ def _check_questions(messages: Sequence[Message]) -> None:
 
 
 def _parts(content: Any, number: int) -> list[Message]:
-    """One message's content, a text or a list of parts, as a list of parts that each have a type."""
+    """Return a message's content, a text or a list of parts, as a list of parts that each have a type."""
     if content is None:
         return []
     if isinstance(content, str):

@@ -1,4 +1,4 @@
-"""Messages -> :class:`Prompt`: what the tokenizer reads, with the places of the media."""
+"""Renders messages as a :class:`Prompt`: what the tokenizer reads, with the places of the media."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Prompt:
         return "".join(chunk + tag for chunk, tag in pairs)
 
     def with_sounds(self, is_heard: Sequence[bool]) -> Prompt:
-        """The same prompt with the tag of a sound right behind each medium that is heard too.
+        """Return the same prompt with the tag of a sound right behind each medium that is heard too.
 
         Args:
             is_heard: one per tag.
@@ -53,7 +53,7 @@ class Prompt:
         return Prompt(tuple(chunks), tuple(tags))
 
     def token_ids(self, tokenizer: Any) -> list[int]:
-        """Ids with one published sentinel per medium."""
+        """Return the ids, with one published sentinel per medium."""
         ids: list[int] = []
         for chunk, tag in zip(self.chunks, (*self.tags, None), strict=True):
             ids += _tokenize(chunk, tokenizer)
@@ -62,7 +62,7 @@ class Prompt:
         return ids
 
     def ids_with_starts(self, tokenizer: Any) -> tuple[list[int], list[int]]:
-        """Ids as :meth:`token_ids`, and the character of the rendered text each starts at, where a medium counts 1."""
+        """Return ids as :meth:`token_ids`, and the character of the text at which each starts; a medium counts 1."""
         ids: list[int] = []
         starts: list[int] = []
         base = 0
@@ -79,7 +79,7 @@ class Prompt:
 
 
 def tokenizer_multimodal_token(prompt: str, tokenizer: Any, tag: str | None = DEFAULT_VIDEO_TOKEN) -> list[int]:
-    """Ids of ``prompt`` in which every occurrence of ``tag`` is its sentinel (published function).
+    """Return the ids of ``prompt``, with the sentinel for every occurrence of ``tag`` (published function).
 
     Args:
         tag: one of ``<image>``, ``<video>``, ``<audio>``; empty or None: plain text.
@@ -147,7 +147,7 @@ def build_labelled_prompt(
     template_options: Mapping[str, Any] | None = None,
     chat_template: str | None = None,
 ) -> tuple[Prompt, list[bool]]:
-    """A whole conversation as :func:`build_prompt` renders it, and which of its tokens are answers.
+    """Render a whole conversation as :func:`build_prompt` does, and tell which of its tokens are answers.
 
     Returns:
         the prompt, and per id of :meth:`Prompt.token_ids` whether the assistant says it. What closes an answer counts,
@@ -167,7 +167,7 @@ def answer_spans(
     template_options: Mapping[str, Any] | None = None,
     chat_template: str | None = None,
 ) -> list[tuple[int, int]]:
-    """Where the answers of a rendered conversation begin and end, in characters.
+    """Return where the answers of a rendered conversation begin and end, in characters.
 
     Raises:
         PromptError: the template prints earlier turns in another way once later ones follow.
@@ -185,14 +185,14 @@ def answer_spans(
 
 
 def in_spans(starts: Sequence[int], spans: Sequence[tuple[int, int]]) -> list[bool]:
-    """Per token, whether it starts within one of the spans."""
+    """Return for each token whether it starts within one of the spans."""
     return [any(first <= start < end for first, end in spans) for start in starts]
 
 
 def _complete(
     messages: Sequence[Message], tokenizer: Any, decoder_type: str, chat_template: str | None
 ) -> list[Message]:
-    """Turns that the template can show, with the system text that the decoder's published prompts begin with."""
+    """Return turns that the template can show, with the system text that the decoder's published prompts begin with."""
     turns = _with_roles_of(tokenizer, as_turns(messages), chat_template)
     if decoder_type in SYSTEM_PROMPTS and turns[0]["role"] != "system":
         turns.insert(0, {"role": "system", "content": [{"type": "text", "text": SYSTEM_PROMPTS[decoder_type]}]})
@@ -220,7 +220,7 @@ def _with_roles_of(tokenizer: Any, turns: list[Message], chat_template: str | No
 
 
 def text_of(turn: Message) -> str:
-    """The text of a turn, its parts joined by line breaks."""
+    """Return the text of a turn, its parts joined by line breaks."""
     return "\n".join(part["text"] for part in turn["content"] if part["type"] == "text")
 
 
@@ -247,7 +247,7 @@ def flatten(turns: Sequence[Message]) -> tuple[list[Message], list[str], str]:
 
 
 def split(rendered: str, tags: Sequence[str], marker: str) -> Prompt:
-    """A rendered text with the markers of :func:`flatten` -> prompt.
+    """Return the prompt of a rendered text with the markers of :func:`flatten`.
 
     Raises:
         PromptError: the template dropped media or printed some twice.

@@ -74,7 +74,7 @@ def render(
 
 
 def template_variables(tokenizer: Any, chat_template: str | None = None) -> frozenset[str]:
-    """Names of the variables that a caller may set for a chat template, the tokenizer's where None is given."""
+    """Return the names of the variables that a caller may set for a chat template (None: the tokenizer's)."""
     return _compiled(tokenizer, chat_template, False)[1] - _GIVEN - set(tokenizer.special_tokens_map)
 
 
@@ -107,7 +107,7 @@ class _StoppedError(Exception):
 
 
 def _compiled(tokenizer: Any, name: str | None, with_tools: bool) -> tuple[Template, frozenset[str]]:
-    """The tokenizer's template, and the names of the variables it reads."""
+    """Return the tokenizer's template, and the names of the variables it reads."""
     # These two are private, yet they alone know the filters, tags and globals that chat templates may use. Both cache.
     from transformers.utils.chat_template_utils import _compile_jinja_template, _get_template_variables
 
@@ -165,7 +165,7 @@ def _tool_schema(tool: Any) -> Any:
 
 
 def _place(tokenizer: Any) -> str:
-    """The template, named by the file that holds it."""
+    """Return how messages call the template: by the file that holds it."""
     folder = Path(tokenizer.name_or_path)
     names = ("chat_template.jinja", "tokenizer_config.json")
     file = next((folder / name for name in names if (folder / name).is_file()), folder)

@@ -67,7 +67,7 @@ class SoundTrack:
         return stream.rate
 
     def samples(self, channels: Channels = "first") -> Iterator[np.ndarray]:
-        """Pieces of the track at its own rate, float64, full scale 1.
+        """Yield pieces of the track at its own rate, float64, full scale 1.
 
         Args:
             channels: the first one alone, or the mean of all.
@@ -80,7 +80,7 @@ class SoundTrack:
             yield _to_float(frame, channels)
 
     def resampled(self, rate: int) -> Iterator[np.ndarray]:
-        """Pieces of the track, all channels mixed into one by FFmpeg, int16 at another rate.
+        """Yield pieces of the track, all channels mixed into one by FFmpeg, int16 at another rate.
 
         Times that the container gives are ignored, as ``ffmpeg -f s16le`` ignores them: no gap is filled.
         """
@@ -109,7 +109,7 @@ class SoundTrack:
         return container
 
     def _frames(self) -> Iterator[Any]:
-        """Decoded frames in order; in the end, what was lost on the way is judged."""
+        """Yield decoded frames in order; in the end, judge what was lost on the way."""
         with self._open() as container:
             stream = container.streams.best("audio")
             for other in container.streams:
@@ -179,7 +179,7 @@ class _Progress:
 
 
 def _decoded(container: Any, stream: Any) -> Iterator[tuple[list[Any], bool]]:
-    """(Frames, whether something could not be read or decoded) for each packet."""
+    """Yield for each packet its frames, and whether something could not be read or decoded."""
     packets = container.demux(stream)
     while True:
         try:

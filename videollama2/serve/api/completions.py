@@ -67,7 +67,7 @@ class CompletionRequest(SamplingFields):
         return self.max_tokens
 
     def prompts(self) -> list[str | list[int]]:
-        """The prompts, each a text or a list of token ids."""
+        """Return the prompts, each a text or a list of token ids."""
         if isinstance(self.prompt, str):
             return [self.prompt]
         is_one = isinstance(self.prompt[0], int)

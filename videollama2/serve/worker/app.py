@@ -58,7 +58,7 @@ class WorkerService(ChatService):
             self.speed = max(self.speed, speed_of(result))
 
     def status(self) -> WorkerStatus:
-        """The status for the controller."""
+        """Return the status for the controller."""
         from videollama2.processing import media_kinds
 
         load = self.engine.load
