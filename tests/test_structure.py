@@ -99,7 +99,7 @@ WINGS = {
     ),
     "serve": (
         ("long_text",),
-        ("settings", "part_flags", "untrusted_media"),
+        ("settings", "part_flags", "parts", "untrusted_media"),
         ("web",),
         ("api",),
         ("legacy",),

@@ -19,7 +19,8 @@ from tests.conftest import ROOT
 from tests.serve.servers import free_port, http, wait_until
 from videollama2.errors import ConfigError
 from videollama2.serve import launch
-from videollama2.serve.launch import Launcher, LaunchError, Part, add_serve_command
+from videollama2.serve.launch import add_serve_command
+from videollama2.serve.parts import Launcher, LaunchError, Part
 
 SERVER = """
 import http.server, os, sys
@@ -246,7 +247,7 @@ def test_the_whole(tmp_path):
 def test_parts_end_with_a_launcher_that_is_killed(tmp_path):
     port = free_port()
     code = (
-        "import os, sys\nfrom videollama2.serve.launch import Launcher, Part\n"
+        "import os, sys\nfrom videollama2.serve.parts import Launcher, Part\n"
         f"part = Part('controller', ['-c', {SERVER!r}, '{port}'], 'http://127.0.0.1:{port}/', dict(os.environ))\n"
         "launcher = Launcher(print)\nlauncher.start(part)\nlauncher.watch()\n"
     )
