@@ -18,7 +18,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.serve.servers import free_port, http, wait_until
 from videollama2.errors import ConfigError
-from videollama2.serve import launch
+from videollama2.serve import launch, parts
 from videollama2.serve.launch import add_serve_command
 from videollama2.serve.parts import Launcher, LaunchError, Part
 
@@ -61,13 +61,13 @@ def arguments(*flags):
 
 
 def test_parts_are_started_watched_and_ended_in_order(launcher):
-    parts = [part(name) for name in ("controller", "worker a", "API", "page")]
-    launcher.start(*parts)
-    assert sorted(launcher.said) == sorted(f"{found.name} is ready" for found in parts)
+    stages = [part(name) for name in ("controller", "worker a", "API", "page")]
+    launcher.start(*stages)
+    assert sorted(launcher.said) == sorted(f"{found.name} is ready" for found in stages)
     launcher.on_signal(signal.SIGINT, None)
     launcher.watch()
     launcher.end()
-    assert all(found.process.poll() is not None for found in parts)
+    assert all(found.process.poll() is not None for found in stages)
 
 
 def test_a_worker_that_dies_is_started_again(launcher):
@@ -87,7 +87,7 @@ def test_a_worker_that_dies_is_started_again(launcher):
 
 
 def test_a_worker_that_keeps_dying_ends_all(launcher, monkeypatch):
-    monkeypatch.setattr(launch, "RESTARTS", 0)
+    monkeypatch.setattr(parts, "RESTARTS", 0)
     worker = part("worker a", may_restart=True)
     launcher.start(worker)
     worker.signal(signal.SIGKILL)
