@@ -37,6 +37,20 @@ def test_exit_codes_of_what_ends_well():
     assert run_command(lambda: 1) == 1
 
 
+def test_a_command_ends_without_a_search_for_garbage():
+    code = (
+        "import atexit, sys\n"
+        "from videollama2.commands import run_command\n"
+        "class Cycle:\n"
+        "    def __init__(self): self.own = self\n"
+        "    def __del__(self): print('searched')\n"
+        "atexit.register(print, 'handled')\n"
+        "sys.exit(run_command(lambda: Cycle() and 3))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (3, "handled\n")
+
+
 def test_an_error_is_one_line(capsys):
     assert run_command(fail(ConfigError("two\nlines\r\nand a third")), "part") == 2
     assert capsys.readouterr().err == "part: error: two lines and a third\n"

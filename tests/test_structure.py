@@ -15,6 +15,7 @@ from tests.conftest import ROOT
 # ``media.kinds`` lies below the rest of ``media``: prompts and models know the kinds of media, and no medium.
 FLOORS = {
     0: (
+        "collector",
         "errors",
         "constants",
         "config",
@@ -56,7 +57,8 @@ MAY_IMPORT = {
     "model.encoders": ("audio_config", "errors"),
     "media.kinds": ("constants", "errors", "stand_ins"),
     "flags": ("constants", "errors"),
-    "commands": ("errors",),
+    "commands": ("collector", "errors"),
+    "_register": ("collector",),
     "ranks": ("errors",),
     "reach": ("errors",),
     "auto": ("processing",),

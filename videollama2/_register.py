@@ -17,6 +17,8 @@ import threading
 from collections.abc import Callable, Sequence
 from types import ModuleType
 
+from videollama2 import collector
+
 _PACKAGE = __name__.partition(".")[0]
 
 
@@ -49,19 +51,21 @@ class _AfterImports(importlib.abc.MetaPathFinder):
         return next((spec for spec in found if spec is not None), None)
 
     def _load(self, load: Callable[[ModuleType], None], module: ModuleType) -> None:
-        self._under_way.count = getattr(self._under_way, "count", 0) + 1
-        try:
-            load(module)
-        finally:
-            self._under_way.count -= 1
-        if self._under_way.count == 0 and "transformers" in sys.modules and self in sys.meta_path:
-            sys.meta_path.remove(self)
-            importlib.import_module(f"{_PACKAGE}.auto")
+        with collector.paused():
+            self._under_way.count = getattr(self._under_way, "count", 0) + 1
+            try:
+                load(module)
+            finally:
+                self._under_way.count -= 1
+            if self._under_way.count == 0 and "transformers" in sys.modules and self in sys.meta_path:
+                sys.meta_path.remove(self)
+                importlib.import_module(f"{_PACKAGE}.auto")
 
 
 def register_when_needed() -> None:
     """Register now if transformers is loaded, or else as soon as it is."""
     if "transformers" in sys.modules:
-        importlib.import_module(f"{_PACKAGE}.auto")
+        with collector.paused():
+            importlib.import_module(f"{_PACKAGE}.auto")
     else:
         sys.meta_path.insert(0, _AfterImports())

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from videollama2.collector import loading
 from videollama2.constants import BUILT_IN_MODELS, TINY_MODEL_NAME
 from videollama2.errors import ConfigError
 from videollama2.flags import AnswerFlags, frame_options, model_options
@@ -192,6 +193,7 @@ def demo(args: argparse.Namespace) -> int:
     return 0
 
 
+@loading()
 def open_engine(
     args: argparse.Namespace, options: dict[str, Any], prompt_length: Callable[[Any], int] | None
 ) -> tuple[Any, dict[str, Any]]:

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
+from videollama2.collector import end_without_search
 from videollama2.errors import VideoLlama2Error
 
 USER_ERROR = 2
@@ -49,6 +50,7 @@ def run_command(
         errors: exceptions that are reported on one line.
         describe: returns the message of an error, for exceptions whose text is more than the message.
     """
+    end_without_search()
     prefix = "error:" if name is None else f"{name}: error:"
     try:
         with _plain_warnings(name, debug):

@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, c
 from typing import TYPE_CHECKING, Any
 
 from videollama2 import flags
+from videollama2.collector import paused
 from videollama2.commands import add_debug_flag, run_command
 from videollama2.errors import ConfigError
 from videollama2.flags import address, seconds
@@ -166,6 +167,7 @@ def run(args: argparse.Namespace, open_engine: OpenEngine) -> int:
         return 1 if service.engine.closed else code
 
 
+@paused()
 def open_own_engine(args: argparse.Namespace) -> Engine:
     """Load the model and open the package's own engine with the flags of :func:`add_worker_flags`.
 
