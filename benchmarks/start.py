@@ -3,9 +3,9 @@
 
     python benchmarks/start.py [--repeat 5] [--code FOLDER]
 
-Prints the least seconds and processor seconds of the runs, and the peak memory. Nearly all of an ``ask`` is the import of
-torch and transformers, so rows for these imports alone stand beside it. With ``--code``, the package in that work tree
-is measured in turns with this one, for comparison with an older version.
+Prints the least seconds and processor seconds of the runs, and the peak memory. Nearly all of an ``ask`` is the import
+of torch and transformers, so rows for these imports alone stand beside it. With ``--code``, the package in that work
+tree is measured in turns with this one, for comparison with an older version.
 """
 
 from __future__ import annotations
