@@ -32,7 +32,11 @@ _ELSEWHERE = {
         "videollama2.engines.batch",
         "add_batch_command",
     ),
-    "data": ("check annotation files for training", "videollama2.data.check", "add_data_commands"),
+    "data": (
+        "check annotation files for training, or compute features of their media",
+        "videollama2.training.feature_command",
+        "add_data_commands",
+    ),
     "plan": (
         "which ways of training a model fit into a GPU, by counting",
         "videollama2.training.plan",

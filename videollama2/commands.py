@@ -186,7 +186,7 @@ class CommandParser(argparse.ArgumentParser):
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """See :meth:`argparse.ArgumentParser.parse_known_args`; here, unknown flags are an error and not returned."""
         args = sys.argv[1:] if args is None else list(args)
-        if self._subparsers is None:
+        if self._subparsers is None and "-" in self.prefix_chars:
             # This comes first: otherwise a misspelt required flag would be reported as missing.
             self._check_spelling(args)
         parsed, unknown = super().parse_known_args(args, namespace)

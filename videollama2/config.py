@@ -169,6 +169,11 @@ class VideoLlama2Config(PreTrainedConfig):
         return has_one and self.mm_vision_select_feature == "cls_patch"
 
     @property
+    def features_per_frame(self) -> int:
+        """Number of features that the connector receives of each frame."""
+        return self.patches_per_side**2 + int(self.keeps_class_token)
+
+    @property
     def flat_model_type(self) -> str:
         """The published ``model_type`` of this model's decoder."""
         return f"videollama2_{self.text_config.model_type}"

@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import ROOT, golden_audio_dir, golden_dir, write_cut_video
 from videollama2 import cli
-from videollama2.data.check import add_data_commands, check_files, histogram
+from videollama2.data.check import add_check_command, check_files, histogram
 from videollama2.shapes.sets import write_set
 
 
@@ -37,8 +37,8 @@ def world(tmp_path_factory):
 
 def run(*argv):
     parser = argparse.ArgumentParser()
-    add_data_commands(parser.add_subparsers())
-    args = parser.parse_args(["data", "check", *map(str, argv)])
+    add_check_command(parser.add_subparsers())
+    args = parser.parse_args(["check", *map(str, argv)])
     return args.run(args)
 
 

@@ -129,7 +129,7 @@ def check_files(
         media: ``open`` reads the first packet of every file, ``decode`` its first and last frame, ``quick`` neither.
         workers: number of processes that decode.
         va: whether videos are heard, unless their record says so itself.
-        sampling: the choice of frames, see :class:`videollama2.data.dataset.SampleReader`.
+        sampling: the choice of frames, see :class:`videollama2.data.samples.SampleReader`.
     """
     report = Report()
     for file in files:
@@ -240,10 +240,8 @@ def histogram(values: Sequence[int]) -> list[str]:
     return lines
 
 
-def add_data_commands(subparsers: Any) -> None:
-    """Add ``data check`` to the command line; the handler returns 1 if there is a problem."""
-    parser = subparsers.add_parser("data", help="annotation files for training")
-    commands = parser.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
+def add_check_command(commands: Any) -> None:
+    """Add ``check`` to the commands of ``videollama2 data``; the handler returns 1 if there is a problem."""
     check = commands.add_parser("check", help="tell everything that is wrong with annotation files")
     check.add_argument("files", nargs="+", metavar="FILE", help="JSON, tar, Parquet, dataset folder")
     check.add_argument("--data-folder", metavar="DIR", help="what media paths are relative to (default: FILE's folder)")

@@ -29,7 +29,8 @@ _FORMAT = 1
 _HEADER = struct.Struct("<4I32s")
 """Shape (T, C, H, W) and the SHA-256 of the frames."""
 _UNFINISHED = "unfinished-"
-_ABANDONED_SECONDS = 3600
+ABANDONED_SECONDS = 3600
+"""Age from which an unfinished file is taken for that of a killed process."""
 _KEPT_SHARE = 0.9
 """Share of the limit to which the least recently used entries are removed when the limit is reached."""
 
@@ -125,7 +126,7 @@ class MediaCache:
                             yield status.st_mtime_ns, status.st_size, entry.path
                 elif place.name.startswith(_UNFINISHED):
                     with suppress(FileNotFoundError):  # another process may just have finished it
-                        if place.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
+                        if place.stat().st_mtime < time.time() - ABANDONED_SECONDS:
                             os.unlink(place.path)
 
 

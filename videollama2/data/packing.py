@@ -12,7 +12,8 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from videollama2.commands import hides_bar
-from videollama2.data.dataset import Sample, VideoInstructionDataset
+from videollama2.data.dataset import VideoInstructionDataset
+from videollama2.data.samples import Sample
 from videollama2.errors import DataError
 
 WINDOW = 10_000

@@ -10,8 +10,9 @@ import torch
 
 from videollama2.constants import IGNORE_INDEX
 from videollama2.data.collator import TrainingCollator
-from videollama2.data.dataset import Sample, VideoInstructionDataset
+from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.data.record import Record
+from videollama2.data.samples import Sample
 from videollama2.errors import DataError
 
 PAIRS = "pairs"

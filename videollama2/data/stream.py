@@ -15,10 +15,10 @@ from typing import Any
 
 from torch.utils.data import Dataset, Sampler
 
-from videollama2.data.dataset import Sample, SampleReader
 from videollama2.data.places import folder_of
 from videollama2.data.record import Record, parse_record
 from videollama2.data.rows import read_rows
+from videollama2.data.samples import Sample, SampleReader
 from videollama2.errors import DataError
 
 
@@ -125,7 +125,7 @@ class StreamedRecords(SampleReader, Dataset):
 
     Args:
         order: the records and their order.
-        args, kwargs: see :class:`~videollama2.data.dataset.SampleReader`.
+        args, kwargs: see :class:`~videollama2.data.samples.SampleReader`.
     """
 
     def __init__(self, order: StreamOrder, *args: Any, **kwargs: Any) -> None:
@@ -133,7 +133,7 @@ class StreamedRecords(SampleReader, Dataset):
         self.order = order
 
     def __getitem__(self, record: Record) -> Sample:
-        """Read and tokenise a record; see :meth:`~videollama2.data.dataset.SampleReader.sample` for the errors."""
+        """Read and tokenise a record; see :meth:`~videollama2.data.samples.SampleReader.sample` for the errors."""
         return self.sample(record, {})
 
     def __getitems__(self, records: Sequence[Record]) -> list[Sample]:

@@ -26,11 +26,14 @@ class MediaFeaturesMixin:
     Attributes:
         vision_tower, mm_projector: vision encoder and connector; None if the model takes no images and videos.
         pixel_table: pixel value of each channel's 256 levels (3, 256), with which frames may be given as uint8.
+        takes_features: media are given as features of the frozen encoders, which are not run: those of frames
+            (patches, D) in place of pixels (C, H, W), those of sounds (N, D) in place of filter banks (T, F).
         audio_tower, mm_projector_a: audio encoder and projector; None if the model takes no sound.
     """
 
     config: VideoLlama2Config
     pixel_table: torch.Tensor | None = None
+    takes_features: bool = False
     vision_tower: PreTrainedModel | None
     mm_projector: Connector | None
     audio_tower: BeatsModel | None
@@ -52,13 +55,16 @@ class MediaFeaturesMixin:
         """Encode frames into ``features_BND`` of the selected layer. A frozen encoder runs without autograd.
 
         Args:
-            pixels_BCHW: normalised frames; or uint8 levels, which are looked up in ``pixel_table``.
+            pixels_BCHW: normalised frames; or uint8 levels, which are looked up in ``pixel_table``. If the model
+                ``takes_features``, these are ``features_BND``, which are returned.
 
         Raises:
             PromptError: this model has no vision encoder, or no table for levels.
         """
         tower, _ = self._eyes()
         pixels_BCHW = pixels_BCHW.to(self._vision_device())
+        if self.takes_features:
+            return pixels_BCHW
         if pixels_BCHW.dtype == torch.uint8:
             pixels_BCHW = self._pixels_of(pixels_BCHW)
         with _graph_of(tower):
@@ -83,11 +89,15 @@ class MediaFeaturesMixin:
     def encode_audio(self, fbank_BTF: torch.Tensor) -> torch.Tensor:
         """Encode filter banks of equal length into ``features_BND``. A frozen encoder runs without autograd.
 
+        If the model ``takes_features``, features are given, and returned.
+
         Raises:
             PromptError: this model has no audio encoder.
             MediaError: the filter banks do not have the shape that the encoder expects.
         """
         tower, _ = self._ears()
+        if self.takes_features:
+            return fbank_BTF.to(tower.device)
         with _graph_of(tower):
             return tower(fbank_BTF.to(tower.device)).last_hidden_state
 
@@ -146,8 +156,7 @@ class MediaFeaturesMixin:
         stills = 0 if images_BCHW is None else len(images_BCHW)
         frames = [*([] if images_BCHW is None else [images_BCHW]), *videos]
         if not stills and not videos:
-            side = self._eyes()[0].config.image_size
-            frames, stills = [torch.zeros(1, 3, side, side)], 1
+            frames, stills = [self._black()], 1
         shown = [Shown(1, self.config.num_frames)] * stills + [Shown(len(video), len(video)) for video in videos]
         features_FND = self.encode_vision(torch.cat([part.to(self._vision_device()) for part in frames]))
         config = self.config
@@ -199,7 +208,10 @@ class MediaFeaturesMixin:
         """
         if sounds is None or not len(sounds):
             audio = self._ears()[0].config
-            sounds = torch.zeros(1, audio.input_patch_size, audio.num_mel_bins)
+            shape = (
+                (1, audio.encoder_embed_dim) if self.takes_features else (audio.input_patch_size, audio.num_mel_bins)
+            )
+            sounds = torch.zeros(1, *shape)
         if not torch.is_tensor(sounds):
             raise MediaError("the sounds of a batch must have one length to be encoded together")
         return list(self.get_audio_features(sounds, audio_index).pooler_output)
@@ -234,6 +246,13 @@ class MediaFeaturesMixin:
             unused += [self.vision_tower, self.mm_projector]
         modules = [module for module in unused if module is not None]
         return embeds_BLD + zero_of(modules, embeds_BLD) if modules else embeds_BLD
+
+    def _black(self) -> torch.Tensor:
+        """Return one frame without content, for a batch that has none."""
+        if self.takes_features:
+            return torch.zeros(1, self.config.features_per_frame, self.config.mm_hidden_size)
+        side = self._eyes()[0].config.image_size
+        return torch.zeros(1, 3, side, side)
 
     def _vision_device(self) -> torch.device:
         return next(self._eyes()[0].parameters()).device

@@ -24,6 +24,7 @@ from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.model.packed_attention import keep_records_apart
 from videollama2.processing import VideoLlama2Processor
 from videollama2.training.flags import DataArguments, ModelArguments, TrainingArguments
+from videollama2.training.frozen_features import use_features
 from videollama2.training.hearing import new_ears, set_hearing
 from videollama2.training.lora import add_lora, fused_experts
 from videollama2.training.meter import weights_of
@@ -74,6 +75,8 @@ def build_model(
     choose_trainable(model, model_args, training_args)
     if training_args.bf16 and not training_args.deepspeed:
         _cast_frozen(model, torch.bfloat16)
+    if data_args.features:
+        use_features(model, processor, data_args, training_args)
     if training_args.deepspeed:
         encode_uniformly(model)
     return model, processor

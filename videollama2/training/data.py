@@ -10,6 +10,7 @@ from typing import Any, cast
 from torch.utils.data import ConcatDataset, Dataset
 
 from videollama2.data.dataset import VideoInstructionDataset
+from videollama2.data.features import FeatureStore
 from videollama2.data.index import Index
 from videollama2.data.media_cache import MediaCache
 from videollama2.data.packing import PackedRows
@@ -38,6 +39,10 @@ class RunData:
         self.media_cache = None
         if data_args.media_cache:
             self.media_cache = MediaCache(data_args.media_cache, int(data_args.media_cache_gb * 1e9))
+        self.features = None
+        if data_args.features:
+            self.features = FeatureStore(data_args.features)
+            self.features.check_files(data_args.files_heard)
         read = partial(
             read_sets,
             data_folder=data_args.data_folder,
@@ -81,7 +86,7 @@ class RunData:
         """
         if self.data_args.streaming:
             order = StreamOrder(self.stream, self.data_args.data_weights, self.data_args.shuffle_buffer, self.seed)
-            return StreamedRecords(order, **self._reading(processor, stage)), None
+            return StreamedRecords(order, **self.reading(processor, stage)), None
         dataset, sizes = self._dataset(self.sets, processor, stage, kind), [len(records) for records in self.sets]
         return self._packed(dataset, sizes)
 
@@ -89,7 +94,8 @@ class RunData:
         """Return the records that the loss is measured on, if there are any."""
         return self._dataset(self.eval_sets, processor, stage) if self.eval_sets else None
 
-    def _reading(self, processor: VideoLlama2Processor, stage: str) -> dict[str, Any]:
+    def reading(self, processor: VideoLlama2Processor, stage: str) -> dict[str, Any]:
+        """Return the arguments of a :class:`~videollama2.data.samples.SampleReader` of this run."""
         return {
             "processor": processor,
             "max_length": self.training_args.model_max_length,
@@ -98,6 +104,7 @@ class RunData:
             "levels": processor.transform is not None,
             "sampling": self.data_args.frame_sampling,
             "media_cache": self.media_cache,
+            "features": self.features,
         }
 
     def _dataset(
@@ -110,7 +117,7 @@ class RunData:
         # Sequences can be concatenated, and the result behaves like one, although torch annotates neither.
         records = cast("Sequence[Record]", ConcatDataset(cast("list[Dataset[Record]]", sets)))
         contents = [each.content for each in sets]
-        reading = self._reading(processor, stage)
+        reading = self.reading(processor, stage)
         # The inference engine, which answers questions in training, takes pixels.
         reading["levels"] = reading["levels"] and kind is not Questions
         return kind(records, **reading, index=self.index, contents=contents, progress=self.first)

@@ -172,6 +172,10 @@ class DataArguments:
     media_cache_gb: float = field(
         default=100.0, metadata={"help": "With --media_cache: its largest size; what was used least recently goes."}
     )
+    features: str | None = field(
+        default=None,
+        metadata={"help": "Folder in which `videollama2 data features` has kept features of the media."},
+    )
     packing: int | None = field(
         default=None,
         metadata={"help": "Pack records into rows of this many tokens; a batch size then counts rows."},
@@ -207,6 +211,12 @@ class DataArguments:
     def files(self) -> list[str]:
         """All annotation files of the training data."""
         return [*(self.data_path or ()), *(self.data_path_a or ())]
+
+    @property
+    def files_heard(self) -> list[tuple[str, bool]]:
+        """All annotation files, those of the evaluation included, and whether their videos are heard."""
+        heard = self.heard * len(self.files) if len(self.heard) == 1 else self.heard
+        return [*zip(self.files, heard, strict=True), *((file, any(heard)) for file in self.eval_data_path or ())]
 
     @property
     def frame_sampling(self) -> FrameSampling:

@@ -32,7 +32,7 @@ FOLDED = (
         "audio_gradient_multiplier",
         "pretrain_mm_mlp_adapter_a",
     ),
-    *("shuffle_buffer", "fps", "max_frames", "media_cache_gb"),
+    *("shuffle_buffer", "fps", "max_frames", "media_cache_gb", "features"),
 )
 """Flags of this program that few runs need. ``--help`` lists their names, ``--help_all`` describes them."""
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from videollama2.checkpoints.fingerprint import files_revision
+from videollama2.data.features import FeatureStore
 from videollama2.data.index import file_digest
 from videollama2.errors import ConfigError
 from videollama2.training.flags import DataArguments, ModelArguments, TrainingArguments
@@ -148,6 +149,8 @@ def _flags(arguments: Sequence[Any]) -> Iterator[tuple[str, Any]]:
                 value = json.loads(Path(value).read_text(encoding="utf-8"))
             if field.name == "data_folder" and value is not None:
                 value = str(Path(value).resolve())
+            if field.name == "features" and value is not None:
+                value = FeatureStore(value).fingerprint()
             yield field.name, _plain(value)
 
 

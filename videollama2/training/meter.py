@@ -190,8 +190,11 @@ class FlopCount:
             _encoder_and_connector(*pair)
             for pair in zip(encoders, (inner.mm_projector, inner.mm_projector_a), strict=True)
         )
-        self.tower, self.connector = seeing[:2]
-        self.per_sound_token = sum(hearing[:2])  # an audio encoder has one output per token
+        # Encoders do not run where their features are given.
+        self.tower = 0 if inner.takes_features else seeing[0]
+        self.connector = seeing[1]
+        # An audio encoder has one output per token.
+        self.per_sound_token = hearing[1] if inner.takes_features else sum(hearing[:2])
         below = seeing[2] or hearing[2] or any(trained for _, trained in layers)
         self.decoder, self.head = _per_token(layers, below), _per_token(head, below)
         self.attention = 4 * text.num_hidden_layers * text.hidden_size

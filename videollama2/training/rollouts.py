@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from videollama2.constants import IGNORE_INDEX
-from videollama2.data.dataset import Sample, VideoInstructionDataset
+from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.data.pairs import last_answer
 from videollama2.data.record import Record
+from videollama2.data.samples import Sample
 from videollama2.errors import EngineError
 from videollama2.inference.answer import Result
 from videollama2.inference.engine import Engine

@@ -6,11 +6,11 @@ import json
 import os
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from videollama2.data.sampler import SOUNDING
 from videollama2.errors import ConfigError
 from videollama2.flat_form import FLAT_MODEL_TYPES
+from videollama2.training.data_rules import Rule, feature_rules
 from videollama2.training.flags import RECOMPUTED, DataArguments, ModelArguments, TrainingArguments
 from videollama2.training.objective_flags import ObjectiveFlags
 
@@ -19,9 +19,6 @@ ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_a
 _LORA_FLAGS = ("lora_r", "lora_alpha", "lora_dropout", "lora_bias", "lora_target", "lora_rslora", "lora_dora")
 
 _GRPO_FLAGS = tuple(f.name for f in fields(ObjectiveFlags) if f.name not in ("objective", "dpo_beta"))
-
-Rule = tuple[Any, str]
-"""Whether a rule is broken, and the error message for that case."""
 
 
 def check_arguments(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> None:
@@ -34,6 +31,7 @@ def check_arguments(model_args: ModelArguments, data_args: DataArguments, traini
         *_need(data_args, "sampling fps", data_args.sampling == "fps", ("fps", "max_frames")),
         *_need(data_args, "media_cache", data_args.media_cache is not None, ("media_cache_gb",)),
         (not data_args.media_cache_gb > 0, f"--media_cache_gb {data_args.media_cache_gb} is not above 0"),
+        *feature_rules(model_args, data_args, training_args),
         *_stream_rules(data_args, training_args),
         *_packing_rules(data_args.packing, training_args),
         *_attention_rules(model_args.attn_implementation, training_args),
