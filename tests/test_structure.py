@@ -84,14 +84,14 @@ WINGS = {
         ("video_processor",),
     ),
     "model": (
-        ("connectors", "encoders", "weight_names", "loss", "packed_attention", "int8"),
+        ("connectors", "encoders", "weight_names", "loss", "packed_attention", "int4", "int8"),
         ("base",),
         ("features", "generation"),
         ("modeling",),
     ),
     "checkpoints": (
         ("files", "placement"),
-        ("fingerprint", "quantisation", "cpu_int8"),
+        ("fingerprint", "quantisation", "cpu_integers"),
         ("audio_tower", "full"),
         ("parts",),
         ("connector",),

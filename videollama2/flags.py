@@ -42,7 +42,11 @@ def add_model_flags(
         help="weights in 8 bits: on a CPU all large ones, which is faster; on a "
         "GPU those of the language model (bitsandbytes)",
     )
-    bits.add_argument("--load-4bit", action="store_true", help="language model in 4 bits (bitsandbytes)")
+    bits.add_argument(
+        "--load-4bit",
+        action="store_true",
+        help="language model in 4 bits: on a CPU with a kernel of torch, on a GPU with bitsandbytes",
+    )
     return group
 
 

@@ -14,7 +14,7 @@ import torch
 import videollama2.auto  # noqa: F401 - registers the model types that AutoConfig meets below
 from videollama2.checkpoints.adapter import load_lora_folder, merge_lora
 from videollama2.checkpoints.connector import load_connector, load_connector_folder
-from videollama2.checkpoints.cpu_int8 import CpuInt8Config
+from videollama2.checkpoints.cpu_integers import CpuIntegerConfig
 from videollama2.checkpoints.files import checkpoint_kind, read_tensors, resolve_name, stored_dtype
 from videollama2.checkpoints.full import load_checkpoint
 from videollama2.checkpoints.parts import build_from_parts
@@ -68,8 +68,9 @@ def load_pretrained_model(
         model_name: ignored, accepted for compatibility; the kind of checkpoint is determined by its files.
         load_8bit: 8-bit weights: with bitsandbytes, those of the language model; on a CPU, those of the vision
             encoder too, with integer arithmetic (:mod:`videollama2.model.int8`).
-        load_4bit: quantise the language model with bitsandbytes. A ``quantization_config`` in the ``config.json`` of a
-            full model chooses bitsandbytes as well.
+        load_4bit: 4-bit weights of the language model, with bitsandbytes; on a CPU, those of the decoder's layers, with
+            a kernel of torch (:mod:`videollama2.model.int4`), and 8 bits elsewhere. A ``quantization_config`` in the
+            ``config.json`` of a full model always chooses bitsandbytes.
         device_map: placement over several devices, as in transformers; by default everything is on ``device``.
         device: defaults to cuda if available, else mps, else cpu.
         dtype: defaults to bfloat16 on a GPU that supports it, else float16; float32 on a CPU. ``auto`` is the same,
@@ -120,8 +121,8 @@ def _load(
 def _quantization(bits: int, path: str, kind: str, placement: dict[str, Any], hub: dict[str, Any]) -> dict[str, Any]:
     """Return the loader option for the quantisation that the caller, or else the checkpoint itself, requests."""
     quantization: Any
-    if bits == 8 and is_cpu_only(placement["device_map"]):
-        quantization = CpuInt8Config()
+    if bits < 16 and is_cpu_only(placement["device_map"]):
+        quantization = CpuIntegerConfig(bits)
     else:
         quantization = quantization_config(bits, placement["dtype"])
     if quantization is None and kind == "full":

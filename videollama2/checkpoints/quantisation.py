@@ -70,14 +70,15 @@ def leave_out_misfits(quantization: Any, decoder: PreTrainedConfig, device_map: 
     """Exclude layers whose shape the 4-bit CPU kernels cannot handle from quantisation, with a warning.
 
     Args:
-        quantization: result of :func:`quantization_config`; changed in place.
+        quantization: result of :func:`quantization_config`; changed in place. That of another library stays as it is.
         decoder: configuration of the language model.
         device_map: placement of the model, as in transformers.
 
     Raises:
         ConfigError: no layer would be left to quantise.
     """
-    if not getattr(quantization, "load_in_4bit", False) or not _uses_cpu(device_map):
+    is_theirs = hasattr(quantization, "llm_int8_skip_modules")
+    if not is_theirs or not quantization.load_in_4bit or not _uses_cpu(device_map):
         return
     with torch.device("meta"):
         linear = {

@@ -18,6 +18,7 @@ from transformers.utils.generic import ModelOutput
 from videollama2.config import VideoLlama2Config
 from videollama2.errors import CheckpointError, ConfigError
 from videollama2.model.encoders import VISION_ENCODERS
+from videollama2.model.int4 import Int4Linear
 from videollama2.model.int8 import Int8Embedding, Int8Linear
 from videollama2.model_code import write_code
 
@@ -92,10 +93,12 @@ class VideoLlama2PreTrainedModel(PreTrainedModel):
                 (:mod:`videollama2.model_code`); the processor must be saved beside the model.
 
         Raises:
-            ConfigError: the weights are in the 8 bits of a CPU, which only this processor's libraries can read.
+            ConfigError: the weights are integers of a CPU, which only this processor's libraries can read.
         """
-        if any(isinstance(module, Int8Linear | Int8Embedding) for module in self.modules()):
-            raise ConfigError("8-bit weights of a CPU cannot be saved; load the model without load_8bit to save it")
+        if any(isinstance(module, Int4Linear | Int8Linear | Int8Embedding) for module in self.modules()):
+            raise ConfigError(
+                "integer weights of a CPU cannot be saved; load the model without load_8bit and load_4bit"
+            )
         choose_deepspeed_accelerator()
         super().save_pretrained(save_directory, *args, **kwargs)
         if with_code:

@@ -1,14 +1,15 @@
-"""``load_8bit`` on a CPU: integer arithmetic, close to the exact model, and nothing else changed."""
+"""``load_8bit`` and ``load_4bit`` on a CPU: close to the exact model, and nothing else changed."""
 
 import pytest
 import torch
 
 from tests.conftest import golden_dir
-from videollama2.checkpoints import cpu_int8, load_checkpoint, load_pretrained_model
+from videollama2.checkpoints import cpu_integers, load_checkpoint, load_pretrained_model
 from videollama2.errors import ConfigError
 from videollama2.inference.engine import Engine
 from videollama2.inference.request import Request
-from videollama2.model import int8
+from videollama2.model import int4, int8
+from videollama2.model.int4 import GROUP, Int4Linear, quantise_groups
 from videollama2.model.int8 import Int8Embedding, Int8Linear, multiplies_integers, quantise_rows
 
 NAMES = ("qwen2-stc_connector_v35-siglip", "llama-mlp2x_gelu-clip")
@@ -68,7 +69,7 @@ def test_a_cpu_without_such_products_rounds_only_the_weight(rows, bias, monkeypa
 
 @pytest.mark.parametrize("name", [*NAMES, "videollama2-tiny"])
 def test_a_model_answers_in_8_bits(name, monkeypatch):
-    monkeypatch.setattr(cpu_int8, "SMALLEST_WEIGHT", 1)
+    monkeypatch.setattr(cpu_integers, "SMALLEST_WEIGHT", 1)
     path = name if name == "videollama2-tiny" else golden_dir() / "models" / name
     exact, _ = load_checkpoint(path, dtype=torch.float32)
     _, model, processor, _ = load_pretrained_model(path, device="cpu", load_8bit=True)
@@ -86,7 +87,7 @@ def test_a_model_answers_in_8_bits(name, monkeypatch):
     with Engine(model, processor, max_batch=1, background=False) as engine:
         answer = engine.submit_request(Request("What?", [("video", clip)], max_new_tokens=2)).result()
     assert answer.error is None
-    with pytest.raises(ConfigError, match="cannot be saved; load the model without load_8bit"):
+    with pytest.raises(ConfigError, match="cannot be saved; load the model without load_8bit and load_4bit"):
         model.save_pretrained("nowhere")
 
 
@@ -96,3 +97,68 @@ def test_small_layers_stay_as_they_are_and_a_model_of_them_says_so(golden):
         _, model, _, _ = load_pretrained_model(path, device="cpu", load_8bit=True)
     exact, _ = load_checkpoint(path, dtype=torch.float32)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), exact.parameters(), strict=True))
+
+
+def grouped(layer):
+    """The layer with its weight in 4 bits, and that weight in floating point."""
+    few = Int4Linear.like(layer, torch.float32)
+    integers_OI, few.scales_GO2 = quantise_groups(layer.weight.data)
+    few.weight = torch.nn.Parameter(int4.pack(integers_OI), requires_grad=False)
+    few.bias = None if layer.bias is None else torch.nn.Parameter(layer.bias.data, requires_grad=False)
+    scale_OG1, offset_OG1 = few.scales_GO2.float().permute(2, 1, 0).unsqueeze(-1)
+    return few, ((integers_OI.view(len(integers_OI), -1, GROUP) - 8) * scale_OG1 + offset_OG1).flatten(1)
+
+
+def test_groups_are_rounded_to_16_steps_between_their_own_ends():
+    values = torch.randn(64, 3 * GROUP) * torch.logspace(-4, 4, 64).unsqueeze(1)
+    values[5], values[6] = 0, 0.75
+    layer = torch.nn.Linear(3 * GROUP, 64, bias=False)
+    layer.weight.data = values
+    few, restored = grouped(layer)
+    groups = values.view(64, 3, GROUP)
+    step = (groups.amax(-1) - groups.amin(-1)) / 15
+    error = (restored.view_as(groups) - groups).abs().amax(-1)
+    # Half a step, and what bfloat16 takes from the scale of 8 steps and from the offset.
+    assert (error <= 0.5 * step + 2**-8 * (8 * step + groups.abs().amax(-1))).all()
+    torch.testing.assert_close(few.restored(0, 64).T, restored, rtol=1e-5, atol=1e-30)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_few_and_many_rows_are_multiplied_by_the_same_weight(bias, dtype, monkeypatch):
+    monkeypatch.setattr(int4, "_RESTORED", 64)  # three blocks of outputs
+    torch.manual_seed(0)
+    few, weight = grouped(torch.nn.Linear(2 * GROUP, 192, bias=bias))
+    inputs = torch.randn(2, 50, 2 * GROUP).to(dtype)
+    wanted = torch.nn.functional.linear(inputs.float(), weight, few.bias)
+    with torch.inference_mode():
+        many, rows = few(inputs), few(inputs[:, :5])
+    assert many.dtype == rows.dtype == dtype and many.shape == (2, 50, 192)
+    for result, part in ((many, wanted), (rows, wanted[:, :5])):
+        assert (result - part).norm() / part.norm() < 0.005
+    assert all(torch.equal(few(inputs[:1, j]), rows[:1, j]) for j in range(5))  # others in the batch change nothing
+
+
+def test_another_order_of_weights_than_the_known_ones_is_refused(monkeypatch):
+    monkeypatch.setattr(int4, "pack", lambda integers: integers[:, ::2].to(torch.uint8).contiguous())
+    with pytest.raises(ConfigError, match="in an order that is not known here; use --load-8bit"):
+        int4.kernel_order.__wrapped__()
+
+
+def test_a_model_answers_in_4_bits(monkeypatch):
+    monkeypatch.setattr(cpu_integers, "SMALLEST_WEIGHT", 1)
+    exact, _ = load_checkpoint("videollama2-tiny", dtype=torch.float32)
+    _, model, processor, _ = load_pretrained_model("videollama2-tiny", device="cpu", load_4bit=True)
+    kinds = {path: type(module) for path, module in model.named_modules()}
+    for path, module in exact.named_modules():
+        if type(module) is torch.nn.Linear and "mm_projector" not in path:
+            assert kinds[path] is (Int4Linear if "language_model.layers" in path else Int8Linear), path
+    ids = torch.arange(5, 85).unsqueeze(0)
+    with torch.inference_mode():
+        few, whole = model(input_ids=ids).logits, exact(input_ids=ids).logits
+    assert 0.9 < torch.nn.functional.cosine_similarity(few.flatten(), whole.flatten(), dim=0) < 0.9999
+    clip = golden_dir() / "media" / "landscape_30fps_90f.mp4"
+    with Engine(model, processor, max_batch=1, background=False) as engine:
+        assert engine.submit_request(Request("What?", [("video", clip)], max_new_tokens=2)).result().error is None
+    with pytest.raises(ConfigError, match="cannot be saved"):
+        model.save_pretrained("nowhere")

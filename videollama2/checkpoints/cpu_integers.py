@@ -1,7 +1,8 @@
-"""8-bit weights on a CPU: quantises a model with :mod:`videollama2.model.int8` while its weights are read.
+"""Weights of 8 and 4 bits on a CPU: quantises a model while its weights are read.
 
-transformers calls the quantiser as it calls those of other libraries. One weight at a time is in floating point, so
-loading takes no more memory than the quantised model.
+:mod:`videollama2.model.int8` and :mod:`videollama2.model.int4` have the layers. transformers calls the quantiser as it
+calls those of other libraries. One weight at a time is in floating point, so loading takes no more memory than the
+quantised model.
 """
 
 from __future__ import annotations
@@ -16,37 +17,45 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from videollama2.checkpoints.placement import bfloat16_feature
+from videollama2.model import int4
+from videollama2.model.int4 import Int4Linear
 from videollama2.model.int8 import SMALLEST_WEIGHT, Int8Embedding, Int8Linear, quantise_rows
 
-METHOD = "videollama2_cpu_int8"
+METHOD = "videollama2_cpu_integers"
 """The name of the method in transformers."""
 
 NOT_QUANTISED = ("mm_projector", "mm_projector_a", "audio_tower")
 """Modules that stay as they are: connectors are mostly convolutions, and the audio encoder is small."""
 
+IN_4_BITS = "layers"
+"""The part of a path that 4 bits are for: layers of the decoder. Its embeddings and head get 8 bits, as does the vision
+encoder (whose layers are part of ``vision_tower``), because their 4-bit errors cost more and save little."""
 
-class CpuInt8Config(QuantizationConfigMixin):
-    """The request for 8-bit weights on a CPU.
+
+class CpuIntegerConfig(QuantizationConfigMixin):
+    """The request for integer weights on a CPU.
 
     Args:
+        bits: 8; or 4 for the decoder's layers.
         smallest_weight: the number of elements from which a weight is quantised; by default :data:`SMALLEST_WEIGHT`.
     """
 
-    load_in_4bit, load_in_8bit = False, True
-
-    def __init__(self, smallest_weight: int | None = None, **_: Any) -> None:
+    def __init__(self, bits: int = 8, smallest_weight: int | None = None, **_: Any) -> None:
         self.quant_method = METHOD  # pyright: ignore[reportAttributeAccessIssue] - annotated for its own methods
+        self.bits = bits
+        self.load_in_4bit, self.load_in_8bit = bits == 4, bits == 8
         self.smallest_weight = SMALLEST_WEIGHT if smallest_weight is None else smallest_weight
 
 
-class CpuInt8Quantizer(HfQuantizer):
-    """Replaces linear layers and token embeddings by those with 8-bit weights."""
+class CpuIntegerQuantizer(HfQuantizer):
+    """Replaces linear layers and token embeddings by those with integer weights."""
 
-    quantization_config: CpuInt8Config
+    quantization_config: CpuIntegerConfig
 
     def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
         path, _, name = param_name.rpartition(".")
-        return name == "weight" and isinstance(model.get_submodule(path), (Int8Linear, Int8Embedding))
+        return name == "weight" and isinstance(model.get_submodule(path), (Int4Linear, Int8Linear, Int8Embedding))
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
         embeddings, smallest = model.get_input_embeddings(), self.quantization_config.smallest_weight
@@ -58,13 +67,22 @@ class CpuInt8Quantizer(HfQuantizer):
             and set(NOT_QUANTISED).isdisjoint(path.split("."))
         }
         if not found:
+            bits = self.quantization_config.bits
             warnings.warn(
-                f"no layer has the {smallest} weights from which 8 bits pay: all stay as they are", stacklevel=2
+                f"no layer has the {smallest} weights from which {bits} bits pay: all stay as they are", stacklevel=2
             )
         for path, module in found.items():
             with torch.device("meta"):
-                new = Int8Linear.like(module) if isinstance(module, nn.Linear) else Int8Embedding.like(module)
-            model.set_submodule(path, new)
+                model.set_submodule(path, self._replacement(path, module))
+
+    def _replacement(self, path: str, module: nn.Module) -> nn.Module:
+        if not isinstance(module, nn.Linear):
+            return Int8Embedding.like(module)  # pyright: ignore[reportArgumentType] - the token embeddings
+        parts = path.split(".")
+        is_decoder = IN_4_BITS in parts and "vision_tower" not in parts
+        if self.quantization_config.bits == 4 and is_decoder and int4.fits(module):
+            return Int4Linear.like(module, torch.float32 if bfloat16_feature() is None else torch.bfloat16)
+        return Int8Linear.like(module)
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         embeddings = model.get_input_embeddings()
@@ -92,11 +110,17 @@ class _Quantise(ConversionOps):
     def convert(self, input_dict: dict[str, Any], *args: Any, model: Any = None, **kwargs: Any) -> dict[str, Any]:
         result = {}
         for name, value in input_dict.items():
-            integers_OI, scales_O1 = quantise_rows(value[0] if isinstance(value, list) else value)
-            model.get_submodule(name.rpartition(".")[0]).scale_O = scales_O1.squeeze(1)
+            weight_OI = value[0] if isinstance(value, list) else value
+            module = model.get_submodule(name.rpartition(".")[0])
+            if isinstance(module, Int4Linear):
+                integers_OI, module.scales_GO2 = int4.quantise_groups(weight_OI)
+                integers_OI = int4.pack(integers_OI)
+            else:
+                integers_OI, scales_O1 = quantise_rows(weight_OI)
+                module.scale_O = scales_O1.squeeze(1)
             result[name] = nn.Parameter(integers_OI, requires_grad=False)
         return result
 
 
-register_quantization_config(METHOD)(CpuInt8Config)
-register_quantizer(METHOD)(CpuInt8Quantizer)
+register_quantization_config(METHOD)(CpuIntegerConfig)
+register_quantizer(METHOD)(CpuIntegerQuantizer)
