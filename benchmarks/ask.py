@@ -1,16 +1,17 @@
 #!/usr/bin/env python3
 """What answering costs, stage by stage: start, preprocessing, encoding, first token, tokens per second, memory.
 
-    python benchmarks/ask.py [--device cpu] [--dtype float32] [--new-tokens 32] [--only tiny|tiny-av|0.5b]
+    python benchmarks/ask.py [--device cpu] [--dtype float32 ...] [--new-tokens 32] [--only tiny|tiny-av|0.5b]
                             [--video clip.mp4]
 
 Three models: the built-in ``videollama2-tiny`` and ``videollama2-tiny-av``, and one with random weights and the shapes
 of CLIP ViT-L/14-336, the STC connector and a 0.5B Qwen2, made on the spot (8 frames). Each runs in a process of its
 own, so that start-up and peak memory are its own. Times are medians of ``--repeat`` runs; ratios between rows of one
-table are what to quote. The model that hears is also asked about a sound (more: ``benchmarks/hear.py``).
+table are what to quote. The model that hears is also asked about a sound (more: ``benchmarks/hear.py``). Several
+``--dtype`` are measured one after another; ``int8`` and ``int4`` are ``--load-8bit`` and ``--load-4bit``.
 
 The limits printed beside are counted, not measured: multiply-adds of each stage over the rate of a large matrix product
-on the same device, and for decoding the bytes of the weights over the rate of a large copy.
+on the same device, and for decoding the bytes of the weights over the rate of a large copy. Integers have none.
 
 Rules are checked, and a broken one makes the exit code 1: the vision part of a still image costs at most a quarter of
 that of a video of 8 frames, in multiply-adds and in time, and a second question about the same clip encodes no frame.
@@ -32,21 +33,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-CLIP = ROOT / "videollama2" / "assets" / "demo" / "moving_shapes.mp4"
-SOUNDING_CLIP = CLIP.with_name("sounding_shapes.mp4")
-QUESTION = "Which object moves first, the white cross or the red circle?"
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from ask_report import rules, table
+from random_model import CLIP, QUESTION, SOUNDING_CLIP, make_random
+
 MODELS = ("tiny", "tiny-av", "0.5b")
-IMAGE_SHARE = 0.25
-"""Most that the vision part of a still image may take, of that of a video of 8 frames."""
-ARITHMETIC_SHARE = 0.4
-"""Least share of arithmetic in the vision time of a video for times to say what the work is."""
+INTEGERS = {"int8": {"load_8bit": True}, "int4": {"load_4bit": True}}
+"""Weights of few bits, and the options of ``model_init`` for them."""
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default=None)
-    parser.add_argument("--dtype", default=None, choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--dtype", nargs="+", choices=("float32", "bfloat16", "float16", *INTEGERS))
     parser.add_argument("--new-tokens", type=_count, default=32)
     parser.add_argument("--repeat", type=_count, default=3)
     parser.add_argument("--only", choices=MODELS)
@@ -62,68 +62,11 @@ def _count(text: str) -> int:
     return number
 
 
-SHAPES = {
-    "0.5b": {
-        "hidden_size": 896,
-        "intermediate_size": 4864,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 14,
-        "num_key_value_heads": 2,
-        "tie_word_embeddings": True,
-    },
-    "7b": {
-        "hidden_size": 3584,
-        "intermediate_size": 18944,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 28,
-        "num_key_value_heads": 4,
-        "tie_word_embeddings": False,
-    },
-}
-"""Qwen2 decoders."""
-
-
-def make_random(folder: Path, shape: str = "0.5b", seed: int = 0, hears: bool = False) -> None:
-    """Write a checkpoint of these shapes with random weights; the tokenizer is the tiny model's.
-
-    The weights are stored in bfloat16, as published ones are. With ``hears``, there is a BEATs of the published shape.
-    """
-    import torch
-
-    from videollama2.checkpoints import load_checkpoint
-    from videollama2.config import VideoLlama2Config
-    from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
-    from videollama2.processing import VideoLlama2Processor, load_image_processor
-
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(seed)
-    config = VideoLlama2Config(
-        text_config={
-            "model_type": "qwen2",
-            "vocab_size": 151936,
-            "max_position_embeddings": 32768,
-            "rope_theta": 1e6,
-            **SHAPES[shape],
-        },
-        mm_vision_tower="openai/clip-vit-large-patch14-336",
-        mm_projector_type="stc_connector",
-        num_frames=8,
-        **({"mm_audio_tower": "beats.pt", "mm_projector_a_type": "mlp2x_gelu"} if hears else {}),
-    )
-    standard = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        model = VideoLlama2ForConditionalGeneration(config)
-    finally:
-        torch.set_default_dtype(standard)
-    _, tiny = load_checkpoint("videollama2-tiny")
-    with torch.no_grad():
-        # Ids that the tokenizer does not know would be answers without a letter, and nothing to time.
-        for weight in {model.get_input_embeddings().weight, model.lm_head.weight}:
-            weight[len(tiny.tokenizer) :] = 0
-    processor = VideoLlama2Processor(load_image_processor(folder, config), tiny.tokenizer, config)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+def _weights(dtype: list[str] | None) -> dict[str, Any]:
+    """Options of ``model_init`` for the only dtype of a process."""
+    if dtype is None:
+        return {}
+    return INTEGERS.get(dtype[0], {"dtype": dtype[0]})
 
 
 class Bench:
@@ -139,7 +82,7 @@ class Bench:
 
         logging.disable_progress_bar()
         imported = time.perf_counter()
-        self.model, self.processor, self.tokenizer = model_init(path, device=args.device, dtype=args.dtype)
+        self.model, self.processor, self.tokenizer = model_init(path, device=args.device, **_weights(args.dtype))
         self.start = {"import": imported - start, "load": time.perf_counter() - imported}
         self.torch, self.args = torch, args
         self.device = self.model.get_input_embeddings().weight.device
@@ -218,6 +161,7 @@ def measure(path: str, args: argparse.Namespace) -> dict[str, Any]:
     """All stages of one model, in this process."""
     bench = Bench(path, args)
     torch, model = bench.torch, bench.model
+    is_integer = args.dtype is not None and args.dtype[0] in INTEGERS
     result: dict[str, Any] = dict(bench.start)
     with torch.inference_mode():
         pixels_TCHW = bench.preprocess()
@@ -232,17 +176,24 @@ def measure(path: str, args: argparse.Namespace) -> dict[str, Any]:
             result["second of sound"] = bench.median(lambda: bench.ask(forget=False, modal="audio"))
         # Before the limits: their matrices are larger than a small model.
         result["memory"] = _peak_memory(torch, bench.device)
-        result |= _limits(bench, embeds_BLD.shape[1], pixels_TCHW.shape)
+        if not is_integer:
+            result |= _limits(bench, embeds_BLD.shape[1], pixels_TCHW.shape)
     result |= {
         "prompt tokens": embeds_BLD.shape[1],
         "frames": len(pixels_TCHW),
         "new tokens": args.new_tokens,
         "pixels": pixels_TCHW.shape[-1],
-        "weights": sum(p.numel() for p in model.parameters()) / 1e6,
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "weights": _count_weights(bench) / 1e6,
+        "dtype": args.dtype[0] if is_integer else str(model.dtype).removeprefix("torch."),
         "device": str(bench.device) if bench.device.type != "cpu" else f"cpu, {torch.get_num_threads()} threads",
     }
     return result
+
+
+def _count_weights(bench: Bench) -> int:
+    """Number of weights, however many of them share a byte."""
+    with bench.torch.device("meta"):
+        return sum(p.numel() for p in type(bench.model)(bench.model.config).parameters())
 
 
 def _vision(bench: Bench, frames_TCHW: Any) -> dict[str, float]:
@@ -333,70 +284,6 @@ def _limits(bench: Bench, prompt_tokens: int, shape_TCHW: Any) -> dict[str, floa
     }
 
 
-def table(name: str, row: dict[str, Any]) -> str:
-    """One model's stages with their shares, and how far each is from its limit."""
-    tokens = row["new tokens"]
-    decoding = row["per token"] * tokens
-    answer = row["preprocess"] + row["vision"] + row["prefill"] + decoding
-    command = row["import"] + row["load"] + answer
-    lines = [
-        f"{name}  ({row['weights']:.0f} M weights, {row['dtype']}, {row['device']}; {row['frames']} frames of "
-        f"{row['pixels']}x{row['pixels']}, {row['prompt tokens']} prompt tokens)",
-        f"  matrix product {row['rate']:.0f} GFLOP/s, copy {row['bandwidth']:.1f} GB/s; shares: of a whole command, "
-        "and of an answer once the model is loaded",
-        f"  {'stage':<38}{'seconds':>10}{'command':>9}{'answer':>8}{'limit':>10}{'of limit':>10}",
-    ]
-    for stage, seconds, is_answer, limit in (
-        ("import", row["import"], False, None),
-        ("load", row["load"], False, None),
-        ("preprocessing (decode, resize)", row["preprocess"], True, None),
-        ("vision encoder", row["encoder"], True, None),
-        ("connector", row["connector"], True, None),
-        ("prefill, first token", row["prefill"], True, row["limit prefill"]),
-        (f"decoding, {tokens} more tokens", decoding, True, row["limit per token"] * tokens),
-    ):
-        lines.append(_line(stage, seconds, f"{seconds / command:.0%}", f"{seconds / answer:.0%}" * is_answer, limit))
-    lines += [
-        _line("encoder + connector", row["vision"], "", "", row["limit vision"]),
-        *_first_tokens("clip", row["first token"], row["second token"]),
-        *(_first_tokens("sound", row["first of sound"], row["second of sound"]) if "first of sound" in row else ()),
-        f"  {'tokens per second':<38}{1 / row['per token'] if row['per token'] > 0 else float('nan'):>10.1f}",
-        f"  {'peak memory, GiB':<38}{row['memory']:>10.2f}",
-    ]
-    verdicts = {True: "ok", False: "BROKEN", None: "-"}
-    return "\n".join(lines + [f"  {verdicts[is_met]:<7}{text}" for is_met, text in rules(row)])
-
-
-def _first_tokens(what: str, first: float, second: float) -> list[str]:
-    return [
-        _line(f"time to first token, new {what}", first),
-        _line(f"time to first token, same {what} again", second),
-        f"  {'  sooner than the first, times':<38}{first / second:>10.1f}",
-    ]
-
-
-def _line(stage: str, seconds: float, command: str = "", answer: str = "", limit: float | None = None) -> str:
-    bound = "" if limit is None else f"{limit:>10.4f}{limit / seconds if seconds > 0 else float('nan'):>10.0%}"
-    return f"  {stage:<38}{seconds:>10.4f}{command:>9}{answer:>8}{bound}".rstrip()
-
-
-def rules(row: dict[str, Any]) -> list[tuple[bool | None, str]]:
-    """What must hold, and what was measured of it; None where it cannot be judged."""
-    video = f"of a video's, {row['frames']} frames (of 8: at most {IMAGE_SHARE})"
-    share = row["image vision"] / row["vision"]
-    is_arithmetic = row["limit vision"] >= ARITHMETIC_SHARE * row["vision"]
-    is_met, time_text = share <= IMAGE_SHARE, f"vision time of a still image: {share:.2f} {video}"
-    if not is_arithmetic:
-        is_met = None
-        time_text += f"; not judged, {1 - row['limit vision'] / row['vision']:.0%} of the video's is no arithmetic"
-    second = row["frames second"]
-    return [
-        (row["image work"] <= IMAGE_SHARE, f"vision work of a still image: {row['image work']:.2f} {video}"),
-        (is_met, time_text),
-        (second == 0, f"frames encoded: {row['frames first']}, for a second question about the clip {second} (none)"),
-    ]
-
-
 def main() -> int:
     args = parse()
     if args.build:
@@ -416,11 +303,13 @@ def main() -> int:
                 path = str(Path(folder) / "half")
                 # In a process of its own too: this one keeps what it took.
                 subprocess.run([sys.executable, __file__, "--build", path], check=True)
-            command = [sys.executable, __file__, "--child", path, *sys.argv[1:]]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            row = json.loads(done.stdout.splitlines()[-1])
-            print(table(name, row), end="\n\n", flush=True)
-            is_met = is_met and all(met is not False for met, _ in rules(row))
+            for dtype in args.dtype or [None]:
+                own = [] if dtype is None else ["--dtype", dtype]
+                command = [sys.executable, __file__, *sys.argv[1:], "--child", path, *own]  # the last of a flag holds
+                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+                row = json.loads(done.stdout.splitlines()[-1])
+                print(table(name, row), end="\n\n", flush=True)
+                is_met = is_met and all(met is not False for met, _ in rules(row))
     return 0 if is_met else 1
 
 

@@ -10,6 +10,8 @@ over the rate of one large product of matrices.
 
 Two more tables: a decode step of 1 to 16 rows against the time in which its bytes are read, and with the kernels that
 torch chooses by itself; and ``--clients`` different questions about one clip, asked at once, to their first tokens.
+Then ``--mixed`` short and long questions about known and new clips arrive at 70 % of the rate at which they are
+answered (:mod:`loads`).
 
 The random model also hears (a BEATs of the published shape): first tokens are timed for a clip that is seen and for its
 sound. ``benchmarks/hear.py`` has more about sounds.
@@ -27,8 +29,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from ask import CLIP, QUESTION, SHAPES, SOUNDING_CLIP, make_random
 from limits import copy_rate, product_rate, synchronize, timed
+from loads import print_mixed
+from random_model import CLIP, QUESTION, SHAPES, SOUNDING_CLIP, make_random
 
 DECODING_FRAMES = 2
 """Frames of the clip where decoding alone is measured: generate prefills every row anew, which takes minutes."""
@@ -52,6 +55,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--concurrent", type=int, default=8)
     parser.add_argument("--clients", type=int, default=16, help="questions about one clip (default %(default)s)")
+    parser.add_argument("--mixed", type=int, default=24, help="requests of the mixed load (default %(default)s)")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--model", help="a checkpoint instead of the random one")
     parser.add_argument("--shape", choices=sorted(SHAPES), help="default 7b on a GPU, else 0.5b")
@@ -292,7 +296,9 @@ def main() -> None:
     firsts = bench.together(args.clients)
     middle = statistics.median(firsts)
     print(f"\n{args.clients} questions about one clip: first token of the first {firsts[0]:.3f} s, p50 {middle:.3f} s")
-    print(f"({middle / firsts[0]:.2f} times the first), last {firsts[-1]:.3f} s\n")
+    print(f"({middle / firsts[0]:.2f} times the first), last {firsts[-1]:.3f} s")
+    print_mixed(bench.engine, args.mixed, args.new_tokens, frames=8)
+    print()
     for dtype in ("float32", "bfloat16"):
         print(equal_answers(dtype, args.device))
 

@@ -29,7 +29,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from ask import CLIP, ROOT, SHAPES, make_random
+from random_model import CLIP, ROOT, SHAPES, make_random
 
 MARK = "engines.py: "
 """The beginning of a line of a child that holds a result: vLLM's processes print to the same stream."""

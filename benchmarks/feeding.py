@@ -22,8 +22,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from ask import CLIP, SHAPES, make_random
 from limits import synchronize
+from random_model import CLIP, SHAPES, make_random
 
 ENOUGH = 0.9
 """Share of the model's own rate from which reading is not called the limit."""

@@ -47,9 +47,9 @@ def compare(folder: Path, dtype: str, device: str | None) -> dict[str, Any]:
 
     if dtype == "int8":
         from videollama2.checkpoints import load_checkpoint
-        from videollama2.checkpoints.cpu_int8 import CpuInt8Config
+        from videollama2.checkpoints.cpu_integers import CpuIntegerConfig
 
-        every_layer = CpuInt8Config(smallest_weight=1)
+        every_layer = CpuIntegerConfig(smallest_weight=1)
         model, _ = load_checkpoint(folder, device_map={"": "cpu"}, dtype="float32", quantization_config=every_layer)
     else:
         model, _, _ = model_init(folder, dtype=dtype, device=device)

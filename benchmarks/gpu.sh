@@ -31,7 +31,7 @@ part() { # NAME SECONDS COMMAND...: run one part
 if [ -n "$smoke" ]; then
   part golden 300 "$python" benchmarks/golden.py --device cpu --most 1
   part engine 300 "$python" benchmarks/engine.py --device cpu --model videollama2-tiny --new-tokens 3 --concurrent 2 \
-    --repeat 1 --clients 3
+    --repeat 1 --clients 3 --mixed 3
   part train-lora 300 "$python" benchmarks/train_step.py --device cpu --shape tiny --lora --batch 2 --steps 1
   part feeding 300 "$python" benchmarks/feeding.py --device cpu --shape tiny --clips 2 --threads 1
   exit "$failed"

@@ -264,7 +264,7 @@ def main() -> int:
             memory = _child("--child", "memory", side)
             row[f"memory {side}"] = memory["peak"] - memory["before"]
     if args.only != "encoder":
-        from ask import make_random
+        from random_model import make_random
 
         with tempfile.TemporaryDirectory() as folder:
             make_random(Path(folder), hears=True)

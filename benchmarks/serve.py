@@ -10,7 +10,7 @@ one clip that is cached after the first question. Four loads per model:
 * open: requests arrive at random moments (Poisson), whether or not others are answered, at 70 % of that throughput
   (open-loop: a slow server meets a queue, not patient clients);
 * mixed: as open, but every third request brings a clip that the server has not seen, every other one a long question,
-  and answers are a quarter to all of the usual length;
+  and answers are a quarter to all of the usual length (:mod:`loads`);
 * engine: the same requests in this process without a server, in turns with the busy load; the difference is the server.
 
 All rows of a table come from one run; quote the ratios. The load generator shares the machine with the server.
@@ -23,7 +23,6 @@ import asyncio
 import base64
 import json
 import os
-import random
 import signal
 import socket
 import statistics
@@ -31,7 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,12 +38,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from ask import CLIP, QUESTION, SHAPES, make_random
+from loads import QUESTIONS, SHARE_OF_CAPACITY, Question, known, mixed, pauses, percentiles
+from random_model import CLIP, SHAPES, make_random
 
-QUESTIONS = (QUESTION, "How many objects are there?", "Which object moves first?", "What is the colour of the square?")
-LONG_BEGINNING = "Look at the whole clip, compare its beginning with its end, and give the reason. " * 8
-CLIP_S, FRAME_S = 2.0, 1 / 12
-"""Length of the clip and of one of its frames, in seconds."""
 START_S = 300.0
 
 
@@ -125,11 +121,12 @@ def servers(model: str, through: str, slots: int) -> Iterator[str]:
 
 @dataclass
 class Load:
-    """What one load gave. Seconds; ``between`` are gaps between two pieces of text of one answer."""
+    """What one load gave. Seconds; ``between`` are gaps between two pieces of text of one answer, ``whole`` answers."""
 
     seconds: float = 0.0
     tokens: int = 0
     first: list[float] = field(default_factory=list)
+    whole: list[float] = field(default_factory=list)
     between: list[float] = field(default_factory=list)
 
     @property
@@ -145,36 +142,28 @@ class Asker:
 
         limits = httpx.Limits(max_connections=None)
         self.client = httpx.AsyncClient(base_url=url, timeout=None, limits=limits, trust_env=False)
-        self.tokens, self.unseen = tokens, 0
+        self.tokens = tokens
         self.clip = "data:video/mp4;base64," + base64.b64encode(Path(CLIP).read_bytes()).decode()
 
-    def body(self, number: int, mixed: bool = False) -> dict[str, Any]:
+    def body(self, question: Question) -> dict[str, Any]:
         video: dict[str, Any] = {"url": self.clip}
-        question, tokens = QUESTIONS[number % len(QUESTIONS)], self.tokens
-        if mixed:
-            tokens = max(1, tokens * (1 + number % 4) // 4)
-            if number % 2:
-                question = f"{LONG_BEGINNING} {question}"
-            if number % 3 == 0:
-                # Another first or last frame makes a clip that no cache holds.
-                late, early = self.unseen % 12 + 1, self.unseen // 12 % 8
-                video.update(start=late * FRAME_S, end=CLIP_S - early * FRAME_S)
-                self.unseen += 1
-        parts = [{"type": "video_url", "video_url": video}, {"type": "text", "text": question}]
+        if question.bounds is not None:
+            video["start"], video["end"] = question.bounds
+        parts = [{"type": "video_url", "video_url": video}, {"type": "text", "text": question.text}]
         return {
             "model": "model",
             "messages": [{"role": "user", "content": parts}],
             "temperature": 0,
             "stream": True,
             "stream_options": {"include_usage": True},
-            "max_completion_tokens": tokens,
-            "min_tokens": tokens,
+            "max_completion_tokens": question.tokens,
+            "min_tokens": question.tokens,
         }
 
-    async def ask(self, number: int, load: Load, mixed: bool = False) -> None:
+    async def ask(self, question: Question, load: Load) -> None:
         start = last = time.perf_counter()
         begun = False
-        async with self.client.stream("POST", "/v1/chat/completions", json=self.body(number, mixed)) as response:
+        async with self.client.stream("POST", "/v1/chat/completions", json=self.body(question)) as response:
             if response.status_code != 200:
                 raise SystemExit(f"status {response.status_code}: {(await response.aread()).decode()}")
             async for line in response.aiter_lines():
@@ -189,6 +178,7 @@ class Asker:
                     begun, last = True, now
                 if event.get("usage"):
                     load.tokens += event["usage"]["completion_tokens"]
+        load.whole.append(time.perf_counter() - start)
 
     async def busy(self, clients: int, each: int) -> Load:
         """N clients, each asking again as soon as it is answered."""
@@ -196,19 +186,19 @@ class Asker:
 
         async def client(number: int) -> None:
             for turn in range(each):
-                await self.ask(number + turn, load)
+                await self.ask(known(number + turn, self.tokens), load)
 
         await asyncio.gather(*(client(number) for number in range(clients)))
         load.seconds = time.perf_counter() - start
         return load
 
-    async def open_loop(self, count: int, per_second: float, mixed: bool = False) -> Load:
+    async def open_loop(self, count: int, per_second: float, question: Callable[[int, int], Question]) -> Load:
         """``count`` requests that arrive at random moments."""
-        load, rng, start = Load(), random.Random(0), time.perf_counter()
+        load, between, start = Load(), pauses(per_second), time.perf_counter()
         running = []
         for number in range(count):
-            running.append(asyncio.ensure_future(self.ask(number, load, mixed)))
-            await asyncio.sleep(rng.expovariate(per_second))
+            running.append(asyncio.ensure_future(self.ask(question(number, self.tokens), load)))
+            await asyncio.sleep(next(between))
         await asyncio.gather(*running)
         load.seconds = time.perf_counter() - start
         return load
@@ -245,31 +235,24 @@ class Bare:
 # -------------------------------------------------------------------------------------------------------------- figures
 
 
-def percentiles(values: Sequence[float]) -> str:
-    """p50 / p95 / p99 in milliseconds."""
-    ordered = sorted(values) or [0.0]
-    return " / ".join(
-        f"{1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))]:.0f}" for share in (0.5, 0.95, 0.99)
-    )
-
-
 async def measure(args: argparse.Namespace, name: str, path: str) -> None:
     most = max(args.clients)
     with servers(path, args.through, most) as url:
         asker = Asker(url, args.new_tokens)
         for number in range(len(QUESTIONS)):
-            await asker.ask(number, Load())  # encodes the clip, fills the prefix cache
+            await asker.ask(known(number, args.new_tokens), Load())  # encodes the clip, fills the prefix cache
         print(f"\n{name}, through the {args.through}; answers of {args.new_tokens} tokens about a cached clip")
-        print(f"{'load':5} {'clients':>7} {'tokens/s':>9} {'/ one':>6}   {'first token, ms':>24}   {'between, ms':>20}")
-        print(f"{'':31}   {'p50 / p95 / p99':>24}   {'p50 / p95 / p99':>20}")
+        titles = "".join(f"   {title + ', ms':>22}" for title in ("first token", "between", "whole answer"))
+        print(f"{'load':5} {'clients':>7} {'tokens/s':>9} {'/ one':>6}{titles}")
+        print(f"{'':30}" + f"   {'p50 / p95 / p99':>22}" * 3)
         one = None
         for clients in args.clients:
             load = await asker.busy(clients, args.requests)
             one = one or load.rate
             _row("busy", clients, load, one)
-            arrivals = 0.7 * load.rate / args.new_tokens
-            _row("open", clients, await asker.open_loop(clients * args.requests, arrivals), one)
-            _row("mixed", clients, await asker.open_loop(clients * args.requests, arrivals, mixed=True), one)
+            arrivals = SHARE_OF_CAPACITY * load.rate / args.new_tokens
+            for kind, question in (("open", known), ("mixed", mixed)):
+                _row(kind, clients, await asker.open_loop(clients * args.requests, arrivals, question), one)
         await compare(args, asker, Bare(path, most, args.new_tokens))
         await asker.client.aclose()
 
@@ -292,8 +275,8 @@ async def compare(args: argparse.Namespace, asker: Asker, bare: Bare) -> None:
 
 def _row(kind: str, clients: int, load: Load, one: float) -> None:
     print(
-        f"{kind:5} {clients:7} {load.rate:9.1f} {load.rate / one:5.2f}x   {percentiles(load.first):>24}   "
-        f"{percentiles(load.between):>20}",
+        f"{kind:5} {clients:7} {load.rate:9.1f} {load.rate / one:5.2f}x"
+        + "".join(f"   {percentiles(values):>22}" for values in (load.first, load.between, load.whole)),
         flush=True,
     )
 

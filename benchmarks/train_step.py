@@ -21,8 +21,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from ask import SHAPES
 from limits import product_rate, synchronize
+from random_model import SHAPES
 
 MEDIAN, SIGMA, LONGEST = 134, 0.9, 1200
 """Of the lengths of texts, in tokens."""

@@ -1,0 +1,73 @@
+"""What the benchmarks ask about, and models of real shapes with random weights that they ask."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CLIP = ROOT / "videollama2" / "assets" / "demo" / "moving_shapes.mp4"
+SOUNDING_CLIP = CLIP.with_name("sounding_shapes.mp4")
+QUESTION = "Which object moves first, the white cross or the red circle?"
+
+SHAPES = {
+    "0.5b": {
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+    },
+    "7b": {
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "tie_word_embeddings": False,
+    },
+}
+"""Qwen2 decoders."""
+
+
+def make_random(folder: Path, shape: str = "0.5b", seed: int = 0, hears: bool = False) -> None:
+    """Write a checkpoint of these shapes with random weights; the tokenizer is the tiny model's.
+
+    The weights are stored in bfloat16, as published ones are. With ``hears``, there is a BEATs of the published shape.
+    """
+    import torch
+
+    from videollama2.checkpoints import load_checkpoint
+    from videollama2.config import VideoLlama2Config
+    from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
+    from videollama2.processing import VideoLlama2Processor, load_image_processor
+
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    config = VideoLlama2Config(
+        text_config={
+            "model_type": "qwen2",
+            "vocab_size": 151936,
+            "max_position_embeddings": 32768,
+            "rope_theta": 1e6,
+            **SHAPES[shape],
+        },
+        mm_vision_tower="openai/clip-vit-large-patch14-336",
+        mm_projector_type="stc_connector",
+        num_frames=8,
+        **({"mm_audio_tower": "beats.pt", "mm_projector_a_type": "mlp2x_gelu"} if hears else {}),
+    )
+    standard = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        model = VideoLlama2ForConditionalGeneration(config)
+    finally:
+        torch.set_default_dtype(standard)
+    _, tiny = load_checkpoint("videollama2-tiny")
+    with torch.no_grad():
+        # Ids that the tokenizer does not know would be answers without a letter, and nothing to time.
+        for weight in {model.get_input_embeddings().weight, model.lm_head.weight}:
+            weight[len(tiny.tokenizer) :] = 0
+    processor = VideoLlama2Processor(load_image_processor(folder, config), tiny.tokenizer, config)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
