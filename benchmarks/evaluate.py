@@ -19,10 +19,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 TARGET = 3.0
 STAGES = ("decode", "encode", "prefill", "decode steps")
+Result = TypeVar("Result")
 
 
 def parse() -> argparse.Namespace:
@@ -154,9 +155,9 @@ class Bench:
         return Round(seconds, answers, stages, beside=False)
 
 
-def in_turns(ways: dict[str, Callable[[], Round]], repeat: int) -> dict[str, list[Round]]:
+def in_turns(ways: dict[str, Callable[[], Result]], repeat: int) -> dict[str, list[Result]]:
     """Rounds of each way, in turns, so that a slow minute of the machine slows both."""
-    rounds: dict[str, list[Round]] = {name: [] for name in ways}
+    rounds: dict[str, list[Result]] = {name: [] for name in ways}
     for _ in range(repeat):
         for name, run in ways.items():
             rounds[name].append(run())

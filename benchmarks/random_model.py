@@ -28,20 +28,26 @@ SHAPES = {
     },
 }
 """Qwen2 decoders."""
+TOWER = "openai/clip-vit-large-patch14-336"
 
 
-def make_random(folder: Path, shape: str = "0.5b", seed: int = 0, hears: bool = False) -> None:
+def make_random(
+    folder: Path, shape: str = "0.5b", seed: int = 0, hears: bool = False, layers: int | None = None
+) -> None:
     """Write a checkpoint of these shapes with random weights; the tokenizer is the tiny model's.
 
     The weights are stored in bfloat16, as published ones are. With ``hears``, there is a BEATs of the published shape.
+    With ``layers``, decoder and vision encoder have so many each.
     """
     import torch
 
     from videollama2.checkpoints import load_checkpoint
     from videollama2.config import VideoLlama2Config
+    from videollama2.model.encoders import known_vision_config
     from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
     from videollama2.processing import VideoLlama2Processor, load_image_processor
 
+    fewer = {} if layers is None else {"num_hidden_layers": layers}
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     config = VideoLlama2Config(
@@ -51,8 +57,10 @@ def make_random(folder: Path, shape: str = "0.5b", seed: int = 0, hears: bool = 
             "max_position_embeddings": 32768,
             "rope_theta": 1e6,
             **SHAPES[shape],
+            **fewer,
         },
-        mm_vision_tower="openai/clip-vit-large-patch14-336",
+        vision_config={**(known_vision_config(TOWER) or {}), **fewer},
+        mm_vision_tower=TOWER,
         mm_projector_type="stc_connector",
         num_frames=8,
         **({"mm_audio_tower": "beats.pt", "mm_projector_a_type": "mlp2x_gelu"} if hears else {}),
