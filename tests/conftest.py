@@ -3,6 +3,7 @@
 import gc
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a missing local path must fail at once, not after retries
@@ -79,3 +80,12 @@ def golden() -> Path:
 @pytest.fixture(scope="session")
 def golden_audio() -> Path:
     return golden_audio_dir()
+
+
+@pytest.fixture(scope="session")
+def python_of_forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A program that does what this interpreter does, without importing anything anew (forking_python.py)."""
+    from tests.forking_python import forking_python
+
+    with forking_python(tmp_path_factory.mktemp("forks")) as program:
+        yield program

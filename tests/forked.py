@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -36,7 +37,12 @@ _SERVER.set_forkserver_preload(["tests.preloaded"])
 def start(module: str, argv: list[str], log: Path, variables: dict[str, str] | None = None) -> BaseProcess:
     """Begin ``module.main(argv)`` in a process whose exit code is what it returns and whose output goes to ``log``."""
     log.touch()
-    process = _SERVER.Process(target=_run, args=(module, argv, log, variables or {}))
+    return start_function(_run, module, argv, log, variables or {})
+
+
+def start_function(target: Callable[..., None], *args: object) -> BaseProcess:
+    """Call ``target(*args)`` in such a process."""
+    process = _SERVER.Process(target=target, args=args)
     process.start()
     return process
 
@@ -101,8 +107,7 @@ def run_python(
         streams = [Path(folder) / name for name in ("in", "out", "err")]
         for stream in streams:
             stream.write_text(input if stream.name == "in" else "")
-        process = _SERVER.Process(target=_run_python, args=(words, str(cwd), dict(env or os.environ), streams))
-        process.start()
+        process = start_function(_run_python, words, str(cwd), dict(env or os.environ), streams)
         process.join(timeout_s)
         if process.exitcode is None:
             kill(process)
@@ -123,8 +128,14 @@ def send(processes: Sequence[BaseProcess], number: int) -> None:
 
 def kill(process: BaseProcess) -> None:
     """Kill a process and its children, all without warning."""
-    if process.is_alive():
-        parent = psutil.Process(process.pid)
+    if process.is_alive() and process.pid is not None:
+        kill_tree(process.pid)
+
+
+def kill_tree(pid: int) -> None:
+    """The same of a process that may have ended."""
+    with suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(pid)
         for each in (*parent.children(recursive=True), parent):
             each.kill()
 
@@ -153,9 +164,19 @@ def _run(module: str, argv: list[str], log: Path, variables: dict[str, str]) -> 
 
 
 def _run_python(words: list[str], cwd: str, variables: dict[str, str], streams: list[Path]) -> None:
-    for number, stream in enumerate(streams):
-        with stream.open("r" if number == 0 else "a") as file:
+    with ExitStack() as stack:
+        files = [stack.enter_context(stream.open("r" if n == 0 else "a")) for n, stream in enumerate(streams)]
+        for number, file in enumerate(files):
             os.dup2(file.fileno(), number)
+    become_python(words, cwd, variables)
+
+
+def become_python(words: list[str], cwd: str, variables: dict[str, str]) -> None:
+    """Do what ``python WORDS`` does with these variables, with the standard streams of this process.
+
+    Args:
+        words: ``-m MODULE ...``, ``-c CODE ...``, ``FILE ...``, or ``- ...`` for a program from the standard input.
+    """
     # As Python has them for files, with a standard error that holds nothing back.
     sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
     os.chdir(cwd)
@@ -164,12 +185,15 @@ def _run_python(words: list[str], cwd: str, variables: dict[str, str], streams: 
     torch.set_num_threads(1)
     kind, target, *rest = words if words[0] in ("-m", "-c") else ("", *words)
     sys.argv = [target if kind != "-c" else "-c", *rest]
-    if kind == "-c":
-        exec(compile(target, "<string>", "exec"), {"__name__": "__main__"})
+    if kind == "-c" or target == "-":
+        code = sys.stdin.read() if target == "-" else target
+        exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
     elif kind == "-m":
+        sys.path.insert(0, cwd)
         sys.modules.pop(target, None)  # runpy warns of a module that was imported before it runs
         runpy.run_module(target, run_name="__main__", alter_sys=True)
     else:
+        sys.path.insert(0, str(Path(target).resolve().parent))
         runpy.run_path(target, run_name="__main__")
 
 

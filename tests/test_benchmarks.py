@@ -84,13 +84,13 @@ def test_rules_that_can_be_broken(ask, change, verdicts):
 
 
 @pytest.mark.slow
-def test_the_parts_of_the_gpu_script_run_on_a_cpu_at_tiny_shapes(tmp_path):
+def test_the_parts_of_the_gpu_script_run_on_a_cpu_at_tiny_shapes(tmp_path, python_of_forks):
     done = subprocess.run(
         ["bash", str(ROOT / "benchmarks" / "gpu.sh"), str(tmp_path / "out"), "--smoke"],
         capture_output=True,
         text=True,
         timeout=1200,
-        env={**os.environ, "PYTHON": sys.executable},
+        env={**os.environ, "PYTHON": str(python_of_forks)},
     )
     out = tmp_path / "out"
     logs = "".join(path.read_text()[-2000:] for path in out.glob("*.log"))

@@ -1,7 +1,8 @@
 """Processor time of every test, which does not depend on what else the machine does.
 
 A test that takes more than :data:`SLOW_S` is marked ``slow``. One that takes :data:`FAILS_AT_S` without the mark fails
-the run; the margin is there because processors differ. ``VIDEOLLAMA2_TEST_TIMES=FILE`` writes all times as JSON.
+the run; the margin is there because processors differ. ``VIDEOLLAMA2_TEST_TIMES=FILE`` writes all times as JSON, those
+of set-up and teardown too.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,35 +18,65 @@ import pytest
 SLOW_S = 10.0
 FAILS_AT_S = 2 * SLOW_S
 
-_PROPERTY = "processor_seconds"
-
-
 def _processor_seconds() -> float:
-    """Of this process and of the children it has waited for."""
+    """Of this process, of the children it has waited for, and of those that live, with theirs."""
     times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
+    return times.user + times.system + times.children_user + times.children_system + _of_living_children("self")
+
+
+def _of_living_children(pid: str) -> float:
+    """Seconds of the processes below one, as Linux tells them; 0 elsewhere."""
+    seconds = 0.0
+    for listed in Path("/proc", pid, "task").glob("*/children"):
+        for child in _read(listed).split():
+            fields = _read(Path("/proc", child, "stat")).rpartition(")")[2].split()
+            # utime, stime, cutime and cstime of proc(5), in ticks
+            seconds += sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK") + _of_living_children(child)
+    return seconds
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:  # the process has ended
+        return ""
 
 
 class ProcessorTimes:
-    """pytest plug-in: measures each test's call, and looks at the sum of it in the end."""
+    """pytest plug-in: measures set-up, call and teardown of each test, and looks at the calls in the end."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self.unmarked: list[str] = []
 
-    @pytest.hookimpl(hookwrapper=True)
-    def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
+    @contextmanager
+    def _measured(self, item: pytest.Item, phase: str) -> Iterator[None]:
         start = _processor_seconds()
         yield
-        item.user_properties.append((_PROPERTY, _processor_seconds() - start))
+        item.user_properties.append((phase, _processor_seconds() - start))
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> Iterator[None]:
+        with self._measured(item, "setup"):
+            yield
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
+        with self._measured(item, "call"):
+            yield
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_teardown(self, item: pytest.Item) -> Iterator[None]:
+        with self._measured(item, "teardown"):
+            yield
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Called where the results come together, also with several workers."""
-        taken = dict(report.user_properties).get(_PROPERTY)
-        if report.when != "call" or taken is None:
+        taken = dict(report.user_properties).get(report.when)
+        if taken is None:
             return
-        self.seconds[report.nodeid] = taken
-        if taken > FAILS_AT_S and "slow" not in report.keywords:
+        self.seconds[f"{report.nodeid} {report.when}"] = taken
+        if report.when == "call" and taken > FAILS_AT_S and "slow" not in report.keywords:
             self.unmarked.append(f"{report.nodeid} took {taken:.0f} s of processor time and is not marked slow")
 
     @pytest.hookimpl(trylast=True)

@@ -3,7 +3,6 @@
 import os
 import re
 import subprocess
-import sys
 
 import pytest
 
@@ -15,7 +14,7 @@ pytest.importorskip("openai")
 
 
 @pytest.mark.slow
-def test_on_a_laptop(tmp_path):
+def test_on_a_laptop(tmp_path, python_of_forks):
     (commands,) = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "evaluate.md").read_text(), re.DOTALL)
     for name in ("videollama2", "scripts", "tests"):
         (tmp_path / name).symlink_to(ROOT / name)
@@ -27,7 +26,7 @@ def test_on_a_laptop(tmp_path):
     try:
         done = subprocess.run(
             ["bash", "-c", installed + commands.replace("http://127.0.0.1:8000/v1", server.url)],
-            env={**clean, "PYTHON": sys.executable, "HERE": str(tmp_path), "NPROC": "1", "OMP_NUM_THREADS": "1"},
+            env={**clean, "PYTHON": str(python_of_forks), "HERE": str(tmp_path), "NPROC": "1", "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
             timeout=900,

@@ -3,7 +3,6 @@
 import re
 import shutil
 import subprocess
-import sys
 
 import pytest
 
@@ -13,7 +12,7 @@ from .conftest import environment
 
 
 @pytest.mark.slow
-def test_own_data_to_an_answer(tmp_path):
+def test_own_data_to_an_answer(tmp_path, python_of_forks):
     (commands,) = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "train.md").read_text(), re.DOTALL)
     for name in ("videollama2", "scripts"):
         (tmp_path / name).symlink_to(ROOT / name)
@@ -25,7 +24,7 @@ def test_own_data_to_an_answer(tmp_path):
     done = subprocess.run(
         ["bash", "-c", installed + commands],
         cwd=tmp_path,
-        env={**clean, "PYTHON": sys.executable},
+        env={**clean, "PYTHON": str(python_of_forks), "PYTHON_EXEC": str(python_of_forks)},
         capture_output=True,
         text=True,
         timeout=600,

@@ -39,12 +39,16 @@ HEARING_SCRIPTS = {
 
 
 def call(script, *argv, **variables):
-    """Run a script; its own variables are not inherited from whoever runs the tests."""
+    """Run a script; its own variables are not inherited from whoever runs the tests.
+
+    ``PYTHON`` is the interpreter of the script, and of the processes of a launcher that it starts.
+    """
     names = ("WORLD_SIZE", "NPROC_PER_NODE", "RANK", "MASTER_ADDR", "MASTER_PORT", "DEEPSPEED", "RUN_NAME")
     clean = {name: value for name, value in environment().items() if name not in names}
+    given = {name: str(value) for name, value in {"PYTHON": sys.executable, **variables}.items()}
     return subprocess.run(
         ["bash", str(ROOT / "scripts" / script), *map(str, argv)],
-        env={**clean, "PYTHON": sys.executable, **{name: str(value) for name, value in variables.items()}},
+        env={**clean, "PYTHON_EXEC": given["PYTHON"], **given},
         cwd="/",
         capture_output=True,
         text=True,
@@ -276,10 +280,11 @@ def port():
 
 
 @pytest.mark.slow
-def test_tiny_model_from_nothing_beats_chance_in_minutes(tmp_path, port):
+def test_tiny_model_from_nothing_beats_chance_in_minutes(tmp_path, port, python_of_forks):
     """Data, parts, both stages on two processes. So soon it tells where things are and what comes or goes; which of
     several has a name takes an hour."""
     variables = {"RUN": tmp_path, "QUICK": 1, "NPROC_PER_NODE": 2, "WORLD_SIZE": 1, "MASTER_PORT": port}
+    variables["PYTHON"] = python_of_forks
     begin = os.times()
     done = call("shapes/train.sh", "--save_strategy", "no", "--report_to", "none", **variables)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -315,7 +320,7 @@ def test_tiny_model_from_nothing_beats_chance_in_minutes(tmp_path, port):
 
 
 @pytest.mark.slow
-def test_both_stages_train_on_two_processes(world, parts, captions, tmp_path, port):
+def test_both_stages_train_on_two_processes(world, parts, captions, tmp_path, port, python_of_forks):
     variables = {
         "NPROC_PER_NODE": 2,
         "WORLD_SIZE": 1,
@@ -324,6 +329,7 @@ def test_both_stages_train_on_two_processes(world, parts, captions, tmp_path, po
         "DEEPSPEED": "none",
         "OUTP_DIR": tmp_path,
         "MASTER_PORT": port,
+        "PYTHON": python_of_forks,
         "OMP_NUM_THREADS": 1,
     }
     overrides = [
@@ -360,7 +366,7 @@ def test_both_stages_train_on_two_processes(world, parts, captions, tmp_path, po
 
 
 @pytest.mark.slow
-def test_two_nodes_are_one_run(printed, world, tmp_path, port):
+def test_two_nodes_are_one_run(printed, world, tmp_path, port, python_of_forks):
     """Two launchers that find each other learn what two processes of one group do, and one result is written."""
     overrides = [
         "--model_path",
@@ -393,7 +399,7 @@ def test_two_nodes_are_one_run(printed, world, tmp_path, port):
         return [line["loss"] for line in history if "loss" in line]
 
     def node(rank):
-        settings = {"WORLD_SIZE": 2, "NPROC_PER_NODE": 1, "RANK": rank, "MASTER_PORT": port}
+        settings = {"WORLD_SIZE": 2, "NPROC_PER_NODE": 1, "RANK": rank, "MASTER_PORT": port, "PYTHON": python_of_forks}
         output = ["--output_dir", tmp_path / "apart"]
         return call("custom/finetune.sh", *overrides, *output, **variables, **settings)
 

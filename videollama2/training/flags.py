@@ -17,7 +17,7 @@ from videollama2.flat_form import FLAT_MODEL_TYPES
 from videollama2.media.frames import FrameSampling
 from videollama2.model.base import choose_deepspeed_accelerator
 from videollama2.training.objective_flags import ObjectiveFlags
-from videollama2.training.stale_locks import clear_stale_locks
+from videollama2.training.stale_locks import clear_stale_locks, skip_shared_memory_reduction
 
 
 @dataclass
@@ -393,6 +393,8 @@ class TrainingArguments(ObjectiveFlags, transformers.TrainingArguments):
         if not torch.accelerator.is_available():
             self.use_cpu = True
         choose_deepspeed_accelerator()
+        if self.deepspeed:
+            skip_shared_memory_reduction()
         if self.use_cpu:
             self.dataloader_pin_memory = False
             self.tf32 = None  # the published scripts set it, and without a GPU transformers would refuse it

@@ -1,4 +1,4 @@
-"""Removal of stale locks: DeepSpeed compiles operations under a lock, which a killed run leaves behind."""
+"""What DeepSpeed compiles when a run begins: an operation that training does not need, and locks of killed runs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,16 @@ STALE = 900.0
 
 _REMOTE = ("nfs", "lustre", "gpfs", "beegfs", "cifs", "smb", "fuse", "ceph", "9p", "afs")
 """Types of file systems to which other machines may write."""
+
+
+def skip_shared_memory_reduction() -> None:
+    """Keep DeepSpeed from compiling its all-reduce through shared memory, which it does when processes meet on CPUs.
+
+    Only tensor-parallel inference calls that operation. Compiling takes one or two minutes and a C++ compiler.
+    """
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def clear_stale_locks(stale: float = STALE) -> list[Path]:
