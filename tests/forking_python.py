@@ -1,8 +1,8 @@
 """An interpreter whose programs are forks of a process that has imported everything, for scripts that start many.
 
 A script is given the path of a small program in place of Python's. That program passes its arguments, folder, variables
-and standard streams to a server, which runs them in a fork, and then ends as the fork ended. Signals reach the fork, and
-killing the program kills it. Arguments that it does not know go to the real interpreter.
+and standard streams to a server, which runs them in a fork, and then ends as the fork ended. Signals reach the fork,
+and killing the program kills it. Arguments that it does not know go to the real interpreter.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import matplotlib.backends.backend_agg
 import matplotlib.figure  # noqa: F401
 import peft  # noqa: F401
 import torch.distributed.run
-import torch.profiler  # noqa: F401
+import torch.profiler
 from PIL import Image
 
 from tests import forked  # noqa: F401

@@ -18,6 +18,7 @@ import pytest
 SLOW_S = 10.0
 FAILS_AT_S = 2 * SLOW_S
 
+
 def _processor_seconds() -> float:
     """Of this process, of the children it has waited for, and of those that live, with theirs."""
     times = os.times()
