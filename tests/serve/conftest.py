@@ -74,7 +74,7 @@ def installation(tmp_path_factory) -> Iterator[SimpleNamespace]:
         for part in parts:
             part.ready()
         found = SimpleNamespace(controller=controller, workers=parts[1:], folder=folder)
-        wait_until(lambda: registered(found) == 2, 20, "both workers register")
+        wait_until(lambda: registered(found) == 2, what="both workers register")
         yield found
     finally:
         for part in parts:

@@ -25,7 +25,11 @@ http = httpx.Client(timeout=10, trust_env=False, verify=False)
 """For single requests; nothing here speaks TLS, whose certificates take long to load."""
 
 
-def wait_until(holds: Callable[[], Any], seconds: float = 15.0, what: str = "") -> Any:
+PATIENCE_S = 45.0
+"""How long what must come soon may take on a machine that is busy; what would come by itself later takes longer."""
+
+
+def wait_until(holds: Callable[[], Any], seconds: float = PATIENCE_S, what: str = "") -> Any:
     """What ``holds`` returns once it is true."""
     deadline = time.monotonic() + seconds
     while True:

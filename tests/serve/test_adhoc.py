@@ -37,6 +37,7 @@ def started(arguments: list[str], folder: Path) -> Iterator[Process]:
         process.close()
 
 
+@pytest.mark.slow
 def test_as_a_script_it_answers_like_ask_and_ends_in_order(browser: Any, tmp_path: Path) -> None:  # noqa: F811
     with started([*SCRIPT, "--model-path", "videollama2-tiny"], tmp_path) as process:
         page = Visitor(browser, process.url)
@@ -53,6 +54,7 @@ def test_as_a_script_it_answers_like_ask_and_ends_in_order(browser: Any, tmp_pat
         assert list(tmp_path.glob("videollama2-page-*")) == []
 
 
+@pytest.mark.slow
 def test_as_a_module_it_needs_no_arguments_and_asks_for_names(tmp_path: Path) -> None:
     accounts = tmp_path / "accounts"
     accounts.write_text("ann:secret\n", encoding="utf-8")
@@ -66,6 +68,7 @@ def test_as_a_module_it_needs_no_arguments_and_asks_for_names(tmp_path: Path) ->
         assert process.process.wait(20) == 0, process.tail()
 
 
+@pytest.mark.slow
 def test_the_page_of_a_controller_answers_the_same(
     browser: Any,  # noqa: F811
     installation: SimpleNamespace,
@@ -84,6 +87,7 @@ def test_the_page_of_a_controller_answers_the_same(
         assert not mapped.exists() or "libtorch" not in mapped.read_text()
 
 
+@pytest.mark.slow
 def test_a_space_starts_with_the_variables_of_a_space(tmp_path: Path) -> None:
     """docs/space/app.py as Hugging Face starts it: address and port from the environment, shown in its frame."""
     port, host = free_port(), "someone-videollama2.hf.space"

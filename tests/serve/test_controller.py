@@ -110,7 +110,7 @@ def test_workers_come_and_go(post):
 def test_silent_workers_expire():
     with make(expiry_s=0.3) as server, httpx.Client(base_url=server.url, trust_env=False, verify=False) as client:
         register(lambda path, **body: client.post(path, json=body), "http://127.0.0.1:1")
-        wait_until(lambda: client.post("/list_models").json() == {"models": []}, 5)
+        wait_until(lambda: client.post("/list_models").json() == {"models": []})
 
 
 def test_no_worker_is_told_at_once(post):

@@ -147,7 +147,7 @@ def test_leaving_frees_the_workers_slot(api, tiny_service):
         lines = reply.iter_lines()
         next(lines)
         assert tiny_service.engine.load["decoding"] == 1
-    wait_until(lambda: not sum(tiny_service.engine.load.values()), 10, "the slot is free")
+    wait_until(lambda: not sum(tiny_service.engine.load.values()), what="the slot is free")
 
 
 # --------------------------------------------------------------------------------------------------------------- errors
@@ -201,7 +201,7 @@ def test_without_a_controller():
 
 
 def test_it_is_ready_with_a_controller(api):
-    wait_until(lambda: api.get("/ready").status_code == 200, 10, "ready")
+    wait_until(lambda: api.get("/ready").status_code == 200, what="ready")
 
 
 def test_a_full_worker_says_when_to_come_again(api, strange):
