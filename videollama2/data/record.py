@@ -169,11 +169,13 @@ def _ordered_paths(raw: dict[str, Any], conversations: list[dict[str, str]]) -> 
     """Return the record's paths in the order of the tags, each with the kind that it is named under."""
     paths: dict[str, list[tuple[str, str]]] = {}
     for key, kind in MEDIA_KEYS.items():
+        value = raw.get(key)
         # Other programs write an empty list under the plural names if there are no such media.
-        if raw.get(key) is not None and not (key != kind and raw[key] == []):
-            if kind in paths:
-                raise DataError(f"{kind!r} and {key!r} mean the same: a record may have one of them")
-            paths[kind] = [(kind, path) for path in _paths(raw[key], key)]
+        if value is None or (key != kind and value == []):
+            continue
+        if kind in paths:
+            raise DataError(f"{kind!r} and {key!r} mean the same: a record may have one of them")
+        paths[kind] = [(kind, path) for path in _paths(value, key)]
     if len(paths) < 2:
         return next(iter(paths.values()), [])
     ordered = []
@@ -201,14 +203,14 @@ def _media(raw: dict[str, Any], paths: Sequence[tuple[str, str]], folder: str, v
     if bounds:
         FrameSampling(**bounds)  # raises an error for impossible bounds
     asked = raw.get("va")
-    if not isinstance(asked, bool | None):
+    if asked is not None and not isinstance(asked, bool):
         raise DataError(f"'va' must be true or false, got {asked!r}")
     media = []
     for named, path in paths:
         kind, full = _found(named, path, folder)
-        own = {key: bounds[key] for key in KINDS[kind].options & bounds.keys()}
+        own = {key: bounds[key] for key in KINDS[kind].options & bounds.keys()} if bounds else {}
         media.append(RecordMedium(kind, full, **own, va=kind == VIDEO and (va if asked is None else asked)))
-    if bounds.keys() - {"num_frames"} and not any(medium.bounds for medium in media):
+    if bounds and bounds.keys() - {"num_frames"} and not any(medium.bounds for medium in media):
         raise DataError(f"{' and '.join(map(repr, bounds))} bound a video or a sound, and this record has none")
     if "num_frames" in bounds and not any(medium.num_frames for medium in media):
         raise DataError("'num_frames' counts the frames of a video, and this record has none")
@@ -244,6 +246,8 @@ def _found(named: str, path: str, folder: str) -> tuple[str, str]:
 
 
 def _refuse_keys(raw: dict[str, Any]) -> None:
+    if _REFUSED_KEYS.keys().isdisjoint(raw):
+        return
     for key, reason in _REFUSED_KEYS.items():
         if raw.get(key) not in (None, "", [], {}):
             raise DataError(f"{key!r} is not used: {reason}")

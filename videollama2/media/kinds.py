@@ -153,14 +153,26 @@ def kind_of(content: bytes | bytearray | memoryview | BinaryIO, name: str = "") 
     Raises:
         MediaError: there is no content, or it is of no kind in :data:`KINDS`.
     """
-    label, suffix = name or "the medium", os.path.splitext(name)[1].lower()
-    kind = identify(content, name)
-    if kind is None:
-        kind = next((kind for kind, suffixes in SUFFIXES.items() if suffix in suffixes), None)
+    if (kind := identify(content, name)) is not None:
+        return kind
+    suffix = _suffix(name)
+    for kind, suffixes in SUFFIXES.items():
+        if suffix in suffixes:
+            return kind
     known = " nor ".join(map(with_article, KINDS))
-    if kind is None:
-        raise MediaError(f"{label}: is neither {known} by content or by extension ({suffix!r})")
-    return kind
+    raise MediaError(f"{name or 'the medium'}: is neither {known} by content or by extension ({suffix!r})")
+
+
+def is_told_by(head: bytes) -> bool:
+    """Return whether the first :data:`HEAD_BYTES` of a file tell its kind as well as the whole file does.
+
+    Those of a picture that may be animated do not.
+    """
+    return not head.startswith((*_GIF_STARTS, PNG_START))
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
 
 
 def identify(content: bytes | bytearray | memoryview | BinaryIO, name: str = "") -> str | None:
@@ -180,13 +192,12 @@ def identify(content: bytes | bytearray | memoryview | BinaryIO, name: str = "")
         raise MediaError(f"{name or 'the medium'}: the file is empty")
     if (reason := stand_in(head)) is not None:
         raise MediaError(f"{name or 'the medium'}: {reason}")
-    suffix = os.path.splitext(name)[1].lower()
-    if head.startswith(_JPEG_START) and suffix in (".mjpeg", ".mjpg"):
-        return VIDEO
+    if head.startswith(_JPEG_START):
+        return VIDEO if _suffix(name) in (".mjpeg", ".mjpg") else IMAGE
     picture = _picture_kind(head, file)
     if picture is not None:
         return picture
-    if _is_audio(head, suffix):
+    if _is_audio(head, name):
         return AUDIO
     return VIDEO if _is_video(head) else None
 
@@ -228,9 +239,11 @@ def _picture_kind(head: bytes, file: BinaryIO) -> str | None:
         return VIDEO if head[12:16] == b"VP8X" and head[20:21] and head[20] & 2 else IMAGE
     if head[4:8] == b"ftyp":
         return _brand_kind(head)
-    is_bitmap = head[:2] == b"BM" and head[6:10] == b"\0\0\0\0"
-    is_netpbm = head[:1] == b"P" and head[1:2] in b"123456" and head[2:3] in b"\t\n\r #" and len(head) > 2
-    return IMAGE if head.startswith(_IMAGE_STARTS) or is_bitmap or is_netpbm else None
+    if head.startswith(_IMAGE_STARTS):
+        return IMAGE
+    if head[:1] == b"P":  # Netpbm
+        return IMAGE if head[1:2] in b"123456" and head[2:3] in b"\t\n\r #" and len(head) > 2 else None
+    return IMAGE if head[:2] == b"BM" and head[6:10] == b"\0\0\0\0" else None
 
 
 def _brand_kind(head: bytes) -> str | None:
@@ -242,14 +255,14 @@ def _brand_kind(head: bytes) -> str | None:
     return VIDEO if ({major} | others) & _MOVING_BRANDS else IMAGE
 
 
-def _is_audio(head: bytes, suffix: str) -> bool:
+def _is_audio(head: bytes, name: str) -> bool:
     if head[:4] == b"RIFF" and head[8:12] == b"WAVE" or head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
         return True
     if head[4:8] == b"ftyp" and head[8:12] in _AUDIO_BRANDS:
         return True
     # These containers hold sound as well as video; only the name tells.
     if head.startswith((b"OggS", b"\x30\x26\xb2\x75")):
-        return suffix in SUFFIXES[AUDIO]
+        return _suffix(name) in SUFFIXES[AUDIO]
     return head.startswith(_AUDIO_STARTS)
 
 

@@ -14,7 +14,8 @@ from PIL import Image
 
 from videollama2.errors import MediaError, MediaNotFoundError
 from videollama2.media.arrays import is_array
-from videollama2.media.kinds import VIDEO, kind_of, with_article
+from videollama2.media.kinds import VIDEO, is_told_by, kind_of, with_article
+from videollama2.stand_ins import HEAD_BYTES
 
 
 def describe_source(source: Any) -> str:
@@ -118,12 +119,23 @@ def kind_of_path(path: str | os.PathLike) -> str:
         MediaNotFoundError: the path does not exist.
         MediaError: the file is empty, cannot be opened, or is of no kind that is read here.
     """
-    # Millions of files are looked at, so nothing is asked of the system twice, as ``opened`` would.
+    # Millions of files are looked at, so the system is asked for as little as possible.
     text = describe_source(path)
     if stat.S_ISDIR(_status_of(text).st_mode):
         return VIDEO
     try:
+        head = _head_of(text)
+        if is_told_by(head):
+            return kind_of(head, text)
         with open(text, "rb") as file:
             return kind_of(file, text)
     except OSError as error:
         raise MediaError(f"{text}: cannot be opened ({error.strerror})") from error
+
+
+def _head_of(path: str) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    try:
+        return os.read(descriptor, HEAD_BYTES)
+    finally:
+        os.close(descriptor)
