@@ -122,7 +122,7 @@ WINGS = {
         ("benchmarks", "sound_tracks"),
         ("scoring", "clips"),
         ("runner",),
-        ("run", "published_files"),
+        ("run", "published_files", "live"),
         ("score", "prepare", "show"),
         ("commands",),
         ("cli",),

@@ -32,6 +32,7 @@ from videollama2.data.collator import TrainingCollator
 from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.data.pairs import PairCollator, PreferencePairs
 from videollama2.errors import MissingDependencyError
+from videollama2.eval.live import LiveBenchmark
 from videollama2.media.kinds import AUDIO, KINDS
 from videollama2.processing import VideoLlama2Processor
 from videollama2.training.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
@@ -48,6 +49,7 @@ from videollama2.training.report import write_report
 from videollama2.training.restarts import meet_apart_from_former_attempts
 from videollama2.training.resume import explain_full_disk
 from videollama2.training.rollouts import Questions
+from videollama2.training.rules import sample_answers
 from videollama2.training.run_folder import Start, clear, find_start, locked, mark_finished, write_record
 from videollama2.training.stopping import (
     StoppedBySignalError,
@@ -135,6 +137,10 @@ def _build_trainer(
 ) -> VideoLlama2Trainer:
     """Read the records, then build the model and the trainer; afterwards the output folder describes the run."""
     data = RunData(data_args, training_args)
+    benchmarks = [
+        LiveBenchmark.open(name, Path(training_args.eval_benchmarks_folder), training_args.eval_questions)
+        for name in training_args.eval_benchmarks or ()
+    ]
     set_seed(training_args.seed)
     model, processor = build_model(model_args, data_args, training_args)
     kind, samples, collator = _objective(training_args, processor)
@@ -145,6 +151,8 @@ def _build_trainer(
         args=training_args,
         train_dataset=trained,
         eval_dataset=data.evaluated(processor, stage),
+        benchmarks=benchmarks,
+        questions=data.questions(processor, stage, sample_answers(training_args)),
         data_collator=collator,
         processing_class=processor,
         base=base_name(model_args.model_path),

@@ -117,6 +117,7 @@ def flags(world: Path, parts: Path, folder: Path, **changes: object) -> list[str
         "dataloader_pin_memory": False,
         "disable_tqdm": True,
         "report_to": "none",
+        "sample_answers": 0,
         **changes,
     }
     argv = []

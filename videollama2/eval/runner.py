@@ -60,6 +60,11 @@ class AnswerOptions:
         """Return the options as the results record them; the usual spread of frames is left out, as it always was."""
         return {name: value for name, value in asdict(self).items() if (name, value) != ("frames_over", "index")}
 
+    def frames_of(self, model_frames: int) -> FrameSampling:
+        """Return the choice of frames; ``model_frames`` is the model's number of frames."""
+        frames = "model" if self.num_frames is None else self.num_frames
+        return FrameSampling.over(self.frames_over, frames).for_model(model_frames)
+
     def sampling(self, item: Item, part: int, max_new_tokens: int | None) -> dict[str, Any]:
         """Return the sampling options of one request; ``part`` is the number of the instruction within the item."""
         if not self.temperature:
@@ -113,11 +118,14 @@ class _Asked:
         return all(answer.done for answer in self.answers)
 
 
-def open_engine(model: Any, processor: Any, max_batch: int | None = None) -> Engine:
+def open_engine(model: Any, processor: Any, max_batch: int | None = None, background: bool = True) -> Engine:
     """Return an engine for evaluation, whose slots have the same length on every machine.
 
     Free memory decides only the number of slots. An answer is therefore never cut at a length at which another machine
     would continue.
+
+    Args:
+        background: whether the engine has threads of its own; without them, it computes while answers are waited for.
 
     Raises:
         ConfigError: there is not enough memory for a slot.
@@ -126,7 +134,7 @@ def open_engine(model: Any, processor: Any, max_batch: int | None = None) -> Eng
     from videollama2.inference.sizes import MAX_LENGTH
 
     longest = min(MAX_LENGTH, model.config.text_config.max_position_embeddings)
-    return Engine(model, processor, max_batch=max_batch, max_length=longest)
+    return Engine(model, processor, max_batch=max_batch, max_length=longest, background=background)
 
 
 class Runner:
@@ -148,7 +156,7 @@ class Runner:
         self.work = Work()
         self._busy_until = 0.0
         """The time (monotonic) at which the latest of the finished answers ended, or at which the run began."""
-        self.sampling = _sampling(options, engine.processor.model_config.num_frames)
+        self.sampling = options.frames_of(engine.processor.model_config.num_frames)
         self.num_frames = self.sampling.count
         self.clips = ClipReader(engine.processor, data, self.sampling, options.video_backend)
         # An answer may take half of a slot; with a prompt longer than the other half, it gets what is left.
@@ -280,12 +288,6 @@ class Runner:
             self._busy_until = max(self._busy_until, asked.started + result.timings.total)
         self.work.answers += 1
         return _stored(asked, outputs, reasons)
-
-
-def _sampling(options: AnswerOptions, model_frames: int) -> FrameSampling:
-    """Return the choice of frames; ``model_frames`` is the model's number of frames."""
-    frames = "model" if options.num_frames is None else options.num_frames
-    return FrameSampling.over(options.frames_over, frames).for_model(model_frames)
 
 
 def _stored(asked: _Asked, outputs: list[str], reasons: list[str]) -> StoredAnswer:

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from torch.utils.data import ConcatDataset, Dataset
 
-from videollama2.data.dataset import VideoInstructionDataset
+from videollama2.data.dataset import Sample, VideoInstructionDataset
 from videollama2.data.features import FeatureStore
 from videollama2.data.index import Index
 from videollama2.data.media_cache import MediaCache
@@ -90,9 +90,24 @@ class RunData:
         dataset, sizes = self._dataset(self.sets, processor, stage, kind), [len(records) for records in self.sets]
         return self._packed(dataset, sizes)
 
-    def evaluated(self, processor: VideoLlama2Processor, stage: str) -> VideoInstructionDataset | None:
-        """Return the records that the loss is measured on, if there are any."""
-        return self._dataset(self.eval_sets, processor, stage) if self.eval_sets else None
+    def evaluated(self, processor: VideoLlama2Processor, stage: str) -> Sequence[Sample] | None:
+        """Return the records that the loss is measured on; None without an evaluation, none if it asks benchmarks."""
+        if self.eval_sets:
+            return cast("Sequence[Sample]", self._dataset(self.eval_sets, processor, stage))
+        return [] if self.training_args.eval_benchmarks else None
+
+    def questions(self, processor: VideoLlama2Processor, stage: str, most: int) -> Questions | None:
+        """Return ``most`` records with questions, evenly spread over those of the evaluation or else of the training.
+
+        None if there are none, or if the stage learns captions without questions.
+        """
+        sets = self.eval_sets or self.sets
+        if not (most and sets) or stage != "finetune":
+            return None
+        records = ConcatDataset(cast("list[Dataset[Record]]", sets))
+        count = min(most, len(records))
+        chosen = [cast("Record", records[place * len(records) // count]) for place in range(count)]
+        return Questions(chosen, **{**self.reading(processor, stage), "levels": False, "features": None})
 
     def reading(self, processor: VideoLlama2Processor, stage: str) -> dict[str, Any]:
         """Return the arguments of a :class:`~videollama2.data.samples.SampleReader` of this run."""

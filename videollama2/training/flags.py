@@ -16,6 +16,7 @@ from videollama2.errors import ConfigError, MediaError, MissingDependencyError
 from videollama2.flat_form import FLAT_MODEL_TYPES
 from videollama2.media.frames import FrameSampling
 from videollama2.model.base import choose_deepspeed_accelerator
+from videollama2.training.evaluation_flags import EvaluationFlags
 from videollama2.training.objective_flags import ObjectiveFlags
 from videollama2.training.stale_locks import clear_stale_locks, skip_shared_memory_reduction
 
@@ -265,7 +266,7 @@ _REFUSED = {
 
 
 @dataclass
-class TrainingArguments(ObjectiveFlags, transformers.TrainingArguments):
+class TrainingArguments(ObjectiveFlags, EvaluationFlags, transformers.TrainingArguments):
     """The training arguments of transformers and those that are special to this model."""
 
     # The keys of samples are read by the collator; transformers would remove those that the model does not know.
@@ -401,6 +402,8 @@ class TrainingArguments(ObjectiveFlags, transformers.TrainingArguments):
         if self.ddp_find_unused_parameters is None:
             # Every weight that learns gets a gradient in every step, even in a step without media.
             self.ddp_find_unused_parameters = False
+        if self.eval_benchmarks and self.eval_steps and self.eval_strategy == "no":
+            self.eval_strategy = "steps"
         if self.report_to is None:
             self.report_to = ["tensorboard"] if is_tensorboard_available() else []
         for name in [self.report_to] if isinstance(self.report_to, str) else self.report_to:

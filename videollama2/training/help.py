@@ -16,6 +16,7 @@ from typing import Any
 import transformers
 from transformers import HfArgumentParser
 
+from videollama2.training.evaluation_flags import EvaluationFlags
 from videollama2.training.flags import DataArguments, ModelArguments, TrainingArguments
 from videollama2.training.objective_flags import ObjectiveFlags
 
@@ -32,7 +33,7 @@ FOLDED = (
         "audio_gradient_multiplier",
         "pretrain_mm_mlp_adapter_a",
     ),
-    *("shuffle_buffer", "fps", "max_frames", "media_cache_gb", "features"),
+    *("shuffle_buffer", "fps", "max_frames", "media_cache_gb", "features", "eval_benchmarks_folder", "eval_questions"),
 )
 """Flags of this program that few runs need. ``--help`` lists their names, ``--help_all`` describes them."""
 
@@ -46,6 +47,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "the data": (
         *_unfolded(DataArguments),
         *("model_max_length", "group_by_modality_length", "eval_strategy", "eval_steps"),
+        *_unfolded(EvaluationFlags),
     ),
     "learning": (
         *(f.name for f in fields(ObjectiveFlags)),

@@ -29,6 +29,7 @@ ANY_VALUE = frozenset(
         # what is logged and published
         *("logging_strategy", "logging_steps", "logging_first_step", "log_level", "log_level_replica"),
         *("log_on_each_node", "disable_tqdm", "report_to", "run_name", "project", "debug", "skip_memory_metrics"),
+        "sample_answers",
         *("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "per_device_eval_batch_size"),
         *("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push"),
         "hub_revision",

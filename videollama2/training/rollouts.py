@@ -113,18 +113,27 @@ def _answers(question: Question, results: Sequence[Result], reward: Reward) -> A
 
 
 def _request(sample: Sample, flags: ObjectiveFlags, seed: int, number: int) -> Request:
+    record = sample[QUESTION].record
+    text = f"{seed}:{record.source}:{record.id}:{number}"
+    return greedy_request(
+        sample,
+        flags.answer_tokens,
+        temperature=flags.answer_temperature,
+        seed=int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"),
+    )
+
+
+def greedy_request(sample: Sample, max_new_tokens: int, **sampling: Any) -> Request:
+    """Return the request for the answer to a sample's question; it takes the likeliest tokens unless ``sampling``."""
     question: Question = sample[QUESTION]
     record = question.record
-    messages = conversation_messages(record.conversations, record.kinds)[:-1]
-    text = f"{seed}:{record.source}:{record.id}:{number}"
     return Request(
-        messages,
+        conversation_messages(record.conversations, record.kinds)[:-1],
         _sources(record, sample["media"]),
-        max_new_tokens=flags.answer_tokens,
-        temperature=flags.answer_temperature,
+        max_new_tokens=max_new_tokens,
         repetition_penalty=1.0,
         end_ids=(question.end,),
-        seed=int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"),
+        **sampling,
     )
 
 

@@ -37,6 +37,7 @@ def check_arguments(model_args: ModelArguments, data_args: DataArguments, traini
         *_attention_rules(model_args.attn_implementation, training_args),
         *_recompute_rules(training_args),
         *_objective_rules(model_args, data_args, training_args),
+        *_exam_rules(training_args),
         *_run_rules(training_args),
     ]
     for broken, message in rules:
@@ -187,8 +188,8 @@ def _data_rules(data_args: DataArguments, training_args: TrainingArguments) -> l
             f"--model_max_length {training_args.model_max_length} is below 2",
         ),
         (
-            training_args.eval_strategy != "no" and not data_args.eval_data_path,
-            f"--eval_strategy {training_args.eval_strategy} needs --eval_data_path",
+            training_args.eval_strategy != "no" and not (data_args.eval_data_path or training_args.eval_benchmarks),
+            f"--eval_strategy {training_args.eval_strategy} needs --eval_data_path or --eval_benchmarks",
         ),
         (
             data_args.eval_data_path and training_args.eval_strategy == "no",
@@ -333,6 +334,34 @@ def _grpo_rules(training_args: TrainingArguments) -> list[Rule]:
             bool(training_args.deepspeed),
             "--objective grpo samples answers from whole weights, which --deepspeed may cut into slices",
         ),
+    ]
+
+
+def sample_answers(training_args: TrainingArguments) -> int:
+    """Return the number of sample answers: none under ZeRO-3, where no process has whole weights to answer with."""
+    return 0 if _zero_stage(training_args) == 3 else training_args.sample_answers
+
+
+def _exam_rules(training_args: TrainingArguments) -> list[Rule]:
+    names, questions = training_args.eval_benchmarks, training_args.eval_questions
+    shown = " ".join(names or ())
+    return [
+        (
+            names and training_args.eval_strategy == "no",
+            f"--eval_benchmarks {shown} needs --eval_steps N or --eval_strategy epoch",
+        ),
+        (
+            names and _zero_stage(training_args) == 3,
+            f"--eval_benchmarks {shown}: answering needs whole weights, which ZeRO-3 cuts into slices: use "
+            "scripts/zero2.json, or `videollama2 eval run` on checkpoints",
+        ),
+        *_need(training_args, "eval_benchmarks", bool(names), ("eval_benchmarks_folder", "eval_questions")),
+        (questions is not None and questions < 1, f"--eval_questions {questions} is below 1"),
+        (
+            "sample_answers" in training_args.given and sample_answers(training_args) < training_args.sample_answers,
+            "--sample_answers: answering needs whole weights, which ZeRO-3 cuts into slices",
+        ),
+        (training_args.sample_answers < 0, f"--sample_answers {training_args.sample_answers} is below 0"),
     ]
 
 

@@ -20,24 +20,25 @@ from videollama2.data.record import Record
 from videollama2.data.sampler import InOrderSampler, JointSampler, MixtureSampler, ModalityLengthSampler
 from videollama2.data.stream import StreamedRecords
 from videollama2.errors import MissingDependencyError, VideoLlama2Error
+from videollama2.training.asking import AskingTrainer
 from videollama2.training.eval_loss import sums_over
+from videollama2.training.exams import undisturbed
 from videollama2.training.joint import Joint
 from videollama2.training.meter import COUNTS, Collate, CountingCollator, Meter, peak_flops
 from videollama2.training.recompute import RecomputeChoice
-from videollama2.training.saving import SavingTrainer
 from videollama2.training.stopping import RandomState, shield_workers
 
 BAD_SAMPLES_FILE = "bad_samples-{process}.jsonl"
 
 
-class VideoLlama2Trainer(SavingTrainer):
+class VideoLlama2Trainer(AskingTrainer):
     """The trainer of ``train.py``.
 
     Args:
         mixture: sizes of the sets that ``train_dataset`` consists of, and the share of each (None: every record once
             per epoch).
         joint: groups of the records of joint training; None for an order that does not depend on sound.
-        args, kwargs: arguments of :class:`~videollama2.training.saving.SavingTrainer`.
+        args, kwargs: arguments of :class:`~videollama2.training.asking.AskingTrainer`.
     """
 
     def __init__(
@@ -203,7 +204,7 @@ class VideoLlama2Trainer(SavingTrainer):
         return total / items_of_step * processes  # DDP averages gradients over processes
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Save as :class:`SavingTrainer` does, and leave the time that it takes out of the step's rates."""
+        """Save as the base class does, and leave the time that it takes out of the step's rates."""
         begin = time.perf_counter()
         super()._save_checkpoint(model, trial)
         self.meter.started += time.perf_counter() - begin
@@ -256,25 +257,29 @@ class VideoLlama2Trainer(SavingTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Measure the loss per label and the share of right answers.
-
-        Sums are divided once at the end, so the values do not depend on batch size or number of processes.
-        """
+        """Measure the loss per label and the share of right answers, and ask benchmarks and sample questions."""
         begin = time.perf_counter()
-        model = self.wrapped() if self.is_deepspeed_enabled else self.model
-        batches = map(self._for_evaluation, self.get_eval_dataloader(eval_dataset))
-        sums = self.accelerator.reduce(sums_over(model, batches, self.args.device), "sum")
-        loss, labels, right, answers = cast("torch.Tensor", sums).tolist()
-        metrics = {
-            f"{metric_key_prefix}_loss": loss / max(labels, 1),
-            f"{metric_key_prefix}_answer_accuracy": right / max(answers, 1),
-            f"{metric_key_prefix}_answers": answers,
-            f"{metric_key_prefix}_runtime": round(time.perf_counter() - begin, 3),
-        }
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        with undisturbed():  # a data loader draws a random number when it begins
+            found = self._loss_on(dataset) if len(cast("Sized", dataset)) else {}
+        found |= self.ask()
+        found["runtime"] = round(time.perf_counter() - begin, 3)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.meter.started += time.perf_counter() - begin
         return metrics
+
+    def _loss_on(self, dataset: Any) -> dict[str, float]:
+        """Return the loss per label, the share of right answers, and the number of answers.
+
+        Sums are divided once at the end, so the values do not depend on batch size or number of processes.
+        """
+        model = self.wrapped() if self.is_deepspeed_enabled else self.model
+        batches = map(self._for_evaluation, self.get_eval_dataloader(dataset))
+        sums = self.accelerator.reduce(sums_over(model, batches, self.args.device), "sum")
+        loss, labels, right, answers = cast("torch.Tensor", sums).tolist()
+        return {"loss": loss / max(labels, 1), "answer_accuracy": right / max(answers, 1), "answers": answers}
 
     def _for_evaluation(self, batch: dict[str, Any]) -> dict[str, Any]:
         self._note_bad(batch)
@@ -288,7 +293,7 @@ class _EpochStart(TrainerCallback):
     transformers gives the epoch to the loader only. If a run of several processes is resumed in the middle of an epoch,
     that loader is wrapped again to skip the samples already seen, and without this callback the sampler inside would
     draw the order of the first epoch. The random state is kept until the epoch's first step is done, see
-    :meth:`SavingTrainer._save_what_was_learnt`.
+    :meth:`~videollama2.training.saving.SavingTrainer._save_what_was_learnt`.
     """
 
     def __init__(self, trainer: VideoLlama2Trainer) -> None:

@@ -1,0 +1,111 @@
+"""Questions while training: benchmarks and sample answers by the engine, on weights that learn the same without."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from videollama2.checkpoints import load_checkpoint
+from videollama2.errors import ConfigError, DataError
+from videollama2.eval.benchmarks import benchmark
+from videollama2.eval.live import LiveBenchmark
+from videollama2.eval.run import ModelChoice, Plan
+from videollama2.eval.run import run as run_evaluation
+from videollama2.shapes.sets import write_set
+from videollama2.training.exams import levels_of
+
+from .conftest import difference
+
+
+@pytest.fixture(scope="module")
+def benchmarks(tmp_path_factory):
+    """A folder with the data of the built-in benchmark."""
+    root = tmp_path_factory.mktemp("eval")
+    write_set(root / "moving_shapes", videos=4, seed=5, questions_per_item=2)
+    return root
+
+
+@pytest.fixture
+def asked(world, benchmarks):
+    """Flags of a run that is asked all there is."""
+    return {
+        "eval_benchmarks": "moving_shapes",
+        "eval_benchmarks_folder": benchmarks,
+        "eval_steps": 1,
+        "eval_questions": 2,
+        "eval_data_path": world / "train.json",
+        "sample_answers": 2,
+    }
+
+
+def test_learns_the_same_to_the_bit(run, asked, benchmarks, world):
+    """Dropout draws random numbers after the evaluation, and the answers are those of the weights of that moment."""
+    changes = {"lora_enable": True, "lora_r": 4, "lora_dropout": 0.3, "freeze_vision_tower": True, "num_frames": 2}
+    changes |= {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 1, "mm_projector_type": "mlp2x_gelu"}
+    without, told = run(**changes), run(**changes, **asked, report_to="tensorboard")
+    assert without.losses == told.losses
+    assert difference(without.weights, told.weights) == 0.0
+
+    (marks, _) = [row for row in told.history if "eval_loss" in row]  # the run has two steps
+    assert 0 <= marks["eval_moving_shapes_accuracy_strict"] <= marks["eval_moving_shapes_accuracy"] <= 1
+    lines = [json.loads(line) for line in (told.folder / "sample_answers.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 0, 1, 1, 2, 2]
+    assert {line["name"] for line in lines[:2]} == {line["name"] for line in lines[4:]}
+
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    (folder,) = (told.folder / "runs").iterdir()
+    events = accumulator.EventAccumulator(str(folder), size_guidance={"images": 0, "tensors": 0}).Reload()
+    mark, _ = events.Scalars("eval/moving_shapes_accuracy")
+    assert (mark.step, mark.value) == (1, pytest.approx(marks["eval_moving_shapes_accuracy"]))
+    titles = {tag.partition("/")[0] for tag in events.Tags()["images"]}
+    assert titles == {"samples", "moving_shapes"}
+
+
+def test_frames_are_those_that_were_read(parts):
+    _, processor = load_checkpoint("videollama2-tiny")
+    levels_TCHW = torch.arange(256, dtype=torch.uint8).repeat(3, 1).view(1, 3, 16, 16)
+    table_3V = torch.from_numpy(processor.transform.table)
+    pixels_TCHW = torch.stack([table_3V[c][levels_TCHW[:, c].long()] for c in range(3)], dim=1)
+    assert torch.equal(levels_of(pixels_TCHW, processor), levels_TCHW)
+
+
+def test_shares_of_processes_make_the_same_marks(benchmarks, tmp_path):
+    """Two processes ask half of the clips each; the numbers are those of ``eval run``."""
+    model, processor = load_checkpoint("videollama2-tiny")
+    exam = LiveBenchmark.open("moving_shapes", benchmarks)
+    apart = [answer for rank in (1, 0) for answer in exam.ask(model, processor, rank, 2)]
+    marks = exam.marks(apart)
+    assert marks == exam.marks(exam.ask(model, processor))
+    plan = Plan(benchmark("moving_shapes"), benchmarks / "moving_shapes", tmp_path, ModelChoice("videollama2-tiny"))
+    published = run_evaluation(replace(plan, progress=False), lambda text: None)
+    assert published
+    accuracy = {metric.protocol: metric.overall.value or 0.0 for metric in published.report.metrics}
+    assert marks["moving_shapes_accuracy"] == pytest.approx(accuracy["published"] / 100)
+    assert marks["moving_shapes_accuracy_strict"] == pytest.approx(accuracy["strict"] / 100)
+    shown = exam.shown(apart, processor, 2)
+    assert [each.wanted for each in shown] == [exam.items[place].options[exam.items[place].answer] for place in (0, 4)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"eval_benchmarks": "moving_shapes"}, "needs --eval_steps N"),
+        ({"eval_benchmarks": "videochatgpt", "eval_steps": 1}, "a judge grades its answers"),
+        ({"eval_benchmarks": "nothing", "eval_steps": 1}, "there is no benchmark 'nothing'"),
+        ({"eval_questions": 3}, "--eval_questions 3 has no effect without --eval_benchmarks"),
+        ({"eval_strategy": "steps"}, "needs --eval_data_path or --eval_benchmarks"),
+        ({"eval_benchmarks": "moving_shapes", "eval_steps": 1, "deepspeed": "scripts/zero3.json"}, "ZeRO-3 cuts"),
+        ({"sample_answers": 2, "deepspeed": "scripts/zero3.json"}, "--sample_answers: answering needs whole weights"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(run, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        run(**changes)
+
+
+def test_missing_clips_are_told_before_training(run, benchmarks, tmp_path):
+    shutil.copytree(benchmarks / "moving_shapes" / "mvbench" / "json", tmp_path / "moving_shapes" / "mvbench" / "json")
+    with pytest.raises(DataError, match="media files of moving_shapes are missing, such as"):
+        run(eval_benchmarks="moving_shapes", eval_benchmarks_folder=tmp_path, eval_steps=1)

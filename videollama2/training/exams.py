@@ -1,0 +1,165 @@
+"""What a model is asked while it is trained: benchmarks and sample questions, answered by the inference engine.
+
+The engine answers with the weights of the moment. It restores the modes of all modules, and random generators are set
+back afterwards, so that a run learns the same to the bit whether it is asked or not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from videollama2.inference.engine import Engine
+from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
+from videollama2.processing import VideoLlama2Processor
+from videollama2.training.rollouts import QUESTION, Questions, greedy_request
+from videollama2.training.stopping import RandomState
+
+EXAMPLES_FILE = "sample_answers.jsonl"
+"""File of an output folder with the answers to the sample questions; one object per line, in the order of steps."""
+
+_LONGEST_ANSWER = 64
+"""Tokens of a sample answer."""
+
+
+class Shown(Protocol):
+    """An answered question, with what the model saw."""
+
+    @property
+    def name(self) -> str:
+        """Name of the question, which is the same in every evaluation."""
+        ...
+
+    @property
+    def question(self) -> str: ...
+
+    @property
+    def wanted(self) -> str: ...
+
+    @property
+    def answer(self) -> str: ...
+
+    @property
+    def media(self) -> Sequence[tuple[str, Any]]:
+        """Kind and values of each medium; pixels_TCHW of images and videos."""
+        ...
+
+
+class Exam(Protocol):
+    """A set of questions with marks, such as a benchmark."""
+
+    @property
+    def name(self) -> str: ...
+
+    def ask(
+        self, model: VideoLlama2ForConditionalGeneration, processor: VideoLlama2Processor, rank: int, world: int
+    ) -> list[Any]:
+        """Return the answers to the share of process ``rank`` of ``world``; they can be pickled."""
+        ...
+
+    def marks(self, answers: Sequence[Any]) -> dict[str, float]:
+        """Return the numbers for the answers of all processes, by their names in the log."""
+        ...
+
+    def shown(self, answers: Sequence[Any], processor: VideoLlama2Processor, most: int) -> Sequence[Shown]:
+        """Return up to ``most`` of the answered questions, the same ones in every evaluation."""
+        ...
+
+
+@dataclass(frozen=True)
+class SampleAnswer:
+    """The answer to a record's last question, see :class:`Shown`."""
+
+    name: str
+    question: str
+    wanted: str
+    answer: str
+    media: Sequence[tuple[str, Any]]
+
+    def to_json(self, step: int) -> dict[str, Any]:
+        """Return the line of :data:`EXAMPLES_FILE`."""
+        texts = {"name": self.name, "question": self.question, "wanted": self.wanted, "answer": self.answer}
+        return {"step": step, **texts}
+
+
+@contextmanager
+def undisturbed(autocast: Callable[[], AbstractContextManager[Any]] = nullcontext) -> Iterator[None]:
+    """Leave no trace of the block in random generators; ``autocast`` gives the precision inside it."""
+    random = RandomState()
+    try:
+        with autocast():
+            yield
+    finally:
+        random.restore()
+
+
+def answer_samples(
+    model: VideoLlama2ForConditionalGeneration, processor: VideoLlama2Processor, questions: Questions
+) -> list[SampleAnswer]:
+    """Return greedy answers to the questions; records without one, and those that are left out, have none."""
+    samples = [sample for sample in map(questions.__getitem__, range(len(questions))) if QUESTION in sample]
+    if not samples:
+        return []
+    longest = max(len(sample[QUESTION].prompt) for sample in samples) + _LONGEST_ANSWER
+    with Engine(model, processor, max_batch=len(samples), max_length=longest, background=False) as engine:
+        results = engine.generate([greedy_request(sample, _LONGEST_ANSWER) for sample in samples])
+    found = []
+    for sample, result in zip(samples, results, strict=True):
+        record = sample[QUESTION].record
+        question, wanted = (turn["value"] for turn in record.conversations[-2:])
+        answer = result.text if result.error is None else f"(no answer: {result.error})"
+        found.append(SampleAnswer(record.name, question, wanted, answer.strip(), sample["media"]))
+    return found
+
+
+def write_answers(folder: Path, answers: Sequence[SampleAnswer], step: int) -> None:
+    """Append the answers of a step to the file in ``folder``; at step 0, the file begins."""
+    lines = "".join(json.dumps(answer.to_json(step)) + "\n" for answer in answers)
+    with (folder / EXAMPLES_FILE).open("w" if step == 0 else "a", encoding="utf-8") as file:
+        file.write(lines)
+
+
+def read_answers(folder: Path) -> list[dict[str, Any]]:
+    """Return the lines of the file in ``folder``, or none."""
+    path = folder / EXAMPLES_FILE
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def show(writer: Any, title: str, answers: Sequence[Shown], processor: VideoLlama2Processor, step: int) -> None:
+    """Write answered questions with the frames that the model saw to TensorBoard.
+
+    Args:
+        writer: a ``SummaryWriter``.
+        title: the first part of the names under which they are shown.
+    """
+    for number, answer in enumerate(answers):
+        tag = f"{title}/{number} {answer.name}"
+        text = f"**{answer.question}**\n\nwanted: {answer.wanted}\n\nanswer: {answer.answer}"
+        writer.add_text(tag, text, step)
+        frames = [levels_of(values, processor) for _, values in answer.media if is_seen(values)]
+        if frames:
+            # All frames stand in one row, in their order.
+            strip_HWC = torch.cat([frame_CHW for levels_TCHW in frames for frame_CHW in levels_TCHW], dim=-1)
+            writer.add_image(tag, strip_HWC, step)
+
+
+def is_seen(values: Any) -> bool:
+    """Whether the values of a medium are pixels_TCHW of three channels."""
+    return isinstance(values, torch.Tensor) and values.dim() == 4 and values.shape[1] == 3
+
+
+def levels_of(pixels_TCHW: torch.Tensor, processor: VideoLlama2Processor) -> torch.Tensor:
+    """Return the uint8 levels (T, C, H, W) from which normalised pixels were made."""
+    if pixels_TCHW.dtype == torch.uint8 or processor.transform is None:
+        return pixels_TCHW
+    table_3V = torch.from_numpy(processor.transform.table)
+    first_C11, step_C11 = (values_C[:, None, None] for values_C in (table_3V[:, 0], table_3V[:, 1] - table_3V[:, 0]))
+    return ((pixels_TCHW.float().cpu() - first_C11) / step_C11).round().clamp(0, 255).to(torch.uint8)
