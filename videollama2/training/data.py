@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from torch.utils.data import ConcatDataset, Dataset
 
-from videollama2.data.dataset import Sample, VideoInstructionDataset
+from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.data.features import FeatureStore
 from videollama2.data.index import Index
 from videollama2.data.media_cache import MediaCache
