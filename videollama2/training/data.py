@@ -16,6 +16,7 @@ from videollama2.data.media_cache import MediaCache
 from videollama2.data.packing import PackedRows
 from videollama2.data.record import Record
 from videollama2.data.records import PackedRecords, read_sets
+from videollama2.data.samples import Sample
 from videollama2.data.stream import RecordFiles, StreamedRecords, StreamOrder
 from videollama2.processing import VideoLlama2Processor
 from videollama2.training.flags import DataArguments, TrainingArguments

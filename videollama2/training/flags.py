@@ -404,12 +404,15 @@ class TrainingArguments(ObjectiveFlags, EvaluationFlags, transformers.TrainingAr
             self.ddp_find_unused_parameters = False
         if self.eval_benchmarks and self.eval_steps and self.eval_strategy == "no":
             self.eval_strategy = "steps"
+        self._choose_reports()
+        super().__post_init__()
+
+    def _choose_reports(self) -> None:
         if self.report_to is None:
             self.report_to = ["tensorboard"] if is_tensorboard_available() else []
         for name in [self.report_to] if isinstance(self.report_to, str) else self.report_to:
             if name in ("tensorboard", "wandb"):
                 _need_package(name, f"--report_to {name}")
-        super().__post_init__()
 
 
 def _need_package(name: str, flag: str) -> None:
