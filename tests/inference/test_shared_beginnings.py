@@ -1,5 +1,6 @@
 """Requests that begin alike share key-values with those that run already, to the token, and are prefilled together."""
 
+import pytest
 import torch
 
 from videollama2.inference.engine import Engine
@@ -40,6 +41,23 @@ def test_the_second_to_fifth_of_one_clip_are_one_pass_of_what_differs(small):
     assert passes == [(1, prompts[0]), (4, max(rest[1:]))]
     assert results[0].cached_tokens == 0 and len({result.cached_tokens for result in results[1:]}) == 1
     assert max(rest[1:]) < 40 < 100 < prompts[0], "only the question is computed, not the rest of a block"
+    assert [result.token_ids for result in results] == [alone(model, processor, request) for request in asked]
+
+
+@pytest.mark.parametrize(("count", "rows"), [(2, [2]), (5, [1, 4])])
+def test_a_crowd_waits_for_words_that_are_not_cached_and_two_do_not(small, count, rows):
+    model, processor = small
+    begin = "what who where " * 10
+    asked = [
+        Request(f"{begin}then the small red man and the picture {question}", [("video", VIDEO)], max_new_tokens=4)
+        for question in QUESTIONS[:count]
+    ]
+    with Engine(model, processor, max_batch=8, max_length=700, background=False) as engine:
+        engine.generate([Request(f"{begin}of a", [("video", VIDEO)], max_new_tokens=1)])
+        passes = passes_of(engine)
+        results = engine.generate(asked)
+    assert [number for number, _ in passes] == rows
+    assert min(result.cached_tokens for result in results) > 100
     assert [result.token_ids for result in results] == [alone(model, processor, request) for request in asked]
 
 

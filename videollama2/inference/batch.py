@@ -39,8 +39,11 @@ _Ended = tuple[Task, "str | Exception"]
 
 
 WORTH_WAITING = 64
-"""Length in tokens from which a common beginning is computed by one request first, so that the others can copy it."""
+"""Number of tokens from which a common beginning is computed by one request first, so that the others can copy it: what
+all that wait for it save together."""
 
+_WORTH_COPYING = 8
+"""Number of tokens that a request must share itself to be one of those."""
 
 _STRIDE = 64
 """Number of positions compared at once in search of the end of a common beginning."""
@@ -87,22 +90,35 @@ class Batch:
             self.prefilling.pop()
             self.fail(task, error)
 
-    def can_join(self, task: Task, budget: int) -> bool:
+    def can_join(self, task: Task, budget: int, waiting: Sequence[Task]) -> bool:
         """Return whether a task's prompt may be computed in the same pass as those being prefilled.
 
         The pass is as wide as its longest prompt and completes all of them. A task whose prompt begins like one of them
-        waits if that saves much: once the first is cached, only the rest has to be computed. If they share little that
-        is not cached yet (two questions about a cached clip that begin with the same words), an additional pass over
-        the weights would take longer than computing that little twice.
+        waits if that saves much: once the first is computed, all others copy what they share with it. If they save
+        little (two questions about a cached clip that begin with the same words), an additional pass over the weights
+        would take longer than computing that little twice. For sixteen such questions, it is worth it.
+
+        Args:
+            waiting: tasks that could run next, this one among them.
         """
         known = max(self.prefixes.known(task.identity), self._running_beginning(task)[0])
         longest = max(len(task.input_ids) - known, *(other.remaining for other in self.prefilling))
         furthest = longest + max(known, *(other.filled for other in self.prefilling))
         if (len(self.prefilling) + 1) * longest > budget or furthest > self.decoder.slots.max_length:
             return False
-        end = len(task.input_ids) - 1
-        shared = (_common(task.identity, other.identity, known, end) for other in self.prefilling)
-        return all(length < WORTH_WAITING for length in shared)
+        crowd = [each for each in waiting if each is not task and each not in self.prefilling]
+        return not any(self._is_worth_waiting(task, other, known, crowd) for other in self.prefilling)
+
+    def _is_worth_waiting(self, task: Task, other: Task, known: int, crowd: Sequence[Task]) -> bool:
+        """Return whether a task, and all of a crowd that begin as it does, save much once another is prefilled.
+
+        Args:
+            known: number of positions of the task's prompt that need not be computed anyway.
+        """
+        saved = _beyond(task, other, known)
+        if _WORTH_COPYING <= saved < WORTH_WAITING:
+            saved += sum(_beyond(each, other, known) for each in crowd)
+        return saved >= WORTH_WAITING
 
     def _running_beginning(self, task: Task) -> tuple[int, int]:
         """Return the length of the longest beginning that a running request shares with a prompt, and its row.
@@ -232,6 +248,11 @@ class Batch:
         except RuntimeError as error:
             _log.warning("key-values of a prompt could not be kept: %s", error)
             self.prefixes.clear()
+
+
+def _beyond(task: Task, other: Task, known: int) -> int:
+    """Count the positions from ``known`` on that a prompt shares with another, all but its last at most."""
+    return _common(task.identity, other.identity, known, len(task.input_ids) - 1)
 
 
 def _common(one: Sequence[Hashable], other: Sequence[Hashable], known: int, end: int) -> int:

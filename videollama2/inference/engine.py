@@ -329,10 +329,12 @@ class Engine:
             ready = [task for task in self._waiting if task.media_ready][:room]
         if ready:
             self._notice_new_weights()
-        for task in self._encode(ready):
+        ready = self._encode(ready)
+        for task in ready:
             if not task.identity:
                 task.name_positions(self.model.config)
-            if self._batch.prefilling and not self._batch.can_join(task, budget):
+        for task in ready:
+            if self._batch.prefilling and not self._batch.can_join(task, budget, ready):
                 continue  # it waits for a later pass; as each pass begins with the first of the queue, none starves
             with self._state:
                 self._waiting.remove(task)
