@@ -29,6 +29,8 @@ import torch
 from lock_step import SHAPES, Costs, operations
 
 from videollama2.config import VideoLlama2Config
+from videollama2.constants import IGNORE_INDEX
+from videollama2.inference.decoder import Decoder
 from videollama2.model.connectors import num_visual_tokens
 from videollama2.model.connectors.base import Shown
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
@@ -39,6 +41,8 @@ PROMPTS = (128, 512, 2048, 8192, 32768)
 CLIENTS = (1, 2, 4, 8, 16, 32, 64)
 GPUS = (1, 2, 4, 8)
 TRAINING = (1e8, 1e9, 1e10)
+CLIPS, TRAINING_STEPS = (1, 2, 4, 8, 16), (1, 2, 4, 8)
+"""Sizes that are only measured."""
 QUESTION, ANSWER = 170, 100
 """Tokens of text in a prompt, with the system text, and of a caption."""
 
@@ -187,6 +191,7 @@ def measured() -> dict[str, list[tuple[int, float, float]]]:
     formulas = Model(model.config)
     side, hidden = model.config.vision_config.image_size, model.config.text_config.hidden_size
     tables: dict[str, list[tuple[int, float, float]]] = {"frames": [], "prompt": []}
+    width = num_visual_tokens(model.config.mm_projector_type, 8, model.config.patches_per_side) + QUESTION
     for frames in FRAMES:
         pixels_TCHW = torch.randn(frames, 3, side, side)
         seconds = processor_seconds(lambda pixels_TCHW=pixels_TCHW: model.get_video_features(pixels_TCHW[None]))
@@ -195,7 +200,60 @@ def measured() -> dict[str, list[tuple[int, float, float]]]:
         embeds_BLD = torch.randn(1, tokens, hidden)
         seconds = processor_seconds(lambda e=embeds_BLD: model(inputs_embeds=e, use_cache=False, logits_to_keep=1))
         tables["prompt"].append((tokens, seconds, formulas.prefill(tokens)))
+    tables["clients, a decode step of all"] = [_measured_step(model, formulas, rows, width) for rows in CLIENTS]
+    tables["clips, an answer about each"] = [_measured_clips(model, formulas, clips) for clips in CLIPS]
     return tables
+
+
+def _measured_step(model: Any, formulas: Model, rows: int, positions: int) -> tuple[int, float, float]:
+    """A decode step of so many clients, each with a clip in its key-values."""
+    decoder = Decoder(model, rows, positions + 1)
+    embeds_B1D = torch.randn(rows, 1, model.config.text_config.hidden_size)
+
+    def run() -> None:
+        decoder.slots.select(0, [positions] * rows, 1)
+        decoder.run(embeds_B1D, masked=rows > 1, last=[0] * rows)
+
+    count = rows * (formulas.costs.token + 2 * formulas.head + 2 * positions * formulas.costs.pair)
+    return rows, processor_seconds(run, 9), count
+
+
+def _measured_clips(model: Any, formulas: Model, clips: int) -> tuple[int, float, float]:
+    """Answers about so many different clips, as a node is given them at once."""
+    frames, side = model.config.num_frames, model.config.vision_config.image_size
+    pixels_NTCHW = torch.randn(clips, frames, 3, side, side)
+    tokens = formulas.visual(frames) + QUESTION
+    embeds_BLD = torch.randn(1, tokens, model.config.text_config.hidden_size)
+
+    def run() -> None:
+        for pixels_TCHW in pixels_NTCHW:
+            model.get_video_features(pixels_TCHW[None])
+            model(inputs_embeds=embeds_BLD, use_cache=False, logits_to_keep=1)
+
+    return clips, processor_seconds(run), clips * (formulas.vision(frames) + formulas.prefill(tokens))
+
+
+def measured_training(steps: Sequence[int] = TRAINING_STEPS) -> list[tuple[int, float, float]]:
+    """Training steps of the built-in model, all weights but the encoder's: tokens, processor seconds, operations."""
+    from videollama2 import model_init
+
+    model, _, _ = model_init("videollama2-tiny", device="cpu")
+    formulas, tokens = Model(model.config), 512
+    model.train()
+    model.model.vision_tower.requires_grad_(False)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    embeds_BLD = torch.randn(1, tokens, model.config.text_config.hidden_size)
+    labels_BL = torch.randint(0, model.config.text_config.vocab_size, (1, tokens))
+    labels_BL[:, : int((1 - TEXT) * tokens)] = IGNORE_INDEX
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            model(inputs_embeds=embeds_BLD, labels=labels_BL, use_cache=False).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    count = 3 * (tokens * formulas.costs.token + tokens**2 * formulas.costs.pair + TEXT * tokens * 2 * formulas.head)
+    return [(n * tokens, processor_seconds(lambda n=n: run(n)), n * count) for n in steps]
 
 
 # --------------------------------------------------------------------------------------------------------- printing
@@ -261,7 +319,7 @@ def main() -> int:
     hours = 1e6 * caption_seconds(model, gpu) / 3600
     print(f"\na million captions of {ANSWER} tokens: {hours:,.0f} GPU hours, counted")
     if args.measure:
-        print_measured(measured())
+        print_measured({**measured(), "training tokens": measured_training()})
     if args.plot:
         plot(args.plot, tables)
     return 0
