@@ -135,6 +135,7 @@ WINGS = {
         ("back_end",),
         ("media",),
         ("task",),
+        ("waiting",),
         ("fixed_shapes",),
         ("decoder",),
         ("batch",),

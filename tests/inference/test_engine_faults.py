@@ -161,7 +161,7 @@ def test_what_cannot_fit_is_refused_before_it_is_read(small):
         # One frame per second: how many that are, only the file tells. It is not encoded.
         encoded = []
         hook = model.model.vision_tower.embeddings.register_forward_hook(lambda *_: encoded.append(1))
-        engine.max_length = 40
+        engine._waiting.max_length = 40
         late = engine.submit("what", [{"type": "video", "path": VIDEO, "num_frames": None}], max_new_tokens=4)
         with pytest.raises(RequestTooLongError):
             late.result()

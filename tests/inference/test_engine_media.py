@@ -106,7 +106,7 @@ def test_a_clip_asked_about_by_many_at_once_is_read_once(small, background, kind
         requests = [Request(f"what {n}", [("video", source)], max_new_tokens=2) for n in range(10)]
         assert [result.completion_tokens for result in engine.generate(requests)] == [2] * 10
         assert len(counting.sources) == 1
-        assert engine._ahead._readings == {}
+        assert engine._waiting.ahead._readings == {}
 
 
 def test_cancelled_before_its_turn_is_not_read(small, tmp_path):

@@ -49,7 +49,11 @@ def test_a_crowd_waits_for_words_that_are_not_cached_and_two_do_not(small, count
     model, processor = small
     begin = "what who where " * 10
     asked = [
-        Request(f"{begin}then the small red man and the picture {question}", [("video", VIDEO)], max_new_tokens=4)
+        Request(
+            f"{begin}then the small red man and the picture turns because of {question}",
+            [("video", VIDEO)],
+            max_new_tokens=4,
+        )
         for question in QUESTIONS[:count]
     ]
     with Engine(model, processor, max_batch=8, max_length=700, background=False) as engine:

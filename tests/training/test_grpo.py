@@ -81,7 +81,7 @@ def test_engine_is_asked_what_is_trained_on(model):
         for place in places:
             sample = data[place]
             answer = engine.submit_request(_request(sample, args, 0, 0))
-            task = engine._waiting[-1]
+            task = engine._waiting.tasks[-1]
             answer.result()
             assert task.input_ids == sample["question"].prompt
             own = Answers([[5, 6, 7], [8]], [0.0, 1.0])

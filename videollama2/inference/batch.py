@@ -39,11 +39,13 @@ _Ended = tuple[Task, "str | Exception"]
 
 
 WORTH_WAITING = 64
-"""Number of tokens from which a common beginning is computed by one request first, so that the others can copy it: what
-all that wait for it save together."""
+"""Length in tokens from which a common beginning is computed by one request first, so that another can copy it."""
+
+_CROWD_SAVES = 128
+"""Number of tokens from which this is also done for a shorter beginning: what all that wait for it save together."""
 
 _WORTH_COPYING = 8
-"""Number of tokens that a request must share itself to be one of those."""
+"""Number of tokens that a request must share itself to wait as one of a crowd."""
 
 _STRIDE = 64
 """Number of positions compared at once in search of the end of a common beginning."""
@@ -115,10 +117,10 @@ class Batch:
         Args:
             known: number of positions of the task's prompt that need not be computed anyway.
         """
-        saved = _beyond(task, other, known)
-        if _WORTH_COPYING <= saved < WORTH_WAITING:
-            saved += sum(_beyond(each, other, known) for each in crowd)
-        return saved >= WORTH_WAITING
+        own = _beyond(task, other, known)
+        if not _WORTH_COPYING <= own < WORTH_WAITING:
+            return own >= WORTH_WAITING
+        return own + sum(_beyond(each, other, known) for each in crowd) >= _CROWD_SAVES
 
     def _running_beginning(self, task: Task) -> tuple[int, int]:
         """Return the length of the longest beginning that a running request shares with a prompt, and its row.

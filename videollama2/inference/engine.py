@@ -4,8 +4,8 @@ It takes requests and returns text deltas. Each decode step computes one token f
 and leave the batch between two steps (:class:`Batch`). A new request is prefilled in chunks between decode steps, so a
 long prompt does not delay running answers, and a cached beginning (:class:`PrefixCache`) is not computed again.
 
-This module manages the queue of waiting requests, the reading and encoding of their media, and who runs the steps: a
-thread of the engine, or the callers that read answers.
+This module moves requests from the queue (:class:`Waiting`, which reads and encodes their media) to the batch, and
+manages who runs the steps: a thread of the engine, or the callers that read answers.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ from videollama2.inference.sizes import choose_sizes
 from videollama2.inference.structure import Grammars
 from videollama2.inference.task import Task
 from videollama2.inference.threads import Bell, interrupts_deferred, start_thread
+from videollama2.inference.waiting import Waiting
 from videollama2.inference.weights_watch import WeightsWatch, media_modules
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
-from videollama2.processing import VideoLlama2Processor, media_tokens
+from videollama2.processing import VideoLlama2Processor
 
 PREFILL_CHUNK = 512
 """Maximum number of prompt tokens computed between two decode steps."""
@@ -112,13 +113,20 @@ class Engine:
         self.decoder = Decoder(model, self.max_batch, self.max_length, cuda_graphs)
         self._end_ids = frozenset(end_ids(model, processor.tokenizer))
         self._grammars = Grammars(processor.tokenizer, model.config.text_config.vocab_size, self._end_ids)
-        self._waiting: deque[Task] = deque()
         self._background = background
         self._bell = Bell()  # wakes the model's thread
-        self._ahead = ReadAhead(self.reader.read, media_threads if background else 0, self._bell.ring)
-        self._state = Condition()  # guards _waiting and closed; notified when a task leaves the queue or ends
+        self._waiting = Waiting(
+            model.config,
+            self.reader,
+            self.media,
+            self.max_length,
+            _READ_AHEAD * self.max_batch,
+            media_threads if background else 0,
+            self._bell.ring,
+        )
+        self._state = self._waiting.state  # guards the queue and closed
         self._stepping = Lock()  # without a thread, two readers may step the engine at once
-        self._batch = Batch(self.decoder, self.prefixes, _end_of_tasks(self._ahead, self._state))
+        self._batch = Batch(self.decoder, self.prefixes, _end_of_tasks(self._waiting.ahead, self._state))
         self._media_weights, self._weights = WeightsWatch(media_modules(model)), WeightsWatch([model])
         self.closed = False
         self._thread: Thread | None = None
@@ -158,18 +166,11 @@ class Engine:
                 raise QueueFullError(f"{len(self._waiting)} requests are waiting already (max_queue {self.max_queue})")
             if self._background and self._thread is None:
                 self._thread = start_thread(self, self._bell)
-            self._queue(task)
-            self._read_ahead()
+            self._waiting.add(task)
+            self._waiting.read_ahead()
         self._bell.ring()
         drive = None if self._background else self.step
         return Answer(task.channel, drive, self._bell.ring, prompt.text)
-
-    def _queue(self, task: Task) -> None:
-        """Append a task to the waiting ones, in front of those with a higher number as priority."""
-        place = len(self._waiting)
-        while place and self._waiting[place - 1].request.priority > task.request.priority:
-            place -= 1
-        self._waiting.insert(place, task)
 
     def generate(
         self,
@@ -243,15 +244,15 @@ class Engine:
         """Cancel all requests and stop the threads. The engine accepts no more requests."""
         with self._state:
             already, self.closed = self.closed, True
-            for task in [*self._waiting, *self._batch.tasks]:
+            for task in [*self._waiting.tasks, *self._batch.tasks]:
                 task.channel.cancelled = True
         self._bell.ring()
         if self._thread is not None:
             self._thread.join()
-        for task in [*self._waiting, *self._batch.tasks]:
+        for task in [*self._waiting.tasks, *self._batch.tasks]:
             task.channel.cancelled = True
         self.step()
-        self._ahead.close()
+        self._waiting.ahead.close()
         if not already:
             self._restore()
 
@@ -259,8 +260,8 @@ class Engine:
         """Fail all current requests and accept no more, because the engine itself has failed."""
         with self._state:
             self.closed = True
-            tasks = [*self._waiting, *self._batch.abandon()]
-            self._waiting.clear()
+            tasks = [*self._waiting.tasks, *self._batch.abandon()]
+            self._waiting.tasks.clear()
         for task in tasks:
             self._batch.fail(task, error)
 
@@ -290,10 +291,7 @@ class Engine:
     @property
     def idle(self) -> bool:
         """Return whether there is nothing to do until a request or a medium arrives."""
-        if self._batch.tasks:
-            return False
-        with self._state:
-            return not any(task.channel.cancelled or task.media_ready for task in self._waiting)
+        return not self._batch.tasks and not self._waiting.has_work()
 
     @torch.inference_mode()
     def step(self) -> None:
@@ -304,11 +302,7 @@ class Engine:
             self._batch.decode()
 
     def _drop_cancelled(self) -> None:
-        with self._state:
-            dropped = [task for task in self._waiting if task.channel.cancelled]
-            for task in dropped:
-                self._waiting.remove(task)
-        for task in dropped:
+        for task in self._waiting.take_cancelled():
             self._batch.end(task, "cancelled")
         self._batch.drop_cancelled()
 
@@ -323,26 +317,21 @@ class Engine:
         """Admit the first waiting request whose media are read, and those that can be prefilled together with it."""
         if len(self._batch.decoding) >= self.max_batch:
             return False
-        with self._state:
-            # The media of all requests that could run next are encoded together.
-            room = self.max_batch - len(self._batch.decoding)
-            ready = [task for task in self._waiting if task.media_ready][:room]
+        # The media of all requests that could run next are encoded together.
+        ready = self._waiting.ready(self.max_batch - len(self._batch.decoding))
         if ready:
             self._notice_new_weights()
-        ready = self._encode(ready)
-        for task in ready:
-            if not task.identity:
-                task.name_positions(self.model.config)
+        ready = self._waiting.encode(ready, self._batch.fail)
         for task in ready:
             if self._batch.prefilling and not self._batch.can_join(task, budget, ready):
                 continue  # it waits for a later pass; as each pass begins with the first of the queue, none starves
             with self._state:
-                self._waiting.remove(task)
+                self._waiting.tasks.remove(task)
                 self._batch.prefilling.append(task)  # under one lock: close and abort search both lists
                 self._state.notify_all()
             self._batch.admit(task)
-            task.give_back(self._ahead)
-        self._read_ahead()  # tasks have left the queue, so others move up
+            task.give_back(self._waiting.ahead)
+        self._waiting.read_ahead()  # tasks have left the queue, so others move up
         return bool(self._batch.prefilling)
 
     def _notice_new_weights(self) -> None:
@@ -353,44 +342,6 @@ class Engine:
             self._batch.forget()
             if self.decoder.fixed is not None:
                 self.decoder.fixed.forget()
-
-    # ---------------------------------------------------------------------------------------------------------- media
-
-    def _read_ahead(self) -> None:
-        """Start reading the media of the next requests. Those of all waiting requests would take too much memory."""
-        with self._state:
-            for task in list(self._waiting)[: _READ_AHEAD * self.max_batch]:
-                if not task.media_asked:
-                    pairs = zip(task.media_keys, task.request.media, strict=True)
-                    task.readings = [self._ahead.ask(key, part) for key, part in pairs]
-
-    def _encode(self, tasks: list[Task]) -> list[Task]:
-        """Encode the media of tasks; returns the tasks that fit and whose media are readable, and fails the others."""
-        good = [task for task in tasks if self._attempt(task, self._collect)]
-        try:
-            self.media.encode([medium for task in good for medium in task.media])
-        except Exception:  # noqa: BLE001 - encoding one by one shows which task is at fault
-            good = [task for task in good if self._attempt(task, lambda task: self.media.encode(task.media))]
-        return good
-
-    def _collect(self, task: Task) -> None:
-        if task.collected:
-            return
-        task.collect_media()
-        config = self.model.config
-        counts = [media_tokens(config, medium.kind, medium.frames) for medium in task.media]
-        task.lay_out(config, counts, self.max_length)
-
-    def _attempt(self, task: Task, work: Callable[[Task], None]) -> bool:
-        """Do some work for a waiting task and return whether it succeeded; a task whose work fails leaves the queue."""
-        try:
-            work(task)
-        except Exception as error:  # noqa: BLE001 - any error ends only this request
-            with self._state:
-                self._waiting.remove(task)
-            self._batch.fail(task, error)
-            return False
-        return True
 
 
 def _end_of_tasks(ahead: ReadAhead, state: Condition) -> Callable[[Task, str, VideoLlama2Error | None], None]:
