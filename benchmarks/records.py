@@ -126,7 +126,9 @@ def main() -> int:
         again, kept = answer.get()
         rank.join()
     print(f"{args.records:,} records, as a million of them:")
-    print(f"  first start   {reading * scale:7.1f} s to read and check, {rest * scale:.1f} s for lengths and order")
+    print(
+        f"  first start   {reading * scale:7.1f} s to read and check; lengths of these {args.records:,}: {rest:.1f} s"
+    )
     print(f"  second start  {again * scale:7.1f} s")
     print(f"  a rank more   {kept * scale / 1e6:7.1f} MB")
     fast = reading * scale <= args.limit

@@ -26,8 +26,7 @@ that of one large product of matrices, measured in the same process. What a row 
 What ranks that wait for each other take at 7B shapes is counted by ``benchmarks/lock_step.py``.
 
 Then the padding of both orders over whole epochs, and a run of ``train.py`` on the tiny model with two loader workers,
-whose log says how long it waited for data. Last, how fast annotations are read and what memory they take as they are
-kept and as objects, as training with millions of them needs to know.
+whose log says how long it waited for data. What reading annotations takes is measured by ``benchmarks/records.py``.
 """
 
 from __future__ import annotations
@@ -39,7 +38,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -318,25 +316,6 @@ def data_wait(args: argparse.Namespace) -> float:
     return sum(shares[1:]) / len(shares[1:])
 
 
-def reading(folder: Path, count: int = 50_000) -> tuple[float, float, float]:
-    """Records read and checked per second; bytes that one takes as it is kept, and as an object."""
-    from videollama2.data.records import read_sets
-
-    rows = json.loads(write_data(folder).read_text())
-    path = folder / "many.json"
-    path.write_text(json.dumps([{**rows[i % len(rows)], "id": f"many-{i}"} for i in range(count)]))
-    begin = time.perf_counter()
-    read_sets([path])
-    rate = count / (time.perf_counter() - begin)
-    tracemalloc.start()
-    (packed,) = read_sets([path])
-    kept = tracemalloc.get_traced_memory()[0]
-    objects = list(packed)
-    loose = tracemalloc.get_traced_memory()[0] - kept
-    tracemalloc.stop()
-    return rate, kept / len(packed), loose / len(objects)
-
-
 def table(name: str, args: argparse.Namespace) -> None:
     print(f"\n{name}: batches of {args.batch}, {args.steps} steps")
     print(
@@ -385,8 +364,6 @@ def main() -> int:
         print(f"\npadding over an epoch: random order {shares['random']:.1%}, grouped {shares['grouped']:.1%}")
         waited = data_wait(args)
         print(f"waiting for data, two workers, train.py on the tiny world: {waited:.1%} of the time")
-        rate, packed, loose = reading(args.world)
-        print(f"annotations: {rate:,.0f} records/s, {packed:.0f} bytes each as kept, {loose:.0f} as objects")
     kept, fed = shares["grouped"] <= 0.5 * shares["random"], waited < 0.1
     print(f"grouping removes at least half of the padding: {'yes' if kept else 'NO'}")
     print(f"less than a tenth of the time is spent waiting for data: {'yes' if fed else 'NO'}")

@@ -10,7 +10,7 @@ from videollama2.checkpoints import load_pretrained_model
 from videollama2.data.collator import TrainingCollator
 from videollama2.data.dataset import VideoInstructionDataset
 
-from .conftest import difference, flags
+from .conftest import copy_checkpoint, difference, flags
 
 
 @pytest.fixture
@@ -101,9 +101,27 @@ def test_weights_change_what_is_learnt_from(run, world, tmp_path):
     assert sum(row["visual_tokens_per_second"] for row in heavy.log) == 0
 
 
+def test_a_curriculum_changes_what_is_learnt_from_and_resumes_exactly(run, world, tmp_path, capsys):
+    text = [row for row in json.loads((world / "mixed.json").read_text()) if row["id"].startswith("text")]
+    (tmp_path / "text.json").write_text(json.dumps(text))
+    files = [world / "train.json", tmp_path / "text.json"]
+    options = {"data_path": files, "data_folder": world, "max_steps": 4, "data_curriculum": ["0:0,1", "2:1,0"]}
+    options |= {"save_strategy": "steps", "save_steps": 1, "group_by_modality_length": True}
+    whole = run(**options)
+    assert "mixture from step 2: train.json 100.0%, text.json 0.0%" in capsys.readouterr().out
+    assert [row["visual_tokens_per_second"] > 0 for row in whole.log] == [False, False, True, True]
+    copy_checkpoint(whole.folder / "checkpoint-1", tmp_path / "resumed" / "checkpoint-1")
+    again = run(folder=tmp_path / "resumed", **options)
+    assert again.losses == whole.losses and difference(again.weights, whole.weights) == 0
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"data_curriculum": ["0:1"], "data_weights": [1]}, "both set the shares"),
+        ({"data_curriculum": ["1:1"]}, "the first one is 0"),
+        ({"data_curriculum": ["0:1"], "streaming": True}, "--data_curriculum needs all records"),
+        ({"data_weights_by": "tokens"}, "no effect without --data_weights"),
         ({"data_weights": [1, 2]}, "2 numbers for 1 files"),
         ({"data_weights": [0]}, "positive"),
         ({"data_weights": [1], "train_sampling_strategy": "sequential"}, "order of samples"),

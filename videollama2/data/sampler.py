@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
+from videollama2.data.mixture import PhasedDraw, shares
+
 WINDOW = 50
 """Number of batches whose samples are sorted by length together. More means less padding, but also less randomness."""
 
@@ -52,12 +54,20 @@ class MixtureSampler(InOrderSampler):
             as all sets together. A set whose share exceeds its size is repeated, so that no sample occurs more often
             than another by more than one. From a set with a smaller share, each epoch takes a different random part.
         multiple: see :class:`InOrderSampler`.
+        phased: draws samples whose shares change during the run, in place of ``weights``; each phase of an epoch is
+            arranged by itself.
     """
 
     def __init__(
-        self, sizes: Sequence[int], weights: Sequence[float] | None = None, multiple: int = 1, seed: int = 0
+        self,
+        sizes: Sequence[int],
+        weights: Sequence[float] | None = None,
+        multiple: int = 1,
+        seed: int = 0,
+        phased: PhasedDraw | None = None,
     ) -> None:
         super().__init__(sum(sizes), multiple)
+        self.phased = phased
         self.sizes = list(sizes)
         self.weights = None if weights is None else list(weights)
         self.seed = seed
@@ -70,7 +80,9 @@ class MixtureSampler(InOrderSampler):
     # Orders are arrays: lists of millions of Python numbers would take several times the memory, in each process.
     def _order(self) -> Iterable[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        return self._arrange(self._draw(generator), generator)
+        if self.phased is None:
+            return self._arrange(self._draw(generator), generator)
+        return np.concatenate([self._arrange(drawn, generator) for drawn in self.phased.epoch(self.epoch)])
 
     def _draw(self, generator: torch.Generator) -> np.ndarray:
         if self.weights is None:
@@ -84,7 +96,7 @@ class MixtureSampler(InOrderSampler):
             start += size
         return np.concatenate(drawn)
 
-    def _arrange(self, drawn: np.ndarray, generator: torch.Generator) -> Iterable[int]:
+    def _arrange(self, drawn: np.ndarray, generator: torch.Generator) -> np.ndarray:
         return drawn[_random_order(len(drawn), generator)]
 
 
@@ -156,13 +168,14 @@ class ModalityLengthSampler(MixtureSampler):
         multiple: int = 1,
         sizes: Sequence[int] | None = None,
         weights: Sequence[float] | None = None,
+        phased: PhasedDraw | None = None,
     ) -> None:
-        super().__init__(sizes or [len(lengths)], weights, multiple, seed)
+        super().__init__(sizes or [len(lengths)], weights, multiple, seed, phased)
         self.lengths = np.asarray(lengths)
         self.visual = np.asarray(visual, bool)
         self.batch_size = batch_size
 
-    def _arrange(self, drawn: np.ndarray, generator: torch.Generator) -> Iterable[int]:
+    def _arrange(self, drawn: np.ndarray, generator: torch.Generator) -> np.ndarray:
         whole: list[np.ndarray] = []
         left_over: list[np.ndarray] = []
         for wanted in (True, False):
@@ -182,13 +195,3 @@ class ModalityLengthSampler(MixtureSampler):
             window = shuffled[start : start + WINDOW * self.batch_size]
             window[:] = window[np.argsort(self.lengths[window], kind="stable")]
         return shuffled
-
-
-def shares(total: int, weights: Sequence[float]) -> list[int]:
-    """Split ``total`` in proportion to ``weights``; the rest after rounding goes to the largest remainders."""
-    exact = [total * weight / sum(weights) for weight in weights]
-    counts = [int(value) for value in exact]
-    by_remainder = sorted(range(len(exact)), key=lambda i: counts[i] - exact[i])
-    for i in by_remainder[: total - sum(counts)]:
-        counts[i] += 1
-    return counts

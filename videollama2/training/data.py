@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +14,7 @@ from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.data.features import FeatureStore
 from videollama2.data.index import Index
 from videollama2.data.media_cache import MediaCache
+from videollama2.data.mixture import Mixture, parse_phases
 from videollama2.data.packing import PackedRows
 from videollama2.data.record import Record
 from videollama2.data.records import PackedRecords, read_sets
@@ -79,8 +81,8 @@ class RunData:
 
     def trained(
         self, processor: VideoLlama2Processor, stage: str, kind: type[VideoInstructionDataset] = VideoInstructionDataset
-    ) -> tuple[Trained, tuple[list[int], list[float] | None] | None]:
-        """Return what the loader reads, with the sizes and weights of its sets; a stream has no sizes.
+    ) -> tuple[Trained, Mixture | None]:
+        """Return what the loader reads, with the mixture of its sets; a stream has none.
 
         Args:
             kind: the dataset of the run's objective.
@@ -89,7 +91,11 @@ class RunData:
             order = StreamOrder(self.stream, self.data_args.data_weights, self.data_args.shuffle_buffer, self.seed)
             return StreamedRecords(order, **self.reading(processor, stage)), None
         dataset, sizes = self._dataset(self.sets, processor, stage, kind), [len(records) for records in self.sets]
-        return self._packed(dataset, sizes)
+        trained, mixture = self._packed(dataset, sizes)
+        if self.training_args.should_log:
+            for line in mixture.told([Path(file).name for file in self.data_args.files]):
+                print(line, flush=True)
+        return trained, mixture
 
     def evaluated(self, processor: VideoLlama2Processor, stage: str) -> Sequence[Sample] | None:
         """Return the records that the loss is measured on; None without an evaluation, none if it asks benchmarks."""
@@ -140,12 +146,15 @@ class RunData:
 
     def _packed(
         self, dataset: VideoInstructionDataset, sizes: list[int]
-    ) -> tuple[VideoInstructionDataset | PackedRows, tuple[list[int], list[float] | None]]:
+    ) -> tuple[VideoInstructionDataset | PackedRows, Mixture]:
         weights, packing = self.data_args.data_weights, self.data_args.packing
+        mixture = Mixture(sizes, weights, parse_phases(self.data_args.data_curriculum or (), len(sizes)))
         if packing is None:
-            return dataset, (sizes, weights)
+            by_tokens = self.data_args.data_weights_by == "tokens"
+            return dataset, mixture.of_tokens(dataset.lengths) if by_tokens else mixture
         # Without weights all records are packed together, so that fewer rows are left half empty.
-        rows = PackedRows(dataset, sizes if weights else [len(dataset)], packing, self.seed, progress=self.first)
+        apart = sizes if weights or mixture.phases else [len(dataset)]
+        rows = PackedRows(dataset, apart, packing, self.seed, progress=self.first)
         if self.training_args.should_log:
             print(f"{len(dataset)} records in {len(rows)} rows of {packing} tokens, {rows.fill:.0%} full")
-        return rows, (rows.sizes, weights)
+        return rows, replace(mixture, sizes=rows.sizes)

@@ -156,6 +156,13 @@ class DataArguments:
         default=None,
         metadata={"help": "One number per annotation file: its share of an epoch. Default: every record once."},
     )
+    data_weights_by: Literal["records", "tokens"] = field(
+        default="records", metadata={"help": "Whether weights are shares of records or of tokens."}
+    )
+    data_curriculum: list[str] | None = field(
+        default=None,
+        metadata={"help": "Weights from a step on, in place of --data_weights: STEP:WEIGHT,WEIGHT,... from step 0."},
+    )
     streaming: bool = field(
         default=False,
         metadata={"help": "Read records while training, without counting them first; needs --max_steps."},

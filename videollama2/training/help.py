@@ -34,6 +34,7 @@ FOLDED = (
         "pretrain_mm_mlp_adapter_a",
     ),
     *("shuffle_buffer", "fps", "max_frames", "media_cache_gb", "features", "eval_benchmarks_folder", "eval_questions"),
+    *("data_weights_by", "data_curriculum"),
 )
 """Flags of this program that few runs need. ``--help`` lists their names, ``--help_all`` describes them."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from videollama2.data.sampler import SOUNDING
 from videollama2.errors import ConfigError
 from videollama2.flat_form import FLAT_MODEL_TYPES
-from videollama2.training.data_rules import Rule, feature_rules
+from videollama2.training.data_rules import Rule, feature_rules, mixture_rules
 from videollama2.training.flags import RECOMPUTED, DataArguments, ModelArguments, TrainingArguments
 from videollama2.training.objective_flags import ObjectiveFlags
 
@@ -32,6 +32,7 @@ def check_arguments(model_args: ModelArguments, data_args: DataArguments, traini
         *_need(data_args, "media_cache", data_args.media_cache is not None, ("media_cache_gb",)),
         (not data_args.media_cache_gb > 0, f"--media_cache_gb {data_args.media_cache_gb} is not above 0"),
         *feature_rules(model_args, data_args, training_args),
+        *mixture_rules(data_args, training_args),
         *_stream_rules(data_args, training_args),
         *_packing_rules(data_args.packing, training_args),
         *_attention_rules(model_args.attn_implementation, training_args),
@@ -204,6 +205,8 @@ def own_order(data_args: DataArguments, training_args: TrainingArguments) -> str
         return "packing"
     if data_args.data_weights is not None:
         return "data_weights"
+    if data_args.data_curriculum is not None:
+        return "data_curriculum"
     if training_args.group_by_modality_length:
         return "group_by_modality_length"
     return "train_sampling_strategy" if training_args.train_sampling_strategy != "random" else None

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from videollama2.data.dataset import VideoInstructionDataset
+from videollama2.data.mixture import Mixture, PhasedDraw
 from videollama2.data.packing import PackedRows
 from videollama2.data.record import Record
 from videollama2.data.sampler import InOrderSampler, JointSampler, MixtureSampler, ModalityLengthSampler
@@ -35,8 +36,7 @@ class VideoLlama2Trainer(AskingTrainer):
     """The trainer of ``train.py``.
 
     Args:
-        mixture: sizes of the sets that ``train_dataset`` consists of, and the share of each (None: every record once
-            per epoch).
+        mixture: the sets that ``train_dataset`` consists of; None for a single one.
         joint: groups of the records of joint training; None for an order that does not depend on sound.
         args, kwargs: arguments of :class:`~videollama2.training.asking.AskingTrainer`.
     """
@@ -44,7 +44,7 @@ class VideoLlama2Trainer(AskingTrainer):
     def __init__(
         self,
         *args: Any,
-        mixture: tuple[list[int], list[float] | None] | None = None,
+        mixture: Mixture | None = None,
         joint: Joint | None = None,
         **kwargs: Any,
     ) -> None:
@@ -101,23 +101,25 @@ class VideoLlama2Trainer(AskingTrainer):
             dataset, VideoInstructionDataset | PackedRows
         ):
             return super()._get_train_sampler(train_dataset)
-        sizes, weights = self.mixture or ([len(dataset)], None)
+        mixture = self.mixture or Mixture([len(dataset)])
         together = self.args.train_batch_size * self.args.world_size
+        of_step = together * self.args.gradient_accumulation_steps
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         options = {
-            "sizes": sizes,
-            "weights": weights,
+            "sizes": mixture.sizes,
+            "weights": mixture.weights,
             "multiple": together,
-            "seed": self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            "seed": seed,
+            "phased": PhasedDraw(mixture, of_step, len(dataset), seed) if mixture.phases else None,
         }
         if self.joint is not None:
-            del options["sizes"], options["weights"]
-            self.order = JointSampler(self.joint.groups, self.joint.ratio, len(dataset), **options)
+            self.order = JointSampler(self.joint.groups, self.joint.ratio, len(dataset), together, seed)
         elif self.args.group_by_modality_length:
             assert isinstance(dataset, VideoInstructionDataset)  # this flag is refused beside --packing
             self.order = ModalityLengthSampler(
                 lengths=dataset.lengths,
                 visual=[length > 0 for length in dataset.media_lengths],
-                batch_size=together * self.args.gradient_accumulation_steps,
+                batch_size=of_step,
                 **options,
             )
         else:
