@@ -9,23 +9,28 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytest.importorskip("lmms_eval", reason="lmms-eval has an environment of its own (docs/evaluate.md)")
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, golden_audio_dir
 from videollama2 import Engine, model_init
 from videollama2.engines.lmms_eval import manifest
 
 pytestmark = pytest.mark.lmms_eval
 
 DEMO = ROOT / "videollama2" / "assets" / "demo"
-CLIP, PICTURE = str(DEMO / "moving_shapes.mp4"), str(DEMO / "shapes.png")
+CLIP, PICTURE, SOUNDING = (str(DEMO / name) for name in ("moving_shapes.mp4", "shapes.png", "sounding_shapes.mp4"))
+SOUND = str(golden_audio_dir() / "media" / "speech_mono_16k.wav")
+MODEL = "videollama2-tiny-av"
 QUESTIONS = [
     {"media": [CLIP], "question": "Which colour does the square change to?"},
     {"media": [PICTURE], "question": "How many objects can be seen?"},
     {"media": [PICTURE, CLIP], "question": "How many objects can be seen?"},
+    {"media": [SOUND], "question": "What made the noise?"},
+    {"media": [CLIP, SOUND, PICTURE], "question": "What made the noise?"},
 ]
 TASK = """
 dataset_path: json
@@ -42,19 +47,36 @@ generation_kwargs: {max_new_tokens: 16, temperature: 0, do_sample: false}
 metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 """
 VISUALS = """
+import wave
+import numpy as np
 from PIL import Image
 
+def visual(path):
+    if path.endswith("png"):
+        return Image.open(path).convert("RGB")
+    if path.endswith("mp4"):
+        return path
+    with wave.open(path) as file:
+        samples = np.frombuffer(file.readframes(file.getnframes()), np.int16) / 32768
+        return {"array": samples, "sampling_rate": file.getframerate()}
+
 def visuals(doc):
-    return [Image.open(path).convert("RGB") if path.endswith("png") else path for path in doc["media"]]
+    return [visual(path) for path in doc["media"]]
+
+def messages(doc):
+    parts = [{"type": "video", "url": path} for path in doc["media"]]
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": doc["question"]}]}]
 """
 
 
-def own_answers() -> list[str]:
-    model, processor, _ = model_init("videollama2-tiny", device="cpu")
+def own_answers(questions: list[dict[str, Any]], **of_videos: object) -> list[str]:
+    model, processor, _ = model_init(MODEL, device="cpu", dtype="float32")
     answers = []
     with Engine(model, processor) as engine:
-        for row in QUESTIONS:
-            media = [{"type": "video" if path == CLIP else "image", "path": path} for path in row["media"]]
+        for row in questions:
+            kinds = {".mp4": "video", ".png": "image", ".wav": "audio"}
+            media = [{"type": kinds[path[-4:]], "path": path} for path in row["media"]]
+            media = [{**part, **of_videos} if part["type"] == "video" else part for part in media]
             content = [*media, {"type": "text", "text": row["question"]}]
             answers.append(engine.submit([{"role": "user", "content": content}], max_new_tokens=16).result().text)
     return answers
@@ -66,25 +88,64 @@ def test_the_entry_point_names_the_class() -> None:
     assert get_model("videollama2").__module__ == manifest().simple_class_path.rpartition(".")[0]
 
 
-@pytest.mark.slow
-def test_a_local_task(tmp_path: Path) -> None:
-    answers = own_answers()
-    rows = [{**row, "answer": answer} for row, answer in zip(QUESTIONS, answers, strict=True)]
-    (tmp_path / "questions.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "media.py").write_text(VISUALS)
-    (tmp_path / "generate.yaml").write_text(TASK.format(folder=tmp_path) + GENERATE)
-    command = [sys.executable, "-m", "lmms_eval", "--model", "videollama2", "--batch_size", "4", "--device", "cpu"]
-    command += ["--model_args", "pretrained=videollama2-tiny,dtype=float32", "--include_path", str(tmp_path)]
-    command += ["--tasks", "shapes_generate", "--output_path", str(tmp_path / "out"), "--log_samples"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500)
+def evaluate(folder: Path, rows: list[dict[str, Any]], task: str, *flags: str) -> list[str]:
+    """Run lmms-eval's command with a task of these rows, which must score 1; returns the answers."""
+    (folder / "questions.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "media.py").write_text(VISUALS)
+    (folder / "generate.yaml").write_text(TASK.format(folder=folder) + GENERATE + task)
+    command = [sys.executable, "-m", "lmms_eval", *flags, "--include_path", str(folder), "--tasks", "shapes_generate"]
+    command += ["--output_path", str(folder / "out"), "--log_samples"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900)
     told = done.stdout + done.stderr
     assert done.returncode == 0 and "Error during evaluation" not in told, told[-4000:]
-    (results,) = (tmp_path / "out").rglob("*results.json")
+    (results,) = (folder / "out").rglob("*results.json")
     found = json.loads(results.read_text())["results"]
     assert found["shapes_generate"]["exact_match,none"] == 1.0
-    (samples,) = (tmp_path / "out").rglob("*samples_shapes_generate.jsonl")
+    (samples,) = (folder / "out").rglob("*samples_shapes_generate.jsonl")
     given = [json.loads(line)["filtered_resps"] for line in samples.read_text().splitlines()]
-    assert [text[0] if isinstance(text, list) else text for text in given] == answers
+    return [text[0] if isinstance(text, list) else text for text in given]
+
+
+@pytest.mark.slow
+def test_a_local_task(tmp_path: Path) -> None:
+    """Pictures, videos, sounds, and several of them, in one batch."""
+    answers = own_answers(QUESTIONS)
+    rows = [{**row, "answer": answer} for row, answer in zip(QUESTIONS, answers, strict=True)]
+    flags = ["--model", "videollama2", "--batch_size", "4", "--device", "cpu"]
+    assert evaluate(tmp_path, rows, "", *flags, "--model_args", f"pretrained={MODEL},dtype=float32") == answers
+
+
+@pytest.mark.slow
+def test_its_client_of_openai_against_the_api(tmp_path: Path) -> None:
+    """Videos go to the server as addresses of files, with ``media_io_kwargs``: eight of eight are answered."""
+    pytest.importorskip("fastapi")
+    from tests.serve.servers import free_port, running
+
+    asked = ("Which colour does the square change to?", "How many objects can be seen?", "What moves?", "What happens?")
+    questions = [{"media": [path], "question": question} for question in asked for path in (CLIP, SOUNDING)]
+    answers = own_answers(questions, num_frames=10)
+    rows = [{**row, "answer": answer} for row, answer in zip(questions, answers, strict=True)]
+    ports = {name: free_port() for name in ("api", "controller", "worker")}
+    serve = [
+        "videollama2",
+        "serve",
+        "--no-page",
+        "--model-path",
+        MODEL,
+        "--dtype",
+        "float32",
+        "--media-root",
+        str(DEMO),
+    ]
+    serve += [word for name, port in ports.items() for word in (f"--{name}-port", str(port))]
+    log = tmp_path / "log"
+    with running(serve, log, lambda: "Ctrl-C ends all." in log.read_text()):
+        address = f"http://127.0.0.1:{ports['api']}/v1"
+        model = (
+            f"model_version={MODEL},base_url={address},api_key=none,pass_video_url=True,max_frames_num=10,timeout=300"
+        )
+        task = "doc_to_messages: !function media.messages\n"
+        assert evaluate(tmp_path, rows, task, "--model", "openai", "--model_args", model) == answers
 
 
 def test_likelihoods() -> None:

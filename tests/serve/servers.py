@@ -6,12 +6,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,35 @@ class AppThread:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+@contextmanager
+def running(command: list[str], log: Path, is_ready: Callable[[], bool], **environment: str) -> Iterator[None]:
+    """Run a server until the end of the block, which begins when it is ready."""
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command],
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            stdout=file,
+            stderr=file,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def tell() -> bool:
+        assert process.poll() is None, log.read_text(errors="replace")[-4000:]
+        return is_ready()
+
+    try:
+        wait_until(tell, 900, "the server is ready")
+        yield
+        process.send_signal(signal.SIGINT)
+        process.wait(120)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(30)
 
 
 class Process:

@@ -13,6 +13,7 @@ from lmms_eval.api.model import lmms
 from PIL import Image
 
 from videollama2.constants import TINY_MODEL_NAME
+from videollama2.engines import MAX_NEW_TOKENS
 from videollama2.errors import ConfigError, MediaError
 from videollama2.inference.api import model_init
 from videollama2.inference.engine import Engine
@@ -22,7 +23,6 @@ from videollama2.media.kinds import AUDIO, IMAGE
 from videollama2.media.sources import kind_of_path
 from videollama2.media.wave import wav_bytes
 
-_MAX_NEW_TOKENS = 1024
 _SAMPLING = ("top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -123,7 +123,7 @@ class VideoLlama2(lmms):
         until = options.get("until") or ()
         return Request(
             [{"role": "user", "content": content}],
-            max_new_tokens=int(options.get("max_new_tokens") or _MAX_NEW_TOKENS),
+            max_new_tokens=int(options.get("max_new_tokens") or min(MAX_NEW_TOKENS, self._engine.max_length // 2)),
             temperature=temperature,
             stop=[text for text in ([until] if isinstance(until, str) else until) if text],
             **sampling,

@@ -34,18 +34,23 @@ def register() -> None:
     from transformers import AutoProcessor
     from transformers.models.auto import video_processing_auto
     from vllm.model_executor.models import ModelRegistry
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+    from vllm.multimodal.media.connector import MEDIA_CONNECTOR_REGISTRY
     from vllm.multimodal.video import VIDEO_LOADER_REGISTRY
 
     import videollama2.auto  # noqa: F401 - registers the model with transformers
     from videollama2.config import VideoLlama2Config
-    from videollama2.engines.vllm.media import EncodedVideo
+    from videollama2.engines.vllm.media import EncodedVideo, KeepSoundsEncoded, SoundConnector
     from videollama2.engines.vllm.prompts import VllmChatProcessor
 
     for name in _ARCHITECTURES:
         # By name, so that vLLM can look at the class in a process of its own before a GPU is touched.
         ModelRegistry.register_model(name, _MODEL)
+        MODELS_CONFIG_MAP[name] = KeepSoundsEncoded
     AutoProcessor.register(VideoLlama2Config, VllmChatProcessor, exist_ok=True)
     VIDEO_LOADER_REGISTRY.register(VIDEO_LOADER, video_processor=_VIDEO_PROCESSOR)(EncodedVideo)
+    # vLLM's own connector, which this one is for all other models.
+    MEDIA_CONNECTOR_REGISTRY.register("http")(SoundConnector)
     # vLLM chooses the loader by this table of transformers.
     names: dict[str, Any] = vars(video_processing_auto)["VIDEO_PROCESSOR_MAPPING_NAMES"]
     names.update(dict.fromkeys(FLAT_MODEL_TYPES, _VIDEO_PROCESSOR))

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import vllm.envs
 from PIL import Image
+from vllm.config import ModelConfig
+from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from vllm.multimodal.media import MediaWithBytes
+from vllm.multimodal.media.audio import AudioMediaIO
+from vllm.multimodal.media.connector import MediaConnector
 from vllm.multimodal.parse import ModalityDataItems, MultiModalDataParser, ProcessorBatchItems
 from vllm.multimodal.video import VideoLoader
 
 from videollama2.media.kinds import AUDIO, IMAGE, VIDEO
 from videollama2.media.wave import wav_bytes
+from videollama2.serve.untrusted_media.urls import is_of_video
 
 Source = Any
 """Whatever :meth:`videollama2.processing.VideoLlama2Processor.load_medium` takes."""
@@ -27,6 +34,60 @@ class EncodedVideo(VideoLoader):
         return np.frombuffer(data, np.uint8), {}
 
 
+class EncodedSound(NamedTuple):
+    """A sound as it was fetched. Its channels, rate and windows are treated the published way when it is read."""
+
+    content: bytes
+    of_video: bool
+
+
+class _EncodedSoundIO(AudioMediaIO):
+    """Checks a sound's size as vLLM does, and decodes nothing."""
+
+    def load_bytes(self, data: bytes) -> Any:
+        self._validate_encoded_size(len(data))
+        return data
+
+    def load_file(self, filepath: Path) -> Any:
+        self._validate_encoded_size(filepath.stat().st_size)
+        return filepath.read_bytes()
+
+
+class KeepSoundsEncoded(VerifyAndUpdateConfig):
+    """The change that vLLM makes to its configuration for this model: :class:`SoundConnector` decodes no sounds."""
+
+    OPTION = "videollama2_encoded"
+
+    @staticmethod
+    def verify_and_update_model_config(model_config: ModelConfig) -> None:
+        media = model_config.multimodal_config
+        if media is not None:
+            media.media_io_kwargs.setdefault("audio", {}).setdefault(KeepSoundsEncoded.OPTION, True)
+
+
+class SoundConnector(MediaConnector):
+    """Fetches media as vLLM does. Sounds for this model stay encoded; those for any other model do not."""
+
+    def fetch_audio(self, audio_url: str) -> Any:
+        reading = self._encoded_sounds()
+        if reading is None:
+            return super().fetch_audio(audio_url)
+        content: Any = self.load_from_url(audio_url, reading, fetch_timeout=vllm.envs.VLLM_AUDIO_FETCH_TIMEOUT)
+        return EncodedSound(content, is_of_video(audio_url, content))
+
+    async def fetch_audio_async(self, audio_url: str) -> Any:
+        reading = self._encoded_sounds()
+        if reading is None:
+            return await super().fetch_audio_async(audio_url)
+        timeout = vllm.envs.VLLM_AUDIO_FETCH_TIMEOUT
+        content: Any = await self.load_from_url_async(audio_url, reading, fetch_timeout=timeout)
+        return EncodedSound(content, is_of_video(audio_url, content))
+
+    def _encoded_sounds(self) -> _EncodedSoundIO | None:
+        options = self.media_io_kwargs.get("audio", {})
+        return _EncodedSoundIO(**options) if options.get(KeepSoundsEncoded.OPTION) else None
+
+
 class SourceItems(ProcessorBatchItems[Source]):
     """Media of one kind as sources for the processor."""
 
@@ -37,8 +98,8 @@ class SourceItems(ProcessorBatchItems[Source]):
 class SourceParser(MultiModalDataParser):
     """Turns the media that vLLM or a caller of its Python interface holds into sources.
 
-    Accepted are encoded bytes, paths, PIL images, arrays of frames, lists of frames, sounds as ``(samples, rate)``, and
-    the processor's own output. Embeddings are not accepted.
+    Accepted are encoded bytes, paths, PIL images, arrays of frames, lists of frames, sounds as ``(samples, rate)`` or
+    :class:`EncodedSound`, and the processor's own output. Embeddings are not accepted.
     """
 
     def _parse_image_data(self, data: Any) -> ModalityDataItems[Any, Any] | None:
@@ -66,6 +127,8 @@ def _is_video(value: Any) -> bool:
 
 
 def _source(value: Any) -> Source:
+    if isinstance(value, EncodedSound):
+        return value
     if isinstance(value, MediaWithBytes):
         return value.original_bytes
     if isinstance(value, tuple) and isinstance(value[1], dict):  # a video with metadata

@@ -40,6 +40,9 @@ class VideoLlama2ForVllm(TransformersMultiModalForCausalLM):
         # The inner model ignores the head's weights, which vLLM's own head needs.
         self.model._keys_to_ignore_on_load_unexpected = None
         super()._create_hf_to_vllm_mapper()
+        # transformers renames the weights of old weight norms only where that leads to a parameter; vLLM always would.
+        renamings = self.hf_to_vllm_mapper.orig_to_new_renaming
+        renamings[:] = [each for each in renamings if not any("parametrizations" in to for to in each.target_patterns)]
 
     @classmethod
     def get_placeholder_str(cls, modality: str, i: int) -> str | None:

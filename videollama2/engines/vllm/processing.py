@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,12 +20,15 @@ from vllm.multimodal.processing import (
 from vllm.multimodal.processing.processor import PlaceholderFeaturesInfo
 
 from videollama2.config import VideoLlama2Config
-from videollama2.engines.vllm.media import SourceParser, zero_medium
+from videollama2.engines.vllm.media import EncodedSound, Source, SourceParser, zero_medium
 from videollama2.engines.vllm.prompts import TEXT_MARKERS, filler_id, split_prompt
 from videollama2.errors import ConfigError, VideoLlama2Error
 from videollama2.media.kinds import AUDIO, IMAGE, KINDS, VIDEO
 from videollama2.processing import VideoLlama2Processor, check_medium, media_tokens
-from videollama2.processing.options import CallOptions
+from videollama2.processing.options import HEARD, CallOptions
+from videollama2.processing.read_options import ReadOptions
+
+_log = logging.getLogger(__name__)
 
 _KIND_OF_KEY = {kind.batch_key: name for name, kind in KINDS.items()}
 
@@ -91,18 +95,15 @@ class VideoLlama2MediaProcessor(BaseMultiModalProcessor[VideoLlama2Info]):
         Raises:
             ValueError: a medium cannot be read, or not with these options; vLLM answers with status 400.
         """
-        processor = self.info.get_hf_processor()
+        processor, dtype = self.info.get_hf_processor(), self.info.ctx.model_config.dtype
         merged = self.info.ctx.get_mm_config().merge_mm_processor_kwargs(hf_kwargs)
         read: dict[str, list[torch.Tensor]] = {}
         try:
             options = CallOptions.of(merged, processor.image_processor)
             for kind, items in mm_items.items():
                 for source in items.get_all():
-                    values = processor.load_medium(kind, source, options.media[kind])
-                    if isinstance(values, dict):
-                        raise ConfigError("the sound of a video must be given as a medium of its own here")
+                    values = _loaded(processor, kind, source, options)
                     check_medium(values, kind, processor.model_config)
-                    dtype = self.info.ctx.model_config.dtype
                     read.setdefault(KINDS[kind].batch_key, []).append(values.to(dtype))
         except VideoLlama2Error as error:
             raise ValueError(str(error)) from error
@@ -152,3 +153,20 @@ class VideoLlama2MediaProcessor(BaseMultiModalProcessor[VideoLlama2Info]):
             found[piece].append(PlaceholderFeaturesInfo(piece, number, len(laid_out), run, None))
             laid_out += run
         return laid_out, found
+
+
+def _loaded(processor: VideoLlama2Processor, kind: str, source: Source, options: CallOptions) -> torch.Tensor:
+    """Read one medium. The sound of a video is a medium of its own, with the bounds of the video."""
+    if isinstance(source, EncodedSound) and source.of_video:
+        read = {name: value for name, value in options.media[VIDEO].items() if name in ("start", "end", "windows")}
+        fbank_1TF, note = processor.hear(source.content, ReadOptions.of(VIDEO, read).of_its_sound)
+        if note is not None:
+            _log.info("%s", note)
+        return fbank_1TF
+    if isinstance(source, EncodedSound):
+        source = source.content
+    given = {name: value for name, value in options.media[kind].items() if name not in HEARD}
+    values = processor.load_medium(kind, source, given)
+    if isinstance(values, dict):
+        raise ConfigError("the sound of a video must be given as a medium of its own here")
+    return values

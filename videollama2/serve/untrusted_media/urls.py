@@ -12,9 +12,11 @@ import ipaddress
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
 from urllib.parse import unquote
 
-from videollama2.media.kinds import KINDS, VIDEO, with_article
+from videollama2.media.kinds import AUDIO, KINDS, VIDEO, identify, with_article
 from videollama2.serve.long_text import Text, beginning, pieces
 from videollama2.serve.untrusted_media.errors import RefusedMediaError
 
@@ -194,10 +196,21 @@ def _frames(text: Iterable[str], most: int) -> list[list[str]]:
     return frames
 
 
-def stated_type(url: Text) -> str:
-    """Return the MIME type that a ``data:`` URL states, in lower case; an empty text for any other URL."""
+def is_of_video(url: Text, content: Any) -> bool:
+    """Return whether a sound is that of a video, by the type that the URL states or else by its content.
+
+    Args:
+        content: what was found there; anything but bytes tells nothing.
+
+    Raises:
+        MediaError: the content is empty, or something else stands in its place.
+    """
     found = _DATA.match(beginning(url, _MAX_DATA_HEAD))
-    return found["type"].lower() if found else ""
+    stated = found["type"].lower().partition("/")[0] if found else ""
+    if stated in (AUDIO, VIDEO):
+        return stated == VIDEO
+    name = "" if stated else PurePath(beginning(url, MAX_URL_LENGTH).partition("?")[0]).name
+    return isinstance(content, bytes) and identify(content, name) == VIDEO
 
 
 def decode_base64(text: Iterable[str]) -> bytes:

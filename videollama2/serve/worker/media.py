@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterator, Sequence
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from videollama2.errors import PromptError
-from videollama2.media.kinds import AUDIO, VIDEO, identify
+from videollama2.media.kinds import AUDIO
 from videollama2.serve.api.messages import MediumAsked
-from videollama2.serve.long_text import Text, beginning
 from videollama2.serve.untrusted_media.errors import RefusedMediaError
 from videollama2.serve.untrusted_media.fetch import MediaFetcher
 from videollama2.serve.untrusted_media.parts import ReadPart, read_part
-from videollama2.serve.untrusted_media.sandbox import Sandbox, Source
-from videollama2.serve.untrusted_media.urls import MAX_URL_LENGTH, stated_type
+from videollama2.serve.untrusted_media.sandbox import Sandbox
+from videollama2.serve.untrusted_media.urls import is_of_video
 from videollama2.serve.web.errors import ApiError
 from videollama2.serve.worker.budget import WaitingBudget
 
@@ -80,7 +78,7 @@ class MediaDesk:
                 source = await self.fetcher.fetch(medium.url, medium.kind)
                 options = dict(medium.options)
                 if medium.kind == AUDIO:
-                    options["of_video"] = await asyncio.to_thread(_is_of_video, medium.url, source)
+                    options["of_video"] = await asyncio.to_thread(is_of_video, medium.url, source)
                 elif medium.use_audio:
                     options |= {"use_audio": True, "windows": medium.windows}
                 found = await read_part(self._sandbox, medium.kind, source, options)
@@ -95,15 +93,6 @@ class MediaDesk:
             raise ApiError(
                 error.status, str(error), type=kind, code=error.code, param=medium.param, retry_after=retry
             ) from error
-
-
-def _is_of_video(url: Text, source: Source) -> bool:
-    """Return whether a sound is that of a video, by the type that the client states or else by the content."""
-    stated = stated_type(url).partition("/")[0]
-    if stated in (AUDIO, VIDEO):
-        return stated == VIDEO
-    name = "" if stated else PurePath(beginning(url, MAX_URL_LENGTH).partition("?")[0]).name
-    return isinstance(source, bytes) and identify(source, name) == VIDEO
 
 
 def with_media(messages: Sequence[dict[str, Any]], media: Sequence[ReadPart]) -> Iterator[dict[str, Any]]:
