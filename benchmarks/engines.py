@@ -8,10 +8,10 @@ open and get each load in turn, so that a slow minute of the machine slows both.
 ``--concurrent`` ones, about no clip, one clip that both know, and clips that neither knows. All answers have
 ``--new-tokens`` tokens in float32, greedy, with prefill and media included.
 
-Seconds are those of the wall, and processor seconds of the engine with all its processes, which a busy machine distorts
-less. Both compute on ``--threads`` threads. vLLM's scheduler is one more process, which waits in a loop while its worker
-computes and so counts as a second core. A ratio above 1 says that the own engine is faster. The last column is the share
-of answers with equal tokens.
+Seconds are those of the wall, and processor seconds of the engine with all its processes, which a busy machine
+distorts less. Both compute on ``--threads`` threads. vLLM's scheduler is one more process, which waits in a loop while
+its worker computes and so counts as a second core. A ratio above 1 says that the own engine is faster. The last column
+is the share of answers with equal tokens.
 """
 
 from __future__ import annotations
