@@ -47,6 +47,10 @@ _CROWD_SAVES = 128
 _WORTH_COPYING = 8
 """Number of tokens that a request must share itself to wait as one of a crowd."""
 
+_PROMPTS_ON_CPU = 8
+"""Number of prompts in one pass on a CPU. There, the time of a pass grows in proportion to its positions once these are
+a hundred, so with more prompts each would wait for all others and none would be finished sooner."""
+
 _STRIDE = 64
 """Number of positions compared at once in search of the end of a common beginning."""
 
@@ -103,6 +107,8 @@ class Batch:
         Args:
             waiting: tasks that could run next, this one among them.
         """
+        if len(self.prefilling) >= _PROMPTS_ON_CPU and self.decoder.model.device.type == "cpu":
+            return False
         known = max(self.prefixes.known(task.identity), self._running_beginning(task)[0])
         longest = max(len(task.input_ids) - known, *(other.remaining for other in self.prefilling))
         furthest = longest + max(known, *(other.filled for other in self.prefilling))
