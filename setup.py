@@ -14,7 +14,7 @@ CORE = [
     # 5.17 is the oldest version this was run on, 5.23 the newest.
     "transformers>=5.17,<5.24",
     "tokenizers",
-    "safetensors",
+    "safetensors>=0.8",
     "huggingface_hub",
     "accelerate>=1.10",
     "einops>=0.8",

@@ -84,7 +84,7 @@ WINGS = {
         ("video_processor",),
     ),
     "model": (
-        ("connectors", "encoders", "weight_names", "loss", "packed_attention", "int4", "int8"),
+        ("connectors", "encoders", "weight_names", "loss", "packed_attention", "int4", "int8", "weight_files"),
         ("base",),
         ("features", "generation"),
         ("modeling",),

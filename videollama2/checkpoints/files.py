@@ -29,6 +29,7 @@ from videollama2.hub import (
     read_json,
     resolve_name,
 )
+from videollama2.model.weight_files import FLOATS
 
 TINY_FOLDER = built_in_folder(TINY_MODEL_NAME)
 FULL_WEIGHTS = (
@@ -134,9 +135,6 @@ def why_unreadable(error: BaseException) -> str:
     return "it is damaged, or a pickle of more than tensors" if is_advice else text
 
 
-_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
 def stored_dtype(name_or_path: str, **hub: Any) -> torch.dtype:
     """Return the dtype in which the tensors of a full checkpoint are stored, whatever its config.json states.
 
@@ -224,7 +222,7 @@ def _float_dtypes(path: Path) -> set[torch.dtype]:
         return {tensor.dtype for tensor in read_tensors(path).values() if tensor.is_floating_point()}
     with _opened(path) as file:
         names = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - not a dict
-    return {_FLOATS[name] for name in names if name in _FLOATS}
+    return {FLOATS[name] for name in names if name in FLOATS}
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +21,7 @@ from videollama2.errors import CheckpointError, ConfigError
 from videollama2.model.encoders import VISION_ENCODERS
 from videollama2.model.int4 import Int4Linear
 from videollama2.model.int8 import Int8Embedding, Int8Linear
+from videollama2.model.weight_files import give_back_freed_memory, read_apart
 from videollama2.model_code import write_code
 
 Media = torch.Tensor | Sequence[torch.Tensor]
@@ -81,9 +83,26 @@ class VideoLlama2PreTrainedModel(PreTrainedModel):
         kwargs["ignore_mismatched_sizes"] = True  # check_loading reports them with the other faults
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         model, info = cast("tuple[Any, dict[str, Any]]", loaded)  # a pair, because the report was asked for
+        give_back_freed_memory()
         if strict:
             check_loading(info, str(pretrained_model_name_or_path))
         return (model, info) if want_info else model
+
+    @staticmethod
+    def _load_pretrained_model(
+        model: PreTrainedModel,
+        state_dict: Any,
+        checkpoint_files: list[str] | None,
+        load_config: Any,
+        expected_keys: list[str] | None = None,
+    ) -> Any:
+        """Load as transformers does, with files read by :func:`read_apart` where that takes less memory."""
+        with ExitStack() as stack:
+            if state_dict is None:
+                state_dict = stack.enter_context(read_apart(checkpoint_files, load_config))
+            return PreTrainedModel._load_pretrained_model(
+                model, state_dict, checkpoint_files, load_config, expected_keys
+            )
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, with_code: bool = False, **kwargs: Any) -> None:
         """Save weights and configuration as transformers does.

@@ -1,0 +1,67 @@
+"""Files of weights are mapped where a model keeps their bytes, and read tensor by tensor where it does not."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from videollama2.checkpoints import load_checkpoint
+from videollama2.checkpoints.files import TINY_FOLDER
+from videollama2.model.weight_files import read_apart
+
+MAPS = Path("/proc/self/maps")
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Two files of weights in bfloat16; the second also has whole numbers."""
+    paths = [tmp_path / f"{name}.safetensors" for name in ("one", "two")]
+    save_file({"a": torch.arange(6, dtype=torch.bfloat16).view(2, 3)}, paths[0])
+    save_file({"b": torch.ones(2, dtype=torch.bfloat16), "ids": torch.arange(2)}, paths[1])
+    return [str(path) for path in paths]
+
+
+def settings(**changes):
+    given = {"dtype": torch.float32, "device_map": None, "is_quantized": False, "disable_mmap": None}
+    return SimpleNamespace(**{**given, **changes})
+
+
+def test_tensors_are_read_without_mapping_their_files(files):
+    with read_apart(files, settings()) as slices:
+        assert sorted(slices) == ["a", "b", "ids"]
+        assert torch.equal(slices["a"][...], torch.arange(6, dtype=torch.bfloat16).view(2, 3))
+        if MAPS.is_file():
+            assert not any(path in MAPS.read_text() for path in files)
+
+
+@pytest.mark.parametrize(
+    ("changes", "read"),
+    [
+        ({}, True),
+        ({"dtype": torch.bfloat16}, False),  # a mapped file is the weights
+        ({"dtype": torch.bfloat16, "is_quantized": True}, True),
+        ({"device_map": {"": torch.device("cpu")}}, True),
+        ({"device_map": {"": "cuda:0"}}, False),
+        ({"device_map": {"vision": "cpu", "": "cuda:0"}}, False),
+        ({"disable_mmap": True}, False),  # transformers then reads whole files
+    ],
+)
+def test_when_files_are_read_so(files, changes, read):
+    with read_apart(files, settings(**changes)) as slices:
+        assert (slices is not None) == read
+
+
+def test_other_files_and_none_are_left_to_transformers(files, tmp_path):
+    for given in (None, [], [*files, str(tmp_path / "more.bin")]):
+        with read_apart(given, settings()) as slices:
+            assert slices is None
+
+
+def test_a_model_gets_the_stored_values_in_its_dtype():
+    stored, _ = load_checkpoint(TINY_FOLDER, dtype=torch.float32)
+    rounded, _ = load_checkpoint(TINY_FOLDER, dtype=torch.bfloat16)
+    values = rounded.state_dict()
+    for name, value in stored.state_dict().items():
+        assert torch.equal(value.to(torch.bfloat16), values[name]), name
