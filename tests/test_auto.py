@@ -50,7 +50,9 @@ ORDERS = {
 
 IN_FORKS = """
 import json, os, sys, traceback
-import torch  # which every order needs; nothing of transformers or of this package is imported
+# What transformers imports, but nothing of transformers or of this package, nor what the orders look at.
+import accelerate, huggingface_hub, jinja2, safetensors.torch, tokenizers, torch._dynamo, yaml
+assert not {"PIL", "transformers", "videollama2"} & set(sys.modules)
 orders, check = json.load(sys.stdin)
 for name, code in orders.items():
     sys.stdout.flush()

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
@@ -24,10 +25,11 @@ pytestmark = [
 ]
 
 
-def script(data, output, processes):
+def script(data, output, processes, python=sys.executable):
     """``scripts/eval/run.sh`` with its environment."""
     settings = {
-        "PYTHON": sys.executable,
+        "PYTHON": str(python),
+        "PYTHON_EXEC": str(python),  # of the launcher's processes
         "MODEL": "videollama2-tiny",
         "NPROC": str(processes),
         "DATA": str(data),
@@ -39,8 +41,14 @@ def script(data, output, processes):
     return asked, {**os.environ, **settings, "OMP_NUM_THREADS": "1", "TQDM_MININTERVAL": "0", "PYTHONPATH": str(ROOT)}
 
 
-def finish(data, output, processes):
-    asked, environment = script(data, output, processes)
+@pytest.fixture
+def finish(python_of_forks):
+    """``finish(data, output, processes)``: run the script to its end and return what it printed."""
+    return partial(_finish, python_of_forks)
+
+
+def _finish(python, data, output, processes):
+    asked, environment = script(data, output, processes, python)
     return subprocess.run(asked, env=environment, capture_output=True, text=True, check=True, cwd="/").stdout
 
 
@@ -73,14 +81,16 @@ def alone(large, tmp_path_factory):
     return contents(folder)
 
 
-def test_three_processes_give_the_same_files_and_one_of_them_reports(alone, large, tmp_path):
+def test_three_processes_give_the_same_files_and_one_of_them_reports(alone, finish, large, tmp_path):
     said = finish(large, tmp_path, 3)
     assert contents(tmp_path) == alone
     assert said.count("# moving_shapes") == 1
     assert len(list((tmp_path / "answers").iterdir())) == 3
 
 
-def test_a_killed_process_has_saved_what_it_counted_and_the_same_command_ends_it(alone, large, tmp_path):
+def test_a_killed_process_has_saved_what_it_counted_and_the_same_command_ends_it(
+    alone, finish, large, tmp_path
+):
     asked, environment = script(large, tmp_path, 2)
     mine = [item.id for item in share(benchmark("moving_shapes").load(large), 0, 2)]
     with on_a_terminal([*asked, "--batch-size", "1"], environment) as (launcher, read):
