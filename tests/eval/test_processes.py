@@ -88,9 +88,7 @@ def test_three_processes_give_the_same_files_and_one_of_them_reports(alone, fini
     assert len(list((tmp_path / "answers").iterdir())) == 3
 
 
-def test_a_killed_process_has_saved_what_it_counted_and_the_same_command_ends_it(
-    alone, finish, large, tmp_path
-):
+def test_a_killed_process_has_saved_what_it_counted_and_the_same_command_ends_it(alone, finish, large, tmp_path):
     asked, environment = script(large, tmp_path, 2)
     mine = [item.id for item in share(benchmark("moving_shapes").load(large), 0, 2)]
     with on_a_terminal([*asked, "--batch-size", "1"], environment) as (launcher, read):

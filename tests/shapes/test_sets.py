@@ -125,6 +125,8 @@ def test_frames_show_what_the_states_say(videos, images):
     for scene in videos[:60] + images[:30]:
         frames_THWC = render(scene)
         assert frames_THWC.shape == (scene.frames, 128, 128, 3) and frames_THWC.dtype == np.uint8
+        some = [0, scene.frames - 1, scene.frames // 2]
+        assert (render(scene, some) == frames_THWC[some]).all()
         free = np.ones((128, 128), bool)
         for item in scene.objects:
             left, top = 64 * (item.quadrant % 2), 64 * (item.quadrant // 2)

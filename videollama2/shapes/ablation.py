@@ -100,7 +100,7 @@ def draw_clips(encoder: PreTrainedModel, transform: PixelTransform, seed: int, c
     features, asked = [], {kind: [] for kind in (*STATIC, *TEMPORAL)}
     for index in range(count):
         scene = make_scene(seed, index, "video", objects=1)
-        pixels_TCHW = transform(render(scene)[uniform_indices(FRAMES, NUM_FRAMES)], None)
+        pixels_TCHW = transform(render(scene, uniform_indices(FRAMES, NUM_FRAMES)), None)
         with torch.no_grad():
             features.append(encode_frames(encoder, pixels_TCHW, SELECT_LAYER))
         for question in questions(scene, random.Random(f"{seed}:{index}")):

@@ -118,7 +118,7 @@ def draw_clips(first: int, count: int, num_frames: int) -> tuple[np.ndarray, Tru
     indices = uniform_indices(FRAMES, num_frames)
     pairs = list(zip(indices[::2], indices[1::2], strict=True))
     scenes = [make_scene(SCENE_SEED, first + row, "video") for row in range(count)]
-    frames = np.concatenate([render(scene)[indices] for scene in scenes])
+    frames = np.concatenate([render(scene, indices) for scene in scenes])
     truth = stack([stack([quadrant_truth(scene, i) for i in indices]) for scene in scenes])
     truth["words"] = torch.stack([torch.stack([token_words(scene, pair) for pair in pairs]) for scene in scenes])
     return frames, truth

@@ -11,7 +11,7 @@ uniformly (1, 4, ..., 22) show both at the same eight places, in a different ord
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -255,18 +255,25 @@ def _draw_object(rng: random.Random, behaviour: str, **look: Any) -> ShapeObject
     )
 
 
-def render(scene: Scene) -> np.ndarray:
-    """Paint a scene: uint8 RGB of shape (T, 128, 128, 3), T = 24 for a video and 1 for an image."""
-    frames_THWC = np.full((scene.frames, SIZE, SIZE, 3), scene.background, np.uint8)
+def render(scene: Scene, frames: Sequence[int] | None = None) -> np.ndarray:
+    """Paint a scene: uint8 RGB of shape (T, 128, 128, 3).
+
+    Args:
+        frames: numbers of the T frames; None paints them all, which are 24 of a video and 1 of an image.
+    """
+    numbers = range(scene.frames) if frames is None else frames
+    frames_THWC = np.full((len(numbers), SIZE, SIZE, 3), scene.background, np.uint8)
     for item in scene.objects:
-        for patch_HWC, top, left, shown in _patches(scene, item):
+        for patch_HWC, top, left, shown in _patches(scene, item, numbers):
             height, width = patch_HWC.shape[:2]
             frames_THWC[shown, top : top + height, left : left + width] = patch_HWC
     return frames_THWC
 
 
-def _patches(scene: Scene, item: ShapeObject) -> Iterator[tuple[np.ndarray, int, int, list[int]]]:
-    """Yield the distinct states of one object: a small picture, its place (top, left), and the frames that show it.
+def _patches(
+    scene: Scene, item: ShapeObject, numbers: Sequence[int]
+) -> Iterator[tuple[np.ndarray, int, int, list[int]]]:
+    """Yield the distinct states of one object: a small picture, its place (top, left), and which of the frames show it.
 
     Objects never overlap, so each picture is painted once, over the plain background, and copied into its frames.
     """
@@ -274,10 +281,10 @@ def _patches(scene: Scene, item: ShapeObject) -> Iterator[tuple[np.ndarray, int,
     # coverage of their pixels (0 to 1, smooth at the outline) is computed for all G of them at once, each on a grid
     # around the whole-pixel part of its centre.
     seen: dict[State, list[int]] = {}
-    for frame in range(scene.frames):
+    for place, frame in enumerate(numbers):
         state = item.state(frame)
         if state is not None:
-            seen.setdefault(state, []).append(frame)
+            seen.setdefault(state, []).append(place)
     reach = int(item.radius) + 2
     grid = np.arange(-reach, reach + 1, dtype=np.float32) + 0.5
     for shape in {state.shape for state in seen}:
