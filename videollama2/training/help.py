@@ -35,6 +35,7 @@ FOLDED = (
     ),
     *("shuffle_buffer", "fps", "max_frames", "media_cache_gb", "features", "eval_benchmarks_folder", "eval_questions"),
     *("data_weights_by", "data_curriculum"),
+    *("image_aspect_ratio", "pretrain_labels", "mm_vision_select_feature", "mm_projector_a_type"),
 )
 """Flags of this program that few runs need. ``--help`` lists their names, ``--help_all`` describes them."""
 
