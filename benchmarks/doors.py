@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How much sooner a second question and a second turn about a clip begin, through every door of the package.
 
-    python benchmarks/doors.py [--shape 0.5b] [--rounds 2]
+    python benchmarks/doors.py [--shape 0.5b | --model FOLDER] [--rounds 2]
 
 A row per door, in seconds to the first piece of text: a question about a clip that no cache holds, another question
 about it, and a second turn of the conversation. Doors: the engine in this process; ``mm_infer``; a worker's and the
@@ -214,15 +214,17 @@ def make_clips(folder: Path, count: int) -> list[Path]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=["tiny", *SHAPES], default="0.5b")
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--shape", choices=["tiny", *SHAPES], default="0.5b")
+    chosen.add_argument("--model", help="a checkpoint instead of a random one")
     parser.add_argument("--rounds", type=int, default=2, help="clips per door (default %(default)s)")
     args = parser.parse_args()
     if args.rounds < 1:
         parser.error("--rounds must be at least 1")
     with tempfile.TemporaryDirectory() as folder:
         doors = Doors(args.rounds, make_clips(Path(folder) / "clips", 6 * args.rounds))
-        path = "videollama2-tiny"
-        if args.shape != "tiny":
+        path = args.model or "videollama2-tiny"
+        if not args.model and args.shape != "tiny":
             path = str(Path(folder) / "model")
             make_random(Path(path), args.shape)
         in_process(doors, path)
