@@ -1,7 +1,10 @@
 """Kept frames are those that decoding gives, within a limit, and never the reason for a run to stop."""
 
 import json
+import multiprocessing
 import os
+import resource
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -112,3 +115,24 @@ def test_processes_share_a_folder_within_its_limit(folder):
     sizes = sum(path.stat().st_size for path in entries(folder))
     assert 0 < sizes <= 4 * ENTRY and int((folder / "total").read_text()) == sizes
     assert not list(folder.glob("unfinished-*"))
+
+
+def _fill_without_room(cache, told, barrier):
+    """A disk without room for an entry, as the system tells this process alone."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (ENTRY // 2, ENTRY // 2))
+    barrier.wait()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for number in range(3):
+            assert torch.equal(cache.frames(str(number).encode(), "x", lambda: FRAMES), FRAMES)
+    with told.get_lock():
+        told.value += len(caught)
+
+
+def test_a_full_disk_is_told_once_by_all_workers(folder):
+    cache, told = MediaCache(folder, 10**6), multiprocessing.get_context("fork").Value("i")
+    start_together(1, _fill_without_room, cache, told)
+    assert told.value == 1
+    start_together(2, _fill_without_room, cache, told)  # workers of the next epoch
+    assert told.value == 1
+    assert not entries(folder)

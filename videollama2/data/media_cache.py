@@ -45,7 +45,8 @@ class MediaCache:
 
     def __init__(self, folder: str | os.PathLike[str], limit: int) -> None:
         self.folder, self.limit = Path(folder), limit
-        self.warned = False
+        # Loader workers share it, so that a run of many workers and epochs is warned once.
+        self.warned = torch.zeros(1, dtype=torch.bool).share_memory_()
 
     def frames(self, source: str | bytes, depends_on: Any, decode: Callable[[], torch.Tensor]) -> torch.Tensor:
         """Return the frames of a video, uint8 (T, C, H, W).
@@ -85,7 +86,7 @@ class MediaCache:
                 Path(unfinished).unlink(missing_ok=True)
         except OSError as error:
             if not self.warned:
-                self.warned = True
+                self.warned.fill_(True)
                 warnings.warn(
                     f"--media_cache {self.folder}: cannot be written to ({error}); videos are decoded", stacklevel=2
                 )
