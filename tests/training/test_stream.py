@@ -54,6 +54,17 @@ def test_batches_do_not_depend_on_the_form_and_resume_exactly(run, world, tmp_pa
     assert whole.losses == again.losses
 
 
+@pytest.mark.slow
+def test_two_processes_share_a_stream_beyond_its_end(run, launch, world, tmp_path):
+    """Twenty-four samples of a file with fewer records: the batches are those of a single process."""
+    assert len(json.loads((world / "mixed.json").read_text())) < 24
+    alone = run(**{**STREAMED, "per_device_train_batch_size": 6, "save_strategy": "no", "save_steps": None})
+    options = {**STREAMED, "save_strategy": "no", "save_steps": None, "dataloader_num_workers": 1}
+    together = launch(2, **options)
+    assert together.losses == pytest.approx(alone.losses, rel=1e-5)
+    assert difference(together.weights, alone.weights) < 1e-4
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
