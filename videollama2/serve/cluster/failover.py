@@ -184,12 +184,14 @@ async def _in_pieces(content: bytes) -> AsyncGenerator[bytes, None]:
 
 
 async def first_of(chunks: AsyncIterator[bytes]) -> bytes:
-    """Return the first bytes of a reply that are no keep-alive comment, or none if it is empty.
+    """Return the first bytes of a reply behind keep-alive comments, or none if it is empty.
 
     A comment may come long before the first token, and the request can be taken to another worker after it.
     """
     async for chunk in chunks:
-        if chunk != sse.KEEP_ALIVE:
+        while chunk.startswith(sse.KEEP_ALIVE):
+            chunk = chunk.removeprefix(sse.KEEP_ALIVE)
+        if chunk:
             return chunk
     return b""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -66,20 +66,26 @@ class ChatReply(Reply):
         begun = False
         async with aclosing(self.answers.deltas()) as deltas:
             async for index, item in deltas:
+                pieces = list(self._chunks_of(index, item, None if readers is None else readers[index]))
                 if not begun:
                     begun = True
                     beginning: dict[str, Any] = {"role": "assistant", "content": ""}
-                    yield b"".join(self._chunk(n, beginning) for n in range(len(self.answers)))
-                reader = None if readers is None else readers[index]
-                if isinstance(item, str):
-                    for delta in [{"content": item}] if reader is None else reader.feed(item):
-                        yield self._chunk(index, delta, None, self._new_logprobs(index))
-                    continue
-                for delta in () if reader is None else reader.end():
-                    yield self._chunk(index, delta)
-                reason = self._reason(item, reader is not None and reader.has_calls)
-                yield self._chunk(index, {}, reason, self._new_logprobs(index))
+                    pieces = [*(self._chunk(n, beginning) for n in range(len(self.answers))), *pieces]
+                # In one piece, so that a worker that dies has sent the beginning only if the first token came with it.
+                if pieces:
+                    yield b"".join(pieces)
         yield self.ending()
+
+    def _chunks_of(self, index: int, item: str | Result, reader: CallReader | None) -> Iterator[bytes]:
+        """Yield the chunks for a new text of an answer, or for its result."""
+        if isinstance(item, str):
+            for delta in [{"content": item}] if reader is None else reader.feed(item):
+                yield self._chunk(index, delta, None, self._new_logprobs(index))
+            return
+        for delta in () if reader is None else reader.end():
+            yield self._chunk(index, delta)
+        reason = self._reason(item, reader is not None and reader.has_calls)
+        yield self._chunk(index, {}, reason, self._new_logprobs(index))
 
     def _reason(self, result: Result, has_calls: bool) -> Any:
         """Return the finish reason. As in OpenAI's API, it is ``stop`` for a call of a tool that the client named."""

@@ -57,21 +57,24 @@ class ResponsesReply(Reply):
         begun = False
         async with aclosing(self.answers.deltas()) as deltas:
             async for _, item in deltas:
+                pieces = []
                 if not begun:
                     begun = True
-                    for kind in ("response.created", "response.in_progress"):
-                        yield self.event(kind, response=self._response([], None))
+                    opening = ("response.created", "response.in_progress")
+                    pieces = [self.event(kind, response=self._response([], None)) for kind in opening]
                 text = item if isinstance(item, str) else ""
                 found = [{"content": text}] if reader is None and text else []
                 if reader is not None:
                     found = reader.feed(text) if isinstance(item, str) else reader.end()
                 for delta in found:
-                    yield b"".join(items.take(delta))
+                    pieces += items.take(delta)
                 if not isinstance(item, str):
-                    yield b"".join(items.end())
+                    pieces += items.end()
                     is_cut = item.finish_reason == "length"
                     kind = "response.incomplete" if is_cut else "response.completed"
-                    yield self.event(kind, response=self._response(items.done, item))
+                    pieces.append(self.event(kind, response=self._response(items.done, item)))
+                if pieces:  # in one, as in a chat's stream
+                    yield b"".join(pieces)
 
     def event(self, kind: str, **fields: Any) -> bytes:
         """Return one event with its sequence number."""
