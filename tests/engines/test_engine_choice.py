@@ -92,6 +92,36 @@ def test_a_batch_with_an_engine_that_cannot_be_used(tmp_path: Path, capsys: pyte
         assert "pip install 'videollama2[vllm]'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("flags", "world", "message"),
+    [
+        (["--max-replicas", "2"], "1", "--max-replicas: only with --engine ray"),
+        (["--tensor-parallel-size", "2"], "1", "tensor_parallel_size: an option of --engine vllm"),
+        (["--engine", "ray", "--engine-option", "dtype=half"], "1", "dtype: an option of --engine vllm"),
+        (["--engine", "ray", "--replica-engine", "vllm", "--load-8bit"], "1", "--load-8bit is for the own engine"),
+        (["--engine", "ray"], "2", "--engine ray shares the work among the machines of its cluster"),
+    ],
+)
+def test_flags_of_a_batch_without_effect(
+    flags: list[str],
+    world: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", world)
+    assert main(["batch", "in.jsonl", str(tmp_path / "out.jsonl"), *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_batch_without_ray(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if find_spec("ray") is not None:
+        pytest.skip("ray is installed")
+    assert main(["batch", "in.jsonl", str(tmp_path / "out.jsonl"), "--engine", "ray"]) == 2
+    assert "--engine ray is not installed: pip install 'videollama2[ray]'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("flag", [["--tensor-parallel-size", "2"], ["--engine-option", "dtype=half"]])
 def test_the_own_engine_has_no_such_flag(flag: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", *flag]) == 2

@@ -1,4 +1,5 @@
-"""The application on a Ray cluster of two nodes on this machine. Runs where Ray is: ``bash scripts/test_ray.sh``."""
+"""The application and batches on a Ray cluster of two nodes on this machine. Runs where Ray is:
+``bash scripts/test_ray.sh``; with ``VLLM=...``, with vLLM in the replicas too."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx
 import pytest
@@ -24,6 +26,10 @@ os.environ |= {
     "RAY_worker_niceness": "0",
     "RAY_enable_worker_prestart": "0",
     "RAY_prestart_worker_first_driver": "0",
+    "RAY_memory_monitor_refresh_ms": "0",  # which ends a cluster's processes when others fill the memory
+    # Of vLLM: little memory, and no core of its own for each of a replica's processes.
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
 pytest.importorskip("ray", reason="Ray has an environment of its own (scripts/test_ray.sh)")
 
@@ -38,6 +44,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from tests.conftest import ROOT
 from tests.serve.servers import free_port
+from videollama2.cli import main
 from videollama2.engines.ray import app
 
 pytestmark = pytest.mark.ray
@@ -102,6 +109,12 @@ def deployed(**flags: object) -> None:
     serve.run(app({"model_path": MODEL, "drain_timeout": 60, **flags}))
 
 
+def without_application() -> None:
+    """Give the room of the replicas to others."""
+    if "default" in serve.status().applications:
+        serve.delete("default")
+
+
 def wait_until(holds: Callable[[], bool], seconds: float, what: str) -> float:
     """Return the seconds until it held."""
     start = time.monotonic()
@@ -111,12 +124,23 @@ def wait_until(holds: Callable[[], bool], seconds: float, what: str) -> float:
     return time.monotonic() - start
 
 
-def replicas() -> list[psutil.Process]:
+def replicas(name: str = REPLICA) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["cmdline"]):
-        if (process.info["cmdline"] or [""])[0].startswith(REPLICA) and process.status() != psutil.STATUS_ZOMBIE:
+        if (process.info["cmdline"] or [""])[0].startswith(name) and process.status() != psutil.STATUS_ZOMBIE:
             found.append(process)
     return found
+
+
+def kill_second_node(machines: Machines) -> None:
+    raylet = psutil.Process(machines.second.all_processes["raylet"][0].process.pid)
+    for process in (raylet, *raylet.children(recursive=True)):
+        process.send_signal(signal.SIGKILL)
+
+
+def replace_second_node(machines: Machines) -> None:
+    machines.cluster.remove_node(machines.second)
+    machines.second = machines.cluster.add_node(**NODE)
 
 
 def running() -> int:
@@ -296,9 +320,7 @@ def test_a_replica_and_a_node_are_killed(replicated: Machines) -> None:
 
     def kill_the_second_node(load: Load) -> dict[str, float]:
         some_more(load, CLIENTS)
-        raylet = psutil.Process(replicated.second.all_processes["raylet"][0].process.pid)
-        for process in (raylet, *raylet.children(recursive=True)):
-            process.send_signal(signal.SIGKILL)
+        kill_second_node(replicated)
         gone = wait_until(lambda: running() < 2, 180, "Serve notices")
         some_more(load, CLIENTS)
         return {"noticed after": gone}
@@ -307,9 +329,8 @@ def test_a_replica_and_a_node_are_killed(replicated: Machines) -> None:
     check(under_load(replicated.url, kill_a_replica))
     print("\na node is killed:", end="")
     check(under_load(replicated.url, kill_the_second_node))
-    replicated.cluster.remove_node(replicated.second)
     print("\nanother node joins:", end="")
-    replicated.second = replicated.cluster.add_node(**NODE)
+    replace_second_node(replicated)
     print(f" a replica runs there after {wait_until(lambda: running() == 2, 300, 'a replica there'):.1f} s")
 
 
@@ -336,8 +357,7 @@ def test_replicas_come_and_go_with_the_load(machines: Machines) -> None:
 @pytest.mark.slow
 def test_the_command(machines: Machines) -> None:
     """``videollama2 serve --engine ray`` joins the cluster, and leaves it at SIGTERM."""
-    if "default" in serve.status().applications:
-        serve.delete("default")
+    without_application()
     command = [sys.executable, "-m", "videollama2", "serve", "--engine", "ray", "--model-path", MODEL, "--no-page"]
     environment = {**os.environ, "RAY_ADDRESS": machines.cluster.address}
     command += ["--api-port", str(machines.port)]
@@ -353,3 +373,138 @@ def test_the_command(machines: Machines) -> None:
         if process.poll() is None:
             process.kill()
         process.stdout.close()
+
+
+# ----------------------------------------------------------------------------------------------------------- batches
+
+BATCH_REPLICA = "ray::MapWorker(MapBatches(Replica))"
+
+
+def requests_file(folder: Path, count: int) -> Path:
+    """Questions, of which each tenth is about a clip, and one about a clip that is not there."""
+    lines = []
+    for number in range(count):
+        content = [{"type": "text", "text": f"What is {number}?"}]
+        if number % 10 == 0:
+            path = str(CLIP) if number else "nowhere.mp4"
+            content.insert(0, {"type": "video_url", "video_url": {"url": path}})
+        asked = {"messages": [{"role": "user", "content": content}], "max_tokens": 4}
+        lines.append(json.dumps({"custom_id": f"r{number}", "body": asked}))
+    path = folder / "in.jsonl"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def told_by(path: Path) -> list[tuple[str, int, str]]:
+    """Name, status and text (or error) of each reply of a batch."""
+    found = []
+    for line in map(json.loads, path.read_text().splitlines()):
+        reply = line["response"]["body"]
+        said = line["error"]["message"] if line["error"] else reply["choices"][0]["message"]["content"]
+        found.append((line["custom_id"], line["response"]["status_code"], said))
+    return found
+
+
+def answers_of(target: Path) -> list[str]:
+    """Names of the requests whose answers are on the disk."""
+    (file,) = [*target.with_name(f"{target.name}.work").glob("answers/*.jsonl")] or [None]
+    return [] if file is None else [json.loads(line)["id"] for line in file.read_text().split("\n")[:-1]]
+
+
+def wait_for_answers(target: Path, count: int) -> None:
+    wait_until(lambda: len(answers_of(target)) >= count, 300, f"{count} answers")
+
+
+def test_a_batch_whose_driver_replica_and_node_are_killed(machines: Machines, tmp_path: Path) -> None:
+    """Equal to the own engine's in this process; a request whose answer is on the disk is not asked again."""
+    without_application()
+    count = 400
+    source, whole, target = requests_file(tmp_path, count), tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    assert main(["batch", str(source), str(whole), "--model-path", MODEL]) == 1
+    command = [sys.executable, "-m", "videollama2", "batch", str(source), str(target), "--model-path", MODEL]
+    command += ["--engine", "ray", "--max-batch", "2"]
+    environment = {**os.environ, "RAY_ADDRESS": machines.cluster.address}
+
+    begun = subprocess.Popen(command, env=environment)
+    wait_for_answers(target, 40)
+    begun.kill()
+    begun.wait()
+    before = answers_of(target)
+    wait_until(lambda: not replicas(BATCH_REPLICA), 120, "the replicas end with their driver")
+
+    start = time.monotonic()
+    begun = subprocess.Popen(command, env=environment)
+    wait_until(lambda: len(replicas(BATCH_REPLICA)) == 2, 120, "a replica on each node")
+    wait_for_answers(target, len(before) + 40)
+    replicas(BATCH_REPLICA)[0].kill()
+    wait_for_answers(target, len(before) + 100)
+    kill_second_node(machines)
+    assert begun.wait(300) == 1
+    left = count - len(before)
+    print(f"\nbatch: {len(before)} answers, the driver killed; {left} in {time.monotonic() - start:.1f} s")
+    assert told_by(target) == told_by(whole)
+    assert sorted(answers_of(target)) == sorted(set(answers_of(target))) and answers_of(target)[: len(before)] == before
+    replace_second_node(machines)
+
+
+# -------------------------------------------------------------------------------------------------------------- vLLM
+
+
+def test_vllm_in_the_replicas(machines: Machines) -> None:
+    """The answers of the own engine, from a replica of two processes, and after its death from another one."""
+    pytest.importorskip("vllm", reason="vLLM is not installed (VLLM=... bash scripts/test_ray.sh)")
+    import base64
+
+    from videollama2 import Engine, model_init
+
+    clip = {
+        "type": "video_url",
+        "video_url": {"url": f"data:video/mp4;base64,{base64.b64encode(CLIP.read_bytes()).decode()}"},
+    }
+    questions = ["What happens?", "Which colour does the square change to?"]
+    model, processor, _ = model_init(MODEL, device="cpu")
+    with Engine(model, processor) as engine:
+        said = [
+            engine.submit(
+                [{"role": "user", "content": [{"type": "video", "path": str(CLIP)}, {"type": "text", "text": q}]}],
+                max_new_tokens=16,
+            )
+            .result()
+            .text
+            for q in questions
+        ]
+    without_application()
+    options = {"enforce_eager": "true"}
+    flags = {
+        "engine": "vllm",
+        "tensor_parallel_size": 2,
+        "dtype": "float32",
+        "max_length": 512,
+        "engine_option": options,
+    }
+    start = time.monotonic()
+    deployed(min_replicas=1, **flags)
+    print(f"\nvLLM in a replica: ready after {time.monotonic() - start:.1f} s")
+    asked = [body([clip, {"type": "text", "text": question}], max_tokens=16) for question in questions]
+    with httpx.Client(base_url=machines.url, headers=HEADERS, timeout=600, trust_env=False) as client:
+
+        def answers() -> list[str]:
+            found = [client.post("/v1/chat/completions", json=each) for each in asked]
+            return [reply.json()["choices"][0]["message"]["content"] for reply in found]
+
+        assert answers() == said
+        (replica,) = replicas()
+        parts = replica.children(recursive=True)
+        assert sum("VLLM" in " ".join(part.cmdline()) for part in parts) >= 3, "an engine with two processes"
+        long = body("Hello?", stream=True, max_tokens=400, min_tokens=400)
+        with client.stream("POST", "/v1/chat/completions", json=long) as reply:
+            lines = (json.loads(line[6:]) for line in reply.iter_lines() if line.startswith("data: {"))
+            assert any(event["choices"][0]["delta"].get("content") for event in lines)
+            replica.kill()
+            *_, last = lines
+        assert last["error"]["code"] == "worker_failed"
+        start = time.monotonic()
+        assert answers() == said
+        print(f"killed; another one answers after {time.monotonic() - start:.1f} s")
+        assert not psutil.wait_procs(parts, timeout=60)[1], "its processes end with it"
+    without_application()

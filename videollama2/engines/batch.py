@@ -3,14 +3,16 @@
     videollama2 batch requests.jsonl answers.jsonl --model-path videollama2-tiny
     videollama2 batch clips/ captions.jsonl --question "Describe the video."
     torchrun --nproc_per_node 8 -m videollama2 batch requests.jsonl answers.jsonl
+    videollama2 batch requests.jsonl answers.jsonl --engine ray
 
 Requests are lines of OpenAI's batch files. They go through the worker's own application in this process, so that
 answers, defaults and refusals are the same as from ``videollama2 serve``. Media are local: paths, ``file://`` and
 ``data:`` URLs.
 
 Every answer is on disk before the next one is counted (:class:`~videollama2.eval.store.AnswerStore`, in the folder
-``OUTPUT.work``), so that a run that was killed continues where it stopped. Several processes can share the work. The
-process that finds all answers there writes the output, in the order of the input.
+``OUTPUT.work``), so that a run that was killed continues where it stopped. Several processes can share the work, and
+with ``--engine ray`` one process hands it to the machines of a Ray cluster. The process that finds all answers there
+writes the output, in the order of the input.
 """
 
 from __future__ import annotations
@@ -20,8 +22,7 @@ import asyncio
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,15 +30,32 @@ from typing import Any
 from tqdm import tqdm
 
 from videollama2.commands import add_debug_flag, hides_bar
+from videollama2.engines.answering import Answering, name_of_model, open_service
 from videollama2.engines.batch_lines import BatchLine, BatchReply, read_requests, write_replies
-from videollama2.errors import MissingDependencyError
+from videollama2.errors import ConfigError
 from videollama2.eval.samples import StoredAnswer
-from videollama2.flags import add_answer_flags, add_model_flags, add_num_frames_flag, frame_options, model_options
-from videollama2.ranks import own_device, rank_and_world
+from videollama2.flags import (
+    add_answer_flags,
+    add_model_flags,
+    add_num_frames_flag,
+    check_without_effect,
+    frame_options,
+    number,
+)
+from videollama2.ranks import rank_and_world
+from videollama2.serve.part_flags import add_reservation_flags
+from videollama2.serve.worker.flags import (
+    RAY,
+    add_engine_choice,
+    add_replica_engine_flag,
+    check_installed,
+    check_own_engine,
+)
 
 WORK_SUFFIX = ".work"
 
-_SERVE_HINT = "videollama2 batch needs the packages of serving: pip install 'videollama2[serve]'"
+OnAnswer = Callable[[StoredAnswer], None]
+"""Called with each answer as soon as it is there."""
 
 
 def add_batch_command(commands: Any) -> None:
@@ -56,10 +74,20 @@ def add_batch_command(commands: Any) -> None:
     add_num_frames_flag(media)
     add_answer_flags(media, max_new_tokens=None, max_new_tokens_help="longest answer (default: as many as fit)")
     engine = parser.add_argument_group("engine")
-    engine.add_argument("--engine", choices=("own", "vllm"), default="own", help="what answers (default %(default)s)")
+    add_engine_choice(engine, has_ray=True)
     engine.add_argument("--max-batch", type=int, metavar="N", help="answers computed together (default: what fits)")
     engine.add_argument("--max-length", type=int, metavar="N", help="tokens of a prompt with its answer")
+    _add_replicas(parser)
     add_debug_flag(parser)
+
+
+def _add_replicas(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("replicas on a Ray cluster")
+    add_replica_engine_flag(group)
+    group.add_argument(
+        "--max-replicas", type=number(1), metavar="N", help="copies of the model (default: as many as have room)"
+    )
+    add_reservation_flags(group)
 
 
 def batch(args: argparse.Namespace) -> int:
@@ -71,6 +99,7 @@ def batch(args: argparse.Namespace) -> int:
     from videollama2.eval.store import AnswerStore
 
     rank, world = rank_and_world()
+    _check_engine(args, world)
     lines = [replace(line, body=_with_defaults(line.body, args)) for line in read_requests(args.input, args.question)]
     store = AnswerStore(
         args.output.with_name(args.output.name + WORK_SUFFIX),
@@ -81,9 +110,45 @@ def batch(args: argparse.Namespace) -> int:
     failed = {name for name, answer in known.items() if answer.error is not None}
     waiting = [line for line in lines[rank::world] if line.custom_id not in known or _is_again(line, failed, args)]
     if waiting:
-        with store.shard(rank, world) as shard, _service(args) as service:
-            asyncio.run(_answer_all(service, waiting, shard.append, len(lines[rank::world])))
+        total = len(lines[rank::world])
+        with store.shard(rank, world) as shard, _bar(total, total - len(waiting)) as bar:
+
+            def keep(answer: StoredAnswer) -> None:
+                shard.append(answer)
+                bar.update()
+
+            _answer_all(args, waiting, keep)
     return _finish(store, lines, args.output)
+
+
+def _check_engine(args: argparse.Namespace, world: int) -> None:
+    """Check the flags of the engine, and that the package of an engine of another project is installed."""
+    runs = args.replica_engine if args.engine == RAY else args.engine
+    if args.engine != RAY:
+        check_without_effect(args, _add_replicas, "only with --engine ray")
+    elif world > 1:
+        raise ConfigError("--engine ray shares the work among the machines of its cluster; start one process")
+    if runs == "own":
+        check_own_engine(args)
+    else:
+        from videollama2.engines.vllm.engine import check_flags
+
+        check_flags(args)
+    check_installed((args.engine, runs))
+
+
+def _answer_all(args: argparse.Namespace, lines: Sequence[BatchLine], on_answer: OnAnswer) -> None:
+    if args.engine == RAY:
+        from videollama2.engines.ray.batch import answer_on_cluster
+
+        answer_on_cluster(args, lines, on_answer)
+    else:
+        with open_service(args) as service:
+            asyncio.run(_answer_here(service, lines, on_answer))
+
+
+def _bar(total: int, done: int) -> tqdm[Any]:
+    return tqdm(total=total, initial=done, desc="answering", unit="request", disable=hides_bar(True))
 
 
 def _is_again(line: BatchLine, failed: set[str], args: argparse.Namespace) -> bool:
@@ -109,10 +174,6 @@ def _reply_of(answer: Any) -> BatchReply:
     return BatchReply(answer.id, stored["status"], stored["body"])
 
 
-def _name_of(args: argparse.Namespace) -> str:
-    return args.served_model_name or Path(args.model_path).name
-
-
 def _with_defaults(body: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     """Return the body with the command's flags as defaults for missing fields."""
     given: dict[str, Any] = {"temperature": args.temperature or None, "top_p": args.top_p, "seed": args.seed}
@@ -123,7 +184,7 @@ def _with_defaults(body: dict[str, Any], args: argparse.Namespace) -> dict[str, 
     if frames:
         filled["mm_processor_kwargs"] = {**frames, **(body.get("mm_processor_kwargs") or {})}
     if args.served_model_name is None:
-        filled["model"] = _name_of(args)
+        filled["model"] = name_of_model(args)
     return filled
 
 
@@ -138,82 +199,27 @@ def _digest(lines: Sequence[BatchLine]) -> str:
 # ---------------------------------------------------------------------------------------------------------- answering
 
 
-@contextmanager
-def _service(args: argparse.Namespace) -> Iterator[Any]:
-    """Run a worker's service in this process.
-
-    Raises:
-        MissingDependencyError: the packages for serving are not installed.
-    """
-    try:
-        from videollama2.serve.settings import MediaPolicy
-        from videollama2.serve.untrusted_media.sandbox import Sandbox
-        from videollama2.serve.worker.app import WorkerService
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(_SERVE_HINT) from error
-    # The requests are the user's own, so they may name any file on this machine.
-    policy = MediaPolicy(media_root=Path("/"), max_bytes=4 << 30)
-    with _engine(args) as engine, closing(Sandbox.of(policy, engine.processor)) as sandbox:
-        yield WorkerService(engine, _name_of(args), policy, sandbox)
-
-
-def _engine(args: argparse.Namespace) -> AbstractContextManager[Any]:
-    """Open the engine that the flags ask for.
-
-    Raises:
-        MissingDependencyError: its package is not installed. ConfigError: a flag has no meaning for it.
-    """
-    sizes = {"max_batch": args.max_batch, "max_length": args.max_length}
-    if args.engine == "vllm":
-        from videollama2.engines.vllm.engine import VllmEngine, check_flags
-
-        check_flags(args)
-        return VllmEngine(args.model_path, **sizes, **({} if args.dtype is None else {"dtype": args.dtype}))
-    from videollama2.inference.api import model_init
-    from videollama2.inference.engine import Engine
-
-    options = model_options(args)
-    options["device"] = options["device"] or own_device()
-    model, processor, _ = model_init(args.model_path, **options)
-    return Engine(model, processor, **sizes)
-
-
-async def _answer_all(
-    service: Any, lines: Sequence[BatchLine], on_answer: Callable[[StoredAnswer], None], total: int
-) -> None:
+async def _answer_here(service: Any, lines: Sequence[BatchLine], on_answer: OnAnswer) -> None:
     """Send all requests, as many at a time as keep the engine busy; call ``on_answer`` with each reply."""
-    import httpx
+    async with Answering(service) as answering:
 
-    from videollama2.serve.settings import Security
-    from videollama2.serve.worker.app import make_worker_app
-
-    transport = httpx.ASGITransport(app=make_worker_app(service, Security(max_body_bytes=6 << 30)))
-    # Enough requests to refill the running batch while its oldest answer is still being generated.
-    free = asyncio.Semaphore(min(3 * service.engine.max_batch, service.engine.max_queue))
-    done = total - len(lines)
-    with tqdm(total=total, initial=done, desc="answering", unit="request", disable=hides_bar(True)) as bar:
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=None) as client:
-
-            async def answer(line: BatchLine) -> None:
-                try:
-                    reply = await client.post(line.url, json=line.body)
-                    on_answer(_stored(line, reply.status_code, reply.json()))
-                    bar.update()
-                finally:
-                    free.release()
-
-            asking: set[asyncio.Task[None]] = set()
+        async def answer(line: BatchLine) -> None:
             try:
-                for line in lines:
-                    await free.acquire()
-                    _raise_from(asking)
-                    task = asyncio.create_task(answer(line))
-                    asking.add(task)
-                await asyncio.gather(*asking)
+                on_answer(await answering.answer(line))
             finally:
-                for task in asking:
-                    task.cancel()
-                await asyncio.gather(*asking, return_exceptions=True)
+                answering.free.release()
+
+        asking: set[asyncio.Task[None]] = set()
+        try:
+            for line in lines:
+                await answering.free.acquire()
+                _raise_from(asking)
+                asking.add(asyncio.create_task(answer(line)))
+            await asyncio.gather(*asking)
+        finally:
+            for task in asking:
+                task.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
 
 
 def _raise_from(asking: set[asyncio.Task[None]]) -> None:
@@ -221,8 +227,3 @@ def _raise_from(asking: set[asyncio.Task[None]]) -> None:
     for task in [task for task in asking if task.done()]:
         asking.remove(task)
         task.result()
-
-
-def _stored(line: BatchLine, status: int, body: dict[str, Any]) -> StoredAnswer:
-    error = None if status < 400 else str(body.get("error", {}).get("message", f"status {status}"))
-    return StoredAnswer(line.custom_id, json.dumps({"status": status, "body": body}), error)

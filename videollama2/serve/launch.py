@@ -13,13 +13,12 @@ import secrets
 import signal
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Any
 
 from videollama2.commands import add_debug_flag
 from videollama2.constants import DEFAULT_MODEL_NAME
-from videollama2.errors import ConfigError, MissingDependencyError
-from videollama2.flags import number, port
+from videollama2.errors import ConfigError
+from videollama2.flags import check_without_effect, number, port
 from videollama2.serve.part_flags import add_replica_flags
 from videollama2.serve.parts import Launcher, Part
 from videollama2.serve.settings import (
@@ -34,7 +33,9 @@ from videollama2.serve.worker.flags import (
     RAY,
     RAY_MODULE,
     WORKER_MODULES,
+    add_replica_engine_flag,
     add_worker_flags,
+    check_installed,
     check_own_engine,
     model_name_of,
 )
@@ -97,12 +98,7 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
 
 def _add_replicas(parser: argparse.ArgumentParser) -> None:
     add_replica_flags(parser)
-    parser.add_argument(
-        "--replica-engine",
-        choices=tuple(WORKER_MODULES),
-        default="own",
-        help="engine of the replicas, with --engine ray (default %(default)s)",
-    )
+    add_replica_engine_flag(parser)
 
 
 def _add_security(parser: argparse.ArgumentParser) -> None:
@@ -137,30 +133,13 @@ def run(args: argparse.Namespace) -> int:
 def _check_engine(args: argparse.Namespace) -> None:
     """Check the flags of the engine, and that the package of an engine of another project is installed."""
     if args.engine == RAY:
-        _check_without_effect(args, _add_workers, "not with --engine ray, which has replicas in place of workers")
+        check_without_effect(args, _add_workers, "not with --engine ray, which has replicas in place of workers")
     else:
-        _check_without_effect(args, _add_replicas, "only with --engine ray")
+        check_without_effect(args, _add_replicas, "only with --engine ray")
     runs = args.replica_engine if args.engine == RAY else args.engine
     if runs == "own":
         check_own_engine(args)
-    for engine in dict.fromkeys((args.engine, runs)):
-        if engine != "own" and find_spec(engine) is None:
-            raise MissingDependencyError(f"--engine {engine} is not installed: pip install 'videollama2[{engine}]'")
-
-
-def _check_without_effect(
-    args: argparse.Namespace, add_flags: Callable[[argparse.ArgumentParser], object], rule: str
-) -> None:
-    """Check that flags which would have no effect were not given.
-
-    Raises:
-        ConfigError: one of them has another value than its default.
-    """
-    parser = argparse.ArgumentParser(add_help=False)
-    add_flags(parser)
-    for name, usual in vars(parser.parse_args([])).items():
-        if getattr(args, name) != usual:
-            raise ConfigError(f"--{name.replace('_', '-')}: {rule}")
+    check_installed((args.engine, runs))
 
 
 def _ray_parts(args: argparse.Namespace) -> list[list[Part]]:

@@ -72,6 +72,18 @@ def add_replica_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--scale-down-after", type=seconds, default=600.0, metavar="SECONDS", help="of low load (default %(default)g)"
     )
+    add_reservation_flags(group)
+    group.add_argument(
+        "--fronts",
+        type=number(1),
+        default=1,
+        metavar="N",
+        help="processes of the API, each on a machine of its own (default %(default)s)",
+    )
+
+
+def add_reservation_flags(group: argparse._ActionsContainer) -> None:
+    """Add the flags for the processors that Ray reserves for each copy of a model."""
     group.add_argument(
         "--gpus-per-replica",
         type=share,
@@ -80,13 +92,6 @@ def add_replica_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--cpus-per-replica", type=share, default=1.0, metavar="X", help="cores to reserve (default %(default)g)"
-    )
-    group.add_argument(
-        "--fronts",
-        type=number(1),
-        default=1,
-        metavar="N",
-        help="processes of the API, each on a machine of its own (default %(default)s)",
     )
 
 

@@ -13,8 +13,9 @@ from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 
 from videollama2.engines.ray.client import Answering, ReplicaClient, lost
-from videollama2.engines.ray.core import ray, serve
+from videollama2.engines.ray.core import serve
 from videollama2.engines.ray.metrics import ClusterMetrics
+from videollama2.engines.ray.placement import gpus_of, placed
 from videollama2.errors import EngineError
 from videollama2.serve.cluster.protocol import WorkerStatus
 from videollama2.serve.settings import Security, read_media_policy, read_security
@@ -91,15 +92,6 @@ def _replicas(args: argparse.Namespace) -> Deployment:
     )(EngineReplica)
 
 
-def gpus_of(args: argparse.Namespace) -> float:
-    """Return the number of GPUs that a replica reserves."""
-    if args.gpus_per_replica is not None:
-        return args.gpus_per_replica
-    if args.device == "cpu" or not (ray.is_initialized() and ray.cluster_resources().get("GPU")):
-        return 0.0
-    return float(args.tensor_parallel_size or 1)
-
-
 # ------------------------------------------------------------------------------------------------------------ replicas
 
 
@@ -111,16 +103,11 @@ def open_engine(args: argparse.Namespace) -> AbstractContextManager[BackEnd]:
     """
     if args.engine == "vllm":
         from videollama2.engines.vllm.worker import open_vllm_engine
-        from videollama2.serve.worker.flags import EngineOption
 
-        # The processes of one replica share the GPUs that Ray reserved for it on one machine.
-        options = [EngineOption("distributed_executor_backend=mp"), *(args.engine_option or ())]
-        return open_vllm_engine(argparse.Namespace(**{**vars(args), "engine_option": options}))
+        return open_vllm_engine(placed(args))
     from videollama2.serve.model_worker import open_own_engine
 
-    if args.device is None and not ray.get_runtime_context().get_accelerator_ids().get("GPU"):
-        args.device = "cpu"  # a GPU that was not reserved belongs to somebody else
-    return open_own_engine(args)
+    return open_own_engine(placed(args))
 
 
 class EngineReplica:

@@ -52,15 +52,23 @@ def run(args: argparse.Namespace) -> int:
         EngineError: Ray cannot start, or the application does not start; the log says why.
     """
     try:
-        from videollama2.engines.ray.core import ray, serve
+        from videollama2.engines.ray.core import joined
     except ModuleNotFoundError as error:
         raise MissingDependencyError("Ray Serve is not installed: pip install 'videollama2[ray]'") from error
-    from videollama2.engines.ray.deployments import application
     from videollama2.serve.web.app import warn_if_open
 
     warn_if_open(args.host, read_security(args))
+    with joined():
+        _serve(args)
+    return 0
+
+
+def _serve(args: argparse.Namespace) -> None:
+    """See :func:`run`."""
+    from videollama2.engines.ray.core import ray, serve
+    from videollama2.engines.ray.deployments import application
+
     try:
-        ray.init(log_to_driver=True)
         where = "HeadOnly" if is_loopback(args.host) else "EveryNode"
         serve.start(proxy_location=where, http_options={"host": args.host, "port": args.port})
         serve.run(application(models_of(args)), name=APPLICATION, route_prefix="/")
@@ -72,8 +80,6 @@ def run(args: argparse.Namespace) -> int:
         signal.signal(number, lambda *_: stopped.set())
     stopped.wait()
     serve.delete(APPLICATION)
-    ray.shutdown()
-    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

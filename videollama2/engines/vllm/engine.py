@@ -31,6 +31,7 @@ from videollama2.inference.answer import Answer
 from videollama2.inference.back_end import CacheUse
 from videollama2.inference.request import Request
 from videollama2.processing import VideoLlama2Processor
+from videollama2.serve.worker.flags import engine_options
 
 MAX_LENGTH = 4096
 _MEDIA_THREADS = 2
@@ -46,6 +47,19 @@ def check_flags(args: argparse.Namespace) -> None:
     given = [name for name in _OF_OWN_ENGINE if getattr(args, name, None)]
     if given:
         raise ConfigError(f"--{given[0].replace('_', '-')} is for the own engine; --engine vllm has no such option")
+
+
+def vllm_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the flags of a command line that are fields of vLLM's ``AsyncEngineArgs``.
+
+    Raises:
+        ConfigError: a flag is for the package's own engine.
+    """
+    check_flags(args)
+    options = engine_options(args)
+    if args.dtype is not None:
+        options["dtype"] = args.dtype
+    return options
 
 
 class VllmEngine:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from videollama2.engines.vllm.engine import VllmEngine, check_flags
+from videollama2.engines.vllm.engine import VllmEngine, vllm_options
 from videollama2.serve.model_worker import main
-from videollama2.serve.worker.flags import engine_options
 
 
 def open_vllm_engine(args: argparse.Namespace) -> VllmEngine:
@@ -21,16 +20,12 @@ def open_vllm_engine(args: argparse.Namespace) -> VllmEngine:
         ConfigError: a flag has no meaning for vLLM.
         MissingDependencyError, CheckpointError, EngineError: see :class:`VllmEngine`.
     """
-    check_flags(args)
-    options = engine_options(args)
-    if args.dtype is not None:
-        options["dtype"] = args.dtype
     return VllmEngine(
         args.model_path,
         max_batch=args.limit_model_concurrency,
         max_length=args.max_length,
         max_queue=args.max_queue,
-        **options,
+        **vllm_options(args),
     )
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import PurePath
 from typing import Any
 
 from videollama2 import flags
 from videollama2.constants import DEFAULT_MODEL_NAME
-from videollama2.errors import ConfigError
+from videollama2.errors import ConfigError, MissingDependencyError
 from videollama2.flags import number, seconds
 
 WORKER_MODULES = {"own": "videollama2.serve.model_worker", "vllm": "videollama2.engines.vllm.worker"}
@@ -79,7 +81,7 @@ def add_worker_flags(parser: argparse.ArgumentParser, is_several: bool = False, 
             "--model-name", metavar="NAME", help="what clients call it (default: last part of the path)"
         )
     engine = parser.add_argument_group("engine")
-    _add_engine_choice(engine, has_ray)
+    add_engine_choice(engine, has_ray)
     engine.add_argument(
         "--limit-model-concurrency",
         type=number(1),
@@ -121,7 +123,12 @@ def add_worker_flags(parser: argparse.ArgumentParser, is_several: bool = False, 
     parser.add_argument("--log-prompts", action="store_true", help="write questions to the log")
 
 
-def _add_engine_choice(engine: argparse._ArgumentGroup, has_ray: bool) -> None:
+def add_engine_choice(engine: argparse._ActionsContainer, has_ray: bool) -> None:
+    """Add the flags that choose an engine, and those for an engine of another project.
+
+    Args:
+        has_ray: whether the engine may be Ray.
+    """
     choices = (*WORKER_MODULES, *((RAY,) if has_ray else ()))
     engine.add_argument("--engine", choices=choices, default="own", help="what runs the model (default %(default)s)")
     engine.add_argument(
@@ -134,6 +141,27 @@ def _add_engine_choice(engine: argparse._ArgumentGroup, has_ray: bool) -> None:
         metavar="NAME=VALUE",
         help="field of vLLM's engine arguments, with a value in JSON or a plain text; repeatable (vllm only)",
     )
+
+
+def add_replica_engine_flag(parser: argparse._ActionsContainer) -> None:
+    """Add the flag that chooses the engine of each copy of a model on a Ray cluster."""
+    parser.add_argument(
+        "--replica-engine",
+        choices=tuple(WORKER_MODULES),
+        default="own",
+        help="engine of the replicas, with --engine ray (default %(default)s)",
+    )
+
+
+def check_installed(engines: Iterable[str]) -> None:
+    """Check that the packages of engines of other projects are installed.
+
+    Raises:
+        MissingDependencyError: one of them is not.
+    """
+    for engine in engines:
+        if engine != "own" and find_spec(engine) is None:
+            raise MissingDependencyError(f"--engine {engine} is not installed: pip install 'videollama2[{engine}]'")
 
 
 def model_name_of(path: str) -> str:

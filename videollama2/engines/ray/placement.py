@@ -1,0 +1,27 @@
+"""What a copy of a model may use of the machine on which Ray has placed it."""
+
+from __future__ import annotations
+
+import argparse
+
+from videollama2.engines.ray.core import ray
+from videollama2.serve.worker.flags import EngineOption
+
+
+def gpus_of(args: argparse.Namespace) -> float:
+    """Return the number of GPUs that a replica reserves."""
+    if args.gpus_per_replica is not None:
+        return args.gpus_per_replica
+    if args.device == "cpu" or not (ray.is_initialized() and ray.cluster_resources().get("GPU")):
+        return 0.0
+    return float(args.tensor_parallel_size or 1)
+
+
+def placed(args: argparse.Namespace) -> argparse.Namespace:
+    """Return the flags of this replica's engine, which may use what Ray reserved for the replica and nothing else."""
+    if args.engine == "vllm":
+        # The processes of one replica share the GPUs that Ray reserved for it on one machine.
+        options = [EngineOption("distributed_executor_backend=mp"), *(args.engine_option or ())]
+        return argparse.Namespace(**{**vars(args), "engine_option": options})
+    has_gpu = ray.get_runtime_context().get_accelerator_ids().get("GPU")
+    return argparse.Namespace(**{**vars(args), "device": args.device or (None if has_gpu else "cpu")})
