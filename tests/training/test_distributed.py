@@ -2,19 +2,15 @@
 
 import importlib.util
 import json
-import signal
 import subprocess
 import sys
-import time
-from multiprocessing.process import BaseProcess
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
-from torch.distributed import TCPStore
 
 from tests.conftest import ROOT
-from tests.forked import kill, start_rank
 from videollama2 import train
 from videollama2.checkpoints import load_pretrained_model
 from videollama2.data.collator import TrainingCollator
@@ -23,7 +19,7 @@ from videollama2.errors import CheckpointError
 from videollama2.training.eval_loss import sums_over
 from videollama2.training.sharding import load_engine
 
-from .conftest import Run, copy_checkpoint, difference, environment, flags
+from .conftest import Run, command, copy_checkpoint, difference, environment, flags
 
 pytestmark = pytest.mark.slow
 needs_deepspeed = pytest.mark.skipif(
@@ -84,29 +80,24 @@ def test_killed_processes_go_on(launch):
 
 
 def test_a_killed_process_comes_back(launch, world, parts, tmp_path):
-    """What torchrun does with --max-restarts: it ends the others and starts all again, with the same store."""
+    """``torchrun --max-restarts``: the launcher ends the other process and starts both again."""
     options = {"max_steps": 24, "save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 2}
     whole = launch(2, **options)
-    log, argv = tmp_path / "log", flags(world, parts, tmp_path / "out", **options)
-    agent = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-
-    def attempt(number: int) -> list[BaseProcess]:
-        shared = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": str(number)}
-        return [start_rank(argv, rank, 2, agent.port, log, shared) for rank in range(2)]
-
-    first, second = attempt(0)
-    while second.is_alive() and log.read_text().count("'loss'") < 7:
-        time.sleep(0.02)
-    kill(second)
-    first.terminate()
-    for rank in (first, second):
-        rank.join(120)
-    assert second.exitcode == -signal.SIGKILL and first.exitcode not in (0, None), log.read_text()[-3000:]
-    assert not (tmp_path / "out" / "trainer_state.json").exists()
-    for rank in attempt(1):
-        rank.join(300)
-        assert rank.exitcode == 0, log.read_text()[-3000:]
-    assert difference(whole.weights, Run(tmp_path / "out").weights) <= 1e-6
+    folder, log = tmp_path / "out", tmp_path / "log"
+    argv = command(flags(world, parts, folder, **options), 2)
+    argv.insert(argv.index("--standalone"), "--max-restarts=1")
+    steps, ranks = 0, {}
+    with log.open("w") as told:
+        launcher = subprocess.Popen(argv, env=environment(), cwd=ROOT, stdout=subprocess.PIPE, stderr=told, text=True)
+        for _ in filter(lambda line: "'loss'" in line, launcher.stdout):
+            steps += 1
+            ranks |= {rank.pid: rank for rank in psutil.Process(launcher.pid).children()}
+            if steps == 7:
+                next(rank for rank in ranks.values() if rank.environ()["RANK"] == "1").kill()
+        launcher.stdout.close()
+    assert launcher.wait(300) == 0, log.read_text()[-3000:]
+    assert len(ranks) == 4, "two processes, and two more after one of them had died"
+    assert difference(whole.weights, Run(folder).weights) <= 1e-6
 
 
 ENDING = """
