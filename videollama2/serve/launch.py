@@ -12,7 +12,6 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Callable
 from typing import Any
 
 from videollama2.commands import add_debug_flag
