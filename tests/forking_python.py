@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import struct
 import sys
@@ -70,6 +71,9 @@ def forking_python(folder: Path) -> Iterator[Path]:
 
 def _serve(listener: socket.socket, parent: Connection) -> None:
     """Start a process for each program, until the tests end."""
+    # A signal to the whole group of the tests is for the programs; what watches over them ends when the tests do.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     attending: dict[int, BaseProcess] = {}
     while parent not in (ready := wait([listener, parent, *attending])):
         for sentinel in attending.keys() & set(ready):
@@ -93,7 +97,7 @@ def _attend(client: socket.socket) -> None:
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
-    program = _FORK.Process(target=forked.become_python, args=(words, folder, variables))
+    program = _FORK.Process(target=_run, args=(words, folder, variables))
     program.start()
     assert program.pid is not None
     threading.Thread(target=_pass_on, args=(client, program.pid), daemon=True).start()
@@ -101,6 +105,12 @@ def _attend(client: socket.socket) -> None:
     assert program.exitcode is not None
     with suppress(OSError):  # the client was killed
         client.sendall(program.exitcode.to_bytes(8, "big", signed=True))
+
+
+def _run(words: list[str], folder: str, variables: dict[str, str]) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    forked.become_python(words, folder, variables)
 
 
 def _pass_on(client: socket.socket, pid: int) -> None:

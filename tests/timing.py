@@ -19,7 +19,7 @@ SLOW_S = 10.0
 FAILS_AT_S = 2 * SLOW_S
 
 
-def _processor_seconds() -> float:
+def processor_seconds() -> float:
     """Of this process, of the children it has waited for, and of those that live, with theirs."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system + _of_living_children("self")
@@ -52,9 +52,9 @@ class ProcessorTimes:
 
     @contextmanager
     def _measured(self, item: pytest.Item, phase: str) -> Iterator[None]:
-        start = _processor_seconds()
+        start = processor_seconds()
         yield
-        item.user_properties.append((phase, _processor_seconds() - start))
+        item.user_properties.append((phase, processor_seconds() - start))
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Iterator[None]:

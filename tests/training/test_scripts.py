@@ -1,7 +1,6 @@
 """The published scripts: their numbers, what they refuse, and that they train on the built-in world."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -15,6 +14,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import ROOT
 from tests.forked import run_ranks
+from tests.timing import processor_seconds
 from videollama2 import train
 from videollama2.checkpoints import load_pretrained_model
 from videollama2.eval.__main__ import main as evaluate
@@ -285,13 +285,12 @@ def test_tiny_model_from_nothing_beats_chance_in_minutes(tmp_path, port, python_
     several has a name takes an hour."""
     variables = {"RUN": tmp_path, "QUICK": 1, "NPROC_PER_NODE": 2, "WORLD_SIZE": 1, "MASTER_PORT": port}
     variables["PYTHON"] = python_of_forks
-    begin = os.times()
+    begin = processor_seconds()
     once = ("--media_cache", tmp_path / "frames")  # most clips are met several times
     done = call("shapes/train.sh", "--save_strategy", "no", "--report_to", "none", *once, **variables)
     assert done.returncode == 0, done.stderr[-3000:]
-    end = os.times()
-    used = end.children_user + end.children_system - begin.children_user - begin.children_system
-    assert used < 2 * 600  # five minutes of two quiet cores; where others use them, seconds of a core do less
+    # Five minutes of two quiet cores; where others use them, seconds of a core do less.
+    assert processor_seconds() - begin < 2 * 600
     assert done.stdout.count("1 nodes x 2 processes x 4 samples x 1 steps = 8 samples") == 2
     files = (tmp_path / stage / "mm_projector.bin" for stage in ("start", "pretrain"))
     before, after = (torch.load(file, weights_only=True) for file in files)
