@@ -170,7 +170,8 @@ def test_deepspeed_file_that_is_not_there(world, parts, tmp_path, capsys):
     [
         ({"torch_compile": True}, "--torch_compile True is refused"),
         ({"torch_compile_backend": "inductor"}, "--torch_compile_backend inductor is refused"),
-        ({"fsdp": "full_shard auto_wrap"}, "scripts/zero3.json"),
+        ({"fsdp": "full_shard auto_wrap"}, "FSDP2 is --fully_shard True"),
+        ({"fully_shard": True}, "there is only one"),
         ({"fsdp_config": '{"version": 2}'}, "--fsdp_config"),
         ({"enable_jit_checkpoint": True}, "SIGTERM and SIGUSR1 leave a whole checkpoint"),
         ({"auto_find_batch_size": True}, "--per_device_train_batch_size"),

@@ -54,6 +54,10 @@ def test_learns_the_same_to_the_bit(run, asked, benchmarks, world):
     assert [line["step"] for line in lines] == [0, 0, 1, 1, 2, 2]
     assert {line["name"] for line in lines[:2]} == {line["name"] for line in lines[4:]}
 
+    report = (told.folder / "report.md").read_text()
+    assert "| question | right answer | before | after 2 steps |" in report
+    assert "| moving shapes accuracy | moving shapes accuracy strict |" in report and lines[0]["wanted"] in report
+
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     (folder,) = (told.folder / "runs").iterdir()
     events = accumulator.EventAccumulator(str(folder), size_guidance={"images": 0, "tensors": 0}).Reload()
@@ -96,7 +100,10 @@ def test_shares_of_processes_make_the_same_marks(benchmarks, tmp_path):
         ({"eval_benchmarks": "nothing", "eval_steps": 1}, "there is no benchmark 'nothing'"),
         ({"eval_questions": 3}, "--eval_questions 3 has no effect without --eval_benchmarks"),
         ({"eval_strategy": "steps"}, "needs --eval_data_path or --eval_benchmarks"),
-        ({"eval_benchmarks": "moving_shapes", "eval_steps": 1, "deepspeed": "scripts/zero3.json"}, "ZeRO-3 cuts"),
+        (
+            {"eval_benchmarks": "moving_shapes", "eval_steps": 1, "deepspeed": "scripts/zero3.json"},
+            "which ZeRO-3 and --fully_shard cut",
+        ),
         ({"sample_answers": 2, "deepspeed": "scripts/zero3.json"}, "--sample_answers: answering needs whole weights"),
     ],
 )

@@ -2,11 +2,13 @@
 
 import json
 import math
+from importlib.util import find_spec
 
 import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
+from tests.conftest import ROOT
 from videollama2 import train
 from videollama2.data.collator import TrainingCollator
 from videollama2.data.dataset import VideoInstructionDataset
@@ -132,9 +134,14 @@ def test_prefers_and_resumes_exactly(run, pairs, tmp_path, kind):
 def test_two_processes_learn_the_same(run, launch, pairs):
     options = {**DPO, "data_path": pairs, "max_steps": 2}
     alone = run(**{**options, "per_device_train_batch_size": 4})
-    both = launch(2, **{**options, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2})
+    apart = {**options, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+    both = launch(2, **apart)
     assert both.losses == pytest.approx(alone.losses, abs=1e-6)
     assert difference(alone.weights, both.weights) < 1e-4
+    if find_spec("deepspeed") is not None:
+        zero = launch(2, **apart, deepspeed=ROOT / "scripts" / "zero2.json")
+        assert zero.losses == pytest.approx(both.losses, abs=1e-5)
+        assert difference(zero.weights, both.weights) < 1e-4
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,8 @@ def test_each_line_of_a_step(run):
         assert {"loss", "grad_norm", "learning_rate", "samples_per_second", "data_wait_share"} <= row.keys()
         assert row["visual_tokens_per_second"] + row["text_tokens_per_second"] > row["samples_per_second"] > 0
         assert 0 <= row["data_wait_share"] < 1
+        shares = [row[f"{part}_share"] for part in ("encoder", "decoder", "optimizer")]
+        assert min(shares) > 0 and sum(shares) + row["data_wait_share"] <= 1.01
         assert row["peak_memory_gb"] > 0.05
         assert row["mm_projector_lr"] == pytest.approx(row["learning_rate"] / 2)
         assert row["vision_tower_lr"] == pytest.approx(row["learning_rate"] / 4)

@@ -40,6 +40,8 @@ def save_model(
             name: tensor.to(dtype) if tensor.is_floating_point() else tensor
             for name, tensor in (state or model.state_dict()).items()
         }
+    if state is not None:
+        state = _with_ties(model, state)
     with _generating(model):
         model.save_pretrained(folder, state_dict=state)
         if dtype is not None:
@@ -49,6 +51,18 @@ def save_model(
                 part.dtype = dtype
             config.save_pretrained(folder)
     processor.save_pretrained(folder)
+
+
+def _with_ties(model: VideoLlama2ForConditionalGeneration, state: State) -> State:
+    """Return the weights with one tensor for all names of a parameter, so that it is written once.
+
+    Gathering or casting weights makes a tensor for each name.
+    """
+    first: dict[int, str] = {}
+    names = {
+        name: first.setdefault(id(weight), name) for name, weight in model.named_parameters(remove_duplicate=False)
+    }
+    return {name: state.get(names.get(name, name), tensor) for name, tensor in state.items()}
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from videollama2.model.packed_attention import keep_records_apart
 from videollama2.processing import VideoLlama2Processor
 from videollama2.training.flags import DataArguments, ModelArguments, TrainingArguments
 from videollama2.training.frozen_features import use_features
+from videollama2.training.fully_shard import shard
 from videollama2.training.hearing import new_ears, set_hearing
 from videollama2.training.lora import add_lora, fused_experts
 from videollama2.training.meter import weights_of
@@ -73,12 +74,14 @@ def build_model(
     if training_args.lora_enable:
         add_lora(model, training_args)
     choose_trainable(model, model_args, training_args)
-    if training_args.bf16 and not training_args.deepspeed:
+    if training_args.bf16 and not (training_args.deepspeed or training_args.fully_shard):
         _cast_frozen(model, torch.bfloat16)
     if data_args.features:
         use_features(model, processor, data_args, training_args)
-    if training_args.deepspeed:
+    if training_args.deepspeed or training_args.fully_shard:
         encode_uniformly(model)
+    if training_args.fully_shard:
+        shard(model, training_args)
     return model, processor
 
 

@@ -9,10 +9,7 @@ class EvaluationFlags:
 
     eval_benchmarks: list[str] | None = field(
         default=None,
-        metadata={
-            "help": "Benchmarks of `videollama2 eval list`, or files of questions, asked every --eval_steps with the "
-            "weights of the moment."
-        },
+        metadata={"help": "Benchmarks of `videollama2 eval list`, or files of questions, asked in every evaluation."},
     )
     eval_benchmarks_folder: str = field(
         default="eval", metadata={"help": "Folder that holds the data folders of these benchmarks."}

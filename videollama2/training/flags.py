@@ -252,7 +252,7 @@ _COMPILING = (
     "the frames and tokens of each batch differ in number, which makes torch recompile for minutes and fail in "
     "the backward pass"
 )
-_FSDP = "weights are sharded by --deepspeed scripts/zero3.json; this trainer does not know FSDP's"
+_FSDP = "accelerate would shard on GPUs alone; FSDP2 is --fully_shard True"
 
 RECOMPUTED = ("language_model", "mm_projector", "vision_tower", "audio_tower")
 """Parts of the model that can recompute their activations."""
@@ -294,6 +294,10 @@ class TrainingArguments(ObjectiveFlags, EvaluationFlags, transformers.TrainingAr
         metadata={"help": "Resume from the newest readable checkpoint if newer ones are damaged."},
     )
     optim: str = field(default="adamw_torch_fused", metadata={"help": "Any optimizer of transformers."})
+    fully_shard: bool = field(
+        default=False,
+        metadata={"help": "FSDP2: cut weights, gradients and optimizer state into slices, one for each process."},
+    )
     gradient_checkpointing_parts: list[str] = field(
         default_factory=lambda: list(RECOMPUTED),
         metadata={"help": "With --gradient_checkpointing: the parts that recompute. Default: all parts."},
@@ -350,7 +354,7 @@ class TrainingArguments(ObjectiveFlags, EvaluationFlags, transformers.TrainingAr
     # These flags of transformers would not do here what they promise and are refused; see _REFUSED.
     torch_compile: bool = field(default=False, metadata={"help": "Refused: the media of a batch vary in shape."})
     fsdp: str | None = field(
-        default=None, metadata={"nargs": "?", "const": "True", "help": "Refused: use --deepspeed scripts/zero3.json."}
+        default=None, metadata={"nargs": "?", "const": "True", "help": "Refused: use --fully_shard True."}
     )
     use_liger_kernel: bool = field(
         default=False, metadata={"help": "Refused: logits exist for a few positions at a time without it."}

@@ -36,6 +36,7 @@ FOLDED = (
     *("shuffle_buffer", "fps", "max_frames", "media_cache_gb", "features", "eval_benchmarks_folder", "eval_questions"),
     *("data_weights_by", "data_curriculum"),
     *("image_aspect_ratio", "pretrain_labels", "mm_vision_select_feature", "mm_projector_a_type"),
+    *("sample_answers", "answer_updates", "clip_ratio"),
 )
 """Flags of this program that few runs need. ``--help`` lists their names, ``--help_all`` describes them."""
 
@@ -52,7 +53,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *_unfolded(EvaluationFlags),
     ),
     "learning": (
-        *(f.name for f in fields(ObjectiveFlags)),
+        *_unfolded(ObjectiveFlags),
         *("learning_rate", "mm_projector_lr", "vision_tower_lr", "freeze_mm_mlp_adapter", "num_train_epochs"),
         *("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "optim", "weight_decay"),
         *("max_grad_norm", "lr_scheduler_type", "warmup_steps", "seed"),
@@ -65,6 +66,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
             "gradient_checkpointing_parts",
             "gradient_checkpointing_every",
             "deepspeed",
+            "fully_shard",
             "dataloader_num_workers",
         ),
     ),

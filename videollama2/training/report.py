@@ -15,6 +15,7 @@ import torch
 from videollama2 import __version__
 from videollama2.checkpoints.card import training_lines
 from videollama2.data.record import Record
+from videollama2.training.exams import read_answers
 
 REPORT_FILE = "report.md"
 
@@ -37,6 +38,9 @@ _RATES = {
     "visual_tokens_per_second": "visual tokens per second",
     "sound_tokens_per_second": "sound tokens per second",
     "data_wait_share": "share of time waiting for data",
+    "encoder_share": "share of time in encoders and connectors",
+    "decoder_share": "share of time in the decoder",
+    "optimizer_share": "share of time in the optimizer",
     "generation_share": "share of time answering",
     "model_flops_utilisation": "utilisation",
     "peak_memory_gb": "peak memory, GB",
@@ -58,6 +62,8 @@ def write_report(folder: Path, sets: Sequence[Sequence[Record]], processes: int,
     lines = [f"# {folder.resolve().name}", *training_lines(folder, folder)]
     lines += ["", "## Records", "", *_table(("file", "records", "media"), _records(sets))]
     lines += ["", "## Curves", "", *_curves(log), "", "## Rates", "", *_table(("mean over the log", ""), _rates(log))]
+    if answers := read_answers(folder):
+        lines += ["", "## Examples", "", *_examples(answers)]
     lines += ["", "## Environment", "", *_table(("", ""), _environment(processes, device))]
     path = folder / REPORT_FILE
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -78,14 +84,40 @@ def _records(sets: Sequence[Sequence[Record]]) -> Iterator[tuple[Any, ...]]:
 
 
 def _curves(log: list[dict[str, Any]]) -> list[str]:
-    names = [name for name in _CURVES if any(name in row for row in log)]
+    columns = {**_CURVES, **_marks_of(log)}
+    names = [name for name in columns if any(name in row for row in log)]
     rows = [row for row in log if any(name in row for name in names if name != "learning_rate")]
     step = max(1, -(-len(rows) // _POINTS))
     chosen = [
-        row for place, row in enumerate(rows) if place % step == 0 or place == len(rows) - 1 or "eval_loss" in row
+        row for place, row in enumerate(rows) if place % step == 0 or place == len(rows) - 1 or "eval_runtime" in row
     ]
     table = [(row["step"], *(f"{row[name]:.4g}" if name in row else "" for name in names)) for row in chosen]
-    return _table(("step", *(_CURVES[name] for name in names)), table)
+    return _table(("step", *(columns[name] for name in names)), table)
+
+
+def _marks_of(log: list[dict[str, Any]]) -> dict[str, str]:
+    """Return the names of benchmarks' numbers in the log, and their titles."""
+    plain = {"loss", "answer_accuracy", "answers", "runtime"}
+    names = dict.fromkeys(name for row in log for name in row if name.startswith("eval_"))
+    found = ((name, name.removeprefix("eval_")) for name in names)
+    return {name: title.replace("_", " ") for name, title in found if title not in plain}
+
+
+def _examples(answers: list[dict[str, Any]]) -> list[str]:
+    """Return a table of the sample answers before and after training."""
+    last = max(answer["step"] for answer in answers)
+    first, end = ({a["name"]: a for a in answers if a["step"] == step} for step in (0, last))
+    rows = [
+        (_cell(one["question"]), _cell(one["wanted"]), _cell(one["answer"]), _cell(end[name]["answer"]))
+        for name, one in first.items()
+        if name in end
+    ]
+    return _table(("question", "right answer", "before", f"after {last} steps"), rows)
+
+
+def _cell(text: str) -> str:
+    """Return a text as one cell of a table: on one line, and without what Markdown or HTML would read."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def _rates(log: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:

@@ -39,6 +39,7 @@ def check_arguments(model_args: ModelArguments, data_args: DataArguments, traini
         *_recompute_rules(training_args),
         *_objective_rules(model_args, data_args, training_args),
         *_exam_rules(training_args),
+        *_shard_rules(model_args, training_args),
         *_run_rules(training_args),
     ]
     for broken, message in rules:
@@ -340,9 +341,31 @@ def _grpo_rules(training_args: TrainingArguments) -> list[Rule]:
     ]
 
 
+def _shard_rules(model_args: ModelArguments, training_args: TrainingArguments) -> list[Rule]:
+    if not training_args.fully_shard:
+        return []
+    return [
+        (training_args.world_size < 2, "--fully_shard shares weights among processes, and there is only one"),
+        (bool(training_args.deepspeed), "--fully_shard and --deepspeed both cut weights into slices"),
+        (training_args.fp16, "--fully_shard computes in 32 bits or with --bf16 True; --fp16 scales gradients"),
+        (
+            training_args.objective != "answers",
+            f"--fully_shard: --objective {training_args.objective} computes with whole weights between steps",
+        ),
+        (
+            training_args.lora_enable or bool(model_args.parts_alone),
+            "--fully_shard is for runs that train whole weights: others have little to share, use DDP",
+        ),
+    ]
+
+
 def sample_answers(training_args: TrainingArguments) -> int:
-    """Return the number of sample answers: none under ZeRO-3, where no process has whole weights to answer with."""
-    return 0 if _zero_stage(training_args) == 3 else training_args.sample_answers
+    """Return the number of sample answers: none where no process has whole weights to answer with."""
+    return 0 if _in_slices(training_args) else training_args.sample_answers
+
+
+def _in_slices(training_args: TrainingArguments) -> bool:
+    return _zero_stage(training_args) == 3 or training_args.fully_shard
 
 
 def _exam_rules(training_args: TrainingArguments) -> list[Rule]:
@@ -354,15 +377,15 @@ def _exam_rules(training_args: TrainingArguments) -> list[Rule]:
             f"--eval_benchmarks {shown} needs --eval_steps N or --eval_strategy epoch",
         ),
         (
-            names and _zero_stage(training_args) == 3,
-            f"--eval_benchmarks {shown}: answering needs whole weights, which ZeRO-3 cuts into slices: use "
-            "scripts/zero2.json, or `videollama2 eval run` on checkpoints",
+            names and _in_slices(training_args),
+            f"--eval_benchmarks {shown}: answering needs whole weights, which ZeRO-3 and --fully_shard cut into "
+            "slices: use scripts/zero2.json, or `videollama2 eval run` on checkpoints",
         ),
         *_need(training_args, "eval_benchmarks", bool(names), ("eval_benchmarks_folder", "eval_questions")),
         (questions is not None and questions < 1, f"--eval_questions {questions} is below 1"),
         (
             "sample_answers" in training_args.given and sample_answers(training_args) < training_args.sample_answers,
-            "--sample_answers: answering needs whole weights, which ZeRO-3 cuts into slices",
+            "--sample_answers: answering needs whole weights, which ZeRO-3 and --fully_shard cut into slices",
         ),
         (training_args.sample_answers < 0, f"--sample_answers {training_args.sample_answers} is below 0"),
     ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import ProgressCallback, Trainer
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import TrainOutput
 
 from videollama2.checkpoints import load_checkpoint, load_connector
@@ -23,6 +25,14 @@ from videollama2.errors import DataError, VideoLlama2Error
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.processing import VideoLlama2Processor
 from videollama2.training.flags import TrainingArguments
+from videollama2.training.fully_shard import (
+    load_optimizer,
+    load_whole_state,
+    save_optimizer,
+    set_gradient_sync,
+    whole_state,
+    whole_tensor,
+)
 from videollama2.training.identity import RunIdentity
 from videollama2.training.resume import explain_failed_save, explain_unreadable, write_sizes
 from videollama2.training.run_folder import write_record
@@ -62,6 +72,8 @@ class SavingTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        # What transformers has no wrapper for: the model is sharded already, and is neither wrapped nor moved.
+        self.is_distributed_loading_by_transformers = self.args.fully_shard
         self.base = base
         self.parts_alone = parts_alone
         self.identity = identity
@@ -144,6 +156,8 @@ class SavingTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Write a folder that can be loaded as a model; unlike transformers, do not pickle the arguments."""
+        if self.args.fully_shard:
+            state_dict = whole_state(self.model)
         if not self.args.should_save:
             return
         folder = Path(output_dir) if output_dir else self.args.output_folder
@@ -168,6 +182,27 @@ class SavingTrainer(Trainer):
         with explain_failed_save(folder, remove=self.args.should_save):
             super()._save_checkpoint(model, trial)
         self.saved_step = self.state.global_step
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.fully_shard:  # transformers has written the first process's slices
+            path = Path(output_dir) / OPTIMIZER_NAME
+            save_optimizer(self.model, self._plain_optimizer(), path, self.args.should_save)
+
+    def _plain_optimizer(self) -> torch.optim.Optimizer:
+        return cast("Any", self.optimizer).optimizer  # without what accelerate has put around it
+
+    @contextmanager
+    def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:
+        """Reduce no gradients inside the block; transformers would look for a configuration of its own sharding."""
+        set_gradient_sync(self.model, False)
+        try:
+            yield
+        finally:
+            set_gradient_sync(self.model, True)
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        return whole_tensor(super()._clip_grad_norm(model))
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Write the random state, which is each process's last part of a checkpoint, then the sizes and the record.
@@ -203,7 +238,12 @@ class SavingTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with explain_unreadable(checkpoint):
-            super()._load_optimizer_and_scheduler(checkpoint)
+            if self.args.fully_shard and checkpoint is not None:
+                load_optimizer(self.model, self._plain_optimizer(), Path(checkpoint) / OPTIMIZER_NAME)
+                schedule = torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True)
+                cast("Any", self.lr_scheduler).load_state_dict(schedule)
+            else:
+                super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with explain_unreadable(checkpoint):
@@ -227,7 +267,8 @@ class SavingTrainer(Trainer):
         else:
             # The checkpoint has float32 weights, which learn, and frozen weights with fewer bits.
             saved, _ = load_checkpoint(folder, dtype=torch.float32)
-            target.load_state_dict(saved.state_dict())
+            load = load_whole_state if self.args.fully_shard else nn.Module.load_state_dict
+            load(target, saved.state_dict())
 
     def _read_parts(self, target: VideoLlama2ForConditionalGeneration, folder: Path) -> None:
         if "mm_projector" in self.parts_alone:

@@ -22,6 +22,7 @@ from videollama2.data.sampler import InOrderSampler, JointSampler, MixtureSample
 from videollama2.data.stream import StreamedRecords
 from videollama2.errors import MissingDependencyError, VideoLlama2Error
 from videollama2.training.asking import AskingTrainer
+from videollama2.training.clock import PARTS, StepClock
 from videollama2.training.eval_loss import sums_over
 from videollama2.training.exams import undisturbed
 from videollama2.training.joint import Joint
@@ -59,6 +60,8 @@ class VideoLlama2Trainer(AskingTrainer):
         self.add_callback(RecomputeChoice(self.model))
         self.mixture = mixture
         self.meter = Meter(self.model)
+        self.clock = StepClock(self.model, self.args.device)
+        self.add_callback(_OptimizerTime(self.clock))
         self.bad_samples: set[str] = set()
         # transformers sets use_cache in the outer configuration, but the decoder reads its own configuration.
         self.model.config.text_config.use_cache = self.args.use_cache
@@ -193,6 +196,19 @@ class VideoLlama2Trainer(AskingTrainer):
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": self.state.global_step, "problem": message}) + "\n")
 
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Run one forward and backward pass, and measure what part of it takes how long."""
+        self.clock.start()
+        loss = super().training_step(*args, **kwargs)
+        self.clock.stop()
+        return loss
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> tuple[nn.Module, DataLoader]:
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        if self.is_deepspeed_enabled:  # its optimizer runs within the backward pass
+            self.clock.time_calls(self.model_wrapped, "step", "optimizer")
+        return prepared
+
     def counted_over_processes(self, count: torch.Tensor) -> torch.Tensor:
         """Return the number of a step's items over all processes, or of this one's if each averages over its own."""
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
@@ -217,6 +233,7 @@ class VideoLlama2Trainer(AskingTrainer):
             device = self.args.device
             gather = cast("Callable[[torch.Tensor], torch.Tensor]", self.accelerator.gather)
             logs.update(self.meter.rates(gather(self.meter.totals(device)), peak_flops(device)))
+            logs.update(self._shares_of_parts(gather))
             logs.update(self._part_rates(logs.get("learning_rate", 0.0)))
             left_out = gather(torch.tensor([len(self.bad_samples)], device=device)).sum().item()
             if left_out:
@@ -225,6 +242,13 @@ class VideoLlama2Trainer(AskingTrainer):
             self._without_empty_steps(logs)
             self.meter.restart()
         super().log(logs, start_time)
+
+    def _shares_of_parts(self, gather: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
+        """Return the shares of the time since the last log line in which a step's parts were computed (collective)."""
+        elapsed = max(time.perf_counter() - self.meter.started, 1e-9)
+        mine = torch.tensor([self.clock.totals()], device=self.args.device) / elapsed
+        shares = gather(mine).mean(dim=0).tolist()
+        return {f"{part}_share": float(f"{share:.4g}") for part, share in zip(PARTS, shares, strict=True)}
 
     def _hours_left(self) -> float:
         """Return the hours that the steps to come will take at the speed since the last log line."""
@@ -310,6 +334,19 @@ class _EpochStart(TrainerCallback):
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         self.trainer.epoch_start = None
+
+
+class _OptimizerTime(TrainerCallback):
+    """A callback that tells the clock when the optimizer's step begins and ends."""
+
+    def __init__(self, clock: StepClock) -> None:
+        self.clock = clock
+
+    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        self.clock.enter("optimizer")
+
+    def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        self.clock.enter(None)
 
 
 def _split_groups(groups: list[dict[str, Any]], module: nn.Module, rate: float, part: str) -> list[dict[str, Any]]:
