@@ -5,6 +5,7 @@ import pytest
 from tests.conftest import ROOT, golden_dir
 from videollama2.constants import MODAL_INDEX_MAP
 from videollama2.engines.vllm import prompts
+from videollama2.engines.vllm.prompts import Place
 from videollama2.engines.vllm.sampling import sampling_fields
 from videollama2.errors import ConfigError, PromptError
 from videollama2.inference.sampling import SamplingOptions
@@ -33,7 +34,8 @@ def expected(prompt: Prompt, processor: VideoLlama2Processor) -> list:
     pieces: list = [[]]
     for token in prompt.token_ids(processor.tokenizer):
         if token in kinds:
-            pieces += [kinds[token], []]
+            number = sum(isinstance(piece, Place) and piece.kind == kinds[token] for piece in pieces)
+            pieces += [Place(kinds[token], number), []]
         else:
             pieces[-1].append(token)
     return pieces
@@ -67,7 +69,7 @@ def test_conversations_that_vllm_renders_give_the_same_pieces(processor: VideoLl
     """vLLM puts markers in front of a turn's text, renders the template and tokenises the whole."""
     tokenizer, vocabulary = processor.tokenizer, processor.model_config.vocab_size
     template = prompts.VllmChatProcessor(processor.image_processor, tokenizer, processor.model_config).chat_template
-    flat = [{"role": "user", "content": f"{prompts.TEXT_MARKERS['video']}\n{TEXT}What happens?"}]
+    flat = [{"role": "user", "content": f"{prompts.text_marker('video', 0)}\n{TEXT}What happens?"}]
     text = tokenizer.apply_chat_template(flat, chat_template=template, tokenize=False, add_generation_prompt=True)
     ids = tokenizer(text, add_special_tokens=False).input_ids
     found = prompts.split_prompt(ids, {"video": 1}, tokenizer, vocabulary)
@@ -80,12 +82,56 @@ def test_tags_count_where_a_caller_completes_a_text(processor: VideoLlama2Proces
     ids = tokenizer("[INST]<image> and <video>", add_special_tokens=False).input_ids
     counts = {"image": 1, "video": 1}
     pieces = prompts.split_prompt(ids, counts, tokenizer, processor.model_config.vocab_size)
-    assert [piece for piece in pieces if isinstance(piece, str)] == ["image", "video"]
+    assert [piece for piece in pieces if isinstance(piece, Place)] == [("image", 0), ("video", 0)]
 
 
 def test_places_and_media_must_agree(processor: VideoLlama2Processor) -> None:
     with pytest.raises(PromptError, match="places for 0 media of the kind video, but 1 are given"):
         prompts.split_prompt([1, 2, 3], {"video": 1}, processor.tokenizer, processor.model_config.vocab_size)
+
+
+def rendered_by_vllm(messages: list[str], interleave: bool = True) -> tuple[str, str, dict[int, int]]:
+    """A text with vLLM's markers, the wanted order, and the videos' sounds. A letter is a part: s, v, or a text.
+
+    vLLM numbers the sounds of videos as it meets them and gives markers to parts in turn; those that are left are in
+    front of the message (vllm.renderers.chat_utils).
+    """
+    text, wanted, sounds = "", "", {}
+    heard = seen = 0
+    for message in messages:
+        markers, parts, words = {"s": [], "v": []}, [], []
+        for part in message:
+            words.append(part)
+            if part == "v":
+                markers["v"].append(prompts.text_marker("video", seen))
+                sounds[seen] = heard
+                words[-1] = f"(v{seen}s{heard})"
+                seen += 1
+            if part in "sv":
+                markers["s"].append(prompts.text_marker("audio", heard))
+                words[-1] = f"(s{heard})" if part == "s" else words[-1]
+                heard += 1
+        for part in message:
+            parts += (
+                [markers[part].pop(0) if interleave and part in markers else part]
+                if interleave or part not in "sv"
+                else []
+            )
+        text += "[" + "\n".join([*markers["s"], *markers["v"], *parts]) + "]"
+        wanted += "[" + "\n".join(words) + "]"
+    return text, wanted, sounds
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [["vx"], ["xv"], ["svx"], ["vsx"], ["xsvy"], ["vsv"], ["vv"], ["sx", "vy"], ["vx", "sy"], ["s", "svs", "x", "vs"]],
+    ids="-".join,
+)
+def test_the_sound_of_a_video_is_right_behind_it(messages: list[str]) -> None:
+    text, wanted, sounds = rendered_by_vllm(messages)
+    found = prompts._at_text_markers(text, sounds)
+    told = "".join(part if isinstance(part, str) else f"({part.kind[0]}{part.number})" for part in found)
+    assert told.replace("(a", "(s").replace(")(s", "s") == wanted
 
 
 @pytest.mark.parametrize("first", [[], [{"role": "system", "content": "Be brief."}]], ids=["none", "own"])
@@ -99,8 +145,9 @@ def test_the_published_system_text_is_part_of_the_template(first: list[dict]) ->
 
 
 def test_markers_cannot_be_guessed() -> None:
-    assert len({*prompts.TEXT_MARKERS.values(), *TAGS.values()}) == 2 * len(TAGS)
-    assert all(len(marker) > 32 for marker in prompts.TEXT_MARKERS.values())
+    markers = [prompts.text_marker(kind, 0) for kind in TAGS]
+    assert len({*markers, *TAGS.values()}) == 2 * len(TAGS)
+    assert all(len(marker) > 32 for marker in markers)
     assert len(set(prompts.id_markers(1000).values())) == len(TAGS)
 
 

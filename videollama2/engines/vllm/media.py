@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,10 +36,16 @@ class EncodedVideo(VideoLoader):
 
 
 class EncodedSound(NamedTuple):
-    """A sound as it was fetched. Its channels, rate and windows are treated the published way when it is read."""
+    """A sound as it was fetched. Its channels, rate and windows are treated the published way when it is read.
+
+    Attributes:
+        of_video: whether it is the sound of a video, see :func:`videollama2.media.audio.read_video_sound`.
+        video: the number of the video that it was taken out of; None for a part of its own.
+    """
 
     content: bytes
     of_video: bool
+    video: int | None = None
 
 
 class _EncodedSoundIO(AudioMediaIO):
@@ -143,3 +150,18 @@ def _source(value: Any) -> Source:
 def zero_medium(kind: str, shape: tuple[int, ...]) -> torch.Tensor:
     """Return the processor's output for a blank medium, with which vLLM measures the memory that it needs."""
     return torch.zeros(shape, dtype=torch.bfloat16 if kind == AUDIO else torch.float32)
+
+
+def with_videos(videos: Sequence[Source], sounds: Sequence[Source]) -> list[Source]:
+    """Return the sounds, of which those know their video that vLLM took out of one (``use_audio_in_video``).
+
+    vLLM fetches such a video once more as a sound, which comes behind the sounds of the parts before it. A part of its
+    own may have the same content; then it makes no difference which of the two is taken.
+    """
+    known = list(sounds)
+    left = iter(range(len(sounds)))
+    for number, video in enumerate(videos):
+        own = next((at for at in left if isinstance(sounds[at], EncodedSound) and sounds[at].content == video), None)
+        if own is not None:
+            known[own] = sounds[own]._replace(video=number)
+    return known

@@ -16,7 +16,7 @@ from videollama2.engines.vllm.processing import (
     VideoLlama2Info,
     VideoLlama2MediaProcessor,
 )
-from videollama2.engines.vllm.prompts import TEXT_MARKERS
+from videollama2.engines.vllm.prompts import text_marker
 from videollama2.media.kinds import KINDS
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ class VideoLlama2ForVllm(TransformersMultiModalForCausalLM):
 
     @classmethod
     def get_placeholder_str(cls, modality: str, i: int) -> str | None:
-        """Return what stands for a medium in the text of a conversation."""
-        return TEXT_MARKERS.get(modality)
+        """Return what stands for a medium, the ``i``-th of its kind, in the text of a conversation."""
+        return text_marker(modality, i - 1) if modality in KINDS else None
 
     def embed_multimodal(self, **kwargs: Any) -> list[torch.Tensor]:
         """Encode media of one kind into their tokens (N, D)."""

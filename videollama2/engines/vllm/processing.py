@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers import BatchFeature
+from vllm.inputs import MultiModalInput
 from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
 from vllm.multimodal.parse import MultiModalDataItems, MultiModalDataParser
 from vllm.multimodal.processing import (
@@ -17,11 +19,13 @@ from vllm.multimodal.processing import (
     PromptReplacement,
     PromptUpdate,
 )
-from vllm.multimodal.processing.processor import PlaceholderFeaturesInfo
+from vllm.multimodal.processing.context import TimingContext
+from vllm.multimodal.processing.inputs import ProcessorInputs
+from vllm.multimodal.processing.processor import MultiModalProcessingResult, PlaceholderFeaturesInfo
 
 from videollama2.config import VideoLlama2Config
-from videollama2.engines.vllm.media import EncodedSound, Source, SourceParser, zero_medium
-from videollama2.engines.vllm.prompts import TEXT_MARKERS, filler_id, split_prompt
+from videollama2.engines.vllm.media import EncodedSound, Source, SourceItems, SourceParser, with_videos, zero_medium
+from videollama2.engines.vllm.prompts import Place, filler_id, split_prompt, text_marker
 from videollama2.errors import ConfigError, VideoLlama2Error
 from videollama2.media.kinds import AUDIO, IMAGE, KINDS, VIDEO
 from videollama2.processing import VideoLlama2Processor, check_medium, media_tokens
@@ -71,7 +75,7 @@ class VideoLlama2DummyInputs(BaseDummyInputsBuilder[VideoLlama2Info]):
     """The blank media with which vLLM measures memory."""
 
     def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
-        return "".join(TEXT_MARKERS[kind] * count for kind, count in mm_counts.items())
+        return "".join(text_marker(kind, number) for kind, count in mm_counts.items() for number in range(count))
 
     def get_dummy_mm_data(self, seq_len: int, mm_counts: Mapping[str, int], mm_options: Any) -> dict[str, Any]:
         return {kind: [zero_medium(kind, self._shape(kind))] * count for kind, count in mm_counts.items() if count}
@@ -120,7 +124,8 @@ class VideoLlama2MediaProcessor(BaseMultiModalProcessor[VideoLlama2Info]):
         hf_processor_mm_kwargs: Mapping[str, object],
         out_mm_kwargs: MultiModalKwargsItems,
     ) -> Sequence[PromptUpdate]:
-        """Return the runs of fillers. Their places are found by :meth:`_apply_prompt_updates`."""
+        """Return the runs of fillers. Their places are found by
+        :meth:`_maybe_apply_prompt_updates`."""
         config, filler = self.info.get_hf_config(), filler_id(self.info.get_hf_processor().tokenizer)
 
         def runs(kind: str) -> list[list[int]]:
@@ -132,27 +137,37 @@ class VideoLlama2MediaProcessor(BaseMultiModalProcessor[VideoLlama2Info]):
             PromptReplacement(modality=kind, target=[filler], replacement=runs(kind).__getitem__) for kind in mm_items
         ]
 
-    def _apply_prompt_updates(
-        self, token_ids: list[int], mm_prompt_updates: Any
+    def apply(self, inputs: ProcessorInputs, timing_ctx: TimingContext) -> MultiModalInput:
+        items = inputs.mm_data_items
+        if inputs.hf_processor_mm_kwargs.get("use_audio_in_video") and {VIDEO, AUDIO} <= items.keys():
+            sounds = SourceItems(with_videos(items[VIDEO].get_all(), items[AUDIO].get_all()), AUDIO)
+            inputs = replace(inputs, mm_data_items=MultiModalDataItems({**items, AUDIO: sounds}))
+        return super().apply(inputs, timing_ctx)
+
+    def _maybe_apply_prompt_updates(
+        self, mm_items: MultiModalDataItems, mm_res: MultiModalProcessingResult
     ) -> tuple[list[int], Mapping[str, list[PlaceholderFeaturesInfo]]]:
         """Put the runs of fillers where the markers are."""
-        counts = {kind: len(items) for kind, items in mm_prompt_updates.items()}
         config, tokenizer = self.info.get_hf_config(), self.info.get_hf_processor().tokenizer
+        counts = mm_items.get_all_counts()
+        heard = mm_items[AUDIO].get_all() if AUDIO in mm_items else ()
+        sounds = {each.video: at for at, each in enumerate(heard) if getattr(each, "video", None) is not None}
         try:
-            pieces = split_prompt(token_ids, counts, tokenizer, config.vocab_size)
+            pieces = split_prompt(mm_res.prompt_ids, counts, tokenizer, config.vocab_size, sounds)
         except VideoLlama2Error as error:
             raise ValueError(str(error)) from error
         laid_out: list[int] = []
-        found: dict[str, list[PlaceholderFeaturesInfo]] = {kind: [] for kind in counts}
+        found: dict[str, dict[int, PlaceholderFeaturesInfo]] = {kind: {} for kind in counts}
         for piece in pieces:
-            if not isinstance(piece, str):
+            if not isinstance(piece, Place):
                 laid_out += piece
                 continue
-            number = len(found[piece])
-            run = mm_prompt_updates[piece][number][0].content.full
-            found[piece].append(PlaceholderFeaturesInfo(piece, number, len(laid_out), run, None))
+            run = mm_res.prompt_updates[piece.kind][piece.number][0].content.full
+            found[piece.kind][piece.number] = PlaceholderFeaturesInfo(*piece, len(laid_out), run, None)
             laid_out += run
-        return laid_out, found
+        placeholders = {kind: [places[number] for number in sorted(places)] for kind, places in found.items()}
+        self._validate_mm_placeholders(placeholders, counts)
+        return laid_out, placeholders
 
 
 def _loaded(processor: VideoLlama2Processor, kind: str, source: Source, options: CallOptions) -> torch.Tensor:
