@@ -23,4 +23,4 @@ if ! "$venv/bin/python" -c 'import vllm, videollama2.serve' 2>/dev/null; then
 fi
 export HF_HUB_OFFLINE=1 OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" VLLM_CPU_KVCACHE_SPACE="${VLLM_CPU_KVCACHE_SPACE:-1}"
 exec "$venv/bin/python" -m pytest tests/engines/test_vllm.py tests/engines/test_vllm_serve.py \
-    tests/engines/test_vllm_prompts.py -q -p no:cacheprovider "$@"
+    tests/engines/test_vllm_front.py tests/engines/test_vllm_prompts.py -q -p no:cacheprovider "$@"
