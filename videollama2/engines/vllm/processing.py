@@ -151,7 +151,8 @@ class VideoLlama2MediaProcessor(BaseMultiModalProcessor[VideoLlama2Info]):
         config, tokenizer = self.info.get_hf_config(), self.info.get_hf_processor().tokenizer
         counts = mm_items.get_all_counts()
         heard = mm_items[AUDIO].get_all() if AUDIO in mm_items else ()
-        sounds = {each.video: at for at, each in enumerate(heard) if getattr(each, "video", None) is not None}
+        taken = [(at, each.video) for at, each in enumerate(heard) if isinstance(each, EncodedSound)]
+        sounds = {video: at for at, video in taken if video is not None}
         try:
             pieces = split_prompt(mm_res.prompt_ids, counts, tokenizer, config.vocab_size, sounds)
         except VideoLlama2Error as error:
