@@ -415,6 +415,7 @@ def wait_for_answers(target: Path, count: int) -> None:
     wait_until(lambda: len(answers_of(target)) >= count, 300, f"{count} answers")
 
 
+@pytest.mark.slow
 def test_a_batch_whose_driver_replica_and_node_are_killed(machines: Machines, tmp_path: Path) -> None:
     """Equal to the own engine's in this process; a request whose answer is on the disk is not asked again."""
     without_application()
@@ -450,6 +451,7 @@ def test_a_batch_whose_driver_replica_and_node_are_killed(machines: Machines, tm
 # -------------------------------------------------------------------------------------------------------------- vLLM
 
 
+@pytest.mark.slow
 def test_vllm_in_the_replicas(machines: Machines) -> None:
     """The answers of the own engine, from a replica of two processes, and after its death from another one."""
     pytest.importorskip("vllm", reason="vLLM is not installed (VLLM=... bash scripts/test_ray.sh)")

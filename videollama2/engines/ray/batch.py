@@ -25,7 +25,7 @@ from typing import Any
 from videollama2.engines.answering import Answering, open_service, stored
 from videollama2.engines.batch_lines import BatchLine
 from videollama2.engines.ray.core import joined, ray
-from videollama2.engines.ray.placement import gpus_of, placed
+from videollama2.engines.ray.placement import gpus_of, placed, room_for
 from videollama2.errors import EngineError, MissingDependencyError
 from videollama2.eval.samples import StoredAnswer
 from videollama2.serve.web.errors import worker_failed
@@ -101,6 +101,7 @@ def _asked(args: argparse.Namespace, lines: Sequence[BatchLine], at_once: int) -
     context.max_errored_blocks = -1  # requests of dead replicas, which are missing among the answers
     context.target_max_block_size = 1  # each answer of a task comes at once
     replica = argparse.Namespace(**{**vars(args), "engine": args.replica_engine, "model_path": _everywhere(args)})
+    at_start = 1 if at_once == 1 else min(room_for(args), args.max_replicas or len(lines), len(lines))
     rows = [{"line": json.dumps(asdict(line))} for line in lines]
     data = from_items(rows, override_num_blocks=max(min(len(rows), BLOCKS), len(rows) // ROWS))
     with warnings.catch_warnings():
@@ -113,6 +114,7 @@ def _asked(args: argparse.Namespace, lines: Sequence[BatchLine], at_once: int) -
             batch_format="numpy",
             compute=ActorPoolStrategy(
                 min_size=1,
+                initial_size=at_start,
                 max_size=args.max_replicas,
                 max_tasks_in_flight_per_actor=1 if at_once == 1 else 2 * at_once,
                 max_concurrent_calls_per_actor=at_once,

@@ -17,6 +17,17 @@ def gpus_of(args: argparse.Namespace) -> float:
     return float(args.tensor_parallel_size or 1)
 
 
+def room_for(args: argparse.Namespace) -> int:
+    """Return how many replicas the machines of the cluster have room for if nothing else runs there; at least 1."""
+    reserved = {"CPU": args.cpus_per_replica, "GPU": gpus_of(args)}
+    wanted = {name: amount for name, amount in reserved.items() if amount}
+    found = 0
+    for node in ray.nodes():
+        if node["Alive"]:
+            found += min((int(node["Resources"].get(name, 0) // amount) for name, amount in wanted.items()), default=1)
+    return max(1, found)
+
+
 def placed(args: argparse.Namespace) -> argparse.Namespace:
     """Return the flags of this replica's engine, which may use what Ray reserved for the replica and nothing else."""
     if args.engine == "vllm":
