@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import Qwen2Config
 
-from tests.checkpoints.folders import QWEN, edit_weights, same
+from tests.checkpoints.folders import QWEN, edit_config, edit_weights, same
 from tests.conftest import golden_dir
 from videollama2.checkpoints import default_dtype, load_checkpoint, load_pretrained_model
 from videollama2.checkpoints.placement import as_dtype, bfloat16_feature, fastest_dtype
@@ -117,8 +117,9 @@ def test_layers_that_the_cpu_decodes_wrongly_are_not_put_into_4_bits(folder):
     """bitsandbytes reads rows that are no whole number of blocks with the wrong scales, or fails on them."""
     pytest.importorskip("bitsandbytes", reason="optional extra 'quant'")
     _, full, _, _ = load_pretrained_model(folder, device="cpu")
+    edit_config(folder, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
     with pytest.warns(UserWarning, match="64 n inputs and 32 m outputs: 12 of 14 layers stay as they are"):
-        _, model, _, _ = load_pretrained_model(folder, device="cpu", load_4bit=True)
+        _, model, _, _ = load_pretrained_model(folder, device="cpu")
     layers = model.model.language_model.layers
     assert {type(layer.mlp.down_proj).__name__ for layer in layers} == {"Linear4bit"}
     for name, layer in layers.named_modules():
