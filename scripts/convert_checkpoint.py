@@ -15,7 +15,9 @@ import shutil
 import sys
 from pathlib import Path
 
+from videollama2.commands import CommandParser, add_debug_flag, run_command
 from videollama2.errors import ConfigError, VideoLlama2Error
+from videollama2.flags import PATH_HELP
 
 
 def convert(source: str, destination: str, form: str) -> None:
@@ -103,18 +105,18 @@ def _write_tower(target: Path, config, processor) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", metavar="SRC", help="folder, hub name or videollama2-tiny")
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", metavar="SRC", help=PATH_HELP)
     parser.add_argument("destination", metavar="DST", help="new folder")
     parser.add_argument("--format", choices=("published", "native"), required=True)
+    add_debug_flag(parser)
     args = parser.parse_args()
-    try:
-        convert(args.source, args.destination, args.format)
-    except (VideoLlama2Error, OSError) as error:
-        print(f"convert_checkpoint: error: {error}", file=sys.stderr)
-        return 2
+    return run_command(lambda: _convert(args), "convert_checkpoint", args.debug, (VideoLlama2Error, OSError))
+
+
+def _convert(args: argparse.Namespace) -> None:
+    convert(args.source, args.destination, args.format)
     print(f"wrote {args.destination} in {args.format} form")
-    return 0
 
 
 if __name__ == "__main__":

@@ -155,6 +155,18 @@ class TestReach:
         assert reach.hub_options(tmp_path) == {}, "a folder"
         assert reach.hub_options("a/b", local_files_only=True) == {"local_files_only": True}
 
+    @pytest.mark.parametrize("command", [["plan", "--model"], ["export"]])
+    def test_every_command_says_so_in_one_line(self, tmp_path, monkeypatch, capsys, command):
+        """The client of the hub would try each file for half a minute and tell of each try."""
+        from huggingface_hub import constants
+
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+        place = [str(tmp_path / "out")] if command == ["export"] else []
+        assert cli.main([*command, "someone/nothing", *place]) == 2
+        told = capsys.readouterr().err
+        assert told.count("\n") == 1 and "http://127.0.0.1:9 cannot be reached" in told
+
 
 def test_warnings_are_said_once_in_a_line(tmp_path):
     write_cut_video(CLIP, tmp_path / "cut.mkv")
@@ -217,27 +229,13 @@ def test_help_costs_little(arguments):
     assert (end.children_user + end.children_system) - (begin.children_user + begin.children_system) < 0.6
 
 
-def test_a_bar_is_shown_for_gigabytes_alone(tmp_path, monkeypatch):
-    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
-
-    from videollama2.ask import quiet_libraries
+def test_a_bar_is_shown_for_gigabytes_alone(tmp_path):
+    from videollama2.ask import _is_large
 
     folders = {name: tmp_path / name for name in ("small", "large")}
     for name, size in (("small", 1 << 20), ("large", 1 << 30)):
         folders[name].mkdir()
         with open(folders[name] / "model.safetensors", "wb") as file:
             file.truncate(size)
-    shown = {}
-    for is_terminal in (True, False):
-        monkeypatch.setattr(sys, "stderr", io.StringIO())
-        monkeypatch.setattr(sys.stderr, "isatty", lambda value=is_terminal: value, raising=False)
-        for name in ("videollama2-tiny", "someone/on-the-hub", *map(str, folders.values())):
-            enable_progress_bars()
-            quiet_libraries(name)
-            shown[is_terminal, os.path.basename(name)] = not are_progress_bars_disabled()
-    enable_progress_bars()
-    assert [name for (is_terminal, name), is_shown in shown.items() if is_shown and is_terminal] == [
-        "on-the-hub",
-        "large",
-    ]
-    assert not any(is_shown for (is_terminal, _), is_shown in shown.items() if not is_terminal)
+    names = ("videollama2-tiny", "someone/on-the-hub", *map(str, folders.values()))
+    assert [name for name in names if _is_large(name)] == ["someone/on-the-hub", str(folders["large"])]

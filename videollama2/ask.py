@@ -17,6 +17,7 @@ from videollama2.constants import BUILT_IN_MODELS, TINY_MODEL_NAME
 from videollama2.errors import ConfigError
 from videollama2.flags import AnswerFlags, frame_options, model_options
 from videollama2.media.kinds import AUDIO, IMAGE, KINDS, VIDEO, with_article
+from videollama2.quiet import hide_library_bars
 from videollama2.reach import hub_options
 
 CHAT_LENGTH = 16384
@@ -170,7 +171,7 @@ def chat(args: argparse.Namespace) -> int:
 
 def demo(args: argparse.Namespace) -> int:
     """Ask about a bundled video and image, and print each answer beside the correct one."""
-    quiet_libraries()
+    hide_library_bars()
     from videollama2.inference.api import mm_infer, model_init
     from videollama2.media.sources import kind_of_path
 
@@ -204,7 +205,8 @@ def open_engine(
             (--max-length).
     """
     hub = {} if args.model_path in BUILT_IN_MODELS else hub_options(args.model_path)
-    quiet_libraries(args.model_path)
+    if not _is_large(args.model_path):
+        hide_library_bars()
     from videollama2.inference.api import generation_options, model_init, sampling_options
     from videollama2.inference.engine import Engine
     from videollama2.inference.sizes import fitting_length
@@ -268,22 +270,6 @@ def _generation(args: argparse.Namespace) -> dict[str, Any]:
         if answer.top_p is not None:
             options["top_p"] = answer.top_p
     return options
-
-
-def quiet_libraries(model_path: str | None = None) -> None:
-    """Silence hints for library authors, and progress bars unless the user of a terminal waits for gigabytes."""
-    import logging
-
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    # For every 4-bit model, it reports that an optional faster kernel is not installed.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    if not (sys.stderr.isatty() and model_path is not None and _is_large(model_path)):
-        from huggingface_hub.utils import disable_progress_bars
-
-        transformers_logging.disable_progress_bar()
-        disable_progress_bars()
 
 
 def _is_large(model_path: str) -> bool:

@@ -16,13 +16,14 @@ import os
 import select
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from videollama2.collector import end_without_search
 from videollama2.errors import VideoLlama2Error
+from videollama2.quiet import quiet_libraries
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -43,17 +44,19 @@ def run_command(
 ) -> int:
     """Run a command's work and turn the ways in which it may end into an exit code.
 
+    Libraries are kept quiet meanwhile, see :func:`videollama2.quiet.quiet_libraries`.
+
     Args:
         run: the work; it returns the exit code, or None for 0.
         name: prefix of the error line; None prints only ``error:``.
-        debug: whether to let errors through with their traceback.
+        debug: whether to let errors through with their traceback, and hints of libraries.
         errors: exceptions that are reported on one line.
         describe: returns the message of an error, for exceptions whose text is more than the message.
     """
     end_without_search()
     prefix = "error:" if name is None else f"{name}: error:"
     try:
-        with _plain_warnings(name, debug):
+        with quiet_libraries(debug), _plain_warnings(name, debug):
             code = run() or 0
     except errors as error:
         if debug:
@@ -170,6 +173,12 @@ def add_debug_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """Return the end of a message about an unknown word: the known one that was probably meant, or nothing."""
+    close = get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
 class CommandParser(argparse.ArgumentParser):
     """A parser that reports errors on one line, and suggests the flag that was probably meant.
 
@@ -203,8 +212,14 @@ class CommandParser(argparse.ArgumentParser):
         for word in args[: args.index("--")] if "--" in args else args:
             flag = word.partition("=")[0]
             if flag.startswith("--") and not any(name.startswith(flag) for name in known):
-                close = get_close_matches(flag, known, n=1)
-                self.error(f"there is no flag {flag}" + (f"; did you mean {close[0]}?" if close else ""))
+                self.error(f"there is no flag {flag}{suggestion(flag, known)}")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        # argparse lists the choices and leaves it to the user to find the one that was meant.
+        if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
+            known = ", ".join(action.choices)
+            self.error(f"there is no command {value!r}{suggestion(str(value), action.choices)} (there are {known})")
+        super()._check_value(action, value)
 
     def error(self, message: str) -> NoReturn:
         """Exit with code 2 and a one-line message."""

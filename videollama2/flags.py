@@ -10,7 +10,7 @@ from typing import Any
 from videollama2.constants import DEFAULT_MODEL_NAME, MAX_SEED
 from videollama2.errors import ConfigError
 
-PATH_HELP = "videollama2-tiny or videollama2-tiny-av (built in), a folder, or a hub name"
+PATH_HELP = "a folder, a hub name, or videollama2-tiny or videollama2-tiny-av (built in)"
 _DEVICE_HELP = "cuda, cuda:1, mps or cpu (default: the first of these there is)"
 
 

@@ -7,12 +7,11 @@ from pathlib import Path
 from types import UnionType
 from typing import Any
 
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from transformers.utils.hub import cached_file
 
 from videollama2.constants import BUILT_IN_MODELS
 from videollama2.errors import CheckpointError, CheckpointNotFoundError, first_line
+from videollama2.reach import check_name, hub_options
 from videollama2.stand_ins import HEAD_BYTES, stand_in
 
 OPTIONS = ("revision", "token", "cache_dir", "local_files_only")
@@ -48,31 +47,21 @@ def find_file(name_or_path: str | Path, filename: str, **hub: Any) -> Path | Non
     """Return the path of a model's file, local or from the hub, or None if the folder or repository does not have it.
 
     Raises:
-        CheckpointNotFoundError: there is no such folder, and no such hub repository can be reached.
+        CheckpointNotFoundError: there is no such folder, and no such hub repository can be reached. Without a network,
+            this takes seconds, see :func:`videollama2.reach.hub_options`.
     """
     if Path(name_or_path).is_dir():
         path = Path(name_or_path) / filename
         return path if path.is_file() else None
-    if Path(name_or_path).exists():
-        raise CheckpointNotFoundError(f"{name_or_path} is a file; a checkpoint is a folder or a hub name")
+    check_name(str(name_or_path))
+    hub = hub_options(name_or_path, **hub)
     try:
         cached = cached_file(str(name_or_path), filename, _raise_exceptions_for_missing_entries=False, **hub)
     except (OSError, ValueError) as error:
-        if not _may_name_a_repository(str(name_or_path)):
-            raise CheckpointNotFoundError(f"{name_or_path}: there is no such folder") from error
         raise CheckpointNotFoundError(
             f"{name_or_path} is neither a folder nor a model repository that can be reached ({first_line(error)})"
         ) from error
     return None if cached is None else Path(cached)
-
-
-def _may_name_a_repository(name: str) -> bool:
-    """Tell whether the hub could have a repository of this name, which a path such as ``/models/x`` is not."""
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True
 
 
 def first_file(name_or_path: str | Path, names: tuple[str, ...], **hub: Any) -> Path | None:

@@ -14,7 +14,7 @@ import urllib.request
 from functools import lru_cache
 from typing import Any
 
-from videollama2.errors import CheckpointNotFoundError, first_line
+from videollama2.errors import CheckpointError, CheckpointNotFoundError, first_line
 
 PATIENCE_S = 5.0
 """Seconds after which the hub is considered unreachable."""
@@ -48,6 +48,44 @@ def hub_options(name_or_path: str | os.PathLike[str], **hub: Any) -> dict[str, A
             f"cannot be reached ({reason})"
         )
     return {**hub, "local_files_only": True}
+
+
+def check_name(name: str) -> None:
+    """Check the name of a model that is no folder.
+
+    Raises:
+        CheckpointNotFoundError: it is a file, or the hub could have no repository of this name.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    if os.path.exists(name):
+        raise CheckpointNotFoundError(f"{name} is a file; a checkpoint is a folder or a hub name")
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise CheckpointNotFoundError(f"{name}: there is no such folder") from error
+
+
+def check_is_there(name: str) -> None:
+    """Check within seconds, and without torch, that a model's folder is one or its repository may be opened.
+
+    Raises:
+        CheckpointNotFoundError: there is no such folder, and the repository is neither cached nor within reach.
+        CheckpointError: the folder is no checkpoint.
+    """
+    if os.path.isdir(name):
+        if not any(os.path.isfile(os.path.join(name, file)) for file in _TELLING_FILES):
+            raise CheckpointError(f"{name} holds neither {' nor '.join(_TELLING_FILES)}, so it is no checkpoint")
+        return
+    check_name(name)
+    from huggingface_hub import constants
+
+    if constants.is_offline_mode() and not _is_cached(name, {}):
+        raise CheckpointNotFoundError(
+            f"{name} is no folder, the cache ({constants.HF_HUB_CACHE}) does not hold it, and HF_HUB_OFFLINE is set"
+        )
+    hub_options(name)
 
 
 def _is_cached(name: str, hub: dict[str, Any]) -> bool:

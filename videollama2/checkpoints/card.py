@@ -13,7 +13,7 @@ from typing import Any
 
 from videollama2.checkpoints.files import ADAPTER_CONFIG, PART_FILES, RUN_FILE
 from videollama2.errors import CheckpointNotFoundError
-from videollama2.hub import find_file, read_json
+from videollama2.hub import find_file, read_json, resolve_name
 
 CARD_FILE = "README.md"
 LOSS_PLOT = "loss.png"
@@ -136,7 +136,7 @@ def _result(state: dict[str, Any]) -> Iterator[str]:
 def _licence_of(base: str) -> str | None:
     """Return the licence that the card of ``base`` names in its first block, or None."""
     try:
-        card = find_file(base, CARD_FILE)
+        card = find_file(resolve_name(base), CARD_FILE)
     except CheckpointNotFoundError:  # a name on the hub, which cannot be reached now
         return None
     if card is None:

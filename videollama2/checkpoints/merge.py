@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from videollama2.commands import add_debug_flag
+from videollama2.constants import DEFAULT_MODEL_NAME
 from videollama2.errors import CheckpointError, ConfigError
+from videollama2.flags import PATH_HELP
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -115,7 +117,7 @@ def add_export_command(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "export", help="any checkpoint -> one folder that transformers opens without this package"
     )
-    parser.add_argument("model", metavar="MODEL", help="folder, hub name or videollama2-tiny")
+    parser.add_argument("model", metavar="MODEL", help=f"{PATH_HELP}, such as {DEFAULT_MODEL_NAME}")
     _add_output_flags(parser)
     parser.set_defaults(run=_export)
 

@@ -289,12 +289,11 @@ def _answer(
     plan: Plan, store: AnswerStore, items: Sequence[Item], of: int, append: Callable[[StoredAnswer], None]
 ) -> None:
     from tqdm import tqdm
-    from transformers.utils import logging
 
     from videollama2 import model_init
+    from videollama2.quiet import hide_library_bars
 
-    logging.disable_progress_bar()  # the bar below is the only one
-
+    hide_library_bars()  # the bar below is the only one
     options = {"model_base": plan.model.base, "dtype": plan.model.dtype, **plan.model.options}
     model, processor, _ = model_init(plan.model.path, **options)
     name = plan.benchmark.name + (f" {plan.rank + 1}/{plan.world}" if plan.world > 1 else "")

@@ -54,15 +54,13 @@ def open_engines(args: argparse.Namespace, must_hear: bool = False) -> dict[str,
     Raises:
         VideoLlama2Error: a model cannot be opened, has no audio encoder, or two have the same name.
     """
-    from transformers.utils import logging
-
     from videollama2.errors import ConfigError
     from videollama2.flags import model_options
     from videollama2.inference.api import model_init
     from videollama2.inference.engine import Engine
+    from videollama2.quiet import hide_library_bars
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    hide_library_bars()
     engines: dict[str, Any] = {}
     for path in args.model_path:
         name = Path(path).name or str(path)

@@ -23,6 +23,7 @@ from videollama2.collector import paused
 from videollama2.commands import add_debug_flag, run_command
 from videollama2.errors import ConfigError
 from videollama2.flags import address, seconds
+from videollama2.quiet import hide_library_bars
 from videollama2.serve.cluster.protocol import HEART_BEAT_S
 from videollama2.serve.part_flags import add_controller_flag, add_listen_flags, part_parser
 from videollama2.serve.settings import (
@@ -174,15 +175,13 @@ def open_own_engine(args: argparse.Namespace) -> Engine:
     Raises:
         ConfigError: a flag is for an engine of another project. CheckpointError: the model cannot be loaded.
     """
-    from transformers.utils import logging as transformers_logging
-
     from videollama2.inference.api import model_init
     from videollama2.inference.engine import Engine
 
     if args.engine != "own":
         raise ConfigError(f"this worker has the own engine alone; run python -m {WORKER_MODULES[args.engine]}")
     check_own_engine(args)
-    transformers_logging.disable_progress_bar()
+    hide_library_bars()
     model, processor, _ = model_init(args.model_path, **flags.model_options(args))
     return Engine(
         model,

@@ -21,8 +21,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     """Read the command line (default ``sys.argv``) and check it.
 
     Raises:
-        ConfigError: a flag does not exist, or flags contradict each other. A value of the wrong type ends the process
-            with argparse's message.
+        ConfigError: a flag does not exist or has a value of the wrong type, or flags contradict each other.
     """
     parser = Parser(
         (ModelArguments, DataArguments, TrainingArguments),
@@ -33,13 +32,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     recipe = given_flags(argv).get("recipe")
     argv = take_recipe(argv, {action.dest for action in parser._actions})
     try:
-        model_args, data_args, training_args, unknown = parser.parse_args_into_dataclasses(
-            argv, return_remaining_strings=True
-        )
+        model_args, data_args, training_args = parser.parse_args_into_dataclasses(argv)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    if unknown:
-        raise ConfigError(f"there is no flag {' '.join(unknown)} (--help lists those there are)")
     training_args.recipe = recipe
     training_args.given = given_flags(argv)
     check_arguments(model_args, data_args, training_args)

@@ -1,5 +1,6 @@
 """The flags of ``train.py``, under their published names. Every flag has an effect."""
 
+import sys
 from argparse import ArgumentTypeError
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -16,6 +17,7 @@ from videollama2.errors import ConfigError, MediaError, MissingDependencyError
 from videollama2.flat_form import FLAT_MODEL_TYPES
 from videollama2.media.frames import FrameSampling
 from videollama2.model.base import choose_deepspeed_accelerator
+from videollama2.quiet import is_terminal
 from videollama2.training.evaluation_flags import EvaluationFlags
 from videollama2.training.objective_flags import ObjectiveFlags
 from videollama2.training.stale_locks import clear_stale_locks, skip_shared_memory_reduction
@@ -238,6 +240,7 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         try:
+            FrameSampling("model" if self.num_frames is None else self.num_frames)
             FrameSampling(fps=self.fps, max_frames=self.max_frames)
         except MediaError as error:
             raise ConfigError(f"--{error}") from error
@@ -400,6 +403,9 @@ class TrainingArguments(ObjectiveFlags, EvaluationFlags, transformers.TrainingAr
             if str(self.deepspeed).endswith(".json") and not Path(str(self.deepspeed)).is_file():
                 raise ConfigError(f"--deepspeed {self.deepspeed}: there is no such file")
             clear_stale_locks()
+        # transformers would decide this by the level of its hints.
+        if self.disable_tqdm is None:
+            self.disable_tqdm = not is_terminal(sys.stderr)
         # Without use_cpu, accelerate finds no device on a machine without a GPU and treats each process of a
         # distributed run as a run of its own, so that gradients would not be exchanged.
         if not torch.accelerator.is_available():

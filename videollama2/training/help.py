@@ -11,11 +11,13 @@ import re
 import textwrap
 from collections.abc import Iterator
 from dataclasses import fields
-from typing import Any
+from typing import Any, NoReturn
 
 import transformers
 from transformers import HfArgumentParser
 
+from videollama2.commands import CommandParser, one_line
+from videollama2.errors import ConfigError
 from videollama2.training.evaluation_flags import EvaluationFlags
 from videollama2.training.flags import DataArguments, ModelArguments, TrainingArguments
 from videollama2.training.objective_flags import ObjectiveFlags
@@ -90,13 +92,17 @@ _FEW = 6
 """Largest number of choices that the help lists."""
 
 
-class Parser(HfArgumentParser):
-    """The dataclass parser of transformers, with a help of a few screens."""
+class Parser(CommandParser, HfArgumentParser):
+    """The dataclass parser of transformers, with a help of a few screens and errors of one line."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, formatter_class=_formatter, **kwargs)
         nothing = {"dest": argparse.SUPPRESS, "default": argparse.SUPPRESS, "nargs": 0}
         self.add_argument("--help_all", action=_HelpAll, help="Describe every flag of transformers too.", **nothing)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ConfigError, whose text every process of a run may show or keep to itself."""
+        raise ConfigError(f"{one_line(message)} (--help lists the flags)")
 
     def format_help(self) -> str:
         """Return the text of ``--help``: the groups of flags, then the names of all other flags."""

@@ -24,7 +24,9 @@ from transformers.initialization import no_init_weights
 from videollama2.checkpoints import resolve_name
 from videollama2.commands import add_debug_flag
 from videollama2.config import VideoLlama2Config, is_videollama2
+from videollama2.constants import DEFAULT_MODEL_NAME
 from videollama2.errors import ConfigError
+from videollama2.flags import PATH_HELP
 from videollama2.hub import read_config
 from videollama2.model.connectors import num_visual_tokens
 from videollama2.model.loss import CHUNK
@@ -248,7 +250,7 @@ _WIDTHS = (9, 11, 11, 13, 8, 9)
 def add_plan_command(subparsers: Any) -> None:
     """Add ``plan`` to the command line."""
     parser = subparsers.add_parser("plan", help="which ways of training a model fit into a GPU, by counting")
-    parser.add_argument("--model", required=True, help="a checkpoint: folder, hub name or videollama2-tiny")
+    parser.add_argument("--model", required=True, help=f"a checkpoint: {PATH_HELP}, such as {DEFAULT_MODEL_NAME}")
     parser.add_argument("--gpus", type=int, default=8, metavar="N", help="number of GPUs (default: %(default)s)")
     parser.add_argument("--memory", type=float, default=80, metavar="GB", help="of a GPU (default: %(default)s)")
     parser.add_argument("--gpu", choices=sorted(PEAK_FLOPS), default="H100", help="its kind (default: %(default)s)")
