@@ -7,16 +7,18 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import threading
 
 import httpx
 import pytest
+import torch
 
 from tests.conftest import ROOT
 from tests.serve.servers import free_port, http, wait_until
-from videollama2.errors import ConfigError
+from videollama2.errors import ConfigError, VideoLlama2Error
 from videollama2.serve import launch, parts
 from videollama2.serve.launch import add_serve_command
 from videollama2.serve.parts import Launcher, LaunchError, Part
@@ -175,6 +177,63 @@ def test_what_is_started_knows_the_operators_flags(tmp_path, monkeypatch):
 def test_models_need_names_of_their_own():
     with pytest.raises(ConfigError, match="one name"):
         launch._parts(arguments("--model-path", "/a/model", "--model-path", "/b/model"))
+
+
+@pytest.fixture
+def free():
+    """Flags with free ports for an installation without a page."""
+    names = ("--api-port", "--controller-port", "--worker-port")
+    return [word for name in names for word in (name, str(free_port()))] + ["--no-page"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "rule"),
+    [
+        (["--model-path", "/nowhere"], "/nowhere: there is no such folder"),
+        (["--model-path", "setup.py"], "setup.py is a file; a checkpoint is a folder or a hub name"),
+        (["--model-path", "docs"], "docs holds neither config.json nor adapter_config.json, so it is no checkpoint"),
+        (["--model-path", "someone/nothing"], "the cache .* does not hold it, and HF_HUB_OFFLINE is set"),
+        (["--model-base", "/nowhere"], "/nowhere: there is no such folder"),
+        (
+            ["--host", "203.0.113.7"],
+            r"--api-port: cannot listen on 203\.0\.113\.7:\d+: Cannot assign requested address",
+        ),
+        (["--worker-port", "65535", "--workers", "2"], "--worker-port: the last of the workers would have port 65536"),
+    ],
+)
+def test_what_is_wrong_is_told_before_anything_starts(monkeypatch, free, flags, rule):
+    """By the launcher itself, in one line. A part that had failed would be a LaunchError."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(VideoLlama2Error, match=rule) as raised:
+        launch.run(arguments("--model-path", "videollama2-tiny", *free, *flags))
+    assert not isinstance(raised.value, LaunchError) and "\n" not in str(raised.value)
+
+
+def test_ports_that_are_taken_are_told_before_anything_starts(free):
+    given = ["--model-path", "videollama2-tiny", *free]
+    port = given[given.index("--api-port") + 1]
+    with pytest.raises(ConfigError, match=f"--api-port and --controller-port have one port, {port}"):
+        launch.run(arguments(*given, "--controller-port", port))
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = str(other.getsockname()[1])
+        with pytest.raises(ConfigError, match=f"--worker-port: cannot listen on 127.0.0.1:{taken}"):
+            launch.run(arguments(*given, "--worker-port", taken))
+
+
+def test_an_account_file_is_read_before_anything_starts(tmp_path, free):
+    (tmp_path / "accounts").write_text("nobody")
+    flags = [word for word in free if word != "--no-page"] + ["--port", str(free_port())]
+    with pytest.raises(ConfigError, match="line 1: is not 'user:password'"):
+        launch.run(arguments("--model-path", "videollama2-tiny", *flags, "--auth-file", str(tmp_path / "accounts")))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is such a device")
+def test_a_device_is_tried_before_anything_starts(free):
+    with pytest.raises(ConfigError, match="device 'cuda' cannot be used here"):
+        launch.run(arguments("--model-path", "videollama2-tiny", *free, "--device", "cuda"))
 
 
 @pytest.mark.parametrize("line", COMMANDS)

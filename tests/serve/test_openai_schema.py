@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from videollama2.inference.sampling import SamplingOptions
 from videollama2.serve.api.fields import ignored_fields
 from videollama2.serve.api.request import ChatRequest
+from videollama2.serve.api.responses import ResponsesRequest
 from videollama2.serve.web.body import place_of_fault
 from videollama2.serve.worker.service import structure_of
 
@@ -144,8 +145,6 @@ CHANGING = {
     "function_call": {"name": "f"},
     "audio": {"voice": "alloy", "format": "mp3"},
     "modalities": ["text", "audio"],
-    "reasoning_effort": "high",
-    "verbosity": "low",
     "web_search_options": {},
     "moderation": {"model": "m"},
     "use_beam_search": True,
@@ -169,6 +168,23 @@ def test_what_would_change_it_and_cannot_is_refused_by_name(field):
     assert fault["loc"] == (field,)
     assert fault["type"] == "unsupported_parameter"
     assert len(fault["msg"]) > 10, "why not, in words"
+
+
+@pytest.mark.parametrize(("field", "value"), [("reasoning_effort", "high"), ("verbosity", "low")])
+def test_hints_change_nothing_and_are_named(field, value):
+    """What the clients of models that reason send. vLLM takes them for models that do not."""
+    body = request(**{field: value})
+    assert body.sampling() == request().sampling() and ignored_fields(body) == [field]
+    (fault,) = faults(**{field: "loudly"})
+    assert fault["type"] == "literal_error"
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "named"), [({"effort": "low"}, True), ({"effort": None, "summary": None}, False), (None, False)]
+)
+def test_a_hint_about_reasoning_is_named(reasoning, named):
+    body = ResponsesRequest(model="m", input="hi", reasoning=reasoning)
+    assert ignored_fields(body) == ["reasoning"] * named
 
 
 def test_fields_that_nobody_knows_are_named():

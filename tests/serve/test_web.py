@@ -16,7 +16,7 @@ from starlette.responses import StreamingResponse
 from tests.serve.servers import AppThread, http, wait_until
 from videollama2.errors import ConfigError
 from videollama2.serve.settings import Security
-from videollama2.serve.web.app import BODY_TIMEOUT_S, HEADER_TIMEOUT_S, bind, make_app
+from videollama2.serve.web.app import BODY_TIMEOUT_S, EXPOSED_HEADERS, HEADER_TIMEOUT_S, bind, make_app
 from videollama2.serve.web.errors import ApiError, no_worker
 
 KEYS = Security(api_keys=("alpha", "beta"), worker_token="secret", max_body_bytes=100_000)
@@ -406,6 +406,18 @@ def test_a_caller_is_who_connects():
 
 def test_a_missing_key_is_told_how_to_show_one(server):
     assert http.post(server.url + "/echo", json={}).headers["www-authenticate"] == "Bearer"
+
+
+def test_scripts_of_listed_origins_read_our_headers_and_send_theirs():
+    """The openai package sends headers of its own, also from a browser, which asks before whether it may."""
+    with AppThread(make(Security(cors_origins=("https://good.example",)))) as server:
+        origin = {"origin": "https://good.example"}
+        wanted = "authorization,content-type,x-stainless-lang,x-stainless-retry-count"
+        asking = {**origin, "access-control-request-method": "POST", "access-control-request-headers": wanted}
+        allowed = http.request("OPTIONS", server.url + "/echo", headers=asking)
+        assert allowed.status_code == 200 and allowed.headers["access-control-allow-headers"] == wanted
+        reply = http.post(server.url + "/echo", json={"text": "x"}, headers=origin)
+        assert reply.headers["access-control-expose-headers"].split(", ") == list(EXPOSED_HEADERS)
 
 
 def test_cors_for_listed_origins():

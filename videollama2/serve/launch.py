@@ -18,6 +18,7 @@ from videollama2.commands import add_debug_flag
 from videollama2.constants import DEFAULT_MODEL_NAME
 from videollama2.errors import ConfigError
 from videollama2.flags import check_without_effect, number, port
+from videollama2.serve.launch_checks import check_before_start
 from videollama2.serve.part_flags import add_replica_flags
 from videollama2.serve.parts import Launcher, Part
 from videollama2.serve.settings import (
@@ -113,10 +114,11 @@ def run(args: argparse.Namespace) -> int:
     read_security(args)  # wrong flags are reported here once, rather than by every part
     read_media_policy(args)
     _check_engine(args)
+    stages = _ray_parts(args) if args.engine == RAY else _parts(args)
+    check_before_start(args)
     launcher = Launcher(lambda text: print(f"videollama2 serve: {text}", file=sys.stderr, flush=True))
     for number_ in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number_, launcher.on_signal)
-    stages = _ray_parts(args) if args.engine == RAY else _parts(args)
     try:
         for parts in stages:
             if not launcher.signals:

@@ -19,9 +19,6 @@ from typing_extensions import LiteralString
 
 from videollama2.serve.long_text import LongText, Text
 
-IGNORED_HEADER = "x-ignored-fields"
-"""Header of a reply that lists the request's unknown fields, which were ignored."""
-
 _MOST_NAMED, _LONGEST_NAME = 8, 100
 
 
@@ -97,8 +94,27 @@ class Neutral:
         return value
 
 
+class Hint:
+    """Marks a known field that only hints at how to answer: any of its values is accepted and has no effect here.
+
+    As in vLLM for models that do not reason; :func:`ignored_fields` reports a value that asks for something.
+
+    Args:
+        usual: the values that ask for nothing, apart from None.
+    """
+
+    def __init__(self, *usual: Any) -> None:
+        self.usual = (None, *usual)
+
+    def asks(self, value: Any) -> bool:
+        """Return whether a value asks for something; an object does if one of its values does."""
+        if isinstance(value, dict):
+            return any(self.asks(item) for item in value.values())
+        return value not in self.usual
+
+
 def ignored_fields(body: BaseModel) -> list[str]:
-    """Return the paths of a request's unknown fields, up to a maximum number."""
+    """Return the paths of a request's fields that are unknown or mere hints, up to a maximum number."""
     found = []
     for place in _unknown(body, ""):
         found.append(place)
@@ -111,7 +127,9 @@ def _unknown(value: Any, place: str) -> Iterator[str]:
     if isinstance(value, BaseModel):
         for name in value.model_extra or ():
             yield place + _printable(name)
-        for name in type(value).model_fields:
+        for name, field in type(value).model_fields.items():
+            if any(isinstance(mark, Hint) and mark.asks(getattr(value, name)) for mark in field.metadata):
+                yield place + name
             yield from _unknown(getattr(value, name), f"{place}{name}.")
     elif isinstance(value, list):
         for number, item in enumerate(value):

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from videollama2.constants import MAX_NUM_FRAMES
+from videollama2.errors import MediaError
+from videollama2.media.frames import check_num_frames
 from videollama2.serve.api.fields import Body, Finite, Seconds, Whole, error
 
 Windows = Literal["published", "whole"]
 
 
+def _number_of_frames(value: int) -> int:
+    """Refuse a number in the words of every other place where one is given."""
+    try:
+        return check_num_frames(value)
+    except MediaError as fault:
+        raise error("num_frames", str(fault)) from fault
+
+
 class VideoOptions(Body):
     """Selects the frames of a video that the model looks at, and whether it hears the sound."""
 
-    num_frames: Whole | None = Field(None, ge=1, le=1024, description="Frames, spread evenly; default the model's.")
+    num_frames: Annotated[Whole, AfterValidator(_number_of_frames)] | None = Field(
+        None, description=f"Frames, 1 to {MAX_NUM_FRAMES}, spread evenly; default the model's."
+    )
     fps: Finite | None = Field(
         None,
         gt=0,

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from videollama2.serve.api.fields import FIRST_FAULT, NO_EFFECT, Body, MediaText, Neutral, Whole, error
+from videollama2.serve.api.fields import FIRST_FAULT, NO_EFFECT, Body, Hint, MediaText, Neutral, Whole, error
 from videollama2.serve.api.media_options import AudioOptions, MediaIOOptions, VideoOptions
 from videollama2.serve.api.sampling import AnswerForm, SamplingFields
 from videollama2.serve.api.tools import MAX_TOOLS, NamedTool, Tool, ToolCall, ToolChoice, ToolUse, closed
@@ -202,6 +202,8 @@ class JSONSchemaFormat(Body):
     json_schema: JSONSchema
 
 
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+
 ResponseFormat = Annotated[PlainFormat | JSONObjectFormat | JSONSchemaFormat, Field(discriminator="type")]
 
 
@@ -248,8 +250,10 @@ class ChatRequest(SamplingFields):
     functions: Annotated[Any, Neutral(None, [], why=_OLD_TOOLS)] = None
     modalities: Annotated[Any, Neutral(None, ["text"])] = None
     moderation: Annotated[Any, Neutral(None)] = None
-    reasoning_effort: Annotated[Any, Neutral(None, "none")] = None
-    verbosity: Annotated[Any, Neutral(None, "medium")] = None
+    reasoning_effort: Annotated[ReasoningEffort | None, Hint("none")] = Field(
+        None, description="Accepted, without effect: these models do not reason."
+    )
+    verbosity: Annotated[Literal["low", "medium", "high"] | None, Hint("medium")] = Field(None, description=NO_EFFECT)
     web_search_options: Annotated[Any, Neutral(None)] = None
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from videollama2.serve.api.fields import FIRST_FAULT, NO_EFFECT, Body, Finite, MediaText, Neutral, Whole, error
+from videollama2.serve.api.fields import FIRST_FAULT, NO_EFFECT, Body, Finite, Hint, MediaText, Neutral, Whole, error
 from videollama2.serve.api.request import (
     MAX_MESSAGES,
     MAX_METADATA,
@@ -196,7 +196,9 @@ class ResponsesRequest(Body):
     prompt_cache_key: str | None = Field(None, description=NO_EFFECT)
     prompt_cache_retention: str | None = Field(None, description=NO_EFFECT)
     user: str | None = Field(None, description=NO_EFFECT)
-    reasoning: dict[str, Any] | None = Field(None, description="Accepted, without effect: these models do not reason.")
+    reasoning: Annotated[dict[str, Any] | None, Hint("none")] = Field(
+        None, description="Accepted, without effect: these models do not reason."
+    )
     truncation: Literal["auto", "disabled"] | None = Field(
         None, description="auto: of a prompt that is too long, text in front of the first medium is cut."
     )

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from videollama2 import __version__
 from videollama2.serve.api.completions import CompletionRequest, TokenizeMessages, TokenizePrompt, TokenizeRequest
-from videollama2.serve.api.fields import IGNORED_HEADER, ignored_fields
+from videollama2.serve.api.fields import ignored_fields
 from videollama2.serve.api.reply import (
     ERROR_RESPONSES,
     EVENT_STREAM,
@@ -28,6 +28,7 @@ from videollama2.serve.api.reply import (
 )
 from videollama2.serve.api.request import ChatRequest
 from videollama2.serve.api.responses import ResponsesRequest
+from videollama2.serve.web.app import IGNORED_HEADER
 from videollama2.serve.web.body import JSONRoute, place_in
 from videollama2.serve.web.errors import ApiError
 from videollama2.serve.web.streaming import while_connected
@@ -112,7 +113,7 @@ async def _answer(backend: Backend, path: str, body: Asked, request: Request) ->
         reply = await while_connected(request, backend.answer(path, body, request))
     ignored = ignored_fields(body)
     if ignored:
-        _log.warning("fields that are not known here were ignored: %s", ", ".join(ignored))
+        _log.warning("fields without effect here were ignored: %s", ", ".join(ignored))
         reply.raw_headers.append((IGNORED_HEADER.encode(), ", ".join(ignored).encode("ascii")))
     return reply
 

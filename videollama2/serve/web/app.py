@@ -28,6 +28,12 @@ from videollama2.serve.web.guard import Gate, RequestGuard, error_response, with
 from videollama2.serve.web.metrics import CONTENT_TYPE, WebMetrics
 from videollama2.serve.web.streaming import CLIENT_GONE, ClientGoneError
 
+IGNORED_HEADER = "x-ignored-fields"
+"""Header of a reply that lists the request's fields that were ignored."""
+
+EXPOSED_HEADERS = ("x-request-id", IGNORED_HEADER, "retry-after", "www-authenticate")
+"""Headers of replies that scripts of other origins may read, in addition to those that they always may."""
+
 OPEN_PATHS = ("/health", "/ready")
 BODY_TIMEOUT_S = 30.0
 HEADER_TIMEOUT_S = 15.0
@@ -79,8 +85,8 @@ def make_app(
             CORSMiddleware,
             allow_origins=list(security.cors_origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type", "x-request-id"],
-            expose_headers=["x-request-id"],
+            allow_headers=["*"],  # clients send their own, as the openai package for browsers its x-stainless-...
+            expose_headers=EXPOSED_HEADERS,
         )
     _add_error_handlers(app)
     _add_health(app, gate, ready)
