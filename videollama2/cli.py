@@ -44,7 +44,7 @@ _ELSEWHERE = {
     ),
     "serve": ("controller, worker, API and web page on this machine", "videollama2.serve.launch", "add_serve_command"),
     "inspect": (
-        "draw how much each visual token weighed in an answer",
+        "draw how much each token of a medium weighed in an answer",
         "videollama2.inspection.cli",
         "add_inspect_command",
     ),

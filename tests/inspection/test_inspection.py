@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from videollama2.checkpoints import load_checkpoint
 from videollama2.cli import main
 from videollama2.errors import ConfigError, PromptError
 from videollama2.inspection import weights
-from videollama2.inspection.page import HEAT, draw, sheet, to_html
+from videollama2.inspection.page import HEAT, SOUND_WIDTH, draw, sheet, to_html
 from videollama2.inspection.weights import CANDIDATES, Inspection, Step, inspect_answer
 from videollama2.model.connectors import CONNECTORS, frames_of_slice, num_visual_tokens, token_grid
 
@@ -132,3 +133,76 @@ def test_the_command(tmp_path, capsys):
     assert "gone.mp4: no such file" in capsys.readouterr().err
     assert main(["inspect", str(CLIP), QUESTION, *options[:-1], str(tmp_path / "no" / "page.html")]) == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+SOUNDING = CLIP.with_name("sounding_shapes.mp4")
+
+
+@pytest.fixture(scope="module")
+def hearing():
+    return load_checkpoint("videollama2-tiny-av", dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def heard(hearing):
+    return inspect_answer(*hearing, "video", SOUNDING, "What made the noise?")
+
+
+def test_a_model_that_hears_hears_the_clip(hearing, heard):
+    from videollama2.inference.api import mm_infer
+
+    model, processor = hearing
+    clip = processor["video"](str(SOUNDING), va=True)
+    answer = mm_infer(clip, "What made the noise?", model=model, tokenizer=processor.tokenizer, modal="video")
+    assert heard.answer == answer and not heard.notes
+    for step in heard.steps:
+        assert step.weights_THW.sum() + step.sound_TF.sum() == pytest.approx(1, abs=1e-4)
+        assert step.candidates[0][0] == step.text
+    patch = model.config.hearing.input_patch_size
+    assert tuple(side // patch for side in heard.fbank_TF.shape) == heard.sound_TF.shape and heard.sound_TF.size > 1
+
+
+def test_weights_of_a_sound_are_gradient_times_input(hearing, heard):
+    """As for pictures above: the slope along each token of the sound, relative to that along all of them."""
+    model, processor = hearing
+    options = weights.ReadOptions()
+    pixels = processor.read("video", SOUNDING, options)
+    fbank, _ = processor.hear(SOUNDING, options.of_its_sound)
+    content = [{"type": "video", "use_audio": True}, {"type": "text", "text": "What made the noise?"}]
+    ids = processor.prepare([processor.prompt([{"role": "user", "content": content}])], [[pixels, fbank]])["input_ids"]
+    seen_ND, heard_ND = weights._visual_tokens(model, "video", pixels), weights._sound_tokens(model, fbank)
+
+    @torch.no_grad()
+    def log_probs(scaled_ND):
+        embeds = model.model.embed(ids, video_tokens=[seen_ND], audio_tokens=[scaled_ND])
+        return model(inputs_embeds=embeds, logits_to_keep=1).logits[0, -1].double().log_softmax(-1)
+
+    first, measured = int(log_probs(heard_ND).argmax()), []
+    for number in range(len(heard_ND)):
+        step = torch.zeros(len(heard_ND), 1)
+        step[number] = 0.05
+        slope = log_probs(heard_ND * (1 + step)) - log_probs(heard_ND * (1 - step))
+        measured.append(abs(slope[first].item()))
+    shares = heard.steps[0].sound_TF.ravel() / heard.steps[0].sound_TF.sum()
+    np.testing.assert_allclose(shares, np.array(measured) / sum(measured), rtol=0.05, atol=5e-3)
+
+
+def test_a_sound_is_drawn_and_its_share_told(heard):
+    page = to_html(heard)
+    assert f"and {heard.sound_TF.size} tokens of its sound." in page
+    assert f"the sound: {heard.sound_TF.sum():.0%} of the weight of all tokens" in page
+    assert sheet(heard).width == sheet(replace(heard, steps=[replace(heard.steps[0], sound_TF=None)])).width + 8 + (
+        SOUND_WIDTH
+    )
+
+
+def test_the_command_tells_what_it_heard(tmp_path, capsys):
+    page = str(tmp_path / "page.html")
+    silent = ["inspect", str(CLIP), "What is it?", "--model-path", "videollama2-tiny-av", "--output", page]
+    assert main([*silent, "--max-new-tokens", "1"]) == 0
+    told = capsys.readouterr()
+    assert re.search(r"1 step, 16 visual tokens, \d+ of the sound \(\d+%\)", told.out)
+    assert told.err == "videollama2: the video has no sound track: silence is heard\n"
+    assert main([*silent, "--max-new-tokens", "1", "--no-audio"]) == 0
+    told = capsys.readouterr()
+    assert "of the sound" not in told.out and told.err == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from videollama2.flags import (
 
 def add_inspect_command(commands: Any) -> None:
     """Add ``videollama2 inspect`` to the command line."""
-    text = "draw over the frames how much each visual token weighed in an answer"
+    text = "draw over frames and sound how much each of their tokens weighed in an answer"
     parser = commands.add_parser("inspect", help=text, description=text)
     parser.set_defaults(run=inspect)
     parser.add_argument("medium", metavar="MEDIUM", type=Path, help="a video, a folder of frames, or an image")
@@ -37,6 +38,7 @@ def add_inspect_command(commands: Any) -> None:
     add_bounds_flags(media)
     add_num_frames_flag(media)
     add_sampling_flag(media)
+    media.add_argument("--no-audio", action="store_true", help="do not hear the sound of a video")
     add_debug_flag(parser)
 
 
@@ -49,7 +51,8 @@ def inspect(args: argparse.Namespace) -> int:
 
     kind, sampling = _kind(args.medium), FrameSampling(**frame_options(args))
     model, processor, _ = model_init(args.model_path, **model_options(args))
-    found = inspect_answer(model, processor, kind, args.medium, args.question, sampling, args.max_new_tokens)
+    use_audio = False if args.no_audio else None
+    found = inspect_answer(model, processor, kind, args.medium, args.question, sampling, args.max_new_tokens, use_audio)
     page = args.output or Path("inspect.html")
     picture = page.with_suffix(".png")
     try:
@@ -59,7 +62,10 @@ def inspect(args: argparse.Namespace) -> int:
         raise DataError(f"{error.filename or page}: cannot be written ({error.strerror or error})") from error
     print(found.answer)
     steps = "1 step" if len(found.steps) == 1 else f"{len(found.steps)} steps"
-    print(f"{page} and {picture}: {steps}, {found.weights_THW.size} visual tokens")
+    sound = "" if found.sound_TF is None else f", {found.sound_TF.size} of the sound ({found.sound_TF.sum():.0%})"
+    print(f"{page} and {picture}: {steps}, {found.weights_THW.size} visual tokens{sound}")
+    for note in found.notes:
+        print(f"videollama2: {note}", file=sys.stderr)
     return 0
 
 

@@ -1,4 +1,7 @@
-"""Draw an inspection: one picture of the whole answer, and an HTML page with every step, which loads nothing."""
+"""Draw an inspection: one picture of the whole answer, and an HTML page with every step, which loads nothing.
+
+A sound is drawn as the filter bank that the model hears, time from left to right and low notes at the bottom.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,8 @@ HEIGHT = 192
 """Height in pixels of a picture."""
 GAP = 8
 HEAT = (230, 30, 30)
+SOUND_WIDTH = 3 * HEIGHT
+"""Width in pixels of the picture of a sound."""
 MOST_COVER = 0.7
 """Opacity of the colour over the token with the largest weight."""
 
@@ -44,9 +49,21 @@ def draw(inspection: Inspection, weights_THW: np.ndarray) -> list[Image.Image]:
     return pictures
 
 
+def draw_sound(inspection: Inspection, weights_TF: np.ndarray) -> Image.Image:
+    """Return a picture of the sound, with each token's patch covered by its weight, on a scale of its own."""
+    assert inspection.fbank_TF is not None  # there would be no weights
+    levels_FT = inspection.fbank_TF.T[::-1]
+    lowest, highest = float(levels_FT.min()), float(levels_FT.max())
+    greys_FT = ((levels_FT - lowest) * (255 / ((highest - lowest) or 1.0))).astype(np.uint8)
+    most = float(weights_TF.max()) or 1.0
+    return _covered(np.repeat(greys_FT[..., None], 3, axis=-1), weights_TF.T[::-1] / most, SOUND_WIDTH)
+
+
 def sheet(inspection: Inspection) -> Image.Image:
-    """Return one picture with the time slices in a row, coloured by the mean weights of all steps."""
+    """Return one picture with the time slices and the sound in a row, coloured by the mean weights of all steps."""
     pictures = draw(inspection, inspection.weights_THW)
+    if inspection.sound_TF is not None:
+        pictures.append(draw_sound(inspection, inspection.sound_TF))
     width = sum(each.width + GAP for each in pictures) - GAP
     whole = Image.new("RGB", (width, HEIGHT), "white")
     left = 0
@@ -67,18 +84,33 @@ def to_html(inspection: Inspection) -> str:
 <title>{title}</title><style>{_STYLE}</style></head><body>
 <h1>{html.escape(inspection.question)}</h1>
 <p><b>{html.escape(inspection.answer)}</b></p>
-<p>{html.escape(inspection.source)}: {len(inspection.pictures_THWC)} frames, {html.escape(grid)}. Red marks the visual
-tokens to which the words of the answer are most sensitive (gradient times input, arXiv 1605.01713).</p>
-<h2>The whole answer</h2>{_slices(inspection, inspection.weights_THW)}
+<p>{html.escape(inspection.source)}: {len(inspection.pictures_THWC)} frames, {html.escape(grid)}{_heard(inspection)}.
+Red marks the tokens to which the words of the answer are most sensitive (gradient times input, arXiv 1605.01713).</p>
+<h2>The whole answer</h2>{_slices(inspection, inspection.weights_THW)}{_sound(inspection, inspection.sound_TF)}
 {steps}
 </body></html>
 """
 
 
+def _heard(inspection: Inspection) -> str:
+    if inspection.sound_TF is None:
+        return ""
+    notes = "".join(f" ({html.escape(note)})" for note in inspection.notes)
+    return f", and {inspection.sound_TF.size} tokens of its sound{notes}"
+
+
+def _sound(inspection: Inspection, weights_TF: np.ndarray | None) -> str:
+    if weights_TF is None:
+        return ""
+    caption = f"the sound: {weights_TF.sum():.0%} of the weight of all tokens"
+    return f'<div class="slices">{_figure(draw_sound(inspection, weights_TF), "the sound", caption)}</div>'
+
+
 def _step(inspection: Inspection, number: int, step: Step) -> str:
     own_class = f"<p>Class token: {step.class_weight:.1%} of the weight.</p>" if step.class_weight else ""
     head = f"<h2>Step {number}: <code>{html.escape(step.text)}</code></h2>"
-    return f"{head}{_slices(inspection, step.weights_THW)}{own_class}<table>{_rows(step.candidates)}</table>"
+    shown = _slices(inspection, step.weights_THW) + _sound(inspection, step.sound_TF)
+    return f"{head}{shown}{own_class}<table>{_rows(step.candidates)}</table>"
 
 
 def _slices(inspection: Inspection, weights_THW: np.ndarray) -> str:
@@ -86,11 +118,13 @@ def _slices(inspection: Inspection, weights_THW: np.ndarray) -> str:
     shares = weights_THW.sum(axis=(1, 2)) / (weights_THW.sum() or 1.0)
     for picture, frames, share in zip(draw(inspection, weights_THW), inspection.frames_of, shares, strict=True):
         name = f"frame {frames[0] + 1}" if len(frames) == 1 else f"frames {frames[0] + 1} to {frames[-1] + 1}"
-        figures.append(
-            f'<figure><img src="data:image/png;base64,{_png(picture)}" alt="{name}"><figcaption>{name}: {share:.0%}'
-            "</figcaption></figure>"
-        )
+        figures.append(_figure(picture, name, f"{name}: {share:.0%}"))
     return f'<div class="slices">{"".join(figures)}</div>'
+
+
+def _figure(picture: Image.Image, name: str, caption: str) -> str:
+    data = _png(picture)
+    return f'<figure><img src="data:image/png;base64,{data}" alt="{name}"><figcaption>{caption}</figcaption></figure>'
 
 
 def _rows(candidates: Sequence[tuple[str, float]]) -> str:
@@ -101,9 +135,13 @@ def _rows(candidates: Sequence[tuple[str, float]]) -> str:
     )
 
 
-def _covered(picture_HWC: np.ndarray, weights_HW: np.ndarray) -> Image.Image:
-    """Return a picture whose cells are covered by :data:`HEAT`, as much as their weights from 0 to 1 say."""
-    width = max(1, round(picture_HWC.shape[1] * HEIGHT / picture_HWC.shape[0]))
+def _covered(picture_HWC: np.ndarray, weights_HW: np.ndarray, width: int | None = None) -> Image.Image:
+    """Return a picture whose cells are covered by :data:`HEAT`, as much as their weights from 0 to 1 say.
+
+    Args:
+        width: of the result in pixels; by default the one that keeps the shape of the picture.
+    """
+    width = width or max(1, round(picture_HWC.shape[1] * HEIGHT / picture_HWC.shape[0]))
     picture = Image.fromarray(picture_HWC).resize((width, HEIGHT), Image.Resampling.BILINEAR)
     cover = Image.fromarray((weights_HW * MOST_COVER * 255).astype(np.uint8)).resize(
         (width, HEIGHT), Image.Resampling.NEAREST
