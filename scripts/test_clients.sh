@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Tests this package with programs that other people wrote, from nothing: installs clients of the API and TRL into FOLDER
 # (default: a temporary one), then runs tests/serve/test_clients.py and tests/test_trl.py. Needs node and npm for the
-# clients of Node. Honours PYTHON= and VENV=.
+# clients of Node; where promtool (of Prometheus) is on the PATH, it reads the metrics. Honours PYTHON= and VENV=.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare_environment

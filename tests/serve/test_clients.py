@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -203,6 +204,18 @@ def test_the_request_of_the_report(client):
     with pytest.raises(openai.APIStatusError) as raised:
         client.post("/chat/completions", body={**body, "model": "tiny"}, cast_to=object)
     assert raised.value.status_code in (400, 413)
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool, of Prometheus, is not installed")
+def test_promtool_reads_the_metrics(server):
+    """Its only remark is about the colon behind the prefix, which vLLM's names have too."""
+    import httpx
+
+    metrics = httpx.get(server.url + "/metrics", headers={"authorization": f"Bearer {KEY}"}, trust_env=False)
+    assert metrics.status_code == 200
+    done = subprocess.run(["promtool", "check", "metrics"], input=metrics.text, capture_output=True, text=True)
+    remarks = (done.stdout + done.stderr).splitlines()
+    assert remarks and all(line.endswith("metric names should not contain ':'") for line in remarks), remarks
 
 
 @pytest.mark.skipif("NODE_CLIENTS" not in os.environ, reason="NODE_CLIENTS names no folder with clients for Node")
