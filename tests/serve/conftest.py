@@ -1,5 +1,6 @@
 """Fixtures of the serving tests. Processes live for the session; what a test kills it starts again."""
 
+import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -52,13 +53,16 @@ def tiny_worker(tiny_service) -> Iterator[AppThread]:
 
 
 @pytest.fixture(scope="session")
-def installation(tmp_path_factory) -> Iterator[SimpleNamespace]:
-    """A controller and two workers as processes, with heart-beats that tests can wait for."""
+def installation(tmp_path_factory, python_of_forks) -> Iterator[SimpleNamespace]:
+    """A controller and two workers as processes, with heart-beats that tests can wait for.
+
+    The second worker, which tests kill and start again, is a fork of a process that has imported everything.
+    """
     folder = tmp_path_factory.mktemp("installation")
     controller = controller_process(folder / "controller.log", "--expiry", "4")
     parts: list[Process] = [controller]
     try:
-        for number in (1, 2):
+        for number, python in ((1, sys.executable), (2, python_of_forks)):
             parts.append(
                 worker_process(
                     folder / f"worker{number}.log",
@@ -69,6 +73,7 @@ def installation(tmp_path_factory) -> Iterator[SimpleNamespace]:
                     "16",
                     "--max-queue",
                     "128",
+                    python=python,
                 )
             )
         for part in parts:

@@ -125,15 +125,22 @@ def running(command: list[str], log: Path, is_ready: Callable[[], bool], **envir
 class Process:
     """A part of the installation as its own process, with its log in a file."""
 
-    def __init__(self, arguments: list[str], url: str, log: Path, environment: dict[str, str] | None = None) -> None:
-        self.arguments, self.url, self.log = arguments, url, log
+    def __init__(
+        self,
+        arguments: list[str],
+        url: str,
+        log: Path,
+        environment: dict[str, str] | None = None,
+        python: str | Path = sys.executable,
+    ) -> None:
+        self.arguments, self.url, self.log, self._python = arguments, url, log, python
         self._environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **(environment or {})}
         self.start()
 
     def start(self) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, *self.arguments],
+                [self._python, *self.arguments],
                 cwd=ROOT,
                 env=self._environment,
                 stdout=log,
@@ -178,7 +185,12 @@ def controller_process(log: Path, *flags: str, environment: dict[str, str] | Non
 
 
 def worker_process(
-    log: Path, controller: str, *flags: str, environment: dict[str, str] | None = None, port: int = 0
+    log: Path,
+    controller: str,
+    *flags: str,
+    environment: dict[str, str] | None = None,
+    port: int = 0,
+    python: str | Path = sys.executable,
 ) -> Process:
     port = port or free_port()
     url = f"http://127.0.0.1:{port}"
@@ -199,7 +211,7 @@ def worker_process(
         "1",
         *flags,
     ]
-    return Process(arguments, url, log, environment)
+    return Process(arguments, url, log, environment, python)
 
 
 class StrangeWorker:

@@ -173,7 +173,6 @@ def test_a_controller_that_restarts_has_its_workers_back_and_cuts_nothing(instal
             assert rest().endswith(b"data: [DONE]\n\n")
 
 
-@pytest.mark.slow
 def test_sigterm_drains(installation):
     """The last one: it ends a worker for good."""
     worker = installation.workers[1]
