@@ -92,7 +92,7 @@ _FEW = 6
 """Largest number of choices that the help lists."""
 
 
-class Parser(CommandParser, HfArgumentParser):
+class Parser(CommandParser, HfArgumentParser):  # pyright: ignore[reportIncompatibleMethodOverride]
     """The dataclass parser of transformers, with a help of a few screens and errors of one line."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
