@@ -10,7 +10,7 @@ import torch
 
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 
-PARTS = ("encoder", "decoder", "optimizer")
+PARTS: tuple[str, ...] = ("encoder", "decoder", "optimizer")
 """Encoders with connectors; the decoder with output layer and loss; the optimizer. Forward and backward together."""
 
 

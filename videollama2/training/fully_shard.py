@@ -55,7 +55,7 @@ def whole_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def load_whole_state(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
     """Set all weights; every process is given all of them and keeps its slices."""
-    set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True))
+    set_model_state_dict(model, cast("dict[str, Any]", state), options=StateDictOptions(full_state_dict=True))
 
 
 def save_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path, is_first: bool) -> None:
