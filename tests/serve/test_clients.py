@@ -207,13 +207,16 @@ def test_the_request_of_the_report(client):
 
 
 @pytest.mark.skipif(not shutil.which("promtool"), reason="promtool, of Prometheus, is not installed")
-def test_promtool_reads_the_metrics(server):
+def test_promtool_reads_the_metrics(tiny_service, tiny_engine):
     """Its only remark is about the colon behind the prefix, which vLLM's names have too."""
-    import httpx
+    from tests.serve.servers import AppThread, http
+    from videollama2.serve.settings import Security
+    from videollama2.serve.worker.app import WorkerService, make_worker_app
 
-    metrics = httpx.get(server.url + "/metrics", headers={"authorization": f"Bearer {KEY}"}, trust_env=False)
-    assert metrics.status_code == 200
-    done = subprocess.run(["promtool", "check", "metrics"], input=metrics.text, capture_output=True, text=True)
+    service = WorkerService(tiny_engine, "tiny", tiny_service.policy, tiny_service.sandbox)
+    with AppThread(make_worker_app(service, Security())) as worker:
+        metrics = http.get(worker.url + "/metrics").text
+    done = subprocess.run(["promtool", "check", "metrics"], input=metrics, capture_output=True, text=True)
     remarks = (done.stdout + done.stderr).splitlines()
     assert remarks and all(line.endswith("metric names should not contain ':'") for line in remarks), remarks
 
