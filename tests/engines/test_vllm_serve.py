@@ -125,7 +125,7 @@ def test_a_worker_of_this_package(own_serve: OpenAI, wanted: dict[str, Result], 
     assert [model.id for model in own_serve.models.list()] == [MODEL]
     assert http.get(f"http://127.0.0.1:{ports['page']}/").status_code == 200
     described = http.get(f"http://127.0.0.1:{ports['worker']}/metrics").text
-    assert "videollama2_" in described
+    assert "videollama2:num_requests_running" in described
 
 
 @pytest.mark.parametrize(
