@@ -152,7 +152,7 @@ class VideoLlama2MediaProcessor(BaseMultiModalProcessor[VideoLlama2Info]):
         counts = mm_items.get_all_counts()
         heard = mm_items[AUDIO].get_all() if AUDIO in mm_items else ()
         taken = [(at, each.video) for at, each in enumerate(heard) if isinstance(each, EncodedSound)]
-        sounds = {video: at for at, video in taken if video is not None}
+        sounds: dict[int, int] = {video: at for at, video in taken if video is not None}
         try:
             pieces = split_prompt(mm_res.prompt_ids, counts, tokenizer, config.vocab_size, sounds)
         except VideoLlama2Error as error:
