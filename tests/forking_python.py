@@ -65,8 +65,10 @@ def forking_python(folder: Path) -> Iterator[Path]:
     try:
         yield program
     finally:
-        ours.close()
+        # Said in words, because closing is no sign: loader workers that a test forked may hold copies of this end.
+        ours.send("end")
         server.join()
+        ours.close()
 
 
 def _serve(listener: socket.socket, parent: Connection) -> None:

@@ -274,8 +274,7 @@ def _generation(args: argparse.Namespace) -> dict[str, Any]:
 
 def _is_large(model_path: str) -> bool:
     """Return whether loading takes long: for a hub model, which may need a download, or a folder with large weights."""
-    folder = Path(model_path)
-    if not folder.is_dir():
+    if not os.path.isdir(model_path):  # unlike Path.is_dir, it answers for a path that is too long, too
         return model_path not in BUILT_IN_MODELS
-    weights = [path for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern)]
+    weights = [path for pattern in ("*.safetensors", "*.bin") for path in Path(model_path).glob(pattern)]
     return sum(path.stat().st_size for path in weights) >= _BAR_FROM_BYTES

@@ -162,17 +162,22 @@ def test_three_processes_killed_five_times_equal_one_that_was_not(tmp_path: Path
         path = tmp_path / "out.jsonl.work" / "answers" / f"rank-{rank:05d}-of-00003.jsonl"
         return path.read_bytes().count(b"\n") if path.is_file() else 0
 
-    chance = random.Random(3)
-    running = {rank: start(rank) for rank in range(3)}
-    for _ in range(5):
-        rank = chance.choice([rank for rank in running if written(rank) < 150])
-        enough = written(rank) + chance.randrange(1, 40)
+    def kill(rank: int, further: int) -> None:
+        """Kill a process once it has written so many further lines, and start it again."""
+        enough = written(rank) + further
         while written(rank) < enough:
             assert running[rank].is_alive()
             time.sleep(0.01)
         forked.kill(running[rank])
         running[rank].join()
         running[rank] = start(rank)
+
+    chance = random.Random(3)
+    running = {rank: start(rank) for rank in range(3)}
+    for rank in running:
+        kill(rank, chance.randrange(1, 20))
+    for rank in sorted(running, key=written)[:2]:  # those that are furthest from their end
+        kill(rank, chance.randrange(1, 20))
     for process in running.values():
         process.join(timeout=600)
     assert [process.exitcode for process in running.values()] == [0, 0, 0]
