@@ -9,6 +9,7 @@ import pytest
 from tqdm import tqdm
 
 from tests.conftest import ROOT
+from videollama2.cli import main
 from videollama2.commands import CommandParser, hides_bar, run_command
 from videollama2.errors import ConfigError
 
@@ -118,6 +119,16 @@ def test_a_full_disk_is_told(monkeypatch):
         )
     assert done.returncode == 2
     assert done.stderr == "part: error: the standard output cannot be written (No space left on device)\n"
+
+
+@pytest.mark.parametrize("words", [["plan", "--model"], ["data", "check"], ["eval", "check", "mvbench", "--data"]])
+def test_a_path_that_no_message_foresaw_is_named_on_one_line(words, capsys):
+    too_long = "a" * 300
+    assert main([*words, too_long]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "error: " in line and too_long in line and line.endswith("File name too long")
+    with pytest.raises(OSError, match="File name too long"):
+        main([*words, too_long, "--debug"])
 
 
 def parser():

@@ -70,6 +70,11 @@ def run_command(
             raise
         flush_output()
         return BROKEN_PIPE
+    except OSError as error:
+        # A path that was given and that no message of ours foresaw: too long, a link to itself, without permission.
+        if debug or error.filename is None:
+            raise
+        code = _complain(prefix, f"{error.filename}: {error.strerror}")
     try:
         return code if flush_output() else BROKEN_PIPE
     except OSError as error:
