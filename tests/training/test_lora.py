@@ -1,6 +1,7 @@
 """LoRA and QLoRA: what learns, what is written, that it opens again and can be merged."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -111,6 +112,31 @@ def test_target_chooses_the_layers_that_learn(built):
 def test_targets_that_are_refused(built, target, words):
     with pytest.raises(ConfigError) as told:
         built(**LORA, lora_target=target)
+    assert words in str(told.value)
+
+
+def test_names_choose_what_stays_frozen(run, built):
+    upper = r"model\.language_model\.layers\.1\..*|lm_head\.weight"
+    folder = run(max_steps=1, freeze_vision_tower=True, freeze_regex=upper).folder
+    before, after = built()[0].state_dict(), opened(folder)[0].state_dict()
+    for name, tensor in before.items():
+        # The embeddings of this model are its head too.
+        stays = "vision_tower" in name or "embed_tokens" in name or re.fullmatch(upper, name)
+        assert torch.equal(after[name], tensor) == bool(stays), name
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [
+        ("layers.*", "'layers.*' matches no parameter that learns; one that does is "),
+        (r"model\.vision_tower\..*", "matches no parameter that learns"),
+        ("layers.(", "'layers.(' is no regular expression: missing )"),
+        (".*", "nothing would learn"),
+    ],
+)
+def test_names_that_freeze_nothing_or_all_are_refused(built, pattern, words):
+    with pytest.raises(ConfigError) as told:
+        built(freeze_vision_tower=True, freeze_regex=pattern)
     assert words in str(told.value)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -221,7 +222,7 @@ def choose_trainable(
     run without sound, weight decay alone would change them.
 
     Raises:
-        ConfigError: nothing would learn.
+        ConfigError: nothing would learn, or ``--freeze_regex`` would freeze nothing.
     """
     alone = model_args.parts_alone
     inner = model.model
@@ -238,8 +239,25 @@ def choose_trainable(
         tunes_projector = model_args.tune_mm_mlp_adapter_a or model_args.tune_adapter_llm
         inner.mm_projector_a.requires_grad_(connectors_learn and tunes_projector)
         inner.audio_tower.requires_grad_(model_args.tune_audio_tower)
+    if model_args.freeze_regex is not None:
+        _freeze_matching(model, model_args.freeze_regex)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError("every part is frozen by --freeze_* and --tune_* flags: nothing would learn")
+
+
+def _freeze_matching(model: VideoLlama2ForConditionalGeneration, pattern: str) -> None:
+    """Freeze the parameters whose whole names match; tied parameters have a name each and freeze together."""
+    named = model.named_parameters(remove_duplicate=False)
+    learning = {name: parameter for name, parameter in named if parameter.requires_grad}
+    try:
+        frozen = [name for name in learning if re.fullmatch(pattern, name)]
+    except re.error as error:
+        raise ConfigError(f"--freeze_regex {pattern!r} is no regular expression: {error}") from error
+    if not frozen:
+        example = min(learning, default="nowhere")
+        raise ConfigError(f"--freeze_regex {pattern!r} matches no parameter that learns; one that does is {example}")
+    for name in frozen:
+        learning[name].requires_grad_(False)
 
 
 def _freeze_unused_layers(tower: PreTrainedModel, select_layer: int) -> None:

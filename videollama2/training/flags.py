@@ -99,6 +99,13 @@ class ModelArguments:
         },
     )
     freeze_vision_tower: bool = field(default=True, metadata={"help": "The vision encoder does not learn."})
+    freeze_regex: str | None = field(
+        default=None,
+        metadata={
+            "help": "Regular expression for whole names of parameters that do not learn though other flags let them, "
+            "such as 'model.language_model.layers.[0-9].*'."
+        },
+    )
     attn_implementation: str | None = field(
         default=None,
         metadata={

@@ -36,7 +36,7 @@ FOLDED = (
         "pretrain_mm_mlp_adapter_a",
     ),
     *("shuffle_buffer", "fps", "max_frames", "media_cache_gb", "features", "eval_benchmarks_folder", "eval_questions"),
-    *("data_weights_by", "data_curriculum"),
+    *("data_weights_by", "data_curriculum", "freeze_regex"),
     *("image_aspect_ratio", "pretrain_labels", "mm_vision_select_feature", "mm_projector_a_type"),
     *("sample_answers", "answer_updates", "clip_ratio"),
 )
