@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # From a fresh machine to a passed test suite: installs into .venv, then runs all tests.
-# Arguments go to pytest. Honours PYTHON= and VENV= (see environment.sh), and TEST_WORKERS= (default: one more than there
-# are cores, as tests wait for servers and processes a third of their time; 4 at most).
+# Arguments go to pytest. Honours PYTHON= and VENV= (see environment.sh), and TEST_WORKERS= (default: one per core, 4
+# at most). One more than there are cores is a little sooner on a quiet machine, and lets browsers and servers wait longer
+# for their turn.
 set -uo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare_environment
@@ -9,7 +10,7 @@ prepare_environment
 # (nproc itself obeys OMP_NUM_THREADS.)
 workers="$(env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 2)"
 export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
-workers=$((workers < 4 ? workers + 1 : 4))
+[ "$workers" -le 4 ] || workers=4
 workers="${TEST_WORKERS:-$workers}"
 # Tests start many interpreters, each of which would compile this package anew.
 unset PYTHONDONTWRITEBYTECODE

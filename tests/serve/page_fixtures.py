@@ -43,7 +43,7 @@ _CHROMIUM_FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    "--use-fake-device-for-media-stream",
+    "--use-fake-device-for-media-stream=fps=5",  # few frames, as recordings are encoded by the processor
     "--use-fake-ui-for-media-stream",
 )
 

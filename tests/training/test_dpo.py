@@ -100,7 +100,7 @@ def test_equals_the_loss_of_the_paper(trainer):
     loss = it.compute_loss(model, batch, num_items_in_batch=4)
     assert loss.item() == pytest.approx(expected.item(), abs=1e-6) and abs(loss.item() - math.log(2)) > 1e-2
     for found, wanted in zip(torch.autograd.grad(loss, learning), gradients, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)  # parts of the sum are float32
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=5e-6)  # parts of the sum are float32
     assert all(parameter.requires_grad for parameter in learning)  # switching matrices off has not frozen them
 
 
