@@ -45,6 +45,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from limits import product_rate, synchronize
+from random_model import SHAPES
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -125,12 +126,7 @@ def load(name: str) -> tuple[Any, Any]:
         text_config={
             "model_type": "qwen2",
             "vocab_size": 151936,
-            "hidden_size": 896,
-            "intermediate_size": 4864,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 14,
-            "num_key_value_heads": 2,
-            "tie_word_embeddings": True,
+            **SHAPES["0.5b"],
         },
         mm_vision_tower="openai/clip-vit-large-patch14-336",
         mm_projector_type="stc_connector",

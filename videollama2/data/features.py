@@ -10,9 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from videollama2.data.index import alone, content_digest, file_digest
-from videollama2.data.media_cache import ABANDONED_SECONDS
+from videollama2.data.media_cache import remove_if_abandoned
 from videollama2.errors import ConfigError, MediaError
 
 MANIFEST = "features.json"
@@ -169,9 +167,7 @@ class FeatureStore:
     def _remove_abandoned(self) -> None:
         """Remove what killed processes left half written."""
         for path in self.folder.glob("??/*.part"):
-            with suppress(FileNotFoundError):  # another process may just have finished it
-                if path.stat().st_mtime < time.time() - ABANDONED_SECONDS:
-                    path.unlink()
+            remove_if_abandoned(path)
 
     def unwritable(self, error: OSError) -> ConfigError:
         """Return the error for a folder that cannot be written to."""

@@ -29,8 +29,7 @@ _FORMAT = 1
 _HEADER = struct.Struct("<4I32s")
 """Shape (T, C, H, W) and the SHA-256 of the frames."""
 _UNFINISHED = "unfinished-"
-ABANDONED_SECONDS = 3600
-"""Age from which an unfinished file is taken for that of a killed process."""
+_ABANDONED_SECONDS = 3600
 _KEPT_SHARE = 0.9
 """Share of the limit to which the least recently used entries are removed when the limit is reached."""
 
@@ -126,9 +125,14 @@ class MediaCache:
                             status = entry.stat()
                             yield status.st_mtime_ns, status.st_size, entry.path
                 elif place.name.startswith(_UNFINISHED):
-                    with suppress(FileNotFoundError):  # another process may just have finished it
-                        if place.stat().st_mtime < time.time() - ABANDONED_SECONDS:
-                            os.unlink(place.path)
+                    remove_if_abandoned(place.path)
+
+
+def remove_if_abandoned(unfinished: str | os.PathLike[str]) -> None:
+    """Remove an unfinished file if it is so old that the process that wrote it must have been killed."""
+    with suppress(FileNotFoundError):  # another process may just have finished it
+        if os.stat(unfinished).st_mtime < time.time() - _ABANDONED_SECONDS:
+            os.unlink(unfinished)
 
 
 def _load(file: Path) -> torch.Tensor | None:

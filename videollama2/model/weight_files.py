@@ -35,7 +35,11 @@ def read_apart(files: Sequence[str] | None, load_config: Any) -> Iterator[Mappin
         stored, weights go to another device than the CPU, files are of another kind, or DeepSpeed divides the weights.
     """
     with ExitStack() as opened:
-        yield _slices(files, opened) if _is_for_a_cpu(files, load_config) and _changes_all(files, load_config) else None
+        slices = _slices(files, opened) if _is_for_a_cpu(files, load_config) else None
+        if slices is not None and not _changes_all(slices, load_config):
+            opened.close()
+            slices = None
+        yield slices
 
 
 def _is_for_a_cpu(files: Sequence[str] | None, load_config: Any) -> bool:
@@ -45,13 +49,10 @@ def _is_for_a_cpu(files: Sequence[str] | None, load_config: Any) -> bool:
     return devices == {"cpu"} and all(file.endswith(_SUFFIX) for file in files)
 
 
-def _changes_all(files: Sequence[str] | None, load_config: Any) -> bool:
-    """Whether no tensor of the files is kept as it is; quantised models count as such, although small weights stay."""
-    if load_config.is_quantized:
-        return True
-    with ExitStack() as opened:
-        stored = {FLOATS.get(each.get_dtype()) for each in _slices(files, opened).values()}
-    return load_config.dtype not in stored
+def _changes_all(slices: Mapping[str, Any], load_config: Any) -> bool:
+    """Whether no tensor is kept as it is stored; quantised models count as such, although small weights stay."""
+    stored = {FLOATS.get(each.get_dtype()) for each in slices.values()}
+    return load_config.is_quantized or load_config.dtype not in stored
 
 
 def _slices(files: Sequence[str] | None, opened: ExitStack) -> dict[str, Any]:

@@ -15,7 +15,6 @@ import sys
 from typing import Any
 
 from videollama2.commands import add_debug_flag
-from videollama2.constants import DEFAULT_MODEL_NAME
 from videollama2.errors import ConfigError
 from videollama2.flags import check_without_effect, number, port
 from videollama2.serve.launch_checks import check_before_start
@@ -38,6 +37,7 @@ from videollama2.serve.worker.flags import (
     check_installed,
     check_own_engine,
     model_name_of,
+    model_paths_of,
 )
 
 _HELP = "controller, workers, API and web page on this machine"
@@ -170,7 +170,7 @@ def _parts(args: argparse.Namespace) -> list[list[Part]]:
         f"{controller_url}/ready",
         environment,
     )
-    paths = args.model_path or [DEFAULT_MODEL_NAME]
+    paths = model_paths_of(args)
     names = [model_name_of(path) for path in paths]
     if len(set(names)) < len(names):
         raise ConfigError(f"two models have one name: {', '.join(names)}; use folders of different names")

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
-from videollama2.constants import BUILT_IN_MODELS, DEFAULT_MODEL_NAME
+from videollama2.constants import BUILT_IN_MODELS
 from videollama2.errors import ConfigError
 from videollama2.reach import check_is_there
-from videollama2.serve.worker.flags import RAY
+from videollama2.serve.worker.flags import RAY, model_paths_of
 
 _LOCAL = "127.0.0.1"
 _LAST_PORT = 65535
@@ -24,7 +24,7 @@ def check_before_start(args: argparse.Namespace) -> None:
     Raises:
         VideoLlama2Error: a model is missing, a device or an account file cannot be used, or a port is taken.
     """
-    for name in (*(args.model_path or [DEFAULT_MODEL_NAME]), *([args.model_base] if args.model_base else ())):
+    for name in (*model_paths_of(args), *([args.model_base] if args.model_base else ())):
         if name not in BUILT_IN_MODELS:
             check_is_there(name)
     if args.auth_file is not None and not args.no_page:
@@ -65,7 +65,7 @@ def _ports(args: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
     if args.engine == RAY:
         return
     yield "--controller-port", _LOCAL, args.controller_port
-    for place in range(len(args.model_path or [DEFAULT_MODEL_NAME]) * args.workers):
+    for place in range(len(model_paths_of(args)) * args.workers):
         yield "--worker-port", _LOCAL, args.worker_port + place
 
 

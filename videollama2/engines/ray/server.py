@@ -14,11 +14,11 @@ import threading
 from collections.abc import Sequence
 
 from videollama2.commands import add_debug_flag, run_command
-from videollama2.constants import DEFAULT_MODEL_NAME
 from videollama2.engines.ray.settings import add_application_flags, named
 from videollama2.errors import EngineError, MissingDependencyError, first_line
 from videollama2.serve.part_flags import add_listen_flags, part_parser
 from videollama2.serve.settings import is_loopback, read_security
+from videollama2.serve.worker.flags import model_paths_of
 
 APPLICATION = "videollama2"
 DEFAULT_PORT = 8000
@@ -40,7 +40,7 @@ def models_of(args: argparse.Namespace) -> list[argparse.Namespace]:
     Raises:
         ConfigError: two models have the same name.
     """
-    paths = args.model_path or [DEFAULT_MODEL_NAME]
+    paths = model_paths_of(args)
     return named([argparse.Namespace(**{**vars(args), "model_path": path}) for path in paths])
 
 

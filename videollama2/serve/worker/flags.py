@@ -164,6 +164,11 @@ def check_installed(engines: Iterable[str]) -> None:
             raise MissingDependencyError(f"--engine {engine} is not installed: pip install 'videollama2[{engine}]'")
 
 
+def model_paths_of(args: argparse.Namespace) -> list[str]:
+    """Return the models of an installation, from a ``--model-path`` that may be repeated."""
+    return args.model_path or [DEFAULT_MODEL_NAME]
+
+
 def model_name_of(path: str) -> str:
     """Return the published name of a model: the last part of its path, or the last two for a checkpoint folder."""
     place = PurePath(path.rstrip("/"))
