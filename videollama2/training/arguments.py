@@ -7,8 +7,10 @@ import sys
 from collections.abc import Sequence
 
 from videollama2.errors import ConfigError
-from videollama2.training.flags import DataArguments, ModelArguments, TrainingArguments
+from videollama2.training.data_flags import DataArguments
+from videollama2.training.flags import TrainingArguments
 from videollama2.training.help import Parser
+from videollama2.training.model_flags import ModelArguments
 from videollama2.training.recipe import given_flags, take_recipe
 from videollama2.training.rules import check_arguments
 

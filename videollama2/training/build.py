@@ -24,12 +24,14 @@ from videollama2.model.encoders import vision_encoder
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.model.packed_attention import keep_records_apart
 from videollama2.processing import VideoLlama2Processor
-from videollama2.training.flags import DataArguments, ModelArguments, TrainingArguments
+from videollama2.training.data_flags import DataArguments
+from videollama2.training.flags import TrainingArguments
 from videollama2.training.frozen_features import use_features
 from videollama2.training.fully_shard import shard
 from videollama2.training.hearing import new_ears, set_hearing
 from videollama2.training.lora import add_lora, fused_experts
 from videollama2.training.meter import weights_of
+from videollama2.training.model_flags import ModelArguments
 from videollama2.training.sharding import encode_uniformly, whole_weights
 from videollama2.training.weights_file import weights_file
 

@@ -21,7 +21,8 @@ from videollama2.data.records import PackedRecords, read_sets
 from videollama2.data.samples import Sample
 from videollama2.data.stream import RecordFiles, StreamedRecords, StreamOrder
 from videollama2.processing import VideoLlama2Processor
-from videollama2.training.flags import DataArguments, TrainingArguments
+from videollama2.training.data_flags import DataArguments
+from videollama2.training.flags import TrainingArguments
 from videollama2.training.joint import Joint, joint_of
 from videollama2.training.rollouts import Questions
 

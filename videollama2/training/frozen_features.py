@@ -14,7 +14,8 @@ from videollama2.data.features import FeatureStore
 from videollama2.media.audio import ClipRules
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.processing import VideoLlama2Processor
-from videollama2.training.flags import DataArguments, TrainingArguments
+from videollama2.training.data_flags import DataArguments
+from videollama2.training.flags import TrainingArguments
 
 
 def use_features(

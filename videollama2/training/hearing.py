@@ -9,7 +9,8 @@ from videollama2.checkpoints.connector import load_audio_connector
 from videollama2.errors import ConfigError
 from videollama2.model.encoders.beats import BeatsModel
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
-from videollama2.training.flags import DataArguments, ModelArguments
+from videollama2.training.data_flags import DataArguments
+from videollama2.training.model_flags import ModelArguments
 from videollama2.training.weights_file import weights_file
 
 NEW_PROJECTOR = "mlp2x_gelu"

@@ -18,8 +18,10 @@ from transformers import HfArgumentParser
 
 from videollama2.commands import CommandParser, one_line
 from videollama2.errors import ConfigError
+from videollama2.training.data_flags import DataArguments
 from videollama2.training.evaluation_flags import EvaluationFlags
-from videollama2.training.flags import DataArguments, ModelArguments, TrainingArguments
+from videollama2.training.flags import TrainingArguments
+from videollama2.training.model_flags import ModelArguments
 from videollama2.training.objective_flags import ObjectiveFlags
 
 _OWN = tuple(f.name for f in fields(TrainingArguments) if f.name not in transformers.TrainingArguments.__annotations__)

@@ -18,7 +18,9 @@ from videollama2.checkpoints.fingerprint import files_revision
 from videollama2.data.features import FeatureStore
 from videollama2.data.index import file_digest
 from videollama2.errors import ConfigError
-from videollama2.training.flags import DataArguments, ModelArguments, TrainingArguments
+from videollama2.training.data_flags import DataArguments
+from videollama2.training.flags import TrainingArguments
+from videollama2.training.model_flags import ModelArguments
 from videollama2.training.weights_file import weights_file
 
 ANY_VALUE = frozenset(

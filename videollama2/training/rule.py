@@ -1,0 +1,26 @@
+"""What a rule between flags is, and the rule that most flags have: no effect without another flag."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from videollama2.training.data_flags import DataArguments
+from videollama2.training.flags import TrainingArguments
+
+Rule = tuple[Any, str]
+"""Whether a rule is broken, and the error message for that case."""
+
+
+def no_effect_without(
+    arguments: TrainingArguments | DataArguments, flag: str, given: bool, names: tuple[str, ...]
+) -> list[Rule]:
+    """Return rules that ``names`` must keep their defaults without ``flag``, since they would have no effect."""
+    defaults = {f.name: f.default for f in fields(arguments)}
+    return [
+        (
+            not given and getattr(arguments, name) != defaults[name],
+            f"--{name} {getattr(arguments, name)} has no effect without --{flag}",
+        )
+        for name in names
+    ]
