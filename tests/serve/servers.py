@@ -21,7 +21,7 @@ import httpx
 from fastapi import FastAPI
 
 from tests.conftest import ROOT
-from videollama2.serve.web.app import make_server
+from videollama2.serve.web.server import make_server
 
 http = httpx.Client(timeout=10, trust_env=False, verify=False)
 """For single requests; nothing here speaks TLS, whose certificates take long to load."""

@@ -13,9 +13,10 @@ from tests.serve.servers import AppThread, http
 from videollama2.serve.api.routes import CHAT, openai_router
 from videollama2.serve.settings import Security
 from videollama2.serve.web import sse, streaming
-from videollama2.serve.web.app import keep_what_is_loaded, make_app
+from videollama2.serve.web.app import make_app
 from videollama2.serve.web.body import MAX_DEPTH, MAX_ITEMS, BodyScanner
 from videollama2.serve.web.errors import ApiError, worker_failed
+from videollama2.serve.web.server import keep_what_is_loaded
 from videollama2.serve.web.streaming import EventStream, Stream
 
 

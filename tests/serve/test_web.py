@@ -16,8 +16,9 @@ from starlette.responses import StreamingResponse
 from tests.serve.servers import AppThread, http, wait_until
 from videollama2.errors import ConfigError
 from videollama2.serve.settings import Security
-from videollama2.serve.web.app import BODY_TIMEOUT_S, EXPOSED_HEADERS, HEADER_TIMEOUT_S, bind, make_app
+from videollama2.serve.web.app import BODY_TIMEOUT_S, EXPOSED_HEADERS, make_app
 from videollama2.serve.web.errors import ApiError, no_worker
+from videollama2.serve.web.server import HEADER_TIMEOUT_S, bind
 
 KEYS = Security(api_keys=("alpha", "beta"), worker_token="secret", max_body_bytes=100_000)
 

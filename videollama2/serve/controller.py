@@ -19,7 +19,7 @@ from videollama2.serve.cluster.protocol import EXPIRY_S
 from videollama2.serve.cluster.registry import METHODS, Registry
 from videollama2.serve.part_flags import add_listen_flags, part_parser
 from videollama2.serve.settings import add_security_flags, read_security
-from videollama2.serve.web.app import configure_logging, serve, warn_if_open
+from videollama2.serve.web.server import configure_logging, serve, warn_if_open
 
 DEFAULT_PORT = 10000
 

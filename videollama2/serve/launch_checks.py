@@ -42,7 +42,7 @@ def check_ports(args: argparse.Namespace) -> None:
     Raises:
         ConfigError: one is not.
     """
-    from videollama2.serve.web.app import bind
+    from videollama2.serve.web.server import bind
 
     taken: dict[int, str] = {}
     for flag, host, port in _ports(args):

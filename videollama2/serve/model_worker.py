@@ -125,7 +125,7 @@ def run(args: argparse.Namespace, open_engine: OpenEngine) -> int:
     Raises:
         VideoLlama2Error: the model cannot be loaded, or the address cannot be bound.
     """
-    from videollama2.serve.web.app import bind, serve, warn_if_open
+    from videollama2.serve.web.server import bind, serve, warn_if_open
 
     security, policy = read_security(args), read_media_policy(args)
     name, own = args.model_name or model_name_of(args.model_path), own_address(args)
@@ -250,7 +250,7 @@ def main(arguments: Sequence[str] | None = None, open_engine: OpenEngine = open_
         open_engine: opens the engine that answers; by default the package's own.
     """
     args = build_parser().parse_args(arguments)
-    from videollama2.serve.web.app import configure_logging
+    from videollama2.serve.web.server import configure_logging
 
     configure_logging(part=f"worker:{args.port}")
     return run_command(lambda: run(args, open_engine), "model_worker", args.debug)

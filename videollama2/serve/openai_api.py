@@ -16,7 +16,7 @@ from videollama2.serve.cluster.client import ControllerClient
 from videollama2.serve.cluster.front import ApiFront, make_front_app
 from videollama2.serve.part_flags import add_controller_flag, add_listen_flags, part_parser
 from videollama2.serve.settings import add_security_flags, read_security
-from videollama2.serve.web.app import configure_logging, serve, warn_if_open
+from videollama2.serve.web.server import configure_logging, serve, warn_if_open
 
 DEFAULT_PORT = 8000
 

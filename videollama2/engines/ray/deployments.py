@@ -120,7 +120,7 @@ class EngineReplica:
 
     async def __init__(self, args: argparse.Namespace, log_prompts: bool) -> None:
         from videollama2.serve.model_worker import open_service
-        from videollama2.serve.web.app import configure_logging
+        from videollama2.serve.web.server import configure_logging
         from videollama2.serve.worker.app import make_worker_app
 
         configure_logging(part=args.model_name)
@@ -218,7 +218,7 @@ class Front:
     """
 
     def __init__(self, security: Security, models: Mapping[str, DeploymentHandle]) -> None:
-        from videollama2.serve.web.app import configure_logging
+        from videollama2.serve.web.server import configure_logging
 
         configure_logging(part=FRONT)
         self._security = security

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         from videollama2.engines.ray.core import joined
     except ModuleNotFoundError as error:
         raise MissingDependencyError("Ray Serve is not installed: pip install 'videollama2[ray]'") from error
-    from videollama2.serve.web.app import warn_if_open
+    from videollama2.serve.web.server import warn_if_open
 
     warn_if_open(args.host, read_security(args))
     with joined():
@@ -85,7 +85,7 @@ def _serve(args: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     args = build_parser().parse_args(arguments)
-    from videollama2.serve.web.app import configure_logging
+    from videollama2.serve.web.server import configure_logging
 
     configure_logging(part="ray")
     return run_command(lambda: run(args), "ray", args.debug)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from videollama2.errors import ConfigError
 from videollama2.serve.page.votes import VoteLog
 from videollama2.serve.settings import MediaPolicy, is_loopback
-from videollama2.serve.web.app import HEADER_TIMEOUT_S, bind, server_config
+from videollama2.serve.web.server import HEADER_TIMEOUT_S, bind, server_config
 
 if TYPE_CHECKING:
     from videollama2.serve.page.backends import Backend
