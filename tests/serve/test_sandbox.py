@@ -1,14 +1,6 @@
-"""Decoding processes: the same frames as at home, and whatever breaks there stays there."""
+"""Decoding processes: the same frames as at home, bad content refused, and limits on what is decoded."""
 
-import asyncio
 import io
-import os
-import signal
-import subprocess
-import sys
-import time
-from functools import lru_cache
-from pathlib import Path
 
 import av
 import numpy as np
@@ -16,49 +8,17 @@ import pytest
 
 from tests.conftest import golden_dir
 from tests.serve.api_fixtures import bomb_png, film, picture, policy, write
+from tests.serve.sandboxes import boxes, read, refusal, run, shared
 from videollama2.inference.lru import LruStore
 from videollama2.media.frames import FrameSampling
 from videollama2.media.image import load_image
 from videollama2.media.pixels import FrameResize
 from videollama2.media.video import read_clip
-from videollama2.serve.untrusted_media import process as sandbox_process
 from videollama2.serve.untrusted_media.errors import RefusedMediaError
 from videollama2.serve.untrusted_media.process import Child, ChildLimits
 from videollama2.serve.untrusted_media.replies import frame_bytes
-from videollama2.serve.untrusted_media.sandbox import Sandbox
 
 MEDIA = golden_dir() / "media"
-LINUX = pytest.mark.skipif(sys.platform != "linux", reason="Linux tells about processes and limits them")
-
-
-def run(work, **options):
-    """Run ``work(sandbox)`` with a fresh sandbox."""
-
-    async def main():
-        box = Sandbox(options.pop("policy", policy()), **options)
-        try:
-            return await work(box)
-        finally:
-            box.close()
-
-    return asyncio.run(main())
-
-
-def read(kind, source, options=None, **settings):
-    if settings.keys() - {"resize"}:
-        return run(lambda box: box.read(kind, source, options), **settings)
-    return asyncio.run(shared(**settings).read(kind, source, options))
-
-
-@lru_cache
-def shared(resize=None):
-    """A sandbox that tests of good and bad content have in common: nothing they do may break it."""
-    box = Sandbox(policy(), resize, jobs_per_process=10_000)
-    boxes.append(box)
-    return box
-
-
-boxes = []
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -71,13 +31,7 @@ def closed():
     assert set(started) <= {1}, "a process was lost on the way"
 
 
-def refusal(kind, source, options=None, **settings):
-    with pytest.raises(RefusedMediaError) as caught:
-        read(kind, source, options, **settings)
-    return caught.value
-
-
-# ------------------------------------------------------------------------------------------------------------- frames
+# --------------------------------------------------------------------------------------------------------------- frames
 
 
 @pytest.mark.parametrize("name", ["portrait_25fps_57f.mp4", "clip_24fps_240f.webm", "landscape_30fps_90f.mp4"])
@@ -135,7 +89,7 @@ def test_small_frames_give_the_pixels_of_whole_ones(size, shape):
     assert torch.equal(small, whole)
 
 
-# -------------------------------------------------------------------------------------------------------- bad content
+# ---------------------------------------------------------------------------------------------------------- bad content
 
 
 @pytest.mark.parametrize("kind", ["image", "video"])
@@ -224,7 +178,7 @@ def test_a_picture_of_one_pixel_is_a_picture():
     assert read("video", [picture(1, 1)] * 2, {"num_frames": 2}, resize=FrameResize(48, 3)).shape == (2, 48, 48, 3)
 
 
-# -------------------------------------------------------------------------------------------------------------- limits
+# --------------------------------------------------------------------------------------------------------------- limits
 
 
 def test_a_bomb_is_refused_by_its_header():
@@ -307,273 +261,7 @@ def test_memory_is_limited_and_the_next_job_has_all_of_it():
     assert frames.shape == (8, 8, 3)
 
 
-# ----------------------------------------------------------------------------------------------- processes that break
-
-
-def stop(box):
-    """The process of a sandbox that has one, stopped so that its job cannot end."""
-    (child,) = box._children
-    os.kill(child.process.pid, signal.SIGSTOP)
-    return child.process
-
-
-async def job_has_begun(box, task):
-    while box.cache.misses < 2 and not task.done():
-        await asyncio.sleep(0.005)
-
-
-@LINUX
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGXCPU])
-def test_a_crash_ends_its_own_job_and_nothing_else(number):
-    async def work(box):
-        await box.read("image", picture(9, 9))
-        process = stop(box)
-        task = asyncio.ensure_future(box.read("image", picture(10, 10)))
-        after = asyncio.ensure_future(box.read("image", picture(11, 11)))
-        await job_has_begun(box, task)
-        os.kill(process.pid, number)
-        os.kill(process.pid, signal.SIGCONT)
-        done = await asyncio.gather(task, after, return_exceptions=True)
-        return done, box.started
-
-    (broken, good), started = run(work)
-    assert isinstance(broken, RefusedMediaError)
-    assert broken.status == 400
-    assert broken.code == ("media_timeout" if number == signal.SIGXCPU else "invalid_media")
-    assert signal.Signals(number).name in broken.detail
-    assert "SIG" not in str(broken)
-    assert good.shape == (11, 11, 3)
-    assert started == 2
-
-
-@LINUX
-def test_a_job_that_hangs_is_ended():
-    async def work(box):
-        await box.read("image", picture(9, 9))
-        stop(box)
-        begun = time.monotonic()
-        with pytest.raises(RefusedMediaError) as caught:
-            await box.read("image", picture(10, 10))
-        return caught.value, time.monotonic() - begun, await box.read("image", picture(11, 11))
-
-    error, seconds, after = run(work, policy=policy(decode_timeout_s=0.5))
-    assert error.code == "media_timeout"
-    assert "longer to decode than the 0.5 s" in str(error)
-    assert seconds < 5
-    assert after.shape == (11, 11, 3)
-
-
-@LINUX
-def test_whoever_leaves_takes_the_work_along():
-    async def work(box):
-        await box.read("image", picture(9, 9))
-        process = stop(box)
-        task = asyncio.ensure_future(box.read("image", picture(10, 10)))
-        await job_has_begun(box, task)
-        task.cancel()
-        await asyncio.wait([task])
-        after = await box.read("image", picture(11, 11))
-        return process.poll(), after.shape, box.started
-
-    assert run(work) == (-signal.SIGKILL, (11, 11, 3), 2)
-
-
-@LINUX
-def test_one_of_several_who_leaves_does_not():
-    async def work(box):
-        await box.read("image", picture(9, 9))
-        process = stop(box)
-        data = picture(10, 10)
-        first, second = (asyncio.ensure_future(box.read("image", data)) for _ in range(2))
-        await job_has_begun(box, first)
-        while sum(flight.waiting for flight in box._flights.values()) < 2:
-            await asyncio.sleep(0.005)
-        first.cancel()
-        await asyncio.wait([first])
-        os.kill(process.pid, signal.SIGCONT)
-        return (await second).shape, box.started
-
-    assert run(work) == ((10, 10, 3), 1)
-
-
-def test_many_who_ask_for_the_same_share_one_decoding():
-    async def work(box):
-        data = film()
-        frames = await asyncio.gather(*(box.read("video", data, {"num_frames": 4}) for _ in range(20)))
-        (child,) = box._children
-        return frames, child._left
-
-    frames, left = run(work, jobs_per_process=10)
-    assert left == 9
-    assert all(one is frames[0] for one in frames)
-
-
-def test_a_process_is_replaced_after_its_jobs():
-    async def work(box):
-        for number in range(5):
-            await box.read("image", picture(5 + number, 5))
-        return box.started
-
-    assert run(work, jobs_per_process=2) == 3
-
-
-def test_a_process_that_cannot_start_is_a_503(monkeypatch):
-    monkeypatch.setattr(sandbox_process, "_PROGRAM", "raise SystemExit(3)")
-    error = refusal("image", picture(), policy=policy())
-    assert (error.status, error.code) == (503, "decoder_unavailable")
-    assert "code 3" in error.detail
-
-
-def test_a_process_that_lies_about_its_reply_is_not_believed(monkeypatch):
-    """It may be in a client's hands: shapes that do not fit the bytes are refused."""
-    lie = (
-        "import sys; sys.path[:] = __import__('json').loads(sys.argv[1])\n"
-        "from videollama2.serve.untrusted_media.wire import read_message, write_message\n"
-        "i, o = sys.stdin.buffer, sys.stdout.buffer\n"
-        "read_message(i, 0); write_message(o, {'ready': []})\n"
-        "read_message(i, 1 << 30); write_message(o, {'shapes': [[1 << 40, 9, 3]]}, [b'abc'])\n"
-    )
-    monkeypatch.setattr(sandbox_process, "_PROGRAM", lie)
-    assert str(refusal("image", picture(), policy=policy())) == "the image cannot be decoded"
-
-
-def test_closing_ends_the_processes():
-    async def main():
-        box = Sandbox(policy(decode_processes=2))
-        await box.start()
-        children = list(box._children)
-        box.close()
-        with pytest.raises(RefusedMediaError) as caught:
-            await box.read("image", picture())
-        return [child.process.poll() for child in children], caught.value.status
-
-    codes, status = asyncio.run(main())
-    assert len(codes) == 2
-    assert all(code is not None for code in codes)
-    assert status == 503
-
-
-# ------------------------------------------------------------------------------------------------- what a process may
-
-
-def in_child(code, memory=1 << 30):
-    """Output of ``code`` in a process with the limits of a decoding one."""
-    program = (
-        "import os, sys\n"
-        "from videollama2.serve.untrusted_media import child, limits\n"
-        f"limits.die_with_parent(os.getppid())\n"
-        f"in_force = limits.restrict({memory}, 60, child._installation())\n{code}"
-    )
-    root = Path(sandbox_process.__file__).parents[3]
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert "ImportError" not in done.stderr, done.stderr
-    return done
-
-
-@LINUX
-def test_limits_are_in_force():
-    async def work(box):
-        await box.start()
-        (child,) = box._children
-        status = Path(f"/proc/{child.process.pid}/status").read_text()
-        limits = Path(f"/proc/{child.process.pid}/limits").read_text()
-        return child.in_force, status, limits
-
-    in_force, status, limits = run(work)
-    assert {"AS", "CPU", "CORE", "NOFILE", "FSIZE", "NO_NEW_PRIVS"} <= set(in_force)
-    assert "NoNewPrivs:\t1" in status
-    rows = {line[:26].strip(): line[26:].split() for line in limits.splitlines()[1:]}
-    assert rows["Max core file size"][1] == rows["Max file size"][1] == "0"
-    assert rows["Max open files"][1] == "64"
-    assert (1 << 30) < int(rows["Max address space"][1]) < (3 << 30)
-
-
-@LINUX
-def test_a_process_writes_no_file_and_takes_no_memory(tmp_path):
-    found = in_child("try:\n    bytearray(2 << 30)\nexcept MemoryError:\n    print('no memory')")
-    assert found.stdout.strip() == "no memory"
-    target = tmp_path / "written"
-    found = in_child(
-        f"import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nopen({str(target)!r}, 'wb').write(b'x')"
-    )
-    assert found.returncode != 0
-    assert not target.exists() or target.stat().st_size == 0
-
-
-@LINUX
-def test_with_landlock_a_process_reads_no_file_of_others_and_connects_nowhere(tmp_path):
-    secret = write(tmp_path / "key", b"sk-secret")
-    code = (
-        "print('LANDLOCK' in in_force)\n"
-        f"for attempt in (lambda: open({str(secret)!r}).read(), lambda: open('/etc/passwd').read(),\n"
-        "    lambda: __import__('socket').create_connection(('127.0.0.1', 9), 1)):\n"
-        "    try:\n        attempt(); print('got through')\n"
-        "    except PermissionError:\n        print('refused')\n"
-        "    except OSError as error:\n        print(error)\n"
-    )
-    lines = in_child(code).stdout.split("\n")
-    if lines[0] != "True":
-        pytest.skip("this kernel has no Landlock")
-    assert lines[1:3] == ["refused", "refused"]
-    assert "got through" not in lines
-
-
-@LINUX
-def test_a_process_sees_nothing_of_the_servers_environment(monkeypatch):
-    monkeypatch.setenv("VIDEOLLAMA2_API_KEY", "sk-secret")
-
-    async def work(box):
-        await box.start()
-        (child,) = box._children
-        # Not dumpable: even its owner reads its environment only as root.
-        return Path(f"/proc/{child.process.pid}/environ").read_bytes()
-
-    try:
-        assert b"sk-secret" not in run(work)
-    except PermissionError:
-        pytest.skip("only root reads the environment of such a process")
-
-
-def test_a_process_imports_no_torch():
-    code = (
-        "import sys, videollama2.serve.untrusted_media.child\n"
-        "print([name for name in sys.modules if name.split('.')[0] in ('torch', 'transformers', 'fastapi', 'httpx')])"
-    )
-    root = Path(sandbox_process.__file__).parents[3]
-    found = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
-
-
-@LINUX
-def test_a_process_dies_with_the_server():
-    code = (
-        "import asyncio, os, sys\n"
-        "from tests.serve.api_fixtures import policy\n"
-        "from videollama2.serve.untrusted_media.sandbox import Sandbox\n"
-        "box = Sandbox(policy())\n"
-        "asyncio.run(box.start())\n"
-        "print(next(iter(box._children)).process.pid, flush=True)\n"
-        "os.kill(os.getpid(), 9)\n"
-    )
-    root = Path(sandbox_process.__file__).parents[3]
-    found = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60)
-    pid = int(found.stdout)
-    deadline = time.monotonic() + 10
-    while _alive(pid) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not _alive(pid)
-
-
-def _alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-# --------------------------------------------------------------------------------------------------------------- cache
+# ---------------------------------------------------------------------------------------------------------------- cache
 
 
 def test_what_differs_in_anything_is_another_clip():
