@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
@@ -11,6 +12,12 @@ from tests.serve.servers import AppThread, Process, controller_process, http, wa
 from videollama2.serve.settings import MediaPolicy, Security
 
 MODEL = "videollama2-tiny"
+
+
+class ServiceClient(httpx.Client):
+    """A client that knows the service behind its server, which runs in this process."""
+
+    service: Any
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +57,16 @@ def tiny_worker(tiny_service) -> Iterator[AppThread]:
 
     with AppThread(make_worker_app(tiny_service, Security())) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def chat() -> Iterator[ServiceClient]:
+    """A client of a server with the tiny model."""
+    from tests.serve.api_fixtures import live_chat
+
+    with live_chat() as (server, service), ServiceClient(base_url=server.url, timeout=60, trust_env=False) as client:
+        client.service = service
+        yield client
 
 
 @pytest.fixture(scope="session")
