@@ -1,4 +1,4 @@
-"""The page's parts without a browser: conversation, log of votes, frames, words for errors, and the guard's rules."""
+"""The page's parts without a browser: conversation, log of votes, frames, words for errors, and pacing."""
 
 from __future__ import annotations
 
@@ -6,17 +6,14 @@ import asyncio
 import json
 import os
 import re
-import socket
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import fields
 from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import urlsplit
 
 import av
-import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -33,9 +30,7 @@ from videollama2.serve.page.events import Events
 from videollama2.serve.page.examples import examples
 from videollama2.serve.page.layout import PageSettings, Widgets
 from videollama2.serve.page.pacing import paced
-from videollama2.serve.page.server import check_account, read_accounts
 from videollama2.serve.page.thumbnails import EDGE, Thumbnails, clock, data_url
-from videollama2.serve.page.uploads import RecordedSound, RecordedVideo, UploadedFiles
 from videollama2.serve.page.votes import LogFullError, VoteLog
 from videollama2.serve.settings import MediaPolicy
 from videollama2.serve.untrusted_media.errors import RefusedMediaError
@@ -52,7 +47,7 @@ def answered(conversation: Conversation, question: str, answer: str, *media: Med
     turn.options = {"temperature": 0.0, "top_p": 0.9, "max_new_tokens": 512}
 
 
-# ------------------------------------------------------------------------------------------------------- conversation
+# --------------------------------------------------------------------------------------------------------- conversation
 
 
 def test_media_stay_in_the_turn_where_they_were_given() -> None:
@@ -122,7 +117,7 @@ def test_plain_questions_stay_plain() -> None:
     assert literal("Which object, the white or the red one?") == "Which object, the white or the red one?"
 
 
-# ---------------------------------------------------------------------------------------------------------- the log
+# -------------------------------------------------------------------------------------------------------------- the log
 
 
 def test_a_vote_is_one_line_and_names_no_file(tmp_path: Path) -> None:
@@ -172,7 +167,7 @@ def test_a_log_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None
         VoteLog(tmp_path)
 
 
-# -------------------------------------------------------------------------------------------------------------- frames
+# --------------------------------------------------------------------------------------------------------------- frames
 
 
 def test_thumbnails_are_the_frames_asked_for() -> None:
@@ -259,7 +254,7 @@ def test_every_model_has_examples_of_what_it_takes() -> None:
     assert [(kind_of_upload(each.path), each.kind) for each in heard] == [("video", "audio")]
 
 
-# ------------------------------------------------------------------------------------------------------------- words
+# ---------------------------------------------------------------------------------------------------------------- words
 
 
 @pytest.mark.parametrize(
@@ -292,7 +287,7 @@ def test_what_was_asked_wrongly_is_repeated() -> None:
     assert "odd tag" in explain(PromptError("odd tag")).text
 
 
-# ------------------------------------------------------------------------------------------------------------- pacing
+# --------------------------------------------------------------------------------------------------------------- pacing
 
 
 def test_pieces_are_drawn_together_and_the_end_is_not_lost() -> None:
@@ -343,7 +338,7 @@ def test_errors_come_after_the_text_before_them() -> None:
     assert texts == ["begun"]
 
 
-# ----------------------------------------------------------------------------------------------------- one at a time
+# -------------------------------------------------------------------------------------------------------- one at a time
 
 
 class OneWord:
@@ -387,198 +382,3 @@ def test_two_questions_of_one_visitor_at_the_same_moment_are_not_both_answered()
     assert [turn.answer for turn in conversation.turns] == ["yes"]
     assert sum("still being written" in "".join(texts) for texts in told) == 1
     assert events.running == {}
-
-
-# ---------------------------------------------------------------------------------------------------------- accounts
-
-
-def test_accounts(tmp_path: Path) -> None:
-    file = tmp_path / "accounts"
-    file.write_text("ann:pass:word\n\nbob:ü\n", encoding="utf-8")
-    accounts = read_accounts(file)
-    assert check_account(accounts, "ann", "pass:word")
-    assert check_account(accounts, "bob", "ü")
-    assert not check_account(accounts, "ann", "ü")
-    assert not check_account(accounts, "eve", "")
-    file.write_text("ann\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match="line 1"):
-        read_accounts(file)
-
-
-# ---------------------------------------------------------------------------------------------- the page over sockets
-
-
-@pytest.fixture
-def http(served: Served) -> Iterator[httpx.Client]:  # noqa: F811
-    with httpx.Client(base_url=served.address, trust_env=False, timeout=20) as client:
-        yield client
-
-
-def test_health_and_headers(http: httpx.Client) -> None:
-    assert http.get("/health").json() == http.get("/ready").json() == {"status": "ok"}
-    page = http.get("/")
-    assert "default-src 'self'" in page.headers["content-security-policy"]
-    assert page.headers["x-content-type-options"] == "nosniff"
-    assert "fonts.googleapis.com" not in page.text
-    assert not re.findall(r'<(?:script|link)[^>]+(?:src|href)="https?:', page.text)
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/gradio_api/file=/etc/passwd",
-        "/gradio_api/file=README.md",
-        "/gradio_api/file=../../etc/passwd",
-        "/gradio_api/file=http://127.0.0.1:1/x",
-        "/gradio_api/file=https://example.com/x.png",
-        "/gradio_api/proxy=http://127.0.0.1:1/x",
-        "/demo/gradio_api/proxy=http://127.0.0.1:1/x",
-        f"/gradio_api/file={Path(__file__).resolve()}",
-    ],
-)
-def test_no_file_and_no_address_is_opened_for_visitors(http: httpx.Client, path: str) -> None:
-    assert http.get(path).status_code in (403, 404)
-
-
-def test_bundled_examples_are_served(http: httpx.Client) -> None:
-    reply = http.get(f"/gradio_api/file={CLIP}")
-    assert reply.content == CLIP.read_bytes()
-
-
-def test_other_origins_get_no_answer(http: httpx.Client) -> None:
-    reply = http.get("/config", headers={"origin": "https://evil.example"})
-    assert "access-control-allow-origin" not in reply.headers or reply.headers["access-control-allow-origin"] != "*"
-
-
-def test_bodies_and_files_are_bounded(http: httpx.Client) -> None:
-    assert http.post("/gradio_api/queue/join", content=b"x" * (2 << 20)).status_code == 413
-    assert http.post("/gradio_api/call/upload", content=b"x" * (2 << 20)).status_code == 413
-    chunks = (b"x" * (1 << 18) for _ in range(8))
-    assert http.post("/gradio_api/queue/join", content=chunks).status_code == 413
-    reply = http.post("/gradio_api/upload", files={"files": ("a.mp4", b"x" * ((4 << 20) + 10))})
-    assert reply.status_code == 413
-    assert http.post("/gradio_api/upload", files={"files": ("a.mp4", b"x" * 1000)}).status_code == 200
-
-
-@pytest.mark.parametrize(
-    ("headers", "status"),
-    [
-        ({}, 200),
-        ({"Host": "localhost:7860"}, 200),
-        ({"Host": "[::1]:7860", "Origin": "http://[::1]:7860"}, 200),
-        ({"Host": "attacker.example"}, 403),
-        ({"Host": "attacker.example:7860", "Origin": "http://attacker.example:7860"}, 403),
-        ({"Origin": "https://attacker.example"}, 403),
-        ({"Origin": "null"}, 403),
-    ],
-)
-def test_pages_and_names_of_strangers_are_refused(http: httpx.Client, headers: dict[str, str], status: int) -> None:
-    """A page whose name leads here (DNS rebinding), or that posts across origins, reads nothing and uploads nothing."""
-    reply = http.get("/config", headers=headers)
-    assert reply.status_code == status
-    assert "access-control-allow-credentials" not in reply.headers or status == 200
-    upload = http.post("/gradio_api/upload", headers=headers, files={"files": ("x.png", b"x")})
-    assert upload.status_code == status
-    if status == 403:
-        assert "access-control-allow-origin" not in reply.headers
-
-
-def test_half_a_request_does_not_hold_a_connection(tmp_path: Path) -> None:
-    import gradio as gr
-
-    from videollama2.serve.page.server import launch_page
-
-    with gr.Blocks() as page:
-        gr.HTML("here")
-    running = launch_page(page, tmp_path, port=0, header_timeout_s=0.3)
-    try:
-        place = urlsplit(running.address)
-        with socket.create_connection((place.hostname, place.port), timeout=30) as connection:
-            connection.sendall(b"GET / HTTP/1.1\r\nHost: local")
-            received = b"".join(iter(lambda: connection.recv(4096), b""))  # ends when the server has closed it
-            assert b"200 OK" not in received
-    finally:
-        running.close()
-
-
-def test_a_body_that_does_not_arrive_is_refused(tmp_path: Path) -> None:
-    from videollama2.serve.page.guard import Guard
-
-    async def application(scope: Any, receive: Any, send: Any) -> None:
-        await receive()
-
-    async def never() -> Any:
-        await asyncio.Event().wait()
-
-    async def run() -> list[dict[str, Any]]:
-        sent: list[dict[str, Any]] = []
-
-        async def send(message: dict[str, Any]) -> None:
-            sent.append(message)
-
-        guard = Guard(application, tmp_path, 1000, 1000, body_timeout_s=0.05)
-        headers = [(b"host", b"localhost"), (b"content-length", b"10")]
-        scope = {"type": "http", "path": "/gradio_api/upload", "method": "POST", "headers": headers}
-        await asyncio.wait_for(guard(scope, never, send), 30)
-        return sent
-
-    assert asyncio.run(run())[0]["status"] == 408
-
-
-def test_a_full_disk_refuses_uploads(tmp_path: Path) -> None:
-    from videollama2.serve.page.guard import Guard
-
-    (tmp_path / "old").write_bytes(b"x" * 100)
-    guard = Guard(None, tmp_path, max_file_bytes=1000, max_folder_bytes=50)
-
-    async def run() -> list[dict[str, Any]]:
-        sent: list[dict[str, Any]] = []
-
-        async def send(message: dict[str, Any]) -> None:
-            sent.append(message)
-
-        await guard({"type": "http", "path": "/gradio_api/upload", "method": "POST", "headers": []}, None, send)
-        return sent
-
-    assert asyncio.run(run())[0]["status"] == 503
-
-
-def call(http: httpx.Client, handler: str, files: Any) -> httpx.Response:
-    """Call a handler as the browser would, with a list of files of one's own making."""
-    config = http.get("/config").json()
-    dependency = next(each for each in config["dependencies"] if each["api_name"] == handler)
-    kinds = {each["id"]: each for each in config["components"]}
-    data = [
-        files if kinds[number]["type"] == "file" else kinds[number]["props"].get("value")
-        for number in dependency["inputs"]
-    ]
-    body = {"data": data, "fn_index": dependency["id"], "session_hash": "visitor", "trigger_id": None}
-    return http.post("/gradio_api/run/predict", json=body)
-
-
-@pytest.mark.parametrize("path", ["/etc/passwd", "http://127.0.0.1:1/clip.mp4", "https://example.com/clip.mp4"])
-def test_a_forged_upload_is_refused(http: httpx.Client, path: str) -> None:
-    forged = [{"path": path, "orig_name": "clip.mp4", "meta": {"_type": "gradio.FileData"}}]
-    reply = call(http, "show_frames", forged)
-    assert reply.status_code == 500
-    assert "root:" not in reply.text
-    assert call(http, "show_frames", None).status_code == 200
-
-
-def test_questions_go_through_the_queue_alone(http: httpx.Client) -> None:
-    assert call(http, "ask", None).status_code == 404
-
-
-@pytest.mark.parametrize("widget", [UploadedFiles, RecordedVideo, RecordedSound])
-def test_widgets_take_uploads_alone_also_when_gradio_makes_them_anew(widget: Any) -> None:
-    import gradio as gr
-
-    first = widget(label="x")
-    for own in (first, first.__class__(**first.constructor_args)):
-        with pytest.raises(gr.Error, match="addresses are not opened"):
-            asyncio.run(own.async_move_resource_to_block_cache("http://127.0.0.1/a.mp4"))
-        payload = SimpleNamespace(path="/tmp/a.webm")
-        assert own.preprocess(payload) == (["/tmp/a.webm"] if widget is UploadedFiles else "/tmp/a.webm"), (
-            "not converted"
-        )
-        assert own.get_block_name() == widget.__base__.__name__.lower()
