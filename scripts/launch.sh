@@ -10,7 +10,21 @@
 #   STOP_SECONDS=600     how long a run may take to write its checkpoint after SIGTERM, SIGUSR1 (Slurm's --signal) or Ctrl-C
 #   DATA_DIR=datasets    OUTP_DIR=work_dirs          DEEPSPEED              a JSON file, or none for plain DDP
 #
-# A script sets GLOBAL_BATCH_SIZE, LOCAL_BATCH_SIZE and DEEPSPEED where they are not given and calls `launch "$@" -- FLAGS`.
+# A script names its `defaults` of these variables and calls `launch "$@" -- FLAGS`.
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+export WANDB_PROJECT
+[ -n "${DEEPSPEED-unset}" ] || DEEPSPEED=none # an empty value is a choice too
+
+# The parts that the published models of version 2.1 start from.
+NEW_MODEL=(
+    --model_type videollama2_qwen2
+    --model_path Qwen/Qwen2-7B-Instruct
+    --vision_tower google/siglip-so400m-patch14-384
+    --mm_projector_type stc_connector_v35
+    --mm_vision_select_layer -2
+    --num_frames 16
+)
 
 DATA_DIR="${DATA_DIR:-datasets}"
 OUTP_DIR="${OUTP_DIR:-work_dirs}"
@@ -18,6 +32,15 @@ OUTP_DIR="${OUTP_DIR:-work_dirs}"
 fail() {
     echo "error: $1" >&2
     exit 2
+}
+
+# defaults NAME=VALUE ...: set the variables that the caller has not set.
+defaults() {
+    local each name
+    for each in "$@"; do
+        name="${each%%=*}"
+        [ -n "${!name:-}" ] || printf -v "$name" %s "${each#*=}"
+    done
 }
 
 find_python() {

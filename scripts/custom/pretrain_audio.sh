@@ -3,14 +3,10 @@
 # AUDIO_TOWER: Microsoft's BEATs checkpoint (fine-tuned iter3+ AS2M cpt2).
 # Environment and arguments: see scripts/launch.sh. Started again after an interruption, it goes on where it stopped.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-source scripts/launch.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh"
 
-export WANDB_PROJECT="${WANDB_PROJECT:-videollama2qwen2_audio}"
-GLOBAL_BATCH_SIZE="${GLOBAL_BATCH_SIZE:-1024}"
-LOCAL_BATCH_SIZE="${LOCAL_BATCH_SIZE:-32}"
-DEEPSPEED="${DEEPSPEED-scripts/zero2.json}"
-RUN_NAME="${RUN_NAME:-audio}"
+defaults WANDB_PROJECT=videollama2qwen2_audio RUN_NAME=audio \
+    GLOBAL_BATCH_SIZE=1024 LOCAL_BATCH_SIZE=32 DEEPSPEED=scripts/zero2.json
 AUDIO_TOWER="${AUDIO_TOWER:-$DATA_DIR/BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt}"
 
 launch "$@" -- \

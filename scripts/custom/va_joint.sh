@@ -4,14 +4,10 @@
 # AUDIO_STAGE: folder of the second audio stage, with audio_tower.bin and mm_projector_a.bin.
 # Environment and arguments: see scripts/launch.sh. Started again after an interruption, it goes on where it stopped.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-source scripts/launch.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh"
 
-export WANDB_PROJECT="${WANDB_PROJECT:-videollama2qwen2_audio}"
-GLOBAL_BATCH_SIZE="${GLOBAL_BATCH_SIZE:-128}"
-LOCAL_BATCH_SIZE="${LOCAL_BATCH_SIZE:-4}"
-DEEPSPEED="${DEEPSPEED-scripts/zero2.json}"
-RUN_NAME="${RUN_NAME:-audio}"
+defaults WANDB_PROJECT=videollama2qwen2_audio RUN_NAME=audio \
+    GLOBAL_BATCH_SIZE=128 LOCAL_BATCH_SIZE=4 DEEPSPEED=scripts/zero2.json
 AUDIO_STAGE="${AUDIO_STAGE:-$OUTP_DIR/$WANDB_PROJECT/finetune_$RUN_NAME}"
 
 launch "$@" -- \

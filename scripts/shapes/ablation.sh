@@ -8,8 +8,7 @@
 # Half an hour of one core. Started again after an interruption, it goes on where it stopped. The table, with intervals, is
 # $RUN/results.md, the plot $RUN/results.svg.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-source scripts/launch.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh"
 
 SMALL=()
 if [ -n "${QUICK:-}" ]; then

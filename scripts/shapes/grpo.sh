@@ -10,14 +10,11 @@
 # Environment: RUN=runs/grpo, TYPE=direction, SEEDS="1 2 3" (a run of both stages for each), VIDEOS=300 of each training
 #   set, TEST_VIDEOS=120, WEAKEN_STEPS=40, STEPS=60, GROUP=8, and what scripts/launch.sh names (NPROC_PER_NODE=2 here).
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-source scripts/launch.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh"
 
 RUN="${RUN:-runs/grpo}"
 TYPE="${TYPE:-direction}"
-GLOBAL_BATCH_SIZE="${GLOBAL_BATCH_SIZE:-8}"
-LOCAL_BATCH_SIZE="${LOCAL_BATCH_SIZE:-4}"
-NPROC_PER_NODE="${NPROC_PER_NODE:-2}"
+defaults GLOBAL_BATCH_SIZE=8 LOCAL_BATCH_SIZE=4 NPROC_PER_NODE=2
 DEEPSPEED=none
 PYTHON="$(find_python)"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"

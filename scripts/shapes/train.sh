@@ -13,8 +13,7 @@
 #   and a model that has learnt some of the ten types of questions.
 # Started again after an interruption, it goes on where it stopped. The result is $RUN/checkpoint.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-source scripts/launch.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh"
 
 if [ -n "${QUICK:-}" ]; then
     RUN="${RUN:-runs/quick}" VIDEOS="${VIDEOS:-1000}" IMAGES="${IMAGES:-200}" ORDER_VIDEOS="${ORDER_VIDEOS:-100}"
@@ -24,10 +23,7 @@ if [ -n "${QUICK:-}" ]; then
 fi
 RUN="${RUN:-runs/tiny}"
 SEED="${SEED:-1}"
-GLOBAL_BATCH_SIZE="${GLOBAL_BATCH_SIZE:-16}"
-LOCAL_BATCH_SIZE="${LOCAL_BATCH_SIZE:-8}"
-NPROC_PER_NODE="${NPROC_PER_NODE:-2}"
-DEEPSPEED="${DEEPSPEED-none}"
+defaults GLOBAL_BATCH_SIZE=16 LOCAL_BATCH_SIZE=8 NPROC_PER_NODE=2 DEEPSPEED=none
 PYTHON="$(find_python)"
 read -r -a SIZES <<<"${TINY:-}"
 

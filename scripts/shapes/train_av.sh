@@ -13,15 +13,11 @@
 #   (NPROC_PER_NODE=2 here).
 # Started again after an interruption, it goes on where it stopped. The result is $RUN/checkpoint.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-source scripts/launch.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh"
 
 RUN="${RUN:-runs/tiny-av}"
 SEED="${SEED:-11}"
-GLOBAL_BATCH_SIZE="${GLOBAL_BATCH_SIZE:-16}"
-LOCAL_BATCH_SIZE="${LOCAL_BATCH_SIZE:-8}"
-NPROC_PER_NODE="${NPROC_PER_NODE:-2}"
-DEEPSPEED="${DEEPSPEED-none}"
+defaults GLOBAL_BATCH_SIZE=16 LOCAL_BATCH_SIZE=8 NPROC_PER_NODE=2 DEEPSPEED=none
 PYTHON="$(find_python)"
 
 # Two processes of one thread each use two cores better than one of two threads: the products are small.
