@@ -83,12 +83,10 @@ def child(side: str, dtype: str, args: argparse.Namespace) -> dict[str, Any]:
     clock, answers = Clock(), {}
     with clock.stage("start"):
         with clock.stage("import"):
-            open_side(side, args.worktree, dtype)
-            import torch
+            open_side(side, args, dtype)
 
             from videollama2 import mm_infer, model_init
 
-            torch.set_num_threads(args.threads)
         with clock.stage("load"):
             options = {"device": "cpu"} if side == PUBLISHED else options_of_own(dtype)
             model, processor, tokenizer = model_init(str(args.model), **options)

@@ -68,10 +68,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def child(side: str, dtype: str, args: argparse.Namespace) -> dict[str, Any]:
     """One round of a side, in this process."""
-    open_side(side, args.worktree, dtype)
-    import torch
+    open_side(side, args, dtype)
 
-    torch.set_num_threads(args.threads)
     begun, answers = (published if side == PUBLISHED else own)(args)
     seconds = [(after - before) / len(answers) for before, after in zip(begun, stamps(), strict=True)]
     return {"wall": {STAGE: seconds[0]}, "processor": {STAGE: seconds[1]}, "memory": peak_bytes(), "answers": answers}

@@ -80,13 +80,16 @@ def processor_name() -> str:
 # ------------------------------------------------------------------------------------------------------ opening a side
 
 
-def open_side(side: str, worktree: str, dtype: str) -> None:
+def open_side(side: str, args: argparse.Namespace, dtype: str) -> None:
     """Make ``import videollama2`` mean the side; the published one computes in ``dtype`` on the CPU."""
     if side == PUBLISHED:
-        sys.path.insert(0, worktree)
+        sys.path.insert(0, args.worktree)
         open_published(dtype)
     else:
         sys.path.insert(0, str(ROOT))
+    import torch
+
+    torch.set_num_threads(args.threads)
 
 
 def open_published(dtype: str) -> None:

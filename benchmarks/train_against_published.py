@@ -69,10 +69,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def child(side: str, dtype: str, args: argparse.Namespace) -> dict[str, Any]:
     """One round of a side, in this process."""
-    open_side(side, args.worktree, dtype)
+    open_side(side, args, dtype)
     import torch
 
-    torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     model, batch_of = (published if side == PUBLISHED else own)(args)
     model.train()

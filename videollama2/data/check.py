@@ -9,7 +9,6 @@ opens none.
 from __future__ import annotations
 
 import argparse
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from videollama2.errors import CheckpointNotFoundError, ConfigError, DataError
 from videollama2.flags import number
 from videollama2.media.frames import FrameSampling
 from videollama2.media.kinds import AUDIO
+from videollama2.ranks import usable_cores
 
 MediaCheck = Literal["quick", "open", "decode"]
 """How thoroughly the files named by records are checked."""
@@ -261,7 +261,7 @@ def add_check_command(commands: Any) -> None:
         "--max-frames", type=number(1), default=MAX_FRAMES, metavar="N", help="most frames of --sampling fps"
     )
     check.add_argument(
-        "--workers", type=number(1), metavar="N", help="processes that decode (default: the processors there are)"
+        "--workers", type=number(1), metavar="N", help="processes that decode (default: the cores this process may use)"
     )
     add_debug_flag(check)
     check.set_defaults(run=_check)
@@ -291,7 +291,7 @@ def _check(args: argparse.Namespace) -> int:
         args.model_max_length,
         progress=True,
         media="quick" if args.quick else "decode" if args.decode else "open",
-        workers=args.workers or os.cpu_count() or 1,
+        workers=args.workers or usable_cores(),
         va=args.va,
         sampling=FrameSampling.over(args.sampling, fps=args.fps, max_frames=args.max_frames),
     )

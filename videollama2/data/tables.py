@@ -17,7 +17,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from videollama2.data.places import is_address, member_path, open_file, whole_path
-from videollama2.errors import DataError, MissingDependencyError
+from videollama2.errors import DataError, MissingDependencyError, first_line
 from videollama2.media.kinds import KINDS
 
 if TYPE_CHECKING:
@@ -263,4 +263,4 @@ def _read(file: str, call: Callable[[], Any]) -> Any:
     try:
         return call()
     except (OSError, ValueError) as error:  # pyarrow's errors are of both kinds
-        raise DataError(f"{file}: cannot be read ({str(error).splitlines()[0]})") from error
+        raise DataError(f"{file}: cannot be read ({first_line(error)})") from error

@@ -18,19 +18,9 @@ from videollama2.eval.items import PUBLISHED, Benchmark, Item
 from videollama2.eval.runner import AnswerOptions, Runner, open_engine
 from videollama2.eval.samples import StoredAnswer
 from videollama2.eval.scoring import make_sample, read_metrics
+from videollama2.inference.answer import ShownAnswer
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.processing import VideoLlama2Processor
-
-
-@dataclass(frozen=True)
-class ShownAnswer:
-    """An answered question of a benchmark, with the media that the model saw."""
-
-    name: str
-    question: str
-    wanted: str
-    answer: str
-    media: Sequence[tuple[str, Any]]
 
 
 @dataclass(frozen=True)

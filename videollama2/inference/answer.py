@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from threading import Event
 from time import monotonic
+from typing import Any
 
 from videollama2.errors import PromptError, VideoLlama2Error
 from videollama2.inference.sampling import TokenLogprob
@@ -248,3 +249,24 @@ class Answer:
         if self._channel.result is None:
             self._channel.cancelled = True
             self._wake()
+
+
+@dataclass(frozen=True)
+class ShownAnswer:
+    """An answered question with what the model saw, for people who follow a run.
+
+    Attributes:
+        name: name of the question, which is the same in every evaluation.
+        wanted: the answer that would have been right.
+        media: kind and values of each medium; pixels_TCHW of images and videos.
+    """
+
+    name: str
+    question: str
+    wanted: str
+    answer: str
+    media: Sequence[tuple[str, Any]]
+
+    def texts(self) -> dict[str, str]:
+        """Return all but the media by their names."""
+        return {"name": self.name, "question": self.question, "wanted": self.wanted, "answer": self.answer}

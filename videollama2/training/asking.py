@@ -10,8 +10,9 @@ from transformers import TrainerCallback
 from transformers.integrations.integration_utils import TensorBoardCallback
 
 from videollama2.errors import VideoLlama2Error
+from videollama2.inference.answer import ShownAnswer
 from videollama2.processing import VideoLlama2Processor
-from videollama2.training.exams import Exam, Shown, answer_samples, show, undisturbed, write_answers
+from videollama2.training.exams import Exam, answer_samples, show, undisturbed, write_answers
 from videollama2.training.rollouts import Questions
 from videollama2.training.saving import SavingTrainer
 
@@ -75,7 +76,7 @@ class AskingTrainer(SavingTrainer):
         self.stop_where_agreed()
         return found
 
-    def _show(self, title: str, answers: Sequence[Shown]) -> None:
+    def _show(self, title: str, answers: Sequence[ShownAnswer]) -> None:
         for callback in self.callback_handler.callbacks:
             writer = getattr(callback, "tb_writer", None)
             if isinstance(callback, TensorBoardCallback) and writer is not None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
+from videollama2.inference.answer import ShownAnswer
 from videollama2.inference.engine import Engine
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.processing import VideoLlama2Processor
@@ -26,29 +26,6 @@ EXAMPLES_FILE = "sample_answers.jsonl"
 
 _LONGEST_ANSWER = 64
 """Tokens of a sample answer."""
-
-
-class Shown(Protocol):
-    """An answered question, with what the model saw."""
-
-    @property
-    def name(self) -> str:
-        """Name of the question, which is the same in every evaluation."""
-        ...
-
-    @property
-    def question(self) -> str: ...
-
-    @property
-    def wanted(self) -> str: ...
-
-    @property
-    def answer(self) -> str: ...
-
-    @property
-    def media(self) -> Sequence[tuple[str, Any]]:
-        """Kind and values of each medium; pixels_TCHW of images and videos."""
-        ...
 
 
 class Exam(Protocol):
@@ -67,25 +44,9 @@ class Exam(Protocol):
         """Return the numbers for the answers of all processes, by their names in the log."""
         ...
 
-    def shown(self, answers: Sequence[Any], processor: VideoLlama2Processor, most: int) -> Sequence[Shown]:
+    def shown(self, answers: Sequence[Any], processor: VideoLlama2Processor, most: int) -> Sequence[ShownAnswer]:
         """Return up to ``most`` of the answered questions, the same ones in every evaluation."""
         ...
-
-
-@dataclass(frozen=True)
-class SampleAnswer:
-    """The answer to a record's last question, see :class:`Shown`."""
-
-    name: str
-    question: str
-    wanted: str
-    answer: str
-    media: Sequence[tuple[str, Any]]
-
-    def to_json(self, step: int) -> dict[str, Any]:
-        """Return the line of :data:`EXAMPLES_FILE`."""
-        texts = {"name": self.name, "question": self.question, "wanted": self.wanted, "answer": self.answer}
-        return {"step": step, **texts}
 
 
 @contextmanager
@@ -101,7 +62,7 @@ def undisturbed(autocast: Callable[[], AbstractContextManager[Any]] = nullcontex
 
 def answer_samples(
     model: VideoLlama2ForConditionalGeneration, processor: VideoLlama2Processor, questions: Questions
-) -> list[SampleAnswer]:
+) -> list[ShownAnswer]:
     """Return greedy answers to the questions; records without one, and those that are left out, have none."""
     samples = [sample for sample in map(questions.__getitem__, range(len(questions))) if QUESTION in sample]
     if not samples:
@@ -114,13 +75,13 @@ def answer_samples(
         record = sample[QUESTION].record
         question, wanted = (turn["value"] for turn in record.conversations[-2:])
         answer = result.text if result.error is None else f"(no answer: {result.error})"
-        found.append(SampleAnswer(record.name, question, wanted, answer.strip(), sample["media"]))
+        found.append(ShownAnswer(record.name, question, wanted, answer.strip(), sample["media"]))
     return found
 
 
-def write_answers(folder: Path, answers: Sequence[SampleAnswer], step: int) -> None:
+def write_answers(folder: Path, answers: Sequence[ShownAnswer], step: int) -> None:
     """Append the answers of a step to the file in ``folder``; at step 0, the file begins."""
-    lines = "".join(json.dumps(answer.to_json(step)) + "\n" for answer in answers)
+    lines = "".join(json.dumps({"step": step, **answer.texts()}) + "\n" for answer in answers)
     with (folder / EXAMPLES_FILE).open("w" if step == 0 else "a", encoding="utf-8") as file:
         file.write(lines)
 
@@ -133,7 +94,7 @@ def read_answers(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def show(writer: Any, title: str, answers: Sequence[Shown], processor: VideoLlama2Processor, step: int) -> None:
+def show(writer: Any, title: str, answers: Sequence[ShownAnswer], processor: VideoLlama2Processor, step: int) -> None:
     """Write answered questions with the frames that the model saw to TensorBoard.
 
     Args:

@@ -7,7 +7,7 @@ from html import escape
 from importlib.util import find_spec
 from pathlib import Path
 
-from videollama2.errors import ConfigError, DataError, MissingDependencyError
+from videollama2.errors import ConfigError, DataError, MissingDependencyError, first_line
 from videollama2.eval.report.document import Report
 from videollama2.eval.report.tables import build_markdown
 
@@ -99,4 +99,4 @@ def write_wandb(report: Report, project: str) -> None:
             text = wandb.Html(f"<pre>{escape(build_markdown(report))}</pre>")
             run.log({"checkpoint": step, **values, "report": text})
     except wandb.Error as error:
-        raise ConfigError(f"--wandb {project}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"--wandb {project}: {first_line(error)}") from error
