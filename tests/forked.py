@@ -158,9 +158,17 @@ def _run(module: str, argv: list[str], log: Path, variables: dict[str, str]) -> 
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
     sys.stdout.reconfigure(line_buffering=True)
-    torch.set_num_threads(1)  # as every process of the tests; the sums of several threads differ in their last bits
+    _begin_anew()
     os.environ |= variables
     sys.exit(importlib.import_module(module).main(argv))
+
+
+def _begin_anew() -> None:
+    """Undo what the server of forks has left in this process, and compute with one thread."""
+    # A process that starts one more does so in the way that is usual on this system, as data loaders do for workers.
+    # Otherwise that would be a second server of forks, which imports everything once more.
+    multiprocessing.set_start_method(None, force=True)
+    torch.set_num_threads(1)  # as every process of the tests; the sums of several threads differ in their last bits
 
 
 def _run_python(words: list[str], cwd: str, variables: dict[str, str], streams: list[Path]) -> None:
@@ -182,7 +190,7 @@ def become_python(words: list[str], cwd: str, variables: dict[str, str]) -> None
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(variables)
-    torch.set_num_threads(1)
+    _begin_anew()
     kind, target, *rest = words if words[0] in ("-m", "-c") else ("", *words)
     sys.argv = [target if kind != "-c" else "-c", *rest]
     if kind == "-c" or target == "-":

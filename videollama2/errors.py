@@ -17,6 +17,15 @@
 The command line prints only the message and exits with code 2; ``--debug`` adds the traceback.
 """
 
+SHOWN_CHARACTERS = 200
+"""Maximum number of characters of a value in a message."""
+
+
+def shown(value: object) -> str:
+    """Return how messages show a value that may be of any size, such as one that holds media as text."""
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
+
 
 class VideoLlama2Error(Exception):
     """Base class of all errors that this package raises deliberately."""

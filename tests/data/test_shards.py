@@ -9,6 +9,7 @@ import torch
 
 from tests.conftest import ROOT
 from videollama2.data.check import check_files
+from videollama2.data.contents import content_of
 from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.data.index import file_digest
 from videollama2.data.records import read_sets
@@ -69,6 +70,21 @@ def test_samples_are_those_of_an_annotation_file(media, shard, tmp_path):  # noq
             assert torch.equal(pixels, expected)
 
 
+def test_members_in_any_order_and_writing(shard, members, tmp_path):
+    """As tar archives a folder, on a camera card too: unsorted, with capital endings and files of no record."""
+    (expected,) = read_sets([shard])
+    apart = sorted(members, key=lambda member: member[0].endswith(".json"))
+    odd = [(name[:-4] + name[-4:].upper(), content.replace(b"b.mp4", b"b.MP4")) for name, content in apart]
+    write(tmp_path / "odd.TAR", [("part/._a.mp4", b"?"), ("README", b"?"), *odd])
+    (records,) = read_sets([tmp_path / "odd.TAR"])
+    assert {record.id: record.conversations for record in records} == {r.id: r.conversations for r in expected}
+    contents = [
+        {record.id: [content_of(medium.path) for medium in record.media] for record in each}
+        for each in (records, expected)
+    ]
+    assert contents[0] == contents[1]
+
+
 @pytest.mark.parametrize("how", ["open", "decode"])
 def test_members_are_checked(shard, members, tmp_path, how):
     assert not check_files([shard], media=how).problems
@@ -93,6 +109,13 @@ def test_what_is_no_shard_is_refused(shard, members, tmp_path):
     write(tmp_path / "odd.tar", [("a.json", b"{")])
     with pytest.raises(DataError, match=r"odd.tar: a.json is not JSON"):
         read_sets([tmp_path / "odd.tar"])
+    write(tmp_path / "twice.tar", [*members, members[1]])
+    with pytest.raises(DataError, match=r"twice.tar: part/a.mp4 stands in it twice"):
+        read_sets([tmp_path / "twice.tar"])
+    with tarfile.open(tmp_path / "small.tar.gz", "w:gz") as archive:
+        archive.add(shard, "a.json")
+    with pytest.raises(DataError, match=r"small.tar.gz: cannot be read as an uncompressed tar archive"):
+        read_sets([tmp_path / "small.tar.gz"])
     (tmp_path / "text.tar").write_text("no archive")
     with pytest.raises(DataError, match=r"text.tar: cannot be read as an uncompressed tar archive"):
         read_sets([tmp_path / "text.tar"])

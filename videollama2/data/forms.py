@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from videollama2.errors import DataError
+from videollama2.errors import DataError, shown
 from videollama2.media.kinds import KINDS, TAGS
 
 MESSAGE_KEYS = frozenset(("role", "content"))
@@ -18,6 +18,8 @@ FORM_KEYS = frozenset(("messages", "query", "response", "history"))
 
 _ELSEWHERE = re.compile(r"^(?!file:)(?:https?:|[A-Za-z][A-Za-z0-9+.-]+:(?!//))")
 """The beginning of what is neither a path nor an address of a store; a Windows drive has one letter."""
+_CONTENT = "data:"
+_WRITE_IT = "write it to a file, or into a tar shard or a Parquet file"
 
 
 def published_form(raw: dict[str, Any]) -> dict[str, Any]:
@@ -44,11 +46,11 @@ def published_form(raw: dict[str, Any]) -> dict[str, Any]:
 
 def _messages(messages: Any, media: dict[str, list[Any]]) -> list[dict[str, str]]:
     if not isinstance(messages, list) or not messages:
-        raise DataError(f"'messages' must be a list with at least one message, got {messages!r}")
+        raise DataError(f"'messages' must be a list with at least one message, got {shown(messages)}")
     turns = []
     for message in messages:
         if not isinstance(message, dict) or not isinstance(message.get("content"), str | list):
-            raise DataError(f"a message must be an object with 'role' and 'content', got {message!r}")
+            raise DataError(f"a message must be an object with 'role' and 'content', got {shown(message)}")
         for key, learned in (("loss", True), ("weight", 1), ("loss_scale", 1)):
             if message.get(key, learned) not in (learned, None):
                 raise DataError(f"{key!r} of a message is not used: every answer is learned alike")
@@ -63,9 +65,13 @@ def _text_of(part: Any, media: dict[str, list[Any]]) -> str:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text" and isinstance(part.get("text"), str):
         return part["text"]
+    if kind == "input_audio":
+        raise DataError(f"{kind!r} holds a sound as text: {_WRITE_IT}, and name it in a part of type 'audio_url'")
     name = str(kind).removesuffix("_url")
-    if name not in KINDS or kind not in part:
-        raise DataError(f"a part of a message must be a text, an image, a video or a sound, got {part!r}")
+    if name in KINDS and part.get(kind) is None:  # the next path under the name of the kind, beside the messages
+        return f"{TAGS[name]}\n"
+    if name not in KINDS:
+        raise DataError(f"a part of a message must be a text, an image, a video or a sound, got {shown(part)}")
     value = part[kind]
     media.setdefault(name, []).append(_path(value.get("url") if isinstance(value, dict) else value, name))
     return f"{TAGS[name]}\n"
@@ -76,7 +82,7 @@ def _queries(raw: dict[str, Any]) -> list[dict[str, str]]:
     turns = []
     for pair in pairs:
         if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-            raise DataError(f"'query', 'response' and the pairs of 'history' must be texts, got {pair!r}")
+            raise DataError(f"'query', 'response' and the pairs of 'history' must be texts, got {shown(pair)}")
         turns += [{"from": "human", "value": pair[0]}, {"from": "gpt", "value": pair[1]}]
     return turns
 
@@ -96,6 +102,14 @@ def _paths(value: Any, key: str) -> list[Any]:
 def _path(value: Any, key: str) -> Any:
     """Return the path of a medium that may be given as ``{"path": ...}`` or as an address of a file."""
     path = value.get("path") if isinstance(value, dict) else value
+    refuse_content([path], key)
     if isinstance(path, str) and _ELSEWHERE.match(path):
         raise DataError(f"{key!r} must be a path of a file, got {path[:60]!r}")
     return path.removeprefix("file://") if isinstance(path, str) else path
+
+
+def refuse_content(paths: list[Any], key: str) -> None:
+    """Raise a DataError if a medium stands among the paths of a record as text (``data:image/png;base64,...``)."""
+    for path in paths:
+        if isinstance(path, str) and path.startswith(_CONTENT):
+            raise DataError(f"{key!r} holds a medium as text, {path[:60]!r}: {_WRITE_IT}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from videollama2.errors import DataError
+from videollama2.errors import DataError, shown
 from videollama2.prompting import SPEAKERS
 
 _REJECTED = ("rejected", "rejected_response")
@@ -54,5 +54,5 @@ def _text(answer: Any, key: str) -> str:
     if isinstance(answer, dict):
         answer = answer.get("value", answer.get("content"))
     if not isinstance(answer, str) or not answer.strip():
-        raise DataError(f"{key!r} must be an answer that is not empty, got {answer!r}")
+        raise DataError(f"{key!r} must be an answer that is not empty, got {shown(answer)}")
     return answer

@@ -29,10 +29,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from videollama2.data.contents import kind_at, source_of
-from videollama2.data.forms import FORM_KEYS, MESSAGE_KEYS, published_form
+from videollama2.data.forms import FORM_KEYS, MESSAGE_KEYS, published_form, refuse_content
 from videollama2.data.places import is_address, is_member
 from videollama2.data.preferences import PREFERENCE_KEYS, split_preference
-from videollama2.errors import DataError, MediaError, PromptError
+from videollama2.errors import DataError, MediaError, PromptError, shown
 from videollama2.media.frames import FrameSampling
 from videollama2.media.kinds import AUDIO, KINDS, TAGS, VIDEO
 from videollama2.media.sources import check_path
@@ -155,10 +155,10 @@ def parse_record(
 def _conversations(raw: dict[str, Any]) -> list[dict[str, str]]:
     turns = raw.get("conversations")
     if not isinstance(turns, list) or not turns:
-        raise DataError(f"'conversations' must be a list of turns with at least one, got {turns!r}")
+        raise DataError(f"'conversations' must be a list of turns with at least one, got {shown(turns)}")
     for turn in turns:
         if not isinstance(turn, dict):
-            raise DataError(f"a turn must be an object with 'from' and 'value', got {turn!r}")
+            raise DataError(f"a turn must be an object with 'from' and 'value', got {shown(turn)}")
     given = [key for key in _SYSTEM_KEYS if raw.get(key) not in (None, "")]
     if len(given) > 1:
         raise DataError(f"{' and '.join(map(repr, given))} mean the same: a record may have one of them")
@@ -193,8 +193,9 @@ def _ordered_paths(raw: dict[str, Any], conversations: list[dict[str, str]]) -> 
 
 def _paths(value: Any, key: str) -> list[str]:
     paths = list(value) if isinstance(value, list) else [value]
+    refuse_content(paths, key)
     if not paths or not all(isinstance(path, str) and path for path in paths):
-        raise DataError(f"{key!r} must be a path or a list of paths, got {value!r}")
+        raise DataError(f"{key!r} must be a path or a list of paths, got {shown(value)}")
     return paths
 
 

@@ -40,6 +40,8 @@ def read_rows(file: str | os.PathLike[str]) -> Iterator[Any]:
     if reader := reader_of(file):
         yield from reader.rows(file)
         return
+    if os.path.isdir(file):
+        raise DataError(f"{file}: is a folder that `Dataset.save_to_disk` has not written; read is {FORMS}")
     try:
         with open_file(file) as raw, _text_of(raw, file) as stream:
             is_list = _first_mark(stream) == "["

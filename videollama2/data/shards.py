@@ -11,7 +11,6 @@ import json
 import os
 import tarfile
 from collections.abc import Iterator
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +20,29 @@ from videollama2.errors import DataError
 from videollama2.media.kinds import KINDS
 
 
+_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+"""Names of archives end so. Those that are compressed are refused, for their members cannot be read in any order."""
+
+
 def is_shard(file: str | os.PathLike[str]) -> bool:
     """Whether an annotation file is a tar archive; only its name counts, since any file may begin like one."""
-    return os.fspath(file).endswith(".tar")
+    return os.fspath(file).lower().endswith(_ENDINGS)
 
 
 def shard_rows(file: str | os.PathLike[str]) -> Iterator[Any]:
-    """Yield the row of each record of a shard.
+    """Yield the row of each record of a shard, in the order in which their first members stand in it.
 
     A row is the content of ``KEY.json``. A path in it that names a member of the record, or a file ending as a member
     does (``mp4`` for ``KEY.mp4``), becomes that member's; if it names no media, the record's members are its media.
+    As in WebDataset, capital letters in endings are like small ones, and files whose names have no ending or begin with
+    a dot are no members of records. The members of a record need not stand together.
 
     Raises:
-        DataError: the shard cannot be read, is compressed, or a record has no ``.json`` member or one that is not JSON.
+        DataError: the shard cannot be read, is compressed, or has two members of the same name; or a record has no
+            ``.json`` member or one that is not JSON.
     """
     source = whole_path(file)
-    for key, members in groupby(_members(source), key=lambda member: _split(member.name)[0]):
-        paths = {_split(member.name)[1]: _path(source, member) for member in members}
+    for key, paths in _records(source).items():
         described = paths.pop("json", None)
         if described is None:
             raise DataError(f"{file}: {key} has no member {key}.json that describes it")
@@ -58,9 +63,23 @@ def shard_digest(file: str | os.PathLike[str]) -> str:
     source = whole_path(file)
     for member in _members(source):
         digest.update(f"{member.name} {member.offset_data} {member.size} {member.mtime}\n".encode())
-        if member.name.endswith(".json"):
+        if member.name.lower().endswith(".json"):
             digest.update(content_of(_path(source, member)))
     return digest.hexdigest()
+
+
+def _records(source: str) -> dict[str, dict[str, str]]:
+    """Return the paths of the members of each record by their endings."""
+    records: dict[str, dict[str, str]] = {}
+    for member in _members(source):
+        key, ending = _split(member.name)
+        if not ending or key.endswith("/") or not key:
+            continue
+        paths = records.setdefault(key, {})
+        if ending in paths:
+            raise DataError(f"{source}: {key}.{ending} stands in it twice")
+        paths[ending] = _path(source, member)
+    return records
 
 
 def _members(source: str) -> Iterator[tarfile.TarInfo]:
@@ -76,10 +95,10 @@ def _path(source: str, member: tarfile.TarInfo) -> str:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Return the key of a member and its ending, divided at the first dot of the file's name."""
+    """Return the key of a member and its ending in small letters, divided at the first dot of the file's name."""
     folder, slash, base = name.rpartition("/")
     key, _, ending = base.partition(".")
-    return folder + slash + key, ending
+    return folder + slash + key, ending.lower()
 
 
 def _with_media(row: dict[str, Any], key: str, paths: dict[str, str]) -> dict[str, Any]:
@@ -88,7 +107,10 @@ def _with_media(row: dict[str, Any], key: str, paths: dict[str, str]) -> dict[st
     def inside(value: Any) -> Any:
         if isinstance(value, list):
             return [inside(each) for each in value]
-        return names.get(Path(value).name, value) if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        base, dot, ending = Path(value).name.partition(".")
+        return names.get(base + dot + ending.lower()) or names.get(Path(value).name.lower(), value)
 
     found = {name: inside(row[name]) for kind in KINDS for name in (kind, f"{kind}s") if row.get(name)}
     if not found:

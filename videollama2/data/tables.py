@@ -34,7 +34,7 @@ _KEPT_COLUMNS = 4
 
 def is_parquet(file: str | os.PathLike[str]) -> bool:
     """Whether an annotation file is a Parquet file; only its name counts."""
-    return os.fspath(file).endswith(".parquet")
+    return os.fspath(file).lower().endswith((".parquet", ".pq"))
 
 
 def is_dataset_folder(file: str | os.PathLike[str]) -> bool:
