@@ -19,7 +19,6 @@ from videollama2.data.places import member_path, open_file, whole_path
 from videollama2.errors import DataError
 from videollama2.media.kinds import KINDS
 
-
 _ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 """Names of archives end so. Those that are compressed are refused, for their members cannot be read in any order."""
 
