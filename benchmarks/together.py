@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """First tokens of many questions about one clip, asked at once, beside an older version of the package.
 
-    python benchmarks/together.py [--code FOLDER] [--model FOLDER] [--clients 16] [--rounds 2] [--threads 1]
+    python benchmarks/together.py [--code FOLDER] [--model FOLDER] [--clients 16] [--new-tokens 32] [--rounds 2]
 
 The questions begin with the same words. Their clip is cached: its visual tokens, and in the first row of a version
-also the key-values of the prompt up to its question. Times are processor seconds of ``--threads`` threads, so they
-compare on a busy machine too. ``--code`` is a work tree of the older version; both run in turns, in processes of their
+also the key-values of the prompt up to its question. The last column has tokens per second, prompts included, of as
+many questions with answers of ``--new-tokens``. Times are processor seconds of ``--threads`` threads, so they compare
+on a busy machine too. ``--code`` is a work tree of the older version; both run in turns, in processes of their
 own, with the same ``--model``, which both must be able to open (default: random weights of the 0.5B shapes).
 """
 
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from random_model import CLIP, QUESTION, ROOT, make_random
 
+CASES = ("cached", "not cached")
+"""Of the beginning of the prompt."""
 
-def first_tokens(model_path: str, clients: int, threads: int) -> dict[str, list[float]]:
-    """Seconds to each first token, in order, with the prompt's beginning cached and not."""
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds to each first token, in order, and tokens per second."""
+
+    firsts: list[float]
+    rate: float
+
+
+def measure(model_path: str, clients: int, tokens: int, threads: int) -> dict[str, Measured]:
+    """Ask with the prompt's beginning cached and not."""
     import torch
     import transformers  # noqa: F401 - what is imported later takes the clock below
 
@@ -47,22 +60,31 @@ def first_tokens(model_path: str, clients: int, threads: int) -> dict[str, list[
         return Request(question, [("video", str(CLIP))], max_new_tokens=tokens)
 
     engine.submit_request(request("Look.", 1)).result()
-    seconds = {}
-    for name in ("cached", "not cached"):
+
+    def results(how: str, tokens: int) -> list[Any]:
+        asked = [f"{QUESTION} Say {how} in {number} words." for number in range(2, clients + 2)]
+        answers = [engine.submit_request(request(question, tokens)) for question in asked]
+        return [answer.result() for answer in answers]
+
+    measured = {}
+    for name in CASES:
         if name == "not cached":
             engine.prefixes.clear()
-        asked = [f"{QUESTION} Say {name} in {number} words." for number in range(2, clients + 2)]
-        answers = [engine.submit_request(request(question, 2)) for question in asked]
-        seconds[name] = sorted(answer.result().timings.first_token for answer in answers)
-    return seconds
+        firsts = sorted(result.timings.first_token for result in results(name, 2))
+        if name == "not cached":
+            engine.prefixes.clear()
+        start = time.process_time()
+        count = sum(result.completion_tokens for result in results(f"{name} again", tokens))
+        measured[name] = Measured(firsts, count / (time.process_time() - start))
+    return measured
 
 
-def run(code: Path, arguments: list[str]) -> dict[str, list[float]]:
+def run(code: Path, arguments: list[str]) -> dict[str, Measured]:
     """Measure the package of a work tree in a process of its own."""
     command = [sys.executable, __file__, "--child", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(code), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=code, env=environment)
-    return json.loads(done.stdout.splitlines()[-1])
+    return {name: Measured(**values) for name, values in json.loads(done.stdout.splitlines()[-1]).items()}
 
 
 def main() -> int:
@@ -70,30 +92,34 @@ def main() -> int:
     parser.add_argument("--code", type=Path, help="a work tree of an older version")
     parser.add_argument("--model", help="a checkpoint instead of the random one")
     parser.add_argument("--clients", type=int, default=16, help="questions (default %(default)s)")
+    parser.add_argument("--new-tokens", type=int, default=32, help="of an answer (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=2, help="runs of each version (default %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default %(default)s)")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        print(json.dumps(first_tokens(args.model, args.clients, args.threads)))
+        found = measure(args.model, args.clients, args.new_tokens, args.threads)
+        print(json.dumps({name: asdict(values) for name, values in found.items()}))
         return 0
     trees = {"this version": ROOT} | ({args.code.name: args.code.resolve()} if args.code else {})
-    measured: dict[str, list[dict[str, list[float]]]] = {name: [] for name in trees}
+    measured: dict[str, list[dict[str, Measured]]] = {name: [] for name in trees}
     with tempfile.TemporaryDirectory() as folder:
         model = args.model and str(Path(args.model).resolve())
         if not model:
             make_random(Path(folder))
         own = ["--model", model or folder, "--clients", str(args.clients), "--threads", str(args.threads)]
+        own += ["--new-tokens", str(args.new_tokens)]
         for _ in range(args.rounds):
             for name, code in trees.items():
                 measured[name].append(run(code, own))
-    print(f"{args.clients} questions about one clip, processor seconds to the first token")
-    print(f"{'version':20} {'beginning':12} {'first':>8} {'p50':>8} {'last':>8}")
+    print(f"{args.clients} questions about one clip, processor seconds to the first token, and tokens per second")
+    print(f"{'version':20} {'beginning':12} {'first':>8} {'p50':>8} {'last':>8} {'tokens/s':>9}")
     for name, rounds in measured.items():
-        for case in ("cached", "not cached"):
-            middles = [[row[case][0], statistics.median(row[case]), row[case][-1]] for row in rounds]
+        for case in CASES:
+            found = [row[case] for row in rounds]
+            middles = [[row.firsts[0], statistics.median(row.firsts), row.firsts[-1]] for row in found]
             cells = " ".join(f"{statistics.median(values):8.2f}" for values in zip(*middles, strict=True))
-            print(f"{name:20} {case:12} {cells}")
+            print(f"{name:20} {case:12} {cells} {statistics.median(row.rate for row in found):9.2f}")
     return 0
 
 

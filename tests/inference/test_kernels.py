@@ -1,11 +1,14 @@
 """The engine's CPU kernels give what the default ones give."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 from torch.profiler import ProfilerActivity, profile
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from videollama2.errors import ConfigError
 from videollama2.inference import kernels
 from videollama2.inference.engine import Engine
 from videollama2.inference.kernels import (
@@ -64,6 +67,18 @@ def test_small_models_are_spared_the_calls(small):
     assert has_large_layers(large)
 
 
+def test_small_and_rounded_models_cannot_be_packed(small, monkeypatch):
+    model, processor = small
+    with pytest.raises(ConfigError, match="at least 1,048,576 weights"):
+        Engine(model, processor, packed_weights=True)
+    monkeypatch.setattr(kernels, "SMALLEST_WEIGHT", 1)
+    with pytest.raises(ConfigError, match="a float32 decoder on a CPU"):
+        Engine(deepcopy(model).bfloat16(), processor, packed_weights=True)
+    monkeypatch.setattr(kernels, "free_memory", lambda device: 1000)
+    with pytest.raises(ConfigError, match="MiB are free"):
+        Engine(model, processor, packed_weights=True)
+
+
 @pytest.mark.skipif(not few_rows_available(), reason="torch has no MKL or no oneDNN here")
 def test_answers_of_many_rows_are_those_of_one(small, monkeypatch):
     """Eight requests in steps of eight rows, with the size limit lowered so that every layer goes to oneDNN."""
@@ -75,6 +90,22 @@ def test_answers_of_many_rows_are_those_of_one(small, monkeypatch):
         results, names = operations(lambda: engine.generate(requests))
     assert "mkldnn::_linear_pointwise" in names
     assert [result.token_ids for result in results] == [alone(model, processor, request) for request in requests]
+
+
+@pytest.mark.skipif(not few_rows_available(), reason="torch has no MKL or no oneDNN here")
+def test_packed_weights_give_the_same_answers_and_follow_changes(small, monkeypatch):
+    monkeypatch.setattr(kernels, "SMALLEST_WEIGHT", 1)
+    model, processor = deepcopy(small[0]), small[1]
+    requests = [Request(f"what moves {word}", max_new_tokens=8) for word in WORDS[:8]]
+    with Engine(model, processor, max_batch=8, max_length=64, background=False, packed_weights=True) as engine:
+        for layer in (model.lm_head, model.model.language_model.layers[0].mlp.up_proj):
+            assert engine.decoder.packed.get(layer.weight).layout == torch._mkldnn
+        before = [result.token_ids for result in engine.generate(requests)]
+        with torch.no_grad():
+            model.lm_head.weight.copy_(model.lm_head.weight.flip(0).clone())
+        after = [result.token_ids for result in engine.generate(requests)]
+    assert before == [alone(*small, request) for request in requests]
+    assert after == [alone(model, processor, request) for request in requests] != before
 
 
 @pytest.mark.parametrize("boolean", [True, False])

@@ -15,7 +15,7 @@ from videollama2.inference.answer import Result, Timings
 from videollama2.serve.cluster.controller_app import Controller, make_controller_app
 from videollama2.serve.cluster.protocol import WorkerStatus
 from videollama2.serve.cluster.registry import Registry
-from videollama2.serve.model_worker import build_parser, measure_speed, own_address
+from videollama2.serve.model_worker import build_parser, measure_speed, open_own_engine, own_address
 from videollama2.serve.settings import Security
 from videollama2.serve.worker.app import WorkerService, make_worker_app
 from videollama2.serve.worker.flags import model_name_of
@@ -37,6 +37,12 @@ def generate(server, prompt, *media, status=200, **fields):
 
 def direct(engine, question, *media):
     return engine.submit(question, media, max_new_tokens=24).result()
+
+
+def test_packing_reaches_the_engine_which_refuses_small_weights():
+    args = build_parser().parse_args(["--model-path", MODEL, "--device", "cpu", "--pack-weights"])
+    with pytest.raises(ConfigError, match="packed weights need a float32 decoder on a CPU, with layers of at least"):
+        open_own_engine(args)
 
 
 # ------------------------------------------------------------------------------------------------------ the \0-stream

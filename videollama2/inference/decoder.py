@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from videollama2.errors import ConfigError
 from videollama2.inference.fixed_shapes import FixedShapes
-from videollama2.inference.kernels import ATTENTION, FewRows, few_rows_available, has_large_layers
+from videollama2.inference.kernels import ATTENTION, FewRows, PackedWeights, few_rows_available, has_large_layers
 from videollama2.inference.slots import KeyValueSlots
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 
@@ -26,15 +26,21 @@ class Decoder:
 
     Args:
         cuda_graphs: replay decode steps as CUDA graphs.
+        packed: copies of the weights for passes of few rows.
 
     Raises:
         ConfigError: ``cuda_graphs`` is set, but the model's steps cannot be recorded.
     """
 
     def __init__(
-        self, model: VideoLlama2ForConditionalGeneration, max_batch: int, max_length: int, cuda_graphs: bool = False
+        self,
+        model: VideoLlama2ForConditionalGeneration,
+        max_batch: int,
+        max_length: int,
+        cuda_graphs: bool = False,
+        packed: PackedWeights | None = None,
     ) -> None:
-        self.model = model
+        self.model, self.packed = model, packed
         self.slots = KeyValueSlots(max_batch, max_length)
         config = model.config.text_config
         if cuda_graphs:
@@ -50,6 +56,13 @@ class Decoder:
         self._window = getattr(config, "sliding_window", None)
         if not self._layer_types and self._window is not None:
             self._layer_types = {_SLIDING}
+
+    def forget(self) -> None:
+        """Drop what was made of the weights, because they have changed."""
+        if self.fixed is not None:
+            self.fixed.forget()
+        if self.packed is not None:
+            self.packed.renew()
 
     def prefill(self, first: int, tasks: Sequence[Task], count: int) -> torch.Tensor | None:
         """Compute the next prompt positions of the rows from ``first`` on, up to ``count`` per row.
@@ -97,7 +110,7 @@ class Decoder:
         """
         device = embeds_BLD.device
         few_rows = device.type == "cpu" and embeds_BLD.dtype == torch.float32 and self.few_rows
-        with FewRows() if few_rows else nullcontext():
+        with FewRows(self.packed) if few_rows else nullcontext():
             hidden_BLD = self.model.model(
                 inputs_embeds=embeds_BLD,
                 attention_mask=self._masks(device, embeds_BLD.dtype) if masked else None,

@@ -190,6 +190,7 @@ def open_own_engine(args: argparse.Namespace) -> Engine:
         max_length=args.max_length,
         max_queue=args.max_queue,
         cuda_graphs=args.cuda_graphs,
+        packed_weights=args.pack_weights,
     )
 
 

@@ -35,7 +35,7 @@ from videollama2.serve.worker.flags import engine_options
 
 MAX_LENGTH = 4096
 _MEDIA_THREADS = 2
-_OF_OWN_ENGINE = ("model_base", "device", "load_8bit", "load_4bit", "cuda_graphs")
+_OF_OWN_ENGINE = ("model_base", "device", "load_8bit", "load_4bit", "cuda_graphs", "pack_weights")
 
 
 def check_flags(args: argparse.Namespace) -> None:
