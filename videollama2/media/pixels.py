@@ -58,23 +58,21 @@ class FrameResize:
             return int(self.edge * height / width), self.edge
         return self.edge, int(self.edge * width / height)
 
-    def __call__(self, frame_HWC: np.ndarray, limits: MediaLimits = OWN_FILES) -> np.ndarray:
-        """Return the frame padded and resized.
+    def __call__(self, frame_HWC: np.ndarray, limits: MediaLimits = OWN_FILES, width: int | None = None) -> np.ndarray:
+        """Return the frame padded and resized, and only its middle columns if it is wider than ``width``.
 
         Raises:
             MediaLimitError: padded or resized, a long and narrow frame would be larger than an image may be.
         """
-        height, width = frame_HWC.shape[:2]
-        side = max(height, width)
+        side = max(frame_HWC.shape[:2])
         if self.background is not None:
             _check_blown_up(side, side, limits)
             frame_HWC = pad_to_square(frame_HWC, self.background)
-            height = width = side
-        height, width = self.target(height, width)
-        _check_blown_up(height, width, limits)
+        target = self.target(*frame_HWC.shape[:2])
+        _check_blown_up(*target, limits)
         if self.edge is None:
             return frame_HWC
-        return np.asarray(resize_in_two_passes(Image.fromarray(frame_HWC), width, height, self.resample))
+        return np.asarray(resize_in_two_passes(Image.fromarray(frame_HWC), *target, self.resample, width))
 
 
 @dataclass(frozen=True)
@@ -192,7 +190,8 @@ class PixelTransform:
     def _levels(self, frames: Any, aspect_ratio: AspectRatio, fast: bool) -> np.ndarray:
         resize = self.resize(aspect_ratio)
         arrays = _arrays(frames)
-        arrays = self._resize_fast(arrays, resize) if fast else [resize(frame_HWC) for frame_HWC in arrays]
+        width = None if self.crop_size is None else self.crop_size[1]
+        arrays = self._resize_fast(arrays, resize) if fast else [resize(each_HWC, width=width) for each_HWC in arrays]
         if self.crop_size is not None:
             arrays = [center_crop(frame_HWC, self.crop_size) for frame_HWC in arrays]
         shapes = {frame_HWC.shape for frame_HWC in arrays}
@@ -232,9 +231,11 @@ class PixelTransform:
 
     def _normalise(self, frames_THWC: np.ndarray) -> np.ndarray:
         frames, height, width, _ = frames_THWC.shape
-        pixels_TCHW = np.empty((frames, 3, height, width), np.float32)
-        for channel, values in enumerate(self.table):
-            pixels_TCHW[:, channel] = np.take(values, frames_THWC[..., channel])
+        table, pixels_TCHW = self.table, np.empty((frames, 3, height, width), np.float32)
+        for frame_HWC, pixels_CHW in zip(frames_THWC, pixels_TCHW, strict=True):
+            for channel, values in enumerate(table):
+                # Levels are 0 to 255, so nothing is clipped; but only with a mode does numpy write to ``out`` directly.
+                np.take(values, frame_HWC[..., channel], out=pixels_CHW[channel], mode="clip")
         return pixels_TCHW
 
 
@@ -243,14 +244,23 @@ def _check_blown_up(height: int, width: int, limits: MediaLimits) -> None:
         raise MediaLimitError("a frame", "the frames are too wide or too high for their other side")
 
 
-def resize_in_two_passes(image: Image.Image, width: int, height: int, resample: int) -> Image.Image:
+def resize_in_two_passes(
+    image: Image.Image, height: int, width: int, resample: int, kept: int | None = None
+) -> Image.Image:
     """Resize the width, round to 8 bits, then resize the height: what ``image.resize`` does in Pillow 12 and older.
+
+    With ``kept``, only this many columns in the middle are returned. The others are dropped between the passes: the
+    second one computes each column from itself alone.
 
     The published environment has Pillow 10, so published numbers depend on this order. Pillow 13 resizes the height
     first where that saves work (its pull request 9549), which moves single values by 10 of 255 at sharp edges. Asking
     for one direction at a time keeps the published order whatever Pillow is installed.
     """
-    return image.resize((width, image.height), resample).resize((width, height), resample)
+    wide = image.resize((width, image.height), resample)
+    if kept is not None and kept < width:
+        left = (width - kept) // 2
+        wide = wide.crop((left, 0, left + kept, wide.height))
+    return wide.resize((wide.width, height), resample)
 
 
 def pad_to_square(frame_HWC: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:

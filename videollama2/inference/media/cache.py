@@ -19,7 +19,8 @@ def content_key(kind: str, pixels_TCHW: torch.Tensor) -> tuple[str, tuple[int, .
     Clip bounds, frame choice and preprocessing all affect the pixels, so equal keys mean equal visual tokens.
     """
     pixels = pixels_TCHW.detach().cpu().contiguous()
-    digest = hashlib.blake2b(pixels.view(torch.uint8).numpy().data, digest_size=16).digest()
+    # Processors have instructions for SHA-256, with which it takes a third of the time of BLAKE2.
+    digest = hashlib.sha256(pixels.view(torch.uint8).numpy().data).digest()[:16]
     return kind, tuple(pixels.shape), str(pixels.dtype), digest
 
 

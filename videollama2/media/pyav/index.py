@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
+from typing import NamedTuple
 
 READ_ON_PACKETS = 12
 """A seek is worth it when it skips more packets than this: the decoder has to fill again afterwards."""
@@ -21,8 +22,7 @@ _LEAP = 10
 """A step of the clock that is so many times the usual one is no frame's duration."""
 
 
-@dataclass(frozen=True)
-class PacketInfo:
+class PacketInfo(NamedTuple):
     """One packet: times of presentation and decoding, and duration, in units of the stream's time base.
 
     ``is_shown`` is False for packets that are decoded only because others refer to them (before the start of

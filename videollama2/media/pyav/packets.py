@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from itertools import groupby
 from typing import Any
 
 import av
 import av.error
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from videollama2.errors import MediaError
 from videollama2.media.limits import MediaLimits
@@ -55,23 +57,31 @@ def scan_packets(container: Any, stream: Any) -> Scan:
     """Read the container once, without decoding."""
     scan = Scan()
     packets: list[PacketInfo] = []
-    start = min((container.start_time or 0) / 1e6, 0.0)
     cut: set[int] = set()
+    # Arithmetic with fractions would take as long as reading the packets: only each stream's last end becomes seconds.
+    bases: dict[int, Fraction] = {}
+    ends: dict[int, int] = {}
+    codec = stream.codec_context.name
     try:
         for packet in container.demux():
-            if packet.pts is not None:
-                end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
-                scan.seconds = max(scan.seconds, end - start)
+            number, pts = packet.stream_index, packet.pts
+            if pts is not None:
+                bases[number] = bases.get(number) or packet.time_base
+                end = pts + (packet.duration or 0)
+                if number not in ends or end > ends[number]:
+                    ends[number] = end
             # One of size 0 is the end marker, or a container's placeholder: the frame before stays on screen.
-            if packet.stream_index == stream.index and packet.size:
+            if number == stream.index and packet.size:
                 if packet.is_corrupt:
                     cut.add(len(packets))
                 is_after = bool(packets) and packets[-1].is_damaged and not packet.is_keyframe
-                packets.append(_describe(packet, stream.codec_context.name, packet.is_corrupt or is_after))
+                packets.append(_describe(packet, codec, packet.is_corrupt or is_after))
     except av.error.FFmpegError:
         scan.is_cut = True
     except _NEW_STREAM:
         pass
+    start = min((container.start_time or 0) / 1e6, 0.0)
+    scan.seconds = max([0.0, *(float(end * bases[number]) - start for number, end in ends.items())])
     scan.seen = len(packets)
     scan.packets, left = _without_short_damage(packets, float(stream.time_base))
     scan.damaged = len(cut - left)
@@ -144,6 +154,7 @@ class FrameSink:
         self._count, self._name, self._limits = len(indices), name, limits
         self._size: tuple[int, int] | None = None
         self._frames_THWC: np.ndarray | None = None
+        self._reformatter = VideoReformatter()  # one for all frames, since its tables depend on sizes and formats alone
 
     def put(self, index: int, frame: Any) -> None:
         """Store the frame of this index."""
@@ -153,7 +164,7 @@ class FrameSink:
         width, height = self._size
         # One thread: swscale's own threads do not survive a fork.
         try:
-            rgb_HWC = frame.to_ndarray(format="rgb24", width=width, height=height, threads=1)
+            rgb_HWC = self._reformatter.reformat(frame, width, height, "rgb24", threads=1).to_ndarray()
         except (av.error.FFmpegError, ValueError) as error:
             raise MediaError(f"{self._name}: {frame.format.name} pixels cannot be made RGB") from error
         rgb_HWC = upright(rgb_HWC, display_matrix(frame))
