@@ -4,10 +4,12 @@ import json
 
 import pytest
 
+from tests.eval import test_more_benchmarks
 from tests.eval.reference import benchmarks_dir
 from videollama2.errors import ConfigError
 from videollama2.eval.__main__ import main
 from videollama2.eval.benchmarks import benchmark, configured
+from videollama2.eval.items import Item
 from videollama2.eval.presets import LMMS_EVAL, PRESETS
 
 LETTER = "Answer with the option's letter from the given choices directly."
@@ -37,8 +39,28 @@ EXPECTED = {
         64,
         lambda item: f"{item.question.capitalize()}? Answer the question using a single word or phrase.",
     ),
-    "videochatgpt": (64, lambda item: item.question if isinstance(item.question, str) else tuple(item.question)),
+    "videochatgpt": (1024, lambda item: item.question if isinstance(item.question, str) else tuple(item.question)),
 }
+
+
+ASKED_AS_BY_DEFAULT = {
+    "tempcompass": 2048,
+    "tempcompass_captioning": 2048,
+    "longvideobench": 32,
+    "charades_sta": 50,
+    "mmvu": 1024,
+    "videommmu": 1024,
+}
+"""Benchmarks whose usual prompts are those of lmms-eval, with its longest answers."""
+OTHERS = {
+    "nextqa": (2048, "how 0\nA. run\nB. sit\nC. eat\nD. nap\nE. 1"),
+    "lvbench": (16, "Who?\n(A) red\n(B) blue\nAnswer the question with the option letter"),
+}
+TOMATO = (
+    "You will be provided with frames uniformly sampled from a video, the frames are provided in chronological order "
+    "of the video. Analyze these frames and provide the answer to the question about the video content. Answer the "
+    "multiple-choice question about the video content.\n\nYou must use these frames"
+)
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -52,8 +74,25 @@ def test_prompts_and_lengths_of_lmms_eval(name):
     assert found.all_settings()["prompt"] == LMMS_EVAL and "prompt" not in own.all_settings()
 
 
+def test_prompts_and_lengths_of_benchmarks_beyond_the_papers(tmp_path):
+    for name, (longest, text) in OTHERS.items():
+        getattr(test_more_benchmarks, name)(tmp_path / name)
+        found = configured(name, prompt=LMMS_EVAL)
+        assert found.asked(tmp_path / name)[0].instruction == text and found.max_new_tokens == longest
+    test_more_benchmarks.tomato(tmp_path / "tomato")
+    asked, usual = (
+        made.asked(tmp_path / "tomato")[0] for made in (configured("tomato", prompt=LMMS_EVAL), benchmark("tomato"))
+    )
+    assert asked.instruction.startswith(TOMATO)
+    assert asked.instruction.split("You must")[1] == usual.instruction.split("You must")[1]
+    for name, longest in ASKED_AS_BY_DEFAULT.items():
+        item = Item("1", "a.mp4", "What?", "the usual prompt")
+        assert PRESETS[LMMS_EVAL][name].text(item) == item.instruction
+        assert configured(name, prompt=LMMS_EVAL).max_new_tokens == longest
+
+
 def test_every_preset_has_an_expected_prompt():
-    assert EXPECTED.keys() == PRESETS[LMMS_EVAL].keys()
+    assert {*EXPECTED, *OTHERS, *ASKED_AS_BY_DEFAULT, "tomato"} == PRESETS[LMMS_EVAL].keys()
 
 
 def test_what_has_no_preset_is_refused(capsys):
