@@ -59,6 +59,8 @@ class TrainingCollator:
             "media": [medium for sample in samples for medium in sample["media"]],
             "silent": sum(sample.get("silent", 0) for sample in samples),
         }
+        # What is left is one row of a batch without padding, so the mask says nothing. The model gets the boundaries of
+        # the records instead.
         batch = self._padded([joined])
         del batch["attention_mask"]
         bad = [sample["bad"] for sample in samples if "bad" in sample]
@@ -89,11 +91,14 @@ def distinct_media(media: _Media, kinds: Collection[str]) -> tuple[_Media, dict[
         own = []
         for kind, values in sample:
             if kind in places:
+                # By identity, not by value: comparing pixels would cost more than it saves, and the dataset gives equal
+                # media as one tensor.
                 of_kind = places[kind]
                 is_new = id(values) not in of_kind
                 index[kind].append(of_kind.setdefault(id(values), len(of_kind)))
                 if not is_new:
                     continue
             own.append((kind, values))
+        # A sample whose media were all seen before keeps an empty list, so that samples and lists still correspond.
         kept.append(own)
     return kept, {kind: found for kind, found in index.items() if len(places[kind]) < len(found)}

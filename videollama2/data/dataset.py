@@ -94,6 +94,8 @@ class VideoInstructionDataset(SampleReader, Dataset):
         return counts
 
     def _media_lengths(self, records: Sequence[Record]) -> np.ndarray:
+        # A set of a million records has a handful of shapes (kinds of media, sound, frames), so tokens are counted once
+        # for each and then looked up.
         shapes, shape_of = records.shapes if isinstance(records, PackedRecords) else ([], ())
         try:
             of_shape = [
@@ -120,6 +122,8 @@ class VideoInstructionDataset(SampleReader, Dataset):
 
     def kept(self, name: str, count: Callable[[], Iterable[int]]) -> Sequence[int]:
         """Return a number for each record; it is computed once for the same records, tokenizer and configuration."""
+        # The entry is named by all that a length depends on. A new tokenizer, template, connector or number of frames
+        # gives another name, and nobody reads a length of the old ones.
         if self.index is None:
             return array("q", count())
         tokenizer = self.processor.tokenizer
@@ -147,6 +151,8 @@ class VideoInstructionDataset(SampleReader, Dataset):
         tokens = self._tokenised(records, places)
         sizes, shape_of = records.sizes, np.asarray(records.shapes[1])
         shapes, rank = np.unique(shape_of[places], return_inverse=True)
+        # Least squares for tokens = slope * size + offset of the shape. Shapes that were not measured get the mean
+        # offset.
         design = np.concatenate([sizes[places, None], np.eye(len(shapes))[rank]], axis=1)
         slope, *offsets = np.linalg.lstsq(design, tokens, rcond=None)[0]
         of_shape = np.full(int(shape_of.max()) + 1, np.mean(offsets))

@@ -124,6 +124,7 @@ class FeatureStore:
         Raises:
             MediaError: the file cannot be read.
         """
+        # Not by path: the same clip under another name, or in another annotation file, has its features already.
         text = json.dumps([_content(source), look], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -31,6 +31,7 @@ def published_form(raw: dict[str, Any]) -> dict[str, Any]:
         DataError: the row has several of these forms, or a message does not have its form; or it asks for something
             that would change what is learned, as the weight of an answer does.
     """
+    # Tables of several forms have all columns in every row, most of them empty, so only values count.
     forms = [key for key in ("conversations", "messages", "query") if raw.get(key) is not None]
     if len(forms) > 1:
         raise DataError(f"{' and '.join(map(repr, forms))} all hold the conversation: a record may have one of them")
@@ -51,6 +52,7 @@ def _messages(messages: Any, media: dict[str, list[Any]]) -> list[dict[str, str]
     for message in messages:
         if not isinstance(message, dict) or not isinstance(message.get("content"), str | list):
             raise DataError(f"a message must be an object with 'role' and 'content', got {shown(message)}")
+        # Refused and not ignored: a record that was weighted elsewhere would silently be learned in another way here.
         for key, learned in (("loss", True), ("weight", 1), ("loss_scale", 1)):
             if message.get(key, learned) not in (learned, None):
                 raise DataError(f"{key!r} of a message is not used: every answer is learned alike")

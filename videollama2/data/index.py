@@ -73,6 +73,8 @@ class Index:
             return place
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            # Whoever waited for the lock finds the entry written, hence the second look. Every other process returns
+            # above without a lock, because an entry never changes once it has its name.
             with alone(place.with_suffix(".lock")):
                 if not place.is_dir():
                     self._write(place, write)
@@ -90,6 +92,7 @@ class Index:
         def write(folder: Path) -> None:
             (folder / _NUMBERS_FILE).write_bytes(array("q", count()))
 
+        # A view of the mapped file: eight loader workers of eight processes share one copy of the numbers.
         return memoryview(mapped(self.entry(depends_on, write) / _NUMBERS_FILE)).cast("q")
 
     def _write(self, place: Path, write: Callable[[Path], None]) -> None:

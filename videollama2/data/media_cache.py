@@ -79,6 +79,8 @@ class MediaCache:
                 with os.fdopen(handle, "wb") as stream:
                     stream.write(header)
                     stream.write(data)
+                # Writing takes long and needs no lock, since nobody knows the file yet; giving it its name and counting
+                # it does.
                 with alone(self.folder / "lock"):
                     self._enter(Path(unfinished), file, size)
             finally:
@@ -139,6 +141,7 @@ def _load(file: Path) -> torch.Tensor | None:
     """Return the frames of an entry; None if there is none, or it is damaged."""
     try:
         content = bytearray(file.read_bytes())
+        # The file itself keeps the time of its last use, so that processes need no common list.
         os.utime(file)
     except OSError:
         return None

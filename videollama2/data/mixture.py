@@ -40,6 +40,8 @@ class Mixture:
             lengths: number of tokens of each sample of all sets, one set after the other.
         """
         ends = np.cumsum(self.sizes)
+        # The sampler draws records. A set of long records gets its share of tokens from fewer of them: the weight of a
+        # set is divided by the mean length of its records.
         means = [float(part.mean()) for part in np.split(np.asarray(lengths), ends[:-1])]
 
         def per_sample(weights: Sequence[float]) -> tuple[float, ...]:
@@ -103,6 +105,8 @@ class PhasedDraw:
 
     def epoch(self, number: int) -> Iterator[np.ndarray]:
         """Yield, for each phase within an epoch, the indices of its samples in the order of the sets."""
+        # An epoch continues where the one before it left each set. What the earlier ones took is counted anew, which
+        # costs a sum for each, so that a resumed run needs nothing but the number of the epoch.
         taken = [0] * len(self.mixture.sizes)
         for each in range(number + 1):
             for counts in self._counts(each):
@@ -112,6 +116,8 @@ class PhasedDraw:
 
     def _counts(self, epoch: int) -> Iterator[list[int]]:
         """Yield how many samples of each set an epoch has in each phase."""
+        # Phases are given in steps of the run. Here they become places within this epoch; a phase that lies before or
+        # after it begins and ends at the same place, and has no samples.
         first = epoch * -(-self.samples // self.batch_size)
         phases = self.mixture.phases
         begins = [min(max((phase.step - first) * self.batch_size, 0), self.samples) for phase in phases]
@@ -123,6 +129,8 @@ class PhasedDraw:
         parts, start = [], 0
         for place, (size, begin, count) in enumerate(zip(self.mixture.sizes, taken, counts, strict=True)):
             if count:
+                # The endless order of a set is a row of passes, each with its own seed. Only the passes that hold the
+                # wanted part are drawn.
                 passes = range(begin // size, (begin + count - 1) // size + 1)
                 order = np.concatenate([self._pass(place, size, each) for each in passes])
                 parts.append(start + order[begin % size : begin % size + count])
@@ -138,6 +146,7 @@ def shares(total: int, weights: Sequence[float]) -> list[int]:
     """Split ``total`` in proportion to ``weights``; the rest after rounding goes to the largest remainders."""
     exact = [total * weight / sum(weights) for weight in weights]
     counts = [int(value) for value in exact]
+    # Every count was rounded down, so a few are missing; they go to the sets that lost most.
     by_remainder = sorted(range(len(exact)), key=lambda i: counts[i] - exact[i])
     for i in by_remainder[: total - sum(counts)]:
         counts[i] += 1

@@ -46,11 +46,15 @@ class PackedRows(Dataset):
         self.dataset = dataset
         self.sizes: list[int] = []
         self._records, self._starts = array("q"), array("q", [0])
+        # Lengths must be exact here, since a row has no room for one token more. Batches by length get along with
+        # estimates.
         lengths = dataset.kept("token counts", partial(token_counts, dataset, progress))
         generator = torch.Generator().manual_seed(seed)
         first = 0
         for count in sizes:
             before = len(self)
+            # All rows lie in one array, and a second one has where each begins: lists of lists would take a hundred
+            # bytes for each record.
             for row in pack(lengths[first : first + count], size, generator):
                 self._records.extend(first + index for index in row)
                 self._starts.append(len(self._records))
@@ -97,6 +101,8 @@ def pack(lengths: Sequence[int], size: int, generator: torch.Generator) -> Itera
     constant; Johnson et al. 1974, SIAM J. Comput. 3). Rows that are not nearly full are packed again with the next
     window.
     """
+    # Without the shuffle, rows would hold neighbours of the file, which are often about one source. Windows bound the
+    # time, and let chance and not length alone decide which records meet.
     order = torch.randperm(len(lengths), generator=generator).tolist()
     left: list[int] = []
     for start in range(0, len(order), WINDOW):
@@ -105,6 +111,8 @@ def pack(lengths: Sequence[int], size: int, generator: torch.Generator) -> Itera
         is_last = start + WINDOW >= len(order)
         for row in rows:
             used = sum(lengths[index] for index in row)
+            # Rows with much room are opened again, and their records tried with those of the next window. The bound
+            # keeps a set of awkward lengths (all just above half a row) from being packed again and again.
             if is_last or used >= NEARLY_FULL * size or len(left) >= WINDOW:
                 yield row
             else:
@@ -116,6 +124,8 @@ def _best_fit(records: Sequence[int], lengths: Sequence[int], size: int) -> list
     rooms: list[tuple[int, int]] = []  # the room in each row and the row's number, in ascending order
     for record in sorted(records, key=lambda index: -lengths[index]):
         length = lengths[record]
+        # The first row in ascending order that has room is the fullest one, and binary search finds it in a list of
+        # thousands.
         place = bisect_left(rooms, (length, 0))
         if place < len(rooms):
             room, number = rooms.pop(place)

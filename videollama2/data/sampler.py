@@ -142,6 +142,8 @@ class JointSampler(MixtureSampler):
     def _repeated(self, group: list[int], share: int, generator: torch.Generator) -> list[int]:
         order: list[int] = []
         while len(order) < self.rounds * share:
+            # Whole passes, each in an order of its own, cut where the epoch ends: no sample is used more often than
+            # another by more than one.
             order += [group[i] for i in torch.randperm(len(group), generator=generator).tolist()]
         return order[: self.rounds * share]
 
@@ -180,6 +182,8 @@ class ModalityLengthSampler(MixtureSampler):
         left_over: list[np.ndarray] = []
         for wanted in (True, False):
             ordered = self._by_length(drawn[self.visual[drawn] == wanted], generator)
+            # Only whole batches are shuffled. A batch of one modality stays one whatever comes before it, on any number
+            # of processes, because batch_size counts a whole step.
             end = len(ordered) - len(ordered) % self.batch_size
             whole.append(ordered[:end].reshape(-1, self.batch_size))
             left_over.append(ordered[end:])

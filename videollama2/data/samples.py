@@ -116,9 +116,12 @@ class SampleReader:
             DataError: no labelled token is left.
         """
         config = self.processor.model_config
+        # In these ids a medium is one sentinel, as in the published code. Text is cut in this form, where a medium is
+        # either there or not; only then do sentinels become placeholders.
         ids, labels = training_ids(record.conversations, record.kinds, self.processor.tokenizer, self.stage)
         kept = fit_length(ids, [self._tokens_of(medium) for medium in record.media], self.max_length)
         ids, labels = ids[:kept], labels[:kept]
+        # What was cut off took its tags along, and media whose tags are gone are not read.
         media = record.media[: sum(token in _SENTINELS for token in ids)]
         ids, labels = _with_sounds(ids, labels, media)
         counts = [count for medium in media for count in self._counts_of(medium)]
@@ -138,6 +141,8 @@ class SampleReader:
         try:
             return [media_tokens(config, kind, frames.get(kind)) for kind in medium.parts]
         except ConfigError as error:
+            # A connector may need more frames than a short video has; the message names the flag or field that gave so
+            # few.
             number = f"'num_frames' {medium.num_frames}" if medium.num_frames else f"{self.sampling.fps or 1:g} fps"
             raise DataError(f"{medium.path}: {number}: {error}") from error
 

@@ -88,6 +88,7 @@ class StreamOrder(Sampler[Any]):
         if self.weights is not None:
             yield from self._shuffled(self._mixed(self.weights, random.Random(draw.random())), draw)
         while True:
+            # The buffer is emptied at the end of a pass, so every record is used once before any comes again.
             yield from self._shuffled(self._pass(random.Random(draw.random())), draw)
 
     def _pass(self, draw: random.Random) -> Iterator[Record]:
@@ -99,6 +100,7 @@ class StreamOrder(Sampler[Any]):
 
     def _mixed(self, weights: Sequence[float], draw: random.Random) -> Iterator[Record]:
         numbers = range(len(self.source.files))
+        # A file is opened when its first record is drawn and goes on from there; the weights alone decide how often.
         endless = [self._again_and_again(number) for number in numbers]
         while True:
             yield next(endless[draw.choices(numbers, weights)[0]])
@@ -113,6 +115,8 @@ class StreamOrder(Sampler[Any]):
             if len(kept) < self.buffer:
                 kept.append(record)
                 continue
+            # The new record and a random one of the buffer change places; a record may wait long, but all are used in
+            # the end.
             place = draw.randrange(self.buffer)
             kept[place], record = record, kept[place]
             yield record

@@ -246,6 +246,7 @@ class Answer:
         return result
 
     def __del__(self) -> None:
+        # Nobody can read this answer any more, so computing the rest of it would be wasted.
         if self._channel.result is None:
             self._channel.cancelled = True
             self._wake()

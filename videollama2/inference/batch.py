@@ -85,6 +85,8 @@ class Batch:
         """
         row = len(self.decoding) + len(self.prefilling) - 1
         try:
+            # The row of a running request is known to the exact token, the cache only in whole blocks: the longer of
+            # the two beginnings is taken.
             length, source = self._running_beginning(task)
             if length > self.prefixes.known(task.identity):
                 self.decoder.slots.move(source, row, length)
@@ -110,6 +112,9 @@ class Batch:
         if len(self.prefilling) >= _PROMPTS_ON_CPU and self.decoder.model.device.type == "cpu":
             return False
         known = max(self.prefixes.known(task.identity), self._running_beginning(task)[0])
+        # A pass is a rectangle: every row computes as many positions as its longest prompt needs, each row from its own
+        # start. The area must fit into the budget, and no row may be written beyond its end, not even by positions that
+        # are computed for nothing.
         longest = max(len(task.input_ids) - known, *(other.remaining for other in self.prefilling))
         furthest = longest + max(known, *(other.filled for other in self.prefilling))
         if (len(self.prefilling) + 1) * longest > budget or furthest > self.decoder.slots.max_length:
@@ -135,6 +140,8 @@ class Batch:
         token.
         """
         end = len(task.input_ids) - 1
+        # An outdated request has key-values of other weights, so nothing of it may be copied. Of the others, only what
+        # is filled already can be.
         lengths = [
             0 if other.outdated else _common(task.identity, other.identity, 0, min(end, other.filled))
             for other in self.decoding
@@ -155,11 +162,14 @@ class Batch:
             for task in tasks:
                 self.fail(task, error)
             return count
+        # There are logits only once the last positions of the prompts are computed. Until then the tasks stay where
+        # they are, and the next call goes on with the following chunk.
         if logits_BV is not None:
             for row, task in enumerate(tasks, len(self.decoding)):
                 self._remember(task, row)
                 task.drop_embeddings()
             self.prefilling.clear()
+            # The rows being prefilled follow the decoding ones, so the tasks have the right rows without a copy.
             self.decoding += tasks
             self._accept(tasks, logits_BV)
         return count * len(tasks)
@@ -235,6 +245,8 @@ class Batch:
             row, last = self.decoding.index(task), len(self.decoding) - 1
             # Its key-values are copied to the prefix cache first, because the move below overwrites them.
             self._remember(task, row)
+            # The last decoding row fills the gap, and the list of tasks changes in the same way as the rows, so that
+            # decoding[n] still has row n. If the task had the last row itself, there is no gap.
             self.decoding[row] = self.decoding[last]
             if row != last:
                 slots.move(last, row, self.decoding[last].filled)

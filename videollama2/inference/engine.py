@@ -160,6 +160,8 @@ class Engine:
         chooser = Chooser(options, self._end_ids, self._grammars.constraint(options.structure))
         task = Task(request, prompt, Channel(), chooser, self.processor.tokenizer)
         planned = [self.reader.planned_tokens(part) for part in request.media]
+        # The number of tokens of some media depends on their content; a request with one of those is laid out when its
+        # media have been read.
         counts = [count for count in planned if count is not None]
         if len(counts) == len(planned):
             # A request that is certainly too long is refused at once, before its media are read.
@@ -195,6 +197,8 @@ class Engine:
         results: dict[int, Result] = {}
         running: dict[int, Answer] = {}
         pending = deque(enumerate(requests))
+        # As many as the batch holds, and enough in the queue that the media of the next ones are read meanwhile. The
+        # others are submitted later, so that a list of any length fits into the queue.
         most = min(self.max_queue, 2 * self.max_batch) + self.max_batch
 
         def keep(index: int, result: Result) -> None:
@@ -250,6 +254,7 @@ class Engine:
     def close(self) -> None:
         """Cancel all requests and stop the threads. The engine accepts no more requests."""
         with self._state:
+            # A cancelled task is reported by the next step: one of the thread, which ends after it, or the one below.
             already, self.closed = self.closed, True
             for task in [*self._waiting.tasks, *self._batch.tasks]:
                 task.channel.cancelled = True
@@ -315,6 +320,8 @@ class Engine:
 
     def _prefill(self) -> None:
         budget = self.prefill_chunk
+        # Decoding waits for all of this. Short prompts therefore share the budget of one round, and a long one is cut
+        # where the budget ends.
         while budget > 0:
             if not self._batch.prefilling and not self._take(budget):
                 return

@@ -50,6 +50,7 @@ class FixedShapes:
     def decode(self, tasks: list[Task]) -> torch.Tensor:
         """Return logits (B, V) after each task's last token; they are valid until the next call."""
         slots = self._decoder.slots
+        # Powers of two of rows and multiples of 256 positions: a few dozen recordings serve all steps.
         rows = min(1 << (len(tasks) - 1).bit_length(), slots.max_batch)
         length = min(-(-(max(task.filled for task in tasks) + 1) // POSITIONS) * POSITIONS, slots.max_length)
         step = self._steps.get((rows, length))
@@ -88,6 +89,8 @@ class FixedShapes:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
+            # Libraries choose their kernels before the recording begins; within one, they could not allocate memory for
+            # it.
             for _ in range(_WARM_UP):
                 self._compute(step)
         torch.cuda.current_stream().wait_stream(stream)

@@ -44,6 +44,7 @@ class PrefixCache:
 
     def known(self, identity: Sequence[Hashable]) -> int:
         """Return the number of positions that :meth:`load` would fill."""
+        # A chain is usable up to its first gap, since each key-value depends on all positions before it.
         keys = _keys(identity[:-1])
         return BLOCK * next((number for number, key in enumerate(keys) if key not in self._blocks), len(keys))
 
@@ -105,6 +106,8 @@ def _keys(identity: Sequence[Hashable]) -> list[bytes]:
     keys = []
     digest = blake2b(digest_size=16)
     for start in range(0, len(identity) - BLOCK + 1, BLOCK):
+        # The digest goes on from block to block, so a key stands for everything from the start of the sequence. Two
+        # prompts that hold the same words after different videos have no key in common.
         digest.update(repr(identity[start : start + BLOCK]).encode())
         keys.append(digest.digest())
     return keys

@@ -169,6 +169,7 @@ class Chooser:
     def adjust(self, logits_V: torch.Tensor) -> torch.Tensor:
         """Apply penalties and bias, then forbid tokens that violate the structure, repeat an n-gram or end early."""
         options = self.options
+        # Penalties and biases make tokens more or less likely; what follows forbids some of them, whatever their bias.
         logits_V = self._penalised(logits_V)
         if options.logit_bias:
             ids, biases = zip(*options.logit_bias.items(), strict=True)
@@ -201,6 +202,7 @@ class Chooser:
         places = torch.tensor(ids, device=logits_V.device)
         values = logits_V[places]
         if repetition != 1:
+            # Either way the token becomes less likely, as in transformers.
             values = torch.where(values < 0, values * repetition, values / repetition)
         return logits_V.index_copy(0, places, values - frequency * values.new_tensor(counts) - presence)
 
@@ -211,9 +213,12 @@ def choose(logits_BV: torch.Tensor, choosers: Sequence[Chooser]) -> list[int]:
     Args:
         logits_BV: logits of the next token, float32.
     """
+    # Most requests have neither penalties nor a structure. Their rows come back as the same memory, and then the batch
+    # need not be put together anew.
     rows = [chooser.adjust(logits_V) for logits_V, chooser in zip(logits_BV, choosers, strict=True)]
     if any(row.data_ptr() != logits_V.data_ptr() for row, logits_V in zip(rows, logits_BV, strict=True)):
         logits_BV = torch.stack(rows)
+    # The greedy choice is computed for all rows together, and then replaced in those that sample.
     ids = logits_BV.argmax(-1).tolist()
     sampled = [row for row, chooser in enumerate(choosers) if chooser.options.temperature >= GREEDY_BELOW]
     if sampled:
@@ -228,6 +233,7 @@ def _sample(logits_BV: torch.Tensor, choosers: Sequence[Chooser]) -> list[int]:
     Tokens are sorted by probability, so each filter removes the end of a row. A uniform number, scaled to the sum of
     the remaining probabilities, then selects the token at which their cumulative sum exceeds it.
     """
+    # The sort is stable: of equal logits the lower id comes first, in every batch and on every device.
     temperatures = logits_BV.new_tensor([chooser.options.temperature for chooser in choosers])
     values_BV, order_BV = (logits_BV / temperatures.unsqueeze(1)).sort(dim=-1, descending=True, stable=True)
     # The most likely token is first, and min_p limits how far below its logit the other logits may be.
@@ -237,12 +243,16 @@ def _sample(logits_BV: torch.Tensor, choosers: Sequence[Chooser]) -> list[int]:
     top_k = torch.tensor([chooser.options.top_k or vocabulary for chooser in choosers], device=values_BV.device)
     ranks_V = torch.arange(vocabulary, device=values_BV.device)
     values_BV = values_BV.masked_fill(ranks_V >= top_k.unsqueeze(1), -torch.inf)
+    # In float64, because the sums over a vocabulary of 150,000 tokens are compared with top_p and with a random number.
     probabilities_BV = values_BV.softmax(-1, dtype=torch.float64)
+    # A token is kept if those before it do not reach top_p yet. The first one is therefore always kept.
     before_BV = probabilities_BV.cumsum(-1) - probabilities_BV
     top_p = before_BV.new_tensor([chooser.options.top_p for chooser in choosers])
     kept_BV = probabilities_BV.masked_fill(before_BV >= top_p.unsqueeze(1), 0)
     sums_BV = kept_BV.cumsum(-1)
     points = sums_BV[:, -1] * sums_BV.new_tensor([chooser.draw() for chooser in choosers])
+    # A random number close to 1 may be rounded up to the sum itself, whose place is behind the last token that was
+    # kept.
     places = torch.searchsorted(sums_BV, points.unsqueeze(1), right=True)
     places = torch.minimum(places, (kept_BV > 0).sum(-1, keepdim=True) - 1).clamp(min=0)
     return order_BV.gather(1, places).squeeze(1).tolist()

@@ -87,6 +87,7 @@ class KeyValueSlots(Cache):
         window = self._window
         result = []
         for stored_BHLD, new_BHQD in zip(self._storage[layer_idx], (key_states, value_states), strict=True):
+            # The view shares its memory with the store, so what is written to it stays there for the next pass.
             view_BHLD = stored_BHLD[window.rows]
             # Rows that all write at the same positions need only a slice; otherwise each row has its own positions.
             if not window.scattered and len(set(window.starts)) == 1:
@@ -104,6 +105,8 @@ class KeyValueSlots(Cache):
         """
         _, positions_BQ = self._positions(device)
         keys_K = torch.arange(self._window.length, device=device)
+        # One comparison hides two things: the future of each new token, and what a former request left behind in the
+        # positions that this row has not filled yet.
         mask = keys_K <= positions_BQ.unsqueeze(-1)
         if window_size is not None:
             mask &= keys_K > positions_BQ.unsqueeze(-1) - window_size
@@ -114,6 +117,8 @@ class KeyValueSlots(Cache):
         return self._positions(device)[1]
 
     def _positions(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        # All layers of a pass write to the same positions, so these are computed once, and moved where the layers of a
+        # model lie on several devices.
         if self._index is not None and self._index[0].device != device:
             rows_B1, positions_BQ = self._index
             self._index = rows_B1.to(device), positions_BQ.to(device)
@@ -142,6 +147,7 @@ class KeyValueSlots(Cache):
 
     def write(self, row: int, start: int, entries: list[torch.Tensor]) -> None:
         """Write the result of :meth:`read` to a row from ``start`` on, also before the memory has been allocated."""
+        # A cache that engines share may hold blocks before this engine has run its first pass.
         for keys_HLD, values_HLD in entries[len(self._storage) :]:
             self._storage.append((self._allocate(keys_HLD[None]), self._allocate(values_HLD[None])))
         for pair, entry in zip(self._storage, entries, strict=True):

@@ -90,6 +90,8 @@ class Constraint:
         Raises:
             EngineError: the grammar exceeds its limits of memory or time.
         """
+        # One bit for each token of the tokenizer. The model may have more logits than that; no text belongs to those,
+        # so they are not allowed.
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         self._check()
         allowed = np.unpackbits(bits, bitorder="little")[:vocabulary].astype(bool)

@@ -59,6 +59,7 @@ def shortened(ids: list[int], counts: Sequence[int], request: Request, max_lengt
         return ids
     if most == -1:
         most = max(1, max_length - (request.options.max_new_tokens or 1))
+    # In ids, a medium is a single sentinel; in the prompt it has as many positions as tokens.
     cut = len(ids) - len(counts) + sum(counts) - most
     if cut <= 0:
         return ids
@@ -137,6 +138,8 @@ class Task:
         """Fill ``identity``, once the prompt is laid out and its media are encoded."""
         self._taken = monotonic() - self.channel.submitted
         counted = [(medium.key, medium.tokens) for medium in self.media if medium.tokens is not None]
+        # Two prompts have the same identity exactly if the model computes the same for them. All media of a kind have
+        # one placeholder id, so it is replaced by the content of the medium and the place within it.
         visual = iter([(key, n) for key, tokens_ND in counted for n in range(tokens_ND.shape[0])])
         placeholders = {getattr(config, kind.token_id_field) for kind in KINDS.values()}
         self.identity = [next(visual) if token in placeholders else token for token in self.input_ids]
@@ -174,6 +177,7 @@ class Task:
         """Append the next token; returns the finish reason if the answer ends with it, else None."""
         if not self._first_token:
             self._first_token = monotonic() - self.channel.submitted
+        # The end-of-text token is neither part of the answer nor fed back to the model.
         if self.chooser.ends_with(token_id):
             return "stop"
         self.chooser.take(token_id)
@@ -181,6 +185,7 @@ class Task:
         self.identity.append(token_id)
         if self.request.options.logprobs is not None:
             self._logprobs.append(logprob(logits_V, token_id, self.request.options.logprobs))
+        # The log-probabilities of a token are there before its text is sent, so a reader of the text finds them.
         self.channel.send(self._stream.push(token_id))
         if self._stream.stopped:
             return "stop"

@@ -51,6 +51,7 @@ class Waiting:
 
     def add(self, task: Task) -> None:
         """Append a task, in front of those with a higher number as priority. The caller holds ``state``."""
+        # From the end, so that among requests of one priority the earlier one stays in front.
         place = len(self.tasks)
         while place and self.tasks[place - 1].request.priority > task.request.priority:
             place -= 1
@@ -90,15 +91,18 @@ class Waiting:
         """
         good = [task for task in tasks if self._attempt(task, self._collect, fail)]
         try:
+            # One pass of the encoder over the media of all requests that could run next is faster than one for each.
             self._encoder.encode([medium for task in good for medium in task.media])
         except Exception:  # noqa: BLE001 - encoding one by one shows which task is at fault
             good = [task for task in good if self._attempt(task, lambda task: self._encoder.encode(task.media), fail)]
         for task in good:
+            # A task that did not fit into the pass is offered here again; its positions have their names already.
             if not task.identity:
                 task.name_positions(self._config)
         return good
 
     def _collect(self, task: Task) -> None:
+        # Requests that could not join a pass come here again in a later step.
         if task.collected:
             return
         task.collect_media()

@@ -113,6 +113,8 @@ class MediaFeaturesMixin:
         Returns:
             ``pooler_output``: list of B tensors (N, D); ``last_hidden_state``: encoder features (B, patches, D).
         """
+        # The encoder sees the picture once, though the decoder gets the tokens of a clip: the connector repeats what is
+        # equal.
         features_BND = self.encode_vision(pixel_values)
         _, connector = self._eyes()
         tokens_BND = connector.forward_still(
@@ -157,9 +159,11 @@ class MediaFeaturesMixin:
         frames = [*([] if images_BCHW is None else [images_BCHW]), *videos]
         if not stills and not videos:
             frames, stills = [self._black()], 1
+        # Of a still, one frame is encoded and num_frames are shown; of a video, all frames are both.
         shown = [Shown(1, self.config.num_frames)] * stills + [Shown(len(video), len(video)) for video in videos]
         features_FND = self.encode_vision(torch.cat([part.to(self._vision_device()) for part in frames]))
         config = self.config
+        # The tokens of all media come back one after the other. How many belong to each is known in advance.
         counts = [
             num_visual_tokens(config.mm_projector_type, total, config.patches_per_side, config.keeps_class_token)
             for _, total in shown
@@ -190,6 +194,7 @@ class MediaFeaturesMixin:
             _, connector = self._ears()
             return connector(to_connector(self.encode_audio(fbank_BTF), connector))
 
+        # A sound that several samples share is encoded once; the index hands its tokens, and their gradients, to each.
         tokens = _by_shape(input_features, encode)
         wanted = tokens if audio_index is None else [tokens[place] for place in audio_index]
         return MediaFeatures(pooler_output=wanted)
@@ -289,6 +294,7 @@ def _by_shape(media: Media, encode: Callable[[torch.Tensor], torch.Tensor]) -> l
     results: dict[int, torch.Tensor] = {}
     groups: dict[tuple[int, ...], list[int]] = {}
     for index, medium in enumerate(media):
+        # Only media of one shape can be stacked. Most batches have one shape, and so take one pass.
         groups.setdefault(tuple(medium.shape), []).append(index)
     for indices in groups.values():
         results.update(zip(indices, encode(torch.stack([media[i] for i in indices])), strict=True))

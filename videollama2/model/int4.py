@@ -73,6 +73,8 @@ def kernel_order() -> tuple[int, bool]:
     packed = pack(integers_OI)
     for outputs in (64, 32, 16):
         for is_paired in (False, True):
+            # torch does not say which order its kernel wants, and it differs with the processor. So random integers are
+            # packed, and every order that is known is tried until one gives them back.
             blocks = unpack(packed.view(-1, GROUP, outputs // 2), is_paired, torch.int32)
             if torch.equal(blocks.transpose(1, 2).reshape_as(integers_OI), integers_OI):
                 return outputs, is_paired
@@ -123,6 +125,8 @@ class Int4Linear(nn.Module):
 
     def _many(self, rows_MI: torch.Tensor) -> torch.Tensor:
         rows_MI = rows_MI.to(self.many_dtype)
+        # A block of outputs is restored, used and dropped, so that a prompt needs the memory of one block of float
+        # weights and not of the whole layer.
         rows_MO = rows_MI.new_empty(len(rows_MI), self.out_features)
         for start in range(0, self.out_features, _RESTORED):
             end = min(start + _RESTORED, self.out_features)
@@ -134,6 +138,8 @@ class Int4Linear(nn.Module):
         outputs, is_paired = kernel_order()
         bytes_BIN = self.weight.data[start:end].view(-1, self.in_features, outputs // 2)
         weight_BGKN = unpack(bytes_BIN, is_paired, self.many_dtype).view(len(bytes_BIN), -1, GROUP, outputs)
+        # weight = (integer - 8) * scale + offset, in two steps on the memory of the integers: integer * scale, then +
+        # (offset - 8 * scale).
         scales_BG2N = self.scales_GO2[:, start:end].view(-1, len(bytes_BIN), outputs, 2).permute(1, 0, 3, 2).float()
         scale_BG1N, offset_BG1N = scales_BG2N.split(1, 2)
         weight_BGKN *= scale_BG1N.to(self.many_dtype)

@@ -69,6 +69,7 @@ def sdpa_by_record(
     """
     if record_lengths is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    # Each call is causal by itself and sees one record, so nothing needs to be masked.
     queries, keys, values = (states.split(list(record_lengths), dim=2) for states in (query, key, value))
     parts = zip(queries, keys, values, strict=True)
     return torch.cat([sdpa_attention_forward(module, q, k, v, None, **kwargs)[0] for q, k, v in parts], dim=1), None
@@ -91,6 +92,7 @@ def keep_records_apart(decoder: PreTrainedModel, longest: int) -> None:
     if not getattr(decoder, "_supports_attention_backend", False) or kinds - _KNOWN_LAYERS:
         found = ", ".join(sorted(kinds - _KNOWN_LAYERS)) or "attention of its own"
         raise ConfigError(f"--packing: the {config.model_type} decoder has {found}, which mixes neighbouring records")
+    # All other implementations keep records apart by their positions or boundaries, see the module's docstring.
     if config._attn_implementation != "sdpa":
         return
     window = getattr(config, "sliding_window", None)

@@ -49,6 +49,7 @@ def to_memory(disk: str) -> str:
 
     peft's prefix and infixes are dropped: ``base_model.model.X`` and ``X.base_layer.weight`` belong to ``X``.
     """
+    # A model that peft wrapped more than once has the prefix more than once.
     while disk.startswith("base_model."):
         disk = disk.removeprefix(_PEFT_PREFIX).removeprefix("base_model.")
     return _replace_prefix(disk.replace(_PEFT_WRAPPED, "."), _PREFIXES)
@@ -78,6 +79,7 @@ def from_adapter_file(disk: str, own: Container[str]) -> str:
     """
     name = re.sub(rf"\.{_PEFT_LENGTHS}$", rf".{_PEFT_LENGTHS}.weight", to_memory(disk))
     name = re.sub(rf"\.(lora_[AB]|{_PEFT_LENGTHS})\.", rf".\1{_PEFT_ADAPTER}", name)
+    # A folder may also hold the whole weights of a layer that has an adapter; peft has moved these one level down.
     wrapped = re.sub(r"\.(weight|bias)$", rf"{_PEFT_WRAPPED}\1", name)
     return wrapped if wrapped in own else name
 

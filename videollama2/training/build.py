@@ -74,6 +74,8 @@ def build_model(
         model.config.tune_mm_mlp_adapter_a = model_args.tune_mm_mlp_adapter_a
     if data_args.packing is not None:
         keep_records_apart(model.get_decoder(), training_args.model_max_length)
+    # The order matters: adapters are put on first, since they decide what of the decoder learns; then parts are chosen;
+    # only what is frozen by then may lose precision; and the weights are cut into slices last.
     if training_args.lora_enable:
         add_lora(model, training_args)
     choose_trainable(model, model_args, training_args)
@@ -237,6 +239,8 @@ def choose_trainable(
         inner.vision_tower.requires_grad_(not model_args.freeze_vision_tower)
         if not model_args.freeze_vision_tower:
             _freeze_unused_layers(inner.vision_tower, model.config.mm_vision_select_layer)
+    # The published stages name what learns by three flags: the projector alone, projector and encoder, or the whole
+    # model with both.
     if inner.audio_tower is not None and inner.mm_projector_a is not None:
         tunes_projector = model_args.tune_mm_mlp_adapter_a or model_args.tune_adapter_llm
         inner.mm_projector_a.requires_grad_(connectors_learn and tunes_projector)
@@ -278,6 +282,7 @@ def describe_trainable(model: VideoLlama2ForConditionalGeneration) -> str:
     rows = [f"{'part':<16}{'parameters':>16}{'learning':>16}"]
     totals = [0, 0]
     for name, module in parts.items():
+        # weights_of counts the weights behind packed 4-bit bytes and slices, not the elements of their tensors.
         count = sum(weights_of(p) for p in module.parameters())
         learning = sum(weights_of(p) for p in module.parameters() if p.requires_grad)
         totals = [totals[0] + count, totals[1] + learning]

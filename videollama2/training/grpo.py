@@ -56,6 +56,8 @@ def grpo_loss(
     ratio_BL = (log_probs_BL - old_BL).exp()
     clipped_BL = ratio_BL.clamp(1 - clip, 1 + clip)
     advantages_B1 = advantages_B[:, None]
+    # The smaller of both is pessimistic: a token gains nothing by moving further than clip in the direction that its
+    # advantage asks for, but may always come back.
     gained_BL = torch.minimum(ratio_BL * advantages_B1, clipped_BL * advantages_B1)
     kl_BL = torch.zeros_like(log_probs_BL)
     if reference_BL is not None:
@@ -117,6 +119,8 @@ class GrpoTrainer(VideoLlama2Trainer):
         """Return the next micro-batches: the answers to their questions, with advantages."""
         batches = cast("list[Any]", super()._fetch(epoch_iterator, num_batches))
         begin = time.perf_counter()
+        # With several updates, the loader repeats the questions of a step, and the answers are kept: the old log-
+        # probabilities stay those of the moment at which they were sampled.
         is_new = self.state.global_step % self.args.answer_updates == 0
         if is_new:
             self.answers = [self._ask(samples) for samples in batches]
@@ -129,6 +133,8 @@ class GrpoTrainer(VideoLlama2Trainer):
         return [{**batch, **scores} for batch, scores in zip(made, self.scores, strict=True)]
 
     def _ask(self, samples: Sequence[dict[str, Any]]) -> list[Answers | None]:
+        # A seed of their own for each step, so that a resumed run samples the same answers; a prime keeps the seeds of
+        # neighbouring runs apart.
         step = self.state.global_step * 1_000_003 + self.args.seed
         processor = cast("VideoLlama2Processor", self.processing_class)
         return answer_questions(self.unwrapped(), processor, samples, self.reward, self.args, step)
@@ -174,6 +180,8 @@ class GrpoTrainer(VideoLlama2Trainer):
         answered_BL = answered(inputs["labels"])
         loss_B, kl_B, clipped_B = grpo_loss(
             log_probs_BL,
+            # With one update, the answers were sampled by these very weights: the ratio is 1, and its gradient is that
+            # of the logarithm.
             log_probs_BL.detach() if old_BL is None else old_BL,
             reference_BL,
             answered_BL,
@@ -181,6 +189,7 @@ class GrpoTrainer(VideoLlama2Trainer):
             self.args.clip_ratio,
             self.args.kl_beta,
         )
+        # Rows without an answer (questions that were left out) fill the batch and must not count.
         counted_B = answered_BL.any(dim=1)
         self.sums[-2:] += torch.stack([(each * counted_B).sum() for each in (kl_B, clipped_B)]).double().cpu()
         return self.share_of_step((loss_B * counted_B).sum(), num_items_in_batch)

@@ -83,6 +83,8 @@ class RunIdentity:
             flag: [[file, file_digest(file)] for file in getattr(data_args, flag) or ()]
             for flag in ("data_path", "data_path_a", "eval_data_path")
         }
+        # By the revision of their files, of which large ones are only sampled: reading all of a model would take
+        # minutes at every start.
         names = {"model_path": model_args.model_path, "vision_tower": model_args.vision_tower}
         for flag in _FILES_OF_WEIGHTS:
             if name := getattr(model_args, flag):
@@ -107,9 +109,11 @@ class RunIdentity:
         found = [*_content_differences(self.data, former.data), *_content_differences(self.weights, former.weights)]
         defaults = _defaults()
         for name in sorted(self.flags.keys() | former.flags.keys()):
+            # A record of an older version lacks newer flags: such a run had what is their default now.
             now, before = (flags.get(name, defaults.get(name)) for flags in (self.flags, former.flags))
             if now != before:
                 found.append(f"--{name} {_shown(now)} (was {_shown(before)})")
+        # Only the size of a step counts. How it is split is shown merely to say which flag has changed it.
         if self.batch != former.batch:
             changed = [name for name in self.split if self.split[name] != former.split.get(name)]
             found += [f"{_named(name)} {self.split[name]} (was {former.split.get(name)})" for name in changed]

@@ -123,6 +123,7 @@ class Planner:
         if way.zero:
             # The engine's own weights and gradients have 16 bits; it keeps weights of 32 bits for the optimizer.
             weights = (weights + learning * low) / (sliced if way.zero == 3 else 1)
+            # 12 bytes: the weight itself and both moments of Adam, 32 bits each.
             gradients, optimizer = learning * low / sliced, 12 * learning / sliced
         else:
             # Autocast keeps 16-bit copies of the weights that learn; DDP copies gradients into its buckets.
@@ -164,6 +165,8 @@ class Planner:
     def _activations(self, way: Way, load: Load) -> tuple[float, float]:
         """Return the bytes that are kept at the end of the forward pass, and those of the largest block."""
         connector, layers = self._counted(load, False, way.half)
+        # With recomputation, the backward pass computes one block again at a time; the largest one is what comes on
+        # top.
         last = max(connector, layers / self.config.text_config.num_hidden_layers)
         if way.recompute:
             return sum(self._counted(load, True, way.half)), last
@@ -223,6 +226,7 @@ def kept_by_autograd(model: nn.Module) -> Iterator[Callable[[], float]]:
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in weights:
+            # By storage: views of one tensor are kept once, and weights are counted elsewhere.
             found[storage._cdata] = storage
         return tensor
 

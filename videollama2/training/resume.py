@@ -78,6 +78,8 @@ def problem_of(checkpoint: Path, thoroughly: bool = False) -> str | None:
             found = (checkpoint / name).stat().st_size
             if found != size:
                 return f"{name} has {found:,} bytes instead of {size:,}"
+        # Sizes find what was cut off. Headers find what has the right size and the wrong content: tensors of
+        # safetensors and the members of a zip archive are listed there, and a list that ends early cannot be read.
         for path in _files_of(checkpoint):
             if reason := _damage(path, thoroughly):
                 return f"{path.relative_to(checkpoint)}: {reason}"
@@ -174,6 +176,7 @@ def explain_unreadable(checkpoint: str | None) -> Iterator[None]:
 def unreadable(checkpoint: Path, problem: str) -> str:
     """Return the error message for a damaged checkpoint; it names the older one from which a run can continue."""
     whole = whole_checkpoints(checkpoint.parent)
+    # Newest first, so those behind it are older.
     older = whole[whole.index(checkpoint) + 1 :] if checkpoint in whole else []
     good = next((path for path in older if problem_of(path) is None), None)
     way_out = f"--resume_older True resumes from {good}" if good else "there is no older whole one"
@@ -200,6 +203,8 @@ def explain_full_disk(folder: Path) -> Iterator[None]:
 
 def _reason(error: BaseException) -> str:
     """Return the operating system's message if one caused the error, else the first line of the error's own message."""
+    # Writers wrap what the operating system said (torch: "PytorchStreamWriter failed"), and the cause is what a user
+    # can act on.
     inner: BaseException | None = error
     while inner is not None:
         if isinstance(inner, OSError) and inner.strerror:

@@ -142,9 +142,11 @@ def find_start(
     """
     record = read_record(folder)
     finished = record and record.get("finished")
+    # A result that was moved or removed since is to be made again.
     if finished and not all((folder / name).is_file() for name in finished["files"]):
         finished = None
     whole = whole_checkpoints(folder)
+    # As long as nothing was learnt, the folder may change to another run: the record alone binds nobody.
     if record is not None and (finished or whole):
         identity.check(RunIdentity.from_json(record["identity"]), folder)
     if finished and asked in (None, finished["resumed"]):

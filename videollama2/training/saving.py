@@ -123,6 +123,8 @@ class SavingTrainer(Trainer):
             StoppedElsewhereError: on the other processes, if one of them has failed.
             DataError: in place of ``error``, with the checkpoint's name.
         """
+        # One number from each process: 0 to go on, a signal's number to stop, FAILED above all signals. All processes
+        # then do what the largest says.
         code = self.agreement.largest(FAILED if error else self.signals.number)
         if not code:
             return
@@ -141,6 +143,7 @@ class SavingTrainer(Trainer):
         step = self.state.global_step
         if step == 0:
             return None
+        # Nothing was learnt since the checkpoint that the run was resumed from.
         if step == self._initial_global_step and self.resumed:
             return self.resumed
         folder = self.args.output_folder / f"checkpoint-{step}"
@@ -255,6 +258,7 @@ class SavingTrainer(Trainer):
         transformers would look for the names in memory, find none of the renamed weights on disk and continue with a
         warning, so that a resumed run would start from the base model.
         """
+        # The model has its layers, adapters and dtypes by now; only values are read into it.
         target = self.unwrapped(model)
         with explain_unreadable(resume_from_checkpoint):
             self._read_weights(target, Path(resume_from_checkpoint))

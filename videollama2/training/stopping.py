@@ -69,6 +69,7 @@ class StopSignals:
         self._former: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
+        # A handler only takes a note: the step under way ends as usual, and the loop asks between two steps.
         if threading.current_thread() is threading.main_thread():
             self._former = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
@@ -110,6 +111,7 @@ def decide_together(decide: Callable[[], T], is_first: bool) -> T:
         StoppedElsewhereError: on the other processes, if ``decide`` raises a VideoLlama2Error on the first one.
     """
     decision: list[Any] = [None]
+    # An error must not be raised before the broadcast, or the other processes would wait in it for ever.
     error = None
     if is_first:
         try:
@@ -174,6 +176,7 @@ def _begin_worker(former: Callable[[int], None] | None, worker: int) -> None:
     """Leave the launcher's process group and ignore the signals that mean the training process."""
     if former is not None:
         former(worker)
+    # Ctrl-C and launchers signal the whole group; from now on that does not reach this worker.
     os.setpgrp()
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # this also drops a signal that arrived while they were blocked

@@ -99,6 +99,9 @@ class MediaReader:
         """
         started = monotonic()
         key = self.source_key(part) if key is None else key
+        # Two keys lead to the tokens: the file tells its content as long as it has not changed, and the content its
+        # tokens. Files with the same frames thus share the tokens, and a file is opened only if its tokens are not
+        # there any more.
         known = self._contents.get(key)
         if known is not None:
             content, frames, note = known
@@ -107,6 +110,7 @@ class MediaReader:
                 return ReadMedium(part.kind, content, frames, None, tokens_ND, monotonic() - started, note)
         values, frames, note = read_part(part, self._processor)
         content = medium_key(self._model, part.kind, values)
+        # Any other key is a fresh object, which nobody can ask for again.
         if isinstance(key, tuple):
             self._contents.put(key, (content, frames, note))
         return ReadMedium(part.kind, content, frames, values, None, monotonic() - started, note)

@@ -58,6 +58,7 @@ class SqueezeExcitation(nn.Module):
         self.fc2 = nn.Conv2d(squeezed, channels, 1)
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        # Convolutions of size 1 on a 1 x 1 grid: the published weights have this form, so linear layers would not fit.
         gate = self.fc2(F.silu(self.fc1(x_BCHW.mean((2, 3), keepdim=True))))
         return x_BCHW * gate.sigmoid()
 
@@ -69,6 +70,7 @@ class RegNetBlock(nn.Module):
         super().__init__()
         self.conv1 = ConvNorm(in_channels, out_channels, 1)
         self.conv2 = ConvNorm(out_channels, out_channels, 3, groups=out_channels)
+        # As timm counts: a quarter of the channels that enter the block, though the gate acts on those that leave it.
         self.se = SqueezeExcitation(out_channels, round(in_channels * 0.25))
         self.conv3 = ConvNorm(out_channels, out_channels, 1, act=False)
         self.downsample = ConvNorm(in_channels, out_channels, 1, act=False) if in_channels != out_channels else None
@@ -130,6 +132,7 @@ class StcConnector(Connector):
     @classmethod
     def frames_of(cls, time_slice: int, num_frames: int) -> range:
         """See :meth:`Connector.frames_of`."""
+        # The window of the first slice begins in the padding, so it may hold a single frame; likewise the last one.
         first = time_slice * cls.kernel[0] - cls.padding
         return range(max(first, 0), min(first + cls.kernel[0], num_frames))
 
@@ -146,6 +149,7 @@ class StcConnector(Connector):
     def forward_still(self, features_BND: torch.Tensor, num_frames: int) -> torch.Tensor:
         """Compute the tokens of ``num_frames`` equal frames; only distinct time slices are computed."""
         x_BCHW = self._stage(self.s1, _to_grid(features_BND))
+        # expand copies no memory: all frames of the short clip are one tensor.
         copies, order = self._distinct_slices(num_frames)
         x_BCTHW = x_BCHW.unsqueeze(2).expand(-1, -1, copies, -1, -1)
         return self._after_s1(x_BCTHW, order)
@@ -181,6 +185,8 @@ class StcConnector(Connector):
             ConfigError: a medium is too short to fill a window.
         """
         kernel, nothing = self.kernel[0], sum(frames for frames, _ in shown)
+        # A dictionary from window to its number: media that show the same frames, and equal slices of a still, are
+        # computed once. All frames of a still have the index of its only one, by min(place, distinct - 1).
         windows: dict[tuple[int, ...], int] = {}
         order: list[int] = []
         first = 0
@@ -207,6 +213,8 @@ class StcConnector(Connector):
         padding 1, the first slice contains some, the last slice may, depending on the number of frames, and all slices
         in between are equal.
         """
+        # For example, 8 frames padded by 1 give the slices (-,0) (1,2) (3,4) (5,6) (7,-), and all but the first and the
+        # last are equal: 4 copies give one of each.
         kernel, out_size = self.kernel[0], self._out_size(num_frames, self.kernel[0])
         # Use the fewest copies that leave the same padding at the end and at least one slice in between.
         copies = num_frames
@@ -220,6 +228,7 @@ class StcConnector(Connector):
         self._check_frames(x_BCTHW.shape[2])
         x_BCTHW = self.sampler(x_BCTHW)
         x_BCHW = self._stage(self.s2, rearrange(x_BCTHW, "b c t h w -> (b t) c h w"))
+        # Slice after slice, each row by row: the order in which the decoder reads them.
         tokens_BTND = self.readout(rearrange(x_BCHW, "(b t) c h w -> b t (h w) c", b=len(x_BCTHW)))
         if order is not None:
             tokens_BTND = tokens_BTND[:, order]

@@ -39,6 +39,7 @@ class Answers:
         """
         try:
             with self._service.faults():
+                # gather raises the first error at once; the other answers are cancelled below.
                 results = list(await asyncio.gather(*(answer.aresult() for answer in self._answers)))
                 return [_completed(result) for result in results]
         finally:
@@ -89,11 +90,14 @@ class Answers:
             left = len(pumps)
             while left:
                 index, item = await queue.get()
+                # The first answer that fails ends the request: the stream has one error for all choices.
                 if isinstance(item, BaseException):
                     raise item
                 left -= item is None
                 yield index, item
         finally:
+            # Cancelling a pump closes its iterator, which cancels the answer in the engine and frees its row of the
+            # batch.
             for pump in pumps:
                 pump.cancel()
             await asyncio.gather(*pumps, return_exceptions=True)

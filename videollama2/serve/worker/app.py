@@ -62,6 +62,8 @@ class WorkerService(ChatService):
         from videollama2.processing import media_kinds
 
         load = self.engine.load
+        # All work in hand, also what is not in the engine yet: the controller sends the next request to whoever has
+        # least.
         queue = load["decoding"] + load["prefilling"] + load["waiting"] + self.preparing
         config = self.engine.processor.model_config
         return WorkerStatus(
@@ -152,12 +154,15 @@ async def _frames(service: WorkerService, body: GenerateRequest, interval: int) 
     """
     # In a thread, since megabytes of base64 are decoded to find out what kind of media they are.
     request = await asyncio.to_thread(chat_request, body, service.model_name)
+    # Errors up to here have a status of their own, since the reply begins with the first frame.
     (answer,) = await service.submit(request)
     text, count = body.prompt if body.echo else "", 0
     try:
         with service.faults():
             async with aclosing(aiter(answer)) as deltas:
                 async for delta in deltas:
+                    # A frame holds the whole text so far, as clients of this protocol replace what they show. That is
+                    # quadratic in the length, hence the interval.
                     text, count = text + delta, count + 1
                     if count % interval == 0 or count == 1:
                         yield frame({"text": text, "error_code": 0, "usage": None, "finish_reason": None})

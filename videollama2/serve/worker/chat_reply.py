@@ -66,6 +66,7 @@ class ChatReply(Reply):
         begun = False
         async with aclosing(self.answers.deltas()) as deltas:
             async for index, item in deltas:
+                # A text may give no chunk: the reader holds back what could be the beginning of a call.
                 pieces = list(self._chunks_of(index, item, None if readers is None else readers[index]))
                 if not begun:
                     begun = True
@@ -99,6 +100,8 @@ class ChatReply(Reply):
         """Return log-probabilities of the tokens since the last chunk. Their text may come later (half a character)."""
         if not self._has_logprobs:
             return None
+        # The model's thread appends to this list while it is read here; each entry is there before its text, so a slice
+        # from the last place loses none.
         new = self.answers[index].channel.logprobs[self._logprobs_told[index] :]
         self._logprobs_told[index] += len(new)
         found = logprobs_of(new, self.service.tokenizer)

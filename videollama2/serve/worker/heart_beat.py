@@ -68,6 +68,7 @@ class Registration:
         """Stop, and sign off if the controller replies quickly."""
         if self._task is None:
             return
+        # The loop ends first, or a heartbeat that is under way could register the worker again after it has signed off.
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         self._task = None
@@ -86,6 +87,8 @@ class Registration:
         if not (self.is_registered and self._was_heard):  # after a lost heartbeat, the next one comes early
             await asyncio.sleep(min(self.interval_s, RETRY_S))
             return
+        # Looks at the queue every second at most, and reports early if it has changed. Both numbers are compared, since
+        # one request may have ended and another one begun, which leaves the queue as it was.
         queue, taken, since = self._reported
         while (left := since + self.interval_s - monotonic()) > 0:
             await asyncio.sleep(min(left, REPORT_S))
@@ -96,6 +99,7 @@ class Registration:
         status = self._status()
         self._reported = status.queue_length, self._taken(), monotonic()
         if self.is_registered:
+            # The reply tells whether the controller knows this worker; one that was restarted does not.
             body = {"worker_name": self.worker, "queue_length": status.queue_length, "speed": status.speed}
             reply = await self._post("/receive_heart_beat", body)
             self._was_heard = reply is not None

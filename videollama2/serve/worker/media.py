@@ -58,6 +58,8 @@ class MediaDesk:
         try:
             return list(await asyncio.gather(*tasks))
         finally:
+            # Nobody needs the other media of a request that is refused. Waiting for their ends gives their memory back
+            # before the client hears of it.
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -74,6 +76,8 @@ class MediaDesk:
 
     async def _read(self, medium: MediumAsked) -> ReadPart:
         try:
+            # The bound is known before a byte is fetched (the length of a data URL, else the largest size allowed), and
+            # holds until the bytes are decoded and dropped.
             async with self._raw.hold(self.fetcher.size_bound(medium.url)):
                 source = await self.fetcher.fetch(medium.url, medium.kind)
                 options = dict(medium.options)

@@ -122,6 +122,7 @@ class ServeMetrics:
         self._tokens["prefix_cache_hits"].inc(result.cached_tokens)
         timings = result.timings
         self._seconds["e2e_request_latency_seconds"].observe(prepared_s + timings.total)
+        # An answer without a token has no first one, and zeros would pull the averages down.
         if not result.completion_tokens:
             return
         self._seconds["time_to_first_token_seconds"].observe(prepared_s + timings.first_token)

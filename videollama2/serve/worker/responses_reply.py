@@ -63,6 +63,8 @@ class ResponsesReply(Reply):
                     opening = ("response.created", "response.in_progress")
                     pieces = [self.event(kind, response=self._response([], None)) for kind in opening]
                 text = item if isinstance(item, str) else ""
+                # The events are made from the deltas of a chat stream, so that both routes find calls in the text by
+                # the same reader.
                 found = [{"content": text}] if reader is None and text else []
                 if reader is not None:
                     found = reader.feed(text) if isinstance(item, str) else reader.end()
@@ -144,6 +146,7 @@ class _Items:
 
     def end(self) -> list[bytes]:
         """Return the events that close the open item. An answer without text gets an empty message."""
+        # Clients expect at least one item in a response.
         opened = self._open_message() if not self.done and self._call is None else []
         return [*opened, *self._close_message(), *self._close_call()]
 

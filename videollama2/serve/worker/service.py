@@ -157,6 +157,8 @@ class ChatService:
         if model != self.model_name:
             raise model_not_found(model)
         waiting = self.engine.load["waiting"]
+        # Requests whose media are still being read are on their way to the engine's queue, so they count as if they
+        # were in it.
         if waiting >= self.engine.max_queue or self.preparing + waiting >= self.limits.max_requests:
             raise queue_full(self.limits.retry_after_s)
 
@@ -177,6 +179,8 @@ class ChatService:
                 code="too_many_media",
                 param="messages",
             )
+        # From here on, memory is held. Raw bytes are bounded while media are read, and requests wait for room. Decoded
+        # frames live as long as an answer, for minutes, so a request that finds no room is refused at once.
         media = await self.media.read_all(asked)
         held = sum(part.size for part in media)
         if held and not self.frames.take(held):
@@ -203,6 +207,7 @@ class ChatService:
     def _hand_in(
         self, request: ChatRequest, messages: Sequence[dict[str, Any]], media: Sequence[ReadPart], count: int
     ) -> list[Answer]:
+        # Values that the template does not read are left out, so that a client may send enable_thinking to any model.
         known = template_variables(self.tokenizer)
         template = {name: value for name, value in (request.chat_template_kwargs or {}).items() if name in known}
         if request.tool_use is not None and self.guard.template_knows_tools:
@@ -236,6 +241,7 @@ class ChatService:
                 except RequestTooLongError:
                     if limit is None:
                         raise
+                    # Without a limit, the engine gives what is left of the context.
                     answers.append(submit(choice, None))
         except BaseException:
             for answer in answers:
