@@ -19,7 +19,7 @@ from videollama2.serve.model_worker import build_parser, measure_speed, open_own
 from videollama2.serve.settings import Security
 from videollama2.serve.worker.app import WorkerService, make_worker_app
 from videollama2.serve.worker.flags import model_name_of
-from videollama2.serve.worker.heart_beat import Registration
+from videollama2.serve.worker.registration import Registration
 
 MODEL = "videollama2-tiny"
 DEMO = Path(__file__).resolve().parents[2] / "videollama2" / "assets" / "demo"
@@ -457,7 +457,7 @@ def test_work_that_is_over_is_reported_though_the_queue_is_as_before():
 
 
 def test_a_lost_heart_beat_is_soon_repeated(monkeypatch):
-    monkeypatch.setattr("videollama2.serve.worker.heart_beat.RETRY_S", 0.2)
+    monkeypatch.setattr("videollama2.serve.worker.registration.RETRY_S", 0.2)
     with controller_at() as server, Beating(server.url) as beating:
         wait_until(lambda: server.registry.workers)
         beating.beat.controller, there = f"http://127.0.0.1:{free_port()}", beating.beat.controller

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 import videollama2.auto  # noqa: F401 - registers the model types that AutoConfig meets below
-from videollama2.checkpoints.adapter import load_lora_folder, merge_lora
 from videollama2.checkpoints.connector import load_connector, load_connector_folder
 from videollama2.checkpoints.cpu_integers import CpuIntegerConfig
 from videollama2.checkpoints.files import checkpoint_kind, read_tensors, resolve_name, stored_dtype
 from videollama2.checkpoints.full import load_checkpoint
+from videollama2.checkpoints.lora import load_lora_folder, merge_lora
 from videollama2.checkpoints.parts import build_from_parts
 from videollama2.checkpoints.placement import (
     as_dtype,

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from videollama2.checkpoints.adapter import save_adapter
 from videollama2.checkpoints.files import AUDIO_CONNECTOR_FILE, AUDIO_TOWER_FILE, CONNECTOR_FILE
+from videollama2.checkpoints.lora import save_adapter
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.model.weight_names import AUDIO_CONNECTOR_PREFIX, AUDIO_TOWER_PREFIX, CONNECTOR_PREFIX
 from videollama2.processing import VideoLlama2Processor

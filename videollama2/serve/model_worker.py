@@ -139,7 +139,7 @@ def run(args: argparse.Namespace, open_engine: OpenEngine) -> int:
 
         beat = None
         if not args.no_register:
-            from videollama2.serve.worker.heart_beat import Registration
+            from videollama2.serve.worker.registration import Registration
 
             beat = Registration(
                 args.controller,

@@ -12,8 +12,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from videollama2.checkpoints import build_from_parts, load_checkpoint, load_connector, resolve_name
-from videollama2.checkpoints.adapter import has_lora
 from videollama2.checkpoints.files import ADAPTER_CONFIG, AUDIO_CONNECTOR_FILES, CONNECTOR_FILES, FULL_WEIGHTS
+from videollama2.checkpoints.lora import has_lora
 from videollama2.checkpoints.placement import check_attention
 from videollama2.checkpoints.quantisation import quantization_config
 from videollama2.config import is_videollama2

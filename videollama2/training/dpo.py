@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 from transformers.trainer_utils import TrainOutput
 
-from videollama2.checkpoints.adapter import has_lora
+from videollama2.checkpoints.lora import has_lora
 from videollama2.commands import hides_bar
 from videollama2.data.pairs import PAIRS, REFERENCE, PreferencePairs
 from videollama2.training.meter import COUNTS, Collate

@@ -1,6 +1,6 @@
 """LoRA and QLoRA: low-rank matrices that are trained beside the decoder's linear layers.
 
-They are saved, read and merged in :mod:`videollama2.checkpoints.adapter`.
+They are saved, read and merged in :mod:`videollama2.checkpoints.lora`.
 """
 
 from __future__ import annotations

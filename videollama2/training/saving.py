@@ -16,10 +16,10 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import TrainOutput
 
 from videollama2.checkpoints import load_checkpoint, load_connector
-from videollama2.checkpoints.adapter import has_lora, load_adapter
 from videollama2.checkpoints.audio_tower import load_audio_weights, read_audio_weights
 from videollama2.checkpoints.connector import load_audio_connector
 from videollama2.checkpoints.files import ADAPTER_CONFIG, AUDIO_CONNECTOR_FILE, AUDIO_TOWER_FILE, CONNECTOR_FILE
+from videollama2.checkpoints.lora import has_lora, load_adapter
 from videollama2.checkpoints.write import save_lora, save_model, save_parts
 from videollama2.errors import DataError, VideoLlama2Error
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
