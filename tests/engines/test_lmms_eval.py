@@ -1,6 +1,6 @@
 """lmms-eval asks the model: the answers and likelihoods of the package's own functions, by a task of this test.
 
-Runs where lmms-eval is installed; docs/evaluate.md says how.
+Runs where lmms-eval is installed: ``bash scripts/test_harnesses.sh lmms_eval``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("lmms_eval", reason="lmms-eval has an environment of its own (docs/evaluate.md)")
+pytest.importorskip("lmms_eval", reason="lmms-eval has an environment of its own (scripts/test_harnesses.sh)")
 
 from tests.conftest import ROOT, golden_audio_dir
 from videollama2 import Engine, model_init

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
@@ -12,8 +11,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -43,19 +42,16 @@ from ray.serve import Application
 from ray.serve.schema import ServeDeploySchema
 
 from tests.conftest import ROOT
+from tests.engines.ray_load import CLIENTS, HEADERS, KEY, MODEL, Load, body, check, some_more, under_load, wait_until
 from tests.serve.servers import free_port
 from videollama2.cli import main
 from videollama2.engines.ray import app
 
 pytestmark = pytest.mark.ray
 
-MODEL = "videollama2-tiny"
-KEY = "sk-ray"
-CLIENTS = 32
 # Each node has room for one replica.
 NODE = {"num_cpus": 1, "object_store_memory": 100 << 20, "include_log_monitor": False}
 REPLICA = f"ray::ServeReplica:default:{MODEL}"
-HEADERS = {"authorization": f"Bearer {KEY}"}
 CLIP = ROOT / "videollama2" / "assets" / "demo" / "moving_shapes.mp4"
 
 
@@ -115,15 +111,6 @@ def without_application() -> None:
         serve.delete("default")
 
 
-def wait_until(holds: Callable[[], bool], seconds: float, what: str) -> float:
-    """Return the seconds until it held."""
-    start = time.monotonic()
-    while not holds():
-        assert time.monotonic() - start < seconds, f"not within {seconds} s: {what}"
-        time.sleep(0.2)
-    return time.monotonic() - start
-
-
 def replicas(name: str = REPLICA) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["cmdline"]):
@@ -147,104 +134,6 @@ def running() -> int:
     """Replicas that Serve counts as running."""
     states = serve.status().applications["default"].deployments[MODEL].replica_states
     return states.get("RUNNING", 0)
-
-
-def body(question: str, **fields: object) -> dict:
-    return {"model": MODEL, "messages": [{"role": "user", "content": question}], "temperature": 0, **fields}
-
-
-# ---------------------------------------------------------------------------------------------------------- the load
-
-
-@dataclass
-class Load:
-    """Clients that ask for one stream after another.
-
-    Attributes:
-        ends: how many streams ended in which way: ``complete``, ``error event``, ``error 503`` (before the first byte),
-            or in a way that tells the client nothing.
-        slowest: seconds to the first token of the slowest complete stream.
-    """
-
-    url: str
-    tokens: int
-    ends: Counter = field(default_factory=Counter)
-    slowest: float = 0.0
-    texts: dict[str, set[str]] = field(default_factory=dict)
-    is_over: bool = False
-    strange: list[str] = field(default_factory=list)
-
-    async def client(self, number: int) -> None:
-        async with httpx.AsyncClient(base_url=self.url, headers=HEADERS, timeout=300, trust_env=False) as client:
-            while not self.is_over:
-                self.ends[await self.one(client, f"What is number {number % 8}?")] += 1
-
-    async def one(self, client: httpx.AsyncClient, question: str) -> str:
-        asked = body(question, stream=True, max_tokens=self.tokens, min_tokens=self.tokens)
-        start, first, text = time.monotonic(), None, ""
-        try:
-            async with client.stream("POST", "/v1/chat/completions", json=asked) as reply:
-                if reply.status_code != 200:
-                    return self._refused(reply.status_code, await reply.aread())
-                async for line in reply.aiter_lines():
-                    if not line.startswith("data: "):
-                        continue
-                    if line == "data: [DONE]":
-                        self.slowest = max(self.slowest, first or 0.0)
-                        self.texts.setdefault(question, set()).add(text)
-                        return "complete"
-                    event = json.loads(line[6:])
-                    if "error" in event:
-                        assert event["error"]["code"] == "worker_failed" and text
-                        return "error event"
-                    first = first or time.monotonic() - start
-                    text += event["choices"][0]["delta"].get("content") or ""
-        except httpx.HTTPError as error:
-            self.strange.append(repr(error))
-            return "connection broke"
-        return "ended without an end"
-
-    def _refused(self, status: int, content: bytes) -> str:
-        try:
-            json.loads(content)["error"]["message"]
-        except (ValueError, KeyError, TypeError):
-            self.strange.append(f"{status} {content[:200]!r}")
-            return f"{status} that is not OpenAI's"
-        return f"error {status}"
-
-
-def under_load(url: str, act: Callable[[Load], dict[str, float]], tokens: int = 48, clients: int = CLIENTS) -> Load:
-    """Run ``act`` in a thread while clients ask; print the figures."""
-    load = Load(url, tokens)
-
-    async def everything() -> dict[str, float]:
-        asking = [asyncio.ensure_future(load.client(number)) for number in range(clients)]
-        try:
-            return await asyncio.to_thread(act, load)
-        finally:
-            load.is_over = True
-            await asyncio.gather(*asking)
-
-    start = time.monotonic()
-    times = asyncio.run(everything())
-    rate = sum(load.ends.values()) / (time.monotonic() - start)
-    told = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in times.items())
-    ends = ", ".join(f"{count} {end}" for end, count in sorted(load.ends.items()))
-    print(f"\n{clients} clients: {ends}; {rate:.1f} streams/s; slowest first token {load.slowest:.1f} s; {told}")
-    return load
-
-
-def check(load: Load) -> None:
-    """Every stream was complete or ended with one clear error, and complete answers to one question are equal."""
-    assert set(load.ends) <= {"complete", "error event"}, (load.ends, load.strange)
-    assert load.ends["complete"] > load.ends["error event"]
-    assert all(len(texts) == 1 for texts in load.texts.values()), load.texts
-
-
-def some_more(load: Load, count: int) -> None:
-    """Wait for so many more complete streams."""
-    wanted = load.ends["complete"] + count
-    wait_until(lambda: load.ends["complete"] >= wanted, 300, "answers")
 
 
 # --------------------------------------------------------------------------------------------------------- the tests
@@ -297,6 +186,13 @@ def test_requests_about_one_clip_find_it_cached(replicated: Machines) -> None:
         assert sorted(took.values())[-1] == 16 and sum(took.values()) == 16, took
         assert sum(counted(client, "videollama2:http_requests_total").values()) > 16
         assert len(counted(client, "videollama2:num_requests_running")) == 2, "both replicas"
+
+
+def streamed(client: httpx.Client, asked: dict) -> str:
+    """The text of an answer that arrives token by token."""
+    with client.stream("POST", "/v1/chat/completions", json={**asked, "stream": True}) as reply:
+        events = [json.loads(line[6:]) for line in reply.iter_lines() if line.startswith("data: {")]
+    return "".join(event["choices"][0]["delta"].get("content") or "" for event in events)
 
 
 def counted(client: httpx.Client, name: str) -> dict[str, float]:
@@ -448,6 +344,34 @@ def test_a_batch_whose_driver_replica_and_node_are_killed(machines: Machines, tm
     replace_second_node(machines)
 
 
+@pytest.mark.slow
+def test_a_request_with_which_every_replica_dies(machines: Machines, tmp_path: Path) -> None:
+    """It becomes a line with an error; the others have their answers."""
+    without_application()
+    source, target = requests_file(tmp_path, 12), tmp_path / "out.jsonl"
+    asked = [json.loads(line) for line in source.read_text().splitlines()]
+    asked[5]["body"] |= {"max_tokens": 3000, "min_tokens": 3000}
+    source.write_text("".join(json.dumps(line) + "\n" for line in asked))
+    command = [sys.executable, "-m", "videollama2", "batch", str(source), str(target), "--model-path", MODEL]
+    environment = {**os.environ, "RAY_ADDRESS": machines.cluster.address}
+    begun = subprocess.Popen([*command, "--engine", "ray"], env=environment)
+    wait_for_answers(target, 11)
+    deaths = 0
+    while begun.poll() is None:
+        for replica in replicas(BATCH_REPLICA):
+            if replica.cmdline()[:1] == [f"{BATCH_REPLICA}.__init__"]:
+                continue  # it has no request yet
+            replica.kill()
+            replica.wait(60)
+            deaths += 1
+        time.sleep(0.2)
+    assert begun.returncode == 1 and deaths >= 2
+    lines = {line["custom_id"]: line for line in map(json.loads, target.read_text().splitlines())}
+    assert list(lines) == [line["custom_id"] for line in asked]
+    assert lines["r5"]["response"]["status_code"] == 502 and lines["r5"]["error"]["code"] == "worker_failed"
+    assert [name for name, line in lines.items() if line["error"]] == ["r0", "r5"]
+
+
 # -------------------------------------------------------------------------------------------------------------- vLLM
 
 
@@ -495,6 +419,7 @@ def test_vllm_in_the_replicas(machines: Machines) -> None:
             return [reply.json()["choices"][0]["message"]["content"] for reply in found]
 
         assert answers() == said
+        assert [streamed(client, each) for each in asked] == said
         (replica,) = replicas()
         parts = replica.children(recursive=True)
         assert sum("VLLM" in " ".join(part.cmdline()) for part in parts) >= 3, "an engine with two processes"

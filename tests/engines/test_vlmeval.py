@@ -1,6 +1,6 @@
 """VLMEvalKit asks the model: the answers of the package's own engine, by data sets of this test.
 
-Runs where VLMEvalKit is installed; docs/evaluate.md says how.
+Runs where VLMEvalKit is installed: ``bash scripts/test_harnesses.sh vlmeval``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("vlmeval", reason="VLMEvalKit has an environment of its own (docs/evaluate.md)")
+pytest.importorskip("vlmeval", reason="VLMEvalKit has an environment of its own (scripts/test_harnesses.sh)")
 
 import pandas as pd
 from vlmeval.config import supported_VLM

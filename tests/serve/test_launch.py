@@ -19,7 +19,7 @@ import torch
 from tests.conftest import ROOT
 from tests.serve.servers import free_port, http, wait_until
 from videollama2.errors import ConfigError, VideoLlama2Error
-from videollama2.serve import launch, parts
+from videollama2.serve import launch, launch_checks, parts
 from videollama2.serve.launch import add_serve_command
 from videollama2.serve.parts import Launcher, LaunchError, Part
 
@@ -221,6 +221,10 @@ def test_ports_that_are_taken_are_told_before_anything_starts(free):
         taken = str(other.getsockname()[1])
         with pytest.raises(ConfigError, match=f"--worker-port: cannot listen on 127.0.0.1:{taken}"):
             launch.run(arguments(*given, "--worker-port", taken))
+        # On Ray, Serve's own proxy may have the port, for all applications of its cluster.
+        launch_checks.check_ports(arguments(*given, "--engine", "ray", "--api-port", taken))
+        with pytest.raises(ConfigError, match=f"--api-port: cannot listen on 127.0.0.1:{taken}"):
+            launch_checks.check_ports(arguments(*given, "--api-port", taken))
 
 
 def test_an_account_file_is_read_before_anything_starts(tmp_path, free):

@@ -37,7 +37,7 @@ def check_before_start(args: argparse.Namespace) -> None:
 
 
 def check_ports(args: argparse.Namespace) -> None:
-    """Check that no two parts have one port, and that all ports are free.
+    """Check that no two parts have one port, and that all ports are free on which a part of this package listens.
 
     Raises:
         ConfigError: one is not.
@@ -51,6 +51,8 @@ def check_ports(args: argparse.Namespace) -> None:
         if port in taken:
             raise ConfigError(f"{taken[port]} and {flag} have one port, {port}")
         taken[port] = flag
+        if args.engine == RAY and flag == "--api-port":
+            continue  # Serve's proxy may listen there already, for other applications of the cluster
         try:
             bind(host, port).close()
         except ConfigError as error:
