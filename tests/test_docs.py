@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import ROOT, golden_audio_dir
 from tests.forked import run_python
-from videollama2.shapes.sets import encode_video
+from videollama2.shapes.encoding import encode_video
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXT = "\n".join(page.read_text() for page in PAGES)

@@ -17,8 +17,8 @@ from videollama2.data.sampler import InOrderSampler, MixtureSampler, ModalityLen
 from videollama2.data.samples import fit_length
 from videollama2.errors import DataError
 from videollama2.processing import VideoLlama2Processor, load_image_processor
+from videollama2.shapes.encoding import encode_video
 from videollama2.shapes.parts import TinySizes, build_tokenizer
-from videollama2.shapes.sets import encode_video
 
 FRAMES = 4
 VISUAL = 8  # visual tokens of one medium: 4 x 4 patches and 4 frames through stc_connector_v35

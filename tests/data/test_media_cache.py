@@ -18,7 +18,7 @@ from videollama2.data.media_cache import MediaCache
 from videollama2.data.records import read_sets
 from videollama2.media.frames import FrameSampling
 from videollama2.processing import VideoLlama2Processor
-from videollama2.shapes.sets import encode_video
+from videollama2.shapes.encoding import encode_video
 
 from .test_records import dialogue
 

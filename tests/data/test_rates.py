@@ -14,7 +14,7 @@ from videollama2.errors import DataError
 from videollama2.media.frames import FrameSampling, select_frames
 from videollama2.media.video import read_clip
 from videollama2.processing import VideoLlama2Processor, media_tokens
-from videollama2.shapes.sets import encode_video
+from videollama2.shapes.encoding import encode_video
 
 from .test_records import dialogue
 

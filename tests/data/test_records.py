@@ -13,7 +13,7 @@ from videollama2.data import records as records_module
 from videollama2.data.record import parse_record
 from videollama2.data.records import read_records, read_sets
 from videollama2.errors import DataError
-from videollama2.shapes.sets import encode_video
+from videollama2.shapes.encoding import encode_video
 
 
 @pytest.fixture(scope="module")

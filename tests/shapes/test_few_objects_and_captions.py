@@ -19,8 +19,9 @@ from PIL import Image
 from videollama2.data.records import read_records
 from videollama2.errors import DataError
 from videollama2.shapes import captions as moving_shapes_captions
-from videollama2.shapes.scene import COLOURS
-from videollama2.shapes.sets import QUESTION_TYPES, SetParameters, main, make_scene, write_set
+from videollama2.shapes.questions import QUESTION_TYPES
+from videollama2.shapes.scene import COLOURS, make_scene
+from videollama2.shapes.sets import SetParameters, main, write_set
 
 ROOT = Path(__file__).resolve().parents[2]
 VIDEOS, IMAGES, SEED = 16, 6, 3

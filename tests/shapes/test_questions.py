@@ -6,9 +6,8 @@ from collections.abc import Collection
 
 import pytest
 
-from videollama2.shapes.questions import choose_dialogue
-from videollama2.shapes.scene import COLOURS, SHAPES
-from videollama2.shapes.sets import QUESTION_TYPES, Question, Scene, make_scene, questions
+from videollama2.shapes.questions import QUESTION_TYPES, Question, choose_dialogue, questions
+from videollama2.shapes.scene import COLOURS, SHAPES, Scene, make_scene
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import pytest
 
 from tests.shapes.test_questions import assert_balanced, names_in
 from videollama2.errors import ConfigError
+from videollama2.shapes.questions import QUESTION_TYPES, STATIC_TYPES, TEMPORAL_TYPES, Question, questions
 from videollama2.shapes.scene import (
     COLOURS,
     FRAMES,
@@ -18,16 +19,9 @@ from videollama2.shapes.scene import (
     SCENARIOS,
     SHAPES,
     SLIDE_FRAMES,
-    ShapeObject,
-)
-from videollama2.shapes.sets import (
-    QUESTION_TYPES,
-    STATIC_TYPES,
-    TEMPORAL_TYPES,
-    Question,
     Scene,
+    ShapeObject,
     make_scene,
-    questions,
     render,
 )
 

@@ -11,7 +11,8 @@ import torch
 import videollama2
 from tests.forked import run_python
 from videollama2 import mm_infer_batch, model_init
-from videollama2.shapes.sets import QUESTION_TYPES, TEMPORAL_TYPES, write_set
+from videollama2.shapes.questions import QUESTION_TYPES, TEMPORAL_TYPES
+from videollama2.shapes.sets import write_set
 
 FOLDER = Path(videollama2.__file__).parent / "assets" / "videollama2-tiny"
 

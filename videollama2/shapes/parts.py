@@ -34,7 +34,9 @@ from videollama2.media.pixels import PixelTransform
 from videollama2.model.connectors import build_connector
 from videollama2.model.weight_names import CONNECTOR_PREFIX
 from videollama2.shapes import pretrain_connector, pretrain_encoder
-from videollama2.shapes.sets import MCQ_PROMPT, make_scene, questions
+from videollama2.shapes.annotations import MCQ_PROMPT
+from videollama2.shapes.questions import questions
+from videollama2.shapes.scene import make_scene
 
 SELECT_LAYER = -2
 """Hidden state of the encoder that the connector reads, as in all published models."""

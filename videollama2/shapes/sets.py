@@ -27,7 +27,7 @@ import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -36,34 +36,15 @@ from typing import Any
 
 from videollama2.commands import CommandParser, hides_bar, run_parsed
 from videollama2.errors import DataError
-from videollama2.shapes.annotations import MCQ_PROMPT, Annotation, annotate, choose_balanced
+from videollama2.shapes.annotations import Annotation, annotate, choose_balanced
 from videollama2.shapes.encoding import encode_image, encode_video
 from videollama2.shapes.questions import (
     QUESTION_TYPES,
-    STATIC_TYPES,
-    TEMPORAL_TYPES,
-    Question,
-    questions,
 )
-from videollama2.shapes.scene import MOST_OBJECTS, SCENARIOS, Scene, make_scene, render
+from videollama2.shapes.scene import MOST_OBJECTS, SCENARIOS, make_scene, render
 from videollama2.shapes.sound_questions import HEARD_TYPES
 from videollama2.shapes.sounds import OWN_STORIES, add_sound, wave
-
-__all__ = [
-    "MCQ_PROMPT",
-    "QUESTION_TYPES",
-    "STATIC_TYPES",
-    "TEMPORAL_TYPES",
-    "Question",
-    "Scene",
-    "SetParameters",
-    "encode_video",
-    "main",
-    "make_scene",
-    "questions",
-    "render",
-    "write_set",
-]
+from videollama2.shapes.whole_files import as_json, json_list, write_file
 
 WORLD_VERSION = 1
 """Version of the world; it must be increased whenever the same parameters would give another set."""
@@ -114,50 +95,6 @@ class SetParameters:
         yield from (("image", index) for index in range(self.images))
 
 
-def _part_path(path: Path) -> Path:
-    return path.with_name(f".{path.name}.part")
-
-
-@contextmanager
-def _whole_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; the file is renamed to ``path`` when the block ends and removed if the block raises."""
-    part = _part_path(path)
-    try:
-        yield part
-        os.replace(part, path)
-    except OSError as error:
-        raise _write_error(path, error) from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _write_error(path: Path, error: OSError) -> DataError:
-    return DataError(f"cannot write {path}: {error.strerror or error}")
-
-
-def _write_file(path: Path, content: bytes) -> None:
-    with _whole_file(path) as part:
-        part.write_bytes(content)
-
-
-@contextmanager
-def _json_list(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Yield a function that appends one row (a line) to a JSON list, so that a set need not fit into memory."""
-    separator = "[\n"
-    with _whole_file(path) as part, part.open("w", encoding="utf-8") as file:
-
-        def add(row: dict[str, Any]) -> None:
-            nonlocal separator
-            try:
-                file.write(separator + json.dumps(row, ensure_ascii=False))
-            except OSError as error:  # caught here, because several files are open and the error names one
-                raise _write_error(path, error) from error
-            separator = ",\n"
-
-        yield add
-        file.write("[]\n" if separator == "[\n" else "\n]\n")
-
-
 def _make_item(out: Path, parameters: SetParameters, item: tuple[str, int]) -> Annotation:
     """Write one file, unless an earlier run has written it, and return its annotations."""
     modality, index = item
@@ -171,7 +108,7 @@ def _make_item(out: Path, parameters: SetParameters, item: tuple[str, int]) -> A
             content = encode_image(render(scene))
         else:
             content = encode_video(render(scene), None if track is None or track.story == "silent" else wave(track))
-        _write_file(out / file, content)
+        write_file(out / file, content)
     return annotate(
         scene,
         file,
@@ -233,7 +170,7 @@ def write_set(
             items = tqdm(items, total=videos + images, unit="file", desc=str(out), disable=hides_bar(progress))
         counts = _write_annotations(out, parameters, items)
     summary = {**_identity(parameters), "complete": True, "questions": counts}
-    _write_file(out / "set.json", _json(summary))
+    write_file(out / "set.json", as_json(summary))
     return summary
 
 
@@ -244,10 +181,6 @@ def _identity(parameters: SetParameters) -> dict[str, Any]:
         if fields[name] == usual:
             del fields[name]
     return {"world_version": WORLD_VERSION, **fields}
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def _claim(out: Path, parameters: SetParameters) -> None:
@@ -261,7 +194,7 @@ def _claim(out: Path, parameters: SetParameters) -> None:
         elif any((out / "videos").glob("*.mp4")) or (out / "train.json").exists():
             raise DataError(f"{out} holds a data set without set.json; take an empty folder")
         else:
-            _write_file(out / "set.json", _json({**identity, "complete": False}))
+            write_file(out / "set.json", as_json({**identity, "complete": False}))
         for folder in (out, out / "videos", out / "images", out / "mvbench/json"):
             for left_over in folder.glob(".*.part"):
                 left_over.unlink(missing_ok=True)
@@ -309,13 +242,12 @@ def _write_annotations(out: Path, parameters: SetParameters, items: Iterable[Ann
     """Write train.json, questions.json and mvbench/json; return the number of questions per type."""
     counts: dict[str, int] = dict.fromkeys(parameters.types, 0)
     with ExitStack() as stack:
-        train = stack.enter_context(_json_list(out / "train.json"))
-        listed = stack.enter_context(_json_list(out / "questions.json"))
+        train = stack.enter_context(json_list(out / "train.json"))
+        listed = stack.enter_context(json_list(out / "questions.json"))
         bench = {
-            kind: stack.enter_context(_json_list(out / "mvbench" / "json" / f"{kind}.json"))
-            for kind in parameters.types
+            kind: stack.enter_context(json_list(out / "mvbench" / "json" / f"{kind}.json")) for kind in parameters.types
         }
-        hear = stack.enter_context(_json_list(out / "sounds.json")) if parameters.sound else None
+        hear = stack.enter_context(json_list(out / "sounds.json")) if parameters.sound else None
 
         def add(row: dict[str, Any]) -> None:
             counts[row["type"]] += 1
