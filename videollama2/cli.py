@@ -64,8 +64,8 @@ SHELLS = ("bash", "zsh", "tcsh")
 
 
 def build_parser(command: str | None = None) -> CommandParser:
-    """Return the parser of the command line. Of the commands in :data:`_ELSEWHERE`, only ``command`` gets its
-    arguments.
+    """Return the parser of the command line. A command of :data:`_ELSEWHERE` gets its arguments only if it is
+    ``command``.
 
     ``completion`` needs the arguments of all commands.
     """

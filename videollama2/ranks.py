@@ -1,4 +1,4 @@
-"""What a process is given: its rank among several, from torchrun's variables, its GPU and its processor cores."""
+"""What belongs to a process: its rank among several, from torchrun's variables, its GPU and its processor cores."""
 
 from __future__ import annotations
 

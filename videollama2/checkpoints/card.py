@@ -28,7 +28,7 @@ _RECIPE = (
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a folder was made from.
+    """The origin of a folder: what it was made from.
 
     Attributes:
         base: folder or hub name of the model that was trained, merged or exported.

@@ -93,7 +93,7 @@ def without_bounds(medium: RecordMedium) -> RecordMedium:
 
 @dataclass
 class _Finding:
-    """What was found in one file: why it cannot be used, what is unusual about it, and the length of its sound."""
+    """The finding about one file: why it cannot be used, what is unusual about it, and the length of its sound."""
 
     problem: str | None = None
     remarks: list[str] = field(default_factory=list)

@@ -83,7 +83,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Preset:
-    """How another harness asks the questions of one benchmark.
+    """The way in which another harness asks the questions of one benchmark.
 
     Attributes:
         name: name of the harness.

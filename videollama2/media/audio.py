@@ -47,7 +47,7 @@ Windows = Literal["published", "whole"]
 
 @dataclass(frozen=True)
 class ClipRules:
-    """How long a clip is and what it is made of; see :class:`videollama2.audio_config.AudioConfig` for the fields."""
+    """The length of a clip and what it is made of; see :class:`videollama2.audio_config.AudioConfig` for the fields."""
 
     sampling_rate: int = 16000
     clip_seconds: float = 30.0

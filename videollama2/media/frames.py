@@ -1,4 +1,4 @@
-"""Chooses which frames of a video are looked at. Nothing here opens a file: numbers go in, numbers come out.
+"""Chooses which frames of a video are looked at. The functions take and return numbers; they open no file.
 
 Sampling reproduces what the published code chose (``frame_sample.json`` of the reference data). Where the
 published choice loses something, ours keeps it:

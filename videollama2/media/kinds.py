@@ -32,7 +32,7 @@ IMAGE, VIDEO, AUDIO = "image", "video", "audio"
 
 @dataclass(frozen=True)
 class Kind:
-    """What is true of every medium of one kind.
+    """The facts that hold for every medium of one kind.
 
     Attributes:
         name: the ``type`` of a message part, and the main type of its MIME types.

@@ -1,4 +1,4 @@
-"""How large a medium may be and which formats are opened: one object, handed down from whoever opens a medium.
+"""The limits on media: their largest size and the formats that are opened. Whoever opens a medium hands them down.
 
 The defaults are for one's own files. They keep a damaged header, which can name any size, from taking all memory. Who
 opens the files of strangers makes a narrower object (:mod:`videollama2.serve.untrusted_media.child`).

@@ -77,7 +77,7 @@ class FrameResize:
 
 @dataclass(frozen=True)
 class PixelTransform:
-    """What happens to every frame before the vision encoder sees it.
+    """The steps that every frame goes through before the vision encoder sees it.
 
     Attributes:
         size: length of the shorter edge after resizing, or (height, width); None does not resize.

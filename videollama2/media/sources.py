@@ -1,4 +1,4 @@
-"""Where media come from: paths, bytes and open files, made into files that can be read from their start."""
+"""The sources of media: paths, bytes and open files, made into files that can be read from their start."""
 
 from __future__ import annotations
 

@@ -191,7 +191,7 @@ class VideoLlama2Processor(MediaReading, ProcessorMixin):
             return batch if return_dict else batch["input_ids"]
         if return_assistant_tokens_mask or CallOptions.of(given, self.image_processor) != CallOptions():
             names = ", ".join(sorted(given)) or "return_assistant_tokens_mask"
-            raise ConfigError(f"{names}: of effect with tokenize=True alone")
+            raise ConfigError(f"{names}: only have an effect with tokenize=True")
         texts = [render(one, False)[0].text for one in conversations]
         return texts if is_batch else texts[0]
 

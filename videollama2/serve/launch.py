@@ -196,7 +196,7 @@ def _page(args: argparse.Namespace, controller: str, environment: dict[str, str]
 
 
 def _own_host(args: argparse.Namespace) -> str:
-    """By which this process reaches what listens on ``--host``."""
+    """Return the host by which this process reaches what listens on ``--host``."""
     return _bracketed("127.0.0.1" if args.host in ("0.0.0.0", "::") else args.host)
 
 

@@ -1,4 +1,4 @@
-"""What can be known to be wrong before ``videollama2 serve`` starts its parts: models, devices, ports and accounts."""
+"""Checks of what can be wrong before ``videollama2 serve`` starts its parts: models, devices, ports and accounts."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ _IGNORED = -100
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is drawn and trained.
+    """The amount that is drawn and trained.
 
     Raises:
         ConfigError: a number is below 1.

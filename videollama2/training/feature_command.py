@@ -78,7 +78,7 @@ def compute_features(arguments: Arguments, deepspeed: bool = False) -> None:
 
 @dataclass
 class Costs:
-    """What this process has encoded: number of media, bytes of their features, seconds of decoding and of encoding."""
+    """The work of this process: number of media, bytes of their features, seconds of decoding and of encoding."""
 
     media: int = 0
     bytes: int = 0
@@ -159,7 +159,7 @@ class _Encoder:
 
 
 class _Media(Dataset):
-    """What the encoders take, of each part whose features are not there yet."""
+    """The encoders' inputs for each part whose features are not there yet."""
 
     def __init__(self, reader: SampleReader, store: FeatureStore, parts: Sequence[Part]) -> None:
         self.reader, self.store, self.parts = reader, store, parts

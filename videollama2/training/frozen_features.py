@@ -1,4 +1,4 @@
-"""What the features of frozen encoders depend on, and training on features that are kept."""
+"""Training on kept features of frozen encoders, and what these features depend on."""
 
 from __future__ import annotations
 

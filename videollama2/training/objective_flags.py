@@ -6,7 +6,7 @@ from typing import Literal
 
 @dataclass
 class ObjectiveFlags:
-    """What is optimised: the likelihood of answers, preferences between them, or a reward of the model's own answers.
+    """The objective of a run: likely answers, preferences between answers, or a reward of the model's own answers.
 
     See :mod:`videollama2.training.dpo` and :mod:`videollama2.training.grpo`.
     """

@@ -61,7 +61,7 @@ class Way:
 
 @dataclass(frozen=True)
 class Load:
-    """What a GPU has to do in a step: records of ``tokens`` tokens each, visual ones of a clip included."""
+    """The work of a GPU in a step: records of ``tokens`` tokens each, visual ones of a clip included."""
 
     records: int
     tokens: int

@@ -1,4 +1,4 @@
-"""What a rule between flags is, and the rule that most flags have: no effect without another flag."""
+"""Rules between flags: what one is, and the rule that many flags share, that they have no effect without another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What DeepSpeed compiles when a run begins: an operation that training does not need, and locks of killed runs."""
+"""Skips an operation that DeepSpeed compiles needlessly when a run begins, and removes the locks of killed runs."""
 
 from __future__ import annotations
 

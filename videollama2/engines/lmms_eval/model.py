@@ -88,7 +88,7 @@ class VideoLlama2(lmms):
         return scores
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
-        """Not available: a round's question depends on earlier answers, which lmms-eval asks for one by one."""
+        """Raise an error: a round's question depends on earlier answers, which lmms-eval asks for one by one."""
         raise NotImplementedError("videollama2 has no multi-round generation for lmms-eval")
 
     def clean(self) -> None:

@@ -1,4 +1,4 @@
-"""What a copy of a model may use of the machine on which Ray has placed it."""
+"""The share of a machine that a copy of a model may use where Ray has placed it."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ class VllmEngine:
 
     @property
     def caches(self) -> CacheUse:
-        """No numbers: vLLM's processes keep the caches."""
+        """Return no numbers: vLLM's processes keep the caches."""
         return CacheUse()
 
     def submit(self, messages: Any, media: Sequence[Any] = (), **options: Any) -> Answer:

@@ -38,7 +38,7 @@ _KIND_OF_KEY = {kind.batch_key: name for name, kind in KINDS.items()}
 
 
 class VideoLlama2Info(BaseProcessingInfo):
-    """What vLLM has to know about the model's media."""
+    """The facts about the model's media that vLLM has to know."""
 
     def get_hf_config(self) -> VideoLlama2Config:
         return self.ctx.get_hf_config(VideoLlama2Config)

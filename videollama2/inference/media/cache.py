@@ -53,12 +53,12 @@ class MediaCache:
 
     @property
     def hits(self) -> int:
-        """How often :meth:`get` found the tensor."""
+        """The number of times that :meth:`get` found the tensor."""
         return self._store.hits
 
     @property
     def misses(self) -> int:
-        """How often :meth:`get` found no tensor."""
+        """The number of times that :meth:`get` found no tensor."""
         return self._store.misses
 
     def get(self, key: Hashable) -> torch.Tensor | None:

@@ -134,7 +134,7 @@ def _lasts(run: list[PacketInfo], seconds_per_unit: float) -> float:
 
 
 def packets_of(container: Any, stream: Any) -> Iterator[Any]:
-    """Yield the packets of one stream. Where reading fails, None ends them, which empties the decoder."""
+    """Yield the packets of one stream. If reading fails, None ends them, which empties the decoder."""
     try:
         yield from container.demux(stream)
     except (av.error.FFmpegError, _NEW_STREAM):

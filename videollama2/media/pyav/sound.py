@@ -149,7 +149,7 @@ class SoundTrack:
 
 @dataclass
 class _Progress:
-    """How much of a track was decoded.
+    """The part of a track that was decoded.
 
     Attributes:
         seconds: sound so far.

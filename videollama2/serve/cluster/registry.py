@@ -23,7 +23,7 @@ MAX_MODELS = 4096
 
 @dataclass
 class Worker:
-    """What the controller knows about a worker.
+    """A worker as the controller knows it.
 
     Attributes:
         name: the address that the worker registered; clients are given this one.
