@@ -114,10 +114,11 @@ WINGS = {
         ("launch",),
     ),
     "eval": (
+        ("video_files",),
         ("samples", "atomic", "subtitles", "downloads", "controls"),
         ("items",),
         ("strict",),
-        ("answers", "annotations", "video_files", "presets"),
+        ("answers", "annotations", "presets"),
         ("judging", "store"),
         ("report",),
         ("benchmarks", "sound_tracks"),

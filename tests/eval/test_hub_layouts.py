@@ -71,7 +71,7 @@ def videomme(tmp_path):
     return tmp_path / "data"
 
 
-@pytest.mark.parametrize("ending", [".en.srt", ".SRT", ".EN.SRT", ".vtt"])
+@pytest.mark.parametrize("ending", [".en-US.srt", ".SRT", ".EN.SRT", ".vtt"])
 @pytest.mark.parametrize("folder", ["subtitles", "subtitle"])
 def test_subtitles_have_many_names(videomme, folder, ending):
     (videomme / "subtitle").rename(videomme / folder) if folder != "subtitle" else None

@@ -1,7 +1,9 @@
 """Downloads, zipped, nested, split or unpacked, become the layout that the benchmarks read."""
 
+import json
 import shutil
 import tarfile
+import unicodedata
 import zipfile
 from pathlib import Path
 
@@ -119,9 +121,24 @@ def test_archives_within_archives(tmp_path):
     inner = zipped(tmp_path / "inner" / "videos.zip", LAYOUTS / "perception_official" / "videos", "videos/")
     hub = tmp_path / "hub"
     zipped(hub / "all.zip", inner.parent)
+    with zipfile.ZipFile(hub / "all.zip", "a") as archive:  # as macOS packs: for each file, another one about it
+        archive.writestr("__MACOSX/._videos.zip", b"\0\5\26\7")
     shutil.copy(LAYOUTS / "perception_official" / "all_valid.json", hub)
     assert prepare(benchmark("perception_test"), hub, tmp_path / "data").missing == []
     assert not (tmp_path / "data" / ".unpacked").exists()
+
+
+@pytest.mark.parametrize(("of_file", "of_question"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_names_with_accents_are_found_however_they_are_written(tmp_path, of_file, of_question):
+    hub = tmp_path / "hub"
+    (hub / "msvd").mkdir(parents=True)
+    rows = json.loads((LAYOUTS / "msvc_bom" / "msvc.json").read_text(encoding="utf-8-sig"))[:1]
+    name = "Café #1 視頻.mp4"
+    shutil.copy(LAYOUTS / "msvc_bom" / rows[0]["video_path"], hub / "msvd" / unicodedata.normalize(of_file, name))
+    rows[0]["video_path"] = f"msvd/{unicodedata.normalize(of_question, name)}"
+    (hub / "msvc.json").write_text(json.dumps(rows), encoding="utf-8")
+    assert prepare(benchmark("msvc"), hub, tmp_path / "data").missing == []
+    assert (hub / benchmark("msvc").load(hub)[0].media).is_file()
 
 
 def test_what_is_missing_is_named_and_comes_with_a_later_download(tmp_path, capsys):

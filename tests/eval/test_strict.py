@@ -376,3 +376,26 @@ def test_a_long_hostile_answer_is_read_in_time(unit):
     started = time.process_time()
     strict_option(unit * (100_000 // len(unit)), OPTIONS)
     assert time.process_time() - started < 10
+
+
+@pytest.mark.parametrize(
+    ("output", "index"),
+    [
+        *(
+            (text, None)
+            for text in ("Option A: runs right", "Answer: A. runs right", "It's (D) sits down", "(A) runs right")
+        ),
+        *((text, None) for text in ("The answer is A: runs right", "I choose A, runs right", "Answer: B - sits down")),
+        *(
+            (text, 1)
+            for text in ("The correct answer is B: runs right.", "Answer: B (runs right)", "Option B runs right")
+        ),
+        *((text, 1) for text in ("B is correct: sits down is not shown", "Option B. Stands up is wrong.")),
+        *((text, 0) for text in ("The answer is A because he runs right", "Option A, since he runs right")),
+        *((text, None) for text in ("choose a car", "select a", "I didn't choose c.", "A is not my answer")),
+        *(("choose c", 2), ("pick b.", 1), ("B is my answer.", 1), ("D is our choice", 3)),
+        *(("Answer: \u202dB\u202c", 1), ("An\u00adswer: B", 1), ("\ufeffB\u200b", 1)),
+    ],
+)
+def test_a_letter_beside_the_words_of_another_option_is_none_wherever_it_stands(output, index):
+    assert strict_option(output, ACTIONS) == Parsed(index)

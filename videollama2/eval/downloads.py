@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from videollama2.errors import DataError
+from videollama2.eval.video_files import composed
 
 _ZIP, _TAR = (".zip",), (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _PART = re.compile(r"(?P<name>.*\.(?:zip|tar|tgz|tar\.gz))\.(?:part[-._]?)?(?P<number>[a-z]{1,3}|\d{1,4})", re.I)
@@ -80,8 +81,9 @@ class Downloads:
         self._by_stem: dict[str, list[Found]] = defaultdict(list)
         self._by_folder: dict[str, dict[PurePosixPath, list[Found]]] = defaultdict(lambda: defaultdict(list))
         for found in self.files:
-            self._by_stem[found.path.name.partition(".")[0]].append(found)
-            self._by_stem[found.path.stem].append(found)
+            name = composed(found.path.name)
+            self._by_stem[name.partition(".")[0]].append(found)
+            self._by_stem[PurePosixPath(name).stem].append(found)
             self._by_folder[found.path.parent.name][found.path.parent].append(found)
 
     def __enter__(self) -> Downloads:
@@ -93,7 +95,7 @@ class Downloads:
 
     def named(self, stem: str, like: PurePosixPath) -> list[Found]:
         """Return files by their name without suffix, starting with those whose folders agree most with ``like``."""
-        found = dict.fromkeys(self._by_stem.get(stem, ()))
+        found = dict.fromkeys(self._by_stem.get(composed(stem), ()))
         return sorted(found, key=lambda each: -_common_end(each.path.parent, like.parent))
 
     def folder(self, like: PurePosixPath) -> list[Found]:
@@ -109,6 +111,8 @@ class Downloads:
         archive = self._open.enter_context(Archive(path, parts, kind))
         for name in archive.names:
             inside = path / PurePosixPath(name.replace("\\", "/").lstrip("/"))
+            if inside.name.startswith("."):  # hidden files, and those that macOS adds for each file (__MACOSX/._NAME)
+                continue
             if _archive_kind(inside.name):
                 # An archive inside an archive is unpacked to the scratch folder and opened there, at any depth.
                 unpacked = self._scratch / f"{len(self.files)}-{inside.name}"

@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 from videollama2.errors import ConfigError, DataError
 from videollama2.eval.downloads import Downloads, Found
 from videollama2.eval.items import Benchmark, Item, Supplement
-from videollama2.eval.subtitles import ENDINGS, FOLDERS
-from videollama2.eval.video_files import AUDIO_SUFFIXES, VIDEO_SUFFIXES
+from videollama2.eval.subtitles import ENDINGS, FOLDERS, split_ending
+from videollama2.eval.video_files import AUDIO_SUFFIXES, VIDEO_SUFFIXES, composed
 from videollama2.media.kinds import AUDIO
 
 
@@ -109,12 +109,12 @@ def _medium(path: PurePosixPath, downloads: Downloads, suffixes: Sequence[str]) 
     """Return the most likely file of a medium; files of ActivityNet's videos may lack the ``v_`` before the name."""
     for stem in dict.fromkeys((path.stem, path.stem.removeprefix("v_"))):
         for found in downloads.named(stem, path):
-            if found.path.stem == stem and found.path.suffix.lower() in suffixes:
+            if composed(found.path.stem) == composed(stem) and found.path.suffix.lower() in suffixes:
                 return found
     return None
 
 
 def _place_subtitles(stem: str, downloads: Downloads, target: Path) -> None:
     for found in downloads.named(stem, PurePosixPath(FOLDERS[0], stem)):
-        if found.path.name.lower().removeprefix(stem.lower()) in ENDINGS:
+        if split_ending(found.path.name) in [(stem, ending) for ending in ENDINGS]:
             found.place(target / FOLDERS[0] / found.path.name)

@@ -19,6 +19,9 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 
 from videollama2.eval.items import Parsed
 
+_INVISIBLE = "Cf"
+"""Unicode's category of characters without a width: marks of direction, joiners, the mark of byte order."""
+
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 # The marks with which models end their reasoning, before the answer itself.
@@ -64,7 +67,7 @@ _FILLER = (
 _IS = r"(?i:is|are|was|be|would be|must be|should be|has to be|seems to be|:|=|->|→|-|–|—)"
 _GAP = r"(?P<gap>(?:(?!\b(?i:answer|option|choice)\b)[^.;!?\n]){0,60}?)"
 _RIGHT = (
-    r"(?i:correct|right(?!-|\s+(?:hand|side|foot|arm|leg|of)\b)|best|true|accurate|the answer|answer|likely|fitting|"
+    r"(?i:(?:my|our) (?:answer|choice|pick)|correct|right(?!-|\s+(?:hand|side|foot|arm|leg|of)\b)|best|true|accurate|the answer|answer|likely|fitting|"
     r"appropriate|suitable)\b"
 )
 _STATED = (
@@ -76,7 +79,7 @@ _STATED = (
     # I choose B; I would go with option B
     re.compile(
         r"\b(?i:choose|chose|pick|picked|select|selected|selecting|go with|going with|went with|opt for)\b\s*:?\s*"
-        rf"(?P<gap>){_FILLER}\(?\s*(?P<letter>{_CAPITAL})"
+        rf"(?P<gap>){_FILLER}\(?\s*(?P<letter>{_CAPITAL}|[b-hj-z](?=\s*\)?\s*(?:[.,;!\n]|$)))"
     ),
     # B is correct; (B) seems to be the best choice
     re.compile(
@@ -105,6 +108,7 @@ _LABEL = re.compile(
     r"\(?\s*(?P<letter>[A-Za-z])(?:\s*\)\s*[.,:;]?|\s*[.:、。](?!\s?\w\.)|(?:(?<=[A-Z])(?:\s*[,;!]|\s+[-–—]\s|\s+(?=(?:because|since|as|"
     r"while|due)\b))))"
 )
+_AFTER_LETTER = re.compile(r"^\s*\)?\s*[.:,;–—-]?\s*")
 _LATER_LABEL = re.compile(r"(?:\n|;|[.!?]\s)\s*\(?(?P<letter>[A-Z])[.):](?=\s|$)")
 _BRACKETED = re.compile(r"\(\s*(?P<letter>[A-Za-z])\s*(?:\)|$)")
 _OPTION = re.compile(rf"\b(?i:option|choice|letter|answer)\s*\(?\s*(?P<letter>{_ANY_CASE})")
@@ -146,7 +150,8 @@ def strict_option(output: str, options: Sequence[str], names: Collection[str] = 
 
 def _readable(output: str) -> str:
     """Return the answer without reasoning, tags, markup and quotes, in plain letters and with round brackets."""
-    text = after_thinking(unicodedata.normalize("NFKC", output))
+    plain = unicodedata.normalize("NFKC", output)
+    text = after_thinking("".join(char for char in plain if unicodedata.category(char) != _INVISIBLE))
     for wrapped in (_ANSWER_TAG, _BOXED):
         if inside := wrapped.findall(text):
             text = inside[-1]
@@ -170,6 +175,7 @@ def _stated(text: str, options: Sequence[str], names: Collection[str]) -> set[st
             if not _is_meant(text, match):
                 continue
             letters |= {match["letter"].upper(), *_joined_to(text, match.end())}
+            letters |= _words_of_another(text, match, options)
             end = max(end, match.end())
     return letters | (_corrected(text[end:], letters) if letters else set())
 
@@ -185,6 +191,13 @@ def _is_meant(text: str, match: re.Match[str]) -> bool:
     # In "A is wrong, B is right", the denial concerns the other letter only.
     nearest = re.split(rf"(?<![\w']){_CAPITAL}[^,]*,", before)[-1]
     return not (asked or another or denied or _UNSURE.search(before + between) or _DENIED.search(nearest + between))
+
+
+def _words_of_another(text: str, match: re.Match[str], options: Sequence[str]) -> set[str]:
+    """Return the letters of the options whose words stand beside the letter as its text, if its own do not."""
+    rest = _AFTER_LETTER.sub("", text[match.end("letter") :], count=1)
+    own = {LETTERS[index] for index, option in enumerate(options) if _begins(rest, option)}
+    return set() if match["letter"].upper() in own else own
 
 
 def _joined_to(text: str, place: int) -> Iterator[str]:
@@ -244,8 +257,9 @@ def _mentioned(text: str, options: Sequence[str], names: Collection[str]) -> set
         sentence = re.sub(r"\([^()]{0,999}\)", lambda aside: "" if _DENIED.search(aside[0]) else aside[0], sentence)
         if _DENIED.search(sentence):
             continue
-        letters |= {match["letter"].upper() for match in _BRACKETED.finditer(sentence)}
-        letters |= {match["letter"].upper() for match in _OPTION.finditer(sentence)}
+        for pattern in (_BRACKETED, _OPTION):
+            for match in pattern.finditer(sentence):
+                letters |= {match["letter"].upper(), *_words_of_another(sentence, match, options)}
         for match in re.finditer(rf"(?<![\w'])(?P<letter>{_CAPITAL})", sentence):
             if joined := set(_joined_to(sentence, match.end())):
                 letters |= {match["letter"], *joined}

@@ -19,7 +19,9 @@ from videollama2.media.video import open_video
 
 FOLDERS = ("subtitles", "subtitle")
 ENDINGS = (".srt", ".en.srt", ".vtt", ".en.vtt")
-"""Suffixes of subtitle files, in upper or lower case, in order of preference."""
+"""Suffixes of subtitle files, in order of preference; see :func:`split_ending` for their spellings."""
+
+_ENDING = re.compile(r"(?:(\.en)(?:-[a-z]+)?)?(\.srt|\.vtt)$", re.I)
 
 _TIME = re.compile(r"(\d{1,2}):(\d{1,2}):(\d{1,2})[.,](\d{1,3})")
 _TIME_OF_VTT = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2})[.,](\d{1,3})")
@@ -39,7 +41,7 @@ class SubtitleFolder:
         for folder in folders:
             entries = sorted((data / folder).iterdir()) if (data / folder).is_dir() else ()
             for path in entries:
-                stem, ending = _split(path.name)
+                stem, ending = split_ending(path.name)
                 if ending and path.is_file():
                     self._paths.setdefault(f"{stem}{ending}", path)
 
@@ -48,12 +50,13 @@ class SubtitleFolder:
         return next((path for end in ENDINGS if (path := self._paths.get(stem + end))), None)
 
 
-def _split(name: str) -> tuple[str, str]:
-    """Split a name such as ``ID.EN.SRT`` into ``ID`` and ``.en.srt``; the suffix is empty for other kinds of file."""
-    for ending in sorted(ENDINGS, key=len, reverse=True):
-        if name.lower().endswith(ending):
-            return name[: -len(ending)], ending
-    return name, ""
+def split_ending(name: str) -> tuple[str, str]:
+    """Split a name such as ``ID.EN-US.SRT`` into ``ID`` and ``.en.srt``; the suffix is empty for other kinds of file.
+
+    Suffixes may be in upper or lower case, and English may be that of a region.
+    """
+    found = _ENDING.search(name)
+    return (name, "") if found is None else (name[: found.start()], "".join(filter(None, found.groups())).lower())
 
 
 def check_subtitles(paths: Iterable[Path]) -> None:

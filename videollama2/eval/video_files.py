@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -13,6 +14,11 @@ VIDEO_SUFFIXES = (*_PUBLISHED, ".webm", ".gif", *sorted({*SUFFIXES[VIDEO]} - {*_
 
 AUDIO_SUFFIXES = (".wav", ".flac", *sorted({*SUFFIXES[AUDIO]} - {".wav", ".flac"}))
 """Suffixes of sound files, as :data:`VIDEO_SUFFIXES`; the published code knows the first two."""
+
+
+def composed(name: str) -> str:
+    """Return a name with each accented letter as one character; archives made on macOS write it as two."""
+    return unicodedata.normalize("NFC", name)
 
 
 class VideoFolder:
@@ -39,7 +45,7 @@ class VideoFolder:
                 path = PurePosixPath(folder, stem)
                 names = self._list(self.data / path.parent)
                 for suffix in self.suffixes:
-                    if name := names.get((path.name, suffix)):
+                    if name := names.get((composed(path.name), suffix)):
                         return str(path.with_name(name))
         return str(PurePosixPath(self.folders[0], f"{stems[0]}{self.suffixes[0]}"))
 
@@ -70,10 +76,10 @@ class VideoFolder:
 
     def _has(self, path: PurePosixPath) -> bool:
         names = self._list(self.data / path.parent)
-        return names.get((path.stem, path.suffix.lower())) == path.name
+        return names.get((composed(path.stem), path.suffix.lower())) == path.name
 
     def _list(self, folder: Path) -> dict[tuple[str, str], str]:
         if folder not in self._names:
             entries = sorted(folder.iterdir()) if folder.is_dir() else []
-            self._names[folder] = {(path.stem, path.suffix.lower()): path.name for path in reversed(entries)}
+            self._names[folder] = {(composed(path.stem), path.suffix.lower()): path.name for path in reversed(entries)}
         return self._names[folder]
