@@ -67,7 +67,8 @@ _FILLER = (
 _IS = r"(?i:is|are|was|be|would be|must be|should be|has to be|seems to be|:|=|->|→|-|–|—)"
 _GAP = r"(?P<gap>(?:(?!\b(?i:answer|option|choice)\b)[^.;!?\n]){0,60}?)"
 _RIGHT = (
-    r"(?i:(?:my|our) (?:answer|choice|pick)|correct|right(?!-|\s+(?:hand|side|foot|arm|leg|of)\b)|best|true|accurate|the answer|answer|likely|fitting|"
+    r"(?i:(?:my|our) (?:answer|choice|pick)|"
+    r"correct|right(?!-|\s+(?:hand|side|foot|arm|leg|of)\b)|best|true|accurate|the answer|answer|likely|fitting|"
     r"appropriate|suitable)\b"
 )
 _STATED = (
