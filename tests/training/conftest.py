@@ -1,12 +1,14 @@
 """A small world, the starting parts of a very small model, and a way to run ``train.py`` on them."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,13 @@ SIZES = TinySizes(
     key_value_heads=1,
     intermediate=64,
 )
+
+
+@pytest.fixture(autouse=True)
+def no_worker_outlives_its_run() -> Iterator[None]:
+    """Loader workers end with their training, also where it failed, and not with the process that it ran in."""
+    yield
+    assert not [process for process in multiprocessing.active_children() if isinstance(process, ForkProcess)]
 
 
 @pytest.fixture(scope="session")

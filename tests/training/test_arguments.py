@@ -82,8 +82,10 @@ def test_flag_that_contradicts_a_whole_checkpoint(run, world, parts, tmp_path, c
     assert "'stc_connector_v35'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_unreadable_file_stops_the_run_and_is_named(world, parts, tmp_path, capsys, workers):
+@pytest.mark.parametrize(
+    "loading", [{}, {"dataloader_num_workers": 1}, {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}]
+)
+def test_unreadable_file_stops_the_run_and_is_named(world, parts, tmp_path, capsys, loading):
     import json
 
     rows = json.loads((world / "train.json").read_text())[:2]
@@ -92,7 +94,7 @@ def test_unreadable_file_stops_the_run_and_is_named(world, parts, tmp_path, caps
     rows[1] = {**rows[1], "id": "the-broken-one", "video": str(broken)}
     rows[0]["video"] = str(world / rows[0]["video"])
     (tmp_path / "data.json").write_text(json.dumps(rows))
-    changes = {"data_path": tmp_path / "data.json", "dataloader_num_workers": workers}
+    changes = {"data_path": tmp_path / "data.json", **loading}
     assert train.main(flags(world, parts, tmp_path / "out", **changes)) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert "'the-broken-one'" in line

@@ -44,6 +44,7 @@ from videollama2.training.stopping import (
     StoppedBySignalError,
     StoppedElsewhereError,
     StopSignals,
+    end_workers,
     message_of,
 )
 
@@ -81,6 +82,8 @@ class SavingTrainer(Trainer):
         self.agreement = Agreement()
         self.resumed: str | None = None
         self.saved_step = 0
+        self.loaders: list[DataLoader] = []
+        """Loaders of the run, whose worker processes end with it."""
         self.epoch_start: RandomState | None = None
         """The random state from before the current epoch, or None after the epoch's first step."""
 
@@ -101,13 +104,19 @@ class SavingTrainer(Trainer):
     def train(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, resume_from_checkpoint: str | None = None, **kwargs: Any
     ) -> TrainOutput:
-        """Train as transformers does, but close the progress bar also if an error or a signal ends the run."""
+        """Train as transformers does, but end progress bars and loader workers also if an error or a signal comes."""
         self.resumed = resume_from_checkpoint
+        failure = None
         try:
             output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
             self.stop_where_agreed()  # a signal may have come during the last step
             return output
+        except BaseException as error:
+            failure = error
+            raise
         finally:
+            end_workers(self.loaders, failure)
+            failure = None  # or the error would refer to itself through this frame
             for callback in self.callback_handler.callbacks:
                 if isinstance(callback, ProgressCallback) and callback.training_bar is not None:
                     callback.training_bar.close()

@@ -12,7 +12,8 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterable
 from functools import partial
 from multiprocessing.context import ForkContext, ForkProcess
 from types import FrameType, TracebackType
@@ -155,6 +156,19 @@ def shield_workers(loader: DataLoader) -> None:
     if loader.num_workers and multiprocessing.get_start_method() == "fork":
         loader.multiprocessing_context = _ShieldingContext()
     loader.worker_init_fn = partial(_begin_worker, loader.worker_init_fn)
+
+
+def end_workers(loaders: Iterable[DataLoader], error: BaseException | None = None) -> None:
+    """End the worker processes of ``loaders``, and those of iterators in the frames that an ``error`` came through.
+
+    An iterator ends its workers when it is freed. torch's errors refer to themselves, so what their frames hold would
+    be freed by the garbage collector only, later and in an order in which the workers are not told to end.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+    for loader in loaders:
+        loader._iterator = None  # persistent workers belong to an iterator that the loader keeps
 
 
 class _ShieldingProcess(ForkProcess):

@@ -136,6 +136,7 @@ class VideoLlama2Trainer(AskingTrainer):
         loader = super()._get_dataloader(*args, **kwargs)
         inner = getattr(loader, "base_dataloader", loader)  # accelerate's loader wraps one of torch
         shield_workers(inner)
+        self.loaders.append(inner)
         inner.collate_fn = CountingCollator(cast("Collate", inner.collate_fn), self.model.config)
         return loader
 
