@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from videollama2.inference.answer import Answer
@@ -43,9 +44,30 @@ _CHROMIUM_FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    "--use-fake-device-for-media-stream=fps=5",  # few frames, as recordings are encoded by the processor
+    "--use-fake-device-for-media-stream",
     "--use-fake-ui-for-media-stream",
 )
+
+_CAMERA_WIDTH, _CAMERA_HEIGHT, _CAMERA_FPS = 160, 120, 5
+"""What the false camera delivers, whatever the page would like best: the processor draws and encodes it all. At the
+640 x 480 and 20 frames a second of Chromium's own, a busy machine had no time left for the page that shows them."""
+
+
+def write_camera(path: Path) -> None:
+    """Write a second of a bar that moves, as Chromium plays it in place of a camera: YUV4MPEG2."""
+    luma, chroma = np.full((_CAMERA_HEIGHT, _CAMERA_WIDTH), 64, np.uint8), _CAMERA_WIDTH * _CAMERA_HEIGHT // 2
+    with path.open("wb") as file:
+        file.write(f"YUV4MPEG2 W{_CAMERA_WIDTH} H{_CAMERA_HEIGHT} F{_CAMERA_FPS}:1 Ip A1:1 C420jpeg\n".encode())
+        for number in range(_CAMERA_FPS):
+            picture = luma.copy()
+            picture[:, 32 * number : 32 * (number + 1)] = 192
+            file.write(b"FRAME\n" + picture.tobytes() + bytes([128]) * chroma)
+
+
+_FORGET = """
+if (!sessionStorage.getItem('opened')) { localStorage.clear(); sessionStorage.setItem('opened', 'yes'); }
+"""
+"""Run before a page's own scripts: a page that is opened finds nothing, one that is loaded again what it has kept."""
 
 
 class RecordedEngine(Engine):
@@ -141,34 +163,55 @@ def served(tiny: RecordedEngine, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """Closed with its module: while it runs, this thread can start no event loop for other tests."""
     playwright = pytest.importorskip("playwright.sync_api", reason="the tests in a browser need playwright")
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if found is None:
         pytest.skip("the tests in a browser need chromium")
+    camera = tmp_path_factory.mktemp("camera") / "bar.y4m"
+    write_camera(camera)
     with playwright.sync_playwright() as runner:
-        chromium = runner.chromium.launch(executable_path=found, args=list(_CHROMIUM_FLAGS))
-        yield chromium
+        flags = [*_CHROMIUM_FLAGS, f"--use-file-for-fake-video-capture={camera}"]
+        chromium = runner.chromium.launch(executable_path=found, args=flags)
+        yield Browser(chromium)
         chromium.close()
+
+
+class Browser:
+    """A browser whose windows of one kind share what it has learnt of a page's files, and nothing else."""
+
+    def __init__(self, chromium: Any) -> None:
+        self._chromium = chromium
+        self._windows: dict[tuple[str, str], Any] = {}
+
+    def open(self, size: str, **options: Any) -> Any:
+        """Open an empty page in a window of this size; its first address finds no cookies and nothing stored."""
+        key = (size, repr(sorted(options.items())))
+        if key not in self._windows:
+            width, height = SIZES[size]
+            window = self._chromium.new_context(viewport={"width": width, "height": height}, **options)
+            window.set_default_timeout(PATIENCE_MS)
+            self._windows[key] = window
+        self._windows[key].clear_cookies()
+        page = self._windows[key].new_page()
+        page.add_init_script(_FORGET)
+        return page
 
 
 class Visitor:
     """Somebody with the page open; does what a person does and reads what a person sees."""
 
-    def __init__(self, browser: Any, address: str, size: str = "desktop", **options: Any) -> None:
+    def __init__(self, browser: Browser, address: str, size: str = "desktop", **options: Any) -> None:
         from playwright.sync_api import expect
 
         self.expect = expect
-        width, height = SIZES[size]
-        self.context = browser.new_context(viewport={"width": width, "height": height}, **options)
-        self.context.set_default_timeout(PATIENCE_MS)
         expect.set_options(timeout=PATIENCE_MS)
+        self.page = browser.open(size, **options)
         self.requests: list[str] = []
-        self.context.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("request", lambda request: self.requests.append(request.url))
         self.refused: list[str] = []
-        self.context.on("requestfailed", lambda request: self.refused.append(request.url))
-        self.page = self.context.new_page()
+        self.page.on("requestfailed", lambda request: self.refused.append(request.url))
         self.faults: list[str] = []
         self.page.on("pageerror", lambda error: self.faults.append(str(error)))
         self.address, self.answered = address, 0
@@ -180,11 +223,21 @@ class Visitor:
         )
 
     def close(self) -> None:
-        self.context.close()
+        self.page.close()
 
     def outside(self) -> list[str]:
         """Requests that left the page's own origin."""
         return [url for url in self.requests if not url.startswith((self.address, "data:", "blob:"))]
+
+    def record(self, area: str, milliseconds: int) -> None:
+        """Record with the camera or microphone in ``area``, whose tab is open."""
+        self.page.locator(area).get_by_text("Record", exact=True).click()
+        stop = self.page.locator(area).get_by_text("Stop", exact=True).first
+        self.expect(stop).to_be_visible()
+        self.page.wait_for_timeout(milliseconds)
+        # A click of the mouse waits for the button to stand still in two frames, which may be long in coming while the
+        # pictures of the camera are drawn and encoded.
+        stop.dispatch_event("click")
 
     def upload(self, *paths: Path, frames: int | None = None) -> None:
         """Choose files; waits for the pictures of ``frames`` frames."""

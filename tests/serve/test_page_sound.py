@@ -160,9 +160,7 @@ def test_a_recording_of_the_camera_is_seen_and_heard(visit: Callable[[str], Visi
     page.expect(page.page.get_by_role("tab", name="Microphone")).to_be_visible()
     page.page.get_by_role("tab", name="Camera").click()
     page.page.get_by_title("grant webcam access").click()
-    page.page.locator("#vl-camera").get_by_text("Record", exact=True).click()
-    page.page.wait_for_timeout(1500)  # the recording's length
-    page.page.locator("#vl-camera").get_by_text("Stop", exact=True).first.click()
+    page.record("#vl-camera", 1000)
     page.expect(page.page.locator(".vl-strip img")).to_have_count(FRAMES)
     (told,) = waves(page, 1)
     assert "s of sound" in told, "it has a sound track"

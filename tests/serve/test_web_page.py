@@ -157,9 +157,7 @@ def test_a_recording_goes_to_the_question(visit: Open) -> None:
     page = visit(permissions=["camera"])
     page.page.get_by_role("tab", name="Camera").click()
     page.page.get_by_title("grant webcam access").click()
-    page.page.get_by_text("Record", exact=True).click()
-    page.page.wait_for_timeout(900)  # the recording's length
-    page.page.get_by_text("Stop", exact=True).first.click()
+    page.record("#vl-camera", 900)
     page.expect(page.page.locator(".vl-strip img")).to_have_count(8)
 
 
