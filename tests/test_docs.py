@@ -2,8 +2,6 @@
 
 import re
 import shlex
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -64,5 +62,5 @@ def test_links_lead_somewhere(page):
 
 
 def test_picture_is_what_the_code_says():
-    done = subprocess.run([sys.executable, "scripts/draw_map.py", "--check"], cwd=ROOT, capture_output=True, text=True)
+    done = run_python(["scripts/draw_map.py", "--check"])
     assert done.returncode == 0, done.stderr

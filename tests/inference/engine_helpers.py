@@ -1,6 +1,8 @@
 """Models, requests and reference answers that the tests of the engine share."""
 
 import json
+from functools import lru_cache
+from random import Random
 
 import torch
 
@@ -72,6 +74,14 @@ def alone(model, processor, request):
         eos_token_id=processor.tokenizer.eos_token_id,
     )[0].tolist()
     return tuple(ids[: ids.index(processor.tokenizer.eos_token_id)] if processor.tokenizer.eos_token_id in ids else ids)
+
+
+@lru_cache
+def answered(name):
+    """A model, its processor, requests and the token ids of each alone, for tests that change nothing of it."""
+    model, processor = load(name)
+    requests = draw_requests(Random(name), 17)
+    return model, processor, requests, [alone(model, processor, request) for request in requests]
 
 
 def run_with_random_joins(engine, requests, rng):

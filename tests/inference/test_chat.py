@@ -3,7 +3,6 @@
 import io
 import signal
 import subprocess
-import sys
 import threading
 
 import pytest
@@ -73,12 +72,11 @@ def test_faults_are_told_and_the_conversation_goes_on(tiny, tmp_path):
     assert "do not fit" in text and "top right" in text
 
 
-def test_ctrl_c_stops_the_answer_and_not_the_program():
+def test_ctrl_c_stops_the_answer_and_not_the_program(python_of_forks):
     model = golden_dir() / "models" / "qwen2-stc_connector-clip"
     # Longer than the pipe takes: the answer cannot end before it is stopped, however slow this test is.
     command = [
-        sys.executable,
-        "-u",
+        python_of_forks,
         "-m",
         "videollama2",
         "chat",
@@ -96,8 +94,6 @@ def test_ctrl_c_stops_the_answer_and_not_the_program():
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # Where the tests run in the background, Ctrl-C is ignored, and programs inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     guard = threading.Timer(120, process.kill)
     guard.start()

@@ -1,14 +1,15 @@
 """A run is what it was started with: the same command goes on or has nothing to do, any other one is refused."""
 
 import json
+import multiprocessing
 import shutil
-import subprocess
-import sys
+import signal
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.forked import start_function
 from videollama2 import train
 from videollama2.checkpoints.files import RUN_FILE
 from videollama2.errors import CheckpointError, ConfigError
@@ -16,7 +17,7 @@ from videollama2.training.arguments import parse_arguments
 from videollama2.training.identity import RunIdentity
 from videollama2.training.run_folder import LOCK_FILE, locked
 
-from .conftest import copy_checkpoint, environment, flags
+from .conftest import copy_checkpoint, flags
 
 SAVING = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
 
@@ -175,33 +176,25 @@ def test_going_on_from_an_older_checkpoint_ends_the_same(run, finished, tmp_path
 
 # ---------------------------------------------------------------------------------------------------- lock
 
-HOLD = """
-import sys, time
-from pathlib import Path
-from videollama2.training.run_folder import locked
-with locked(Path(sys.argv[1])):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
+
+def hold(folder: Path, out: Connection) -> None:
+    """Own the folder until killed."""
+    with locked(folder):
+        out.send("held")
+        signal.pause()
 
 
 def test_a_second_training_in_one_folder_is_refused(world, parts, tmp_path, capsys):
     folder = tmp_path / "out"
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(folder)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=environment(),
-        cwd=ROOT,
-        text=True,
-    )
+    ours, theirs = multiprocessing.Pipe()
+    holder = start_function(hold, folder, theirs)
     try:
-        assert holder.stdout.readline() == "held\n"
+        assert ours.recv() == "held"
         line = refusal(flags(world, parts, folder), capsys)
         assert f"{folder}: process {holder.pid} on " in line and "trains into this folder now" in line
     finally:
         holder.kill()
-        holder.wait()
+        holder.join()
     assert (folder / LOCK_FILE).is_file()  # what a killed process leaves holds nobody up
     with locked(folder):
         pass
