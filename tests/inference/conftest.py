@@ -1,5 +1,7 @@
 import pytest
 
+from tests.conftest import golden_dir
+from videollama2 import model_init
 from videollama2.inference.engine import Engine
 
 from .engine_helpers import load
@@ -8,6 +10,11 @@ from .engine_helpers import load
 @pytest.fixture(scope="module")
 def small():
     return load("qwen2-stc_connector-clip")
+
+
+@pytest.fixture(scope="module")
+def tiny_golden():
+    return model_init(golden_dir() / "models" / "qwen2-stc_connector-clip")
 
 
 @pytest.fixture
