@@ -10,7 +10,7 @@ from videollama2.inference.engine import Engine
 from videollama2.inference.request import Request
 from videollama2.model import int4, int8
 from videollama2.model.int4 import GROUP, Int4Linear, quantise_groups
-from videollama2.model.int8 import Int8Embedding, Int8Linear, multiplies_integers, quantise_rows
+from videollama2.model.int8 import Int8Embedding, Int8Linear, RowPacker, multiplies_integers, quantise_rows
 
 NAMES = ("qwen2-stc_connector_v35-siglip", "llama-mlp2x_gelu-clip")
 
@@ -53,6 +53,37 @@ def test_a_packed_layer_multiplies_integers(bias, dtype):
     assert (result.float() - wanted).norm() / wanted.norm() < 0.02
     # What else is in the batch changes nothing.
     assert all(torch.equal(few(inputs[i, j]), result[i, j]) for i in range(3) for j in range(5))
+
+
+@pytest.mark.skipif(not multiplies_integers(), reason="this CPU does not multiply 8-bit integers")
+@pytest.mark.parametrize("knows", [True, False])
+@pytest.mark.parametrize("shape", [(128, 192), (128, 100), (72, 192)])
+def test_weights_after_the_first_of_a_shape_are_packed_alike(shape, knows, monkeypatch):
+    if not knows:
+        monkeypatch.setattr(int8, "knows_order", lambda: False)
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(shape[1], shape[0]) for _ in range(3)]
+    packer, inputs = RowPacker(), torch.randn(4, shape[1])
+    packed = [rounded(layer) for layer in layers]
+    for layer in packed:
+        layer.pack(packer)
+    for layer, few in zip(layers, packed, strict=True):  # after all were packed: none is written over another
+        alone = rounded(layer)
+        alone.pack()
+        assert torch.equal(few(inputs), alone(inputs))
+
+
+@pytest.mark.skipif(not multiplies_integers(), reason="this CPU does not multiply 8-bit integers")
+def test_embeddings_read_their_rows_from_the_packed_head():
+    layer, embedding = torch.nn.Linear(192, 128, bias=False), Int8Embedding(128, 192, torch.float32)
+    few = rounded(layer)
+    embedding.weight, embedding.scale_O = few.weight, few.scale_O
+    ids = torch.tensor([[0, 127, 64], [63, 1, 127]])
+    rows = embedding(ids)
+    torch.testing.assert_close(rows, layer.weight.data[ids], rtol=0, atol=0.01)
+    few.pack()
+    embedding.share(few.packed)
+    assert (embedding.weight.numel() == 0) is int8.knows_order() and torch.equal(embedding(ids), rows)
 
 
 @pytest.mark.parametrize("rows", [1, 30])

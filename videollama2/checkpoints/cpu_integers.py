@@ -20,7 +20,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from videollama2.checkpoints.placement import bfloat16_feature
 from videollama2.model import int4
 from videollama2.model.int4 import Int4Linear
-from videollama2.model.int8 import SMALLEST_WEIGHT, Int8Embedding, Int8Linear, quantise_rows
+from videollama2.model.int8 import SMALLEST_WEIGHT, Int8Embedding, Int8Linear, RowPacker, quantise_rows
 
 METHOD = "videollama2_cpu_integers"
 """The name of the method in transformers."""
@@ -52,6 +52,8 @@ class CpuIntegerQuantizer(HfQuantizer):
     """Replaces linear layers and token embeddings by those with integer weights."""
 
     quantization_config: CpuIntegerConfig
+    takes_stored_dtype = True
+    """Weights are rounded from the dtype in which they are stored, see ``VideoLlama2PreTrainedModel``."""
 
     def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
         path, _, name = param_name.rpartition(".")
@@ -85,12 +87,15 @@ class CpuIntegerQuantizer(HfQuantizer):
         return Int8Linear.like(module)
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        embeddings = model.get_input_embeddings()
+        embeddings, packer = model.get_input_embeddings(), RowPacker()
         for module in model.modules():
             if isinstance(module, Int8Linear):
-                if module.weight is embeddings.weight:  # a head that shares the embeddings
+                is_shared = module.weight is embeddings.weight
+                if is_shared:
                     module.scale_O = embeddings.scale_O
-                module.pack()
+                module.pack(packer)
+                if is_shared:
+                    embeddings.share(module.packed)
         return model
 
     def get_quantize_ops(self) -> ConversionOps:

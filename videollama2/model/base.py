@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -97,6 +97,10 @@ class VideoLlama2PreTrainedModel(PreTrainedModel):
         expected_keys: list[str] | None = None,
     ) -> Any:
         """Load as transformers does, with files read by :func:`read_apart` where that takes less memory."""
+        if getattr(load_config.hf_quantizer, "takes_stored_dtype", False):
+            # transformers would convert each weight to the model's dtype before it is quantised. Without a dtype, it
+            # gives weights to the quantiser as they are stored, and converts the others to the dtype of their module.
+            load_config = replace(load_config, dtype=None)
         with ExitStack() as stack:
             if state_dict is None:
                 state_dict = stack.enter_context(read_apart(checkpoint_files, load_config))
