@@ -19,6 +19,9 @@ from videollama2.model.connectors.base import Connector, Shown
 from videollama2.model.encoders import encode_frames, vision_encoder
 from videollama2.model.encoders.beats import BeatsModel, zero_of
 
+_PATCHES_AT_ONCE = 1 << 10
+"""A CPU encodes as many frames in one pass as have so many patches at least."""
+
 
 class MediaFeaturesMixin:
     """The part of the model that turns media into tokens, a mixin for a module that has a ``config``.
@@ -65,15 +68,28 @@ class MediaFeaturesMixin:
         pixels_BCHW = pixels_BCHW.to(self._vision_device())
         if self.takes_features:
             return pixels_BCHW
+        with _graph_of(tower):
+            parts = [self._encode_frames(tower, part) for part in pixels_BCHW.split(self._frames_at_once(pixels_BCHW))]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _encode_frames(self, tower: PreTrainedModel, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         if pixels_BCHW.dtype == torch.uint8:
             pixels_BCHW = self._pixels_of(pixels_BCHW)
-        with _graph_of(tower):
-            return encode_frames(
-                tower,
-                pixels_BCHW,
-                self.config.mm_vision_select_layer,
-                self.config.mm_vision_select_feature,
-            )
+        select = self.config.mm_vision_select_layer, self.config.mm_vision_select_feature
+        return encode_frames(tower, pixels_BCHW, *select)
+
+    def _frames_at_once(self, pixels_BCHW: torch.Tensor) -> int:
+        """Return how many frames a pass of the encoder takes.
+
+        A CPU is faster with few frames at once, whose activations stay in its caches: with two of CLIP ViT-L/14-336 in
+        place of eight, it takes 0.6 of the time in 8 bits, 0.8 in bfloat16 and 1.0 in float32, for the same features.
+        The activations of a pass are also the largest there are: 40 MB a frame in float32. Where gradients are
+        computed, all activations are kept anyway, and ranks that share weights must run the encoder equally often.
+        """
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if pixels_BCHW.device.type != "cpu" or torch.is_grad_enabled() or distributed:
+            return max(1, len(pixels_BCHW))
+        return -(-_PATCHES_AT_ONCE // self.config.patches_per_side**2)
 
     def _pixels_of(self, levels_BCHW: torch.Tensor) -> torch.Tensor:
         if self.pixel_table is None:
