@@ -14,6 +14,7 @@ from videollama2.errors import DataError, MediaError, MissingDependencyError
 from videollama2.eval.annotations import why_unreadable
 from videollama2.eval.atomic import write_atomically
 from videollama2.media.kinds import SUFFIXES, kind_of, mime_type
+from videollama2.media.sources import kind_of_path
 
 CHAT = "/v1/chat/completions"
 
@@ -180,10 +181,7 @@ def _media(source: str, question: str | None) -> Iterator[BatchLine]:
 
 def _kind_of_file(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return kind_of(file, str(path))
-    except OSError as error:
-        raise DataError(f"{path}: {why_unreadable(error)}") from error
+        return kind_of_path(path)
     except MediaError as error:
         raise DataError(str(error)) from error
 

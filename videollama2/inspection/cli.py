@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from videollama2.commands import add_debug_flag
-from videollama2.errors import DataError, MediaNotFoundError
+from videollama2.errors import DataError
 from videollama2.flags import (
     add_bounds_flags,
     add_model_flags,
@@ -48,8 +48,9 @@ def inspect(args: argparse.Namespace) -> int:
     from videollama2.inspection.page import sheet, to_html
     from videollama2.inspection.weights import inspect_answer
     from videollama2.media.frames import FrameSampling
+    from videollama2.media.sources import kind_of_path
 
-    kind, sampling = _kind(args.medium), FrameSampling(**frame_options(args))
+    kind, sampling = kind_of_path(args.medium), FrameSampling(**frame_options(args))
     model, processor, _ = model_init(args.model_path, **model_options(args))
     use_audio = False if args.no_audio else None
     found = inspect_answer(model, processor, kind, args.medium, args.question, sampling, args.max_new_tokens, use_audio)
@@ -67,18 +68,3 @@ def inspect(args: argparse.Namespace) -> int:
     for note in found.notes:
         print(f"videollama2: {note}", file=sys.stderr)
     return 0
-
-
-def _kind(path: Path) -> str:
-    """Return the kind of a medium by its content; a folder holds the frames of a video."""
-    from videollama2.media.kinds import VIDEO, kind_of
-
-    if path.is_dir():
-        return VIDEO
-    try:
-        with path.open("rb") as file:
-            return kind_of(file, str(path))
-    except FileNotFoundError as error:
-        raise MediaNotFoundError(f"{path}: no such file") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
