@@ -231,12 +231,13 @@ class Visitor:
 
     def record(self, area: str, milliseconds: int) -> None:
         """Record with the camera or microphone in ``area``, whose tab is open."""
-        self.page.locator(area).get_by_text("Record", exact=True).click()
-        stop = self.page.locator(area).get_by_text("Stop", exact=True).first
+        buttons = self.page.locator(area).get_by_role("button")
+        buttons.filter(has_text=re.compile("^\\s*Record\\s*$")).first.click()
+        stop = buttons.filter(has_text=re.compile("^\\s*Stop\\s*$")).first
         self.expect(stop).to_be_visible()
         self.page.wait_for_timeout(milliseconds)
-        # A click of the mouse waits for the button to stand still in two frames, which may be long in coming while the
-        # pictures of the camera are drawn and encoded.
+        # A click of the mouse waits for the button to stand still in two frames, which may be long in coming while
+        # pictures are encoded or the wave of the sound is drawn.
         stop.dispatch_event("click")
 
     def upload(self, *paths: Path, frames: int | None = None) -> None:

@@ -146,9 +146,7 @@ def test_the_microphone(visit: Callable[[str], Visitor], served: Served) -> None
     page = visit("desktop", permissions=["microphone"])
     short_answers(page)
     page.page.get_by_role("tab", name="Microphone").click()
-    page.page.locator("#vl-microphone").get_by_role("button", name="Record").click()
-    page.page.wait_for_timeout(1500)
-    page.page.locator("#vl-microphone").get_by_role("button", name="Stop").first.click()
+    page.record("#vl-microphone", 1000)
     assert "s of sound" in waves(page, 1)[0]
     assert page.ask(QUESTION)
 
