@@ -101,17 +101,7 @@ def add_worker_flags(parser: argparse.ArgumentParser, is_several: bool = False, 
         metavar="N",
         help="requests that may wait; more are refused with 429 (default %(default)s)",
     )
-    engine.add_argument(
-        "--cuda-graphs",
-        action="store_true",
-        help="replay decode steps as CUDA graphs (dense, unquantised model on one GPU)",
-    )
-    engine.add_argument(
-        "--pack-weights",
-        action="store_true",
-        help="keep float32 weights a second time in the order of oneDNN's kernels: faster steps of 4 and more answers "
-        "on a CPU, for twice the memory",
-    )
+    _add_speed_flags(engine)
     engine.add_argument(
         "--stream-interval",
         type=number(1),
@@ -127,6 +117,20 @@ def add_worker_flags(parser: argparse.ArgumentParser, is_several: bool = False, 
         help="for running answers to end after SIGTERM (default %(default)g)",
     )
     parser.add_argument("--log-prompts", action="store_true", help="write questions to the log")
+
+
+def _add_speed_flags(engine: argparse._ActionsContainer) -> None:
+    engine.add_argument(
+        "--cuda-graphs",
+        action="store_true",
+        help="replay decode steps as CUDA graphs (dense, unquantised model on one GPU)",
+    )
+    engine.add_argument(
+        "--pack-weights",
+        action="store_true",
+        help="keep float32 weights a second time in the order of oneDNN's kernels: faster steps of 4 and more answers "
+        "on a CPU, for twice the memory",
+    )
 
 
 def add_engine_choice(engine: argparse._ActionsContainer, has_ray: bool) -> None:
