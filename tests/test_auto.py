@@ -60,11 +60,13 @@ assert gc.isenabled() and collected.count('start') < 5, collected  # without the
 PROGRAMS = {**{name: f"{code}\n{CHECK}" for name, code in ORDERS.items()}, "watched": WATCHED}
 
 IN_FORKS = """
-import json, os, sys, traceback
+import gc, json, os, sys, traceback
 # What transformers imports, but nothing of transformers or of this package, nor what the programs look at.
 import accelerate, accelerate.utils, huggingface_hub, jinja2, safetensors.torch, tokenizers, torch._dynamo, yaml
 import torch.distributed.fsdp, torch.distributed.tensor
 assert not {"PIL", "transformers", "videollama2"} & set(sys.modules)
+gc.collect()
+gc.freeze()
 for name, code in json.load(sys.stdin).items():
     sys.stdout.flush()
     if os.fork() == 0:

@@ -38,14 +38,9 @@ def distributions(tmp_path_factory):
     for name in names:
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, copy / name)
-    for command in (["sdist"], ["bdist_wheel"]):
-        done = subprocess.run(
-            [sys.executable, "setup.py", "-q", *command, "--dist-dir", str(out)],
-            cwd=copy,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
+    commands = [word for name in ("sdist", "bdist_wheel") for word in (name, "--dist-dir", str(out))]
+    done = subprocess.run([sys.executable, "setup.py", "-q", *commands], cwd=copy, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     with tarfile.open(next(out.glob("*.tar.gz"))) as archive:
         source = {name.partition("/")[2] for name in archive.getnames()}
     with zipfile.ZipFile(next(out.glob("*.whl"))) as archive:

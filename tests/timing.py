@@ -2,7 +2,7 @@
 
 A test that takes more than :data:`SLOW_S` is marked ``slow``. One that takes :data:`FAILS_AT_S` without the mark fails
 the run; the margin is there because processors differ. ``VIDEOLLAMA2_TEST_TIMES=FILE`` writes all times as JSON, those
-of set-up and teardown too.
+of set-up and teardown too, and shows their sums for each wing, as they stand in ``tests/README.md``.
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ class ProcessorTimes:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.wings: dict[str, dict[bool, float]] = {}
+        """Seconds of each wing, of its slow tests and of the others."""
         self.unmarked: list[str] = []
 
     @contextmanager
@@ -77,7 +79,10 @@ class ProcessorTimes:
         if taken is None:
             return
         self.seconds[f"{report.nodeid} {report.when}"] = taken
-        if report.when == "call" and taken > FAILS_AT_S and "slow" not in report.keywords:
+        is_slow = "slow" in report.keywords
+        wing = str(Path(report.nodeid.partition("::")[0]).parent)
+        self.wings.setdefault(wing, {False: 0.0, True: 0.0})[is_slow] += taken
+        if report.when == "call" and taken > FAILS_AT_S and not is_slow:
             self.unmarked.append(f"{report.nodeid} took {taken:.0f} s of processor time and is not marked slow")
 
     @pytest.hookimpl(trylast=True)
@@ -91,5 +96,8 @@ class ProcessorTimes:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if os.environ.get("VIDEOLLAMA2_TEST_TIMES"):
+            for wing, seconds in sorted(self.wings.items()):
+                terminalreporter.write_line(f"{wing}: {seconds[False]:.0f} s, slow tests {seconds[True]:.0f} s")
         for line in self.unmarked:
             terminalreporter.write_line(f"ERROR {line}", red=True)

@@ -173,7 +173,7 @@ def fit(
     # Drawing a batch takes as long as learning from it, so a worker process draws ahead. Without a generator of its own
     # the loader would take a seed from the global one, although drawing uses no random numbers.
     drawn = DataLoader(batches, batch_size=None, num_workers=1, generator=torch.Generator())
-    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.01, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.01, betas=(0.9, 0.98), fused=True)
     schedule = get_cosine_schedule_with_warmup(optimizer, min(WARMUP, steps // 4), steps)
     history: list[dict[str, float]] = []
     bar = tqdm(drawn, desc=name, disable=hides_bar(progress), mininterval=2.0)
