@@ -1,6 +1,7 @@
 """Data as people download them: folders, columns and endings of the hub are read in place."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -10,6 +11,8 @@ from videollama2.errors import DataError
 from videollama2.eval.__main__ import main
 from videollama2.eval.benchmarks import benchmark
 from videollama2.eval.video_files import VideoFolder
+from videollama2.media.frames import uniform_indices
+from videollama2.media.video import open_video
 
 pytest.importorskip("pyarrow")
 LAYOUTS = cases_dir() / "hub_layouts"
@@ -88,6 +91,25 @@ def test_subtitles_have_many_names(videomme, folder, ending):
 def run(data, output, *more):
     options = ("--model-path", "videollama2-tiny", "--device", "cpu", "--max-new-tokens", "4", "--no-progress")
     return main(["run", "videomme", "--data", str(data), "--output", str(output), *options, *more])
+
+
+def test_seen_subtitles_are_those_of_the_frames_that_are_shown(videomme, tmp_path):
+    """Spread by number, the first and the last frame are among them; by time, those amid four stretches of the clip."""
+    found = benchmark("videomme")
+    video = videomme / found.load(videomme)[0].media
+    with open_video(video) as reader:
+        times, count, length = reader.times, reader.num_frames, reader.duration
+    spans = [[f"00:00:{max(second + by, 0):06.3f}" for by in (-0.002, 0.002)] for second in times]
+    cues = [f"{i}\n{' --> '.join(span)}\nframe {i}\n" for i, span in enumerate(spans)]
+    (videomme / "subtitle" / f"{video.stem}.srt").write_text("\n".join(cues))
+    for sampling, indices in {
+        "index": uniform_indices(count, 4),
+        "time": [max(i for i in range(count) if times[i] <= length * part / 8 + 1e-6) for part in (1, 3, 5, 7)],
+    }.items():
+        options = ("--subtitles", "seen", "--sampling", sampling, "--num-frames", "4", "--limit", "1")
+        assert run(videomme, tmp_path / sampling, *options) == 0
+        sample = json.loads((tmp_path / sampling / "samples.jsonl").read_text().splitlines()[0])
+        assert re.findall(r"^frame (\d+)$", sample["instruction"], re.M) == [str(i) for i in indices]
 
 
 def test_no_subtitles_at_all_are_an_error_where_they_are_asked_for(videomme, tmp_path, capsys):

@@ -15,6 +15,7 @@ from videollama2.media.kinds import VIDEO
 
 if TYPE_CHECKING:
     from videollama2.eval.annotations import AnnotationEntry
+    from videollama2.media.frames import FrameSampling
 
 PUBLISHED, STRICT = "published", "strict"
 PROTOCOLS = (PUBLISHED, STRICT)
@@ -250,6 +251,9 @@ class Benchmark(ABC):
     def default_data(self, root: Path) -> Path:
         """Return the default data folder; ``root`` is the folder with those of all benchmarks."""
         return root / self.folder
+
+    sampling: FrameSampling | None = None
+    """The choice of frames of the model that is asked, which the runner sets; prompts may depend on the frames."""
 
     preset: Preset | None = None
     """The way of another harness to ask the questions, if it is used; see :meth:`with_preset`."""

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
+from copy import copy
 from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -151,13 +152,13 @@ class Runner:
     def __init__(
         self, engine: Engine, benchmark: Benchmark, data: Path, options: AnswerOptions, strict_data: bool = False
     ) -> None:
-        self.engine, self.benchmark, self.data, self.options = engine, benchmark, data, options
+        self.engine, self.benchmark, self.data, self.options = engine, copy(benchmark), data, options
         self.strict_data = strict_data
         self.work = Work()
         self._busy_until = 0.0
         """The time (monotonic) at which the latest of the finished answers ended, or at which the run began."""
         self.sampling = options.frames_of(engine.processor.model_config.num_frames)
-        self.num_frames = self.sampling.count
+        self.benchmark.sampling, self.num_frames = self.sampling, self.sampling.count
         self.clips = ClipReader(engine.processor, data, self.sampling, options.video_backend)
         # An answer may take half of a slot; with a prompt longer than the other half, it gets what is left.
         self.max_new_tokens = options.max_new_tokens or min(benchmark.max_new_tokens, engine.max_length // 2)

@@ -159,8 +159,12 @@ def seen_lines(cues: Sequence[Cue], times: Sequence[float]) -> list[str]:
     return [cue.text for cue in shown if cue.text]
 
 
-def subtitles_for(video: Path, cues: Sequence[Cue], num_frames: int, published: bool) -> str:
+def subtitles_for(
+    video: Path, cues: Sequence[Cue], num_frames: int, published: bool, sampling: FrameSampling | None = None
+) -> str:
     """Return the subtitles for ``num_frames`` frames of a video, one cue per line.
+
+    Unless ``published``, they are those of the frames that ``sampling`` chooses (by default ``num_frames`` by index).
 
     Raises:
         MediaError: the video cannot be opened.
@@ -168,9 +172,16 @@ def subtitles_for(video: Path, cues: Sequence[Cue], num_frames: int, published: 
     with open_video(video) as reader:
         if published:
             return "\n".join(published_lines(cues, reader.num_frames, reader.fps, num_frames))
-        sampling = FrameSampling(num_frames=num_frames)
         times = reader.times
-        chosen = select_frames(reader.num_frames, reader.fps, sampling, times=times, name=reader.name)
+        chosen = select_frames(
+            reader.num_frames,
+            reader.fps,
+            sampling or FrameSampling(num_frames=num_frames),
+            times=times,
+            step_fps=reader.step_fps,
+            duration=reader.duration,
+            name=reader.name,
+        )
         return "\n".join(seen_lines(cues, [times[index] for index in chosen]))
 
 

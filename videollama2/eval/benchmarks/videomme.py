@@ -118,7 +118,8 @@ subtitles/               (or subtitle/) VIDEOID.srt (or VIDEOID.en.srt, .vtt), w
         key = video, num_frames
         if key not in self._lines:
             # The questions of a video are asked one after the other, so keeping one text is enough.
-            self._lines = {key: subtitles_for(video, read_subtitles(file), num_frames, self.subtitles == "published")}
+            published, cues = self.subtitles == "published", read_subtitles(file)
+            self._lines = {key: subtitles_for(video, cues, num_frames, published, self.sampling)}
         return self._lines[key]
 
     def published_options(self, item: Item) -> Sequence[str]:
