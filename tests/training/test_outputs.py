@@ -80,6 +80,8 @@ def test_a_long_fall_is_drawn_on_a_logarithmic_scale(last, scale):
     curve = [(step, 5.0 + (last - 5.0) * step / 99) for step in range(100)]
     (axis,) = draw({"loss": curve, "loss, smoothed": curve}).axes
     assert axis.get_yscale() == scale
+    (axis,) = draw({"loss, smoothed": curve[:3]}).axes
+    assert all(step == int(step) for step in axis.get_xticks())
 
 
 def test_a_run_without_matplotlib_loses_its_plot_only(run, monkeypatch, capsys):

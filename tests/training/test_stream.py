@@ -52,6 +52,8 @@ def test_batches_do_not_depend_on_the_form_and_resume_exactly(run, world, tmp_pa
     assert [row["step"] for row in again.log] == [1, 2, 3, 4]
     assert difference(whole.weights, again.weights) == 0
     assert whole.losses == again.losses
+    report = (again.folder / "report.md").read_text()
+    assert "Read as a stream" in report and "| `--streaming` | True |" in report and "num_train_epochs" not in report
 
 
 @pytest.mark.slow

@@ -19,9 +19,11 @@ CARD_FILE = "README.md"
 LOSS_PLOT = "loss.png"
 
 _RECIPE = (
+    *("objective", "reward", "streaming", "packing"),
     *("max_steps", "num_train_epochs", "learning_rate", "mm_projector_lr", "lr_scheduler_type", "warmup_ratio"),
     *("weight_decay", "optim", "bf16", "model_max_length", "num_frames", "mm_projector_type", "freeze_vision_tower"),
-    *("tune_mm_mlp_adapter", "lora_enable", "lora_r", "lora_alpha", "lora_dropout", "bits", "seed"),
+    *("tune_mm_mlp_adapter", "lora_enable", "lora_r", "lora_alpha", "lora_dropout", "lora_dora", "lora_rslora"),
+    *("bits", "seed"),
 )
 """Flags that a reader compares first; all of them are in the record of the run."""
 
@@ -117,8 +119,11 @@ def _recipe(record: dict[str, Any]) -> Iterator[str]:
     for name, (weights, _) in record.get("weights", {}).items():
         yield f"| `--{name}` | {weights} |"
     yield f"| samples in a step | {record.get('batch')} |"
+    without_effect = {"num_train_epochs" if (flags.get("max_steps") or 0) > 0 else "max_steps"}
+    if not flags.get("lora_enable"):
+        without_effect |= {name for name in _RECIPE if name.startswith("lora_")}
     for name in _RECIPE:
-        if flags.get(name) not in (None, False, ""):
+        if name not in without_effect and flags.get(name) not in (None, False, ""):
             yield f"| `--{name}` | {flags[name]} |"
 
 

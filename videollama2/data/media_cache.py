@@ -40,12 +40,13 @@ class MediaCache:
     Args:
         folder: where the files are; made if it does not exist.
         limit: maximum number of bytes. The least recently used entries make room for new ones.
+        warns: whether this process tells that it cannot write; of those that share a folder, one may do so for all.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], limit: int) -> None:
+    def __init__(self, folder: str | os.PathLike[str], limit: int, warns: bool = True) -> None:
         self.folder, self.limit = Path(folder), limit
         # Loader workers share it, so that a run of many workers and epochs is warned once.
-        self.warned = torch.zeros(1, dtype=torch.bool).share_memory_()
+        self.warned = torch.tensor([not warns]).share_memory_()
 
     def frames(self, source: str | bytes, depends_on: Any, decode: Callable[[], torch.Tensor]) -> torch.Tensor:
         """Return the frames of a video, uint8 (T, C, H, W).

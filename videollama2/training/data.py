@@ -42,7 +42,8 @@ class RunData:
         self.index = Index(Path(data_args.records_cache)) if data_args.records_cache else None
         self.media_cache = None
         if data_args.media_cache:
-            self.media_cache = MediaCache(data_args.media_cache, int(data_args.media_cache_gb * 1e9))
+            limit = int(data_args.media_cache_gb * 1e9)
+            self.media_cache = MediaCache(data_args.media_cache, limit, training_args.local_process_index == 0)
         self.features = None
         if data_args.features:
             self.features = FeatureStore(data_args.features)

@@ -73,6 +73,7 @@ def draw(curves: dict[str, Curve]) -> Any:
         axis.set_yscale("log")
     else:
         axis.set_ylim(bottom=min(0.0, *lasting))
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_xlabel("step")
     axis.set_ylabel("loss per label")
     axis.grid(color="#e4e4e4")

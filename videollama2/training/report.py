@@ -54,13 +54,14 @@ def write_report(folder: Path, sets: Sequence[Sequence[Record]], processes: int,
 
     Args:
         folder: output folder of the run.
-        sets: the records of each annotation file.
+        sets: the records of each annotation file; none of a run that has streamed them.
         processes: number of the run's processes.
         device: device of this process.
     """
     log = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
     lines = [f"# {folder.resolve().name}", *training_lines(folder, folder)]
-    lines += ["", "## Records", "", *_table(("file", "records", "media"), _records(sets))]
+    records = _table(("file", "records", "media"), _records(sets)) if sets else ["Read as a stream, and not counted."]
+    lines += ["", "## Records", "", *records]
     lines += ["", "## Curves", "", *_curves(log), "", "## Rates", "", *_table(("mean over the log", ""), _rates(log))]
     if answers := read_answers(folder):
         lines += ["", "## Examples", "", *_examples(answers)]
