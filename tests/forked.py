@@ -53,8 +53,11 @@ def run_ranks(
     log: Path,
     watch: Callable[[str], int] = lambda text: 0,
     timeout_s: float = 600,
+    module: str = "videollama2.train",
 ) -> int:
-    """Run ``train.main(argv)`` in so many processes of one group; return the first exit code that is not 0, or 0.
+    """Run ``module.main(argv)`` in so many processes of one group; return the first exit code that is not 0, or 0.
+
+    Each gets the variables that torchrun sets.
 
     Args:
         log: a file that receives what the processes write, errors included.
@@ -62,7 +65,7 @@ def run_ranks(
             processes then get. ``SIGKILL`` kills their children too.
     """
     port = _free_port()
-    ranks = [start_rank(argv, rank, processes, port, log) for rank in range(processes)]
+    ranks = [start(module, argv, log, _as_torchrun_sets(rank, processes, port)) for rank in range(processes)]
     deadline = time.monotonic() + timeout_s
     number = 0
     while any(rank.is_alive() for rank in ranks):
@@ -77,13 +80,6 @@ def run_ranks(
     for rank in ranks:
         rank.join()
     return next((rank.exitcode for rank in ranks if rank.exitcode), 0)
-
-
-def start_rank(
-    argv: list[str], rank: int, processes: int, port: int, log: Path, variables: dict[str, str] | None = None
-) -> BaseProcess:
-    """Begin ``train.main(argv)`` in one of so many processes of a group, with what torchrun sets and ``variables``."""
-    return start("videollama2.train", argv, log, {**_as_torchrun_sets(rank, processes, port), **(variables or {})})
 
 
 def run_python(

@@ -3,14 +3,17 @@
 import importlib.util
 import json
 import subprocess
-import sys
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
+from accelerate import Accelerator
 
 from tests.conftest import ROOT
+from tests.forked import run_ranks
 from videollama2 import train
 from videollama2.checkpoints import load_pretrained_model
 from videollama2.data.collator import TrainingCollator
@@ -100,35 +103,20 @@ def test_a_killed_process_comes_back(launch, world, parts, tmp_path):
     assert difference(whole.weights, Run(folder).weights) <= 1e-6
 
 
-ENDING = """
-import sys, time
-from pathlib import Path
-import torch
-from accelerate import Accelerator
-from videollama2.train import end_together
-accelerator, written = Accelerator(cpu=True), Path(sys.argv[1])
-if accelerator.is_main_process:
-    time.sleep(2)  # a result that takes long to write
-    written.touch()
-end_together(accelerator)
-assert written.exists() and not torch.distributed.is_initialized()
-"""
+def main(argv):
+    """One of two processes, the first of which writes a file."""
+    accelerator, written = Accelerator(cpu=True), Path(argv[0])
+    if accelerator.is_main_process:
+        time.sleep(0.5)  # a result that takes long to write
+        written.touch()
+    train.end_together(accelerator)
+    assert written.exists() and not torch.distributed.is_initialized()
+    return 0
 
 
 def test_no_process_leaves_before_the_first_has_written(tmp_path):
-    script = tmp_path / "ending.py"
-    script.write_text(ENDING)
-    argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*argv, script, tmp_path / "written"],
-        env=environment(),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    log = tmp_path / "log"
+    assert run_ranks([str(tmp_path / "written")], 2, log, module=__name__) == 0, log.read_text()
 
 
 def test_evaluation_does_not_depend_on_processes(run, launch, world):
