@@ -286,13 +286,15 @@ def plot(path: Path, tables: dict[str, list[Row]]) -> None:
     figure = Figure(figsize=(3 * len(tables), 5), layout="constrained")
     axes: Sequence[Sequence[Any]] = figure.subplots(2, len(tables))
     for column, (name, rows) in enumerate(tables.items()):
-        sizes = [row.size for row in rows]
-        for place, values in ((0, [row.seconds for row in rows]), (1, [row.memory / 1e9 for row in rows])):
+        sizes, seconds = [row.size for row in rows], [row.seconds for row in rows]
+        for place, values in ((0, seconds), (1, [row.memory / 1e9 for row in rows])):
             axes[place][column].plot(sizes, values, marker="o")
-            axes[place][column].set(xscale="log", ylabel=("seconds", "GB")[place])
+            axes[place][column].set(xscale="log", ylabel=("seconds, counted", "GB, counted")[place])
             axes[place][column].minorticks_off()
             axes[place][column].set_xticks(sizes, list(map(_size, sizes)), fontsize=7)
         axes[0][column].set(yscale="log")
+        axes[0][column].yaxis.set_major_formatter("{x:g}")
+        axes[0][column].yaxis.set_minor_formatter("{x:g}" if max(seconds) < 10 * min(seconds) else "")
         axes[0][column].set_title(name.partition(" (")[0], fontsize=9)
         axes[1][column].set_ylim(bottom=0)
     # Text stays text, and the same numbers give the same file.

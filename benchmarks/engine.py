@@ -8,10 +8,13 @@ The model has random weights and the shapes of CLIP ViT-L/14-336, the STC connec
 bytes of the weights over the rate of a large copy, for a step that reads each once; of a prompt, its multiplications
 over the rate of one large product of matrices.
 
-Two more tables: a decode step of 1 to 16 rows against the time in which its bytes are read, and with the kernels that
-torch chooses by itself; and ``--clients`` different questions about one clip, asked at once, to their first tokens.
-Then ``--mixed`` short and long questions about known and new clips arrive at 70 % of the rate at which they are
-answered (:mod:`loads`).
+Two more tables: a decode step of 1 to 16 rows against its floor, which is the time in which its bytes are read or its
+products are computed at the rate for so many rows, whichever is longer, and the same step with the kernels that torch
+chooses by itself and with packed weights; and ``--clients`` different questions about one clip, asked at once, to their
+first tokens. Then ``--mixed`` short and long questions about known and new clips arrive at 70 % of the rate at which
+they are answered (:mod:`loads`). ``--parts`` chooses among them.
+
+On a GPU, decode steps are replayed as CUDA graphs, and the first table has the same steps without them.
 
 The random model also hears (a BEATs of the published shape): first tokens are timed for a clip that is seen and for its
 sound. ``benchmarks/hear.py`` has more about sounds.
@@ -24,6 +27,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from limits import copy_rate, product_rate, synchronize, timed
 from loads import print_mixed
 from random_model import CLIP, QUESTION, SHAPES, SOUNDING_CLIP, make_random
+from steps import ROWS, print_steps
 
 DECODING_FRAMES = 2
 """Frames of the clip where decoding alone is measured: generate prefills every row anew, which takes minutes."""
@@ -39,11 +44,7 @@ DECODING_FRAMES = 2
 MAX_LENGTH = 2048
 """Length of a slot: a sound takes 1496 tokens."""
 
-STEP_ROWS = (1, 2, 4, 8, 16)
-"""Numbers of rows of which a decode step is timed."""
-
-STEP_POSITIONS = 870
-"""Positions that each row of such a step attends to: a clip of 8 frames and a question."""
+PARTS = ("decoding", "prefill", "start", "steps", "together", "mixed", "equal")
 
 OTHER_QUESTION = "How many objects are there in the clip?"
 
@@ -59,7 +60,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--model", help="a checkpoint instead of the random one")
     parser.add_argument("--shape", choices=sorted(SHAPES), help="default 7b on a GPU, else 0.5b")
-    parser.add_argument("--no-cuda-graphs", action="store_true", help="on a GPU, start every kernel of a step")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure (default: all)")
     return parser.parse_args()
 
 
@@ -85,11 +86,12 @@ class Bench:
         self.engine = Engine(
             self.model,
             self.processor,
-            max_batch=max(args.concurrent, args.clients, *STEP_ROWS),
+            max_batch=max(args.concurrent, args.clients, *ROWS),
             max_length=MAX_LENGTH,
             background=False,
-            cuda_graphs=self.model.device.type == "cuda" and not args.no_cuda_graphs,
+            cuda_graphs=self.model.device.type == "cuda",
         )
+        self.fixed = self.engine.decoder.fixed
         self.engine._end_ids = frozenset()  # random weights must not end an answer early
         self.device = self.model.get_input_embeddings().weight.device
 
@@ -143,6 +145,24 @@ class Bench:
         assert all(answer.result().completion_tokens == self.args.new_tokens for answer in answers)
         return count * steps / seconds
 
+    def without_graphs(self, count: int) -> float:
+        """As :meth:`concurrent`, with every kernel of a step started by itself."""
+        self.engine.decoder.fixed = None
+        try:
+            return self.concurrent(count)
+        finally:
+            self.engine.decoder.fixed = self.fixed
+
+    def equal_without_graphs(self, count: int) -> int:
+        """Return how many of so many answers have the same tokens with and without graphs."""
+        answers = []
+        for fixed in (None, self.fixed):
+            self.engine.decoder.fixed = fixed
+            asked = [self.request(f"{QUESTION} Say it in {number} words.") for number in range(count)]
+            answers.append([self.engine.submit_request(request) for request in asked])
+            answers[-1] = [answer.result().token_ids for answer in answers[-1]]
+        return sum(one == other for one, other in zip(*answers, strict=True))
+
     def prefill(self) -> tuple[float, int]:
         """Seconds and tokens of a prompt of which nothing is known but its visual tokens."""
         torch, decoder = self.torch, self.engine.decoder
@@ -158,19 +178,6 @@ class Bench:
         with torch.inference_mode():
             run()
             return timed(run, self.args.repeat), count
-
-    def step(self, rows: int) -> float:
-        """Seconds of one decode step of so many rows, without the choice of tokens."""
-        torch, decoder = self.torch, self.engine.decoder
-        ids = torch.zeros(rows, 1, dtype=torch.long, device=self.device)
-
-        def run() -> None:
-            decoder.slots.select(0, [STEP_POSITIONS - 1 - row for row in range(rows)], 1)
-            decoder.run(self.model.get_input_embeddings()(ids), masked=rows > 1, last=[0] * rows)
-
-        with torch.inference_mode():
-            run()
-            return timed(run, self.args.repeat)
 
     def together(self, clients: int) -> list[float]:
         """Seconds to the first token of each of so many questions about one clip, whose visual tokens are known."""
@@ -218,6 +225,12 @@ def equal_answers(dtype: str, device: str | None) -> str:
     return f"{dtype}: {equal} of {len(requests)} answers of the tiny model are the same alone and in a batch of 16"
 
 
+def print_equal(device: str | None) -> None:
+    print()
+    for dtype in ("float32", "bfloat16"):
+        print(equal_answers(dtype, device))
+
+
 def print_start_up(bench: Bench) -> None:
     """Print the time to the first token of questions about a clip, and about its sound if the model hears."""
     print(f"\n{'to first token':24} {'seconds':>8} {'sooner':>8} {'prompt':>7} {'prefilled':>10}")
@@ -231,18 +244,52 @@ def print_start_up(bench: Bench) -> None:
             print(f"{name:24} {seconds:8.3f} {base / seconds:7.1f}x {result.prompt_tokens:7} {prefilled:10}")
 
 
-def print_steps(bench: Bench, weights: int, rate: float) -> None:
-    """Print decode steps of several sizes against the time in which their bytes are read at ``rate``."""
-    decoder = bench.engine.decoder
-    chosen = decoder.few_rows
-    print(f"\n{'rows of a step':14} {'ms':>8} {'floor, ms':>10} {'of floor':>9} {'torch alone':>12}")
-    for rows in STEP_ROWS:
-        floor = (weights + rows * STEP_POSITIONS * decoder.slots.bytes_per_position) / rate
-        seconds = {}
-        for decoder.few_rows in (False, chosen):
-            seconds[decoder.few_rows] = bench.step(rows)
-        own = seconds[chosen]
-        print(f"{rows:14} {1e3 * own:8.1f} {1e3 * floor:10.1f} {floor / own:9.0%} {seconds[False] / own:11.2f}x")
+def print_decoding(bench: Bench, limit: float) -> None:
+    """Print decoded tokens per second beside transformers' generate; ``limit`` is the most for one request."""
+    n = bench.args.concurrent
+    runs = {
+        ("generate", 1): lambda: bench.static(1),
+        ("engine", 1): lambda: bench.concurrent(1),
+        ("generate", n): lambda: bench.static(n),
+        ("engine", n): lambda: bench.concurrent(n),
+    }
+    if bench.fixed is not None:
+        runs |= {("no graphs", count): lambda count=count: bench.without_graphs(count) for count in (1, n)}
+    for run in (bench.concurrent, *([bench.without_graphs] if bench.fixed is not None else [])):
+        run(n)  # warm-up; from here on, the prompt's key-values are known to the engine, and the steps are recorded
+    rates: dict[tuple[str, int], list[float]] = {key: [] for key in runs}
+    for _ in range(bench.args.repeat):  # in turns, so that a slow minute of the machine slows all of them
+        for key, run in runs.items():
+            rates[key].append(run())
+    middle = {key: statistics.median(values) for key, values in rates.items()}
+    print(f"\n{'decoding':10} {'requests':>8} {'tokens/s':>9} {'/ generate x1':>14} {'of bandwidth':>13}")
+    for (name, count), rate in middle.items():
+        share = rate / (limit * count)
+        print(f"{name:10} {count:8} {rate:9.1f} {rate / middle['generate', 1]:13.2f}x {share:12.0%}")
+    print(f"\nengine x{n} / engine x1:   {middle['engine', n] / middle['engine', 1]:.2f} (target 2.7)")
+    print(f"engine x{n} / generate x{n}: {middle['engine', n] / middle['generate', n]:.2f} (target 0.9)")
+    print(f"engine x1 / generate x1: {middle['engine', 1] / middle['generate', 1]:.2f} (target 0.95)")
+    if bench.fixed is not None:
+        print(f"{bench.equal_without_graphs(n)} of {n} answers have the same tokens with graphs and without")
+
+
+def print_prefill(bench: Bench) -> None:
+    """Print the rate of a prompt, and its share of the rate of a large product."""
+    seconds, count = bench.prefill()
+    operations = 2 * count * sum(p.numel() for p in bench.model.get_decoder().layers.parameters())
+    peak = product_rate(bench.torch, bench.device, bench.model.dtype)
+    print(
+        f"prefill of {count} tokens: {count / seconds:.0f} tokens/s, {operations / seconds / peak:.0%} of the rate "
+        f"of a large product of matrices ({peak / 1e12:.2f} TFLOP/s)"
+    )
+
+
+def print_together(bench: Bench) -> None:
+    """Print the first tokens of a crowd that asks about one clip."""
+    firsts = bench.together(bench.args.clients)
+    middle = statistics.median(firsts)
+    print(f"\n{len(firsts)} questions about one clip: first token of the first {firsts[0]:.3f} s, p50 {middle:.3f} s")
+    print(f"({middle / firsts[0]:.2f} times the first), last {firsts[-1]:.3f} s")
 
 
 def main() -> None:
@@ -256,51 +303,25 @@ def main() -> None:
             make_random(Path(folder), shape, hears=True)
         bench = Bench(args, args.model or folder)
     decoder = bench.model.get_decoder()
-    weights = sum(p.nbytes for p in {*decoder.parameters(), *bench.model.lm_head.parameters()})
-    limit = copy_rate(torch, bench.device) / weights
+    weights = sum(p.nbytes for p in {*decoder.layers.parameters(), *bench.model.lm_head.parameters()})
+    rate = copy_rate(torch, bench.device)
     dtype = str(bench.model.dtype).removeprefix("torch.")
     name = args.model or f"{shape} shapes"
-    graphs = ", CUDA graphs" if bench.engine.decoder.fixed is not None else ""
+    graphs = ", CUDA graphs" if bench.fixed is not None else ""
     device = torch.cuda.get_device_name() if bench.device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     print(f"{name} on {device}, {dtype}{graphs}; answers of {args.new_tokens} tokens")
     print(f"({DECODING_FRAMES} frames while decoding, 8 to the first token)")
-    n = args.concurrent
-    runs = {
-        ("generate", 1): lambda: bench.static(1),
-        ("engine", 1): lambda: bench.concurrent(1),
-        ("generate", n): lambda: bench.static(n),
-        ("engine", n): lambda: bench.concurrent(n),
+    parts: dict[str, Callable[[], None]] = {
+        "decoding": lambda: print_decoding(bench, rate / weights),
+        "prefill": lambda: print_prefill(bench),
+        "start": lambda: print_start_up(bench),
+        "steps": lambda: print_steps(bench.model, bench.engine.decoder, weights, rate, args.repeat),
+        "together": lambda: print_together(bench),
+        "mixed": lambda: print_mixed(bench.engine, args.mixed, args.new_tokens, frames=8),
+        "equal": lambda: print_equal(args.device),
     }
-    bench.concurrent(2)  # warm-up; from here on, the prompt's key-values are known to the engine
-    rates: dict[tuple[str, int], list[float]] = {key: [] for key in runs}
-    for _ in range(args.repeat):  # in turns, so that a slow minute of the machine slows all of them
-        for key, run in runs.items():
-            rates[key].append(run())
-    rows = [(*key, statistics.median(values)) for key, values in rates.items()]
-    one = rows[0][2]
-    print(f"\n{'decoding':10} {'requests':>8} {'tokens/s':>9} {'/ generate x1':>14} {'of bandwidth':>13}")
-    for name, count, rate in rows:
-        print(f"{name:10} {count:8} {rate:9.1f} {rate / one:13.2f}x {rate / (limit * count):12.0%}")
-    print(f"\nengine x{n} / engine x1:   {rows[3][2] / rows[1][2]:.2f} (target 2.7)")
-    print(f"engine x{n} / generate x{n}: {rows[3][2] / rows[2][2]:.2f} (target 0.9)")
-    print(f"engine x1 / generate x1: {rows[1][2] / rows[0][2]:.2f} (target 0.95)")
-    seconds, count = bench.prefill()
-    operations = 2 * count * sum(p.numel() for p in decoder.layers.parameters())
-    peak = product_rate(torch, bench.device, bench.model.dtype)
-    print(
-        f"prefill of {count} tokens: {count / seconds:.0f} tokens/s, {operations / seconds / peak:.0%} of the rate "
-        f"of a large product of matrices ({peak / 1e12:.2f} TFLOP/s)"
-    )
-    print_start_up(bench)
-    print_steps(bench, weights, limit * weights)
-    firsts = bench.together(args.clients)
-    middle = statistics.median(firsts)
-    print(f"\n{args.clients} questions about one clip: first token of the first {firsts[0]:.3f} s, p50 {middle:.3f} s")
-    print(f"({middle / firsts[0]:.2f} times the first), last {firsts[-1]:.3f} s")
-    print_mixed(bench.engine, args.mixed, args.new_tokens, frames=8)
-    print()
-    for dtype in ("float32", "bfloat16"):
-        print(equal_answers(dtype, args.device))
+    for part in args.parts:
+        parts[part]()
 
 
 if __name__ == "__main__":

@@ -73,6 +73,10 @@ def main() -> int:
     folders = sorted(path.parent for path in args.models.glob("*/reference.safetensors"))[: args.most]
     if not folders:
         sys.exit(f"{args.models} holds no reference models")
+    import torch
+
+    # On a GPU, torch computes float32 convolutions with 10 bits of mantissa unless it is told not to.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     broken = False
     print(f"{len(folders)} models; errors of logits as shares of their spread\n")
     print(f"{'dtype':10} {'median':>10} {'largest':>10} {'equal tokens':>14}")

@@ -1,7 +1,14 @@
-"""What the benchmarks ask about, and models of real shapes with random weights that they ask."""
+#!/usr/bin/env python3
+"""What the benchmarks ask about, and models of real shapes with random weights that they ask.
+
+    python benchmarks/random_model.py FOLDER [--shape 7b] [--hears]
+
+writes such a model, so that several benchmarks can open it with ``--model``.
+"""
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,7 +44,8 @@ def make_random(
     """Write a checkpoint of these shapes with random weights; the tokenizer is the tiny model's.
 
     The weights are stored in bfloat16, as published ones are. With ``hears``, there is a BEATs of the published shape.
-    With ``layers``, decoder and vision encoder have so many each.
+    With ``layers``, decoder and vision encoder have so many each. The numbers are drawn on the GPU, if there is one: a
+    processor takes minutes for those of a 7B model.
     """
     import torch
 
@@ -68,7 +76,8 @@ def make_random(
     standard = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
-        model = VideoLlama2ForConditionalGeneration(config)
+        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+            model = VideoLlama2ForConditionalGeneration(config)
     finally:
         torch.set_default_dtype(standard)
     _, tiny = load_checkpoint("videollama2-tiny")
@@ -79,3 +88,16 @@ def make_random(
     processor = VideoLlama2Processor(load_image_processor(folder, config), tiny.tokenizer, config)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="0.5b")
+    parser.add_argument("--hears", action="store_true", help="with an audio encoder")
+    args = parser.parse_args()
+    make_random(args.folder, args.shape, hears=args.hears)
+
+
+if __name__ == "__main__":
+    main()

@@ -9,7 +9,9 @@ import torch
 from tests.conftest import golden_dir
 from videollama2 import model_init
 from videollama2.errors import ConfigError
+from videollama2.inference.decoder import Decoder
 from videollama2.inference.engine import Engine
+from videollama2.inference.fixed_shapes import FixedShapes
 from videollama2.inference.request import Request
 
 from .engine_helpers import NAMES, WORDS, alone, answered, draw_requests, load, run_with_random_joins
@@ -50,6 +52,16 @@ def test_steps_of_fixed_shapes_give_the_same_tokens(name, monkeypatch):
         assert [result.token_ids for result in results] == expected[:12]
         steps = engine.decoder.fixed._steps
         assert {rows for rows, _ in steps} <= {1, 2, 4, 7} and {length % 48 for _, length in steps} <= {0, 500 % 48}
+
+
+@pytest.mark.parametrize("name", ["mistral-stc_connector-clip", "qwen2-stc_connector-clip"])
+def test_a_step_to_be_recorded_asks_nothing_of_the_host(name):
+    """Tensors of the meta device have no values: asking for one, or mixing in a tensor of a CPU, would fail."""
+    model = load(name)[0].to("meta")
+    fixed = FixedShapes(Decoder(model, 4, 64), record=False)
+    with torch.inference_mode():
+        logits_BV = fixed._compute(fixed._prepare(2, 32))
+    assert logits_BV.shape == (2, model.config.text_config.vocab_size) and logits_BV.device.type == "meta"
 
 
 @pytest.mark.gpu

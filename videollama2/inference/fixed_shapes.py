@@ -46,6 +46,7 @@ class FixedShapes:
         self._decoder, self._record = decoder, record
         self._steps: dict[tuple[int, int], _Step] = {}
         self._pool = None
+        self._stream: torch.cuda.Stream | None = None
 
     def decode(self, tasks: list[Task]) -> torch.Tensor:
         """Return logits (B, V) after each task's last token; they are valid until the next call."""
@@ -86,17 +87,19 @@ class FixedShapes:
         return step
 
     def _make_graph(self, step: _Step) -> None:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            # Libraries choose their kernels before the recording begins; within one, they could not allocate memory for
-            # it.
-            for _ in range(_WARM_UP):
-                self._compute(step)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            step.logits = self._compute(step)
+        # Streams belong to a device, and by default to the current one, which need not be the model's.
+        with torch.cuda.device(step.ids.device):
+            # Recordings that share memory must be made on one stream; warmed up there, libraries keep their workspace.
+            stream = self._stream = self._stream or torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(_WARM_UP):
+                    self._compute(step)
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            # Other threads, which may serve another engine, can allocate memory on the GPU meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+                step.logits = self._compute(step)
         step.graph = graph
         self._pool = self._pool or graph.pool()
 
