@@ -212,23 +212,6 @@ class TestPad:
             transform(frames, "anyres")
 
 
-def test_fast_is_nearly_the_same(golden, tower):
-    transform = transform_of(golden, tower)
-    clip = read_clip(golden / "media" / "landscape_30fps_90f.mp4", FrameSampling(4))
-    exact, fast = transform(clip.frames_THWC), transform(clip.frames_THWC, fast=True)
-    one_level = max(transform.rescale_factor / value for value in transform.std)
-    difference = (exact - fast).abs()
-    assert fast.shape == exact.shape
-    assert 0 < difference.max() <= 3 * one_level
-    assert (difference > 0.5 * one_level).float().mean() < 0.02
-
-
-def test_fast_needs_a_filter_torch_has(golden):
-    transform = PixelTransform(56, (0.5,) * 3, (0.5,) * 3, resample=Image.Resampling.LANCZOS)
-    with pytest.raises(ConfigError, match="LANCZOS"):
-        transform(np.zeros((1, 30, 40, 3), np.uint8), fast=True)
-
-
 def test_inputs_may_be_arrays_lists_or_images(golden):
     transform = transform_of(golden, "clip")
     frames_THWC = np.random.default_rng(0).integers(0, 256, (3, 40, 60, 3), np.uint8)

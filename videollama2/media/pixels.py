@@ -27,7 +27,6 @@ AspectRatio = Literal["pad", "square"] | None
 """None and "square" leave the frame as it is; "pad" makes it square with bars in the mean colour."""
 
 _MAX_SIDE = 8192
-_TORCH_MODES = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
 
 
 @dataclass(frozen=True)
@@ -149,21 +148,16 @@ class PixelTransform:
         self,
         frames: np.ndarray | Image.Image | Sequence[np.ndarray | Image.Image],
         aspect_ratio: AspectRatio = None,
-        *,
-        fast: bool = False,
     ) -> torch.Tensor:
         """Return ``pixels_TCHW`` float32 of RGB frames: one uint8 array THWC, a list of HWC arrays, or PIL images.
 
-        ``fast`` resizes with torch instead of Pillow: several times quicker on large frames, and off by 1 to
-        2 of 255 on a few values in a thousand.
-
         Raises:
-            ConfigError: unknown ``aspect_ratio``, or a filter that ``fast`` does not have.
+            ConfigError: unknown ``aspect_ratio``.
             MediaError: no frames, or frames that do not come out at one size.
         """
         import torch
 
-        return torch.from_numpy(self._normalise(self._levels(frames, aspect_ratio, fast)))
+        return torch.from_numpy(self._normalise(self._levels(frames, aspect_ratio)))
 
     def levels(
         self, frames: np.ndarray | Image.Image | Sequence[np.ndarray | Image.Image], aspect_ratio: AspectRatio = None
@@ -177,7 +171,7 @@ class PixelTransform:
         """
         import torch
 
-        return torch.from_numpy(self._levels(frames, aspect_ratio, fast=False).transpose(0, 3, 1, 2).copy())
+        return torch.from_numpy(self._levels(frames, aspect_ratio).transpose(0, 3, 1, 2).copy())
 
     @property
     def table(self) -> np.ndarray:
@@ -187,11 +181,10 @@ class PixelTransform:
         mean, std = (np.array(values, np.float32)[:, None] for values in (self.mean, self.std))
         return (levels - mean) / std
 
-    def _levels(self, frames: Any, aspect_ratio: AspectRatio, fast: bool) -> np.ndarray:
+    def _levels(self, frames: Any, aspect_ratio: AspectRatio) -> np.ndarray:
         resize = self.resize(aspect_ratio)
-        arrays = _arrays(frames)
         width = None if self.crop_size is None else self.crop_size[1]
-        arrays = self._resize_fast(arrays, resize) if fast else [resize(each_HWC, width=width) for each_HWC in arrays]
+        arrays = [resize(frame_HWC, width=width) for frame_HWC in _arrays(frames)]
         if self.crop_size is not None:
             arrays = [center_crop(frame_HWC, self.crop_size) for frame_HWC in arrays]
         shapes = {frame_HWC.shape for frame_HWC in arrays}
@@ -208,26 +201,6 @@ class PixelTransform:
         if aspect_ratio not in (None, "square", "pad"):
             raise ConfigError(f"aspect ratio {aspect_ratio!r} is not 'pad', 'square' or None")
         return FrameResize(self.size, int(self.resample), self.background if aspect_ratio == "pad" else None)
-
-    def _resize_fast(self, arrays: list[np.ndarray], resize: FrameResize) -> list[np.ndarray]:
-        import torch
-        from torch.nn.functional import interpolate
-
-        resample = Image.Resampling(self.resample)
-        if resample not in _TORCH_MODES:
-            raise ConfigError(f"fast resizing has no filter {resample.name}")
-        resized = []
-        for frame_HWC in arrays:
-            if resize.background is not None:
-                frame_HWC = pad_to_square(frame_HWC, resize.background)
-            if resize.edge is not None:
-                # The permuted view keeps channels last in memory, for which torch has the quick kernel.
-                image_1CHW = torch.from_numpy(np.ascontiguousarray(frame_HWC)).permute(2, 0, 1)[None]
-                target = resize.target(*frame_HWC.shape[:2])
-                image_1CHW = interpolate(image_1CHW, target, mode=_TORCH_MODES[resample], antialias=True)
-                frame_HWC = image_1CHW[0].permute(1, 2, 0).numpy()
-            resized.append(frame_HWC)
-        return resized
 
     def _normalise(self, frames_THWC: np.ndarray) -> np.ndarray:
         frames, height, width, _ = frames_THWC.shape
