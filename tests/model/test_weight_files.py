@@ -1,11 +1,11 @@
-"""Files of weights are mapped where a model keeps their bytes, and read tensor by tensor where it does not."""
+"""Files of weights are mapped where a model keeps their bytes, and tensor by tensor where it does not."""
 
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from videollama2.checkpoints import load_checkpoint
 from videollama2.checkpoints.files import TINY_FOLDER
@@ -19,7 +19,8 @@ def files(tmp_path):
     """Two files of weights in bfloat16; the second also has whole numbers."""
     paths = [tmp_path / f"{name}.safetensors" for name in ("one", "two")]
     save_file({"a": torch.arange(6, dtype=torch.bfloat16).view(2, 3)}, paths[0])
-    save_file({"b": torch.ones(2, dtype=torch.bfloat16), "ids": torch.arange(2)}, paths[1])
+    more = {"b": torch.ones(2, dtype=torch.bfloat16), "empty": torch.empty(0, 4, dtype=torch.bfloat16)}
+    save_file({**more, "ids": torch.arange(2)}, paths[1])
     return [str(path) for path in paths]
 
 
@@ -28,12 +29,23 @@ def settings(**changes):
     return SimpleNamespace(**{**given, **changes})
 
 
-def test_tensors_are_read_without_mapping_their_files(files):
+def mapped(files):
+    return MAPS.is_file() and any(path in MAPS.read_text() for path in files)
+
+
+def test_tensors_are_mapped_as_long_as_they_are_kept(files):
     with read_apart(files, settings()) as slices:
-        assert sorted(slices) == ["a", "b", "ids"]
-        assert torch.equal(slices["a"][...], torch.arange(6, dtype=torch.bfloat16).view(2, 3))
-        if MAPS.is_file():
-            assert not any(path in MAPS.read_text() for path in files)
+        assert sorted(slices) == ["a", "b", "empty", "ids"]
+        assert slices["a"].get_shape() == [2, 3] and slices["a"].get_dtype() == "BF16"
+        assert torch.equal(slices["a"][1:], torch.arange(3, 6, dtype=torch.bfloat16).view(1, 3))
+        assert slices["empty"][...].shape == (0, 4) and torch.equal(slices["ids"][...], torch.arange(2))
+        assert not mapped(files)
+        kept = slices["b"][...]
+        assert mapped(files) is MAPS.is_file()
+    kept += 1  # in memory only
+    assert torch.equal(load_file(files[1])["b"], torch.ones(2, dtype=torch.bfloat16)) and kept.tolist() == [2, 2]
+    del kept
+    assert not mapped(files)
 
 
 @pytest.mark.parametrize(
