@@ -59,6 +59,7 @@ def draw(curves: dict[str, Curve]) -> Any:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     except ImportError as error:
         raise MissingDependencyError("loss.png needs matplotlib: pip install 'videollama2[train]'") from error
     figure = Figure(figsize=(9.6, 5.4), dpi=100, layout="constrained")
@@ -73,7 +74,7 @@ def draw(curves: dict[str, Curve]) -> Any:
         axis.set_yscale("log")
     else:
         axis.set_ylim(bottom=min(0.0, *lasting))
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
     axis.set_xlabel("step")
     axis.set_ylabel("loss per label")
     axis.grid(color="#e4e4e4")
