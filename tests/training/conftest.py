@@ -40,8 +40,10 @@ SIZES = TinySizes(
 @pytest.fixture(autouse=True)
 def no_worker_outlives_its_run() -> Iterator[None]:
     """Loader workers end with their training, also where it failed, and not with the process that it ran in."""
+    before = multiprocessing.active_children()
     yield
-    assert not [process for process in multiprocessing.active_children() if isinstance(process, ForkProcess)]
+    left = [process for process in multiprocessing.active_children() if process not in before]
+    assert not [process for process in left if isinstance(process, ForkProcess)]
 
 
 @pytest.fixture(scope="session")
