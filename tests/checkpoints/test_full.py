@@ -179,8 +179,9 @@ def test_attention_reaches_every_part(golden, attention):
     assert {part.config._attn_implementation for part in parts} == {attention}
 
 
-def test_auto_is_bfloat16_where_the_processor_computes_in_it(caplog):
+def test_auto_is_bfloat16_where_the_processor_computes_in_it(caplog, monkeypatch):
     """The default stays float32; ``auto`` is a choice that says what it chose, once."""
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     fastest_dtype.cache_clear()
     feature = bfloat16_feature()
     expected = torch.float32 if feature is None else torch.bfloat16
@@ -194,6 +195,14 @@ def test_auto_is_bfloat16_where_the_processor_computes_in_it(caplog):
     if flags.exists() and platform.machine() == "x86_64":
         has = any(name in flags.read_text().split() for name in ("avx512_bf16", "amx_bf16"))
         assert has is (feature is not None), "the kernel sees the same processor"
+
+
+def test_auto_is_float32_where_bfloat16_must_not_be_computed_fast(caplog, monkeypatch):
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "avx512_core")
+    fastest_dtype.cache_clear()
+    assert as_dtype("auto", "cpu") == torch.float32
+    assert "float32, because this CPU has none of" in caplog.text and "ONEDNN_MAX_CPU_ISA forbids" in caplog.text
+    fastest_dtype.cache_clear()
 
 
 def test_default_numbers():

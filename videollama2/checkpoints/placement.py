@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from functools import cache
 from typing import Any
 
@@ -15,6 +16,11 @@ AUTO = "auto"
 
 _FAST_BFLOAT16 = ("amx_bf16", "avx512_bf16", "bf16")
 """Features of CPUs, as torch names them, with which bfloat16 is faster than float32; others convert every value."""
+
+_LIMIT = "ONEDNN_MAX_CPU_ISA"
+_SLOW_LIMITS = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
+"""Values of oneDNN's environment variable that keep it from these features: bfloat16 then takes five to ten times as
+long as float32."""
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +43,9 @@ def default_dtype(device: str | torch.device) -> torch.dtype:
 
 
 def bfloat16_feature() -> str | None:
-    """Return the feature of this CPU that makes bfloat16 fast, as torch names it; None if it has no such feature."""
+    """Return the feature of this CPU that makes bfloat16 fast, as torch names it; None without one to use."""
+    if os.environ.get(_LIMIT, "").upper() in _SLOW_LIMITS:
+        return None
     features = torch.cpu.get_capabilities()
     return next((name for name in _FAST_BFLOAT16 if features.get(name)), None)
 
@@ -49,7 +57,8 @@ def fastest_dtype(device: str | torch.device) -> torch.dtype:
         return default_dtype(device)
     feature = bfloat16_feature()
     if feature is None:
-        _log.warning("dtype auto: float32, because this CPU has none of %s", ", ".join(_FAST_BFLOAT16))
+        lacks = f"this CPU has none of {', '.join(_FAST_BFLOAT16)}, or {_LIMIT} forbids their use"
+        _log.warning("dtype auto: float32, because %s", lacks)
         return torch.float32
     _log.warning("dtype auto: bfloat16, because this CPU has %s", feature)
     return torch.bfloat16
