@@ -278,13 +278,14 @@ def print_measured(tables: dict[str, list[tuple[int, float, float]]]) -> None:
             print(f"| {size} | {seconds:.3f} | {seconds / rows[0][1]:.1f} | {count / rows[0][2]:.1f} |")
 
 
-def plot(path: Path, tables: dict[str, list[Row]]) -> None:
-    """Draw seconds above and bytes below, a column for each table."""
+def plot(path: Path, tables: dict[str, list[Row]], timed: dict[str, list[tuple[int, float, float]]]) -> None:
+    """Draw seconds above and bytes below, a column for each table; below them what was measured, if anything was."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3 * len(tables), 5), layout="constrained")
-    axes: Sequence[Sequence[Any]] = figure.subplots(2, len(tables))
+    rows_of_axes = 3 if timed else 2
+    figure = Figure(figsize=(3 * len(tables), 2.5 * rows_of_axes), layout="constrained")
+    axes: Sequence[Sequence[Any]] = figure.subplots(rows_of_axes, len(tables))
     for column, (name, rows) in enumerate(tables.items()):
         sizes, seconds = [row.size for row in rows], [row.seconds for row in rows]
         for place, values in ((0, seconds), (1, [row.memory / 1e9 for row in rows])):
@@ -297,15 +298,30 @@ def plot(path: Path, tables: dict[str, list[Row]]) -> None:
         axes[0][column].yaxis.set_minor_formatter("{x:g}" if max(seconds) < 10 * min(seconds) else "")
         axes[0][column].set_title(name.partition(" (")[0], fontsize=9)
         axes[1][column].set_ylim(bottom=0)
+    for column, (name, rows) in enumerate(timed.items()):
+        _plot_measured(axes[2][column], name, rows)
     # Text stays text, and the same numbers give the same file.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "cost"}):
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
+def _plot_measured(axes: Any, name: str, rows: list[tuple[int, float, float]]) -> None:
+    """Draw processor seconds and operations of the built-in model as multiples of those of the first size."""
+    sizes = [size for size, _, _ in rows]
+    axes.plot(sizes, [seconds / rows[0][1] for _, seconds, _ in rows], marker="o", label="measured")
+    axes.plot(sizes, [count / rows[0][2] for _, _, count in rows], linestyle="--", label="counted")
+    axes.set(xscale="log", yscale="log", ylabel="times the first, small model")
+    axes.minorticks_off()
+    axes.set_xticks(sizes, list(map(_size, sizes)), fontsize=7)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_title(name, fontsize=9)
+    axes.legend(fontsize=7)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", action="store_true", help="also time the built-in model on this machine")
-    parser.add_argument("--plot", type=Path, help="draw the counted tables into this file")
+    parser.add_argument("--plot", type=Path, help="draw the tables into this file")
     parser.add_argument("--peak", type=float, default=989e12, help="operations per second (default an H100's)")
     parser.add_argument("--bandwidth", type=float, default=3.35e12, help="bytes per second (default an H100's)")
     parser.add_argument("--share", type=float, default=0.5, help="share of the peak that products reach")
@@ -320,10 +336,10 @@ def main() -> int:
     print_counted(tables)
     hours = 1e6 * caption_seconds(model, gpu) / 3600
     print(f"\na million captions of {ANSWER} tokens: {hours:,.0f} GPU hours, counted")
-    if args.measure:
-        print_measured({**measured(), "training tokens": measured_training()})
+    timed = {**measured(), "training tokens": measured_training()} if args.measure else {}
+    print_measured(timed)
     if args.plot:
-        plot(args.plot, tables)
+        plot(args.plot, tables, timed)
     return 0
 
 

@@ -51,6 +51,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--loads", nargs="+", choices=LOADS, default=LOADS)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--pack-weights", action="store_true", help="the own engine packs its weights as well (not for tiny models)"
+    )
     parser.add_argument("--child", choices=("own", "vllm"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if not (args.vllm_python or args.child):
@@ -91,7 +94,7 @@ def open_engine(args: argparse.Namespace) -> Any:
 
     torch.set_num_threads(args.threads)
     model, processor, _ = model_init(args.model, dtype="float32", device="cpu")
-    return Engine(model, processor, max_batch=args.concurrent, max_length=1024)
+    return Engine(model, processor, max_batch=args.concurrent, max_length=1024, packed_weights=args.pack_weights)
 
 
 def processor_seconds() -> float:
@@ -155,6 +158,7 @@ def opened(name: str, python: str, args: argparse.Namespace) -> Iterator[Other]:
     """Start an engine; it is ready when the block begins, and has ended when it is left."""
     command = [python, __file__, "--child", name, "--model", args.model, "--new-tokens", str(args.new_tokens)]
     command += ["--concurrent", str(args.concurrent), "--threads", str(args.threads)]
+    command += ["--pack-weights"] if args.pack_weights else []
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     fixed = {"OMP_NUM_THREADS": str(args.threads), "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_KVCACHE_SPACE": "1"}
     # Left to itself, vLLM computes on all cores of a memory node but one, whatever OMP_NUM_THREADS says.
