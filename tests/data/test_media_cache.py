@@ -14,7 +14,7 @@ import torch
 from tests.conftest import ROOT
 from tests.forked import start_together
 from videollama2.data.dataset import VideoInstructionDataset
-from videollama2.data.media_cache import MediaCache
+from videollama2.data.media_cache import FrameCache
 from videollama2.data.records import read_sets
 from videollama2.media.frames import FrameSampling
 from videollama2.processing import VideoLlama2Processor
@@ -48,7 +48,7 @@ def test_samples_are_bit_equal_and_decoded_once(folder, tmp_path, monkeypatch):
     (tmp_path / "rows.json").write_text(json.dumps([*rows, {**rows[0], "num_frames": 4}]))
     (records,) = read_sets([tmp_path / "rows.json"])
     processor = VideoLlama2Processor.from_pretrained(ROOT / "videollama2" / "assets" / "videollama2-tiny")
-    cache = MediaCache(folder, 10**9)
+    cache = FrameCache(folder, 10**9)
     plain = VideoInstructionDataset(records, processor, 2048, levels=True)
     kept = VideoInstructionDataset(records, processor, 2048, levels=True, media_cache=cache)
     for i in range(3):
@@ -64,7 +64,7 @@ def test_samples_are_bit_equal_and_decoded_once(folder, tmp_path, monkeypatch):
 
 
 def test_a_damaged_entry_is_decoded_again(folder):
-    cache = MediaCache(folder, 10**6)
+    cache = FrameCache(folder, 10**6)
     cache.frames(b"video", "x", lambda: FRAMES)
     (entry,) = entries(folder)
     whole = entry.read_bytes()
@@ -77,7 +77,7 @@ def test_a_damaged_entry_is_decoded_again(folder):
 
 
 def test_the_least_recently_used_make_room(folder):
-    cache = MediaCache(folder, 5 * ENTRY)
+    cache = FrameCache(folder, 5 * ENTRY)
     for number in range(5):
         cache.frames(str(number).encode(), "x", lambda: FRAMES)
     used_last = {path: 10**9 + place for place, path in enumerate(sorted(entries(folder)))}
@@ -90,13 +90,13 @@ def test_the_least_recently_used_make_room(folder):
     assert oldest not in left and newest in left
     cache.frames(b"new", "x", never)
     # Nothing is kept that is larger than the whole cache.
-    MediaCache(folder, ENTRY - 1).frames(b"large", "x", lambda: FRAMES)
+    FrameCache(folder, ENTRY - 1).frames(b"large", "x", lambda: FRAMES)
     assert set(entries(folder)) == set(left)
 
 
 def test_a_folder_that_cannot_be_written_to_costs_a_warning(tmp_path):
     (tmp_path / "file").touch()
-    cache = MediaCache(tmp_path / "file", 10**6)
+    cache = FrameCache(tmp_path / "file", 10**6)
     with pytest.warns(UserWarning, match=r"--media_cache .*file: cannot be written to") as told:
         for _ in range(2):
             assert torch.equal(cache.frames(b"video", "x", lambda: FRAMES), FRAMES)
@@ -105,7 +105,7 @@ def test_a_folder_that_cannot_be_written_to_costs_a_warning(tmp_path):
 
 def _fill(folder, barrier):
     barrier.wait()
-    cache = MediaCache(folder, 4 * ENTRY)
+    cache = FrameCache(folder, 4 * ENTRY)
     for number in range(20):
         assert torch.equal(cache.frames(str(number % 6).encode(), "x", lambda: FRAMES), FRAMES)
 
@@ -130,7 +130,7 @@ def _fill_without_room(cache, told, barrier):
 
 
 def test_a_full_disk_is_told_once_by_all_workers(folder):
-    cache, told = MediaCache(folder, 10**6), multiprocessing.get_context("fork").Value("i")
+    cache, told = FrameCache(folder, 10**6), multiprocessing.get_context("fork").Value("i")
     start_together(1, _fill_without_room, cache, told)
     assert told.value == 1
     start_together(2, _fill_without_room, cache, told)  # workers of the next epoch

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from videollama2.audio_config import AudioConfig
-from videollama2.checkpoints.files import UNREADABLE, why_unreadable
+from videollama2.checkpoints.files import UNREADABLE, why_no_weights
 from videollama2.errors import CheckpointError, CheckpointNotFoundError, first_line
 from videollama2.hub import check_is_no_pointer, read_json
 from videollama2.model.connectors.audio import build_audio_projector
@@ -121,7 +121,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
-        raise CheckpointError(f"audio encoder {path}: cannot be read as weights ({why_unreadable(error)})") from error
+        raise CheckpointError(f"audio encoder {path}: cannot be read as weights ({why_no_weights(error)})") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"audio encoder {path}: holds no weights but a {type(content).__name__}")
     return content

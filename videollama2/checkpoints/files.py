@@ -122,13 +122,13 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
             return load_file(path)
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
-        raise CheckpointError(f"{path}: cannot be read as weights ({why_unreadable(error)})") from error
+        raise CheckpointError(f"{path}: cannot be read as weights ({why_no_weights(error)})") from error
     if not isinstance(tensors, dict) or not all(torch.is_tensor(t) for t in tensors.values()):
         raise CheckpointError(f"{path}: expected a dictionary of tensors")
     return tensors
 
 
-def why_unreadable(error: BaseException) -> str:
+def why_no_weights(error: BaseException) -> str:
     """Return the reason of a failed read in one line, without torch's advice to execute the pickle."""
     text = first_line(error)
     is_advice = "weights only" in text.lower().replace("_", " ")
@@ -233,4 +233,4 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except UNREADABLE as error:
-        raise CheckpointError(f"{path}: cannot be read as weights ({why_unreadable(error)})") from error
+        raise CheckpointError(f"{path}: cannot be read as weights ({why_no_weights(error)})") from error

@@ -10,7 +10,7 @@ from videollama2.checkpoints.files import (
     check_model_type,
     check_weight_files,
     resolve_name,
-    why_unreadable,
+    why_no_weights,
 )
 from videollama2.checkpoints.quantisation import leave_out_misfits, settle_quantization
 from videollama2.config import VideoLlama2Config, is_videollama2
@@ -54,7 +54,7 @@ def load_checkpoint(
         raise
     except (*UNREADABLE, TypeError, AttributeError) as error:
         check_json_files(path)
-        raise CheckpointError(f"{path}: the weights cannot be read ({why_unreadable(error)})") from error
+        raise CheckpointError(f"{path}: the weights cannot be read ({why_no_weights(error)})") from error
     # The processor shares the model's own configuration, so that later changes, such as a resized vocabulary, reach it.
     return model, VideoLlama2Processor.from_pretrained(path, config=model.config, **hub)
 

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from videollama2.checkpoints.audio_tower import add_hearing
-from videollama2.checkpoints.files import UNREADABLE, check_model_type, check_weight_files, why_unreadable
+from videollama2.checkpoints.files import UNREADABLE, check_model_type, check_weight_files, why_no_weights
 from videollama2.checkpoints.quantisation import leave_out_misfits
 from videollama2.config import VideoLlama2Config
 from videollama2.errors import CheckpointError, ConfigError
@@ -117,7 +117,7 @@ def _load_decoder(path: str, **options: Any) -> PreTrainedModel:
             path, config=config, output_loading_info=True, trust_remote_code=False, **options
         )
     except UNREADABLE as error:
-        raise CheckpointError(f"base language model {path}: cannot be read ({why_unreadable(error)})") from error
+        raise CheckpointError(f"base language model {path}: cannot be read ({why_no_weights(error)})") from error
     decoder, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)  # a pair, because the report was asked for
     check_loading(info, path)
     return decoder
@@ -136,6 +136,6 @@ def _load_tower(path: str, **options: Any) -> PreTrainedModel:
     try:
         tower, info = encoder.load(path, config=config, **options)
     except UNREADABLE as error:
-        raise CheckpointError(f"vision encoder {path}: cannot be read ({why_unreadable(error)})") from error
+        raise CheckpointError(f"vision encoder {path}: cannot be read ({why_no_weights(error)})") from error
     check_loading({**dict(info), "unexpected_keys": []}, path)
     return tower

@@ -16,7 +16,7 @@ from videollama2 import __version__
 from videollama2.commands import hides_bar
 from videollama2.data.features import FeatureStore
 from videollama2.data.index import Index
-from videollama2.data.media_cache import MediaCache
+from videollama2.data.media_cache import FrameCache
 from videollama2.data.record import Record, RecordMedium
 from videollama2.data.records import PackedRecords
 from videollama2.data.samples import Read, Sample, SampleReader
@@ -58,7 +58,7 @@ class VideoInstructionDataset(SampleReader, Dataset):
         index: Index | None = None,
         contents: Sequence[str | None] = (),
         sampling: FrameSampling | None = None,
-        media_cache: MediaCache | None = None,
+        media_cache: FrameCache | None = None,
         features: FeatureStore | None = None,
         progress: bool = False,
     ) -> None:

@@ -34,7 +34,7 @@ _KEPT_SHARE = 0.9
 """Share of the limit to which the least recently used entries are removed when the limit is reached."""
 
 
-class MediaCache:
+class FrameCache:
     """Frames of videos in a folder of limited size.
 
     Args:

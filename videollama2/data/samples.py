@@ -13,7 +13,7 @@ import torch
 from videollama2.constants import IGNORE_INDEX
 from videollama2.data.contents import source_of
 from videollama2.data.features import FeatureStore
-from videollama2.data.media_cache import MediaCache
+from videollama2.data.media_cache import FrameCache
 from videollama2.data.record import Record, RecordMedium
 from videollama2.errors import ConfigError, DataError, MediaError, PromptError
 from videollama2.media.audio import SoundSampling
@@ -60,7 +60,7 @@ class SampleReader:
         skip_bad: bool = False,
         levels: bool = False,
         sampling: FrameSampling | None = None,
-        media_cache: MediaCache | None = None,
+        media_cache: FrameCache | None = None,
         features: FeatureStore | None = None,
     ) -> None:
         self.media_cache = media_cache if levels else None

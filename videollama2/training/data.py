@@ -13,7 +13,7 @@ from torch.utils.data import ConcatDataset, Dataset
 from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.data.features import FeatureStore
 from videollama2.data.index import Index
-from videollama2.data.media_cache import MediaCache
+from videollama2.data.media_cache import FrameCache
 from videollama2.data.mixture import Mixture, parse_phases
 from videollama2.data.packing import PackedRows
 from videollama2.data.record import Record
@@ -43,7 +43,7 @@ class RunData:
         self.media_cache = None
         if data_args.media_cache:
             limit = int(data_args.media_cache_gb * 1e9)
-            self.media_cache = MediaCache(data_args.media_cache, limit, training_args.local_process_index == 0)
+            self.media_cache = FrameCache(data_args.media_cache, limit, training_args.local_process_index == 0)
         self.features = None
         if data_args.features:
             self.features = FeatureStore(data_args.features)

@@ -29,7 +29,7 @@ QUESTION = "question"
 
 
 @dataclass(frozen=True)
-class Question:
+class LastQuestion:
     """The last question of a record.
 
     Attributes:
@@ -43,13 +43,13 @@ class Question:
 
 
 class Questions(VideoInstructionDataset):
-    """A dataset whose samples have the :class:`Question` of their record too, under :data:`QUESTION`."""
+    """A dataset whose samples have the :class:`LastQuestion` of their record too, under :data:`QUESTION`."""
 
     def _sample(self, record: Record, read: Any) -> Sample:
         sample = super()._sample(record, read)
         answer = last_answer(sample["labels"])
         begin = next(place for place, label in enumerate(answer) if label != IGNORE_INDEX)
-        question = Question(record, sample["input_ids"][:begin], self.processor.tokenizer.eos_token_id)
+        question = LastQuestion(record, sample["input_ids"][:begin], self.processor.tokenizer.eos_token_id)
         return {**sample, QUESTION: question}
 
 
@@ -104,7 +104,7 @@ def answer_questions(
     return found
 
 
-def _answers(question: Question, results: Sequence[Result], reward: Reward) -> Answers:
+def _answers(question: LastQuestion, results: Sequence[Result], reward: Reward) -> Answers:
     for result in results:
         if result.error is not None:
             raise EngineError(f"{question.record.name}: cannot be answered: {result.error}") from result.error
@@ -125,7 +125,7 @@ def _request(sample: Sample, flags: ObjectiveFlags, seed: int, number: int) -> R
 
 def greedy_request(sample: Sample, max_new_tokens: int, **sampling: Any) -> Request:
     """Return the request for the answer to a sample's question; it takes the likeliest tokens unless ``sampling``."""
-    question: Question = sample[QUESTION]
+    question: LastQuestion = sample[QUESTION]
     record = question.record
     return Request(
         conversation_messages(record.conversations, record.kinds)[:-1],

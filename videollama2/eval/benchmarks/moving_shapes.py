@@ -15,7 +15,7 @@ from typing import Any
 
 from videollama2.errors import ConfigError, DataError
 from videollama2.eval.annotations import read_json
-from videollama2.eval.benchmarks.mvbench import MVBench, Task, load_tasks
+from videollama2.eval.benchmarks.mvbench import MVBench, MVBenchTask, load_tasks
 from videollama2.eval.controls import CONTROLS, SHUFFLED_FRAMES
 from videollama2.eval.items import Benchmark, Item, Measure, Parsed
 from videollama2.eval.report.tables import markdown_table
@@ -87,7 +87,7 @@ mvbench/video            a link to videos/ beside it"""
     def load(self, data: Path) -> list[Item]:
         """See :class:`Benchmark`."""
         inside = "mvbench/" if (data / "mvbench" / "json").is_dir() else ""
-        tasks = {name: Task(name, "") for name in _types(data / inside / "json")}
+        tasks = {name: MVBenchTask(name, "") for name in _types(data / inside / "json")}
         items = [self._own(item, inside) for item in load_tasks(data / inside, tasks)]
         return with_controls(items, [SHUFFLED_FRAMES] if self.shuffle_frames else [])
 

@@ -16,7 +16,7 @@ from videollama2.eval.samples import Sample
 from videollama2.eval.video_files import VideoFolder
 
 
-class Task(NamedTuple):
+class MVBenchTask(NamedTuple):
     """A task. If ``bound`` is true, questions are about the part of the video from ``start`` to ``end`` seconds."""
 
     file: str
@@ -28,27 +28,27 @@ ROOTS = ("video", ".", "video/data0613", "data0613")
 """Folders in which the tasks' folders of videos may be; the corrected archive of 13 June 2024 unpacks to data0613/."""
 
 TASKS = {
-    "Action Sequence": Task("action_sequence", "star/Charades_v1_480", bound=True),
-    "Action Prediction": Task("action_prediction", "star/Charades_v1_480", bound=True),
-    "Action Antonym": Task("action_antonym", "ssv2_video"),
-    "Fine-grained Action": Task("fine_grained_action", "Moments_in_Time_Raw/videos"),
-    "Unexpected Action": Task("unexpected_action", "FunQA_test/test"),
-    "Object Existence": Task("object_existence", "clevrer/video_validation"),
-    "Object Interaction": Task("object_interaction", "star/Charades_v1_480", bound=True),
-    "Object Shuffle": Task("object_shuffle", "perception/videos"),
-    "Moving Direction": Task("moving_direction", "clevrer/video_validation"),
-    "Action Localization": Task("action_localization", "sta/sta_video", bound=True),
-    "Scene Transition": Task("scene_transition", "scene_qa/video"),
-    "Action Count": Task("action_count", "perception/videos"),
-    "Moving Count": Task("moving_count", "clevrer/video_validation"),
-    "Moving Attribute": Task("moving_attribute", "clevrer/video_validation"),
-    "State Change": Task("state_change", "perception/videos"),
-    "Fine-grained Pose": Task("fine_grained_pose", "nturgbd"),
-    "Character Order": Task("character_order", "perception/videos"),
-    "Egocentric Navigation": Task("egocentric_navigation", "vlnqa"),
+    "Action Sequence": MVBenchTask("action_sequence", "star/Charades_v1_480", bound=True),
+    "Action Prediction": MVBenchTask("action_prediction", "star/Charades_v1_480", bound=True),
+    "Action Antonym": MVBenchTask("action_antonym", "ssv2_video"),
+    "Fine-grained Action": MVBenchTask("fine_grained_action", "Moments_in_Time_Raw/videos"),
+    "Unexpected Action": MVBenchTask("unexpected_action", "FunQA_test/test"),
+    "Object Existence": MVBenchTask("object_existence", "clevrer/video_validation"),
+    "Object Interaction": MVBenchTask("object_interaction", "star/Charades_v1_480", bound=True),
+    "Object Shuffle": MVBenchTask("object_shuffle", "perception/videos"),
+    "Moving Direction": MVBenchTask("moving_direction", "clevrer/video_validation"),
+    "Action Localization": MVBenchTask("action_localization", "sta/sta_video", bound=True),
+    "Scene Transition": MVBenchTask("scene_transition", "scene_qa/video"),
+    "Action Count": MVBenchTask("action_count", "perception/videos"),
+    "Moving Count": MVBenchTask("moving_count", "clevrer/video_validation"),
+    "Moving Attribute": MVBenchTask("moving_attribute", "clevrer/video_validation"),
+    "State Change": MVBenchTask("state_change", "perception/videos"),
+    "Fine-grained Pose": MVBenchTask("fine_grained_pose", "nturgbd"),
+    "Character Order": MVBenchTask("character_order", "perception/videos"),
+    "Egocentric Navigation": MVBenchTask("egocentric_navigation", "vlnqa"),
     # The videos of this task are folders of frames, three per second.
-    "Episodic Reasoning": Task("episodic_reasoning", "tvqa/frames_fps3_hq", bound=True),
-    "Counterfactual Inference": Task("counterfactual_inference", "clevrer/video_validation"),
+    "Episodic Reasoning": MVBenchTask("episodic_reasoning", "tvqa/frames_fps3_hq", bound=True),
+    "Counterfactual Inference": MVBenchTask("counterfactual_inference", "clevrer/video_validation"),
 }
 
 
@@ -88,7 +88,7 @@ video/FOLDER/...         the original videos, FOLDER as in the table of videolla
         return [path]
 
 
-def load_tasks(data: Path, tasks: dict[str, Task]) -> list[Item]:
+def load_tasks(data: Path, tasks: dict[str, MVBenchTask]) -> list[Item]:
     """Return the items of several task files, in the order of ``tasks``."""
     videos = VideoFolder(data, *ROOTS)
     items = []
@@ -98,7 +98,7 @@ def load_tasks(data: Path, tasks: dict[str, Task]) -> list[Item]:
     return items
 
 
-def _item(record: AnnotationEntry, category: str, task: Task, index: int, videos: VideoFolder) -> Item:
+def _item(record: AnnotationEntry, category: str, task: MVBenchTask, index: int, videos: VideoFolder) -> Item:
     options = record.texts("candidates", least=2, most=26)
     answer = record.answer("answer")
     if answer not in options:

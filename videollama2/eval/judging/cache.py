@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from videollama2.eval.atomic import write_atomically
-from videollama2.eval.judging.client import Reply
+from videollama2.eval.judging.client import JudgeReply
 
 _VERSION = 2
 
@@ -33,7 +33,7 @@ class ReplyCache:
     def __init__(self, folder: str | Path | None) -> None:
         self.folder = Path(folder) if folder is not None else None
 
-    def get(self, key: str) -> Reply | None:
+    def get(self, key: str) -> JudgeReply | None:
         """Return the stored reply, or None. A damaged file counts as absent, since the next reply replaces it."""
         if self.folder is None:
             return None
@@ -43,9 +43,9 @@ class ReplyCache:
             return None
         if not isinstance(record, dict) or record.get("key") != key or not isinstance(record.get("raw"), str):
             return None
-        return Reply(record["raw"], str(record.get("model")), dict(record.get("usage") or {}))
+        return JudgeReply(record["raw"], str(record.get("model")), dict(record.get("usage") or {}))
 
-    def put(self, key: str, reply: Reply) -> None:
+    def put(self, key: str, reply: JudgeReply) -> None:
         """Store a reply atomically."""
         if self.folder is not None:
             write_atomically(self._path(key), json.dumps({"key": key, **reply._asdict()}, ensure_ascii=False))

@@ -34,7 +34,7 @@ class JudgeCallError(Exception):
         self.unreachable = unreachable
 
 
-class Reply(NamedTuple):
+class JudgeReply(NamedTuple):
     """The text of a reply, the model that the server says it used, and the tokens that the server counted.
 
     ``usage`` has ``prompt_tokens`` and ``completion_tokens``, or is empty if the server counts none.
@@ -90,7 +90,7 @@ class ChatClient:
         options |= {"api_key": self._secret, "base_url": base_url or "https://api.openai.com/v1"}
         self._client = self._openai.OpenAI(**options)
 
-    def complete(self, request: Mapping[str, Any]) -> Reply:
+    def complete(self, request: Mapping[str, Any]) -> JudgeReply:
         """Send one request, which has the arguments of ``chat.completions.create``.
 
         Raises:
@@ -109,7 +109,7 @@ class ChatClient:
                 self._postpone(error, self.backoff * 2**attempt * waits.uniform(0.5, 1.0))
         raise AssertionError("unreachable")
 
-    def _once(self, request: Mapping[str, Any]) -> Reply:
+    def _once(self, request: Mapping[str, Any]) -> JudgeReply:
         response = self._client.chat.completions.with_raw_response.create(**request)
         # A server may send anything with status 200, and the openai package does not check what it parses.
         try:
@@ -119,7 +119,7 @@ class ChatClient:
             raise JudgeCallError("the reply is no chat completion") from error
         if not isinstance(text, str):
             raise JudgeCallError("the reply holds no text")
-        return Reply(text, str(body.get("model") or request["model"]), _usage(body.get("usage")))
+        return JudgeReply(text, str(body.get("model") or request["model"]), _usage(body.get("usage")))
 
     def _give_up_if_pointless(self, error: Exception) -> None:
         """Raise an error now if another attempt cannot help."""

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 from videollama2.commands import hides_bar
 from videollama2.errors import ConfigError
 from videollama2.eval.judging.cache import ReplyCache, content_key
-from videollama2.eval.judging.client import ChatClient, JudgeCallError, Reply
+from videollama2.eval.judging.client import ChatClient, JudgeCallError, JudgeReply
 from videollama2.eval.judging.reply import ReplyError, chooses_option, parse_reply
 from videollama2.eval.judging.rubrics import Rubric
 from videollama2.eval.samples import MAX_SCORE, UNREADABLE, Sample, Verdict
@@ -198,13 +198,13 @@ class OpenAIJudge:
         with self._lock:
             self._unanswered = self._unanswered + 1 if unanswered else 0
 
-    def _count(self, reply: Reply) -> None:
+    def _count(self, reply: JudgeReply) -> None:
         with self._lock:
             self._served.add(reply.model)
             self._usage.update(reply.usage)
 
 
-def _read(reply: Reply, rubric: Rubric, answer: Any) -> Verdict:
+def _read(reply: JudgeReply, rubric: Rubric, answer: Any) -> Verdict:
     if rubric.chooses:
         return Verdict("yes" if chooses_option(reply.raw, str(answer)) else "no", None, reply.raw)
     try:
