@@ -158,10 +158,21 @@ class OpenAIJudge:
 
         found: dict[str, Verdict] = {}
         pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="judge")
+        # What one request meets, such as a refused key, the next would meet too. Threads of the pool look at this
+        # before they ask, because they may take several questions before this thread has seen the first error.
+        is_over = threading.Event()
+
+        def ask(key: str, request: Mapping[str, Any], answer: Any) -> Verdict:
+            if is_over.is_set():
+                return Verdict(error="not asked: another request has ended the judging")
+            try:
+                return self._ask(key, request, rubric, answer)
+            except BaseException:
+                is_over.set()
+                raise
+
         try:
-            futures = {
-                pool.submit(self._ask, key, request, rubric, answer): key for key, (request, answer) in unique.items()
-            }
+            futures = {pool.submit(ask, key, request, answer): key for key, (request, answer) in unique.items()}
             for future in tqdm(
                 as_completed(futures), "judge", len(futures), disable=hides_bar(progress), unit=" answers"
             ):
