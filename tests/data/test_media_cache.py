@@ -135,6 +135,6 @@ def test_a_full_disk_is_told_once_by_all_workers(folder):
     assert told.value == 1
     start_together(2, _fill_without_room, cache, told)  # workers of the next epoch
     assert told.value == 1
-    start_together(1, _fill_without_room, MediaCache(folder, 10**6, warns=False), told)  # another process of the run
+    start_together(1, _fill_without_room, FrameCache(folder, 10**6, warns=False), told)  # another process of the run
     assert told.value == 1
     assert not entries(folder)
