@@ -37,10 +37,15 @@ def logits(model, processor, files):
         return model.eval()(**batch).logits
 
 
-@pytest.mark.parametrize("tower_learns", [False, True])
-def test_an_adapter_opens_and_merges_with_the_logits_it_was_trained_to(start, world, tmp_path, tower_learns):
+ADAPTED = {"lora_parts": ["language_model", "audio_tower"], "lora_bias": "all"}
+
+
+@pytest.mark.parametrize(
+    "encoder", [{}, {"tune_audio_tower": True}, ADAPTED, {**ADAPTED, "lora_dora": True, "lora_bias": "none"}]
+)
+def test_an_adapter_opens_and_merges_with_the_logits_it_was_trained_to(start, world, tmp_path, encoder):
     seeing, beats, files = start
-    changes = asked(start, tune_audio_tower=tower_learns or None)
+    changes = asked(start, **encoder)
     model, processor = build_model(*parse_arguments(flags(world, seeing, tmp_path / "unused", **changes)))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -70,9 +75,16 @@ def test_parts_that_are_missing_are_named(start, world, tmp_path):
         load_pretrained_model(tmp_path / "adapter", device="cpu")
 
 
-@pytest.mark.parametrize("bits", [16, pytest.param(4, marks=pytest.mark.slow)])
-def test_training_and_resuming(run, start, tmp_path, bits):
-    changes = asked(start, tune_audio_tower=True, bits=bits, lora_dropout=0.1)
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"tune_audio_tower": True},
+        {"lora_parts": ["audio_tower"], "audio_gradient_multiplier": 1, "lora_bias": "all"},
+        pytest.param({"tune_audio_tower": True, "bits": 4}, marks=pytest.mark.slow),
+    ],
+)
+def test_training_and_resuming(run, start, tmp_path, how):
+    changes = asked(start, **how, lora_dropout=0.1)
     options = {**changes, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
     whole = run(**options)
     copy_checkpoint(whole.folder / "checkpoint-2", tmp_path / "again" / "checkpoint-2")

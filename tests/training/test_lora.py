@@ -63,6 +63,8 @@ def test_writes_the_published_files_under_published_names(run, parts):
         {"lora_dora": True},
         {"lora_rslora": True, "lora_dora": True},
         {"lora_rslora": True, "lora_target": r"layers\.\d+\.self_attn\.[qv]_proj"},
+        {"lora_parts": ["language_model", "vision_tower"], "lora_bias": "all"},
+        {"lora_parts": ["vision_tower"], "lora_dora": True, "lora_rslora": True, "freeze_mm_mlp_adapter": True},
     ],
 )
 def test_opens_with_the_logits_it_was_trained_to(built, records, tmp_path, parts, kind):
@@ -104,8 +106,8 @@ def test_target_chooses_the_layers_that_learn(built):
 @pytest.mark.parametrize(
     ("target", "words"),
     [
-        ("layers.9.*", "'layers.9.*' matches no layer; a linear layer is layers.0.mlp.down_proj"),
-        ("layers.0.mlp", "matches layers.0.mlp, which is no linear layer"),
+        ("layers.9.*", "'layers.9.*' matches no layer of the language model; a linear layer is layers.0.mlp.down_proj"),
+        ("layers.0.mlp", "matches layers.0.mlp, which is no linear layer of the language model"),
         ("layers.(", "'layers.(' is no regular expression: missing )"),
     ],
 )
@@ -113,6 +115,51 @@ def test_targets_that_are_refused(built, target, words):
     with pytest.raises(ConfigError) as told:
         built(**LORA, lora_target=target)
     assert words in str(told.value)
+
+
+BOTH = {**LORA, "lora_parts": ["language_model", "vision_tower"]}
+
+
+def test_the_encoder_learns_through_matrices_and_a_run_goes_on_from_them(run, built, tmp_path):
+    """Its own weights stay, and layers that never run get no matrices."""
+    options = {**BOTH, "gradient_checkpointing": True, "save_strategy": "steps", "save_steps": 1, "lora_bias": "all"}
+    whole = run(**options, vision_tower_lr=4e-3)
+    model, _ = opened(whole.folder)
+    before = built()[0].state_dict()
+    stem = "base_model.model.model.vision_tower.vision_tower.vision_model.encoder.layers."
+    assert {name.removeprefix(stem)[0] for name in whole.weights if name.startswith(stem)} == {"0", "1"}
+    for name, tensor in model.state_dict().items():
+        if name.startswith("model.vision_tower.encoder.layers.") and name.endswith("proj.weight"):
+            assert torch.equal(tensor, before[name]) == (".layers.2." in name), name
+    copy_checkpoint(whole.folder / "checkpoint-1", tmp_path / "begun" / "checkpoint-1")
+    resumed = run(folder=tmp_path / "begun", **options, vision_tower_lr=4e-3)
+    assert difference(whole.weights, resumed.weights) == 0
+
+
+def test_a_target_is_looked_for_in_every_part(built):
+    model, _ = built(**BOTH, lora_target=r"(encoder\.)?layers\.\d\.self_attn\.[qv]_proj", lora_dora=True)
+    learning = {name for name, p in model.named_parameters() if p.requires_grad and ".lora_A." in name}
+    owners = [f"model.language_model.layers.{i}" for i in (0, 1)] + [
+        f"model.vision_tower.encoder.layers.{i}" for i in (0, 1)
+    ]
+    assert learning == {
+        f"{owner}.self_attn.{leaf}.lora_A.default.weight" for owner in owners for leaf in ("q_proj", "v_proj")
+    }
+    with pytest.raises(
+        ConfigError, match=r"matches no layer of the vision tower; a linear layer is encoder\.layers\.0"
+    ):
+        built(**BOTH, lora_target=r"layers\.\d\.self_attn\.q_proj")
+    with pytest.raises(ConfigError, match="--lora_parts audio_tower: this model has none"):
+        built(**LORA, lora_parts=["audio_tower"])
+
+
+def test_the_encoder_of_a_quantised_model_learns_through_matrices(built, records):
+    model, processor = built(**BOTH, bits=4)
+    batch = TrainingCollator(processor.pad_token_id)([VideoInstructionDataset(records[:1], processor, 400)[0]])
+    model.train()(**batch).loss.backward()
+    for part in ("language_model", "vision_tower"):
+        matrices = [p for n, p in getattr(model.model, part).named_parameters() if ".lora_B." in n]
+        assert matrices and all(p.grad.abs().sum() > 0 for p in matrices)
 
 
 def test_names_choose_what_stays_frozen(run, built):
@@ -272,6 +319,10 @@ def test_merged_weights_are_written_in_the_type_asked_for(run, tmp_path):
         ({"lora_r": 8}, ["--lora_r 8", "--lora_enable"]),
         ({"quant_type": "fp4"}, ["--quant_type fp4", "--bits 4"]),
         ({"lora_enable": True, "lora_r": 0}, ["--lora_r 0"]),
+        ({"lora_parts": ["vision_tower"]}, ["--lora_parts ['vision_tower']", "--lora_enable"]),
+        ({"lora_enable": True, "lora_parts": ["mm_projector"]}, ["--lora_parts mm_projector", "vision_tower"]),
+        ({**BOTH, "freeze_vision_tower": False}, ["--lora_parts vision_tower", "--freeze_vision_tower False"]),
+        ({**BOTH, "features": "somewhere"}, ["--features", "--lora_parts vision_tower trains them"]),
     ],
 )
 def test_contradictions(world, parts, tmp_path, capsys, changes, words):

@@ -40,7 +40,14 @@ CONFIG = {
     "num_frames": 8,
 }
 LOAD = Load(records=3, tokens=256)
-LORA = {"lora_r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "lora_bias": "none", "lora_target": None}
+LORA = {
+    "adapted_parts": {"language_model"},
+    "lora_r": 8,
+    "lora_alpha": 8,
+    "lora_dropout": 0.0,
+    "lora_bias": "none",
+    "lora_target": None,
+}
 
 
 @pytest.fixture(scope="module")

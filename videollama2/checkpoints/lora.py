@@ -67,7 +67,7 @@ def load_lora_folder(
     fields = read_config(path, **hub) if find_file(path, "config.json", **hub) else {}
     others = first_file(path, OTHERS_FILES, **hub)
     trained = {} if others is None else read_tensors(others)
-    has_tower = any(to_memory(name).startswith(AUDIO_TOWER_PREFIX) for name in trained)
+    has_tower = _holds_audio_tower(trained)
     model, processor = base_with_connector(path, base, fields, placement, hub, tower_follows=has_tower)
     weights = first_file(path, ADAPTER_FILES, **hub)
     if weights is None:
@@ -81,6 +81,11 @@ def load_lora_folder(
     if has_tower:
         _check_tower_is_there(model, trained, path)
     return model, processor
+
+
+def _holds_audio_tower(names: Collection[str]) -> bool:
+    """Whether the audio encoder's own weights have learned, and not just biases beside LoRA matrices."""
+    return any(to_memory(name).startswith(AUDIO_TOWER_PREFIX) and not name.endswith("bias") for name in names)
 
 
 def _check_tower_is_there(model: VideoLlama2ForConditionalGeneration, trained: Collection[str], path: str) -> None:

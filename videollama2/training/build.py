@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 
 from videollama2.checkpoints import build_from_parts, load_checkpoint, load_connector, resolve_name
 from videollama2.checkpoints.files import ADAPTER_CONFIG, AUDIO_CONNECTOR_FILES, CONNECTOR_FILES, FULL_WEIGHTS
-from videollama2.checkpoints.lora import has_lora
 from videollama2.checkpoints.placement import check_attention
 from videollama2.checkpoints.quantisation import quantization_config
 from videollama2.config import is_videollama2
@@ -229,22 +228,26 @@ def choose_trainable(
         ConfigError: nothing would learn, or ``--freeze_regex`` would freeze nothing.
     """
     alone = model_args.parts_alone
-    inner = model.model
-    if not has_lora(model):  # adding LoRA has already chosen what learns in the decoder
-        inner.language_model.requires_grad_(not (model_args.freeze_backbone or alone))
-        model.lm_head.requires_grad_(not (model_args.freeze_backbone or alone))
+    inner, adapted = model.model, training_args.adapted_parts
+    if "language_model" not in adapted:  # adding LoRA has already chosen what learns in the parts that it adapts
+        learns = not (model_args.freeze_backbone or alone or adapted)
+        inner.language_model.requires_grad_(learns)
+        model.lm_head.requires_grad_(learns)
     connectors_learn = not training_args.freeze_mm_mlp_adapter
     if inner.vision_tower is not None and inner.mm_projector is not None:
         inner.mm_projector.requires_grad_(connectors_learn and (not alone or "mm_projector" in alone))
-        inner.vision_tower.requires_grad_(not model_args.freeze_vision_tower)
-        if not model_args.freeze_vision_tower:
-            _freeze_unused_layers(inner.vision_tower, model.config.mm_vision_select_layer)
+        if "vision_tower" not in adapted:
+            inner.vision_tower.requires_grad_(not model_args.freeze_vision_tower)
+        _freeze_unused_layers(inner.vision_tower, model.config.mm_vision_select_layer)
     # The published stages name what learns by three flags: the projector alone, projector and encoder, or the whole
     # model with both.
     if inner.audio_tower is not None and inner.mm_projector_a is not None:
         tunes_projector = model_args.tune_mm_mlp_adapter_a or model_args.tune_adapter_llm
         inner.mm_projector_a.requires_grad_(connectors_learn and tunes_projector)
-        inner.audio_tower.requires_grad_(model_args.tune_audio_tower)
+        if "audio_tower" not in adapted:
+            inner.audio_tower.requires_grad_(model_args.tune_audio_tower)
+        elif inner.audio_tower.predictor is not None:
+            inner.audio_tower.predictor.requires_grad_(False)  # --lora_bias would let its bias learn
     if model_args.freeze_regex is not None:
         _freeze_matching(model, model_args.freeze_regex)
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -267,10 +270,12 @@ def _freeze_matching(model: VideoLlama2ForConditionalGeneration, pattern: str) -
 
 
 def _freeze_unused_layers(tower: PreTrainedModel, select_layer: int) -> None:
-    """Let only the layers that run learn: distributed runs would wait for gradients of those above the selected one."""
-    tower.requires_grad_(False)
-    for module in vision_encoder(tower.config.model_type).runs(tower, select_layer):
-        module.requires_grad_(True)
+    """Freeze the layers that do not run: distributed runs would wait for gradients of those above the selected one."""
+    modules = vision_encoder(tower.config.model_type).runs(tower, select_layer)
+    running = {id(parameter) for module in modules for parameter in module.parameters()}
+    for parameter in tower.parameters():
+        if id(parameter) not in running:
+            parameter.requires_grad_(False)
 
 
 def describe_trainable(model: VideoLlama2ForConditionalGeneration) -> str:

@@ -98,7 +98,9 @@ def _feature_rules(
     if data_args.features is None:
         return []
     frozen = "--features are those of frozen encoders"
+    encoders = " ".join(sorted(training_args.adapted_parts & {"vision_tower", "audio_tower"}))
     return [
+        (encoders, f"{frozen}, --lora_parts {encoders} trains them"),
         (not model_args.freeze_vision_tower, f"{frozen}, --freeze_vision_tower False trains the vision encoder"),
         (model_args.tune_audio_tower, f"{frozen}, --tune_audio_tower trains the audio encoder"),
         (data_args.media_cache, "--media_cache keeps frames, which nobody decodes with --features"),

@@ -30,6 +30,9 @@ _FSDP = "accelerate would shard on GPUs alone; FSDP2 is --fully_shard True"
 RECOMPUTED = ("language_model", "mm_projector", "vision_tower", "audio_tower")
 """Parts of the model that can recompute their activations."""
 
+LORA_PARTS = ("language_model", "vision_tower", "audio_tower")
+"""Parts of the model whose linear layers LoRA can adapt."""
+
 _REFUSED = {
     "torch_compile": _COMPILING,
     "torch_compile_backend": _COMPILING,
@@ -94,7 +97,12 @@ class TrainingArguments(ObjectiveFlags, EvaluationFlags, transformers.TrainingAr
         metadata={"help": "Batches of one modality and similar lengths, so that little is padding."},
     )
     lora_enable: bool = field(
-        default=False, metadata={"help": "The language model learns through low-rank matrices beside its own."}
+        default=False,
+        metadata={"help": "The language model, or --lora_parts, learns through low-rank matrices beside its own."},
+    )
+    lora_parts: list[str] = field(
+        default_factory=lambda: [LORA_PARTS[0]],
+        metadata={"help": f"The parts that learn through them, of {', '.join(LORA_PARTS)}. Default: {LORA_PARTS[0]}."},
     )
     lora_r: int = field(default=64, metadata={"help": "Rank of these matrices."})
     lora_alpha: int = field(default=16, metadata={"help": "They count lora_alpha / lora_r."})
@@ -104,7 +112,7 @@ class TrainingArguments(ObjectiveFlags, EvaluationFlags, transformers.TrainingAr
     )
     lora_target: str | None = field(
         default=None,
-        metadata={"help": "Regular expression for whole names of adapted layers. Default: all linear ones."},
+        metadata={"help": "Regular expression for whole names of adapted layers in a part. Default: all linear ones."},
     )
     lora_rslora: bool = field(
         default=False, metadata={"help": "The matrices count lora_alpha / sqrt(lora_r), so that high ranks learn."}
@@ -157,6 +165,11 @@ class TrainingArguments(ObjectiveFlags, EvaluationFlags, transformers.TrainingAr
     batch_eval_metrics: bool = field(default=False, init=False)
     bf16_full_eval: bool = field(default=False, init=False)
     fp16_full_eval: bool = field(default=False, init=False)
+
+    @property
+    def adapted_parts(self) -> frozenset[str]:
+        """The parts of the model that learn through LoRA matrices; none without ``--lora_enable``."""
+        return frozenset(self.lora_parts if self.lora_enable else ())
 
     @property
     def output_folder(self) -> Path:

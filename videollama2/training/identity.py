@@ -21,6 +21,7 @@ from videollama2.errors import ConfigError
 from videollama2.training.data_flags import DataArguments
 from videollama2.training.flags import TrainingArguments
 from videollama2.training.model_flags import ModelArguments
+from videollama2.training.rule import default_of
 from videollama2.training.weights_file import weights_file
 
 ANY_VALUE = frozenset(
@@ -164,7 +165,8 @@ def _flags(arguments: Sequence[Any]) -> Iterator[tuple[str, Any]]:
 def _defaults() -> dict[str, Any]:
     """Return the default of each flag: the value that applied to a flag that an older record does not have."""
     groups = (ModelArguments, DataArguments, TrainingArguments)
-    return {f.name: _plain(f.default) for group in groups for f in fields(group) if f.default is not MISSING}
+    defaults = {flag.name: default_of(flag) for group in groups for flag in fields(group)}
+    return {name: _plain(value) for name, value in defaults.items() if value is not MISSING}
 
 
 def _plain(value: Any) -> Any:

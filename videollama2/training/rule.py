@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import MISSING, Field, fields
 from typing import Any
 
 from videollama2.training.data_flags import DataArguments
@@ -16,7 +16,7 @@ def no_effect_without(
     arguments: TrainingArguments | DataArguments, flag: str, given: bool, names: tuple[str, ...]
 ) -> list[Rule]:
     """Return rules that ``names`` must keep their defaults without ``flag``, since they would have no effect."""
-    defaults = {f.name: f.default for f in fields(arguments)}
+    defaults = {f.name: default_of(f) for f in fields(arguments)}
     return [
         (
             not given and getattr(arguments, name) != defaults[name],
@@ -24,3 +24,8 @@ def no_effect_without(
         )
         for name in names
     ]
+
+
+def default_of(flag: Field[Any]) -> Any:
+    """Return the default of a flag; ``MISSING`` if it must be given."""
+    return flag.default if flag.default_factory is MISSING else flag.default_factory()

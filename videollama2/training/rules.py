@@ -13,14 +13,16 @@ from videollama2.errors import ConfigError
 from videollama2.flat_form import FLAT_MODEL_TYPES
 from videollama2.training.data_flags import DataArguments
 from videollama2.training.data_rules import data_rules
-from videollama2.training.flags import RECOMPUTED, TrainingArguments
+from videollama2.training.flags import LORA_PARTS, RECOMPUTED, TrainingArguments
 from videollama2.training.model_flags import ModelArguments
 from videollama2.training.objective_rules import objective_rules
 from videollama2.training.rule import Rule, no_effect_without
 
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 
-_LORA_FLAGS = ("lora_r", "lora_alpha", "lora_dropout", "lora_bias", "lora_target", "lora_rslora", "lora_dora")
+_LORA_FLAGS = (
+    *("lora_r", "lora_alpha", "lora_dropout", "lora_bias", "lora_parts", "lora_target", "lora_rslora", "lora_dora"),
+)
 
 
 def check_arguments(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> None:
@@ -61,7 +63,9 @@ def _part_rules(model_args: ModelArguments, training_args: TrainingArguments) ->
             f"--pretrain_labels {model_args.pretrain_labels} is for the first stage (--tune_mm_mlp_adapter True)",
         ),
         (
-            training_args.vision_tower_lr is not None and model_args.freeze_vision_tower,
+            training_args.vision_tower_lr is not None
+            and model_args.freeze_vision_tower
+            and "vision_tower" not in training_args.adapted_parts,
             "--vision_tower_lr needs --freeze_vision_tower False: a frozen encoder has no learning rate",
         ),
         (
@@ -98,7 +102,8 @@ def _audio_rules(model_args: ModelArguments, training_args: TrainingArguments) -
             f"--audio_gradient_multiplier {multiplier} is not above 0 and at most 1",
         ),
         (
-            multiplier is not None and not model_args.tune_audio_tower,
+            multiplier is not None
+            and not (model_args.tune_audio_tower or "audio_tower" in training_args.adapted_parts),
             f"--audio_gradient_multiplier {multiplier} has no effect without --tune_audio_tower",
         ),
     ]
@@ -106,13 +111,26 @@ def _audio_rules(model_args: ModelArguments, training_args: TrainingArguments) -
 
 def _lora_rules(model_args: ModelArguments, training_args: TrainingArguments) -> list[Rule]:
     lora, bits = training_args.lora_enable, training_args.bits
+    parts, adapted = training_args.lora_parts, training_args.adapted_parts
+    unknown = [part for part in parts if part not in LORA_PARTS]
     return [
+        (not parts or unknown, f"--lora_parts {' '.join(unknown)}: the parts are {', '.join(LORA_PARTS)}"),
+        (
+            "vision_tower" in adapted and not model_args.freeze_vision_tower,
+            "--lora_parts vision_tower trains matrices beside the encoder's weights, --freeze_vision_tower False the "
+            "weights themselves",
+        ),
+        (
+            "audio_tower" in adapted and model_args.tune_audio_tower,
+            "--lora_parts audio_tower trains matrices beside the encoder's weights, --tune_audio_tower the weights "
+            "themselves",
+        ),
         (
             lora and model_args.tune_mm_mlp_adapter,
             "--lora_enable trains the language model, --tune_mm_mlp_adapter the connector alone",
         ),
         (
-            lora and model_args.freeze_backbone,
+            "language_model" in adapted and model_args.freeze_backbone,
             "--lora_enable trains the language model, --freeze_backbone forbids it",
         ),
         *no_effect_without(training_args, "lora_enable", lora, _LORA_FLAGS),
