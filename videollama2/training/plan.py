@@ -61,11 +61,18 @@ class Way:
 
 @dataclass(frozen=True)
 class Load:
-    """The work of a GPU in a step: records of ``tokens`` tokens each, visual ones of a clip included."""
+    """The work of a GPU in a step.
+
+    Attributes:
+        records: number of records or packed rows.
+        tokens: tokens of each, visual ones of its clips included.
+        clips: clips of each; a packed row has one of each record in it.
+    """
 
     records: int
     tokens: int
     gpus: int = 1
+    clips: int = 1
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,7 @@ class Planner:
 
     def __init__(self, config: VideoLlama2Config) -> None:
         self.config = config
-        self._kept: dict[tuple[int, int, bool, bool], tuple[float, float]] = {}
+        self._kept: dict[tuple[Load, bool, bool], tuple[float, float]] = {}
         # Initial values are not needed, and some of them depend on the values of others, which there are none of.
         with FakeTensorMode(allow_non_fake_inputs=True) as self.mode, no_init_weights():
             self.model = VideoLlama2ForConditionalGeneration(config)
@@ -134,12 +141,13 @@ class Planner:
 
     def seconds(self, way: Way, load: Load, peak_flops: float) -> float:
         """Return the seconds of a step, without waiting and communication."""
-        visual = self.visual * load.records
+        clips = load.records * load.clips
+        visual = self.visual * clips
         counts = Counts(
-            samples=load.records,
+            samples=clips,
             visual_tokens=visual,
             text_tokens=load.records * load.tokens - visual,
-            frames=load.records * self.config.num_frames if self.config.sees else 0,
+            frames=clips * self.config.num_frames if self.config.sees else 0,
             labels=load.records * load.tokens - visual,
         )
         flops = FlopCount(self.model)
@@ -174,7 +182,7 @@ class Planner:
         return connector + layers + lora, last
 
     def _counted(self, load: Load, recompute: bool, half: bool) -> tuple[float, float]:
-        key = (load.records, load.tokens, recompute, half)
+        key = (load, recompute, half)
         if key not in self._kept:
             with self.mode, torch.autocast("cpu", torch.bfloat16, enabled=half):
                 self._kept[key] = self._count(load, recompute)
@@ -185,11 +193,11 @@ class Planner:
         return sum(isinstance(module, nn.Linear) for module in self.model.model.language_model.modules())
 
     def _count(self, load: Load, recompute: bool) -> tuple[float, float]:
-        """Return the bytes that autograd keeps of the connector, for a clip in each record, and of the decoder."""
+        """Return the bytes that autograd keeps of the connector, for all clips, and of the decoder."""
         inner, config = self.model.model, self.config
         of_connector = 0.0
         if inner.mm_projector is not None:
-            clips = (load.records, config.num_frames, config.patches_per_side**2, config.mm_hidden_size)
+            clips = (load.records * load.clips, config.num_frames, config.patches_per_side**2, config.mm_hidden_size)
             with kept_by_autograd(self.model) as kept:
                 _run(inner.mm_projector, recompute)(torch.empty(clips))
             of_connector = kept()
@@ -204,7 +212,7 @@ class Planner:
     def _head(self, way: Way, load: Load) -> float:
         """Return the bytes of the output layer's loss: logits of a chunk with their gradient, and gradients so far."""
         width, words = self.config.hidden_size, self.config.text_config.vocab_size
-        labels = load.records * (load.tokens - self.visual)
+        labels = load.records * (load.tokens - self.visual * load.clips)
         logits = min(labels, CHUNK) * words * (10 if way.half else 8)
         return logits + labels * width * 4 + (0 if way.lora else words * width * 4)
 
@@ -262,22 +270,26 @@ def add_plan_command(subparsers: Any) -> None:
     parser.add_argument(
         "--tokens", type=int, default=2048, metavar="N", help="of a record or packed row (default: %(default)s)"
     )
+    parser.add_argument(
+        "--clips", type=int, default=1, metavar="N", help="clips of a record or packed row (default: %(default)s)"
+    )
     add_debug_flag(parser)
     parser.set_defaults(run=_plan)
 
 
 def _plan(args: argparse.Namespace) -> int:
-    for name in ("gpus", "memory", "batch", "tokens"):
+    for name in ("gpus", "memory", "batch", "tokens", "clips"):
         if getattr(args, name) <= 0:
             raise ConfigError(f"--{name} {getattr(args, name)} is not above 0")
     path = resolve_name(args.model)
     if not is_videollama2(read_config(path)):  # read_config says in one line where there is none
         raise ConfigError(f"--model {args.model} is no VideoLLaMA 2 checkpoint")
     config = VideoLlama2Config.from_pretrained(path)
-    planner, load = Planner(config), Load(args.batch, args.tokens, args.gpus)
-    if args.tokens <= planner.visual:
+    planner, load = Planner(config), Load(args.batch, args.tokens, args.gpus, args.clips)
+    if args.tokens <= planner.visual * args.clips:
         raise ConfigError(f"--tokens {args.tokens} has no room for text: a clip has {planner.visual} of them")
-    print(f"{args.model}: {planner.total:,} weights; {args.batch} records of {args.tokens} tokens, each with a clip")
+    each = "a clip" if args.clips == 1 else f"{args.clips} clips"
+    print(f"{args.model}: {planner.total:,} weights; {args.batch} records of {args.tokens} tokens, each with {each}")
     heads = zip(("weights", "optimizer", "gradients", "activations", "peak", "s/step"), _WIDTHS, strict=True)
     print(f"{'GB of each GPU':<34}" + "".join(f"{head:>{width}}" for head, width in heads))
     for way in WAYS:
