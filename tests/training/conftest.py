@@ -21,6 +21,7 @@ from videollama2 import train
 from videollama2.data.records import read_records
 from videollama2.shapes.parts import TinySizes, write_parts
 from videollama2.shapes.sets import write_set
+from videollama2.training.build import build_model
 
 SIZES = TinySizes(
     vocab_size=640,
@@ -148,6 +149,16 @@ def run(world: Path, parts: Path, tmp_path: Path) -> Callable[..., Run]:
         return Run(folder)
 
     return start
+
+
+@pytest.fixture
+def built(world: Path, parts: Path, tmp_path: Path) -> Callable[..., tuple]:
+    """``built(flag=value, ...)``: model and processor as ``train.py`` makes them."""
+
+    def make(**changes: object) -> tuple:
+        return build_model(*train.parse_arguments(flags(world, parts, tmp_path / "unused", **changes)))
+
+    return make
 
 
 def environment() -> dict[str, str]:

@@ -14,7 +14,7 @@ from videollama2.data.collator import TrainingCollator
 from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.errors import CheckpointError, ConfigError
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
-from videollama2.training.build import base_name, build_model, describe_trainable
+from videollama2.training.build import base_name, describe_trainable
 
 from .conftest import copy_checkpoint, difference, flags
 
@@ -30,16 +30,6 @@ def logits(model, processor, records):
     samples = [VideoInstructionDataset(records[:3], processor, 400)[i] for i in range(3)]
     with torch.no_grad():
         return model.eval()(**TrainingCollator(processor.pad_token_id)(samples)).logits
-
-
-@pytest.fixture
-def built(world, parts, tmp_path):
-    """``built(flag=value, ...)``: model and processor as ``train.py`` makes them."""
-
-    def make(**changes):
-        return build_model(*train.parse_arguments(flags(world, parts, tmp_path / "unused", **changes)))
-
-    return make
 
 
 def test_writes_the_published_files_under_published_names(run, parts):

@@ -23,11 +23,13 @@ from videollama2.model.encoders import vision_encoder
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.model.packed_attention import keep_records_apart
 from videollama2.processing import VideoLlama2Processor
+from videollama2.training.compiled import compile_layers
 from videollama2.training.data_flags import DataArguments
 from videollama2.training.flags import TrainingArguments
 from videollama2.training.frozen_features import use_features
 from videollama2.training.fully_shard import shard
 from videollama2.training.hearing import new_ears, set_hearing
+from videollama2.training.kernels import use_liger_kernels
 from videollama2.training.lora import add_lora, fused_experts
 from videollama2.training.meter import weights_of
 from videollama2.training.model_flags import ModelArguments
@@ -82,11 +84,20 @@ def build_model(
         _cast_frozen(model, torch.bfloat16)
     if data_args.features:
         use_features(model, processor, data_args, training_args)
+    _choose_computation(model, training_args)
+    return model, processor
+
+
+def _choose_computation(model: VideoLlama2ForConditionalGeneration, training_args: TrainingArguments) -> None:
+    """Choose kernels and compilation, then how processes share the work; the order matters."""
+    if training_args.use_liger_kernel:
+        use_liger_kernels(model)
+    if training_args.torch_compile:
+        compile_layers(model, training_args)
     if training_args.deepspeed or training_args.fully_shard:
         encode_uniformly(model)
     if training_args.fully_shard:
         shard(model, training_args)
-    return model, processor
 
 
 def _loading_options(model_args: ModelArguments, training_args: TrainingArguments) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from videollama2.inference.answer import ShownAnswer
 from videollama2.inference.engine import Engine
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.processing import VideoLlama2Processor
+from videollama2.training.compiled import uncompiled
 from videollama2.training.rollouts import QUESTION, Questions, greedy_request
 from videollama2.training.stopping import RandomState
 
@@ -54,7 +55,7 @@ def undisturbed(autocast: Callable[[], AbstractContextManager[Any]] = nullcontex
     """Leave no trace of the block in random generators; ``autocast`` gives the precision inside it."""
     random = RandomState()
     try:
-        with autocast():
+        with uncompiled(), autocast():
             yield
     finally:
         random.restore()

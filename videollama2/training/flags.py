@@ -21,10 +21,6 @@ from videollama2.training.evaluation_flags import EvaluationFlags
 from videollama2.training.objective_flags import ObjectiveFlags
 from videollama2.training.stale_locks import clear_stale_locks, skip_shared_memory_reduction
 
-_COMPILING = (
-    "the frames and tokens of each batch differ in number, which makes torch recompile for minutes and fail in "
-    "the backward pass"
-)
 _FSDP = "accelerate would shard on GPUs alone; FSDP2 is --fully_shard True"
 
 RECOMPUTED = ("language_model", "mm_projector", "vision_tower", "audio_tower")
@@ -34,12 +30,8 @@ LORA_PARTS = ("language_model", "vision_tower", "audio_tower")
 """Parts of the model whose linear layers LoRA can adapt."""
 
 _REFUSED = {
-    "torch_compile": _COMPILING,
-    "torch_compile_backend": _COMPILING,
-    "torch_compile_mode": _COMPILING,
     "fsdp": _FSDP,
     "fsdp_config": _FSDP,
-    "use_liger_kernel": "it knows no such model; its main saving, logits of a few positions at a time, is made anyway",
     "auto_find_batch_size": "it continues with smaller batches than the run was started with; set "
     "--per_device_train_batch_size and --gradient_accumulation_steps",
     "enable_jit_checkpoint": "it saves between the backward pass and the optimizer's step, from which a run "
@@ -120,6 +112,12 @@ class TrainingArguments(ObjectiveFlags, EvaluationFlags, transformers.TrainingAr
     lora_dora: bool = field(
         default=False, metadata={"help": "DoRA: the length of each row of an adapted weight is learned by itself."}
     )
+    torch_compile: bool = field(
+        default=False, metadata={"help": "Compile the decoder's layers, for sequences of any length."}
+    )
+    use_liger_kernel: bool = field(
+        default=False, metadata={"help": "Norms, rotary positions and gated products of liger-kernel, on a GPU."}
+    )
     bits: Literal[4, 8, 16] = field(
         default=16, metadata={"help": "4 or 8: the language model is quantised (bitsandbytes) under LoRA."}
     )
@@ -133,12 +131,8 @@ class TrainingArguments(ObjectiveFlags, EvaluationFlags, transformers.TrainingAr
     )
 
     # These flags of transformers would not do here what they promise and are refused; see _REFUSED.
-    torch_compile: bool = field(default=False, metadata={"help": "Refused: the media of a batch vary in shape."})
     fsdp: str | None = field(
         default=None, metadata={"nargs": "?", "const": "True", "help": "Refused: use --fully_shard True."}
-    )
-    use_liger_kernel: bool = field(
-        default=False, metadata={"help": "Refused: logits exist for a few positions at a time without it."}
     )
     auto_find_batch_size: bool = field(
         default=False, metadata={"help": "Refused: a run would continue with other batches than it was started with."}
@@ -204,6 +198,9 @@ class TrainingArguments(ObjectiveFlags, EvaluationFlags, transformers.TrainingAr
             self.ddp_find_unused_parameters = False
         if self.eval_benchmarks and self.eval_steps and self.eval_strategy == "no":
             self.eval_strategy = "steps"
+        compiles = self.torch_compile or self.torch_compile_backend or self.torch_compile_mode
+        if compiles and self.tf32 is None and not self.use_cpu:
+            self.tf32 = False  # transformers would compute products of float32 with fewer bits, so losses would differ
         self._choose_reports()
         super().__post_init__()
 

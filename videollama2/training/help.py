@@ -69,6 +69,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
             "gradient_checkpointing",
             "gradient_checkpointing_parts",
             "gradient_checkpointing_every",
+            "torch_compile",
+            "use_liger_kernel",
             "deepspeed",
             "fully_shard",
             "dataloader_num_workers",

@@ -22,6 +22,7 @@ from videollama2.media.kinds import AUDIO, VIDEO
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.processing import VideoLlama2Processor
 from videollama2.prompting import conversation_messages
+from videollama2.training.compiled import uncompiled
 from videollama2.training.objective_flags import ObjectiveFlags
 from videollama2.training.rewards import Reward
 
@@ -96,7 +97,7 @@ def answer_questions(
         return found
     longest = max(len(sample[QUESTION].prompt) for _, sample in asked) + flags.answer_tokens
     requests = [_request(sample, flags, seed, number) for _, sample in asked for number in range(flags.group_size)]
-    with Engine(model, processor, max_length=longest, background=False) as engine:
+    with uncompiled(), Engine(model, processor, max_length=longest, background=False) as engine:
         results = engine.generate(requests)
     for turn, (place, sample) in enumerate(asked):
         own = results[turn * flags.group_size : (turn + 1) * flags.group_size]

@@ -9,6 +9,8 @@ import json
 import os
 from pathlib import Path
 
+import torch
+
 from videollama2.errors import ConfigError
 from videollama2.flat_form import FLAT_MODEL_TYPES
 from videollama2.training.data_flags import DataArguments
@@ -34,6 +36,7 @@ def check_arguments(model_args: ModelArguments, data_args: DataArguments, traini
         *data_rules(model_args, data_args, training_args),
         *_attention_rules(model_args.attn_implementation, training_args),
         *_recompute_rules(training_args),
+        *_kernel_rules(data_args.packing, training_args),
         *objective_rules(model_args, data_args, training_args),
         *_exam_rules(training_args),
         *_shard_rules(model_args, training_args),
@@ -188,6 +191,33 @@ def _recompute_rules(training_args: TrainingArguments) -> list[Rule]:
             not training_args.gradient_checkpointing and (every != 1 or tuple(parts) != RECOMPUTED),
             "--gradient_checkpointing_parts and --gradient_checkpointing_every have no effect without "
             "--gradient_checkpointing True",
+        ),
+    ]
+
+
+def _kernel_rules(packing: int | None, training_args: TrainingArguments) -> list[Rule]:
+    needs_gpu = (
+        training_args.use_liger_kernel and training_args.use_cpu,
+        "--use_liger_kernel needs a GPU: its kernels are written in Triton",
+    )
+    if not training_args.torch_compile:
+        return [needs_gpu]
+    backend, known = training_args.torch_compile_backend, torch.compiler.list_backends(exclude_tags=())
+    return [
+        needs_gpu,
+        (backend not in known, f"--torch_compile_backend {backend} is not one of {', '.join(known)}"),
+        (
+            _in_slices(training_args),
+            "--torch_compile compiles layers that have their weights, which ZeRO-3 and --fully_shard gather while a "
+            "layer runs",
+        ),
+        (
+            training_args.bits != 16,
+            f"--torch_compile compiles products of torch, --bits {training_args.bits} has others",
+        ),
+        (
+            packing is not None,
+            "--torch_compile leaves the number of tokens open, --packing makes rows of any number of records",
         ),
     ]
 

@@ -87,6 +87,12 @@ class SavingTrainer(Trainer):
         self.epoch_start: RandomState | None = None
         """The random state from before the current epoch, or None after the epoch's first step."""
 
+    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
+        """Return the accelerator's options; it is not told to compile, see :mod:`videollama2.training.compiled`."""
+        options = super()._build_accelerator_args(**kwargs)
+        options.pop("dynamo_plugin", None)
+        return options
+
     def unwrapped(self, model: nn.Module | None = None) -> VideoLlama2ForConditionalGeneration:
         """Return the model (or ``model``) without what a distributed run wraps around it."""
         return cast(
