@@ -44,6 +44,7 @@ from ray.serve.schema import ServeDeploySchema
 from tests.conftest import ROOT
 from tests.engines.ray_load import CLIENTS, HEADERS, KEY, MODEL, Load, body, check, some_more, under_load, wait_until
 from tests.serve.servers import free_port
+from tests.training.conftest import Run, difference, flags, parts, world  # noqa: F401
 from videollama2.cli import main
 from videollama2.engines.ray import app
 
@@ -370,6 +371,43 @@ def test_a_request_with_which_every_replica_dies(machines: Machines, tmp_path: P
     assert list(lines) == [line["custom_id"] for line in asked]
     assert lines["r5"]["response"]["status_code"] == 502 and lines["r5"]["error"]["code"] == "worker_failed"
     assert [name for name, line in lines.items() if line["error"]] == ["r0", "r5"]
+
+
+# ------------------------------------------------------------------------------------------------------------ training
+
+
+@pytest.mark.slow
+def test_a_training_whose_process_is_killed(
+    machines: Machines,
+    world: Path,  # noqa: F811
+    parts: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """A process on each node; one is killed, all begin again from the last checkpoint, and end as torchrun's do."""
+    without_application()
+    options = {"max_steps": 12, "per_device_train_batch_size": 2, "save_strategy": "steps", "save_steps": 2}
+    whole, target = tmp_path / "whole", tmp_path / "placed"
+    launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    argv = ["-m", "videollama2.train", *flags(world, parts, whole, **options)]
+    subprocess.run([*launched, *argv], check=True)
+
+    command = [sys.executable, "-m", "videollama2.engines.ray_train", "--workers", "2", "--max-restarts", "1"]
+    environment = {**os.environ, "RAY_ADDRESS": machines.cluster.address}
+    begun = subprocess.Popen([*command, *flags(world, parts, target, **options)], env=environment)
+    try:
+        wait_until(lambda: any(target.glob("checkpoint-*/trainer_state.json")), 300, "a checkpoint")
+        trained = [process for process in psutil.process_iter(["cmdline"]) if is_training(process, target)]
+        assert len(trained) == 2
+        trained[1].kill()
+        assert begun.wait(300) == 0
+    finally:
+        begun.kill()
+    assert difference(Run(whole).weights, Run(target).weights) <= 1e-6
+
+
+def is_training(process: psutil.Process, folder: Path) -> bool:
+    words = process.info["cmdline"] or []
+    return "-c" in words and "--output_dir" in words and str(folder) in words
 
 
 # -------------------------------------------------------------------------------------------------------------- vLLM
