@@ -1,5 +1,7 @@
 """``--torch_compile``: layers of the decoder are compiled once, and learn what they learn without; Liger's kernels."""
 
+import sys
+
 import pytest
 import torch
 from torch._dynamo.utils import counters
@@ -60,6 +62,6 @@ def test_liger_kernels_replace_what_the_decoder_computes_and_not_the_loss(built,
 
 
 def test_liger_kernels_need_their_package(built, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "liger_kernel", None)
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers", None)
     with pytest.raises(MissingDependencyError, match="pip install liger-kernel"):
         use_liger_kernels(built()[0])
