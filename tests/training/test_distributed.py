@@ -11,6 +11,7 @@ import psutil
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 
 from tests.conftest import ROOT
 from tests.forked import run_ranks
@@ -271,3 +272,20 @@ def test_fully_sharded_equals_ddp_and_goes_on(launch, records, several, world):
     config = json.loads((whole.folder / "config.json").read_text())
     assert config["architectures"] == json.loads((plain.folder / "config.json").read_text())["architectures"]
     torch.testing.assert_close(logits(plain.folder, records), logits(whole.folder, records), rtol=0, atol=1e-4)
+
+
+def test_fully_sharded_in_half_precision_learns_as_ddp_does(launch, records, several, world):
+    """Slices have 32 bits; what is gathered of them, and the computation, 16."""
+    options = {"max_steps": 2, "data_path": several, "data_folder": world, "num_frames": 2, "bf16": True}
+    options |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+    plain = launch(2, **options)
+    saving = {"save_strategy": "steps", "save_steps": 1, "fully_shard": True}
+    whole = launch(2, **options, **saving)
+    assert whole.losses == pytest.approx(plain.losses, rel=5e-3)
+    kept = load_file(whole.folder / "checkpoint-1" / "model.safetensors")
+    assert {tensor.dtype for tensor in kept.values()} == {torch.float32}
+    resumed = Run(whole.folder.parent / "resumed")
+    copy_checkpoint(whole.folder / "checkpoint-1", resumed.folder / "checkpoint-1")
+    launch(2, folder=resumed.folder, **options, **saving)
+    assert resumed.losses == whole.losses and difference(whole.weights, resumed.weights) == 0
+    assert torch.isfinite(logits(whole.folder, records)).all()

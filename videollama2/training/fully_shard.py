@@ -28,6 +28,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from videollama2.model.encoders import vision_encoder
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.training.flags import TrainingArguments
 
@@ -38,14 +39,21 @@ def shard(model: VideoLlama2ForConditionalGeneration, args: TrainingArguments) -
     """Cut the parameters of ``model`` into slices, one for each process of the run."""
     mesh = init_device_mesh(args.device.type, (args.world_size,))
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if args.bf16 else MixedPrecisionPolicy()
-    for part in (model.model.language_model, model.model.vision_tower):
-        for layer in [] if part is None else part.modules():
-            if isinstance(layer, GradientCheckpointingLayer):
-                fully_shard(layer, mesh=mesh, mp_policy=policy)
+    for layer in _layers(model):
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
     name = type(model).__name__
     fully_shard(model, mesh=mesh, mp_policy=policy)
     # The model's class is one that FSDP has made, and transformers finds the published names of weights by its name.
     type(model).__name__ = name
+
+
+def _layers(model: VideoLlama2ForConditionalGeneration) -> list[nn.Module]:
+    """Return the layers that are gathered one by one: those that run, since torch expects that of what is sharded."""
+    parts: list[nn.Module] = [model.model.language_model]
+    tower = model.model.vision_tower
+    if tower is not None:
+        parts += vision_encoder(tower.config.model_type).runs(tower, model.config.mm_vision_select_layer)
+    return [layer for part in parts for layer in part.modules() if isinstance(layer, GradientCheckpointingLayer)]
 
 
 def whole_state(model: nn.Module) -> dict[str, torch.Tensor]:
