@@ -18,6 +18,15 @@ GOLDEN_COPY = ROOT / "tests" / "golden"
 _CANDIDATES = (ROOT.parent / "shared" / "golden", GOLDEN_COPY)
 
 
+@pytest.fixture(autouse=True)
+def ordinary_priority() -> Iterator[None]:
+    """Fails a test that leaves its thread real-time: whatever this process started later would inherit it."""
+    yield
+    if hasattr(os, "sched_getscheduler") and os.sched_getscheduler(0) in (os.SCHED_FIFO, os.SCHED_RR):
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        pytest.fail("this test left its thread with real-time scheduling")
+
+
 def golden_dirs() -> list[Path]:
     """Every set of reference values that is here: the whole one where it is, and the copy, a part of it.
 

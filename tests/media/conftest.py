@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,6 +17,23 @@ os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder writes a page of settin
 
 HEIGHT, WIDTH = 64, 128
 _QUIET = {"libx265": {"x265-params": "log-level=none:pools=none"}, "libsvtav1": {"preset": "12"}}
+
+
+@contextmanager
+def _ordinary_priority() -> Iterator[None]:
+    """Gives the calling thread its scheduling back afterwards.
+
+    The AV1 encoder, run as root, makes the thread that opens it real-time (SCHED_FIFO, 99). All that this process starts
+    later inherits it, and a browser that waits in a loop at that priority takes the whole machine.
+    """
+    if not hasattr(os, "sched_getscheduler"):  # on macOS, where the encoder changes nothing
+        yield
+        return
+    policy, priority = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, priority)
 
 
 class Film:
@@ -65,7 +83,7 @@ class Film:
             pytest.skip(f"PyAV has no encoder {codec}")
         settings = {"g": str(gop), "bf": str(b_frames), **_QUIET.get(codec, {}), **(options or {})}
         muxer_options = {"movflags": movflags} if movflags else {}
-        with av.open(str(path), "w", format=container, options=muxer_options) as output:
+        with _ordinary_priority(), av.open(str(path), "w", format=container, options=muxer_options) as output:
             stream = output.add_stream(codec, rate=fps, options=settings)
             stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, pixel_format
             stream.codec_context.thread_count = 1
