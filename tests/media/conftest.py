@@ -23,8 +23,8 @@ _QUIET = {"libx265": {"x265-params": "log-level=none:pools=none"}, "libsvtav1": 
 def _ordinary_priority() -> Iterator[None]:
     """Gives the calling thread its scheduling back afterwards.
 
-    The AV1 encoder, run as root, makes the thread that opens it real-time (SCHED_FIFO, 99). All that this process starts
-    later inherits it, and a browser that waits in a loop at that priority takes the whole machine.
+    The AV1 encoder, run as root, makes the thread that opens it real-time (SCHED_FIFO, 99). All that this process
+    starts later inherits it, and a browser that waits in a loop at that priority takes the whole machine.
     """
     if not hasattr(os, "sched_getscheduler"):  # on macOS, where the encoder changes nothing
         yield
