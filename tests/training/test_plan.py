@@ -1,80 +1,24 @@
 """``videollama2 plan``: counted peaks are those of a real step, and a command that says what fits."""
 
 import gc
-from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
-from torch.utils.weak import WeakIdKeyDictionary
 
+from tests.forked import run_ranks
 from videollama2 import cli
 from videollama2.config import VideoLlama2Config
-from videollama2.model.connectors import num_visual_tokens
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
-from videollama2.model.packed_attention import keep_records_apart, packed_inputs
+from videollama2.training.counted import Matrices
 from videollama2.training.lora import add_lora
 from videollama2.training.plan import Load, Planner, Way
 
-CONFIG = {
-    "text_config": {
-        "model_type": "qwen2",
-        "vocab_size": 2000,
-        "hidden_size": 128,
-        "intermediate_size": 512,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-    },
-    "vision_config": {
-        "model_type": "clip_vision_model",
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-        "image_size": 56,
-        "patch_size": 14,
-    },
-    "mm_vision_tower": "clip",
-    "mm_projector_type": "stc_connector",
-    "num_frames": 8,
-}
-LOAD = Load(records=3, tokens=256)
-LORA = {
-    "adapted_parts": {"language_model"},
-    "lora_r": 8,
-    "lora_alpha": 8,
-    "lora_dropout": 0.0,
-    "lora_bias": "none",
-    "lora_target": None,
-}
+from .planned import CONFIG, LOAD, LiveBytes, batch_of
 
 
 @pytest.fixture(scope="module")
 def planner():
     return Planner(VideoLlama2Config(**CONFIG))
-
-
-class LiveBytes(TorchDispatchMode):
-    """Bytes of all tensors that are alive, as operations make them; ``known`` were there before."""
-
-    def __init__(self, known):
-        super().__init__()
-        self.live, self.peak = WeakIdKeyDictionary(), 0
-        for tensor in known:
-            self.note(tensor)
-
-    def note(self, tensor):
-        storage = tensor.untyped_storage()
-        self.live[storage] = storage.nbytes()
-        return tensor
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        tree_map_only(torch.Tensor, self.note, out)
-        self.peak = max(self.peak, sum(self.live.values()))
-        return out
 
 
 def quantise(decoder):
@@ -89,38 +33,28 @@ def quantise(decoder):
             decoder.set_submodule(name, small.to("cpu"))
 
 
-def batch_of(model, load):
-    """Records with a clip each; or packed rows of several such records."""
-    visual = num_visual_tokens("stc_connector", 8, model.config.patches_per_side)
-    ids = torch.randint(5, 1900, (load.records * load.clips, load.tokens // load.clips))
-    ids[:, 1 : 1 + visual] = model.config.video_token_id
-    labels = ids.masked_fill(ids == model.config.video_token_id, -100)
-    clips = torch.randn(len(ids), 8, 3, 56, 56)
-    packed = {}
-    if load.clips > 1:
-        keep_records_apart(model.get_decoder(), ids.shape[1])
-        packed = packed_inputs([ids.shape[1]] * load.clips)
-    rows = (part.reshape(load.records, load.tokens) for part in (ids, labels))
-    return dict(zip(("input_ids", "labels"), rows, strict=True), pixel_values_videos=clips, **packed)
-
-
 def measured(way, load=LOAD):
     """The largest number of bytes alive in the second step of a training on a CPU, without the batch's."""
     model = VideoLlama2ForConditionalGeneration(VideoLlama2Config(**CONFIG)).train()
     if way.quantised:
         quantise(model.model.language_model)
     if way.lora:
-        add_lora(model, SimpleNamespace(**LORA, lora_rslora=False, lora_dora=False))
-        model.lm_head.requires_grad_(False)
+        add_lora(model, Matrices(way.lora, frozenset(way.parts)))
         model.model.mm_projector.requires_grad_(True)
-    model.model.vision_tower.requires_grad_(False)
+    else:
+        model.model.vision_tower.requires_grad_(False)
+    if way.half:
+        for parameter in model.parameters():  # of what is frozen, as in training
+            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else torch.bfloat16)
     if way.recompute:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
     batch = {"use_cache": False, **batch_of(model, load)}
 
     def step():
-        model(**batch).loss.backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=way.half):
+            loss = model(**batch).loss
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -132,6 +66,8 @@ def measured(way, load=LOAD):
     return live.peak
 
 
+ADAPTED = {"lora": 8, "dropout": False, "half": False}
+BOTH = ("language_model", "vision_tower")
 PACKED = Load(records=1, tokens=768, clips=3)
 
 
@@ -141,17 +77,32 @@ PACKED = Load(records=1, tokens=768, clips=3)
         (Way("full", half=False), LOAD),
         (Way("recomputed", half=False, recompute=True), LOAD),
         (Way("packed", half=False), PACKED),
-        pytest.param(Way("lora", half=False, lora=8), LOAD, marks=pytest.mark.slow),
-        pytest.param(Way("qlora", half=False, lora=8, quantised=True), LOAD, marks=pytest.mark.slow),
-        pytest.param(
-            Way("qlora again", half=False, lora=8, quantised=True, recompute=True), LOAD, marks=pytest.mark.slow
-        ),
+        (Way("bfloat16", recompute=True), LOAD),
+        pytest.param(Way("lora", **ADAPTED), LOAD, marks=pytest.mark.slow),
+        pytest.param(Way("lora bfloat16", **(ADAPTED | {"half": True})), LOAD, marks=pytest.mark.slow),
+        pytest.param(Way("lora in the encoder", parts=BOTH, **ADAPTED), LOAD, marks=pytest.mark.slow),
+        pytest.param(Way("qlora", quantised=True, **ADAPTED), LOAD, marks=pytest.mark.slow),
+        pytest.param(Way("qlora again", quantised=True, recompute=True, **ADAPTED), LOAD, marks=pytest.mark.slow),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.*:FutureWarning")
 def test_counts_the_peak_of_a_real_step(way, load, planner):
     assert planner.memory(way, load).peak == pytest.approx(measured(way, load), rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "way", [Way("2", zero=2), Way("3", zero=3), Way("fully_shard", fully_shard=True)], ids=lambda way: way.name
+)
+def test_counts_the_peak_of_two_processes(way, planner, tmp_path):
+    if way.zero:
+        pytest.importorskip("deepspeed")
+    file, log = tmp_path / "bytes", tmp_path / "log"
+    assert run_ranks([way.name, "", str(file)], 2, log, module="tests.training.planned") == 0, log.read_text()
+    assert planner.memory(way, Load(LOAD.records, LOAD.tokens, gpus=2)).peak == pytest.approx(
+        int(file.read_text()), rel=0.1
+    )
 
 
 def test_slices_and_quantised_weights_are_smaller(planner):

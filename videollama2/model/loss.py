@@ -67,6 +67,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 hidden_grad_ND[part] = grad_nV @ weight_low_VD
             if weight_grad_VD is not None:
                 weight_grad_VD += grad_nV.T @ hidden_low_nD
+            del logits_nV, grad_nV  # the next chunk would otherwise be computed beside them
         ctx.grads = (hidden_grad_ND, None if weight_grad_VD is None else weight_grad_VD.to(weight_VD.dtype))
         return total
 

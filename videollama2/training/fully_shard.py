@@ -39,7 +39,7 @@ def shard(model: VideoLlama2ForConditionalGeneration, args: TrainingArguments) -
     """Cut the parameters of ``model`` into slices, one for each process of the run."""
     mesh = init_device_mesh(args.device.type, (args.world_size,))
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if args.bf16 else MixedPrecisionPolicy()
-    for layer in _layers(model):
+    for layer in layers_of(model):
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     name = type(model).__name__
     fully_shard(model, mesh=mesh, mp_policy=policy)
@@ -47,7 +47,7 @@ def shard(model: VideoLlama2ForConditionalGeneration, args: TrainingArguments) -
     type(model).__name__ = name
 
 
-def _layers(model: VideoLlama2ForConditionalGeneration) -> list[nn.Module]:
+def layers_of(model: VideoLlama2ForConditionalGeneration) -> list[nn.Module]:
     """Return the layers that are gathered one by one: those that run, since torch expects that of what is sharded."""
     parts: list[nn.Module] = [model.model.language_model]
     tower = model.model.vision_tower

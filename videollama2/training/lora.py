@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Literal, Protocol
 
 from torch import nn
 
 from videollama2.errors import ConfigError, MissingDependencyError
 from videollama2.model.encoders import vision_encoder
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
-from videollama2.training.flags import LORA_PARTS, TrainingArguments
+from videollama2.training.flags import LORA_PARTS
 
 _PREFIXES = {
     "language_model": r"model\.(language_model\.)?",
@@ -23,7 +24,28 @@ _PREFIXES = {
 """Part -> regular expression for what stands before the names of its layers, in memory and in published files."""
 
 
-def add_lora(model: VideoLlama2ForConditionalGeneration, args: TrainingArguments) -> None:
+class LoraFlags(Protocol):
+    """The flags that say which matrices there are; see :class:`videollama2.training.flags.TrainingArguments`."""
+
+    @property
+    def adapted_parts(self) -> frozenset[str]: ...
+    @property
+    def lora_r(self) -> int: ...
+    @property
+    def lora_alpha(self) -> int: ...
+    @property
+    def lora_dropout(self) -> float: ...
+    @property
+    def lora_bias(self) -> Literal["none", "all", "lora_only"]: ...
+    @property
+    def lora_target(self) -> str | None: ...
+    @property
+    def lora_rslora(self) -> bool: ...
+    @property
+    def lora_dora(self) -> bool: ...
+
+
+def add_lora(model: VideoLlama2ForConditionalGeneration, args: LoraFlags) -> None:
     """Add LoRA matrices to linear layers of ``--lora_parts``, by default to all of the decoder; freeze all else.
 
     Layers of an encoder that do not run, such as those above the selected one, get no matrices. Neither do fused

@@ -212,20 +212,24 @@ class FlopCount:
         return tokens * self.decoder + counts.labels * self.head + attention + media
 
 
-def _encoder_and_connector(encoder: torch.nn.Module | None, connector: torch.nn.Module | None) -> tuple[int, int, bool]:
+def _encoder_and_connector(
+    encoder: torch.nn.Module | None, connector: torch.nn.Module | None
+) -> tuple[float, float, bool]:
     """Return the operations per position of an encoder and of its connector, and whether either learns."""
-    parts = [[] if module is None else list(module.parameters()) for module in (encoder, connector)]
-    encoder_learns, connector_learns = (any(p.requires_grad for p in part) for part in parts)
-    of_encoder, of_connector = (sum(map(weights_of, part)) for part in parts)
+    of_encoder, of_connector = (
+        [(weights_of(p), p.requires_grad) for p in ([] if module is None else module.parameters())]
+        for module in (encoder, connector)
+    )
+    encoder_learns, connector_learns = (any(learns for _, learns in part) for part in (of_encoder, of_connector))
     connector_factor = 6 if connector_learns else 4 if encoder_learns else 2
     return (
-        of_encoder * (6 if encoder_learns else 2),
-        of_connector * connector_factor,
+        _per_token(of_encoder, encoder_learns),
+        sum(count for count, _ in of_connector) * connector_factor,
         encoder_learns or connector_learns,
     )
 
 
-def _per_token(weights: list[tuple[float, bool]], learns_below: bool) -> float:
+def _per_token(weights: Sequence[tuple[float, bool]], learns_below: bool) -> float:
     """Return the operations for one token.
 
     Args:

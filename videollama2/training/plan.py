@@ -1,42 +1,38 @@
 """``videollama2 plan``: which ways of training a model fit into a GPU's memory, and how long a step takes, by counting.
 
-The model is built without weights (fake tensors), and its decoder and connector run forward as in training, so that
-what autograd would keep for the backward pass can be counted instead of estimated. The largest memory of a step is that
-at the end of the forward pass, when activations are complete, or that at the end of the backward pass, when gradients
-are. Not counted are the allocator's fragments, CUDA's own memory (about 1 GB) and the buffers of communication.
+The largest memory of a step is that at the end of the forward pass, when activations are complete, that at the end of
+the backward pass, when gradients are, or that of the optimizer's step where it needs copies of gradients. Not counted
+are the allocator's fragments and CUDA's own memory (about 1 GB).
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from functools import cached_property
+from typing import Any
 
-import torch
 from torch import nn
-from torch._subclasses import FakeTensorMode
-from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.checkpoint import checkpoint
-from transformers.initialization import no_init_weights
 
 from videollama2.checkpoints import resolve_name
 from videollama2.commands import add_debug_flag
 from videollama2.config import VideoLlama2Config, is_videollama2
 from videollama2.constants import DEFAULT_MODEL_NAME
-from videollama2.errors import ConfigError
+from videollama2.errors import ConfigError, MissingDependencyError
 from videollama2.flags import PATH_HELP
 from videollama2.hub import read_config
 from videollama2.model.connectors import num_visual_tokens
 from videollama2.model.loss import CHUNK
-from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
+from videollama2.training.counted import CountedModel, Matrices, Precision
+from videollama2.training.fully_shard import layers_of
 from videollama2.training.meter import PEAK_FLOPS, Counts, FlopCount
 
 UTILISATION = 0.4
 """Share of a GPU's peak that a step is assumed to reach; large decoders on one node reach 0.35 to 0.5."""
 _NF4 = 0.516
 """Bytes of a weight in 4 bits, with the constants of double quantisation."""
+_GATHERED = 10**9
+"""Numbers that ZeRO-3 gathers at most, and updates at a time: DeepSpeed's defaults, which scripts/zero3.json keeps."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +40,14 @@ class Way:
     """A way of training.
 
     Attributes:
-        lora: rank of LoRA matrices at all linear layers of the decoder; 0 if the weights themselves learn.
-        quantised: whether these weights have 4 bits.
-        zero: stage of ZeRO.
+        lora: rank of LoRA matrices at all linear layers of ``parts``; 0 if the weights themselves learn.
+        quantised: whether the decoder's own weights have 4 bits.
+        zero: stage of ZeRO, configured as in scripts/zero2.json and scripts/zero3.json.
         recompute: whether every layer computes its activations again in the backward pass.
         half: whether the step computes in bfloat16.
+        parts: those of ``--lora_parts``.
+        dropout: whether LoRA has dropout, as by default.
+        fully_shard: whether weights are cut into slices by FSDP2 (``--fully_shard``).
     """
 
     name: str
@@ -57,6 +56,16 @@ class Way:
     zero: int = 0
     recompute: bool = False
     half: bool = True
+    parts: tuple[str, ...] = ("language_model",)
+    dropout: bool = True
+    fully_shard: bool = False
+
+    @property
+    def precision(self) -> Precision:
+        """How the step computes. DeepSpeed and FSDP2 give it a model of 16 bits, others use autocast."""
+        if not self.half:
+            return "float32"
+        return "bfloat16" if self.zero or self.fully_shard else "autocast"
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,8 @@ class Memory:
 
     Attributes:
         activations: those kept at the end of the forward pass, with what the output layer needs.
-        gradients: those of all weights, with the activations of the block whose backward pass comes last.
+        gradients: those of all weights, with the activations of the block whose backward pass comes last; or what the
+            optimizer's step makes of them, if that is larger.
     """
 
     weights: float
@@ -98,46 +108,92 @@ class Planner:
     """Counts for one model.
 
     Args:
-        config: the model's configuration. The connector and the decoder learn, the encoders are frozen.
+        config: the model's configuration. The connector and the decoder learn; the encoders are frozen, except for LoRA
+            matrices in them.
     """
 
     def __init__(self, config: VideoLlama2Config) -> None:
         self.config = config
-        self._kept: dict[tuple[Load, bool, bool], tuple[float, float]] = {}
-        # Initial values are not needed, and some of them depend on the values of others, which there are none of.
-        with FakeTensorMode(allow_non_fake_inputs=True) as self.mode, no_init_weights():
-            self.model = VideoLlama2ForConditionalGeneration(config)
-        inner = self.model.model
-        for tower in (inner.vision_tower, inner.audio_tower, inner.mm_projector_a):
-            if tower is not None:
-                tower.requires_grad_(False)
-        linear = [m for m in inner.language_model.modules() if isinstance(m, nn.Linear)]
-        self.linear = sum(module.weight.numel() for module in linear)
-        self.lora_of_rank = sum(module.in_features + module.out_features for module in linear)
-        self.total = sum(p.numel() for p in self.model.parameters())
-        connector = inner.mm_projector
-        self.connector = 0 if connector is None else sum(p.numel() for p in connector.parameters())
-        self.learning = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        self._models: dict[tuple[Precision, int, tuple[str, ...]], CountedModel] = {}
+        model = self._plain.model
+        self.total = sum(p.numel() for p in model.parameters())
+        decoder = model.model.language_model.modules()
+        self.linear = sum(module.weight.numel() for module in decoder if isinstance(module, nn.Linear))
+
+    @cached_property
+    def _plain(self) -> CountedModel:
+        return self._model(Way("all weights"))
+
+    def _model(self, way: Way) -> CountedModel:
+        key = way.precision, way.lora, way.parts
+        if key not in self._models:
+            matrices = Matrices(way.lora, frozenset(way.parts)) if way.lora else None
+            self._models[key] = CountedModel(self.config, way.precision, matrices)
+        return self._models[key]
 
     def memory(self, way: Way, load: Load) -> Memory:
-        """Return the memory of one GPU for a step of ``load`` in this way."""
-        learning = self.connector + way.lora * self.lora_of_rank if way.lora else self.learning
-        frozen = self.total - (self.connector if way.lora else self.learning)
-        quantised = self.linear if way.quantised else 0
-        sliced = load.gpus
-        low = 2 if way.half else 4
-        weights = (frozen - quantised) * low + quantised * _NF4
+        """Return the memory of one GPU for a step of ``load`` in this way.
+
+        Raises:
+            MissingDependencyError: it is a way with LoRA, and peft is not installed.
+        """
+        counted = self._model(way)
+        activations, last = self._activations(way, load)
+        activations += self._head(counted, load)
+        learning, low = counted.learning, 2 if way.half else 4
+        frozen = counted.total - learning
+        weights = (frozen - self.linear) * low + self.linear * _NF4 if way.quantised else frozen * low
         if way.zero:
-            # The engine's own weights and gradients have 16 bits; it keeps weights of 32 bits for the optimizer.
-            weights = (weights + learning * low) / (sliced if way.zero == 3 else 1)
-            # 12 bytes: the weight itself and both moments of Adam, 32 bits each.
-            gradients, optimizer = learning * low / sliced, 12 * learning / sliced
-        else:
-            # Autocast keeps 16-bit copies of the weights that learn; DDP copies gradients into its buckets.
-            weights += learning * (4 + (low if way.half else 0))
-            gradients, optimizer = learning * 4 * (2 if load.gpus > 1 else 1), 8 * learning
-        kept, last = self._activations(way, load)
-        return Memory(weights, optimizer, gradients + last, kept + self._head(way, load))
+            return self._zero(way, load, (weights, activations, last))
+        if way.fully_shard:
+            return self._fully_sharded(way, load, (activations, last))
+        # DDP copies gradients into its buckets.
+        gradients = learning * 4 * (2 if load.gpus > 1 else 1)
+        return Memory(weights + learning * 4, 8 * learning, gradients + last, activations)
+
+    def _zero(self, way: Way, load: Load, plain: tuple[float, float, float]) -> Memory:
+        """Return the memory under ZeRO.
+
+        Args:
+            plain: bytes of frozen weights, of activations and of those of the last block.
+        """
+        frozen, activations, last = plain
+        counted, low = self._model(way), 2 if way.half else 4
+        # The engine's own weights and gradients have 16 bits; it keeps weights of 32 bits for the optimizer. 12 bytes:
+        # the weight itself and both moments of Adam, 32 bits each.
+        weights, part = frozen + counted.learning * low, counted.learning / load.gpus
+        bucket = self.config.hidden_size**2 * low
+        if way.zero == 3:
+            gathered = min(counted.total, _GATHERED) * low
+            stepping = part * low + 4 * min(part, _GATHERED)
+            return Memory(
+                weights / load.gpus + gathered + bucket,
+                12 * part,
+                max(part * low + last, stepping),
+                activations,
+            )
+        # Two buckets, since communication overlaps; a gradient that is larger than a bucket is reduced by itself. The
+        # step makes the gradients contiguous, and then 32 bits wide.
+        largest = max(p.numel() for p in counted.model.parameters() if p.requires_grad) * low
+        gradients = max(part * low + max(last, largest), part * (2 * low + 4))
+        return Memory(weights + 2 * bucket, 12 * part, gradients, activations)
+
+    def _fully_sharded(self, way: Way, load: Load, plain: tuple[float, float]) -> Memory:
+        """Return the memory under FSDP2.
+
+        Args:
+            plain: bytes of activations and of those of the last block.
+        """
+        activations, last = plain
+        counted, low = self._model(way), 2 if way.half else 4
+        layers = [sum(p.numel() for p in layer.parameters()) for layer in layers_of(counted.model)]
+        # What is in no layer is gathered for the whole step. Of layers, the next one is gathered while one computes.
+        root = counted.total - sum(layers)
+        gathered = (root + 2 * max(layers)) * low
+        part = counted.learning / load.gpus
+        # Gradients of what was gathered exist whole, and are reduced in 32 bits.
+        gradients = part * 4 + max(root, *layers) * (low + 4 if way.half else low)
+        return Memory(counted.total * 4 / load.gpus + gathered, 8 * part, gradients + last, activations)
 
     def seconds(self, way: Way, load: Load, peak_flops: float) -> float:
         """Return the seconds of a step, without waiting and communication."""
@@ -150,10 +206,7 @@ class Planner:
             frames=clips * self.config.num_frames if self.config.sees else 0,
             labels=load.records * load.tokens - visual,
         )
-        flops = FlopCount(self.model)
-        operations = flops.of_step(counts)
-        if way.lora:  # the decoder's own weights need no gradients, the connector below them needs theirs
-            operations -= 2 * self.linear * load.records * load.tokens
+        operations = FlopCount(self._model(way).model).of_step(counts)
         if way.recompute:
             operations += 2 * self.linear * load.records * load.tokens
         return operations / (peak_flops * UTILISATION)
@@ -172,74 +225,36 @@ class Planner:
 
     def _activations(self, way: Way, load: Load) -> tuple[float, float]:
         """Return the bytes that are kept at the end of the forward pass, and those of the largest block."""
-        connector, layers = self._counted(load, False, way.half)
+        counted = self._model(way)
+        work = load.records, load.tokens, load.records * load.clips
+        whole = counted.kept(*work, recompute=False)
         # With recomputation, the backward pass computes one block again at a time; the largest one is what comes on
         # top.
-        last = max(connector, layers / self.config.text_config.num_hidden_layers)
+        last = max(whole.connector, whole.layers / self.config.text_config.num_hidden_layers)
         if way.recompute:
-            return sum(self._counted(load, True, way.half)), last
-        lora = way.lora * load.records * load.tokens * 4 * self._layers_with_lora if way.lora else 0
-        return connector + layers + lora, last
+            # autocast keeps the copies of weights until the forward pass ends, the graph would keep them longer.
+            return counted.kept(*work, recompute=True).sum + 2 * counted.copied, last
+        # Dropout keeps a byte for each number that goes into a matrix of the decoder.
+        masks = load.records * load.tokens * counted.into_matrices if way.dropout else 0
+        return whole.sum + masks, last
 
-    def _counted(self, load: Load, recompute: bool, half: bool) -> tuple[float, float]:
-        key = (load, recompute, half)
-        if key not in self._kept:
-            with self.mode, torch.autocast("cpu", torch.bfloat16, enabled=half):
-                self._kept[key] = self._count(load, recompute)
-        return self._kept[key]
-
-    @property
-    def _layers_with_lora(self) -> int:
-        return sum(isinstance(module, nn.Linear) for module in self.model.model.language_model.modules())
-
-    def _count(self, load: Load, recompute: bool) -> tuple[float, float]:
-        """Return the bytes that autograd keeps of the connector, for all clips, and of the decoder."""
-        inner, config = self.model.model, self.config
-        of_connector = 0.0
-        if inner.mm_projector is not None:
-            clips = (load.records * load.clips, config.num_frames, config.patches_per_side**2, config.mm_hidden_size)
-            with kept_by_autograd(self.model) as kept:
-                _run(inner.mm_projector, recompute)(torch.empty(clips))
-            of_connector = kept()
-        layers = cast("Any", inner.language_model).layers
-        for layer in layers:
-            layer.gradient_checkpointing, layer._gradient_checkpointing_func = recompute, _again
-        embeds_BLD = torch.empty(load.records, load.tokens, config.hidden_size, requires_grad=True)
-        with kept_by_autograd(self.model) as kept:
-            inner.language_model.train()(inputs_embeds=embeds_BLD, use_cache=False)
-        return of_connector, kept()
-
-    def _head(self, way: Way, load: Load) -> float:
+    def _head(self, counted: CountedModel, load: Load) -> float:
         """Return the bytes of the output layer's loss: logits of a chunk with their gradient, and gradients so far."""
-        width, words = self.config.hidden_size, self.config.text_config.vocab_size
+        width, words, weight = self.config.hidden_size, self.config.text_config.vocab_size, counted.model.lm_head.weight
+        low = 4 if counted.precision == "float32" else 2
         labels = load.records * (load.tokens - self.visual * load.clips)
-        logits = min(labels, CHUNK) * words * (10 if way.half else 8)
-        return logits + labels * width * 4 + (0 if way.lora else words * width * 4)
-
-
-def _run(module: nn.Module, recompute: bool) -> Callable[..., Any]:
-    return (lambda *args: _again(module.__call__, *args)) if recompute else module
-
-
-def _again(function: Callable[..., Any], *args: Any) -> Any:
-    return checkpoint(function, *args, use_reentrant=False)
-
-
-@contextmanager
-def kept_by_autograd(model: nn.Module) -> Iterator[Callable[[], float]]:
-    """Give a function that returns the bytes of what autograd has kept in the block, weights left out."""
-    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    found: dict[int, torch.UntypedStorage] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
-            # By storage: views of one tensor are kept once, and weights are counted elsewhere.
-            found[storage._cdata] = storage
-        return tensor
-
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield lambda: float(sum(storage.nbytes() for storage in found.values()))
+        # The hidden states of the labelled positions and their gradients.
+        kept = 2 * labels * width * counted.stream_size
+        if weight.element_size() != low:
+            kept += words * width * low  # the weight in the precision of the product
+        # Logits of 32 bits and those that they were made of, or their gradient and what it is rounded to.
+        logits = min(labels, CHUNK) * words
+        chunk = logits * (8 if low == 4 else 10)
+        if weight.requires_grad:
+            # The gradient of a chunk is added to those of the chunks before.
+            chunk = max(chunk, logits * (4 + low) + words * width * low)
+            kept += words * width * (4 if labels > CHUNK else weight.element_size())
+        return kept + chunk
 
 
 # ---------------------------------------------------------------------------------------------------- command
@@ -250,8 +265,10 @@ WAYS = (
     Way("all weights, ZeRO-2, recomputed", zero=2, recompute=True),
     Way("all weights, ZeRO-3", zero=3),
     Way("all weights, ZeRO-3, recomputed", zero=3, recompute=True),
+    Way("all weights, FSDP2, recomputed", fully_shard=True, recompute=True),
     Way("LoRA 64", lora=64),
     Way("LoRA 64, recomputed", lora=64, recompute=True),
+    Way("LoRA 64, encoder too, recomputed", lora=64, parts=("language_model", "vision_tower"), recompute=True),
     Way("QLoRA 64", lora=64, quantised=True),
     Way("QLoRA 64, recomputed", lora=64, quantised=True, recompute=True),
 )
@@ -293,11 +310,20 @@ def _plan(args: argparse.Namespace) -> int:
     heads = zip(("weights", "optimizer", "gradients", "activations", "peak", "s/step"), _WIDTHS, strict=True)
     print(f"{'GB of each GPU':<34}" + "".join(f"{head:>{width}}" for head, width in heads))
     for way in WAYS:
-        found = planner.memory(way, load)
-        parts = (found.weights, found.optimizer, found.gradients, found.activations, found.peak)
-        values = (*(part / 1e9 for part in parts), planner.seconds(way, load, PEAK_FLOPS[args.gpu]))
-        cells = "".join(f"{value:>{width}.3g}" for value, width in zip(values, _WIDTHS, strict=True))
-        print(f"{way.name:<34}{cells}  {'fits' if found.peak < args.memory * 1e9 else 'too large'}")
+        if (way.fully_shard and args.gpus == 1) or ("vision_tower" in way.parts and not config.sees):
+            continue
+        try:
+            print(f"{way.name:<34}{_row(planner, way, load, args)}")
+        except MissingDependencyError as error:
+            print(f"{way.name:<34}{error}")
     print(f"Seconds: at {UTILISATION:.0%} of the peak of {args.gpu}, without waiting for other GPUs or for data.")
-    print("Bytes: without fragments, CUDA's own memory and buffers of communication.")
+    print("Bytes: without fragments and CUDA's own memory; ZeRO with the buckets of scripts/zero[23].json.")
     return 0
+
+
+def _row(planner: Planner, way: Way, load: Load, args: argparse.Namespace) -> str:
+    found = planner.memory(way, load)
+    parts = (found.weights, found.optimizer, found.gradients, found.activations, found.peak)
+    values = (*(part / 1e9 for part in parts), planner.seconds(way, load, PEAK_FLOPS[args.gpu]))
+    cells = "".join(f"{value:>{width}.3g}" for value, width in zip(values, _WIDTHS, strict=True))
+    return f"{cells}  {'fits' if found.peak < args.memory * 1e9 else 'too large'}"
