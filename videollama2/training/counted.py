@@ -16,7 +16,6 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
-from transformers.initialization import no_init_weights
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from videollama2.config import VideoLlama2Config
@@ -71,8 +70,7 @@ class CountedModel:
 
     def __init__(self, config: VideoLlama2Config, precision: Precision, matrices: Matrices | None = None) -> None:
         self.config, self.precision = config, precision
-        # Initial values are not needed, and some of them depend on the values of others, which there are none of.
-        with FakeTensorMode(allow_non_fake_inputs=True) as self.mode, no_init_weights():
+        with torch.device("meta"):
             self.model = VideoLlama2ForConditionalGeneration(config).train()
             inner = self.model.model
             if matrices is not None:
@@ -83,13 +81,22 @@ class CountedModel:
                 for tower in (inner.vision_tower, inner.audio_tower, inner.mm_projector_a):
                     if tower is not None:
                         tower.requires_grad_(False)
-            self._cast()
+        with FakeTensorMode(allow_non_fake_inputs=True) as self.mode:
+            self._leave_meta()
         self._kept: dict[tuple[int, int, int, bool], Kept] = {}
 
-    def _cast(self) -> None:
-        for parameter in self.model.parameters():
-            if self.precision == "bfloat16" or (self.precision == "autocast" and not parameter.requires_grad):
-                parameter.data = parameter.data.to(torch.bfloat16)
+    def _leave_meta(self) -> None:
+        """Make fake tensors of a CPU of all tensors, since autocast does not act on the ``meta`` device."""
+        made: dict[int, nn.Parameter] = {}
+        for module in self.model.modules():
+            for name, old in module.named_parameters(recurse=False, remove_duplicate=False):
+                if id(old) not in made:
+                    halved = self.precision == "bfloat16" or (self.precision == "autocast" and not old.requires_grad)
+                    new = torch.empty(old.shape, dtype=torch.bfloat16 if halved else old.dtype)
+                    made[id(old)] = nn.Parameter(new, old.requires_grad)
+                module.register_parameter(name, made[id(old)])
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
 
     # ------------------------------------------------------------------------------------------------- weights
 

@@ -92,16 +92,18 @@ class Memory:
         activations: those kept at the end of the forward pass, with what the output layer needs.
         gradients: those of all weights, with the activations of the block whose backward pass comes last; or what the
             optimizer's step makes of them, if that is larger.
+        buffers: weights that are gathered from other GPUs, and DeepSpeed's buckets.
     """
 
     weights: float
     optimizer: float
     gradients: float
     activations: float
+    buffers: float = 0.0
 
     @property
     def peak(self) -> float:
-        return self.weights + self.optimizer + max(self.activations, self.gradients)
+        return self.weights + self.optimizer + self.buffers + max(self.activations, self.gradients)
 
 
 class Planner:
@@ -167,16 +169,17 @@ class Planner:
             gathered = min(counted.total, _GATHERED) * low
             stepping = part * low + 4 * min(part, _GATHERED)
             return Memory(
-                weights / load.gpus + gathered + bucket,
+                weights / load.gpus,
                 12 * part,
                 max(part * low + last, stepping),
                 activations,
+                gathered + bucket,
             )
         # Two buckets, since communication overlaps; a gradient that is larger than a bucket is reduced by itself. The
         # step makes the gradients contiguous, and then 32 bits wide.
         largest = max(p.numel() for p in counted.model.parameters() if p.requires_grad) * low
         gradients = max(part * low + max(last, largest), part * (2 * low + 4))
-        return Memory(weights + 2 * bucket, 12 * part, gradients, activations)
+        return Memory(weights, 12 * part, gradients, activations, 2 * bucket)
 
     def _fully_sharded(self, way: Way, load: Load, plain: tuple[float, float]) -> Memory:
         """Return the memory under FSDP2.
@@ -193,7 +196,7 @@ class Planner:
         part = counted.learning / load.gpus
         # Gradients of what was gathered exist whole, and are reduced in 32 bits.
         gradients = part * 4 + max(root, *layers) * (low + 4 if way.half else low)
-        return Memory(counted.total * 4 / load.gpus + gathered, 8 * part, gradients + last, activations)
+        return Memory(counted.total * 4 / load.gpus, 8 * part, gradients + last, activations, gathered)
 
     def seconds(self, way: Way, load: Load, peak_flops: float) -> float:
         """Return the seconds of a step, without waiting and communication."""
