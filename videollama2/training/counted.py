@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -144,7 +144,7 @@ class CountedModel:
             for module in self.model.modules():
                 if isinstance(module, GradientCheckpointingLayer):
                     module.gradient_checkpointing = recompute
-                    module._gradient_checkpointing_func = _again
+                    cast("Any", module)._gradient_checkpointing_func = _again
             with self.mode, torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "autocast"):
                 self._kept[key] = self._count(*key)
         return self._kept[key]
