@@ -2,12 +2,15 @@
 """First tokens of many questions about one clip, asked at once, beside an older version of the package.
 
     python benchmarks/together.py [--code FOLDER] [--model FOLDER] [--clients 16] [--new-tokens 32] [--rounds 2]
+        [--new-clips 8]
 
 The questions begin with the same words. Their clip is cached: its visual tokens, and in the first row of a version
 also the key-values of the prompt up to its question. The last column has tokens per second, prompts included, of as
-many questions with answers of ``--new-tokens``. Times are processor seconds of ``--threads`` threads, so they compare
-on a busy machine too. ``--code`` is a work tree of the older version; both run in turns, in processes of their
-own, with the same ``--model``, which both must be able to open (default: random weights of the 0.5B shapes).
+many questions with answers of ``--new-tokens``. ``--new-clips`` adds a row of so many questions about clips that no
+cache holds, one each, all of whose columns are of answers of ``--new-tokens``. Times are processor seconds of
+``--threads`` threads, so they compare on a busy machine too. ``--code`` is a work tree of the older version; both run
+in turns, in processes of their own, with the same ``--model``, which both must be able to open (default: random weights
+of the 0.5B shapes).
 """
 
 from __future__ import annotations
@@ -26,10 +29,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from loads import CLIP_S, FRAME_S, Question
+from loads import request as part_of_clip
 from random_model import CLIP, QUESTION, ROOT, make_random
 
 CASES = ("cached", "not cached")
 """Of the beginning of the prompt."""
+NEW_CLIPS = "new clips"
 
 
 @dataclass(frozen=True)
@@ -40,8 +46,8 @@ class Measured:
     rate: float
 
 
-def measure(model_path: str, clients: int, tokens: int, threads: int) -> dict[str, Measured]:
-    """Ask with the prompt's beginning cached and not."""
+def measure(model_path: str, clients: int, tokens: int, threads: int, new_clips: int) -> dict[str, Measured]:
+    """Ask with the prompt's beginning cached and not, and about new clips."""
     import torch
     import transformers  # noqa: F401 - what is imported later takes the clock below
 
@@ -53,7 +59,7 @@ def measure(model_path: str, clients: int, tokens: int, threads: int) -> dict[st
 
     torch.set_num_threads(threads)
     model, processor, _ = model_init(model_path)
-    engine = Engine(model, processor, max_batch=clients, max_length=1024, background=False)
+    engine = Engine(model, processor, max_batch=max(clients, new_clips), max_length=1024, background=False)
     engine._end_ids = frozenset()  # random weights must not end an answer early
 
     def request(question: str, tokens: int) -> Any:
@@ -76,6 +82,13 @@ def measure(model_path: str, clients: int, tokens: int, threads: int) -> dict[st
         start = time.process_time()
         count = sum(result.completion_tokens for result in results(f"{name} again", tokens))
         measured[name] = Measured(firsts, count / (time.process_time() - start))
+    if new_clips:
+        start = time.process_time()
+        parts = [Question(QUESTION, tokens, (number * FRAME_S, CLIP_S)) for number in range(1, new_clips + 1)]
+        answers = [engine.submit_request(part_of_clip(part, frames=8)) for part in parts]
+        found = [answer.result() for answer in answers]
+        rate = sum(result.completion_tokens for result in found) / (time.process_time() - start)
+        measured[NEW_CLIPS] = Measured(sorted(result.timings.first_token for result in found), rate)
     return measured
 
 
@@ -93,12 +106,13 @@ def main() -> int:
     parser.add_argument("--model", help="a checkpoint instead of the random one")
     parser.add_argument("--clients", type=int, default=16, help="questions (default %(default)s)")
     parser.add_argument("--new-tokens", type=int, default=32, help="of an answer (default %(default)s)")
+    parser.add_argument("--new-clips", type=int, default=0, help="questions about new clips (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=2, help="runs of each version (default %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default %(default)s)")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        found = measure(args.model, args.clients, args.new_tokens, args.threads)
+        found = measure(args.model, args.clients, args.new_tokens, args.threads, args.new_clips)
         print(json.dumps({name: asdict(values) for name, values in found.items()}))
         return 0
     trees = {"this version": ROOT} | ({args.code.name: args.code.resolve()} if args.code else {})
@@ -108,14 +122,15 @@ def main() -> int:
         if not model:
             make_random(Path(folder))
         own = ["--model", model or folder, "--clients", str(args.clients), "--threads", str(args.threads)]
-        own += ["--new-tokens", str(args.new_tokens)]
+        own += ["--new-tokens", str(args.new_tokens), "--new-clips", str(args.new_clips)]
         for _ in range(args.rounds):
             for name, code in trees.items():
                 measured[name].append(run(code, own))
-    print(f"{args.clients} questions about one clip, processor seconds to the first token, and tokens per second")
+    new = f", {args.new_clips} about new clips" if args.new_clips else ""
+    print(f"{args.clients} questions about one clip{new}: processor seconds to the first token, and tokens per second")
     print(f"{'version':20} {'beginning':12} {'first':>8} {'p50':>8} {'last':>8} {'tokens/s':>9}")
     for name, rounds in measured.items():
-        for case in CASES:
+        for case in rounds[0]:
             found = [row[case] for row in rounds]
             middles = [[row.firsts[0], statistics.median(row.firsts), row.firsts[-1]] for row in found]
             cells = " ".join(f"{statistics.median(values):8.2f}" for values in zip(*middles, strict=True))

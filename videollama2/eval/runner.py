@@ -221,8 +221,9 @@ class Runner:
                     ready = [ahead.popleft()]
                     while ahead and ahead[0][1].done() and len(ready) < CLIPS_TOGETHER:
                         ready.append(ahead.popleft())
-                    # The questions of several clips are asked alternately. The clips are then encoded together, and the
-                    # second question of a clip finds the prefix of the first one computed instead of waiting for it.
+                    # The questions of several clips are asked alternately. The clips are then encoded together (on a
+                    # GPU), and the second question of a clip finds the prefix of the first one computed instead of
+                    # waiting for it.
                     turns = zip_longest(*(self._ask_clip(group, future) for group, future in ready))
                     yield from (asked for turn in turns for asked in turn if asked is not None)
             finally:

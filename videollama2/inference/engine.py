@@ -2,7 +2,8 @@
 
 It takes requests and returns text deltas. Each decode step computes one token for every running request; requests join
 and leave the batch between two steps (:class:`Batch`). A new request is prefilled in chunks between decode steps, so a
-long prompt does not delay running answers, and a cached beginning (:class:`PrefixCache`) is not computed again.
+long prompt does not delay running answers, and a cached beginning (:class:`PrefixCache`) is not computed again. On a
+CPU, the media of new requests are encoded a few at a time between decode steps too.
 
 This module moves requests from the queue (:class:`Waiting`, which reads and encodes their media) to the batch, and
 manages who runs the steps: a thread of the engine, or the callers that read answers.
@@ -307,7 +308,7 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> None:
-        """Run one round: drop cancelled requests, prefill up to a chunk, decode one token of every running request."""
+        """Run one round: drop cancelled requests, encode media, prefill up to a chunk, decode one token of each row."""
         with self._stepping, nullcontext() if self._background else interrupts_deferred():
             self._drop_cancelled()
             self._prefill()
@@ -320,6 +321,7 @@ class Engine:
 
     def _prefill(self) -> None:
         budget = self.prefill_chunk
+        self._waiting.begin_round()
         # Decoding waits for all of this. Short prompts therefore share the budget of one round, and a long one is cut
         # where the budget ends.
         while budget > 0:
@@ -328,10 +330,10 @@ class Engine:
             budget -= self._batch.prefill(budget)
 
     def _take(self, budget: int) -> bool:
-        """Admit the first waiting request whose media are read, and those that can be prefilled together with it."""
+        """Admit the first waiting request whose media are encoded, and those that can be prefilled together with it."""
         if len(self._batch.decoding) >= self.max_batch:
             return False
-        # The media of all requests that could run next are encoded together.
+        # The media of all requests that could run next are encoded together, as far as this round has room for them.
         ready = self._waiting.ready(self.max_batch - len(self._batch.decoding))
         if ready:
             self._notice_new_weights()

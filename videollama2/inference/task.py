@@ -106,6 +106,11 @@ class Task:
         """Whether each medium has been read or has failed to be read."""
         return self.readings is not None and all(reading.done() for reading in self.readings)
 
+    @property
+    def encoded(self) -> bool:
+        """Whether each of the collected media has its tokens."""
+        return all(medium.tokens is not None for medium in self.media)
+
     def collect_media(self) -> None:
         """Take the media that were read; raises the error of a medium that could not be read."""
         self.media = [reading.result() for reading in self.readings or ()]

@@ -2,7 +2,8 @@
 
 Callers add requests on any thread; the model's thread takes them out. A request is ready when its media are read. Media
 are read for the requests at the front of the queue only, since those of all would take too much memory, and encoded for
-as many as could run next, together.
+as many as could run next, together. On a CPU, where that takes seconds, it is done in several rounds of the engine, so
+that requests whose media are encoded, and those that are running, go on in between.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class Waiting:
         self._config, self._encoder, self._most_read = config, encoder, most_read
         self.max_length = max_length
         self.ahead = ReadAhead(reader.read, threads, wake)
+        self._used = 0  # positions that were encoded in this round
         self.tasks: deque[Task] = deque()
         self.state = Condition()
         """Guards ``tasks``, and what the engine decides by them; notified when a task leaves the queue or ends."""
@@ -83,31 +85,44 @@ class Waiting:
                     pairs = zip(task.media_keys, task.request.media, strict=True)
                     task.readings = [self.ahead.ask(key, part) for key, part in pairs]
 
+    def begin_round(self) -> None:
+        """Let :meth:`encode` use the encoders again; the engine does so after each decode step."""
+        self._used = 0
+
     def encode(self, tasks: list[Task], fail: Callable[[Task, BaseException], None]) -> list[Task]:
-        """Encode the media of tasks and name the positions of their prompts.
+        """Encode media of tasks, as many as this round has room for, and name the positions of the prompts.
 
         Returns:
-            the tasks that fit and whose media are readable. The others leave the queue and are passed to ``fail``.
+            The tasks whose media are all encoded, in order. The others stay in the queue for a later round; those that
+            do not fit or have an unreadable medium leave it and are passed to ``fail``.
         """
-        good = [task for task in tasks if self._attempt(task, self._collect, fail)]
+        good = [task for task in tasks if self._attempt(task, self._prepare, fail)]
+        # One pass of the encoder over media of several requests is faster than one for each.
+        media, self._used = self._encoder.next_in_round([medium for task in good for medium in task.media], self._used)
         try:
-            # One pass of the encoder over the media of all requests that could run next is faster than one for each.
-            self._encoder.encode([medium for task in good for medium in task.media])
+            self._encoder.encode(media)
         except Exception:  # noqa: BLE001 - encoding one by one shows which task is at fault
-            good = [task for task in good if self._attempt(task, lambda task: self._encoder.encode(task.media), fail)]
+            chosen = {id(medium) for medium in media}
+
+            def encode_own(task: Task) -> None:
+                self._encoder.encode([medium for medium in task.media if id(medium) in chosen])
+
+            good = [task for task in good if self._attempt(task, encode_own, fail)]
+        good = [task for task in good if task.encoded]
         for task in good:
             # A task that did not fit into the pass is offered here again; its positions have their names already.
             if not task.identity:
                 task.name_positions(self._config)
         return good
 
-    def _collect(self, task: Task) -> None:
-        # Requests that could not join a pass come here again in a later step.
-        if task.collected:
-            return
-        task.collect_media()
-        counts = [media_tokens(self._config, medium.kind, medium.frames) for medium in task.media]
-        task.lay_out(self._config, counts, self.max_length)
+    def _prepare(self, task: Task) -> None:
+        # Requests that wait for a later round or could not join a pass come here again.
+        if not task.collected:
+            task.collect_media()
+            counts = [media_tokens(self._config, medium.kind, medium.frames) for medium in task.media]
+            task.lay_out(self._config, counts, self.max_length)
+        # Another request may have brought the same content meanwhile.
+        self._encoder.look_up(task.media)
 
     def _attempt(self, task: Task, work: Callable[[Task], None], fail: Callable[[Task, BaseException], None]) -> bool:
         """Do some work for a task and return whether it succeeded; a task whose work fails leaves the queue."""

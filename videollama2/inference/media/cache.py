@@ -83,5 +83,8 @@ class MediaCache:
         """Remove all tensors; necessary after the model's weights have changed."""
         self._store.clear()
 
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._store
+
     def __len__(self) -> int:
         return len(self._store)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
+from math import inf
 from time import monotonic
 
 import torch
@@ -18,6 +19,10 @@ FRAMES_PER_PASS = 128
 SOUND_FRAMES_PER_PASS = 4 * 2998
 """The same for frames of filter banks: four sounds of 30 s, each of which takes 110 MB for its attention biases."""
 
+POSITIONS_PER_ROUND_ON_CPU = 4096
+"""Number of the encoders' positions (patches of frames and of sounds) computed between two decode steps on a CPU: one
+clip of 8 frames at 576, or seven images. There, more at once save no time, and all running answers wait for them."""
+
 
 class MediaEncoder:
     """Encodes media for one model, on the thread that runs the model."""
@@ -25,17 +30,66 @@ class MediaEncoder:
     def __init__(self, model: VideoLlama2ForConditionalGeneration, cache: MediaCache) -> None:
         self.model, self.cache = model, cache
 
-    def encode(self, media: Sequence[ReadMedium]) -> None:
-        """Replace the pixels or filter banks of all media by their tokens.
+    def look_up(self, media: Sequence[ReadMedium]) -> None:
+        """Replace the pixels or filter banks of those media whose tokens are cached.
+
+        A medium counts as one hit or miss of the cache, however often it is looked up before it is encoded.
 
         Raises:
             PromptError: the model has no encoder for one of the media, even if its tokens are cached from before.
         """
         self.model.model.check_senses({medium.kind for medium in media})
+        for medium in media:
+            if medium.tokens is None and (not medium.looked_up or medium.key in self.cache):
+                medium.looked_up = True
+                medium.tokens = self.cache.get(medium.key)
+            if medium.tokens is not None:
+                medium.values = None
+
+    def next_in_round(self, media: Sequence[ReadMedium], used: int) -> tuple[list[ReadMedium], int]:
+        """Choose which media to encode before the next decode step: on a CPU as many as it computes in one round.
+
+        Args:
+            media: media in the order in which they are needed.
+            used: number of positions that were encoded in this round before.
+
+        Returns:
+            The first media without tokens, and ``used`` with their positions. A round takes at least one medium.
+            Media of the same content count once, and are all among them.
+        """
+        most = POSITIONS_PER_ROUND_ON_CPU if self.model.device.type == "cpu" else inf
+        chosen: list[ReadMedium] = []
+        keys: set[Hashable] = set()
+        full = False
+        for medium in media:
+            if medium.tokens is not None:
+                continue
+            if medium.key not in keys:
+                positions = self._positions(medium)
+                # Once a medium has no room, no later one goes first, even if it is smaller.
+                full = full or (used > 0 and used + positions > most)
+                if full:
+                    continue
+                keys.add(medium.key)
+                used += positions
+            chosen.append(medium)
+        return chosen, used
+
+    def _positions(self, medium: ReadMedium) -> int:
+        config = self.model.config
+        if medium.kind == AUDIO:
+            return config.hearing.tokens_of(medium.frames)
+        return medium.frames * config.features_per_frame
+
+    def encode(self, media: Sequence[ReadMedium]) -> None:
+        """Replace the pixels or filter banks of all media by their tokens.
+
+        Raises:
+            PromptError: see :meth:`look_up`.
+        """
+        self.look_up(media)
         waiting: dict[Hashable, list[ReadMedium]] = {}
         for medium in media:
-            if medium.tokens is None:
-                medium.tokens = self.cache.get(medium.key)
             if medium.tokens is None:
                 waiting.setdefault(medium.key, []).append(medium)
         for kind in KINDS:

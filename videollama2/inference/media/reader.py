@@ -41,6 +41,7 @@ class ReadMedium:
         frames: number of frames, for a sound those of its filter bank; 1 for an image.
         values: pixels (T, C, H, W) or a filter bank (1, T, F); None once ``tokens`` replace them.
         tokens: its tokens (N, D); None before it is encoded.
+        looked_up: whether the cache was asked for its tokens.
         seconds: time spent on reading it and in the pass that encoded it.
         note: remark about the medium for the caller, if there is one.
     """
@@ -52,6 +53,7 @@ class ReadMedium:
     tokens: torch.Tensor | None = None
     seconds: float = 0.0
     note: str | None = None
+    looked_up: bool = False
 
     @property
     def encoded(self) -> torch.Tensor:
