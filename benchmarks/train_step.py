@@ -66,7 +66,9 @@ def build(args: argparse.Namespace, device: Any, dtype: Any) -> Any:
             torch.set_default_dtype(standard)
     model.model.vision_tower.requires_grad_(False)
     if args.lora:
-        add_lora(model, TrainingArguments(output_dir="unused", lora_enable=True, lora_r=128, lora_alpha=256, report_to=[]))
+        add_lora(
+            model, TrainingArguments(output_dir="unused", lora_enable=True, lora_r=128, lora_alpha=256, report_to=[])
+        )
         model.to(device, dtype)
     return model.train()
 
