@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from tests.conftest import ROOT, golden_audio_dir
 from tests.forked import run_python
 from videollama2.shapes.encoding import encode_video
+from videollama2.training.arguments import DataArguments, ModelArguments, TrainingArguments
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXT = "\n".join(page.read_text() for page in PAGES)
@@ -47,6 +49,24 @@ def test_files_named_in_commands_exist():
         for word in shlex.split(line, comments=True):
             if re.match(r"(scripts|benchmarks|videollama2)/\S+\.\w+$", word):
                 assert (ROOT / word).exists(), line
+
+
+FLAG = re.compile(r"(?<![\w-])--[A-Za-z][\w-]*\b(?!\*)")
+OF_OTHERS = {
+    *("--address", "--backend", "--config", "--constraint", "--head", "--interleave-mm-strings", "--model_args"),
+    *("--limit-mm-per-prompt", "--max-num-batched-tokens", "--no-build-isolation", "--no-deps", "--nproc_per_node"),
+    *("--profile", "--rm", "--target", "--tasks", "--tokenizer", "--trust-request-mm-kwargs", "--work-dir"),
+}
+"""Flags of programs that the pages name and that are not ours: pip, docker, ray, vllm, torchrun, benchmarks."""
+
+
+def test_flags_exist():
+    sources = [path.read_text() for folder in ("videollama2", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    known = set(re.findall(r"[\"'](--[A-Za-z][\w-]*)[\"']", "\n".join(sources))) | OF_OTHERS
+    known |= {f"--{flag.name}" for kind in (ModelArguments, DataArguments, TrainingArguments) for flag in fields(kind)}
+    spelt = {flag.replace("_", "-") for flag in known}  # flags of training have both spellings
+    unknown = {flag for flag in FLAG.findall(TEXT) if flag not in known and flag not in spelt}
+    assert not unknown
 
 
 def test_readme_is_short():

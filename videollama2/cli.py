@@ -79,6 +79,7 @@ def build_parser(command: str | None = None) -> CommandParser:
             getattr(import_module(module), function)(commands)
         else:
             commands.add_parser(name, help=text)
+        commands.choices[name].description = commands.choices[name].description or f"{text[0].upper()}{text[1:]}."
     demo = commands.add_parser("demo", help="the built-in tiny model answers questions about bundled samples")
     demo.set_defaults(run=_late("videollama2.ask", "demo"))
     _add_completion(commands.add_parser("completion", help="print a script that completes commands and flags"))

@@ -37,12 +37,12 @@ from videollama2.media.kinds import AUDIO, KINDS
 from videollama2.processing import VideoLlama2Processor
 from videollama2.training.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from videollama2.training.build import base_name, build_model, describe_trainable
-from videollama2.training.data import RunData
 from videollama2.training.dpo import DpoTrainer
 from videollama2.training.grpo import GrpoTrainer
 from videollama2.training.identity import RunIdentity
 from videollama2.training.loss_plot import plot_losses
 from videollama2.training.meter import Collate
+from videollama2.training.nodes import common_data, common_identity
 from videollama2.training.outcome import closing_words
 from videollama2.training.recipe import save_recipe
 from videollama2.training.report import write_report
@@ -71,9 +71,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
     """
     out = training_args.output_folder
     with ExitStack() as stack:
-        identity, start = decide_together(
-            lambda: _begin(model_args, data_args, training_args, stack), training_args.process_index == 0
-        )
+        identity = common_identity(model_args, data_args, training_args)
+        start = decide_together(lambda: _begin(identity, training_args, stack), training_args.process_index == 0)
         if start.is_finished:
             if training_args.process_index == 0:
                 print(f"this run is finished, nothing was done\n{closing_words(out, base_name(model_args.model_path))}")
@@ -81,11 +80,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
             _run(model_args, data_args, training_args, identity, start)
 
 
-def _begin(
-    model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments, stack: ExitStack
-) -> tuple[RunIdentity, Start]:
-    """Return the run's identity and its start. Unless the run is finished, this process then owns the output folder."""
-    identity = RunIdentity.of(model_args, data_args, training_args)
+def _begin(identity: RunIdentity, training_args: TrainingArguments, stack: ExitStack) -> Start:
+    """Return the start of the run. Unless the run is finished, this process then owns the output folder."""
     out = training_args.output_folder
 
     def start() -> Start:
@@ -95,9 +91,9 @@ def _begin(
         return find_start(identity, out, asked, deepspeed, training_args.resume_older)
 
     if (found := start()).is_finished:
-        return identity, found
+        return found
     stack.enter_context(locked(out))
-    return identity, start()  # looked up again: another run may have written before the lock
+    return start()  # looked up again: another run may have written before the lock
 
 
 def _run(
@@ -136,7 +132,7 @@ def _build_trainer(
     signals: StopSignals,
 ) -> VideoLlama2Trainer:
     """Read the records, then build the model and the trainer; afterwards the output folder describes the run."""
-    data = RunData(data_args, training_args)
+    data = common_data(data_args, training_args)
     benchmarks = [
         LiveBenchmark.open(name, Path(training_args.eval_benchmarks_folder), training_args.eval_questions)
         for name in training_args.eval_benchmarks or ()

@@ -8,7 +8,7 @@
 # eval_answer_accuracy, the share of exact answers to questions about clips of a third set.
 #
 # Environment: RUN=runs/grpo, TYPE=direction, SEEDS="1 2 3" (a run of both stages for each), VIDEOS=300 of each training
-#   set, TEST_VIDEOS=120, WEAKEN_STEPS=40, STEPS=60, GROUP=8, and what scripts/launch.sh names (NPROC_PER_NODE=2 here).
+#   set, TEST_VIDEOS=120, WEAKEN_STEPS=40, STEPS=40, GROUP=8, and what scripts/launch.sh names (NPROC_PER_NODE=2 here).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh"
 
@@ -77,7 +77,7 @@ for SEED in ${SEEDS:-1 2 3}; do
     stage "$RUN/weakened-$SEED" "${WEAKEN_STEPS:-40}" -- --data_path "$RUN/wrong/one_type.json" --learning_rate 1e-4 \
         --eval_steps "${WEAKEN_STEPS:-40}" --seed "$SEED"
     MODEL="$RUN/weakened-$SEED"
-    stage "$RUN/earned-$SEED" "${STEPS:-60}" -- --data_path "$RUN/right/one_type.json" --learning_rate 1e-4 \
+    stage "$RUN/earned-$SEED" "${STEPS:-40}" -- --data_path "$RUN/right/one_type.json" --learning_rate 1e-4 \
         --objective grpo --reward videollama2.training.rewards:exact_match --group_size "${GROUP:-8}" \
         --answer_tokens 6 --kl_beta 0 --eval_steps 20 --seed "$SEED" "$@"
 done

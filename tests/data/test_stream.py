@@ -57,3 +57,27 @@ def test_bad_records_are_told_or_left_out(files, tmp_path):
     with pytest.raises(DataError, match="there is no usable record"):
         names(StreamOrder(RecordFiles([str(tmp_path / "none.json")]), problem=told.append), 1)
     assert "'bad'" in told[-1]
+
+
+def test_a_record_whose_video_is_missing_keeps_its_place(files, tmp_path):
+    """It may be missing on one machine only, and all must have the same records in each batch."""
+    rows = [json.loads(line) for line in (tmp_path / "b.jsonl").read_text().splitlines()]
+    rows[1] |= {"video": "gone.mp4", "conversations": dialogue(("<video>\nHi", "b"))}
+    (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    told = []
+    found = list(islice(StreamOrder(RecordFiles(files), buffer=1, problem=told.append), 10))
+    assert [place for place, each in enumerate(found) if isinstance(each, DataError)] == [8] and told == []
+    assert "'b1'" in str(found[8]) and "gone.mp4" in str(found[8])
+
+
+def test_empty_files_are_passed_over(files, tmp_path):
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "none.json").write_text("[]")
+    empty = [str(tmp_path / "empty.jsonl"), str(tmp_path / "none.json")]
+    source = RecordFiles([empty[0], *files, empty[1]])
+    assert source.empty() == empty
+    assert sorted(names(StreamOrder(source, buffer=4), 10)) == sorted(names(StreamOrder(RecordFiles(files)), 10))
+    with pytest.raises(DataError, match="no record in any of these files"):
+        names(StreamOrder(RecordFiles(empty)), 1)
+    with pytest.raises(DataError, match=r"empty\.jsonl: there is no record"):
+        names(StreamOrder(source, weights=[1, 1, 1, 1]), 30)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from videollama2 import train
 from videollama2.checkpoints import load_checkpoint
 from videollama2.errors import ConfigError, DataError
 from videollama2.eval.benchmarks import benchmark
@@ -14,9 +15,11 @@ from videollama2.eval.live import LiveBenchmark
 from videollama2.eval.run import ModelChoice, Plan
 from videollama2.eval.run import run as run_evaluation
 from videollama2.shapes.sets import write_set
+from videollama2.training.data import RunData
 from videollama2.training.exams import levels_of
+from videollama2.training.rollouts import QUESTION
 
-from .conftest import difference
+from .conftest import difference, flags
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +76,23 @@ def test_frames_are_those_that_were_read(parts):
     table_3V = torch.from_numpy(processor.transform.table)
     pixels_TCHW = torch.stack([table_3V[c][levels_TCHW[:, c].long()] for c in range(3)], dim=1)
     assert torch.equal(levels_of(pixels_TCHW, processor), levels_TCHW)
+
+
+@pytest.mark.parametrize("policy", ["error", "skip"])
+def test_a_record_that_cannot_be_read_gives_way_to_the_next(world, parts, tmp_path, policy):
+    rows = json.loads((world / "train.json").read_text())
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes((world / next(row["video"] for row in rows if "video" in row)).read_bytes()[:600])
+    for place in (0, 1, len(rows) // 2):
+        rows[place] = {key: value for key, value in rows[place].items() if key not in ("video", "image")}
+        rows[place] |= {"video": str(broken)}
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    changes = {"data_path": tmp_path / "rows.json", "data_folder": world, "on_bad_sample": policy}
+    _, data_args, training_args = train.parse_arguments(flags(world, parts, tmp_path / "out", **changes))
+    _, processor = load_checkpoint("videollama2-tiny")
+    questions = RunData(data_args, training_args).questions(processor, "finetune", 2)
+    asked = [sample[QUESTION].record.id for sample in questions.samples()]
+    assert asked == [str(rows[place]["id"]) for place in (2, len(rows) // 2 + 1)]
 
 
 def test_shares_of_processes_make_the_same_marks(benchmarks, tmp_path):

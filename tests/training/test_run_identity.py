@@ -90,7 +90,7 @@ def test_data_and_weights_are_told_by_their_content(finished, world, parts, tmp_
     copy_checkpoint(finished / "checkpoint-2", tmp_path / "own" / "checkpoint-2")
     record = tmp_path / "own" / "checkpoint-2" / RUN_FILE
     record.write_text(record.read_text().replace(str(world / "mixed.json"), str(data)))
-    assert f"--data_path {data} (has other content now)" in refusal(
+    assert f"--data_path {data} (has other content)" in refusal(
         flags(world, parts, tmp_path / "own", **{**SAVING, "data_path": data}), capsys
     )
 

@@ -1,10 +1,13 @@
 """Streamed runs: the same batches whatever the form of the files, and exactly resumed within a row group."""
 
 import json
+import tarfile
 
 import pytest
 
 from videollama2 import train
+from videollama2.errors import DataError
+from videollama2.training.data import RunData
 
 from .conftest import copy_checkpoint, difference, flags
 
@@ -79,3 +82,41 @@ def test_two_processes_share_a_stream_beyond_its_end(run, launch, world, tmp_pat
 def test_contradictions(world, parts, tmp_path, capsys, changes, words):
     assert train.main(flags(world, parts, tmp_path / "out", **changes)) == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.fixture
+def empty(tmp_path):
+    """Files of all forms without any row."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    files = [tmp_path / name for name in ("a.jsonl", "b.json", "c.tar", "d.parquet")]
+    files[0].touch()
+    files[1].write_text("[]")
+    with tarfile.open(files[2], "w"):
+        pass
+    pq.write_table(pa.table({"id": pa.array([], pa.string()), "video": pa.array([], pa.binary())}), files[3])
+    return files
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_empty_files_are_passed_over_with_a_warning(world, parts, tmp_path, empty, capsys, streaming):
+    def data(*files, **changes):
+        options = {"streaming": streaming, "data_path": list(files), "records_cache": tmp_path / "cache", **changes}
+        _, data_args, training_args = train.parse_arguments(flags(world, parts, tmp_path / "out", **options))
+        return RunData(data_args, training_args)
+
+    found = data(*empty[:2], world / "mixed.json", *empty[2:])
+    warnings = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[:2] for line in warnings] == [["warning", str(file)] for file in empty]
+    alone = data(world / "mixed.json")
+    assert [len(records) for records in found.sets] == ([] if streaming else [0, 0, len(alone.sets[0]), 0, 0])
+    with pytest.raises(DataError, match=r"a\.jsonl and 3 more: there is no record in any of these files"):
+        data(*empty)
+    with pytest.raises(DataError, match=r"c\.tar: there is no record in this file, to which --data_weights"):
+        data(world / "mixed.json", empty[2], data_weights=[1, 1])
+
+
+def test_an_empty_file_changes_nothing(run, world, empty):
+    options = {**STREAMED, "save_strategy": "no", "save_steps": None, "max_steps": 1, "shuffle_buffer": 1}
+    assert run(**options).losses == run(data_path=[world / "mixed.json", empty[2]], **options).losses
+    indexed = run(data_path=[empty[0], world / "mixed.json"], max_steps=1, num_frames=2)
+    assert "a.jsonl" not in (indexed.folder / "report.md").read_text().partition("## Curves")[0].partition("## Rec")[2]

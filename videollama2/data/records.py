@@ -161,7 +161,7 @@ def read_sets(
     index: Index | None = None,
     sampling: FrameSampling | None = None,
 ) -> list[PackedRecords]:
-    """Return the records of each annotation file.
+    """Return the records of each annotation file; a file without any row has none.
 
     Args:
         files: JSON lists or JSON Lines.
@@ -175,26 +175,34 @@ def read_sets(
         sampling: see :func:`videollama2.data.record.parse_record`.
 
     Raises:
-        DataError: a file cannot be read or holds no usable record; or, without ``skipped``, records violate a rule,
-            and each is named with it.
+        DataError: a file cannot be read, or has rows and no usable record; or none of the files has a row; or, without
+            ``skipped``, records violate a rule, and each is named with it.
     """
     problems: list[str] = []
     of_each = list(va) * len(files) if len(va) == 1 else va
     by_rate = sampling if sampling is not None and sampling.by_rate else None
-    sets = [
-        _Source(file, data_folder, heard, progress, unread, by_rate).read(index, problems)
-        for file, heard in zip(files, of_each, strict=True)
-    ]
-    if skipped is not None:
-        skipped += problems
-        for file, records in zip(files, sets, strict=True):
-            if not records:
+    sets: list[PackedRecords] = []
+    for file, heard in zip(files, of_each, strict=True):
+        before = len(problems)
+        sets.append(_Source(file, data_folder, heard, progress, unread, by_rate).read(index, problems))
+        if skipped is not None:
+            skipped += problems[before:]
+            if problems[before:] and not sets[-1]:
                 raise DataError(f"{file}: every record of this file breaks a rule, the last one: {problems[-1]}")
-    elif problems:
+    if files and not problems and not any(sets):
+        raise no_records(files)
+    if skipped is None and problems:
         more = len(problems) - SHOWN_PROBLEMS
         tail = [f"and {more} more"] if more > 0 else []
         raise DataError("\n".join([*problems[:SHOWN_PROBLEMS], *tail]))
     return sets
+
+
+def no_records(files: Sequence[str | os.PathLike[str]]) -> DataError:
+    """Return the error for annotation files none of which has a record."""
+    if len(files) == 1:
+        return DataError(f"{files[0]}: there is no record in this file")
+    return DataError(f"{files[0]} and {len(files) - 1} more: there is no record in any of these files")
 
 
 @dataclass(frozen=True)
@@ -263,8 +271,6 @@ class _Source:
                 if not found_any and _mostly_waited(begin, _waits_and_worked()):
                     run = readers.map
                 found_any = True
-        if not found_any:
-            raise DataError(f"{self.file}: there is no record in this file")
         return records
 
 

@@ -72,13 +72,15 @@ class SampleReader:
         self.skip_bad = skip_bad
         self.levels = levels
 
-    def samples(self, records: Sequence[Record]) -> list[Sample]:
+    def samples(self, records: Sequence[Record | DataError]) -> list[Sample]:
         """Return the samples of a batch; see :meth:`sample`."""
         read: dict[RecordMedium, Read] = {}
         return [self.sample(record, read) for record in records]
 
-    def sample(self, record: Record | None, read: dict[RecordMedium, Read]) -> Sample:
+    def sample(self, record: Record | DataError | None, read: dict[RecordMedium, Read]) -> Sample:
         """Read and tokenise one record; None becomes an empty sample, one token without a label.
+
+        An error in the place of a record is raised, or replaced by an empty sample with its message.
 
         Args:
             read: the media that the batch has read so far.
@@ -90,9 +92,11 @@ class SampleReader:
         if record is None:
             return self._nothing()
         try:
+            if isinstance(record, DataError):
+                raise record
             return self._sample(record, read)
         except (DataError, MediaError, PromptError) as error:
-            message = f"{record.name}: {error}"
+            message = str(error) if error is record else f"{record.name}: {error}"
             if self.skip_bad:
                 return {**self._nothing(), "bad": message}
             raise DataError(message) from error

@@ -12,8 +12,7 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 from videollama2.errors import VideoLlama2Error
 from videollama2.inference.answer import ShownAnswer
 from videollama2.processing import VideoLlama2Processor
-from videollama2.training.exams import Exam, answer_samples, show, undisturbed, write_answers
-from videollama2.training.rollouts import Questions
+from videollama2.training.exams import Exam, SampleQuestions, answer_samples, show, undisturbed, write_answers
 from videollama2.training.saving import SavingTrainer
 
 T = TypeVar("T")
@@ -24,13 +23,13 @@ class AskingTrainer(SavingTrainer):
 
     Args:
         benchmarks: asked in every evaluation, each process its share.
-        questions: records that the first process answers before training, in every evaluation, and after training;
-            None for none.
+        questions: what the first process answers before training, in every evaluation, and after training; None for
+            nothing.
         args, kwargs: arguments of :class:`~videollama2.training.saving.SavingTrainer`.
     """
 
     def __init__(
-        self, *args: Any, benchmarks: Sequence[Exam] = (), questions: Questions | None = None, **kwargs: Any
+        self, *args: Any, benchmarks: Sequence[Exam] = (), questions: SampleQuestions | None = None, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
         self.benchmarks, self.questions = benchmarks, questions

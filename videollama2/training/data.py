@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
+from zlib import crc32
 
 from torch.utils.data import ConcatDataset, Dataset
 
@@ -17,16 +19,36 @@ from videollama2.data.media_cache import FrameCache
 from videollama2.data.mixture import Mixture, parse_phases
 from videollama2.data.packing import PackedRows
 from videollama2.data.record import Record
-from videollama2.data.records import PackedRecords, read_sets
+from videollama2.data.records import PackedRecords, no_records, read_sets
 from videollama2.data.samples import Sample
 from videollama2.data.stream import RecordFiles, StreamedRecords, StreamOrder
+from videollama2.errors import DataError
 from videollama2.processing import VideoLlama2Processor
 from videollama2.training.data_flags import DataArguments
+from videollama2.training.exams import SampleQuestions
 from videollama2.training.flags import TrainingArguments
 from videollama2.training.joint import Joint, joint_of
 from videollama2.training.rollouts import Questions
 
 Trained = VideoInstructionDataset | PackedRows | StreamedRecords
+
+_COMPARED = 100
+"""Number of problems of records that processes compare one by one."""
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What tells whether two processes have read the same records from annotation files of the same content.
+
+    Attributes:
+        left_out: number of records that were left out, and a checksum of their problems.
+        problems: up to a hundred of these problems.
+        media: each annotation file, with a checksum of the kinds and numbers of frames of its records' media.
+    """
+
+    left_out: tuple[int, int]
+    problems: list[str]
+    media: list[tuple[str, int]]
 
 
 class RunData:
@@ -59,22 +81,46 @@ class RunData:
         self.stream = RecordFiles(data_args.files, data_args.data_folder, data_args.heard)
         self.sets: list[PackedRecords] = []
         if data_args.streaming:
-            for number in range(len(data_args.files)):
-                next(self.stream.records(number, None if self.skipped is None else self.skipped.append))
+            empty = self.stream.empty(None if self.skipped is None else self.skipped.append)
         else:
             self.sets = read(data_args.files, va=data_args.heard)
+            empty = _empty(self.sets)
         self.eval_sets = read(data_args.eval_data_path or [], va=[any(data_args.heard)])
+        self._pass_over(empty, _empty(self.eval_sets))
 
     @property
     def first(self) -> bool:
         """Whether this process shows progress for its machine."""
         return self.training_args.local_process_index == 0
 
+    def _pass_over(self, empty: Sequence[str], empty_of_evaluation: Sequence[str]) -> None:
+        """Tell of the files without a record, unless there is no other, or such a file has a share of the batches."""
+        args = self.data_args
+        if len(empty) == len(args.files):
+            raise no_records(args.files)
+        if empty and (args.data_weights or args.data_curriculum):
+            flag = "--data_weights" if args.data_weights else "--data_curriculum"
+            raise DataError(f"{empty[0]}: there is no record in this file, to which {flag} gives a share")
+        for file in (*empty, *empty_of_evaluation):
+            if self.training_args.process_index == 0:
+                print(f"warning: {file}: there is no record in this file, it is passed over", file=sys.stderr)
+
     @property
     def seed(self) -> int:
         """The seed of the order of samples."""
         args = self.training_args
         return args.seed if args.data_seed is None else args.data_seed
+
+    @property
+    def outline(self) -> Outline:
+        """What the records are, in short; of a stream, as far as it has been read."""
+        skipped = self.skipped or []
+        left_out = len(skipped), crc32("\n".join(skipped).encode("utf-8", "surrogatepass"))
+        media = []
+        for records in (*self.sets, *self.eval_sets):
+            shapes, shape_of = records.shapes
+            media.append((records.source, crc32(memoryview(shape_of), crc32(repr(shapes).encode()))))
+        return Outline(left_out, skipped[:_COMPARED], media)
 
     @property
     def joint(self) -> Joint | None:
@@ -105,7 +151,7 @@ class RunData:
             return cast("Sequence[Sample]", self._dataset(self.eval_sets, processor, stage))
         return [] if self.training_args.eval_benchmarks else None
 
-    def questions(self, processor: VideoLlama2Processor, stage: str, most: int) -> Questions | None:
+    def questions(self, processor: VideoLlama2Processor, stage: str, most: int) -> SampleQuestions | None:
         """Return ``most`` records with questions, evenly spread over those of the evaluation or else of the training.
 
         None if there are none, or if the stage learns captions without questions.
@@ -113,10 +159,9 @@ class RunData:
         sets = self.eval_sets or self.sets
         if not (most and sets) or stage != "finetune":
             return None
-        records = ConcatDataset(cast("list[Dataset[Record]]", sets))
-        count = min(most, len(records))
-        chosen = [cast("Record", records[place * len(records) // count]) for place in range(count)]
-        return Questions(chosen, **{**self.reading(processor, stage), "levels": False, "features": None})
+        # Samples are only shown, so none of them stops a run: a bad record does when the run comes to it.
+        reading = {**self.reading(processor, stage), "levels": False, "features": None, "skip_bad": True}
+        return SampleQuestions(Questions(_joined(sets), **reading), most)
 
     def reading(self, processor: VideoLlama2Processor, stage: str) -> dict[str, Any]:
         """Return the arguments of a :class:`~videollama2.data.samples.SampleReader` of this run."""
@@ -138,13 +183,11 @@ class RunData:
         stage: str,
         kind: type[VideoInstructionDataset] = VideoInstructionDataset,
     ) -> VideoInstructionDataset:
-        # Sequences can be concatenated, and the result behaves like one, although torch annotates neither.
-        records = cast("Sequence[Record]", ConcatDataset(cast("list[Dataset[Record]]", sets)))
         contents = [each.content for each in sets]
         reading = self.reading(processor, stage)
         # The inference engine, which answers questions in training, takes pixels.
         reading["levels"] = reading["levels"] and kind is not Questions
-        return kind(records, **reading, index=self.index, contents=contents, progress=self.first)
+        return kind(_joined(sets), **reading, index=self.index, contents=contents, progress=self.first)
 
     def _packed(
         self, dataset: VideoInstructionDataset, sizes: list[int]
@@ -160,3 +203,12 @@ class RunData:
         if self.training_args.should_log:
             print(f"{len(dataset)} records in {len(rows)} rows of {packing} tokens, {rows.fill:.0%} full")
         return rows, replace(mixture, sizes=rows.sizes)
+
+
+def _joined(sets: list[PackedRecords]) -> Sequence[Record]:
+    # Sequences can be concatenated, and the result behaves like one, although torch annotates neither.
+    return cast("Sequence[Record]", ConcatDataset(cast("list[Dataset[Record]]", sets)))
+
+
+def _empty(sets: Sequence[PackedRecords]) -> list[str]:
+    return [records.source for records in sets if not records]

@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
+from videollama2.data.samples import Sample
 from videollama2.inference.answer import ShownAnswer
 from videollama2.inference.engine import Engine
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
@@ -27,6 +30,31 @@ EXAMPLES_FILE = "sample_answers.jsonl"
 
 _LONGEST_ANSWER = 64
 """Tokens of a sample answer."""
+_TRIES = 20
+"""Number of records in a row that are tried for one sample question."""
+
+
+@dataclass(frozen=True)
+class SampleQuestions:
+    """Questions of records that lie evenly in a dataset; a record that cannot be used gives way to the next one.
+
+    Attributes:
+        questions: the records; they must be read with ``skip_bad``.
+        most: number of questions.
+    """
+
+    questions: Questions
+    most: int
+
+    def samples(self) -> list[Sample]:
+        """Read the records; there are fewer than ``most`` if 20 in a row have no question that can be asked."""
+        total = len(self.questions)
+        count = min(self.most, total)
+        found = []
+        for first, end in pairwise(place * total // count for place in range(count + 1)):
+            tried = map(self.questions.__getitem__, range(first, min(end, first + _TRIES)))
+            found += islice((sample for sample in tried if QUESTION in sample), 1)
+        return found
 
 
 class Exam(Protocol):
@@ -62,10 +90,10 @@ def undisturbed(autocast: Callable[[], AbstractContextManager[Any]] = nullcontex
 
 
 def answer_samples(
-    model: VideoLlama2ForConditionalGeneration, processor: VideoLlama2Processor, questions: Questions
+    model: VideoLlama2ForConditionalGeneration, processor: VideoLlama2Processor, questions: SampleQuestions
 ) -> list[ShownAnswer]:
-    """Return greedy answers to the questions; records without one, and those that are left out, have none."""
-    samples = [sample for sample in map(questions.__getitem__, range(len(questions))) if QUESTION in sample]
+    """Return greedy answers to the questions."""
+    samples = questions.samples()
     if not samples:
         return []
     longest = max(len(sample[QUESTION].prompt) for sample in samples) + _LONGEST_ANSWER

@@ -127,7 +127,7 @@ class TrainingArguments(ObjectiveFlags, EvaluationFlags, transformers.TrainingAr
     quant_type: Literal["nf4", "fp4"] = field(default="nf4", metadata={"help": "With --bits 4: the number format."})
     report_to: None | str | list[str] = field(
         default=None,
-        metadata={"help": "tensorboard, wandb, none, ... Default: tensorboard where it is installed."},
+        metadata={"help": "tensorboard (by default, where it is installed), wandb, none, ..."},
     )
 
     # These flags of transformers would not do here what they promise and are refused; see _REFUSED.

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from enum import Enum
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,8 @@ ANY_VALUE = frozenset(
 
 _FILES_OF_WEIGHTS = ("pretrain_mm_mlp_adapter", "pretrain_mm_mlp_adapter_a", "audio_tower")
 _BY_CONTENT = ("data_path", "data_path_a", "eval_data_path", "model_path", "vision_tower", *_FILES_OF_WEIGHTS)
+_SHOWN_FILES = 3
+"""Number of files of a flag that a message names."""
 _BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 
@@ -105,19 +108,24 @@ class RunIdentity:
         """Return the identity as plain JSON values, equal to those read back from a file."""
         return json.loads(json.dumps(asdict(self)))
 
-    def differences(self, former: RunIdentity) -> list[str]:
-        """Describe each difference from ``former`` by its flag; the list is empty if it is the same run."""
-        found = [*_content_differences(self.data, former.data), *_content_differences(self.weights, former.weights)]
+    def differences(self, former: RunIdentity, was: str = "was") -> list[str]:
+        """Describe each difference from ``former`` by its flag; the list is empty if it is the same run.
+
+        Args:
+            was: what stands before the values of ``former``.
+        """
+        sides = (self.data, former.data), (self.weights, former.weights)
+        found = [told for now, before in sides for told in _content_differences(now, before, was)]
         defaults = _defaults()
         for name in sorted(self.flags.keys() | former.flags.keys()):
             # A record of an older version lacks newer flags: such a run had what is their default now.
             now, before = (flags.get(name, defaults.get(name)) for flags in (self.flags, former.flags))
             if now != before:
-                found.append(f"--{name} {_shown(now)} (was {_shown(before)})")
+                found.append(f"--{name} {_shown(now)} ({was} {_shown(before)})")
         # Only the size of a step counts. How it is split is shown merely to say which flag has changed it.
         if self.batch != former.batch:
             changed = [name for name in self.split if self.split[name] != former.split.get(name)]
-            found += [f"{_named(name)} {self.split[name]} (was {former.split.get(name)})" for name in changed]
+            found += [f"{_named(name)} {self.split[name]} ({was} {former.split.get(name)})" for name in changed]
         return found
 
     def check(self, former: RunIdentity, folder: Path) -> None:
@@ -129,18 +137,22 @@ class RunIdentity:
             )
 
 
-def _content_differences(now: dict[str, Any], before: dict[str, Any]) -> Iterator[str]:
-    """Yield the flags whose files differ. Files are compared by content alone, so that they may be moved."""
+def _content_differences(now: dict[str, Any], before: dict[str, Any], was: str) -> Iterator[str]:
+    """Yield the flags whose files differ, with these files; they are compared by content alone and may be moved."""
     for flag in sorted(now.keys() | before.keys()):
-        new, old = (_pairs(side.get(flag, [])) for side in (now, before))
-        if [digest for _, digest in new] == [digest for _, digest in old]:
+        both = zip_longest(*(_pairs(side.get(flag, [])) for side in (now, before)), fillvalue=(None, None))
+        differing = [(name, former) for (name, digest), (former, its) in both if digest != its]
+        if not differing:
             continue
-        names, former_names = ([name for name, _ in side] for side in (new, old))
-        if names == former_names:
-            changed = [name for (name, digest), (_, former) in zip(new, old, strict=True) if digest != former]
-            yield f"--{flag} {' '.join(changed)} (has other content now)"
-        else:
-            yield f"--{flag} {' '.join(names) or 'not given'} (was {' '.join(former_names) or 'not given'})"
+        names, former_names = ([name for name in side if name] for side in zip(*differing, strict=True))
+        told = "has other content" if names == former_names else f"{was} {_few(former_names)}"
+        yield f"--{flag} {_few(names)} ({told})"
+
+
+def _few(names: list[str]) -> str:
+    """Return the first names of files; of shards there may be thousands."""
+    more = len(names) - _SHOWN_FILES
+    return " ".join([*names[:_SHOWN_FILES], *([f"and {more} more"] if more > 0 else [])]) or "not given"
 
 
 def _pairs(entry: Sequence[Any]) -> list[list[str]]:

@@ -282,11 +282,15 @@ _WIDTHS = (9, 11, 11, 13, 8, 9)
 def add_plan_command(subparsers: Any) -> None:
     """Add ``plan`` to the command line."""
     parser = subparsers.add_parser("plan", help="which ways of training a model fit into a GPU, by counting")
+    parser.description = (
+        "Count the memory and the time of a step for each way of training a model, without its weights, and tell which "
+        "ways fit. A step is a forward and a backward pass of --batch records on each GPU."
+    )
     parser.add_argument("--model", required=True, help=f"a checkpoint: {PATH_HELP}, such as {DEFAULT_MODEL_NAME}")
     parser.add_argument("--gpus", type=int, default=8, metavar="N", help="number of GPUs (default: %(default)s)")
     parser.add_argument("--memory", type=float, default=80, metavar="GB", help="of a GPU (default: %(default)s)")
     parser.add_argument("--gpu", choices=sorted(PEAK_FLOPS), default="H100", help="its kind (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=4, metavar="N", help="records at a time (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=4, metavar="N", help="records of each GPU (default: %(default)s)")
     parser.add_argument(
         "--tokens", type=int, default=2048, metavar="N", help="of a record or packed row (default: %(default)s)"
     )

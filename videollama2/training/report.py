@@ -79,7 +79,7 @@ def kinds_of(records: Sequence[Record]) -> dict[str, float]:
 
 
 def _records(sets: Sequence[Sequence[Record]]) -> Iterator[tuple[Any, ...]]:
-    for records in sets:
+    for records in filter(len, sets):
         media = "; ".join(f"{kind} {share:.1%}" for kind, share in kinds_of(records).items())
         yield Path(records[0].source).name, f"{len(records):,}", media
 
