@@ -53,15 +53,28 @@ def test_files_named_in_commands_exist():
 
 FLAG = re.compile(r"(?<![\w-])--[A-Za-z][\w-]*\b(?!\*)")
 OF_OTHERS = {
-    *("--address", "--backend", "--config", "--constraint", "--head", "--interleave-mm-strings", "--model_args"),
+    *(
+        "--address",
+        "--backend",
+        "--batch_size",
+        "--config",
+        "--constraint",
+        "--head",
+        "--interleave-mm-strings",
+        "--model_args",
+    ),
     *("--limit-mm-per-prompt", "--max-num-batched-tokens", "--no-build-isolation", "--no-deps", "--nproc_per_node"),
     *("--profile", "--rm", "--target", "--tasks", "--tokenizer", "--trust-request-mm-kwargs", "--work-dir"),
 }
-"""Flags of programs that the pages name and that are not ours: pip, docker, ray, vllm, torchrun, benchmarks."""
+"""Flags of programs that the pages name and that are not ours: pip, docker, ray, vllm, lmms-eval, torchrun."""
 
 
 def test_flags_exist():
-    sources = [path.read_text() for folder in ("videollama2", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    sources = [
+        path.read_text()
+        for folder in ("videollama2", "benchmarks", "scripts")
+        for path in (ROOT / folder).rglob("*.py")
+    ]
     known = set(re.findall(r"[\"'](--[A-Za-z][\w-]*)[\"']", "\n".join(sources))) | OF_OTHERS
     known |= {f"--{flag.name}" for kind in (ModelArguments, DataArguments, TrainingArguments) for flag in fields(kind)}
     spelt = {flag.replace("_", "-") for flag in known}  # flags of training have both spellings

@@ -100,7 +100,8 @@ def empty(tmp_path):
 @pytest.mark.parametrize("streaming", [True, False])
 def test_empty_files_are_passed_over_with_a_warning(world, parts, tmp_path, empty, capsys, streaming):
     def data(*files, **changes):
-        options = {"streaming": streaming, "data_path": list(files), "records_cache": tmp_path / "cache", **changes}
+        cache = {} if streaming else {"records_cache": tmp_path / "cache"}
+        options = {"streaming": streaming, "data_path": list(files), **cache, **changes}
         _, data_args, training_args = train.parse_arguments(flags(world, parts, tmp_path / "out", **options))
         return RunData(data_args, training_args)
 
