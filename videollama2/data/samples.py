@@ -96,7 +96,7 @@ class SampleReader:
                 raise record
             return self._sample(record, read)
         except (DataError, MediaError, PromptError) as error:
-            message = str(error) if error is record else f"{record.name}: {error}"
+            message = str(error) if isinstance(record, DataError) else f"{record.name}: {error}"
             if self.skip_bad:
                 return {**self._nothing(), "bad": message}
             raise DataError(message) from error

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 from zlib import crc32
 
+import numpy as np
 from torch.utils.data import ConcatDataset, Dataset
 
 from videollama2.data.dataset import VideoInstructionDataset
@@ -119,7 +120,8 @@ class RunData:
         media = []
         for records in (*self.sets, *self.eval_sets):
             shapes, shape_of = records.shapes
-            media.append((records.source, crc32(memoryview(shape_of), crc32(repr(shapes).encode()))))
+            found = crc32(np.asarray(shape_of, np.int64).tobytes(), crc32(repr(shapes).encode()))
+            media.append((records.source, found))
         return Outline(left_out, skipped[:_COMPARED], media)
 
     @property
