@@ -24,17 +24,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from published_code import processor_name
-from random_model import CLIP, QUESTION, ROOT, TOWER
+from random_model import CLIP, MISTRAL_7B, QUESTION, ROOT, TOWER
 from start import run
 
-MISTRAL_7B = {
-    "model_type": "mistral",
-    "vocab_size": 32000,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
+REST_OF_MISTRAL = {
     "max_position_embeddings": 32768,
     "rope_theta": 1e6,
     "sliding_window": None,
@@ -56,7 +49,7 @@ def stored_shapes(layers: int) -> tuple[Any, dict[str, tuple[int, ...]]]:
     from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 
     config = VideoLlama2Config(
-        text_config={**MISTRAL_7B, "num_hidden_layers": layers},
+        text_config={**MISTRAL_7B, **REST_OF_MISTRAL, "num_hidden_layers": layers},
         vision_config=known_vision_config(TOWER),
         mm_vision_tower=TOWER,
         mm_projector_type="stc_connector",

@@ -35,6 +35,16 @@ SHAPES = {
     },
 }
 """Qwen2 decoders."""
+MISTRAL_7B = {
+    "model_type": "mistral",
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+}
+
 TOWER = "openai/clip-vit-large-patch14-336"
 
 
