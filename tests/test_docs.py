@@ -49,6 +49,8 @@ def test_files_named_in_commands_exist():
         for word in shlex.split(line, comments=True):
             if re.match(r"(scripts|benchmarks|videollama2)/\S+\.\w+$", word):
                 assert (ROOT / word).exists(), line
+            if word.startswith("benchmarks/") and word.endswith(".py"):
+                assert '__name__ == "__main__"' in (ROOT / word).read_text(), f"{word} is no command"
 
 
 FLAG = re.compile(r"(?<![\w-])--[A-Za-z][\w-]*\b(?!\*)")
@@ -89,9 +91,20 @@ def test_readme_is_short():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     prose = re.sub(r"```.*?```|`[^`]*`", "", page.read_text(), flags=re.DOTALL)
-    for target in re.findall(r"\]\(([^)#]+)\)", prose):
-        if not target.startswith("http"):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+    for target in re.findall(r"\]\(([^)]+)\)", prose):
+        if target.startswith("http"):
+            continue
+        path, _, heading = target.partition("#")
+        file = page.parent / path if path else page
+        assert file.exists(), f"{page.name} links to {target}"
+        assert not heading or heading in headings(file), f"{page.name} links to {target}"
+
+
+def headings(page):
+    """The addresses of a page's headings, as GitHub makes them."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    titles = re.findall(r"^#+ +(.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in titles}
 
 
 def test_picture_is_what_the_code_says():
