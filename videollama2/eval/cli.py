@@ -169,7 +169,7 @@ def _add_settings(asked: Group) -> None:
         "--prompt",
         choices=("question", "options", "lmms-eval"),
         help="moving_shapes, sounding_shapes: the question alone (default), or with options as MVBench; lmms-eval: the "
-        "prompts and answer lengths of that harness, for the paper's benchmarks of videos but MSVD-QA and MSVC",
+        "prompts and answer lengths of that harness, for the benchmarks that it has, too, except MLVU",
     )
     asked.add_argument(
         "--shuffle-frames",
