@@ -106,6 +106,27 @@ def test_one_question_about_a_folder(tmp_path: Path) -> None:
     assert answer(only) == answer(lines["deep/picture.png"])
 
 
+def test_the_folder_as_a_flag(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``--folder DIR`` stands in place of INPUT; OUTPUT may be left out, and flags may come between the words."""
+    (tmp_path / "media").mkdir()
+    (tmp_path / "media" / "picture.png").write_bytes(PICTURE.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    asked = ["--question", COUNT, *TINY]
+    assert main(["batch", "--folder", "media", *asked]) == 0
+    assert main(["batch", "media", *asked, "other.jsonl"]) == 0
+    assert answer(replies(Path("media.jsonl"))["picture.png"]) == answer(replies(Path("other.jsonl"))["picture.png"])
+    capsys.readouterr()
+    for words, told in (
+        (["media"], "batch takes INPUT and OUTPUT, got media"),
+        (["--folder", "media", "a.jsonl", "b.jsonl"], "at most one file, OUTPUT, beside --folder, got a.jsonl b.jsonl"),
+        (["--folder", "nowhere"], "--folder: nowhere is not a folder"),
+    ):
+        assert main(["batch", *words, *asked]) == 2
+        assert told in capsys.readouterr().err
+
+
 def test_parquet_in_and_out(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
@@ -120,6 +141,34 @@ def test_parquet_in_and_out(tmp_path: Path) -> None:
     table = parquet.read_table(target).to_pylist()
     assert [(row["custom_id"], row["answer"]) for row in table] == [("a", "yellow"), ("b", "cross")]
     assert [row["status_code"] for row in table] == [200, 200]
+
+
+def test_columns_of_media(tmp_path: Path) -> None:
+    """The file tells images from videos; under ``audio``, a video is heard; a preview beside a video is left out."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    sounding = (DEMO / "sounding_shapes.mp4").read_bytes()
+    for name, content in (("clip.mp4", CLIP.read_bytes()), ("sounding.mp4", sounding)):
+        (tmp_path / name).write_bytes(content)
+    rows = [
+        {"video": "clip.mp4", "image": "preview.png"},
+        {"image": "clip.mp4"},
+        {"audio": "sounding.mp4"},
+    ]
+    table = {name: [row.get(name) for row in rows] for name in ("video", "image", "audio")}
+    parquet.write_table(pyarrow.table(table), tmp_path / "paths.parquet")
+    stored = {"audio": [{"bytes": sounding, "path": None}]}
+    parquet.write_table(pyarrow.table(stored), tmp_path / "bytes.parquet")
+
+    def kinds(name: str) -> list[str]:
+        lines = read_requests(str(tmp_path / name), "What is it?")
+        return [line.body["messages"][0]["content"][0]["type"] for line in lines]
+
+    assert kinds("paths.parquet") == ["video_url", "video_url", "audio_url"]
+    assert kinds("bytes.parquet") == ["audio_url"]
+    parquet.write_table(pyarrow.table({"film": ["clip.mp4"]}), tmp_path / "none.parquet")
+    with pytest.raises(DataError, match=r"row 1: needs a body, or a medium \(video, image, audio\) and a question"):
+        read_requests(str(tmp_path / "none.parquet"), "What is it?")
 
 
 @pytest.mark.parametrize(

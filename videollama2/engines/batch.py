@@ -1,7 +1,7 @@
 """Offline batches: turns a file of requests into a file of answers.
 
     videollama2 batch requests.jsonl answers.jsonl --model-path videollama2-tiny
-    videollama2 batch clips/ captions.jsonl --question "Describe the video."
+    videollama2 batch --folder clips captions.jsonl --question "Describe the video."
     torchrun --nproc_per_node 8 -m videollama2 batch requests.jsonl answers.jsonl
     videollama2 batch requests.jsonl answers.jsonl --engine ray
 
@@ -62,8 +62,16 @@ def add_batch_command(commands: Any) -> None:
     """Add ``videollama2 batch`` to the command line."""
     parser = commands.add_parser("batch", help="answer a file of requests, or one question about many media")
     parser.set_defaults(run=batch)
-    parser.add_argument("input", metavar="INPUT", help="requests (.jsonl, .parquet), a folder of media, or a pattern")
-    parser.add_argument("output", metavar="OUTPUT", type=Path, help="answers (.jsonl or .parquet)")
+    parser.usage = "%(prog)s [flags] INPUT OUTPUT\n       %(prog)s [flags] --folder DIR --question TEXT [OUTPUT]"
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="INPUT OUTPUT",
+        help="requests (.jsonl, .parquet), or a folder, path or pattern of media; and where the answers go (.jsonl or "
+        ".parquet; with --folder, by default DIR.jsonl in the working folder)",
+    )
+    parser.take_words_anywhere("words")
+    parser.add_argument("--folder", metavar="DIR", help="a folder of media, in place of INPUT")
     parser.add_argument("--question", metavar="TEXT", help="what to ask about every medium where INPUT holds media")
     parser.add_argument(
         "--served-model-name", metavar="NAME", help="what requests call the model (default: whatever they call it)"
@@ -99,12 +107,13 @@ def batch(args: argparse.Namespace) -> int:
     from videollama2.eval.store import AnswerStore
 
     rank, world = rank_and_world()
+    source, output = _files(args)
     _check_engine(args, world)
-    lines = [replace(line, body=_with_defaults(line.body, args)) for line in read_requests(args.input, args.question)]
+    lines = [replace(line, body=_with_defaults(line.body, args)) for line in read_requests(source, args.question)]
     store = AnswerStore(
-        args.output.with_name(args.output.name + WORK_SUFFIX),
+        output.with_name(output.name + WORK_SUFFIX),
         {"model": args.model_path, "base": args.model_base, "requests": _digest(lines)},
-        {"input": args.input},
+        {"input": source},
     )
     known = store.read()
     failed = {name for name, answer in known.items() if answer.error is not None}
@@ -118,7 +127,24 @@ def batch(args: argparse.Namespace) -> int:
                 bar.update()
 
             _answer_all(args, waiting, keep)
-    return _finish(store, lines, args.output)
+    return _finish(store, lines, output)
+
+
+def _files(args: argparse.Namespace) -> tuple[str, Path]:
+    """Return INPUT and OUTPUT of a command line.
+
+    Raises:
+        ConfigError: one of them is missing, or there are too many words.
+    """
+    words = args.words
+    if args.folder is not None:
+        if not Path(args.folder).is_dir():
+            raise ConfigError(f"--folder: {args.folder} is not a folder")
+        words = [args.folder, *(words or [f"{Path(args.folder).resolve().name}.jsonl"])]
+    if len(words) != 2:
+        expected = "INPUT and OUTPUT" if args.folder is None else "at most one file, OUTPUT, beside --folder"
+        raise ConfigError(f"batch takes {expected}, got {' '.join(args.words) or 'nothing'}")
+    return words[0], Path(words[1])
 
 
 def _check_engine(args: argparse.Namespace, world: int) -> None:

@@ -13,10 +13,13 @@ from typing import Any
 from videollama2.errors import DataError, MediaError, MissingDependencyError
 from videollama2.eval.annotations import why_unreadable
 from videollama2.eval.atomic import write_atomically
-from videollama2.media.kinds import SUFFIXES, kind_of, mime_type
+from videollama2.media.kinds import AUDIO, IMAGE, SUFFIXES, VIDEO, kind_of, mime_type
 from videollama2.media.sources import kind_of_path
 
 CHAT = "/v1/chat/completions"
+
+_COLUMNS = (VIDEO, IMAGE, AUDIO)
+"""Columns of a Parquet file that may hold a row's medium: the first of them that has a value does."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +176,7 @@ def _media(source: str, question: str | None) -> Iterator[BatchLine]:
         files = [Path(name) for name in sorted(glob.glob(source, recursive=True)) if Path(name).is_file()]
         base = Path()
     if not files:
-        raise DataError(f"{source}: there are no videos or images")
+        raise DataError(f"{source}: there are no videos, images or sounds")
     for file in files:
         name = file.relative_to(base).as_posix() if base != Path() else file.as_posix()
         yield BatchLine(name, CHAT, _question_about(_kind_of_file(file), file.resolve().as_uri(), question))
@@ -204,7 +207,7 @@ def _pyarrow() -> Any:
 
 
 def _parquet_rows(path: Path, question: str | None) -> Iterator[BatchLine]:
-    """Yield the rows with ``body`` (JSON text), or with ``video`` / ``image`` and ``question``, as on Hugging Face."""
+    """Yield the rows with ``body`` (JSON text), or with a medium in one of the columns and ``question``."""
     pyarrow = _pyarrow()
     try:
         file = pyarrow.parquet.ParquetFile(path)
@@ -226,16 +229,20 @@ def _row_body(row: dict[str, Any], path: Path, number: int, question: str | None
         except (ValueError, TypeError) as error:
             raise DataError(f"{where}: body is no JSON object ({error})") from error
     asked = row.get("question") or question
-    medium = row.get("video") or row.get("image")
-    if medium is None or not asked:
-        raise DataError(f"{where}: needs a body, or a video or image and a question (--question)")
+    column = next((name for name in _COLUMNS if row.get(name)), None)
+    if column is None or not asked:
+        raise DataError(f"{where}: needs a body, or a medium ({', '.join(_COLUMNS)}) and a question (--question)")
+    medium = row[column]
+    # Whether something is an image or a video is up to the file; under AUDIO, a video is only heard.
     if isinstance(medium, str):
         file = path.parent / medium
-        return _question_about(_kind_of_file(file), file.resolve().as_uri(), asked)
+        kind = AUDIO if column == AUDIO else _kind_of_file(file)
+        return _question_about(kind, file.resolve().as_uri(), asked)
     content = medium.get("bytes") if isinstance(medium, dict) else medium
     if not isinstance(content, bytes):
         raise DataError(f"{where}: the medium is neither a path nor bytes")
-    kind = kind_of(content, str(medium.get("path") or "") if isinstance(medium, dict) else "")
+    name = str(medium.get("path") or "") if isinstance(medium, dict) else ""
+    kind = AUDIO if column == AUDIO else kind_of(content, name)
     url = f"data:{mime_type(kind, '')};base64,{base64.b64encode(content).decode('ascii')}"
     return _question_about(kind, url, asked)
 
