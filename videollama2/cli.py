@@ -39,7 +39,7 @@ _ELSEWHERE = {
     ),
     "plan": (
         "which ways of training a model fit into a GPU, by counting",
-        "videollama2.training.plan",
+        "videollama2.training.plan_command",
         "add_plan_command",
     ),
     "serve": ("controller, worker, API and web page on this machine", "videollama2.serve.launch", "add_serve_command"),

@@ -50,7 +50,7 @@ from videollama2.training.restarts import meet_apart_from_former_attempts
 from videollama2.training.resume import explain_full_disk
 from videollama2.training.rollouts import Questions
 from videollama2.training.rules import sample_answers
-from videollama2.training.run_folder import Start, clear, find_start, locked, mark_finished, write_record
+from videollama2.training.run_folder import Start, clear, find_start, locked, mark_finished, read_record, write_record
 from videollama2.training.stopping import (
     StoppedBySignalError,
     StoppedElsewhereError,
@@ -108,7 +108,7 @@ def _run(
     if training_args.should_log:
         print(describe_trainable(trainer.model), flush=True)
         if start.checkpoint:
-            print(f"continuing from {start.checkpoint}", flush=True)
+            print(f"continuing from {start.checkpoint}{_split_otherwise(identity, start.checkpoint)}", flush=True)
     out = training_args.output_folder
     # This covers more than the writing of weights, because the log can fill a disk too.
     with signals, explain_full_disk(out):
@@ -122,6 +122,13 @@ def _run(
             mark_finished(out, identity, trainer.state.global_step, training_args.resume_from_checkpoint)
             print(closing_words(out, trainer.base), flush=True)
     end_together(trainer.accelerator)
+
+
+def _split_otherwise(identity: RunIdentity, checkpoint: str) -> str:
+    """Return what to say if the checkpoint's run split its batches otherwise, with which random numbers change."""
+    record = read_record(Path(checkpoint))
+    changes = identity.split_changes(RunIdentity.from_json(record["identity"])) if record else []
+    return f" with {', '.join(changes)}: dropout draws other numbers than without the change" if changes else ""
 
 
 def _build_trainer(

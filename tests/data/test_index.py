@@ -67,7 +67,12 @@ def test_an_entry_that_failed_is_none(tmp_path):
 
     with pytest.raises(DataError, match="broken"):
         index.entry("x", fail)
-    assert list(index.entry("x", lambda folder: None).iterdir()) == []
+    place = index.entry("x", lambda folder: None)
+    assert list(place.iterdir()) == []
+    place.rmdir()
+    (place.parent / f"unfinished-{place.name}-killed").mkdir()  # what a process leaves that is killed
+    assert index.entry("x", lambda folder: None) == place
+    assert {path.name for path in place.parent.iterdir()} == {place.name, f"{place.name}.lock"}
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"--records_cache .*file/cache: cannot be written to"):
         Index(tmp_path / "file" / "cache").entry("x", fail)

@@ -1,7 +1,9 @@
 """Questions while training: benchmarks and sample answers by the engine, on weights that learn the same without."""
 
 import json
+import os
 import shutil
+import signal
 from dataclasses import replace
 
 import pytest
@@ -14,12 +16,13 @@ from videollama2.eval.benchmarks import benchmark
 from videollama2.eval.live import LiveBenchmark
 from videollama2.eval.run import ModelChoice, Plan
 from videollama2.eval.run import run as run_evaluation
+from videollama2.eval.runner import Runner
 from videollama2.shapes.sets import write_set
 from videollama2.training.data import RunData
 from videollama2.training.exams import levels_of
 from videollama2.training.rollouts import QUESTION
 
-from .conftest import difference, flags
+from .conftest import Run, difference, flags
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +71,40 @@ def test_learns_the_same_to_the_bit(run, asked, benchmarks, world):
     assert (mark.step, mark.value) == (1, pytest.approx(marks["eval_moving_shapes_accuracy"]))
     titles = {tag.partition("/")[0] for tag in events.Tags()["images"]}
     assert titles == {"samples", "moving_shapes"}
+
+
+def signalled(method, done):
+    """The method, with a signal whenever it is called; ``done`` is given what it is called with."""
+
+    def wrapped(self, one):
+        done.append(one)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return method(self, one)
+
+    return wrapped
+
+
+def test_a_signal_ends_an_evaluation_which_is_made_up_for(run, world, parts, asked, tmp_path, capsys, monkeypatch):
+    """First in the loss, then in the benchmark of the evaluation that is made up for; a part of each is done then."""
+    options = {**asked, "num_frames": 2, "mm_projector_type": "mlp2x_gelu", "per_device_eval_batch_size": 1}
+    whole = run(**options)
+    argv = flags(world, parts, tmp_path / "out", **options)
+    done = []
+    for owner, name in ((train.VideoLlama2Trainer, "_for_evaluation"), (Runner, "_finish")):
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, name, signalled(getattr(owner, name), done))
+            assert train.main(argv) == 128 + signal.SIGTERM
+    told = capsys.readouterr().err
+    assert len(done) == 2 and told.count("stopped by SIGTERM after step 1") == 2
+    assert train.main(argv) == 0
+    resumed = Run(tmp_path / "out")
+    marks, expected = (
+        [{n: v for n, v in row.items() if n != "eval_runtime"} for row in each.history if "eval_loss" in row]
+        for each in (resumed, whole)
+    )
+    assert marks == expected and len(marks) == 2
+    assert difference(resumed.weights, whole.weights) == 0.0
+    assert (resumed.folder / "sample_answers.jsonl").read_text() == (whole.folder / "sample_answers.jsonl").read_text()
 
 
 def test_frames_are_those_that_were_read(parts):

@@ -42,7 +42,9 @@ def measured(way, load=LOAD):
         add_lora(model, Matrices(way.lora, frozenset(way.parts)))
         model.model.mm_projector.requires_grad_(True)
     else:
-        model.model.vision_tower.requires_grad_(False)
+        frozen = (model.model.language_model, model.lm_head) if way.connector_alone else ()
+        for part in (model.model.vision_tower, *frozen):
+            part.requires_grad_(False)
     if way.half:
         for parameter in model.parameters():  # of what is frozen, as in training
             parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else torch.bfloat16)
@@ -77,6 +79,7 @@ PACKED = Load(records=1, tokens=768, clips=3)
         (Way("full", half=False), LOAD),
         (Way("recomputed", half=False, recompute=True), LOAD),
         (Way("packed", half=False), PACKED),
+        (Way("connector", connector_alone=True), LOAD),
         (Way("bfloat16", recompute=True), LOAD),
         pytest.param(Way("lora", **ADAPTED), LOAD, marks=pytest.mark.slow),
         pytest.param(Way("lora bfloat16", **(ADAPTED | {"half": True})), LOAD, marks=pytest.mark.slow),
@@ -122,9 +125,15 @@ def test_command(capsys):
     for line in lines:
         if line.endswith(("  fits", "  too large")):
             way, rest = line[:34].strip(), line[34:].split()
-            verdicts[way] = (float(rest[4]), rest[6])
+            weights, optimizer, buffers, gradients, activations, peak, _ = map(float, rest[:7])
+            parts = weights + optimizer + buffers + max(gradients, activations)
+            assert peak == pytest.approx(parts, rel=0.02)  # three digits of each are printed
+            verdicts[way] = (peak, rest[7])
     assert {verdict for _, verdict in verdicts.values()} == {"fits", "too"}
     assert all((peak < 0.02) == (verdict == "fits") for peak, verdict in verdicts.values())
+    (advice,) = [line for line in lines if line.startswith("Fitting, the fastest first: ")]
+    named = advice.removeprefix("Fitting, the fastest first: ").removesuffix(".").split("; ")
+    assert set(named) == {way for way, (_, verdict) in verdicts.items() if verdict == "fits"}
     assert cli.main(["plan", "--model", "videollama2-tiny", "--tokens", "3"]) == 2
     assert "--tokens 3 has no room for text" in capsys.readouterr().err
     assert cli.main(["plan", "--model", "nowhere/no-model"]) == 2

@@ -15,7 +15,7 @@ import videollama2.auto  # noqa: F401 - registers the model types that AutoConfi
 from videollama2.checkpoints.connector import load_connector, load_connector_folder
 from videollama2.checkpoints.cpu_integers import CpuIntegerConfig
 from videollama2.checkpoints.files import checkpoint_kind, read_tensors, resolve_name, stored_dtype
-from videollama2.checkpoints.full import load_checkpoint
+from videollama2.checkpoints.full import load_checkpoint, load_encoders
 from videollama2.checkpoints.lora import load_lora_folder, merge_lora
 from videollama2.checkpoints.parts import build_from_parts
 from videollama2.checkpoints.placement import (
@@ -39,6 +39,7 @@ __all__ = [
     "default_dtype",
     "load_checkpoint",
     "load_connector",
+    "load_encoders",
     "load_pretrained_model",
     "merge_lora",
     "read_tensors",

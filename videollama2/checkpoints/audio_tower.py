@@ -74,6 +74,7 @@ def add_hearing(
 ) -> None:
     """Give an audio encoder and a new projector to a model without them, in its dtype and on its device.
 
+    Beside a decoder without weights, on the ``meta`` device, the encoder keeps its own.
     The projector keeps torch's default initialisation, with which the published first stage starts.
 
     Args:
@@ -89,7 +90,7 @@ def add_hearing(
     tower.config.dtype = weight.dtype
     config.audio_config, config.mm_audio_tower, config.mm_projector_a_type = tower.config, name, projector_type
     # transformers wraps this method in a way that type checkers do not see through.
-    inner.audio_tower = tower.to(weight.device, weight.dtype)  # pyright: ignore[reportArgumentType]
+    inner.audio_tower = tower.to(tower.device if weight.is_meta else weight.device, weight.dtype)  # pyright: ignore[reportArgumentType]
     inner.mm_projector_a = projector.to(weight.device, weight.dtype)
 
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from videollama2.checkpoints.files import (
     UNREADABLE,
@@ -16,7 +21,10 @@ from videollama2.checkpoints.quantisation import leave_out_misfits, settle_quant
 from videollama2.config import VideoLlama2Config, is_videollama2
 from videollama2.errors import CheckpointError, ConfigError, VideoLlama2Error, first_line
 from videollama2.hub import OPTIONS, OPTIONS_OF_ANY_REPOSITORY, check_json_files, read_config
-from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
+from videollama2.model.encoders import vision_encoder
+from videollama2.model.encoders.beats import BeatsModel
+from videollama2.model.modeling import VideoLlama2ForConditionalGeneration, check_loading
+from videollama2.model.weight_names import AUDIO_TOWER_PREFIX, VISION_TOWER_PREFIX
 from videollama2.processing import VideoLlama2Processor
 from videollama2.towers import complete_flat_dict
 
@@ -31,17 +39,8 @@ def load_checkpoint(
         options: options for ``from_pretrained`` (``dtype``, ``device_map``, ``attn_implementation``,
             ``quantization_config``) and for the hub.
     """
-    path = resolve_name(path)
     hub = {key: options.pop(key) for key in OPTIONS if key in options}
-    config_dict = read_config(path, **hub)
-    check_model_type(config_dict, path)
-    if not is_videollama2(config_dict):
-        raise CheckpointError(
-            f"{path} is a {config_dict.get('model_type')!r} model, not VideoLLaMA 2; a base language model needs a "
-            f"connector: give the connector's folder as model_path and this one as model_base"
-        )
-    config = _config_of(config_dict, path, **hub)
-    check_weight_files(path, *filter(None, (config.text_config, config.vision_config)), **hub)
+    path, config = _open(path, **hub)
     quantization = settle_quantization(config, path, options.pop("quantization_config", None), **hub)
     if quantization is not None:
         leave_out_misfits(quantization, config.text_config, options.get("device_map"))
@@ -57,6 +56,55 @@ def load_checkpoint(
         raise CheckpointError(f"{path}: the weights cannot be read ({why_no_weights(error)})") from error
     # The processor shares the model's own configuration, so that later changes, such as a resized vocabulary, reach it.
     return model, VideoLlama2Processor.from_pretrained(path, config=model.config, **hub)
+
+
+def load_encoders(path: str | Path, **options: Any) -> tuple[VideoLlama2ForConditionalGeneration, VideoLlama2Processor]:
+    """Open a full checkpoint, but read only the weights of its encoders; the other parts stay on the ``meta`` device.
+
+    Args:
+        path: folder or hub name of a checkpoint without quantised weights.
+        options: ``dtype`` and ``attn_implementation`` for ``from_pretrained``.
+
+    Raises:
+        CheckpointError: weights of an encoder are missing or do not fit.
+    """
+    path, config = _open(path)
+    with torch.device("meta"):
+        model = VideoLlama2ForConditionalGeneration(config)
+    inner = model.model
+    if config.vision_config is not None:
+        load = vision_encoder(config.vision_config.model_type).load
+        inner.vision_tower = _read_part(load, path, config.vision_config, VISION_TOWER_PREFIX, options)
+    if config.audio_config is not None:
+        load = partial(BeatsModel.from_pretrained, output_loading_info=True)
+        inner.audio_tower = _read_part(load, path, config.audio_config, AUDIO_TOWER_PREFIX, options)
+    return model, VideoLlama2Processor.from_pretrained(path, config=model.config)
+
+
+def _read_part(load: Callable[..., Any], path: str, config: Any, prefix: str, options: dict[str, Any]) -> Any:
+    """Load one part of a checkpoint; ``prefix`` is that of its weights' names in the files."""
+    try:
+        # Weights with other names are not read at all.
+        part, info = load(path, config=config, key_mapping={f"^{re.escape(prefix)}": ""}, **options)
+    except UNREADABLE as error:
+        raise CheckpointError(f"{path}: the weights cannot be read ({why_no_weights(error)})") from error
+    check_loading({**dict(info), "unexpected_keys": []}, path)
+    return part
+
+
+def _open(name_or_path: str | Path, **hub: Any) -> tuple[str, VideoLlama2Config]:
+    """Return the resolved name of a full checkpoint and its configuration, with which its files agree."""
+    path = resolve_name(name_or_path)
+    config_dict = read_config(path, **hub)
+    check_model_type(config_dict, path)
+    if not is_videollama2(config_dict):
+        raise CheckpointError(
+            f"{path} is a {config_dict.get('model_type')!r} model, not VideoLLaMA 2; a base language model needs a "
+            f"connector: give the connector's folder as model_path and this one as model_base"
+        )
+    config = _config_of(config_dict, path, **hub)
+    check_weight_files(path, *filter(None, (config.text_config, config.vision_config)), **hub)
+    return path, config
 
 
 def _config_of(fields: dict[str, Any], path: str, **hub: Any) -> VideoLlama2Config:

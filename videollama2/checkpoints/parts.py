@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from videollama2.checkpoints.audio_tower import add_hearing
 from videollama2.checkpoints.files import UNREADABLE, check_model_type, check_weight_files, why_no_weights
@@ -37,6 +37,7 @@ def build_from_parts(
     attn_implementation: str = "sdpa",
     device_map: Any = None,
     quantization_config: Any = None,
+    decodes: bool = True,
     ears: tuple[BeatsModel, str | None, str] | None = None,
     **hub: Any,
 ) -> tuple[VideoLlama2ForConditionalGeneration, VideoLlama2Processor]:
@@ -47,6 +48,8 @@ def build_from_parts(
 
     Args:
         base, vision_tower: folders or hub names. Without a vision tower, the model takes neither images nor videos.
+        decodes: whether the weights of the language model are read; otherwise it stays on the ``meta`` device, with
+            the connectors.
         ears: audio encoder, its name and the type of its projector, see :func:`.audio_tower.add_hearing`; None makes a
             model that takes no sound.
         hub: hub options; ``revision`` applies to ``base`` only.
@@ -58,7 +61,10 @@ def build_from_parts(
     if vision_tower is None and ears is None:
         raise ConfigError(f"{base}: a model of it needs a vision encoder or an audio encoder")
     options = {"dtype": dtype, "attn_implementation": attn_implementation, "device_map": device_map, **hub}
-    decoder = _load_decoder(str(base), quantization_config=quantization_config, **options)
+    if decodes:
+        decoder = _load_decoder(str(base), quantization_config=quantization_config, **options)
+    else:
+        decoder = _decoder_without_weights(str(base), dtype, **hub)
     options.pop("revision", None)
     tower = None if vision_tower is None else _load_tower(str(vision_tower), **options)
     config = VideoLlama2Config(
@@ -95,9 +101,10 @@ def _put_together(
     assert isinstance(head, nn.Linear) and isinstance(embeddings, nn.Embedding)
     model.model.language_model = decoder.get_decoder()
     if tower is not None:
-        connector = build_connector(config.mm_projector_type, config.mm_hidden_size, config.hidden_size)
         model.model.vision_tower = tower
-        model.model.mm_projector = connector.to(embeddings.weight.device, embeddings.weight.dtype)
+        if not embeddings.weight.is_meta:
+            connector = build_connector(config.mm_projector_type, config.mm_hidden_size, config.hidden_size)
+            model.model.mm_projector = connector.to(embeddings.weight.device, embeddings.weight.dtype)
     if ears is not None:
         add_hearing(model, *ears)
     model.lm_head = head
@@ -105,11 +112,20 @@ def _put_together(
     return model
 
 
-def _load_decoder(path: str, **options: Any) -> PreTrainedModel:
-    hub = {key: options[key] for key in OPTIONS if key in options}
+def _decoder_config(path: str, **hub: Any) -> PreTrainedConfig:
     fields = read_config(path, **hub)
     check_model_type(fields, path)
-    config = as_config(f"{path}/config.json", fields)
+    return as_config(f"{path}/config.json", fields)
+
+
+def _decoder_without_weights(path: str, dtype: torch.dtype, **hub: Any) -> PreTrainedModel:
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(_decoder_config(path, **hub), dtype=dtype, trust_remote_code=False)
+
+
+def _load_decoder(path: str, **options: Any) -> PreTrainedModel:
+    hub = {key: options[key] for key in OPTIONS if key in options}
+    config = _decoder_config(path, **hub)
     leave_out_misfits(options.get("quantization_config"), config, options.get("device_map"))
     check_weight_files(path, config, **hub)
     try:

@@ -96,8 +96,12 @@ class Index:
         return memoryview(mapped(self.entry(depends_on, write) / _NUMBERS_FILE)).cast("q")
 
     def _write(self, place: Path, write: Callable[[Path], None]) -> None:
-        # The entry gets its name when it is whole, so that a killed process leaves none that looks so.
-        unfinished = Path(tempfile.mkdtemp(prefix="unfinished-", dir=self.folder))
+        # The entry gets its name when it is whole, so that a killed process leaves none that looks so. What it does
+        # leave goes when the entry is written: its lock is free again.
+        prefix = f"unfinished-{place.name}-"
+        for left in self.folder.glob(f"{prefix}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=prefix, dir=self.folder))
         try:
             write(unfinished)
             unfinished.rename(place)
@@ -117,7 +121,7 @@ def alone(lock: Path) -> Iterator[None]:
     """Wait until no other process is inside the block for this lock."""
     try:
         import fcntl
-    except ImportError:  # Windows has no such locks: two processes may write, and the first entry stays
+    except ImportError:  # Windows has no such locks: of two processes that write at once, one may fail
         yield
         return
     with lock.open("w") as file:

@@ -6,7 +6,7 @@ The questions, the reading of answers and the numbers are those of ``eval run``;
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,18 +64,31 @@ class LiveBenchmark:
         return self.benchmark.name
 
     def ask(
-        self, model: VideoLlama2ForConditionalGeneration, processor: VideoLlama2Processor, rank: int = 0, world: int = 1
+        self,
+        model: VideoLlama2ForConditionalGeneration,
+        processor: VideoLlama2Processor,
+        rank: int = 0,
+        world: int = 1,
+        answered: Callable[[], None] = lambda: None,
     ) -> list[StoredAnswer]:
         """Return the answers to the share of process ``rank`` of ``world``, see :func:`~.runner.share`.
+
+        Args:
+            answered: called after each answer; what it raises ends the asking.
 
         Raises:
             ConfigError: there is not enough memory for an answer.
         """
         mine = share(self.items, rank, world)
         answers: list[StoredAnswer] = []
+
+        def keep(answer: StoredAnswer) -> None:
+            answers.append(answer)
+            answered()
+
         if mine:
             with open_engine(model, processor, background=False) as engine:
-                Runner(engine, self.benchmark, self.data, AnswerOptions()).run(mine, answers.append)
+                Runner(engine, self.benchmark, self.data, AnswerOptions()).run(mine, keep)
         return answers
 
     def marks(self, answers: Sequence[StoredAnswer]) -> dict[str, float]:

@@ -16,10 +16,12 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming
 CONNECTOR_PREFIX = "model.mm_projector."
 AUDIO_CONNECTOR_PREFIX = "model.mm_projector_a."
 AUDIO_TOWER_PREFIX = "model.audio_tower."
+VISION_TOWER_PREFIX = "model.vision_tower.vision_tower.vision_model."
+"""In files; in memory it is ``model.vision_tower.``."""
 
 # Prefix on disk -> prefix in memory. Names with none of these prefixes are the same in both.
 _PREFIXES = {
-    "model.vision_tower.vision_tower.vision_model.": "model.vision_tower.",
+    VISION_TOWER_PREFIX: "model.vision_tower.",
     "model.layers.": "model.language_model.layers.",
     "model.norm.": "model.language_model.norm.",
     "model.embed_tokens.": "model.language_model.embed_tokens.",

@@ -4,14 +4,14 @@ If a flag contradicts the configuration in the model folder, the run stops with 
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from videollama2.errors import ConfigError
 from videollama2.training.data_flags import DataArguments
 from videollama2.training.flags import TrainingArguments
 from videollama2.training.help import Parser
 from videollama2.training.model_flags import ModelArguments
-from videollama2.training.recipe import given_flags, take_recipe
+from videollama2.training.recipe import given_flags, take_recipe, without_flags
 from videollama2.training.rules import check_arguments
 
 __all__ = ["Arguments", "DataArguments", "ModelArguments", "TrainingArguments", "parse_arguments"]
@@ -19,8 +19,11 @@ __all__ = ["Arguments", "DataArguments", "ModelArguments", "TrainingArguments", 
 Arguments = tuple[ModelArguments, DataArguments, TrainingArguments]
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
+def parse_arguments(argv: Sequence[str] | None = None, ignored: Collection[str] = ()) -> Arguments:
     """Read the command line (default ``sys.argv``) and check it.
+
+    Args:
+        ignored: names of flags that keep their defaults; ``given`` of the training arguments has their values.
 
     Raises:
         ConfigError: a flag does not exist or has a value of the wrong type, or flags contradict each other.
@@ -34,7 +37,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     recipe = given_flags(argv).get("recipe")
     argv = take_recipe(argv, {action.dest for action in parser._actions})
     try:
-        model_args, data_args, training_args = parser.parse_args_into_dataclasses(argv)
+        model_args, data_args, training_args = parser.parse_args_into_dataclasses(without_flags(argv, ignored))
     except ValueError as error:
         raise ConfigError(str(error)) from error
     training_args.recipe = recipe

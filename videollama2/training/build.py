@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from videollama2.checkpoints import build_from_parts, load_checkpoint, load_connector, resolve_name
+from videollama2.checkpoints import build_from_parts, load_checkpoint, load_connector, load_encoders, resolve_name
 from videollama2.checkpoints.files import ADAPTER_CONFIG, AUDIO_CONNECTOR_FILES, CONNECTOR_FILES, FULL_WEIGHTS
 from videollama2.checkpoints.placement import check_attention
 from videollama2.checkpoints.quantisation import quantization_config
@@ -52,24 +52,13 @@ def build_model(
         CheckpointError: weights are missing or do not fit.
         MissingDependencyError: LoRA is enabled without peft installed, or quantisation without bitsandbytes.
     """
-    path = resolve_name(model_args.model_path)
-    load = _load_whole if is_videollama2(_read_config(path)) else _load_parts
-    _check_is_whole_or_bare(path)
-    with whole_weights(training_args):
-        model, processor = load(path, model_args, _loading_options(model_args, training_args))
-        _check_model_type(model_args.model_type, model.config.text_config.model_type, path)
-        _set_media(model, processor, data_args)
-        if model_args.pretrain_mm_mlp_adapter:
-            load_connector(model, weights_file("pretrain_mm_mlp_adapter", model_args.pretrain_mm_mlp_adapter))
-        set_hearing(model, model_args, data_args, path)
+    model, processor = open_model(model_args, data_args, training_args)
     if training_args.bits != 16 and (left := fused_experts(model)):
         warnings.warn(
             f"--bits {training_args.bits} leaves {left:,} weights of fused experts as they are: "
             "only linear layers are quantised",
             stacklevel=2,
         )
-    if processor.transform is not None:
-        model.model.pixel_table = torch.from_numpy(processor.transform.table)
     model.config.tune_mm_mlp_adapter = model_args.tune_mm_mlp_adapter
     if model.config.hears:
         model.config.tune_mm_mlp_adapter_a = model_args.tune_mm_mlp_adapter_a
@@ -85,6 +74,34 @@ def build_model(
     if data_args.features:
         use_features(model, processor, data_args, training_args)
     _choose_computation(model, training_args)
+    return model, processor
+
+
+def open_model(
+    model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments, decodes: bool = True
+) -> tuple[VideoLlama2ForConditionalGeneration, VideoLlama2Processor]:
+    """Return the model with its weights and its processor, before anything is prepared for learning.
+
+    Args:
+        decodes: whether the weights of the decoder and the connectors are read; otherwise these parts stay on the
+            ``meta`` device, unless the checkpoint is quantised.
+
+    Raises:
+        ConfigError: a flag contradicts the configuration in ``model_path``.
+        CheckpointError: weights are missing or do not fit.
+    """
+    path = resolve_name(model_args.model_path)
+    load = _load_whole if is_videollama2(_read_config(path)) else _load_parts
+    _check_is_whole_or_bare(path)
+    with whole_weights(training_args):
+        model, processor = load(path, model_args, _loading_options(model_args, training_args), decodes)
+        _check_model_type(model_args.model_type, model.config.text_config.model_type, path)
+        _set_media(model, processor, data_args)
+        if model_args.pretrain_mm_mlp_adapter:
+            load_connector(model, weights_file("pretrain_mm_mlp_adapter", model_args.pretrain_mm_mlp_adapter))
+        set_hearing(model, model_args, data_args, path)
+    if processor.transform is not None:
+        model.model.pixel_table = torch.from_numpy(processor.transform.table)
     return model, processor
 
 
@@ -166,7 +183,7 @@ def _read_config(path: str) -> dict[str, Any]:
 
 
 def _load_parts(
-    path: str, model_args: ModelArguments, options: dict[str, Any]
+    path: str, model_args: ModelArguments, options: dict[str, Any], decodes: bool
 ) -> tuple[VideoLlama2ForConditionalGeneration, VideoLlama2Processor]:
     if not model_args.vision_tower and not model_args.audio_tower:
         raise ConfigError(
@@ -180,15 +197,18 @@ def _load_parts(
         mm_projector_type=model_args.mm_projector_type or NEW_CONNECTOR,
         mm_vision_select_layer=NEW_SELECT_LAYER if layer is None else layer,
         mm_vision_select_feature=model_args.mm_vision_select_feature or "patch",
+        decodes=decodes,
         ears=new_ears(model_args) if model_args.audio_tower else None,
         **options,
     )
 
 
 def _load_whole(
-    path: str, model_args: ModelArguments, options: dict[str, Any]
+    path: str, model_args: ModelArguments, options: dict[str, Any], decodes: bool
 ) -> tuple[VideoLlama2ForConditionalGeneration, VideoLlama2Processor]:
-    model, processor = load_checkpoint(path, **options)
+    # Of files with quantised weights, only whole models can be read.
+    reads_all = decodes or "quantization_config" in _read_config(path)
+    model, processor = (load_checkpoint if reads_all else load_encoders)(path, **options)
     fixed = {
         "vision_tower": "mm_vision_tower",
         "mm_projector_type": "mm_projector_type",

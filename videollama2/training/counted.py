@@ -63,12 +63,19 @@ class CountedModel:
 
     Args:
         matrices: the low-rank matrices; ``None`` if the connector's and the decoder's weights learn.
+        connector_alone: without matrices, whether the decoder is frozen too, as in the first stage.
 
     Raises:
         MissingDependencyError: there are matrices, and peft is not installed.
     """
 
-    def __init__(self, config: VideoLlama2Config, precision: Precision, matrices: Matrices | None = None) -> None:
+    def __init__(
+        self,
+        config: VideoLlama2Config,
+        precision: Precision,
+        matrices: Matrices | None = None,
+        connector_alone: bool = False,
+    ) -> None:
         self.config, self.precision = config, precision
         with torch.device("meta"):
             self.model = VideoLlama2ForConditionalGeneration(config).train()
@@ -78,9 +85,10 @@ class CountedModel:
                 if inner.mm_projector is not None:
                     inner.mm_projector.requires_grad_(True)
             else:
-                for tower in (inner.vision_tower, inner.audio_tower, inner.mm_projector_a):
-                    if tower is not None:
-                        tower.requires_grad_(False)
+                decoder = (inner.language_model, self.model.lm_head) if connector_alone else ()
+                for part in (inner.vision_tower, inner.audio_tower, inner.mm_projector_a, *decoder):
+                    if part is not None:
+                        part.requires_grad_(False)
         with FakeTensorMode(allow_non_fake_inputs=True) as self.mode:
             self._leave_meta()
         self._kept: dict[tuple[int, int, int, bool], Kept] = {}

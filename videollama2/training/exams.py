@@ -64,9 +64,17 @@ class Exam(Protocol):
     def name(self) -> str: ...
 
     def ask(
-        self, model: VideoLlama2ForConditionalGeneration, processor: VideoLlama2Processor, rank: int, world: int
+        self,
+        model: VideoLlama2ForConditionalGeneration,
+        processor: VideoLlama2Processor,
+        rank: int,
+        world: int,
+        answered: Callable[[], None],
     ) -> list[Any]:
-        """Return the answers to the share of process ``rank`` of ``world``; they can be pickled."""
+        """Return the answers to the share of process ``rank`` of ``world``; they can be pickled.
+
+        ``answered`` is called after each answer, and may raise an exception to end the asking.
+        """
         ...
 
     def marks(self, answers: Sequence[Any]) -> dict[str, float]:
@@ -109,10 +117,14 @@ def answer_samples(
 
 
 def write_answers(folder: Path, answers: Sequence[ShownAnswer], step: int) -> None:
-    """Append the answers of a step to the file in ``folder``; at step 0, the file begins."""
-    lines = "".join(json.dumps({"step": step, **answer.texts()}) + "\n" for answer in answers)
-    with (folder / EXAMPLES_FILE).open("w" if step == 0 else "a", encoding="utf-8") as file:
-        file.write(lines)
+    """Write the answers of a step behind those of earlier ones; what was answered from it on, before the run was
+    killed and resumed, is replaced.
+    """
+    earlier = [line for line in read_answers(folder) if line["step"] < step]
+    lines = [*earlier, *({"step": step, **answer.texts()} for answer in answers)]
+    unfinished = folder / f"{EXAMPLES_FILE}.part"
+    unfinished.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    unfinished.replace(folder / EXAMPLES_FILE)
 
 
 def read_answers(folder: Path) -> list[dict[str, Any]]:

@@ -33,21 +33,20 @@ from videollama2.media.kinds import AUDIO, IMAGE
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.processing import media_tokens
 from videollama2.training.arguments import Arguments, parse_arguments
-from videollama2.training.build import build_model
+from videollama2.training.build import open_model
 from videollama2.training.data import RunData
 from videollama2.training.flags import TrainingArguments
-from videollama2.training.frozen_features import fingerprint, precision_of
+from videollama2.training.frozen_features import dtype_of, fingerprint, precision_of
 
 Part = tuple[RecordMedium, str]
 """A medium of a record, and the kind of what the model receives of it: a video that is heard has two parts."""
 
 
-def compute_features(arguments: Arguments, deepspeed: bool = False) -> None:
+def compute_features(arguments: Arguments) -> None:
     """Compute the features of all media of a run's records, those of the evaluation included, and say what they cost.
 
     Args:
-        arguments: flags of the run; this changes them.
-        deepspeed: whether the run will use DeepSpeed, which computes in another precision. ``arguments`` must not.
+        arguments: flags of the run, of which ``--deepspeed`` and ``--fully_shard`` were ignored; this changes them.
 
     Raises:
         ConfigError: ``--features`` is not given, holds other features, cannot be written to or has too little room.
@@ -57,12 +56,13 @@ def compute_features(arguments: Arguments, deepspeed: bool = False) -> None:
     if not data_args.features:
         raise ConfigError("--features DIR is needed: the folder of the features")
     store = FeatureStore(data_args.features)
-    # Here pixels are read, of all records; and of the decoder nothing is needed, least of all quantised.
+    # Here pixels are read, of all records; of the decoder and the connectors nothing is needed.
     data_args.features, data_args.streaming = None, False
-    training_args.lora_enable, training_args.bits = False, 16
+    model_args.pretrain_mm_mlp_adapter = model_args.pretrain_mm_mlp_adapter_a = None
+    training_args.bits = 16
     data = RunData(data_args, training_args)
-    model, processor = build_model(model_args, data_args, training_args)
-    precision = precision_of(training_args, deepspeed)
+    model, processor = open_model(model_args, data_args, training_args, decodes=False)
+    precision = precision_of(training_args, bool(training_args.given.get("deepspeed")))
     store.begin(fingerprint(model, processor, data_args, precision))
     reader = SampleReader(**data.reading(processor, "finetune"))
     parts = _first_records([*data.sets, *data.eval_sets])
@@ -106,7 +106,7 @@ class Sizes:
     """The number of bytes of the features of parts, by their shapes alone."""
 
     def __init__(self, reader: SampleReader, precision: str) -> None:
-        self.reader, self.of_number = reader, 4 if precision == "float32" else 2
+        self.reader, self.of_number = reader, dtype_of(precision).itemsize
 
     def __call__(self, part: Part) -> int:
         """Return the number of bytes of a part's features."""
@@ -144,7 +144,7 @@ class _Encoder:
 
     def __init__(self, model: VideoLlama2ForConditionalGeneration, precision: str, device: torch.device) -> None:
         self.inner, self.precision, self.device = model.model, precision, device
-        self.dtype = torch.float32 if precision == "float32" else torch.bfloat16
+        self.dtype = dtype_of(precision)
         for tower in (self.inner.vision_tower, self.inner.audio_tower):
             if tower is not None:
                 nn.Module.to(tower, device, self.dtype).eval()
@@ -231,22 +231,6 @@ def add_data_commands(subparsers: Any) -> None:
 
 
 def _features(args: argparse.Namespace) -> int:
-    flags, deepspeed = _without_deepspeed(args.flags)
-    compute_features(parse_arguments(flags), deepspeed)
+    # Encoders are not shared among processes, and one process may compute what many will train on.
+    compute_features(parse_arguments(args.flags, ignored=("deepspeed", "fully_shard")))
     return 0
-
-
-def _without_deepspeed(flags: Sequence[str]) -> tuple[list[str], bool]:
-    """Return the flags without ``--deepspeed FILE``, and whether it was among them."""
-    kept: list[str] = []
-    remaining = iter(flags)
-    found = False
-    for flag in remaining:
-        name, is_assigned, _ = flag.partition("=")
-        if name != "--deepspeed":
-            kept.append(flag)
-            continue
-        found = True
-        if not is_assigned:
-            next(remaining, None)
-    return kept, found

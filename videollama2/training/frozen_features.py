@@ -35,6 +35,11 @@ def use_features(
     model.model.takes_features = True
 
 
+def dtype_of(precision: str) -> torch.dtype:
+    """Return the dtype of an encoder's weights and features in a precision of :func:`precision_of`."""
+    return torch.float32 if precision == "float32" else torch.bfloat16
+
+
 def precision_of(training_args: TrainingArguments, deepspeed: bool) -> str:
     """Return the name of the precision in which a run's frozen encoders compute."""
     if not training_args.bf16:
@@ -49,12 +54,12 @@ def fingerprint(
     precision: str,
 ) -> dict[str, Any]:
     """Return, as JSON values, what all features depend on besides the media and what records say about them."""
-    config, inner = model.config, model.model
+    config, inner, dtype = model.config, model.model, dtype_of(precision)
     found: dict[str, Any] = {"precision": precision}
     if config.sees:
         assert processor.transform is not None  # every model with a vision encoder has one
         found |= {
-            "vision_tower": weights_digest(inner.vision_tower),
+            "vision_tower": weights_digest(inner.vision_tower, dtype),
             "mm_vision_select_layer": config.mm_vision_select_layer,
             "mm_vision_select_feature": config.mm_vision_select_feature,
             "num_frames": config.num_frames,
@@ -63,15 +68,19 @@ def fingerprint(
             **{name: getattr(data_args, name) for name in ("sampling", "fps", "max_frames")},
         }
     if config.hears:
-        found |= {"audio_tower": weights_digest(inner.audio_tower), "sounds": asdict(ClipRules.of(config.hearing))}
+        found |= {
+            "audio_tower": weights_digest(inner.audio_tower, dtype),
+            "sounds": asdict(ClipRules.of(config.hearing)),
+        }
     return json.loads(json.dumps(found))
 
 
-def weights_digest(module: nn.Module | None) -> str:
-    """Return a digest of a module's weights, whatever file they are from."""
+def weights_digest(module: nn.Module | None, dtype: torch.dtype) -> str:
+    """Return a digest of a module's weights in ``dtype``, whatever file they are from and however they are loaded."""
     digest = hashlib.sha256()
     assert module is not None
     for name, value in sorted(module.state_dict().items()):
+        value = value.to(dtype) if value.is_floating_point() else value
         digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}:".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return f"sha256:{digest.hexdigest()[:16]}"

@@ -124,9 +124,13 @@ class RunIdentity:
                 found.append(f"--{name} {_shown(now)} ({was} {_shown(before)})")
         # Only the size of a step counts. How it is split is shown merely to say which flag has changed it.
         if self.batch != former.batch:
-            changed = [name for name in self.split if self.split[name] != former.split.get(name)]
-            found += [f"{_named(name)} {self.split[name]} ({was} {former.split.get(name)})" for name in changed]
+            found += self.split_changes(former, was)
         return found
+
+    def split_changes(self, former: RunIdentity, was: str = "was") -> list[str]:
+        """Describe each number by which a batch is split otherwise than in ``former``."""
+        changed = [name for name in self.split if self.split[name] != former.split.get(name)]
+        return [f"{_named(name)} {self.split[name]} ({was} {former.split.get(name)})" for name in changed]
 
     def check(self, former: RunIdentity, folder: Path) -> None:
         """Raise a ConfigError that names every difference, unless ``former`` is the same run."""

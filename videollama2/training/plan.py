@@ -1,4 +1,4 @@
-"""``videollama2 plan``: which ways of training a model fit into a GPU's memory, and how long a step takes, by counting.
+"""The memory of a GPU and the time of a step for each way of training a model, by counting.
 
 The largest memory of a step is that at the end of the forward pass, when activations are complete, that at the end of
 the backward pass, when gradients are, or that of the optimizer's step where it needs copies of gradients. Not counted
@@ -7,25 +7,18 @@ are the allocator's fragments and CUDA's own memory (about 1 GB).
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from torch import nn
 
-from videollama2.checkpoints import resolve_name
-from videollama2.commands import add_debug_flag
-from videollama2.config import VideoLlama2Config, is_videollama2
-from videollama2.constants import DEFAULT_MODEL_NAME
-from videollama2.errors import ConfigError, MissingDependencyError
-from videollama2.flags import PATH_HELP
-from videollama2.hub import read_config
+from videollama2.config import VideoLlama2Config
 from videollama2.model.connectors import num_visual_tokens
 from videollama2.model.loss import CHUNK
 from videollama2.training.counted import CountedModel, Matrices, Precision
 from videollama2.training.fully_shard import layers_of
-from videollama2.training.meter import PEAK_FLOPS, Counts, FlopCount
+from videollama2.training.meter import Counts, FlopCount
 
 UTILISATION = 0.4
 """Share of a GPU's peak that a step is assumed to reach; large decoders on one node reach 0.35 to 0.5."""
@@ -48,6 +41,7 @@ class Way:
         parts: those of ``--lora_parts``.
         dropout: whether LoRA has dropout, as by default.
         fully_shard: whether weights are cut into slices by FSDP2 (``--fully_shard``).
+        connector_alone: whether the decoder is frozen, as in the first stage (``--tune_mm_mlp_adapter``).
     """
 
     name: str
@@ -59,6 +53,7 @@ class Way:
     parts: tuple[str, ...] = ("language_model",)
     dropout: bool = True
     fully_shard: bool = False
+    connector_alone: bool = False
 
     @property
     def precision(self) -> Precision:
@@ -116,7 +111,7 @@ class Planner:
 
     def __init__(self, config: VideoLlama2Config) -> None:
         self.config = config
-        self._models: dict[tuple[Precision, int, tuple[str, ...]], CountedModel] = {}
+        self._models: dict[tuple[Any, ...], CountedModel] = {}
         model = self._plain.model
         self.total = sum(p.numel() for p in model.parameters())
         decoder = model.model.language_model.modules()
@@ -127,10 +122,10 @@ class Planner:
         return self._model(Way("all weights"))
 
     def _model(self, way: Way) -> CountedModel:
-        key = way.precision, way.lora, way.parts
+        key = way.precision, way.lora, way.parts, way.connector_alone
         if key not in self._models:
             matrices = Matrices(way.lora, frozenset(way.parts)) if way.lora else None
-            self._models[key] = CountedModel(self.config, way.precision, matrices)
+            self._models[key] = CountedModel(self.config, way.precision, matrices, way.connector_alone)
         return self._models[key]
 
     def memory(self, way: Way, load: Load) -> Memory:
@@ -258,79 +253,3 @@ class Planner:
             chunk = max(chunk, logits * (4 + low) + words * width * low)
             kept += words * width * (4 if labels > CHUNK else weight.element_size())
         return kept + chunk
-
-
-# ---------------------------------------------------------------------------------------------------- command
-
-WAYS = (
-    Way("all weights"),
-    Way("all weights, recomputed", recompute=True),
-    Way("all weights, ZeRO-2, recomputed", zero=2, recompute=True),
-    Way("all weights, ZeRO-3", zero=3),
-    Way("all weights, ZeRO-3, recomputed", zero=3, recompute=True),
-    Way("all weights, FSDP2, recomputed", fully_shard=True, recompute=True),
-    Way("LoRA 64", lora=64),
-    Way("LoRA 64, recomputed", lora=64, recompute=True),
-    Way("LoRA 64, encoder too, recomputed", lora=64, parts=("language_model", "vision_tower"), recompute=True),
-    Way("QLoRA 64", lora=64, quantised=True),
-    Way("QLoRA 64, recomputed", lora=64, quantised=True, recompute=True),
-)
-
-_WIDTHS = (9, 11, 11, 13, 8, 9)
-
-
-def add_plan_command(subparsers: Any) -> None:
-    """Add ``plan`` to the command line."""
-    parser = subparsers.add_parser("plan", help="which ways of training a model fit into a GPU, by counting")
-    parser.description = (
-        "Count the memory and the time of a step for each way of training a model, without its weights, and tell which "
-        "ways fit. A step is a forward and a backward pass of --batch records on each GPU."
-    )
-    parser.add_argument("--model", required=True, help=f"a checkpoint: {PATH_HELP}, such as {DEFAULT_MODEL_NAME}")
-    parser.add_argument("--gpus", type=int, default=8, metavar="N", help="number of GPUs (default: %(default)s)")
-    parser.add_argument("--memory", type=float, default=80, metavar="GB", help="of a GPU (default: %(default)s)")
-    parser.add_argument("--gpu", choices=sorted(PEAK_FLOPS), default="H100", help="its kind (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=4, metavar="N", help="records of each GPU (default: %(default)s)")
-    parser.add_argument(
-        "--tokens", type=int, default=2048, metavar="N", help="of a record or packed row (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--clips", type=int, default=1, metavar="N", help="clips of a record or packed row (default: %(default)s)"
-    )
-    add_debug_flag(parser)
-    parser.set_defaults(run=_plan)
-
-
-def _plan(args: argparse.Namespace) -> int:
-    for name in ("gpus", "memory", "batch", "tokens", "clips"):
-        if getattr(args, name) <= 0:
-            raise ConfigError(f"--{name} {getattr(args, name)} is not above 0")
-    path = resolve_name(args.model)
-    if not is_videollama2(read_config(path)):  # read_config says in one line where there is none
-        raise ConfigError(f"--model {args.model} is no VideoLLaMA 2 checkpoint")
-    config = VideoLlama2Config.from_pretrained(path)
-    planner, load = Planner(config), Load(args.batch, args.tokens, args.gpus, args.clips)
-    if args.tokens <= planner.visual * args.clips:
-        raise ConfigError(f"--tokens {args.tokens} has no room for text: a clip has {planner.visual} of them")
-    each = "a clip" if args.clips == 1 else f"{args.clips} clips"
-    print(f"{args.model}: {planner.total:,} weights; {args.batch} records of {args.tokens} tokens, each with {each}")
-    heads = zip(("weights", "optimizer", "gradients", "activations", "peak", "s/step"), _WIDTHS, strict=True)
-    print(f"{'GB of each GPU':<34}" + "".join(f"{head:>{width}}" for head, width in heads))
-    for way in WAYS:
-        if (way.fully_shard and args.gpus == 1) or ("vision_tower" in way.parts and not config.sees):
-            continue
-        try:
-            print(f"{way.name:<34}{_row(planner, way, load, args)}")
-        except MissingDependencyError as error:
-            print(f"{way.name:<34}{error}")
-    print(f"Seconds: at {UTILISATION:.0%} of the peak of {args.gpu}, without waiting for other GPUs or for data.")
-    print("Bytes: without fragments and CUDA's own memory; ZeRO with the buckets of scripts/zero[23].json.")
-    return 0
-
-
-def _row(planner: Planner, way: Way, load: Load, args: argparse.Namespace) -> str:
-    found = planner.memory(way, load)
-    parts = (found.weights, found.optimizer, found.gradients, found.activations, found.peak)
-    values = (*(part / 1e9 for part in parts), planner.seconds(way, load, PEAK_FLOPS[args.gpu]))
-    cells = "".join(f"{value:>{width}.3g}" for value, width in zip(values, _WIDTHS, strict=True))
-    return f"{cells}  {'fits' if found.peak < args.memory * 1e9 else 'too large'}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,19 @@ RECIPE_FILE = "recipe.yaml"
 """Name of the file in the output folder that ``--recipe`` starts the same run from."""
 
 _FLAG = "--recipe"
+_BOOL = "tag:yaml.org,2002:bool"
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads only ``true`` and ``false`` as truth values, as YAML 1.2 does: ``no`` is a value of ``--save_strategy``."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver(_BOOL, re.compile("(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 
 
 def take_recipe(argv: Sequence[str], known: Collection[str]) -> list[str]:
@@ -41,7 +55,7 @@ def take_recipe(argv: Sequence[str], known: Collection[str]) -> list[str]:
 
 def _flags_of(file: str, known: Collection[str]) -> list[str]:
     try:
-        recipe = yaml.safe_load(Path(file).read_text("utf-8"))
+        recipe = yaml.load(Path(file).read_text("utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{_FLAG} {file}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     except yaml.YAMLError as error:
@@ -49,9 +63,10 @@ def _flags_of(file: str, known: Collection[str]) -> list[str]:
     if not isinstance(recipe, dict):
         raise ConfigError(f"{_FLAG} {file}: must be a mapping of flags to values")
     argv = []
-    for name, value in recipe.items():
+    for key, value in recipe.items():
+        name = str(key).replace("-", "_")  # as on the command line
         if name not in known or f"--{name}" == _FLAG:
-            raise ConfigError(f"{_FLAG} {file}: there is no flag {name} (--help_all lists those there are)")
+            raise ConfigError(f"{_FLAG} {file}: there is no flag {key} (--help_all lists those there are)")
         if value is not None:
             argv += [f"--{name}", *map(_text_of, value if isinstance(value, list) else [value])]
     return argv
@@ -67,11 +82,27 @@ def given_flags(argv: Sequence[str]) -> dict[str, Any]:
     values: list[str] = []
     for argument in argv:
         if argument.startswith("--"):
-            name, is_assigned, value = argument[2:].partition("=")
-            values = given[name.replace("-", "_")] = [value] if is_assigned else []
+            _, is_assigned, value = argument.partition("=")
+            values = given[_name_of(argument)] = [value] if is_assigned else []
         else:
             values.append(argument)
     return {name: _value_of(values) for name, values in given.items()}
+
+
+def without_flags(argv: Sequence[str], names: Collection[str]) -> list[str]:
+    """Return a command line without the flags of these names and their values."""
+    kept: list[str] = []
+    is_kept = True
+    for argument in argv:
+        if argument.startswith("--"):
+            is_kept = _name_of(argument) not in names
+        if is_kept:
+            kept.append(argument)
+    return kept
+
+
+def _name_of(argument: str) -> str:
+    return argument[2:].partition("=")[0].replace("-", "_")
 
 
 def _value_of(values: list[str]) -> Any:

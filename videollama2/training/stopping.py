@@ -46,6 +46,10 @@ class StoppedBySignalError(Exception):
         self.exit_code = 128 + number
 
 
+class InterruptedEvaluationError(Exception):
+    """An evaluation was left because a process wants to stop; the processes have still to agree on it."""
+
+
 class StoppedElsewhereError(Exception):
     """Another process of this run has failed; it reports the error, so this one reports nothing."""
 

@@ -24,7 +24,6 @@ from videollama2.errors import MissingDependencyError, VideoLlama2Error
 from videollama2.training.asking import AskingTrainer
 from videollama2.training.clock import PARTS, StepClock
 from videollama2.training.eval_loss import sums_over
-from videollama2.training.exams import undisturbed
 from videollama2.training.joint import Joint
 from videollama2.training.meter import COUNTS, Collate, CountingCollator, Meter, peak_flops
 from videollama2.training.recompute import RecomputeChoice
@@ -287,8 +286,7 @@ class VideoLlama2Trainer(AskingTrainer):
         """Measure the loss per label and the share of right answers, and ask benchmarks and sample questions."""
         begin = time.perf_counter()
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        with undisturbed():  # a data loader draws a random number when it begins
-            found = self._loss_on(dataset) if len(cast("Sized", dataset)) else {}
+        found = self.together(lambda: self._loss_on(dataset)) if len(cast("Sized", dataset)) else {}
         found |= self.ask()
         found["runtime"] = round(time.perf_counter() - begin, 3)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
@@ -303,7 +301,7 @@ class VideoLlama2Trainer(AskingTrainer):
         Sums are divided once at the end, so the values do not depend on batch size or number of processes.
         """
         model = self.wrapped() if self.is_deepspeed_enabled else self.model
-        batches = map(self._for_evaluation, self.get_eval_dataloader(dataset))
+        batches = map(self._for_evaluation, self.until_stopped(self.get_eval_dataloader(dataset)))
         sums = self.accelerator.reduce(sums_over(model, batches, self.args.device), "sum")
         loss, labels, right, answers = cast("torch.Tensor", sums).tolist()
         return {"loss": loss / max(labels, 1), "answer_accuracy": right / max(answers, 1), "answers": answers}
