@@ -12,15 +12,20 @@ case "${VENVS:-/}" in /*) ;; *) VENVS="$PWD/$VENVS" ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export HF_HUB_OFFLINE=1 OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
+install() { "$venv/bin/python" -m pip --disable-pip-version-check install -q "$@"; }
+
 # into_environment HARNESS REQUIREMENT: makes the environment $venv, if it is not there.
 into_environment() {
     venv="${VENVS:-$PWD/.venv-harnesses}/$1"
     [ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
     if ! "$venv/bin/python" -c "import $1, videollama2.serve, pytest" 2>/dev/null; then
         echo "installing $2 into $venv (a few minutes) ..."
-        "$venv/bin/python" -m pip --disable-pip-version-check install -q "$2" -e '.[eval,serve]' pytest
-        [ "$1" != lmms_eval ] ||
-            "$venv/bin/python" -m pip --disable-pip-version-check install -q --no-deps av==18.1.0 filelock==3.18.0
+        # The harness comes second, as lmms-eval names av<16, with which this package cannot read videos.
+        install -e '.[eval,serve]' pytest
+        install "$2" "torch==$("$venv/bin/python" -c "from importlib.metadata import version; print(version('torch'))")"
+        [ "$1" != lmms_eval ] || install --no-deps av==18.1.0 filelock==3.18.0
+        # A torchvision built for CUDA beside a torch that is not keeps transformers from loading any model.
+        "$venv/bin/python" -c "import torchvision" 2>/dev/null || "$venv/bin/python" -m pip uninstall -q -y torchvision
     fi
 }
 
