@@ -229,7 +229,7 @@ def add_sides(
     if args.child is None and args.python is None:
         parser.error("--python is missing: the interpreter that has the published code's requirements")
     if not (Path(args.worktree) / "videollama2" / "mm_utils.py").is_file():
-        parser.error(f"{args.worktree} is no work tree of the published code: it has no videollama2/mm_utils.py")
+        parser.error(f"{args.worktree} is not a work tree of the published code: it has no videollama2/mm_utils.py")
     return args
 
 

@@ -74,7 +74,7 @@ launch() {
     done
     local together=$((nodes * processes * LOCAL_BATCH_SIZE))
     [ $((GLOBAL_BATCH_SIZE % together)) -eq 0 ] ||
-        fail "GLOBAL_BATCH_SIZE $GLOBAL_BATCH_SIZE is no multiple of $nodes nodes x $processes processes x LOCAL_BATCH_SIZE $LOCAL_BATCH_SIZE = $together"
+        fail "GLOBAL_BATCH_SIZE $GLOBAL_BATCH_SIZE is not a multiple of $nodes nodes x $processes processes x LOCAL_BATCH_SIZE $LOCAL_BATCH_SIZE = $together"
     local accumulation=$((GLOBAL_BATCH_SIZE / together))
     echo "$nodes nodes x $processes processes x $LOCAL_BATCH_SIZE samples x $accumulation steps = $GLOBAL_BATCH_SIZE samples"
 

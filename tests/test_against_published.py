@@ -99,7 +99,7 @@ def test_both_sides_must_be_given(benchmarks, name, tmp_path, worktree, capsys):
     assert "--python is missing" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         parse([str(tmp_path), "--python", "python3"])
-    assert f"{tmp_path} is no work tree of the published code" in capsys.readouterr().err
+    assert f"{tmp_path} is not a work tree of the published code" in capsys.readouterr().err
     assert parse([worktree, "--python", "python3"]).rounds > 1
 
 

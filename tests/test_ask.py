@@ -102,7 +102,7 @@ def test_without_a_network_and_without_the_model_one_line_comes_soon(tmp_path):
     end = os.times()
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.count("\n") == 1, done.stderr
-    assert "DAMO-NLP-SG/VideoLLaMA2-7B is no folder, the cache" in done.stderr
+    assert "DAMO-NLP-SG/VideoLLaMA2-7B is not a folder, the cache" in done.stderr
     assert "http://127.0.0.1:9 cannot be reached" in done.stderr
     # Of the processor, as other work beside must not fail it: torch is not even imported.
     assert (end.children_user + end.children_system) - (begin.children_user + begin.children_system) < 3
@@ -150,7 +150,7 @@ class TestReach:
         (repository / "refs" / "main").write_text("abc")
         options = reach.hub_options("someone/model", cache_dir=tmp_path)
         assert options == {"cache_dir": tmp_path, "local_files_only": True}
-        with pytest.raises(CheckpointNotFoundError, match="someone/other is no folder"):
+        with pytest.raises(CheckpointNotFoundError, match="someone/other is not a folder"):
             reach.hub_options("someone/other", cache_dir=tmp_path)
         assert reach.hub_options(tmp_path) == {}, "a folder"
         assert reach.hub_options("a/b", local_files_only=True) == {"local_files_only": True}

@@ -40,7 +40,7 @@ def test_sound(av_model, capsys):
 @pytest.mark.parametrize(
     ("file", "flags", "message"),
     [
-        ("silent_16k.wav", ["--num-frames", "4"], "is an audio; --num-frames can only be given for a video"),
+        ("silent_16k.wav", ["--num-frames", "4"], "is a sound; --num-frames can only be given for a video"),
         ("silent_16k.wav", ["--no-audio"], "--no-audio and --audio-only can only be given for a video"),
         ("not_audio.wav", [], "not_audio.wav"),
         ("empty_16k.wav", [], r"its sound track is empty \(0 s\)"),

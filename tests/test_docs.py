@@ -50,7 +50,7 @@ def test_files_named_in_commands_exist():
             if re.match(r"(scripts|benchmarks|videollama2)/\S+\.\w+$", word):
                 assert (ROOT / word).exists(), line
             if word.startswith("benchmarks/") and word.endswith(".py"):
-                assert '__name__ == "__main__"' in (ROOT / word).read_text(), f"{word} is no command"
+                assert '__name__ == "__main__"' in (ROOT / word).read_text(), f"{word} is not a command"
 
 
 FLAG = re.compile(r"(?<![\w-])--[A-Za-z][\w-]*\b(?!\*)")

@@ -1,7 +1,7 @@
 """Registers the model with transformers as soon as transformers is imported, but does not import it.
 
 ``import videollama2`` must stay light, because the controller, the web server and help texts need no torch. After it,
-however, the Auto classes of transformers must know the model. Registration therefore waits for somebody to import
+however, the Auto classes of transformers must know the model. Registration therefore waits for the import of
 transformers.
 
 If that import comes from one of this package's own modules, the module is only half imported at that moment, and

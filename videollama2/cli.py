@@ -38,23 +38,27 @@ _ELSEWHERE = {
         "add_data_commands",
     ),
     "plan": (
-        "which ways of training a model fit into a GPU, by counting",
+        "count which ways of training a model fit into a GPU",
         "videollama2.training.plan_command",
         "add_plan_command",
     ),
-    "serve": ("controller, worker, API and web page on this machine", "videollama2.serve.launch", "add_serve_command"),
+    "serve": (
+        "run controller, worker, API and web page on this machine",
+        "videollama2.serve.launch",
+        "add_serve_command",
+    ),
     "inspect": (
         "draw how much each token of a medium weighed in an answer",
         "videollama2.inspection.cli",
         "add_inspect_command",
     ),
-    "doctor": ("versions, devices and codecs, for reports of problems", "videollama2.doctor", "add_doctor_command"),
+    "doctor": ("show versions, devices and codecs, for bug reports", "videollama2.doctor", "add_doctor_command"),
     "export": (
-        "any checkpoint -> one folder that transformers opens without this package",
+        "write any checkpoint as one folder that transformers opens without this package",
         "videollama2.checkpoints.merge",
         "add_export_command",
     ),
-    "merge": ("LoRA folder + base -> a whole checkpoint", "videollama2.checkpoints.merge", "add_merge_command"),
+    "merge": ("merge a LoRA folder into its base model", "videollama2.checkpoints.merge", "add_merge_command"),
 }
 """Commands declared in other modules: help text, module, and the function that adds the parser. They are imported when
 they are used."""
@@ -103,14 +107,18 @@ def _add_ask(parser: CommandParser) -> None:
         "words",
         nargs="*",
         metavar="MEDIA ... QUESTION",
-        help="videos, gifs, folders of frames, images and sounds, and last what to ask about them (-: read it from the "
+        help="videos, gifs, folders of frames, images and sounds; last, the question (-: read it from the standard "
         "input)",
     )
     parser.take_words_anywhere("words")
     parser.add_argument(
-        "--attach", action="append", default=[], metavar="FILE", help="another video, image or sound; after MEDIA"
+        "--attach",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="another video, image or sound, placed after MEDIA",
     )
-    parser.add_argument("--system", metavar="TEXT", help="instructions that stand before the question")
+    parser.add_argument("--system", metavar="TEXT", help="instructions that precede the question")
     parser.add_argument("--json", action="store_true", help="print the answer with its counts and times as JSON")
     _add_options(parser)
 
@@ -124,7 +132,7 @@ def _add_chat(parser: CommandParser) -> None:
         "--max-length",
         type=int,
         metavar="N",
-        help="tokens a conversation may have (default: what model and memory allow, at most 16384)",
+        help="longest conversation in tokens (default: as long as model and memory allow, at most 16384)",
     )
 
 
@@ -146,7 +154,7 @@ def _add_options(parser: CommandParser) -> None:
 def _add_completion(parser: CommandParser) -> None:
     parser.set_defaults(run=_completion)
     parser.description = 'For bash, put this into ~/.bashrc: eval "$(videollama2 completion bash)"'
-    parser.add_argument("shell", choices=SHELLS, help="whose script")
+    parser.add_argument("shell", choices=SHELLS, help="shell that the script is for")
     add_debug_flag(parser)
 
 

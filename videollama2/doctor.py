@@ -44,8 +44,8 @@ Section = dict[str, Any]
 
 def add_doctor_command(subparsers: Any) -> None:
     """Add ``doctor`` to the command line; the handler returns 1 if there is a problem."""
-    parser = subparsers.add_parser("doctor", help="versions, devices and codecs, for reports of problems")
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser = subparsers.add_parser("doctor", help="show versions, devices and codecs, for bug reports")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     add_debug_flag(parser)
     parser.set_defaults(run=_doctor)
 

@@ -47,7 +47,7 @@ class MediaLimitError(MediaError):
 
     Args:
         name: name of the medium in messages.
-        rule: the message without the name. It quotes only numbers, so it may be shown to whoever sent the medium.
+        rule: the message without the name. It quotes only numbers, so it may be shown to the sender of the medium.
     """
 
     def __init__(self, name: str, rule: str) -> None:

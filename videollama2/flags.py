@@ -26,26 +26,26 @@ def add_model_flags(
     group = parser.add_argument_group("model")
     path = {"default": DEFAULT_MODEL_NAME, "help": f"{PATH_HELP} (default %(default)s)", **model_path}
     group.add_argument("--model-path", metavar="NAME", **path)
-    group.add_argument("--model-base", metavar="NAME", help="language model under a connector or LoRA folder")
+    group.add_argument("--model-base", metavar="NAME", help="language model that a connector or LoRA folder belongs to")
     group.add_argument("--device", help=device_help)
     group.add_argument(
         "--dtype",
         choices=("float32", "float16", "bfloat16", "auto"),
-        help="default bfloat16 on a GPU that has it, else float16; float32 on a CPU. auto: on a CPU that computes in "
-        "bfloat16 that, which is faster and rounds",
+        help="default: bfloat16 on a GPU that supports it, otherwise float16; float32 on a CPU. auto: bfloat16 also on "
+        "a CPU that computes in it, which is faster but rounds",
     )
     group.add_argument("--attn-implementation", default="sdpa", choices=("sdpa", "eager", "flash_attention_2"))
     bits = group.add_mutually_exclusive_group()
     bits.add_argument(
         "--load-8bit",
         action="store_true",
-        help="weights in 8 bits: on a CPU all large ones, which is faster; on a "
+        help="keep weights in 8 bits: on a CPU all large ones, which is faster; on a "
         "GPU those of the language model (bitsandbytes)",
     )
     bits.add_argument(
         "--load-4bit",
         action="store_true",
-        help="language model in 4 bits: on a CPU with a kernel of torch, on a GPU with bitsandbytes",
+        help="keep the language model in 4 bits: on a CPU with a kernel of torch, on a GPU with bitsandbytes",
     )
     return group
 
@@ -58,15 +58,13 @@ def model_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def add_bounds_flags(group: argparse._ActionsContainer) -> None:
     """Add ``--start`` and ``--end``, which select a part of a video."""
-    group.add_argument("--start", type=float, metavar="SECONDS", help="use videos from here")
-    group.add_argument("--end", type=float, metavar="SECONDS", help="use videos up to here")
+    group.add_argument("--start", type=float, metavar="SECONDS", help="start of the part of videos to use")
+    group.add_argument("--end", type=float, metavar="SECONDS", help="end of the part of videos to use")
 
 
 def add_num_frames_flag(group: argparse._ActionsContainer) -> None:
     """Add ``--num-frames``."""
-    group.add_argument(
-        "--num-frames", type=int, metavar="N", help="frames of a video to look at (default: the model's)"
-    )
+    group.add_argument("--num-frames", type=int, metavar="N", help="number of frames of a video (default: the model's)")
 
 
 def add_sampling_flag(group: argparse._ActionsContainer) -> None:
@@ -138,12 +136,26 @@ def add_answer_flags(
     """Add ``--max-new-tokens``, ``--temperature``, ``--top-p`` and ``--seed``, with these defaults."""
     usual = {True: "", False: " (default %(default)s)"}
     group.add_argument("--max-new-tokens", type=int, default=max_new_tokens, metavar="N", help=max_new_tokens_help)
-    group.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default): no sampling")
     group.add_argument(
-        "--top-p", type=float, default=top_p, metavar="P", help=f"when sampling: share drawn from{usual[top_p is None]}"
+        "--temperature",
+        type=float,
+        default=0.0,
+        metavar="T",
+        help="sampling temperature; 0 (default) always takes the most likely token",
     )
     group.add_argument(
-        "--seed", type=int, default=seed, metavar="N", help=f"when sampling: repeatable answers{usual[seed is None]}"
+        "--top-p",
+        type=float,
+        default=top_p,
+        metavar="P",
+        help=f"when sampling: draw from the likeliest tokens that together have this probability{usual[top_p is None]}",
+    )
+    group.add_argument(
+        "--seed",
+        type=int,
+        default=seed,
+        metavar="N",
+        help=f"when sampling: seed, which makes answers repeatable{usual[seed is None]}",
     )
 
 

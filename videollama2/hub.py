@@ -84,11 +84,11 @@ def read_json(path: Path, kind: type | UnionType = dict) -> Any:
             raise CheckpointError(f"{path} is larger than {_MAX_JSON_BYTES >> 20} MiB, too much for a JSON file")
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is no JSON: {error}") from error
+        raise CheckpointError(f"{path} is not JSON: {error}") from error
     except RecursionError as error:
-        raise CheckpointError(f"{path} is no JSON that can be read: it is nested too deep") from error
+        raise CheckpointError(f"{path} is not JSON that can be read: it is nested too deep") from error
     if not isinstance(value, kind):
-        raise CheckpointError(f"{path} is no JSON object but a {type(value).__name__}")
+        raise CheckpointError(f"{path} is not a JSON object but a {type(value).__name__}")
     return value
 
 
@@ -100,7 +100,7 @@ def read_config(name_or_path: str | Path, **hub: Any) -> dict[str, Any]:
     """
     path = find_file(name_or_path, "config.json", **hub)
     if path is None:
-        raise CheckpointError(f"{name_or_path} holds no config.json, so it is no checkpoint")
+        raise CheckpointError(f"{name_or_path} holds no config.json, so it is not a checkpoint")
     return read_json(path)
 
 

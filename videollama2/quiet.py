@@ -1,4 +1,4 @@
-"""Keeps what libraries print out of a command's output: hints for programmers, and bars where nobody watches."""
+"""Keeps the output of libraries out of a command's output: hints for programmers, and bars outside of terminals."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def quiet_libraries(debug: bool = False) -> Iterator[None]:
     imported before are told directly. What the user has set in the environment is kept.
 
     Args:
-        debug: whether hints are wanted, as by somebody who looks for a fault.
+        debug: whether hints are wanted, for example to look for a fault.
     """
     with ExitStack() as stack:
         if not debug:

@@ -44,14 +44,14 @@ def hub_options(name_or_path: str | os.PathLike[str], **hub: Any) -> dict[str, A
         return hub
     if not _is_cached(name, hub):
         raise CheckpointNotFoundError(
-            f"{name} is no folder, the cache ({constants.HF_HUB_CACHE}) does not hold it, and {constants.ENDPOINT} "
+            f"{name} is not a folder, the cache ({constants.HF_HUB_CACHE}) does not hold it, and {constants.ENDPOINT} "
             f"cannot be reached ({reason})"
         )
     return {**hub, "local_files_only": True}
 
 
 def check_name(name: str) -> None:
-    """Check the name of a model that is no folder.
+    """Check the name of a model that is not a folder.
 
     Raises:
         CheckpointNotFoundError: it is a file, or the hub could have no repository of this name.
@@ -72,18 +72,18 @@ def check_is_there(name: str) -> None:
 
     Raises:
         CheckpointNotFoundError: there is no such folder, and the repository is neither cached nor within reach.
-        CheckpointError: the folder is no checkpoint.
+        CheckpointError: the folder is not a checkpoint.
     """
     if os.path.isdir(name):
         if not any(os.path.isfile(os.path.join(name, file)) for file in _TELLING_FILES):
-            raise CheckpointError(f"{name} holds neither {' nor '.join(_TELLING_FILES)}, so it is no checkpoint")
+            raise CheckpointError(f"{name} holds neither {' nor '.join(_TELLING_FILES)}, so it is not a checkpoint")
         return
     check_name(name)
     from huggingface_hub import constants
 
     if constants.is_offline_mode() and not _is_cached(name, {}):
         raise CheckpointNotFoundError(
-            f"{name} is no folder, the cache ({constants.HF_HUB_CACHE}) does not hold it, and HF_HUB_OFFLINE is set"
+            f"{name} is not a folder, the cache ({constants.HF_HUB_CACHE}) does not hold it, and HF_HUB_OFFLINE is set"
         )
     hub_options(name)
 

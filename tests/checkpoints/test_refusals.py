@@ -36,7 +36,7 @@ def test_file_instead_of_folder(folder):
 
 def test_damaged_config(folder):
     (folder / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="no JSON"):
+    with pytest.raises(CheckpointError, match="not JSON"):
         load_pretrained_model(folder)
 
 
@@ -97,7 +97,7 @@ def test_broken_tokenizer(folder, content):
 
 def test_broken_tokenizer_config(folder):
     (folder / "tokenizer_config.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json is no JSON") as error:
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json is not JSON") as error:
         load_pretrained_model(folder)
     one_line(error)
 

@@ -175,8 +175,8 @@ def test_columns_of_media(tmp_path: Path) -> None:
     ("content", "told"),
     [
         ("{", "line 1: is not JSON"),
-        ("[]", "line 1: is no request"),
-        ('{"custom_id": "a"}', "line 1: is no request"),
+        ("[]", "line 1: is not a request"),
+        ('{"custom_id": "a"}', "line 1: is not a request"),
         ('{"custom_id": "", "body": {}}', "custom_id must be a text"),
         ('{"custom_id": "a", "body": {}, "method": "GET"}', "method must be POST"),
         ('{"custom_id": "a", "body": {}, "url": "chat"}', "url must be a path"),

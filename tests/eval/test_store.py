@@ -145,7 +145,7 @@ def test_processes_that_begin_together_agree(tmp_path):
 
 
 def test_a_folder_that_is_no_evaluation_is_named(tmp_path):
-    with pytest.raises(DataError, match="is no folder of an evaluation"):
+    with pytest.raises(DataError, match="is not a folder of an evaluation"):
         read_run(tmp_path)
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(DataError, match="is not the description of an evaluation"):

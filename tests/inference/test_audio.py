@@ -143,7 +143,7 @@ def test_sound_options_are_part_of_what_is_remembered(case):
             keys.add(engine.reader.source_key(part))
             assert engine.reader.read(part).frames == 2998
         assert len(keys) == 5
-    with pytest.raises(PromptError, match="an audio has no option num_frames"):
+    with pytest.raises(PromptError, match="a sound has no option num_frames"):
         ReadOptions.of("audio", {"num_frames": 3})
 
 

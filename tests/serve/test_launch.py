@@ -191,7 +191,7 @@ def free():
     [
         (["--model-path", "/nowhere"], "/nowhere: there is no such folder"),
         (["--model-path", "setup.py"], "setup.py is a file; a checkpoint is a folder or a hub name"),
-        (["--model-path", "docs"], "docs holds neither config.json nor adapter_config.json, so it is no checkpoint"),
+        (["--model-path", "docs"], "docs holds neither config.json nor adapter_config.json, so it is not a checkpoint"),
         (["--model-path", "someone/nothing"], "the cache .* does not hold it, and HF_HUB_OFFLINE is set"),
         (["--model-base", "/nowhere"], "/nowhere: there is no such folder"),
         (

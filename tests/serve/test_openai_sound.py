@@ -160,9 +160,9 @@ def test_bad_sounds(client):
     assert (text["code"], text["param"]) == ("invalid_media", "messages.0.content.0.input_audio.data")
     assert refusal(client, audio_part(b"x", "exe"))["param"] == "messages.0.content.0.input_audio.format"
     broken = {"type": "input_audio", "input_audio": {"data": "?", "format": "wav"}}
-    assert refusal(client, broken)["message"] == "the data URL of an audio is not valid base64"
+    assert refusal(client, broken)["message"] == "the data URL of a sound is not valid base64"
     url = url_part("door_cut.wav", "text/html")
-    assert refusal(client, url)["message"] == "a data URL of type text/... is no audio"
+    assert refusal(client, url)["message"] == "a data URL of type text/... is not a sound"
     still = audio_part((MEDIA / "video_no_audio.mp4").read_bytes(), "mp4")
     assert refusal(client, still)["message"] == "has no sound track"
     late = audio_part((MEDIA / "door_cut.wav").read_bytes(), mm_processor_kwargs={"start": 99})

@@ -32,7 +32,7 @@ def test_it_goes_on_and_gives_the_same_numbers(tmp_path, capsys):
     assert "take another folder" in capsys.readouterr().err
     (tmp_path / "runs" / "linear-0.json").write_text("{}")
     assert ablation.main(command) == 2
-    assert "linear-0.json: is no run of this comparison" in capsys.readouterr().err
+    assert "linear-0.json: is not a run of this comparison" in capsys.readouterr().err
 
 
 def test_the_loss_of_an_answer_is_that_of_its_tokens_one_by_one():

@@ -80,5 +80,5 @@ def test_the_same_arguments_give_the_same_files(given, written, tmp_path, capsys
 
 
 def test_a_folder_without_files_is_an_error(given, tmp_path):
-    with pytest.raises(DataError, match="nothing is no folder with files"):
+    with pytest.raises(DataError, match="nothing is not a folder with files"):
         write_outside(tmp_path, tmp_path / "nothing", given / "sounds", 1, 0)

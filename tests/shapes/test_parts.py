@@ -43,6 +43,6 @@ def test_tokenizer_is_the_same_after_saving(parts):
 
 
 def test_sizes_that_do_not_divide():
-    with pytest.raises(ConfigError, match="image_size 50 is no multiple of patch_size 12"):
+    with pytest.raises(ConfigError, match="image_size 50 is not a multiple of patch_size 12"):
         tiny.TinySizes(image_size=50)
     assert tiny.main(["--out", "unused", "--image-size", "50"]) == 2

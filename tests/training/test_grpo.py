@@ -159,8 +159,8 @@ def test_rewards_are_imported_or_named():
         ("no_such_module:f", "No module named 'no_such_module'"),
         ("/nowhere/r.py:f", "No such file"),
         ("videollama2.training.rewards:nothing", "no attribute 'nothing'"),
-        ("videollama2.training.rewards:__name__", "is no function, but str"),
-        ("exact_match", "is no MODULE:FUNCTION"),
+        ("videollama2.training.rewards:__name__", "is not a function, but str"),
+        ("exact_match", "is not MODULE:FUNCTION"),
     ):
         with pytest.raises(ConfigError, match=message):
             load_reward(name)

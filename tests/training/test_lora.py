@@ -97,8 +97,8 @@ def test_target_chooses_the_layers_that_learn(built):
     ("target", "words"),
     [
         ("layers.9.*", "'layers.9.*' matches no layer of the language model; a linear layer is layers.0.mlp.down_proj"),
-        ("layers.0.mlp", "matches layers.0.mlp, which is no linear layer of the language model"),
-        ("layers.(", "'layers.(' is no regular expression: missing )"),
+        ("layers.0.mlp", "matches layers.0.mlp, which is not a linear layer of the language model"),
+        ("layers.(", "'layers.(' is not a regular expression: missing )"),
     ],
 )
 def test_targets_that_are_refused(built, target, words):
@@ -167,7 +167,7 @@ def test_names_choose_what_stays_frozen(run, built):
     [
         ("layers.*", "'layers.*' matches no parameter that learns; one that does is "),
         (r"model\.vision_tower\..*", "matches no parameter that learns"),
-        ("layers.(", "'layers.(' is no regular expression: missing )"),
+        ("layers.(", "'layers.(' is not a regular expression: missing )"),
         (".*", "nothing would learn"),
     ],
 )

@@ -210,7 +210,7 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 def test_damaged_record(finished, world, parts, tmp_path, capsys):
     shutil.copytree(finished, tmp_path / "own")
     (tmp_path / "own" / RUN_FILE).write_text("{")
-    assert f"{RUN_FILE}: is no record of a run" in refusal(flags(world, parts, tmp_path / "own", **SAVING), capsys)
+    assert f"{RUN_FILE}: is not a record of a run" in refusal(flags(world, parts, tmp_path / "own", **SAVING), capsys)
 
 
 def test_identity_survives_a_file(finished, world, parts):

@@ -224,8 +224,8 @@ def test_flags_of_the_caller_come_last(printed):
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
-        ({"NPROC_PER_NODE": 3}, "128 is no multiple of 1 nodes x 3 processes x LOCAL_BATCH_SIZE 4 = 12"),
-        ({"WORLD_SIZE": 100}, "128 is no multiple of 100 nodes x 8 processes x LOCAL_BATCH_SIZE 4 = 3200"),
+        ({"NPROC_PER_NODE": 3}, "128 is not a multiple of 1 nodes x 3 processes x LOCAL_BATCH_SIZE 4 = 12"),
+        ({"WORLD_SIZE": 100}, "128 is not a multiple of 100 nodes x 8 processes x LOCAL_BATCH_SIZE 4 = 3200"),
         ({"LOCAL_BATCH_SIZE": 0}, "positive numbers, got '0'"),
         ({"NPROC_PER_NODE": "many"}, "positive numbers, got 'many'"),
     ],

@@ -1,7 +1,7 @@
 """Model cards: the ``README.md`` that says what a folder of weights is, from what it was made, and how well it does.
 
-A card is written from the files that a run of ``train.py`` leaves in its folder. Numbers that nobody measured are left
-out rather than guessed.
+A card is written from the files that a run of ``train.py`` leaves in its folder. Numbers that were not measured are
+left out rather than guessed.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Provenance:
 def write_card(folder: str | Path, provenance: Provenance) -> Path:
     """Write the card of ``folder``, which holds its weights already; return the card's path.
 
-    A card that somebody else has written there is kept.
+    An existing card that this package has not written is kept.
     """
     folder = Path(folder)
     path = folder / CARD_FILE
@@ -90,7 +90,7 @@ def _kind(folder: Path) -> str:
 
 
 def training_lines(folder: Path, run: Path) -> Iterator[str]:
-    """Yield data, recipe and result of a run in Markdown, as far as its folder ``run`` tells them.
+    """Yield data, recipe and result of a run in Markdown, as far as its folder ``run`` has them.
 
     Args:
         folder: folder that the text is for; its plot of losses is shown.

@@ -102,7 +102,8 @@ def checkpoint_kind(name_or_path: str, **hub: Any) -> str:
         return "connector"
     if not Path(name_or_path).is_dir() and find_file(name_or_path, "config.json", **hub) is None:
         raise CheckpointNotFoundError(
-            f"{name_or_path} is no folder, and no model repository of that name is in the hub's cache or within reach"
+            f"{name_or_path} is not a folder, and no model repository of that name is in the hub's cache or within "
+            "reach"
         )
     raise CheckpointError(
         f"{name_or_path} holds no weights: expected model.safetensors (or its shards), {ADAPTER_CONFIG} "

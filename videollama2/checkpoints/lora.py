@@ -59,7 +59,7 @@ def load_lora_folder(
         )
     adapter_config = find_file(path, ADAPTER_CONFIG, **hub)
     if adapter_config is None:
-        raise CheckpointError(f"{path}: holds no {ADAPTER_CONFIG}, so it is no LoRA folder")
+        raise CheckpointError(f"{path}: holds no {ADAPTER_CONFIG}, so it is not a LoRA folder")
     adapter = read_json(adapter_config)
     base = base_of(path, model_base, **hub)
     if not base:
@@ -181,7 +181,7 @@ def _pairs(
             continue
         part = _PARTS.get(tail.replace(".default", "").removesuffix(".weight"))
         if part is None:
-            raise CheckpointError(f"{path}: {name} is no plain LoRA matrix")
+            raise CheckpointError(f"{path}: {name} is not a plain LoRA matrix")
         pairs.setdefault(to_memory(f"{stem}.weight"), {})[part] = tensor
     return pairs, rest
 

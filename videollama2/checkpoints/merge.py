@@ -115,7 +115,7 @@ def _dtype_of(name_or_path: str) -> str:
 def add_export_command(subparsers: Any) -> None:
     """Add ``export`` to the command line."""
     parser = subparsers.add_parser(
-        "export", help="any checkpoint -> one folder that transformers opens without this package"
+        "export", help="write any checkpoint as one folder that transformers opens without this package"
     )
     parser.add_argument("model", metavar="MODEL", help=f"{PATH_HELP}, such as {DEFAULT_MODEL_NAME}")
     _add_output_flags(parser)
@@ -130,7 +130,7 @@ def _export(args: argparse.Namespace) -> int:
 
 def add_merge_command(subparsers: Any) -> None:
     """Add ``merge`` to the command line."""
-    parser = subparsers.add_parser("merge", help="LoRA folder + base -> a whole checkpoint")
+    parser = subparsers.add_parser("merge", help="merge a LoRA folder into its base model")
     parser.add_argument("adapter", metavar="ADAPTER", help="folder with adapter_config.json")
     _add_output_flags(parser)
     parser.set_defaults(run=_merge)
@@ -138,8 +138,10 @@ def add_merge_command(subparsers: Any) -> None:
 
 def _add_output_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", metavar="OUT", help="new folder for the whole checkpoint")
-    parser.add_argument("--model-base", metavar="NAME", help="model under an adapter (default: what it names)")
-    parser.add_argument("--dtype", choices=_DTYPES, help="of the weights written (default: the base's)")
+    parser.add_argument(
+        "--model-base", metavar="NAME", help="base model of an adapter (default: the one that it names)"
+    )
+    parser.add_argument("--dtype", choices=_DTYPES, help="dtype of the written weights (default: the base model's)")
     add_debug_flag(parser)
 
 

@@ -242,11 +242,16 @@ def histogram(values: Sequence[int]) -> list[str]:
 
 def add_check_command(commands: Any) -> None:
     """Add ``check`` to the commands of ``videollama2 data``; the handler returns 1 if there is a problem."""
-    check = commands.add_parser("check", help="tell everything that is wrong with annotation files")
+    check = commands.add_parser("check", help="report everything that is wrong with annotation files")
     check.add_argument("files", nargs="+", metavar="FILE", help="JSON, tar, Parquet, dataset folder")
-    check.add_argument("--data-folder", metavar="DIR", help="what media paths are relative to (default: FILE's folder)")
     check.add_argument(
-        "--model-path", default=TINY_MODEL_NAME, metavar="NAME", help="whose tokens are counted (default %(default)s)"
+        "--data-folder", metavar="DIR", help="folder that media paths are relative to (default: FILE's folder)"
+    )
+    check.add_argument(
+        "--model-path",
+        default=TINY_MODEL_NAME,
+        metavar="NAME",
+        help="model whose tokenizer counts tokens (default %(default)s)",
     )
     check.add_argument("--model-max-length", type=int, metavar="N", help="count the records that are longer")
     media = check.add_mutually_exclusive_group()

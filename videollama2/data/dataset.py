@@ -123,7 +123,7 @@ class VideoInstructionDataset(SampleReader, Dataset):
     def kept(self, name: str, count: Callable[[], Iterable[int]]) -> Sequence[int]:
         """Return a number for each record; it is computed once for the same records, tokenizer and configuration."""
         # The entry is named by all that a length depends on. A new tokenizer, template, connector or number of frames
-        # gives another name, and nobody reads a length of the old ones.
+        # gives another name, and the length of the old ones is not read.
         if self.index is None:
             return array("q", count())
         tokenizer = self.processor.tokenizer

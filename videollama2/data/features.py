@@ -52,7 +52,7 @@ class FeatureStore:
         return manifest["fingerprint"]
 
     def begin(self, fingerprint: dict[str, Any]) -> None:
-        """Let the folder hold features of this fingerprint, or go on with them.
+        """Prepare the folder for features of this fingerprint, or continue with those in it.
 
         Raises:
             ConfigError: it holds others, or cannot be written to.

@@ -80,8 +80,8 @@ class FrameCache:
                 with os.fdopen(handle, "wb") as stream:
                     stream.write(header)
                     stream.write(data)
-                # Writing takes long and needs no lock, since nobody knows the file yet; giving it its name and counting
-                # it does.
+                # Writing takes long and needs no lock, since no other process knows the file yet. Giving it its name
+                # and counting it needs one.
                 with alone(self.folder / "lock"):
                     self._enter(Path(unfinished), file, size)
             finally:

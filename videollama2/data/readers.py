@@ -43,5 +43,5 @@ READERS: dict[str, Reader] = {
 
 
 def reader_of(file: AnyPath) -> Reader | None:
-    """Return the reader of a file; None for JSON, whose forms :func:`videollama2.data.rows.read_rows` tells apart."""
+    """Return the reader of a file; None for JSON, whose forms :func:`videollama2.data.rows.read_rows` distinguishes."""
     return next((reader for reader in READERS.values() if reader.reads(file)), None)

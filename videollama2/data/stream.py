@@ -141,7 +141,7 @@ class StreamOrder(Sampler[Any]):
 
 
 def _some(records: Iterator[Streamed], files: Sequence[str]) -> Iterator[Streamed]:
-    """Yield the records of files; raise a DataError if there are none, for whoever repeats them would do so forever."""
+    """Yield the records of files; raise a DataError if there are none, since repeating them would never end."""
     found = False
     for record in records:
         found = True

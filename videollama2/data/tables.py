@@ -91,7 +91,7 @@ def parquet_content(file: str, group: int, row: int, column: str, item: int | No
 
     Args:
         group, row: row group, and row within it.
-        item: place in the cell's list; None if the cell is no list.
+        item: place in the cell's list; None if the cell is not a list.
 
     Raises:
         DataError: the file cannot be read, or has no such medium. MissingDependencyError: pyarrow is not installed.

@@ -72,19 +72,21 @@ def add_batch_command(commands: Any) -> None:
     )
     parser.take_words_anywhere("words")
     parser.add_argument("--folder", metavar="DIR", help="a folder of media, in place of INPUT")
-    parser.add_argument("--question", metavar="TEXT", help="what to ask about every medium where INPUT holds media")
+    parser.add_argument("--question", metavar="TEXT", help="the question about every medium, if INPUT holds media")
     parser.add_argument(
-        "--served-model-name", metavar="NAME", help="what requests call the model (default: whatever they call it)"
+        "--served-model-name", metavar="NAME", help="name of the model in requests (default: any name is accepted)"
     )
-    parser.add_argument("--retry-failed", action="store_true", help="ask again what ended with an error before")
+    parser.add_argument("--retry-failed", action="store_true", help="ask requests again that ended with an error")
     add_model_flags(parser, device_help="default: cuda of this process's number, else mps, else cpu")
-    media = parser.add_argument_group("requests that do not say")
+    media = parser.add_argument_group("defaults of requests")
     add_num_frames_flag(media)
     add_answer_flags(media, max_new_tokens=None, max_new_tokens_help="longest answer (default: as many as fit)")
     engine = parser.add_argument_group("engine")
     add_engine_choice(engine, has_ray=True)
-    engine.add_argument("--max-batch", type=int, metavar="N", help="answers computed together (default: what fits)")
-    engine.add_argument("--max-length", type=int, metavar="N", help="tokens of a prompt with its answer")
+    engine.add_argument(
+        "--max-batch", type=int, metavar="N", help="answers computed together (default: as many as fit)"
+    )
+    engine.add_argument("--max-length", type=int, metavar="N", help="longest prompt with its answer, in tokens")
     _add_replicas(parser)
     add_debug_flag(parser)
 
@@ -93,7 +95,10 @@ def _add_replicas(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("replicas on a Ray cluster")
     add_replica_engine_flag(group)
     group.add_argument(
-        "--max-replicas", type=number(1), metavar="N", help="copies of the model (default: as many as have room)"
+        "--max-replicas",
+        type=number(1),
+        metavar="N",
+        help="copies of the model (default: as many as fit on the cluster)",
     )
     add_reservation_flags(group)
 

@@ -124,7 +124,7 @@ def _line(text: bytes, path: Path, number: int) -> BatchLine:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: is not JSON ({error})") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("body"), dict):
-        raise DataError(f'{where}: is no request: expected {{"custom_id": ..., "url": ..., "body": {{...}}}}')
+        raise DataError(f'{where}: is not a request: expected {{"custom_id": ..., "url": ..., "body": {{...}}}}')
     name, url = raw.get("custom_id"), raw.get("url", CHAT)
     if not isinstance(name, str) or not name:
         raise DataError(f"{where}: custom_id must be a text that is not empty")
@@ -227,7 +227,7 @@ def _row_body(row: dict[str, Any], path: Path, number: int, question: str | None
         try:
             return _with_local_files(json.loads(row["body"]), path.parent)
         except (ValueError, TypeError) as error:
-            raise DataError(f"{where}: body is no JSON object ({error})") from error
+            raise DataError(f"{where}: body is not a JSON object ({error})") from error
     asked = row.get("question") or question
     column = next((name for name in _COLUMNS if row.get(name)), None)
     if column is None or not asked:

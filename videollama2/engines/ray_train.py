@@ -40,16 +40,26 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--workers", type=number(1), required=True, metavar="N", help="processes, each with a GPU")
-    parser.add_argument("--cpus-per-worker", type=share, default=1.0, metavar="X", help="default %(default)g")
+    parser.add_argument(
+        "--workers",
+        type=number(1),
+        required=True,
+        metavar="N",
+        help="number of processes; each gets a GPU if the cluster has any",
+    )
+    parser.add_argument(
+        "--cpus-per-worker", type=share, default=1.0, metavar="X", help="cores of each process (default %(default)g)"
+    )
     parser.add_argument(
         "--max-restarts",
         type=number(0),
         default=0,
         metavar="N",
-        help="how often all processes begin again from the last checkpoint after one has died (default %(default)s)",
+        help="how often all processes start again from the last checkpoint after one has died (default %(default)s)",
     )
-    parser.add_argument("--output_dir", type=Path, required=True, metavar="DIR", help="of videollama2.train")
+    parser.add_argument(
+        "--output_dir", type=Path, required=True, metavar="DIR", help="output folder of videollama2.train"
+    )
     add_debug_flag(parser)
     return parser
 

@@ -185,7 +185,7 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
     except OSError as error:
         raise DataError(f"{path}: {why_unreadable(error)}") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: is no table in UTF-8 ({error})") from error
+        raise DataError(f"{path}: is not a table in UTF-8 ({error})") from error
 
 
 def _read_lines(path: Path) -> list[Any]:

@@ -75,7 +75,7 @@ def _run(parser: argparse.ArgumentParser) -> None:
     asked = parser.add_argument_group("questions")
     _add_settings(asked)
     asked.add_argument("--limit", type=number(1), metavar="N", help="ask only N questions")
-    asked.add_argument("--offset", type=number(0), default=0, metavar="N", help="leave the first N out")
+    asked.add_argument("--offset", type=number(0), default=0, metavar="N", help="skip the first N questions")
     add_num_frames_flag(asked)
     asked.add_argument(
         "--sampling",
@@ -85,7 +85,7 @@ def _run(parser: argparse.ArgumentParser) -> None:
         "or take one frame per second (fps), which may be more than the model was trained with",
     )
     add_backend_flag(asked)
-    asked.add_argument("--strict-data", action="store_true", help="stop at a video that is missing or unreadable")
+    asked.add_argument("--strict-data", action="store_true", help="stop at a video that is missing or cannot be read")
     answer = parser.add_argument_group("answers")
     add_answer_flags(
         answer,
@@ -98,19 +98,19 @@ def _run(parser: argparse.ArgumentParser) -> None:
         "--batch-size",
         type=number(1),
         metavar="N",
-        help="answers at once; they do not depend on it (default: what memory allows)",
+        help="answers computed together, which does not change them (default: as many as fit in memory)",
     )
-    answer.add_argument("--retry-failed", action="store_true", help="ask again what had no answer in a former run")
-    answer.add_argument("--no-progress", action="store_true", help="no progress bar")
+    answer.add_argument("--retry-failed", action="store_true", help="ask questions again that failed in an earlier run")
+    answer.add_argument("--no-progress", action="store_true", help="show no progress bar")
     answer.add_argument("--force", action="store_true", help=FORCE_HELP)
     _add_judge(parser)
 
 
 def _score(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("answers", type=Path, help="output folder of eval run, or a file of the published code")
-    parser.add_argument("--benchmark", metavar="NAME", help="what a file of the published code is about")
-    parser.add_argument("--partial", action="store_true", help="score what is there though answers are missing")
-    parser.add_argument("--no-progress", action="store_true", help="no progress bar")
+    parser.add_argument("--benchmark", metavar="NAME", help="benchmark of a file of the published code")
+    parser.add_argument("--partial", action="store_true", help="score the answers that exist even if some are missing")
+    parser.add_argument("--no-progress", action="store_true", help="show no progress bar")
     parser.add_argument("--force", action="store_true", help=FORCE_HELP)
     _add_folders(parser)
     _add_judge(parser)
@@ -118,22 +118,22 @@ def _score(parser: argparse.ArgumentParser) -> None:
 
 def _compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("a", type=Path, metavar="A", help="output folder, or its samples.jsonl")
-    parser.add_argument("b", type=Path, metavar="B", help="the same of the other")
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument("b", type=Path, metavar="B", help="the same of the other evaluation")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _show(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="output folder of eval run")
     parser.add_argument(
-        "other", type=Path, nargs="?", metavar="OTHER", help="another one of the same questions, beside it"
+        "other", type=Path, nargs="?", metavar="OTHER", help="output folder with the same questions, to show beside it"
     )
-    parser.add_argument("--wrong", action="store_true", help="only what is not right")
-    parser.add_argument("--category", metavar="NAME", help="only this category")
+    parser.add_argument("--wrong", action="store_true", help="show only answers that are not right")
+    parser.add_argument("--category", metavar="NAME", help="show only this category")
     parser.add_argument(
-        "--limit", type=number(1), default=200, metavar="N", help="at most N questions (default %(default)s)"
+        "--limit", type=number(1), default=200, metavar="N", help="show at most N questions (default %(default)s)"
     )
-    parser.add_argument("--no-frames", action="store_true", help="without pictures, for a small file")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="data folder (default: where it was)")
+    parser.add_argument("--no-frames", action="store_true", help="leave out the pictures, for a small file")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="data folder (default: that of the run)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default DIR/show.html")
 
 
@@ -193,29 +193,30 @@ def _add_folders(parser: argparse.ArgumentParser) -> None:
         "--protocol",
         default="published",
         choices=("published", "strict"),
-        help="reading that is listed first in the results; both are reported",
+        help="reading that the results list first; both are reported",
     )
     parser.add_argument(
         "--tensorboard",
         type=Path,
         metavar="DIR",
-        help="write the numbers here for TensorBoard, too; the step is that of a model named checkpoint-N",
+        help="also write the numbers to this folder for TensorBoard, at the step of a model named checkpoint-N",
     )
     parser.add_argument(
         "--wandb",
         metavar="PROJECT",
-        help="log the numbers to this project of Weights & Biases, too, over the same step",
+        help="also log the numbers to this project of Weights & Biases, at the same step",
     )
 
 
 def _add_judge(parser: argparse.ArgumentParser) -> None:
     judge = parser.add_argument_group(
-        "judge", "for open answers; the key is read from OPENAI_API_KEY or AZURE_OPENAI_API_KEY, never from here"
+        "judge",
+        "for open answers; the key is read from OPENAI_API_KEY or AZURE_OPENAI_API_KEY, never from the command line",
     )
     judge.add_argument("--judge-model", metavar="NAME", help="model or Azure deployment; local: compare texts, offline")
     judge.add_argument("--judge-url", metavar="URL", help="any OpenAI-compatible server (default: OpenAI)")
-    judge.add_argument("--judge-azure-endpoint", metavar="URL", help="use Azure")
-    judge.add_argument("--judge-azure-api-version", metavar="VERSION", help="of the Azure service")
+    judge.add_argument("--judge-azure-endpoint", metavar="URL", help="use OpenAI on Azure at this address")
+    judge.add_argument("--judge-azure-api-version", metavar="VERSION", help="API version of the Azure service")
     judge.add_argument(
         "--judge-temperature", type=float, metavar="T", help="default 0.7 with protocol published, 0 with strict"
     )
@@ -223,7 +224,7 @@ def _add_judge(parser: argparse.ArgumentParser) -> None:
         "--judge-max-tokens",
         type=number(1),
         metavar="N",
-        help="longest reply, default 800 (published); less for a judge of few positions",
+        help="longest reply in tokens (default 800, as published); a judge with a short context needs less",
     )
     judge.add_argument("--judge-concurrency", type=number(1), default=8, metavar="N", help="default %(default)s")
     judge.add_argument("--judge-retries", type=number(0), default=5, metavar="N", help="default %(default)s")
@@ -234,4 +235,6 @@ def _add_judge(parser: argparse.ArgumentParser) -> None:
         metavar="WHICH",
         help="published (default), own (this project's texts), or a folder of rubric files",
     )
-    judge.add_argument("--dry-run", action="store_true", help="only print what judging would take")
+    judge.add_argument(
+        "--dry-run", action="store_true", help="only print how many requests and tokens judging would take"
+    )

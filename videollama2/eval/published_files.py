@@ -231,7 +231,7 @@ def _said(record: AnnotationEntry, name: str) -> str:
 
 def _known(items: dict[str, Item], name: str, where: str) -> Item:
     if name not in items:
-        raise DataError(f"{where}: {name!r} is no question of this benchmark")
+        raise DataError(f"{where}: {name!r} is not a question of this benchmark")
     return items[name]
 
 

@@ -179,7 +179,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise DataError(f"{folder} is no folder of an evaluation: {path} {why_unreadable(error)}") from error
+        raise DataError(f"{folder} is not a folder of an evaluation: {path} {why_unreadable(error)}") from error
     except ValueError as error:
         raise DataError(f"{path}: is damaged ({error})") from error
     if not isinstance(content, dict) or not {"hash", "configuration", "about"} <= set(content):
@@ -213,7 +213,7 @@ def read_samples(path: Path) -> dict[str, Sample]:
     samples: dict[str, Sample] = {}
     for number, line in enumerate(read_json_lines(file), start=1):
         if not isinstance(line, dict) or not {"id", "group", "protocols"} <= set(line):
-            raise DataError(f"{file}: line {number} is no sample of an evaluation")
+            raise DataError(f"{file}: line {number} is not a sample of an evaluation")
         if line["id"] in samples:
             raise DataError(f"{file}: line {number} repeats question {line['id']!r}")
         samples[line["id"]] = Sample.from_json(line)
@@ -249,7 +249,7 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         except ValueError as error:
             raise DataError(f"{path}: line {number} is damaged ({error}); delete that line and run again") from error
         if not isinstance(answer, dict) or not {"id", "output", "error"} <= set(answer):
-            raise DataError(f"{path}: line {number} is no answer; delete that line and run again")
+            raise DataError(f"{path}: line {number} is not an answer; delete that line and run again")
         yield number, answer
 
 

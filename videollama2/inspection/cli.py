@@ -28,7 +28,7 @@ def add_inspect_command(commands: Any) -> None:
     parser.add_argument("medium", metavar="MEDIUM", type=Path, help="a video, a folder of frames, or an image")
     parser.add_argument("question", metavar="QUESTION")
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="page to write, and a .png beside it (default: inspect.html)"
+        "--output", type=Path, metavar="FILE", help="page to write; a .png is written beside it (default: inspect.html)"
     )
     parser.add_argument(
         "--max-new-tokens", type=number(1), default=32, metavar="N", help="longest answer (default %(default)s)"

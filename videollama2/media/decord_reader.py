@@ -71,7 +71,7 @@ class DecordReader(ReaderBase):
             batch = self._video.get_batch(indices)
         except (decord.DECORDError, RuntimeError) as error:
             raise MediaError(f"{self.name}: decord cannot decode frames ({first_line(error)})") from error
-        # The bridge of decord is global: where somebody has set it to torch, batches are torch tensors.
+        # The bridge of decord is global: if other code has set it to torch, batches are torch tensors.
         return batch.asnumpy() if hasattr(batch, "asnumpy") else np.asarray(batch)
 
     def close(self) -> None:

@@ -70,7 +70,7 @@ def check_image(source: Any, limits: MediaLimits = OWN_FILES) -> None:
     """Read an image's header, without decoding its pixels.
 
     Raises:
-        MediaError: it is no image, or one that is too large.
+        MediaError: it is not an image, or one that is too large.
     """
     name = describe_source(source)
     with opened(source, name, IMAGE) as file, open_image(file, name, limits) as image:
@@ -107,7 +107,7 @@ def upright_rgb(image: Image.Image, name: str, limits: MediaLimits) -> Image.Ima
     """Return Pillow's image, or the frame of it that was sought, as RGB and upright.
 
     Raises:
-        MediaLimitError: it is too large. MediaError: it is damaged, or of a mode that is no colour.
+        MediaLimitError: it is too large. MediaError: it is damaged, or of a mode that is not a colour.
     """
     limits.check_image(image.width, image.height, name)
     try:

@@ -1,4 +1,4 @@
-"""The kinds of media, one row each, and the one function that tells of which kind a file is.
+"""The kinds of media, one row each, and the one function that finds the kind of a file.
 
 Everything that depends on the kind alone is a column of :data:`KINDS`: how a prompt names such a medium, under which
 key its values travel in a batch, what a caller may say about reading it. A new kind is a new row.
@@ -218,8 +218,9 @@ def animated_format(content: bytes | bytearray | memoryview | BinaryIO) -> str |
 
 
 def with_article(kind: str) -> str:
-    """Return ``an image`` or ``a video``, for messages."""
-    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+    """Return ``an image``, ``a video`` or ``a sound``, for messages."""
+    word = "sound" if kind == AUDIO else kind
+    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
 
 
 def mime_type(kind: str, name: str | os.PathLike[str]) -> str:
@@ -229,7 +230,7 @@ def mime_type(kind: str, name: str | os.PathLike[str]) -> str:
 
 
 def _picture_kind(head: bytes, file: BinaryIO) -> str | None:
-    """Return image, or video for a picture with several frames; None for anything that is no picture."""
+    """Return image, or video for a picture with several frames; None for anything that is not a picture."""
     if head.startswith(_GIF_STARTS):
         return VIDEO if _gif_is_animated(file) else IMAGE
     if head.startswith(PNG_START):

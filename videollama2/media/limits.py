@@ -1,7 +1,7 @@
-"""The limits on media: their largest size and the formats that are opened. Whoever opens a medium hands them down.
+"""The limits on media: their largest size and the formats that are opened. Code that opens a medium passes them down.
 
-The defaults are for one's own files. They keep a damaged header, which can name any size, from taking all memory. Who
-opens the files of strangers makes a narrower object (:mod:`videollama2.serve.untrusted_media.child`).
+The defaults are for the user's own files. They keep a damaged header, which can name any size, from taking all memory.
+Servers that open files of clients make a narrower object (:mod:`videollama2.serve.untrusted_media.child`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from videollama2.errors import MediaLimitError
 
 _IMAGE_FORMATS = "JPEG MPO PNG WEBP GIF BMP DIB TIFF PPM AVIF JPEG2000 ICO TGA HEIF"
-# Audio files are among them for their sound, and so that a video reader can tell them from what is no medium at all.
+# Audio files are among them for their sound, and so that a video reader can tell them from what is not a medium at all.
 _CONTAINERS = (
     "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,mjpeg,flv,gif,ogg,asf,h264,hevc,obu,av1,ivf,nut,mxf,dv,rm,wtv,"
     "yuv4mpegpipe,mp3,wav,w64,aiff,aac,flac"
@@ -94,4 +94,4 @@ class MediaLimits:
 
 
 OWN_FILES = MediaLimits()
-"""Limits for files that whoever runs this program chose."""
+"""Limits for files that the user of this program chose."""

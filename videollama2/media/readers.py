@@ -21,7 +21,7 @@ from videollama2.media.limits import OWN_FILES, MediaLimits
 from videollama2.media.sources import describe_source
 
 FOLDER_FPS = 3.0
-"""Rate of a folder of frames when nobody says otherwise (published; TVQA stores its frames this way)."""
+"""Default rate of a folder of frames (published; TVQA stores its frames this way)."""
 
 LIST_FPS = 1.0
 """Rate of frames that come without times: one-frame-per-second mode then keeps them all (published)."""
@@ -148,7 +148,7 @@ class ImageListReader(EvenlySpacedReader):
 
 
 class FrameFolderReader(ImageListReader):
-    """A folder of numbered images. Other files in it are ignored, except videos: a folder of these is no video.
+    """A folder of numbered images. Other files in it are ignored, except videos: a folder of these is not a video.
 
     Order is natural, 2 before 10. (The published order is by character: 10 before 2.)
     """

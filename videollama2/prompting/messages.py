@@ -80,7 +80,7 @@ def check_messages(messages: Sequence[Message]) -> None:
 
 
 def check_last(messages: Sequence[Message], continue_final_message: bool) -> None:
-    """Raise PromptError unless an answer can begin (or go on, with ``continue_final_message``) behind the messages."""
+    """Raise PromptError unless an answer can follow the messages, or continue the last one if that is asked for."""
     role = messages[-1]["role"]
     if continue_final_message and role != "assistant":
         raise PromptError(
@@ -115,7 +115,7 @@ def first_surrogate(text: str) -> str | None:
 def as_turns(messages: Sequence[Message]) -> list[Message]:
     """Turn checked messages into turns: contents are lists of parts, and each turn has its form of training.
 
-    - A system text without words is no system text.
+    - A system text without words is not a system text.
     - Messages that the user (or the assistant) sends in a row are one turn, since roles alternated in training.
     - The tag of a turn's only medium is put in front of the turn, as published; several media stay where they are.
     - Parts of blank text are dropped. A turn of the assistant may be empty.

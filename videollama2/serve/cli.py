@@ -174,7 +174,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--model-name",
         dest="model",
         metavar="NAME",
-        help="whom to ask (default: the only one there is, else a choice is shown)",
+        help="model to ask (default: the only one; if there are several, they are listed to choose from)",
     )
     parser.add_argument(
         "--api-key-file", type=Path, metavar="FILE", help=f"first line: the key (also: {API_KEY_VARIABLE})"

@@ -32,21 +32,21 @@ def build_parser() -> argparse.ArgumentParser:
         "--dispatch-method",
         default=METHODS[0],
         choices=METHODS,
-        help="which worker takes a request: the least queue for its speed (default), or by lot, in proportion to speed",
+        help="how a worker is chosen: the shortest queue for its speed (default), or at random in proportion to speed",
     )
     parser.add_argument(
         "--expiry",
         type=seconds,
         default=EXPIRY_S,
         metavar="SECONDS",
-        help="silence after which a worker is gone (default %(default)g)",
+        help="silence after which a worker counts as gone (default %(default)g)",
     )
     parser.add_argument(
         "--worker-silence",
         type=seconds,
         default=Patience().silence,
         metavar="SECONDS",
-        help="without a byte of an answer, after which a worker is asked whether it lives (default %(default)g)",
+        help="time without a byte of an answer after which a worker is asked whether it is alive (default %(default)g)",
     )
     add_security_flags(parser, worker_flags=True, registry=True)
     add_debug_flag(parser)

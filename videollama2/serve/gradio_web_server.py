@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--model-list-mode",
         choices=("once", "reload"),
         default="once",
-        help="ask for the models once, or at every visit (default %(default)s)",
+        help="ask the controller for its models once, or at every visit (default %(default)s)",
     )
     models.add_argument(
         "--api-key-file",

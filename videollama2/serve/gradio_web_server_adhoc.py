@@ -36,9 +36,12 @@ def build_parser(default_model: str = TINY_MODEL_NAME) -> argparse.ArgumentParse
         default=[default_model],
         help=f"one or more of: videollama2-tiny (built in), a folder, a hub name (default {default_model})",
     )
-    model.add_argument("--max-batch", type=int, metavar="N", help="answers computed together (default: what fits)")
+    model.add_argument("--max-batch", type=int, metavar="N", help="answers computed together (default: as many as fit)")
     model.add_argument(
-        "--max-length", type=int, metavar="N", help="tokens of a conversation with its answer (default: what fits)"
+        "--max-length",
+        type=int,
+        metavar="N",
+        help="longest conversation with its answer, in tokens (default: what fits)",
     )
     add_page_flags(parser, max_upload_mb=256)
     add_debug_flag(parser)

@@ -49,7 +49,7 @@ def add_serve_command(commands: Any) -> None:
         "serve", help=_HELP, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.set_defaults(run=run)
-    where = parser.add_argument_group("where")
+    where = parser.add_argument_group("addresses and parts")
     where.add_argument(
         "--host", default="127.0.0.1", help="address of the API and the page (default: this machine alone)"
     )
@@ -60,11 +60,11 @@ def add_serve_command(commands: Any) -> None:
         type=port,
         default=7860,
         metavar="PORT",
-        help="of the web page (default %(default)s)",
+        help="port of the web page (default %(default)s)",
     )
     where.add_argument("--api-port", type=port, default=8000, metavar="PORT", help="default %(default)s")
     _add_workers(where)
-    where.add_argument("--no-page", action="store_true", help="no web page")
+    where.add_argument("--no-page", action="store_true", help="start no web page")
     _add_page_flags(where)
     _add_models(parser)
     _add_replicas(parser)
@@ -80,7 +80,7 @@ def _add_workers(parser: argparse._ActionsContainer) -> None:
         type=port,
         default=40000,
         metavar="PORT",
-        help="of the first worker; the others follow (default %(default)s)",
+        help="port of the first worker; the others use the following ones (default %(default)s)",
     )
     parser.add_argument(
         "--workers", type=number(1), default=1, metavar="N", help="workers per model (default %(default)s)"
@@ -88,8 +88,10 @@ def _add_workers(parser: argparse._ActionsContainer) -> None:
 
 
 def _add_page_flags(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument("--auth-file", metavar="FILE", help="lines 'user:password'; the page then asks for them")
-    parser.add_argument("--vote-log", metavar="FILE", help="of the page (default runs/votes.jsonl)")
+    parser.add_argument("--auth-file", metavar="FILE", help="accounts of the web page, as lines 'user:password'")
+    parser.add_argument(
+        "--vote-log", metavar="FILE", help="file for votes and flags of the page (default runs/votes.jsonl)"
+    )
 
 
 def _add_models(parser: argparse.ArgumentParser) -> None:

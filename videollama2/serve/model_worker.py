@@ -56,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
         dest="worker",
         type=address,
         metavar="URL",
-        help="where controller and clients reach this worker (default: this machine and port)",
+        help="address at which controller and clients reach this worker (default: this machine and port)",
     )
     parser.add_argument("--no-register", action="store_true", help="serve alone, without a controller")
     parser.add_argument(
@@ -66,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--speed",
         type=seconds,
         metavar="X",
-        help="weight of this worker for the controller (default: tokens per second, the best measured so far)",
+        help="weight of this worker for the controller (default: its best measured tokens per second)",
     )
     add_worker_flags(parser)
     add_security_flags(parser, worker_flags=True)

@@ -50,7 +50,7 @@ def add_replica_flags(parser: argparse.ArgumentParser) -> None:
         "--min-replicas", type=number(1), default=1, metavar="N", help="replicas of a model (default %(default)s)"
     )
     group.add_argument(
-        "--max-replicas", type=number(1), metavar="N", help="replicas when busy (default: as --min-replicas)"
+        "--max-replicas", type=number(1), metavar="N", help="replicas under load (default: as --min-replicas)"
     )
     group.add_argument(
         "--target-requests",
@@ -67,10 +67,18 @@ def add_replica_flags(parser: argparse.ArgumentParser) -> None:
         help="requests that a replica takes; more wait in the API, up to --max-queue (default %(default)s)",
     )
     group.add_argument(
-        "--scale-up-after", type=seconds, default=30.0, metavar="SECONDS", help="of high load (default %(default)g)"
+        "--scale-up-after",
+        type=seconds,
+        default=30.0,
+        metavar="SECONDS",
+        help="time of high load before a replica is added (default %(default)g)",
     )
     group.add_argument(
-        "--scale-down-after", type=seconds, default=600.0, metavar="SECONDS", help="of low load (default %(default)g)"
+        "--scale-down-after",
+        type=seconds,
+        default=600.0,
+        metavar="SECONDS",
+        help="time of low load before a replica is removed (default %(default)g)",
     )
     add_reservation_flags(group)
     group.add_argument(
@@ -88,7 +96,7 @@ def add_reservation_flags(group: argparse._ActionsContainer) -> None:
         "--gpus-per-replica",
         type=share,
         metavar="X",
-        help="may be a fraction (default: --tensor-parallel-size, or 1, if the cluster has GPUs; else 0)",
+        help="GPUs to reserve, or a fraction (default: --tensor-parallel-size, or 1, if the cluster has GPUs; else 0)",
     )
     group.add_argument(
         "--cpus-per-replica", type=share, default=1.0, metavar="X", help="cores to reserve (default %(default)g)"

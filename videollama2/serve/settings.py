@@ -145,7 +145,7 @@ def add_security_flags(parser: argparse.ArgumentParser, worker_flags: bool, regi
         "--api-key-file",
         type=Path,
         metavar="FILE",
-        help=f"keys of clients, one per line (also: {API_KEY_VARIABLE}); without any, no key is asked for",
+        help=f"keys of clients, one per line (also: {API_KEY_VARIABLE}); without any, no key is needed",
     )
     if worker_flags:
         group.add_argument(
@@ -160,13 +160,13 @@ def add_security_flags(parser: argparse.ArgumentParser, worker_flags: bool, regi
             action="append",
             metavar="NETWORK",
             help="network or host that workers may have, e.g. 10.0.0.0/8; repeatable (default: this "
-            "machine without a worker token, any with one)",
+            "machine, or any with a worker token)",
         )
     group.add_argument(
         "--cors-origin",
         action="append",
         metavar="ORIGIN",
-        help="web origin whose pages may call, e.g. https://example.com; repeatable (default: none)",
+        help="web origin whose pages may call the API, e.g. https://example.com; repeatable (default: none)",
     )
     group.add_argument(
         "--max-body-mb", type=number(1), default=128, metavar="MB", help="largest request (default %(default)s)"
@@ -236,7 +236,7 @@ def _check_network(entry: str) -> None:
         try:
             ipaddress.ip_network(entry, strict=False)
         except ValueError as error:
-            raise ConfigError(f"--allowed-workers: {entry!r} is no network ({error})") from error
+            raise ConfigError(f"--allowed-workers: {entry!r} is not a network ({error})") from error
     elif not entry or any(character in entry for character in " ,:@") and not is_address(entry):
         raise ConfigError(f"--allowed-workers: {entry!r} is neither a network nor a host")
 
@@ -273,15 +273,15 @@ def add_media_flags(parser: argparse.ArgumentParser) -> None:
         "--media-root", type=Path, metavar="DIR", help="open file:// URLs below this folder (default: none)"
     )
     limits = (
-        ("--max-media", number(1), default.max_media, "N", "per request"),
-        ("--max-media-mb", number(1), default.max_bytes // MIB, "MB", "of one, encoded"),
-        ("--max-pixels", number(1), default.max_pixels, "N", "of one frame"),
-        ("--max-frames", number(1), default.max_frames, "N", "of one video"),
-        ("--max-duration", seconds, default.max_duration_s, "SECONDS", "of a video or sound"),
-        ("--fetch-timeout", seconds, default.fetch_timeout_s, "SECONDS", "for one URL"),
-        ("--decode-timeout", seconds, default.decode_timeout_s, "SECONDS", "for one medium"),
-        ("--decode-memory-mb", number(64), default.decode_memory_bytes // MIB, "MB", "of a decoding process"),
-        ("--decode-processes", number(1), default.decode_processes, "N", "that decode side by side"),
+        ("--max-media", number(1), default.max_media, "N", "media per request"),
+        ("--max-media-mb", number(1), default.max_bytes // MIB, "MB", "size of one medium as it is sent"),
+        ("--max-pixels", number(1), default.max_pixels, "N", "pixels of one frame"),
+        ("--max-frames", number(1), default.max_frames, "N", "frames of one video"),
+        ("--max-duration", seconds, default.max_duration_s, "SECONDS", "length of a video or sound"),
+        ("--fetch-timeout", seconds, default.fetch_timeout_s, "SECONDS", "time to fetch one URL"),
+        ("--decode-timeout", seconds, default.decode_timeout_s, "SECONDS", "time to decode one medium"),
+        ("--decode-memory-mb", number(64), default.decode_memory_bytes // MIB, "MB", "memory of a decoding process"),
+        ("--decode-processes", number(1), default.decode_processes, "N", "processes that decode side by side"),
     )
     for flag, kind, value, unit, text in limits:
         group.add_argument(flag, type=kind, default=value, metavar=unit, help=f"{text} (default %(default)s)")
@@ -296,7 +296,7 @@ def read_media_policy(args: argparse.Namespace) -> MediaPolicy:
     root = args.media_root
     if root is not None:
         if not root.is_dir():
-            raise ConfigError(f"--media-root: {root} is no folder")
+            raise ConfigError(f"--media-root: {root} is not a folder")
         root = root.resolve()
     for host in args.allowed_media_hosts or ():
         if not host or any(character in host for character in " ,/@*"):

@@ -196,7 +196,7 @@ def runs(out: Path, plan: Plan, connectors: Sequence[str]) -> Iterator[Run]:
     """Train and test every connector with every seed, and yield each run; those in ``out/runs`` are not repeated.
 
     Raises:
-        DataError: a file in ``out/runs`` is of another plan, or is no run.
+        DataError: a file in ``out/runs`` is of another plan, or is not a run.
     """
     (out / "runs").mkdir(parents=True, exist_ok=True)
     drawn: tuple[Clips, Clips] | None = None
@@ -230,7 +230,7 @@ def _former(path: Path, plan: Plan) -> Run:
         made = raw.pop("plan")
         run = Run(**raw)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: is no run of this comparison ({error}); remove it") from error
+        raise DataError(f"{path}: is not a run of this comparison ({error}); remove it") from error
     if made != _identity(plan):
         raise DataError(f"{path}: was made with {made}, not {_identity(plan)}; take another folder")
     return run

@@ -78,7 +78,7 @@ def write_outside(out: Path, pictures: Path, sounds: Path, count: int, seed: int
 def _files(folder: Path) -> list[Path]:
     found = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
     if not found:
-        raise DataError(f"{folder} is no folder with files")
+        raise DataError(f"{folder} is not a folder with files")
     return found
 
 

@@ -89,7 +89,7 @@ class TinySizes:
     """Sizes of the tiny model.
 
     Raises:
-        ConfigError: the image size is no multiple of the patch size, a width no multiple of its number of heads, or the
+        ConfigError: the image size is not a multiple of the patch size, a width is not one of its heads, or the
             number of heads no multiple of the number of key-value heads.
     """
 
@@ -114,7 +114,7 @@ class TinySizes:
             ("heads", "key_value_heads"),
         ):
             if getattr(self, part) < 1 or getattr(self, whole) % getattr(self, part):
-                raise ConfigError(f"{whole} {getattr(self, whole)} is no multiple of {part} {getattr(self, part)}")
+                raise ConfigError(f"{whole} {getattr(self, whole)} is not a multiple of {part} {getattr(self, part)}")
 
     def text_config(self) -> dict[str, Any]:
         """Return the fields of the decoder's Qwen2Config."""

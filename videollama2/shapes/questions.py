@@ -165,7 +165,7 @@ def ask(
 
 
 def name_facts(index: int, item: ShapeObject) -> set[str]:
-    """Return the fact that a mention of this object tells: which colour goes with which shape."""
+    """Return the fact that a mention of this object reveals: which colour goes with which shape."""
     return {f"name {index}"} if item.behaviour not in ("recolour", "reshape") else set()
 
 

@@ -292,7 +292,7 @@ def _freeze_matching(model: VideoLlama2ForConditionalGeneration, pattern: str) -
     try:
         frozen = [name for name in learning if re.fullmatch(pattern, name)]
     except re.error as error:
-        raise ConfigError(f"--freeze_regex {pattern!r} is no regular expression: {error}") from error
+        raise ConfigError(f"--freeze_regex {pattern!r} is not a regular expression: {error}") from error
     if not frozen:
         example = min(learning, default="nowhere")
         raise ConfigError(f"--freeze_regex {pattern!r} matches no parameter that learns; one that does is {example}")

@@ -39,7 +39,7 @@ _COMPARED = 100
 
 @dataclass(frozen=True)
 class Outline:
-    """What tells whether two processes have read the same records from annotation files of the same content.
+    """A summary that shows whether two processes have read the same records from annotation files of the same content.
 
     Attributes:
         left_out: number of records that were left out, and a checksum of their problems.

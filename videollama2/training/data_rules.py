@@ -103,7 +103,7 @@ def _feature_rules(
         (encoders, f"{frozen}, --lora_parts {encoders} trains them"),
         (not model_args.freeze_vision_tower, f"{frozen}, --freeze_vision_tower False trains the vision encoder"),
         (model_args.tune_audio_tower, f"{frozen}, --tune_audio_tower trains the audio encoder"),
-        (data_args.media_cache, "--media_cache keeps frames, which nobody decodes with --features"),
+        (data_args.media_cache, "--media_cache keeps decoded frames, and with --features nothing is decoded"),
         (training_args.objective == "grpo", "--objective grpo answers questions about pixels, not about --features"),
         (training_args.fp16, "--features are computed in float32 or, with --bf16 True, in bfloat16; --fp16 is neither"),
     ]

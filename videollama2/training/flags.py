@@ -55,7 +55,7 @@ class TrainingArguments(ObjectiveFlags, EvaluationFlags, transformers.TrainingAr
         default=None,
         metadata={"help": "YAML file that holds any of these flags; those of the command line override it."},
     )
-    # All flags of the command line and of its recipe, for the recipe that the run writes. It is no flag itself.
+    # All flags of the command line and of its recipe, for the recipe that the run writes. It is not a flag itself.
     given = dict[str, Any]()
     resume_older: bool = field(
         default=False,

@@ -195,7 +195,7 @@ class GrpoTrainer(VideoLlama2Trainer):
         return self.share_of_step((loss_B * counted_B).sum(), num_items_in_batch)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the answers' mean reward and what else tells how the run goes to a step's log line (collective)."""
+        """Add the answers' mean reward and other measures of progress to a step's log line (collective)."""
         if "loss" in logs:
             logs.update(self._rates_of_answers())
         super().log(logs, start_time)

@@ -85,7 +85,7 @@ def add_lora(model: VideoLlama2ForConditionalGeneration, args: LoraFlags) -> Non
 
 
 def adaptable_layers(model: VideoLlama2ForConditionalGeneration, part: str) -> list[nn.Linear]:
-    """Return the linear layers of one of ``LORA_PARTS`` that run, which LoRA adapts unless it is told otherwise."""
+    """Return the linear layers of one of ``LORA_PARTS`` that run, which LoRA adapts by default."""
     module = getattr(model.model, part)
     return [module.get_submodule(name) for name in sorted(_running(model, part))]
 
@@ -127,10 +127,10 @@ def _target(model: VideoLlama2ForConditionalGeneration, part: str, asked: str | 
     try:
         matched = {name for name, _ in getattr(model.model, part).named_modules() if re.fullmatch(asked, name)}
     except re.error as error:
-        raise ConfigError(f"--lora_target {asked!r} is no regular expression: {error}") from error
+        raise ConfigError(f"--lora_target {asked!r} is not a regular expression: {error}") from error
     if not matched & running or matched - linear:
         example = min(matched - linear, default=None)
-        found = f"{example}, which is no linear layer" if example else "no layer"
+        found = f"{example}, which is not a linear layer" if example else "no layer"
         raise ConfigError(
             f"--lora_target {asked!r} matches {found} of the {part.replace('_', ' ')}; a linear layer is "
             f"{min(running, default='nowhere')}"
@@ -144,6 +144,6 @@ def _without_numbers(names: set[str]) -> Iterator[str]:
 
 
 def fused_experts(model: VideoLlama2ForConditionalGeneration) -> int:
-    """Return the number of weights in experts fused into one tensor, which is no linear layer and not quantised."""
+    """Return the number of weights in experts fused into one tensor, which is not a linear layer and not quantised."""
     named = model.model.language_model.named_parameters()
     return sum(parameter.numel() for name, parameter in named if ".experts." in name and parameter.ndim == 3)

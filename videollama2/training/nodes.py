@@ -1,7 +1,7 @@
 """What the nodes of a run must have alike: files, weights, flags, and the records that are read of them.
 
 Each node may have a copy of its own of every file. Processes that read different records would learn from a mixture
-that nobody asked for, or wait for each other for ever, so they compare what they have before anything is learnt.
+that was not asked for, or wait for each other for ever, so they compare what they have before anything is learnt.
 """
 
 from __future__ import annotations

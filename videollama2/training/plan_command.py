@@ -50,18 +50,18 @@ memory. ZeRO has the buckets of scripts/zero2.json and scripts/zero3.json."""
 
 def add_plan_command(subparsers: Any) -> None:
     """Add ``plan`` to the command line."""
-    parser = subparsers.add_parser("plan", help="which ways of training a model fit into a GPU, by counting")
+    parser = subparsers.add_parser("plan", help="count which ways of training a model fit into a GPU")
     parser.description = (
         "Count the memory and the time of a step for each way of training a model, without its weights, and tell which "
         "ways fit. A step is a forward and a backward pass of --batch records on each GPU."
     )
     parser.add_argument("--model", required=True, help=f"a checkpoint: {PATH_HELP}, such as {DEFAULT_MODEL_NAME}")
     parser.add_argument("--gpus", type=int, default=8, metavar="N", help="number of GPUs (default: %(default)s)")
-    parser.add_argument("--memory", type=float, default=80, metavar="GB", help="of a GPU (default: %(default)s)")
-    parser.add_argument("--gpu", choices=sorted(PEAK_FLOPS), default="H100", help="its kind (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=4, metavar="N", help="records of each GPU (default: %(default)s)")
+    parser.add_argument("--memory", type=float, default=80, metavar="GB", help="memory of a GPU (default: %(default)s)")
+    parser.add_argument("--gpu", choices=sorted(PEAK_FLOPS), default="H100", help="kind of GPU (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=4, metavar="N", help="records per GPU (default: %(default)s)")
     parser.add_argument(
-        "--tokens", type=int, default=2048, metavar="N", help="of a record or packed row (default: %(default)s)"
+        "--tokens", type=int, default=2048, metavar="N", help="tokens of a record or packed row (default: %(default)s)"
     )
     parser.add_argument(
         "--clips", type=int, default=1, metavar="N", help="clips of a record or packed row (default: %(default)s)"
@@ -76,7 +76,7 @@ def _plan(args: argparse.Namespace) -> int:
             raise ConfigError(f"--{name} {getattr(args, name)} is not above 0")
     path = resolve_name(args.model)
     if not is_videollama2(read_config(path)):  # read_config says in one line where there is none
-        raise ConfigError(f"--model {args.model} is no VideoLLaMA 2 checkpoint")
+        raise ConfigError(f"--model {args.model} is not a VideoLLaMA 2 checkpoint")
     config = VideoLlama2Config.from_pretrained(path)
     planner, load = Planner(config), Load(args.batch, args.tokens, args.gpus, args.clips)
     if args.tokens <= planner.visual * args.clips:

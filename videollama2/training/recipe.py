@@ -40,7 +40,7 @@ def take_recipe(argv: Sequence[str], known: Collection[str]) -> list[str]:
         known: names of all flags.
 
     Raises:
-        ConfigError: the file cannot be read, is no mapping of flags to values, or names a flag that does not exist.
+        ConfigError: the file cannot be read, is not a mapping of flags to values, or names a flag that does not exist.
     """
     rest, files = [], []
     remaining = iter(argv)

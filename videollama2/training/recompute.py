@@ -1,4 +1,4 @@
-"""Chooses which layers compute their activations anew in the backward pass instead of keeping them."""
+"""Chooses which layers recompute their activations in the backward pass instead of keeping them."""
 
 from __future__ import annotations
 

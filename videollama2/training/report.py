@@ -1,4 +1,4 @@
-"""``report.md``: what a run was, how it went and where, for somebody who was not there."""
+"""Writes ``report.md``: what a run was, how it went and on which machine."""
 
 from __future__ import annotations
 

@@ -36,9 +36,9 @@ def load_reward(name: str) -> Reward:
         module = _module_of_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
         found: Any = getattr(module, function)
     except (ImportError, OSError, AttributeError, ValueError, SyntaxError) as error:
-        raise ConfigError(f"--reward {name} is no MODULE:FUNCTION or FILE.py:FUNCTION: {error}") from error
+        raise ConfigError(f"--reward {name} is not MODULE:FUNCTION or FILE.py:FUNCTION: {error}") from error
     if not callable(found):
-        raise ConfigError(f"--reward {name} is no function, but {type(found).__name__}")
+        raise ConfigError(f"--reward {name} is not a function, but {type(found).__name__}")
     return cast("Reward", found)
 
 

@@ -105,7 +105,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: is no record of a run ({type(error).__name__}: {error})") from error
+        raise CheckpointError(f"{path}: is not a record of a run ({type(error).__name__}: {error})") from error
     return record
 
 
@@ -146,7 +146,7 @@ def find_start(
     if finished and not all((folder / name).is_file() for name in finished["files"]):
         finished = None
     whole = whole_checkpoints(folder)
-    # As long as nothing was learnt, the folder may change to another run: the record alone binds nobody.
+    # As long as nothing was learnt, another run may take the folder: a record alone does not reserve it.
     if record is not None and (finished or whole):
         identity.check(RunIdentity.from_json(record["identity"]), folder)
     if finished and asked in (None, finished["resumed"]):

@@ -336,7 +336,7 @@ class _EpochStart(TrainerCallback):
 
 
 class _OptimizerTime(TrainerCallback):
-    """A callback that tells the clock when the optimizer's step begins and ends."""
+    """A callback that reports to the clock when the optimizer's step begins and ends."""
 
     def __init__(self, clock: StepClock) -> None:
         self.clock = clock

@@ -129,7 +129,7 @@ def _asked(args: argparse.Namespace, lines: Sequence[BatchLine], at_once: int) -
 
 
 def _quiet() -> None:
-    """Take from Ray Data's log what this command tells itself, and tracebacks of requests that died with a replica."""
+    """Drop from Ray Data's log what this command itself reports, and tracebacks of requests lost with a replica."""
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     for name in ("streaming_executor", "streaming_executor_state", "operators.actor_pool_map_operator"):

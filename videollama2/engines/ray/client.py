@@ -88,7 +88,7 @@ class ReplicaClient:
         self._statuses: dict[str, WorkerStatus] = {}
 
     async def lengths(self) -> dict[str, int | None]:
-        """Return each model with its limit on tokens of prompt and answer; None as long as no replica tells it.
+        """Return each model with its limit on tokens of prompt and answer; None until a replica reports it.
 
         Raises:
             ApiError: no model has a replica yet.

@@ -194,7 +194,7 @@ class ServeReplicas:
         return lost(error, replica) if isinstance(error, (RayError, RayServeException)) else None
 
     async def metrics(self) -> dict[str, bytes]:
-        """Return the metrics of each replica that tells them in time."""
+        """Return the metrics of each replica that replies in time."""
         return await told(self._handle)
 
 

@@ -16,7 +16,7 @@ _YES, _NO = ("true", "1", "yes"), ("false", "0", "no", "")
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are exceptions, because nobody may be at a terminal."""
+    """A parser whose errors are exceptions, because there may be no terminal."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message)

@@ -47,11 +47,11 @@ good_clips_git/          (or videos/) q_uid.mp4 (or another kind of video)
         videos = VideoFolder(data, "good_clips_git", "videos")
         items = [_item(entry, videos, answers) for entry in read_entries(path)]
         check_unique((item.id for item in items), path)
-        # If the list of questions is shortened, answers may be left over, but an answer to something that is no id is a
-        # mistake.
+        # If the list of questions is shortened, answers may be left over. An answer under a name that is not an id,
+        # however, is a mistake.
         unknown = [uid for uid in answers if not _ID.fullmatch(uid)]
         if unknown:
-            raise DataError(f"{data / ANSWERS}: {unknown[0]!r} is no question of {path}")
+            raise DataError(f"{data / ANSWERS}: {unknown[0]!r} is not a question of {path}")
         return items
 
     def write_submission(self, items: Sequence[Item], samples: Sequence[Sample], folder: Path) -> list[Path]:

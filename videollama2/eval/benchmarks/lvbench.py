@@ -66,7 +66,7 @@ def _item(entry: AnnotationEntry, media: str, category: str) -> Item:
     question, answer = entry.text("question"), entry.text("answer").strip()
     options = tuple(text.strip() for _, text in _OPTION.findall(question))
     if len(options) < 2 or answer not in LETTERS[: len(options)]:
-        raise entry.problem("answer", f"{answer!r} is no option of its question")
+        raise entry.problem("answer", f"{answer!r} is not an option of its question")
     return Item(
         id=entry.answer("uid"),
         media=media,

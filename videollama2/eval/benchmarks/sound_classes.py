@@ -88,5 +88,5 @@ def _lone_letter(said: str, classes: Sequence[str]) -> int | None:
 
 
 def _plain(name: str) -> str:
-    """Return a class's name as it is compared: ``cafe/restaurant`` and ``forest_path`` occur in annotations, too."""
+    """Return a class's name in the form that is compared; annotations also have ``forest_path``, for example."""
     return " ".join(name.lower().replace("/", " or ").replace("_", " ").split())

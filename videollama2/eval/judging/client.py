@@ -116,7 +116,7 @@ class ChatClient:
             body = json.loads(response.http_response.content)
             text = body["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError) as error:
-            raise JudgeCallError("the reply is no chat completion") from error
+            raise JudgeCallError("the reply is not a chat completion") from error
         if not isinstance(text, str):
             raise JudgeCallError("the reply holds no text")
         return JudgeReply(text, str(body.get("model") or request["model"]), _usage(body.get("usage")))

@@ -112,7 +112,7 @@ class MediaReader:
                 return ReadMedium(part.kind, content, frames, None, tokens_ND, monotonic() - started, note)
         values, frames, note = read_part(part, self._processor)
         content = medium_key(self._model, part.kind, values)
-        # Any other key is a fresh object, which nobody can ask for again.
+        # Any other key is a fresh object, which cannot be asked for again.
         if isinstance(key, tuple):
             self._contents.put(key, (content, frames, note))
         return ReadMedium(part.kind, content, frames, values, None, monotonic() - started, note)

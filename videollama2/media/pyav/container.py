@@ -21,7 +21,7 @@ def open_container(source: Any, name: str, limits: MediaLimits = OWN_FILES) -> A
     """Return FFmpeg's container of a path, or of a binary file that can seek.
 
     Raises:
-        MediaError: the source is no container of a format that is read here.
+        MediaError: the source is not a container of a format that is read here.
     """
     if hasattr(source, "read"):
         source.seek(0)

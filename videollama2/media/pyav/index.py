@@ -19,7 +19,7 @@ READ_ON_PACKETS = 12
 """A seek is worth it when it skips more packets than this: the decoder has to fill again afterwards."""
 
 _LEAP = 10
-"""A step of the clock that is so many times the usual one is no frame's duration."""
+"""A step of the clock that is so many times the usual one is not a frame's duration."""
 
 
 class PacketInfo(NamedTuple):

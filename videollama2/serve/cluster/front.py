@@ -38,7 +38,7 @@ class Workers(Protocol):
         """Return each available model with its limit on tokens of prompt and answer.
 
         Raises:
-            ApiError: nobody knows at the moment.
+            ApiError: no part of the cluster knows it at the moment.
         """
         ...
 

@@ -199,7 +199,7 @@ class ControllerBackend:
         return self._statuses[model]
 
     async def _ask_status(self, model: str) -> dict[str, Any]:
-        """Return a worker's status. Only what is drawn depends on it, so a missing reply is no error."""
+        """Return a worker's status. Only what is drawn depends on it, so a missing reply is not an error."""
         address = await self.client.worker_address(model)
         try:
             async with make_client() as http:

@@ -220,7 +220,7 @@ class Events:
             return f"The question is longer than {MAX_QUESTION} characters. Shorten it."
         seed = (values[w.seed] or "").strip()
         if seed and not (seed.isascii() and seed.isdecimal() and int(seed) <= MAX_SEED):
-            return f"Seed: {seed!r} is no whole number from 0 to {MAX_SEED}."
+            return f"Seed: {seed!r} is not a whole number from 0 to {MAX_SEED}."
         if len(values[w.files] or ()) > self.settings.max_media:
             return f"One question can have at most {self.settings.max_media} files. Remove some."
         return ""

@@ -118,5 +118,5 @@ def seconds_of(label: str, text: str | None) -> float | None:
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds < float("inf"):
-        raise RefusedMediaError(f"{label}: {text!r} is no number of seconds")
+        raise RefusedMediaError(f"{label}: {text!r} is not a number of seconds")
     return seconds

@@ -49,17 +49,17 @@ def add_page_flags(parser: argparse.ArgumentParser, max_upload_mb: int) -> None:
         default=[],
         metavar="NAME",
         help="name under which visitors reach the page, e.g. behind a reverse proxy; repeatable "
-        "(addresses and localhost always do)",
+        "(addresses and localhost are always allowed)",
     )
     page.add_argument(
-        "--share", action="store_true", help="also open a public address at gradio.live, for everybody who knows it"
+        "--share", action="store_true", help="also open a public address at gradio.live, for everyone who knows it"
     )
     page.add_argument(
         "--concurrency-count",
         type=int,
         default=16,
         metavar="N",
-        help="answers at once; more wait (default %(default)s)",
+        help="answers computed at once; more wait (default %(default)s)",
     )
     page.add_argument(
         "--vote-log",
@@ -67,17 +67,17 @@ def add_page_flags(parser: argparse.ArgumentParser, max_upload_mb: int) -> None:
         metavar="FILE",
         help="votes and flags, as JSON lines (default %(default)s); '' takes none",
     )
-    page.add_argument("--auth-file", metavar="FILE", help="lines 'user:password'; the page then asks for them")
-    page.add_argument("--root-path", metavar="PATH", help="where a reverse proxy shows the page, e.g. /demo")
+    page.add_argument("--auth-file", metavar="FILE", help="accounts of the page, as lines 'user:password'")
+    page.add_argument("--root-path", metavar="PATH", help="path at which a reverse proxy shows the page, e.g. /demo")
     page.add_argument(
-        "--max-upload-mb", type=int, default=max_upload_mb, metavar="MB", help="of one file (default %(default)s)"
+        "--max-upload-mb", type=int, default=max_upload_mb, metavar="MB", help="largest file (default %(default)s)"
     )
     page.add_argument(
         "--max-uploads-gb",
         type=float,
         default=20,
         metavar="GB",
-        help="of all uploads on the disk together (default %(default)s)",
+        help="largest size of all uploads on the disk together (default %(default)s)",
     )
 
 

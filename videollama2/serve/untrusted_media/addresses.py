@@ -3,7 +3,7 @@
 The operator's list (``--allowed-media-hosts``) has entries of two forms:
 
 * ``cdn.example.com`` allows this host at the default port (80 for http, 443 for https). The name must resolve to
-  public addresses, so that whoever controls the name cannot point it into the operator's network.
+  public addresses, so that the owner of the name cannot point it into the operator's network.
 * ``cdn.local:8080`` allows this host at this port only. By naming the port the operator vouches for one particular
   service, which may therefore also be in a private network or on this machine.
 

@@ -42,7 +42,7 @@ def read_below(root: Path | None, path: str, max_bytes: int) -> bytes:
         raise _refused(f"{place} is not below {top}")
     # The type is checked before opening, because merely opening some devices has side effects.
     if not stat.S_ISREG(_status(place).st_mode):
-        raise _refused(f"{place} is no regular file")
+        raise _refused(f"{place} is not a regular file")
     try:
         handle = os.open(place, _FLAGS)
     except (OSError, ValueError) as error:

@@ -80,7 +80,7 @@ def sound_of(reply: dict[str, Any], arrays: Sequence[bytearray], samples: int) -
         raise InvalidReplyError(f"a reply with a sound of type {name!r:.200}")
     wave_S = np.frombuffer(arrays[0], name)
     wave_S.flags.writeable = False
-    # Float files are not clipped, as published, but a value that is no number would spoil the whole filter bank.
+    # Float files are not clipped, as published, but a value that is not a number would spoil the whole filter bank.
     if not np.isfinite(wave_S).all():
         raise InvalidReplyError("a reply with a sound that holds infinite values")
     if not isinstance(seconds, float) or not 0 <= seconds < 1e9 or not _are_spans(spans):

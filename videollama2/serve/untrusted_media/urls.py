@@ -169,7 +169,7 @@ def parse_data(url: Text, kind: str, max_bytes: int, max_frames: int) -> bytes |
     main = mime.partition("/")[0]
     # Clients that do not know the type send octet-stream.
     if not KINDS[kind].fits_mime(mime) and mime != "application/octet-stream":
-        raise RefusedMediaError(f"a data URL of type {main}/... is no {kind}", "invalid_media_url")
+        raise RefusedMediaError(f"a data URL of type {main}/... is not {with_article(kind)}", "invalid_media_url")
     start = found.end()
     if (len(url) - start) * 3 // 4 > max_bytes:
         raise RefusedMediaError(f"{with_article(kind)} is larger than {max_bytes} bytes", "media_too_large", 413)

@@ -63,7 +63,7 @@ def warn_if_open(host: str, security: Security) -> None:
     """Log a warning if strangers could use this server."""
     if not security.api_keys and not is_loopback(host):
         _log.warning(
-            "listening on %s without an API key: whoever reaches this port can use it; see --api-key-file", host
+            "listening on %s without an API key: everyone who can reach this port can use it; see --api-key-file", host
         )
 
 

@@ -62,8 +62,8 @@ class WorkerService(ChatService):
         from videollama2.processing import media_kinds
 
         load = self.engine.load
-        # All work in hand, also what is not in the engine yet: the controller sends the next request to whoever has
-        # least.
+        # All work in hand, also what is not in the engine yet: the controller sends the next request to the worker with
+        # the shortest queue.
         queue = load["decoding"] + load["prefilling"] + load["waiting"] + self.preparing
         config = self.engine.processor.model_config
         return WorkerStatus(

@@ -78,7 +78,7 @@ def add_worker_flags(parser: argparse.ArgumentParser, is_several: bool = False, 
         flags.add_model_flags(parser, action="append", default=None, help=text)
     else:
         flags.add_model_flags(parser).add_argument(
-            "--model-name", metavar="NAME", help="what clients call it (default: last part of the path)"
+            "--model-name", metavar="NAME", help="name of the model for clients (default: last part of the path)"
         )
     engine = parser.add_argument_group("engine")
     add_engine_choice(engine, has_ray)
@@ -86,13 +86,13 @@ def add_worker_flags(parser: argparse.ArgumentParser, is_several: bool = False, 
         "--limit-model-concurrency",
         type=number(1),
         metavar="N",
-        help="answers at once (default: 16, or fewer where memory is short)",
+        help="answers computed at once (default: 16, or fewer if memory is short)",
     )
     engine.add_argument(
         "--max-length",
         type=number(1),
         metavar="N",
-        help="tokens of prompt and answer (default: 4096, or fewer where model or memory is smaller)",
+        help="longest prompt with its answer, in tokens (default: 4096, or less if model or memory allow less)",
     )
     engine.add_argument(
         "--max-queue",
@@ -107,14 +107,14 @@ def add_worker_flags(parser: argparse.ArgumentParser, is_several: bool = False, 
         type=number(1),
         default=1,
         metavar="N",
-        help="/worker_generate_stream sends the text so far every N pieces (default %(default)s)",
+        help="send the text of /worker_generate_stream every N pieces (default %(default)s)",
     )
     engine.add_argument(
         "--drain-timeout",
         type=seconds,
         default=300.0,
         metavar="SECONDS",
-        help="for running answers to end after SIGTERM (default %(default)g)",
+        help="time that running answers have to finish after SIGTERM (default %(default)g)",
     )
     parser.add_argument("--log-prompts", action="store_true", help="write questions to the log")
 
@@ -140,7 +140,9 @@ def add_engine_choice(engine: argparse._ActionsContainer, has_ray: bool) -> None
         has_ray: whether the engine may be Ray.
     """
     choices = (*WORKER_MODULES, *((RAY,) if has_ray else ()))
-    engine.add_argument("--engine", choices=choices, default="own", help="what runs the model (default %(default)s)")
+    engine.add_argument(
+        "--engine", choices=choices, default="own", help="engine that runs the model (default %(default)s)"
+    )
     engine.add_argument(
         "--tensor-parallel-size", type=number(1), metavar="N", help="processes that share each layer (vllm only)"
     )
@@ -149,7 +151,7 @@ def add_engine_choice(engine: argparse._ActionsContainer, has_ray: bool) -> None
         action="append",
         type=engine_option,
         metavar="NAME=VALUE",
-        help="field of vLLM's engine arguments, with a value in JSON or a plain text; repeatable (vllm only)",
+        help="field of vLLM's engine arguments, with a value in JSON or plain text; repeatable (vllm only)",
     )
 
 

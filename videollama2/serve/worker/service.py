@@ -300,7 +300,7 @@ def structure_of(forms: Sequence[AnswerForm]) -> Structure | None:
 
 
 def as_api_error(error: VideoLlama2Error, retry_after_s: float, engine: BackEnd) -> ApiError:
-    """Return what a client is told about an error of the engine. Further details are only logged."""
+    """Return the error that a client gets for an error of the engine. Further details are only logged."""
     if isinstance(error, QueueFullError):
         return queue_full(retry_after_s)
     if isinstance(error, RequestTooLongError):
