@@ -1,4 +1,4 @@
-"""What belongs to a process: its rank among several, from torchrun's variables, its GPU and its processor cores."""
+"""Finds what belongs to a process: its rank among several (torchrun's variables), its GPU and its processor cores."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class ClipRules:
 
 @dataclass(frozen=True)
 class SoundSampling:
-    """Which part of a sound is heard.
+    """Defines which part of a sound is heard.
 
     Attributes:
         start, end: bounds in seconds, of a video from its first picture; None leaves that side open.

@@ -69,7 +69,7 @@ def check_num_frames(num_frames: object, name: str = "num_frames") -> int:
 
 @dataclass(frozen=True)
 class FrameSampling:
-    """Which part of a video is looked at, how often, and by which rule frames are chosen.
+    """Defines which part of a video is used, how many frames of it, and by which rule they are chosen.
 
     It is made where a caller says something about it (a flag, a field of a request, a part of a message) and handed
     down unchanged to the place where the video is open. A model fills in what was left to it with :meth:`for_model`.

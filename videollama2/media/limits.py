@@ -20,7 +20,7 @@ _CONTAINERS = (
 
 @dataclass(frozen=True)
 class MediaLimits:
-    """What is opened and decoded.
+    """Limits on what is opened and decoded.
 
     Attributes:
         max_side: longest side of a video's frames, in pixels.

@@ -28,7 +28,7 @@ Precision = Literal["float32", "autocast", "bfloat16"]
 
 @dataclass(frozen=True)
 class Matrices:
-    """What :func:`~videollama2.training.lora.add_lora` has to know. Without a rank, the weights themselves learn."""
+    """The settings of :func:`~videollama2.training.lora.add_lora`. Without a rank, the weights themselves learn."""
 
     lora_r: int
     adapted_parts: frozenset[str]

@@ -1,4 +1,4 @@
-"""What the nodes of a run must have alike: files, weights, flags, and the records that are read of them.
+"""Compares what the nodes of a run must have in common: files, weights, flags, and the records that they use.
 
 Each node may have a copy of its own of every file. Processes that read different records would learn from a mixture
 that was not asked for, or wait for each other for ever, so they compare what they have before anything is learnt.

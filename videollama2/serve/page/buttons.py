@@ -1,4 +1,4 @@
-"""Which buttons of the page can be pressed, depending on the state of the conversation."""
+"""Decides which buttons of the page can be pressed, depending on the state of the conversation."""
 
 from __future__ import annotations
 
