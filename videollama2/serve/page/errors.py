@@ -17,18 +17,18 @@ NO_MODEL = (
 BUSY = "Too many questions are waiting. Wait a few seconds, then press Regenerate."
 BUSY_DRAWING = "Many videos are being read at the moment. Ask your question, or choose the file again in a few seconds."
 TOO_LONG = (
-    "The conversation with its frames is longer than this model can read. Press Clear and begin anew, or set fewer "
+    "The conversation with its frames is longer than this model can read. Press Clear and start again, or set fewer "
     "frames under Advanced."
 )
 UNREACHABLE = (
     "The page cannot reach the server with the models. Wait a minute and press Regenerate; if this server is yours, "
-    "look whether the controller runs."
+    "check whether the controller is running."
 )
 GONE = "This model is not running any more. Choose another one and press Regenerate."
-TOO_MANY = "The conversation has more videos, pictures and sounds than the server takes. Press Clear and begin anew."
+TOO_MANY = "The conversation has more videos, pictures and sounds than the server takes. Press Clear and start again."
 TOO_LARGE = (
-    "The files of this conversation are larger than the server takes at once. Press Clear and begin "
-    "anew, with smaller or shorter files."
+    "The files of this conversation are larger than the server takes at once. Press Clear and start "
+    "again, with smaller or shorter files."
 )
 BROKE_OFF = "The server that was answering stopped. Press Regenerate to ask once more."
 NOT_TAKEN = "This model cannot take such a file. Choose another model, or another use of videos."
