@@ -214,7 +214,7 @@ def _shard_names(index: Path) -> set[str]:
     # An index may only name files of its own folder, so that a foreign checkpoint cannot make us read other files.
     strange = sorted(name for name in names if Path(name).name != name or "\\" in name)
     if strange:
-        raise CheckpointError(f"{index}: weight_map names {quoted(strange[0])}, which is no file beside it")
+        raise CheckpointError(f"{index}: weight_map names {quoted(strange[0])}, which is not a file beside it")
     return names
 
 

@@ -125,7 +125,7 @@ def asked_quantization(fields: dict[str, Any], source: str, dtype: torch.dtype) 
         return None
     place = f"{source}: quantization_config"
     if not isinstance(asked, dict) or asked.get("quant_method", "bitsandbytes") != "bitsandbytes":
-        raise ConfigError(f"{place} {quoted(asked)} is none of bitsandbytes, which alone can be used here")
+        raise ConfigError(f"{place} {quoted(asked)} is not a setting of bitsandbytes, and no other is supported here")
     bits = [n for n in (4, 8) if asked.get(f"load_in_{n}bit") is True]
     if len(bits) != 1:
         raise ConfigError(f"{place} must set one of load_in_4bit and load_in_8bit")

@@ -166,7 +166,7 @@ def _file_url(url: str, folder: Path) -> str:
 def _media(source: str, question: str | None) -> Iterator[BatchLine]:
     """Yield one request for every medium in a folder, or that a path or pattern names."""
     if question is None:
-        raise DataError(f"{source}: is no .jsonl or .parquet file; for media, give --question")
+        raise DataError(f"{source}: is not a .jsonl or .parquet file; for media, give --question")
     path = Path(source)
     suffixes = frozenset().union(*SUFFIXES.values())
     if path.is_dir():

@@ -108,7 +108,7 @@ class ReplicaClient:
         try:
             self._statuses[model] = await asyncio.wait_for(replicas.status(), STATUS_S)
         except asyncio.TimeoutError:
-            _log.info("no replica of %s tells its status yet", model)
+            _log.info("no replica of %s reports its status yet", model)
         except Exception as error:
             if replicas.fault(error, None) is None:
                 raise

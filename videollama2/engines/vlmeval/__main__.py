@@ -28,7 +28,7 @@ def _run() -> None:
     runner = None if find_spec("vlmeval") is None else next(filter(find_spec, _RUNNERS), None)
     if runner is None:
         raise MissingDependencyError(
-            "VLMEvalKit is not here: pip install ms-vlmeval, or start this in a checkout of VLMEvalKit"
+            "VLMEvalKit is not installed: pip install ms-vlmeval, or start this in a checkout of VLMEvalKit"
         )
     register()
     importlib.import_module(runner).main()
