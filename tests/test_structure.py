@@ -307,6 +307,11 @@ def test_the_map_names_every_folder_of_the_package():
     assert not [folder for folder in folders if f"`{folder.as_posix()}/`" not in MAP]
 
 
+def test_the_table_of_tests_has_a_row_for_each_wing():
+    rows = set(re.findall(r"^\| `(\w+)/` \|", (ROOT / "tests" / "README.md").read_text(), re.MULTILINE))
+    assert rows == {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")}
+
+
 NONE_OF = "found = {!r} & {{name.split('.')[0] for name in sys.modules}}\nassert not found, found"
 
 

@@ -52,8 +52,8 @@ def test_weights_that_are_stored_in_few_bits_stay_as_they_are(tmp_path, bits):
 @pytest.mark.parametrize(
     ("asked", "rule"),
     [
-        ({"quant_method": "gptq", "bits": 4}, "none of bitsandbytes"),
-        ("4bit", "'4bit' is none of bitsandbytes"),
+        ({"quant_method": "gptq", "bits": 4}, "not a setting of bitsandbytes"),
+        ("4bit", "'4bit' is not a setting of bitsandbytes"),
         ({"load_in_4bit": True, "load_in_8bit": True}, "one of load_in_4bit and load_in_8bit"),
         ({"load_in_4bit": "yes"}, "one of load_in_4bit and load_in_8bit"),
         ({"load_in_4bit": True, "bnb_4bit_quant_type": "int4"}, "bnb_4bit_quant_type must be 'nf4' or 'fp4'"),
