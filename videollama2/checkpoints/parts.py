@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from videollama2.checkpoints.audio_tower import add_hearing
 from videollama2.checkpoints.files import UNREADABLE, check_model_type, check_weight_files, why_no_weights
@@ -48,8 +48,7 @@ def build_from_parts(
 
     Args:
         base, vision_tower: folders or hub names. Without a vision tower, the model takes neither images nor videos.
-        decodes: whether the weights of the language model are read; otherwise it stays on the ``meta`` device, with
-            the connectors.
+        decodes: whether the language model's weights are read; otherwise it and the connectors stay on ``meta``.
         ears: audio encoder, its name and the type of its projector, see :func:`.audio_tower.add_hearing`; None makes a
             model that takes no sound.
         hub: hub options; ``revision`` applies to ``base`` only.
@@ -61,10 +60,7 @@ def build_from_parts(
     if vision_tower is None and ears is None:
         raise ConfigError(f"{base}: a model of it needs a vision encoder or an audio encoder")
     options = {"dtype": dtype, "attn_implementation": attn_implementation, "device_map": device_map, **hub}
-    if decodes:
-        decoder = _load_decoder(str(base), quantization_config=quantization_config, **options)
-    else:
-        decoder = _decoder_without_weights(str(base), dtype, **hub)
+    decoder = _load_decoder(str(base), decodes, quantization_config=quantization_config, **options)
     options.pop("revision", None)
     tower = None if vision_tower is None else _load_tower(str(vision_tower), **options)
     config = VideoLlama2Config(
@@ -112,20 +108,15 @@ def _put_together(
     return model
 
 
-def _decoder_config(path: str, **hub: Any) -> PreTrainedConfig:
+def _load_decoder(path: str, reads_weights: bool, **options: Any) -> PreTrainedModel:
+    """Load the language model; or build it on the ``meta`` device."""
+    hub = {key: options[key] for key in OPTIONS if key in options}
     fields = read_config(path, **hub)
     check_model_type(fields, path)
-    return as_config(f"{path}/config.json", fields)
-
-
-def _decoder_without_weights(path: str, dtype: torch.dtype, **hub: Any) -> PreTrainedModel:
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(_decoder_config(path, **hub), dtype=dtype, trust_remote_code=False)
-
-
-def _load_decoder(path: str, **options: Any) -> PreTrainedModel:
-    hub = {key: options[key] for key in OPTIONS if key in options}
-    config = _decoder_config(path, **hub)
+    config = as_config(f"{path}/config.json", fields)
+    if not reads_weights:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, dtype=options["dtype"], trust_remote_code=False)
     leave_out_misfits(options.get("quantization_config"), config, options.get("device_map"))
     check_weight_files(path, config, **hub)
     try:

@@ -145,7 +145,7 @@ class CountedModel:
 
         Args:
             clips: number of all clips.
-            recompute: whether layers and connector compute their activations again in the backward pass.
+            recompute: whether layers and the connector's stages compute their activations again in the backward pass.
         """
         key = records, tokens, clips, recompute
         if key not in self._kept:
@@ -168,18 +168,15 @@ class CountedModel:
                     inner.encode_vision(torch.empty(clips * config.num_frames, 3, side, side, dtype=dtype))
                 of_encoder = kept()
             shape = clips, config.num_frames, config.patches_per_side**2, config.mm_hidden_size
+            cast("Any", inner.mm_projector).gradient_checkpointing = recompute  # read by connectors with stages
             with kept_by_autograd(self.model) as kept:
-                _run(inner.mm_projector, recompute)(torch.empty(shape, dtype=dtype))
+                inner.mm_projector(torch.empty(shape, dtype=dtype))
             of_connector = kept()
         dtype = self.model.get_input_embeddings().weight.dtype
         embeds_BLD = torch.empty(records, tokens, config.hidden_size, dtype=dtype, requires_grad=True)
         with kept_by_autograd(self.model) as kept:
             inner.language_model(inputs_embeds=embeds_BLD, use_cache=False)
         return Kept(of_encoder, of_connector, kept())
-
-
-def _run(module: nn.Module, recompute: bool) -> Callable[..., Any]:
-    return (lambda *args: _again(module.__call__, *args)) if recompute else module
 
 
 def _again(function: Callable[..., Any], *args: Any) -> Any:
