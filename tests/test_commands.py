@@ -160,6 +160,14 @@ def test_what_is_wrong_on_a_command_line_is_told_by_the_subcommand_in_one_line(c
     assert capsys.readouterr().err == line
 
 
+def test_a_file_whose_name_begins_with_a_dash(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "-clip.mp4").touch()
+    with pytest.raises(SystemExit):
+        parser().parse_args(["ask", "-clip.mp4", "What?"])
+    assert "a file whose name begins with a dash is given as ./-clip.mp4" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("module", MAINS)
 def test_help_of_every_command_on_a_pipe_that_nobody_reads(module):
     assert run_unread(["-m", module, "--help"]) == (0, "")

@@ -209,7 +209,9 @@ class CommandParser(argparse.ArgumentParser):
             getattr(parsed, self._words).extend(word for word in unknown if word == "-" or not word.startswith("-"))
             unknown = [word for word in unknown if word.startswith("-") and word not in ("-", "--")]
         if unknown:
-            self.error(f"unexpected arguments: {' '.join(unknown)}")
+            file = next((word for word in unknown if word.startswith("-") and os.path.exists(word)), None)
+            hint = f"; a file whose name begins with a dash is given as ./{file}" if file else ""
+            self.error(f"unexpected arguments: {' '.join(unknown)}{hint}")
         return parsed, unknown
 
     def _check_spelling(self, args: Sequence[str]) -> None:

@@ -95,9 +95,13 @@ def test_one_question_about_a_folder(tmp_path: Path) -> None:
     (folder / "clip.mp4").write_bytes(CLIP.read_bytes())
     (folder / "deep" / "picture.png").write_bytes(PICTURE.read_bytes())
     (folder / "notes.txt").write_text("no medium")
+    (folder / "empty.mp4").touch()
+    (folder / "page.jpg").write_text("<!DOCTYPE html><html></html>")
     target = tmp_path / "captions.jsonl"
-    assert main(["batch", str(folder), str(target), "--question", COUNT, *TINY]) == 0
+    assert main(["batch", str(folder), str(target), "--question", COUNT, *TINY]) == 1
     lines = replies(target)
+    told = {name: lines.pop(name)["error"]["message"] for name in ("empty.mp4", "page.jpg")}
+    assert "empty" in told["empty.mp4"] and "HTML" in told["page.jpg"], "files that are no media fail on their own"
     assert set(lines) == {"clip.mp4", "deep/picture.png"}
     assert all(answer(line) for line in lines.values())
     pattern = tmp_path / "more.jsonl"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import glob
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -179,14 +180,17 @@ def _media(source: str, question: str | None) -> Iterator[BatchLine]:
         raise DataError(f"{source}: there are no videos, images or sounds")
     for file in files:
         name = file.relative_to(base).as_posix() if base != Path() else file.as_posix()
-        yield BatchLine(name, CHAT, _question_about(_kind_of_file(file), file.resolve().as_uri(), question))
+        yield BatchLine(
+            name, CHAT, _question_about(_kind(partial(kind_of_path, file)), file.resolve().as_uri(), question)
+        )
 
 
-def _kind_of_file(path: Path) -> str:
+def _kind(look: Callable[[], str]) -> str:
+    """Return the kind that ``look`` finds. What cannot be read counts as a video: its request fails, and no other."""
     try:
-        return kind_of_path(path)
-    except MediaError as error:
-        raise DataError(str(error)) from error
+        return look()
+    except MediaError:
+        return VIDEO
 
 
 def _question_about(kind: str, url: str, question: str) -> dict[str, Any]:
@@ -236,13 +240,13 @@ def _row_body(row: dict[str, Any], path: Path, number: int, question: str | None
     # Whether something is an image or a video is up to the file; under AUDIO, a video is only heard.
     if isinstance(medium, str):
         file = path.parent / medium
-        kind = AUDIO if column == AUDIO else _kind_of_file(file)
+        kind = AUDIO if column == AUDIO else _kind(partial(kind_of_path, file))
         return _question_about(kind, file.resolve().as_uri(), asked)
     content = medium.get("bytes") if isinstance(medium, dict) else medium
     if not isinstance(content, bytes):
         raise DataError(f"{where}: the medium is neither a path nor bytes")
     name = str(medium.get("path") or "") if isinstance(medium, dict) else ""
-    kind = AUDIO if column == AUDIO else kind_of(content, name)
+    kind = AUDIO if column == AUDIO else _kind(partial(kind_of, content, name))
     url = f"data:{mime_type(kind, '')};base64,{base64.b64encode(content).decode('ascii')}"
     return _question_about(kind, url, asked)
 
