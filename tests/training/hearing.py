@@ -9,6 +9,7 @@ import torch
 from tests.conftest import golden_audio_dir
 from videollama2.audio_config import AudioConfig
 from videollama2.checkpoints import build_from_parts
+from videollama2.checkpoints.audio_tower import load_beats
 from videollama2.checkpoints.write import save_model
 from videollama2.model.encoders.beats import BeatsModel
 
@@ -47,11 +48,12 @@ def write_beats(path: Path, **changes: object) -> Path:
     return path
 
 
-def write_seeing(folder: Path, parts: Path) -> Path:
-    """A whole model without an audio encoder."""
+def write_seeing(folder: Path, parts: Path, beats: Path | None = None) -> Path:
+    """A whole model, without an audio encoder unless one is given."""
     torch.manual_seed(1)
     options = {"mm_projector_type": "stc_connector_v35", "num_frames": 4}
-    save_model(*build_from_parts(parts / "llm", parts / "clip", **options), folder)
+    ears = None if beats is None else (load_beats(beats), str(beats), "mlp2x_gelu")
+    save_model(*build_from_parts(parts / "llm", parts / "clip", **options, ears=ears), folder)
     return folder
 
 

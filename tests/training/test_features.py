@@ -76,16 +76,22 @@ def test_a_killed_command_goes_on(world, parts, kept, frames_differ, capsys):
 
 def test_only_the_encoders_are_read_from_a_whole_model(world, parts, kept, frames_differ, tmp_path):
     """The files may lack everything else; flags of sharing weights, here of a recipe, need no more processes."""
-    whole = write_seeing(tmp_path / "whole", parts)
+    beats = write_beats(tmp_path / "beats.pt")
+    whole = write_seeing(tmp_path / "whole", parts, beats)
     file = whole / "model.safetensors"
-    save_file({name: value for name, value in load_file(file).items() if ".vision_tower." in name}, file)
+    save_file({name: value for name, value in load_file(file).items() if "_tower." in name}, file)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("fully_shard: true\ndeepspeed: zero.json\n")
-    options = {**FROZEN, "data_path": frames_differ, "features": tmp_path / "features", "recipe": recipe}
-    options |= {"model_path": whole, "vision_tower": None, "mm_projector_type": None}
-    assert compute(flags(world, parts, tmp_path / "out", **options)) == 0
-    found = {path.name: path.read_bytes() for path in files(tmp_path / "features")}
-    assert found == {path.name: path.read_bytes() for path in files(kept)}
+    options = {**FROZEN, "data_path": frames_differ, "va": True, "recipe": recipe}
+    of_whole = {"model_path": whole, "vision_tower": None, "mm_projector_type": None}
+    found = []
+    for model in ({"audio_tower": beats}, of_whole):
+        folder = tmp_path / f"features{len(found)}"
+        assert compute(flags(world, parts, tmp_path / "out", **options, **model, features=folder)) == 0
+        found.append({path.name: path.read_bytes() for path in files(folder)})
+    assert found[0] == found[1]
+    seen = {path.name: path.read_bytes() for path in files(kept)}
+    assert seen.items() < found[1].items()
 
 
 @pytest.mark.parametrize(

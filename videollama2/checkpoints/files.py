@@ -206,6 +206,26 @@ def stored_names(name_or_path: str, **hub: Any) -> set[str]:
     return names
 
 
+def read_part(name_or_path: str, prefix: str, **hub: Any) -> dict[str, torch.Tensor]:
+    """Return the tensors of a full checkpoint whose names begin with ``prefix``, by the rest of their names.
+
+    Of ``.safetensors`` files, no other tensor is read.
+
+    Raises:
+        CheckpointError: a file is missing or cannot be read.
+    """
+    found: dict[str, torch.Tensor] = {}
+    for path in _weight_files(name_or_path, **hub):
+        if path.suffix != ".safetensors":
+            tensors = read_tensors(path)
+            found |= {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
+            continue
+        with _opened(path) as file:
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 - not a dict
+            found |= {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+    return found
+
+
 def _shard_names(index: Path) -> set[str]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):

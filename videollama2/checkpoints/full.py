@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
+from videollama2.checkpoints.audio_tower import load_audio_weights
 from videollama2.checkpoints.files import (
     UNREADABLE,
     check_model_type,
     check_weight_files,
+    read_part,
     resolve_name,
     why_no_weights,
 )
@@ -58,12 +59,15 @@ def load_checkpoint(
     return model, VideoLlama2Processor.from_pretrained(path, config=model.config, **hub)
 
 
-def load_encoders(path: str | Path, **options: Any) -> tuple[VideoLlama2ForConditionalGeneration, VideoLlama2Processor]:
+def load_encoders(
+    path: str | Path, dtype: torch.dtype, attn_implementation: str | None = None
+) -> tuple[VideoLlama2ForConditionalGeneration, VideoLlama2Processor]:
     """Open a full checkpoint, but read only the weights of its encoders; the other parts stay on the ``meta`` device.
 
     Args:
         path: folder or hub name of a checkpoint without quantised weights.
-        options: ``dtype`` and ``attn_implementation`` for ``from_pretrained``.
+        dtype: of the encoders' weights.
+        attn_implementation: of the vision encoder.
 
     Raises:
         CheckpointError: weights of an encoder are missing or do not fit.
@@ -73,23 +77,25 @@ def load_encoders(path: str | Path, **options: Any) -> tuple[VideoLlama2ForCondi
         model = VideoLlama2ForConditionalGeneration(config)
     inner = model.model
     if config.vision_config is not None:
-        load = vision_encoder(config.vision_config.model_type).load
-        inner.vision_tower = _read_part(load, path, config.vision_config, VISION_TOWER_PREFIX, options)
+        inner.vision_tower = _read_vision(path, config.vision_config, dtype, attn_implementation)
     if config.audio_config is not None:
-        load = partial(BeatsModel.from_pretrained, output_loading_info=True)
-        inner.audio_tower = _read_part(load, path, config.audio_config, AUDIO_TOWER_PREFIX, options)
+        # transformers would take the names of this encoder's normalised weights for those of an older torch.
+        tower = BeatsModel(config.audio_config)
+        load_audio_weights(tower, read_part(path, AUDIO_TOWER_PREFIX), path)
+        inner.audio_tower = tower.to(dtype=dtype)  # pyright: ignore[reportArgumentType] - transformers wraps this method
     return model, VideoLlama2Processor.from_pretrained(path, config=model.config)
 
 
-def _read_part(load: Callable[..., Any], path: str, config: Any, prefix: str, options: dict[str, Any]) -> Any:
-    """Load one part of a checkpoint; ``prefix`` is that of its weights' names in the files."""
+def _read_vision(path: str, config: Any, dtype: torch.dtype, attention: str | None) -> PreTrainedModel:
+    names = {f"^{re.escape(VISION_TOWER_PREFIX)}": ""}  # weights with other names are not read at all
+    options = {} if attention is None else {"attn_implementation": attention}
+    load = vision_encoder(config.model_type).load
     try:
-        # Weights with other names are not read at all.
-        part, info = load(path, config=config, key_mapping={f"^{re.escape(prefix)}": ""}, **options)
+        tower, info = load(path, config=config, key_mapping=names, dtype=dtype, **options)
     except UNREADABLE as error:
         raise CheckpointError(f"{path}: the weights cannot be read ({why_no_weights(error)})") from error
     check_loading({**dict(info), "unexpected_keys": []}, path)
-    return part
+    return tower
 
 
 def _open(name_or_path: str | Path, **hub: Any) -> tuple[str, VideoLlama2Config]:
