@@ -86,6 +86,47 @@ def test_embeddings_read_their_rows_from_the_packed_head():
     assert (embedding.weight.numel() == 0) is int8.knows_order() and torch.equal(embedding(ids), rows)
 
 
+@pytest.mark.skipif(not multiplies_integers(), reason="this CPU does not multiply 8-bit integers")
+@pytest.mark.parametrize("vocabulary", [3 * 128, 3 * 128 + 64, 3 * 128 + 8])
+def test_a_head_in_pieces_answers_as_in_one(vocabulary, monkeypatch):
+    torch.manual_seed(0)
+    layer, inputs = torch.nn.Linear(192, vocabulary), torch.randn(2, 3, 192)
+    whole, pieces = rounded(layer), rounded(layer)
+    whole.pack()
+    monkeypatch.setattr(int8, "_TALL", 300)
+    monkeypatch.setattr(int8, "_PIECE", 128)
+    embedding = Int8Embedding(vocabulary, 192, torch.float32)
+    embedding.weight, embedding.scale_O = pieces.weight, pieces.scale_O
+    ids = torch.tensor([[0, vocabulary - 1, 127], [128, 255, 256]])
+    rows = embedding(ids)
+    pieces.pack()
+    assert torch.equal(pieces(inputs), whole(inputs)) and torch.equal(pieces(inputs[0, 0]), whole(inputs[0, 0]))
+    embedding.share(pieces.packed)
+    assert (embedding.weight.numel() == 0) is (int8.knows_order() and vocabulary % 64 == 0)
+    assert torch.equal(embedding(ids), rows) and torch.equal(embedding(ids[0, 1]), rows[0, 1])
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("is_inference", [True, False])
+def test_threads_round_as_one_does_and_leave_torch_its_number(bits, is_inference, monkeypatch):
+    monkeypatch.setattr(cpu_integers, "_AT_ONCE", 128 * 128)  # the last of three parts is smaller
+    values, threads = torch.randn(320, 128).bfloat16(), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with torch.inference_mode(is_inference):
+            integers, scales = (cpu_integers.in_8_bits if bits == 8 else cpu_integers.in_4_bits)(values)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    if bits == 8:
+        wanted, wanted_scales = quantise_rows(values)
+        wanted_scales = wanted_scales.squeeze(1)
+    else:
+        wanted, wanted_scales = quantise_groups(values)
+        wanted = int4.pack(wanted)
+    assert torch.equal(integers, wanted) and torch.equal(scales, wanted_scales)
+
+
 @pytest.mark.parametrize("rows", [1, 30])
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_cpu_without_such_products_rounds_only_the_weight(rows, bias, monkeypatch):

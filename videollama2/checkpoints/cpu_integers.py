@@ -8,6 +8,8 @@ quantised model.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -31,6 +33,9 @@ NOT_QUANTISED = ("mm_projector", "mm_projector_a", "audio_tower")
 IN_4_BITS = "layers"
 """The part of a path that 4 bits are for: layers of the decoder. Its embeddings and head get 8 bits, as does the vision
 encoder (whose layers are part of ``vision_tower``), because their 4-bit errors cost more and save little."""
+
+_AT_ONCE = 1 << 20
+"""The number of weights that a thread rounds before it takes the next ones."""
 
 
 class CpuIntegerConfig(QuantizationConfigMixin):
@@ -118,13 +123,64 @@ class _Quantise(ConversionOps):
             weight_OI = value[0] if isinstance(value, list) else value
             module = model.get_submodule(name.rpartition(".")[0])
             if isinstance(module, Int4Linear):
-                integers_OI, module.scales_GO2 = int4.quantise_groups(weight_OI)
-                integers_OI = int4.pack(integers_OI)
+                integers, module.scales_GO2 = in_4_bits(weight_OI)
             else:
-                integers_OI, scales_O1 = quantise_rows(weight_OI)
-                module.scale_O = scales_O1.squeeze(1)
-            result[name] = nn.Parameter(integers_OI, requires_grad=False)
+                integers, module.scale_O = in_8_bits(weight_OI)
+            result[name] = nn.Parameter(integers, requires_grad=False)
         return result
+
+
+def in_8_bits(weight_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Round a weight as :func:`quantise_rows` does; returns integers, int8 (O, I), and scales (O,)."""
+    integers_OI = torch.empty(weight_OI.shape, dtype=torch.int8)
+    scale_O = torch.empty(len(weight_OI), dtype=torch.float32)
+
+    def work(rows: slice) -> None:
+        integers_OI[rows], scales_O1 = quantise_rows(weight_OI[rows])
+        scale_O[rows] = scales_O1.squeeze(1)
+
+    _on_threads(work, weight_OI.shape)
+    return integers_OI, scale_O
+
+
+def in_4_bits(weight_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Round a weight as :func:`int4.quantise_groups` does.
+
+    Returns:
+        the integers in the kernel's order, uint8 (O, I / 2), and bfloat16 scales and offsets (I / GROUP, O, 2).
+    """
+    outputs, inputs = weight_OI.shape
+    packed = torch.empty(outputs, inputs // 2, dtype=torch.uint8)
+    scales_GO2 = torch.empty(inputs // int4.GROUP, outputs, 2, dtype=torch.bfloat16)
+
+    def work(rows: slice) -> None:
+        integers_OI, scales_GO2[:, rows] = int4.quantise_groups(weight_OI[rows])
+        packed[rows] = int4.pack(integers_OI)
+
+    _on_threads(work, weight_OI.shape)
+    return packed, scales_GO2
+
+
+def _on_threads(work: Callable[[slice], None], shape: torch.Size) -> None:
+    """Call ``work`` with parts of the rows of a weight, on as many threads as torch uses.
+
+    Rounding is a chain of short operations. torch divides each of them among its threads and waits for all, and where
+    another program has one of the cores, most of the time is waiting. Here, a thread takes rows of its own through the
+    whole chain.
+    """
+    outputs, inputs = shape
+    count = max(1, _AT_ONCE // inputs // int4.OUTPUTS) * int4.OUTPUTS
+    threads, is_inference = torch.get_num_threads(), torch.is_inference_mode_enabled()
+
+    def call(start: int) -> None:
+        with torch.inference_mode(is_inference):  # otherwise, tensors made in that mode could not be written
+            work(slice(start, start + count))
+
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            list(pool.map(call, range(0, outputs, count)))
+    finally:
+        torch.set_num_threads(threads)  # threads set it for those that start later, too
 
 
 register_quantization_config(METHOD)(CpuIntegerConfig)

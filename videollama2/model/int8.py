@@ -28,6 +28,12 @@ _AT_ONCE = 1 << 17
 _BLOCK = 64
 """Rows of a weight that oneDNN packs together."""
 
+_TALL = 30_000
+"""The number of rows from which a weight is packed in pieces: a head, which has a row for every token."""
+
+_PIECE = 8192
+"""The number of rows of a piece."""
+
 _FEW_ROWS = 4
 """Up to so many rows, a CPU that cannot multiply integers reads 8-bit weights faster than it restores them."""
 
@@ -41,7 +47,7 @@ def multiplies_integers() -> bool:
 def quantise_rows(values_MK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Round each row to 8-bit integers; returns them (M, K) and the float32 scales (M, 1) that restore the row."""
     rows, width = values_MK.shape
-    scales_M1 = torch.empty(rows, 1, device=values_MK.device)
+    scales_M1 = torch.empty(rows, 1, dtype=torch.float32, device=values_MK.device)
     integers_MK = torch.empty(rows, width, dtype=torch.int8, device=values_MK.device)
     count = max(1, _AT_ONCE // max(width, 1))
     for start in range(0, rows, count):
@@ -82,10 +88,51 @@ class RowPacker:
         return packed
 
 
-def read_rows(packed: torch.Tensor, inputs: int, rows: torch.Tensor) -> torch.Tensor:
-    """Return rows (*rows, I) of a packed weight of ``inputs`` inputs that :func:`is_readable`."""
-    words_BKR, _ = _contents(packed, inputs)
-    return words_BKR[rows // _BLOCK, :, rows % _BLOCK].contiguous().view(torch.int8)
+class PackedWeight:
+    """The integers (O, I) of a weight as oneDNN multiplies them; those of a tall one (:data:`_TALL`) in pieces.
+
+    A head is the only weight of its shape in a model, so that oneDNN itself would have to pack all of it. It packs only
+    the first piece and the last, which may be smaller; the others are written over copies of the first.
+    """
+
+    def __init__(self, integers_OI: torch.Tensor, packer: RowPacker) -> None:
+        self.outputs, self.inputs = integers_OI.shape
+        self._rows = _PIECE if self.outputs >= _TALL else self.outputs
+        self._pieces = [packer(piece_OI) for piece_OI in integers_OI.split(self._rows)]
+        self._zeros_O = torch.zeros(self._rows, dtype=torch.long)
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether :meth:`read` works: the order of every piece is known."""
+        return is_readable(self.outputs, self.inputs)
+
+    def multiply(self, integers_MI: torch.Tensor, scale_O: torch.Tensor) -> torch.Tensor:
+        """Return the products with the rows of the weight, times their scales, float32 (M, O)."""
+        if len(self._pieces) == 1:
+            return self._multiply(integers_MI, self._pieces[0], scale_O)
+        rows_MO = torch.empty(len(integers_MI), self.outputs, dtype=torch.float32)
+        parts = zip(rows_MO.split(self._rows, 1), self._pieces, scale_O.split(self._rows), strict=True)
+        for part_MO, piece, part_O in parts:
+            part_MO.copy_(self._multiply(integers_MI, piece, part_O))
+        return rows_MO
+
+    def _multiply(self, integers_MI: torch.Tensor, piece: torch.Tensor, scale_O: torch.Tensor) -> torch.Tensor:
+        zeros_O = self._zeros_O[: len(scale_O)]
+        # The operator knows one scale for all inputs. It is told 1, and the caller scales the rows.
+        return torch.ops.onednn.qlinear_pointwise(
+            integers_MI, 1.0, 0, piece, scale_O, zeros_O, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+
+    def read(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return rows (*rows, I) of a weight that :attr:`is_readable`."""
+        integers = torch.empty(*rows.shape, self.inputs, dtype=torch.int8)
+        pieces, rows = rows // self._rows, rows % self._rows
+        for number in pieces.unique().tolist():
+            is_here = pieces == number
+            words_BKR, _ = _contents(self._pieces[number], self.inputs)
+            words = words_BKR[rows[is_here] // _BLOCK, :, rows[is_here] % _BLOCK]
+            integers[is_here] = words.contiguous().view(torch.int8)
+        return integers
 
 
 def is_readable(outputs: int, inputs: int) -> bool:
@@ -142,9 +189,8 @@ class Int8Linear(nn.Module):
         self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
         # No buffers: a change of the model's dtype must not round them.
         self.scale_O = torch.empty(0)
-        self._zeros_O = torch.empty(0)
-        self.packed: torch.Tensor | None = None
-        """The integers as :class:`RowPacker` orders them; None where the processor does not multiply integers."""
+        self.packed: PackedWeight | None = None
+        """The integers in oneDNN's order; None where the processor does not multiply integers."""
 
     @classmethod
     def like(cls, layer: nn.Linear) -> Int8Linear:
@@ -158,21 +204,17 @@ class Int8Linear(nn.Module):
             packer: that of the other layers of the model, which is then faster.
         """
         if multiplies_integers():
-            self.packed = (packer or RowPacker())(self.weight.data)
-            self._zeros_O = torch.zeros(self.out_features, dtype=torch.long)
+            self.packed = PackedWeight(self.weight.data, packer or RowPacker())
             self.weight = nn.Parameter(torch.empty(0, dtype=torch.int8), requires_grad=False)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         rows_MI = inputs.reshape(-1, self.in_features)
-        rows_MO = self._of_integers(rows_MI) if self.packed is not None else self._of_floats(rows_MI)
+        rows_MO = self._of_floats(rows_MI) if self.packed is None else self._of_integers(rows_MI, self.packed)
         return rows_MO.view(*inputs.shape[:-1], self.out_features)
 
-    def _of_integers(self, rows_MI: torch.Tensor) -> torch.Tensor:
+    def _of_integers(self, rows_MI: torch.Tensor, packed: PackedWeight) -> torch.Tensor:
         integers_MI, scales_M1 = quantise_rows(rows_MI)
-        # The operator knows one scale for all inputs. It is told 1, and the rows are scaled behind it.
-        rows_MO = torch.ops.onednn.qlinear_pointwise(
-            integers_MI, 1.0, 0, self.packed, self.scale_O, self._zeros_O, None, 1.0, 0, torch.float32, "none", [], ""
-        )
+        rows_MO = packed.multiply(integers_MI, self.scale_O)
         if self.bias is None:
             rows_MO.mul_(scales_M1)
         else:
@@ -198,21 +240,21 @@ class Int8Embedding(nn.Module):
         self.num_embeddings, self.embedding_dim, self.dtype = num_embeddings, embedding_dim, dtype
         self.weight = nn.Parameter(torch.empty(num_embeddings, embedding_dim, dtype=torch.int8), requires_grad=False)
         self.scale_O = torch.empty(0)
-        self._packed: torch.Tensor | None = None
+        self._packed: PackedWeight | None = None
 
     @classmethod
     def like(cls, layer: nn.Embedding) -> Int8Embedding:
         """Return an unloaded layer of the same shape and dtype."""
         return cls(layer.num_embeddings, layer.embedding_dim, layer.weight.dtype)
 
-    def share(self, packed: torch.Tensor | None) -> None:
+    def share(self, packed: PackedWeight | None) -> None:
         """Read rows from the packed weight of a head that is the same, if possible, and drop the own copy."""
-        if packed is not None and is_readable(self.num_embeddings, self.embedding_dim):
+        if packed is not None and packed.is_readable:
             self._packed = packed
             self.weight = nn.Parameter(torch.empty(0, dtype=torch.int8), requires_grad=False)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        rows = self.weight[ids] if self._packed is None else read_rows(self._packed, self.embedding_dim, ids)
+        rows = self.weight[ids] if self._packed is None else self._packed.read(ids)
         return (rows * self.scale_O[ids].unsqueeze(-1)).to(self.dtype)
 
     def extra_repr(self) -> str:
