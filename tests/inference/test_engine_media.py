@@ -9,6 +9,7 @@ import torch
 
 from videollama2.inference.engine import Engine
 from videollama2.inference.media.cache import MediaCache
+from videollama2.inference.prefix_cache import BLOCK, BlockKeys
 from videollama2.inference.request import Request
 
 from .engine_helpers import IMAGE, NAMES, VIDEO, WORDS, Counting, load
@@ -78,6 +79,20 @@ def test_the_prefix_of_another_video_is_not_taken(small):
     results = [engine.submit("what", [("video", v)], max_new_tokens=8, logprobs=0).result() for v in videos]
     assert results[1].cached_tokens < results[1].prompt_tokens // 2
     assert results[0].logprobs != results[1].logprobs
+
+
+def test_keys_of_blocks_cover_what_is_before_them_and_are_computed_once():
+    clip, other = [[(digest, place) for place in range(2 * BLOCK)] for digest in ("aa", "ab")]
+    question = list(range(BLOCK))
+    whole = BlockKeys().of([*clip, *question], 3 * BLOCK)
+    assert len(set(whole)) == 3
+    assert set(whole).isdisjoint(BlockKeys().of([*other, *question], 3 * BLOCK))
+    # A sequence that grows, as with each token of an answer, gets the keys of the whole.
+    growing, keys = [], BlockKeys()
+    for position, item in enumerate([*clip, *question], 1):
+        growing.append(item)
+        assert keys.of(growing, position) == whole[: position // BLOCK]
+    assert keys.of(growing, BLOCK + 1) == whole[:1] and keys.of([], 0) == []
 
 
 def test_prefix_cache_is_bounded(small):

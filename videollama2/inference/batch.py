@@ -88,10 +88,10 @@ class Batch:
             # The row of a running request is known to the exact token, the cache only in whole blocks: the longer of
             # the two beginnings is taken.
             length, source = self._running_beginning(task)
-            if length > self.prefixes.known(task.identity):
+            if length > self.prefixes.known(task.prompt_keys):
                 self.decoder.slots.move(source, row, length)
             else:
-                length = self.prefixes.load(task.identity, self.decoder.slots, row)
+                length = self.prefixes.load(task.prompt_keys, self.decoder.slots, row)
             task.filled = task.cached = length
             task.embed(self.decoder.model)
         except Exception as error:  # noqa: BLE001 - only this request fails
@@ -111,7 +111,7 @@ class Batch:
         """
         if len(self.prefilling) >= _PROMPTS_ON_CPU and self.decoder.model.device.type == "cpu":
             return False
-        known = max(self.prefixes.known(task.identity), self._running_beginning(task)[0])
+        known = max(self.prefixes.known(task.prompt_keys), self._running_beginning(task)[0])
         # A pass is a rectangle: every row computes as many positions as its longest prompt needs, each row from its own
         # start. The area must fit into the budget, and no row may be written beyond its end, not even by positions that
         # are computed for nothing.
@@ -140,12 +140,8 @@ class Batch:
         token.
         """
         end = len(task.input_ids) - 1
-        # An outdated request has key-values of other weights, so nothing of it may be copied. Of the others, only what
-        # is filled already can be.
-        lengths = [
-            0 if other.outdated else _common(task.identity, other.identity, 0, min(end, other.filled))
-            for other in self.decoding
-        ]
+        # Only what is filled already can be copied.
+        lengths = [_common(task.identity, other.identity, 0, min(end, other.filled)) for other in self.decoding]
         length = max(lengths, default=0)
         return (length, lengths.index(length)) if length else (0, 0)
 
@@ -199,10 +195,13 @@ class Batch:
         self._leave([(task, "cancelled") for task in self.decoding if task.channel.cancelled])
 
     def forget(self) -> None:
-        """Share no key-values with later requests that were computed before now, because the weights have changed."""
+        """Drop all key-values and fail the running requests, because the weights have changed.
+
+        The rest of their answers would follow neither from the old weights nor from the new ones.
+        """
         self.prefixes.clear()
-        for task in self.tasks:
-            task.outdated = True
+        for task in self.abandon():
+            self.fail(task, EngineError("the model's weights were changed while this request was running; ask again"))
 
     def abandon(self) -> list[Task]:
         """Remove and return all tasks, without computing anything."""
@@ -261,10 +260,8 @@ class Batch:
 
     def _remember(self, task: Task, row: int) -> None:
         """Copy the key-values of a row to the prefix cache, or empty that cache if memory is short."""
-        if task.outdated:
-            return
         try:
-            self.prefixes.store(task.identity[: task.filled], self.decoder.slots, row)
+            self.prefixes.store(task.keys_of(task.filled), self.decoder.slots, row)
         except RuntimeError as error:
             _log.warning("key-values of a prompt could not be kept: %s", error)
             self.prefixes.clear()

@@ -71,8 +71,8 @@ class Engine:
         media_threads: number of threads that read media, if there are threads.
         cuda_graphs: replay decode steps as CUDA graphs, which avoids the cost of launching kernels one by one. Requires
             a dense, unquantised decoder on one GPU.
-        packed_weights: keep a second copy of the decoder's float32 weights, with which steps of 4 and more requests
-            are faster on a CPU, see :class:`~videollama2.inference.kernels.PackedWeights`.
+        packed_weights: keep a second copy of the decoder's float32 weights, with which steps of more than 12
+            requests are faster on a CPU, see :class:`~videollama2.inference.kernels.PackedWeights`.
 
     Raises:
         ConfigError: a size is out of range, there is no memory for a single slot or for packed weights, or the model
@@ -242,10 +242,11 @@ class Engine:
                 self._state.wait()
 
     def forget(self) -> None:
-        """Empty the caches of media and prompt beginnings, and drop whatever else was made of the weights.
+        """Drop whatever was made of the weights, as after a change of them: caches, and key-values of running requests.
 
         This is only necessary after a change of weights that torch does not track, such as through ``parameter.data``;
-        training steps and ``load_state_dict`` are detected.
+        training steps and ``load_state_dict`` are detected. Running requests end with an EngineError, and the media of
+        waiting ones are encoded again.
         """
         with self._stepping:
             self.media.cache.clear()
@@ -311,6 +312,8 @@ class Engine:
         """Run one round: drop cancelled requests, encode media, prefill up to a chunk, decode one token of each row."""
         with self._stepping, nullcontext() if self._background else interrupts_deferred():
             self._drop_cancelled()
+            if self._batch.tasks and self._weights.written():
+                self._notice_new_weights()
             self._prefill()
             self._batch.decode()
 
@@ -351,7 +354,7 @@ class Engine:
         return bool(self._batch.prefilling)
 
     def _notice_new_weights(self) -> None:
-        """Empty the caches if weights have changed since the last check."""
+        """Empty the caches, and fail running requests, if weights have changed since the last check."""
         if self._media_weights.changed():
             self.media.cache.clear()
         if self._weights.changed():

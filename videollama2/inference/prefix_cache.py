@@ -42,22 +42,19 @@ class PrefixCache:
         """The current size of all blocks together."""
         return self._blocks.used_size
 
-    def known(self, identity: Sequence[Hashable]) -> int:
+    def known(self, keys: Sequence[bytes]) -> int:
         """Return the number of positions that :meth:`load` would fill."""
         # A chain is usable up to its first gap, since each key-value depends on all positions before it.
-        keys = _keys(identity[:-1])
         return BLOCK * next((number for number, key in enumerate(keys) if key not in self._blocks), len(keys))
 
-    def load(self, identity: Sequence[Hashable], slots: KeyValueSlots, row: int) -> int:
+    def load(self, keys: Sequence[bytes], slots: KeyValueSlots, row: int) -> int:
         """Fill a row with the cached beginning of a sequence; returns the number of positions filled.
 
-        At least the last position is left to compute, because a request needs the logits of its last token.
-
         Args:
-            identity: what each position holds: a token id, or (content of a medium, index within it).
+            keys: those of the blocks that may be filled, see :class:`BlockKeys`.
         """
         loaded: dict[bytes, list[torch.Tensor]] = {}
-        for key in _keys(identity[:-1]):
+        for key in keys:
             block = self._blocks.get(key)
             if block is None:
                 break
@@ -68,13 +65,13 @@ class PrefixCache:
         self._use(list(loaded))
         return BLOCK * len(loaded)
 
-    def store(self, identity: Sequence[Hashable], slots: KeyValueSlots, row: int) -> None:
-        """Store the complete blocks of a row whose key-values for ``identity`` are all computed."""
+    def store(self, keys: Sequence[bytes], slots: KeyValueSlots, row: int) -> None:
+        """Store the blocks of a row, whose key-values are all computed."""
         if self.max_bytes == 0:
             return
         size = slots.bytes_per_position * BLOCK
         # If the whole sequence does not fit into the cache, only its beginning is stored.
-        keys = _keys(identity)[: self.max_bytes // size if size else None]
+        keys = keys[: self.max_bytes // size if size else None]
         # Blocks of this sequence that are stored already must not be dropped to make room for its new ones.
         self._use(keys)
         for number, key in enumerate(keys):
@@ -101,16 +98,26 @@ class PrefixCache:
         return len(self._blocks)
 
 
-def _keys(identity: Sequence[Hashable]) -> list[bytes]:
-    """Return one key per complete block; each key covers all blocks before it too."""
-    keys = []
-    digest = blake2b(digest_size=16)
-    for start in range(0, len(identity) - BLOCK + 1, BLOCK):
-        # The digest goes on from block to block, so a key stands for everything from the start of the sequence. Two
-        # prompts that hold the same words after different videos have no key in common.
-        digest.update(repr(identity[start : start + BLOCK]).encode())
-        keys.append(digest.digest())
-    return keys
+class BlockKeys:
+    """The keys of the blocks of one sequence, which may grow. Each is computed once."""
+
+    def __init__(self) -> None:
+        self._keys: list[bytes] = []
+        self._digest = blake2b(digest_size=16)
+
+    def of(self, identity: Sequence[Hashable], end: int) -> list[bytes]:
+        """Return one key per complete block of the first ``end`` positions; each key covers all blocks before it too.
+
+        Args:
+            identity: what each position holds: a token id, or (content of a medium, index within it). What an earlier
+                call was given must be its beginning.
+        """
+        for start in range(len(self._keys) * BLOCK, end - BLOCK + 1, BLOCK):
+            # The digest goes on from block to block, so a key stands for everything from the start of the sequence. Two
+            # prompts that hold the same words after different videos have no key in common.
+            self._digest.update(repr(identity[start : start + BLOCK]).encode())
+            self._keys.append(self._digest.digest())
+        return self._keys[: end // BLOCK]
 
 
 def _nbytes(block: list[torch.Tensor]) -> int:

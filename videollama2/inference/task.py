@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from concurrent.futures import Future
+from hashlib import blake2b
 from time import monotonic
 from typing import Any
 
@@ -14,6 +15,7 @@ from videollama2.errors import EngineError, PromptError, RequestTooLongError, Vi
 from videollama2.inference.answer import Channel, Result, Timings
 from videollama2.inference.media.read_ahead import ReadAhead
 from videollama2.inference.media.reader import ReadMedium
+from videollama2.inference.prefix_cache import BlockKeys
 from videollama2.inference.request import Request, TokenPrompt
 from videollama2.inference.sampling import Chooser, logprob
 from videollama2.inference.text_stream import TextStream
@@ -68,11 +70,14 @@ def shortened(ids: list[int], counts: Sequence[int], request: Request, max_lengt
     return ids[cut:]
 
 
+def _digest(key: Hashable) -> str:
+    return blake2b(repr(key).encode(), digest_size=16).hexdigest()
+
+
 class Task:
     """The state of one request. ``filled`` is the number of positions whose key-values are in its slot.
 
     ``identity`` gives what each position holds: a token id, or (content of a medium, index within it).
-    ``outdated`` says that some of its key-values were computed with weights that have changed since.
     """
 
     def __init__(
@@ -85,7 +90,8 @@ class Task:
         self.input_ids: list[int] = []
         self.identity: list[Hashable] = []
         self.filled = self.cached = 0
-        self.collected = self.outdated = False
+        self.collected = False
+        self._blocks = BlockKeys()
         self._prompt_ids = prompt.token_ids(tokenizer)
         self._stream = TextStream(tokenizer, request.options.stop, request.options.skip_special_tokens)
         self._logprobs = channel.logprobs
@@ -116,6 +122,12 @@ class Task:
         self.media = [reading.result() for reading in self.readings or ()]
         self.collected = True
 
+    def read_again(self, ahead: ReadAhead, which: Sequence[bool]) -> None:
+        """Ask for some of the collected media again."""
+        asked = zip(self.readings or (), self.media_keys, self.request.media, which, strict=True)
+        self.readings = [ahead.ask_again(key, part, old) if again else old for old, key, part, again in asked]
+        self.media, self.identity, self.collected, self._blocks = [], [], False, BlockKeys()
+
     def give_back(self, ahead: ReadAhead) -> None:
         """Release the requested media."""
         if self.readings:
@@ -142,12 +154,25 @@ class Task:
     def name_positions(self, config: VideoLlama2Config) -> None:
         """Fill ``identity``, once the prompt is laid out and its media are encoded."""
         self._taken = monotonic() - self.channel.submitted
-        counted = [(medium.key, medium.tokens) for medium in self.media if medium.tokens is not None]
+        # A digest of a medium's key is shorter, and each position has it.
+        counted = [(_digest(medium.key), medium.tokens) for medium in self.media if medium.tokens is not None]
         # Two prompts have the same identity exactly if the model computes the same for them. All media of a kind have
         # one placeholder id, so it is replaced by the content of the medium and the place within it.
         visual = iter([(key, n) for key, tokens_ND in counted for n in range(tokens_ND.shape[0])])
         placeholders = {getattr(config, kind.token_id_field) for kind in KINDS.values()}
         self.identity = [next(visual) if token in placeholders else token for token in self.input_ids]
+
+    def keys_of(self, end: int) -> list[bytes]:
+        """Return the keys of the blocks of the first ``end`` positions, under which their key-values are cached."""
+        return self._blocks.of(self.identity, end)
+
+    @property
+    def prompt_keys(self) -> list[bytes]:
+        """The keys of the blocks that need not be computed if they are cached.
+
+        At least the last position is computed, because a request needs the logits of its last token.
+        """
+        return self.keys_of(len(self.input_ids) - 1)
 
     def embed(self, model: VideoLlama2ForConditionalGeneration) -> None:
         """Embed the whole prompt, including positions that are already filled: each costs only a table lookup."""

@@ -96,7 +96,8 @@ class Waiting:
             The tasks whose media are all encoded, in order. The others stay in the queue for a later round; those that
             do not fit or have an unreadable medium leave it and are passed to ``fail``.
         """
-        good = [task for task in tasks if self._attempt(task, self._prepare, fail)]
+        # A task whose media must be read again waits for that.
+        good = [task for task in tasks if self._attempt(task, self._prepare, fail) and task.collected]
         # One pass of the encoder over media of several requests is faster than one for each.
         media, self._used = self._encoder.next_in_round([medium for task in good for medium in task.media], self._used)
         try:
@@ -117,12 +118,25 @@ class Waiting:
 
     def _prepare(self, task: Task) -> None:
         # Requests that wait for a later round or could not join a pass come here again.
-        if not task.collected:
-            task.collect_media()
-            counts = [media_tokens(self._config, medium.kind, medium.frames) for medium in task.media]
-            task.lay_out(self._config, counts, self.max_length)
+        if not self._collect(task):
+            return
         # Another request may have brought the same content meanwhile.
         self._encoder.look_up(task.media)
+
+    def _collect(self, task: Task) -> bool:
+        """Take the media of a task, if it has not been done; returns False if they must be read again first."""
+        while True:
+            if not task.collected:
+                task.collect_media()
+                counts = [media_tokens(self._config, medium.kind, medium.frames) for medium in task.media]
+                task.lay_out(self._config, counts, self.max_length)
+            outdated = [self._encoder.is_outdated(medium) for medium in task.media]
+            if not any(outdated):
+                return True
+            # Their pixels were dropped when they had tokens.
+            task.read_again(self.ahead, outdated)
+            if not task.media_ready:
+                return False
 
     def _attempt(self, task: Task, work: Callable[[Task], None], fail: Callable[[Task, BaseException], None]) -> bool:
         """Do some work for a task and return whether it succeeded; a task whose work fails leaves the queue."""

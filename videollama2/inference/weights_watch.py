@@ -10,12 +10,15 @@ import torch
 
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 
+_OF_ADAPTERS = ("_disable_adapters", "_active_adapter", "merged_adapters")
+"""Attributes of peft's layers. Merging adds to ``weight.data``, which torch does not count as a write."""
+
 
 class WeightsWatch:
     """Detects changes of the weights of some modules.
 
     It detects a training step, ``load_state_dict``, a new parameter, a change of dtype or device, and an adapter being
-    enabled or disabled, but not a write through ``parameter.data``.
+    enabled, disabled or merged, but not a write through ``parameter.data``.
 
     Args:
         modules: the modules to watch; they are not kept alive.
@@ -27,11 +30,20 @@ class WeightsWatch:
         self._modules = [ref(module) for module in modules]
         self._places = None if walk else self._walk()
         self._known = self._state()
+        self._writes = self._count_writes()
 
     def changed(self) -> bool:
         """Return whether the weights have changed since the last call."""
         known, self._known = self._known, self._state()
+        self._writes = self._count_writes()
         return known != self._known
+
+    def written(self) -> bool:
+        """Return whether weights were written to since the last call of :meth:`changed`.
+
+        This notices training steps and ``load_state_dict`` only, and takes a fifth of the time.
+        """
+        return self._writes != self._count_writes()
 
     def _walk(self) -> list[dict[str, Any]]:
         """Find the dictionaries that hold the weights and the state of adapters."""
@@ -43,10 +55,15 @@ class WeightsWatch:
         state: list[Hashable] = []
         for place in self._walk() if self._places is None else self._places:
             if "_parameters" in place:
-                state.append((place.get("_disable_adapters"), repr(place.get("_active_adapter"))))
+                state.append(tuple(repr(place.get(name)) for name in _OF_ADAPTERS))
                 place = place["_parameters"]
             state += map(_version, place.values())
         return state
+
+    def _count_writes(self) -> int:
+        places = self._walk() if self._places is None else self._places
+        weights = (weight for place in places for weight in place.get("_parameters", place).values())
+        return sum(_writes(weight) for weight in weights if weight is not None)
 
 
 def _call(reference: Callable[[], Any]) -> Any:
@@ -56,8 +73,12 @@ def _call(reference: Callable[[], Any]) -> Any:
 def _version(weight: torch.Tensor | None) -> Hashable:
     if weight is None:
         return None
+    return id(weight), _writes(weight), weight.dtype, weight.device
+
+
+def _writes(weight: torch.Tensor) -> int:
     # Tensors made in inference mode have no version counter.
-    return id(weight), 0 if weight.is_inference() else weight._version, weight.dtype, weight.device
+    return 0 if weight.is_inference() else weight._version
 
 
 def media_modules(model: VideoLlama2ForConditionalGeneration) -> list[torch.nn.Module]:

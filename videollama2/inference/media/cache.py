@@ -40,6 +40,8 @@ class MediaCache:
         self._store: LruStore[Hashable, tuple[torch.Tensor, torch.device]] = LruStore(
             max_bytes, lambda entry: entry[0].nbytes
         )
+        self.generation = 0
+        """The number of times that :meth:`clear` was called: tokens of an earlier generation are out of date."""
 
     @property
     def max_bytes(self) -> int:
@@ -81,6 +83,7 @@ class MediaCache:
 
     def clear(self) -> None:
         """Remove all tensors; necessary after the model's weights have changed."""
+        self.generation += 1
         self._store.clear()
 
     def __contains__(self, key: Hashable) -> bool:

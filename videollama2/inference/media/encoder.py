@@ -42,9 +42,14 @@ class MediaEncoder:
         for medium in media:
             if medium.tokens is None and (not medium.looked_up or medium.key in self.cache):
                 medium.looked_up = True
+                medium.generation = self.cache.generation
                 medium.tokens = self.cache.get(medium.key)
             if medium.tokens is not None:
                 medium.values = None
+
+    def is_outdated(self, medium: ReadMedium) -> bool:
+        """Return whether a medium has tokens from before the cache was cleared, as after a change of weights."""
+        return medium.tokens is not None and medium.generation != self.cache.generation
 
     def next_in_round(self, media: Sequence[ReadMedium], used: int) -> tuple[list[ReadMedium], int]:
         """Choose which media to encode before the next decode step: on a CPU as many as it computes in one round.
@@ -111,7 +116,7 @@ class MediaEncoder:
             tokens_ND = tokens_ND.clone()
             self.cache.put(group[0].key, tokens_ND)
             for medium in group:
-                medium.tokens = tokens_ND
+                medium.tokens, medium.generation = tokens_ND, self.cache.generation
         seconds = monotonic() - started
         for medium in {id(medium): medium for group in groups for medium in group}.values():
             medium.seconds += seconds

@@ -47,6 +47,14 @@ class ReadAhead:
             reading.users += 1
             return reading.future
 
+    def ask_again(self, key: Hashable, part: MediaPart, outdated: Future[ReadMedium]) -> Future[ReadMedium]:
+        """Return a future in place of one from :meth:`ask` whose tokens are out of date, for the same users."""
+        with self._lock:
+            reading = self._readings[key]
+            if reading.future is outdated:  # another of its users may have been here already
+                reading.future = self._start(key, part)
+            return reading.future
+
     def release(self, key: Hashable) -> None:
         """Release a medium requested by :meth:`ask`. Without further requests, a pending read is dropped."""
         with self._lock:

@@ -42,6 +42,7 @@ class ReadMedium:
         values: pixels (T, C, H, W) or a filter bank (1, T, F); None once ``tokens`` replace them.
         tokens: its tokens (N, D); None before it is encoded.
         looked_up: whether the cache was asked for its tokens.
+        generation: :attr:`MediaCache.generation` of its tokens.
         seconds: time spent on reading it and in the pass that encoded it.
         note: remark about the medium for the caller, if there is one.
     """
@@ -54,6 +55,7 @@ class ReadMedium:
     seconds: float = 0.0
     note: str | None = None
     looked_up: bool = False
+    generation: int = 0
 
     @property
     def encoded(self) -> torch.Tensor:
@@ -107,9 +109,11 @@ class MediaReader:
         known = self._contents.get(key)
         if known is not None:
             content, frames, note = known
+            generation = self._cache.generation  # first: a clear in between makes the tokens out of date
             tokens_ND = self._cache.get(content)
             if tokens_ND is not None:
-                return ReadMedium(part.kind, content, frames, None, tokens_ND, monotonic() - started, note)
+                seconds = monotonic() - started
+                return ReadMedium(part.kind, content, frames, None, tokens_ND, seconds, note, generation=generation)
         values, frames, note = read_part(part, self._processor)
         content = medium_key(self._model, part.kind, values)
         # Any other key is a fresh object, which cannot be asked for again.
