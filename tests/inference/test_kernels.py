@@ -14,10 +14,12 @@ from videollama2.inference.engine import Engine
 from videollama2.inference.kernels import (
     FEWEST_ROWS,
     MOST_ROWS,
+    MOST_ROWS_IN_BLOCKS,
     FewRows,
     few_rows_available,
     grouped_attention,
     has_large_layers,
+    linear_in_blocks,
 )
 from videollama2.inference.request import Request
 
@@ -32,17 +34,39 @@ def operations(work):
 
 @pytest.mark.skipif(not few_rows_available(), reason="torch has no MKL or no oneDNN here")
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(8, 1, 1024), (2, 4, 1024), (1, 1, 1024), (100, 1, 1024)])
-def test_few_rows_are_multiplied_by_onednn(shape, bias):
+@pytest.mark.parametrize("outputs", [1056, 1060])
+@pytest.mark.parametrize("shape", [(8, 1, 1024), (2, 6, 1024), (13, 1, 1024), (1, 1, 1024), (100, 1, 1024)])
+def test_few_rows_are_multiplied_in_blocks_or_by_onednn(shape, outputs, bias):
     torch.manual_seed(0)
-    layer = torch.nn.Linear(1024, 1056, bias=bias)
+    layer = torch.nn.Linear(1024, outputs, bias=bias)
     inputs = torch.randn(shape)
     with torch.inference_mode(), FewRows():
         result, names = operations(lambda: layer(inputs))
     rows = shape[0] * shape[1]
-    assert ("mkldnn::_linear_pointwise" in names) is (FEWEST_ROWS <= rows <= MOST_ROWS)
-    assert result.shape == (*shape[:2], 1056)
+    in_blocks = FEWEST_ROWS <= rows <= MOST_ROWS_IN_BLOCKS and outputs % 32 == 0
+    assert ("aten::bmm" in names) is in_blocks
+    assert ("mkldnn::_linear_pointwise" in names) is (FEWEST_ROWS <= rows <= MOST_ROWS and not in_blocks)
+    assert result.shape == (*shape[:2], outputs)
     torch.testing.assert_close(result, layer(inputs), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("inputs", [512, 4096])
+def test_blocks_of_a_weight_give_what_the_weight_gives(inputs):
+    torch.manual_seed(0)
+    weight, bias, rows = torch.randn(96, inputs), torch.randn(96), torch.randn(3, 2, inputs)
+    for added in (bias, None):
+        result = linear_in_blocks(rows, weight, added)
+        torch.testing.assert_close(result, F.linear(rows, weight, added), rtol=1e-5, atol=1e-4)
+    # Slices of a batch are not contiguous.
+    torch.testing.assert_close(linear_in_blocks(rows[:, :1], weight, None), result[:, :1], rtol=1e-5, atol=1e-4)
+
+
+def test_wide_weights_are_not_divided_into_blocks(monkeypatch):
+    monkeypatch.setattr(kernels, "_MOST_INPUTS_IN_BLOCKS", 1023)
+    layer = torch.nn.Linear(1024, 1056)
+    with torch.inference_mode(), FewRows():
+        _, names = operations(lambda: layer(torch.randn(8, 1024)))
+    assert "aten::bmm" not in names
 
 
 def test_other_types_layouts_and_sizes_are_left_alone():
@@ -51,11 +75,11 @@ def test_other_types_layouts_and_sizes_are_left_alone():
     def work():
         F.linear(inputs.bfloat16(), weight.bfloat16())
         F.linear(torch.randn(8, 1024), weight.t())
-        F.linear(inputs, weight[:900])
+        F.linear(inputs, weight[:700])
 
     with FewRows():
         _, names = operations(work)
-    assert "mkldnn::_linear_pointwise" not in names
+    assert names.isdisjoint(("mkldnn::_linear_pointwise", "aten::bmm"))
 
 
 def test_small_models_are_spared_the_calls(small):
@@ -69,7 +93,7 @@ def test_small_models_are_spared_the_calls(small):
 
 def test_small_and_rounded_models_cannot_be_packed(small, monkeypatch):
     model, processor = small
-    with pytest.raises(ConfigError, match="at least 1,048,576 weights"):
+    with pytest.raises(ConfigError, match=f"at least {kernels.SMALLEST_WEIGHT:,} weights"):
         Engine(model, processor, packed_weights=True)
     monkeypatch.setattr(kernels, "SMALLEST_WEIGHT", 1)
     with pytest.raises(ConfigError, match="a float32 decoder on a CPU"):
@@ -80,15 +104,16 @@ def test_small_and_rounded_models_cannot_be_packed(small, monkeypatch):
 
 
 @pytest.mark.skipif(not few_rows_available(), reason="torch has no MKL or no oneDNN here")
-def test_answers_of_many_rows_are_those_of_one(small, monkeypatch):
-    """Eight requests in steps of eight rows, with the size limit lowered so that every layer goes to oneDNN."""
+@pytest.mark.parametrize(("count", "operation"), [(8, "aten::bmm"), (16, "mkldnn::_linear_pointwise")])
+def test_answers_of_many_rows_are_those_of_one(small, count, operation, monkeypatch):
+    """Requests in steps of so many rows, with the size limit lowered so that every layer is computed as large ones."""
     monkeypatch.setattr(kernels, "SMALLEST_WEIGHT", 1)
     model, processor = small
-    requests = [Request(f"what moves {word}", max_new_tokens=8) for word in WORDS[:8]]
-    with Engine(model, processor, max_batch=8, max_length=256, background=False) as engine:
+    requests = [Request(f"what moves {word}", max_new_tokens=8) for word in WORDS[:count]]
+    with Engine(model, processor, max_batch=count, max_length=256, background=False) as engine:
         assert engine.decoder.few_rows
         results, names = operations(lambda: engine.generate(requests))
-    assert "mkldnn::_linear_pointwise" in names
+    assert operation in names
     assert [result.token_ids for result in results] == [alone(model, processor, request) for request in requests]
 
 
@@ -96,8 +121,8 @@ def test_answers_of_many_rows_are_those_of_one(small, monkeypatch):
 def test_packed_weights_give_the_same_answers_and_follow_changes(small, monkeypatch):
     monkeypatch.setattr(kernels, "SMALLEST_WEIGHT", 1)
     model, processor = deepcopy(small[0]), small[1]
-    requests = [Request(f"what moves {word}", max_new_tokens=8) for word in WORDS[:8]]
-    with Engine(model, processor, max_batch=8, max_length=64, background=False, packed_weights=True) as engine:
+    requests = [Request(f"what moves {word}", max_new_tokens=8) for word in WORDS[:16]]
+    with Engine(model, processor, max_batch=16, max_length=64, background=False, packed_weights=True) as engine:
         for layer in (model.lm_head, model.model.language_model.layers[0].mlp.up_proj):
             assert engine.decoder.packed.get(layer.weight).layout == torch._mkldnn
         before = [result.token_ids for result in engine.generate(requests)]

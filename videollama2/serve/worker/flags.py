@@ -128,8 +128,8 @@ def _add_speed_flags(engine: argparse._ActionsContainer) -> None:
     engine.add_argument(
         "--pack-weights",
         action="store_true",
-        help="keep float32 weights a second time in the order of oneDNN's kernels: faster steps of 4 and more answers "
-        "on a CPU, for twice the memory",
+        help="keep float32 weights a second time in the order of oneDNN's kernels: faster steps of more than 12 "
+        "answers on a CPU, for twice the memory",
     )
 
 
