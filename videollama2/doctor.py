@@ -156,7 +156,7 @@ def _devices(problems: list[str]) -> Section:
     except (ImportError, OSError) as error:
         problems.append(f"torch cannot be imported: {error}")
         return {}
-    from videollama2.checkpoints.placement import bfloat16_feature
+    from videollama2.checkpoints.placement import bfloat16_feature, bfloat16_gain
 
     section: Section = {"torch was built for": f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"}
     if torch.version.cuda and not torch.cuda.is_available():
@@ -171,7 +171,9 @@ def _devices(problems: list[str]) -> Section:
     if torch.backends.mps.is_available():
         section["mps"] = "available"
     feature = bfloat16_feature()
-    half = f"computes in bfloat16 ({feature})" if feature else "does not compute in bfloat16"
+    half = "does not compute in bfloat16"
+    if feature:
+        half = f"computes in bfloat16 ({feature}), {bfloat16_gain():.1f} times as fast as in float32"
     section["cpu"] = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads, {half}"
     return section
 

@@ -32,7 +32,7 @@ def add_model_flags(
         "--dtype",
         choices=("float32", "float16", "bfloat16", "auto"),
         help="default: bfloat16 on a GPU that supports it, otherwise float16; float32 on a CPU. auto: bfloat16 also on "
-        "a CPU that computes in it, which is faster but rounds",
+        "a CPU where a measurement finds it faster; it rounds",
     )
     group.add_argument("--attn-implementation", default="sdpa", choices=("sdpa", "eager", "flash_attention_2"))
     bits = group.add_mutually_exclusive_group()

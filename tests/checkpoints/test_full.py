@@ -1,5 +1,6 @@
 """Full checkpoints open with every weight in place; damaged ones are refused with names."""
 
+import itertools
 import pickle
 import platform
 import subprocess
@@ -13,8 +14,8 @@ from transformers import Qwen2Config
 
 from tests.checkpoints.folders import QWEN, edit_config, edit_weights, same
 from tests.conftest import golden_dir
-from videollama2.checkpoints import default_dtype, load_checkpoint, load_pretrained_model
-from videollama2.checkpoints.placement import as_dtype, bfloat16_feature, fastest_dtype
+from videollama2.checkpoints import default_dtype, load_checkpoint, load_pretrained_model, placement
+from videollama2.checkpoints.placement import as_dtype, bfloat16_feature, bfloat16_gain, fastest_dtype
 from videollama2.checkpoints.quantisation import leave_out_misfits, quantization_config
 from videollama2.errors import CheckpointError, ConfigError, MissingDependencyError
 
@@ -179,12 +180,12 @@ def test_attention_reaches_every_part(golden, attention):
     assert {part.config._attn_implementation for part in parts} == {attention}
 
 
-def test_auto_is_bfloat16_where_the_processor_computes_in_it(caplog, monkeypatch):
+def test_auto_is_bfloat16_where_it_is_faster(caplog):
     """The default stays float32; ``auto`` is a choice that says what it chose, once."""
-    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     fastest_dtype.cache_clear()
-    feature = bfloat16_feature()
-    expected = torch.float32 if feature is None else torch.bfloat16
+    feature, gain = bfloat16_feature(), bfloat16_gain()
+    assert gain == bfloat16_gain() and (gain > 0) is (feature is not None)
+    expected = torch.bfloat16 if gain >= 1.2 else torch.float32
     _, model, _, _ = load_pretrained_model(golden_dir() / "models" / QWEN, dtype="auto", device="cpu")
     assert {weight.dtype for weight in model.parameters()} == {expected}
     assert as_dtype("auto", "cpu") == expected
@@ -197,12 +198,27 @@ def test_auto_is_bfloat16_where_the_processor_computes_in_it(caplog, monkeypatch
         assert has is (feature is not None), "the kernel sees the same processor"
 
 
-def test_auto_is_float32_where_bfloat16_must_not_be_computed_fast(caplog, monkeypatch):
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "avx512_core")
-    fastest_dtype.cache_clear()
-    assert as_dtype("auto", "cpu") == torch.float32
-    assert "float32, because this CPU has none of" in caplog.text and "ONEDNN_MAX_CPU_ISA forbids" in caplog.text
-    fastest_dtype.cache_clear()
+@pytest.mark.parametrize(
+    ("feature", "seconds", "dtype", "reason"),
+    [
+        ("avx512_bf16", {torch.float32: 1.0, torch.bfloat16: 1.6}, torch.float32, "0.6 times as fast"),
+        ("avx512_bf16", {torch.float32: 1.0, torch.bfloat16: 0.9}, torch.float32, "1.1 times as fast"),
+        ("amx_bf16", {torch.float32: 6.0, torch.bfloat16: 1.0}, torch.bfloat16, "6.0 times as fast"),
+        (None, {}, torch.float32, "this CPU has none of amx_bf16, avx512_bf16, bf16"),
+    ],
+)
+def test_auto_is_what_a_measurement_says(feature, seconds, dtype, reason, caplog, monkeypatch):
+    """The least of three times counts: one that other work on the machine has stretched changes nothing."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {feature: True, "avx2": True})
+    stretched = itertools.cycle((2.0, 1.0, 5.0))
+    monkeypatch.setattr(placement, "_seconds_of_product", lambda rows, weight: seconds[rows.dtype] * next(stretched))
+    try:
+        for measured in (fastest_dtype, bfloat16_gain):
+            measured.cache_clear()
+        assert as_dtype("auto", "cpu") == dtype and reason in caplog.text
+    finally:
+        for measured in (fastest_dtype, bfloat16_gain):
+            measured.cache_clear()
 
 
 def test_default_numbers():

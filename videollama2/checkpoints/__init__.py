@@ -75,7 +75,7 @@ def load_pretrained_model(
         device_map: placement over several devices, as in transformers; by default everything is on ``device``.
         device: defaults to cuda if available, else mps, else cpu.
         dtype: defaults to bfloat16 on a GPU that supports it, else float16; float32 on a CPU. ``auto`` is the same,
-            but bfloat16 on a CPU that computes in it (AMX, AVX512_BF16), which is faster and rounds.
+            but bfloat16 on a CPU where that is faster (AMX, AMD's AVX512_BF16), which is measured; it rounds.
         attn_implementation: ``sdpa``, ``eager`` or ``flash_attention_2``.
         hub: ``revision``, ``token``, ``cache_dir``, ``local_files_only``.
 
