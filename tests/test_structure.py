@@ -86,7 +86,8 @@ WINGS = {
         ("video_processor",),
     ),
     "model": (
-        ("connectors", "encoders", "weight_names", "loss", "packed_attention", "int4", "int8", "weight_files"),
+        ("int4", "int8", "stored"),
+        ("connectors", "encoders", "weight_names", "loss", "packed_attention", "weight_files"),
         ("base",),
         ("features", "generation"),
         ("modeling",),

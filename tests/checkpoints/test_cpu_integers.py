@@ -1,16 +1,21 @@
 """``load_8bit`` and ``load_4bit`` on a CPU: close to the exact model, and nothing else changed."""
 
+import copy
+
 import pytest
 import torch
 
+from tests.checkpoints.folders import connector_folder, edit_weights
 from tests.conftest import golden_dir
 from videollama2.checkpoints import cpu_integers, load_checkpoint, load_pretrained_model
-from videollama2.errors import ConfigError
+from videollama2.errors import CheckpointError, ConfigError
 from videollama2.inference.engine import Engine
 from videollama2.inference.request import Request
 from videollama2.model import int4, int8
+from videollama2.model import stored as stored_module
 from videollama2.model.int4 import GROUP, Int4Linear, quantise_groups
 from videollama2.model.int8 import Int8Embedding, Int8Linear, RowPacker, multiplies_integers, quantise_rows
+from videollama2.model.stored import StoredLayer, stored_like
 
 NAMES = ("qwen2-stc_connector_v35-siglip", "llama-mlp2x_gelu-clip")
 
@@ -82,8 +87,10 @@ def test_embeddings_read_their_rows_from_the_packed_head():
     rows = embedding(ids)
     torch.testing.assert_close(rows, layer.weight.data[ids], rtol=0, atol=0.01)
     few.pack()
-    embedding.share(few.packed)
-    assert (embedding.weight.numel() == 0) is int8.knows_order() and torch.equal(embedding(ids), rows)
+    assert int8.is_readable(128, 192) is int8.knows_order()
+    if int8.knows_order():
+        embedding.packed = few.packed
+    assert torch.equal(embedding(ids), rows)
 
 
 @pytest.mark.skipif(not multiplies_integers(), reason="this CPU does not multiply 8-bit integers")
@@ -101,9 +108,36 @@ def test_a_head_in_pieces_answers_as_in_one(vocabulary, monkeypatch):
     rows = embedding(ids)
     pieces.pack()
     assert torch.equal(pieces(inputs), whole(inputs)) and torch.equal(pieces(inputs[0, 0]), whole(inputs[0, 0]))
-    embedding.share(pieces.packed)
-    assert (embedding.weight.numel() == 0) is (int8.knows_order() and vocabulary % 64 == 0)
+    if int8.is_readable(vocabulary, 192):
+        embedding.packed = pieces.packed
     assert torch.equal(embedding(ids), rows) and torch.equal(embedding(ids[0, 1]), rows[0, 1])
+
+
+@pytest.mark.parametrize(
+    ("outputs", "wanted"), [(29_999, 29_999), (32_000, 16_000), (32_001, 16_064), (151_936, 15_232), (152_064, 15_232)]
+)
+def test_pieces_are_of_one_size_if_possible(outputs, wanted):
+    rows = int8.piece_rows(outputs)
+    assert rows == wanted and (rows % 64 == 0 and rows <= 16_384 or rows == outputs)
+
+
+@pytest.mark.parametrize("name", [NAMES[1], "videollama2-tiny"])
+def test_loaded_in_pieces_a_model_is_the_same(name, monkeypatch):
+    monkeypatch.setattr(cpu_integers, "SMALLEST_WEIGHT", 1)
+    path = name if name == "videollama2-tiny" else golden_dir() / "models" / name
+    ids, logits = torch.arange(5, 35).unsqueeze(0), []
+    for tall, piece in ((10**9, 1), (1, 64)):
+        monkeypatch.setattr(int8, "_TALL", tall)
+        monkeypatch.setattr(int8, "_PIECE", piece)
+        _, model, _, _ = load_pretrained_model(path, device="cpu", load_8bit=True)
+        embeddings = model.get_input_embeddings()
+        shares = model.config.tie_word_embeddings and int8.is_readable(
+            embeddings.num_embeddings, embeddings.embedding_dim
+        )
+        assert (model.lm_head.packed is embeddings.packed) is shares or not multiplies_integers()
+        with torch.inference_mode():
+            logits.append(model(input_ids=ids).logits)
+    assert torch.equal(*logits)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -234,3 +268,73 @@ def test_a_model_answers_in_4_bits(monkeypatch):
         assert engine.submit_request(Request("What?", [("video", clip)], max_new_tokens=2)).result().error is None
     with pytest.raises(ConfigError, match="cannot be saved"):
         model.save_pretrained("nowhere")
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (torch.nn.Linear(24, 20), (3, 5, 24)),
+        (torch.nn.Conv2d(24, 20, 1, bias=False), (2, 24, 4, 4)),
+        (torch.nn.Conv3d(24, 20, 2, stride=2, padding=1), (1, 24, 4, 4, 4)),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_layers_that_keep_weights_as_stored_compute_what_float32_ones_do(layer, shape, dtype, monkeypatch):
+    layer, inputs = copy.deepcopy(layer), torch.randn(shape)
+    stored = layer.weight.data.to(dtype)
+    layer.weight.data = stored.float()
+    kept = stored_like(layer)
+    kept.bias, kept.weight = layer.bias, kept.keep(stored)
+    assert kept.stored.dtype == dtype and next(kept.parameters()).dtype == torch.float32
+    with torch.inference_mode():
+        assert torch.equal(kept(inputs), layer(inputs))
+        monkeypatch.setattr(stored_module, "_AT_ONCE", 7 * stored[0].numel())  # 7, 7 and 6 outputs
+        torch.testing.assert_close(kept(inputs), layer(inputs), rtol=1e-6, atol=1e-6)
+        # Weights are given back and taken as those of other layers are.
+        assert torch.equal(kept.state_dict()["weight"], stored)
+        kept.load_state_dict({name: value + 1 for name, value in layer.state_dict().items()})
+        layer.load_state_dict({name: value + 1 for name, value in layer.state_dict().items()})
+        torch.testing.assert_close(kept(inputs), layer(inputs), rtol=1e-6, atol=1e-5)
+    with pytest.raises(RuntimeError, match="size mismatch for weight"):
+        kept.load_state_dict({**layer.state_dict(), "weight": torch.zeros(3, 3)})
+
+
+def test_other_layers_are_not_kept_as_stored():
+    assert stored_like(torch.nn.Conv2d(8, 8, 3, groups=8)) is None and stored_like(torch.nn.LayerNorm(8)) is None
+
+
+def test_connectors_are_exact_and_take_half_of_the_memory(folder, monkeypatch):
+    monkeypatch.setattr(cpu_integers, "SMALLEST_WEIGHT", 64)
+
+    def halve(tensors):
+        tensors.update({name: value.bfloat16() for name, value in tensors.items()})
+
+    edit_weights(folder, halve)
+    exact, _ = load_checkpoint(folder, dtype=torch.float32)
+    _, model, _, _ = load_pretrained_model(folder, device="cpu", load_8bit=True)
+    own, wanted = model.model.mm_projector, exact.model.mm_projector
+    kept = [module for module in own.modules() if isinstance(module, StoredLayer)]
+    assert kept and all(module.stored.dtype == torch.bfloat16 and not module.weight.numel() for module in kept)
+    features = torch.randn(1, 4, 16, exact.config.mm_hidden_size)
+    with torch.inference_mode():
+        assert torch.equal(own(features), wanted(features)) and own(features).dtype == torch.float32
+    names = own.state_dict()
+    assert names.keys() == wanted.state_dict().keys()
+    # A connector that is kept apart replaces it.
+    stage1, connector = connector_folder(folder, folder)
+    torch.save({name: 2 * value for name, value in connector.items()}, stage1 / "mm_projector.bin")
+    _, other, _, _ = load_pretrained_model(stage1, str(folder), device="cpu", load_8bit=True)
+    exact, _ = load_checkpoint(folder, dtype=torch.float32)
+    exact.model.mm_projector.load_state_dict({name: 2 * value.float() for name, value in wanted.state_dict().items()})
+    with torch.inference_mode():
+        assert torch.equal(other.model.mm_projector(features), exact.model.mm_projector(features))
+
+
+@pytest.mark.parametrize("name", ["model.mm_projector.sampler.0.weight", "model.layers.0.mlp.up_proj.weight"])
+@pytest.mark.parametrize("option", ["load_8bit", "load_4bit"])
+def test_weights_of_another_shape_are_named(name, option, folder, monkeypatch):
+    monkeypatch.setattr(cpu_integers, "SMALLEST_WEIGHT", 64)
+    edit_weights(folder, lambda tensors: tensors.update({name: tensors[name][:-1].clone()}))
+    with pytest.raises(CheckpointError, match="1 weights of another shape") as caught:
+        load_pretrained_model(folder, device="cpu", **{option: True})
+    assert name.removeprefix("model.").removesuffix(".weight").split(".")[-1] in str(caught.value)

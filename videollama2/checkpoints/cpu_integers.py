@@ -8,7 +8,7 @@ quantised model.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,16 +19,33 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from videollama2.checkpoints.placement import bfloat16_feature
+from videollama2.checkpoints.placement import is_bfloat16_faster
 from videollama2.model import int4
 from videollama2.model.int4 import Int4Linear
-from videollama2.model.int8 import SMALLEST_WEIGHT, Int8Embedding, Int8Linear, RowPacker, quantise_rows
+from videollama2.model.int8 import (
+    SMALLEST_WEIGHT,
+    Int8Embedding,
+    Int8Linear,
+    PackedWeight,
+    RowPacker,
+    is_readable,
+    multiplies_integers,
+    piece_rows,
+    quantise_rows,
+)
+from videollama2.model.stored import StoredLayer, stored_like
+
+_CONVERTED = (Int4Linear, Int8Linear, Int8Embedding, StoredLayer)
+"""The layers whose weights are converted as they are read."""
 
 METHOD = "videollama2_cpu_integers"
 """The name of the method in transformers."""
 
-NOT_QUANTISED = ("mm_projector", "mm_projector_a", "audio_tower")
-"""Modules that stay as they are: connectors are mostly convolutions, and the audio encoder is small."""
+CONNECTORS = ("mm_projector", "mm_projector_a")
+"""Modules whose weights are not rounded, but kept in 16 bits if they are stored so: they are mostly convolutions."""
+
+NOT_QUANTISED = (*CONNECTORS, "audio_tower")
+"""Modules whose weights are not rounded. The audio encoder is small, and stays as it is."""
 
 IN_4_BITS = "layers"
 """The part of a path that 4 bits are for: layers of the decoder. Its embeddings and head get 8 bits, as does the vision
@@ -60,9 +77,16 @@ class CpuIntegerQuantizer(HfQuantizer):
     takes_stored_dtype = True
     """Weights are rounded from the dtype in which they are stored, see ``VideoLlama2PreTrainedModel``."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._packer = RowPacker()
+        self._misfits: set[str] = set()
+
     def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
         path, _, name = param_name.rpartition(".")
-        return name == "weight" and isinstance(model.get_submodule(path), (Int4Linear, Int8Linear, Int8Embedding))
+        # transformers compares the shapes of all other weights and reports those that do not fit.
+        is_converted = name == "weight" and isinstance(model.get_submodule(path), _CONVERTED)
+        return is_converted and param_name not in self._misfits
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
         embeddings, smallest = model.get_input_embeddings(), self.quantization_config.smallest_weight
@@ -81,6 +105,17 @@ class CpuIntegerQuantizer(HfQuantizer):
         for path, module in found.items():
             with torch.device("meta"):
                 model.set_submodule(path, self._replacement(path, module))
+        self._keep_connectors(model)
+
+    def _keep_connectors(self, model: nn.Module) -> None:
+        """Replace the large layers of connectors by those that keep weights as they are stored."""
+        for path, module in list(model.named_modules()):
+            if set(CONNECTORS).isdisjoint(path.split(".")):
+                continue
+            with torch.device("meta"):
+                kept = stored_like(module)
+            if kept is not None and kept.weight.numel() >= self.quantization_config.smallest_weight:
+                model.set_submodule(path, kept)
 
     def _replacement(self, path: str, module: nn.Module) -> nn.Module:
         if not isinstance(module, nn.Linear):
@@ -88,23 +123,21 @@ class CpuIntegerQuantizer(HfQuantizer):
         parts = path.split(".")
         is_decoder = IN_4_BITS in parts and "vision_tower" not in parts
         if self.quantization_config.bits == 4 and is_decoder and int4.fits(module):
-            return Int4Linear.like(module, torch.float32 if bfloat16_feature() is None else torch.bfloat16)
+            return Int4Linear.like(module, torch.bfloat16 if is_bfloat16_faster() else torch.float32)
         return Int8Linear.like(module)
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        embeddings, packer = model.get_input_embeddings(), RowPacker()
+        embeddings = model.get_input_embeddings()
         for module in model.modules():
-            if isinstance(module, Int8Linear):
-                is_shared = module.weight is embeddings.weight
-                if is_shared:
-                    module.scale_O = embeddings.scale_O
-                module.pack(packer)
-                if is_shared:
-                    embeddings.share(module.packed)
+            # Only the embeddings were read where the head is the same.
+            if isinstance(module, Int8Linear) and module.weight is embeddings.weight:
+                module.scale_O, module.packed = embeddings.scale_O, embeddings.packed
+                if module.packed is None:
+                    module.pack()
         return model
 
     def get_quantize_ops(self) -> ConversionOps:
-        return _Quantise()
+        return _Quantise(self._packer, self._misfits)
 
     def is_serializable(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride] - the base has no annotation
         return False
@@ -115,19 +148,67 @@ class CpuIntegerQuantizer(HfQuantizer):
 
 
 class _Quantise(ConversionOps):
-    """Rounds a weight that was read, and gives its module the scales."""
+    """Rounds a weight that was read, and gives its module the scales, and the integers in the processor's order.
+
+    Args:
+        misfits: gets the names of weights of another shape than the model's, which stay as they are.
+    """
+
+    def __init__(self, packer: RowPacker, misfits: set[str]) -> None:
+        self._packer, self._misfits = packer, misfits
 
     def convert(self, input_dict: dict[str, Any], *args: Any, model: Any = None, **kwargs: Any) -> dict[str, Any]:
         result = {}
         for name, value in input_dict.items():
-            weight_OI = value[0] if isinstance(value, list) else value
+            weight = value[0] if isinstance(value, list) else value
             module = model.get_submodule(name.rpartition(".")[0])
-            if isinstance(module, Int4Linear):
-                integers, module.scales_GO2 = in_4_bits(weight_OI)
+            if weight.shape != _shape(module):
+                self._misfits.add(name)
+                result[name] = weight
+            elif isinstance(module, StoredLayer):
+                result[name] = module.keep(weight)
             else:
-                integers, module.scale_O = in_8_bits(weight_OI)
-            result[name] = nn.Parameter(integers, requires_grad=False)
+                result[name] = nn.Parameter(self._rounded(module, weight, model), requires_grad=False)
         return result
+
+    def _rounded(self, module: Any, weight_OI: torch.Tensor, model: Any) -> torch.Tensor:
+        """Round a weight, give its module what belongs to the integers, and return these, unless they are packed."""
+        if isinstance(module, Int4Linear):
+            integers, module.scales_GO2 = in_4_bits(weight_OI)
+        elif _is_packed(module, model):
+            module.packed, module.scale_O = self._packed(weight_OI)
+            integers = torch.empty(0, dtype=torch.int8)
+        else:
+            integers, module.scale_O = in_8_bits(weight_OI)
+        return integers
+
+    def _packed(self, weight_OI: torch.Tensor) -> tuple[PackedWeight, torch.Tensor]:
+        """Return the packed integers and the scales (O,). One piece at a time is in the order of rows."""
+        scales: list[torch.Tensor] = []
+
+        def pieces() -> Iterator[torch.Tensor]:
+            for part_OI in weight_OI.split(piece_rows(len(weight_OI))):
+                integers_OI, scale_O = in_8_bits(part_OI)
+                scales.append(scale_O)
+                yield integers_OI
+
+        packed = PackedWeight(pieces(), self._packer)
+        return packed, torch.cat(scales)
+
+
+def _shape(module: Any) -> torch.Size:
+    """Return the shape of a module's weight in a checkpoint."""
+    if isinstance(module, Int4Linear):
+        return torch.Size((module.out_features, module.in_features))
+    return module.weight.shape
+
+
+def _is_packed(module: nn.Module, model: Any) -> bool:
+    """Whether the integers of a module are kept as the processor multiplies them, and not by rows."""
+    if isinstance(module, Int8Embedding):
+        # Its rows are for a head that is the same, and looked up in its order.
+        return model.config.tie_word_embeddings and is_readable(module.num_embeddings, module.embedding_dim)
+    return multiplies_integers()
 
 
 def in_8_bits(weight_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
