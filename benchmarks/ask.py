@@ -36,6 +36,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from ask_report import rules, table
+from limits import processor_name
 from random_model import CLIP, QUESTION, SOUNDING_CLIP, make_random
 
 MODELS = ("tiny", "tiny-av", "0.5b")
@@ -295,6 +296,7 @@ def main() -> int:
     if args.child:
         print(json.dumps(measure(args.child, args)))
         return 0
+    print(processor_name(), end="\n\n")
     is_met = True
     with tempfile.TemporaryDirectory() as folder:
         for name in [args.only] if args.only else MODELS:

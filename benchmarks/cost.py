@@ -26,6 +26,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
+from limits import processor_name
 from lock_step import SHAPES, Costs, operations
 
 from videollama2.config import VideoLlama2Config
@@ -336,6 +337,8 @@ def main() -> int:
     print_counted(tables)
     hours = 1e6 * caption_seconds(model, gpu) / 3600
     print(f"\na million captions of {ANSWER} tokens: {hours:,.0f} GPU hours, counted")
+    if args.measure:
+        print(f"\nmeasured on {processor_name()}")
     timed = {**measured(), "training tokens": measured_training()} if args.measure else {}
     print_measured(timed)
     if args.plot:

@@ -31,6 +31,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from limits import processor_name
 from random_model import QUESTION, SHAPES, make_random
 from serve import server
 
@@ -52,6 +53,7 @@ class Doors:
     def __init__(self, rounds: int, clips: Sequence[Path]) -> None:
         self.rounds, self.is_met = rounds, True
         self._unseen = iter(clips)
+        print(processor_name())
         print(f"{'door':22} {'first, s':>9} {'second question':>22} {'second turn':>22}", flush=True)
 
     def measure(self, door: str, ask: Ask) -> None:

@@ -33,7 +33,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from limits import copy_rate, product_rate, synchronize, timed
+from limits import copy_rate, processor_name, product_rate, synchronize, timed
 from loads import print_mixed
 from random_model import CLIP, QUESTION, SHAPES, SOUNDING_CLIP, make_random
 from steps import ROWS, print_steps
@@ -308,7 +308,8 @@ def main() -> None:
     dtype = str(bench.model.dtype).removeprefix("torch.")
     name = args.model or f"{shape} shapes"
     graphs = ", CUDA graphs" if bench.fixed is not None else ""
-    device = torch.cuda.get_device_name() if bench.device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    is_gpu, threads = bench.device.type == "cuda", torch.get_num_threads()
+    device = torch.cuda.get_device_name() if is_gpu else f"{processor_name()}, {threads} threads"
     print(f"{name} on {device}, {dtype}{graphs}; answers of {args.new_tokens} tokens")
     print(f"({DECODING_FRAMES} frames while decoding, 8 to the first token)")
     parts: dict[str, Callable[[], None]] = {

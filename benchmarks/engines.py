@@ -31,6 +31,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from limits import processor_name
 from random_model import CLIP, ROOT, SHAPES, make_random
 
 MARK = "engines.py: "
@@ -216,6 +217,7 @@ def main() -> None:
             print("building the random model ...", file=sys.stderr)
             make_random(Path(folder), args.shape)
         args.model = args.model or (folder if args.shape != "tiny" else "videollama2-tiny")
+        print(processor_name())
         print(f"{args.model if args.shape != 'tiny' else 'tiny'}: answers of {args.new_tokens} tokens, float32")
         compare(args)
 

@@ -21,6 +21,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from limits import processor_name
+
 TARGET = 3.0
 STAGES = ("decode", "encode", "prefill", "decode steps")
 Result = TypeVar("Result")
@@ -194,6 +198,7 @@ def main() -> int:
         rounds = in_turns({"one by one": bench.one_by_one, "runner": bench.runner}, args.repeat)
     count = len(bench.items)
     dtype = str(bench.model.dtype).removeprefix("torch.")
+    print(processor_name())
     print(
         f"{count} questions about {bench.clips} clips; {args.model}, {dtype}, "
         f"batch {args.batch_size}, {torch.get_num_threads()} torch threads; stages in ms per question"

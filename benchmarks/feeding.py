@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from limits import synchronize
+from limits import processor_name, synchronize
 from random_model import CLIP, SHAPES, make_random
 
 ENOUGH = 0.9
@@ -89,6 +89,7 @@ def main() -> None:
             print("building the random model ...", file=sys.stderr)
             make_random(Path(folder), args.shape)
         rates = measure(folder if args.shape != "tiny" else "videollama2-tiny", args)
+    print(processor_name())
     print(f"{args.shape}, {args.clips} clips ({args.video.name}), {args.threads} reading threads\n")
     for name, rate in rates.items():
         print(f"{name:14} {rate:8.2f} clips/s")

@@ -20,6 +20,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from limits import processor_name
+
 ROOT = Path(__file__).resolve().parent.parent
 TOLERANCE = 1e-3
 """The largest error that float32 may have, as a share of the spread of the logits."""
@@ -78,6 +82,7 @@ def main() -> int:
     # On a GPU, torch computes float32 convolutions with 10 bits of mantissa unless it is told not to.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     broken = False
+    print(processor_name())
     print(f"{len(folders)} models; errors of logits as shares of their spread\n")
     print(f"{'dtype':10} {'median':>10} {'largest':>10} {'equal tokens':>14}")
     for dtype in args.dtype:

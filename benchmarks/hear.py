@@ -30,6 +30,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from limits import processor_name
+
 PARTS = ("encoder", "answer")
 SPEED, MEMORY, DECODING, SOONER = 1.3, 0.7, 0.05, 10.0
 """The limits of the rules, see the module."""
@@ -269,6 +273,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             make_random(Path(folder), hears=True)
             row |= _child(*shared, "--child", "answer", folder)
+    print(processor_name())
     print(table(row, args.seconds))
     for is_met, text in rules(row):
         print(f"  {'ok' if is_met else 'BROKEN':<7}{text}")

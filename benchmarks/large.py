@@ -23,7 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from published_code import processor_name
+from limits import processor_name
 from random_model import CLIP, MISTRAL_7B, QUESTION, ROOT, TOWER
 from start import run
 

@@ -1,11 +1,22 @@
-"""What the machine could do at most: bytes copied and operations of products of matrices, per second."""
+"""What the machine is, and what it could do at most: bytes copied and operations of products of matrices per second."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+
+def processor_name() -> str:
+    """Model of the processor, and which instructions for bfloat16 and 8 bits it has."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    known = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8")
+    found = [name for name in known if name in fields.get("flags", "").split()]
+    return f"{fields.get('model name', 'unknown processor')} ({', '.join(found) or 'no known features'})"
 
 
 def clock() -> float:

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from limits import processor_name
 from random_model import make_random
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,16 +66,6 @@ def resident_bytes() -> int:
     """Resident memory of this process now; 0 where the system does not tell."""
     statm = Path("/proc/self/statm")
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.is_file() else 0
-
-
-def processor_name() -> str:
-    """Model of the processor, and which instructions for bfloat16 and 8 bits it has."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    known = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8")
-    found = [name for name in known if name in fields.get("flags", "").split()]
-    return f"{fields.get('model name', 'unknown processor')} ({', '.join(found) or 'no known features'})"
 
 
 # ------------------------------------------------------------------------------------------------------ opening a side

@@ -23,6 +23,10 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from limits import processor_name
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -125,6 +129,7 @@ def main() -> int:
         rank.start()
         again, kept = answer.get()
         rank.join()
+    print(processor_name())
     print(f"{args.records:,} records, as a million of them:")
     print(
         f"  first start   {reading * scale:7.1f} s to read and check; lengths of these {args.records:,}: {rest:.1f} s"

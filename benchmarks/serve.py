@@ -38,6 +38,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from limits import processor_name
 from loads import QUESTIONS, SHARE_OF_CAPACITY, Question, known, mixed, pauses, percentiles
 from random_model import CLIP, SHAPES, make_random
 
@@ -283,6 +284,7 @@ def _row(kind: str, clients: int, load: Load, one: float) -> None:
 
 def main() -> None:
     args = parse()
+    print(processor_name())
     for shape in args.shape:
         with tempfile.TemporaryDirectory() as folder:
             path = "videollama2-tiny"

@@ -17,6 +17,10 @@ import sys
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from limits import processor_name
+
 ROOT = Path(__file__).resolve().parent.parent
 CLIP = ROOT / "videollama2" / "assets" / "demo" / "moving_shapes.mp4"
 ASK = ("-m", "videollama2", "ask", str(CLIP), "What colour is the circle?", "--model-path", "videollama2-tiny")
@@ -54,6 +58,7 @@ def main() -> int:
     if args.repeat < 1:
         parser.error("--repeat must be at least 1")
     trees = {"": ROOT} | ({f" in {args.code.name}": args.code.resolve()} if args.code else {})
+    print(processor_name())
     print(f"{'command':44} {'seconds':>8} {'processor':>10} {'MiB':>6}")
     for name, arguments in COMMANDS.items():
         runs: dict[str, list[tuple[float, float, float]]] = {place: [] for place in trees}

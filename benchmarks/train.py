@@ -44,7 +44,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from limits import product_rate, synchronize
+from limits import processor_name, product_rate, synchronize
 from random_model import SHAPES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -354,6 +354,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         args.world = args.world or Path(scratch)
         write_data(args.world)
+        print(processor_name())
         for name in ROWS if args.only is None else (args.only,):
             table(name, args)
         shares = padding_of_orders(args)

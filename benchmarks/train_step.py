@@ -21,7 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from limits import product_rate, synchronize
+from limits import processor_name, product_rate, synchronize
 from random_model import SHAPES
 
 MEDIAN, SIGMA, LONGEST = 134, 0.9, 1200
@@ -164,6 +164,7 @@ def main() -> None:
     learns = sum(p.numel() for p in model.parameters() if p.requires_grad)
     what = "LoRA" if args.lora else "all but the encoder"
     name = str(dtype).removeprefix("torch.")
+    print(torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name())
     print(f"{args.shape} shapes on {device}, {name}; {what}: {learns / 1e6:.0f} M weights learn; {args.batch} records")
     print(f"\n{'':8}{'s/step':>9}{'tokens/s':>10}{'padding':>9}{'of limit':>10}{'peak GB':>9}  attention")
     for way in ("padded", "packed"):
