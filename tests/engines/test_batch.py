@@ -101,7 +101,7 @@ def test_one_question_about_a_folder(tmp_path: Path) -> None:
     assert main(["batch", str(folder), str(target), "--question", COUNT, *TINY]) == 1
     lines = replies(target)
     told = {name: lines.pop(name)["error"]["message"] for name in ("empty.mp4", "page.jpg")}
-    assert "empty" in told["empty.mp4"] and "HTML" in told["page.jpg"], "files that are no media fail on their own"
+    assert "is empty" in told["empty.mp4"] and "cannot be read" in told["page.jpg"], "each fails alone"
     assert set(lines) == {"clip.mp4", "deep/picture.png"}
     assert all(answer(line) for line in lines.values())
     pattern = tmp_path / "more.jsonl"
