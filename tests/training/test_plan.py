@@ -131,9 +131,9 @@ def test_command(capsys):
             verdicts[way] = (peak, rest[7])
     assert {verdict for _, verdict in verdicts.values()} == {"fits", "too"}
     assert all((peak < 0.02) == (verdict == "fits") for peak, verdict in verdicts.values())
-    (advice,) = [line for line in lines if line.startswith("Fitting, the fastest first: ")]
-    named = advice.removeprefix("Fitting, the fastest first: ").removesuffix(".").split("; ")
-    assert set(named) == {way for way, (_, verdict) in verdicts.items() if verdict == "fits"}
+    (advice,) = [line for line in lines if line.startswith("The fastest that fit: ")]
+    named = advice.removeprefix("The fastest that fit: ").removesuffix(".").split("; ")
+    assert {verdicts[name][1] for name in named} == {"fits"} and len(named) == len({n.split(",")[0] for n in named})
     assert cli.main(["plan", "--model", "videollama2-tiny", "--tokens", "3"]) == 2
     assert "--tokens 3 has no room for text" in capsys.readouterr().err
     assert cli.main(["plan", "--model", "nowhere/no-model"]) == 2

@@ -111,8 +111,14 @@ def _row(memory: Memory, seconds: float) -> str:
 
 
 def _advice(fitting: dict[str, float]) -> str:
-    """Return which ways fit, given the seconds of a step of each."""
+    """Return which ways that fit are the fastest, one for each choice of what learns.
+
+    Args:
+        fitting: seconds of a step of each way that fits, by the way's name, which begins with what learns.
+    """
     if not fitting:
         return "No way fits: take fewer records or tokens, or more GPUs."
-    in_order = sorted(fitting, key=fitting.__getitem__)
-    return f"Fitting, the fastest first: {'; '.join(in_order)}."
+    fastest: dict[str, str] = {}
+    for name in sorted(fitting, key=fitting.__getitem__):
+        fastest.setdefault(name.partition(",")[0], name)
+    return f"The fastest that fit: {'; '.join(fastest.values())}."
