@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import threading
 
 import pytest
@@ -91,6 +92,14 @@ async def dying_within(path, body, writer):
 
 async def hanging(path, body, writer):
     await asyncio.sleep(60)
+
+
+def test_what_parts_ask_all_the_time_is_not_logged(server, caplog):
+    """The API asks for models and lengths every few seconds; these lines would hide all others."""
+    with caplog.at_level(logging.DEBUG, logger="videollama2.serve.web.guard"):
+        assert with_client(server.url, lambda client: client.lengths()) == {}
+    records = [record for record in caplog.records if record.name == "videollama2.serve.web.guard"]
+    assert records and all(record.levelno == logging.DEBUG for record in records), caplog.text
 
 
 def test_models_and_addresses(server):

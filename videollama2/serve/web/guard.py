@@ -39,7 +39,8 @@ _NEVER_PUBLIC = (".localhost", ".local", ".internal", ".lan", ".home.arpa")
 
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _LINGER_S, _LINGER_BYTES = 2.0, 16 << 20
-_QUIET = {"/metrics", "/receive_heart_beat", "/list_models", "/get_worker_address"}
+_QUIET = {"/metrics", "/receive_heart_beat", "/list_models", "/list_max_model_lens", "/get_worker_address"}
+"""Paths that monitoring and other parts ask for all the time: successful requests are logged at DEBUG only."""
 _log = logging.getLogger(__name__)
 
 
