@@ -15,14 +15,15 @@ from videollama2.serve.cluster.registry import Registry
 from videollama2.serve.settings import Security
 from videollama2.serve.web.errors import ApiError
 
-HASTY = Patience(connect=1, silence=0.15, probe=0.3, total=3)
+HASTY = Patience(silence=0.15, probe=0.3)
+"""For workers that hang. Where nothing hangs, a test on a busy machine must not take a slow worker for a lost one."""
 DONE = b"data: [DONE]\n\n"
 
 
 @pytest.fixture(scope="module")
 def shared():
     clock = ClockAhead()
-    controller = Controller(Registry(clock=clock), Security(), HASTY)
+    controller = Controller(Registry(clock=clock), Security())
     with AppThread(make_controller_app(controller)) as found:
         found.registry, found.clock = controller.registry, clock
         yield found
@@ -45,7 +46,7 @@ def with_client(url, use, **options):
     """The result of ``use(client)``."""
 
     async def run():
-        client = ControllerClient(url, patience=HASTY, **options)
+        client = ControllerClient(url, **options)
         try:
             return await use(client)
         finally:
@@ -67,7 +68,9 @@ def chunk(text):
 
 def answering(*texts):
     async def behave(path, body, writer):
-        if json.loads(body)["stream"]:
+        if path == "/health":
+            await reply(writer, {})
+        elif json.loads(body)["stream"]:
             await begin(writer, *map(chunk, texts), DONE)
             writer.write(b"0\r\n\r\n")
             await writer.drain()
@@ -121,7 +124,7 @@ def test_missing_models(server):
 
 
 def test_without_the_token_the_list_is_the_last_one():
-    controller = Controller(Registry(), Security(("key",), "token"), HASTY)
+    controller = Controller(Registry(), Security(("key",), "token"))
     with AppThread(make_controller_app(controller)) as server:
         url = server.url
         assert with_client(url, lambda client: client.models(refresh=True), credential="key") == []
@@ -158,7 +161,8 @@ def test_before_the_first_token_another_worker_is_tried(server, first, stream):
         register(server, bad)
         register(server, good, queue=5)
         expected = chunk("good") + DONE if stream else {"text": "good"}
-        assert with_client(server.url, twice) == [expected] * 2
+        options = {"patience": HASTY} if first is hanging else {}
+        assert with_client(server.url, twice, **options) == [expected] * 2
         assert bad.asked.count("/v1/chat/completions") <= 1, "it is passed over for a while"
 
 

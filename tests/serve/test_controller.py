@@ -17,7 +17,8 @@ from videollama2.serve.legacy import frame
 from videollama2.serve.settings import Security
 from videollama2.serve.web.streaming import Splitter
 
-HASTY = Patience(connect=1, silence=0.15, probe=0.3, total=3)
+HASTY = Patience(silence=0.15, probe=0.3, total=30)
+"""For workers that hang. The others of this file say that they live when they are asked, however slow they are."""
 
 
 def make(security=None, **registry):
@@ -62,6 +63,8 @@ def answering(*texts):
     async def behave(path, body, writer):
         if path == "/worker_get_status":
             await reply(writer, {"model_names": ["m"], "speed": 2.0, "queue_length": 1})
+        elif path == "/health":
+            await reply(writer, {})
         else:
             await begin(writer, *(frame({"text": text, "error_code": 0}) for text in texts))
             writer.write(b"0\r\n\r\n")
@@ -75,8 +78,10 @@ async def dying(path, body, writer):
 
 
 async def dying_late(path, body, writer):
+    if path == "/health":
+        return await reply(writer, {})
     whole = frame({"text": "so far", "error_code": 0})
-    await begin(writer, whole, whole[:7])
+    return await begin(writer, whole, whole[:7])
 
 
 async def hanging(path, body, writer):
