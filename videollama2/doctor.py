@@ -174,7 +174,7 @@ def _devices(problems: list[str]) -> Section:
     half = "does not compute in bfloat16"
     if feature:
         half = f"computes in bfloat16 ({feature}), {bfloat16_gain():.1f} times as fast as in float32"
-    section["cpu"] = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads, {half}"
+    section["cpu"] = f"{torch.backends.cpu.get_cpu_capability()}, threads: {torch.get_num_threads()}, {half}"
     return section
 
 
