@@ -43,8 +43,8 @@ Result = Decoded | Sound
 _log = logging.getLogger(__name__)
 
 _MESSAGES = {
-    "unreadable": "the {kind} cannot be read: it is damaged, holds no pictures, is not of an accepted format, or is larger "
-    "than {pixels:,} pixels",
+    "unreadable": "the {kind} cannot be read: it is damaged, holds no pictures, is not of an accepted format, or is "
+    "larger than {pixels:,} pixels",
     "unheard": "the {kind} cannot be heard: it is damaged, or not of an accepted format",
     "memory": "the {kind} takes more memory to decode than is given to one",
     "timeout": "the {kind} took longer to decode than the {seconds:g} s that are given to one",
