@@ -16,9 +16,11 @@ def test_the_command_line_wins_and_the_run_can_be_started_again(tmp_path):
         "learning-rate: 1e-5\nmax_steps: 7\ndata_path: [a.json, b.json]\ndata_weights: [1, 2.5]\nlora_enable: true\n"
         "lr_scheduler_kwargs: {num_cycles: 1}\nvision_tower_lr:\nsave_strategy: no\n"
     )
-    argv = ["--model_path", "base", "--output_dir", str(tmp_path), "--max_steps", "2", "--report_to", "none"]
+    argv = ["--model_path", "base", "--output_dir", str(tmp_path), "--max_steps", "2"]
+    argv += ["--report_to", "tensorboard", "mlflow"]
     model, data, training = parse_arguments(["--recipe", str(recipe), *argv, "--data-weights", "3", "4"])
     assert (training.learning_rate, training.max_steps) == (1e-5, 2)  # the command line asks for two steps
+    assert training.report_to == ["tensorboard", "mlflow"]
     assert data.files == ["a.json", "b.json"] and data.data_weights == [3, 4]
     assert training.lora_enable and training.save_strategy == "no" and training.lr_scheduler_kwargs == {"num_cycles": 1}
     save_recipe(tmp_path, training)

@@ -38,7 +38,7 @@ def parse_arguments(argv: Sequence[str] | None = None, ignored: Collection[str] 
     argv = take_recipe(argv, {action.dest for action in parser._actions})
     try:
         model_args, data_args, training_args = parser.parse_args_into_dataclasses(without_flags(argv, ignored))
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # the latter for unknown keys of a flag that is an object
         raise ConfigError(str(error)) from error
     training_args.recipe = recipe
     training_args.given = given_flags(argv)

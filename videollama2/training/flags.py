@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 import transformers
-from transformers.integrations.integration_utils import is_tensorboard_available
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, is_tensorboard_available
 
 from videollama2.errors import ConfigError, MissingDependencyError
 from videollama2.model.base import choose_deepspeed_accelerator
@@ -125,9 +125,9 @@ class TrainingArguments(ObjectiveFlags, EvaluationFlags, transformers.TrainingAr
         default=True, metadata={"help": "With --bits 4: quantise the constants of the quantisation too."}
     )
     quant_type: Literal["nf4", "fp4"] = field(default="nf4", metadata={"help": "With --bits 4: the number format."})
-    report_to: None | str | list[str] = field(
+    report_to: list[str] | None = field(
         default=None,
-        metadata={"help": "tensorboard (by default, where it is installed), wandb, none, ..."},
+        metadata={"help": "tensorboard (by default, where it is installed), wandb, ...; several of them, none or all."},
     )
 
     # These flags of transformers would not do here what they promise and are refused; see _REFUSED.
@@ -207,7 +207,12 @@ class TrainingArguments(ObjectiveFlags, EvaluationFlags, transformers.TrainingAr
     def _choose_reports(self) -> None:
         if self.report_to is None:
             self.report_to = ["tensorboard"] if is_tensorboard_available() else []
-        for name in [self.report_to] if isinstance(self.report_to, str) else self.report_to:
+        names = [self.report_to] if isinstance(self.report_to, str) else self.report_to
+        for name in names:
+            if name not in ("none", "all", *INTEGRATION_TO_CALLBACK):
+                raise ConfigError(f"--report_to {name} is not one of none, all, {', '.join(INTEGRATION_TO_CALLBACK)}")
+            if name in ("none", "all") and len(names) > 1:
+                raise ConfigError(f"--report_to {' '.join(names)}: {name} stands alone")
             if name in ("tensorboard", "wandb"):
                 _need_package(name, f"--report_to {name}")
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from videollama2.errors import ConfigError
 from videollama2.flat_form import FLAT_MODEL_TYPES
+from videollama2.training.bounds import bound_rules
 from videollama2.training.data_flags import DataArguments
 from videollama2.training.data_rules import data_rules
 from videollama2.training.flags import LORA_PARTS, RECOMPUTED, TrainingArguments
@@ -22,6 +24,9 @@ from videollama2.training.rule import Rule, no_effect_without
 
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 
+EVALUATED = ("loss", "answer_accuracy", "answers", "runtime")
+"""Numbers of an evaluation on ``--eval_data_path``."""
+
 _LORA_FLAGS = (
     *("lora_r", "lora_alpha", "lora_dropout", "lora_bias", "lora_parts", "lora_target", "lora_rslora", "lora_dora"),
 )
@@ -30,6 +35,7 @@ _LORA_FLAGS = (
 def check_arguments(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> None:
     """Raise a ConfigError that names the flags and the rule if flags contradict each other."""
     rules = [
+        *bound_rules(model_args, data_args, training_args),
         *_part_rules(model_args, training_args),
         *_audio_rules(model_args, training_args),
         *_lora_rules(model_args, training_args),
@@ -183,10 +189,15 @@ def _attention_rules(attention: str | None, training_args: TrainingArguments) ->
 
 def _recompute_rules(training_args: TrainingArguments) -> list[Rule]:
     parts, every = training_args.gradient_checkpointing_parts, training_args.gradient_checkpointing_every
+    options: Any = training_args.gradient_checkpointing_kwargs or {}
     unknown = [part for part in parts if part not in RECOMPUTED]
     return [
         (unknown, f"--gradient_checkpointing_parts {' '.join(unknown)}: the parts are {', '.join(RECOMPUTED)}"),
         (every < 1, f"--gradient_checkpointing_every {every} is below 1"),
+        (
+            isinstance(options, dict) and options.get("use_reentrant"),
+            "--gradient_checkpointing_kwargs use_reentrant true: layers behind frozen ones would get no gradients",
+        ),
         (
             not training_args.gradient_checkpointing and (every != 1 or tuple(parts) != RECOMPUTED),
             "--gradient_checkpointing_parts and --gradient_checkpointing_every have no effect without "
@@ -249,6 +260,11 @@ def _in_slices(training_args: TrainingArguments) -> bool:
     return _zero_stage(training_args) == 3 or training_args.fully_shard
 
 
+def _metric(training_args: TrainingArguments) -> str | None:
+    name = training_args.metric_for_best_model
+    return None if name is None else name.removeprefix("eval_")
+
+
 def _exam_rules(training_args: TrainingArguments) -> list[Rule]:
     names, questions = training_args.eval_benchmarks, training_args.eval_questions
     shown = " ".join(names or ())
@@ -261,6 +277,15 @@ def _exam_rules(training_args: TrainingArguments) -> list[Rule]:
             names and _in_slices(training_args),
             f"--eval_benchmarks {shown}: answering needs whole weights, which ZeRO-3 and --fully_shard cut into "
             "slices: use scripts/zero2.json, or `videollama2 eval run` on checkpoints",
+        ),
+        (
+            training_args.load_best_model_at_end and training_args.eval_strategy == "no",
+            "--load_best_model_at_end needs --eval_strategy: without an evaluation, no model is the best",
+        ),
+        (
+            _metric(training_args) not in (None, *EVALUATED) and not names,
+            f"--metric_for_best_model {training_args.metric_for_best_model}: an evaluation has {', '.join(EVALUATED)}, "
+            "and the numbers of --eval_benchmarks",
         ),
         *no_effect_without(training_args, "eval_benchmarks", bool(names), ("eval_benchmarks_folder", "eval_questions")),
         (questions is not None and questions < 1, f"--eval_questions {questions} is below 1"),

@@ -20,19 +20,19 @@ from videollama2.data.packing import PackedRows
 from videollama2.data.record import Record
 from videollama2.data.sampler import InOrderSampler, JointSampler, MixtureSampler, ModalityLengthSampler
 from videollama2.data.stream import StreamedRecords
-from videollama2.errors import MissingDependencyError, VideoLlama2Error
-from videollama2.training.asking import AskingTrainer
+from videollama2.errors import VideoLlama2Error
 from videollama2.training.clock import PARTS, StepClock
 from videollama2.training.eval_loss import sums_over
 from videollama2.training.joint import Joint
 from videollama2.training.meter import COUNTS, Collate, CountingCollator, Meter, peak_flops
+from videollama2.training.optimizing import OptimizingTrainer
 from videollama2.training.recompute import RecomputeChoice
 from videollama2.training.stopping import RandomState, shield_workers
 
 BAD_SAMPLES_FILE = "bad_samples-{process}.jsonl"
 
 
-class VideoLlama2Trainer(AskingTrainer):
+class VideoLlama2Trainer(OptimizingTrainer):
     """The trainer of ``train.py``.
 
     Args:
@@ -64,31 +64,6 @@ class VideoLlama2Trainer(AskingTrainer):
         self.bad_samples: set[str] = set()
         # transformers sets use_cache in the outer configuration, but the decoder reads its own configuration.
         self.model.config.text_config.use_cache = self.args.use_cache
-
-    # ------------------------------------------------------------------------------------------- optimizer
-
-    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Return the names of matrices and convolutions; norms, biases and other vectors get no weight decay."""
-        # Under ZeRO-3 a parameter is only a slice, with its true shape in the attribute ds_shape.
-        return [name for name, p in model.named_parameters() if len(getattr(p, "ds_shape", p.shape)) > 1]
-
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """Create the optimizer, with parameter groups of their own for a connector or encoder with its own rate."""
-        if self.optimizer is not None:
-            return cast("torch.optim.Optimizer", self.optimizer)
-        try:
-            optimizer = super().create_optimizer(*args, **kwargs)
-        except ImportError as error:
-            raise MissingDependencyError(f"--optim {self.args.optim} needs a package: {error}") from error
-        inner = self.unwrapped().model
-        for name, module, rate in (
-            ("mm_projector_lr", inner.mm_projector, self.args.mm_projector_lr),
-            ("mm_projector_lr", inner.mm_projector_a, self.args.mm_projector_lr),
-            ("vision_tower_lr", inner.vision_tower, self.args.vision_tower_lr),
-        ):
-            if rate is not None and module is not None:
-                optimizer.param_groups[:] = _split_groups(optimizer.param_groups, module, rate, name)
-        return optimizer
 
     # ------------------------------------------------------------------------------------------------ order
 
@@ -346,19 +321,3 @@ class _OptimizerTime(TrainerCallback):
 
     def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         self.clock.enter(None)
-
-
-def _split_groups(groups: list[dict[str, Any]], module: nn.Module, rate: float, part: str) -> list[dict[str, Any]]:
-    """Return optimizer groups in which the parameters of ``module`` have groups of their own with the rate ``rate``.
-
-    The optimizer has no state yet, so splitting its groups is safe.
-    """
-    own = {id(parameter) for parameter in module.parameters()}
-    split: list[dict[str, Any]] = []
-    keep: Callable[[nn.Parameter], bool]
-    for keep, options in ((lambda p: id(p) not in own, {}), (lambda p: id(p) in own, {"lr": rate, "part": part})):
-        for group in groups:
-            parameters = [p for p in group["params"] if keep(p)]
-            if parameters:
-                split.append({**group, **options, "params": parameters})
-    return split
