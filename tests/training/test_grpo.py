@@ -166,6 +166,21 @@ def test_rewards_are_imported_or_named():
             load_reward(name)
 
 
+def test_a_reward_that_fails_is_told_and_leaves_a_checkpoint(run, tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(
+        "calls = []\n\n\ndef score(record, answer):\n    calls.append(answer)\n"
+        "    return len(calls) if len(calls) <= 6 else float('nan')\n\n\n"
+        "def one(answer):\n    return 1\n"
+    )
+    options = {**GRPO, "per_device_train_batch_size": 2, "max_steps": 2}
+    told = rf"--reward gives nan to the answer .*; what was learnt up to step 1 is in {tmp_path}/out/checkpoint-1"
+    with pytest.raises(DataError, match=told):
+        run(folder=tmp_path / "out", **{**options, "reward": f"{file}:score"})
+    with pytest.raises(DataError, match=r"--reward fails on the answer .*TypeError: one\(\) takes 1 positional"):
+        run(**{**options, "reward": f"{file}:one"})
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [

@@ -9,7 +9,7 @@ model that the run began with.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -21,12 +21,13 @@ from transformers.trainer_utils import TrainOutput
 
 from videollama2.constants import IGNORE_INDEX
 from videollama2.data.collator import TrainingCollator
-from videollama2.errors import DataError
+from videollama2.errors import DataError, VideoLlama2Error
 from videollama2.processing import VideoLlama2Processor
 from videollama2.training.dpo import as_reference
 from videollama2.training.resume import explain_unreadable
 from videollama2.training.rewards import load_reward
 from videollama2.training.rollouts import Answers, answer_questions, rows_of
+from videollama2.training.stopping import FAILED
 from videollama2.training.trainer import VideoLlama2Trainer
 
 ADVANTAGES, OLD, REFERENCE = "advantages", "old_log_probs", "start_log_probs"
@@ -123,7 +124,7 @@ class GrpoTrainer(VideoLlama2Trainer):
         # probabilities stay those of the moment at which they were sampled.
         is_new = self.state.global_step % self.args.answer_updates == 0
         if is_new:
-            self.answers = [self._ask(samples) for samples in batches]
+            self.answers = self._agreed(lambda: [self._ask(samples) for samples in batches])
         made = [self._batch(*pair) for pair in zip(batches, self.answers, strict=True)]
         if is_new:
             self.scores = [self._score(batch) for batch in made]
@@ -131,6 +132,19 @@ class GrpoTrainer(VideoLlama2Trainer):
         self.generated += spent
         self.meter.counts.waited -= spent  # only the wait for data is to be counted as such
         return [{**batch, **scores} for batch, scores in zip(made, self.scores, strict=True)]
+
+    def _agreed(self, answer: Callable[[], list[Any]]) -> list[Any]:
+        """Return what ``answer`` returns; if it fails on any process, all stop with a checkpoint (collective)."""
+        found, failure = [], None
+        try:
+            found = answer()
+        except (VideoLlama2Error, OSError, RuntimeError) as error:
+            failure = error
+        if self.agreement.largest(FAILED if failure else 0):
+            self.stop_where_agreed(failure)
+        if failure is not None:
+            raise failure
+        return found
 
     def _ask(self, samples: Sequence[dict[str, Any]]) -> list[Answers | None]:
         # A seed of their own for each step, so that a resumed run samples the same answers; a prime keeps the seeds of

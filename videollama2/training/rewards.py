@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
 from videollama2.data.record import Record
-from videollama2.errors import ConfigError
+from videollama2.errors import ConfigError, DataError, first_line, shown
 
 Reward = Callable[[Record, str], float]
 """A reward; the record's last turn holds the right answer, if there is one."""
@@ -40,6 +41,24 @@ def load_reward(name: str) -> Reward:
     if not callable(found):
         raise ConfigError(f"--reward {name} is not a function, but {type(found).__name__}")
     return cast("Reward", found)
+
+
+def rewarded(reward: Reward, record: Record, answer: str) -> float:
+    """Return the reward of an answer.
+
+    Raises:
+        DataError: the function raises an error, or returns no finite number.
+    """
+    try:
+        value = float(reward(record, answer))
+    except Exception as error:  # of any kind, since the function is the user's
+        told = f"{type(error).__name__}: {first_line(error)}"
+        raise DataError(f"{record.name}: --reward fails on the answer {shown(answer)} ({told})") from error
+    if not math.isfinite(value):
+        raise DataError(
+            f"{record.name}: --reward gives {value} to the answer {shown(answer)}: it must be a finite number"
+        )
+    return value
 
 
 def _module_of_file(path: Path) -> ModuleType:

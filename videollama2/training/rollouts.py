@@ -24,7 +24,7 @@ from videollama2.processing import VideoLlama2Processor
 from videollama2.prompting import conversation_messages
 from videollama2.training.compiled import uncompiled
 from videollama2.training.objective_flags import ObjectiveFlags
-from videollama2.training.rewards import Reward
+from videollama2.training.rewards import Reward, rewarded
 
 QUESTION = "question"
 
@@ -89,7 +89,7 @@ def answer_questions(
     An engine is opened for this call, so that the answers depend on the weights, the questions and ``seed`` alone.
 
     Raises:
-        EngineError: a question could not be answered.
+        EngineError: a question could not be answered. DataError: the reward failed.
     """
     asked = [(place, sample) for place, sample in enumerate(samples) if QUESTION in sample]
     found: list[Answers | None] = [None] * len(samples)
@@ -110,7 +110,7 @@ def _answers(question: LastQuestion, results: Sequence[Result], reward: Reward) 
         if result.error is not None:
             raise EngineError(f"{question.record.name}: cannot be answered: {result.error}") from result.error
     ids = [[*result.token_ids, *([question.end] if result.finish_reason == "stop" else [])] for result in results]
-    return Answers(ids, [float(reward(question.record, result.text)) for result in results])
+    return Answers(ids, [rewarded(reward, question.record, result.text) for result in results])
 
 
 def _request(sample: Sample, flags: ObjectiveFlags, seed: int, number: int) -> Request:
