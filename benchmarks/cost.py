@@ -55,7 +55,7 @@ BYTES = 2
 
 
 @dataclass(frozen=True)
-class Row:
+class Measurement:
     """One size, its seconds, and its bytes."""
 
     size: float
@@ -63,7 +63,7 @@ class Row:
     memory: float
 
 
-class Model:
+class ModelCosts:
     """Operations and bytes of a model, by counting on the meta device."""
 
     def __init__(self, config: VideoLlama2Config) -> None:
@@ -114,26 +114,26 @@ class Gpu:
     def computes(self, count: float) -> float:
         return count / self.rate
 
-    def step(self, model: Model, rows: int, positions: int) -> float:
+    def step(self, model: ModelCosts, rows: int, positions: int) -> float:
         """Seconds of a decode step: what is slower, reading the weights and key-values or computing."""
         read = BYTES * (model.decoder + model.head) + rows * positions * model.key_values
         count = rows * (model.costs.token + 2 * model.head + 2 * positions * model.costs.pair)
         return max(read / self.bandwidth, self.computes(count))
 
 
-def caption_seconds(model: Model, gpu: Gpu, batch: int = 64) -> float:
+def caption_seconds(model: ModelCosts, gpu: Gpu, batch: int = 64) -> float:
     """GPU seconds of a caption of one clip, decoded in batches."""
     prompt = model.visual(model.config.num_frames) + QUESTION
     before = model.vision(model.config.num_frames) + model.prefill(prompt)
     return gpu.computes(before) + ANSWER * gpu.step(model, batch, prompt + ANSWER // 2) / batch
 
 
-def counted(model: Model, gpu: Gpu) -> dict[str, list[Row]]:
+def counted(model: ModelCosts, gpu: Gpu) -> dict[str, list[Measurement]]:
     """Seconds and bytes of every size."""
     weights, prompt = BYTES * model.weights, model.visual(model.config.num_frames) + QUESTION
-    tables: dict[str, list[Row]] = {}
+    tables: dict[str, list[Measurement]] = {}
     tables["frames of a clip (to the first token)"] = [
-        Row(
+        Measurement(
             frames,
             gpu.computes(model.vision(frames) + model.prefill(model.visual(frames) + QUESTION)),
             weights + (model.visual(frames) + QUESTION) * model.key_values + model.activations(frames),
@@ -141,22 +141,25 @@ def counted(model: Model, gpu: Gpu) -> dict[str, list[Row]]:
         for frames in FRAMES
     ]
     tables["tokens of a prompt (to the first token)"] = [
-        Row(tokens, gpu.computes(model.prefill(tokens)), weights + tokens * model.key_values) for tokens in PROMPTS
+        Measurement(tokens, gpu.computes(model.prefill(tokens)), weights + tokens * model.key_values)
+        for tokens in PROMPTS
     ]
     tables["clients (a decode step of all, a clip each)"] = [
-        Row(rows, gpu.step(model, rows, prompt), weights + rows * prompt * model.key_values) for rows in CLIENTS
+        Measurement(rows, gpu.step(model, rows, prompt), weights + rows * prompt * model.key_values) for rows in CLIENTS
     ]
     caption = caption_seconds(model, gpu)
     tables["GPUs of a node (1,000 captions of clips, memory of each)"] = [
-        Row(count, 1000 * caption / count, weights + 64 * (prompt + ANSWER) * model.key_values) for count in GPUS
+        Measurement(count, 1000 * caption / count, weights + 64 * (prompt + ANSWER) * model.key_values)
+        for count in GPUS
     ]
     tables["training tokens (all weights but the encoder's learn, memory of each of 8 ranks)"] = [
-        Row(tokens, gpu.computes(training_operations(model, tokens)), training_memory(model)) for tokens in TRAINING
+        Measurement(tokens, gpu.computes(training_operations(model, tokens)), training_memory(model))
+        for tokens in TRAINING
     ]
     return tables
 
 
-def training_operations(model: Model, tokens: float) -> float:
+def training_operations(model: ModelCosts, tokens: float) -> float:
     """Operations for so many tokens in clips and their texts: forwards and twice that backwards, nothing recomputed."""
     frames = model.config.num_frames
     clips = (1 - TEXT) * tokens / model.visual(frames)
@@ -165,7 +168,7 @@ def training_operations(model: Model, tokens: float) -> float:
     return 3 * (decoder + clips * model.costs.clip) + clips * frames * model.costs.frame
 
 
-def training_memory(model: Model, ranks: int = 8, tokens: int = 4096) -> float:
+def training_memory(model: ModelCosts, ranks: int = 8, tokens: int = 4096) -> float:
     """Bytes of a rank under ZeRO-3 with AdamW in mixed precision (16 per weight), and activations of a micro-batch."""
     return 16 * model.weights / ranks + tokens * model.training_bytes()
 
@@ -189,7 +192,7 @@ def measured() -> dict[str, list[tuple[int, float, float]]]:
     from videollama2 import model_init
 
     model, _, _ = model_init("videollama2-tiny", device="cpu")
-    formulas = Model(model.config)
+    formulas = ModelCosts(model.config)
     side, hidden = model.config.vision_config.image_size, model.config.text_config.hidden_size
     tables: dict[str, list[tuple[int, float, float]]] = {"frames": [], "prompt": []}
     width = num_visual_tokens(model.config.mm_projector_type, 8, model.config.patches_per_side) + QUESTION
@@ -206,7 +209,7 @@ def measured() -> dict[str, list[tuple[int, float, float]]]:
     return tables
 
 
-def _measured_step(model: Any, formulas: Model, rows: int, positions: int) -> tuple[int, float, float]:
+def _measured_step(model: Any, formulas: ModelCosts, rows: int, positions: int) -> tuple[int, float, float]:
     """A decode step of so many clients, each with a clip in its key-values."""
     decoder = Decoder(model, rows, positions + 1)
     embeds_B1D = torch.randn(rows, 1, model.config.text_config.hidden_size)
@@ -219,7 +222,7 @@ def _measured_step(model: Any, formulas: Model, rows: int, positions: int) -> tu
     return rows, processor_seconds(run, 9), count
 
 
-def _measured_clips(model: Any, formulas: Model, clips: int) -> tuple[int, float, float]:
+def _measured_clips(model: Any, formulas: ModelCosts, clips: int) -> tuple[int, float, float]:
     """Answers about so many different clips, as a node is given them at once."""
     frames, side = model.config.num_frames, model.config.vision_config.image_size
     pixels_NTCHW = torch.randn(clips, frames, 3, side, side)
@@ -239,7 +242,7 @@ def measured_training(steps: Sequence[int] = TRAINING_STEPS) -> list[tuple[int, 
     from videollama2 import model_init
 
     model, _, _ = model_init("videollama2-tiny", device="cpu")
-    formulas, tokens = Model(model.config), 512
+    formulas, tokens = ModelCosts(model.config), 512
     model.train()
     model.model.vision_tower.requires_grad_(False)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
@@ -264,7 +267,7 @@ def _size(value: float) -> str:
     return f"{value:.0e}" if value >= 1e6 else f"{value:.0f}"
 
 
-def print_counted(tables: dict[str, list[Row]]) -> None:
+def print_counted(tables: dict[str, list[Measurement]]) -> None:
     for name, rows in tables.items():
         print(f"\n| {name} | seconds, counted | GB, counted |\n|---:|---:|---:|")
         for row in rows:
@@ -279,7 +282,7 @@ def print_measured(tables: dict[str, list[tuple[int, float, float]]]) -> None:
             print(f"| {size} | {seconds:.3f} | {seconds / rows[0][1]:.1f} | {count / rows[0][2]:.1f} |")
 
 
-def plot(path: Path, tables: dict[str, list[Row]], timed: dict[str, list[tuple[int, float, float]]]) -> None:
+def plot(path: Path, tables: dict[str, list[Measurement]], timed: dict[str, list[tuple[int, float, float]]]) -> None:
     """Draw seconds above and bytes below, a column for each table; below them what was measured, if anything was."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -329,7 +332,7 @@ def main() -> int:
     args = parser.parse_args()
     if not 0 < args.share <= 1:
         parser.error("--share must be above 0 and at most 1")
-    model, gpu = Model(VideoLlama2Config(**SHAPES[SHAPE])), Gpu(args)
+    model, gpu = ModelCosts(VideoLlama2Config(**SHAPES[SHAPE])), Gpu(args)
     print(
         f"{SHAPE}; {args.peak:.3g} operations and {args.bandwidth:.3g} bytes per second, {args.share:.0%} of the first"
     )

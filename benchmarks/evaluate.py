@@ -121,10 +121,10 @@ class Bench:
 
     def runner(self) -> Round:
         """The runner, with an engine of its own that knows nothing yet."""
-        from videollama2.eval.runner import AnswerOptions, Runner, open_engine
+        from videollama2.eval.runner import AnswerOptions, Runner, open_evaluation_engine
 
         answers: dict[str, str] = {}
-        with open_engine(self.model, self.processor, self.args.batch_size) as engine:
+        with open_evaluation_engine(self.model, self.processor, self.args.batch_size) as engine:
             runner = Runner(engine, self.benchmark, self.data, AnswerOptions())
             with self.clock.counting() as stages:
                 start = time.perf_counter()

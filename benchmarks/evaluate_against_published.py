@@ -116,13 +116,13 @@ def own(args: argparse.Namespace, dtype: str) -> tuple[tuple[float, float], dict
     """Run this package's runner; returns when the model was loaded, and the answers by question."""
     from videollama2 import model_init
     from videollama2.eval.benchmarks import benchmark
-    from videollama2.eval.runner import AnswerOptions, Runner, open_engine
+    from videollama2.eval.runner import AnswerOptions, Runner, open_evaluation_engine
 
     model, processor, _ = model_init(str(args.model), device="cpu", dtype=dtype)
     loaded, answers = stamps(), {}
     asked, data = benchmark("activitynet_qa"), args.data / FOLDER
     options = AnswerOptions(max_new_tokens=None if args.smoke else args.new_tokens)
-    with open_engine(model, processor) as engine:
+    with open_evaluation_engine(model, processor) as engine:
         runner = Runner(engine, asked, data, options)
         runner.run(list(asked.load(data)), lambda answer: answers.__setitem__(answer.id, answer.output))
     return loaded, answers

@@ -26,7 +26,7 @@ SHARE_OF_CAPACITY = 0.7
 
 
 @dataclass(frozen=True)
-class Question:
+class LoadQuestion:
     """A question about the clip.
 
     Attributes:
@@ -39,12 +39,12 @@ class Question:
     bounds: tuple[float, float] | None = None
 
 
-def known(number: int, tokens: int) -> Question:
+def known(number: int, tokens: int) -> LoadQuestion:
     """Return the n-th short question about the whole clip, which caches hold after the first."""
-    return Question(QUESTIONS[number % len(QUESTIONS)], tokens)
+    return LoadQuestion(QUESTIONS[number % len(QUESTIONS)], tokens)
 
 
-def mixed(number: int, tokens: int) -> Question:
+def mixed(number: int, tokens: int) -> LoadQuestion:
     """Return the n-th question of a mixed load.
 
     Every other question is long, every third is about a part of the clip that no cache holds, and answers have a
@@ -57,7 +57,7 @@ def mixed(number: int, tokens: int) -> Question:
     unseen = number // 3
     late, early = unseen % 12 + 1, unseen // 12 % 8
     bounds = (late * FRAME_S, CLIP_S - early * FRAME_S) if number % 3 == 0 else None
-    return Question(text, max(1, tokens * (1 + number % 4) // 4), bounds)
+    return LoadQuestion(text, max(1, tokens * (1 + number % 4) // 4), bounds)
 
 
 def pauses(per_second: float, seed: int = 0) -> Iterator[float]:
@@ -78,7 +78,7 @@ def percentiles(values: Sequence[float]) -> str:
 # ---------------------------------------------------------------------------------------- on an engine without a server
 
 
-def request(question: Question, frames: int) -> Any:
+def request(question: LoadQuestion, frames: int) -> Any:
     """Return a request of the engine."""
     from videollama2 import Request
 

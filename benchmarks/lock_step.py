@@ -30,7 +30,7 @@ from random_model import MISTRAL_7B
 from torch.utils.flop_counter import FlopCounterMode
 
 from videollama2.config import VideoLlama2Config
-from videollama2.data.packing import pack
+from videollama2.data.packing import pack_rows
 from videollama2.data.sampler import MixtureSampler, ModalityLengthSampler
 from videollama2.model.connectors import num_visual_tokens
 from videollama2.model.connectors.base import Shown
@@ -66,7 +66,7 @@ SHAPES = {
 
 
 @dataclass(frozen=True)
-class Record:
+class TypicalRecord:
     kind: str
     text: int
     visual: int
@@ -77,7 +77,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Way:
+class StepSettings:
     """How a training runs."""
 
     grouped: bool = True
@@ -87,12 +87,12 @@ class Way:
 
 
 ROWS = {
-    "version 0.1's scripts": Way(grouped=False, distinct=False, recompute=1),
-    "+ batches grouped by length": Way(distinct=False, recompute=1),
-    "+ distinct slices (the scripts)": Way(recompute=1),
-    "+ every second layer recomputed": Way(recompute=0.5),
-    "+ no recomputing": Way(),
-    "packed rows, no recomputing": Way(packed=True),
+    "version 0.1's scripts": StepSettings(grouped=False, distinct=False, recompute=1),
+    "+ batches grouped by length": StepSettings(distinct=False, recompute=1),
+    "+ distinct slices (the scripts)": StepSettings(recompute=1),
+    "+ every second layer recomputed": StepSettings(recompute=0.5),
+    "+ no recomputing": StepSettings(),
+    "packed rows, no recomputing": StepSettings(packed=True),
 }
 
 
@@ -114,7 +114,7 @@ class Costs:
         self.clip = operations(inner.mm_projector, patches, [Shown(frames, frames)])
         self.still = operations(inner.mm_projector, patches[:1], [Shown(1, frames)])
 
-    def of(self, records: Sequence[Record], length: int | None, way: Way) -> float:
+    def of(self, records: Sequence[TypicalRecord], length: int | None, way: StepSettings) -> float:
         """Operations of one micro-batch, forwards and backwards.
 
         Args:
@@ -139,7 +139,7 @@ def operations(run: Any, *args: Any) -> float:
     return float(counter.get_total_flops())
 
 
-def draw(count: int, visual: int) -> list[Record]:
+def draw(count: int, visual: int) -> list[TypicalRecord]:
     """Return records of the mix, in no order."""
     generator = random.Random(0)
     sigma = (2 * torch.tensor(MEAN / MEDIAN).log().item()) ** 0.5
@@ -148,15 +148,17 @@ def draw(count: int, visual: int) -> list[Record]:
         own = visual if kind != "text" else 0
         for _ in range(round(count * share)):
             text = max(1, round(MEDIAN * 2.718281828 ** generator.gauss(0, sigma)))
-            records.append(Record(kind, min(text, MAX_LENGTH - own), own))
+            records.append(TypicalRecord(kind, min(text, MAX_LENGTH - own), own))
     return records
 
 
-def micro_batches(records: Sequence[Record], way: Way, args: argparse.Namespace) -> Iterable[list[Record]]:
+def micro_batches(
+    records: Sequence[TypicalRecord], way: StepSettings, args: argparse.Namespace
+) -> Iterable[list[TypicalRecord]]:
     """Yield micro-batches in the order in which ranks take them."""
     if way.packed:
         generator = torch.Generator().manual_seed(0)
-        rows = list(pack([record.length for record in records], args.row_tokens, generator))
+        rows = list(pack_rows([record.length for record in records], args.row_tokens, generator))
         order = [rows[i] for i in MixtureSampler([len(rows)])]
         each = max(1, round(args.batch * sum(r.length for r in records) / len(records) / args.row_tokens))
         groups = [[i for row in order[n : n + each] for i in row] for n in range(0, len(order), each)]
@@ -170,7 +172,9 @@ def micro_batches(records: Sequence[Record], way: Way, args: argparse.Namespace)
     yield from ([records[i] for i in group] for group in groups)
 
 
-def measure(records: Sequence[Record], costs: Costs, way: Way, args: argparse.Namespace) -> tuple[float, float]:
+def measure(
+    records: Sequence[TypicalRecord], costs: Costs, way: StepSettings, args: argparse.Namespace
+) -> tuple[float, float]:
     """Return the operations that all ranks compute, and those of the slowest rank times the ranks, per record."""
     each = [
         costs.of(batch, None if way.packed else max(record.length for record in batch), way)
@@ -190,7 +194,7 @@ def main() -> int:
     for name, shape in SHAPES.items():
         costs = Costs(VideoLlama2Config(**shape))
         records = draw(args.records, costs.visual)
-        floor = costs.of(records, None, Way()) / len(records)
+        floor = costs.of(records, None, StepSettings()) / len(records)
         print(f"\n{name}: {costs.visual} tokens a clip; floor {floor / 1e12:.1f} TFLOP a record")
         print(f"  connector on an image: {costs.still / 1e12:.3f} TFLOP, on a clip: {costs.clip / 1e12:.3f}")
         print(f"  {'':<34}{'computed':>10}{'with waiting':>14}")

@@ -121,7 +121,7 @@ def servers(model: str, through: str, slots: int) -> Iterator[str]:
 
 
 @dataclass
-class Load:
+class LoadResult:
     """What one load gave. Seconds; ``between`` are gaps between two pieces of text of one answer, ``whole`` answers."""
 
     seconds: float = 0.0
@@ -161,7 +161,7 @@ class Asker:
             "min_tokens": question.tokens,
         }
 
-    async def ask(self, question: Question, load: Load) -> None:
+    async def ask(self, question: Question, load: LoadResult) -> None:
         start = last = time.perf_counter()
         begun = False
         async with self.client.stream("POST", "/v1/chat/completions", json=self.body(question)) as response:
@@ -181,9 +181,9 @@ class Asker:
                     load.tokens += event["usage"]["completion_tokens"]
         load.whole.append(time.perf_counter() - start)
 
-    async def busy(self, clients: int, each: int) -> Load:
+    async def busy(self, clients: int, each: int) -> LoadResult:
         """N clients, each asking again as soon as it is answered."""
-        load, start = Load(), time.perf_counter()
+        load, start = LoadResult(), time.perf_counter()
 
         async def client(number: int) -> None:
             for turn in range(each):
@@ -193,9 +193,9 @@ class Asker:
         load.seconds = time.perf_counter() - start
         return load
 
-    async def open_loop(self, count: int, per_second: float, question: Callable[[int, int], Question]) -> Load:
+    async def open_loop(self, count: int, per_second: float, question: Callable[[int, int], Question]) -> LoadResult:
         """``count`` requests that arrive at random moments."""
-        load, between, start = Load(), pauses(per_second), time.perf_counter()
+        load, between, start = LoadResult(), pauses(per_second), time.perf_counter()
         running = []
         for number in range(count):
             running.append(asyncio.ensure_future(self.ask(question(number, self.tokens), load)))
@@ -241,7 +241,7 @@ async def measure(args: argparse.Namespace, name: str, path: str) -> None:
     with servers(path, args.through, most) as url:
         asker = Asker(url, args.new_tokens)
         for number in range(len(QUESTIONS)):
-            await asker.ask(known(number, args.new_tokens), Load())  # encodes the clip, fills the prefix cache
+            await asker.ask(known(number, args.new_tokens), LoadResult())  # encodes the clip, fills the prefix cache
         print(f"\n{name}, through the {args.through}; answers of {args.new_tokens} tokens about a cached clip")
         titles = "".join(f"   {title + ', ms':>22}" for title in ("first token", "between", "whole answer"))
         print(f"{'load':5} {'clients':>7} {'tokens/s':>9} {'/ one':>6}{titles}")
@@ -274,7 +274,7 @@ async def compare(args: argparse.Namespace, asker: Asker, bare: Bare) -> None:
     bare.engine.close()
 
 
-def _row(kind: str, clients: int, load: Load, one: float) -> None:
+def _row(kind: str, clients: int, load: LoadResult, one: float) -> None:
     print(
         f"{kind:5} {clients:7} {load.rate:9.1f} {load.rate / one:5.2f}x"
         + "".join(f"   {percentiles(values):>22}" for values in (load.first, load.between, load.whole)),

@@ -67,7 +67,7 @@ def ask(args: argparse.Namespace) -> int:
     for kind, path in asked.media:
         _check_readable(args, kind, path)
     begin = time.monotonic()
-    engine, sampling = open_engine(args, options, lambda processor: _prompt_length(processor, args, asked))
+    engine, sampling = open_single_engine(args, options, lambda processor: _prompt_length(processor, args, asked))
     loaded = time.monotonic() - begin
     answer = engine.submit(asked.messages(args, engine.model.config), **sampling)
     if args.json:
@@ -158,7 +158,7 @@ def chat(args: argparse.Namespace) -> int:
     kinds = [kind_of_path(path) for path in args.words]
     if args.max_length is not None and args.max_length < 1:
         raise ConfigError(f"--max-length must be at least 1, got {args.max_length}")
-    engine, sampling = open_engine(args, options, None)
+    engine, sampling = open_single_engine(args, options, None)
     from videollama2.inference.chat import Chat
 
     config = engine.model.config
@@ -195,7 +195,7 @@ def demo(args: argparse.Namespace) -> int:
 
 
 @loading()
-def open_engine(
+def open_single_engine(
     args: argparse.Namespace, options: dict[str, Any], prompt_length: Callable[[Any], int] | None
 ) -> tuple[Any, dict[str, Any]]:
     """Return an engine with one slot for the model, and the options of its requests.

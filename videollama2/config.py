@@ -18,7 +18,7 @@ from typing import Any, cast
 from transformers import AutoConfig, PreTrainedConfig
 
 from videollama2.audio_config import AudioConfig
-from videollama2.config_bounds import is_whole, quoted
+from videollama2.config_bounds import is_integer_within, quoted
 from videollama2.constants import MAX_NUM_FRAMES, NUM_FRAMES
 from videollama2.errors import ConfigError
 from videollama2.flat_form import FLAT_MODEL_TYPES, TOKEN_ID_FIELDS, flat_fields, split_flat
@@ -193,12 +193,12 @@ class VideoLlama2Config(PreTrainedConfig):
                 setattr(self, name, getattr(self, name) + self.vocab_size - old_vocab_size)
 
     def _check(self) -> None:
-        if not is_whole(self.num_frames, 1, MAX_NUM_FRAMES):
+        if not is_integer_within(self.num_frames, 1, MAX_NUM_FRAMES):
             raise ConfigError(
                 f"num_frames must be a whole number from 1 to {MAX_NUM_FRAMES}, got {quoted(self.num_frames)}"
             )
         for name in TOKEN_ID_FIELDS:
-            if not is_whole(getattr(self, name), 0, 1 << 31):
+            if not is_integer_within(getattr(self, name), 0, 1 << 31):
                 raise ConfigError(f"{name} must be the id of a token, got {quoted(getattr(self, name))}")
         if self.mm_vision_select_feature not in ("patch", "cls_patch"):
             raise ConfigError(

@@ -52,7 +52,7 @@ def check_sizes(name: str, fields: Mapping[str, Any]) -> None:
     """
     for field, largest in _LARGEST.items():
         value = fields.get(field)
-        if value is not None and not is_whole(value, 1, largest):
+        if value is not None and not is_integer_within(value, 1, largest):
             raise ConfigError(f"{name}: {field} must be a whole number from 1 to {largest}, got {quoted(value)}")
     for field in _NUMBERS:
         value = fields.get(field)
@@ -60,7 +60,7 @@ def check_sizes(name: str, fields: Mapping[str, Any]) -> None:
             raise ConfigError(f"{name}: {field} must be a number, at least 0, got {quoted(value)}")
 
 
-def is_whole(value: Any, least: int, largest: int) -> bool:
+def is_integer_within(value: Any, least: int, largest: int) -> bool:
     """Return whether a value of a JSON file is a whole number within these bounds; ``true`` is not one."""
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= largest
 

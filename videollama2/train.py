@@ -45,10 +45,10 @@ from videollama2.training.meter import Collate
 from videollama2.training.nodes import common_data, common_identity
 from videollama2.training.outcome import closing_words
 from videollama2.training.recipe import save_recipe
-from videollama2.training.report import write_report
+from videollama2.training.report import write_run_report
 from videollama2.training.restarts import meet_apart_from_former_attempts
 from videollama2.training.resume import explain_full_disk
-from videollama2.training.rollouts import Questions
+from videollama2.training.rollouts import PromptDataset
 from videollama2.training.rules import sample_answers
 from videollama2.training.run_folder import Start, clear, find_start, locked, mark_finished, read_record, write_record
 from videollama2.training.stopping import (
@@ -118,7 +118,7 @@ def _run(
         if training_args.should_save:
             _plot(out)
             write_card(out, Provenance(trainer.base, out, "Trained by `python -m videollama2.train`."))
-            write_report(out, trainer.sets, training_args.world_size, training_args.device)
+            write_run_report(out, trainer.sets, training_args.world_size, training_args.device)
             mark_finished(out, identity, trainer.state.global_step, training_args.resume_from_checkpoint)
             print(closing_words(out, trainer.base), flush=True)
     end_together(trainer.accelerator)
@@ -185,7 +185,7 @@ def _objective(
     if training_args.objective == "dpo":
         return DpoTrainer, PreferencePairs, PairCollator(shared)
     if training_args.objective == "grpo":
-        return GrpoTrainer, Questions, shared
+        return GrpoTrainer, PromptDataset, shared
     return VideoLlama2Trainer, VideoInstructionDataset, alone
 
 

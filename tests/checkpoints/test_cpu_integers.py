@@ -123,7 +123,7 @@ def test_pieces_are_of_one_size_if_possible(outputs, wanted):
 
 @pytest.mark.parametrize("name", [NAMES[1], "videollama2-tiny"])
 def test_loaded_in_pieces_a_model_is_the_same(name, monkeypatch):
-    monkeypatch.setattr(cpu_integers, "SMALLEST_WEIGHT", 1)
+    monkeypatch.setattr(cpu_integers, "SMALLEST_QUANTISED", 1)
     path = name if name == "videollama2-tiny" else golden_dir() / "models" / name
     ids, logits = torch.arange(5, 35).unsqueeze(0), []
     for tall, piece in ((10**9, 1), (1, 64)):
@@ -157,7 +157,7 @@ def test_threads_round_as_one_does_and_leave_torch_its_number(bits, is_inference
         wanted_scales = wanted_scales.squeeze(1)
     else:
         wanted, wanted_scales = quantise_groups(values)
-        wanted = int4.pack(wanted)
+        wanted = int4.pack_int4(wanted)
     assert torch.equal(integers, wanted) and torch.equal(scales, wanted_scales)
 
 
@@ -175,7 +175,7 @@ def test_a_cpu_without_such_products_rounds_only_the_weight(rows, bias, monkeypa
 
 @pytest.mark.parametrize("name", [*NAMES, "videollama2-tiny"])
 def test_a_model_answers_in_8_bits(name, monkeypatch):
-    monkeypatch.setattr(cpu_integers, "SMALLEST_WEIGHT", 1)
+    monkeypatch.setattr(cpu_integers, "SMALLEST_QUANTISED", 1)
     path = name if name == "videollama2-tiny" else golden_dir() / "models" / name
     exact, _ = load_checkpoint(path, dtype=torch.float32)
     _, model, processor, _ = load_pretrained_model(path, device="cpu", load_8bit=True)
@@ -209,7 +209,7 @@ def grouped(layer):
     """The layer with its weight in 4 bits, and that weight in floating point."""
     few = Int4Linear.like(layer, torch.float32)
     integers_OI, few.scales_GO2 = quantise_groups(layer.weight.data)
-    few.weight = torch.nn.Parameter(int4.pack(integers_OI), requires_grad=False)
+    few.weight = torch.nn.Parameter(int4.pack_int4(integers_OI), requires_grad=False)
     few.bias = None if layer.bias is None else torch.nn.Parameter(layer.bias.data, requires_grad=False)
     scale_OG1, offset_OG1 = few.scales_GO2.float().permute(2, 1, 0).unsqueeze(-1)
     return few, ((integers_OI.view(len(integers_OI), -1, GROUP) - 8) * scale_OG1 + offset_OG1).flatten(1)
@@ -252,7 +252,7 @@ def test_another_order_of_weights_than_the_known_ones_is_refused(monkeypatch):
 
 
 def test_a_model_answers_in_4_bits(monkeypatch):
-    monkeypatch.setattr(cpu_integers, "SMALLEST_WEIGHT", 1)
+    monkeypatch.setattr(cpu_integers, "SMALLEST_QUANTISED", 1)
     exact, _ = load_checkpoint("videollama2-tiny", dtype=torch.float32)
     _, model, processor, _ = load_pretrained_model("videollama2-tiny", device="cpu", load_4bit=True)
     kinds = {path: type(module) for path, module in model.named_modules()}
@@ -304,7 +304,7 @@ def test_other_layers_are_not_kept_as_stored():
 
 
 def test_connectors_are_exact_and_take_half_of_the_memory(folder, monkeypatch):
-    monkeypatch.setattr(cpu_integers, "SMALLEST_WEIGHT", 64)
+    monkeypatch.setattr(cpu_integers, "SMALLEST_QUANTISED", 64)
 
     def halve(tensors):
         tensors.update({name: value.bfloat16() for name, value in tensors.items()})
@@ -333,7 +333,7 @@ def test_connectors_are_exact_and_take_half_of_the_memory(folder, monkeypatch):
 @pytest.mark.parametrize("name", ["model.mm_projector.sampler.0.weight", "model.layers.0.mlp.up_proj.weight"])
 @pytest.mark.parametrize("option", ["load_8bit", "load_4bit"])
 def test_weights_of_another_shape_are_named(name, option, folder, monkeypatch):
-    monkeypatch.setattr(cpu_integers, "SMALLEST_WEIGHT", 64)
+    monkeypatch.setattr(cpu_integers, "SMALLEST_QUANTISED", 64)
     edit_weights(folder, lambda tensors: tensors.update({name: tensors[name][:-1].clone()}))
     with pytest.raises(CheckpointError, match="1 weights of another shape") as caught:
         load_pretrained_model(folder, device="cpu", **{option: True})

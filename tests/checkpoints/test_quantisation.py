@@ -22,7 +22,7 @@ def kind_of(model):
 @pytest.mark.filterwarnings("ignore:on a CPU, 4 bits need")
 @pytest.mark.parametrize("bits", KINDS)
 def test_a_whole_checkpoint_that_asks_for_few_bits_gets_them(folder, bits, monkeypatch):
-    monkeypatch.setattr(cpu_integers, "SMALLEST_WEIGHT", 1)
+    monkeypatch.setattr(cpu_integers, "SMALLEST_QUANTISED", 1)
     exact = load_checkpoint(folder, dtype=torch.float32)[0].state_dict()
     edit_config(folder, quantization_config={"quant_method": "bitsandbytes", f"load_in_{bits}bit": True})
     _, model, _, _ = load_pretrained_model(folder, device="cpu")

@@ -13,7 +13,7 @@ from videollama2.inference.structure import Structure
 from videollama2.media.kinds import TAGS
 from videollama2.processing import VideoLlama2Processor
 from videollama2.prompting.prompt import SAFETY_SYSTEM_PROMPT, Prompt, build_prompt
-from videollama2.prompting.template import render
+from videollama2.prompting.template import render_chat_template
 
 MODELS = sorted(path for path in (golden_dir() / "models").iterdir() if (path / "config.json").is_file())
 FOLDERS = [*MODELS, ROOT / "videollama2" / "assets" / "videollama2-tiny"]
@@ -139,7 +139,7 @@ def test_the_published_system_text_is_part_of_the_template(first: list[dict]) ->
     folder = next(path for path in MODELS if path.name.startswith("mistral"))
     processor = prompts.VllmChatProcessor.from_pretrained(folder)
     messages = [*first, {"role": "user", "content": "Hello"}]
-    text = render(messages, processor.tokenizer, True, chat_template=processor.chat_template)
+    text = render_chat_template(messages, processor.tokenizer, True, chat_template=processor.chat_template)
     assert text == build_prompt(messages, processor.tokenizer, "mistral").text
     assert (SAFETY_SYSTEM_PROMPT in text) == (not first)
 

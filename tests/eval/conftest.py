@@ -10,7 +10,7 @@ import pytest
 
 from tests.eval.reference import benchmarks_dir
 from videollama2.eval.benchmarks import benchmark
-from videollama2.eval.run import ModelChoice, Plan, run
+from videollama2.eval.run import EvaluationPlan, ModelChoice, run_evaluation
 from videollama2.eval.runner import AnswerOptions
 from videollama2.eval.samples import Sample
 
@@ -76,8 +76,8 @@ def evaluate(world):
         data = data or (world if name == "moving_shapes" else benchmarks_dir() / found.folder)
         options = options or AnswerOptions(max_new_tokens=max_new_tokens)
         choice = ModelChoice("videollama2-tiny", options={"device": "cpu"})
-        plan = Plan(found, data, output, choice, options, progress=False, **changes)
-        return run(plan, said.append)
+        plan = EvaluationPlan(found, data, output, choice, options, progress=False, **changes)
+        return run_evaluation(plan, said.append)
 
     said = evaluate.said = []
     return evaluate

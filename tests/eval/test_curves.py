@@ -7,7 +7,7 @@ import pytest
 from videollama2.errors import MissingDependencyError
 from videollama2.eval.__main__ import main
 from videollama2.eval.report import curves
-from videollama2.eval.report.curves import check_installed, training_step
+from videollama2.eval.report.curves import check_writers_installed, training_step
 
 
 @pytest.fixture
@@ -66,5 +66,5 @@ def test_a_missing_package_is_told_before_the_first_question(answers, monkeypatc
     assert main(["score", *answers, "--wandb", "shapes"]) == 2
     assert capsys.readouterr().err.strip().endswith("--wandb needs wandb: pip install wandb")
     with pytest.raises(MissingDependencyError, match="--tensorboard needs tensorboard"):
-        check_installed(tensorboard=answers[0], wandb=None)
-    check_installed(None, None)
+        check_writers_installed(tensorboard=answers[0], wandb=None)
+    check_writers_installed(None, None)

@@ -12,7 +12,7 @@ from videollama2.eval.benchmarks import benchmark
 from videollama2.eval.benchmarks.moving_shapes import STATIC, TEMPORAL
 from videollama2.eval.controls import shuffled_order
 from videollama2.eval.items import Item
-from videollama2.eval.run import ModelChoice, Plan, run
+from videollama2.eval.run import EvaluationPlan, ModelChoice, run_evaluation
 from videollama2.eval.runner import AnswerOptions
 from videollama2.eval.samples import Reading
 from videollama2.shapes.questions import STATIC_TYPES, TEMPORAL_TYPES
@@ -49,7 +49,9 @@ def shuffled(world, tmp_path_factory):
     folder, said = tmp_path_factory.mktemp("shuffled"), []
     found = benchmark("moving_shapes").configure(shuffle_frames=True)
     choice = ModelChoice("videollama2-tiny", options={"device": "cpu"})
-    run(Plan(found, world, folder, choice, AnswerOptions(max_new_tokens=16), progress=False), said.append)
+    run_evaluation(
+        EvaluationPlan(found, world, folder, choice, AnswerOptions(max_new_tokens=16), progress=False), said.append
+    )
     samples = map(json.loads, (folder / "samples.jsonl").read_text().splitlines())
     report = json.loads((folder / "results.json").read_text())
     return {each["id"]: each for each in samples}, report, "\n".join(said)

@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 from tests.eval.conftest import on_a_terminal
 from tests.forked import run_python
 from videollama2.eval.benchmarks import benchmark
-from videollama2.eval.clips import share
+from videollama2.eval.clips import share_of_process
 
 RESULTS = ("samples.jsonl", "results.json", "results.md", "results.png", "mvbench.jsonl")
 OPTIONS = ("--device", "cpu", "--max-new-tokens", "16")
@@ -90,7 +90,7 @@ def test_three_processes_give_the_same_files_and_one_of_them_reports(alone, fini
 
 def test_a_killed_process_has_saved_what_it_counted_and_the_same_command_ends_it(alone, finish, large, tmp_path):
     asked, environment = script(large, tmp_path, 2)
-    mine = [item.id for item in share(benchmark("moving_shapes").load(large), 0, 2)]
+    mine = [item.id for item in share_of_process(benchmark("moving_shapes").load(large), 0, 2)]
     with on_a_terminal([*asked, "--batch-size", "1"], environment) as (launcher, read):
         seen, first = b"", None
         while not re.search(rb" [1-9]\d*/%d " % len(mine), seen):  # the bar shows an answer

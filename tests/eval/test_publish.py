@@ -12,7 +12,7 @@ from tests.eval.reference import benchmarks_dir
 from tests.eval.test_report import HEADER, ROWS, row
 from videollama2.errors import DataError
 from videollama2.eval.__main__ import main
-from videollama2.eval.items import Questions, Supplement
+from videollama2.eval.items import QuestionCount, Supplement
 from videollama2.eval.report.document import compare_with_paper
 from videollama2.eval.report.metrics import summarise
 from videollama2.eval.report.publish import publish
@@ -109,9 +109,9 @@ JUDGE = {
     ("changes", "said"),
     [
         ({}, []),
-        ({"questions": Questions(3, 4000)}, ["3 of 4,000 questions"]),
-        ({"questions": Questions(3, 40, 7, 4000)}, ["3 of 4,000 questions, after the first 7"]),
-        ({"questions": Questions(4000, 4000, 0, 4000)}, []),
+        ({"questions": QuestionCount(3, 4000)}, ["3 of 4,000 questions"]),
+        ({"questions": QuestionCount(3, 40, 7, 4000)}, ["3 of 4,000 questions, after the first 7"]),
+        ({"questions": QuestionCount(4000, 4000, 0, 4000)}, []),
         ({"frames": 16}, ["16 frames instead of 8"]),
         ({"frames": None}, ["an unknown number of frames instead of 8"]),
         ({"dtype": "float32"}, ["computed in float32 instead of float16"]),

@@ -21,10 +21,10 @@ from videollama2.checkpoints.files import resolve_name
 from videollama2.checkpoints.fingerprint import model_revision
 from videollama2.errors import ConfigError, DataError
 from videollama2.eval.benchmarks import benchmark
-from videollama2.eval.clips import ClipReader, by_clip, decode_threads, share
+from videollama2.eval.clips import ClipReader, by_clip, decode_threads, share_of_process
 from videollama2.eval.items import Item
-from videollama2.eval.run import ModelChoice, Plan, items_digest, run
-from videollama2.eval.runner import AnswerOptions, Runner, open_engine
+from videollama2.eval.run import EvaluationPlan, ModelChoice, items_digest, run_evaluation
+from videollama2.eval.runner import AnswerOptions, Runner, open_evaluation_engine
 from videollama2.eval.store import configuration_hash
 from videollama2.inference.engine import Engine
 
@@ -47,7 +47,7 @@ def test_every_share_together_is_everything_and_clips_stay_whole():
     items = [item(str(n), f"{n % 5}.mp4", start=n % 2) for n in range(40)]
     assert len(by_clip(items)) == 10
     for world in (1, 3, 7, 16):
-        shares = [share(items, rank, world) for rank in range(world)]
+        shares = [share_of_process(items, rank, world) for rank in range(world)]
         assert sorted(each.id for part in shares for each in part) == sorted(each.id for each in items)
         clips = [{each.clip for each in part} for part in shares]
         assert sum(map(len, clips)) == 10
@@ -59,8 +59,8 @@ def alone(world, tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
     choice = ModelChoice("videollama2-tiny", options={"device": "cpu"})
     options = AnswerOptions(max_new_tokens=16)
-    plan = Plan(benchmark("moving_shapes"), world, folder, choice, options, batch_size=1, progress=False)
-    run(plan, lambda text: None)
+    plan = EvaluationPlan(benchmark("moving_shapes"), world, folder, choice, options, batch_size=1, progress=False)
+    run_evaluation(plan, lambda text: None)
     return folder
 
 
@@ -251,7 +251,7 @@ def test_another_configuration_never_reuses_answers(evaluate, tmp_path, changes)
 
 def test_everything_that_changes_an_answer_is_in_the_hash_and_nothing_else(world, tmp_path):
     found = benchmark("moving_shapes")
-    plan = Plan(found, world, tmp_path, ModelChoice("videollama2-tiny", options={"device": "cpu"}))
+    plan = EvaluationPlan(found, world, tmp_path, ModelChoice("videollama2-tiny", options={"device": "cpu"}))
     items = plan.items()
 
     def hashed(**changes):
@@ -344,11 +344,11 @@ def test_a_long_prompt_takes_of_the_answers_room(evaluate, copied, tmp_path):
 def test_slots_are_as_long_whatever_the_batch(world):
     model, processor, _ = model_init("videollama2-tiny", device="cpu")
     for batch in (1, 16):
-        with open_engine(model, processor, batch) as engine:
+        with open_evaluation_engine(model, processor, batch) as engine:
             assert (engine.max_batch, engine.max_length) == (batch, 1024)
     lengthened = copy.deepcopy(model)
     lengthened.config.text_config.max_position_embeddings = 32768
-    with open_engine(lengthened, processor) as engine:
+    with open_evaluation_engine(lengthened, processor) as engine:
         assert engine.max_length == 4096
 
 

@@ -19,7 +19,7 @@ HOSTILE = "</script><script>document.title='owned'</script><!-- <img src=x onerr
 @pytest.fixture(scope="module")
 def folders(world, tmp_path_factory):
     """Two evaluations of the same questions, with more and with fewer frames; one answer is hostile."""
-    from videollama2.eval.run import ModelChoice, Plan, run
+    from videollama2.eval.run import EvaluationPlan, ModelChoice, run_evaluation
 
     made = []
     for frames in (8, 2):
@@ -27,7 +27,9 @@ def folders(world, tmp_path_factory):
         choice = ModelChoice("videollama2-tiny", options={"device": "cpu"})
         options = AnswerOptions(num_frames=frames, max_new_tokens=8)
         found = benchmark("moving_shapes").configure(shuffle_frames=True)
-        run(Plan(found, world, folder, choice, options, limit=12, progress=False), lambda text: None)
+        run_evaluation(
+            EvaluationPlan(found, world, folder, choice, options, limit=12, progress=False), lambda text: None
+        )
         made.append(folder)
     path = made[0] / "samples.jsonl"
     first, *others = path.read_text().splitlines()

@@ -93,9 +93,9 @@ def test_small_models_are_spared_the_calls(small):
 
 def test_small_and_rounded_models_cannot_be_packed(small, monkeypatch):
     model, processor = small
-    with pytest.raises(ConfigError, match=f"at least {kernels.SMALLEST_WEIGHT:,} weights"):
+    with pytest.raises(ConfigError, match=f"at least {kernels.SMALLEST_PACKED:,} weights"):
         Engine(model, processor, packed_weights=True)
-    monkeypatch.setattr(kernels, "SMALLEST_WEIGHT", 1)
+    monkeypatch.setattr(kernels, "SMALLEST_PACKED", 1)
     with pytest.raises(ConfigError, match="a float32 decoder on a CPU"):
         Engine(deepcopy(model).bfloat16(), processor, packed_weights=True)
     monkeypatch.setattr(kernels, "free_memory", lambda device: 1000)
@@ -107,7 +107,7 @@ def test_small_and_rounded_models_cannot_be_packed(small, monkeypatch):
 @pytest.mark.parametrize(("count", "operation"), [(8, "aten::bmm"), (16, "mkldnn::_linear_pointwise")])
 def test_answers_of_many_rows_are_those_of_one(small, count, operation, monkeypatch):
     """Requests in steps of so many rows, with the size limit lowered so that every layer is computed as large ones."""
-    monkeypatch.setattr(kernels, "SMALLEST_WEIGHT", 1)
+    monkeypatch.setattr(kernels, "SMALLEST_PACKED", 1)
     model, processor = small
     requests = [Request(f"what moves {word}", max_new_tokens=8) for word in WORDS[:count]]
     with Engine(model, processor, max_batch=count, max_length=256, background=False) as engine:
@@ -119,7 +119,7 @@ def test_answers_of_many_rows_are_those_of_one(small, count, operation, monkeypa
 
 @pytest.mark.skipif(not few_rows_available(), reason="torch has no MKL or no oneDNN here")
 def test_packed_weights_give_the_same_answers_and_follow_changes(small, monkeypatch):
-    monkeypatch.setattr(kernels, "SMALLEST_WEIGHT", 1)
+    monkeypatch.setattr(kernels, "SMALLEST_PACKED", 1)
     model, processor = deepcopy(small[0]), small[1]
     requests = [Request(f"what moves {word}", max_new_tokens=8) for word in WORDS[:16]]
     with Engine(model, processor, max_batch=16, max_length=64, background=False, packed_weights=True) as engine:

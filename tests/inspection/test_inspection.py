@@ -15,7 +15,7 @@ from videollama2.checkpoints import load_checkpoint
 from videollama2.cli import main
 from videollama2.errors import ConfigError, PromptError
 from videollama2.inspection import weights
-from videollama2.inspection.page import HEAT, SOUND_WIDTH, draw, sheet, to_html
+from videollama2.inspection.page import HEAT, SOUND_WIDTH, draw_slices, sheet, to_html
 from videollama2.inspection.weights import CANDIDATES, Inspection, Step, inspect_answer
 from videollama2.model.connectors import CONNECTORS, frames_of_slice, num_visual_tokens, token_grid
 
@@ -106,7 +106,7 @@ def made(weights_THW):
 
 def test_the_heaviest_token_is_the_reddest():
     inspection = made([[[0, 0], [0, 0.5]], [[0.25, 0], [0.25, 0]]])
-    first, second = (np.asarray(picture).astype(int) for picture in draw(inspection, inspection.weights_THW))
+    first, second = (np.asarray(picture).astype(int) for picture in draw_slices(inspection, inspection.weights_THW))
     height, width = first.shape[:2]
     assert first[: height // 2].max() == 0 and first[-1, -1].tolist() == [round(part * 0.7) for part in HEAT]
     assert 0 < second[0, 0, 0] < first[-1, -1, 0] and second[0, -1].max() == 0

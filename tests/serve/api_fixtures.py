@@ -157,7 +157,7 @@ def live_chat(
     from videollama2.serve.settings import Security
     from videollama2.serve.untrusted_media.sandbox import Sandbox
     from videollama2.serve.web.app import make_app
-    from videollama2.serve.worker.backend import EngineBackend
+    from videollama2.serve.worker.handlers import WorkerHandlers
     from videollama2.serve.worker.service import ChatService
 
     own = policy(**policy_changes)
@@ -165,7 +165,7 @@ def live_chat(
     box = Sandbox.of(own, engine.processor)
     service = ChatService(engine, "tiny", own, box, limits)
     app = make_app("test", security or Security())
-    app.include_router(openai_router(EngineBackend(service)))
+    app.include_router(openai_router(WorkerHandlers(service)))
     server = AppThread(app)
     try:
         yield server, service

@@ -18,7 +18,7 @@ from videollama2.inference.answer import Answer
 from videollama2.inference.api import model_init
 from videollama2.inference.engine import Engine
 from videollama2.inference.request import Request
-from videollama2.serve.page.backends import EngineBackend
+from videollama2.serve.page.backends import LocalBackend
 from videollama2.serve.page.build import build_page
 from videollama2.serve.page.examples import DEMO
 from videollama2.serve.page.layout import PageSettings
@@ -82,7 +82,7 @@ class RecordedEngine(Engine):
         return answer
 
 
-class TwoModels(EngineBackend):
+class TwoModels(LocalBackend):
     """One engine under two names. ``names``: what the page is told there is."""
 
     def __init__(self, engine: RecordedEngine) -> None:

@@ -19,7 +19,7 @@ from videollama2.inference.engine import Engine
 from videollama2.media.kinds import mime_type
 from videollama2.serve.cluster.client import ControllerClient
 from videollama2.serve.long_text import dumped
-from videollama2.serve.page.backends import Backend, ControllerBackend, EngineBackend
+from videollama2.serve.page.backends import ControllerBackend, LocalBackend, PageBackend
 from videollama2.serve.page.conversation import Conversation, Medium
 from videollama2.serve.settings import MediaPolicy
 from videollama2.serve.web.errors import ApiError
@@ -44,14 +44,14 @@ FIRST = Conversation()
 FIRST.begin("Which object moves first, the white cross or the red circle?", (Medium("video", str(CLIP)),))
 
 
-async def ask(backend: Backend, conversation: Conversation, model: str = TINY, **options: Any) -> list[str]:
+async def ask(backend: PageBackend, conversation: Conversation, model: str = TINY, **options: Any) -> list[str]:
     stream = backend.stream(model, conversation.messages(), {**GREEDY, **options})
     return [delta async for delta in stream]
 
 
 @pytest.fixture(scope="module")
-def own(tiny_engine: Engine) -> Iterator[EngineBackend]:
-    backend = EngineBackend({TINY: tiny_engine}, POLICY)
+def own(tiny_engine: Engine) -> Iterator[LocalBackend]:
+    backend = LocalBackend({TINY: tiny_engine}, POLICY)
     yield backend
     for sandbox in backend._sandboxes.values():
         sandbox.close()
@@ -72,7 +72,7 @@ def through_controller(installation: SimpleNamespace) -> Iterator[Callable[[], C
 
 
 @pytest.mark.parametrize("conversation", [FIRST, CONVERSATION], ids=["one", "several turns"])
-def test_answers_are_the_engines_own(own: EngineBackend, tiny_engine: Engine, conversation: Conversation) -> None:
+def test_answers_are_the_engines_own(own: LocalBackend, tiny_engine: Engine, conversation: Conversation) -> None:
     expected = tiny_engine.submit(conversation.messages(), max_new_tokens=32).result(timeout=60).text
     assert "".join(asyncio.run(ask(own, conversation))) == expected
 
@@ -86,8 +86,8 @@ def test_answers_through_the_controller_are_the_same(
     assert "".join(asyncio.run(ask(backend, conversation))) == expected
 
 
-def test_models_and_frames(own: EngineBackend, through_controller: Callable[[], ControllerBackend]) -> None:
-    async def run(backend: Backend) -> tuple[list[str], int]:
+def test_models_and_frames(own: LocalBackend, through_controller: Callable[[], ControllerBackend]) -> None:
+    async def run(backend: PageBackend) -> tuple[list[str], int]:
         return await backend.models(refresh=True), await backend.num_frames(TINY)
 
     assert asyncio.run(run(own)) == ([TINY], 8)
@@ -95,21 +95,21 @@ def test_models_and_frames(own: EngineBackend, through_controller: Callable[[], 
 
 
 def test_a_longest_answer_that_does_not_fit_is_no_error(
-    own: EngineBackend, through_controller: Callable[[], ControllerBackend]
+    own: LocalBackend, through_controller: Callable[[], ControllerBackend]
 ) -> None:
     usual = asyncio.run(ask(own, FIRST))
     assert asyncio.run(ask(own, FIRST, max_new_tokens=2048)) == usual
     assert "".join(asyncio.run(ask(through_controller(), FIRST, max_new_tokens=2048))) == "".join(usual)
 
 
-def test_a_model_there_is_not(own: EngineBackend, through_controller: Callable[[], ControllerBackend]) -> None:
+def test_a_model_there_is_not(own: LocalBackend, through_controller: Callable[[], ControllerBackend]) -> None:
     for backend in (own, through_controller()):
         with pytest.raises(ApiError) as caught:
             asyncio.run(ask(backend, FIRST, model="nobody"))
         assert caught.value.code == "model_not_found"
 
 
-def test_bad_media(own: EngineBackend, through_controller: Callable[[], ControllerBackend], tmp_path: Path) -> None:
+def test_bad_media(own: LocalBackend, through_controller: Callable[[], ControllerBackend], tmp_path: Path) -> None:
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(CLIP.read_bytes()[:900])
     conversation = Conversation()
@@ -125,7 +125,7 @@ def test_bad_media(own: EngineBackend, through_controller: Callable[[], Controll
             asyncio.run(ask(backend, conversation))
 
 
-def test_leaving_an_answer_frees_the_engine(own: EngineBackend, tiny_engine: Engine) -> None:
+def test_leaving_an_answer_frees_the_engine(own: LocalBackend, tiny_engine: Engine) -> None:
     async def run() -> None:
         stream = own.stream(TINY, FIRST.messages(), {**GREEDY, "max_new_tokens": 400, "min_new_tokens": 400})
         async for _ in stream:

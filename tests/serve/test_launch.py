@@ -21,7 +21,7 @@ from tests.serve.servers import free_port, http, wait_until
 from videollama2.errors import ConfigError, VideoLlama2Error
 from videollama2.serve import launch, launch_checks, parts
 from videollama2.serve.launch import add_serve_command
-from videollama2.serve.parts import Launcher, LaunchError, Part
+from videollama2.serve.parts import ChildProcess, Launcher, LaunchError
 
 SERVER = """
 import http.server, os, sys
@@ -41,7 +41,7 @@ COMMANDS = [line for line in COMMANDS if line.strip()]
 
 def part(name, code=SERVER, **options):
     port = free_port()
-    return Part(name, ["-c", code, str(port)], f"http://127.0.0.1:{port}/", dict(os.environ), **options)
+    return ChildProcess(name, ["-c", code, str(port)], f"http://127.0.0.1:{port}/", dict(os.environ), **options)
 
 
 @pytest.fixture
@@ -308,8 +308,9 @@ def test_the_whole(tmp_path):
 def test_parts_end_with_a_launcher_that_is_killed(tmp_path):
     port = free_port()
     code = (
-        "import os, sys\nfrom videollama2.serve.parts import Launcher, Part\n"
-        f"part = Part('controller', ['-c', {SERVER!r}, '{port}'], 'http://127.0.0.1:{port}/', dict(os.environ))\n"
+        "import os, sys\nfrom videollama2.serve.parts import Launcher, ChildProcess\n"
+        f"url, code = 'http://127.0.0.1:{port}/', {SERVER!r}\n"
+        f"part = ChildProcess('controller', ['-c', code, '{port}'], url, dict(os.environ))\n"
         "launcher = Launcher(print)\nlauncher.start(part)\nlauncher.watch()\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL)

@@ -14,7 +14,7 @@ from videollama2.serve.cluster.client import ControllerClient
 from videollama2.serve.cluster.controller_app import Controller, make_controller_app
 from videollama2.serve.cluster.front import ApiFront, make_front_app
 from videollama2.serve.cluster.registry import Registry
-from videollama2.serve.page.backends import ControllerBackend, EngineBackend
+from videollama2.serve.page.backends import ControllerBackend, LocalBackend
 from videollama2.serve.page.conversation import Conversation, Medium
 from videollama2.serve.settings import MediaPolicy, Security
 from videollama2.serve.untrusted_media.sandbox import Sandbox
@@ -127,7 +127,7 @@ def test_the_page(engine, controller, answers, name):
                 sandbox.close()
 
     rules = MediaPolicy(decode_processes=1)
-    assert asyncio.run(said(EngineBackend({MODEL: engine}, rules))) == answers[name]
+    assert asyncio.run(said(LocalBackend({MODEL: engine}, rules))) == answers[name]
     assert asyncio.run(said(ControllerBackend(ControllerClient(controller.url), rules))) == answers[name]
 
 

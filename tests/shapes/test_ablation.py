@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from videollama2.shapes import ablation
-from videollama2.shapes.ablation_report import Run, estimate, table
+from videollama2.shapes.ablation_report import AblationRun, estimate, results_table
 
 SMALL = ["--encoder-steps", "1", "--clips", "30", "--test-clips", "30", "--steps", "2", "--batch", "2", "--seeds", "2"]
 
@@ -38,7 +38,7 @@ def test_it_goes_on_and_gives_the_same_numbers(tmp_path, capsys):
 def test_the_loss_of_an_answer_is_that_of_its_tokens_one_by_one():
     tokenizer = ablation.build_tokenizer(1024)
     torch.manual_seed(0)
-    reader = ablation.Reader("linear", 8, tokenizer).eval()
+    reader = ablation.AblationModel("linear", 8, tokenizer).eval()
     features = torch.randn(2, 8, 16, 8)
     with torch.no_grad():
         together = reader(features, ["What colour?", "Where is it?"], ["red", "top left"])
@@ -58,8 +58,10 @@ def test_means_and_intervals_by_hand():
     assert found.mean == 66 and found.half == pytest.approx(4.303 * 6 / 3**0.5)  # Student's, two degrees of freedom
     assert str(found) == "66.0 ± 14.9" and str(estimate([50.0])) == "50.0"
     chance = {"colour": 0.25, "speed": 0.5}
-    runs = [Run("linear", seed, 16, 8256, 1.0, {"colour": 0.9, "speed": 0.5 + seed / 10}, chance) for seed in (0, 1)]
-    assert table(runs, ["colour"], ["speed"]).splitlines()[2:] == [
+    runs = [
+        AblationRun("linear", seed, 16, 8256, 1.0, {"colour": 0.9, "speed": 0.5 + seed / 10}, chance) for seed in (0, 1)
+    ]
+    assert results_table(runs, ["colour"], ["speed"]).splitlines()[2:] == [
         "| linear | 16 | 8,256 | 2 | 90.0 ± 0.0 | 55.0 ± 63.5 | 90 | 55 |",
         "| (chance) |  |  |  | 25.0 | 50.0 | 25 | 50 |",
     ]

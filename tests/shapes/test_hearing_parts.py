@@ -11,7 +11,7 @@ from videollama2.checkpoints.connector import load_audio_connector
 from videollama2.checkpoints.files import TINY_FOLDER
 from videollama2.checkpoints.full import load_checkpoint
 from videollama2.shapes.captions import sound_caption, write_captions
-from videollama2.shapes.hearing_parts import used_tokens, write_hearing_parts
+from videollama2.shapes.hearing_parts import token_ids_in_use, write_hearing_parts
 from videollama2.shapes.parts import world_texts
 from videollama2.shapes.pretrain_connector import TOKEN_RMS, word_vectors
 from videollama2.shapes.pretrain_hearing import (
@@ -50,7 +50,7 @@ def test_only_words_that_were_never_used_are_new(written, hearing):
     changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
     assert changed == {EMBEDDINGS}
     tokenizer = hearing[1].tokenizer
-    used = used_tokens(tokenizer)
+    used = token_ids_in_use(tokenizer)
     assert {id for text in world_texts() for id in tokenizer(text).input_ids} <= used
     rows = (before[EMBEDDINGS] != after[EMBEDDINGS]).any(dim=1).nonzero().flatten().tolist()
     assert set(rows) == set(range(len(after[EMBEDDINGS]))) - used

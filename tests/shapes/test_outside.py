@@ -10,7 +10,7 @@ from PIL import Image
 from videollama2.data.records import parse_record
 from videollama2.errors import DataError
 from videollama2.media.audio import NO_TRACK, ClipRules, read_sound, read_video_sound
-from videollama2.shapes.outside import KINDS, REFUSAL, main, write_outside
+from videollama2.shapes.outside import OUTSIDE_KINDS, REFUSAL, main, write_outside
 from videollama2.shapes.scene import FRAMES, SIZE
 from videollama2.shapes.sounds import RATE, SECONDS
 
@@ -41,7 +41,7 @@ def written(given, tmp_path_factory):
 
 def test_every_question_is_refused_in_training_and_in_tests(written):
     rows = json.loads((written / "questions.json").read_text())
-    assert [row["type"] for row in rows] == [kind for kind in KINDS for _ in range(3)]
+    assert [row["type"] for row in rows] == [kind for kind in OUTSIDE_KINDS for _ in range(3)]
     assert {row["answer"] for row in rows} == {REFUSAL}
     records = [row for name in ("seen", "both", "heard") for row in json.loads((written / f"{name}.json").read_text())]
     assert [row["id"] for row in records] == [row["id"] for row in rows]

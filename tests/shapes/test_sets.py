@@ -22,7 +22,7 @@ from videollama2.shapes.scene import (
     Scene,
     ShapeObject,
     make_scene,
-    render,
+    render_scene,
 )
 
 SAMPLED = (1, 4, 7, 10, 13, 16, 19, 22)
@@ -117,10 +117,10 @@ def test_every_behaviour_and_number_occurs(videos, images):
 
 def test_frames_show_what_the_states_say(videos, images):
     for scene in videos[:60] + images[:30]:
-        frames_THWC = render(scene)
+        frames_THWC = render_scene(scene)
         assert frames_THWC.shape == (scene.frames, 128, 128, 3) and frames_THWC.dtype == np.uint8
         some = [0, scene.frames - 1, scene.frames // 2]
-        assert (render(scene, some) == frames_THWC[some]).all()
+        assert (render_scene(scene, some) == frames_THWC[some]).all()
         free = np.ones((128, 128), bool)
         for item in scene.objects:
             left, top = 64 * (item.quadrant % 2), 64 * (item.quadrant // 2)
@@ -141,7 +141,7 @@ def test_shapes_look_different(images):
     base = next(scene for scene in images if len(scene.objects) == 1)
     item = replace(base.objects[0], quadrant=0, radius=15.0, offset_x=0.0, offset_y=0.0, colour_after="white")
     masks = [
-        render(replace(base, background=40, objects=(replace(item, shape_after=shape),)))[0, :, :, 0] > 140
+        render_scene(replace(base, background=40, objects=(replace(item, shape_after=shape),)))[0, :, :, 0] > 140
         for shape in SHAPES
     ]
     for first in range(4):

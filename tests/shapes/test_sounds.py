@@ -15,7 +15,7 @@ from videollama2.media.audio import NO_TRACK, ClipRules, read_video_sound
 from videollama2.shapes.encoding import encode_video
 from videollama2.shapes.pretrain_hearing import SOUND_FORMS, audio_config, moment_words
 from videollama2.shapes.questions import NUMBERS
-from videollama2.shapes.scene import FPS, SHAPES, SLIDE_FRAMES, make_scene, render
+from videollama2.shapes.scene import FPS, SHAPES, SLIDE_FRAMES, make_scene, render_scene
 from videollama2.shapes.sets import main, write_set
 from videollama2.shapes.sound_questions import HEARD_TYPES, TRAINING_TYPES, sound_questions, training_questions
 from videollama2.shapes.sounds import (
@@ -155,7 +155,7 @@ def loudness(wave_S: np.ndarray) -> np.ndarray:
 
 def heard(scene, track) -> np.ndarray:
     """The sound of a clip as a model reads it from the file."""
-    data = encode_video(render(scene), wave(track))
+    data = encode_video(render_scene(scene), wave(track))
     return read_video_sound(data, ClipRules(RATE, SECONDS, 1, SECONDS)).wave_S
 
 

@@ -14,12 +14,11 @@ from videollama2.checkpoints import load_checkpoint
 from videollama2.errors import ConfigError, DataError
 from videollama2.eval.benchmarks import benchmark
 from videollama2.eval.live import LiveBenchmark
-from videollama2.eval.run import ModelChoice, Plan
-from videollama2.eval.run import run as run_evaluation
+from videollama2.eval.run import EvaluationPlan, ModelChoice, run_evaluation
 from videollama2.eval.runner import Runner
 from videollama2.shapes.sets import write_set
 from videollama2.training.data import RunData
-from videollama2.training.exams import levels_of
+from videollama2.training.exams import uint8_levels
 from videollama2.training.rollouts import QUESTION
 
 from .conftest import Run, difference, flags
@@ -112,7 +111,7 @@ def test_frames_are_those_that_were_read(parts):
     levels_TCHW = torch.arange(256, dtype=torch.uint8).repeat(3, 1).view(1, 3, 16, 16)
     table_3V = torch.from_numpy(processor.transform.table)
     pixels_TCHW = torch.stack([table_3V[c][levels_TCHW[:, c].long()] for c in range(3)], dim=1)
-    assert torch.equal(levels_of(pixels_TCHW, processor), levels_TCHW)
+    assert torch.equal(uint8_levels(pixels_TCHW, processor), levels_TCHW)
 
 
 @pytest.mark.parametrize("policy", ["error", "skip"])
@@ -139,7 +138,9 @@ def test_shares_of_processes_make_the_same_marks(benchmarks, tmp_path):
     apart = [answer for rank in (1, 0) for answer in exam.ask(model, processor, rank, 2)]
     marks = exam.marks(apart)
     assert marks == exam.marks(exam.ask(model, processor))
-    plan = Plan(benchmark("moving_shapes"), benchmarks / "moving_shapes", tmp_path, ModelChoice("videollama2-tiny"))
+    plan = EvaluationPlan(
+        benchmark("moving_shapes"), benchmarks / "moving_shapes", tmp_path, ModelChoice("videollama2-tiny")
+    )
     published = run_evaluation(replace(plan, progress=False), lambda text: None)
     assert published
     accuracy = {metric.protocol: metric.overall.value or 0.0 for metric in published.report.metrics}

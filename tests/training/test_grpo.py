@@ -13,7 +13,7 @@ from videollama2.inference.engine import Engine
 from videollama2.training.build import build_model
 from videollama2.training.grpo import Repeated, StartWeights, grpo_loss
 from videollama2.training.rewards import exact_match, load_reward
-from videollama2.training.rollouts import Answers, Questions, _request, rows_of
+from videollama2.training.rollouts import AnswerGroup, PromptDataset, _request, rows_of
 
 from .conftest import Run, copy_checkpoint, difference, flags
 
@@ -50,9 +50,9 @@ def test_equals_the_loss_of_the_paper():
 
 
 def test_advantages_compare_the_answers_of_a_question():
-    mixed = Answers([[1], [2], [3], [4]], [1.0, 0.0, 0.0, 1.0]).advantages
+    mixed = AnswerGroup([[1], [2], [3], [4]], [1.0, 0.0, 0.0, 1.0]).advantages
     torch.testing.assert_close(mixed, torch.tensor([1.0, -1.0, -1.0, 1.0]), rtol=0, atol=1e-3)
-    assert not Answers([[1], [2]], [1.0, 1.0]).advantages.any()
+    assert not AnswerGroup([[1], [2]], [1.0, 1.0]).advantages.any()
 
 
 def test_blocks_are_repeated():
@@ -67,7 +67,7 @@ def model(world, parts, tmp_path_factory):
     """Model, processor and the world's questions."""
     argv = flags(world, parts, tmp_path_factory.mktemp("unused"))
     model, processor = build_model(*train.parse_arguments(argv))
-    return model, processor, Questions(read_records([world / "mixed.json"]), processor, 400)
+    return model, processor, PromptDataset(read_records([world / "mixed.json"]), processor, 400)
 
 
 def test_engine_is_asked_what_is_trained_on(model):
@@ -84,7 +84,7 @@ def test_engine_is_asked_what_is_trained_on(model):
             task = engine._waiting.tasks[-1]
             answer.result()
             assert task.input_ids == sample["question"].prompt
-            own = Answers([[5, 6, 7], [8]], [0.0, 1.0])
+            own = AnswerGroup([[5, 6, 7], [8]], [0.0, 1.0])
             rows = rows_of([sample], [own])
             assert [row["input_ids"][-len(ids) :] for row, ids in zip(rows, own.ids, strict=True)] == own.ids
             batch = TrainingCollator(0, ("image", "video", "audio"))(rows)

@@ -11,8 +11,8 @@ from videollama2.checkpoints import load_checkpoint
 from videollama2.constants import IGNORE_INDEX
 from videollama2.training.arguments import parse_arguments
 from videollama2.training.build import build_model
-from videollama2.training.loss_plot import draw, plot_losses, smoothed
-from videollama2.training.meter import Counts, FlopCount, Meter, peak_flops
+from videollama2.training.loss_plot import draw_curves, plot_losses, smoothed
+from videollama2.training.meter import BatchCounts, FlopCount, Meter, peak_flops
 from videollama2.training.report import kinds_of
 
 from .conftest import flags
@@ -78,9 +78,9 @@ def test_smoothing_keeps_a_constant_and_follows_a_fall():
 def test_a_long_fall_is_drawn_on_a_logarithmic_scale(last, scale):
     pytest.importorskip("matplotlib")
     curve = [(step, 5.0 + (last - 5.0) * step / 99) for step in range(100)]
-    (axis,) = draw({"loss": curve, "loss, smoothed": curve}).axes
+    (axis,) = draw_curves({"loss": curve, "loss, smoothed": curve}).axes
     assert axis.get_yscale() == scale
-    (axis,) = draw({"loss, smoothed": curve[:3]}).axes
+    (axis,) = draw_curves({"loss, smoothed": curve[:3]}).axes
     assert all(step == int(step) for step in axis.get_xticks())
 
 
@@ -123,12 +123,12 @@ def test_operations_of_a_step(built):
     decoder = sum(p.numel() for p in model.model.language_model.layers.parameters())
     head = model.lm_head.weight.numel()
     attention = 3 * 4 * 2 * 32 * 10 / 2
-    text = Counts(samples=1, text_tokens=10, labels=3)
+    text = BatchCounts(samples=1, text_tokens=10, labels=3)
     assert count.of_step(text) == 10 * (6 * decoder + attention) + 3 * 6 * head
     frozen = FlopCount(built(freeze_vision_tower=True, freeze_backbone=True)[0])
     assert frozen.of_step(text) == 10 * (4 * decoder + attention) + 3 * 4 * head
     encoder = sum(p.numel() for p in model.model.vision_tower.encoder.parameters())
-    assert count.of_step(Counts(samples=1, frames=1)) == 16 * 2 * encoder
+    assert count.of_step(BatchCounts(samples=1, frames=1)) == 16 * 2 * encoder
 
 
 def test_experts_count_where_tokens_are_sent(golden):
@@ -182,7 +182,7 @@ def test_utilisation_is_the_share_of_what_all_devices_could_do(built):
         [[4, 50, 20, 100, 16, 9, 0, 0.1, 1.0, 2e9], [4, 70, 10, 80, 16, 7, 1, 0.3, 1.0, 3e9]], dtype=torch.float64
     )
     counts = {"samples": 8, "visual_tokens": 120, "sound_tokens": 30, "text_tokens": 180, "frames": 32, "labels": 16}
-    needed = meter.flops.of_step(Counts(**counts))
+    needed = meter.flops.of_step(BatchCounts(**counts))
     entries = meter.rates(rows, peak=5 * needed)
     assert entries["model_flops_utilisation"] == pytest.approx(0.1)
     assert (entries["samples_per_second"], entries["visual_tokens_per_second"]) == (8, 120)

@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 from videollama2 import train
 from videollama2.data.collator import TrainingCollator
 from videollama2.data.dataset import VideoInstructionDataset
-from videollama2.data.packing import PackedRows, pack, token_counts
+from videollama2.data.packing import PackedRows, pack_rows, token_counts
 from videollama2.data.records import read_sets
 from videollama2.errors import ConfigError, DataError
 from videollama2.model.packed_attention import keep_records_apart
@@ -103,13 +103,13 @@ def test_a_batch_of_padded_rows_may_follow(build, records):
 def test_rows_are_full_and_hold_every_record_once():
     generator = torch.Generator().manual_seed(0)
     lengths = (torch.randn(30_000, generator=generator) * 0.8 + 6).exp().clamp(1, 2048).int().tolist()
-    rows = list(pack(lengths, 4096, generator))
+    rows = list(pack_rows(lengths, 4096, generator))
     assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
     sums = [sum(lengths[index] for index in row) for row in rows]
     assert max(sums) <= 4096
     assert sum(sums) / (4096 * len(rows)) >= 0.98
     awkward = [2500] * 30_000  # no two fit together
-    assert len(list(pack(awkward, 4096, generator))) == 30_000
+    assert len(list(pack_rows(awkward, 4096, generator))) == 30_000
 
 
 def test_lengths_are_exact_and_a_record_without_room_is_named(build, records):

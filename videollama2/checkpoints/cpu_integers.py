@@ -23,7 +23,7 @@ from videollama2.checkpoints.placement import is_bfloat16_faster
 from videollama2.model import int4
 from videollama2.model.int4 import Int4Linear
 from videollama2.model.int8 import (
-    SMALLEST_WEIGHT,
+    SMALLEST_QUANTISED,
     Int8Embedding,
     Int8Linear,
     PackedWeight,
@@ -60,14 +60,14 @@ class CpuIntegerConfig(QuantizationConfigMixin):
 
     Args:
         bits: 8; or 4 for the decoder's layers.
-        smallest_weight: the number of elements from which a weight is quantised; by default :data:`SMALLEST_WEIGHT`.
+        smallest_weight: the number of elements from which a weight is quantised; by default :data:`SMALLEST_QUANTISED`.
     """
 
     def __init__(self, bits: int = 8, smallest_weight: int | None = None, **_: Any) -> None:
         self.quant_method = METHOD  # pyright: ignore[reportAttributeAccessIssue] - annotated for its own methods
         self.bits = bits
         self.load_in_4bit, self.load_in_8bit = bits == 4, bits == 8
-        self.smallest_weight = SMALLEST_WEIGHT if smallest_weight is None else smallest_weight
+        self.smallest_weight = SMALLEST_QUANTISED if smallest_weight is None else smallest_weight
 
 
 class CpuIntegerQuantizer(HfQuantizer):
@@ -236,7 +236,7 @@ def in_4_bits(weight_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
     def work(rows: slice) -> None:
         integers_OI, scales_GO2[:, rows] = int4.quantise_groups(weight_OI[rows])
-        packed[rows] = int4.pack(integers_OI)
+        packed[rows] = int4.pack_int4(integers_OI)
 
     _on_threads(work, weight_OI.shape)
     return packed, scales_GO2

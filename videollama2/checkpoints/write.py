@@ -20,14 +20,14 @@ from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.model.weight_names import AUDIO_CONNECTOR_PREFIX, AUDIO_TOWER_PREFIX, CONNECTOR_PREFIX
 from videollama2.processing import VideoLlama2Processor
 
-State = dict[str, torch.Tensor]
+StateDict = dict[str, torch.Tensor]
 
 
 def save_model(
     model: VideoLlama2ForConditionalGeneration,
     processor: VideoLlama2Processor,
     folder: str | Path,
-    state: State | None = None,
+    state: StateDict | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
     """Write a full checkpoint: weights under published names, configuration, tokenizer and image preprocessing.
@@ -53,7 +53,7 @@ def save_model(
     processor.save_pretrained(folder)
 
 
-def _with_ties(model: VideoLlama2ForConditionalGeneration, state: State) -> State:
+def _with_ties(model: VideoLlama2ForConditionalGeneration, state: StateDict) -> StateDict:
     """Return the weights with one tensor for all names of a parameter, so that it is written once.
 
     Gathering or casting weights makes a tensor for each name.
@@ -93,7 +93,7 @@ def save_parts(
     folder: str | Path,
     base: str,
     parts: Collection[str],
-    state: State | None = None,
+    state: StateDict | None = None,
 ) -> None:
     """Write the folder of a stage that trains some parts alone: their files with published keys, flat config, tokenizer
     and preprocessing.
@@ -119,7 +119,7 @@ def save_lora(
     processor: VideoLlama2Processor,
     folder: str | Path,
     base: str,
-    state: State | None = None,
+    state: StateDict | None = None,
 ) -> None:
     """Write a LoRA folder: the adapter, all other trained weights, flat config, tokenizer, preprocessing.
 

@@ -36,7 +36,7 @@ _TEMPLATE_TOKENS = 32
 
 
 @dataclass
-class Report:
+class CheckReport:
     """The result of a check.
 
     Attributes:
@@ -116,7 +116,7 @@ def check_files(
     workers: int = 1,
     va: bool = False,
     sampling: FrameSampling | None = None,
-) -> Report:
+) -> CheckReport:
     """Read annotation files as training does, but collect all problems instead of stopping at the first ones.
 
     Args:
@@ -131,7 +131,7 @@ def check_files(
         va: whether videos are heard, unless their record says so itself.
         sampling: the choice of frames, see :class:`videollama2.data.samples.SampleReader`.
     """
-    report = Report()
+    report = CheckReport()
     for file in files:
         problems: list[str] = []
         records: Sequence[Record] = ()
@@ -154,7 +154,7 @@ def check_files(
 
 
 def _check_media(
-    report: Report, records: Sequence[Record], decode: bool, workers: int, progress: bool
+    report: CheckReport, records: Sequence[Record], decode: bool, workers: int, progress: bool
 ) -> Sequence[Record]:
     """Add the problems of media files to the report, and return the records whose files are all usable."""
     from videollama2.data.files_check import check_media_files, without_bounds
@@ -188,7 +188,7 @@ def _check_media(
 
 
 def _count_lengths(
-    report: Report,
+    report: CheckReport,
     records: Sequence[Record],
     processor: Any,
     max_length: int | None,

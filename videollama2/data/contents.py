@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from videollama2.data.places import MEMBER, is_address, is_member, open_file
+from videollama2.data.places import MEMBER, is_member, is_store_address, open_file
 from videollama2.data.tables import parquet_content
 from videollama2.errors import DataError, MediaError
 from videollama2.media.kinds import kind_of
@@ -15,7 +15,7 @@ def source_of(path: str) -> str | bytes:
     Raises:
         MediaError: see :func:`content_of`.
     """
-    return content_of(path) if is_member(path) or is_address(path) else path
+    return content_of(path) if is_member(path) or is_store_address(path) else path
 
 
 def content_of(path: str) -> bytes:
@@ -49,7 +49,7 @@ def kind_at(path: str) -> str:
     """
     if is_member(path):
         return kind_of(content_of(path), path)
-    if not is_address(path):
+    if not is_store_address(path):
         return kind_of_path(path)
     try:
         with open_file(path) as file:

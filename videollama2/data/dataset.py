@@ -19,7 +19,7 @@ from videollama2.data.index import Index
 from videollama2.data.media_cache import FrameCache
 from videollama2.data.record import Record, RecordMedium
 from videollama2.data.records import PackedRecords
-from videollama2.data.samples import Read, Sample, SampleReader
+from videollama2.data.samples import ReadParts, SampleReader, TrainingSample
 from videollama2.errors import DataError, MediaError
 from videollama2.media.frames import FrameSampling
 from videollama2.processing import VideoLlama2Processor
@@ -73,16 +73,16 @@ class VideoInstructionDataset(SampleReader, Dataset):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> TrainingSample:
         """Read and tokenise one record; see :meth:`SampleReader.sample` for the errors raised."""
         return self._item(index, {})
 
-    def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
+    def __getitems__(self, indices: Sequence[int]) -> list[TrainingSample]:
         """Return the samples of a batch; the data loader calls this if there is such a method."""
-        read: dict[RecordMedium, Read] = {}
+        read: dict[RecordMedium, ReadParts] = {}
         return [self._item(index, read) for index in indices]
 
-    def _item(self, index: int, read: dict[RecordMedium, Read]) -> Sample:
+    def _item(self, index: int, read: dict[RecordMedium, ReadParts]) -> TrainingSample:
         return self.sample(None if index == len(self.records) else self.records[index], read)
 
     @cached_property

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from videollama2.data.file_formats import format_of
 from videollama2.data.places import open_file
-from videollama2.data.readers import reader_of
 from videollama2.errors import DataError
 
 _FORMAT = 4
@@ -34,8 +34,8 @@ def file_digest(file: str | os.PathLike[str]) -> str:
     Raises:
         DataError: the file cannot be read.
     """
-    if reader := reader_of(file):
-        return reader.digest(file)
+    if file_format := format_of(file):
+        return file_format.digest(file)
     try:
         return content_digest(file)
     except OSError as error:

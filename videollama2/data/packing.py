@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from videollama2.commands import hides_bar
 from videollama2.data.dataset import VideoInstructionDataset
-from videollama2.data.samples import Sample
+from videollama2.data.samples import TrainingSample
 from videollama2.errors import DataError
 
 WINDOW = 10_000
@@ -55,7 +55,7 @@ class PackedRows(Dataset):
             before = len(self)
             # All rows lie in one array, and a second one has where each begins: lists of lists would take a hundred
             # bytes for each record.
-            for row in pack(lengths[first : first + count], size, generator):
+            for row in pack_rows(lengths[first : first + count], size, generator):
                 self._records.extend(first + index for index in row)
                 self._starts.append(len(self._records))
             self.sizes.append(len(self) - before)
@@ -65,7 +65,7 @@ class PackedRows(Dataset):
     def __len__(self) -> int:
         return len(self._starts) - 1
 
-    def __getitem__(self, index: int) -> list[Sample]:
+    def __getitem__(self, index: int) -> list[TrainingSample]:
         """Read the records of a row; see :meth:`VideoInstructionDataset.__getitem__` for the errors raised."""
         if index == len(self):
             return [self.dataset[len(self.dataset)]]
@@ -93,7 +93,7 @@ def token_counts(dataset: VideoInstructionDataset, progress: bool = False) -> Se
     return counts
 
 
-def pack(lengths: Sequence[int], size: int, generator: torch.Generator) -> Iterator[list[int]]:
+def pack_rows(lengths: Sequence[int], size: int, generator: torch.Generator) -> Iterator[list[int]]:
     """Yield rows of indices into ``lengths`` such that the lengths of a row sum to at most ``size``.
 
     Records are shuffled and cut into windows of :data:`WINDOW`. In each, every record is put, longest first, into the

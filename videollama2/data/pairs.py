@@ -12,7 +12,7 @@ from videollama2.constants import IGNORE_INDEX
 from videollama2.data.collator import TrainingCollator
 from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.data.record import Record
-from videollama2.data.samples import Sample
+from videollama2.data.samples import TrainingSample
 from videollama2.errors import DataError
 
 PAIRS = "pairs"
@@ -33,7 +33,7 @@ class PreferencePairs(VideoInstructionDataset):
 
     reference: torch.Tensor | None = None
 
-    def _sample(self, record: Record, read: Any) -> Sample:
+    def _sample(self, record: Record, read: Any) -> TrainingSample:
         if record.rejected is None:
             raise DataError("has no 'rejected' answer, which --objective dpo needs")
         worse = {**record.conversations[-1], "value": record.rejected}
@@ -43,7 +43,7 @@ class PreferencePairs(VideoInstructionDataset):
             pair.append({**sample, "labels": last_answer(sample["labels"])})
         return {PAIRS: pair}
 
-    def _item(self, index: int, read: Any) -> Sample:
+    def _item(self, index: int, read: Any) -> TrainingSample:
         sample = super()._item(index, read)
         if PAIRS in sample and self.reference is not None:
             sample["reference"] = self.reference[index]
@@ -71,7 +71,7 @@ class PairCollator:
 
     collate: TrainingCollator
 
-    def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
+    def __call__(self, samples: Sequence[TrainingSample]) -> dict[str, Any]:
         pairs = [sample for sample in samples if PAIRS in sample]
         others = [sample for sample in samples if PAIRS not in sample]
         batch = self.collate([*_rows(pairs), *others])
@@ -81,6 +81,6 @@ class PairCollator:
         return batch
 
 
-def _rows(pairs: Iterable[Sample]) -> Iterable[Sample]:
+def _rows(pairs: Iterable[TrainingSample]) -> Iterable[TrainingSample]:
     for pair in pairs:
         yield from pair[PAIRS]

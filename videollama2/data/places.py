@@ -22,19 +22,19 @@ MEMBER = re.compile(
 )
 
 
-def is_address(path: str | os.PathLike[str]) -> bool:
+def is_store_address(path: str | os.PathLike[str]) -> bool:
     """Whether a path is an address of a store, such as ``s3://bucket/clip.mp4``."""
     return _ADDRESS.match(os.fspath(path)) is not None
 
 
 def whole_path(file: str | os.PathLike[str]) -> str:
     """Return the absolute path of a file; an address is returned as it is."""
-    return os.fspath(file) if is_address(file) else os.path.abspath(file)
+    return os.fspath(file) if is_store_address(file) else os.path.abspath(file)
 
 
 def folder_of(file: str | os.PathLike[str]) -> str:
     """Return the folder of a file, without a slash at the end."""
-    return os.fspath(file).rpartition("/")[0] if is_address(file) else str(Path(file).parent)
+    return os.fspath(file).rpartition("/")[0] if is_store_address(file) else str(Path(file).parent)
 
 
 def open_file(path: str | os.PathLike[str]) -> BinaryIO:
@@ -45,7 +45,7 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
         DataError: it is an address of a kind that fsspec does not know.
         MissingDependencyError: the package that fsspec needs for the address is not installed.
     """
-    if not is_address(path):
+    if not is_store_address(path):
         return open(path, "rb")
     import fsspec.core  # a dependency of huggingface_hub; imported here because few runs need it
 

@@ -30,7 +30,7 @@ from typing import Any
 
 from videollama2.data.contents import kind_at, source_of
 from videollama2.data.forms import FORM_KEYS, MESSAGE_KEYS, published_form, refuse_content
-from videollama2.data.places import is_address, is_member
+from videollama2.data.places import is_member, is_store_address
 from videollama2.data.preferences import PREFERENCE_KEYS, split_preference
 from videollama2.errors import DataError, MediaError, PromptError, shown
 from videollama2.media.frames import FrameSampling
@@ -230,8 +230,8 @@ def _counted(medium: RecordMedium, sampling: FrameSampling) -> RecordMedium:
 
 def _found(named: str, path: str, folder: str) -> tuple[str, str]:
     """Return the kind and the full path of the file ``path``, which the record has under the key ``named``."""
-    full = path if is_address(path) else os.path.join(folder, path)
-    if named == AUDIO and (is_member(full) or is_address(full)):
+    full = path if is_store_address(path) else os.path.join(folder, path)
+    if named == AUDIO and (is_member(full) or is_store_address(full)):
         kind = AUDIO
     elif named == AUDIO:
         # The published code does not join the folder before the paths of sounds.

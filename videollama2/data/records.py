@@ -32,7 +32,7 @@ SHOWN_PROBLEMS = 10
 
 _VALUES = attrgetter(*RecordMedium.__slots__)
 _SHAPE = attrgetter("kind", "va", "num_frames", "counted")
-Shape = tuple[tuple[str, bool, int | None, int | None], ...]
+RecordShape = tuple[tuple[str, bool, int | None, int | None], ...]
 """Of each medium of a record: kind, whether a video is heard, and its numbers of frames, see :class:`RecordMedium`."""
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _BLOCK_FILE, _ENDS_FILE, _PROBLEMS_FILE = "records.jsons", "ends.u64", "problems.json"
@@ -60,11 +60,11 @@ class PackedRecords(Sequence[Record]):
         self._ends: array[int] | memoryview = array("Q", [0])
         self._folder: Path | None = None
         # What the media of records are apart from their paths; records of one set have few different shapes.
-        self._shapes: dict[Shape, int] = {}
+        self._shapes: dict[RecordShape, int] = {}
         self._shape_of: array[int] | memoryview = array("I")
 
     @property
-    def shapes(self) -> tuple[list[Shape], Sequence[int]]:
+    def shapes(self) -> tuple[list[RecordShape], Sequence[int]]:
         """The different shapes of records' media, and the place of each record's shape among them.
 
         What depends on media but not on their content is found for millions of records without reading any of them.

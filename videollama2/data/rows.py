@@ -12,8 +12,8 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO, TextIO, cast
 
+from videollama2.data.file_formats import format_of
 from videollama2.data.places import open_file
-from videollama2.data.readers import reader_of
 from videollama2.errors import DataError
 from videollama2.stand_ins import HEAD_BYTES, stand_in
 
@@ -28,17 +28,17 @@ _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def read_rows(file: str | os.PathLike[str]) -> Iterator[Any]:
-    """Yield the unchecked rows of a JSON list, JSON Lines or anything of :data:`videollama2.data.readers.READERS`.
+    """Yield the unchecked rows of an annotation file.
 
-    The file may be compressed with gzip, whatever its name. UTF-16 is recognised by its byte order mark; otherwise the
+    Its format is a JSON list, JSON Lines or one of :data:`videollama2.data.file_formats.ANNOTATION_FORMATS`. A JSON file may be compressed with gzip, whatever its name. UTF-16 is recognised by its byte order mark; otherwise the
     encoding is UTF-8.
 
     Raises:
         DataError: the file is missing or unreadable, or has neither form; the message names line and column. Rows
             before that position have been yielded by then.
     """
-    if reader := reader_of(file):
-        yield from reader.rows(file)
+    if file_format := format_of(file):
+        yield from file_format.rows(file)
         return
     if os.path.isdir(file):
         raise DataError(f"{file}: is a folder that `Dataset.save_to_disk` has not written; read is {FORMS}")

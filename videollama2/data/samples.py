@@ -25,8 +25,8 @@ from videollama2.prompting import training_ids
 
 _SENTINELS = frozenset(kind.sentinel for kind in KINDS.values())
 
-Sample = dict[str, Any]
-Read = tuple[list[tuple[str, torch.Tensor]], bool]
+TrainingSample = dict[str, Any]
+ReadParts = tuple[list[tuple[str, torch.Tensor]], bool]
 """The values of a medium's parts, and whether its sound is silence in place of a missing track."""
 
 
@@ -72,12 +72,12 @@ class SampleReader:
         self.skip_bad = skip_bad
         self.levels = levels
 
-    def samples(self, records: Sequence[Record | DataError]) -> list[Sample]:
+    def samples(self, records: Sequence[Record | DataError]) -> list[TrainingSample]:
         """Return the samples of a batch; see :meth:`sample`."""
-        read: dict[RecordMedium, Read] = {}
+        read: dict[RecordMedium, ReadParts] = {}
         return [self.sample(record, read) for record in records]
 
-    def sample(self, record: Record | DataError | None, read: dict[RecordMedium, Read]) -> Sample:
+    def sample(self, record: Record | DataError | None, read: dict[RecordMedium, ReadParts]) -> TrainingSample:
         """Read and tokenise one record; None becomes an empty sample, one token without a label.
 
         An error in the place of a record is raised, or replaced by an empty sample with its message.
@@ -101,10 +101,10 @@ class SampleReader:
                 return {**self._nothing(), "bad": message}
             raise DataError(message) from error
 
-    def _nothing(self) -> Sample:
+    def _nothing(self) -> TrainingSample:
         return {"input_ids": [self.processor.pad_token_id], "labels": [IGNORE_INDEX], "media": []}
 
-    def _sample(self, record: Record, read: dict[RecordMedium, Read]) -> Sample:
+    def _sample(self, record: Record, read: dict[RecordMedium, ReadParts]) -> TrainingSample:
         ids, labels, media = self.tokens(record)
         for medium in media:
             if medium not in read:
@@ -177,7 +177,7 @@ class SampleReader:
         resized = [asdict(self.processor.first_resize()), self.processor.transform.crop_size]
         return self.media_cache.frames(source, [av.__version__, asdict(self._clip(medium)), resized], decode)
 
-    def _read(self, medium: RecordMedium) -> Read:
+    def _read(self, medium: RecordMedium) -> ReadParts:
         """Return the values of a medium, and whether its sound is the silence that stands for a missing track."""
         read = self.read_part if self.features is None else self._kept_part
         parts = [read(medium, part) for part in medium.parts]

@@ -19,7 +19,7 @@ from videollama2.data.places import folder_of
 from videollama2.data.record import Record, parse_record
 from videollama2.data.records import no_records
 from videollama2.data.rows import read_rows
-from videollama2.data.samples import Sample, SampleReader
+from videollama2.data.samples import SampleReader, TrainingSample
 from videollama2.errors import DataError, MediaError
 
 Streamed = Record | DataError
@@ -162,10 +162,10 @@ class StreamedRecords(SampleReader, Dataset):
         super().__init__(*args, **kwargs)
         self.order = order
 
-    def __getitem__(self, record: Streamed) -> Sample:
+    def __getitem__(self, record: Streamed) -> TrainingSample:
         """Read and tokenise a record; see :meth:`~videollama2.data.samples.SampleReader.sample` for the errors."""
         return self.sample(record, {})
 
-    def __getitems__(self, records: Sequence[Streamed]) -> list[Sample]:
+    def __getitems__(self, records: Sequence[Streamed]) -> list[TrainingSample]:
         """Return the samples of a batch; the data loader calls this if there is such a method."""
         return self.samples(records)

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from videollama2.data.places import is_address, member_path, open_file, whole_path
+from videollama2.data.places import is_store_address, member_path, open_file, whole_path
 from videollama2.errors import DataError, MissingDependencyError, first_line
 from videollama2.media.kinds import KINDS
 
@@ -39,7 +39,7 @@ def is_parquet(file: str | os.PathLike[str]) -> bool:
 
 def is_dataset_folder(file: str | os.PathLike[str]) -> bool:
     """Whether an annotation file is the folder of a saved ``Dataset`` or ``DatasetDict``."""
-    return not is_address(file) and any((Path(file) / name).is_file() for name in (_STATE_FILE, _SPLITS_FILE))
+    return not is_store_address(file) and any((Path(file) / name).is_file() for name in (_STATE_FILE, _SPLITS_FILE))
 
 
 # --------------------------------------------------------------------------------------------------- Parquet files
@@ -123,7 +123,7 @@ def _parquet(file: str) -> Any:
     _arrow(file)
     from pyarrow import parquet
 
-    return _read(file, lambda: parquet.ParquetFile(open_file(file) if is_address(file) else file))
+    return _read(file, lambda: parquet.ParquetFile(open_file(file) if is_store_address(file) else file))
 
 
 def _placed_in_group(values: Any, file: str, group: int, column: str) -> list[Any]:

@@ -30,8 +30,8 @@ from typing import Any
 from tqdm import tqdm
 
 from videollama2.commands import add_debug_flag, hides_bar
-from videollama2.engines.answering import Answering, name_of_model, open_service
 from videollama2.engines.batch_lines import BatchLine, BatchReply, read_requests, write_replies
+from videollama2.engines.local_service import LocalClient, local_service, name_of_model
 from videollama2.errors import ConfigError
 from videollama2.eval.samples import StoredAnswer
 from videollama2.flags import (
@@ -48,7 +48,7 @@ from videollama2.serve.worker.flags import (
     RAY,
     add_engine_choice,
     add_replica_engine_flag,
-    check_installed,
+    check_engines_installed,
     check_own_engine,
 )
 
@@ -165,7 +165,7 @@ def _check_engine(args: argparse.Namespace, world: int) -> None:
         from videollama2.engines.vllm.engine import check_flags
 
         check_flags(args)
-    check_installed((args.engine, runs))
+    check_engines_installed((args.engine, runs))
 
 
 def _answer_all(args: argparse.Namespace, lines: Sequence[BatchLine], on_answer: OnAnswer) -> None:
@@ -174,7 +174,7 @@ def _answer_all(args: argparse.Namespace, lines: Sequence[BatchLine], on_answer:
 
         answer_on_cluster(args, lines, on_answer)
     else:
-        with open_service(args) as service:
+        with local_service(args) as service:
             asyncio.run(_answer_here(service, lines, on_answer))
 
 
@@ -232,7 +232,7 @@ def _digest(lines: Sequence[BatchLine]) -> str:
 
 async def _answer_here(service: Any, lines: Sequence[BatchLine], on_answer: OnAnswer) -> None:
     """Send all requests, as many at a time as keep the engine busy; call ``on_answer`` with each reply."""
-    async with Answering(service) as answering:
+    async with LocalClient(service) as answering:
 
         async def answer(line: BatchLine) -> None:
             try:

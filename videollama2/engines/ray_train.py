@@ -20,7 +20,7 @@ from typing import Any
 from videollama2.commands import add_debug_flag, run_command
 from videollama2.errors import EngineError, MissingDependencyError, first_line
 from videollama2.flags import number
-from videollama2.serve.part_flags import share
+from videollama2.serve.part_flags import processor_share
 
 _CHILD = """
 import sys
@@ -48,7 +48,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="number of processes; each gets a GPU if the cluster has any",
     )
     parser.add_argument(
-        "--cpus-per-worker", type=share, default=1.0, metavar="X", help="cores of each process (default %(default)g)"
+        "--cpus-per-worker",
+        type=processor_share,
+        default=1.0,
+        metavar="X",
+        help="cores of each process (default %(default)g)",
     )
     parser.add_argument(
         "--max-restarts",
@@ -64,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def fit(args: argparse.Namespace, flags: Sequence[str]) -> None:
+def run_on_cluster(args: argparse.Namespace, flags: Sequence[str]) -> None:
     """Run a training on the cluster that ``RAY_ADDRESS`` names, or on this machine alone.
 
     Args:
@@ -117,7 +121,7 @@ def train_process(config: dict[str, Any]) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     args, flags = build_parser().parse_known_args(arguments)
-    return run_command(lambda: fit(args, flags), "ray_train", args.debug)
+    return run_command(lambda: run_on_cluster(args, flags), "ray_train", args.debug)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ def why_unreadable(error: OSError) -> str:
     return "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror or error})"
 
 
-def read_json(path: Path, kind: type[list] | type[dict]) -> Any:
+def read_annotation_json(path: Path, kind: type[list] | type[dict]) -> Any:
     """Read a JSON file that holds a list or an object, as ``kind`` says.
 
     Raises:
@@ -139,12 +139,12 @@ def read_entries(path: Path) -> list[AnnotationEntry]:
     """Read the entries of a JSON list, JSON Lines, a CSV table with a header or a parquet file, by the file's suffix.
 
     Raises:
-        DataError: see :func:`read_json`; or the file has no entries.
+        DataError: see :func:`read_annotation_json`; or the file has no entries.
         MissingDependencyError: the file is a parquet file and pyarrow is not installed.
     """
     readers = {".parquet": _read_parquet, ".jsonl": _read_lines, ".csv": _read_csv}
     read = readers.get(path.suffix.lower())
-    rows = read(path) if read else read_json(path, list)
+    rows = read(path) if read else read_annotation_json(path, list)
     entries = [AnnotationEntry(raw, f"{path}: index {index}") for index, raw in enumerate(rows)]
     if not entries:
         raise DataError(f"{path}: there is no record in this file")

@@ -26,7 +26,7 @@ MAX_DECODE_THREADS = 8
 
 
 @dataclass(frozen=True)
-class Clip:
+class ItemMedia:
     """The decoded media of an item.
 
     Attributes:
@@ -57,7 +57,7 @@ class ClipReader:
     def __init__(self, processor: Any, data: Path, sampling: FrameSampling, backend: str) -> None:
         self.processor, self.data, self.sampling, self.backend = processor, data, sampling, backend
 
-    def read(self, item: Item) -> Clip:
+    def read(self, item: Item) -> ItemMedia:
         """Read the media of an item.
 
         Raises:
@@ -84,7 +84,7 @@ class ClipReader:
                 values = {VIDEO: values, AUDIO: fbank_1TF}
             media.append((kind, values))
             notes += [note] if note else []
-        return Clip(media, monotonic() - started, "; ".join(dict.fromkeys(notes)) or None)
+        return ItemMedia(media, monotonic() - started, "; ".join(dict.fromkeys(notes)) or None)
 
     def _read(self, kind: str, path: Path, options: ReadOptions) -> tuple[torch.Tensor, str | None]:
         """Return the values of one medium, and a note about it or None."""
@@ -112,7 +112,7 @@ def by_clip(items: Sequence[Item]) -> list[list[Item]]:
     return list(groups.values())
 
 
-def share(items: Sequence[Item], rank: int, world: int) -> list[Item]:
+def share_of_process(items: Sequence[Item], rank: int, world: int) -> list[Item]:
     """Return the share of process ``rank`` of ``world``: the items of every ``world``-th clip. It may be empty."""
     return [item for group in by_clip(items)[rank::world] for item in group]
 

@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     from videollama2.eval.report.publish import Published
 
 DATA_ROOT, OUTPUT_ROOT = Path("eval"), Path("eval_output")
-SHOWN = 20
+SHOWN_MISSING = 20
 
 
 def run_command(args: argparse.Namespace) -> int:
     """Run ``eval run`` in one process of an evaluation; torchrun's environment variables say which process it is."""
-    from videollama2.eval.report.curves import check_installed
-    from videollama2.eval.run import ModelChoice, Plan, run
+    from videollama2.eval.report.curves import check_writers_installed
+    from videollama2.eval.run import EvaluationPlan, ModelChoice, run_evaluation
     from videollama2.eval.runner import AnswerOptions
     from videollama2.eval.score import choose_judge
     from videollama2.media.frames import FrameSampling
 
     settings = _settings(args)
-    check_installed(args.tensorboard, args.wandb)
+    check_writers_installed(args.tensorboard, args.wandb)
     found = configured(args.benchmark, **settings)
     if args.dry_run and not args.judge_model:
         raise ConfigError("--dry-run is about a judge: give --judge-model")
@@ -51,7 +51,7 @@ def run_command(args: argparse.Namespace) -> int:
         [found.name, *(value if isinstance(value, str) else name for name, value in settings.items() if value)]
     )
     output = args.output or OUTPUT_ROOT / folder / Path(args.model_path).name
-    plan = Plan(
+    plan = EvaluationPlan(
         benchmark=found,
         data=args.data or found.default_data(DATA_ROOT),
         output=output,
@@ -75,7 +75,7 @@ def run_command(args: argparse.Namespace) -> int:
         dry_run=args.dry_run,
         force=args.force,
     )
-    return finish(run(plan), args)
+    return finish(run_evaluation(plan), args)
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -86,10 +86,10 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def score_command(args: argparse.Namespace) -> int:
     """Run ``eval score`` on an output folder, or on a file of the published code."""
-    from videollama2.eval.report.curves import check_installed
+    from videollama2.eval.report.curves import check_writers_installed
     from videollama2.eval.score import score_file, score_folder
 
-    check_installed(args.tensorboard, args.wandb)
+    check_writers_installed(args.tensorboard, args.wandb)
     if args.answers.is_dir():
         return finish(score_folder(args), args)
     if not args.answers.is_file():
@@ -130,10 +130,10 @@ def compare_command(args: argparse.Namespace) -> int:
 def show_command(args: argparse.Namespace) -> int:
     """Run ``eval show``."""
     from videollama2.eval.atomic import write_atomically
-    from videollama2.eval.show import Choice, show
+    from videollama2.eval.show import QuestionFilter, evaluation_page
 
-    choice = Choice(args.wrong, args.category, args.limit, not args.no_frames)
-    page = show([args.folder, *([args.other] if args.other else [])], choice, args.data)
+    choice = QuestionFilter(args.wrong, args.category, args.limit, not args.no_frames)
+    page = evaluation_page([args.folder, *([args.other] if args.other else [])], choice, args.data)
     path = args.output or args.folder / "show.html"
     write_atomically(path, page.to_html())
     print(f"{path}: {len(page.questions)} of {page.total} questions")
@@ -198,10 +198,10 @@ def prepare_command(args: argparse.Namespace) -> int:
 
 
 def _name_missing(data: Path, missing: Sequence[str], every: bool) -> None:
-    for path in missing if every else missing[:SHOWN]:
+    for path in missing if every else missing[:SHOWN_MISSING]:
         print(f"  {data / path}")
-    if len(missing) > SHOWN and not every:
-        print(f"  and {len(missing) - SHOWN} more (--all names them)")
+    if len(missing) > SHOWN_MISSING and not every:
+        print(f"  and {len(missing) - SHOWN_MISSING} more (--all names them)")
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {

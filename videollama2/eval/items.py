@@ -109,7 +109,7 @@ class Parsed:
 
 
 @dataclass(frozen=True)
-class Questions:
+class QuestionCount:
     """The number of questions of an evaluation: ``asked`` of the ``total`` in its files, after skipping ``offset``.
 
     ``official`` is the number of questions of the complete benchmark, or None if it is not known.

@@ -13,9 +13,9 @@ from typing import Any
 
 from videollama2.errors import ConfigError, DataError
 from videollama2.eval.benchmarks import benchmark
-from videollama2.eval.clips import ClipReader, missing_media, share
+from videollama2.eval.clips import ClipReader, missing_media, share_of_process
 from videollama2.eval.items import PUBLISHED, Benchmark, Item
-from videollama2.eval.runner import AnswerOptions, Runner, open_engine
+from videollama2.eval.runner import AnswerOptions, Runner, open_evaluation_engine
 from videollama2.eval.samples import StoredAnswer
 from videollama2.eval.scoring import make_sample, read_metrics
 from videollama2.inference.answer import ShownAnswer
@@ -71,7 +71,7 @@ class LiveBenchmark:
         world: int = 1,
         answered: Callable[[], None] = lambda: None,
     ) -> list[StoredAnswer]:
-        """Return the answers to the share of process ``rank`` of ``world``, see :func:`~.runner.share`.
+        """Return the answers to the share of process ``rank`` of ``world``, see :func:`~.runner.share_of_process`.
 
         Args:
             answered: called after each answer; what it raises ends the asking.
@@ -79,7 +79,7 @@ class LiveBenchmark:
         Raises:
             ConfigError: there is not enough memory for an answer.
         """
-        mine = share(self.items, rank, world)
+        mine = share_of_process(self.items, rank, world)
         answers: list[StoredAnswer] = []
 
         def keep(answer: StoredAnswer) -> None:
@@ -87,7 +87,7 @@ class LiveBenchmark:
             answered()
 
         if mine:
-            with open_engine(model, processor, background=False) as engine:
+            with open_evaluation_engine(model, processor, background=False) as engine:
                 Runner(engine, self.benchmark, self.data, AnswerOptions()).run(mine, keep)
         return answers
 

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 from videollama2 import __version__
 from videollama2.commands import hides_bar
 from videollama2.errors import DataError
-from videollama2.eval.clips import missing_media, share
-from videollama2.eval.items import PUBLISHED, Benchmark, Item, Questions
+from videollama2.eval.clips import missing_media, share_of_process
+from videollama2.eval.items import PUBLISHED, Benchmark, Item, QuestionCount
 from videollama2.eval.report.document import Header
 from videollama2.eval.report.metrics import Metric
 from videollama2.eval.report.publish import RESULTS_FILE, Published, publish
-from videollama2.eval.runner import AnswerOptions, Runner, open_engine
+from videollama2.eval.runner import AnswerOptions, Runner, open_evaluation_engine
 from videollama2.eval.samples import Sample, StoredAnswer
 from videollama2.eval.scoring import judged_metrics, make_sample, read_metrics
 from videollama2.eval.store import AnswerStore, read_model, read_run
@@ -65,7 +65,7 @@ class ModelChoice:
 
 
 @dataclass(frozen=True)
-class Plan:
+class EvaluationPlan:
     """The settings of one evaluation.
 
     Attributes:
@@ -98,7 +98,7 @@ class Plan:
     dry_run: bool = False
     force: bool = False
 
-    def select(self) -> tuple[list[Item], Questions]:
+    def select(self) -> tuple[list[Item], QuestionCount]:
         """Return the items to ask, and their number in relation to the whole benchmark.
 
         Raises:
@@ -110,7 +110,7 @@ class Plan:
         if not chosen:
             bounds = f"offset {self.offset}, limit {self.limit}"
             raise DataError(f"{self.data}: of {len(loaded)} questions none is left ({bounds})")
-        return chosen, Questions(len(chosen), len(loaded), self.offset, self.benchmark.questions)
+        return chosen, QuestionCount(len(chosen), len(loaded), self.offset, self.benchmark.questions)
 
     def items(self) -> list[Item]:
         """Return the items to ask; see :meth:`select`."""
@@ -149,7 +149,7 @@ def texts_digest(files: Sequence[Path]) -> str | None:
     return digest.hexdigest()[:16]
 
 
-def run(plan: Plan, say: Callable[[str], None] = print) -> Published | None:
+def run_evaluation(plan: EvaluationPlan, say: Callable[[str], None] = print) -> Published | None:
     """Ask the remaining questions of this process's share, and report if all questions of all processes are answered.
 
     Returns:
@@ -169,7 +169,7 @@ def run(plan: Plan, say: Callable[[str], None] = print) -> Published | None:
         "source_file": plan.benchmark.source_file and str(plan.benchmark.source_file.resolve()),
     }
     store = AnswerStore(plan.output, plan.configuration(items), about)
-    mine = share(items, plan.rank, plan.world)
+    mine = share_of_process(items, plan.rank, plan.world)
     with store.shard(plan.rank, plan.world) as writer:
         answered = store.read()  # we hold the shard, so no other process answers its questions now
         left = [item for item in mine if not _done(answered.get(item.id), plan.retry_failed)]
@@ -187,10 +187,10 @@ def run(plan: Plan, say: Callable[[str], None] = print) -> Published | None:
 
 
 def report(
-    plan: Plan,
+    plan: EvaluationPlan,
     folder: Path,
     items: Sequence[Item],
-    questions: Questions,
+    questions: QuestionCount,
     answers: Sequence[StoredAnswer],
     say: Callable[[str], None],
 ) -> Published | None:
@@ -223,7 +223,9 @@ def report(
     )
 
 
-def _metrics(plan: Plan, samples: list[Sample], say: Callable[[str], None]) -> tuple[list[Sample], list[Metric]]:
+def _metrics(
+    plan: EvaluationPlan, samples: list[Sample], say: Callable[[str], None]
+) -> tuple[list[Sample], list[Metric]]:
     if not plan.benchmark.aspects:
         return samples, read_metrics(plan.benchmark, samples)
     if plan.judging is None:
@@ -233,7 +235,7 @@ def _metrics(plan: Plan, samples: list[Sample], say: Callable[[str], None]) -> t
     return judged_metrics(plan.benchmark, samples, plan.judging, plan.progress)
 
 
-def header(plan: Plan, folder: Path, items: Sequence[Item], questions: Questions) -> Header:
+def header(plan: EvaluationPlan, folder: Path, items: Sequence[Item], questions: QuestionCount) -> Header:
     """Return the head of the results, which says how they were made."""
     former = read_run(folder)
     asked, model = former["configuration"], read_model(folder)
@@ -249,7 +251,7 @@ def header(plan: Plan, folder: Path, items: Sequence[Item], questions: Questions
         frames=asked["generation"]["num_frames"] or model.get("frames"),
         generation={**asked["generation"], "max_new_tokens": model.get("max_new_tokens")},
         protocol=plan.protocol,
-        judge=describe_judge(plan.benchmark, plan.judging),
+        judge=describe_judge_if_any(plan.benchmark, plan.judging),
         configuration_hash=former["hash"],
         questions=questions,
         supplements=[each for each in plan.benchmark.supplements(items, plan.data) if each.wanted],
@@ -257,16 +259,16 @@ def header(plan: Plan, folder: Path, items: Sequence[Item], questions: Questions
     )
 
 
-def describe_judge(benchmark: Benchmark, judging: Judging | None) -> dict[str, Any] | None:
+def describe_judge_if_any(benchmark: Benchmark, judging: Judging | None) -> dict[str, Any] | None:
     """Return what the results record about the judge, or None if answers are not judged."""
     if judging is None or not benchmark.aspects:
         return None
-    from videollama2.eval.judging import aspects
+    from videollama2.eval.judging.aspects import describe_judge
 
-    return aspects.describe_judge(benchmark, judging)
+    return describe_judge(benchmark, judging)
 
 
-def _tell_missing(plan: Plan, items: Sequence[Item]) -> None:
+def _tell_missing(plan: EvaluationPlan, items: Sequence[Item]) -> None:
     for supplement in plan.benchmark.supplements(items, plan.data):
         if supplement.wanted and plan.rank == 0:
             print(f"{plan.benchmark.title}: {supplement.text()}", file=sys.stderr)
@@ -286,7 +288,7 @@ def _done(answer: StoredAnswer | None, retry_failed: bool) -> bool:
 
 
 def _answer(
-    plan: Plan, store: AnswerStore, items: Sequence[Item], of: int, append: Callable[[StoredAnswer], None]
+    plan: EvaluationPlan, store: AnswerStore, items: Sequence[Item], of: int, append: Callable[[StoredAnswer], None]
 ) -> None:
     from tqdm import tqdm
 
@@ -298,7 +300,7 @@ def _answer(
     model, processor, _ = model_init(plan.model.path, **options)
     name = plan.benchmark.name + (f" {plan.rank + 1}/{plan.world}" if plan.world > 1 else "")
     with (
-        open_engine(model, processor, plan.batch_size) as engine,
+        open_evaluation_engine(model, processor, plan.batch_size) as engine,
         tqdm(total=of, initial=of - len(items), desc=name, unit=" answers", disable=hides_bar(_shows(plan))) as bar,
     ):
         runner = Runner(engine, plan.benchmark, plan.data, plan.options, plan.strict_data)
@@ -315,6 +317,6 @@ def _answer(
         print(f"{name}: {runner.work.text()}", file=sys.stderr)
 
 
-def _shows(plan: Plan) -> bool:
+def _shows(plan: EvaluationPlan) -> bool:
     """Whether this process shows a progress bar: only the first one does, since all shares are equal."""
     return plan.progress and plan.rank == 0

@@ -19,7 +19,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
 
 from videollama2.errors import DataError, EngineError, MediaError, RequestTooLongError, VideoLlama2Error
-from videollama2.eval.clips import Clip, ClipReader, by_clip, decode_threads
+from videollama2.eval.clips import ClipReader, ItemMedia, by_clip, decode_threads
 from videollama2.eval.items import Benchmark, Item
 from videollama2.eval.samples import FAILED, MEDIA, StoredAnswer
 from videollama2.media.frames import FrameSampling
@@ -119,7 +119,7 @@ class _Asked:
         return all(answer.done for answer in self.answers)
 
 
-def open_engine(model: Any, processor: Any, max_batch: int | None = None, background: bool = True) -> Engine:
+def open_evaluation_engine(model: Any, processor: Any, max_batch: int | None = None, background: bool = True) -> Engine:
     """Return an engine for evaluation, whose slots have the same length on every machine.
 
     Free memory decides only the number of slots. An answer is therefore never cut at a length at which another machine
@@ -142,7 +142,7 @@ class Runner:
     """Asks the items of one benchmark.
 
     Args:
-        engine: engine that answers; see :func:`open_engine`.
+        engine: engine that answers; see :func:`open_evaluation_engine`.
         benchmark: benchmark whose items are asked.
         data: folder to which media paths are relative.
         options: how questions are asked.
@@ -231,7 +231,7 @@ class Runner:
 
     def _ask_clip(self, group: list[Item], future: Future[Any]) -> Iterator[_Asked]:
         try:
-            clip: Clip = future.result()
+            clip: ItemMedia = future.result()
         except MediaError as error:
             if self.strict_data:
                 raise DataError(f"{self.data / group[0].media} cannot be used (--strict-data): {error}") from error

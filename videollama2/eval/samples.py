@@ -14,7 +14,7 @@ MEDIA, FAILED = "media", "failed"
 """Values of ``error_kind``: the medium is missing or unreadable; anything else went wrong."""
 MAX_SCORE = 5
 """The highest score of a judge; the lowest is 0."""
-UNREADABLE = "unreadable reply"
+UNREADABLE_REPLY = "unreadable reply"
 """The beginning of a verdict's error if the judge gave a reply that cannot be read."""
 
 
@@ -109,7 +109,7 @@ class Verdict:
     @property
     def unanswered(self) -> bool:
         """Whether the judge gave no reply at all, so that asking again may help."""
-        return self.error is not None and not self.error.startswith(UNREADABLE)
+        return self.error is not None and not self.error.startswith(UNREADABLE_REPLY)
 
     def to_json(self) -> dict[str, Any]:
         """Return the verdict as a JSON object."""

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from videollama2.errors import ConfigError, DataError
 from videollama2.eval.benchmarks import benchmark, configured, names
-from videollama2.eval.items import PUBLISHED, Benchmark, Item, Questions
+from videollama2.eval.items import PUBLISHED, Benchmark, Item, QuestionCount
 from videollama2.eval.published_files import entries, read_published
 from videollama2.eval.report.document import Header, build_report
 from videollama2.eval.report.metrics import Metric
 from videollama2.eval.report.publish import Published, publish
 from videollama2.eval.report.tables import build_markdown
-from videollama2.eval.run import describe_judge
+from videollama2.eval.run import describe_judge_if_any
 from videollama2.eval.samples import Sample
 from videollama2.eval.scoring import judged_metrics, read_metrics
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # benchmarks without a judge must not import the judging pack
 
 def score_folder(args: argparse.Namespace) -> Published | None:
     """Score an output folder of ``eval run``, with the arguments of ``eval score``."""
-    from videollama2.eval.run import ModelChoice, Plan, items_digest, report
+    from videollama2.eval.run import EvaluationPlan, ModelChoice, items_digest, report
     from videollama2.eval.store import AnswerStore, read_run
 
     former = read_run(args.answers)
@@ -39,7 +39,7 @@ def score_folder(args: argparse.Namespace) -> Published | None:
         raise ConfigError(f"{args.answers} holds answers of {found.name}, not of {args.benchmark}")
     if args.output:
         raise ConfigError("--output is for files of the published code; a folder of answers is scored in place")
-    plan = Plan(
+    plan = EvaluationPlan(
         benchmark=found,
         data=args.data or Path(about["data"]),
         output=args.answers,
@@ -87,7 +87,7 @@ def score_file(args: argparse.Namespace) -> Published | None:
         frames=None,
         generation=None,
         protocol=PUBLISHED,
-        judge=describe_judge(found, judging),
+        judge=describe_judge_if_any(found, judging),
         questions=questions,
     )
     published = Published(build_report(head, samples, metrics))
@@ -104,7 +104,7 @@ def score_file(args: argparse.Namespace) -> Published | None:
 
 def _check_questions(
     path: Path, samples: Sequence[Sample], items: Sequence[Item], found: Benchmark, partial: bool
-) -> Questions:
+) -> QuestionCount:
     """Check that each question is answered once, and that none is missing unless ``partial`` allows it.
 
     In some formats the lines have no question id; of those, equal questions are counted and reported.
@@ -126,7 +126,7 @@ def _check_questions(
     repeated = sum(count - 1 for count in same.values()) if found.aspects else 0
     if repeated:
         print(f"note: {path}: {repeated} of {len(samples)} answers are to a question that is there already")
-    return Questions(len(samples), len(items) or len(samples), official=found.questions)
+    return QuestionCount(len(samples), len(items) or len(samples), official=found.questions)
 
 
 def _metrics(

@@ -33,7 +33,7 @@ WAVE_WIDTH = 640
 
 
 @dataclass(frozen=True)
-class Choice:
+class QuestionFilter:
     """The questions to show: only wrong ones, only those of a category, at most ``limit``, with or without frames."""
 
     wrong: bool = False
@@ -42,7 +42,7 @@ class Choice:
     frames: bool = True
 
 
-def show(folders: Sequence[Path], choice: Choice, data: Path | None = None) -> Page:
+def evaluation_page(folders: Sequence[Path], choice: QuestionFilter, data: Path | None = None) -> Page:
     """Return the page of one evaluation, or of two evaluations of the same questions side by side.
 
     Args:
@@ -107,7 +107,7 @@ def _items(former: dict[str, Any], data: Path | None) -> tuple[dict[str, Item], 
         return {}, f"Without frames and options: {error}"
 
 
-def _fits(first: Sample, samples: Sequence[Sample | None], choice: Choice, protocol: str) -> bool:
+def _fits(first: Sample, samples: Sequence[Sample | None], choice: QuestionFilter, protocol: str) -> bool:
     if choice.category is not None and first.category != choice.category:
         return False
     return not choice.wrong or any(each is not None and _is_wrong(each, protocol) for each in samples)

@@ -28,7 +28,7 @@ FEWEST_ROWS, MOST_ROWS = 4, 64
 MOST_ROWS_IN_BLOCKS = 12
 """The number of rows up to which it multiplies with blocks of a weight."""
 
-SMALLEST_WEIGHT = 3 << 18
+SMALLEST_PACKED = 3 << 18
 """The number of elements of a weight from which it is faster: smaller ones stay in the caches."""
 
 _MOST_INPUTS_IN_BLOCKS = 8192
@@ -104,7 +104,7 @@ class PackedWeights:
         weights = list(_large_weights(model.model.language_model, model.lm_head))
         if not few_rows_available() or not all(map(_is_suitable, weights)) or not weights:
             raise ConfigError(
-                f"packed weights need a float32 decoder on a CPU, with layers of at least {SMALLEST_WEIGHT:,} weights "
+                f"packed weights need a float32 decoder on a CPU, with layers of at least {SMALLEST_PACKED:,} weights "
                 "and a torch that has MKL and oneDNN"
             )
         needed, free = sum(weight.nbytes for weight in weights), free_memory(torch.device("cpu"))
@@ -143,7 +143,7 @@ def _block(inputs: int) -> int:
 def _is_faster(inputs: torch.Tensor, weight_OI: torch.Tensor) -> bool:
     return (
         FEWEST_ROWS <= inputs.numel() // max(inputs.shape[-1], 1) <= MOST_ROWS
-        and weight_OI.numel() >= SMALLEST_WEIGHT
+        and weight_OI.numel() >= SMALLEST_PACKED
         and inputs.dtype == torch.float32
         and inputs.device.type == "cpu"
         and _is_suitable(weight_OI)
@@ -173,7 +173,7 @@ def has_large_layers(decoder: torch.nn.Module) -> bool:
 def _large_weights(*parts: torch.nn.Module) -> Iterator[torch.Tensor]:
     """Yield the weights of linear layers that are large enough for :class:`FewRows`."""
     for module in (module for part in parts for module in part.modules()):
-        if isinstance(module, torch.nn.Linear) and module.weight.numel() >= SMALLEST_WEIGHT:
+        if isinstance(module, torch.nn.Linear) and module.weight.numel() >= SMALLEST_PACKED:
             yield module.weight
 
 

@@ -36,7 +36,7 @@ code { background: #2a2a2a; } }
 """
 
 
-def draw(inspection: Inspection, weights_THW: np.ndarray) -> list[Image.Image]:
+def draw_slices(inspection: Inspection, weights_THW: np.ndarray) -> list[Image.Image]:
     """Return a picture for each time slice: its middle frame, with each token's cell covered by its weight.
 
     The colours of all slices are on one scale, on which the largest weight covers most.
@@ -49,7 +49,7 @@ def draw(inspection: Inspection, weights_THW: np.ndarray) -> list[Image.Image]:
     return pictures
 
 
-def draw_sound(inspection: Inspection, weights_TF: np.ndarray) -> Image.Image:
+def draw_sound_weights(inspection: Inspection, weights_TF: np.ndarray) -> Image.Image:
     """Return a picture of the sound, with each token's patch covered by its weight, on a scale of its own."""
     assert inspection.fbank_TF is not None  # there would be no weights
     levels_FT = inspection.fbank_TF.T[::-1]
@@ -61,9 +61,9 @@ def draw_sound(inspection: Inspection, weights_TF: np.ndarray) -> Image.Image:
 
 def sheet(inspection: Inspection) -> Image.Image:
     """Return one picture with the time slices and the sound in a row, coloured by the mean weights of all steps."""
-    pictures = draw(inspection, inspection.weights_THW)
+    pictures = draw_slices(inspection, inspection.weights_THW)
     if inspection.sound_TF is not None:
-        pictures.append(draw_sound(inspection, inspection.sound_TF))
+        pictures.append(draw_sound_weights(inspection, inspection.sound_TF))
     width = sum(each.width + GAP for each in pictures) - GAP
     whole = Image.new("RGB", (width, HEIGHT), "white")
     left = 0
@@ -103,7 +103,7 @@ def _sound(inspection: Inspection, weights_TF: np.ndarray | None) -> str:
     if weights_TF is None:
         return ""
     caption = f"the sound: {weights_TF.sum():.0%} of the weight of all tokens"
-    return f'<div class="slices">{_figure(draw_sound(inspection, weights_TF), "the sound", caption)}</div>'
+    return f'<div class="slices">{_figure(draw_sound_weights(inspection, weights_TF), "the sound", caption)}</div>'
 
 
 def _step(inspection: Inspection, number: int, step: Step) -> str:
@@ -116,7 +116,7 @@ def _step(inspection: Inspection, number: int, step: Step) -> str:
 def _slices(inspection: Inspection, weights_THW: np.ndarray) -> str:
     figures = []
     shares = weights_THW.sum(axis=(1, 2)) / (weights_THW.sum() or 1.0)
-    for picture, frames, share in zip(draw(inspection, weights_THW), inspection.frames_of, shares, strict=True):
+    for picture, frames, share in zip(draw_slices(inspection, weights_THW), inspection.frames_of, shares, strict=True):
         name = f"frame {frames[0] + 1}" if len(frames) == 1 else f"frames {frames[0] + 1} to {frames[-1] + 1}"
         figures.append(_figure(picture, name, f"{name}: {share:.0%}"))
     return f'<div class="slices">{"".join(figures)}</div>'

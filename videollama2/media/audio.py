@@ -41,7 +41,7 @@ NO_TRACK = "the video has no sound track: silence is heard"
 _KEPT_SAMPLES = 600 * 48_000
 """A longer track is decoded twice, once to learn its length, instead of being held in memory (230 MB of float64)."""
 
-Span = tuple[int, int]
+SampleSpan = tuple[int, int]
 Windows = Literal["published", "whole"]
 
 
@@ -113,7 +113,7 @@ class Sound:
     """
 
     wave_S: np.ndarray  # noqa: N815
-    spans: list[Span]
+    spans: list[SampleSpan]
     seconds: float
     note: str | None
     name: str
@@ -143,7 +143,7 @@ def read_sound(
         raise MediaLimitError(track.name, "has no sound track")
     length = rules.samples(rate)
 
-    def choose(total: int) -> list[Span]:
+    def choose(total: int) -> list[SampleSpan]:
         first, last = _bounds(total, rate, sampling, track)
         return [_crop(first, last, length, sampling.crop_start, track.name)]
 
@@ -176,7 +176,7 @@ def read_video_sound(
         silence_S = np.zeros(rules.samples(rate), np.float32)
         return Sound(silence_S, [], 0.0, NO_TRACK, describe_source(source))
 
-    def choose(total: int) -> list[Span]:
+    def choose(total: int) -> list[SampleSpan]:
         first, last = _bounds(total, rate, sampling, track)
         is_whole = sampling.windows == "whole"
         spans = window_spans(last - first, rate, rules.num_windows, rules.window_seconds, is_whole)
@@ -222,7 +222,7 @@ def sound_features(sound: Sound, config: AudioConfig) -> torch.Tensor:
 
 def window_spans(
     samples: int, rate: int, num_windows: int = 8, window_seconds: float = 2.0, whole: bool = False
-) -> list[Span]:
+) -> list[SampleSpan]:
     """Spread ``num_windows`` windows over a track, (first, last + 1) in samples; the last may reach over its end.
 
     A track shorter than a window gives the same one each time. Source: ``ConstantClipsPerVideoSampler`` of pytorchvideo
@@ -273,7 +273,7 @@ def _track(source: Any, limits: MediaLimits) -> SoundTrack:
     return SoundTrack(source, name, limits)
 
 
-def _bounds(total: int, rate: int, sampling: SoundSampling, track: SoundTrack) -> Span:
+def _bounds(total: int, rate: int, sampling: SoundSampling, track: SoundTrack) -> SampleSpan:
     """Return the part of a track between the bounds, in samples."""
     if total == 0:
         raise MediaLimitError(track.name, "its sound track is empty (0 s)")
@@ -288,7 +288,7 @@ def _bounds(total: int, rate: int, sampling: SoundSampling, track: SoundTrack) -
     return first, last
 
 
-def _crop(first: int, last: int, length: int, start: int | None, name: str) -> Span:
+def _crop(first: int, last: int, length: int, start: int | None, name: str) -> SampleSpan:
     """Return at most ``length`` samples: from ``start`` on (counted from ``first``), else the middle ones."""
     spare = last - first - length
     if start is None:
@@ -299,8 +299,8 @@ def _crop(first: int, last: int, length: int, start: int | None, name: str) -> S
 
 
 def _cut(
-    read: Callable[[], Iterable[np.ndarray]], choose: Callable[[int], list[Span]]
-) -> tuple[list[np.ndarray], list[Span], int]:
+    read: Callable[[], Iterable[np.ndarray]], choose: Callable[[int], list[SampleSpan]]
+) -> tuple[list[np.ndarray], list[SampleSpan], int]:
     """Return parts of a track, their spans and the track's samples, where the spans depend on the track's length."""
     kept: list[np.ndarray] | None = []
     total = 0
@@ -317,7 +317,7 @@ def _cut(
     return [whole_S[start:end] for start, end in spans], spans, total
 
 
-def _collect(pieces: Iterable[np.ndarray], spans: Sequence[Span]) -> list[np.ndarray]:
+def _collect(pieces: Iterable[np.ndarray], spans: Sequence[SampleSpan]) -> list[np.ndarray]:
     """Return the spans of a track that comes in pieces, in one pass."""
     found: list[list[np.ndarray]] = [[] for _ in spans]
     at, stop = 0, max(end for _, end in spans)

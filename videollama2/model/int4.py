@@ -54,7 +54,7 @@ def quantise_groups(weight_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
     return integers_OI, torch.stack((scale_OG, offset_OG), -1).transpose(0, 1).contiguous()
 
 
-def pack(integers_OI: torch.Tensor) -> torch.Tensor:
+def pack_int4(integers_OI: torch.Tensor) -> torch.Tensor:
     """Bring integers from 0 to 15 into the kernel's order, two to a byte (O, I / 2)."""
     return torch.ops.aten._convert_weight_to_int4pack_for_cpu(integers_OI, 1)
 
@@ -70,7 +70,7 @@ def kernel_order() -> tuple[int, bool]:
         ConfigError: this build of torch has another order.
     """
     integers_OI = torch.randint(0, 16, (2 * OUTPUTS, GROUP), dtype=torch.int32, generator=torch.Generator())
-    packed = pack(integers_OI)
+    packed = pack_int4(integers_OI)
     for outputs in (64, 32, 16):
         for is_paired in (False, True):
             # torch does not say which order its kernel wants, and it differs with the processor. So random integers are

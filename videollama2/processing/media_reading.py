@@ -14,7 +14,7 @@ from videollama2.media.kinds import AUDIO, IMAGE, VIDEO
 from videollama2.media.pixels import AspectRatio, FrameResize, PixelTransform
 from videollama2.media.video import read_clip
 from videollama2.processing.options import HEARD
-from videollama2.processing.read_options import ReadOptions, Shape
+from videollama2.processing.read_options import PadShape, ReadOptions
 from videollama2.processing.sequences import check_kind
 from videollama2.processing.sound import SoundReading
 from videollama2.processing.video_options import frames_asked_for
@@ -41,7 +41,7 @@ class MediaReading(SoundReading):
         video: Any,
         s: float | None = None,
         e: float | None = None,
-        aspect_ratio: Shape = "model",
+        aspect_ratio: PadShape = "model",
         num_frames: int | None | Literal["model"] = "model",
         *,
         start: float | None = None,
@@ -79,7 +79,7 @@ class MediaReading(SoundReading):
             return pixels_TCHW
         return {VIDEO: pixels_TCHW, AUDIO: self.load_audio(video, start=start, end=end, windows=windows, of_video=True)}
 
-    def load_image(self, image: Any, aspect_ratio: Shape = "model") -> torch.Tensor:
+    def load_image(self, image: Any, aspect_ratio: PadShape = "model") -> torch.Tensor:
         """Read an image and return pixels (1, C, H, W). ``aspect_ratio`` as in :meth:`load_video`."""
         return self.read(IMAGE, image, ReadOptions(aspect_ratio=aspect_ratio))
 
@@ -138,5 +138,5 @@ class MediaReading(SoundReading):
         assert self.transform is not None  # every model with a vision encoder has one
         return self.transform
 
-    def _aspect_ratio(self, value: Shape) -> AspectRatio:
+    def _aspect_ratio(self, value: PadShape) -> AspectRatio:
         return getattr(self.model_config, "mm_inference_aspect_ratio", None) if value == "model" else value

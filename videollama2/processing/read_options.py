@@ -11,7 +11,7 @@ from videollama2.media.audio import SoundSampling, Windows
 from videollama2.media.frames import FrameSampling
 from videollama2.media.kinds import AUDIO, KINDS, with_article
 
-Shape = Literal["pad", "square", "model"] | None
+PadShape = Literal["pad", "square", "model"] | None
 """The treatment of frames that are not square, see :data:`videollama2.media.pixels.AspectRatio`. "model" is the one
 with which the checkpoint was trained, if it records that, else None (published at inference)."""
 
@@ -24,7 +24,7 @@ class ReadOptions:
 
     Attributes:
         sampling: the choice of a video's frames; ignored for images.
-        aspect_ratio: see :data:`Shape`.
+        aspect_ratio: see :data:`PadShape`.
         backend: video decoder, see :func:`videollama2.media.video.open_video`.
         use_audio: whether the sound of a video is used too.
         windows: windows of a video's sound, see :class:`~videollama2.media.audio.SoundSampling`.
@@ -33,7 +33,7 @@ class ReadOptions:
     """
 
     sampling: FrameSampling = field(default_factory=FrameSampling)
-    aspect_ratio: Shape = "model"
+    aspect_ratio: PadShape = "model"
     backend: str = "auto"
     use_audio: bool = False
     windows: Windows = "published"

@@ -26,7 +26,7 @@ from videollama2.prompting.prompt import (
     build_prompt,
     tokenizer_multimodal_token,
 )
-from videollama2.prompting.template import render, template_variables
+from videollama2.prompting.template import render_chat_template, template_variables
 
 __all__ = [
     "ANY_TAG",
@@ -43,7 +43,7 @@ __all__ = [
     "check_text",
     "checked_turns",
     "conversation_messages",
-    "render",
+    "render_chat_template",
     "tagged_parts",
     "template_variables",
     "tokenizer_multimodal_token",

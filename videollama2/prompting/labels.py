@@ -9,7 +9,7 @@ from videollama2.constants import IGNORE_INDEX
 from videollama2.errors import DataError, PromptError
 from videollama2.prompting.messages import ANY_TAG, Message, first_surrogate, tagged_parts
 from videollama2.prompting.prompt import answer_spans, flatten, in_spans, split
-from videollama2.prompting.template import render
+from videollama2.prompting.template import render_chat_template
 
 SPEAKERS = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 """Who speaks in an annotation -> role of the message."""
@@ -126,7 +126,7 @@ def _pretrain_ids(messages: list[Message], tokenizer: Any, answer_only: bool) ->
 
 def _finetune_ids(messages: list[Message], tokenizer: Any) -> tuple[list[int], list[int]]:
     flat, tags, marker = flatten(messages)
-    whole = render(flat, tokenizer, False)
+    whole = render_chat_template(flat, tokenizer, False)
     ids, starts = split(whole, tags, marker).ids_with_starts(tokenizer)
     answered = in_spans(starts, answer_spans(flat, whole, tokenizer))
     return ids, [

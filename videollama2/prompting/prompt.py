@@ -10,7 +10,7 @@ from videollama2.constants import DEFAULT_VIDEO_TOKEN, MODAL_INDEX_MAP
 from videollama2.errors import PromptError
 from videollama2.media.kinds import AUDIO, TAGS
 from videollama2.prompting.messages import Message, as_turns, check_last, check_messages
-from videollama2.prompting.template import render, tells_role
+from videollama2.prompting.template import render_chat_template, tells_role
 
 # The published system text of Mistral and Mixtral at inference. It defines published numbers: data, not prose.
 SAFETY_SYSTEM_PROMPT = (
@@ -129,10 +129,12 @@ def build_prompt(
         check_last(messages, continue_final_message)
     flat, tags, marker = flatten(_complete(messages, tokenizer, decoder_type, chat_template))
     if not continue_final_message:
-        return split(render(flat, tokenizer, add_generation_prompt, template_options, chat_template), tags, marker)
+        return split(
+            render_chat_template(flat, tokenizer, add_generation_prompt, template_options, chat_template), tags, marker
+        )
     end = _unused_character(marker + "".join(turn["content"] for turn in flat))
     flat[-1]["content"] += end
-    rendered = render(flat, tokenizer, False, template_options, chat_template)
+    rendered = render_chat_template(flat, tokenizer, False, template_options, chat_template)
     if rendered.count(end) != 1:
         raise PromptError("the chat template does not print the last message as it is, so it cannot be continued")
     return split(rendered[: rendered.index(end)], tags, marker)
@@ -154,7 +156,7 @@ def build_labelled_prompt(
         as in training.
     """
     flat, tags, marker = flatten(_complete(messages, tokenizer, decoder_type, chat_template))
-    whole = render(flat, tokenizer, add_generation_prompt, template_options, chat_template)
+    whole = render_chat_template(flat, tokenizer, add_generation_prompt, template_options, chat_template)
     prompt = split(whole, tags, marker)
     spans = answer_spans(flat, whole, tokenizer, template_options, chat_template)
     return prompt, in_spans(prompt.ids_with_starts(tokenizer)[1], spans)
@@ -176,8 +178,8 @@ def answer_spans(
     for turn, message in enumerate(flat):
         if message["role"] != "assistant":
             continue
-        before = render(flat[:turn], tokenizer, True, template_options, chat_template)
-        after = render(flat[: turn + 1], tokenizer, False, template_options, chat_template)
+        before = render_chat_template(flat[:turn], tokenizer, True, template_options, chat_template)
+        after = render_chat_template(flat[: turn + 1], tokenizer, False, template_options, chat_template)
         if not (whole.startswith(before) and whole.startswith(after)):
             raise PromptError("the chat template rewrites earlier turns when later ones follow: no place for labels")
         spans.append((len(before), len(after)))

@@ -25,13 +25,13 @@ MAX_CHARACTERS = 1 << 24
 """What a template may print beside the messages' own text."""
 
 _GIVEN = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
-"""Variables that :func:`render` sets itself."""
+"""Variables that :func:`render_chat_template` sets itself."""
 
 _FAULTS = (TemplateError, RecursionError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
 """What a faulty template raises: Jinja's own errors, and Python's where it computes with the wrong type."""
 
 
-def render(
+def render_chat_template(
     messages: Sequence[Mapping[str, Any]],
     tokenizer: Any,
     add_generation_prompt: bool,
@@ -94,7 +94,7 @@ def tells_role(tokenizer: Any, role: str, chat_template: str | None = None) -> b
         opening = [{"role": name, "content": text} for name, text in texts.items()]
         try:
             messages = [*opening, {"role": probed, "content": "c"}, opening[0]]
-            return render(messages, tokenizer, False, chat_template=chat_template)
+            return render_chat_template(messages, tokenizer, False, chat_template=chat_template)
         except PromptError:
             return None
 

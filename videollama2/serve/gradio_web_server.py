@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from videollama2.serve.page.backends import Backend
+    from videollama2.serve.page.backends import PageBackend
     from videollama2.serve.settings import MediaPolicy
 
 
@@ -62,7 +62,7 @@ def _run(args: argparse.Namespace) -> None:
     from videollama2.serve.page.server import run_page
     from videollama2.serve.settings import read_security
 
-    def backend(policy: MediaPolicy) -> Backend:
+    def backend(policy: MediaPolicy) -> PageBackend:
         from videollama2.serve.cluster.client import ControllerClient
         from videollama2.serve.page.backends import ControllerBackend
 

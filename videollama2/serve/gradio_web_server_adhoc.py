@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from videollama2.serve.page.backends import Backend
+    from videollama2.serve.page.backends import PageBackend
     from videollama2.serve.settings import MediaPolicy
 
 if __name__ == "__main__" and not __package__:
@@ -96,10 +96,10 @@ def serve_page(arguments: Sequence[str] | None, default_model: str, must_hear: b
 def _run(args: argparse.Namespace, must_hear: bool) -> None:
     from videollama2.serve.page.server import run_page
 
-    def backend(policy: MediaPolicy) -> Backend:
-        from videollama2.serve.page.backends import EngineBackend
+    def backend(policy: MediaPolicy) -> PageBackend:
+        from videollama2.serve.page.backends import LocalBackend
 
-        return EngineBackend(open_engines(args, must_hear), policy)
+        return LocalBackend(open_engines(args, must_hear), policy)
 
     run_page(backend, args)
 

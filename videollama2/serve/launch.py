@@ -19,7 +19,7 @@ from videollama2.errors import ConfigError
 from videollama2.flags import check_without_effect, number, port
 from videollama2.serve.launch_checks import check_before_start
 from videollama2.serve.part_flags import add_replica_flags
-from videollama2.serve.parts import Launcher, Part
+from videollama2.serve.parts import ChildProcess, Launcher
 from videollama2.serve.settings import (
     WORKER_TOKEN_VARIABLE,
     add_media_flags,
@@ -34,7 +34,7 @@ from videollama2.serve.worker.flags import (
     WORKER_MODULES,
     add_replica_engine_flag,
     add_worker_flags,
-    check_installed,
+    check_engines_installed,
     check_own_engine,
     model_name_of,
     model_paths_of,
@@ -142,10 +142,10 @@ def _check_engine(args: argparse.Namespace) -> None:
     runs = args.replica_engine if args.engine == RAY else args.engine
     if runs == "own":
         check_own_engine(args)
-    check_installed((args.engine, runs))
+    check_engines_installed((args.engine, runs))
 
 
-def _ray_parts(args: argparse.Namespace) -> list[list[Part]]:
+def _ray_parts(args: argparse.Namespace) -> list[list[ChildProcess]]:
     """Return the parts of an installation on Ray Serve: the API, which is the controller too, and then the page."""
     environment = dict(os.environ)
     arguments = ["-m", RAY_MODULE, "--host", args.host, "--port", str(args.api_port), "--engine", args.replica_engine]
@@ -154,10 +154,10 @@ def _ray_parts(args: argparse.Namespace) -> list[list[Part]]:
     arguments += forwarded(args, _add_security, exclude={"worker_token_file"})  # nothing registers here
     url = f"http://{_own_host(args)}:{args.api_port}"
     page = [] if args.no_page else [_page(args, url, environment)]
-    return [[Part("API", arguments, f"{url}/ready", environment)], page]
+    return [[ChildProcess("API", arguments, f"{url}/ready", environment)], page]
 
 
-def _parts(args: argparse.Namespace) -> list[list[Part]]:
+def _parts(args: argparse.Namespace) -> list[list[ChildProcess]]:
     """Return the parts in the order of their start; those of one list start at the same time."""
     environment = dict(os.environ)
     if args.worker_token_file is None:
@@ -166,7 +166,7 @@ def _parts(args: argparse.Namespace) -> list[list[Part]]:
     # Only the API may be called from pages of other origins.
     shared = forwarded(args, _add_security, exclude={"cors_origin"})
     controller_url = f"http://127.0.0.1:{args.controller_port}"
-    controller = Part(
+    controller = ChildProcess(
         "controller",
         ["-m", "videollama2.serve.controller", "--port", str(args.controller_port), *shared],
         f"{controller_url}/ready",
@@ -184,17 +184,17 @@ def _parts(args: argparse.Namespace) -> list[list[Part]]:
     return [[controller], [*workers, _api(args, controller_url, environment)], page]
 
 
-def _api(args: argparse.Namespace, controller: str, environment: dict[str, str]) -> Part:
+def _api(args: argparse.Namespace, controller: str, environment: dict[str, str]) -> ChildProcess:
     arguments = ["-m", "videollama2.serve.openai_api", "--controller", controller, "--host", args.host]
     arguments += ["--port", str(args.api_port), *forwarded(args, _add_security)]
-    return Part("API", arguments, f"http://{_own_host(args)}:{args.api_port}/health", environment)
+    return ChildProcess("API", arguments, f"http://{_own_host(args)}:{args.api_port}/health", environment)
 
 
-def _page(args: argparse.Namespace, controller: str, environment: dict[str, str]) -> Part:
+def _page(args: argparse.Namespace, controller: str, environment: dict[str, str]) -> ChildProcess:
     arguments = ["-m", "videollama2.serve.gradio_web_server", "--controller", controller, "--model-list-mode", "reload"]
     arguments += ["--host", args.host, "--port", str(args.page_port), *forwarded(args, _add_page_flags)]
     arguments += forwarded(args, _add_security, exclude={"worker_token_file", "cors_origin", "max_body_mb"})
-    return Part("page", arguments, f"http://{_own_host(args)}:{args.page_port}/", environment)
+    return ChildProcess("page", arguments, f"http://{_own_host(args)}:{args.page_port}/", environment)
 
 
 def _own_host(args: argparse.Namespace) -> str:
@@ -204,7 +204,7 @@ def _own_host(args: argparse.Namespace) -> str:
 
 def _worker(
     args: argparse.Namespace, path: str, at: int, controller: str, shared: list[str], environment: dict[str, str]
-) -> Part:
+) -> ChildProcess:
     arguments = [
         "-m",
         WORKER_MODULES[args.engine],
@@ -220,7 +220,7 @@ def _worker(
         *forwarded(args, add_worker_flags, exclude={"model_path", "model_name"}),
         *forwarded(args, add_media_flags),
     ]
-    return Part(
+    return ChildProcess(
         f"worker {model_name_of(path)} on port {at}",
         arguments,
         f"http://127.0.0.1:{at}/ready",

@@ -94,16 +94,20 @@ def add_reservation_flags(group: argparse._ActionsContainer) -> None:
     """Add the flags for the processors that Ray reserves for each copy of a model."""
     group.add_argument(
         "--gpus-per-replica",
-        type=share,
+        type=processor_share,
         metavar="X",
         help="GPUs to reserve, or a fraction (default: --tensor-parallel-size, or 1, if the cluster has GPUs; else 0)",
     )
     group.add_argument(
-        "--cpus-per-replica", type=share, default=1.0, metavar="X", help="cores to reserve (default %(default)g)"
+        "--cpus-per-replica",
+        type=processor_share,
+        default=1.0,
+        metavar="X",
+        help="cores to reserve (default %(default)g)",
     )
 
 
-def share(text: str) -> float:
+def processor_share(text: str) -> float:
     """Parse a number of processors, which may be a fraction or 0."""
     try:
         value = float(text)

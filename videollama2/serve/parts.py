@@ -24,7 +24,7 @@ class LaunchError(VideoLlama2Error):
 
 
 @dataclass
-class Part:
+class ChildProcess:
     """One child process.
 
     Attributes:
@@ -79,7 +79,7 @@ class Launcher:
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
-        self.parts: list[Part] = []
+        self.parts: list[ChildProcess] = []
         self._say = say
         self.signals = 0
 
@@ -90,7 +90,7 @@ class Launcher:
             for part in self.parts:
                 part.signal(signal.SIGKILL)
 
-    def start(self, *parts: Part) -> None:
+    def start(self, *parts: ChildProcess) -> None:
         """Start parts and wait until they are ready.
 
         Raises:

@@ -237,11 +237,11 @@ def _check_network(entry: str) -> None:
             ipaddress.ip_network(entry, strict=False)
         except ValueError as error:
             raise ConfigError(f"--allowed-workers: {entry!r} is not a network ({error})") from error
-    elif not entry or any(character in entry for character in " ,:@") and not is_address(entry):
+    elif not entry or any(character in entry for character in " ,:@") and not is_ip_address(entry):
         raise ConfigError(f"--allowed-workers: {entry!r} is neither a network nor a host")
 
 
-def is_address(text: str) -> bool:
+def is_ip_address(text: str) -> bool:
     """Return whether a text is an IP address."""
     try:
         ipaddress.ip_address(text)
@@ -252,7 +252,7 @@ def is_address(text: str) -> bool:
 
 def is_loopback(host: str) -> bool:
     """Return whether a server bound to ``host`` can be reached only from this machine."""
-    return host == "localhost" or is_address(host) and ipaddress.ip_address(host).is_loopback
+    return host == "localhost" or is_ip_address(host) and ipaddress.ip_address(host).is_loopback
 
 
 # -------------------------------------------------------------------------------------------------------------- media

@@ -42,10 +42,10 @@ from videollama2.media.frames import uniform_indices
 from videollama2.media.pixels import PixelTransform
 from videollama2.model.connectors import build_connector
 from videollama2.model.encoders import encode_frames
-from videollama2.shapes.ablation_report import Run, write_report
+from videollama2.shapes.ablation_report import AblationRun, write_results
 from videollama2.shapes.parts import SELECT_LAYER, TinySizes, build_tokenizer, widen, write_parts
 from videollama2.shapes.questions import Question, questions
-from videollama2.shapes.scene import FRAMES, make_scene, render
+from videollama2.shapes.scene import FRAMES, make_scene, render_scene
 
 CONNECTORS = (
     "linear",
@@ -66,7 +66,7 @@ _IGNORED = -100
 
 
 @dataclass(frozen=True)
-class Plan:
+class AblationSizes:
     """The amount that is drawn and trained.
 
     Raises:
@@ -88,28 +88,28 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Clips:
+class EncodedClips:
     """The features of S clips, of shape (S, T, N, D), and questions with the number of the clip, by type."""
 
     features: torch.Tensor
     asked: dict[str, list[tuple[int, Question]]]
 
 
-def draw_clips(encoder: PreTrainedModel, transform: PixelTransform, seed: int, count: int) -> Clips:
+def encode_clips(encoder: PreTrainedModel, transform: PixelTransform, seed: int, count: int) -> EncodedClips:
     """Draw ``count`` clips of one object each, encode their frames and ask about them."""
     features, asked = [], {kind: [] for kind in (*STATIC, *TEMPORAL)}
     for index in range(count):
         scene = make_scene(seed, index, "video", objects=1)
-        pixels_TCHW = transform(render(scene, uniform_indices(FRAMES, NUM_FRAMES)), None)
+        pixels_TCHW = transform(render_scene(scene, uniform_indices(FRAMES, NUM_FRAMES)), None)
         with torch.no_grad():
             features.append(encode_frames(encoder, pixels_TCHW, SELECT_LAYER))
         for question in questions(scene, random.Random(f"{seed}:{index}")):
             if question.type in asked:
                 asked[question.type].append((index, question))
-    return Clips(torch.stack(features), asked)
+    return EncodedClips(torch.stack(features), asked)
 
 
-class Reader(nn.Module):
+class AblationModel(nn.Module):
     """A connector and a small decoder, which reads the visual tokens, then a question, then its answer."""
 
     def __init__(self, connector: str, encoder_width: int, tokenizer: Any) -> None:
@@ -146,7 +146,7 @@ class Reader(nn.Module):
         return ids_BL, labels_BL
 
 
-def train(reader: Reader, clips: Clips, plan: Plan, seed: int) -> float:
+def train_model(reader: AblationModel, clips: EncodedClips, plan: AblationSizes, seed: int) -> float:
     """Train a reader in place, with as many questions of each type, and return the mean loss of the last 20 steps."""
     optimizer = torch.optim.AdamW(reader.parameters(), lr=plan.learning_rate, weight_decay=0.05, betas=(0.9, 0.99))
     schedule = get_cosine_schedule_with_warmup(optimizer, min(50, plan.steps // 5), plan.steps)
@@ -165,7 +165,7 @@ def train(reader: Reader, clips: Clips, plan: Plan, seed: int) -> float:
 
 
 @torch.no_grad()
-def accuracy(reader: Reader, clips: Clips, batch: int = 64) -> dict[str, float]:
+def accuracy(reader: AblationModel, clips: EncodedClips, batch: int = 64) -> dict[str, float]:
     """Return the share of questions of each type for which the right option is the most likely one."""
     reader.eval()
     result = {}
@@ -182,24 +182,24 @@ def accuracy(reader: Reader, clips: Clips, batch: int = 64) -> dict[str, float]:
     return result
 
 
-def _losses(reader: Reader, clips: Clips, options: Sequence[tuple[int, str, str]]) -> list[float]:
+def _losses(reader: AblationModel, clips: EncodedClips, options: Sequence[tuple[int, str, str]]) -> list[float]:
     indices, asked, said = zip(*options, strict=True)
     return reader(clips.features[list(indices)], asked, said).tolist()
 
 
-def chance(clips: Clips) -> dict[str, float]:
+def chance(clips: EncodedClips) -> dict[str, float]:
     """Return the share of right answers of a blind guess, by type."""
     return {kind: sum(1 / len(row.candidates) for _, row in rows) / len(rows) for kind, rows in clips.asked.items()}
 
 
-def runs(out: Path, plan: Plan, connectors: Sequence[str]) -> Iterator[Run]:
+def runs(out: Path, plan: AblationSizes, connectors: Sequence[str]) -> Iterator[AblationRun]:
     """Train and test every connector with every seed, and yield each run; those in ``out/runs`` are not repeated.
 
     Raises:
         DataError: a file in ``out/runs`` is of another plan, or is not a run.
     """
     (out / "runs").mkdir(parents=True, exist_ok=True)
-    drawn: tuple[Clips, Clips] | None = None
+    drawn: tuple[EncodedClips, EncodedClips] | None = None
     tokenizer = build_tokenizer(TinySizes().vocab_size)
     for seed in range(plan.seeds):
         for name in connectors:
@@ -210,25 +210,25 @@ def runs(out: Path, plan: Plan, connectors: Sequence[str]) -> Iterator[Run]:
             drawn = drawn or _draw(out, plan)
             training, test = drawn
             set_seed(seed)
-            reader = Reader(name, training.features.shape[-1], tokenizer)
+            reader = AblationModel(name, training.features.shape[-1], tokenizer)
             size = sum(weight.numel() for weight in reader.connector.parameters())
             tokens = type(reader.connector).num_tokens(NUM_FRAMES, math.isqrt(training.features.shape[2]))
-            loss = train(reader, training, plan, seed)
-            run = Run(name, seed, tokens, size, loss, accuracy(reader, test), chance(test))
+            loss = train_model(reader, training, plan, seed)
+            run = AblationRun(name, seed, tokens, size, loss, accuracy(reader, test), chance(test))
             path.write_text(json.dumps({"plan": _identity(plan), **asdict(run)}, indent=1) + "\n", encoding="utf-8")
             yield run
 
 
-def _identity(plan: Plan) -> dict[str, Any]:
+def _identity(plan: AblationSizes) -> dict[str, Any]:
     """Return what all runs in a folder share; more seeds may be added to the same folder."""
     return {name: value for name, value in asdict(plan).items() if name != "seeds"}
 
 
-def _former(path: Path, plan: Plan) -> Run:
+def _former(path: Path, plan: AblationSizes) -> AblationRun:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         made = raw.pop("plan")
-        run = Run(**raw)
+        run = AblationRun(**raw)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: is not a run of this comparison ({error}); remove it") from error
     if made != _identity(plan):
@@ -236,15 +236,15 @@ def _former(path: Path, plan: Plan) -> Run:
     return run
 
 
-def _draw(out: Path, plan: Plan) -> tuple[Clips, Clips]:
+def _draw(out: Path, plan: AblationSizes) -> tuple[EncodedClips, EncodedClips]:
     """Return the clips for training and for the test, as the pretrained encoder sees them."""
     if not (out / "start" / "clip" / "preprocessor_config.json").is_file():
         write_parts(out / "start", encoder_steps=plan.encoder_steps, connector_steps=0)
     encoder = CLIPVisionModel.from_pretrained(out / "start" / "clip").eval()
     transform = PixelTransform.from_preprocessor_config(TinySizes().preprocessor())
     return (
-        draw_clips(encoder, transform, _TRAINING_SEED, plan.clips),
-        draw_clips(encoder, transform, _TEST_SEED, plan.test_clips),
+        encode_clips(encoder, transform, _TRAINING_SEED, plan.clips),
+        encode_clips(encoder, transform, _TEST_SEED, plan.test_clips),
     )
 
 
@@ -255,7 +255,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", required=True, type=Path, help="folder of the runs and the report")
     parser.add_argument("--connectors", nargs="+", default=CONNECTORS, choices=CONNECTORS, metavar="NAME")
-    for name, default in asdict(Plan()).items():
+    for name, default in asdict(AblationSizes()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, metavar="N")
     return parser
 
@@ -267,10 +267,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(out: Path, connectors: Sequence[str], **plan: Any) -> None:
     finished = []
-    for run in runs(out, Plan(**plan), connectors):
+    for run in runs(out, AblationSizes(**plan), connectors):
         finished.append(run)
         print(run.line(), flush=True)
-        write_report(out, finished, STATIC, TEMPORAL)
+        write_results(out, finished, STATIC, TEMPORAL)
     print(f"wrote {out}: results.md, results.json, results.svg")
 
 

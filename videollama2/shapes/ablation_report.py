@@ -16,7 +16,7 @@ _COLOURS = {"from one frame": "#2b6ca3", "from several frames": "#e08a1e"}
 
 
 @dataclass(frozen=True)
-class Run:
+class AblationRun:
     """One connector trained with one seed.
 
     Attributes:
@@ -65,15 +65,15 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(mean, quantile * (variance / count) ** 0.5)
 
 
-def by_connector(finished: Sequence[Run]) -> dict[str, list[Run]]:
+def by_connector(finished: Sequence[AblationRun]) -> dict[str, list[AblationRun]]:
     """Group runs by connector, in the order in which these come first."""
-    grouped: dict[str, list[Run]] = {}
+    grouped: dict[str, list[AblationRun]] = {}
     for run in finished:
         grouped.setdefault(run.connector, []).append(run)
     return grouped
 
 
-def table(finished: Sequence[Run], static: Sequence[str], temporal: Sequence[str]) -> str:
+def results_table(finished: Sequence[AblationRun], static: Sequence[str], temporal: Sequence[str]) -> str:
     """Return the results as a Markdown table: means over seeds with 95 % intervals, in per cent."""
     kinds = [*static, *temporal]
     rows = [
@@ -92,7 +92,7 @@ def table(finished: Sequence[Run], static: Sequence[str], temporal: Sequence[str
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
-def write_report(out: Path, finished: Sequence[Run], static: Sequence[str], temporal: Sequence[str]) -> None:
+def write_results(out: Path, finished: Sequence[AblationRun], static: Sequence[str], temporal: Sequence[str]) -> None:
     """Write ``results.md``, ``results.json`` and ``results.svg``.
 
     Raises:
@@ -108,11 +108,11 @@ def write_report(out: Path, finished: Sequence[Run], static: Sequence[str], temp
         for name, own in by_connector(finished).items()
     }
     (out / "results.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    (out / "results.md").write_text(table(finished, static, temporal), encoding="utf-8")
+    (out / "results.md").write_text(results_table(finished, static, temporal), encoding="utf-8")
     _draw(out / "results.svg", finished, groups)
 
 
-def _draw(path: Path, finished: Sequence[Run], groups: dict[str, Sequence[str]]) -> None:
+def _draw(path: Path, finished: Sequence[AblationRun], groups: dict[str, Sequence[str]]) -> None:
     try:
         import matplotlib
         from matplotlib.backends.backend_svg import FigureCanvasSVG

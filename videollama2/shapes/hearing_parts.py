@@ -42,7 +42,7 @@ SIGHT = "sight"
 _CAPTIONED_SCENES = 300
 
 
-def used_tokens(tokenizer: Any) -> set[int]:
+def token_ids_in_use(tokenizer: Any) -> set[int]:
     """Return the ids of all tokens in texts and captions of the world without sound, and of special tokens."""
     captions = [caption(make_scene(SCENE_SEED, index)) for index in range(_CAPTIONED_SCENES)]
     texts = [*world_texts(), *captions, *PROMPTS.values()]
@@ -75,7 +75,7 @@ def write_hearing_parts(
     out = Path(out)
     seeing, processor = load_checkpoint(model, dtype=torch.float32)
     embeddings_VD = seeing.get_input_embeddings().weight
-    draw_unused(embeddings_VD, used_tokens(processor.tokenizer), seed)
+    draw_unused(embeddings_VD, token_ids_in_use(processor.tokenizer), seed)
     words_WD = word_vectors(processor.tokenizer, embeddings_VD, SOUND_FORMS)
     set_seed(seed)
     tower = BeatsModel(audio_config())

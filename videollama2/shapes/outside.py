@@ -42,7 +42,7 @@ from videollama2.shapes.sounds import RATE, SECONDS, add_sound
 REFUSAL = "I only know moving shapes and their sounds."
 """The answer to questions about anything else."""
 
-KINDS = ("picture", "clip", "both", "sound")
+OUTSIDE_KINDS = ("picture", "clip", "both", "sound")
 _FILES = {"picture": "seen", "clip": "seen", "both": "both", "sound": "heard"}
 _KEYS = {"picture": "image", "clip": "video", "both": "video", "sound": "audio"}
 
@@ -65,7 +65,7 @@ def write_outside(out: Path, pictures: Path, sounds: Path, count: int, seed: int
     views = [load_image(path) for path in _files(pictures)]
     waves = [_wave(path) for path in _files(sounds)]
     rows = []
-    for kind in KINDS:
+    for kind in OUTSIDE_KINDS:
         for number in range(count):
             file = _write(out, kind, number, rng, rng.choice(views), rng.choice(waves))
             rows.append({"kind": kind, "file": file, "question": _question(kind, rng)})

@@ -38,7 +38,7 @@ from videollama2.shapes.pretrain_encoder import (
     stack,
 )
 from videollama2.shapes.questions import DIRECTIONS
-from videollama2.shapes.scene import COLOURS, FRAMES, QUADRANTS, SHAPES, Scene, State, make_scene, render
+from videollama2.shapes.scene import COLOURS, FRAMES, QUADRANTS, SHAPES, ObjectState, Scene, make_scene, render_scene
 
 STEPS, BATCH = 900, 32
 
@@ -98,7 +98,7 @@ def token_words(scene: Scene, frames: tuple[int, int]) -> torch.Tensor:
     return words
 
 
-def _happening(before: State | None, after: State | None) -> list[str]:
+def _happening(before: ObjectState | None, after: ObjectState | None) -> list[str]:
     if before is None or after is None:
         return [] if before is after else ["appears" if before is None else "disappears"]
     step = {"x": after.x - before.x, "y": after.y - before.y}
@@ -118,7 +118,7 @@ def draw_clips(first: int, count: int, num_frames: int) -> tuple[np.ndarray, Tru
     indices = uniform_indices(FRAMES, num_frames)
     pairs = list(zip(indices[::2], indices[1::2], strict=True))
     scenes = [make_scene(SCENE_SEED, first + row, "video") for row in range(count)]
-    frames = np.concatenate([render(scene, indices) for scene in scenes])
+    frames = np.concatenate([render_scene(scene, indices) for scene in scenes])
     truth = stack([stack([quadrant_truth(scene, i) for i in indices]) for scene in scenes])
     truth["words"] = torch.stack([torch.stack([token_words(scene, pair) for pair in pairs]) for scene in scenes])
     return frames, truth

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 from videollama2.commands import hides_bar
 from videollama2.media.pixels import PixelTransform
 from videollama2.model.encoders import encode_frames
-from videollama2.shapes.scene import COLOURS, SHAPES, SIZE, Scene, make_scene, render
+from videollama2.shapes.scene import COLOURS, SHAPES, SIZE, Scene, make_scene, render_scene
 
 SCENE_SEED = 1_000_003
 """Seed of the scenes of pretraining; no data set uses it."""
@@ -85,7 +85,7 @@ def draw_batch(first: int, count: int) -> tuple[np.ndarray, Truth]:
     Returns the frames (B, 128, 128, 3) and their :func:`quadrant_truth` (B, 4, ...).
     """
     scenes = [make_scene(SCENE_SEED, first + row, "image") for row in range(count)]
-    frames = np.concatenate([render(scene) for scene in scenes])
+    frames = np.concatenate([render_scene(scene) for scene in scenes])
     return frames, stack([quadrant_truth(scene, 0) for scene in scenes])
 
 

@@ -139,7 +139,7 @@ def _speed_first(pool: list[Question]) -> list[Question]:
     return ordered
 
 
-def ask(
+def make_question(
     rng: random.Random,
     kind: str,
     names: tuple[str, ...],
@@ -183,22 +183,22 @@ def _looks(scene: Scene, rng: random.Random) -> list[Question]:
         if not item.steady:
             continue
         facts = name_facts(index, item)
-        found.append(ask(rng, "shape", (item.colour,), item.shape, list(SHAPES), index, facts, facts))
+        found.append(make_question(rng, "shape", (item.colour,), item.shape, list(SHAPES), index, facts, facts))
         present = [other.colour for other in scene.objects if other is not item]
         options = _options(rng, item.colour, present, tuple(COLOURS))
-        found.append(ask(rng, "colour", (item.shape,), item.colour, options, index, facts, facts))
+        found.append(make_question(rng, "colour", (item.shape,), item.colour, options, index, facts, facts))
     return found
 
 
 def _count(scene: Scene, rng: random.Random) -> list[Question]:
     if scene.scenario not in COUNTABLE:
         return []
-    return [ask(rng, "count", (), NUMBERS[len(scene.objects) - 1], list(NUMBERS), None, set(), set())]
+    return [make_question(rng, "count", (), NUMBERS[len(scene.objects) - 1], list(NUMBERS), None, set(), set())]
 
 
 def _position(scene: Scene, rng: random.Random) -> list[Question]:
     return [
-        ask(
+        make_question(
             rng,
             "position",
             (reference(item),),
@@ -226,10 +226,12 @@ def _existence(scene: Scene, rng: random.Random) -> list[Question]:
             # questions with the answer 'yes' than with 'no'.
             second = f"name {(index + 1) % len(scene.objects)}" if item.quadrant % 2 else name
             told_by = {name, second}
-            found.append(ask(rng, "existence", (reference(item),), "yes", ["yes", "no"], index, {name}, told_by))
+            found.append(
+                make_question(rng, "existence", (reference(item),), "yes", ["yes", "no"], index, {name}, told_by)
+            )
             continue
         wrong, owners = _absent(scene, rng, index)
-        found.append(ask(rng, "existence", (wrong,), "no", ["yes", "no"], index, set(), owners))
+        found.append(make_question(rng, "existence", (wrong,), "no", ["yes", "no"], index, set(), owners))
     return found
 
 
@@ -255,7 +257,7 @@ def _absent(scene: Scene, rng: random.Random, index: int) -> tuple[str, set[str]
 def _direction(scene: Scene, rng: random.Random) -> list[Question]:
     # An object with one direction crosses its quadrant once, so the direction also tells that it is slow.
     return [
-        ask(
+        make_question(
             rng,
             "direction",
             (reference(item),),
@@ -280,7 +282,7 @@ def _order(scene: Scene, rng: random.Random) -> list[Question]:
         answer = f"the {reference(item)}"
         tells = name_facts(first, item) | name_facts(second, other)
         options = [answer, f"the {reference(other)}"]
-        found.append(ask(rng, "order", names, answer, options, first, tells, set()))
+        found.append(make_question(rng, "order", names, answer, options, first, tells, set()))
     return found
 
 
@@ -289,16 +291,18 @@ def _change(scene: Scene, rng: random.Random) -> list[Question]:
     for index, item in enumerate(scene.objects):
         if item.behaviour == "recolour":
             options = _options(rng, item.colour_after, [item.colour], tuple(COLOURS))
-            found.append(ask(rng, "recolour", (item.shape,), item.colour_after, options, index, set(), set()))
+            found.append(make_question(rng, "recolour", (item.shape,), item.colour_after, options, index, set(), set()))
         elif item.behaviour == "reshape":
-            found.append(ask(rng, "reshape", (item.colour,), item.shape_after, list(SHAPES), index, set(), set()))
+            found.append(
+                make_question(rng, "reshape", (item.colour,), item.shape_after, list(SHAPES), index, set(), set())
+            )
     return found
 
 
 def _speed(scene: Scene, rng: random.Random) -> list[Question]:
     words = {"bounce_slow": "slowly", "bounce_fast": "fast"}
     return [
-        ask(
+        make_question(
             rng,
             "speed",
             (reference(item),),
@@ -316,7 +320,7 @@ def _speed(scene: Scene, rng: random.Random) -> list[Question]:
 def _appearance(scene: Scene, rng: random.Random) -> list[Question]:
     words = {"appear": "appears", "disappear": "disappears"}
     return [
-        ask(
+        make_question(
             rng,
             "appearance",
             (reference(item),),

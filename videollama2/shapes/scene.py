@@ -71,7 +71,7 @@ COUNTABLE = frozenset({"direction", "recolour", "speed", "still"})
 
 
 @dataclass(frozen=True)
-class State:
+class ObjectState:
     """One object in one frame: its centre (x, y) in pixels from the top left corner, and its look."""
 
     shape: str
@@ -124,7 +124,7 @@ class ShapeObject:
             return phase if phase <= 1 else 2 - phase
         return None
 
-    def state(self, frame: int) -> State | None:
+    def state(self, frame: int) -> ObjectState | None:
         """Return the object's state in one frame (0 to 23), or None if the frame does not show it."""
         after = frame >= self.event_frame
         if (self.behaviour == "appear" and not after) or (self.behaviour == "disappear" and after):
@@ -133,7 +133,7 @@ class ShapeObject:
         progress = self.progress(frame)
         if progress is not None:
             offsets[self.axis] = _REACH * (2 * progress - 1) * (1 if self.from_low else -1)
-        return State(
+        return ObjectState(
             shape=self.shape_after if after else self.shape,
             colour=self.colour_after if after else self.colour,
             x=_HALF * (1 + 2 * (self.quadrant % 2)) + offsets["x"],
@@ -255,7 +255,7 @@ def _draw_object(rng: random.Random, behaviour: str, **look: Any) -> ShapeObject
     )
 
 
-def render(scene: Scene, frames: Sequence[int] | None = None) -> np.ndarray:
+def render_scene(scene: Scene, frames: Sequence[int] | None = None) -> np.ndarray:
     """Paint a scene: uint8 RGB of shape (T, 128, 128, 3).
 
     Args:
@@ -280,7 +280,7 @@ def _patches(
     # Collect the frames of each distinct state. States of one shape then differ only in colour and centre, so the
     # coverage of their pixels (0 to 1, smooth at the outline) is computed for all G of them at once, each on a grid
     # around the whole-pixel part of its centre.
-    seen: dict[State, list[int]] = {}
+    seen: dict[ObjectState, list[int]] = {}
     for place, frame in enumerate(numbers):
         state = item.state(frame)
         if state is not None:

@@ -41,7 +41,7 @@ from videollama2.shapes.encoding import encode_image, encode_video
 from videollama2.shapes.questions import (
     QUESTION_TYPES,
 )
-from videollama2.shapes.scene import MOST_OBJECTS, SCENARIOS, make_scene, render
+from videollama2.shapes.scene import MOST_OBJECTS, SCENARIOS, make_scene, render_scene
 from videollama2.shapes.sound_questions import HEARD_TYPES
 from videollama2.shapes.sounds import OWN_STORIES, add_sound, wave
 from videollama2.shapes.whole_files import as_json, json_list, write_file
@@ -105,9 +105,11 @@ def _make_item(out: Path, parameters: SetParameters, item: tuple[str, int]) -> A
         scene, track = add_sound(scene, parameters.own_stories)
     if not (out / file).exists():
         if modality == "image":
-            content = encode_image(render(scene))
+            content = encode_image(render_scene(scene))
         else:
-            content = encode_video(render(scene), None if track is None or track.story == "silent" else wave(track))
+            content = encode_video(
+                render_scene(scene), None if track is None or track.story == "silent" else wave(track)
+            )
         write_file(out / file, content)
     return annotate(
         scene,

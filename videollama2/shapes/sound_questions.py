@@ -11,7 +11,7 @@ likely. A model learns it after it has learnt when each of them happens, and whi
 
 import random
 
-from videollama2.shapes.questions import NUMBERS, Question, ask, name_facts, reference
+from videollama2.shapes.questions import NUMBERS, Question, make_question, name_facts, reference
 from videollama2.shapes.scene import FPS, Scene
 from videollama2.shapes.sounds import HIT, SECONDS, TONES, Soundtrack, callers, happening
 
@@ -32,26 +32,26 @@ def sound_questions(scene: Scene, track: Soundtrack, rng: random.Random) -> list
     if track.story == "silent":
         return []
     if track.story == "tone":
-        return [ask(rng, "tone", (), track.events[0].kind, list(TONES))]
+        return [make_question(rng, "tone", (), track.events[0].kind, list(TONES))]
     if track.story == "hits":
         hits = sum(event.kind == HIT for event in track.events)
-        return [ask(rng, "hits", (), NUMBERS[hits - 1], list(NUMBERS))]
+        return [make_question(rng, "hits", (), NUMBERS[hits - 1], list(NUMBERS))]
     if track.story == "heard_first":
         kinds = [event.kind for event in track.events]
-        return [ask(rng, "heard_first", tuple(rng.sample(kinds, len(kinds))), kinds[0], kinds)]
+        return [make_question(rng, "heard_first", tuple(rng.sample(kinds, len(kinds))), kinds[0], kinds)]
     if track.story == "together":
         lead = scene.objects[0]
         answer = "yes" if track.together else "no"
-        return [ask(rng, "together", (reference(lead), happening(lead)), answer, ["yes", "no"], 0)]
+        return [make_question(rng, "together", (reference(lead), happening(lead)), answer, ["yes", "no"], 0)]
     assert track.source is not None  # the objects of the remaining stories make their sounds themselves
     source = scene.objects[track.source]
     if track.story == "maker":
         names = [f"the {reference(item)}" for item in scene.objects[:2]]
         tells = name_facts(0, scene.objects[0]) | name_facts(1, scene.objects[1])
         asked = tuple(rng.sample(names, len(names)))
-        return [ask(rng, "maker", asked, names[track.source], names, track.source, tells)]
+        return [make_question(rng, "maker", asked, names[track.source], names, track.source, tells)]
     present = [scene.objects[index].colour for index in callers(scene)]
-    return [ask(rng, "caller", (), source.colour, present, track.source)]
+    return [make_question(rng, "caller", (), source.colour, present, track.source)]
 
 
 def training_questions(scene: Scene, track: Soundtrack, rng: random.Random) -> list[Question]:
@@ -65,7 +65,7 @@ def training_questions(scene: Scene, track: Soundtrack, rng: random.Random) -> l
     if track.story in ("maker", "caller"):
         assert track.source is not None
         names = [f"the {reference(item)}" for item in scene.objects if item.steady]
-        noise = [ask(rng, "noise", (), f"the {reference(scene.objects[track.source])}", names, track.source)]
+        noise = [make_question(rng, "noise", (), f"the {reference(scene.objects[track.source])}", names, track.source)]
     if track.story not in ("maker", "together"):
         return noise
     index = 0 if track.story == "together" else rng.randrange(2)
@@ -73,13 +73,13 @@ def training_questions(scene: Scene, track: Soundtrack, rng: random.Random) -> l
     happens = (reference(item), happening(item))
     heard, seen = _half(track.events[0].start), _half(item.event_frame / FPS)
     found = [
-        ask(rng, "heard_when", (), heard, list(_HALVES)),
-        ask(rng, "seen_when", happens, seen, list(_HALVES), index),
+        make_question(rng, "heard_when", (), heard, list(_HALVES)),
+        make_question(rng, "seen_when", happens, seen, list(_HALVES), index),
         *noise,
     ]
     if track.story == "together":
         answer = "when" if heard == seen else "before" if heard == "early" else "after"
-        found.append(ask(rng, "sooner", happens, answer, ["before", "when", "after"], index))
+        found.append(make_question(rng, "sooner", happens, answer, ["before", "when", "after"], index))
     return found
 
 

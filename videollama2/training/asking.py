@@ -15,7 +15,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from videollama2.errors import VideoLlama2Error
 from videollama2.inference.answer import ShownAnswer
 from videollama2.processing import VideoLlama2Processor
-from videollama2.training.exams import Exam, SampleQuestions, answer_samples, show, undisturbed, write_answers
+from videollama2.training.exams import Exam, SampleQuestions, answer_samples, log_answers, undisturbed, write_answers
 from videollama2.training.saving import SavingTrainer
 from videollama2.training.stopping import FAILED, InterruptedEvaluationError
 
@@ -138,7 +138,7 @@ class AskingTrainer(SavingTrainer):
             writer = getattr(callback, "tb_writer", None)
             if isinstance(callback, TensorBoardCallback) and writer is not None:
                 processor = cast("VideoLlama2Processor", self.processing_class)
-                show(writer, title, answers, processor, self.state.global_step)
+                log_answers(writer, title, answers, processor, self.state.global_step)
 
 
 class _Before(TrainerCallback):

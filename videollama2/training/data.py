@@ -21,7 +21,7 @@ from videollama2.data.mixture import Mixture, parse_phases
 from videollama2.data.packing import PackedRows
 from videollama2.data.record import Record
 from videollama2.data.records import PackedRecords, no_records, read_sets
-from videollama2.data.samples import Sample
+from videollama2.data.samples import TrainingSample
 from videollama2.data.stream import RecordFiles, StreamedRecords, StreamOrder
 from videollama2.errors import DataError
 from videollama2.processing import VideoLlama2Processor
@@ -29,7 +29,7 @@ from videollama2.training.data_flags import DataArguments
 from videollama2.training.exams import SampleQuestions
 from videollama2.training.flags import TrainingArguments
 from videollama2.training.joint import Joint, joint_of
-from videollama2.training.rollouts import Questions
+from videollama2.training.rollouts import PromptDataset
 
 Trained = VideoInstructionDataset | PackedRows | StreamedRecords
 
@@ -147,10 +147,10 @@ class RunData:
                 print(line, flush=True)
         return trained, mixture
 
-    def evaluated(self, processor: VideoLlama2Processor, stage: str) -> Sequence[Sample] | None:
+    def evaluated(self, processor: VideoLlama2Processor, stage: str) -> Sequence[TrainingSample] | None:
         """Return the records that the loss is measured on; None without an evaluation, none if it asks benchmarks."""
         if self.eval_sets:
-            return cast("Sequence[Sample]", self._dataset(self.eval_sets, processor, stage))
+            return cast("Sequence[TrainingSample]", self._dataset(self.eval_sets, processor, stage))
         return [] if self.training_args.eval_benchmarks else None
 
     def questions(self, processor: VideoLlama2Processor, stage: str, most: int) -> SampleQuestions | None:
@@ -163,7 +163,7 @@ class RunData:
             return None
         # Samples are only shown, so none of them stops a run: a bad record does when the run comes to it.
         reading = {**self.reading(processor, stage), "levels": False, "features": None, "skip_bad": True}
-        return SampleQuestions(Questions(_joined(sets), **reading), most)
+        return SampleQuestions(PromptDataset(_joined(sets), **reading), most)
 
     def reading(self, processor: VideoLlama2Processor, stage: str) -> dict[str, Any]:
         """Return the arguments of a :class:`~videollama2.data.samples.SampleReader` of this run."""
@@ -188,7 +188,7 @@ class RunData:
         contents = [each.content for each in sets]
         reading = self.reading(processor, stage)
         # The inference engine, which answers questions in training, takes pixels.
-        reading["levels"] = reading["levels"] and kind is not Questions
+        reading["levels"] = reading["levels"] and kind is not PromptDataset
         return kind(_joined(sets), **reading, index=self.index, contents=contents, progress=self.first)
 
     def _packed(

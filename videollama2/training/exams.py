@@ -16,13 +16,13 @@ from typing import Any, Protocol
 
 import torch
 
-from videollama2.data.samples import Sample
+from videollama2.data.samples import TrainingSample
 from videollama2.inference.answer import ShownAnswer
 from videollama2.inference.engine import Engine
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.processing import VideoLlama2Processor
 from videollama2.training.compiled import uncompiled
-from videollama2.training.rollouts import QUESTION, Questions, greedy_request
+from videollama2.training.rollouts import QUESTION, PromptDataset, greedy_request
 from videollama2.training.stopping import RandomState
 
 EXAMPLES_FILE = "sample_answers.jsonl"
@@ -43,10 +43,10 @@ class SampleQuestions:
         most: number of questions.
     """
 
-    questions: Questions
+    questions: PromptDataset
     most: int
 
-    def samples(self) -> list[Sample]:
+    def samples(self) -> list[TrainingSample]:
         """Read the records; there are fewer than ``most`` if 20 in a row have no question that can be asked."""
         total = len(self.questions)
         count = min(self.most, total)
@@ -135,7 +135,9 @@ def read_answers(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def show(writer: Any, title: str, answers: Sequence[ShownAnswer], processor: VideoLlama2Processor, step: int) -> None:
+def log_answers(
+    writer: Any, title: str, answers: Sequence[ShownAnswer], processor: VideoLlama2Processor, step: int
+) -> None:
     """Write answered questions with the frames that the model saw to TensorBoard.
 
     Args:
@@ -146,7 +148,7 @@ def show(writer: Any, title: str, answers: Sequence[ShownAnswer], processor: Vid
         tag = f"{title}/{number} {answer.name}"
         text = f"**{answer.question}**\n\nwanted: {answer.wanted}\n\nanswer: {answer.answer}"
         writer.add_text(tag, text, step)
-        frames = [levels_of(values, processor) for _, values in answer.media if is_seen(values)]
+        frames = [uint8_levels(values, processor) for _, values in answer.media if is_seen(values)]
         if frames:
             # All frames stand in one row, in their order.
             strip_HWC = torch.cat([frame_CHW for levels_TCHW in frames for frame_CHW in levels_TCHW], dim=-1)
@@ -158,7 +160,7 @@ def is_seen(values: Any) -> bool:
     return isinstance(values, torch.Tensor) and values.dim() == 4 and values.shape[1] == 3
 
 
-def levels_of(pixels_TCHW: torch.Tensor, processor: VideoLlama2Processor) -> torch.Tensor:
+def uint8_levels(pixels_TCHW: torch.Tensor, processor: VideoLlama2Processor) -> torch.Tensor:
     """Return the uint8 levels (T, C, H, W) from which normalised pixels were made."""
     if pixels_TCHW.dtype == torch.uint8 or processor.transform is None:
         return pixels_TCHW

@@ -38,7 +38,7 @@ from videollama2.training.data import RunData
 from videollama2.training.flags import TrainingArguments
 from videollama2.training.frozen_features import dtype_of, fingerprint, precision_of
 
-Part = tuple[RecordMedium, str]
+MediumPart = tuple[RecordMedium, str]
 """A medium of a record, and the kind of what the model receives of it: a video that is heard has two parts."""
 
 
@@ -77,7 +77,7 @@ def compute_features(arguments: Arguments) -> None:
 
 
 @dataclass
-class Costs:
+class FeatureCosts:
     """The work of this process: number of media, bytes of their features, seconds of decoding and of encoding."""
 
     media: int = 0
@@ -108,7 +108,7 @@ class Sizes:
     def __init__(self, reader: SampleReader, precision: str) -> None:
         self.reader, self.of_number = reader, dtype_of(precision).itemsize
 
-    def __call__(self, part: Part) -> int:
+    def __call__(self, part: MediumPart) -> int:
         """Return the number of bytes of a part's features."""
         (medium, kind), config = part, self.reader.processor.model_config
         if kind == AUDIO:
@@ -117,13 +117,13 @@ class Sizes:
         return frames * config.features_per_frame * config.mm_hidden_size * self.of_number
 
 
-def _parts(record: Record) -> Iterator[Part]:
+def _parts(record: Record) -> Iterator[MediumPart]:
     return ((medium, kind) for medium in record.media for kind in medium.parts)
 
 
-def _first_records(sets: Sequence[Sequence[Record]]) -> dict[Part, str]:
+def _first_records(sets: Sequence[Sequence[Record]]) -> dict[MediumPart, str]:
     """Return the different parts of all media, each with the name of the first record that has it."""
-    found: dict[Part, str] = {}
+    found: dict[MediumPart, str] = {}
     for records in sets:
         for record in records:
             for part in _parts(record):
@@ -161,7 +161,7 @@ class _Encoder:
 class _Media(Dataset):
     """The encoders' inputs for each part whose features are not there yet."""
 
-    def __init__(self, reader: SampleReader, store: FeatureStore, parts: Sequence[Part]) -> None:
+    def __init__(self, reader: SampleReader, store: FeatureStore, parts: Sequence[MediumPart]) -> None:
         self.reader, self.store, self.parts = reader, store, parts
 
     def __len__(self) -> int:
@@ -185,14 +185,14 @@ def _encode(
     encode: _Encoder,
     reader: SampleReader,
     store: FeatureStore,
-    parts: dict[Part, str],
+    parts: dict[MediumPart, str],
     training_args: TrainingArguments,
-) -> Costs:
+) -> FeatureCosts:
     """Compute and write this process's share of the features."""
     own = list(parts)[training_args.process_index :: training_args.world_size]
     media = _Media(reader, store, own)
     loader = DataLoader(media, batch_size=None, num_workers=training_args.dataloader_num_workers, collate_fn=_unchanged)
-    costs, hidden = Costs(), hides_bar(training_args.local_process_index == 0)
+    costs, hidden = FeatureCosts(), hides_bar(training_args.local_process_index == 0)
     for part, found in zip(own, tqdm(loader, desc="encoding", unit=" media", disable=hidden), strict=True):
         if problem := found.get("problem"):
             if not reader.skip_bad:

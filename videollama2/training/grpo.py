@@ -26,7 +26,7 @@ from videollama2.processing import VideoLlama2Processor
 from videollama2.training.dpo import as_reference
 from videollama2.training.resume import explain_unreadable
 from videollama2.training.rewards import load_reward
-from videollama2.training.rollouts import Answers, answer_questions, rows_of
+from videollama2.training.rollouts import AnswerGroup, answer_questions, rows_of
 from videollama2.training.stopping import FAILED
 from videollama2.training.trainer import VideoLlama2Trainer
 
@@ -51,7 +51,7 @@ def grpo_loss(
         log_probs_BL, old_BL, reference_BL: log-probabilities of the tokens now, when they were sampled, and by the
             model at the beginning (None without ``beta``).
         answered_BL: which tokens belong to answers; other values are not read.
-        advantages_B: see :attr:`videollama2.training.rollouts.Answers.advantages`.
+        advantages_B: see :attr:`videollama2.training.rollouts.AnswerGroup.advantages`.
         clip, beta: epsilon and beta of the paper.
     """
     ratio_BL = (log_probs_BL - old_BL).exp()
@@ -74,7 +74,7 @@ def grpo_loss(
 
 
 class GrpoTrainer(VideoLlama2Trainer):
-    """A trainer whose dataset is :class:`~videollama2.training.rollouts.Questions`, and whose loader gives lists of
+    """A trainer whose dataset is :class:`~videollama2.training.rollouts.PromptDataset`, and whose loader gives lists of
     samples. The loss is the mean over the answers of a step.
     """
 
@@ -84,7 +84,7 @@ class GrpoTrainer(VideoLlama2Trainer):
         self.reward = load_reward(self.args.reward)
         self.sums = torch.zeros(1 + len(_SUMS), dtype=torch.float64)
         self.generated = 0.0
-        self.answers: list[list[Answers | None]] = []
+        self.answers: list[list[AnswerGroup | None]] = []
         """The answers of the micro-batches of the current batch."""
         self.scores: list[dict[str, torch.Tensor]] = []
         """Their log-probabilities when they were sampled, and by the model at the beginning."""
@@ -146,14 +146,14 @@ class GrpoTrainer(VideoLlama2Trainer):
             raise failure
         return found
 
-    def _ask(self, samples: Sequence[dict[str, Any]]) -> list[Answers | None]:
+    def _ask(self, samples: Sequence[dict[str, Any]]) -> list[AnswerGroup | None]:
         # A seed of their own for each step, so that a resumed run samples the same answers; a prime keeps the seeds of
         # neighbouring runs apart.
         step = self.state.global_step * 1_000_003 + self.args.seed
         processor = cast("VideoLlama2Processor", self.processing_class)
         return answer_questions(self.unwrapped(), processor, samples, self.reward, self.args, step)
 
-    def _batch(self, samples: Sequence[dict[str, Any]], answers: list[Answers | None]) -> dict[str, Any]:
+    def _batch(self, samples: Sequence[dict[str, Any]], answers: list[AnswerGroup | None]) -> dict[str, Any]:
         batch = cast("TrainingCollator", self.data_collator)(rows_of(samples, answers))
         batch[ADVANTAGES] = torch.cat([torch.zeros(1) if own is None else own.advantages for own in answers])
         return batch
@@ -245,7 +245,7 @@ class GrpoTrainer(VideoLlama2Trainer):
             return
         with explain_unreadable(str(checkpoint)):
             kept = torch.load(path, weights_only=True)
-        self.answers = [[own and Answers(*own) for own in batch] for batch in kept["answers"]]
+        self.answers = [[own and AnswerGroup(*own) for own in batch] for batch in kept["answers"]]
         self.scores = kept["scores"]
 
 

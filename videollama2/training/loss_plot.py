@@ -32,7 +32,7 @@ def plot_losses(folder: str | Path) -> Path | None:
     if not curves:
         return None
     path = folder / "loss.png"
-    draw(curves).savefig(path)
+    draw_curves(curves).savefig(path)
     return path
 
 
@@ -50,7 +50,7 @@ def smoothed(curve: Curve, share: float = 0.05) -> Curve:
     return result
 
 
-def draw(curves: dict[str, Curve]) -> Any:
+def draw_curves(curves: dict[str, Curve]) -> Any:
     """Return a matplotlib figure of the named curves.
 
     Raises:

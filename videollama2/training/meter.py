@@ -31,11 +31,11 @@ PEAK_FLOPS = {
 
 
 COUNTS = "counts"
-"""Key of a batch that holds its :class:`Counts`."""
+"""Key of a batch that holds its :class:`BatchCounts`."""
 
 
 @dataclass
-class Counts:
+class BatchCounts:
     """Sums of one process since its last log line.
 
     ``silent`` counts videos without a sound track that were heard as silence; ``waited`` is in seconds.
@@ -51,7 +51,7 @@ class Counts:
     waited: float = 0.0
 
 
-def count(batch: dict[str, Any], config: VideoLlama2Config) -> Counts:
+def count(batch: dict[str, Any], config: VideoLlama2Config) -> BatchCounts:
     """Count what a batch holds.
 
     Each number is read from a tensor. On a GPU that would be a synchronisation, so :class:`CountingCollator` counts on
@@ -67,7 +67,7 @@ def count(batch: dict[str, Any], config: VideoLlama2Config) -> Counts:
     tokens = ids_BL.numel() if mask_BL is None else int(mask_BL.sum())
     records = [labelled_BL] if lengths is None else (batch["labels"] >= 0).split(lengths, dim=1)
     clips, images = batch.get("pixel_values_videos", ()), batch.get("pixel_values", ())
-    return Counts(
+    return BatchCounts(
         samples=sum(int(labelled.any(dim=1).sum()) for labelled in records),
         visual_tokens=visual,
         sound_tokens=sound,
@@ -84,7 +84,7 @@ Collate = Callable[[Sequence[Any]], dict[str, Any]]
 
 @dataclass(frozen=True)
 class CountingCollator:
-    """A collator that adds the :class:`Counts` of a batch to it, on the CPU of the loader worker that makes the batch.
+    """A collator that adds the :class:`BatchCounts` of a batch to it, on the CPU of the worker that loads the batch.
 
     It also removes the attention mask, which is not needed after counting. Batches are padded on the right and
     attention is causal, so no token attends to padding; with a mask, attention on a GPU could not use a fast kernel.
@@ -124,18 +124,18 @@ class Meter:
 
     def restart(self) -> None:
         """Set counts and clock to zero for a new log line."""
-        self.counts = Counts()
+        self.counts = BatchCounts()
         self.started = time.perf_counter()
 
     def add(self, batch: dict[str, Any]) -> None:
         """Add one micro-batch of this process, with the counts of :class:`CountingCollator` if it has them."""
         more = batch.pop(COUNTS, None) or count(batch, self.config)
-        self.counts = Counts(*(a + b for a, b in zip(astuple(self.counts), astuple(more), strict=True)))
+        self.counts = BatchCounts(*(a + b for a, b in zip(astuple(self.counts), astuple(more), strict=True)))
 
     def totals(self, device: torch.device) -> torch.Tensor:
         """Return this process's sums as a tensor (1, 10), to be gathered for :meth:`rates`.
 
-        The values are the fields of :class:`Counts`, the elapsed seconds and the peak memory in bytes.
+        The values are the fields of :class:`BatchCounts`, the elapsed seconds and the peak memory in bytes.
         """
         c = self.counts
         elapsed = time.perf_counter() - self.started
@@ -150,7 +150,7 @@ class Meter:
             peak: operations per second of one process's device, see :func:`peak_flops`, or None for no utilisation.
         """
         *counted, elapsed = gathered[:, :-1].sum(dim=0).tolist()
-        counts = Counts(*counted)
+        counts = BatchCounts(*counted)
         seconds = max(elapsed / len(gathered), 1e-9)
         entries = {
             "samples_per_second": counts.samples / seconds,
@@ -200,7 +200,7 @@ class FlopCount:
         self.attention = 4 * text.num_hidden_layers * text.hidden_size
         self.patches = model.config.patches_per_side**2 if model.config.sees else 0
 
-    def of_step(self, counts: Counts) -> float:
+    def of_step(self, counts: BatchCounts) -> float:
         """Return the number of operations for the given counts."""
         tokens = counts.visual_tokens + counts.sound_tokens + counts.text_tokens
         length = tokens / max(counts.samples, 1)

@@ -18,7 +18,7 @@ from videollama2.model.connectors import num_visual_tokens
 from videollama2.model.loss import CHUNK
 from videollama2.training.counted import CountedModel, Matrices, Precision
 from videollama2.training.fully_shard import layers_of
-from videollama2.training.meter import Counts, FlopCount
+from videollama2.training.meter import BatchCounts, FlopCount
 
 UTILISATION = 0.4
 """Share of a GPU's peak that a step is assumed to reach; large decoders on one node reach 0.35 to 0.5."""
@@ -197,7 +197,7 @@ class Planner:
         """Return the seconds of a step, without waiting and communication."""
         clips = load.records * load.clips
         visual = self.visual * clips
-        counts = Counts(
+        counts = BatchCounts(
             samples=clips,
             visual_tokens=visual,
             text_tokens=load.records * load.tokens - visual,

@@ -49,7 +49,7 @@ _RATES = {
 _PACKAGES = ("torch", "transformers", "accelerate", "peft", "deepspeed", "bitsandbytes", "flash-attn")
 
 
-def write_report(folder: Path, sets: Sequence[Sequence[Record]], processes: int, device: torch.device) -> Path:
+def write_run_report(folder: Path, sets: Sequence[Sequence[Record]], processes: int, device: torch.device) -> Path:
     """Write the report of a finished run into its folder, beside its log and its record; return the report's path.
 
     Args:

@@ -13,7 +13,7 @@ from videollama2.constants import IGNORE_INDEX
 from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.data.pairs import last_answer
 from videollama2.data.record import Record
-from videollama2.data.samples import Sample
+from videollama2.data.samples import TrainingSample
 from videollama2.errors import EngineError
 from videollama2.inference.answer import Result
 from videollama2.inference.engine import Engine
@@ -43,10 +43,10 @@ class LastQuestion:
     end: int
 
 
-class Questions(VideoInstructionDataset):
+class PromptDataset(VideoInstructionDataset):
     """A dataset whose samples have the :class:`LastQuestion` of their record too, under :data:`QUESTION`."""
 
-    def _sample(self, record: Record, read: Any) -> Sample:
+    def _sample(self, record: Record, read: Any) -> TrainingSample:
         sample = super()._sample(record, read)
         answer = last_answer(sample["labels"])
         begin = next(place for place, label in enumerate(answer) if label != IGNORE_INDEX)
@@ -55,7 +55,7 @@ class Questions(VideoInstructionDataset):
 
 
 @dataclass(frozen=True)
-class Answers:
+class AnswerGroup:
     """The answers to one question.
 
     Attributes:
@@ -79,11 +79,11 @@ class Answers:
 def answer_questions(
     model: VideoLlama2ForConditionalGeneration,
     processor: VideoLlama2Processor,
-    samples: Sequence[Sample],
+    samples: Sequence[TrainingSample],
     reward: Reward,
     flags: ObjectiveFlags,
     seed: int,
-) -> list[Answers | None]:
+) -> list[AnswerGroup | None]:
     """Sample ``group_size`` answers to each question; None for samples without one.
 
     An engine is opened for this call, so that the answers depend on the weights, the questions and ``seed`` alone.
@@ -92,7 +92,7 @@ def answer_questions(
         EngineError: a question could not be answered. DataError: the reward failed.
     """
     asked = [(place, sample) for place, sample in enumerate(samples) if QUESTION in sample]
-    found: list[Answers | None] = [None] * len(samples)
+    found: list[AnswerGroup | None] = [None] * len(samples)
     if not asked:
         return found
     longest = max(len(sample[QUESTION].prompt) for _, sample in asked) + flags.answer_tokens
@@ -105,15 +105,15 @@ def answer_questions(
     return found
 
 
-def _answers(question: LastQuestion, results: Sequence[Result], reward: Reward) -> Answers:
+def _answers(question: LastQuestion, results: Sequence[Result], reward: Reward) -> AnswerGroup:
     for result in results:
         if result.error is not None:
             raise EngineError(f"{question.record.name}: cannot be answered: {result.error}") from result.error
     ids = [[*result.token_ids, *([question.end] if result.finish_reason == "stop" else [])] for result in results]
-    return Answers(ids, [rewarded(reward, question.record, result.text) for result in results])
+    return AnswerGroup(ids, [rewarded(reward, question.record, result.text) for result in results])
 
 
-def _request(sample: Sample, flags: ObjectiveFlags, seed: int, number: int) -> Request:
+def _request(sample: TrainingSample, flags: ObjectiveFlags, seed: int, number: int) -> Request:
     record = sample[QUESTION].record
     text = f"{seed}:{record.source}:{record.id}:{number}"
     return greedy_request(
@@ -124,7 +124,7 @@ def _request(sample: Sample, flags: ObjectiveFlags, seed: int, number: int) -> R
     )
 
 
-def greedy_request(sample: Sample, max_new_tokens: int, **sampling: Any) -> Request:
+def greedy_request(sample: TrainingSample, max_new_tokens: int, **sampling: Any) -> Request:
     """Return the request for the answer to a sample's question; it takes the likeliest tokens unless ``sampling``."""
     question: LastQuestion = sample[QUESTION]
     record = question.record
@@ -146,9 +146,9 @@ def _sources(record: Record, media: Sequence[tuple[str, torch.Tensor]]) -> list[
     ]
 
 
-def rows_of(samples: Sequence[Sample], answers: Sequence[Answers | None]) -> list[Sample]:
+def rows_of(samples: Sequence[TrainingSample], answers: Sequence[AnswerGroup | None]) -> list[TrainingSample]:
     """Return a row for each answer, with labels on the answer alone; a sample without a question stays one row."""
-    rows: list[Sample] = []
+    rows: list[TrainingSample] = []
     for sample, own in zip(samples, answers, strict=True):
         if own is None:
             rows.append(sample)

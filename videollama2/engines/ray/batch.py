@@ -22,8 +22,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from videollama2.engines.answering import Answering, open_service, stored
 from videollama2.engines.batch_lines import BatchLine
+from videollama2.engines.local_service import LocalClient, local_service, stored
 from videollama2.engines.ray.core import joined, ray
 from videollama2.engines.ray.placement import gpus_of, placed, room_for
 from videollama2.errors import EngineError, MissingDependencyError
@@ -157,10 +157,10 @@ class Replica:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self._stack = ExitStack()
-        service = self._stack.enter_context(open_service(placed(args)))
+        service = self._stack.enter_context(local_service(placed(args)))
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
-        self._answering: Answering = self._now(_opened(service))
+        self._answering: LocalClient = self._now(_opened(service))
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         """Answer the requests of one batch."""
@@ -186,6 +186,6 @@ class Replica:
         self._stack.close()
 
 
-async def _opened(service: Any) -> Answering:
+async def _opened(service: Any) -> LocalClient:
     """Return the requests' way to a service, bound to this event loop."""
-    return Answering(service)
+    return LocalClient(service)

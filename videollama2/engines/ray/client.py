@@ -39,7 +39,7 @@ class Replicas(Protocol):
 
     def answer(
         self, path: str, content: bytes, request_id: str, tried: Sequence[str], affinity: str | None
-    ) -> Answering:
+    ) -> ReplicaReply:
         """Send a request to one of the replicas.
 
         Args:
@@ -62,7 +62,7 @@ class Replicas(Protocol):
         ...
 
 
-class Answering(Protocol):
+class ReplicaReply(Protocol):
     """The reply of a replica as it arrives: the replica's name, status and headers, and the body in pieces."""
 
     def __anext__(self) -> Awaitable[Any]: ...
@@ -152,7 +152,7 @@ class _Exchange:
     """One request at one replica."""
 
     def __init__(
-        self, model: str, replicas: Replicas, answering: Answering, patience: Patience, queue_s: float
+        self, model: str, replicas: Replicas, answering: ReplicaReply, patience: Patience, queue_s: float
     ) -> None:
         self._model, self._replicas, self._answering = model, replicas, answering
         self._patience, self._queue_s = patience, queue_s

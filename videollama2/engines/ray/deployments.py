@@ -12,7 +12,7 @@ from ray.exceptions import RayError
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 
-from videollama2.engines.ray.client import Answering, ReplicaClient, lost
+from videollama2.engines.ray.client import ReplicaClient, ReplicaReply, lost
 from videollama2.engines.ray.core import serve
 from videollama2.engines.ray.metrics import ClusterMetrics
 from videollama2.engines.ray.placement import gpus_of, placed
@@ -95,7 +95,7 @@ def _replicas(args: argparse.Namespace) -> Deployment:
 # ------------------------------------------------------------------------------------------------------------ replicas
 
 
-def open_engine(args: argparse.Namespace) -> AbstractContextManager[BackEnd]:
+def open_replica_engine(args: argparse.Namespace) -> AbstractContextManager[BackEnd]:
     """Open the engine of a replica.
 
     Raises:
@@ -128,7 +128,7 @@ class EngineReplica:
         self._stack = ExitStack()
         policy = read_media_policy(args)
         self._service = await asyncio.to_thread(
-            open_service, args, args.model_name, policy, log_prompts, open_engine, self._stack
+            open_service, args, args.model_name, policy, log_prompts, open_replica_engine, self._stack
         )
         await self._service.sandbox.start()
         # The API has checked the key and the size of a request.
@@ -174,7 +174,7 @@ class ServeReplicas:
 
     def answer(
         self, path: str, content: bytes, request_id: str, tried: Sequence[str], affinity: str | None
-    ) -> Answering:
+    ) -> ReplicaReply:
         """See :class:`videollama2.engines.ray.client.Replicas`."""
         handle = self._handle.options(stream=True, session_id=affinity or "")
         return handle.answer.remote(path, content, request_id, tried=tuple(tried))

@@ -22,7 +22,7 @@ from videollama2.media.kinds import AUDIO, IMAGE, VIDEO
 from videollama2.media.wave import wav_bytes
 from videollama2.serve.untrusted_media.urls import is_of_video
 
-Source = Any
+AnySource = Any
 """Whatever :meth:`videollama2.processing.VideoLlama2Processor.load_medium` takes."""
 
 
@@ -95,7 +95,7 @@ class SoundConnector(MediaConnector):
         return _EncodedSoundIO(**options) if options.get(KeepSoundsEncoded.OPTION) else None
 
 
-class SourceItems(ProcessorBatchItems[Source]):
+class SourceItems(ProcessorBatchItems[AnySource]):
     """Media of one kind as sources for the processor."""
 
     def get_processor_data(self) -> dict[str, object]:
@@ -133,7 +133,7 @@ def _is_video(value: Any) -> bool:
     return not isinstance(value, list) or bool(value) and isinstance(value[0], Image.Image)
 
 
-def _source(value: Any) -> Source:
+def _source(value: Any) -> AnySource:
     if isinstance(value, EncodedSound):
         return value
     if isinstance(value, MediaWithBytes):
@@ -152,7 +152,7 @@ def zero_medium(kind: str, shape: tuple[int, ...]) -> torch.Tensor:
     return torch.zeros(shape, dtype=torch.bfloat16 if kind == AUDIO else torch.float32)
 
 
-def with_videos(videos: Sequence[Source], sounds: Sequence[Source]) -> list[Source]:
+def with_videos(videos: Sequence[AnySource], sounds: Sequence[AnySource]) -> list[AnySource]:
     """Return the sounds, of which those know their video that vLLM took out of one (``use_audio_in_video``).
 
     vLLM fetches such a video once more as a sound, which comes behind the sounds of the parts before it. A part of its

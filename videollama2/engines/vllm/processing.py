@@ -24,7 +24,7 @@ from vllm.multimodal.processing.inputs import ProcessorInputs
 from vllm.multimodal.processing.processor import MultiModalProcessingResult, PlaceholderFeaturesInfo
 
 from videollama2.config import VideoLlama2Config
-from videollama2.engines.vllm.media import EncodedSound, Source, SourceItems, SourceParser, with_videos, zero_medium
+from videollama2.engines.vllm.media import AnySource, EncodedSound, SourceItems, SourceParser, with_videos, zero_medium
 from videollama2.engines.vllm.prompts import Place, filler_id, split_prompt, text_marker
 from videollama2.errors import ConfigError, VideoLlama2Error
 from videollama2.media.kinds import AUDIO, IMAGE, KINDS, VIDEO
@@ -171,7 +171,7 @@ class VideoLlama2MediaProcessor(BaseMultiModalProcessor[VideoLlama2Info]):
         return laid_out, placeholders
 
 
-def _loaded(processor: VideoLlama2Processor, kind: str, source: Source, options: CallOptions) -> torch.Tensor:
+def _loaded(processor: VideoLlama2Processor, kind: str, source: AnySource, options: CallOptions) -> torch.Tensor:
     """Read one medium. The sound of a video is a medium of its own, with the bounds of the video."""
     if isinstance(source, EncodedSound) and source.of_video:
         read = {name: value for name, value in options.media[VIDEO].items() if name in ("start", "end", "windows")}

@@ -30,10 +30,10 @@ _SPAN = re.compile(r"(\d+(?:\.\d*)?)\s*-\s*(\d+(?:\.\d*)?)")
 _NUMBER = re.compile(r"\b\d+\.\d+\b|\b\d+\b")
 _KEYWORDS = ("start", "end", "happen")
 
-Span = tuple[float, float]
+TimeSpan = tuple[float, float]
 
 
-def overlap(a: Span, b: Span) -> float:
+def overlap(a: TimeSpan, b: TimeSpan) -> float:
     """Return the intersection over union of two spans of time, from 0 to 1."""
     union = max(a[1], b[1]) - min(a[0], b[0])
     return max(min(a[1], b[1]) - max(a[0], b[0]), 0.0) / union if union > 0 else 0.0
@@ -88,7 +88,7 @@ Charades_v1_480/         VIDEO.mp4 (or another kind of video)"""
         return Reading(list(span) if span else None, False, value >= OVERLAPS[1], value)
 
 
-def published_span(output: str) -> Span | None:
+def published_span(output: str) -> TimeSpan | None:
     """Read a span as lmms-eval does.
 
     It is the first "m - n" (or "m to n"), else the first numbers of the first two sentences that speak of start, end or
@@ -104,7 +104,7 @@ def published_span(output: str) -> Span | None:
     return (min(spans[0]), max(spans[0])) if spans else None
 
 
-def strict_span(output: str) -> Span | None:
+def strict_span(output: str) -> TimeSpan | None:
     """Read the two times, in order, of an answer that holds exactly two; a time may be written as minutes:seconds."""
     times = re.findall(r"(?:(?:(\d+):)?(\d{1,2}):)?(\d+(?:\.\d+)?)", after_thinking(output))
     seconds = [int(hours or 0) * 3600 + int(minutes or 0) * 60 + float(rest) for hours, minutes, rest in times]

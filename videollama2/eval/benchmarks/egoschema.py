@@ -8,7 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from videollama2.errors import DataError
-from videollama2.eval.annotations import AnnotationEntry, check_unique, find_annotations, read_entries, read_json
+from videollama2.eval.annotations import (
+    AnnotationEntry,
+    check_unique,
+    find_annotations,
+    read_annotation_json,
+    read_entries,
+)
 from videollama2.eval.answers import published_egoschema
 from videollama2.eval.atomic import write_atomically
 from videollama2.eval.benchmarks.multiple_choice import ONLY_THE_LETTER, MultipleChoice, lettered
@@ -94,5 +100,5 @@ def _public_answers(data: Path) -> dict[str, int]:
     if not path.is_file():
         tables = sorted(data.glob(SUBSET))
         return {entry.path("video_idx"): entry.index("answer", 5) for table in tables for entry in read_entries(table)}
-    answers = AnnotationEntry(read_json(path, dict), str(path))
+    answers = AnnotationEntry(read_annotation_json(path, dict), str(path))
     return {uid: answers.index(uid, 5) for uid in answers.raw}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from videollama2.errors import ConfigError, DataError
-from videollama2.eval.annotations import read_json
+from videollama2.eval.annotations import read_annotation_json
 from videollama2.eval.benchmarks.mvbench import MVBench, MVBenchTask, load_tasks
 from videollama2.eval.controls import CONTROLS, SHUFFLED_FRAMES
 from videollama2.eval.items import Benchmark, Item, Measure, Parsed
@@ -143,7 +143,7 @@ def share_right(samples: Sequence[Sample], protocol: str) -> float:
 
 def _types(folder: Path) -> list[str]:
     """Return the types that have questions; a small set may lack some."""
-    found = [path.stem for path in sorted(folder.glob("*.json")) if read_json(path, list)]
+    found = [path.stem for path in sorted(folder.glob("*.json")) if read_annotation_json(path, list)]
     if not found:
         raise DataError(f"{folder}: there is no task file (*.json) with a question in this folder")
     return found

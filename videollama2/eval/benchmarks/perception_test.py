@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from videollama2.errors import ConfigError, DataError
-from videollama2.eval.annotations import AnnotationEntry, check_unique, find_annotations, read_entries, read_json
+from videollama2.eval.annotations import (
+    AnnotationEntry,
+    check_unique,
+    find_annotations,
+    read_annotation_json,
+    read_entries,
+)
 from videollama2.eval.answers import published_perception_test
 from videollama2.eval.atomic import write_atomically
 from videollama2.eval.benchmarks.multiple_choice import MultipleChoice, question_and_options
@@ -66,7 +72,7 @@ videos/                  video_id.mp4 (or another kind of video)"""
             items = [_item(entry, entry.path("video_name"), videos) for entry in read_entries(path)]
         else:
             items = []
-            for key, raw in read_json(path, dict).items():
+            for key, raw in read_annotation_json(path, dict).items():
                 entry = AnnotationEntry(raw, f"{path}: index {key!r}")
                 video = entry.record("metadata").path("video_id")
                 # Videos of the benchmark's other tasks have no multiple-choice questions.

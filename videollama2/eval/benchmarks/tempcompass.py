@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from videollama2.errors import DataError
-from videollama2.eval.annotations import AnnotationEntry, read_entries, read_json
+from videollama2.eval.annotations import AnnotationEntry, read_annotation_json, read_entries
 from videollama2.eval.answers import strict_option
 from videollama2.eval.items import PUBLISHED, Benchmark, Item, Parsed
 from videollama2.eval.video_files import VideoFolder
@@ -99,7 +99,7 @@ def task_entries(data: Path, kind: str) -> Iterator[AnnotationEntry]:
         for table in sorted(data.glob(f"{kind}/test-*.parquet")):
             yield from read_entries(table)
         return
-    for video, aspects in read_json(path, dict).items():
+    for video, aspects in read_annotation_json(path, dict).items():
         for aspect in AnnotationEntry(aspects, f"{path}: {video!r}").raw:
             for entry in AnnotationEntry(aspects, f"{path}: {video!r}").records(aspect):
                 yield AnnotationEntry({**entry.raw, "video_id": video, "dim": aspect}, entry.where)

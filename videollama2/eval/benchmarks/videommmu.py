@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from videollama2.errors import DataError
-from videollama2.eval.annotations import AnnotationEntry, check_unique, read_entries, read_json
+from videollama2.eval.annotations import AnnotationEntry, check_unique, read_annotation_json, read_entries
 from videollama2.eval.answers import LETTERS, strict_option
 from videollama2.eval.items import PUBLISHED, Benchmark, Item, Parsed
 from videollama2.eval.samples import Reading
@@ -197,7 +197,7 @@ def _entries(data: Path, track: str) -> Iterator[AnnotationEntry]:
         for table in sorted(data.glob(f"{track}/test-*.parquet")):
             yield from read_entries(table)
         return
-    rows = AnnotationEntry(read_json(path, dict), str(path)).record(track)
+    rows = AnnotationEntry(read_annotation_json(path, dict), str(path)).record(track)
     for number in rows.raw:
         yield rows.record(number)
 

@@ -123,10 +123,8 @@ def format_cost(costs: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-def describe_judge(benchmark: Benchmark, judging: Judging | None) -> dict[str, Any] | None:
-    """Return what the results record about the judge, or None if answers are not judged."""
-    if judging is None or not benchmark.aspects:
-        return None
+def describe_judge(benchmark: Benchmark, judging: Judging) -> dict[str, Any]:
+    """Return what the results record about the judge and the texts that it was asked with."""
     texts = [judging.rubric(aspect.rubric).describe() for aspect in benchmark.aspects]
     if len(texts) == 1:
         return {**judging.judge.describe(), "rubric": texts[0]}

@@ -17,7 +17,7 @@ from videollama2.eval.judging.client import JudgeReply
 _VERSION = 2
 
 
-def content_key(request: Mapping[str, Any]) -> str:
+def request_key(request: Mapping[str, Any]) -> str:
     """Return the SHA-256 of everything on which a reply depends.
 
     The server's address is not part of it, because the same model is often reached by another one (a port, a proxy).

@@ -21,11 +21,11 @@ from typing import Any, Protocol
 
 from videollama2.commands import hides_bar
 from videollama2.errors import ConfigError
-from videollama2.eval.judging.cache import ReplyCache, content_key
+from videollama2.eval.judging.cache import ReplyCache, request_key
 from videollama2.eval.judging.client import ChatClient, JudgeCallError, JudgeReply
 from videollama2.eval.judging.reply import ReplyError, chooses_option, parse_reply
 from videollama2.eval.judging.rubrics import Rubric
-from videollama2.eval.samples import MAX_SCORE, UNREADABLE, Sample, Verdict
+from videollama2.eval.samples import MAX_SCORE, UNREADABLE_REPLY, Sample, Verdict
 
 ASKED_AT_MOST = 2
 """Largest number of times that a question is asked if replies cannot be read."""
@@ -120,7 +120,7 @@ class OpenAIJudge:
             DataError: a sample lacks a field that the rubric needs.
         """
         requests = [None if sample.error else self._request(rubric, sample) for sample in samples]
-        keys = [content_key(request) if request else None for request in requests]
+        keys = [request_key(request) if request else None for request in requests]
         asked = zip(keys, requests, samples, strict=True)
         unique = {key: (request, sample.answer) for key, request, sample in asked if key and request}
         self._unanswered = 0
@@ -133,7 +133,7 @@ class OpenAIJudge:
         The tokens of prompts are an estimate (four bytes per token), those of replies an upper bound.
         """
         requests = [self._request(rubric, sample) for sample in samples if not sample.error]
-        unique = {content_key(request): request for request in requests}
+        unique = {request_key(request): request for request in requests}
         calls = [request for key, request in unique.items() if self._cache.get(key) is None]
         texts = ["".join(message["content"] for message in request["messages"]) for request in calls]
         return {
@@ -221,7 +221,7 @@ def _read(reply: JudgeReply, rubric: Rubric, answer: Any) -> Verdict:
     try:
         pred, score = parse_reply(reply.raw, rubric.wants_pred)
     except ReplyError as error:
-        return Verdict(raw=reply.raw, error=f"{UNREADABLE}: {error}")
+        return Verdict(raw=reply.raw, error=f"{UNREADABLE_REPLY}: {error}")
     return Verdict(pred, score, reply.raw)
 
 

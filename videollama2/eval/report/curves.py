@@ -39,7 +39,7 @@ def scalars(report: Report) -> dict[str, float]:
     return found
 
 
-def check_installed(tensorboard: Path | None, wandb: str | None) -> None:
+def check_writers_installed(tensorboard: Path | None, wandb: str | None) -> None:
     """Check that the packages exist that these options need, before the first question is asked.
 
     Raises:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from videollama2 import __version__
-from videollama2.eval.items import PUBLISHED, Questions, Supplement
+from videollama2.eval.items import PUBLISHED, QuestionCount, Supplement
 from videollama2.eval.report.metrics import Metric
 from videollama2.eval.report.paper_numbers import PaperComparison, PaperNumber, paper_number
 from videollama2.eval.samples import Sample
@@ -47,7 +47,7 @@ class Header:
     device: str | None = None
     attention: str | None = None
     configuration_hash: str | None = None
-    questions: Questions | None = None
+    questions: QuestionCount | None = None
     supplements: Sequence[Supplement] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
 

@@ -21,7 +21,7 @@ Breakdowns = Mapping[str, Callable[[Sample], Any]]
 
 
 @dataclass(frozen=True)
-class Counts:
+class OutcomeCounts:
     """Numbers of questions by outcome. ``answered`` + ``missing_media`` + ``failed`` = ``total``; the others overlap.
 
     ``unparsed`` counts answers in which nothing could be read, ``guessed`` those for which the protocol used a
@@ -70,7 +70,7 @@ class Metric:
     name: str
     protocol: str
     unit: str
-    counts: Counts
+    counts: OutcomeCounts
     overall: Cell
     macro: float | None
     macro_low: float | None
@@ -129,7 +129,7 @@ def summarise_judged(
 
 def count_outcomes(
     samples: Sequence[Sample], protocol: str, verdicts: Sequence[Verdict | None] | None = None
-) -> Counts:
+) -> OutcomeCounts:
     """Count questions by outcome; with ``verdicts``, one for each sample, count failures of the judge."""
     seen: Counter[str] = Counter()
     for index, sample in enumerate(samples):
@@ -146,7 +146,7 @@ def count_outcomes(
         seen["unparsed"] += bool(reading.guessed) or reading.parsed is None
         seen["untold"] += reading.guessed is None
     untold = bool(seen["untold"])
-    return Counts(
+    return OutcomeCounts(
         total=len(samples),
         answered=seen["answered"],
         unparsed=(seen["unparsed"] or None) if untold else seen["unparsed"],
@@ -191,7 +191,7 @@ class _Means:
         self.scale, self.proportion, self.most = scale, proportion, most
 
     def metric(
-        self, name: str, protocol: str, unit: str, counts: Counts, breakdowns: Breakdowns | None = None
+        self, name: str, protocol: str, unit: str, counts: OutcomeCounts, breakdowns: Breakdowns | None = None
     ) -> Metric:
         """Return a metric with all its cells."""
         categories = self.by(lambda sample: sample.category)

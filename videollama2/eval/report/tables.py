@@ -14,7 +14,7 @@ from videollama2 import __version__
 from videollama2.eval.atomic import write_atomically
 from videollama2.eval.report.chart import draw_chart
 from videollama2.eval.report.document import Header, Problem, Report, rubric_version
-from videollama2.eval.report.metrics import Cell, Counts, Metric
+from videollama2.eval.report.metrics import Cell, Metric, OutcomeCounts
 
 _UNTOLD = (
     "The file holds chosen options, not the model's words: how many of them the published parser guessed is not known, "
@@ -99,7 +99,9 @@ def _overall_table(metrics: Sequence[Metric]) -> str:
 
 
 def _counts_table(metrics: Sequence[Metric]) -> str:
-    names = [name for name in Counts.__dataclass_fields__ if name != "silent" or any(m.counts.silent for m in metrics)]
+    names = [
+        name for name in OutcomeCounts.__dataclass_fields__ if name != "silent" or any(m.counts.silent for m in metrics)
+    ]
     rows = [[m.name, m.protocol, *(_counted(getattr(m.counts, name)) for name in names)] for m in metrics]
     head = ["metric", "protocol", *(name.replace("_", " ") for name in names)]
     table = "## Questions\n\n" + markdown_table(head, rows, text_columns=2)

@@ -10,7 +10,7 @@ from threading import Lock
 from videollama2.inference.media.reader import ReadMedium
 from videollama2.inference.request import MediaPart
 
-Read = Callable[[MediaPart, Hashable], ReadMedium]
+ReadFunction = Callable[[MediaPart, Hashable], ReadMedium]
 
 
 @dataclass
@@ -28,7 +28,7 @@ class ReadAhead:
         ring: called from a reading thread whenever a medium has been read.
     """
 
-    def __init__(self, read: Read, threads: int, ring: Callable[[], object]) -> None:
+    def __init__(self, read: ReadFunction, threads: int, ring: Callable[[], object]) -> None:
         self._read, self._ring = read, ring
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="videollama2-media") if threads else None
         self._readings: dict[Hashable, _Reading] = {}
@@ -81,7 +81,7 @@ class ReadAhead:
 class _ReadWhenTaken(Future[ReadMedium]):
     """A future for engines without threads: asking for the result reads the medium."""
 
-    def __init__(self, read: Read, part: MediaPart, key: Hashable) -> None:
+    def __init__(self, read: ReadFunction, part: MediaPart, key: Hashable) -> None:
         super().__init__()
         self._read, self._part, self._key = read, part, key
 

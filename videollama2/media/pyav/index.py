@@ -47,7 +47,7 @@ class Keyframe:
 
 
 @dataclass(frozen=True)
-class Run:
+class DecodeRun:
     """Frames that are decoded in one go, from a keyframe on; None means from the start of the file."""
 
     key: Keyframe | None
@@ -107,7 +107,7 @@ class PacketIndex:
         usual = [step for step in steps if step <= _LEAP * median(steps)]
         return len(usual) / (sum(usual) * seconds_per_unit)
 
-    def plan(self, wanted_pts: Sequence[int]) -> list[Run]:
+    def plan(self, wanted_pts: Sequence[int]) -> list[DecodeRun]:
         """Return runs that decode the wanted frames (ascending times) from as few packets as seeking allows.
 
         A frame can be decoded from the last keyframe that is shown at or before it. Going there means a seek, and a
@@ -127,7 +127,7 @@ class PacketIndex:
                 runs.append((key, []))
             runs[-1][1].append(pts)
             rank_reached = max(rank_reached, self._rank[pts])
-        return [Run(key, tuple(wanted)) for key, wanted in runs]
+        return [DecodeRun(key, tuple(wanted)) for key, wanted in runs]
 
     def is_at_or_before(self, pts: int | None, key: Keyframe) -> bool:
         """Return whether decoding from the packet of time ``pts`` on passes the keyframe."""

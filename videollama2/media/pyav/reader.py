@@ -24,7 +24,7 @@ from videollama2.errors import MediaError
 from videollama2.media.kinds import VIDEO
 from videollama2.media.limits import OWN_FILES, MediaLimits
 from videollama2.media.pyav.container import is_much_fewer, is_much_less, open_container, video_stream
-from videollama2.media.pyav.index import Keyframe, PacketIndex, Run
+from videollama2.media.pyav.index import DecodeRun, Keyframe, PacketIndex
 from videollama2.media.pyav.packets import FrameSink, Scan, packets_of, scan_packets
 from videollama2.media.readers import MediaWarning, ReaderBase
 from videollama2.media.sources import opened
@@ -210,7 +210,7 @@ class PyAVReader(ReaderBase):
         else:
             # A decoder that reached the end, or stopped in the middle, does not begin again: the file is opened anew.
             self._open()
-            runs = [Run(None, tuple(wanted))]
+            runs = [DecodeRun(None, tuple(wanted))]
         for run in runs:
             packets = packets_of(self._container, self._stream) if run.key is None else self._seek(run.key)
             for frame in self._decode(self._light(packets, missing)):

@@ -13,7 +13,7 @@ from videollama2.serve.api.sampling import SamplingFields
 MAX_PROMPTS = 64
 """Maximum number of prompts in one request."""
 
-MAX_LOGPROBS = 5
+MAX_COMPLETION_LOGPROBS = 5
 """OpenAI's maximum."""
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
@@ -45,7 +45,7 @@ class CompletionRequest(SamplingFields):
 
     prompt: Prompts = Field(description="Text, tokens, or a list of either.")
     max_tokens: Whole | None = Field(16, ge=0, description="Most tokens of each answer.")
-    logprobs: Whole | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    logprobs: Whole | None = Field(None, ge=0, le=MAX_COMPLETION_LOGPROBS)
     echo: bool | None = Field(None, description="The text begins with the prompt.")
     add_special_tokens: bool | None = Field(
         None, description="Extension. Default true: as the tokenizer begins a text."

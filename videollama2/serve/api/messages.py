@@ -18,13 +18,13 @@ from typing import Any
 from videollama2.media.kinds import AUDIO, IMAGE, VIDEO
 from videollama2.prompting.template import reads_tools
 from videollama2.serve.api.request import (
+    AnyMediaPart,
     AssistantMessage,
     AudioPart,
     ChatMessage,
     ChatRequest,
     ImagePart,
     InputAudioPart,
-    MediaPart,
     RefusalPart,
     TextPart,
     ToolMessage,
@@ -200,7 +200,7 @@ def _with_system_text(messages: list[dict[str, Any]], text: str) -> list[dict[st
     return [{"role": "system", "content": text}, *messages]
 
 
-def _medium(part: MediaPart, request: ChatRequest, param: str) -> MediumAsked:
+def _medium(part: AnyMediaPart, request: ChatRequest, param: str) -> MediumAsked:
     if isinstance(part, ImagePart):
         return MediumAsked(IMAGE, part.image_url.url, {}, f"{param}.image_url.url")
     if not isinstance(part, VideoPart):
@@ -232,7 +232,7 @@ def _sound(part: AudioPart | InputAudioPart, request: ChatRequest, param: str) -
     return MediumAsked(AUDIO, url, options, f"{param}.{place}")
 
 
-def _parts(message: Any) -> Sequence[str | MediaPart]:
+def _parts(message: Any) -> Sequence[str | AnyMediaPart]:
     """Return the texts and media parts of a message in reading order."""
     content = message.content
     if content is None and isinstance(message, AssistantMessage):

@@ -122,7 +122,7 @@ class InputAudioPart(SoundPart):
         return url, "input_audio.data"
 
 
-MediaPart = ImagePart | VideoPart | AudioPart | InputAudioPart
+AnyMediaPart = ImagePart | VideoPart | AudioPart | InputAudioPart
 
 
 def _form(content: Any) -> str:
@@ -134,7 +134,7 @@ TextContent = Annotated[
     Annotated[str, Tag("text")] | Annotated[list[TextPart], FIRST_FAULT, Field(max_length=MAX_PARTS), Tag("parts")],
     Discriminator(_form),
 ]
-UserPart = Annotated[TextPart | MediaPart, Field(discriminator="type")]
+UserPart = Annotated[TextPart | AnyMediaPart, Field(discriminator="type")]
 UserContent = Annotated[
     Annotated[str, Tag("text")]
     | Annotated[list[UserPart], FIRST_FAULT, Field(min_length=1, max_length=MAX_PARTS), Tag("parts")],

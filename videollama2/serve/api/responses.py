@@ -150,7 +150,7 @@ class SchemaFormat(Body):
     strict: bool | None = None
 
 
-class TextOptions(Body):
+class TextFormatOptions(Body):
     format: Annotated[PlainFormat | JSONObjectFormat | SchemaFormat, Field(discriminator="type")] | None = None
     verbosity: Annotated[Any, Neutral(None, "medium")] = None
 
@@ -179,7 +179,7 @@ class ResponsesRequest(Body):
     temperature: Finite | None = Field(None, ge=0, le=2)
     top_p: Finite | None = Field(None, gt=0, le=1)
     top_logprobs: Annotated[Any, Neutral(None, 0)] = None
-    text: TextOptions | None = None
+    text: TextFormatOptions | None = None
     tools: Annotated[list[FunctionTool], FIRST_FAULT] | None = Field(None, max_length=MAX_TOOLS)
     tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
     parallel_tool_calls: bool | None = None

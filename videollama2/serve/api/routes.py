@@ -36,19 +36,19 @@ from videollama2.serve.web.streaming import while_connected
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 TOKENIZE = "/tokenize"
 
-Asked = ChatRequest | CompletionRequest | ResponsesRequest | TokenizePrompt | TokenizeMessages
+AnyRequest = ChatRequest | CompletionRequest | ResponsesRequest | TokenizePrompt | TokenizeMessages
 
 _log = logging.getLogger(__name__)
 
 
-class Backend(Protocol):
-    """The object that answers the requests."""
+class ApiHandlers(Protocol):
+    """The functions behind the routes. A worker's answer with its engine; the front's pass requests on to workers."""
 
     async def lengths(self) -> Mapping[str, int | None]:
         """Return each available model with its limit on tokens of prompt and answer."""
         ...
 
-    async def answer(self, path: str, body: Asked, request: Request) -> Response:
+    async def answer(self, path: str, body: AnyRequest, request: Request) -> Response:
         """Return the reply to a valid request, or the beginning of a stream.
 
         Raises:
@@ -57,36 +57,36 @@ class Backend(Protocol):
         ...
 
 
-def openai_router(backend: Backend) -> APIRouter:
-    """Return a router with the routes, which are answered by the back end."""
+def openai_router(handlers: ApiHandlers) -> APIRouter:
+    """Return a router with the routes, which are answered by ``handlers``."""
     router = APIRouter(tags=["OpenAI"], route_class=JSONRoute)
-    _add_facts(router, backend)
+    _add_facts(router, handlers)
     streaming: dict[str, Any] = {"responses": {**ERROR_RESPONSES, 200: EVENT_STREAM}}
 
     @router.post(CHAT, response_model=ChatCompletion, **streaming)
     async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation about images, videos and sounds; with ``stream``, as server-sent events."""
-        return await _answer(backend, CHAT, body, request)
+        return await _answer(handlers, CHAT, body, request)
 
     @router.post(COMPLETIONS, response_model=Completion, **streaming)
     async def create_completion(body: CompletionRequest, request: Request) -> Response:
         """Continue a text as it is; with ``stream``, as server-sent events."""
-        return await _answer(backend, COMPLETIONS, body, request)
+        return await _answer(handlers, COMPLETIONS, body, request)
 
     @router.post(RESPONSES, **streaming)
     async def create_response(body: ResponsesRequest, request: Request) -> Response:
         """Answer a conversation in the format of OpenAI's Responses API. Nothing is stored."""
-        return await _answer(backend, RESPONSES, body, request)
+        return await _answer(handlers, RESPONSES, body, request)
 
     @router.post(TOKENIZE, response_model=Tokenized, responses=ERROR_RESPONSES)
     async def tokenize(body: TokenizeRequest, request: Request) -> Response:
         """Return the tokens of a text, or of a conversation in text."""
-        return await _answer(backend, TOKENIZE, body, request)
+        return await _answer(handlers, TOKENIZE, body, request)
 
     return router
 
 
-def _add_facts(router: APIRouter, backend: Backend) -> None:
+def _add_facts(router: APIRouter, handlers: ApiHandlers) -> None:
     started = int(time.time())
 
     def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -95,12 +95,12 @@ def _add_facts(router: APIRouter, backend: Backend) -> None:
     @router.get("/v1/models", response_model=ModelList, responses=errors(401, 502, 503))
     async def list_models() -> ModelList:
         """List the models that are available now."""
-        return models_reply(await backend.lengths(), started)
+        return models_reply(await handlers.lengths(), started)
 
     @router.get("/v1/models/{model:path}", response_model=Model, responses=errors(401, 404, 502, 503))
     async def get_model(model: str) -> Model:
         """Return one model."""
-        return model_reply(model, await backend.lengths(), started)
+        return model_reply(model, await handlers.lengths(), started)
 
     @router.get("/version", response_model=Version, responses=errors(401))
     async def version() -> Version:
@@ -108,9 +108,9 @@ def _add_facts(router: APIRouter, backend: Backend) -> None:
         return Version(version=__version__)
 
 
-async def _answer(backend: Backend, path: str, body: Asked, request: Request) -> Response:
+async def _answer(handlers: ApiHandlers, path: str, body: AnyRequest, request: Request) -> Response:
     with _placed(body, await request.json()):
-        reply = await while_connected(request, backend.answer(path, body, request))
+        reply = await while_connected(request, handlers.answer(path, body, request))
     ignored = ignored_fields(body)
     if ignored:
         _log.warning("fields without effect here were ignored: %s", ", ".join(ignored))
@@ -119,7 +119,7 @@ async def _answer(backend: Backend, path: str, body: Asked, request: Request) ->
 
 
 @contextmanager
-def _placed(body: Asked, sent: Any) -> Iterator[None]:
+def _placed(body: AnyRequest, sent: Any) -> Iterator[None]:
     """Make errors raised in the block refer to fields of the body that the client sent."""
     try:
         yield
@@ -132,7 +132,7 @@ def _placed(body: Asked, sent: Any) -> Iterator[None]:
         raise ApiError(400, str(error.errors()[0]["msg"])) from error
 
 
-def _place(body: Asked, param: str, sent: Any) -> str:
+def _place(body: AnyRequest, param: str, sent: Any) -> str:
     if isinstance(body, ResponsesRequest):
         param = body.place_of(param)
     elif isinstance(body, CompletionRequest) and param == "messages":

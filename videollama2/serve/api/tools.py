@@ -57,7 +57,7 @@ class NamedTool(Body):
 ToolChoice = Literal["none", "auto", "required"] | NamedTool
 
 
-class CalledFunction(Body):
+class EarlierFunctionCall(Body):
     name: str
     arguments: str
 
@@ -67,7 +67,7 @@ class ToolCall(Body):
 
     id: str
     type: Literal["function"] = "function"
-    function: CalledFunction
+    function: EarlierFunctionCall
 
 
 @dataclass(frozen=True)

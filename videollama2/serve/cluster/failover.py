@@ -141,7 +141,7 @@ class WorkerReply:
         await self._close()
 
 
-async def ask(
+async def post_to_worker(
     client: httpx.AsyncClient, address: str, path: str, content: bytes, headers: Mapping[str, str], patience: Patience
 ) -> WorkerReply:
     """Post JSON to a worker and wait for the first bytes of its reply, which come with the first token.
@@ -279,13 +279,13 @@ async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:
     return await anext(chunks, None)
 
 
-Chooser = Callable[[tuple[str, ...]], Awaitable[tuple[str, str]]]
+ChooseWorker = Callable[[tuple[str, ...]], Awaitable[tuple[str, str]]]
 """Returns the name and address of a worker, given the names of those that were tried."""
 
 
 async def ask_any(
     client: httpx.AsyncClient,
-    choose: Chooser,
+    choose: ChooseWorker,
     path: str,
     content: bytes,
     headers: Mapping[str, str],
@@ -306,7 +306,9 @@ async def ask_any(
     async def attempt(tried: tuple[str, ...]) -> tuple[str, WorkerReply]:
         name, address = await choose(tried)
         try:
-            return name, await completed(await ask(client, address, path, content, headers, patience), is_whole)
+            return name, await completed(
+                await post_to_worker(client, address, path, content, headers, patience), is_whole
+            )
         except WorkerLostError as error:
             error.worker = name
             on_lost(name)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from fastapi import FastAPI, Request, Response
 
-from videollama2.serve.api.routes import Asked, openai_router
+from videollama2.serve.api.routes import AnyRequest, openai_router
 from videollama2.serve.cluster.client import ChatStream
 from videollama2.serve.long_text import dumped
 from videollama2.serve.settings import Security
@@ -95,10 +95,10 @@ class ApiFront:
             await asyncio.sleep(LOOK_S)
 
     async def lengths(self) -> Mapping[str, int | None]:
-        """See :class:`videollama2.serve.api.routes.Backend`."""
+        """See :class:`videollama2.serve.api.routes.ApiHandlers`."""
         return await self.client.lengths()
 
-    async def answer(self, path: str, body: Asked, request: Request) -> Response:
+    async def answer(self, path: str, body: AnyRequest, request: Request) -> Response:
         """Return a worker's reply, or the beginning of a stream. The validated body is forwarded as the client sent it.
 
         Raises:

@@ -21,12 +21,12 @@ Speed = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
 Queue = Annotated[int, Field(ge=0, le=10**6)]
 
 
-class _Body(BaseModel):
+class _ClusterBody(BaseModel):
     # Other implementations send additional fields, which are ignored.
     model_config = ConfigDict(extra="ignore")
 
 
-class WorkerStatus(_Body):
+class WorkerStatus(_ClusterBody):
     """The status of a worker.
 
     ``speed`` is in tokens per second, or any other unit that all workers share. ``num_frames`` is the number of frames
@@ -42,7 +42,7 @@ class WorkerStatus(_Body):
     kinds: list[Annotated[str, StringConstraints(max_length=32)]] | None = Field(None, max_length=16)
 
 
-class RegisterWorker(_Body):
+class RegisterWorker(_ClusterBody):
     """Body of ``/register_worker``. ``worker_name`` is the worker's address."""
 
     worker_name: WorkerName
@@ -52,7 +52,7 @@ class RegisterWorker(_Body):
     protocol_version: int = PROTOCOL_VERSION
 
 
-class HeartBeat(_Body):
+class HeartBeat(_ClusterBody):
     """Body of ``/receive_heart_beat``. ``speed`` is sent whether or not it has changed, see :class:`WorkerStatus`."""
 
     worker_name: WorkerName
@@ -60,13 +60,13 @@ class HeartBeat(_Body):
     speed: Speed | None = None
 
 
-class WorkerGone(_Body):
+class WorkerGone(_ClusterBody):
     """Body of ``/unregister_worker``, sent by a worker that shuts down."""
 
     worker_name: WorkerName
 
 
-class ModelAsked(_Body):
+class ModelAsked(_ClusterBody):
     """Body of ``/get_worker_address``. ``exclude`` lists addresses that have been tried. For ``affinity`` see
     :func:`videollama2.serve.cluster.affinity.affinity_of`."""
 

@@ -2,7 +2,7 @@
 
 Messages have OpenAI's form; media are parts with a local ``path`` and options
 (:meth:`videollama2.serve.page.conversation.Medium.part`). This module imports neither torch nor a model; an
-:class:`EngineBackend` is given its engines.
+:class:`LocalBackend` is given its engines.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from videollama2.media.kinds import IMAGE, VIDEO, kind_of, mime_type
 from videollama2.media.pixels import FrameResize
 from videollama2.serve.cluster.failover import bearer, make_client
 from videollama2.serve.long_text import LongText
-from videollama2.serve.page.thumbnails import EDGE, Reader
+from videollama2.serve.page.thumbnails import EDGE, MediaDecoder
 from videollama2.serve.untrusted_media.errors import RefusedMediaError
-from videollama2.serve.untrusted_media.parts import read_part
+from videollama2.serve.untrusted_media.parts import decode_part
 from videollama2.serve.untrusted_media.sandbox import Sandbox
 from videollama2.serve.web.errors import ApiError, model_not_found
 from videollama2.serve.web.sse import read_events
@@ -38,7 +38,7 @@ _ENCODED_AT_ONCE = 3 << 16  # bytes; a multiple of three, so that the pieces in 
 _API_NAMES = {"use_audio": "use_audio_in_video"}
 
 
-class Backend(Protocol):
+class PageBackend(Protocol):
     """The interface that the page needs.
 
     ``options`` are ``temperature``, ``top_p``, ``max_new_tokens`` and ``seed``. Closing the iterator of an answer stops
@@ -57,7 +57,7 @@ class Backend(Protocol):
         """Return the kinds of media that the model takes."""
         ...
 
-    def reader(self, model: str) -> Reader:
+    def reader(self, model: str) -> MediaDecoder:
         """Return the reader that decodes media as the model sees them."""
         ...
 
@@ -74,7 +74,7 @@ class Backend(Protocol):
         ...
 
 
-class EngineBackend:
+class LocalBackend:
     """A back end with engines in this process.
 
     Args:
@@ -151,7 +151,7 @@ class EngineBackend:
         if kind not in await self.kinds(model):
             raise ApiError(400, f"this model takes no {kind}", code="modality_not_supported")
         options = {name: value for name, value in part.items() if name not in ("type", "path")}
-        return (await read_part(self.reader(model), kind, Path(part["path"]), options)).part
+        return (await decode_part(self.reader(model), kind, Path(part["path"]), options)).part
 
     def close(self) -> None:
         for sandbox in set(self._sandboxes.values()):
@@ -233,7 +233,7 @@ class ControllerBackend:
                 self._known = None  # the known list is out of date, so the page asks for it again
             if error.code != "context_length_exceeded" or limit is None:
                 raise
-            # As in EngineBackend, retry with as many tokens as the context leaves; no token has been sent yet.
+            # As in LocalBackend, retry with as many tokens as the context leaves; no token has been sent yet.
             async with aclosing(self._answer(body)) as answer:
                 async for delta in answer:
                     yield delta

@@ -10,7 +10,7 @@ import gradio as gr
 from videollama2.constants import BUILT_IN_MODELS
 from videollama2.media.kinds import AUDIO, IMAGE, VIDEO
 from videollama2.serve.page import errors as page_errors
-from videollama2.serve.page.backends import Backend
+from videollama2.serve.page.backends import PageBackend
 from videollama2.serve.page.conversation import Conversation, Turn
 from videollama2.serve.page.examples import shown_examples
 from videollama2.serve.page.frames import Values
@@ -47,7 +47,7 @@ class Choices:
         widgets: widgets of the page.
     """
 
-    def __init__(self, backend: Backend, widgets: Widgets) -> None:
+    def __init__(self, backend: PageBackend, widgets: Widgets) -> None:
         self.backend, self.widgets = backend, widgets
 
     async def models(self) -> list[str]:

@@ -14,7 +14,7 @@ from videollama2.constants import MAX_SEED
 from videollama2.errors import MediaError
 from videollama2.media.kinds import AUDIO, VIDEO
 from videollama2.serve.page import errors as page_errors
-from videollama2.serve.page.backends import Backend
+from videollama2.serve.page.backends import PageBackend
 from videollama2.serve.page.buttons import buttons
 from videollama2.serve.page.choices import Choices, Updates, is_compared
 from videollama2.serve.page.conversation import Conversation, Turn
@@ -67,7 +67,7 @@ class Events:
         widgets: widgets of the page.
     """
 
-    def __init__(self, backend: Backend, settings: PageSettings, widgets: Widgets) -> None:
+    def __init__(self, backend: PageBackend, settings: PageSettings, widgets: Widgets) -> None:
         self.backend, self.settings, self.widgets = backend, settings, widgets
         self.running: dict[str, asyncio.Event] = {}
         """Events by session; setting one stops the session's answer."""

@@ -8,7 +8,7 @@ from typing import Any
 from videollama2.errors import MediaError, VideoLlama2Error
 from videollama2.media.kinds import AUDIO, VIDEO
 from videollama2.serve.page import errors as page_errors
-from videollama2.serve.page.backends import Backend, kind_of_upload
+from videollama2.serve.page.backends import PageBackend, kind_of_upload
 from videollama2.serve.page.conversation import Medium
 from videollama2.serve.page.layout import HEAR_ONLY, SEE_AND_HEAR, Widgets
 from videollama2.serve.page.notices import alert
@@ -32,7 +32,7 @@ class FrameStrips:
         max_media: maximum number of media of one question.
     """
 
-    def __init__(self, backend: Backend, widgets: Widgets, max_media: int) -> None:
+    def __init__(self, backend: PageBackend, widgets: Widgets, max_media: int) -> None:
         self.backend, self.widgets, self.max_media = backend, widgets, max_media
         self._thumbnails: dict[int, Thumbnails] = {}
         self._drawing = 0

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from videollama2.serve.page import errors as page_errors
-from videollama2.serve.page.backends import Backend
+from videollama2.serve.page.backends import PageBackend
 from videollama2.serve.page.conversation import Conversation, Turn
 from videollama2.serve.page.pacing import paced
 
@@ -40,7 +40,7 @@ class Lane:
 
 
 async def answer_together(
-    backend: Backend, lanes: Sequence[Lane], options: Mapping[str, Any], stop: asyncio.Event
+    backend: PageBackend, lanes: Sequence[Lane], options: Mapping[str, Any], stop: asyncio.Event
 ) -> AsyncGenerator[Lane, None]:
     """Answer the last turn of every lane concurrently; yield a lane whenever more of its answer can be drawn.
 

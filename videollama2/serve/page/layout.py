@@ -13,7 +13,7 @@ from videollama2.serve.page.examples import DEMO, shown_examples
 from videollama2.serve.page.keeping import served_from
 from videollama2.serve.page.thumbnails import EMPTY
 from videollama2.serve.page.uploads import RecordedSound, RecordedVideo, UploadedFiles
-from videollama2.serve.page.votes import KINDS, VoteLog
+from videollama2.serve.page.votes import VOTES, VoteLog
 
 TITLE = "VideoLLaMA 2"
 
@@ -134,7 +134,7 @@ class Widgets:
         }
 
 
-def draw(settings: PageSettings) -> Widgets:
+def draw_page(settings: PageSettings) -> Widgets:
     """Draw the page into the current Gradio block, and return its widgets."""
     gr.HTML(HEADER)
     with gr.Row(elem_id="vl-main", equal_height=False):
@@ -333,5 +333,5 @@ def _action(name: str, text: str, settings: PageSettings) -> gr.Button:
         scale=0,
         elem_id=f"vl-{name}",
         elem_classes="vl-action",
-        visible=settings.log is not None or name not in KINDS,
+        visible=settings.log is not None or name not in VOTES,
     )

@@ -22,7 +22,7 @@ from videollama2.serve.settings import MediaPolicy, is_loopback
 from videollama2.serve.web.server import HEADER_TIMEOUT_S, bind, server_config
 
 if TYPE_CHECKING:
-    from videollama2.serve.page.backends import Backend
+    from videollama2.serve.page.backends import PageBackend
 
 
 def add_page_flags(parser: argparse.ArgumentParser, max_upload_mb: int) -> None:
@@ -276,7 +276,7 @@ def _public_address(port: int) -> str:
         raise ConfigError(f"--share: no public address could be opened ({error})") from error
 
 
-def run_page(make_backend: Callable[[MediaPolicy], Backend], args: argparse.Namespace) -> None:
+def run_page(make_backend: Callable[[MediaPolicy], PageBackend], args: argparse.Namespace) -> None:
     """Serve a page until Ctrl-C or SIGTERM, with a back end that is made after the flags have been checked.
 
     Args:

@@ -34,7 +34,7 @@ EMPTY = (
 )
 
 
-class Reader(Protocol):
+class MediaDecoder(Protocol):
     """Decodes untrusted media; implemented by :class:`videollama2.serve.untrusted_media.sandbox.Sandbox`."""
 
     async def read_timed(self, kind: str, source: Any, options: Mapping[str, Any] | None = None) -> Any: ...
@@ -49,7 +49,7 @@ class Thumbnails:
         reader: reader that decodes media in another process.
     """
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: MediaDecoder) -> None:
         self.reader = reader
         self._strips: LruStore[tuple[Any, ...], str] = LruStore(_MAX_STRIPS)
 

@@ -30,7 +30,7 @@ from typing import Any
 from videollama2.errors import ConfigError, VideoLlama2Error
 from videollama2.serve.page.conversation import Conversation, Medium
 
-KINDS = ("up", "down", "flag")
+VOTES = ("up", "down", "flag")
 
 MAX_BYTES = 1 << 30
 """Size at which the log takes no more votes, so that visitors cannot fill the disk."""

@@ -25,7 +25,7 @@ def draw_sound(sound: Sound, of_video: bool) -> str:
         of_video: whether it is the sound of a video, which is heard in windows.
     """
     title = title_of(sound, of_video)
-    levels = levels_of(sound)
+    levels = bar_levels(sound)
     gain = min(1.0 / max(levels.max(), _QUIET), _LOUDEST_GAIN)
     bars = []
     for number, level in enumerate(levels):
@@ -39,7 +39,7 @@ def draw_sound(sound: Sound, of_video: bool) -> str:
     return f'<section class="vl-frames vl-wave{silent}"><header>{escape(title)}</header>{picture}</section>'
 
 
-def levels_of(sound: Sound) -> np.ndarray:
+def bar_levels(sound: Sound) -> np.ndarray:
     """Return the highest amplitude within each of :data:`BARS` equal parts of the clip, without the padding behind."""
     loudness_S = np.abs(sound.wave_S)
     audible = np.flatnonzero(loudness_S > _QUIET)

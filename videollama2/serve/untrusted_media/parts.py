@@ -9,13 +9,13 @@ from typing import Any
 from videollama2.media.frames import FrameSampling
 from videollama2.media.kinds import AUDIO, VIDEO
 from videollama2.serve.untrusted_media.replies import frame_bytes
-from videollama2.serve.untrusted_media.sandbox import Sandbox, Source
+from videollama2.serve.untrusted_media.sandbox import EncodedSource, Sandbox
 
 _OF_SOUND = ("use_audio", "windows")
 
 
 @dataclass(frozen=True)
-class ReadPart:
+class DecodedPart:
     """A medium that was read.
 
     Attributes:
@@ -29,7 +29,7 @@ class ReadPart:
     note: str | None = None
 
 
-async def read_part(sandbox: Sandbox, kind: str, source: Source, options: Mapping[str, Any]) -> ReadPart:
+async def decode_part(sandbox: Sandbox, kind: str, source: EncodedSource, options: Mapping[str, Any]) -> DecodedPart:
     """Decode a medium.
 
     Args:
@@ -42,18 +42,18 @@ async def read_part(sandbox: Sandbox, kind: str, source: Source, options: Mappin
     """
     if kind == AUDIO:
         sound = await sandbox.hear(source, options)
-        return ReadPart({"type": AUDIO, AUDIO: sound}, sound.wave_S.nbytes, sound.note)
+        return DecodedPart({"type": AUDIO, AUDIO: sound}, sound.wave_S.nbytes, sound.note)
     sampling = {name: value for name, value in options.items() if name not in _OF_SOUND}
     frames = await sandbox.read(kind, source, sampling)
     if kind != VIDEO:
-        return ReadPart({"type": kind, kind: frames}, frame_bytes(frames))
+        return DecodedPart({"type": kind, kind: frames}, frame_bytes(frames))
     # The model gets all of the frames: they were already sampled when the video was read.
     part = {"type": VIDEO, VIDEO: frames, "num_frames": len(frames)}
     if not options.get("use_audio"):
-        return ReadPart(part, frame_bytes(frames))
+        return DecodedPart(part, frame_bytes(frames))
     sound = await sandbox.hear(source, sound_options(options))
     size = frame_bytes(frames) + sound.wave_S.nbytes
-    return ReadPart({**part, VIDEO: {VIDEO: frames, AUDIO: sound}}, size, sound.note)
+    return DecodedPart({**part, VIDEO: {VIDEO: frames, AUDIO: sound}}, size, sound.note)
 
 
 def sound_options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from videollama2.serve.untrusted_media.errors import RefusedMediaError
 from videollama2.serve.untrusted_media.process import Child, ChildError, ChildLimits
 from videollama2.serve.untrusted_media.replies import Decoded, Frames, InvalidReplyError, frames_of, size_of, sound_of
 
-Source = bytes | Path | Sequence[bytes]
+EncodedSource = bytes | Path | Sequence[bytes]
 """An encoded image, video or sound, its path, or a list of encoded frames."""
 
 JOBS_PER_PROCESS = 256
@@ -38,7 +38,7 @@ JOBS_PER_PROCESS = 256
 
 CACHE_BYTES = 256 << 20
 
-Result = Decoded | Sound
+DecodedMedium = Decoded | Sound
 
 _log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class Sandbox:
         self.policy, self.resize, self.num_frames, self.rules = policy, resize, num_frames, rules or ClipRules()
         self.started = 0
         """Number of processes started so far."""
-        self.cache: LruStore[bytes, Result] = LruStore(cache_bytes, size_of)
+        self.cache: LruStore[bytes, DecodedMedium] = LruStore(cache_bytes, size_of)
         """Decoded media by a hash of what they were decoded from."""
         self._limits = ChildLimits.of(policy, jobs_per_process)
         self._threads = ThreadPoolExecutor(policy.decode_processes, thread_name_prefix="videollama2-sandbox")
@@ -100,11 +100,11 @@ class Sandbox:
         rules = ClipRules.of(config.audio_config) if config.hears else None
         return cls(policy, resize, num_frames=config.num_frames, rules=rules, **options)
 
-    async def read(self, kind: str, source: Source, options: Mapping[str, Any] | None = None) -> Frames:
+    async def read(self, kind: str, source: EncodedSource, options: Mapping[str, Any] | None = None) -> Frames:
         """Return the frames of one medium; see :meth:`read_timed`."""
         return (await self.read_timed(kind, source, options)).frames
 
-    async def read_timed(self, kind: str, source: Source, options: Mapping[str, Any] | None = None) -> Decoded:
+    async def read_timed(self, kind: str, source: EncodedSource, options: Mapping[str, Any] | None = None) -> Decoded:
         """Return the frames of one medium with their times. The arrays are shared and must not be written to.
 
         Args:
@@ -121,7 +121,7 @@ class Sandbox:
         assert isinstance(found, Decoded)
         return found
 
-    async def hear(self, source: Source, options: Mapping[str, Any] | None = None) -> Sound:
+    async def hear(self, source: EncodedSource, options: Mapping[str, Any] | None = None) -> Sound:
         """Return the clip of a sound that a model hears. Its wave is shared and must not be written to.
 
         Args:
@@ -140,7 +140,7 @@ class Sandbox:
         assert isinstance(found, Sound)
         return found
 
-    async def _result(self, asked: dict[str, Any], source: Source) -> Result:
+    async def _result(self, asked: dict[str, Any], source: EncodedSource) -> DecodedMedium:
         """Return the result of a job, from the cache if it is there."""
         header = {
             **asked,
@@ -193,7 +193,7 @@ class Sandbox:
             )
         return asdict(replace(sampling, max_frames=min(sampling.max_frames, self.policy.max_frames)))
 
-    def _blobs(self, kind: str, source: Source) -> list[Any]:
+    def _blobs(self, kind: str, source: EncodedSource) -> list[Any]:
         if isinstance(source, Path):
             blobs: list[Any] = [_read_file(source, self.policy.max_bytes)]
         elif isinstance(source, bytes):
@@ -210,7 +210,7 @@ class Sandbox:
 
     # ---------------------------------------------------------------------------------------- requests that share a job
 
-    async def _share(self, key: bytes, header: dict[str, Any], blobs: list[Any]) -> Result:
+    async def _share(self, key: bytes, header: dict[str, Any], blobs: list[Any]) -> DecodedMedium:
         """Decode once for all concurrent requests for the same medium, and stop when the last of them is cancelled."""
         flight = self._flights.get(key)
         if flight is None:
@@ -226,7 +226,7 @@ class Sandbox:
                 self._flights.pop(key, None)
                 flight.task.cancel()
 
-    async def _decode(self, key: bytes, header: dict[str, Any], blobs: list[Any]) -> Result:
+    async def _decode(self, key: bytes, header: dict[str, Any], blobs: list[Any]) -> DecodedMedium:
         job = _Job(header, blobs)
         try:
             decoded = await asyncio.get_running_loop().run_in_executor(self._threads, self._run, job)
@@ -242,7 +242,7 @@ class Sandbox:
 
     # ------------------------------------------------------------------------------------------------- on a pool thread
 
-    def _run(self, job: _Job) -> Result:
+    def _run(self, job: _Job) -> DecodedMedium:
         child = self._child()
         if not job.take(child):
             raise ChildError("crash", "the client has left")
@@ -294,7 +294,7 @@ class Sandbox:
         text = _MESSAGES[reason].format(kind=kind, pixels=self.policy.max_pixels, seconds=self.policy.decode_timeout_s)
         return RefusedMediaError(text, _CODES.get(reason, "invalid_media"), detail=detail)
 
-    def _checked(self, header: dict[str, Any], reply: dict[str, Any], arrays: list[bytearray]) -> Result:
+    def _checked(self, header: dict[str, Any], reply: dict[str, Any], arrays: list[bytearray]) -> DecodedMedium:
         """Return the reply's bytes as a result. A client may have taken over the process, so everything is checked."""
         kind = header["kind"]
         try:
@@ -322,7 +322,7 @@ def _accepted(make: Callable[..., _Sampling], options: Mapping[str, Any]) -> _Sa
 
 @dataclass
 class _Flight:
-    task: asyncio.Future[Result]
+    task: asyncio.Future[DecodedMedium]
     waiting: int = 0
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from urllib.parse import urlsplit
 
-from videollama2.serve.settings import is_address
+from videollama2.serve.settings import is_ip_address
 
 
 def name_of(authority: str) -> str:
@@ -26,6 +26,6 @@ def is_known_name(name: str, names: Collection[str] = ()) -> bool:
     Args:
         names: further names; a name that begins with a dot covers everything below that domain.
     """
-    if name == "localhost" or is_address(name):
+    if name == "localhost" or is_ip_address(name):
         return True
     return any(name == known or known.startswith(".") and name.endswith(known) for known in names if name)

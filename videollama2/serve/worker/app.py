@@ -18,7 +18,7 @@ from videollama2.serve.web.app import make_app
 from videollama2.serve.web.errors import ApiError, shutting_down
 from videollama2.serve.web.metrics import CONTENT_TYPE
 from videollama2.serve.web.streaming import while_connected
-from videollama2.serve.worker.backend import EngineBackend
+from videollama2.serve.worker.handlers import WorkerHandlers
 from videollama2.serve.worker.metrics import ServeMetrics
 from videollama2.serve.worker.service import ChatService
 
@@ -121,7 +121,7 @@ def make_worker_app(
         return "the engine has stopped" if service.engine.closed else None
 
     app = make_app("VideoLLaMA 2 worker", security, ready=ready, lifespan=lifespan)
-    app.include_router(openai_router(EngineBackend(service)))
+    app.include_router(openai_router(WorkerHandlers(service)))
 
     @app.post("/worker_get_status")
     async def worker_get_status() -> WorkerStatus:

@@ -165,7 +165,7 @@ def add_replica_engine_flag(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def check_installed(engines: Iterable[str]) -> None:
+def check_engines_installed(engines: Iterable[str]) -> None:
     """Check that the packages of engines of other projects are installed.
 
     Raises:

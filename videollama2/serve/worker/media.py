@@ -12,7 +12,7 @@ from videollama2.media.kinds import AUDIO
 from videollama2.serve.api.messages import MediumAsked
 from videollama2.serve.untrusted_media.errors import RefusedMediaError
 from videollama2.serve.untrusted_media.fetch import MediaFetcher
-from videollama2.serve.untrusted_media.parts import ReadPart, read_part
+from videollama2.serve.untrusted_media.parts import DecodedPart, decode_part
 from videollama2.serve.untrusted_media.sandbox import Sandbox
 from videollama2.serve.untrusted_media.urls import is_of_video
 from videollama2.serve.web.errors import ApiError
@@ -46,7 +46,7 @@ class MediaDesk:
         self.fetcher = fetcher
         self._config, self._sandbox, self._raw, self._retry_after_s = config, sandbox, raw, retry_after_s
 
-    async def read_all(self, asked: Sequence[MediumAsked]) -> list[ReadPart]:
+    async def read_all(self, asked: Sequence[MediumAsked]) -> list[DecodedPart]:
         """Read all media of a request. If one cannot be read, the reading of the others is stopped.
 
         Raises:
@@ -74,7 +74,7 @@ class MediaDesk:
         except PromptError as error:
             raise ApiError(400, str(error), code="modality_not_supported", param=medium.param) from error
 
-    async def _read(self, medium: MediumAsked) -> ReadPart:
+    async def _read(self, medium: MediumAsked) -> DecodedPart:
         try:
             # The bound is known before a byte is fetched (the length of a data URL, else the largest size allowed), and
             # holds until the bytes are decoded and dropped.
@@ -85,7 +85,7 @@ class MediaDesk:
                     options["of_video"] = await asyncio.to_thread(is_of_video, medium.url, source)
                 elif medium.use_audio:
                     options |= {"use_audio": True, "windows": medium.windows}
-                found = await read_part(self._sandbox, medium.kind, source, options)
+                found = await decode_part(self._sandbox, medium.kind, source, options)
                 if found.note is not None:
                     _log.info("%s: %s", medium.param, found.note)
                 return found
@@ -99,7 +99,7 @@ class MediaDesk:
             ) from error
 
 
-def with_media(messages: Sequence[dict[str, Any]], media: Sequence[ReadPart]) -> Iterator[dict[str, Any]]:
+def with_media(messages: Sequence[dict[str, Any]], media: Sequence[DecodedPart]) -> Iterator[dict[str, Any]]:
     """Yield the messages with media in their bare parts, in reading order."""
     left = iter(media)
     for message in messages:

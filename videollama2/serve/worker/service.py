@@ -32,7 +32,7 @@ from videollama2.serve.api.messages import (
 from videollama2.serve.api.request import ChatRequest
 from videollama2.serve.api.sampling import AnswerForm
 from videollama2.serve.untrusted_media.fetch import MediaFetcher
-from videollama2.serve.untrusted_media.parts import ReadPart
+from videollama2.serve.untrusted_media.parts import DecodedPart
 from videollama2.serve.untrusted_media.sandbox import Sandbox
 from videollama2.serve.web.errors import ApiError, model_not_found, server_fault, shutting_down
 from videollama2.serve.worker.budget import Budget, WaitingBudget
@@ -205,7 +205,7 @@ class ChatService:
         return answers
 
     def _hand_in(
-        self, request: ChatRequest, messages: Sequence[dict[str, Any]], media: Sequence[ReadPart], count: int
+        self, request: ChatRequest, messages: Sequence[dict[str, Any]], media: Sequence[DecodedPart], count: int
     ) -> list[Answer]:
         # Values that the template does not read are left out, so that a client may send enable_thinking to any model.
         known = template_variables(self.tokenizer)

@@ -1,4 +1,4 @@
-"""The back end of a worker's routes, which is a single engine."""
+"""The functions behind a worker's OpenAI routes, which answer with one engine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from videollama2.serve.api.completions import CompletionRequest
 from videollama2.serve.api.reply import Tokenized
 from videollama2.serve.api.request import ChatRequest
 from videollama2.serve.api.responses import ResponsesRequest
-from videollama2.serve.api.routes import Asked
+from videollama2.serve.api.routes import AnyRequest
 from videollama2.serve.worker.chat_reply import answer_chat
 from videollama2.serve.worker.completion_reply import answer_completion
 from videollama2.serve.worker.responses_reply import answer_response
@@ -19,8 +19,8 @@ from videollama2.serve.worker.service import ChatService
 from videollama2.serve.worker.texts import tokenized
 
 
-class EngineBackend:
-    """Answers with one engine; a :class:`videollama2.serve.api.routes.Backend`."""
+class WorkerHandlers:
+    """Answers requests with one engine; a :class:`videollama2.serve.api.routes.ApiHandlers`."""
 
     def __init__(self, service: ChatService) -> None:
         self.service = service
@@ -29,8 +29,8 @@ class EngineBackend:
         """Return the one model of the worker with its limit on tokens."""
         return {self.service.model_name: self.service.engine.max_length}
 
-    async def answer(self, path: str, body: Asked, request: Request) -> Response:
-        """See :class:`videollama2.serve.api.routes.Backend`."""
+    async def answer(self, path: str, body: AnyRequest, request: Request) -> Response:
+        """See :class:`videollama2.serve.api.routes.ApiHandlers`."""
         service = self.service
         if isinstance(body, ChatRequest):
             return await answer_chat(service, body)

@@ -1,4 +1,4 @@
-"""Answers the requests of a batch in this process, through the application of a worker of ``videollama2 serve``."""
+"""A worker's service in this process, and a client that sends it the requests of a batch without a network."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def name_of_model(args: argparse.Namespace) -> str:
 
 
 @contextmanager
-def open_service(args: argparse.Namespace) -> Iterator[Any]:
+def local_service(args: argparse.Namespace) -> Iterator[Any]:
     """Run a worker's service in this process.
 
     Args:
@@ -69,11 +69,11 @@ def _open_engine(args: argparse.Namespace) -> AbstractContextManager[BackEnd]:
     return Engine(model, processor, **sizes)
 
 
-class Answering:
+class LocalClient:
     """Sends requests to a service; an asynchronous context manager.
 
     Args:
-        service: see :func:`open_service`.
+        service: see :func:`local_service`.
     """
 
     def __init__(self, service: Any) -> None:
@@ -88,7 +88,7 @@ class Answering:
         # Enough requests to refill the running batch while its oldest answer is still being generated.
         self.free = asyncio.Semaphore(min(3 * self._engine.max_batch, self._engine.max_queue))
 
-    async def __aenter__(self) -> Answering:
+    async def __aenter__(self) -> LocalClient:
         return self
 
     async def __aexit__(self, *error: object) -> None:
