@@ -246,7 +246,7 @@ def test_few_and_many_rows_are_multiplied_by_the_same_weight(bias, dtype, monkey
 
 
 def test_another_order_of_weights_than_the_known_ones_is_refused(monkeypatch):
-    monkeypatch.setattr(int4, "pack", lambda integers: integers[:, ::2].to(torch.uint8).contiguous())
+    monkeypatch.setattr(int4, "pack_int4", lambda integers: integers[:, ::2].to(torch.uint8).contiguous())
     with pytest.raises(ConfigError, match="in an order that is not known here; use --load-8bit"):
         int4.kernel_order.__wrapped__()
 
