@@ -32,7 +32,7 @@ from lock_step import SHAPES, Costs, operations
 from videollama2.config import VideoLlama2Config
 from videollama2.constants import IGNORE_INDEX
 from videollama2.inference.decoder import Decoder
-from videollama2.model.connectors import num_visual_tokens
+from videollama2.model.connectors import tokens_of_clip
 from videollama2.model.connectors.base import Shown
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 
@@ -80,7 +80,7 @@ class ModelCosts:
         self.patches = config.patches_per_side**2
 
     def visual(self, frames: int) -> int:
-        return num_visual_tokens(self.config.mm_projector_type, frames, self.config.patches_per_side)
+        return tokens_of_clip(self.config, frames)
 
     def vision(self, frames: int) -> float:
         """Operations of encoder and connector."""
@@ -195,7 +195,7 @@ def measured() -> dict[str, list[tuple[int, float, float]]]:
     formulas = ModelCosts(model.config)
     side, hidden = model.config.vision_config.image_size, model.config.text_config.hidden_size
     tables: dict[str, list[tuple[int, float, float]]] = {"frames": [], "prompt": []}
-    width = num_visual_tokens(model.config.mm_projector_type, 8, model.config.patches_per_side) + QUESTION
+    width = tokens_of_clip(model.config, 8) + QUESTION
     for frames in FRAMES:
         pixels_TCHW = torch.randn(frames, 3, side, side)
         seconds = processor_seconds(lambda pixels_TCHW=pixels_TCHW: model.get_video_features(pixels_TCHW[None]))

@@ -32,7 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from videollama2.config import VideoLlama2Config
 from videollama2.data.packing import pack_rows
 from videollama2.data.sampler import MixtureSampler, ModalityLengthSampler
-from videollama2.model.connectors import num_visual_tokens
+from videollama2.model.connectors import tokens_of_clip
 from videollama2.model.connectors.base import Shown
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 
@@ -106,7 +106,7 @@ class Costs:
         patches = torch.zeros(frames, config.patches_per_side**2, config.mm_hidden_size, device="meta")
         layers = inner.language_model.layers
         self.frames = frames
-        self.visual = num_visual_tokens(config.mm_projector_type, frames, config.patches_per_side)
+        self.visual = tokens_of_clip(config, frames)
         self.token = 2 * sum(p.numel() for p in layers.parameters())
         self.pair = 4 * config.text_config.num_hidden_layers * config.text_config.hidden_size / 2  # causal: half of it
         self.label = 2 * model.lm_head.weight.numel()

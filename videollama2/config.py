@@ -112,6 +112,11 @@ class VideoLlama2Config(PreTrainedConfig):
         self._check()
 
     @property
+    def still_frames(self) -> int:
+        """Number of equal frames that a still image counts as: the model's number of frames (published)."""
+        return self.num_frames
+
+    @property
     def mm_hidden_size(self) -> int:
         """Width of the vision encoder's features (published field)."""
         return self._sight.hidden_size

@@ -116,14 +116,26 @@ class AnswerFlags:
         return cls(args.max_new_tokens, args.temperature, args.top_p, args.seed)
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise ConfigError(f"--max-new-tokens (max_new_tokens) must be at least 1, got {self.max_new_tokens}")
+        check_max_new_tokens(self.max_new_tokens)
         if not 0 <= self.temperature < float("inf"):
             raise ConfigError(f"--temperature must be 0 or a positive number, got {self.temperature}")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ConfigError(f"--top-p must be above 0 and at most 1, got {self.top_p}")
         if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
             raise ConfigError(f"--seed must be from 0 to 2**63 - 1, got {self.seed}")
+
+
+def add_max_new_tokens_flag(
+    group: argparse._ActionsContainer, default: int | None, text: str = "longest answer (default %(default)s)"
+) -> None:
+    """Add ``--max-new-tokens``; :func:`check_max_new_tokens` checks its value."""
+    group.add_argument("--max-new-tokens", type=int, default=default, metavar="N", help=text)
+
+
+def check_max_new_tokens(value: int | None) -> None:
+    """Raise ConfigError unless the value of ``--max-new-tokens`` is None or a possible length of an answer."""
+    if value is not None and value < 1:
+        raise ConfigError(f"--max-new-tokens (max_new_tokens) must be at least 1, got {value}")
 
 
 def add_answer_flags(
@@ -135,7 +147,7 @@ def add_answer_flags(
 ) -> None:
     """Add ``--max-new-tokens``, ``--temperature``, ``--top-p`` and ``--seed``, with these defaults."""
     usual = {True: "", False: " (default %(default)s)"}
-    group.add_argument("--max-new-tokens", type=int, default=max_new_tokens, metavar="N", help=max_new_tokens_help)
+    add_max_new_tokens_flag(group, max_new_tokens, max_new_tokens_help)
     group.add_argument(
         "--temperature",
         type=float,

@@ -17,7 +17,7 @@ from videollama2.data.media_cache import FrameCache
 from videollama2.data.record import Record, RecordMedium
 from videollama2.errors import ConfigError, DataError, MediaError, PromptError
 from videollama2.media.audio import SoundSampling
-from videollama2.media.frames import FrameSampling
+from videollama2.media.frames import FrameSampling, frames_or_own
 from videollama2.media.kinds import AUDIO, KINDS, VIDEO
 from videollama2.media.video import count_frames
 from videollama2.processing import ReadOptions, VideoLlama2Processor, expand_placeholders, media_tokens
@@ -141,7 +141,7 @@ class SampleReader:
     def _counts_of(self, medium: RecordMedium) -> list[int]:
         """Return the number of tokens of each part of a medium."""
         config = self.processor.model_config
-        frames = {VIDEO: self.frames(medium)}  # of other kinds, the number is the configuration's
+        frames = {VIDEO: self.frames(medium)} if medium.kind == VIDEO else {}
         try:
             return [media_tokens(config, kind, frames.get(kind)) for kind in medium.parts]
         except ConfigError as error:
@@ -150,10 +150,10 @@ class SampleReader:
             number = f"'num_frames' {medium.num_frames}" if medium.num_frames else f"{self.sampling.fps or 1:g} fps"
             raise DataError(f"{medium.path}: {number}: {error}") from error
 
-    def frames(self, medium: RecordMedium) -> int | None:
-        """Return the number of a video's frames; None if it is the model's."""
-        if medium.num_frames is not None or medium.kind != VIDEO or not self.sampling.by_rate:
-            return medium.num_frames
+    def frames(self, medium: RecordMedium) -> int:
+        """Return the number of a video's frames that the model looks at."""
+        if medium.num_frames is not None or not self.sampling.by_rate:
+            return frames_or_own(medium.num_frames, self.processor.model_config.num_frames)
         if medium.counted is not None:
             return medium.counted
         return count_frames(source_of(medium.path), medium.sampling(self.sampling))

@@ -11,12 +11,13 @@ from videollama2.commands import add_debug_flag
 from videollama2.errors import DataError
 from videollama2.flags import (
     add_bounds_flags,
+    add_max_new_tokens_flag,
     add_model_flags,
     add_num_frames_flag,
     add_sampling_flag,
+    check_max_new_tokens,
     frame_options,
     model_options,
-    number,
 )
 
 
@@ -30,9 +31,7 @@ def add_inspect_command(commands: Any) -> None:
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="page to write; a .png is written beside it (default: inspect.html)"
     )
-    parser.add_argument(
-        "--max-new-tokens", type=number(1), default=32, metavar="N", help="longest answer (default %(default)s)"
-    )
+    add_max_new_tokens_flag(parser, default=32)
     add_model_flags(parser, device_help="default: cuda, else mps, else cpu")
     media = parser.add_argument_group("video")
     add_bounds_flags(media)
@@ -50,6 +49,7 @@ def inspect(args: argparse.Namespace) -> int:
     from videollama2.media.frames import FrameSampling
     from videollama2.media.sources import kind_of_path
 
+    check_max_new_tokens(args.max_new_tokens)
     kind, sampling = kind_of_path(args.medium), FrameSampling(**frame_options(args))
     model, processor, _ = model_init(args.model_path, **model_options(args))
     use_audio = False if args.no_audio else None

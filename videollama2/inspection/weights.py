@@ -179,7 +179,7 @@ def _sound_tokens(model: VideoLlama2ForConditionalGeneration, fbank_1TF: torch.T
 def _grid(model: VideoLlama2ForConditionalGeneration, kind: str, frames: int) -> tuple[tuple[int, int, int], int]:
     """Return the grid of the visual tokens, and the number of frames that they stand for."""
     config = model.config
-    shown = frames if kind == VIDEO else config.num_frames  # a still image counts as that many equal frames
+    shown = frames if kind == VIDEO else config.still_frames
     return token_grid(config.mm_projector_type, shown, config.patches_per_side), shown
 
 

@@ -67,6 +67,14 @@ def check_num_frames(num_frames: object, name: str = "num_frames") -> int:
     return count
 
 
+def frames_or_own(num_frames: int | None, own: int) -> int:
+    """Return the number of frames asked for, or the model's own number if none was. No other place decides this.
+
+    Callers that may also ask for a part of a video, or for a rate, have a :class:`FrameSampling` in place of a number.
+    """
+    return own if num_frames is None else num_frames
+
+
 @dataclass(frozen=True)
 class FrameSampling:
     """Defines which part of a video is used, how many frames of it, and by which rule they are chosen.
@@ -146,7 +154,7 @@ class FrameSampling:
             raise MediaError("num_frames and fps exclude each other")
 
     def for_model(self, num_frames: int = NUM_FRAMES) -> FrameSampling:
-        """Return the same with the model's number of frames where none was asked for. No other place decides this.
+        """Return the same with the model's number of frames where none was asked for, as :func:`frames_or_own`.
 
         Args:
             num_frames: of the model's configuration; by default the published number.

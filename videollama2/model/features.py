@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from videollama2.config import VideoLlama2Config
 from videollama2.errors import MediaError, PromptError
 from videollama2.model.base import Media, MediaFeatures
-from videollama2.model.connectors import build_connector, check_class_token, num_visual_tokens
+from videollama2.model.connectors import build_connector, check_class_token, tokens_of_clip
 from videollama2.model.connectors.audio import build_audio_projector
 from videollama2.model.connectors.base import Connector, Shown
 from videollama2.model.encoders import encode_frames, vision_encoder
@@ -124,7 +124,7 @@ class MediaFeaturesMixin:
 
         Args:
             pixel_values: (B, C, H, W). Each image is encoded once and treated as a clip of ``num_frames`` equal frames.
-            num_frames: defaults to ``config.num_frames``.
+            num_frames: defaults to ``config.still_frames``.
 
         Returns:
             ``pooler_output``: list of B tensors (N, D); ``last_hidden_state``: encoder features (B, patches, D).
@@ -133,9 +133,8 @@ class MediaFeaturesMixin:
         # equal.
         features_BND = self.encode_vision(pixel_values)
         _, connector = self._eyes()
-        tokens_BND = connector.forward_still(
-            to_connector(features_BND, connector), num_frames or self.config.num_frames
-        )
+        frames = self.config.still_frames if num_frames is None else num_frames
+        tokens_BND = connector.forward_still(to_connector(features_BND, connector), frames)
         return MediaFeatures(last_hidden_state=features_BND, pooler_output=list(tokens_BND))
 
     def get_video_features(self, pixel_values_videos: Media, **kwargs: Any) -> MediaFeatures:
@@ -175,15 +174,11 @@ class MediaFeaturesMixin:
         frames = [*([] if images_BCHW is None else [images_BCHW]), *videos]
         if not stills and not videos:
             frames, stills = [self._black()], 1
-        # Of a still, one frame is encoded and num_frames are shown; of a video, all frames are both.
-        shown = [Shown(1, self.config.num_frames)] * stills + [Shown(len(video), len(video)) for video in videos]
+        # Of a still, one frame is encoded and several are shown; of a video, all frames are both.
+        shown = [Shown(1, self.config.still_frames)] * stills + [Shown(len(video), len(video)) for video in videos]
         features_FND = self.encode_vision(torch.cat([part.to(self._vision_device()) for part in frames]))
-        config = self.config
         # The tokens of all media come back one after the other. How many belong to each is known in advance.
-        counts = [
-            num_visual_tokens(config.mm_projector_type, total, config.patches_per_side, config.keeps_class_token)
-            for _, total in shown
-        ]
+        counts = [tokens_of_clip(self.config, total) for _, total in shown]
         _, connector = self._eyes()
         tokens = connector(to_connector(features_FND, connector), shown).split(counts)
         return list(tokens[:stills]), list(tokens[stills:])

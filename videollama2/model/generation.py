@@ -11,7 +11,7 @@ from transformers.generation.candidate_generator import CandidateGenerator, Prom
 from transformers.generation.utils import GenerationMixin
 
 from videollama2.model.base import Media, MediaFeatures, VideoLlama2PreTrainedModel
-from videollama2.model.connectors import num_visual_tokens
+from videollama2.model.connectors import tokens_of_clip
 
 
 class VideoLlama2GenerationModel(VideoLlama2PreTrainedModel, GenerationMixin):
@@ -118,8 +118,7 @@ class VideoLlama2GenerationModel(VideoLlama2PreTrainedModel, GenerationMixin):
         config = self.config
         if name == "input_features":
             return config.hearing.tokens_of(medium.shape[0])
-        frames = config.num_frames if name == "pixel_values" else medium.shape[0]
-        return num_visual_tokens(config.mm_projector_type, frames, config.patches_per_side, config.keeps_class_token)
+        return tokens_of_clip(config, config.still_frames if name == "pixel_values" else medium.shape[0])
 
 
 class _OnText(LogitsProcessor):

@@ -10,8 +10,9 @@ import torch
 from videollama2.config import VideoLlama2Config
 from videollama2.constants import IGNORE_INDEX
 from videollama2.errors import PromptError
+from videollama2.media.frames import frames_or_own
 from videollama2.media.kinds import AUDIO, IMAGE, KINDS, VIDEO, with_article
-from videollama2.model.connectors import num_visual_tokens
+from videollama2.model.connectors import tokens_of_clip
 from videollama2.processing.read_options import ReadOptions
 from videollama2.prompting import Prompt
 
@@ -23,7 +24,7 @@ def media_tokens(config: VideoLlama2Config, kind: str, num_frames: int | None = 
 
     Args:
         num_frames: number of frames of a video or of a sound's filter bank; defaults to the configuration's. An image
-            counts as ``config.num_frames`` frames.
+            counts as ``config.still_frames`` frames.
 
     Raises:
         PromptError: this model has no encoder for the kind.
@@ -33,8 +34,8 @@ def media_tokens(config: VideoLlama2Config, kind: str, num_frames: int | None = 
         audio = config.audio_config
         assert audio is not None  # check_kind has made sure of that
         return audio.tokens_of(audio.clip_frames if num_frames is None else num_frames)
-    frames = config.num_frames if kind == IMAGE or num_frames is None else num_frames
-    return num_visual_tokens(config.mm_projector_type, frames, config.patches_per_side, config.keeps_class_token)
+    frames = config.still_frames if kind == IMAGE else frames_or_own(num_frames, config.num_frames)
+    return tokens_of_clip(config, frames)
 
 
 def planned_tokens(config: VideoLlama2Config, kind: str, options: ReadOptions) -> int | None:

@@ -235,8 +235,6 @@ def _set_media(
     """Write frame count and image shape into the configuration, where training, saving and inference read them."""
     config = model.config
     if data_args.num_frames is not None:
-        if data_args.num_frames < 1:
-            raise ConfigError(f"--num_frames {data_args.num_frames} is below 1")
         config.num_frames = data_args.num_frames
     shape = data_args.image_aspect_ratio or config.image_aspect_ratio or "square"
     config.image_aspect_ratio = shape

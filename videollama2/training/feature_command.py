@@ -113,7 +113,7 @@ class Sizes:
         (medium, kind), config = part, self.reader.processor.model_config
         if kind == AUDIO:
             return media_tokens(config, AUDIO) * config.mm_hidden_size_a * self.of_number
-        frames = 1 if kind == IMAGE else self.reader.frames(medium) or config.num_frames
+        frames = 1 if kind == IMAGE else self.reader.frames(medium)
         return frames * config.features_per_frame * config.mm_hidden_size * self.of_number
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from videollama2.config import VideoLlama2Config
-from videollama2.model.connectors import num_visual_tokens
+from videollama2.model.connectors import tokens_of_clip
 from videollama2.model.loss import CHUNK
 from videollama2.training.counted import CountedModel, Matrices, Precision
 from videollama2.training.fully_shard import layers_of
@@ -217,9 +217,7 @@ class Planner:
         config = self.config
         if not config.sees:
             return 0
-        return num_visual_tokens(
-            config.mm_projector_type, config.num_frames, config.patches_per_side, config.keeps_class_token
-        )
+        return tokens_of_clip(config, config.num_frames)
 
     def _activations(self, way: Way, load: Load) -> tuple[float, float]:
         """Return the bytes that are kept at the end of the forward pass, and those of the largest block."""

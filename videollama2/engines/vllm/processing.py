@@ -27,6 +27,7 @@ from videollama2.config import VideoLlama2Config
 from videollama2.engines.vllm.media import AnySource, EncodedSound, SourceItems, SourceParser, with_videos, zero_medium
 from videollama2.engines.vllm.prompts import Place, filler_id, split_prompt, text_marker
 from videollama2.errors import ConfigError, VideoLlama2Error
+from videollama2.media.frames import frames_or_own
 from videollama2.media.kinds import AUDIO, IMAGE, KINDS, VIDEO
 from videollama2.processing import VideoLlama2Processor, check_medium, media_tokens
 from videollama2.processing.options import HEARD, CallOptions
@@ -68,7 +69,7 @@ class VideoLlama2Info(BaseProcessingInfo):
             assert config.audio_config is not None  # a supported kind
             return config.audio_config.clip_frames
         limits = self.ctx.get_mm_config().limit_per_prompt.get(kind)
-        return 1 if kind == IMAGE else getattr(limits, "num_frames", None) or config.num_frames
+        return 1 if kind == IMAGE else frames_or_own(getattr(limits, "num_frames", None), config.num_frames)
 
 
 class VideoLlama2DummyInputs(BaseDummyInputsBuilder[VideoLlama2Info]):

@@ -12,6 +12,7 @@ from videollama2.engines import MAX_NEW_TOKENS
 from videollama2.inference.api import model_init
 from videollama2.inference.engine import Engine
 from videollama2.inference.request import Request
+from videollama2.media.frames import frames_or_own
 from videollama2.media.kinds import KINDS, VIDEO
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
@@ -53,7 +54,7 @@ class VideoLlama2(BaseModel):
         self._engine = Engine(model, self._processor, max_length=max_length)
         self._asked = {"max_new_tokens": longest or min(MAX_NEW_TOKENS, self._engine.max_length // 2), **asked}
         self._use_audio = use_audio
-        self.nframe: int | None = nframe or model.config.num_frames
+        self.nframe: int | None = frames_or_own(nframe or None, model.config.num_frames)
         self.fps: float | None = 1.0
         """Frames per second, used where ``nframe`` is None. A positive number tells VLMEvalKit that there is this."""
 

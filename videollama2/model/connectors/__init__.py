@@ -10,6 +10,8 @@ individually turn it into a token; those that need a square grid refuse it.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from videollama2.config_bounds import quoted
 from videollama2.errors import ConfigError
 from videollama2.model.connectors.base import Connector
@@ -21,6 +23,9 @@ from videollama2.model.connectors.stc import (
     StcConnectorV35,
     StpConnector,
 )
+
+if TYPE_CHECKING:
+    from videollama2.config import VideoLlama2Config
 
 CONNECTORS: dict[str, type[Connector]] = {
     "identity": IdentityConnector,
@@ -77,6 +82,15 @@ def token_grid(name: str, num_frames: int, patches_per_side: int) -> tuple[int, 
 def frames_of_slice(name: str, time_slice: int, num_frames: int) -> range:
     """Return the frames that a time slice of the tokens is made of; later parts of a connector widen this a little."""
     return _connector_class(name).frames_of(time_slice, num_frames)
+
+
+def tokens_of_clip(config: VideoLlama2Config, num_frames: int) -> int:
+    """Return the number of visual tokens that a model of this configuration makes of a clip of ``num_frames`` frames.
+
+    Raises:
+        ConfigError: see :func:`num_visual_tokens`.
+    """
+    return num_visual_tokens(config.mm_projector_type, num_frames, config.patches_per_side, config.keeps_class_token)
 
 
 def num_visual_tokens(name: str, num_frames: int, patches_per_side: int, class_token: bool = False) -> int:
