@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from random_model import MISTRAL_7B
+from random_model import MISTRAL_7B, SHAPES
 from torch.utils.flop_counter import FlopCounterMode
 
 from videollama2.config import VideoLlama2Config
@@ -40,18 +40,9 @@ SHARES = {"video": 0.13, "image": 0.82, "text": 0.05}
 MAX_LENGTH = 2048
 MEDIAN, MEAN = 134, 200
 
-QWEN2_7B = {
-    "model_type": "qwen2",
-    "vocab_size": 152064,
-    "hidden_size": 3584,
-    "intermediate_size": 18944,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 28,
-    "num_key_value_heads": 4,
-}
-SHAPES = {
+MODELS = {
     "SigLIP, 16 frames, stc_connector_v35, Qwen2-7B": {
-        "text_config": QWEN2_7B,
+        "text_config": {"model_type": "qwen2", "vocab_size": 152064, **SHAPES["7b"]},
         "mm_vision_tower": "google/siglip-so400m-patch14-384",
         "mm_projector_type": "stc_connector_v35",
         "num_frames": 16,
@@ -191,7 +182,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=4, help="records of a rank's micro-batch")
     parser.add_argument("--row-tokens", type=int, default=4096, help="tokens of a packed row")
     args = parser.parse_args()
-    for name, shape in SHAPES.items():
+    for name, shape in MODELS.items():
         costs = Costs(VideoLlama2Config(**shape))
         records = draw(args.records, costs.visual)
         floor = costs.of(records, None, StepSettings()) / len(records)
