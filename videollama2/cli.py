@@ -162,7 +162,7 @@ def _completion(args: argparse.Namespace) -> int:
     try:
         import shtab
     except ModuleNotFoundError as error:
-        raise MissingDependencyError("completion needs shtab: pip install shtab") from error
+        raise MissingDependencyError.of("completion needs shtab", "shtab") from error
     print(shtab.complete(build_parser("completion"), shell=args.shell))
     return 0
 

@@ -17,6 +17,8 @@
 The command line prints only the message and exits with code 2; ``--debug`` adds the traceback.
 """
 
+from __future__ import annotations
+
 SHOWN_CHARACTERS = 200
 """Maximum number of characters of a value in a message."""
 
@@ -81,6 +83,18 @@ class MissingDependencyError(VideoLlama2Error, ImportError):
     """An optional package is needed for this feature; the message says how to install it."""
 
     __str__ = Exception.__str__
+
+    @classmethod
+    def of(cls, need: str, what: str) -> MissingDependencyError:
+        """Return the error with the command that installs what is needed.
+
+        Args:
+            need: which feature needs which package.
+            what: a package, or an extra of this one such as ``[train]``. pip finds this package where it is installed,
+                also from a clone, and adds the packages of the extra.
+        """
+        package = f"'videollama2{what}'" if what.startswith("[") else what
+        return cls(f"{need}: pip install {package}")
 
 
 class EngineError(VideoLlama2Error, RuntimeError):

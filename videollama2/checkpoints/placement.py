@@ -130,7 +130,5 @@ def check_attention(name: str) -> None:
         try:
             import flash_attn  # noqa: F401
         except ImportError as error:
-            raise MissingDependencyError(
-                "attn_implementation 'flash_attention_2' needs the package flash-attn: "
-                "pip install flash-attn --no-build-isolation"
-            ) from error
+            need = "attn_implementation 'flash_attention_2' needs the package flash-attn"
+            raise MissingDependencyError.of(need, "flash-attn --no-build-isolation") from error

@@ -52,7 +52,7 @@ def quantization_config(bits: int, dtype: torch.dtype, double_quant: bool = True
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
-        raise MissingDependencyError(f"{bits} bits need the package bitsandbytes: pip install bitsandbytes") from error
+        raise MissingDependencyError.of(f"{bits} bits need the package bitsandbytes", "bitsandbytes") from error
     from transformers import BitsAndBytesConfig
 
     if bits == 8:

@@ -253,7 +253,7 @@ def _arrow(file: str) -> Any:
     try:
         import pyarrow
     except ModuleNotFoundError as error:
-        raise MissingDependencyError(f"{file}: reading it needs pyarrow: pip install 'videollama2[data]'") from error
+        raise MissingDependencyError.of(f"{file}: reading it needs pyarrow", "[data]") from error
     import pyarrow.ipc
 
     return pyarrow

@@ -206,7 +206,7 @@ def _pyarrow() -> Any:
     try:
         import pyarrow.parquet
     except ModuleNotFoundError as error:
-        raise MissingDependencyError("Parquet files need the package pyarrow: pip install pyarrow") from error
+        raise MissingDependencyError.of("Parquet files need pyarrow", "[data]") from error
     return pyarrow
 
 

@@ -19,8 +19,6 @@ from videollama2.ranks import own_device
 if TYPE_CHECKING:
     from videollama2.inference.back_end import BackEnd
 
-_SERVE_HINT = "videollama2 batch needs the packages of serving: pip install 'videollama2[serve]'"
-
 
 def name_of_model(args: argparse.Namespace) -> str:
     """Return what requests call the model."""
@@ -42,7 +40,7 @@ def local_service(args: argparse.Namespace) -> Iterator[Any]:
         from videollama2.serve.untrusted_media.sandbox import Sandbox
         from videollama2.serve.worker.app import WorkerService
     except ModuleNotFoundError as error:
-        raise MissingDependencyError(_SERVE_HINT) from error
+        raise MissingDependencyError.of("videollama2 batch needs the packages of serving", "[serve]") from error
     # The requests are the user's own, so they may name any file on this machine.
     policy = MediaPolicy(media_root=Path("/"), max_bytes=4 << 30)
     with _open_engine(args) as engine, closing(Sandbox.of(policy, engine.processor)) as sandbox:

@@ -82,7 +82,7 @@ def run_on_cluster(args: argparse.Namespace, flags: Sequence[str]) -> None:
 
         ray_train, torch_train = import_module("ray.train"), import_module("ray.train.torch")
     except ModuleNotFoundError as error:
-        raise MissingDependencyError("Ray Train is not installed: pip install 'videollama2[ray,train]'") from error
+        raise MissingDependencyError.of("Ray Train is not installed", "[ray,train]") from error
     out = args.output_dir.resolve()
     with joined():
         trainer = torch_train.TorchTrainer(

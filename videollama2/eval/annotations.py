@@ -171,7 +171,7 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
         import pyarrow.parquet as parquet
         from pyarrow import ArrowException
     except ImportError as error:
-        raise MissingDependencyError(f"{path}: reading a parquet file needs pyarrow: pip install pyarrow") from error
+        raise MissingDependencyError.of(f"{path}: reading it needs pyarrow", "[data]") from error
     try:
         return parquet.ParquetFile(path).read().to_pylist()
     except (OSError, ArrowException) as error:

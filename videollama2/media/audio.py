@@ -269,7 +269,7 @@ def _track(source: Any, limits: MediaLimits) -> SoundTrack:
     try:
         from videollama2.media.pyav.sound import SoundTrack
     except ModuleNotFoundError as error:
-        raise MissingDependencyError("reading sound needs PyAV: pip install av") from error
+        raise MissingDependencyError.of("reading sound needs PyAV", "av") from error
     return SoundTrack(source, name, limits)
 
 

@@ -34,7 +34,7 @@ class DecordReader(ReaderBase):
         try:
             import decord
         except ImportError as error:
-            raise MissingDependencyError("the video backend 'decord' needs: pip install decord") from error
+            raise MissingDependencyError.of("the video backend 'decord' needs the package decord", "decord") from error
         self.name, self._limits = name, limits
         if isinstance(source, (str, os.PathLike)):
             source = os.fspath(source)

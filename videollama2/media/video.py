@@ -34,7 +34,7 @@ def _pyav(source: Any, name: str, limits: MediaLimits) -> VideoReader:
     try:
         from videollama2.media.pyav.reader import PyAVReader
     except ModuleNotFoundError as error:
-        raise MissingDependencyError("reading videos needs PyAV: pip install av") from error
+        raise MissingDependencyError.of("reading videos needs PyAV", "av") from error
     return PyAVReader(source, name, limits)
 
 

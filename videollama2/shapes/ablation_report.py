@@ -118,7 +118,7 @@ def _draw(path: Path, finished: Sequence[AblationRun], groups: dict[str, Sequenc
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingDependencyError("the plot needs matplotlib: pip install matplotlib") from error
+        raise MissingDependencyError.of("the plot needs matplotlib", "[train]") from error
     named = by_connector(finished)
     figure = Figure(figsize=(8, 0.62 * len(named) + 1.2), layout="constrained")
     FigureCanvasSVG(figure)

@@ -52,7 +52,7 @@ def _check_compiler(device: torch.device) -> None:
         from torch.utils._triton import has_triton
 
         if not has_triton():
-            raise MissingDependencyError("--torch_compile needs the package triton on a GPU: pip install triton")
+            raise MissingDependencyError.of("--torch_compile needs the package triton on a GPU", "triton")
 
 
 @contextmanager

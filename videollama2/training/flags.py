@@ -219,4 +219,4 @@ class TrainingArguments(ObjectiveFlags, EvaluationFlags, transformers.TrainingAr
 
 def _need_package(name: str, flag: str) -> None:
     if find_spec(name) is None:
-        raise MissingDependencyError(f"{flag} needs the package {name}: pip install {name}")
+        raise MissingDependencyError.of(f"{flag} needs the package {name}", name)

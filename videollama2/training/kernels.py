@@ -23,9 +23,7 @@ def use_liger_kernels(model: VideoLlama2ForConditionalGeneration) -> None:
     try:
         from liger_kernel.transformers import monkey_patch  # pyright: ignore[reportMissingImports] - no dependency
     except ImportError as error:
-        raise MissingDependencyError(
-            "--use_liger_kernel needs the package liger-kernel: pip install liger-kernel"
-        ) from error
+        raise MissingDependencyError.of("--use_liger_kernel needs the package liger-kernel", "liger-kernel") from error
     patches: dict[str, Any] = monkey_patch.MODEL_TYPE_TO_APPLY_LIGER_FN
     decoder = model.get_decoder()
     kind = decoder.config.model_type

@@ -59,7 +59,7 @@ def add_lora(model: VideoLlama2ForConditionalGeneration, args: LoraFlags) -> Non
     try:
         from peft import LoraConfig
     except ImportError as error:
-        raise MissingDependencyError("--lora_enable needs the package peft: pip install peft") from error
+        raise MissingDependencyError.of("--lora_enable needs the package peft", "peft") from error
     targets: list[str] = []
     idle: list[str] = []
     for part in (part for part in LORA_PARTS if part in args.adapted_parts):

@@ -61,7 +61,7 @@ def draw_curves(curves: dict[str, Curve]) -> Any:
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator
     except ImportError as error:
-        raise MissingDependencyError("loss.png needs matplotlib: pip install 'videollama2[train]'") from error
+        raise MissingDependencyError.of("loss.png needs matplotlib", "[train]") from error
     figure = Figure(figsize=(9.6, 5.4), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()

@@ -93,7 +93,7 @@ def _asked(args: argparse.Namespace, lines: Sequence[BatchLine], at_once: int) -
     try:
         from ray.data import ActorPoolStrategy, DataContext, from_items
     except ImportError as error:
-        raise MissingDependencyError("Ray Data is not installed: pip install 'videollama2[ray]'") from error
+        raise MissingDependencyError.of("Ray Data is not installed", "[ray]") from error
     _quiet()
     context = DataContext.get_current()
     context.enable_progress_bars = False

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         from videollama2.engines.ray.core import joined
     except ModuleNotFoundError as error:
-        raise MissingDependencyError("Ray Serve is not installed: pip install 'videollama2[ray]'") from error
+        raise MissingDependencyError.of("Ray Serve is not installed", "[ray]") from error
     from videollama2.serve.web.server import warn_if_open
 
     warn_if_open(args.host, read_security(args))

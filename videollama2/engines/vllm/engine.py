@@ -118,7 +118,7 @@ class VllmEngine:
             from vllm.engine.arg_utils import AsyncEngineArgs
             from vllm.v1.engine.async_llm import AsyncLLM
         except ModuleNotFoundError as error:
-            raise MissingDependencyError("the engine vllm needs vLLM: pip install 'videollama2[vllm]'") from error
+            raise MissingDependencyError.of("the engine vllm needs vLLM", "[vllm]") from error
         try:
             arguments = AsyncEngineArgs(**fields)
         except TypeError as error:

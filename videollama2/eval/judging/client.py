@@ -187,9 +187,7 @@ def _import_openai() -> Any:
     try:
         import openai
     except ImportError as error:
-        raise MissingDependencyError(
-            "a judge behind an API needs the openai package: pip install 'videollama2[eval]' (or openai>=1)"
-        ) from error
+        raise MissingDependencyError.of("a judge behind an API needs the package openai", "[eval]") from error
     return openai
 
 

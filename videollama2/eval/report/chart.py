@@ -177,5 +177,5 @@ def _import_matplotlib() -> tuple[type, type]:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingDependencyError("the bar chart needs matplotlib: pip install 'videollama2[eval]'") from error
+        raise MissingDependencyError.of("the bar chart needs matplotlib", "[eval]") from error
     return Figure, FigureCanvasAgg

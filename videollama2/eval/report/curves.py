@@ -47,7 +47,7 @@ def check_writers_installed(tensorboard: Path | None, wandb: str | None) -> None
     """
     for name, given in (("tensorboard", tensorboard), ("wandb", wandb)):
         if given is not None and find_spec(name) is None:
-            raise MissingDependencyError(f"--{name} needs {name}: pip install {name}")
+            raise MissingDependencyError.of(f"--{name} needs {name}", name)
 
 
 def write_tensorboard(report: Report, folder: Path) -> None:

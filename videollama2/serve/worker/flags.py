@@ -173,7 +173,7 @@ def check_engines_installed(engines: Iterable[str]) -> None:
     """
     for engine in engines:
         if engine != "own" and find_spec(engine) is None:
-            raise MissingDependencyError(f"--engine {engine} is not installed: pip install 'videollama2[{engine}]'")
+            raise MissingDependencyError.of(f"--engine {engine} is not installed", f"[{engine}]")
 
 
 def model_paths_of(args: argparse.Namespace) -> list[str]:
