@@ -171,6 +171,25 @@ def add_answer_flags(
     )
 
 
+def add_count_flag(
+    group: argparse._ActionsContainer,
+    name: str,
+    text: str,
+    default: int | None = None,
+    least: int = 1,
+    metavar: str = "N",
+) -> None:
+    """Add a flag for a whole number of at least ``least``; the help text goes on with the default if there is one."""
+    usual = "" if default is None or "default" in text else " (default %(default)s)"
+    group.add_argument(name, type=number(least), default=default, metavar=metavar, help=text + usual)
+
+
+def add_seconds_flag(group: argparse._ActionsContainer, name: str, text: str, default: float) -> None:
+    """Add a flag for a number of seconds above 0; the help text goes on with the default."""
+    usual = " (default %(default)g)"
+    group.add_argument(name, type=seconds, default=default, metavar="SECONDS", help=text + usual)
+
+
 def number(least: int) -> Callable[[str], int]:
     """Return a type for flags: a whole number of at least ``least``."""
 

@@ -20,7 +20,7 @@ from videollama2.constants import MAX_FRAMES, TINY_MODEL_NAME
 from videollama2.data.record import Record
 from videollama2.data.records import PackedRecords, read_sets
 from videollama2.errors import CheckpointNotFoundError, ConfigError, DataError
-from videollama2.flags import number
+from videollama2.flags import add_count_flag
 from videollama2.media.frames import FrameSampling
 from videollama2.media.kinds import AUDIO
 from videollama2.ranks import usable_cores
@@ -262,12 +262,8 @@ def add_check_command(commands: Any) -> None:
         "--sampling", default="index", choices=("index", "time", "fps"), help="the choice of frames, as in train.py"
     )
     check.add_argument("--fps", type=float, default=1.0, metavar="X", help="frames per second of --sampling fps")
-    check.add_argument(
-        "--max-frames", type=number(1), default=MAX_FRAMES, metavar="N", help="most frames of --sampling fps"
-    )
-    check.add_argument(
-        "--workers", type=number(1), metavar="N", help="processes that decode (default: the cores this process may use)"
-    )
+    add_count_flag(check, "--max-frames", "most frames of --sampling fps", default=MAX_FRAMES)
+    add_count_flag(check, "--workers", "processes that decode (default: the cores this process may use)")
     add_debug_flag(check)
     check.set_defaults(run=_check)
 

@@ -36,11 +36,11 @@ from videollama2.errors import ConfigError
 from videollama2.eval.samples import StoredAnswer
 from videollama2.flags import (
     add_answer_flags,
+    add_count_flag,
     add_model_flags,
     add_num_frames_flag,
     check_without_effect,
     frame_options,
-    number,
 )
 from videollama2.ranks import rank_and_world
 from videollama2.serve.part_flags import add_reservation_flags
@@ -94,12 +94,7 @@ def add_batch_command(commands: Any) -> None:
 def _add_replicas(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("replicas on a Ray cluster")
     add_replica_engine_flag(group)
-    group.add_argument(
-        "--max-replicas",
-        type=number(1),
-        metavar="N",
-        help="copies of the model (default: as many as fit on the cluster)",
-    )
+    add_count_flag(group, "--max-replicas", "copies of the model (default: as many as fit on the cluster)")
     add_reservation_flags(group)
 
 

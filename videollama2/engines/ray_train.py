@@ -19,7 +19,7 @@ from typing import Any
 
 from videollama2.commands import add_debug_flag, run_command
 from videollama2.errors import EngineError, MissingDependencyError, first_line
-from videollama2.flags import number
+from videollama2.flags import add_count_flag, number
 from videollama2.serve.part_flags import processor_share
 
 _CHILD = """
@@ -54,12 +54,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="X",
         help="cores of each process (default %(default)g)",
     )
-    parser.add_argument(
+    add_count_flag(
+        parser,
         "--max-restarts",
-        type=number(0),
+        "how often all processes start again from the last checkpoint after one has died",
         default=0,
-        metavar="N",
-        help="how often all processes start again from the last checkpoint after one has died (default %(default)s)",
+        least=0,
     )
     parser.add_argument(
         "--output_dir", type=Path, required=True, metavar="DIR", help="output folder of videollama2.train"

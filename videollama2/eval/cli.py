@@ -15,9 +15,9 @@ from videollama2.commands import add_debug_flag
 from videollama2.flags import (
     add_answer_flags,
     add_backend_flag,
+    add_count_flag,
     add_model_flags,
     add_num_frames_flag,
-    number,
 )
 
 FORCE_HELP = "replace results that rest on more verdicts than there are now"
@@ -74,8 +74,8 @@ def _run(parser: argparse.ArgumentParser) -> None:
     add_model_flags(parser, device_help="default: cuda of this process's number, else mps, else cpu")
     asked = parser.add_argument_group("questions")
     _add_settings(asked)
-    asked.add_argument("--limit", type=number(1), metavar="N", help="ask only N questions")
-    asked.add_argument("--offset", type=number(0), default=0, metavar="N", help="skip the first N questions")
+    add_count_flag(asked, "--limit", "ask only N questions")
+    add_count_flag(asked, "--offset", "skip the first N questions", default=0, least=0)
     add_num_frames_flag(asked)
     asked.add_argument(
         "--sampling",
@@ -94,11 +94,10 @@ def _run(parser: argparse.ArgumentParser) -> None:
         seed=0,
         max_new_tokens_help="longest answer (default 2048, as published; at most half of the model's positions)",
     )
-    answer.add_argument(
+    add_count_flag(
+        answer,
         "--batch-size",
-        type=number(1),
-        metavar="N",
-        help="answers computed together, which does not change them (default: as many as fit in memory)",
+        "answers computed together, which does not change them (default: as many as fit in memory)",
     )
     answer.add_argument("--retry-failed", action="store_true", help="ask questions again that failed in an earlier run")
     answer.add_argument("--no-progress", action="store_true", help="show no progress bar")
@@ -129,9 +128,7 @@ def _show(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--wrong", action="store_true", help="show only answers that are not right")
     parser.add_argument("--category", metavar="NAME", help="show only this category")
-    parser.add_argument(
-        "--limit", type=number(1), default=200, metavar="N", help="show at most N questions (default %(default)s)"
-    )
+    add_count_flag(parser, "--limit", "show at most N questions", default=200)
     parser.add_argument("--no-frames", action="store_true", help="leave out the pictures, for a small file")
     parser.add_argument("--data", type=Path, metavar="DIR", help="data folder (default: that of the run)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default DIR/show.html")
@@ -220,14 +217,13 @@ def _add_judge(parser: argparse.ArgumentParser) -> None:
     judge.add_argument(
         "--judge-temperature", type=float, metavar="T", help="default 0.7 with protocol published, 0 with strict"
     )
-    judge.add_argument(
+    add_count_flag(
+        judge,
         "--judge-max-tokens",
-        type=number(1),
-        metavar="N",
-        help="longest reply in tokens (default 800, as published); a judge with a short context needs less",
+        "longest reply in tokens (default 800, as published); a judge with a short context needs less",
     )
-    judge.add_argument("--judge-concurrency", type=number(1), default=8, metavar="N", help="default %(default)s")
-    judge.add_argument("--judge-retries", type=number(0), default=5, metavar="N", help="default %(default)s")
+    add_count_flag(judge, "--judge-concurrency", "default %(default)s", default=8)
+    add_count_flag(judge, "--judge-retries", "default %(default)s", default=5, least=0)
     judge.add_argument("--judge-timeout", type=float, default=60.0, metavar="SECONDS", help="default %(default)s")
     judge.add_argument(
         "--rubric",

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from videollama2.commands import add_debug_flag, run_command
-from videollama2.flags import seconds
+from videollama2.flags import add_seconds_flag
 from videollama2.serve.cluster.controller_app import Controller, make_controller_app
 from videollama2.serve.cluster.failover import Patience
 from videollama2.serve.cluster.protocol import EXPIRY_S
@@ -34,19 +34,12 @@ def build_parser() -> argparse.ArgumentParser:
         choices=METHODS,
         help="how a worker is chosen: the shortest queue for its speed (default), or at random in proportion to speed",
     )
-    parser.add_argument(
-        "--expiry",
-        type=seconds,
-        default=EXPIRY_S,
-        metavar="SECONDS",
-        help="silence after which a worker counts as gone (default %(default)g)",
-    )
-    parser.add_argument(
+    add_seconds_flag(parser, "--expiry", "silence after which a worker counts as gone", default=EXPIRY_S)
+    add_seconds_flag(
+        parser,
         "--worker-silence",
-        type=seconds,
+        "time without a byte of an answer after which a worker is asked whether it is alive",
         default=Patience().silence,
-        metavar="SECONDS",
-        help="time without a byte of an answer after which a worker is asked whether it is alive (default %(default)g)",
     )
     add_security_flags(parser, worker_flags=True, registry=True)
     add_debug_flag(parser)

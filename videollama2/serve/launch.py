@@ -16,7 +16,7 @@ from typing import Any
 
 from videollama2.commands import add_debug_flag
 from videollama2.errors import ConfigError
-from videollama2.flags import check_without_effect, number, port
+from videollama2.flags import add_count_flag, check_without_effect, port
 from videollama2.serve.launch_checks import check_before_start
 from videollama2.serve.part_flags import add_replica_flags
 from videollama2.serve.parts import ChildProcess, Launcher
@@ -82,9 +82,7 @@ def _add_workers(parser: argparse._ActionsContainer) -> None:
         metavar="PORT",
         help="port of the first worker; the others use the following ones (default %(default)s)",
     )
-    parser.add_argument(
-        "--workers", type=number(1), default=1, metavar="N", help="workers per model (default %(default)s)"
-    )
+    add_count_flag(parser, "--workers", "workers per model", default=1)
 
 
 def _add_page_flags(parser: argparse._ActionsContainer) -> None:

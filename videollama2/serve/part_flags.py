@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from videollama2.commands import CommandParser
-from videollama2.flags import address, number, port, seconds
+from videollama2.flags import add_count_flag, add_seconds_flag, address, port
 
 CONTROLLER = "http://localhost:10000"
 
@@ -46,48 +46,19 @@ def add_controller_flag(parser: argparse._ActionsContainer) -> None:
 def add_replica_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of a model's copies (replicas) on Ray Serve."""
     group = parser.add_argument_group("replicas on Ray Serve")
-    group.add_argument(
-        "--min-replicas", type=number(1), default=1, metavar="N", help="replicas of a model (default %(default)s)"
-    )
-    group.add_argument(
-        "--max-replicas", type=number(1), metavar="N", help="replicas under load (default: as --min-replicas)"
-    )
-    group.add_argument(
-        "--target-requests",
-        type=number(1),
-        default=8,
-        metavar="N",
-        help="running requests per replica above which replicas are added (default %(default)s)",
-    )
-    group.add_argument(
+    add_count_flag(group, "--min-replicas", "replicas of a model", default=1)
+    add_count_flag(group, "--max-replicas", "replicas under load (default: as --min-replicas)")
+    add_count_flag(group, "--target-requests", "running requests per replica above which replicas are added", default=8)
+    add_count_flag(
+        group,
         "--replica-requests",
-        type=number(1),
+        "requests that a replica takes; more wait in the API, up to --max-queue",
         default=32,
-        metavar="N",
-        help="requests that a replica takes; more wait in the API, up to --max-queue (default %(default)s)",
     )
-    group.add_argument(
-        "--scale-up-after",
-        type=seconds,
-        default=30.0,
-        metavar="SECONDS",
-        help="time of high load before a replica is added (default %(default)g)",
-    )
-    group.add_argument(
-        "--scale-down-after",
-        type=seconds,
-        default=600.0,
-        metavar="SECONDS",
-        help="time of low load before a replica is removed (default %(default)g)",
-    )
+    add_seconds_flag(group, "--scale-up-after", "time of high load before a replica is added", default=30.0)
+    add_seconds_flag(group, "--scale-down-after", "time of low load before a replica is removed", default=600.0)
     add_reservation_flags(group)
-    group.add_argument(
-        "--fronts",
-        type=number(1),
-        default=1,
-        metavar="N",
-        help="processes of the API, each on a machine of its own (default %(default)s)",
-    )
+    add_count_flag(group, "--fronts", "processes of the API, each on a machine of its own", default=1)
 
 
 def add_reservation_flags(group: argparse._ActionsContainer) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from videollama2.errors import ConfigError
-from videollama2.flags import number, seconds
+from videollama2.flags import add_count_flag, number, seconds
 
 API_KEY_VARIABLE = "VIDEOLLAMA2_API_KEY"
 WORKER_TOKEN_VARIABLE = "VIDEOLLAMA2_WORKER_TOKEN"
@@ -168,9 +168,7 @@ def add_security_flags(parser: argparse.ArgumentParser, worker_flags: bool, regi
         metavar="ORIGIN",
         help="web origin whose pages may call the API, e.g. https://example.com; repeatable (default: none)",
     )
-    group.add_argument(
-        "--max-body-mb", type=number(1), default=128, metavar="MB", help="largest request (default %(default)s)"
-    )
+    add_count_flag(group, "--max-body-mb", "largest request", default=128, metavar="MB")
 
 
 def read_security(args: argparse.Namespace) -> Security:

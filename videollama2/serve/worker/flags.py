@@ -12,7 +12,7 @@ from typing import Any
 from videollama2 import flags
 from videollama2.constants import DEFAULT_MODEL_NAME
 from videollama2.errors import ConfigError, MissingDependencyError
-from videollama2.flags import number, seconds
+from videollama2.flags import add_count_flag, add_seconds_flag
 
 WORKER_MODULES = {"own": "videollama2.serve.model_worker", "vllm": "videollama2.engines.vllm.worker"}
 """Engines that a worker can run its model with -> the module that is this worker's program."""
@@ -82,40 +82,18 @@ def add_worker_flags(parser: argparse.ArgumentParser, is_several: bool = False, 
         )
     engine = parser.add_argument_group("engine")
     add_engine_choice(engine, has_ray)
-    engine.add_argument(
-        "--limit-model-concurrency",
-        type=number(1),
-        metavar="N",
-        help="answers computed at once (default: 16, or fewer if memory is short)",
+    add_count_flag(
+        engine, "--limit-model-concurrency", "answers computed at once (default: 16, or fewer if memory is short)"
     )
-    engine.add_argument(
+    add_count_flag(
+        engine,
         "--max-length",
-        type=number(1),
-        metavar="N",
-        help="longest prompt with its answer, in tokens (default: 4096, or less if model or memory allow less)",
+        "longest prompt with its answer, in tokens (default: 4096, or less if model or memory allow less)",
     )
-    engine.add_argument(
-        "--max-queue",
-        type=number(1),
-        default=256,
-        metavar="N",
-        help="requests that may wait; more are refused with 429 (default %(default)s)",
-    )
+    add_count_flag(engine, "--max-queue", "requests that may wait; more are refused with 429", default=256)
     _add_speed_flags(engine)
-    engine.add_argument(
-        "--stream-interval",
-        type=number(1),
-        default=1,
-        metavar="N",
-        help="send the text of /worker_generate_stream every N pieces (default %(default)s)",
-    )
-    engine.add_argument(
-        "--drain-timeout",
-        type=seconds,
-        default=300.0,
-        metavar="SECONDS",
-        help="time that running answers have to finish after SIGTERM (default %(default)g)",
-    )
+    add_count_flag(engine, "--stream-interval", "send the text of /worker_generate_stream every N pieces", default=1)
+    add_seconds_flag(engine, "--drain-timeout", "time that running answers have to finish after SIGTERM", default=300.0)
     parser.add_argument("--log-prompts", action="store_true", help="write questions to the log")
 
 
@@ -143,9 +121,7 @@ def add_engine_choice(engine: argparse._ActionsContainer, has_ray: bool) -> None
     engine.add_argument(
         "--engine", choices=choices, default="own", help="engine that runs the model (default %(default)s)"
     )
-    engine.add_argument(
-        "--tensor-parallel-size", type=number(1), metavar="N", help="processes that share each layer (vllm only)"
-    )
+    add_count_flag(engine, "--tensor-parallel-size", "processes that share each layer (vllm only)")
     engine.add_argument(
         "--engine-option",
         action="append",
