@@ -49,6 +49,12 @@ def golden_audio_dir() -> Path:
     return whole if (whole / "summary.json").is_file() else ROOT / "tests" / "golden_audio"
 
 
+def decoder_sizes(**sizes: int) -> dict[str, int]:
+    """Sizes of a decoder of one layer, with others in their place where they are given."""
+    small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return {**small, "num_key_value_heads": 2, **sizes}
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(ProcessorTimes())
 

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from tests.checkpoints.folders import QWEN
-from tests.conftest import golden_dir
+from tests.conftest import decoder_sizes, golden_dir
 
 
 @pytest.fixture
@@ -25,17 +25,8 @@ def folder(tmp_path):
 def base(tmp_path):
     """A bare language model of the same sizes, with weights of its own."""
     torch.manual_seed(5)
-    config = Qwen2Config(
-        vocab_size=483,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=False,
-        eos_token_id=2,
-    )
+    sizes = decoder_sizes(vocab_size=483, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    config = Qwen2Config(**sizes, max_position_embeddings=512, tie_word_embeddings=False, eos_token_id=2)
     Qwen2ForCausalLM(config).save_pretrained(tmp_path / "base")
     AutoTokenizer.from_pretrained(golden_dir() / "tokenizers" / "qwen2").save_pretrained(tmp_path / "base")
     return tmp_path / "base"

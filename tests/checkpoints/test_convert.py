@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen3Config
 
 from tests.checkpoints.folders import QWEN, edit_config, same
-from tests.conftest import ROOT, golden_dir
+from tests.conftest import ROOT, decoder_sizes, golden_dir
 from videollama2.checkpoints import load_checkpoint, stored_dtype
 from videollama2.config import VideoLlama2Config
 from videollama2.errors import CheckpointError
@@ -113,15 +113,7 @@ def test_hub_name(folder, tmp_path):
 def test_a_decoder_without_a_published_name(folder, tmp_path, convert):
     model, processor = load_checkpoint(folder, dtype=torch.float32)
     config = VideoLlama2Config(
-        text_config=Qwen3Config(
-            vocab_size=483,
-            hidden_size=32,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            head_dim=16,
-        ),
+        text_config=Qwen3Config(**decoder_sizes(vocab_size=483, head_dim=16)),
         vision_config=model.config.vision_config,
         mm_projector_type="linear",
     )

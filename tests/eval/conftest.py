@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from tests.eval.judge_server import JudgeServer
 from tests.eval.reference import benchmarks_dir
 from videollama2.eval.benchmarks import benchmark
 from videollama2.eval.run import EvaluationPlan, ModelChoice, run_evaluation
@@ -29,6 +30,16 @@ def sample(number=1, output="A", **changes):
     """A sample with question, reference and output."""
     fields = {"id": f"q{number}", "category": "Action Count", "group": f"v{number}", "question": "?", "answer": 1}
     return Sample(**{**fields, "output": output, **changes})
+
+
+@pytest.fixture
+def judge_server(monkeypatch):
+    """A server that judges as it is told, with a key for it in the environment."""
+    pytest.importorskip("openai")
+    monkeypatch.setenv("OPENAI_API_KEY", "key")
+    server = JudgeServer()
+    yield server
+    server.close()
 
 
 @contextmanager

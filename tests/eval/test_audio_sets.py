@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import golden_audio_dir
-from tests.eval.judge_server import JudgeServer
 from videollama2.errors import DataError
 from videollama2.eval.__main__ import main
 from videollama2.eval.benchmarks import benchmark
@@ -189,15 +188,6 @@ def test_single_verdicts_are_read_as_published(case):
     assert int(grade.score) == int(float(result["score"]))
 
 
-@pytest.fixture
-def judge(monkeypatch):
-    pytest.importorskip("openai")
-    monkeypatch.setenv("OPENAI_API_KEY", "key")
-    server = JudgeServer()
-    yield server
-    server.close()
-
-
 def judged(server, path, name, output, *more):
     """Metrics by name and protocol."""
     options = ("--judge-model", "grader", "--judge-url", server.url, "--judge-retries", "0", "--no-progress")
@@ -207,14 +197,14 @@ def judged(server, path, name, output, *more):
 
 
 @pytest.mark.parametrize("case", [case for case in JUDGED if "whole_file" in case], ids=lambda case: case["benchmark"])
-def test_judged_files_have_the_published_scores(case, judge, tmp_path):
+def test_judged_files_have_the_published_scores(case, judge_server, tmp_path):
     path = ROOT / "expected" / case["whole_file"]
     answers = [json.loads(line) for line in path.read_text().splitlines()]
     for answer, reply in zip(answers, case["replies_in_order"], strict=False):
-        judge.script[f"Predicted Answer: {answer['pred']}\n"] = [reply]
+        judge_server.script[f"Predicted Answer: {answer['pred']}\n"] = [reply]
     lines = path.read_text().splitlines()[: len(case["replies_in_order"])]
     (tmp_path / "merge.json").write_text("\n".join(lines) + "\n")
-    code, metrics = judged(judge, tmp_path / "merge.json", case["benchmark"], tmp_path / "out")
+    code, metrics = judged(judge_server, tmp_path / "merge.json", case["benchmark"], tmp_path / "out")
     printed = dict(line.split(" for correctness: ") for line in case["printed"])
     assert code == 0
     # The published scorer sums a score without a yes or no; here that is no verdict, and counts as wrong in the bound.
@@ -227,19 +217,19 @@ def test_judged_files_have_the_published_scores(case, judge, tmp_path):
 
 
 @pytest.mark.parametrize("case", [case for case in JUDGED if "replies" in case], ids=lambda case: str(case["replies"]))
-def test_captions_of_sounds_are_compared_with_one_reference_at_a_time(case, judge, tmp_path):
+def test_captions_of_sounds_are_compared_with_one_reference_at_a_time(case, judge_server, tmp_path):
     aspect = case["benchmark"].removeprefix("clotho_")
     for reference, reply in zip(case["input"]["answer"], case["replies"], strict=True):
-        judge.script[f"Correct Answer: {reference}\n"] = [reply]
+        judge_server.script[f"Correct Answer: {reference}\n"] = [reply]
     (tmp_path / "merge.json").write_text(json.dumps(case["input"]) + "\n")
-    _, metrics = judged(judge, tmp_path / "merge.json", "clotho", tmp_path / "out")
+    _, metrics = judged(judge_server, tmp_path / "merge.json", "clotho", tmp_path / "out")
     if case["published_error"]:  # one comparison has no verdict, so that there is no mean of five
         assert metrics[aspect, STRICT]["counts"]["judge_failed"] == 1
         return
     assert metrics[aspect, STRICT]["overall"]["value"] == pytest.approx(case["result"]["score"])
     assert metrics[aspect, PUBLISHED]["overall"]["value"] == int(case["result"]["score"])
-    (system, user) = judge.seen[0][3]["messages"]
-    assert len(judge.seen) == 10 and system["role"] == "system" and user["content"].count("Correct Answer") == 1
+    (system, user) = judge_server.seen[0][3]["messages"]
+    assert len(judge_server.seen) == 10 and system["role"] == "system" and user["content"].count("Correct Answer") == 1
 
 
 @pytest.mark.parametrize(

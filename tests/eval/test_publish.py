@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 
 from tests.eval.conftest import sample
-from tests.eval.judge_server import JudgeServer
 from tests.eval.reference import benchmarks_dir
 from tests.eval.test_report import HEADER, ROWS, row
 from videollama2.errors import DataError
@@ -21,19 +20,10 @@ from videollama2.eval.samples import Verdict
 MODEL = ("--model-path", "videollama2-tiny", "--device", "cpu", "--max-new-tokens", "4", "--no-progress")
 
 
-@pytest.fixture
-def server(monkeypatch):
-    pytest.importorskip("openai")
-    monkeypatch.setenv("OPENAI_API_KEY", "key")
-    server = JudgeServer()
-    yield server
-    server.close()
-
-
-def test_a_judge_that_fails_is_an_exit_code_and_costs_no_results(server, tmp_path, capsys):
-    judge = ("--judge-model", "m", "--judge-url", server.url, "--rubric", "own", "--judge-retries", "0")
+def test_a_judge_that_fails_is_an_exit_code_and_costs_no_results(judge_server, tmp_path, capsys):
+    judge = ("--judge-model", "m", "--judge-url", judge_server.url, "--rubric", "own", "--judge-retries", "0")
     asked = ["--data", str(benchmarks_dir() / "MSVD_Zero_Shot_QA"), "--output"]
-    server.script = {"": [("status", 503, {})]}
+    judge_server.script = {"": [("status", 503, {})]}
     assert main(["run", "msvd_qa", *asked, str(tmp_path), *MODEL, *judge]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error == (
@@ -41,12 +31,12 @@ def test_a_judge_that_fails_is_an_exit_code_and_costs_no_results(server, tmp_pat
     )
     assert json.loads((tmp_path / "results.json").read_text())["metrics"][0]["counts"]["judge_failed"] == 6
 
-    server.script = {}
+    judge_server.script = {}
     again = ["score", str(tmp_path), *judge, "--no-progress"]
     assert main(again) == 0
     good = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
 
-    server.script = {"": [("status", 503, {})]}
+    judge_server.script = {"": [("status", 503, {})]}
     colder = [*again, "--judge-temperature", "0"]
     assert main(colder) == 1
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == good

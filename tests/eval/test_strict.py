@@ -197,16 +197,6 @@ NOT_NAMED = [
 ]
 
 
-@pytest.mark.parametrize(("output", "index"), NAMED)
-def test_what_is_named_is_read(output, index):
-    assert strict_option(output, OPTIONS) == Parsed(index)
-
-
-@pytest.mark.parametrize("output", NOT_NAMED)
-def test_what_is_denied_doubted_asked_joined_or_somebody_is_not(output):
-    assert strict_option(output, OPTIONS) == Parsed(None)
-
-
 ACTIONS = ("walks left", "runs right", "sits down", "stands up")
 ACTIONS_NAMED = [
     ("The correct answer is: (B) runs right.", 1),
@@ -321,14 +311,20 @@ ACTIONS_NOT_NAMED = [
 ]
 
 
-@pytest.mark.parametrize(("output", "index"), ACTIONS_NAMED)
-def test_what_is_named_among_actions_is_read(output, index):
-    assert strict_option(output, ACTIONS) == Parsed(index)
+@pytest.mark.parametrize(
+    ("options", "output", "index"),
+    [*((OPTIONS, *named) for named in NAMED), *((ACTIONS, *named) for named in ACTIONS_NAMED)],
+)
+def test_what_is_named_is_read(options, output, index):
+    assert strict_option(output, options) == Parsed(index)
 
 
-@pytest.mark.parametrize("output", ACTIONS_NOT_NAMED)
-def test_what_is_not_named_among_actions_is_not(output):
-    assert strict_option(output, ACTIONS) == Parsed(None)
+@pytest.mark.parametrize(
+    ("options", "output"),
+    [*((OPTIONS, output) for output in NOT_NAMED), *((ACTIONS, output) for output in ACTIONS_NOT_NAMED)],
+)
+def test_what_is_denied_doubted_asked_joined_or_somebody_is_not(options, output):
+    assert strict_option(output, options) == Parsed(None)
 
 
 WEARER = ("picks up a cup", "washes the dishes", "opens the door", "sits", "walks")

@@ -15,28 +15,31 @@ from videollama2.inference.request import Request
 from .engine_helpers import IMAGE, NAMES, VIDEO, WORDS, Counting, load
 
 
-def test_twenty_questions_encode_a_video_once(small):
-    model, processor = small
-    calls = []
-    hook = model.model.vision_tower.embeddings.register_forward_hook(lambda _, args, out: calls.append(out.shape[0]))
-    engine = Engine(model, processor, max_batch=4, max_length=512, background=False)
-    engine.generate([Request(f"what {n}", [("video", VIDEO)], max_new_tokens=2) for n in range(20)])
-    assert calls == [4]
-    parts = [{"type": "video", "path": VIDEO, "start": 1.0}, {"type": "text", "text": "what"}]
-    engine.submit([{"role": "user", "content": parts}], max_new_tokens=2).result()
-    assert calls == [4, 4]
+@pytest.fixture
+def passes(small):
+    """The number of frames of each pass of the vision encoder."""
+    frames = []
+    hook = small[0].model.vision_tower.embeddings.register_forward_hook(lambda _, args, out: frames.append(len(out)))
+    yield frames
     hook.remove()
 
 
-def test_media_of_one_step_are_encoded_in_one_batch(small):
+def test_twenty_questions_encode_a_video_once(small, passes):
     model, processor = small
-    calls = []
-    hook = model.model.vision_tower.embeddings.register_forward_hook(lambda _, args, out: calls.append(out.shape[0]))
+    engine = Engine(model, processor, max_batch=4, max_length=512, background=False)
+    engine.generate([Request(f"what {n}", [("video", VIDEO)], max_new_tokens=2) for n in range(20)])
+    assert passes == [4]
+    parts = [{"type": "video", "path": VIDEO, "start": 1.0}, {"type": "text", "text": "what"}]
+    engine.submit([{"role": "user", "content": parts}], max_new_tokens=2).result()
+    assert passes == [4, 4]
+
+
+def test_media_of_one_step_are_encoded_in_one_batch(small, passes):
+    model, processor = small
     engine = Engine(model, processor, max_batch=4, max_length=512, background=False)
     pixels = [torch.randn(4, 3, *processor["video"](VIDEO).shape[2:]) for _ in range(3)]
     engine.generate([Request("what", [("video", item)], max_new_tokens=2) for item in pixels])
-    assert calls == [12]
-    hook.remove()
+    assert passes == [12]
 
 
 def test_a_changed_file_is_read_again(small, tmp_path):
@@ -145,18 +148,15 @@ def test_cancelled_before_its_turn_is_not_read(small, tmp_path):
         assert counting.sources == [IMAGE] and second.outcome().finish_reason == "cancelled"
 
 
-def test_frames_of_many_clips_are_encoded_in_passes(small, monkeypatch):
+def test_frames_of_many_clips_are_encoded_in_passes(small, passes, monkeypatch):
     from videollama2.inference.media import encoder as media_encoder
 
     monkeypatch.setattr(media_encoder, "FRAMES_PER_PASS", 9)
     model, processor = small
-    calls = []
-    hook = model.model.vision_tower.embeddings.register_forward_hook(lambda _, args, out: calls.append(out.shape[0]))
     engine = Engine(model, processor, max_batch=5, max_length=512, background=False)
     pixels = [torch.randn(4, 3, *processor["video"](VIDEO).shape[2:]) for _ in range(5)]
     engine.generate([Request("what", [("video", item)], max_new_tokens=2) for item in pixels])
-    hook.remove()
-    assert calls == [8, 8, 4]
+    assert passes == [8, 8, 4]
 
 
 def test_changed_weights_are_noticed(small):

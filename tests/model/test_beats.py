@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import golden_audio_dir
+from tests.model.golden import close
 from videollama2.audio_config import AudioConfig
 from videollama2.checkpoints.audio_tower import load_beats
 from videollama2.errors import CheckpointError, CheckpointNotFoundError, ConfigError, MediaError
@@ -15,11 +16,6 @@ from videollama2.model.encoders.beats import BeatsModel, distance_buckets, token
 
 FOLDER = golden_audio_dir() / "beats-tiny"
 BIAS = "encoder.layers.{}.self_attn.relative_attention_bias.weight"
-ATOL = 5e-5
-
-
-def close(ours, reference, atol=ATOL):
-    torch.testing.assert_close(ours, reference, rtol=0, atol=atol)
 
 
 @pytest.fixture(scope="module")

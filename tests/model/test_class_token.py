@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoConfig, Qwen2Config
 
-from tests.conftest import golden_dir
+from tests.conftest import decoder_sizes, golden_dir
 from videollama2.config import VideoLlama2Config
 from videollama2.errors import ConfigError
 from videollama2.model.connectors import CONNECTORS, num_visual_tokens
@@ -17,16 +17,8 @@ GRIDS = sorted(set(CONNECTORS) - set(ONE_BY_ONE))
 
 def config(connector, feature="cls_patch", encoder="clip", layer=-2):
     vision = AutoConfig.from_pretrained(golden_dir() / f"{encoder}-tiny")
-    text = Qwen2Config(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-    )
     return VideoLlama2Config(
-        text_config=text,
+        text_config=Qwen2Config(**decoder_sizes(vocab_size=64)),
         vision_config=vision.to_dict(),
         mm_projector_type=connector,
         num_frames=4,

@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from tests.conftest import golden_audio_dir
+from tests.model.golden import ATOL, close, open_case, save_again
 from videollama2.audio_config import AudioConfig
 from videollama2.checkpoints import load_checkpoint
 from videollama2.constants import AUDIO_TOKEN_INDEX, IGNORE_INDEX, IMAGE_TOKEN_INDEX, VIDEO_TOKEN_INDEX
@@ -17,19 +17,12 @@ from videollama2.model.weight_names import to_memory
 GOLDEN = golden_audio_dir()
 MODELS = [row["model"] for row in json.loads((GOLDEN / "summary.json").read_text()) if "model" in row]
 MODELS = [name for name in MODELS if (GOLDEN / "models" / name).is_dir()]
-ATOL = 5e-5
 BIAS = "relative_attention_bias"
 
 
 @pytest.fixture(scope="module", params=MODELS)
 def case(request):
-    folder = GOLDEN / "models" / request.param
-    model, processor = load_checkpoint(folder, dtype=torch.float32)
-    return folder, model.eval(), processor, load_file(folder / "reference.safetensors")
-
-
-def close(ours, reference, atol=ATOL):
-    torch.testing.assert_close(ours, reference, rtol=0, atol=atol)
+    return open_case(GOLDEN / "models" / request.param)
 
 
 def as_exact(model, exact_model, inputs, position, reference):
@@ -262,10 +255,8 @@ def test_every_trainable_weight_has_a_gradient_whatever_the_batch(case):
 
 
 def test_saved_names_and_tensors_are_the_published_ones(case, tmp_path):
-    folder, model, processor, ref = case
-    model.save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
-    published, saved = load_file(folder / "model.safetensors"), load_file(tmp_path / "model.safetensors")
+    _, model, _, ref = case
+    published, saved = save_again(case, tmp_path)
     copies = {name for name in published if BIAS in name and ".layers.0." not in name}
     assert len(copies) == 2 and published.keys() - copies == saved.keys()
     assert all(torch.equal(published[name], saved[name]) for name in saved)

@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from tests.conftest import golden_dir
+from tests.model.golden import close, open_case, save_again
 from videollama2.checkpoints import load_checkpoint
 from videollama2.config import VideoLlama2Config
 from videollama2.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX, VIDEO_TOKEN_INDEX
@@ -14,18 +14,11 @@ from videollama2.model.weight_names import to_memory
 from videollama2.processing import collate, expand_placeholders, media_tokens
 
 NAMES = [row["model"] for row in json.loads((golden_dir() / "summary.json").read_text())]
-ATOL = 5e-5
 
 
 @pytest.fixture(scope="module", params=NAMES)
 def case(request):
-    folder = golden_dir() / "models" / request.param
-    model, processor = load_checkpoint(folder, dtype=torch.float32)
-    return folder, model.eval(), processor, load_file(folder / "reference.safetensors")
-
-
-def close(ours, reference, atol=ATOL):
-    torch.testing.assert_close(ours, reference, rtol=0, atol=atol)
+    return open_case(golden_dir() / "models" / request.param)
 
 
 def expand(ids, config, labels=None):
@@ -111,10 +104,8 @@ def test_padded_batch_loss_and_gradients(case):
 
 
 def test_saved_names_and_tensors_are_the_published_ones(case, tmp_path):
-    folder, model, processor, ref = case
-    model.save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
-    published, saved = load_file(folder / "model.safetensors"), load_file(tmp_path / "model.safetensors")
+    _, model, _, ref = case
+    published, saved = save_again(case, tmp_path)
     assert published.keys() == saved.keys()
     assert all(torch.equal(published[name], saved[name]) for name in published)
     config = json.loads((tmp_path / "config.json").read_text())

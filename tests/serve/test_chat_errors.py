@@ -5,15 +5,7 @@ import json
 import httpx
 import pytest
 
-from tests.serve.api_fixtures import (
-    film,
-    image_part,
-    live_chat,
-    picture,
-    text_part,
-    user,
-    video_part,
-)
+from tests.serve.api_fixtures import film, image_part, live_chat, picture, text_part, user, video_part
 from tests.serve.chat_requests import PATH, answer, ask, refused
 from videollama2.serve.settings import Security
 

@@ -18,7 +18,7 @@ from videollama2.training.arguments import parse_arguments
 from videollama2.training.build import build_model
 from videollama2.training.meter import CountingCollator, count
 
-from .conftest import copy_checkpoint, difference, flags
+from .conftest import assert_same_learning, copy_checkpoint, difference, flags, loss_and_gradients
 
 SIZE = 900
 PACKED = {
@@ -53,16 +53,7 @@ def test_loss_and_gradients_are_those_of_unpacked_records(build, records, attent
     assert packed.pop("counts") == padded.pop("counts")
     assert packed["input_ids"].shape == (1, sum(len(sample["input_ids"]) for sample in samples))
     model.train()
-    losses, gradients = [], []
-    for batch in (padded, packed):
-        model.zero_grad()
-        loss = model(**batch).loss
-        loss.backward()
-        losses.append(loss.item())
-        gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
-    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
-    for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-4, atol=1e-6, msg=name)
+    assert_same_learning(loss_and_gradients(model, padded), loss_and_gradients(model, packed))
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

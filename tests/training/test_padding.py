@@ -1,7 +1,6 @@
 """Batches are padded on the right and attention is causal: no mask reaches the decoder, and none is missed."""
 
 import pytest
-import torch
 
 from videollama2 import train
 from videollama2.data.collator import TrainingCollator
@@ -10,7 +9,7 @@ from videollama2.training.arguments import parse_arguments
 from videollama2.training.build import build_model
 from videollama2.training.meter import CountingCollator, count
 
-from .conftest import flags
+from .conftest import assert_same_learning, flags, loss_and_gradients
 
 
 @pytest.fixture
@@ -30,16 +29,7 @@ def test_losses_and_gradients_do_not_need_a_mask(model, records):
     assert counts == count(masked, inner.config)
     assert masked.keys() - bare.keys() == {"attention_mask"}
     inner.train()
-    losses, gradients = [], []
-    for batch in (masked, bare):
-        inner.zero_grad()
-        loss = inner(**batch).loss
-        loss.backward()
-        losses.append(loss.item())
-        gradients.append({name: p.grad.clone() for name, p in inner.named_parameters() if p.grad is not None})
-    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
-    for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-4, atol=1e-7, msg=name)
+    assert_same_learning(loss_and_gradients(inner, masked), loss_and_gradients(inner, bare), atol=1e-7)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
