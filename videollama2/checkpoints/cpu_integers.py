@@ -103,6 +103,7 @@ class CpuIntegerQuantizer(HfQuantizer):
                 f"no layer has the {smallest} weights from which {bits} bits pay: all stay as they are", stacklevel=2
             )
         for path, module in found.items():
+            # The replacements need no memory of their own: they get the integers that are made of the file's weights.
             with torch.device("meta"):
                 model.set_submodule(path, self._replacement(path, module))
         self._keep_connectors(model)

@@ -61,6 +61,8 @@ class FewRows(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        # Every torch function of the forward pass comes through here, so the test begins with what rules out most of
+        # them.
         if func is F.linear and not kwargs and _is_faster(args[0], args[1]):
             inputs, weight_OI, bias = args[0], args[1], args[2] if len(args) > 2 else None
             if _fits_blocks(inputs, weight_OI):
@@ -155,6 +157,7 @@ def _is_suitable(weight_OI: torch.Tensor) -> bool:
     return (
         weight_OI.dtype == torch.float32
         and weight_OI.device.type == "cpu"
+        # Subclasses are wrappers, such as quantised weights, whose memory is not what oneDNN expects.
         and type(weight_OI) in (torch.Tensor, torch.nn.Parameter)
         and weight_OI.is_contiguous()
     )

@@ -50,6 +50,7 @@ def quantise_groups(weight_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
     scale_OG = ((largest_OG - least_OG) / 15).clamp_min_(1e-9).bfloat16()
     offset_OG = (least_OG + _MIDDLE * scale_OG.float()).bfloat16()
     steps_OGK = (groups_OGK - offset_OG.float().unsqueeze(-1)) / scale_OG.float().unsqueeze(-1) + _MIDDLE
+    # The scale was rounded, so that the largest value of a group may come out a step above 15.
     integers_OI = steps_OGK.round_().clamp_(0, 15).to(torch.int32).view(outputs, inputs)
     return integers_OI, torch.stack((scale_OG, offset_OG), -1).transpose(0, 1).contiguous()
 

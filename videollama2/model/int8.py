@@ -22,6 +22,7 @@ saves (one row of 512 x 512: 0.02 ms in float32 and 0.06 ms; of 1024 x 1024: 0.2
 _INTEGER_FEATURES = ("amx_int8", "avx512_vnni", "avx_vnni")
 """Features of CPUs, as torch names them, that multiply 8-bit integers without overflow."""
 
+# Steps are symmetric: -128 is never used, so that a value and its negative are rounded alike.
 _STEPS = 127
 _AT_ONCE = 1 << 17
 """The number of values that are rounded at once, so that what lies between two operations stays in the cache."""
@@ -82,6 +83,8 @@ class RowPacker:
         if (outputs, inputs) not in self._first:
             packed = self._first[outputs, inputs] = torch.ops.onednn.qlinear_prepack(integers_OI, None)
             return packed
+        # Python can copy a tensor of oneDNN but not make one: the copy brings the description of shape and order along,
+        # and only its content is written over.
         packed = self._first[outputs, inputs].clone()
         words_BKR, sums_O = _contents(packed, inputs)
         words_BKR.copy_(_in_blocks(integers_OI))
@@ -180,6 +183,7 @@ def _negative_sums(integers_OI: torch.Tensor) -> torch.Tensor:
 def _contents(packed: torch.Tensor, inputs: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the memory of ``packed``, while it lives: words (blocks, I / 4, rows of a block) and sums (O,)."""
     size = torch.ops.mkldnn._nbytes(packed)
+    # A row takes one byte for each input and four for its sum, so the size tells the number of rows.
     outputs = size // (inputs + 4)
     memory = (ctypes.c_byte * size).from_address(torch.ops.mkldnn.data_ptr(packed))
     words, sums_O = torch.frombuffer(memory, dtype=torch.int32).split((outputs * inputs // 4, outputs))

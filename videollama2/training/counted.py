@@ -89,6 +89,8 @@ class CountedModel:
                 for part in (inner.vision_tower, inner.audio_tower, inner.mm_projector_a, *decoder):
                     if part is not None:
                         part.requires_grad_(False)
+        # Fake tensors know shapes and dtypes and have no content, so that the counting of a 7B model takes neither its
+        # memory nor its time.
         with FakeTensorMode(allow_non_fake_inputs=True) as self.mode:
             self._leave_meta()
         self._kept: dict[tuple[int, int, int, bool], Kept] = {}
@@ -98,6 +100,7 @@ class CountedModel:
         made: dict[int, nn.Parameter] = {}
         for module in self.model.modules():
             for name, old in module.named_parameters(recurse=False, remove_duplicate=False):
+                # Tied weights are one parameter before and after, or they would be counted twice.
                 if id(old) not in made:
                     halved = self.precision == "bfloat16" or (self.precision == "autocast" and not old.requires_grad)
                     new = torch.empty(old.shape, dtype=torch.bfloat16 if halved else old.dtype)
@@ -173,6 +176,8 @@ class CountedModel:
                 inner.mm_projector(torch.empty(shape, dtype=dtype))
             of_connector = kept()
         dtype = self.model.get_input_embeddings().weight.dtype
+        # As in training, where the connector below learns: without a gradient at its input, the first layer would keep
+        # less.
         embeds_BLD = torch.empty(records, tokens, config.hidden_size, dtype=dtype, requires_grad=True)
         with kept_by_autograd(self.model) as kept:
             inner.language_model(inputs_embeds=embeds_BLD, use_cache=False)

@@ -95,6 +95,8 @@ def answer_questions(
     found: list[AnswerGroup | None] = [None] * len(samples)
     if not asked:
         return found
+    # The slots are as long as this micro-batch needs: an engine of the default length would hold memory that the step
+    # needs.
     longest = max(len(sample[QUESTION].prompt) for _, sample in asked) + flags.answer_tokens
     requests = [_request(sample, flags, seed, number) for _, sample in asked for number in range(flags.group_size)]
     with uncompiled(), Engine(model, processor, max_length=longest, background=False) as engine:
@@ -109,12 +111,16 @@ def _answers(question: LastQuestion, results: Sequence[Result], reward: Reward) 
     for result in results:
         if result.error is not None:
             raise EngineError(f"{question.record.name}: cannot be answered: {result.error}") from result.error
+    # The engine leaves out the token that ends an answer. It was sampled too, so it is learnt from; an answer that was
+    # cut has none.
     ids = [[*result.token_ids, *([question.end] if result.finish_reason == "stop" else [])] for result in results]
     return AnswerGroup(ids, [rewarded(reward, question.record, result.text) for result in results])
 
 
 def _request(sample: TrainingSample, flags: ObjectiveFlags, seed: int, number: int) -> Request:
     record = sample[QUESTION].record
+    # The seed depends on the question and not on its place in the batch, so that another number of processes samples
+    # the same answers.
     text = f"{seed}:{record.source}:{record.id}:{number}"
     return greedy_request(
         sample,
@@ -132,6 +138,7 @@ def greedy_request(sample: TrainingSample, max_new_tokens: int, **sampling: Any)
         conversation_messages(record.conversations, record.kinds)[:-1],
         _sources(record, sample["media"]),
         max_new_tokens=max_new_tokens,
+        # The probabilities that are compared in training have no penalty, so sampling must have none.
         repetition_penalty=1.0,
         end_ids=(question.end,),
         **sampling,

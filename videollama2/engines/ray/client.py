@@ -110,6 +110,7 @@ class ReplicaClient:
         except asyncio.TimeoutError:
             _log.info("no replica of %s reports its status yet", model)
         except Exception as error:
+            # A replica that is gone or starting is no error of this process; the next call asks again.
             if replicas.fault(error, None) is None:
                 raise
             _log.info("%s: %s", model, error)
@@ -165,6 +166,8 @@ class _Exchange:
             WorkerLostError: another replica should be tried. ApiError: the request is invalid, or none takes it.
         """
         try:
+            # A replica says its name as soon as it takes the request. Until then the request waits in Ray's queue,
+            # where silence means that all are busy or still starting. After that, silence is the replica's own.
             self._replica = await self._next(self._queue_s, lambda: no_worker(self._model))
             status, headers = await self._next()
             chunks = self._rest()

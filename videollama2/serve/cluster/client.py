@@ -196,6 +196,8 @@ class ControllerClient:
     def _chooser(self, model: str, affinity: str | None) -> Any:
         async def choose(tried: tuple[str, ...]) -> tuple[str, str]:
             now = monotonic()
+            # The controller learns of a dead worker only when its heartbeats stop. This client has just met it, so it
+            # asks for another one first, and for any if there is no other.
             suspects = {name for name, until in self._suspects.items() if until > now} - set(tried)
             if suspects:
                 try:

@@ -76,6 +76,8 @@ class Controller:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(self.registry.expiry_s / 4)
+            # Workers that send no heartbeats are asked, four times within the silence after which they would be
+            # forgotten.
             silent = [worker for worker in self.registry.workers if not worker.is_checked]
             await asyncio.gather(*(self._refresh_one(worker, may_forget=False) for worker in silent))
             for name in self.registry.expire():
@@ -101,6 +103,7 @@ class Controller:
         """Ask all workers for their status, and forget those that do not reply. Concurrent callers share one round."""
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.ensure_future(self._refresh())
+        # A caller that leaves must not cancel the round of the others.
         await asyncio.shield(self._refreshing)
 
     async def _refresh(self) -> None:
@@ -169,6 +172,8 @@ class Controller:
 
         def lost(name: str) -> None:
             self.registry.failed(chosen[name])
+            # Taken out of ``chosen``, so that the end of the stream does not count this worker's request as finished
+            # again.
             self.registry.finished(chosen.pop(name))
 
         headers = {**self._headers, "x-request-id": REQUEST_ID.get()}

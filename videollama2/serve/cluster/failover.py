@@ -135,6 +135,7 @@ class WorkerReply:
         Raises:
             WorkerLostError: as for :meth:`read`.
         """
+        # An iteration now yields everything at once, and then finds the rest exhausted.
         self._first = await self.read()
 
     async def aclose(self) -> None:
@@ -149,6 +150,8 @@ async def post_to_worker(
     Raises:
         WorkerLostError: another worker should be tried. ApiError: the request is invalid.
     """
+    # Reading has no timeout: a worker may compute for minutes before its first token, and only its own /health tells a
+    # busy worker from a dead one.
     timeout = httpx.Timeout(None, connect=patience.connect, write=60.0)
     request = client.build_request(
         "POST",
@@ -220,6 +223,8 @@ def refusal(worker: str, status: int, headers: Mapping[str, str], content: bytes
         body = None
     after = headers.get("retry-after", "")
     error = ApiError.of_body(status, body, float(after) if after.isdecimal() else None)
+    # If no worker is left, the client gets the last refusal that concerns it: busy, or shutting down. A key that does
+    # not fit, or a gateway, is a matter of the installation and must not look like the client's mistake.
     if status in RETRY_STATUSES:
         return WorkerLostError(f"{worker}: {status} {error}", error if status in (429, 503) else None, worker=worker)
     return error
@@ -237,18 +242,22 @@ class _Watch:
         Raises:
             WorkerLostError: the work failed, or the worker hangs. ApiError: the worker is alive but takes too long.
         """
+        # asyncio.wait leaves the work running when its time is over. wait_for would cancel it, and with it the request.
         task = asyncio.ensure_future(work)
         waited, missed = 0.0, 0
         try:
             while not (await asyncio.wait({task}, timeout=self._patience.silence))[0]:
                 waited += self._patience.silence
                 missed = 0 if await self._is_alive(task) else missed + 1
+                # A single miss may be a machine that was held up for a moment. A worker that is really gone misses the
+                # next check too.
                 if missed >= 2:
                     raise WorkerLostError(f"{self._address} has been silent for {waited:g} s", had_it=True)
                 if waited >= self._patience.total:
                     raise worker_timeout()
             return task.result()
         except httpx.HTTPError as error:
+            # Without a connection, the worker has not seen the request, so the request cannot be what ended it.
             had_it = not isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout))
             raise WorkerLostError(f"{self._address}: {type(error).__name__}: {error}", had_it=had_it) from error
         finally:
@@ -271,6 +280,7 @@ class _Watch:
             await self._client.get(self._address + "/health", timeout=self._patience.probe)
         except httpx.HTTPError as error:
             _log.info("%s does not answer: %s", self._address, type(error).__name__)
+            # A reply that came during the check says more than the check.
             return task.done()
         return True
 

@@ -87,6 +87,8 @@ class Registry:
         self.expire()
         if name not in self._workers and len(self._workers) >= MAX_WORKERS:
             raise ApiError(503, f"this controller has {MAX_WORKERS} workers already", "server_error", retry_after=30)
+        # This replaces what was known: a worker that registers anew may have been restarted, so it is not suspect any
+        # more.
         self._workers[name] = Worker(
             name,
             address or name,
@@ -99,6 +101,8 @@ class Registry:
             max_model_len=status.max_model_len,
         )
         for model in status.model_names:
+            # Names are kept after the last worker of a model is gone, so that clients are told to come again (503) and
+            # not that there is no such model (404). The bound is for workers that invent names.
             if len(self._known) < MAX_MODELS:
                 self._known[model] = None
 
@@ -175,8 +179,11 @@ class Registry:
         if not having:
             raise self._missing(model, workers)
         now = self._clock()
+        # A suspect worker is better than none: it may have recovered, and if not, the request fails over as before.
         good = [worker for worker in having if worker.suspect_until <= now] or having
         chosen = (affinity and _favourite(good, affinity)) or self._pick(good)
+        # Counted now and not with the next heartbeat, or all requests between two heartbeats would go to the same
+        # worker.
         chosen.queue += 1
         return chosen
 
@@ -198,6 +205,8 @@ class Registry:
 def _favourite(workers: list[Worker], affinity: str) -> Worker | None:
     """Return the preferred worker for a key, or None if it is too busy."""
     by_name = {worker.name: worker for worker in workers}
+    # The favourite has the media of the request cached, which spares reading and encoding them. It is worth a wait for
+    # a few more requests than elsewhere, which SLACK limits.
     found = by_name[favourite(affinity, by_name)]
     least = min(worker.queue / worker.speed for worker in workers)
     return found if found.queue <= least * found.speed + SLACK else None
