@@ -76,6 +76,8 @@ def load_lora_folder(
     merge_lora(model, tensors, adapter, weights)
     if others is not None:
         _load_named(model, trained, others)
+    # A base that is a whole model has a trained connector already. A bare language model gets a new one, whose weights
+    # must all come from this folder.
     if not is_videollama2(read_config(base, **hub)):
         _check_connector_is_there(model, [*tensors, *trained], path)
     if has_tower:
@@ -135,6 +137,8 @@ def merge_lora(model: nn.Module, tensors: dict[str, torch.Tensor], adapter: dict
         if name not in parameters or set(pair) != expected:
             raise CheckpointError(f"{path}: LoRA weight {name} has no place in the model, or is half of a pair")
         weight = parameters[name]
+        # In float32: the difference that was learnt is small beside the weight, and a sum in 16 bits would lose most of
+        # it.
         delta = pair["B"].float() @ pair["A"].float() * scale
         delta = delta.T if adapter.get("fan_in_fan_out") else delta
         if delta.shape != weight.shape:
@@ -142,6 +146,8 @@ def merge_lora(model: nn.Module, tensors: dict[str, torch.Tensor], adapter: dict
         with torch.no_grad():
             merged = weight.float() + delta.to(weight.device)
             if "lengths" in pair:
+                # DoRA learns direction and length apart, so each row (an output) is stretched to the length that was
+                # learnt.
                 merged *= (pair["lengths"].to(merged) / merged.norm(dim=1)).unsqueeze(1)
             weight.copy_(merged.to(weight.dtype))
     _load_named(model, rest, path)
@@ -218,6 +224,7 @@ def save_adapter(
     for name, tensor in state.items():
         if ".lora_" in name:
             matrices[to_adapter_file(name)] = tensor.detach().cpu().contiguous()
+        # The connector is written even if it was frozen, since the base may be a bare language model that has none.
         elif name in trained or name.startswith((CONNECTOR_PREFIX, AUDIO_CONNECTOR_PREFIX)):
             others[to_adapter_file(name)] = tensor.detach().cpu()
     folder.mkdir(parents=True, exist_ok=True)
@@ -239,6 +246,7 @@ def load_adapter(model: VideoLlama2ForConditionalGeneration, folder: Path) -> No
     own = model.state_dict()
     found = {from_adapter_file(name, own): tensor for name, tensor in tensors.items()}
     wrong = sorted(name for name, tensor in found.items() if name not in own or own[name].shape != tensor.shape)
+    # Of other weights, only those that learn are written, so only matrices can be missing.
     missing = sorted(name for name in own if ".lora_" in name and name not in found)
     if wrong or missing:
         raise CheckpointError(

@@ -61,6 +61,8 @@ class FeatureStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             with alone(self.folder / "lock"):
                 self._remove_abandoned()
+                # Whoever comes first describes the folder. The others find the description, and are compared with it
+                # below.
                 if self._manifest() is None:
                     self._write_manifest({"fingerprint": fingerprint, "files": []})
         except OSError as error:
@@ -139,6 +141,8 @@ class FeatureStore:
             ConfigError: the folder cannot be written to.
         """
         path = self._path(name)
+        # Two processes may compute the same medium at once. Each writes a file of its own, and the later one replaces
+        # the earlier, whose content is the same.
         unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
         content = save({_TENSOR: features.contiguous()}, {_SILENT: "yes"} if silent else None)
         try:

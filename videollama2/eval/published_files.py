@@ -70,6 +70,7 @@ def entries(path: Path) -> list[Any]:
         raise DataError(f"{path}: cannot be read ({error})") from error
     try:
         whole = json.loads(text)
+        # A file of one line is JSON as a whole too, so it becomes a list of one.
         return whole if isinstance(whole, list) else [whole]
     except ValueError:
         pass  # the file has JSON lines

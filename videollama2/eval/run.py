@@ -158,6 +158,7 @@ def run_evaluation(plan: EvaluationPlan, say: Callable[[str], None] = print) -> 
     Raises:
         VideoLlama2Error: data, model, output folder or judge cannot be used.
     """
+    # Every process selects the same items in the same order, so that the shares below add up to the whole.
     items, questions = plan.select()
     _tell_missing(plan, items)
     about = {
@@ -176,12 +177,14 @@ def run_evaluation(plan: EvaluationPlan, say: Callable[[str], None] = print) -> 
         if left:
             plan.benchmark.check_texts(left, plan.data)  # raise errors now and not after hours
             _answer(plan, store, left, len(mine), writer.append)
+    # Every process looks whether all is answered when it is done. The last one to finish finds no gap, and reports.
     answers, gaps = store.merge([item.id for item in items])
     if gaps:
         say(f"process {plan.rank} of {plan.world} is done; {len(gaps)} of {len(items)} answers are still to come")
         return None
     if not left and plan.rank:
         return None  # only the first process reports a finished run again
+    # Two processes may finish at the same moment and both find no gap. The one that gets the lock reports.
     with store.merging() as alone:
         return report(plan, store.folder, items, questions, answers, say) if alone else None
 
@@ -206,6 +209,7 @@ def report(
 
         say(format_cost(judging_cost(plan.benchmark, samples, plan.judging)))
         return None
+    # Verdicts cost money and hours: a run that only adds answers must not put a report without them in their place.
     former = folder / RESULTS_FILE
     if plan.benchmark.aspects and plan.judging is None and former.is_file():
         say(f"{former} is kept as it is: no judge is given now")

@@ -55,6 +55,8 @@ class AnswerStore:
         content = {"hash": self.hash, "configuration": dict(configuration), "about": dict(about)}
         try:
             self.answers.mkdir(parents=True, exist_ok=True)
+            # All processes of a run begin at once. One of them creates the file; the others compare themselves with it
+            # below.
             _create(self.folder / RUN_FILE, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
         except OSError as error:
             raise ConfigError(f"{folder}: cannot be used as output folder ({error.strerror or error})") from error
@@ -77,6 +79,8 @@ class AnswerStore:
         found: dict[str, StoredAnswer] = {}
         for path in sorted(self.answers.glob("*.jsonl")):
             for number, line in _lines(path):
+                # Each line says of which configuration it is, because a shard may have been copied into this folder by
+                # hand.
                 if line.get("config") != self.hash:
                     raise DataError(f"{path}: line {number} is not of configuration {self.hash}")
                 answer = StoredAnswer.from_json(line)
@@ -107,6 +111,7 @@ class AnswerStore:
         with self._among(world), path.open("ab", buffering=0) as file:  # unbuffered, so that closing writes nothing
             if not _lock(file):
                 raise ConfigError(f"{path}: is being written by another process; the same evaluation runs already")
+            # A process that was killed while it wrote leaves half a line, which the next answer would be appended to.
             _cut_torn_line(path, file)
             yield ShardWriter(file, self.hash)
 
@@ -164,6 +169,7 @@ class ShardWriter:
         try:
             while left:
                 left = left[self._file.write(left) :]
+            # An answer takes seconds to minutes to compute and a thousandth of that to reach the disk.
             os.fsync(self._file.fileno())
         except OSError as error:
             raise DataError(f"{self._file.name}: cannot be written ({error.strerror or error})") from error
@@ -281,6 +287,8 @@ def _create(path: Path, text: str) -> None:
     """Create a file atomically unless it exists; of several processes one succeeds, and all then see its content."""
     if path.exists():
         return
+    # A link to a finished file appears whole or not at all, and only if the name is free. A file that was opened for
+    # exclusive creation could be read by others while it is still empty.
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     write_atomically(temporary, text)
     try:

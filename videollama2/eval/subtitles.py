@@ -147,6 +147,7 @@ def published_lines(cues: Sequence[Cue], total: int, fps: float, num_frames: int
     lines = []
     for frame in _published_frames(total, num_frames):
         time = round(frame * 1000 / fps)
+        # The first cue whose open interval holds the time, as the published code chooses; ours below include both ends.
         cue = next((cue for cue in cues if cue.start < time < cue.end), None)
         if cue is not None and cue.published_text.strip():
             lines.append(cue.published_text)
@@ -187,6 +188,8 @@ def subtitles_for(
 
 def _published_frames(total: int, count: int) -> list[int]:
     """Return the middle frames of ``count`` segments, whose ends are rounded before (halves round to even)."""
+    # Not the frames that the model sees: the published code rounds the ends of the segments for subtitles, and their
+    # middles for frames.
     segment = (total - 1) / count
     return [(round(segment * index) + round(segment * (index + 1))) // 2 for index in range(count)]
 

@@ -218,6 +218,8 @@ def select_frames(
     _check_fps(fps, name)
     if sampling.sampling == "time":
         return _select_by_time(total, fps, sampling, times, duration, name)
+    # At a constant rate the published arithmetic decides to the frame, and times that a container has rounded must not
+    # shift it.
     if times is not None and is_constant_rate(times, fps):
         times = None
     first, last = _clip_bounds(total, fps, sampling, times, name)
@@ -262,6 +264,7 @@ def _select_by_time(
     if start > duration + _TIME_TOLERANCE:
         raise _starts_late(start, duration, name)
     end = min(duration if end is None else end, duration)
+    # A start within the tolerance behind the end means the end.
     start = min(start, end)
     count = sampling.count
     if count is None:
@@ -286,6 +289,7 @@ def _clip_bounds(
     duration = total / fps if times is None else times[-1] + 1 / fps
     first, last = 0, total - 1
     if start is not None:
+        # Published: the bound is turned into a number of frames, and the frame before it is taken.
         first = max(_frame_at(start, total, fps, times) - 1, 0)
         if first > last or start > duration + _TIME_TOLERANCE:
             raise _starts_late(start, duration, name)

@@ -184,6 +184,8 @@ class PixelTransform:
     def _levels(self, frames: Any, aspect_ratio: AspectRatio) -> np.ndarray:
         resize = self.resize(aspect_ratio)
         width = None if self.crop_size is None else self.crop_size[1]
+        # The crop's width goes down to the resize, which then spares the second pass of columns that the crop would
+        # drop.
         arrays = [resize(frame_HWC, width=width) for frame_HWC in _arrays(frames)]
         if self.crop_size is not None:
             arrays = [center_crop(frame_HWC, self.crop_size) for frame_HWC in arrays]
@@ -282,6 +284,7 @@ def _arrays(frames: Any) -> list[np.ndarray]:
 
 def _from_fields(cls: type[PixelTransform], fields: Mapping[str, Any], name: str) -> PixelTransform:
     try:
+        # A file without this switch crops if it gives a size for it: transformers' defaults differ between processors.
         does_crop = fields.get("do_center_crop", "crop_size" in fields)
         crop_size = _pair(fields["crop_size"]) if does_crop else None
         size = _size(fields["size"], square=not does_crop) if fields.get("do_resize", True) else None

@@ -139,6 +139,7 @@ class ImageListReader(EvenlySpacedReader):
         """See :class:`VideoReader`."""
         indices = self.check_indices(indices)
         loaded: dict[int, np.ndarray] = {}
+        # A short list repeats frames to reach the number that was asked for; each is decoded once.
         for i in dict.fromkeys(indices):
             image = load_image(self._images[i], self._limits)
             self._limits.check_frames(image.width, image.height, len(indices), self.name)

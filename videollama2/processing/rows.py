@@ -82,6 +82,7 @@ def _spread(row: list[int], ids: list[int], flags: Sequence[bool], placeholders:
 
 def _tokens_around(tokenizer: Any) -> tuple[list[int], list[int]]:
     """Return the special tokens that the tokenizer puts before and after a text."""
+    # Found by trying, because tokenizers add them in different ways: by a field, a template or a post-processor.
     bare, whole = (tokenizer("a", add_special_tokens=special).input_ids for special in (False, True))
     start = next((n for n in range(len(whole)) if whole[n : n + len(bare)] == bare), 0)
     return whole[:start], whole[start + len(bare) :]
@@ -93,6 +94,8 @@ def _kept(number: int, row: list[int], tokenizer: Any, options: TextOptions, pla
     if len(row) <= most:
         return slice(None)
     part = slice(len(row) - most, None) if tokenizer.truncation_side == "left" else slice(most)
+    # A medium that is cut would leave fewer placeholders than the model makes tokens, so the row is refused. One that
+    # is cut away whole is refused too: its pixels would be left over.
     visual = sum(token in placeholders for token in row)
     if sum(token in placeholders for token in row[part]) != visual:
         raise PromptError(

@@ -143,8 +143,11 @@ def count_outcomes(
             continue
         reading = sample.read_by(protocol)
         seen["guessed"] += bool(reading.guessed)
+        # A guess counts as unparsed too: a published parser that falls back to an option has read nothing.
         seen["unparsed"] += bool(reading.guessed) or reading.parsed is None
         seen["untold"] += reading.guessed is None
+    # Files of the published code hold options and not words, so nobody can tell which of them were guesses. A zero
+    # would claim that there were none.
     untold = bool(seen["untold"])
     return OutcomeCounts(
         total=len(samples),
@@ -213,12 +216,15 @@ class _Means:
     def cell(self, indices: Sequence[int]) -> Cell:
         """Return the mean and its interval over the samples with these indices."""
         judged = [(index, value) for index in indices if (value := self.values[index]) is not None]
+        # The lower bound divides by what should have been judged: a judge that fails on the hard answers must not make
+        # a model look better.
         due = sum(self.due[index] or self.values[index] is not None for index in indices)
         if not judged:
             return Cell(0, 0, None, None, None, 0.0 if due else None)
         values = [value for _, value in judged]
         groups = [self.samples[index].group for index, _ in judged]
         low, high = clustered_interval(values, groups, proportion=self.proportion)
+        # Intervals of scores come from a normal approximation, which knows no ends of the scale.
         if not self.proportion and low is not None and high is not None:
             low, high = max(low, 0.0), min(high, self.most)
         return Cell(

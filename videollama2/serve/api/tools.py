@@ -116,6 +116,7 @@ class ToolUse:
             return None
         if self.demanded:
             (tool,) = [tool for tool in self.tools if tool.name == self.demanded]
+            # The name is known, so the model writes the arguments alone. They can then be streamed as they come.
             return AnswerForm("json_schema", _arguments(tool))
         calls = [
             {
@@ -226,11 +227,15 @@ class CallReader:
 
     def _safe_end(self) -> int:
         """Return the position up to which the text cannot belong to a call."""
+        # Some models write a call without its mark. What begins like JSON is therefore held back until the end, as it
+        # cannot be told from an answer in JSON before.
         if self._use.demanded is not None or self._text.lstrip()[:1] in ("{", "["):
             return 0
         begin = self._text.find(CALL_BEGIN)
         if begin >= 0:
             return len(self._text[:begin].rstrip())
+        # The end of the text may be the beginning of the mark. Blanks before it are held back as well, because they are
+        # no part of the answer if the mark follows.
         longest = min(len(CALL_BEGIN) - 1, len(self._text))
         partial = next((n for n in range(longest, 0, -1) if CALL_BEGIN.startswith(self._text[-n:])), 0)
         return len(self._text[: len(self._text) - partial].rstrip())

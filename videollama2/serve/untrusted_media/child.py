@@ -76,6 +76,8 @@ def main(parent: int) -> None:
         header, _ = read_message(requests, 0)
         limits = client_limits(**header["limits"])
         max_bytes = header["max_bytes"]
+        # Everything is loaded before the restrictions, after which few files can be opened. Only then does the server
+        # hear that the process is ready, so no client's byte arrives earlier.
         _prepare_libraries()
         in_force = restrict(header["memory_bytes"], header["life_cpu_seconds"], _installation())
         write_message(replies, {"ready": in_force})
@@ -83,6 +85,7 @@ def main(parent: int) -> None:
             header, blobs = read_message(requests, max_bytes)
             limit_cpu(header["cpu_seconds"])
             reply, arrays = _answer(header, blobs, limits)
+            # The source is not needed while the result is written, and may be as large.
             del blobs
             write_message(replies, reply, arrays)
     except (WireError, BrokenPipeError):
@@ -93,6 +96,7 @@ def _take_over_streams() -> tuple[io.FileIO, IO[bytes]]:
     """Reserve standard input and output for messages, so that nothing a library prints ends up among them."""
     requests = io.FileIO(os.dup(0), "rb")
     replies = io.BufferedWriter(io.FileIO(os.dup(1), "wb"), 1 << 16)
+    # Libraries in C print to these numbers directly, whatever Python's streams are.
     nothing = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(nothing, stream)

@@ -83,6 +83,7 @@ class Sandbox:
         """Decoded media by a hash of what they were decoded from."""
         self._limits = ChildLimits.of(policy, jobs_per_process)
         self._threads = ThreadPoolExecutor(policy.decode_processes, thread_name_prefix="videollama2-sandbox")
+        # Each thread of the pool has a process of its own, so that a job never waits for another one's process.
         self._own = threading.local()
         self._children: set[Child] = set()
         self._lock = threading.Lock()
@@ -147,6 +148,7 @@ class Sandbox:
             "is_list": not isinstance(source, (bytes, Path)),
             "cpu_seconds": self.policy.decode_timeout_s,
         }
+        # Reading and hashing of up to hundreds of megabytes stay off the event loop.
         blobs = await asyncio.to_thread(self._blobs, asked["kind"], source)
         key = await asyncio.to_thread(_key, header, blobs)
         found = self.cache.get(key)
@@ -231,6 +233,8 @@ class Sandbox:
         try:
             decoded = await asyncio.get_running_loop().run_in_executor(self._threads, self._run, job)
         except asyncio.CancelledError:
+            # The thread cannot be cancelled. It is blocked on the process, so the process is ended, and the thread with
+            # an error.
             job.abandon()
             raise
         except RuntimeError as error:  # the pool is shut down
@@ -244,6 +248,8 @@ class Sandbox:
 
     def _run(self, job: _Job) -> DecodedMedium:
         child = self._child()
+        # Between here and ``release``, abandoning the job kills the child. Before, the job is only marked, and ends
+        # here.
         if not job.take(child):
             raise ChildError("crash", "the client has left")
         try:
@@ -276,6 +282,7 @@ class Sandbox:
             self.started += 1
             self._children.add(child)
             closed = self._closed
+        # A child that was made while the sandbox closed is not in the list that close() went through.
         if closed:
             child.kill()
         self._own.child = child
