@@ -184,6 +184,7 @@ def read_video_sound(
 
     pieces, spans, total = _cut(lambda: track.resampled(rate), choose)
     wave_S = np.concatenate(pieces).astype(np.float32) / 2.0**15
+    # The windows together may be longer than the model's clip, which is then their middle (published).
     start, end = _crop(0, len(wave_S), rules.samples(rate), sampling.crop_start, track.name)
     return Sound(_padded([wave_S[start:end]], rules.samples(rate)), spans, total / rate, None, track.name)
 
@@ -308,6 +309,8 @@ def _cut(
         total += len(piece)
         if kept is not None:
             kept.append(piece)
+            # The spans depend on the length, which only decoding tells for sure. A long track is decoded a second time
+            # rather than kept, see _KEPT_SAMPLES.
             if total > _KEPT_SAMPLES:
                 kept = None
     spans = choose(total)
@@ -322,8 +325,10 @@ def _collect(pieces: Iterable[np.ndarray], spans: Sequence[SampleSpan]) -> list[
     found: list[list[np.ndarray]] = [[] for _ in spans]
     at, stop = 0, max(end for _, end in spans)
     for piece in pieces:
+        # Windows of a short track overlap, so a piece may belong to several.
         for (start, end), parts in zip(spans, found, strict=True):
             if start < at + len(piece) and at < end:
+                # A copy, or the whole piece would be kept alive.
                 parts.append(piece[max(start - at, 0) : end - at].copy())
         at += len(piece)
         if at >= stop:

@@ -132,6 +132,8 @@ def build_prompt(
         return split(
             render_chat_template(flat, tokenizer, add_generation_prompt, template_options, chat_template), tags, marker
         )
+    # A template closes the last message, with a mark of its own. A character that occurs nowhere else is put behind the
+    # text, so that the prompt can be cut where the text ends.
     end = _unused_character(marker + "".join(turn["content"] for turn in flat))
     flat[-1]["content"] += end
     rendered = render_chat_template(flat, tokenizer, False, template_options, chat_template)
@@ -178,6 +180,8 @@ def answer_spans(
     for turn, message in enumerate(flat):
         if message["role"] != "assistant":
             continue
+        # Templates do not say where an answer stands. It is what a rendering gains between the beginning of the answer
+        # and its end, provided that what was printed before stays as it is.
         before = render_chat_template(flat[:turn], tokenizer, True, template_options, chat_template)
         after = render_chat_template(flat[: turn + 1], tokenizer, False, template_options, chat_template)
         if not (whole.startswith(before) and whole.startswith(after)):
@@ -231,6 +235,7 @@ def flatten(turns: Sequence[Message]) -> tuple[list[Message], list[str], str]:
 
     A video that is heard too (``use_audio``) is two media: its pictures and, right behind them, its sound.
     """
+    # A tag that a user types is text and must stay text, so media are marked by a character that no text holds.
     marker = _unused_character("".join(map(text_of, turns)))
     flat, tags = [], []
     for turn in turns:

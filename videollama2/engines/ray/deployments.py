@@ -130,6 +130,7 @@ class EngineReplica:
         self._service = await asyncio.to_thread(
             open_service, args, args.model_name, policy, log_prompts, open_replica_engine, self._stack
         )
+        # Serve sends requests once this returns, and the first must not wait for processes to start.
         await self._service.sandbox.start()
         # The API has checked the key and the size of a request.
         security = Security(max_body_bytes=1 << 40, log_prompts=log_prompts)
@@ -176,6 +177,7 @@ class ServeReplicas:
         self, path: str, content: bytes, request_id: str, tried: Sequence[str], affinity: str | None
     ) -> ReplicaReply:
         """See :class:`videollama2.engines.ray.client.Replicas`."""
+        # The session id tells MediaAffinityRouter what a request is about, so that it need not parse the content.
         handle = self._handle.options(stream=True, session_id=affinity or "")
         return handle.answer.remote(path, content, request_id, tried=tuple(tried))
 

@@ -114,6 +114,7 @@ class SoundTrack:
             stream = container.streams.best("audio")
             for other in container.streams:
                 other.discard = Discard.default if other is stream else Discard.all
+            # One thread is enough: sound decodes far faster than it plays.
             stream.codec_context.thread_count = 1
             stream.codec_context.options = decoder_options(self._limits)
             progress = _Progress()
@@ -167,6 +168,8 @@ class _Progress:
     def add(self, frame: Any) -> None:
         """Count a frame."""
         seconds = frame.samples / frame.sample_rate
+        # Damage at the end of a file is a file that was cut off, which is usable. Sound behind the damage means that a
+        # part in the middle is gone.
         if self.damaged_since is not None:
             self.is_broken, self.damaged_since = True, None
         if frame.pts is not None:
@@ -215,6 +218,7 @@ def _to_float(frame: Any, channels: Channels) -> np.ndarray:
         values_CS = values_CS.reshape(-1, len(frame.layout.channels)).T
     kind = values_CS.dtype.str[1:]
     chosen_CS = values_CS[:1] if channels == "first" else values_CS
+    # Unsigned samples have silence in the middle of their range.
     centre = _FULL_SCALE[kind] if kind.startswith("u") else 0.0
     return ((chosen_CS.astype(np.float64) - centre) / _FULL_SCALE[kind]).mean(axis=0)
 

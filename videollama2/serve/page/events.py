@@ -144,6 +144,8 @@ class Events:
             yield {w.notice: notice(problem)}
             return
         try:
+            # Opening files takes a while, in which the visitor may have asked again from the same tab: see the check
+            # below.
             media = await asyncio.to_thread(self.strips.media, values)
         except MediaError as error:
             yield {w.notice: notice(page_errors.bad_media(error))}
@@ -247,6 +249,8 @@ class Events:
         options = self._options(values)
         for lane in lanes:
             lane.turn.model, lane.turn.options = lane.model, {**options, "system": (values[w.system] or "").strip()}
+        # Nothing was awaited since the check for a running answer, so no other question of this visitor can be here as
+        # well.
         stop = self.running[session] = asyncio.Event()
         emptied: Updates = {} if keep_draft else {w.question: "", w.files: None, w.start: "", w.end: ""}
         try:
@@ -264,6 +268,7 @@ class Events:
         finally:
             self.running.pop(session, None)
         conversation.answered += 1
+        # A model that has gone since the page was opened is still in its list, so the list is renewed with the answer.
         listed = await self.choices.offer_anew(turn) if turn.notice in _MODEL_IS_MISSING else {}
         yield {
             **listed,

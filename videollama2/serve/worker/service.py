@@ -221,6 +221,7 @@ class ChatService:
         }
 
         def submit(choice: int, limit: int | None) -> Answer:
+            # The answers share the decoded arrays and not the lists of parts, which the engine may fill in.
             own = list(with_media(messages, media))
             return self.engine.submit(own, **request.sampling(choice, limit), **options)
 
@@ -255,6 +256,7 @@ class _Share:
 
     def __init__(self, budget: Budget, held: int, members: int) -> None:
         self._budget, self._held, self._members = budget, held, members
+        # Reentrant, because the garbage collector may run a finalizer inside another one on the same thread.
         self._lock = threading.RLock()
 
     def leave(self) -> None:
