@@ -224,7 +224,7 @@ class _Means:
         values = [value for _, value in judged]
         groups = [self.samples[index].group for index, _ in judged]
         low, high = clustered_interval(values, groups, proportion=self.proportion)
-        # The interval of a score is its mean and a multiple of its error on either side, which knows no ends of the scale.
+        # The interval of a score is its mean and as much on either side, whether the scale goes so far or not.
         if not self.proportion and low is not None and high is not None:
             low, high = max(low, 0.0), min(high, self.most)
         return Cell(
