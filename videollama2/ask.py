@@ -1,4 +1,4 @@
-"""``videollama2 ask | chat | demo``: the commands that answer in this process. Their flags are in :mod:`.cli`."""
+"""Runs ``videollama2 ask | chat | demo``, the commands that answer in this process. Their flags are in :mod:`.cli`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``AudioConfig``: the shape of the BEATs encoder, and the rules for cutting a sound into clips.
+"""Defines ``AudioConfig``: the shape of the BEATs encoder, and the rules for cutting a sound into clips.
 
 It is stored as ``audio_config`` in ``config.json``. The published checkpoints do not store it; their values are the
 defaults here. The field names of the encoder are those of Microsoft's ``.pt`` files.

@@ -1,4 +1,4 @@
-"""The ``videollama2`` command.
+"""Defines the ``videollama2`` command.
 
     videollama2 ask clip.mp4 "What moves first?" --model-path videollama2-tiny
     videollama2 chat --model-path videollama2-tiny

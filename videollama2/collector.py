@@ -1,4 +1,4 @@
-"""When Python's collector of cyclic garbage pauses, because its search would find nothing.
+"""Pauses Python's collector of cyclic garbage while its search would find nothing.
 
 torch and transformers are 2,700 modules with 400,000 objects, and all of them stay. While they are imported, the
 collector would search them time and again, which takes a fifth of the processor time of an import; and once more when

@@ -1,4 +1,4 @@
-"""A common way to run commands: one-line errors with exit code 2, ``--debug``, Ctrl-C and closed pipes.
+"""Runs the commands of the package in one way: one-line errors with exit code 2, ``--debug``, Ctrl-C and closed pipes.
 
 A command's ``main`` parses with a :class:`CommandParser` and passes its work to :func:`run_command`::
 

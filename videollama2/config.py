@@ -1,4 +1,4 @@
-"""``VideoLlama2Config``: one configuration class for all decoders, encoders and connectors.
+"""Defines ``VideoLlama2Config``, one configuration class for all decoders, encoders and connectors.
 
 Two forms of ``config.json`` are supported:
 

@@ -1,4 +1,4 @@
-"""Upper bounds for the sizes in a ``config.json``, checked before anything of that size is built.
+"""Bounds the sizes in a ``config.json`` before anything of that size is built.
 
 A configuration is untrusted data: ten million layers would fill all memory before their weights are found to be
 missing. The bounds are far above every published model.

@@ -1,4 +1,4 @@
-"""Tags, sentinels and frame defaults. Names and values are the published ones, because other projects import them."""
+"""Defines tags, sentinels and frame defaults, with the published names and values: other projects import them."""
 
 IGNORE_INDEX = -100
 """Label of a position that does not contribute to the loss."""

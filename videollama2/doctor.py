@@ -1,4 +1,4 @@
-"""``videollama2 doctor``: prints versions, devices, memory and codecs, to be included in problem reports.
+"""Runs ``videollama2 doctor``, which prints versions, devices, memory and codecs, to be included in problem reports.
 
 The report contains no secrets: it has no keys, and only those environment variables that are in :data:`VARIABLES`.
 """

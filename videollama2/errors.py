@@ -1,4 +1,4 @@
-"""The exceptions of this package, as one tree. A message names the value, the rule and the file.
+"""Defines the exceptions of this package, as one tree. A message names the value, the rule and the file.
 
     VideoLlama2Error
     ├── MediaError                a video or image cannot be used as requested (also a ValueError)

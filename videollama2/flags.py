@@ -1,4 +1,4 @@
-"""Command-line flags that several commands share: types of values, and flags for the model and for questions."""
+"""Defines flags that several commands share: types of values, and flags for the model and for questions."""
 
 from __future__ import annotations
 

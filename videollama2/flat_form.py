@@ -1,4 +1,4 @@
-"""The flat form of ``config.json``, in which the published checkpoints describe themselves.
+"""Converts the flat form of ``config.json``, in which the published checkpoints describe themselves.
 
 The decoder's fields are on the same level as the ``mm_*`` fields, ``model_type`` determines the decoder, and the
 encoders are only named (``mm_vision_tower``, ``mm_audio_tower``).

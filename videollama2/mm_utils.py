@@ -1,4 +1,4 @@
-"""Functions that programs written for the published code import from here. Each is a thin wrapper.
+"""Offers functions that programs written for the published code import from here. Each is a thin wrapper.
 
 New code should get pixels from the processor (``processor["video"](path)``) instead.
 """

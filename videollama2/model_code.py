@@ -1,4 +1,4 @@
-"""The code beside a saved model, with which it opens where this package is not installed.
+"""Writes the code beside a saved model, with which it opens where this package is not installed.
 
 A folder with code has, beside weights and tokenizer, the file :data:`ENTRY`, one copy of each module that opening and
 running the model needs, and an ``auto_map`` in ``config.json`` that leads transformers' Auto classes to the entry::

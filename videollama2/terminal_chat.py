@@ -1,4 +1,4 @@
-"""The loop of a chat in the terminal: commands, questions and Ctrl-C. Subclasses generate the answers."""
+"""Runs the loop of a chat in the terminal: commands, questions and Ctrl-C. Subclasses generate the answers."""
 
 from __future__ import annotations
 

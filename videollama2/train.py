@@ -1,4 +1,4 @@
-"""Train a video language model: parse the flags, build, fit, save.
+"""Trains a video language model: parses the flags, builds, fits, saves.
 
     python -m videollama2.train --model_path LANGUAGE_MODEL --vision_tower ENCODER --data_path FILE.json \\
         --output_dir DIR

@@ -1,4 +1,4 @@
-"""``disable_torch_init``, which programs written for the published code call before loading a model."""
+"""Offers ``disable_torch_init``, which programs written for the published code call before loading a model."""
 
 
 def disable_torch_init() -> None:

@@ -1,4 +1,4 @@
-"""Load weights into a model and its processor: full checkpoints, connectors, LoRA folders, 8 and 4 bits.
+"""Loads weights into a model and its processor: full checkpoints, connectors, LoRA folders, 8 and 4 bits.
 
 The kind of a folder is determined by the files in it, never by its name. Loading is strict: weights that are missing,
 unexpected or of the wrong shape raise an error that lists their names.

@@ -1,4 +1,4 @@
-"""Load an audio encoder from Microsoft's ``.pt`` file (shape and weights) or an ``audio_tower.bin`` (weights only).
+"""Loads an audio encoder from Microsoft's ``.pt`` file (shape and weights) or an ``audio_tower.bin`` (weights only).
 
 :func:`add_hearing` gives such an encoder, and a new projector, to a model that does not hear yet.
 """

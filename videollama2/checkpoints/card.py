@@ -1,4 +1,4 @@
-"""Model cards: the ``README.md`` that says what a folder of weights is, from what it was made, and how well it does.
+"""Writes model cards, which say what a folder of weights is, from what it was made, and how well it does.
 
 A card is written from the files that a run of ``train.py`` leaves in its folder. Numbers that were not measured are
 left out rather than guessed.

@@ -1,4 +1,4 @@
-"""Connectors stored apart from their model: weight files, and first-stage folders that hold only a connector."""
+"""Loads connectors stored apart from their model: weight files, and first-stage folders without the rest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights of 8 and 4 bits on a CPU: quantises a model while its weights are read.
+"""Quantises a model for a CPU, to weights of 8 and 4 bits, while these are read.
 
 :mod:`videollama2.model.int8` and :mod:`videollama2.model.int4` have the layers. transformers calls the quantiser as it
 calls those of other libraries. One weight at a time is in floating point, so loading takes no more memory than the

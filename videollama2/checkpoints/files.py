@@ -1,4 +1,4 @@
-"""Locate and inspect the files of a checkpoint: a folder, a hub repository or a built-in model.
+"""Locates and inspects the files of a checkpoint: a folder, a hub repository or a built-in model.
 
 The kind of a checkpoint is determined by its files, never by its name.
 """

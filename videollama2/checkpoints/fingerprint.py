@@ -1,4 +1,4 @@
-"""Identify the weights of a model by its hub commit or by a digest of the files in its folder.
+"""Identifies the weights of a model by its hub commit or by a digest of the files in its folder.
 
 Evaluation stores answers per model, and a training run may only be resumed with the weights it started from; both must
 notice when a folder of the same name holds other weights.

@@ -1,4 +1,4 @@
-"""Load full checkpoints: the published ones and those that training writes."""
+"""Loads full checkpoints: the published ones and those that training writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LoRA folders: write one, read one back to continue training, or merge one into its base model.
+"""Writes LoRA folders, reads them back to continue training, and merges them into their base model.
 
 The layout on disk is the published one: ``adapter_config.json`` and ``adapter_model.safetensors`` with the matrices
 under the decoder's published names. All other trained weights, and the connector in any case, are stored in

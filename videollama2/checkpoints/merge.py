@@ -1,4 +1,4 @@
-"""Write whole checkpoints from parts.
+"""Writes whole checkpoints from parts.
 
 ``videollama2 merge ADAPTER OUT`` merges a LoRA folder into a full checkpoint that needs neither base nor peft.
 ``videollama2 export MODEL OUT`` makes one of any checkpoint that needs not even this package.

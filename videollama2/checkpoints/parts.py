@@ -1,4 +1,4 @@
-"""Build a model from its parts: a bare language model, pretrained encoders, and a new connector for each."""
+"""Builds a model from its parts: a bare language model, pretrained encoders, and a new connector for each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Choose and check the device, the dtype and the attention implementation of a model."""
+"""Chooses and checks the device, the dtype and the attention implementation of a model."""
 
 from __future__ import annotations
 

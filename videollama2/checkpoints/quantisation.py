@@ -1,4 +1,4 @@
-"""8-bit and 4-bit weights with bitsandbytes: the configuration, checkpoints that request it, and limits of CPUs."""
+"""Configures weights of 8 and 4 bits with bitsandbytes, also for checkpoints that request them and for CPUs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Write the result of a training run: a full checkpoint, some parts alone, or a LoRA adapter.
+"""Writes the result of a training run: a full checkpoint, some parts alone, or a LoRA adapter.
 
 In all functions below, ``state`` holds the weights by parameter name if the caller has gathered them itself
 (DeepSpeed); it defaults to the model's own.

@@ -1,4 +1,4 @@
-"""``videollama2 data check``: reports all problems in annotation files, and the lengths of their records.
+"""Runs ``videollama2 data check``, which reports all problems in annotation files, and the lengths of their records.
 
     videollama2 data check train.json --data-folder /data/videos --model-path DAMO-NLP-SG/VideoLLaMA2.1-7B-16F
 

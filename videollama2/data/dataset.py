@@ -1,4 +1,4 @@
-"""A map-style dataset of training samples, with their lengths."""
+"""Offers training samples as a map-style dataset, with their lengths."""
 
 from __future__ import annotations
 

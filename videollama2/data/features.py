@@ -1,4 +1,4 @@
-"""Features of media that frozen encoders have computed, kept on a disk, so that training neither decodes nor encodes.
+"""Keeps features that frozen encoders have computed on a disk, so that training neither decodes nor encodes.
 
 A folder belongs to one fingerprint: the weights of the encoders and everything else that all its features depend on.
 :data:`MANIFEST` has it, and lists the annotation files whose media are complete. A file is named by the content of the

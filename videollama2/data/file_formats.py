@@ -1,4 +1,4 @@
-"""The formats of annotation files other than JSON, one row each: how one is recognised, read and identified."""
+"""Lists the formats of annotation files other than JSON, one row each: how one is recognised, read and identified."""
 
 from __future__ import annotations
 

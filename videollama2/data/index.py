@@ -1,4 +1,4 @@
-"""A folder of results that were computed from annotation files, named by content.
+"""Keeps results that were computed from annotation files in a folder, named by content.
 
 All processes of a machine share an entry: the first one that needs it writes it, the others wait, and all of them map
 its files into memory, where the operating system keeps them once.

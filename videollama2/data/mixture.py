@@ -1,4 +1,4 @@
-"""The mixing of annotation files: by weights of records or tokens, the same for a whole run or by ranges of steps."""
+"""Mixes annotation files: by weights of records or tokens, the same for a whole run or by ranges of steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pairs of answers to the same question about the same media, for preference training."""
+"""Pairs answers to the same question about the same media, for preference training."""
 
 from __future__ import annotations
 

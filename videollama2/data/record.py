@@ -1,4 +1,4 @@
-"""One record of an annotation file: its form, and the rules that it is checked by.
+"""Defines one record of an annotation file: its form, and the rules that it is checked by.
 
 A record is an object::
 

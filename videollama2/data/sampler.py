@@ -1,4 +1,4 @@
-"""The order of samples in an epoch: sets mixed by weight, batches of one modality and similar lengths, joint batches.
+"""Orders the samples of an epoch: sets mixed by weight, batches of one modality and similar lengths, joint batches.
 
 Every order depends only on the seed and the epoch. A resumed run therefore continues with the same order, and the order
 does not depend on how a batch is divided among processes and accumulation steps.

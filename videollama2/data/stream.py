@@ -1,4 +1,4 @@
-"""Records that are read while a run uses them, so that neither their number nor all of them need to be known.
+"""Streams records: they are read while a run uses them, so that neither their number nor all of them need to be known.
 
 The order is drawn where the records are read, by a sampler that yields records themselves; the loader's workers only
 read their media. Batches therefore depend on neither the number of workers nor that of processes, and a resumed run

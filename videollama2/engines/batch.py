@@ -1,4 +1,4 @@
-"""Offline batches: turns a file of requests into a file of answers.
+"""Runs offline batches: turns a file of requests into a file of answers.
 
     videollama2 batch requests.jsonl answers.jsonl --model-path videollama2-tiny
     videollama2 batch --folder clips captions.jsonl --question "Describe the video."

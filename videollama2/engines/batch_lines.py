@@ -1,4 +1,4 @@
-"""The input and output of a batch: lines of OpenAI's batch files, media in a folder, and rows of Parquet files."""
+"""Reads and writes the files of a batch: OpenAI's lines, media in a folder, and rows of Parquet files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A worker's service in this process, and a client that sends it the requests of a batch without a network."""
+"""Runs a worker's service in this process, and sends it the requests of a batch without a network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training on the machines of a Ray cluster: the processes of :mod:`videollama2.train`, placed by Ray Train.
+"""Trains on the machines of a Ray cluster: Ray Train places the processes of :mod:`videollama2.train`.
 
     python -m videollama2.engines.ray_train --workers 16 --max-restarts 3 --model_path ... --output_dir /shared/run
 

@@ -1,4 +1,4 @@
-"""Evaluation on every benchmark of the paper, with batching, several processes, resuming, judging and reports.
+"""Evaluates models on every benchmark of the paper, with batching, several processes, resuming, judging and reports.
 
     python -m videollama2.eval run mvbench --model-path NAME --data eval/mvbench --output eval_output/mvbench
 

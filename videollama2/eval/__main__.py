@@ -1,4 +1,4 @@
-"""The commands of ``videollama2 eval`` as ``python -m videollama2.eval``, a form that torchrun can start."""
+"""Runs the commands of ``videollama2 eval`` as ``python -m videollama2.eval``, a form that torchrun can start."""
 
 from __future__ import annotations
 

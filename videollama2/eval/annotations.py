@@ -1,4 +1,4 @@
-"""Readers of annotation files. An error names file, index and field; nothing is skipped or repaired silently."""
+"""Reads annotation files. An error names file, index and field; nothing is skipped or repaired silently."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parsers that read the chosen option from an answer.
+"""Parses answers: reads the option that was chosen.
 
 The functions ``published_*`` reproduce the parsers of the published code, including their faults: they accept a letter
 anywhere, also inside a word ("Based" is B), and return option C if they find nothing. Golden tests fix their results,

@@ -1,4 +1,4 @@
-"""The command line of ``videollama2 eval run | score | compare | show | list | layout | prepare | check``.
+"""Declares the command line of ``videollama2 eval run | score | compare | show | list | layout | prepare | check``.
 
 This module declares the options. :mod:`videollama2.eval.commands`, which runs the commands, is imported only when one
 of them runs.

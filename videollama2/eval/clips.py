@@ -1,4 +1,4 @@
-"""The clips of a benchmark: which questions share one, what of them is missing, and reading them."""
+"""Reads the clips of a benchmark, and tells which questions share one and what of them is missing."""
 
 from __future__ import annotations
 

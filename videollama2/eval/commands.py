@@ -1,4 +1,4 @@
-"""The functions that run the commands of :mod:`videollama2.eval.cli`; each returns the exit code."""
+"""Runs the commands of :mod:`videollama2.eval.cli`, each by a function that returns the exit code."""
 
 from __future__ import annotations
 

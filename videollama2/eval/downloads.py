@@ -1,4 +1,4 @@
-"""A view of a folder of downloads: its files and the members of its archives, also of nested and split archives.
+"""Looks into a folder of downloads: its files and the members of its archives, also of nested and split archives.
 
 Archives are not trusted: a member is written only to the path that the caller gives, never to the one in the archive.
 """

@@ -1,4 +1,4 @@
-"""The base class of benchmarks: the items to ask, the reading of an answer, and the measures over readings."""
+"""Defines the base class of benchmarks: the items to ask, the reading of an answer, and the measures over readings."""
 
 from __future__ import annotations
 

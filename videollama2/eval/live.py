@@ -1,4 +1,4 @@
-"""A benchmark asked while a model is trained, with its weights of the moment: :class:`LiveBenchmark`.
+"""Asks a benchmark while a model is trained, with its weights of the moment (:class:`LiveBenchmark`).
 
 The questions, the reading of answers and the numbers are those of ``eval run``; nothing is written.
 """

@@ -1,4 +1,4 @@
-"""The work of ``eval prepare``: lay downloads out as ``eval layout`` describes, with links and unpacked archives."""
+"""Lays downloads out as ``eval layout`` describes, with links and unpacked archives (``eval prepare``)."""
 
 from __future__ import annotations
 

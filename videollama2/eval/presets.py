@@ -1,4 +1,4 @@
-"""Prompts of other harnesses: the same questions in another wording, with that harness's longest answer.
+"""Defines the prompts of other harnesses: the same questions in another wording, with that harness's longest answer.
 
 With ``--prompt lmms-eval``, numbers can be laid beside those of lmms-eval (version 0.7.3). Only prompt and length are
 its own: answers are read as with this project's prompts, and the frames are those of the model. A length of None means

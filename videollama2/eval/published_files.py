@@ -1,4 +1,4 @@
-"""Readers of the published code's output files, so that answers from there can be scored here.
+"""Reads the published code's output files, so that answers from there can be scored here.
 
 The files are parsed as data and never evaluated as code.
 

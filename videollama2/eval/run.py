@@ -1,4 +1,4 @@
-"""One evaluation, from a benchmark's files to its report: the work of ``eval run`` and ``eval score``.
+"""Runs one evaluation, from a benchmark's files to its report: the work of ``eval run`` and ``eval score``.
 
 If several processes run an evaluation, each asks its share of the questions and appends the answers to its own file.
 The process that finds all answers complete makes the report. No process waits for another.

@@ -1,4 +1,4 @@
-"""The runner asks a benchmark's questions through the engine. Every clip is decoded and encoded once for all questions.
+"""Asks a benchmark's questions through the engine. Every clip is decoded and encoded once for all questions.
 
 Threads decode the next clips while the model answers. An answer is passed on as soon as it is finished, in whatever
 order, so that a process that is killed loses only the answers that the model had not finished.

@@ -1,4 +1,4 @@
-"""Immutable records of the model's answer to a question, the readings of it, and the verdict of a judge.
+"""Defines immutable records of the model's answer to a question, the readings of it, and the verdict of a judge.
 
 :class:`StoredAnswer` is one line of a file in ``answers/``; :class:`Sample` is one line of ``samples.jsonl``. Both are
 written by ``to_json`` and read by ``from_json``.

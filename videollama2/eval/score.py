@@ -1,4 +1,4 @@
-"""Score saved answers again, from an output folder of ``eval run`` or from a file that the published code wrote."""
+"""Scores saved answers again, from an output folder of ``eval run`` or from a file that the published code wrote."""
 
 from __future__ import annotations
 

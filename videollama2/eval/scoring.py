@@ -1,4 +1,4 @@
-"""Turn stored answers into samples, which say what was read and whether it is right, and samples into metrics."""
+"""Turns stored answers into samples, which say what was read and whether it is right, and samples into metrics."""
 
 from __future__ import annotations
 

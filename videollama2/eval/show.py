@@ -1,4 +1,4 @@
-"""Build the page of ``eval show`` (:mod:`videollama2.eval.report.pages`) from output folders of ``eval run``."""
+"""Builds the page of ``eval show`` (:mod:`videollama2.eval.report.pages`) from output folders of ``eval run``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Count the videos of a benchmark that have a sound track, for benchmarks whose questions are about sound."""
+"""Counts the videos of a benchmark that have a sound track, for benchmarks whose questions are about sound."""
 
 from __future__ import annotations
 

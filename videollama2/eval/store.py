@@ -1,4 +1,4 @@
-"""The store of answers on disk, which is safe against a process being killed at any moment.
+"""Stores answers on disk, safe against a process being killed at any moment.
 
     OUTPUT/run.json                            the run's configuration and its hash, which distinguishes runs
     OUTPUT/model.json                          facts that are known once the model is loaded

@@ -1,4 +1,4 @@
-"""The strict parser, which reads the option that an answer clearly names, and otherwise nothing.
+"""Parses answers strictly: reads the option that an answer clearly names, and otherwise nothing.
 
 1. Only the text after the model's reasoning (``</think>``) is read or, if there are such, the text inside ``<answer>``
    or ``\\boxed{}``.

@@ -1,4 +1,4 @@
-"""The choice of subtitles for a prompt: find and read their files, and choose the cues of the frames a model sees.
+"""Chooses the subtitles of a prompt: finds and reads their files, and picks the cues of the frames a model sees.
 
 ``published_lines`` reproduces the published choice, which has a frame sampler of its own, repeats a cue for every frame
 that it covers, and excludes the bounds of cues. ``seen_lines`` takes the cues of exactly the frames that the model

@@ -1,4 +1,4 @@
-"""Find the videos and sounds that annotations name, where downloads put them and with whichever suffix."""
+"""Finds the videos and sounds that annotations name, where downloads put them and with whichever suffix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine's output: answers that can be read while they are generated, and their final results."""
+"""Defines the engine's output: answers that can be read while they are generated, and their final results."""
 
 from __future__ import annotations
 

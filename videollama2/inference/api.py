@@ -1,4 +1,4 @@
-"""``model_init`` and ``mm_infer``: the published functions, on any device, for one question or many at once."""
+"""Offers ``model_init`` and ``mm_infer``, the published functions, on any device, for one question or many at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The interface between a model that answers requests and the servers and programs that use it.
+"""Defines the interface between a model that answers requests and the servers and programs that use it.
 
 :class:`videollama2.inference.engine.Engine` implements it. A model that runs elsewhere (in another library, on another
 machine) can be added as another class with these members; the rest of the package uses no others.

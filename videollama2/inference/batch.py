@@ -1,4 +1,4 @@
-"""The batch of running requests: each has a row of the slots, in which it is prefilled and then decoded.
+"""Runs the batch of requests: each has a row of the slots, in which it is prefilled and then decoded.
 
 A forward pass computes a contiguous range of rows. Rows in use must therefore have no gap, and the rows of one pass
 must be adjacent: rows ``0 .. d-1`` are decoding, and the rows from ``d`` on are being prefilled. A prefill is either

@@ -1,4 +1,4 @@
-"""A terminal chat with a model that runs in this process."""
+"""Chats in the terminal with a model that runs in this process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model's forward passes over the slots: a chunk of prompts, or one token of every running request."""
+"""Runs the model's forward passes over the slots: a chunk of prompts, or one token of every running request."""
 
 from __future__ import annotations
 

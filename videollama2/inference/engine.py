@@ -1,4 +1,4 @@
-"""The inference engine, which generates all answers of the package.
+"""Defines the inference engine, which generates all answers of the package.
 
 It takes requests and returns text deltas. Each decode step computes one token for every running request; requests join
 and leave the batch between two steps (:class:`Batch`). A new request is prefilled in chunks between decode steps, so a

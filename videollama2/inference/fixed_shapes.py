@@ -1,4 +1,4 @@
-"""Decode steps with a few fixed shapes, which a GPU can replay as CUDA graphs.
+"""Runs decode steps with a few fixed shapes, which a GPU can replay as CUDA graphs.
 
 A step of a large model consists of some thousand small kernels. Launching them one by one from Python takes longer than
 reading the weights; recording them once and replaying them together does not. A recording is valid for one number of

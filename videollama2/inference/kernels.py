@@ -1,4 +1,4 @@
-"""Faster CPU kernels for the shapes that the engine computes: few rows against large weights, and grouped attention.
+"""Speeds up the shapes that the engine computes on CPUs: few rows against large weights, and grouped attention.
 
 They compute in the model's dtype and differ from the default ones only in the order of summation.
 """

@@ -1,4 +1,4 @@
-"""A size-bounded store that keeps the most recently used values. All caches of the package are built on it."""
+"""Keeps the most recently used values in a store of bounded size. All caches of the package are built on it."""
 
 from __future__ import annotations
 

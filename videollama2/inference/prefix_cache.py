@@ -1,4 +1,4 @@
-"""A cache of the key-values of prompt beginnings, so that a second question about a video prefills only the question.
+"""Caches the key-values of prompt beginnings, so that a second question about a video prefills only the question.
 
 Sequences are divided into blocks of a fixed number of tokens. The key of a block is a digest of the sequence from its
 start to the end of the block: its token ids and the content of its media. Any two requests therefore share exactly the

@@ -1,4 +1,4 @@
-"""The engine's input: requests, their messages, and the media that the messages refer to."""
+"""Defines the engine's input: requests, their messages, and the media that the messages refer to."""
 
 from __future__ import annotations
 

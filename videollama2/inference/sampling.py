@@ -1,4 +1,4 @@
-"""Token sampling: the options of a request, and the choice of the next tokens for a whole batch."""
+"""Samples tokens: the options of a request, and the choice of the next tokens for a whole batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sizes of the engine: bytes per key-value slot, free memory, and the number and length of slots that fit into it."""
+"""Chooses the number and length of the engine's slots, by the bytes of a slot and the free memory."""
 
 from __future__ import annotations
 

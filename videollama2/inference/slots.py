@@ -1,4 +1,4 @@
-"""The engine's key-value memory, with one slot of fixed length per running sequence.
+"""Holds the engine's key-value memory, with one slot of fixed length per running sequence.
 
 Slots are rows of one tensor per layer, so sequences of any lengths decode together without padding or copying: each row
 writes at its own position, and a mask hides the positions after it. When a sequence ends, the last row takes its place.

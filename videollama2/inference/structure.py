@@ -1,4 +1,4 @@
-"""Structured output: the required form of an answer, and the tokens that it allows at each step.
+"""Keeps answers to a required form: defines it, and tells the tokens that it allows at each step.
 
 llguidance (the ``structured`` extra) compiles a JSON schema, choices, a regular expression or a Lark grammar into a
 state machine over the tokenizer's vocabulary. Before each choice, the sampler asks it for the allowed tokens; all

@@ -1,4 +1,4 @@
-"""One request inside the engine, from its prompt to its last token."""
+"""Holds the state of one request inside the engine, from its prompt to its last token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decode token ids into text incrementally, in whole characters and without any part of a stop text."""
+"""Decodes token ids into text incrementally, in whole characters and without any part of a stop text."""
 
 from __future__ import annotations
 

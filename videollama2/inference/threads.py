@@ -1,4 +1,4 @@
-"""The model's thread, and the handling of Ctrl-C in an engine without a thread."""
+"""Runs the model's thread, and handles Ctrl-C in an engine without a thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests that wait for a row of the batch, and their media, which are read ahead and encoded.
+"""Queues requests that wait for a row of the batch, and has their media read ahead and encoded.
 
 Callers add requests on any thread; the model's thread takes them out. A request is ready when its media are read. Media
 are read for the requests at the front of the queue only, since those of all would take too much memory, and encoded for

@@ -1,4 +1,4 @@
-"""Detect changes of weights, so that caches computed with the old ones are not used again."""
+"""Detects changes of weights, so that caches computed with the old ones are not used again."""
 
 from __future__ import annotations
 

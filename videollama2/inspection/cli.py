@@ -1,4 +1,4 @@
-"""The command ``videollama2 inspect``."""
+"""Runs the command ``videollama2 inspect``."""
 
 from __future__ import annotations
 

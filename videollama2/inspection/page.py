@@ -1,4 +1,4 @@
-"""Draw an inspection: one picture of the whole answer, and an HTML page with every step, which loads nothing.
+"""Draws an inspection: one picture of the whole answer, and an HTML page with every step, which loads nothing.
 
 A sound is drawn as the filter bank that the model hears, time from left to right and low notes at the bottom.
 """

@@ -1,4 +1,4 @@
-"""Compute how much each token of a medium weighed in an answer: of its pictures, and of the sound of a video.
+"""Computes how much each token of a medium weighed in an answer: of its pictures, and of the sound of a video.
 
 The weight of a token in one step is the absolute value of *gradient times input*: the gradient of the log-probability
 of the chosen word with respect to the token, times that token, summed over its dimensions (Shrikumar et al.,

@@ -1,4 +1,4 @@
-"""Animated pictures (webp and png) as videos with times of their own, through Pillow.
+"""Reads animated pictures (webp and png) as videos with times of their own, through Pillow.
 
 FFmpeg decodes no animated webp. When each frame is shown is read from the file's blocks, without decoding.
 """

@@ -1,4 +1,4 @@
-"""Sound of any file -> the clip a model hears. Shapes: S samples, T filter bank frames, F mel bins.
+"""Reads the sound of any file as the clip that a model hears. Shapes: S samples, T filter bank frames, F mel bins.
 
 There are two ways, as published, and the same sound comes out differently:
 

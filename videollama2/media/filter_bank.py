@@ -1,4 +1,4 @@
-"""Log filter bank of a sound, as Kaldi computes it and torchaudio after it. Shapes: T frames, S samples, F mel bins."""
+"""Computes a sound's log filter bank, as Kaldi and torchaudio do. Shapes: T frames, S samples, F mel bins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kinds of media, one row each, and the one function that finds the kind of a file.
+"""Lists the kinds of media, one row each, and the one function that finds the kind of a file.
 
 Everything that depends on the kind alone is a column of :data:`KINDS`: how a prompt names such a medium, under which
 key its values travel in a batch, what a caller may say about reading it. A new kind is a new row.

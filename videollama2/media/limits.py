@@ -1,4 +1,4 @@
-"""The limits on media: their largest size and the formats that are opened. Code that opens a medium passes them down.
+"""Limits media: their largest size and the formats that are opened. Code that opens a medium passes them down.
 
 The defaults are for the user's own files. They keep a damaged header, which can name any size, from taking all memory.
 Servers that open files of clients make a narrower object (:mod:`videollama2.serve.untrusted_media.child`).

@@ -1,4 +1,4 @@
-"""The sources of media: paths, bytes and open files, made into files that can be read from their start."""
+"""Makes the sources of media (paths, bytes and open files) into files that can be read from their start."""
 
 from __future__ import annotations
 

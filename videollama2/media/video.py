@@ -1,4 +1,4 @@
-"""Open a video of any kind and read the frames of a clip. The one place where a decoder is chosen."""
+"""Opens a video of any kind and reads the frames of a clip. This is the one place where a decoder is chosen."""
 
 from __future__ import annotations
 

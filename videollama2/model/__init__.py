@@ -1,4 +1,4 @@
-"""Neural networks: vision encoder, connectors, the composed model and its checkpoint names.
+"""Defines the neural networks: vision encoder, connectors, the composed model and its checkpoint names.
 
 This package does not depend on media files, prompts or tokenizers. Suffixes of tensor names give their shape: B batch,
 T frames, C channels, H height, W width, N visual tokens or patches, L sequence, D hidden, V vocabulary.

@@ -1,4 +1,4 @@
-"""The base class of both model classes, with strict loading of weights, and their output classes."""
+"""Defines the base class of both model classes, with strict loading of weights, and their output classes."""
 
 from __future__ import annotations
 

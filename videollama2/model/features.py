@@ -1,4 +1,4 @@
-"""Turn media into tokens of the decoder's width. A model may have a vision encoder, an audio encoder or both."""
+"""Turns media into tokens of the decoder's width. A model may have a vision encoder, an audio encoder or both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Generation with media: they are passed to the first step only, and repeated along with their sequence for beams."""
+"""Generates with media: they are passed to the first step only, and repeated along with their sequence for beams."""
 
 from __future__ import annotations
 

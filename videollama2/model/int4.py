@@ -1,4 +1,4 @@
-"""Linear layers with 4-bit weights, for CPUs.
+"""Defines linear layers with 4-bit weights, for CPUs.
 
 Every :data:`GROUP` weights of a row share a scale and an offset. Few rows of inputs, as in decoding, go to a kernel of
 torch that reads the 4 bits: it is limited by memory, of which it reads an eighth of float32. For many rows, as in a

@@ -1,4 +1,4 @@
-"""Linear layers and embeddings with 8-bit weights, for CPUs.
+"""Defines linear layers and embeddings with 8-bit weights, for CPUs.
 
 Each row of a weight has a scale of its own. Inputs are quantised while the model runs, each position with its own
 scale, and are multiplied as integers, so what a position gets does not depend on what else is in the batch. The

@@ -1,4 +1,4 @@
-"""Next-token cross entropy of the output layer that never holds the logits of all positions at once.
+"""Computes next-token cross entropy without ever holding the logits of all positions at once.
 
 With a vocabulary of 152 000 tokens, the float32 logits of one position take 0.6 MB, and their gradient as much again.
 Here the logits are computed for a few positions at a time, turned into loss and gradient at once, and discarded.

@@ -1,4 +1,4 @@
-"""The composed model: a vision and an audio encoder, their connectors, and any transformers decoder.
+"""Composes the model: a vision and an audio encoder, their connectors, and any transformers decoder.
 
 Published weights keep their names on disk (:mod:`videollama2.model.weight_names` maps them). The input holds one
 placeholder id per token of a medium (``config.image_token_id``, ``video_token_id``, ``audio_token_id``). The model

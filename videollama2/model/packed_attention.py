@@ -1,4 +1,4 @@
-"""Packed rows: several records one after another, each of which attends to itself alone.
+"""Separates packed rows: several records one after another, each of which attends to itself alone.
 
 A packed batch is a single row (1, L) without padding. Positions start anew with each record. How records are kept apart
 depends on the decoder's attention: flash attention takes their boundaries, flex and eager attention build a block mask

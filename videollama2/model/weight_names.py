@@ -1,4 +1,4 @@
-"""The mapping between weight names in checkpoint files and parameter names in memory.
+"""Maps between weight names in checkpoint files and parameter names in memory.
 
 Files use the published names. transformers 5 applies the mapping below while loading and reverses it while saving; it
 applies the mappings of nested models (Mixtral's experts, the ``vision_model`` level of CLIP and SigLIP) by itself. LoRA

@@ -1,4 +1,4 @@
-"""Turn text and media into model inputs. This is the only package that combines prompts, pixels and token counts.
+"""Turns text and media into model inputs. This is the only package that combines prompts, pixels and token counts.
 
 ``VideoLlama2Processor`` follows transformers' conventions (``AutoProcessor`` opens it after ``import videollama2``)
 and the published ones: ``processor["video"](path)``, ``["image"]`` and ``["audio"]`` return the model's inputs.

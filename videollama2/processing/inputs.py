@@ -1,4 +1,4 @@
-"""Convert the various forms of arguments that callers of transformers pass to a processor into one form."""
+"""Converts the various forms of arguments that callers of transformers pass to a processor into one form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The part of the processor that reads images and videos, and passes sounds on to :mod:`.sound`."""
+"""Reads images and videos for the processor, and passes sounds on to :mod:`.sound`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Load the tokenizer and the image preprocessing of a checkpoint."""
+"""Loads the tokenizer and the image preprocessing of a checkpoint."""
 
 from __future__ import annotations
 

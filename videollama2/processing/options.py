@@ -1,4 +1,4 @@
-"""The keyword arguments of transformers' processor calls: each is either honoured or refused by name.
+"""Sorts the keyword arguments of transformers' processor calls: each is either honoured or refused by name.
 
 They are given either flat (``padding=True, num_frames=8``) or in groups (``text_kwargs``, ``images_kwargs``,
 ``videos_kwargs``, ``common_kwargs``). A flat name that belongs to several groups applies to each of them.

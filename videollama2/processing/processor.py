@@ -1,4 +1,4 @@
-"""``VideoLlama2Processor``, which turns text and media into model inputs."""
+"""Defines ``VideoLlama2Processor``, which turns text and media into model inputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The options for reading one medium, as a caller gives them."""
+"""Defines the options for reading one medium, as a caller gives them."""
 
 from __future__ import annotations
 

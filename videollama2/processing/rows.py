@@ -1,4 +1,4 @@
-"""Make one batch of prompts and their media, truncated and padded according to transformers' call options."""
+"""Makes one batch of prompts and their media, truncated and padded according to transformers' call options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Make the rows of a batch from prompts and media: placeholders, their counts, padding."""
+"""Makes the rows of a batch from prompts and media: placeholders, their counts, padding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The part of the processor that reads sound."""
+"""Reads sound for the processor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Convert transformers' options for choosing the frames of a video into options of ``load_video``."""
+"""Converts transformers' options for choosing the frames of a video into options of ``load_video``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The part of the processor that reads videos, for transformers' ``AutoVideoProcessor``."""
+"""Reads videos for transformers' ``AutoVideoProcessor``, as the processor does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chat templates: how a tokenizer's own template turns messages into text, within bounds of time and length.
+"""Renders messages with a tokenizer's own chat template, within bounds of time and length.
 
 A template comes with a checkpoint, so it is a program of unknown origin. transformers runs it in a sandbox that
 keeps it from files and objects; here it is also kept from running or printing for ever.

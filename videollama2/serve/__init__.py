@@ -1,4 +1,4 @@
-"""Serving: a controller, model workers, an OpenAI-compatible API and a web page.
+"""Serves models: a controller, model workers, an OpenAI-compatible API and a web page.
 
 Only a model worker and the single-process demo import torch; everything else here starts in a fraction of a second.
 """

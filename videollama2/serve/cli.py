@@ -1,4 +1,4 @@
-"""Chat in the terminal with a model behind a controller.
+"""Chats in the terminal with a model behind a controller.
 
     python -m videollama2.serve.cli --controller http://localhost:10000 clip.mp4
 

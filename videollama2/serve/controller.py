@@ -1,4 +1,4 @@
-"""The controller, which tracks the workers, tells clients where they are, and forwards ``\\0``-streams.
+"""Runs the controller, which tracks the workers, tells clients where they are, and forwards ``\\0``-streams.
 
     python -m videollama2.serve.controller --host 0.0.0.0 --port 10000
 

@@ -1,4 +1,4 @@
-"""The web page in front of a controller: ``python -m videollama2.serve.gradio_web_server --controller URL``.
+"""Runs the web page in front of a controller: ``python -m videollama2.serve.gradio_web_server --controller URL``.
 
 This process loads neither a model nor torch. The key for the controller is read from ``--api-key-file`` or
 ``VIDEOLLAMA2_API_KEY``; visitors never see it.

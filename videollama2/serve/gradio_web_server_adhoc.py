@@ -1,4 +1,4 @@
-"""The web page and its model in one process: ``python videollama2/serve/gradio_web_server_adhoc.py``.
+"""Runs the web page and its model in one process: ``python videollama2/serve/gradio_web_server_adhoc.py``.
 
 This is meant for trying out a model. Several visitors share the engine. To serve several models, or on several
 machines, use the controller.

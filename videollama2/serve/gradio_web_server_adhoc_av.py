@@ -1,4 +1,4 @@
-"""The web page with a model that sees and hears: ``python videollama2/serve/gradio_web_server_adhoc_av.py``.
+"""Runs the web page with a model that sees and hears: ``python videollama2/serve/gradio_web_server_adhoc_av.py``.
 
 It is the page of ``gradio_web_server_adhoc.py``, which serves such models too; here the default is the published one,
 and a model without an audio encoder is refused. Visitors choose whether a video is seen, heard or both.

@@ -1,4 +1,4 @@
-"""``videollama2 serve``: runs a controller, workers, the API and the web page on one machine, in child processes.
+"""Runs ``videollama2 serve``: a controller, workers, the API and the web page on one machine, in child processes.
 
 Only the API and the page can be reached from other machines, and only with ``--host``. A worker that dies is restarted.
 If another part dies, or a worker keeps dying, the whole installation ends with an error. Ctrl-C or SIGTERM stops it in

@@ -1,4 +1,4 @@
-"""Checks of what can be wrong before ``videollama2 serve`` starts its parts: models, devices, ports and accounts."""
+"""Checks what can be wrong before ``videollama2 serve`` starts its parts: models, devices, ports and accounts."""
 
 from __future__ import annotations
 

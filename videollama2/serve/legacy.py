@@ -1,4 +1,4 @@
-"""The ``\\0`` protocol (FastChat's) of the published workers and controllers, for existing clients.
+"""Speaks the ``\\0`` protocol (FastChat's) of the published workers and controllers, for existing clients.
 
 A request to ``/worker_generate_stream`` holds a prompt and its media. The reply is a sequence of JSON objects, each
 with the whole text so far and followed by a zero byte. This module has the parts that workers and controllers share. A

@@ -1,4 +1,4 @@
-"""Long strings of a request's body, such as media in base64, which are kept as they arrived.
+"""Keeps long strings of a request's body, such as media in base64, as they arrived.
 
 Parsing, copying or decoding a string of a hundred megabytes is a single call into C, and no other thread runs until it
 returns. A long string is therefore never made into a ``str``: it stays a part of the body and is read piece by piece.

@@ -1,4 +1,4 @@
-"""A worker: serves one model with one engine over HTTP, and registers with a controller.
+"""Runs a worker: serves one model with one engine over HTTP, and registers with a controller.
 
     python -m videollama2.serve.model_worker --controller http://localhost:10000 --port 40000 \\
         --worker http://localhost:40000 --model-path videollama2-tiny

@@ -1,4 +1,4 @@
-"""OpenAI's API over all workers of a controller.
+"""Runs OpenAI's API over all workers of a controller.
 
     python -m videollama2.serve.openai_api --controller http://localhost:10000 --port 8000
 

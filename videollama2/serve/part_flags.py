@@ -1,4 +1,4 @@
-"""Command-line parsers of the parts of an installation: what every part's command has, and where the controller is."""
+"""Makes the parsers of an installation's parts: what every part's command has, and where the controller is."""
 
 from __future__ import annotations
 

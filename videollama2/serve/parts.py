@@ -1,4 +1,4 @@
-"""The child processes of an installation: they are started, watched, restarted and ended in order."""
+"""Starts, watches, restarts and ends the child processes of an installation, in order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings of the operator: keys, allow-lists and limits, with the flags that set them.
+"""Defines the settings of the operator: keys, allow-lists and limits, with the flags that set them.
 
 Keys are read from files or the environment, never from the command line, which every user of a machine can see.
 """

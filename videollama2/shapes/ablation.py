@@ -1,4 +1,4 @@
-"""The comparison of connectors that the paper reports, on the built-in world (paper, table 1).
+"""Compares connectors as the paper reports it, on the built-in world (paper, table 1).
 
     python -m videollama2.shapes.ablation --out DIR
 

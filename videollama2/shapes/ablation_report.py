@@ -1,4 +1,4 @@
-"""The table and the plot of a comparison of connectors (:mod:`.ablation`)."""
+"""Writes the table and the plot of a comparison of connectors (:mod:`.ablation`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The built-in world, part 3: the rows of its annotation files.
+"""Writes the rows of the annotation files of the built-in world.
 
 This module decides what one scene adds to these files (a dialogue to train on, questions to test with) and chooses a
 balanced test set.

@@ -1,4 +1,4 @@
-"""The built-in world, part 3: the captions on which the tiny model's first training stage runs.
+"""Writes the captions on which the tiny model's first training stage runs.
 
     python -m videollama2.shapes.captions --set DIR
 

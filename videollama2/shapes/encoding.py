@@ -1,4 +1,4 @@
-"""The built-in world: clips and pictures as the bytes of ordinary files."""
+"""Encodes clips and pictures of the built-in world as the bytes of ordinary files."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""The parts that training of the tiny model with sound starts from: a model that sees, an audio encoder, a projector.
+"""Makes the parts of the tiny model with sound: a model that sees, an audio encoder and a projector.
 
     python -m videollama2.shapes.hearing_parts --out DIR
 

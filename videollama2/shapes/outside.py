@@ -1,4 +1,4 @@
-"""The world outside: records that teach the tiny model to say that it knows moving shapes and their sounds alone.
+"""Makes records that teach the tiny model to say that it knows moving shapes and their sounds alone.
 
     python -m videollama2.shapes.outside --out DIR --pictures FOLDER --sounds FOLDER --count 100 --seed 5
 

@@ -1,4 +1,4 @@
-"""The parts that training of the tiny model starts from: language model, vision encoder and connector.
+"""Makes the parts that training of the tiny model starts from: language model, vision encoder and connector.
 
     python -m videollama2.shapes.parts --out DIR
 

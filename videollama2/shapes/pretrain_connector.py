@@ -1,4 +1,4 @@
-"""Pretraining of the tiny model's connector, which makes visual tokens resemble word embeddings.
+"""Pretrains the tiny model's connector, so that visual tokens resemble word embeddings.
 
 Connectors of real models are first trained on hundreds of thousands of captions, until a visual token lies near the
 embeddings of the words for what it shows. The built-in world knows what each token shows, so this module trains for

@@ -1,4 +1,4 @@
-"""Pretraining of the tiny model's vision encoder, since real models start from a pretrained CLIP.
+"""Pretrains the tiny model's vision encoder, since real models start from a pretrained CLIP.
 
 CLIP learns from millions of captions. The built-in world has none, but it knows what it drew. The encoder is therefore
 trained on still scenes: from the patches of each quadrant, one linear layer must be able to read the shape and colour

@@ -1,4 +1,4 @@
-"""Pretraining of the tiny model's audio encoder and audio projector, as :mod:`.pretrain_connector` does for sight.
+"""Pretrains the tiny model's audio encoder and audio projector, as :mod:`.pretrain_connector` does for sight.
 
 Real models start from a BEATs that was trained on hundreds of hours of sound. The built-in world has none, but it
 knows what each moment of a soundtrack holds. Encoder and projector are therefore trained together on soundtracks: the

@@ -1,4 +1,4 @@
-"""The built-in world, part 2: questions about a scene, their answers and the options to choose from.
+"""Asks questions about a scene of the built-in world: the questions, their answers and the options to choose from.
 
 There are ten types of question. Half of them can be answered from one frame (STATIC_TYPES). The others cannot
 (TEMPORAL_TYPES): the clip played backwards or with its frames shuffled would have another answer, and that answer is

@@ -1,4 +1,4 @@
-"""The built-in world, part 1: what a scene is, how it is drawn from a seed, and how it is painted.
+"""Draws and paints scenes of the built-in world: what a scene is, and how a seed decides it.
 
 A scene is a 128 x 128 picture, or a clip of 24 such frames at 12 frames per second, divided into 2 x 2 quadrants. It
 has one to four objects, at most one per quadrant, each with one behaviour. No two objects of a scene have the same

@@ -1,4 +1,4 @@
-"""The built-in world, part 4: the command that writes sets of videos, images and questions.
+"""Writes sets of videos, images and questions of the built-in world, as a command.
 
     python -m videollama2.shapes.sets --out DIR --videos N [--images M] [--sound] --seed S
 

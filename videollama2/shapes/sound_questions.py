@@ -1,4 +1,4 @@
-"""The built-in world with sound: questions about a soundtrack.
+"""Asks questions about a soundtrack of the built-in world.
 
 Questions of SOUND_TYPES are about the sound alone. Those of BOTH_TYPES need sight and sound: either of the two
 alone leaves all candidates equally likely. Those of HEARD_ORDER_TYPES may have another answer if the parts of the sound

@@ -1,4 +1,4 @@
-"""The built-in world with sound: what a clip sounds like, drawn from its scene, and the samples of that sound.
+"""Draws what a clip of the built-in world sounds like from its scene, and makes the samples of that sound.
 
 A sounding scene is a scene of :mod:`.scene` with a soundtrack of 2 s, which tells one of these stories:
 

@@ -1,4 +1,4 @@
-"""The parts of ``train.py``: its flags, the model to train, the training loop, and the files that it writes."""
+"""Holds the parts of ``train.py``: its flags, the model to train, the training loop, and the files that it writes."""
 
 import sys
 import warnings

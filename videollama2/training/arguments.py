@@ -1,4 +1,4 @@
-"""The command line of ``train.py``: :mod:`.flags` defines the flags, :mod:`.rules` which of them exclude each other.
+"""Parses the command line of ``train.py``: :mod:`.flags` defines the flags, :mod:`.rules` what excludes what.
 
 If a flag contradicts the configuration in the model folder, the run stops with an error (see :mod:`.build`).
 """

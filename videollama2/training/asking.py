@@ -1,4 +1,4 @@
-"""The part of the trainer that lets the model answer questions while it is trained."""
+"""Lets the model answer questions while it is trained."""
 
 from __future__ import annotations
 

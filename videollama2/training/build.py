@@ -1,4 +1,4 @@
-"""Build the model to train from the flags: load its parts, choose which of them learn, and describe that in a table."""
+"""Builds the model to train from the flags: loads its parts, and chooses and lists which of them learn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The time that the parts of a training step take: encoders, decoder, optimizer."""
+"""Measures the time that the parts of a training step take: encoders, decoder, optimizer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``--torch_compile``: the layers of the decoder are compiled, for sequences of any length.
+"""Compiles the layers of the decoder for sequences of any length (``--torch_compile``).
 
 A whole model would be compiled anew for every mixture of media. The layers of the decoder see only a number of records
 and of tokens, and all of them share their code, so that one compilation, with both numbers left open, serves all layers

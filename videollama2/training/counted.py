@@ -1,4 +1,4 @@
-"""The model of a training without weights (fake tensors), and what autograd keeps of its step.
+"""Makes the model of a training without weights (fake tensors), and counts what autograd keeps of its step.
 
 Connector, decoder and encoders that learn run forward as in training, so that what autograd would keep for the backward
 pass can be counted instead of estimated.

@@ -1,4 +1,4 @@
-"""The training data of a run as the flags ask for them: read at once or streamed, plain or packed."""
+"""Prepares the training data of a run as the flags ask for them: read at once or streamed, plain or packed."""
 
 from __future__ import annotations
 

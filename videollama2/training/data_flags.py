@@ -1,4 +1,4 @@
-"""The flags of ``train.py`` for the training data."""
+"""Defines the flags of ``train.py`` for the training data."""
 
 from argparse import ArgumentTypeError
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Rules of flags about the data: how they are read, kept, mixed, ordered and packed; :mod:`.rules` has the others."""
+"""Checks the flags about the data: how they are read, kept, mixed, ordered and packed; :mod:`.rules` has the others."""
 
 from __future__ import annotations
 

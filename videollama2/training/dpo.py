@@ -1,4 +1,4 @@
-"""Direct preference optimisation (DPO; Rafailov et al. 2023, arXiv 2305.18290) on pairs of answers about media.
+"""Trains by direct preference optimisation (DPO; Rafailov et al. 2023, arXiv 2305.18290) on pairs of answers.
 
 The reference is the model that the run began with. If LoRA matrices are all that learns, it is the same model without
 them. Otherwise its log-probabilities of all answers are computed before the first step, so that no second model has to

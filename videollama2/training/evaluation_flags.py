@@ -1,4 +1,4 @@
-"""The flags of ``train.py`` that choose what is asked during a run, beside the loss on ``--eval_data_path``."""
+"""Defines the flags of ``train.py`` that choose what is asked during a run, beside the loss on ``--eval_data_path``."""
 
 from dataclasses import dataclass, field
 

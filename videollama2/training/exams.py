@@ -1,4 +1,4 @@
-"""Questions to a model while it is trained: benchmarks and sample questions, answered by the inference engine.
+"""Questions a model while it is trained: benchmarks and sample questions, answered by the inference engine.
 
 The engine answers with the weights of the moment. It restores the modes of all modules, and random generators are set
 back afterwards, so that a run learns the same to the bit whether it is asked or not.

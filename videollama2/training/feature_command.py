@@ -1,4 +1,4 @@
-"""``videollama2 data features``: compute what frozen encoders make of all media of a run, once, and keep it.
+"""Runs ``videollama2 data features``: computes and keeps what frozen encoders make of all media of a run.
 
     videollama2 data features --features DIR [flags of the training]
 

@@ -1,4 +1,4 @@
-"""The flags of ``train.py`` for the run itself: those of transformers' ``TrainingArguments`` and the project's own.
+"""Defines the flags of ``train.py`` for the run: those of transformers' ``TrainingArguments`` and further ones.
 
 The flags for the model and for the data are in :mod:`.model_flags` and :mod:`.data_flags`. They have their published
 names, and every flag has an effect.

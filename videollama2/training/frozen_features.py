@@ -1,4 +1,4 @@
-"""Training on kept features of frozen encoders, and what these features depend on."""
+"""Trains on kept features of frozen encoders, and tells what these features depend on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FSDP2: weights, gradients and optimizer state are cut into slices, one for each process (``--fully_shard``).
+"""Cuts weights, gradients and optimizer state into a slice for each process: FSDP2 (``--fully_shard``).
 
 Layers of the decoder and of the vision encoder are gathered one after the other when they run. The embeddings, the
 connectors and the output layer are gathered for the whole step, since the loss reads the output layer's weight itself.

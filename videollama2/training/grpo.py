@@ -1,4 +1,4 @@
-"""Group relative policy optimisation (GRPO; Shao et al. 2024, arXiv 2402.03300) with a reward of the user.
+"""Trains by group relative policy optimisation (GRPO; Shao et al. 2024, arXiv 2402.03300) with a user's reward.
 
 For each question of a batch, the model samples a group of answers through the inference engine. An answer's advantage
 is its reward compared with those of its group, so that no model of values is needed. The loss is that of equation 3 of

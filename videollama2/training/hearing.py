@@ -1,4 +1,4 @@
-"""The audio encoder and projector of the model to train, as the flags ask for them."""
+"""Builds the audio encoder and projector of the model to train, as the flags ask for them."""
 
 from __future__ import annotations
 

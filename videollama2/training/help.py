@@ -1,4 +1,4 @@
-"""The ``--help`` of ``train.py``: groups of this program's flags and of those of transformers that runs often need.
+"""Prints the ``--help`` of ``train.py``: its own flags, in groups, and those of transformers often needed.
 
 transformers adds more than a hundred flags. ``--help`` lists the names of the others; ``--help_all`` describes all.
 """

@@ -1,4 +1,4 @@
-"""The identity of a run: the data, weights and flags that it was started with.
+"""Tells whether two runs are the same one, by their identity: the data, weights and flags that it was started with.
 
 It is recorded in the output folder and in every checkpoint, so that a run with another identity does not continue from
 them. Data are identified by the content of the annotation files, weights by the content of their files

@@ -1,4 +1,4 @@
-"""Joint training: which records are heard, seen or both, and in which ratio batches hold them."""
+"""Sorts records for joint training: which are heard, seen or both, and in which ratio batches hold them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``--use_liger_kernel``: fused Triton kernels of the package liger-kernel in the decoder.
+"""Puts fused Triton kernels of the package liger-kernel into the decoder (``--use_liger_kernel``).
 
 They replace norms, rotary positions and gated products. transformers' own switch looks the model up by its type and
 would replace nothing here, so that the decoder inside is handed over. The fused loss of that package is left out: the

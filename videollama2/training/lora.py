@@ -1,4 +1,4 @@
-"""LoRA and QLoRA: low-rank matrices that are trained beside linear layers of the decoder and of the encoders.
+"""Adds LoRA and QLoRA: low-rank matrices trained beside linear layers of the decoder and of the encoders.
 
 They are saved, read and merged in :mod:`videollama2.checkpoints.lora`.
 """

@@ -1,4 +1,4 @@
-"""The plot of a run's losses, ``loss.png``."""
+"""Plots a run's losses (``loss.png``)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measure what a training step costs: samples and tokens per second, waiting for data, memory, and GPU utilisation."""
+"""Measures what a training step costs: samples and tokens per second, waiting for data, memory, and GPU utilisation."""
 
 from __future__ import annotations
 

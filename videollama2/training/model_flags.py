@@ -1,4 +1,4 @@
-"""The flags of ``train.py`` for the parts of the model and for which of them learn."""
+"""Defines the flags of ``train.py`` for the parts of the model and for which of them learn."""
 
 from dataclasses import dataclass, field
 from typing import Literal

@@ -1,4 +1,4 @@
-"""The flags of ``train.py`` that choose what a run optimises."""
+"""Defines the flags of ``train.py`` that choose what a run optimises."""
 
 from dataclasses import dataclass, field
 from typing import Literal

@@ -1,4 +1,4 @@
-"""Rules of the flags that choose what a run optimises; :mod:`.rules` has the others."""
+"""Checks the flags that choose what a run optimises; :mod:`.rules` has the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The last lines that a run prints: where its result is, and commands to use it."""
+"""Prints the last lines of a run: where its result is, and commands to use it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recipes: flags of ``train.py`` in a YAML file, and the one that each run leaves beside its model."""
+"""Reads recipes, flags of ``train.py`` in a YAML file, and writes the one that each run leaves beside its model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A meeting place of their own for processes that torchrun has started again (``--max-restarts``).
+"""Gives processes that torchrun has started again a meeting place of their own (``--max-restarts``).
 
 torchrun keeps one store for all attempts of a run, and torch 2.13 takes the keys in it for those of the present
 attempt. The processes of a second attempt would therefore look for each other where those of the first one were, and

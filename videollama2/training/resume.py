@@ -1,4 +1,4 @@
-"""The checkpoints of a run: which of them are complete and readable, and clear errors for those that are not.
+"""Finds the checkpoints of a run that are complete and readable, with clear errors for those that are not.
 
 A checkpoint is *whole* if it was written to its end, and *damaged* if it was whole once but cannot be read any more.
 The checkpoint from which a run starts is chosen in :mod:`videollama2.training.run_folder`; the trainer reads and writes

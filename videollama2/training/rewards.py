@@ -1,4 +1,4 @@
-"""Rewards for ``--objective grpo``: functions of a record and an answer of the model to its last question."""
+"""Loads rewards for ``--objective grpo``: functions of a record and an answer of the model to its last question."""
 
 from __future__ import annotations
 

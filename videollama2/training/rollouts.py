@@ -1,4 +1,4 @@
-"""The model's own answers to the questions of a micro-batch, sampled by the inference engine on the live weights."""
+"""Samples the model's own answers to the questions of a micro-batch, by the inference engine on the live weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules between flags: what one is, and the rule that many flags share, that they have no effect without another."""
+"""Defines what a rule between flags is, and the one that many flags share: they have no effect without another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules between the flags of ``train.py``: flags that contradict each other are refused with an error naming both.
+"""Refuses flags of ``train.py`` that contradict each other, with an error that names both.
 
 :mod:`.data_rules` has those of the data, :mod:`.objective_rules` those of ``--objective``.
 """

@@ -1,4 +1,4 @@
-"""The output folder of a run: its lock, the record of the run in it, and the checkpoint from which a run starts.
+"""Manages a run's output folder: its lock, the record of the run, and the checkpoint from which it starts.
 
 The first process calls :func:`find_start` for all processes, so that no two of them see the folder in different states.
 """

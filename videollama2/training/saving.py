@@ -1,4 +1,4 @@
-"""A ``Trainer`` that writes checkpoints with published weight names and continues from them exactly, to the bit."""
+"""Writes checkpoints with published weight names, and continues from them exactly, to the bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Support for DeepSpeed: the same collective operations on every process, and checked loading of weights.
+"""Supports DeepSpeed: the same collective operations on every process, and checked loading of weights.
 
 ZeRO gathers parameters (stage 3) and reduces gradients (stages 2 and 3) in the order in which modules run. Processes
 whose micro-batches hold different kinds of media would run different modules, and would wait for each other for ever or

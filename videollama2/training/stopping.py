@@ -1,4 +1,4 @@
-"""Stopping early without losing work, on a signal of the scheduler or because of a record that cannot be used.
+"""Stops a run early without losing work, on a signal of the scheduler or because of a record that cannot be used.
 
 All processes of a run must stop at the same step, or those that continue would wait for the others for ever. They
 therefore ask each other before each step (:class:`Agreement`). At that moment the weights are those of a whole step and

@@ -1,4 +1,4 @@
-"""The trainer of ``train.py``: learning rates of parts, the order of samples, counting, evaluation and logging."""
+"""Trains: learning rates of parts, the order of samples, counting, evaluation and logging of ``train.py``."""
 
 from __future__ import annotations
 

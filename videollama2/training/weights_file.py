@@ -1,4 +1,4 @@
-"""Find the file of weights that a flag names, such as ``--pretrain_mm_mlp_adapter``."""
+"""Finds the file of weights that a flag names, such as ``--pretrain_mm_mlp_adapter``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The class that lmms-eval calls: answers and log-likelihoods of its requests, computed by this package's engine."""
+"""Answers the requests of lmms-eval and computes their log-likelihoods, with this package's engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``videollama2 batch --engine ray``: the requests of a file on the machines of a Ray cluster, by Ray Data.
+"""Runs ``videollama2 batch --engine ray``: answers a file on the machines of a Ray cluster, by Ray Data.
 
 Ray Data starts copies of the model (replicas) where there is room and hands them requests; each answer comes back to
 this process as soon as it is there. A replica that dies is started again. Its requests come back without an answer and

@@ -1,4 +1,4 @@
-"""The package Ray. It is imported by name here, because type checkers take ``import ray`` for this folder."""
+"""Imports the package Ray. This happens by name here, because type checkers take ``import ray`` for this folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The deployments of the application on Ray Serve: replicas of each model, and the API in front of them."""
+"""Defines the deployments of the application on Ray Serve: replicas of each model, and the API in front of them."""
 
 from __future__ import annotations
 

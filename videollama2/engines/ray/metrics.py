@@ -1,4 +1,4 @@
-"""One page of metrics for all processes of the application."""
+"""Joins the metrics of all processes of the application into one page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The share of a machine that a copy of a model may use where Ray has placed it."""
+"""Tells the share of a machine that a copy of a model may use where Ray has placed it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ray Serve's choice of a replica for a request: the one that has its media cached, unless it is much busier.
+"""Chooses a replica for a request on Ray Serve: the one that has its media cached, unless it is much busier.
 
 The rule is that of this package's controller, :mod:`videollama2.serve.cluster.registry`.
 """

@@ -1,5 +1,6 @@
-"""Routes of the API on Ray Serve beside OpenAI's: those of a controller, so that this package's page and terminal chat
-can use it as one. It names itself as the only worker."""
+"""Adds routes to the API on Ray Serve beside OpenAI's: those of a controller, so that this package's page and terminal
+chat can use it as one. It names itself as the only worker.
+"""
 
 from __future__ import annotations
 

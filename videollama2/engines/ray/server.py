@@ -1,4 +1,4 @@
-"""The model on Ray Serve, on the cluster that ``RAY_ADDRESS`` names or on this machine alone.
+"""Runs the model on Ray Serve, on the cluster that ``RAY_ADDRESS`` names or on this machine alone.
 
     python -m videollama2.engines.ray.server --model-path FOLDER --max-replicas 4
 

@@ -1,4 +1,4 @@
-"""Settings of the application on Ray Serve: the flags of ``videollama2 serve``, by name or on a command line."""
+"""Reads the settings of the application on Ray: the flags of ``videollama2 serve``, by name or on a command line."""
 
 from __future__ import annotations
 

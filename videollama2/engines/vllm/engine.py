@@ -1,4 +1,4 @@
-"""``VllmEngine``: a back end of this package that generates with vLLM.
+"""Defines ``VllmEngine``, a back end of this package that generates with vLLM.
 
 It has the interface of the package's own engine (:class:`videollama2.inference.back_end.BackEnd`), so that worker, API,
 web page and batches run with it unchanged: prompts, media and texts are made here, and vLLM gets ids and pixels.

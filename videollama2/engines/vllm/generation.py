@@ -1,4 +1,4 @@
-"""One request on its way through vLLM: read its media, generate, and send the text on. Needs no vLLM by itself."""
+"""Takes one request through vLLM: reads its media, generates, and sends the text on. Needs no vLLM by itself."""
 
 from __future__ import annotations
 

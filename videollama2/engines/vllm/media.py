@@ -1,4 +1,4 @@
-"""Media on their way through vLLM. They stay encoded until the processor reads them, in the published way."""
+"""Takes media through vLLM. They stay encoded until the processor reads them, in the published way."""
 
 from __future__ import annotations
 

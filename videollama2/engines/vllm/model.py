@@ -1,4 +1,4 @@
-"""The model class that vLLM loads: its Transformers backend, with this package's encoders."""
+"""Defines the model class that vLLM loads: its Transformers backend, with this package's encoders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests in vLLM's front end: media become pixels and filter banks, markers become runs of fillers."""
+"""Processes requests in vLLM's front end: media become pixels and filter banks, markers become runs of fillers."""
 
 from __future__ import annotations
 

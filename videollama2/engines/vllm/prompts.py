@@ -1,4 +1,4 @@
-"""Prompts on their way through vLLM: where the media are, and which ids stand there. Needs no vLLM.
+"""Lays out prompts for vLLM: where the media are, and which ids stand there. Needs no vLLM.
 
 vLLM accepts ids of the vocabulary only, and it knows the places of media by strings in the text. Both are at odds with
 this model, whose placeholder ids lie outside the vocabulary so that no text can produce them. Here, therefore,

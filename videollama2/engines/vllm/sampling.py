@@ -1,4 +1,4 @@
-"""Sampling options of this package in vLLM's terms. Needs no vLLM."""
+"""Translates sampling options of this package into vLLM's. Needs no vLLM."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A worker whose engine is vLLM, with the flags of ``videollama2.serve.model_worker``.
+"""Runs a worker whose engine is vLLM, with the flags of ``videollama2.serve.model_worker``.
 
     python -m videollama2.engines.vllm.worker --engine vllm --controller http://localhost:10000 --port 40000 \\
         --worker http://localhost:40000 --model-path FOLDER --tensor-parallel-size 2

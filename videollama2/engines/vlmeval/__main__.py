@@ -1,4 +1,4 @@
-"""VLMEvalKit's ``run.py`` with this package's models: ``python -m videollama2.engines.vlmeval --help``."""
+"""Runs VLMEvalKit's ``run.py`` with this package's models: ``python -m videollama2.engines.vlmeval --help``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The class that VLMEvalKit calls: one question or conversation at a time, answered by this package's engine."""
+"""Answers the questions and conversations of VLMEvalKit, one at a time, with this package's engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmarks, each in a small file. To add one, add a file and a line in :data:`BENCHMARKS`.
+"""Lists the benchmarks, each in a small file. To add one, add a file and a line in :data:`BENCHMARKS`.
 
 Third parties add benchmarks without changing this package, with an entry point of the group ``videollama2.benchmarks``
 whose value is a subclass of :class:`videollama2.eval.items.Benchmark`, or an instance.

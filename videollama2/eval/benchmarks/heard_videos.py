@@ -1,4 +1,4 @@
-"""The common base of MUSIC-AVQA, AVSD and VGGSound: questions about videos that the model sees and hears.
+"""Defines the common base of MUSIC-AVQA, AVSD and VGGSound: questions about videos that the model sees and hears.
 
 The published annotation files are lists of ``{"video": path, "conversations": [question, answer]}``.
 """

@@ -1,4 +1,4 @@
-"""The built-in world as a benchmark in the form of MVBench, with a task for each type of question.
+"""Asks about the built-in world as a benchmark in the form of MVBench, with a task for each type of question.
 
 By default, a prompt is the question alone, and the answer must be the text of the right candidate; the table in the
 built-in model's README was made in this way. ``prompt="options"`` asks as MVBench does, with lettered options and

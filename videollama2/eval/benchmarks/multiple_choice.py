@@ -1,4 +1,4 @@
-"""The common base of the multiple-choice benchmarks."""
+"""Defines the common base of the multiple-choice benchmarks."""
 
 from __future__ import annotations
 

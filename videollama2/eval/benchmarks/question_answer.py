@@ -1,4 +1,4 @@
-"""The common base of ActivityNet-QA and MSVD-QA: open questions with short answers.
+"""Defines the common base of ActivityNet-QA and MSVD-QA: open questions with short answers.
 
 The prompt is the question alone, and a judge compares the answer with the reference.
 """

@@ -1,4 +1,4 @@
-"""A benchmark that is a file: ``videollama2 eval run QUESTIONS.jsonl``.
+"""Makes a benchmark of a file: ``videollama2 eval run QUESTIONS.jsonl``.
 
 One JSON object a line (or a JSON list of them)::
 

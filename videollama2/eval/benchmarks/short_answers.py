@@ -1,4 +1,4 @@
-"""The common base of ClothoAQA and MUSIC-AVQA: open questions whose answers are compared as texts, without a judge."""
+"""Defines the base of ClothoAQA and MUSIC-AVQA: open questions whose answers are compared as texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The common base of TUT2017 and VocalSound: one question about every sound file, whose answer is one of its classes.
+"""Defines the base of TUT2017 and VocalSound: one question about each sound, answered by a class.
 
 The annotation file has a line ``{"audio": path, "gt": class}`` for each sound. A line may also have ``crop_start``, the
 first sample that is heard of a sound that is longer than a clip.

@@ -1,4 +1,4 @@
-"""The built-in world with sound as a benchmark, like :mod:`.moving_shapes`, heard and seen.
+"""Asks about the built-in world with sound as a benchmark, like :mod:`.moving_shapes`, heard and seen.
 
 Each control of :mod:`videollama2.eval.controls` asks every question again: ``muted`` and ``blank_frames`` show which
 types of questions a model answers from what it hears and sees, ``shuffle_windows`` and ``shuffle_frames`` whether it

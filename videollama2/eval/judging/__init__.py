@@ -1,1 +1,1 @@
-"""Judging of open answers by a language model: the rubrics, the client, and the parser of replies."""
+"""Judges open answers by a language model: the rubrics, the client, and the parser of replies."""

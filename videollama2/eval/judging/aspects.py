@@ -1,4 +1,4 @@
-"""Judge all aspects of a benchmark, estimate the cost of judging, and describe the judge for the results."""
+"""Judges all aspects of a benchmark, estimates the cost of judging, and describes the judge for the results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A cache of a judge's replies on disk. Each reply is a small file, named by a hash of its request.
+"""Caches a judge's replies on disk. Each reply is a small file, named by a hash of its request.
 
 Several processes may use a cache at once.
 """

@@ -1,4 +1,4 @@
-"""A client that sends chat requests to an OpenAI-compatible server or Azure, with bounded retries."""
+"""Sends chat requests to an OpenAI-compatible server or Azure, with bounded retries."""
 
 from __future__ import annotations
 

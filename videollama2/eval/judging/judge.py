@@ -1,4 +1,4 @@
-"""Judges, which read a question, its reference and an answer, and give a verdict.
+"""Defines judges, which read a question, its reference and an answer, and give a verdict.
 
 ``OpenAIJudge`` asks a language model at an OpenAI-compatible address or on Azure. ``LocalJudge`` compares texts and
 needs no network; the results say which judge was used.

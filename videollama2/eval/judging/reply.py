@@ -1,4 +1,4 @@
-"""The parser of a judge's replies, which accepts any formatting but no ambiguity: an unclear reply is an error."""
+"""Parses a judge's replies: it accepts any formatting but no ambiguity: an unclear reply is an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rubrics, the texts with which a judge is asked.
+"""Defines rubrics, the texts with which a judge is asked.
 
 A rubric has two texts with placeholders, a system message and a user message. There are two sets:
 

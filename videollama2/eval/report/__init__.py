@@ -1,1 +1,1 @@
-"""The report: numbers, tables, charts and comparisons from scored answers."""
+"""Reports scored answers: numbers, tables, charts and comparisons."""

@@ -1,4 +1,4 @@
-"""The bar chart of a report, with a panel for each unit, a row for each category and a colour for each metric."""
+"""Draws the bar chart of a report, with a panel for each unit, a row for each category and a colour for each metric."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Comparison of two evaluations of the same questions: how much better one is, and whether that could be chance."""
+"""Compares two evaluations of the same questions: how much better one is, and whether that could be chance."""
 
 from __future__ import annotations
 

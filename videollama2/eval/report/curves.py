@@ -1,4 +1,4 @@
-"""Write the numbers of a report where training runs are followed: TensorBoard, Weights & Biases."""
+"""Writes the numbers of a report where training runs are followed: TensorBoard, Weights & Biases."""
 
 from __future__ import annotations
 

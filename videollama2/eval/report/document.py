@@ -1,4 +1,4 @@
-"""The content of a report: how the numbers were made, the numbers, and the paper's numbers with all differences."""
+"""Defines the content of a report: the numbers, how they were made, and the paper's with all differences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The averages over answered questions: means, intervals and counts. This module reads and writes no files.
+"""Averages over answered questions: means, intervals and counts. This module reads and writes no files.
 
 A mean is over the questions that have a verdict. The lower bound beside it counts questions without one (the medium is
 missing, the answer or the judge failed) as wrong. Neither includes questions without a reference answer (test splits).

@@ -1,4 +1,4 @@
-"""A page for looking into an evaluation: questions, the frames that the model saw, its answers and their readings.
+"""Makes a page about an evaluation: questions, the frames that the model saw, its answers and their readings.
 
 The page is one HTML file that can be opened from the disk. It contains its data as JSON and loads nothing else.
 """

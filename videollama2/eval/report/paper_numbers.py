@@ -1,4 +1,4 @@
-"""The numbers that the paper gives for its models (arXiv 2406.07476), as data.
+"""Lists the numbers that the paper gives for its models (arXiv 2406.07476), as data.
 
 They are those of the models and benchmarks in its tables 5 to 8. The paper has no numbers for single MVBench tasks or
 VideoMME categories, so a category never has one here.

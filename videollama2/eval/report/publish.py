@@ -1,4 +1,4 @@
-"""Publish results: write them beside the old ones, swap all of them in, and never replace better ones."""
+"""Publishes results: writes them beside the old ones, swaps all of them in, and never replaces better ones."""
 
 from __future__ import annotations
 

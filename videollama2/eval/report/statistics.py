@@ -1,5 +1,5 @@
-"""Confidence intervals and tests: Wilson intervals, intervals clustered by video, paired differences, and a bootstrap
-of means of categories with a fixed seed.
+"""Computes confidence intervals and tests: Wilson intervals, intervals clustered by video, paired differences, and a
+bootstrap of means of categories with a fixed seed.
 
 Questions about one video are not independent, so a benchmark with several questions per video has fewer independent
 observations than questions. All functions therefore take ``groups``, with one label (the video) for each value.

@@ -1,4 +1,4 @@
-"""Write the report of one benchmark as the files ``results.json``, ``results.md`` and ``results.png`` of a folder.
+"""Writes the report of one benchmark as the files ``results.json``, ``results.md`` and ``results.png`` of a folder.
 
 The same samples give the same bytes, and each file is replaced atomically.
 """

@@ -1,4 +1,4 @@
-"""The output of Video-MME's official scorer for a results file, byte for byte (held by a golden test).
+"""Writes the output of Video-MME's official scorer for a results file, byte for byte (held by a golden test).
 
 The scorer leaves out missing videos and answers without any of the letters A to D, so that its accuracy is over the
 remaining answers. :func:`videollama2.eval.answers.first_letter` reads the letter.

@@ -1,1 +1,1 @@
-"""The media of requests: they are read while the model runs, encoded together and cached by their content."""
+"""Reads the media of requests while the model runs, encodes them together, and caches them by their content."""

@@ -1,4 +1,4 @@
-"""The cache of media tokens, so that known media are not encoded again."""
+"""Caches media tokens, so that known media are not encoded again."""
 
 from __future__ import annotations
 

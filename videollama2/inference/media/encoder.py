@@ -1,4 +1,4 @@
-"""Encode media into tokens: each distinct content once, and media of one kind together."""
+"""Encodes media into tokens: each distinct content once, and media of one kind together."""
 
 from __future__ import annotations
 

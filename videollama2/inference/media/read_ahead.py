@@ -1,4 +1,4 @@
-"""Read the media of waiting requests ahead of the model. A medium that several requests share is read only once."""
+"""Reads the media of waiting requests ahead of the model. A medium that several requests share is read only once."""
 
 from __future__ import annotations
 

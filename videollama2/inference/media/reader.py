@@ -1,4 +1,4 @@
-"""Read one medium of a request from a path, bytes or an array into the encoder's input.
+"""Reads one medium of a request from a path, bytes or an array into the encoder's input.
 
 The reader remembers the content key of each file. A second question about a file therefore does not open it again, as
 long as the tokens of that content are cached.

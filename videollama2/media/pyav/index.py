@@ -1,4 +1,4 @@
-"""A video stream's packets as integers: when each is shown, in which order they decode, where one can start.
+"""Describes a video stream's packets as integers: when each is shown, in which order they decode, where one can start.
 
 The index is made by reading packets without decoding them, which costs a hundredth of decoding. Two orders matter, and
 they differ as soon as there are B-frames: packets lie in the file in the order in which they are decoded, while frames

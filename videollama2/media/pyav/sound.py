@@ -1,4 +1,4 @@
-"""The sound of a file through PyAV (FFmpeg), decoded piece by piece: memory does not grow with its length."""
+"""Decodes the sound of a file through PyAV (FFmpeg), piece by piece: memory does not grow with its length."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The base class of connectors, and :class:`Shown`, which describes one medium of a batch to them."""
+"""Defines the base class of connectors, and :class:`Shown`, which describes one medium of a batch to them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Connectors that average over time and project each patch: ``linear``, ``mlpNx_gelu``, ``identity``.
+"""Defines connectors that average over time and project each patch: ``linear``, ``mlpNx_gelu``, ``identity``.
 
 They subclass the corresponding torch module, so that their weights keep the published names (``weight``, ``0.weight``).
 """

@@ -1,4 +1,4 @@
-"""The spatial-temporal convolution connector and its ablations (paper, section 3 and table 1).
+"""Defines the spatial-temporal convolution connector and its ablations (paper, section 3 and table 1).
 
 ``s1`` (RegNet stage, per frame) -> ``sampler`` (3-d convolution or pooling over time and space) -> ``s2`` (RegNet
 stage, per time slice) -> ``readout`` (two-layer MLP). Shapes: B clips, T frames, C channels, H and W grid sides.

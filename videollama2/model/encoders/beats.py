@@ -1,4 +1,4 @@
-"""BEATs, a transformer over 16x16 patches of a sound's filter bank (Chen et al., arXiv 2212.09058).
+"""Defines BEATs, a transformer over 16x16 patches of a sound's filter bank (Chen et al., arXiv 2212.09058).
 
 Shapes: B sounds, T filter bank frames, F mel bins, L tokens, D width, H heads, W width of a head. Tokens are ordered by
 time, and by frequency within one time step. Weight names are those of Microsoft's ``.pt`` files.

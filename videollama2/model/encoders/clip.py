@@ -1,4 +1,4 @@
-"""CLIP's vision transformer (Radford et al., arXiv 2103.00020): a class token, and a norm before the first layer."""
+"""Describes CLIP's vision encoder (Radford et al., arXiv 2103.00020): a class token, a norm before the first layer."""
 
 from videollama2.model.encoders.vision import KnownTower, VisionEncoder
 

@@ -1,4 +1,4 @@
-"""SigLIP's vision transformer (Zhai et al., arXiv 2303.15343): patches only, no class token."""
+"""Describes SigLIP's vision encoder (Zhai et al., arXiv 2303.15343): patches only, no class token."""
 
 from videollama2.model.encoders.vision import KnownTower, VisionEncoder
 

@@ -1,4 +1,4 @@
-"""The common part of all vision encoders: modules of transformers that run only up to the selected layer.
+"""Runs all vision encoders in the same way: modules of transformers, only up to the selected layer.
 
 The layers are called one by one here instead of requesting all hidden states from the module, so that nothing above the
 selected layer is computed or kept.

@@ -1,1 +1,1 @@
-"""The formats of OpenAI's API: requests, replies, messages and log-probabilities."""
+"""Defines the formats of OpenAI's API: requests, replies, messages and log-probabilities."""

@@ -1,4 +1,4 @@
-"""The requests of ``/v1/completions`` and ``/tokenize``, whose text is used as it is, without a chat template."""
+"""Defines the requests of ``/v1/completions`` and ``/tokenize``, whose text needs no chat template."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parts common to all request bodies: strict field types, and the report of ignored fields."""
+"""Defines what all request bodies have in common: strict field types, and the report of ignored fields."""
 
 from __future__ import annotations
 

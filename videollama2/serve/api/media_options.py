@@ -1,4 +1,4 @@
-"""The options by which a client selects the frames of a video and the part of a sound."""
+"""Defines the options by which a client selects the frames of a video and the part of a sound."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The replies, in OpenAI's form: completions, chunks of a stream, models and errors."""
+"""Defines the replies, in OpenAI's form: completions, chunks of a stream, models and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The request of OpenAI's chat completions.
+"""Defines the request of OpenAI's chat completions.
 
 Every field of the official request is known. Those that do not change the answer (``user``, ``metadata``, ...) are
 accepted and have no effect. Those that would change it, but that no model here supports (spoken answers, ...), are

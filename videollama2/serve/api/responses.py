@@ -1,4 +1,4 @@
-"""The request of OpenAI's Responses API, and its conversion into a chat request.
+"""Defines the request of OpenAI's Responses API, and converts it into a chat request.
 
 Nothing is stored on the server, so clients send the full conversation each time. ``previous_response_id`` and
 ``conversation`` are refused.

@@ -1,4 +1,4 @@
-"""The routes of OpenAI's API, and those that vLLM adds to it. Workers and the front have the same routes."""
+"""Defines the routes of OpenAI's API, and those that vLLM adds to it. Workers and the front have the same routes."""
 
 from __future__ import annotations
 

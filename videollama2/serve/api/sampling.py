@@ -1,4 +1,4 @@
-"""The fields that chat and text completions share: sampling, and the form of the answer."""
+"""Defines the fields that chat and text completions share: sampling, and the form of the answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tools: functions of the client that the model may ask the client to call.
+"""Offers tools to the model: functions of the client that it may ask the client to call.
 
 If the model's chat template supports tools, it describes them in its own form. The templates of the published models do
 not. For them, a system text describes the tools in the form that Qwen and Hermes models were trained with: a call is

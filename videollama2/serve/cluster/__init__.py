@@ -1,1 +1,1 @@
-"""The controller of a group of workers: registration, choice of a worker, failover, and a client for it."""
+"""Manages a group of workers: registration, choice of a worker, failover, and a client for it."""

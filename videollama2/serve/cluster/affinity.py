@@ -1,4 +1,4 @@
-"""Affinity of requests: those with the same key go to the same worker, which may have their media cached."""
+"""Gives requests an affinity: those with the same key go to the same worker, which may have their media cached."""
 
 from __future__ import annotations
 

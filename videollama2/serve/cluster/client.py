@@ -1,5 +1,6 @@
-"""Client of a controller: lists models, finds workers, and sends chat requests, which are retried with another worker
-if one fails before its first token."""
+"""Talks to a controller: lists models, finds workers, and sends chat requests, which are retried with another worker if
+one fails before its first token.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The controller as a web application: workers report to it, and clients ask it for workers.
+"""Makes a web application of the controller: workers report to it, and clients ask it for workers.
 
 As in the published controller, the routes are POST: ``/register_worker``, ``/receive_heart_beat``,
 ``/unregister_worker``, ``/refresh_all_workers`` (these need the worker token), ``/list_models``,

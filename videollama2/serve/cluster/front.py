@@ -1,4 +1,4 @@
-"""OpenAI's API over many workers.
+"""Answers OpenAI's API with many workers.
 
 Requests are validated here and forwarded to a worker that serves the model. If a worker dies before its first token,
 another one is tried. The worker fetches and decodes media, under the rules of its operator.

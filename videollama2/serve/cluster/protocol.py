@@ -1,4 +1,4 @@
-"""The bodies of the controller's routes, which workers, controllers and clients exchange.
+"""Defines the bodies of the controller's routes, which workers, controllers and clients exchange.
 
 The field names are the published ones (FastChat's).
 """

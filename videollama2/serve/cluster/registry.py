@@ -1,4 +1,4 @@
-"""The registered workers, and the choice of a worker for a request.
+"""Keeps the registered workers, and chooses a worker for a request.
 
 Nothing here waits or locks: a controller has one event loop, and every method runs as one uninterrupted step of it.
 """

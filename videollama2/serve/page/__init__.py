@@ -1,1 +1,1 @@
-"""The web page: its layout, its event handlers, the back ends that answer, and the hardened server that runs it."""
+"""Makes the web page: its layout, its events, the back ends that answer, and the hardened server that runs it."""

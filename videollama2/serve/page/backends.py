@@ -1,4 +1,4 @@
-"""Back ends that answer the page's questions: a model in this process, or workers behind a controller.
+"""Answers the page's questions: by a model in this process, or workers behind a controller.
 
 Messages have OpenAI's form; media are parts with a local ``path`` and options
 (:meth:`videollama2.serve.page.conversation.Medium.part`). This module imports neither torch nor a model; an

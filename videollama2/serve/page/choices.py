@@ -1,4 +1,4 @@
-"""The choice of models on the page, and what follows from it: the columns, and the widgets for sound."""
+"""Offers the choice of models on the page, and draws what follows from it: the columns, and the widgets for sound."""
 
 from __future__ import annotations
 

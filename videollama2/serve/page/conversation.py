@@ -1,4 +1,4 @@
-"""A conversation on the web page: the questions with their media, the answers, and the outcome of each.
+"""Holds a conversation on the web page: the questions with their media, the answers, and the outcome of each.
 
 It depends on neither a model nor Gradio: the page displays it, a back end answers it, and the vote log records it.
 """

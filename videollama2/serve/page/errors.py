@@ -1,4 +1,4 @@
-"""Explanations of errors for visitors of the page: what went wrong, and what they can do about it."""
+"""Explains errors to visitors of the page: what went wrong, and what they can do about it."""
 
 from __future__ import annotations
 

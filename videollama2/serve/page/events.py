@@ -1,4 +1,4 @@
-"""The event handlers of the web page. Its widgets are defined in :mod:`videollama2.serve.page.layout`."""
+"""Handles the events of the web page. Its widgets are defined in :mod:`videollama2.serve.page.layout`."""
 
 from __future__ import annotations
 

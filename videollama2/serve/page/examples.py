@@ -1,4 +1,4 @@
-"""The bundled questions that the page offers before the first one of the visitor's own."""
+"""Lists the bundled questions that the page offers before the first one of the visitor's own."""
 
 from __future__ import annotations
 

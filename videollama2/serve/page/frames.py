@@ -1,4 +1,4 @@
-"""The media beside a question: their options, and the strip of frames that the model will see."""
+"""Shows the media beside a question: their options, and the strip of frames that the model will see."""
 
 from __future__ import annotations
 

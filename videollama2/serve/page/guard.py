@@ -1,4 +1,4 @@
-"""ASGI middleware between visitors and Gradio.
+"""Stands between visitors and Gradio, as ASGI middleware.
 
 It adds the following to Gradio, each against a known class of vulnerabilities of such pages:
 

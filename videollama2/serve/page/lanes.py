@@ -1,4 +1,4 @@
-"""Answers of one or two models to the same question, generated side by side."""
+"""Generates the answers of one or two models to the same question side by side."""
 
 from __future__ import annotations
 

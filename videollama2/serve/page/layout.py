@@ -1,4 +1,4 @@
-"""The widgets of the web page. Its event handlers are in :mod:`videollama2.serve.page.events`."""
+"""Draws the widgets of the web page. Its event handlers are in :mod:`videollama2.serve.page.events`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Short texts that the page shows around a conversation."""
+"""Makes the short texts that the page shows around a conversation."""
 
 from __future__ import annotations
 

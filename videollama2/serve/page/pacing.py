@@ -1,4 +1,4 @@
-"""The pace at which a growing answer is drawn, and how it is stopped."""
+"""Sets the pace at which a growing answer is drawn, and stops it."""
 
 from __future__ import annotations
 

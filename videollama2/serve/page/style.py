@@ -1,4 +1,4 @@
-"""The style of the page: the system's own fonts, one accent colour, and a light and a dark mode."""
+"""Defines the style of the page: the system's own fonts, one accent colour, and a light and a dark mode."""
 
 from __future__ import annotations
 

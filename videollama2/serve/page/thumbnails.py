@@ -1,4 +1,4 @@
-"""Strips of small pictures and waveforms that show what a model sees and hears.
+"""Draws strips of small pictures and waveforms that show what a model sees and hears.
 
 The pictures are embedded in the page as ``data:`` URLs, so there are no files that other visitors could request.
 """

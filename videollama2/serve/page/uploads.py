@@ -1,4 +1,4 @@
-"""Widgets for visitors' files, which hand an event the paths of uploads and do nothing else with them.
+"""Defines widgets for visitors' files, which hand an event the paths of uploads and do nothing else with them.
 
 Gradio's own widgets would fetch ``http(s)`` addresses that a client sends in place of an upload, and convert recordings
 with ffmpeg. Visitors' files must be decoded only in the sandbox, and nothing is fetched for them.

@@ -1,4 +1,4 @@
-"""Log of votes and flags, with one JSON object per line. Nothing else that visitors say or show is stored.
+"""Logs votes and flags, with one JSON object per line. Nothing else that visitors say or show is stored.
 
 Schema of a line, version 1::
 

@@ -1,4 +1,4 @@
-"""The handlers of the buttons Good, Bad and Flag."""
+"""Handles the buttons Good, Bad and Flag."""
 
 from __future__ import annotations
 

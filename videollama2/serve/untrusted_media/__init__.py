@@ -1,1 +1,1 @@
-"""Handling of media that clients name or send: downloads from allowed hosts, and decoding in sandboxed processes."""
+"""Handles media that clients name or send: downloads from allowed hosts, and decoding in sandboxed processes."""

@@ -1,4 +1,4 @@
-"""Rules for the hosts that media may be fetched from, and for the IP addresses that a host name may resolve to.
+"""Rules over the hosts that media may be fetched from, and the IP addresses that a host name may resolve to.
 
 The operator's list (``--allowed-media-hosts``) has entries of two forms:
 

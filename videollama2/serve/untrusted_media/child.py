@@ -1,4 +1,4 @@
-"""The program of a decoding process: it reads jobs from standard input and answers on standard output.
+"""Runs in a decoding process: it reads jobs from standard input and answers on standard output.
 
 It is started by :mod:`~videollama2.serve.untrusted_media.sandbox`, and imports :mod:`videollama2.media` but neither
 torch nor transformers.

@@ -1,4 +1,4 @@
-"""Errors about a client's media. All their texts are written by this package and never quote a library."""
+"""Defines errors about a client's media. All their texts are written by this package and never quote a library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Media of strangers as parts of an engine's messages, decoded in the sandbox."""
+"""Decodes media of strangers in the sandbox, and makes parts of an engine's messages of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server's side of a decoding process: starting it, sending it jobs and ending it."""
+"""Starts a decoding process from the server's side, sends it jobs, and ends it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The results of decoding processes: frames and sounds, rebuilt from replies that are not trusted.
+"""Rebuilds the results of decoding processes, frames and sounds, from replies that are not trusted.
 
 A client may have taken over the process that decoded its medium, so every field of a reply is checked before use.
 """

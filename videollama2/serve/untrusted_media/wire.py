@@ -1,4 +1,4 @@
-"""The message format between the server and decoding processes: a JSON header, then raw bytes. Nothing is pickled.
+"""Writes messages between server and decoding processes: a JSON header, then raw bytes. Nothing is pickled.
 
 A message consists of the length of the header (4 bytes, big endian), the header (JSON) and the blobs, whose lengths
 are given by ``sizes`` in the header. Both ends check lengths before allocating memory for them.

@@ -1,1 +1,1 @@
-"""The parts that all servers share: the application frame, guards, errors, streams and metrics."""
+"""Holds what all servers share: the application frame, guards, errors, streams and metrics."""

@@ -1,4 +1,4 @@
-"""The frame of all web applications but the page: errors, guards, health checks and metrics."""
+"""Builds all web applications but the page on one frame: errors, guards, health checks and metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Request bodies: limits that apply while they arrive, parsing in small steps, and paths to faulty fields.
+"""Reads request bodies: limits that apply while they arrive, parsing in small steps, and paths to faulty fields.
 
 Parsing JSON creates an object for every value, and blocks all other work meanwhile, even from another thread. A body's
 values are therefore counted as its bytes arrive, before anything is parsed, and its long strings are kept apart.

@@ -1,4 +1,4 @@
-"""Errors reported to clients, with an HTTP status and OpenAI's error object.
+"""Defines errors that are reported to clients, with an HTTP status and OpenAI's error object.
 
 The texts are public. They name the rule and what the client sent, never a path, an address or a library's message.
 """

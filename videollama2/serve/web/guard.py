@@ -1,4 +1,4 @@
-"""Checks that run before every route: request ids, keys, limits on bodies, and a gate that closes while draining.
+"""Checks requests before their routes run: ids, keys, limits on bodies, and a gate that closes while draining.
 
 This is plain ASGI middleware, because a stream must notice when its client disconnects, which Starlette's
 BaseHTTPMiddleware hides.

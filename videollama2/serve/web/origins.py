@@ -1,4 +1,4 @@
-"""The names by which a server may be addressed, so that foreign web pages cannot attack it through a visitor's browser.
+"""Tells the names of a server, so that foreign web pages cannot attack it through a visitor's browser.
 
 A foreign page can make its own name resolve to this machine (DNS rebinding); its requests are then of the "same
 origin". A server without a key therefore accepts only IP addresses, ``localhost``, and names that the operator gave.

@@ -1,4 +1,4 @@
-"""The server of all web applications: it listens, logs, closes idle connections, and drains before it ends."""
+"""Runs all web applications: it listens, logs, closes idle connections, and drains before it ends."""
 
 from __future__ import annotations
 

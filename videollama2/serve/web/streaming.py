@@ -1,4 +1,4 @@
-"""Replies that are sent while they are generated. The work stops when its client disconnects."""
+"""Sends replies while they are generated. The work stops when its client disconnects."""
 
 from __future__ import annotations
 

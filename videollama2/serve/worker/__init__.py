@@ -1,1 +1,1 @@
-"""A model worker, which serves an engine over HTTP."""
+"""Serves an engine over HTTP: a model worker."""

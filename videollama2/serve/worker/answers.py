@@ -1,4 +1,4 @@
-"""The answers to one request: read concurrently, counted, and cancelled when they are no longer needed."""
+"""Reads the answers to one request concurrently, counts them, and cancels them when they are no longer needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A worker's routes: its status, the published ``\\0``-stream, metrics, and the OpenAI routes over its engine."""
+"""Adds a worker's routes: its status, the published ``\\0``-stream, metrics, and the OpenAI routes over its engine."""
 
 from __future__ import annotations
 

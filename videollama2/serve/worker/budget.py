@@ -1,4 +1,4 @@
-"""Limits on the memory that clients' media occupy at one time, over all requests."""
+"""Limits the memory that clients' media occupy at one time, over all requests."""
 
 from __future__ import annotations
 

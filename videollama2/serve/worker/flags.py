@@ -1,4 +1,4 @@
-"""Command-line flags of a model worker, which the launcher of a whole installation also has."""
+"""Defines the command-line flags of a model worker, which the launcher of a whole installation also has."""
 
 from __future__ import annotations
 

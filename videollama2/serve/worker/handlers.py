@@ -1,4 +1,4 @@
-"""The functions behind a worker's OpenAI routes, which answer with one engine."""
+"""Answers a worker's OpenAI routes with one engine."""
 
 from __future__ import annotations
 

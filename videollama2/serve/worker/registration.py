@@ -1,4 +1,4 @@
-"""A worker's reports to its controller: registration, heartbeats with the queue length, and sign-off.
+"""Reports a worker to its controller: registration, heartbeats with the queue length, and sign-off.
 
 The loop never gives up and never delays the worker. An unreachable controller is tried again; if a restarted
 controller replies that it does not know the worker, the worker registers again at once.

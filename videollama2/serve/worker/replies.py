@@ -1,4 +1,4 @@
-"""The base class of all replies with answers, which are sent complete or as a stream of events."""
+"""Defines the base class of all replies with answers, which are sent complete or as a stream of events."""
 
 from __future__ import annotations
 

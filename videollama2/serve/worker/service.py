@@ -1,4 +1,4 @@
-"""The service that answers chat requests with one engine: it checks them, reads their media and submits them."""
+"""Answers chat requests with one engine: checks them, reads their media and submits them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests whose text is used as it is, without a chat template: completions and tokenisation."""
+"""Submits requests whose text is used as it is, without a chat template: completions and tokenisation."""
 
 from __future__ import annotations
 
