@@ -135,7 +135,7 @@ WINGS = {
     "inference": (
         ("structure",),
         ("slots", "sampling", "lru", "weights_watch", "sizes", "text_stream", "threads"),
-        ("answer", "request", "prefix_cache", "kernels"),
+        ("answer", "request", "prefix_cache", "kernels", "generate_options"),
         ("back_end",),
         ("media",),
         ("task",),

@@ -207,8 +207,9 @@ def open_single_engine(
     hub = {} if args.model_path in BUILT_IN_MODELS else hub_options(args.model_path)
     if not _is_large(args.model_path):
         hide_library_bars()
-    from videollama2.inference.api import generation_options, model_init, sampling_options
+    from videollama2.inference.api import model_init
     from videollama2.inference.engine import Engine
+    from videollama2.inference.generate_options import generation_options, sampling_options
     from videollama2.inference.sizes import fitting_length
 
     model, processor, tokenizer = model_init(args.model_path, **model_options(args), **hub)

@@ -9,7 +9,8 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from tests.conftest import golden_dir
 from videollama2 import mm_infer, mm_infer_batch, model_init
 from videollama2.errors import CheckpointNotFoundError, ConfigError, PromptError
-from videollama2.inference.api import embed_prompts, generation_options, media_cache
+from videollama2.inference.api import embed_prompts, media_cache
+from videollama2.inference.generate_options import generation_options
 from videollama2.prompting import build_prompt, user_messages
 
 ROWS = json.loads((golden_dir() / "end_to_end.json").read_text())

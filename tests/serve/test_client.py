@@ -10,8 +10,9 @@ import pytest
 from tests.serve.servers import AppThread, ClockAhead, StrangeWorker, begin, free_port, http, reply
 from videollama2.serve.cluster.client import ControllerClient
 from videollama2.serve.cluster.controller_app import Controller, make_controller_app
-from videollama2.serve.cluster.failover import MOST_DEATHS, Patience
+from videollama2.serve.cluster.failover import MOST_DEATHS
 from videollama2.serve.cluster.registry import Registry
+from videollama2.serve.cluster.worker_call import Patience
 from videollama2.serve.settings import Security
 from videollama2.serve.web.errors import ApiError
 

@@ -11,8 +11,8 @@ import pytest
 
 from tests.serve.servers import AppThread, StrangeWorker, begin, frames_of, http, reply, wait_until
 from videollama2.serve.cluster.controller_app import WORKER_PATHS, Controller, make_controller_app
-from videollama2.serve.cluster.failover import Patience
 from videollama2.serve.cluster.registry import Registry
+from videollama2.serve.cluster.worker_call import Patience
 from videollama2.serve.legacy import frame
 from videollama2.serve.settings import Security
 from videollama2.serve.web.streaming import Splitter

@@ -1,0 +1,1 @@
+"""Reads annotation files, checks their records, and makes training samples of them."""

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from videollama2.commands import add_debug_flag, run_command
 from videollama2.flags import add_seconds_flag
 from videollama2.serve.cluster.controller_app import Controller, make_controller_app
-from videollama2.serve.cluster.failover import Patience
 from videollama2.serve.cluster.protocol import EXPIRY_S
 from videollama2.serve.cluster.registry import METHODS, Registry
+from videollama2.serve.cluster.worker_call import Patience
 from videollama2.serve.part_flags import add_listen_flags, part_parser
 from videollama2.serve.settings import add_security_flags, read_security
 from videollama2.serve.web.server import configure_logging, serve, warn_if_open

@@ -1,6 +1,6 @@
-"""Tells whether two runs are the same one, by their identity: the data, weights and flags that it was started with.
+"""Tells whether two runs are the same one, by the data, weights and flags that they were started with.
 
-It is recorded in the output folder and in every checkpoint, so that a run with another identity does not continue from
+This identity is recorded in the output folder and in every checkpoint, so that a run with another one does not continue
 them. Data are identified by the content of the annotation files, weights by the content of their files
 (:mod:`videollama2.checkpoints.fingerprint`), and everything else by the values of flags.
 """

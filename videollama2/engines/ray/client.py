@@ -10,16 +10,9 @@ from typing import Any, Protocol, TypeVar
 
 from videollama2.serve.cluster.affinity import affinity_of_chat
 from videollama2.serve.cluster.client import CHAT_PATH, ChatStream
-from videollama2.serve.cluster.failover import (
-    Patience,
-    WorkerLostError,
-    WorkerReply,
-    completed,
-    first_of,
-    refusal,
-    retried,
-)
+from videollama2.serve.cluster.failover import completed, retried
 from videollama2.serve.cluster.protocol import WorkerStatus
+from videollama2.serve.cluster.worker_call import Patience, WorkerLostError, WorkerReply, first_of, refusal
 from videollama2.serve.long_text import dumped
 from videollama2.serve.web.errors import ApiError, model_not_found, no_worker, worker_timeout
 

@@ -1,4 +1,4 @@
-"""Replies about single tokens: gives their text, their bytes and their log-probabilities."""
+"""Makes replies about single tokens: their text, their bytes and their log-probabilities."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks the addresses that workers register from, and of those that they register.
+"""Checks the addresses that workers register from, and those that they register.
 
 A controller connects to every address that is registered with it, so a registration must not be a way to make the
 controller call anything other than a worker.

@@ -15,15 +15,8 @@ from typing import Any
 import httpx
 
 from videollama2.serve.cluster.affinity import affinity_of_chat
-from videollama2.serve.cluster.failover import (
-    SUSPECT_S,
-    Patience,
-    WorkerLostError,
-    WorkerReply,
-    ask_any,
-    bearer,
-    make_client,
-)
+from videollama2.serve.cluster.failover import SUSPECT_S, ask_any
+from videollama2.serve.cluster.worker_call import Patience, WorkerLostError, WorkerReply, bearer, make_client
 from videollama2.serve.long_text import dumped
 from videollama2.serve.web.errors import ApiError, worker_failed
 

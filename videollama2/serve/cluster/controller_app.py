@@ -21,10 +21,11 @@ from starlette.responses import JSONResponse
 
 from videollama2.serve.cluster.admission import WorkerAddresses, worker_address
 from videollama2.serve.cluster.affinity import affinity_of
-from videollama2.serve.cluster.failover import Patience, WorkerLostError, ask_any, bearer, make_client
+from videollama2.serve.cluster.failover import ask_any
 from videollama2.serve.cluster.gauges import WorkerGauges
 from videollama2.serve.cluster.protocol import HeartBeat, ModelAsked, RegisterWorker, WorkerGone, WorkerStatus
 from videollama2.serve.cluster.registry import Registry, Worker
+from videollama2.serve.cluster.worker_call import Patience, WorkerLostError, bearer, make_client
 from videollama2.serve.legacy import SEPARATOR, STREAM_PATH, FrameStream, GenerateRequest, error_reply
 from videollama2.serve.settings import Security
 from videollama2.serve.web.app import make_app

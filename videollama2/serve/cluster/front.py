@@ -1,4 +1,4 @@
-"""Answers OpenAI's API with many workers.
+"""Passes requests of OpenAI's API on to the workers that a controller knows.
 
 Requests are validated here and forwarded to a worker that serves the model. If a worker dies before its first token,
 another one is tried. The worker fetches and decodes media, under the rules of its operator.

@@ -22,7 +22,7 @@ from videollama2.constants import NUM_FRAMES
 from videollama2.errors import MediaError, RequestTooLongError
 from videollama2.media.kinds import IMAGE, VIDEO, kind_of, mime_type
 from videollama2.media.pixels import FrameResize
-from videollama2.serve.cluster.failover import bearer, make_client
+from videollama2.serve.cluster.worker_call import bearer, make_client
 from videollama2.serve.long_text import LongText
 from videollama2.serve.page.thumbnails import EDGE, MediaDecoder
 from videollama2.serve.untrusted_media.errors import RefusedMediaError

@@ -1,4 +1,4 @@
-"""Limits a decoding process, which does this to itself before it reads a byte of a client's media.
+"""Limits what a decoding process can do. The process does so itself, before it reads a byte of a client's media.
 
 Memory, processor time, open files and core dumps are limited on all systems, and writing files is disabled. On Linux
 the process also cannot gain privileges and dies with its parent. If the kernel supports Landlock, it can open only the

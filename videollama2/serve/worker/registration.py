@@ -15,8 +15,8 @@ from typing import Any
 
 import httpx
 
-from videollama2.serve.cluster.failover import bearer, make_client
 from videollama2.serve.cluster.protocol import HEART_BEAT_S, PROTOCOL_VERSION, WorkerStatus
+from videollama2.serve.cluster.worker_call import bearer, make_client
 
 RETRY_S = 3.0
 """Seconds between attempts to register, unless the interval is shorter."""
