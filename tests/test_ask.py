@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import ROOT, write_cut_video
 from tests.forked import run_python
-from videollama2 import cli, reach
+from videollama2 import cli, hub_connection
 from videollama2.errors import CheckpointNotFoundError
 
 DEMO = ROOT / "videollama2" / "assets" / "demo"
@@ -111,17 +111,17 @@ def test_without_a_network_and_without_the_model_one_line_comes_soon(tmp_path):
 class TestReach:
     @pytest.fixture(autouse=True)
     def no_memory(self):
-        reach.why_unreachable.cache_clear()
+        hub_connection.why_unreachable.cache_clear()
         yield
-        reach.why_unreachable.cache_clear()
+        hub_connection.why_unreachable.cache_clear()
 
     def test_a_server_that_never_answers(self, monkeypatch):
         import socket
 
-        monkeypatch.setattr(reach, "PATIENCE_S", 0.2)
+        monkeypatch.setattr(hub_connection, "PATIENCE_S", 0.2)
         with socket.create_server(("127.0.0.1", 0)) as silent:
             begin = time.monotonic()
-            assert reach.why_unreachable(f"http://127.0.0.1:{silent.getsockname()[1]}")
+            assert hub_connection.why_unreachable(f"http://127.0.0.1:{silent.getsockname()[1]}")
             assert time.monotonic() - begin < 5
 
     def test_a_server_that_says_no_is_there(self):
@@ -136,7 +136,7 @@ class TestReach:
 
         with HTTPServer(("127.0.0.1", 0), Refusing) as server:
             threading.Thread(target=server.handle_request, daemon=True).start()
-            assert reach.why_unreachable(f"http://127.0.0.1:{server.server_port}") is None
+            assert hub_connection.why_unreachable(f"http://127.0.0.1:{server.server_port}") is None
 
     def test_a_cached_model_is_opened_from_the_cache(self, tmp_path, monkeypatch):
         from huggingface_hub import constants
@@ -148,12 +148,12 @@ class TestReach:
         (repository / "snapshots" / "abc" / "config.json").write_text("{}")
         (repository / "refs").mkdir()
         (repository / "refs" / "main").write_text("abc")
-        options = reach.hub_options("someone/model", cache_dir=tmp_path)
+        options = hub_connection.hub_options("someone/model", cache_dir=tmp_path)
         assert options == {"cache_dir": tmp_path, "local_files_only": True}
         with pytest.raises(CheckpointNotFoundError, match="someone/other is not a folder"):
-            reach.hub_options("someone/other", cache_dir=tmp_path)
-        assert reach.hub_options(tmp_path) == {}, "a folder"
-        assert reach.hub_options("a/b", local_files_only=True) == {"local_files_only": True}
+            hub_connection.hub_options("someone/other", cache_dir=tmp_path)
+        assert hub_connection.hub_options(tmp_path) == {}, "a folder"
+        assert hub_connection.hub_options("a/b", local_files_only=True) == {"local_files_only": True}
 
     @pytest.mark.parametrize("command", [["plan", "--model"], ["export"]])
     def test_every_command_says_so_in_one_line(self, tmp_path, monkeypatch, capsys, command):

@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 # ``media.kinds`` lies below the rest of ``media``: prompts and models know the kinds of media, and no medium.
 FLOORS = {
     0: (
-        "collector",
+        "garbage_collection",
         "errors",
         "constants",
         "config",
@@ -32,7 +32,7 @@ FLOORS = {
         "hub",
         *("model.encoders", "media.kinds"),
         "stand_ins",
-        "reach",
+        "hub_connection",
         "model_code",
         "quiet",
     ),
@@ -55,14 +55,14 @@ MAY_IMPORT = {
     "towers": ("errors", "hub", "model.encoders"),
     "config_bounds": ("errors",),
     "audio_config": ("errors",),
-    "hub": ("constants", "errors", "reach", "stand_ins"),
+    "hub": ("constants", "errors", "hub_connection", "stand_ins"),
     "model.encoders": ("audio_config", "errors"),
     "media.kinds": ("constants", "errors", "stand_ins"),
     "flags": ("constants", "errors"),
-    "commands": ("collector", "errors", "quiet"),
-    "_register": ("collector",),
+    "commands": ("garbage_collection", "errors", "quiet"),
+    "_register": ("garbage_collection",),
     "ranks": ("errors",),
-    "reach": ("errors",),
+    "hub_connection": ("errors",),
     "auto": ("processing",),
 }
 # Inside a wing, a module imports only from earlier groups, or from its own folder.
@@ -79,7 +79,7 @@ WINGS = {
     "prompting": (("messages", "template"), ("prompt",), ("labels",)),
     "processing": (
         ("inputs", "open_parts", "options", "read_options", "video_options"),
-        ("conversations", "sequences"),
+        ("conversations", "placeholders"),
         ("rows", "sound"),
         ("media_reading",),
         ("processor",),
@@ -104,7 +104,7 @@ WINGS = {
     ),
     "serve": (
         ("long_text",),
-        ("settings", "part_flags", "parts", "untrusted_media"),
+        ("settings", "part_flags", "child_processes", "untrusted_media"),
         ("web",),
         ("api",),
         ("legacy",),
@@ -134,12 +134,12 @@ WINGS = {
     ),
     "inference": (
         ("structure",),
-        ("slots", "sampling", "lru", "weights_watch", "sizes", "text_stream", "threads"),
+        ("kv_cache", "sampling", "lru", "weights_watch", "sizes", "text_stream", "threads"),
         ("answer", "request", "prefix_cache", "kernels", "generate_options"),
         ("back_end",),
         ("media",),
         ("task",),
-        ("waiting",),
+        ("request_queue",),
         ("fixed_shapes",),
         ("decoder",),
         ("batch",),

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Sequence
 from types import ModuleType
 
-from videollama2 import collector
+from videollama2 import garbage_collection
 
 _PACKAGE = __name__.partition(".")[0]
 
@@ -51,7 +51,7 @@ class _AfterImports(importlib.abc.MetaPathFinder):
         return next((spec for spec in found if spec is not None), None)
 
     def _load(self, load: Callable[[ModuleType], None], module: ModuleType) -> None:
-        with collector.paused():
+        with garbage_collection.paused():
             self._under_way.count = getattr(self._under_way, "count", 0) + 1
             try:
                 load(module)
@@ -65,7 +65,7 @@ class _AfterImports(importlib.abc.MetaPathFinder):
 def register_when_needed() -> None:
     """Register now if transformers is loaded, or else as soon as it is."""
     if "transformers" in sys.modules:
-        with collector.paused():
+        with garbage_collection.paused():
             importlib.import_module(f"{_PACKAGE}.auto")
     else:
         sys.meta_path.insert(0, _AfterImports())

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from videollama2.collector import loading
 from videollama2.constants import BUILT_IN_MODELS, TINY_MODEL_NAME
 from videollama2.errors import ConfigError
 from videollama2.flags import AnswerFlags, frame_options, model_options
+from videollama2.garbage_collection import loading
+from videollama2.hub_connection import hub_options
 from videollama2.media.kinds import AUDIO, IMAGE, KINDS, VIDEO, with_article
 from videollama2.quiet import hide_library_bars
-from videollama2.reach import hub_options
 
 CHAT_LENGTH = 16384
 """Maximum number of tokens of a conversation in the terminal, if the model has this many positions."""

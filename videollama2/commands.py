@@ -21,8 +21,8 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-from videollama2.collector import end_without_search
 from videollama2.errors import VideoLlama2Error
+from videollama2.garbage_collection import end_without_search
 from videollama2.quiet import quiet_libraries
 
 USER_ERROR = 2

@@ -202,7 +202,7 @@ def _models(problems: list[str]) -> Section:
     from huggingface_hub import constants
 
     from videollama2.hub import built_in_folder
-    from videollama2.reach import why_unreachable
+    from videollama2.hub_connection import why_unreachable
 
     built_in = [built_in_folder(name) for name in BUILT_IN_MODELS]
     for folder in built_in:

@@ -11,7 +11,7 @@ from transformers.utils.hub import cached_file
 
 from videollama2.constants import BUILT_IN_MODELS
 from videollama2.errors import CheckpointError, CheckpointNotFoundError, first_line
-from videollama2.reach import check_name, hub_options
+from videollama2.hub_connection import check_name, hub_options
 from videollama2.stand_ins import HEAD_BYTES, stand_in
 
 OPTIONS = ("revision", "token", "cache_dir", "local_files_only")
@@ -48,7 +48,7 @@ def find_file(name_or_path: str | Path, filename: str, **hub: Any) -> Path | Non
 
     Raises:
         CheckpointNotFoundError: there is no such folder, and no such hub repository can be reached. Without a network,
-            this takes seconds, see :func:`videollama2.reach.hub_options`.
+            this takes seconds, see :func:`videollama2.hub_connection.hub_options`.
     """
     if Path(name_or_path).is_dir():
         path = Path(name_or_path) / filename

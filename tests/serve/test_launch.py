@@ -19,9 +19,9 @@ import torch
 from tests.conftest import ROOT
 from tests.serve.servers import free_port, http, wait_until
 from videollama2.errors import ConfigError, VideoLlama2Error
-from videollama2.serve import launch, launch_checks, parts
+from videollama2.serve import child_processes, launch, launch_checks
+from videollama2.serve.child_processes import ChildProcess, Launcher, LaunchError
 from videollama2.serve.launch import add_serve_command
-from videollama2.serve.parts import ChildProcess, Launcher, LaunchError
 
 SERVER = """
 import http.server, os, sys
@@ -88,7 +88,7 @@ def test_a_worker_that_dies_is_started_again(launcher):
 
 
 def test_a_worker_that_keeps_dying_ends_all(launcher, monkeypatch):
-    monkeypatch.setattr(parts, "RESTARTS", 0)
+    monkeypatch.setattr(child_processes, "RESTARTS", 0)
     worker = part("worker a", may_restart=True)
     launcher.start(worker)
     worker.signal(signal.SIGKILL)
@@ -308,7 +308,7 @@ def test_the_whole(tmp_path):
 def test_parts_end_with_a_launcher_that_is_killed(tmp_path):
     port = free_port()
     code = (
-        "import os, sys\nfrom videollama2.serve.parts import Launcher, ChildProcess\n"
+        "import os, sys\nfrom videollama2.serve.child_processes import Launcher, ChildProcess\n"
         f"url, code = 'http://127.0.0.1:{port}/', {SERVER!r}\n"
         f"part = ChildProcess('controller', ['-c', code, '{port}'], url, dict(os.environ))\n"
         "launcher = Launcher(print)\nlauncher.start(part)\nlauncher.watch()\n"

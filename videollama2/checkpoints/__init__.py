@@ -28,9 +28,9 @@ from videollama2.checkpoints.placement import (
 from videollama2.checkpoints.quantisation import asked_quantization, is_cpu_only, quantization_config
 from videollama2.errors import ConfigError
 from videollama2.hub import OPTIONS, read_config
+from videollama2.hub_connection import hub_options
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.processing import VideoLlama2Processor
-from videollama2.reach import hub_options
 
 __all__ = [
     "build_from_parts",

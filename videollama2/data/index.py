@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from videollama2.data.file_formats import format_of
-from videollama2.data.places import open_file
+from videollama2.data.storage import open_file
 from videollama2.errors import DataError
 
 _FORMAT = 4

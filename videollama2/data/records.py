@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from videollama2.commands import hides_bar
 from videollama2.data.index import Index, file_digest, mapped
-from videollama2.data.places import folder_of, whole_path
 from videollama2.data.record import Record, RecordMedium, parse_record, unread_keys
 from videollama2.data.rows import read_rows
+from videollama2.data.storage import folder_of, whole_path
 from videollama2.errors import DataError
 from videollama2.media.frames import FrameSampling
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, TextIO, cast
 
 from videollama2.data.file_formats import format_of
-from videollama2.data.places import open_file
+from videollama2.data.storage import open_file
 from videollama2.errors import DataError
 from videollama2.stand_ins import HEAD_BYTES, stand_in
 

@@ -1,6 +1,6 @@
 """Reads tar shards as WebDataset writes them: the members ``KEY.json``, ``KEY.mp4``, ... together are one record.
 
-The media stay in the shard, and their paths say where (:mod:`videollama2.data.places`), so that records can be read in
+The media stay in the shard, and their paths say where (:mod:`videollama2.data.storage`), so that records can be read in
 any order, and a run goes on within a shard exactly.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from videollama2.data.contents import content_of, kind_at
-from videollama2.data.places import member_path, open_file, whole_path
+from videollama2.data.storage import member_path, open_file, whole_path
 from videollama2.errors import DataError
 from videollama2.media.kinds import KINDS
 

@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 from videollama2.errors import ConfigError
 from videollama2.inference.fixed_shapes import FixedShapes
 from videollama2.inference.kernels import ATTENTION, FewRows, PackedWeights, few_rows_available, has_large_layers
-from videollama2.inference.slots import KeyValueSlots
+from videollama2.inference.kv_cache import KeyValueSlots
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ and leave the batch between two steps (:class:`Batch`). A new request is prefill
 long prompt does not delay running answers, and a cached beginning (:class:`PrefixCache`) is not computed again. On a
 CPU, the media of new requests are encoded a few at a time between decode steps too.
 
-This module moves requests from the queue (:class:`Waiting`, which reads and encodes their media) to the batch, and
+This module moves requests from the queue (:class:`RequestQueue`, which reads and encodes their media) to the batch, and
 manages who runs the steps: a thread of the engine, or the callers that read answers.
 """
 
@@ -33,12 +33,12 @@ from videollama2.inference.media.read_ahead import ReadAhead
 from videollama2.inference.media.reader import MediaReader
 from videollama2.inference.prefix_cache import DEFAULT_MAX_BYTES, PrefixCache
 from videollama2.inference.request import Request
+from videollama2.inference.request_queue import RequestQueue
 from videollama2.inference.sampling import Chooser, end_ids
 from videollama2.inference.sizes import choose_sizes
 from videollama2.inference.structure import Grammars
 from videollama2.inference.task import Task
 from videollama2.inference.threads import Bell, interrupts_deferred, start_thread
-from videollama2.inference.waiting import Waiting
 from videollama2.inference.weights_watch import WeightsWatch, media_modules
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.processing import VideoLlama2Processor
@@ -122,7 +122,7 @@ class Engine:
         self._grammars = Grammars(processor.tokenizer, model.config.text_config.vocab_size, self._end_ids)
         self._background = background
         self._bell = Bell()  # wakes the model's thread
-        self._waiting = Waiting(
+        self._waiting = RequestQueue(
             model.config,
             self.reader,
             self.media,

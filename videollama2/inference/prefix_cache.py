@@ -13,8 +13,8 @@ from hashlib import blake2b
 
 import torch
 
+from videollama2.inference.kv_cache import KeyValueSlots
 from videollama2.inference.lru import LruStore
-from videollama2.inference.slots import KeyValueSlots
 
 BLOCK = 16
 """Number of tokens per block; a shorter common beginning is not reused."""

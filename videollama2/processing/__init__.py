@@ -6,9 +6,7 @@ and the published ones: ``processor["video"](path)``, ``["image"]`` and ``["audi
 
 from videollama2.processing.inputs import as_media
 from videollama2.processing.open_parts import load_image_processor, load_tokenizer
-from videollama2.processing.processor import VideoLlama2Processor
-from videollama2.processing.read_options import ReadOptions
-from videollama2.processing.sequences import (
+from videollama2.processing.placeholders import (
     check_kind,
     check_medium,
     collate,
@@ -20,6 +18,8 @@ from videollama2.processing.sequences import (
     padding_id,
     planned_tokens,
 )
+from videollama2.processing.processor import VideoLlama2Processor
+from videollama2.processing.read_options import ReadOptions
 from videollama2.processing.video_processor import VideoLlama2VideoProcessor
 
 __all__ = [

@@ -14,8 +14,8 @@ from videollama2.media.kinds import AUDIO, IMAGE, VIDEO
 from videollama2.media.pixels import AspectRatio, FrameResize, PixelTransform
 from videollama2.media.video import read_clip
 from videollama2.processing.options import HEARD
+from videollama2.processing.placeholders import check_kind
 from videollama2.processing.read_options import PadShape, ReadOptions
-from videollama2.processing.sequences import check_kind
 from videollama2.processing.sound import SoundReading
 from videollama2.processing.video_options import frames_asked_for
 

@@ -21,8 +21,8 @@ from videollama2.processing.inputs import as_list, as_media, continues, in_readi
 from videollama2.processing.media_reading import MediaReading
 from videollama2.processing.open_parts import load_image_processor, load_tokenizer
 from videollama2.processing.options import CallOptions, TextOptions
+from videollama2.processing.placeholders import media_tokens, padding_id
 from videollama2.processing.rows import batch_of
-from videollama2.processing.sequences import media_tokens, padding_id
 from videollama2.processing.video_options import options_of_each
 from videollama2.prompting import Message, Prompt, build_labelled_prompt, build_prompt, template_variables
 

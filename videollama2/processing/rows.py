@@ -11,7 +11,14 @@ from videollama2.config import VideoLlama2Config
 from videollama2.errors import ConfigError, PromptError
 from videollama2.media.kinds import AUDIO, IMAGE, KINDS, TAGS, VIDEO
 from videollama2.processing.options import TextOptions
-from videollama2.processing.sequences import check_medium, collate, expand_prompts, media_tokens, pad_rows, padding_id
+from videollama2.processing.placeholders import (
+    check_medium,
+    collate,
+    expand_prompts,
+    media_tokens,
+    pad_rows,
+    padding_id,
+)
 from videollama2.prompting import Prompt
 
 _TYPES = {IMAGE: 1, VIDEO: 2, AUDIO: 3}

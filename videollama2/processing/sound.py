@@ -12,8 +12,8 @@ from videollama2.media.audio import ClipRules, Sound, read_sound, read_video_sou
 from videollama2.media.kinds import AUDIO
 from videollama2.media.readers import MediaWarning
 from videollama2.media.sources import describe_source
+from videollama2.processing.placeholders import check_kind
 from videollama2.processing.read_options import ReadOptions
-from videollama2.processing.sequences import check_kind
 
 
 class SoundReading:

@@ -17,9 +17,9 @@ from typing import Any
 from videollama2.commands import add_debug_flag
 from videollama2.errors import ConfigError
 from videollama2.flags import add_count_flag, check_without_effect, port
+from videollama2.serve.child_processes import ChildProcess, Launcher
 from videollama2.serve.launch_checks import check_before_start
 from videollama2.serve.part_flags import add_replica_flags
-from videollama2.serve.parts import ChildProcess, Launcher
 from videollama2.serve.settings import (
     WORKER_TOKEN_VARIABLE,
     add_media_flags,

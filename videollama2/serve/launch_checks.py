@@ -9,7 +9,7 @@ from multiprocessing import get_context
 
 from videollama2.constants import BUILT_IN_MODELS
 from videollama2.errors import ConfigError
-from videollama2.reach import check_is_there
+from videollama2.hub_connection import check_is_there
 from videollama2.serve.worker.flags import RAY, model_paths_of
 
 _LOCAL = "127.0.0.1"

@@ -19,10 +19,10 @@ from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, c
 from typing import TYPE_CHECKING, Any
 
 from videollama2 import flags
-from videollama2.collector import paused
 from videollama2.commands import add_debug_flag, run_command
 from videollama2.errors import ConfigError
 from videollama2.flags import address, seconds
+from videollama2.garbage_collection import paused
 from videollama2.quiet import hide_library_bars
 from videollama2.serve.cluster.protocol import HEART_BEAT_S
 from videollama2.serve.part_flags import add_controller_flag, add_listen_flags, part_parser

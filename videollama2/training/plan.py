@@ -1,4 +1,4 @@
-"""The memory of a GPU and the time of a step for each way of training a model, by counting.
+"""Counts the memory of a GPU and the time of a step for each way of training a model.
 
 The largest memory of a step is that at the end of the forward pass, when activations are complete, that at the end of
 the backward pass, when gradients are, or that of the optimizer's step where it needs copies of gradients. Not counted

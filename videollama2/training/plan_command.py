@@ -1,4 +1,4 @@
-"""``videollama2 plan``: a table of the ways of training a model, which of them fit, and how long a step takes."""
+"""Runs ``videollama2 plan``: a table of the ways of training a model, which of them fit, and how long a step takes."""
 
 from __future__ import annotations
 

@@ -20,8 +20,6 @@ from videollama2.serve.page.choices import Choices, Updates, is_compared
 from videollama2.serve.page.conversation import Conversation, Turn
 from videollama2.serve.page.examples import examples
 from videollama2.serve.page.frames import FrameStrips, Values
-from videollama2.serve.page.keeping import from_kept, to_kept, transcript
-from videollama2.serve.page.lanes import Lane, answer_together
 from videollama2.serve.page.layout import (
     HEAR_ONLY,
     MAX_QUESTION,
@@ -31,6 +29,8 @@ from videollama2.serve.page.layout import (
     Widgets,
 )
 from videollama2.serve.page.notices import notice, status
+from videollama2.serve.page.persistence import from_kept, to_kept, transcript
+from videollama2.serve.page.side_by_side import Lane, answer_together
 from videollama2.serve.page.thumbnails import EMPTY
 from videollama2.serve.page.voting import vote_handler
 

@@ -10,7 +10,7 @@ import gradio as gr
 
 from videollama2.serve.page.conversation import Conversation
 from videollama2.serve.page.examples import DEMO, shown_examples
-from videollama2.serve.page.keeping import served_from
+from videollama2.serve.page.persistence import served_from
 from videollama2.serve.page.thumbnails import EMPTY
 from videollama2.serve.page.uploads import RecordedSound, RecordedVideo, UploadedFiles
 from videollama2.serve.page.votes import VOTES, VoteLog

@@ -20,7 +20,7 @@ from videollama2.inference.task import Task
 from videollama2.processing import media_tokens
 
 
-class Waiting:
+class RequestQueue:
     """The queue.
 
     Args:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from videollama2.serve.page.conversation import Conversation, Medium, Turn
-from videollama2.serve.page.keeping import MAX_KEPT_BYTES, from_kept, served_from, to_kept, transcript
+from videollama2.serve.page.persistence import MAX_KEPT_BYTES, from_kept, served_from, to_kept, transcript
 
 
 @pytest.fixture

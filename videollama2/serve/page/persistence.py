@@ -1,4 +1,4 @@
-"""Conversations stored outside the server: in the visitor's browser, to survive a reload, and as a file to download.
+"""Stores conversations outside the server: in the visitor's browser, to survive a reload, and as a file to download.
 
 A conversation that comes back from a browser may have been changed there. It is accepted only in the form that
 :func:`to_kept` writes, and only with media that this page serves anyway: examples, and uploads that still exist.
