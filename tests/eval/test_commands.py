@@ -280,7 +280,7 @@ def test_list_layout_and_check(capsys, copied):
         (["run", "mvbench", "--data", "/nowhere"], "action_sequence.json: is missing"),
         (["run", "mvbench", "--judge-model", "local"], "MVBench is multiple choice: it takes no judge"),
         (["run", "mvbench", "--subtitles"], "benchmark mvbench has no option subtitles"),
-        (["run", "msvc", "--dry-run"], "--dry-run is about a judge"),
+        (["run", "msvc", "--dry-run"], "--dry-run tells what judging would cost"),
         (["score", "/nowhere"], "/nowhere: no such file or folder"),
         (["compare", "/nowhere", "/nowhere"], "is the evaluation finished?"),
     ],

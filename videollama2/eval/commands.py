@@ -35,9 +35,11 @@ def run_command(args: argparse.Namespace) -> int:
     check_writers_installed(args.tensorboard, args.wandb)
     found = configured(args.benchmark, **settings)
     if args.dry_run and not args.judge_model:
-        raise ConfigError("--dry-run is about a judge: give --judge-model")
+        raise ConfigError("--dry-run tells what judging would cost: give --judge-model")
     if args.sampling == "fps" and (args.num_frames is not None or settings["subtitles"]):
-        raise ConfigError("--sampling fps takes its number of frames from the clip: no --num-frames, no --subtitles")
+        raise ConfigError(
+            "--sampling fps takes its number of frames from the clip: leave out --num-frames and --subtitles"
+        )
     checked = {name: value for name, value in frame_options(args).items() if name != "sampling"}
     FrameSampling(**checked)  # raises the same error as other commands for a number out of range
     rank, world = rank_and_world()

@@ -146,7 +146,7 @@ def _needs_judge(found: Benchmark) -> ConfigError:
 def _print_cost(found: Benchmark, samples: Sequence[Sample], judging: Judging | None) -> None:
     """Print what judging these samples would cost."""
     if judging is None:
-        raise ConfigError("--dry-run is about a judge: give --judge-model")
+        raise ConfigError("--dry-run tells what judging would cost: give --judge-model")
     from videollama2.eval.judging.aspects import format_cost, judging_cost
 
     print(format_cost(judging_cost(found, samples, judging)))

@@ -172,7 +172,7 @@ class Answer:
         self._finished()
 
     async def __aiter__(self) -> AsyncGenerator[str, None]:
-        """Like :meth:`__iter__`, for an event loop; needs an engine with a thread."""
+        """Yield deltas as :meth:`__iter__` does, in an event loop; the engine must have a thread."""
         try:
             with self._changes() as changed:
                 while True:
@@ -208,7 +208,7 @@ class Answer:
         return self._finished()
 
     async def aresult(self) -> Result:
-        """Like :meth:`result`, for an event loop."""
+        """Return what :meth:`result` returns, in an event loop."""
         try:
             with self._changes() as changed:
                 while not self.done:

@@ -56,7 +56,7 @@ class VideoLlama2GenerationModel(VideoLlama2PreTrainedModel, GenerationMixin):
         return LogitsProcessorList([_OnText(self, processors)]) if processors else processors
 
     def _get_candidate_generator(self, *args: Any, **kwargs: Any) -> CandidateGenerator:
-        """As in transformers, but a candidate of prompt lookup (``prompt_lookup_num_tokens``) ends before a medium."""
+        """Return transformers' generator, whose candidates of prompt lookup end before a medium."""
         candidates = super()._get_candidate_generator(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         return _LookedUpText(self, candidates) if isinstance(candidates, PromptLookupCandidateGenerator) else candidates
 

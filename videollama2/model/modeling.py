@@ -266,7 +266,7 @@ class VideoLlama2ForConditionalGeneration(VideoLlama2GenerationModel):
         num_items: int | torch.Tensor | None,
         of_tokens: bool = False,
     ) -> torch.Tensor:
-        """Next-token cross entropy in float32, computed at labelled positions only."""
+        """Compute next-token cross entropy in float32, at labelled positions only."""
         targets_BL = labels_BL[:, 1:].to(hidden_BLD.device)
         labelled = targets_BL != IGNORE_INDEX
         hidden_ND, targets_N = hidden_BLD[:, :-1][labelled], targets_BL[labelled]

@@ -73,7 +73,7 @@ class VideoLlama2Processor(MediaReading, ProcessorMixin):
         return ["image_processor", "tokenizer"]
 
     def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
-        """As in transformers, except that the image processor may be None."""
+        """Check a part as transformers does, except that the image processor may be None."""
         if argument is None and argument_name == "image_processor":
             return None
         return super().check_argument_for_proper_class(argument_name, argument)

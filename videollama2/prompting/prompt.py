@@ -206,7 +206,7 @@ def _complete(
 
 
 def _with_roles_of(tokenizer: Any, turns: list[Message], chat_template: str | None) -> list[Message]:
-    """Turns that the tokenizer's template can tell apart.
+    """Return turns that the tokenizer's template can tell apart.
 
     Under Mistral's and Llama's templates a system text that is not the first message would become an answer of the
     assistant. It is put in front there, joined to those before it.
@@ -231,7 +231,7 @@ def text_of(turn: Message) -> str:
 
 
 def flatten(turns: Sequence[Message]) -> tuple[list[Message], list[str], str]:
-    """Turns with string contents in which each medium is a private marker, the tags in order, and the marker.
+    """Return turns with string contents in which each medium is a private marker, the tags in order, and the marker.
 
     A video that is heard too (``use_audio``) is two media: its pictures and, right behind them, its sound.
     """

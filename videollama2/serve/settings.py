@@ -180,7 +180,7 @@ def read_security(args: argparse.Namespace) -> Security:
     keys = _secrets(args.api_key_file, API_KEY_VARIABLE)
     tokens = _secrets(getattr(args, "worker_token_file", None), WORKER_TOKEN_VARIABLE)
     if len(tokens) > 1:
-        raise ConfigError(f"there is one worker token, got {len(tokens)} lines")
+        raise ConfigError(f"expected one worker token, got {len(tokens)} lines")
     allowed = getattr(args, "allowed_workers", None)
     for entry in allowed or ():
         _check_network(entry)
@@ -216,7 +216,7 @@ def _secrets(file: Path | None, variable: str) -> tuple[str, ...]:
     for key in found:
         # A key that cannot be sent in a header would lock all clients out.
         if not (key.isascii() and key.isprintable()) or " " in key:
-            raise ConfigError(f"{place}: a key is of printable ASCII characters without spaces")
+            raise ConfigError(f"{place}: a key must consist of printable ASCII characters without spaces")
     return found
 
 

@@ -179,7 +179,7 @@ class Replica:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     def __del__(self) -> None:
-        """Called by Ray Data when there are no more requests."""
+        """Close the engine. Ray Data calls this when there are no more requests."""
         if hasattr(self, "_answering"):
             self._now(self._answering.__aexit__())
             self._loop.call_soon_threadsafe(self._loop.stop)

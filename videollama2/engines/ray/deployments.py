@@ -155,12 +155,12 @@ class EngineReplica:
         return self._name, self._service.metrics.expose()
 
     def check_health(self) -> None:
-        """Called by Serve, which starts another replica in place of one that raises an error."""
+        """Raise an error if the engine has stopped. Serve calls this, and replaces a replica that raises one."""
         if self._service.engine.closed:
             raise EngineError("the engine has stopped")
 
     async def __del__(self) -> None:
-        """Called by Serve when all answers have ended."""
+        """Close the engine. Serve calls this when all answers have ended."""
         if hasattr(self, "_service"):
             await self._service.close()
         if hasattr(self, "_stack"):

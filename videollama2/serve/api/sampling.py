@@ -182,7 +182,9 @@ class SamplingFields(Body):
         if (self.best_of or 1) > (self.n or 1):
             raise error("together", "best_of may not be more than n: this server does not rank answers")
         if self.forms() and (self.min_tokens or self.ignore_eos):
-            raise error("together", "an answer of a given form ends where that ends: without min_tokens and ignore_eos")
+            raise error(
+                "together", "min_tokens and ignore_eos exclude a given form, whose end is the end of the answer"
+            )
         if len(self.forms()) > 1:
             raise error(
                 "together",

@@ -65,7 +65,7 @@ class Controller:
 
     @asynccontextmanager
     async def running(self, app: FastAPI) -> AsyncIterator[None]:
-        """Lifespan of the application: watches the workers while it runs."""
+        """Watch the workers while the application runs; this is its lifespan."""
         watching = asyncio.ensure_future(self._watch())
         try:
             yield

@@ -75,7 +75,7 @@ class ApiFront:
 
     @asynccontextmanager
     async def running(self, app: FastAPI) -> AsyncIterator[None]:
-        """Lifespan of the application: checks for the workers while it runs."""
+        """Check for the workers while the application runs; this is its lifespan."""
         looking = asyncio.ensure_future(self._look())
         try:
             yield

@@ -111,7 +111,7 @@ def _add_health(app: FastAPI, gate: Gate, ready: Callable[[], str | None] | None
 def _add_metrics(app: FastAPI, metrics: WebMetrics) -> None:
     @app.get("/metrics", tags=["health"])
     async def expose() -> Response:
-        """Metrics for Prometheus."""
+        """Return metrics for Prometheus."""
         return Response(await metrics.page(), media_type=CONTENT_TYPE)
 
 

@@ -172,7 +172,7 @@ class RequestGuard:
         is_reading = scope["method"] in ("GET", "HEAD") and _header(scope, b"origin") is None
         if is_reading and "." in host and "*" not in self.security.cors_origins and not is_known_name(host, names):
             raise ApiError(
-                403, "without a key, this server is not called by this name; see --api-key-file", code="forbidden"
+                403, "without keys, this server does not answer to this host name; see --api-key-file", code="forbidden"
             )
 
     def _is_own_page(self, scope: Scope) -> bool:
@@ -327,7 +327,7 @@ def _has_no_body(scope: Scope) -> bool:
 
 
 def with_request_id(record: logging.LogRecord) -> bool:
-    """Filter for log handlers that adds a ``request_id`` to each record."""
+    """Add a ``request_id`` to a record, as a filter of log handlers."""
     record.request_id = REQUEST_ID.get()
     return True
 
