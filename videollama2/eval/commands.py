@@ -23,7 +23,7 @@ DATA_ROOT, OUTPUT_ROOT = Path("eval"), Path("eval_output")
 SHOWN_MISSING = 20
 
 
-def run_command(args: argparse.Namespace) -> int:
+def eval_run(args: argparse.Namespace) -> int:
     """Run ``eval run`` in one process of an evaluation; torchrun's environment variables say which process it is."""
     from videollama2.eval.report.curves import check_writers_installed
     from videollama2.eval.run import EvaluationPlan, ModelChoice, run_evaluation
@@ -86,7 +86,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
     return {**given, **{name: getattr(args, name, False) or None for name in CONTROL_OPTIONS}}
 
 
-def score_command(args: argparse.Namespace) -> int:
+def eval_score(args: argparse.Namespace) -> int:
     """Run ``eval score`` on an output folder, or on a file of the published code."""
     from videollama2.eval.report.curves import check_writers_installed
     from videollama2.eval.score import score_file, score_folder
@@ -116,7 +116,7 @@ def finish(published: Published | None, args: argparse.Namespace) -> int:
     return 1
 
 
-def compare_command(args: argparse.Namespace) -> int:
+def eval_compare(args: argparse.Namespace) -> int:
     """Run ``eval compare``."""
     from videollama2.eval.report.compare import compare, format_comparisons
 
@@ -129,7 +129,7 @@ def compare_command(args: argparse.Namespace) -> int:
     return 0
 
 
-def show_command(args: argparse.Namespace) -> int:
+def eval_show(args: argparse.Namespace) -> int:
     """Run ``eval show``."""
     from videollama2.eval.atomic import write_atomically
     from videollama2.eval.show import QuestionFilter, evaluation_page
@@ -142,7 +142,7 @@ def show_command(args: argparse.Namespace) -> int:
     return 0
 
 
-def list_command(args: argparse.Namespace) -> int:
+def eval_list(args: argparse.Namespace) -> int:
     """Run ``eval list``."""
     rows = []
     for name in names():
@@ -155,7 +155,7 @@ def list_command(args: argparse.Namespace) -> int:
     return 0
 
 
-def layout_command(args: argparse.Namespace) -> int:
+def eval_layout(args: argparse.Namespace) -> int:
     """Run ``eval layout``."""
     found = benchmark(args.benchmark)
     print(f"{found.title}: {found.source}\n\n{DATA_ROOT / found.folder}/")
@@ -163,7 +163,7 @@ def layout_command(args: argparse.Namespace) -> int:
     return 0
 
 
-def check_command(args: argparse.Namespace) -> int:
+def eval_check(args: argparse.Namespace) -> int:
     """Run ``eval check``; the exit code is 1 if media are missing."""
     from videollama2.eval.clips import by_clip, missing_media
     from videollama2.eval.sound_tracks import sound_tracks
@@ -187,7 +187,7 @@ def check_command(args: argparse.Namespace) -> int:
     return 1
 
 
-def prepare_command(args: argparse.Namespace) -> int:
+def eval_prepare(args: argparse.Namespace) -> int:
     """Run ``eval prepare``; the exit code is 1 if videos are missing."""
     from videollama2.eval.prepare import prepare
 
@@ -207,12 +207,12 @@ def _name_missing(data: Path, missing: Sequence[str], every: bool) -> None:
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "run": run_command,
-    "score": score_command,
-    "compare": compare_command,
-    "show": show_command,
-    "list": list_command,
-    "layout": layout_command,
-    "prepare": prepare_command,
-    "check": check_command,
+    "run": eval_run,
+    "score": eval_score,
+    "compare": eval_compare,
+    "show": eval_show,
+    "list": eval_list,
+    "layout": eval_layout,
+    "prepare": eval_prepare,
+    "check": eval_check,
 }

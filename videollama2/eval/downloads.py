@@ -77,11 +77,13 @@ class Downloads:
         self.files: list[Found] = []
         for path, parts in _files(root, scratch):
             self._add(PurePosixPath(path.relative_to(root).as_posix()), parts)
+        # Files near the top first: of two files that fit equally well, the one in fewer folders is more likely meant.
         self.files.sort(key=lambda found: (len(found.path.parts), str(found.path)))
         self._by_stem: dict[str, list[Found]] = defaultdict(list)
         self._by_folder: dict[str, dict[PurePosixPath, list[Found]]] = defaultdict(lambda: defaultdict(list))
         for found in self.files:
             name = composed(found.path.name)
+            # By both readings of a name with several dots: ID.en.srt belongs to ID, and v_1.5x.mp4 to v_1.5x.
             self._by_stem[name.partition(".")[0]].append(found)
             self._by_stem[PurePosixPath(name).stem].append(found)
             self._by_folder[found.path.parent.name][found.path.parent].append(found)
@@ -110,6 +112,7 @@ class Downloads:
             return
         archive = self._open.enter_context(Archive(path, parts, kind))
         for name in archive.names:
+            # Of a member's name, only the last part ever enters a path that is written.
             inside = path / PurePosixPath(name.replace("\\", "/").lstrip("/"))
             if inside.name.startswith("."):  # hidden files, and those that macOS adds for each file (__MACOSX/._NAME)
                 continue

@@ -152,6 +152,8 @@ class Runner:
     def __init__(
         self, engine: Engine, benchmark: Benchmark, data: Path, options: AnswerOptions, strict_data: bool = False
     ) -> None:
+        # A copy, because the choice of frames is set on it below: the caller's benchmark may be asked with another
+        # model next.
         self.engine, self.benchmark, self.data, self.options = engine, copy(benchmark), data, options
         self.strict_data = strict_data
         self.work = Work()
@@ -181,6 +183,8 @@ class Runner:
                 if not under_way:
                     self.work.starved_seconds += max(0.0, asked.started - self._busy_until)
                 under_way.append(asked)
+            # Waiting for the oldest question keeps the order of the file roughly, and its clip's frames are freed
+            # first.
             while sum(len(each.answers) for each in under_way) >= window:
                 self._wait(under_way[0])
                 self._hand_on(under_way, on_answer)
@@ -254,6 +258,7 @@ class Runner:
         except VideoLlama2Error as error:
             if self.engine.closed or isinstance(error, DataError):
                 raise
+            # Parts of the item that were submitted before go on in the engine, and nobody reads their answers.
             asked.answers, asked.error = [], error
         return asked
 

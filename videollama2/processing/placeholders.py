@@ -97,6 +97,8 @@ def _check_pixels(pixels: torch.Tensor, kind: str, config: VideoLlama2Config) ->
         raise PromptError(f"an image must be a tensor (1, 3, height, width), got {tuple(pixels.shape)}")
     height, width = pixels.shape[-2:]
     assert config.vision_config is not None  # the caller has checked the kind
+    # Encoders with learnt positions would take other sizes by interpolation, and give features that nothing was trained
+    # on.
     size = config.vision_config.image_size
     if (height, width) != (size, size):
         raise PromptError(f"the {kind} is {height}x{width} pixels, the vision encoder takes {size}x{size}")
@@ -223,6 +225,8 @@ def collate(
     if labels is not None:
         batch["labels"] = pad_rows(labels, IGNORE_INDEX, side, length)
     flat = [item for sample in media for item in sample]
+    # Images and videos run through the encoder together, so they need one height and width; numbers of frames may
+    # differ.
     sizes = sorted({tuple(pixels.shape[-2:]) for kind, pixels in flat if kind != AUDIO})
     if len(sizes) > 1:
         found = " and ".join(f"{height}x{width}" for height, width in sizes)

@@ -105,6 +105,8 @@ class VideoLlama2Processor(MediaReading, ProcessorMixin):
         files = self.tokenizer.save_pretrained(save_directory)
         if self.image_processor is not None:
             files = [*files, *self.image_processor.save_pretrained(save_directory)]
+        # A processor that is saved alone must still say how many frames and which encoder it is for. The file of a
+        # model that was saved before has more in it.
         if not (Path(save_directory) / "config.json").exists():
             self.model_config.save_pretrained(save_directory)
         named = {"processor_class": type(self).__name__}
@@ -172,6 +174,8 @@ class VideoLlama2Processor(MediaReading, ProcessorMixin):
         """
         conversations, is_batch = as_batch(conversation)
         variables = template_variables(self.tokenizer, chat_template)
+        # The arguments of transformers are one flat mix: what the template reads is a variable of it, the rest is an
+        # option of this processor, which refuses what it does not know.
         template_options = {name: value for name, value in kwargs.items() if name in variables}
         template_options |= {
             name: value for name, value in (("tools", tools), ("documents", documents)) if value is not None

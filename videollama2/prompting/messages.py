@@ -132,6 +132,8 @@ def as_turns(messages: Sequence[Message]) -> list[Message]:
 def medium_first(parts: Sequence[Message]) -> list[Message]:
     """Return the parts of one turn with its only medium in front; with several media the order stays."""
     media = [part for part in parts if part["type"] in TAGS]
+    # Published training data have the tag of a single medium in front, wherever it was written. With several, their
+    # places tell them apart, so they are kept.
     return [*media, *(part for part in parts if part["type"] not in TAGS)] if len(media) == 1 else list(parts)
 
 
@@ -161,6 +163,7 @@ def _numbered_turns(messages: Sequence[Message]) -> list[tuple[int, Message]]:
         parts = [p for p in _parts(message.get("content"), number) if p["type"] != "text" or p["text"].strip()]
         if role == "system" and not parts:
             continue
+        # Results of tools may follow each other: each answers a call of its own and stays a message of its own.
         if turns and role == turns[-1][1]["role"] and role in ("user", "assistant"):
             number, before = turns.pop()
             message, parts = {**before, **message}, [*before["content"], *parts]

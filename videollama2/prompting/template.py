@@ -63,6 +63,7 @@ def render_chat_template(
         "documents": documents,
         "add_generation_prompt": add_generation_prompt,
     }
+    # The bound is on what the template adds: a conversation of any length is printed once.
     most = MAX_CHARACTERS + sum(len(message["content"]) for message in messages)
     try:
         return _run(template, variables, most)
@@ -146,6 +147,8 @@ def _stopped_after(seconds: float) -> Iterator[None]:
         return trace_line
 
     def trace_call(frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
+        # Only frames of the template are traced line by line. Tracing all of Python would slow down every filter that
+        # it calls.
         return trace_line if frame.f_code.co_filename == "<template>" else None
 
     # A trace function is called before each line of the template's code and of nothing else; what is usually found

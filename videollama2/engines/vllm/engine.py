@@ -99,6 +99,8 @@ class VllmEngine:
         self._lock = threading.Lock()
         self._is_closed = False
         self._pool = ThreadPoolExecutor(_MEDIA_THREADS, thread_name_prefix="videollama2-media")
+        # vLLM's client lives in one event loop, while requests come from any thread. So it has a loop and a thread of
+        # its own, and everything that touches it is sent there.
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="videollama2-vllm", daemon=True)
         self._thread.start()
@@ -139,6 +141,8 @@ class VllmEngine:
         with self._lock:
             stages = [generation.stage for generation in self._running.values()]
         decoding, prefilling = stages.count("decoding"), stages.count("prefilling")
+        # vLLM does not tell which of its requests run. As it runs as many as fit, what has no token yet is taken to be
+        # running up to that number, and waiting beyond it.
         active = min(prefilling, max(0, self.max_batch - decoding))
         return {"decoding": decoding, "prefilling": active, "waiting": len(stages) - decoding - active}
 

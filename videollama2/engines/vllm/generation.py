@@ -114,6 +114,8 @@ class Generation:
             values, frames, note = read_part(part, self.processor)
             counts.append(media_tokens(self.processor.model_config, part.kind, frames))
             data.setdefault(part.kind, []).append(values)
+            # vLLM hashes media to find them in its caches. It is given our hash of the pixels, so that the same clip
+            # from another path is found too.
             names.setdefault(part.kind, []).append(content_key(part.kind, values)[-1].hex())
             self._notes += [note] if note is not None else []
         self._media_seconds = monotonic() - started
@@ -146,6 +148,8 @@ class Generation:
             self._first_token = monotonic() - self.channel.submitted
             self.stage = "decoding"
         ends = () if self.options.ignore_eos else self.options.end_ids or self.end_ids
+        # A delta may hold several tokens, and a stop text may end in the middle of it: what follows is no part of the
+        # answer.
         for position, token in enumerate(output.token_ids):
             if token in ends:
                 return "stop"

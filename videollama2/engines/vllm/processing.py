@@ -153,6 +153,8 @@ class VideoLlama2MediaProcessor(BaseMultiModalProcessor[VideoLlama2Info]):
         counts = mm_items.get_all_counts()
         heard = mm_items[AUDIO].get_all() if AUDIO in mm_items else ()
         taken = [(at, each.video) for at, each in enumerate(heard) if isinstance(each, EncodedSound)]
+        # A sound that belongs to a video has no marker of its own in the prompt: its run stands right behind that of
+        # its video.
         sounds: dict[int, int] = {video: at for at, video in taken if video is not None}
         try:
             pieces = split_prompt(mm_res.prompt_ids, counts, tokenizer, config.vocab_size, sounds)

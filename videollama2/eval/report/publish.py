@@ -120,6 +120,7 @@ def _take(stage: Path, folder: Path) -> list[str]:
     if "results.png" not in names:  # a chart of the old numbers would be wrong
         (folder / "results.png").unlink(missing_ok=True)
     ordered = [*(name for name in SHOWN_FILES if name in names), *sorted(set(names) - set(SHOWN_FILES))]
+    # Each file is replaced in one step. Whoever reads meanwhile sees an old or a new file, and results.json last.
     for name in reversed(ordered):
         os.replace(stage / name, folder / name)
     return ordered
