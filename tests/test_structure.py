@@ -95,7 +95,8 @@ WINGS = {
     "checkpoints": (
         ("files", "placement"),
         ("fingerprint", "quantisation", "cpu_integers"),
-        ("audio_tower", "full"),
+        ("audio_tower",),
+        ("full",),
         ("parts",),
         ("connector",),
         ("lora",),
