@@ -54,10 +54,11 @@ def run_ranks(
     watch: Callable[[str], int] = lambda text: 0,
     timeout_s: float = 600,
     module: str = "videollama2.train",
+    variables: Mapping[str, str] | None = None,
 ) -> int:
     """Run ``module.main(argv)`` in so many processes of one group; return the first exit code that is not 0, or 0.
 
-    Each gets the variables that torchrun sets.
+    Each gets the variables that torchrun sets, and ``variables``.
 
     Args:
         log: a file that receives what the processes write, errors included.
@@ -65,7 +66,8 @@ def run_ranks(
             processes then get. ``SIGKILL`` kills their children too.
     """
     port = _free_port()
-    ranks = [start(module, argv, log, _as_torchrun_sets(rank, processes, port)) for rank in range(processes)]
+    group = [{**(variables or {}), **_as_torchrun_sets(rank, processes, port)} for rank in range(processes)]
+    ranks = [start(module, argv, log, own) for own in group]
     deadline = time.monotonic() + timeout_s
     number = 0
     while any(rank.is_alive() for rank in ranks):
@@ -182,7 +184,8 @@ def become_python(words: list[str], cwd: str, variables: dict[str, str]) -> None
         words: ``-m MODULE ...``, ``-c CODE ...``, ``FILE ...``, or ``- ...`` for a program from the standard input.
     """
     # As Python has them for files, with a standard error that holds nothing back.
-    sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
+    out = os.fdopen(1, "w", buffering=1 if variables.get("PYTHONUNBUFFERED") else -1)
+    sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), out, os.fdopen(2, "w", buffering=1)
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(variables)

@@ -33,7 +33,8 @@ if not target or target[0].startswith("-") and target[0] not in ("-", "-m", "-c"
     os.execv({python!r}, [{python!r}, *words])
 server = socket.socket(socket.AF_UNIX)
 server.connect({address!r})
-request = json.dumps([words[len(options) :], os.getcwd(), dict(os.environ)]).encode()
+variables = {{**os.environ, **({{"PYTHONUNBUFFERED": "1"}} if options else {{}})}}
+request = json.dumps([words[len(options) :], os.getcwd(), variables]).encode()
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
     signal.signal(number, lambda number, frame: server.sendall(bytes([number])))
 socket.send_fds(server, [len(request).to_bytes(8, "big")], [0, 1, 2])

@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.context import ForkProcess
@@ -185,10 +184,21 @@ def environment() -> dict[str, str]:
     return {**os.environ, **ours}
 
 
-def command(argv: list[str], processes: int) -> list[str]:
-    """The command line of ``train.py`` on so many processes."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    return [sys.executable, *(launcher if processes > 1 else []), "-m", "videollama2.train", *argv]
+@pytest.fixture
+def torchrun(python_of_forks: Path) -> Callable[..., int]:
+    """``torchrun(argv, log, *options, watch=..., module=...)``: train on two processes of torch's own launcher.
+
+    The launcher is a fork as well as what it starts; ``watch`` may send it a signal (``tests.forked.run_ranks``).
+    """
+
+    def start(argv: list[str], log: Path, *options: str, module: str = "videollama2.train", **watched: Any) -> int:
+        words = [*options, "--standalone", "--nproc_per_node", "2", "-m", module, *argv]
+        # What scripts/launch.sh tells the launcher: a busy machine may need more than half a minute for a checkpoint.
+        own = {"PYTHON_EXEC": str(python_of_forks), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "240"}
+        variables = {**environment(), **own}
+        return run_ranks(words, 1, log, module="torch.distributed.run", variables=variables, **watched)
+
+    return start
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
-from torch.utils.weak import WeakIdKeyDictionary
+from torch.utils.weak import WeakIdRef
 
 from tests.conftest import ROOT
 from videollama2.config import VideoLlama2Config
@@ -54,19 +54,26 @@ class LiveBytes(TorchDispatchMode):
 
     def __init__(self, known):
         super().__init__()
-        self.live, self.peak = WeakIdKeyDictionary(), 0
+        self.sizes, self.total, self.peak = {}, 0, 0
         for tensor in known:
             self.note(tensor)
 
     def note(self, tensor):
         storage = tensor.untyped_storage()
-        self.live[storage] = storage.nbytes()
+        key, size = WeakIdRef(storage, self._forget), storage.nbytes()
+        # A storage may have been resized. One that is known keeps its first key, which is told when the storage dies.
+        change = size - self.sizes.get(key, 0)
+        self.sizes[key] = size
+        self.total += change
         return tensor
+
+    def _forget(self, key):
+        self.total -= self.sizes.pop(key)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         tree_map_only(torch.Tensor, self.note, out)
-        self.peak = max(self.peak, sum(self.live.values()))
+        self.peak = max(self.peak, self.total)
         return out
 
 

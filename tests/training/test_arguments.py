@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ OWN_FLAGS = sorted(
 )
 
 
+@cache
 def attributes_read() -> set[str]:
     """Names that are read as attributes outside the checks of the flags."""
     names = set()

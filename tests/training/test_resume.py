@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
 from tests.forked import run_python
 from videollama2 import train
 from videollama2.errors import CheckpointError, ConfigError
 from videollama2.training.resume import check_optimizer, explain_failed_save, is_whole, last_checkpoint
 
-from .conftest import Run, command, copy_checkpoint, difference, environment, flags
+from .conftest import Run, copy_checkpoint, difference, flags
 
 SAVING = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 4}
 KINDS = {
@@ -109,14 +108,26 @@ def test_disk_that_is_full_while_saving(run, world, parts, tmp_path):
 
 
 SMALL_DISK = """
-set -e
-mount -t tmpfs -o size="$3" tmpfs "$1"
-cp -r "$2"/. "$1"
-shift 3
-"$@" && code=0 || code=$?
-echo "left: $(cd "$OUT" && echo checkpoint-*/trainer_state.json)" >&2
-exit $code
+import ctypes, os, shutil, subprocess, sys
+from pathlib import Path
+from videollama2.train import main
+
+disk, content, size, *argv = sys.argv[1:]
+maps = {"setgroups": "deny", "uid_map": f"0 {os.getuid()} 1", "gid_map": f"0 {os.getgid()} 1"}
+new_user, new_mounts = 0x10000000, 0x00020000
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.unshare(new_user | new_mounts) == 0, os.strerror(ctypes.get_errno())
+for name, text in maps.items():
+    Path("/proc/self", name).write_text(text)
+subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk], check=True)
+shutil.copytree(content, disk, dirs_exist_ok=True)
+code = main(argv)
+left = Path(disk).glob("checkpoint-*/trainer_state.json")
+print("left:", *(path.relative_to(disk) for path in left), file=sys.stderr)
+sys.exit(code)
 """
+"""What ``unshare --map-root-user --mount`` does, in a process that has imported everything, then a training."""
 
 
 @pytest.mark.slow
@@ -134,16 +145,8 @@ def test_disk_without_room_for_a_second_checkpoint(run, world, parts, tmp_path, 
     disk = tmp_path / "disk"
     disk.mkdir()
     changes = {**SAVING, "max_steps": 6, "save_total_limit": 1, "report_to": report_to}
-    argv = command(flags(world, parts, disk, **changes), 1)
-    done = subprocess.run(
-        ["unshare", "-rm", "bash", "-c", SMALL_DISK, "bash", str(disk), str(first.folder), str(int(1.3 * used)), *argv],
-        env={**environment(), "OUT": str(disk)},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    argv = flags(world, parts, disk, **changes)
+    done = run_python(["-c", SMALL_DISK, disk, first.folder, int(1.3 * used), *argv])
     assert done.returncode == 2, done.stderr[-3000:]
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "cannot be written" in line and "0.0 GB free on the disk" in line

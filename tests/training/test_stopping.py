@@ -5,7 +5,6 @@ import os
 import random
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,51 +13,37 @@ import psutil
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from tests.conftest import ROOT
-from tests.forked import run_ranks
+from tests.forked import run_ranks, start
 from videollama2 import train
 from videollama2.training.resume import last_checkpoint
 from videollama2.training.stopping import SIGNALS, shield_workers
 
-from .conftest import Run, command, environment, flags
+from .conftest import Run, flags
 
 LORA = {"lora_enable": True, "lora_r": 4, "lora_dropout": 0.2, "freeze_vision_tower": True}
 STEPS = 6
-LONG = 30
+LONG = 16
 """Steps of runs in processes of their own: the signal must come before the end also on a machine that is fast."""
 POINTS = int(os.environ.get("VIDEOLLAMA2_STOP_POINTS", "2"))
 """How often a run is stopped at a random point."""
-# An epoch of 14 records ends after four steps, the last of them of two micro-batches.
+# An epoch of 14 records ends after four steps, the last of them of one micro-batch.
 OPTIONS = {
     **LORA,
     "max_steps": STEPS,
-    "per_device_train_batch_size": 1,
-    "gradient_accumulation_steps": 4,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
     "dataloader_num_workers": 1,
 }
 
 
 def long(processes: int) -> dict[str, object]:
-    return {**OPTIONS, "max_steps": LONG, "gradient_accumulation_steps": 4 // processes}
+    return {**OPTIONS, "max_steps": LONG, "gradient_accumulation_steps": 2 // processes}
 
 
-def stopped_by_launcher(argv: list[str], processes: int, steps: int, number: int, log: Path) -> int:
-    """Signal the launcher of a run after so many steps; return its exit code. What all processes say is in ``log``."""
-    # What scripts/launch.sh tells the launcher: a busy machine may need more than half a minute for a checkpoint.
-    env = {**environment(), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "240"}
-    with log.open("w") as told:
-        begun = subprocess.Popen(
-            command(argv, processes), stdout=subprocess.PIPE, stderr=told, env=env, cwd=ROOT, text=True
-        )
-        logged = 0
-        for line in begun.stdout:
-            logged += "'loss'" in line
-            if logged == steps:
-                wait_within_a_step(steps)
-                begun.send_signal(number)
-                break
-        begun.communicate(timeout=300)
-    return begun.returncode
+def main(argv: list[str]) -> int:
+    """Train as the first process of a group, as a launcher starts it."""
+    os.setsid()
+    return train.main(argv)
 
 
 def wait_within_a_step(seed: int) -> None:
@@ -115,9 +100,18 @@ def seconds_of_a_step(log: str, processes: int) -> float:
 
 
 @pytest.mark.slow
-def test_a_launcher_that_is_signalled_ends_its_processes_as_if_nothing_had_been(world, parts, launch, tmp_path):
+def test_a_launcher_that_is_signalled_ends_its_processes_as_if_nothing_had_been(
+    world, parts, launch, torchrun, tmp_path
+):
     folder, log = tmp_path / "out", tmp_path / "log"
-    assert stopped_by_launcher(flags(world, parts, folder, **long(2)), 2, 4, signal.SIGTERM, log) == 1
+
+    def reached(text: str) -> int:
+        if text.count("'loss'") < 4:
+            return 0
+        wait_within_a_step(4)
+        return signal.SIGTERM
+
+    assert torchrun(flags(world, parts, folder, **long(2)), log, watch=reached) == 1
     told = log.read_text()
     assert "stopped by SIGTERM after step" in told, told[-6000:]
     check_nothing_looks_finished(folder, told)
@@ -274,23 +268,15 @@ def test_a_second_sigterm_ends_a_loader_worker():
 @pytest.mark.slow
 def test_loader_workers_do_not_die_of_a_signal_to_the_group(world, parts, tmp_path):
     """Launchers signal the whole group of a process."""
-    folder = tmp_path / "out"
-    argv = command(flags(world, parts, folder, **long(1)), 1)
-    begun = subprocess.Popen(
-        argv,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment(),
-        cwd=ROOT,
-        text=True,
-        start_new_session=True,
-    )
-    for line in begun.stdout:
-        if "'loss'" in line:
-            workers = psutil.Process(begun.pid).children()
-            os.killpg(begun.pid, signal.SIGTERM)
-            break
-    _, told = begun.communicate(timeout=300)
-    assert workers and begun.returncode == 128 + signal.SIGTERM, told
+    folder, log = tmp_path / "out", tmp_path / "log"
+    begun = start(__name__, flags(world, parts, folder, **long(1)), log)
+    while "'loss'" not in log.read_text():
+        assert begun.is_alive(), log.read_text()
+        time.sleep(0.01)
+    workers = psutil.Process(begun.pid).children()
+    os.killpg(begun.pid, signal.SIGTERM)
+    begun.join(300)
+    told = log.read_text()
+    assert workers and begun.exitcode == 128 + signal.SIGTERM, told
     check_nothing_looks_finished(folder, told)
     assert sys.platform != "linux" or not psutil.wait_procs(workers, timeout=30)[1]
