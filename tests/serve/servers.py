@@ -21,7 +21,7 @@ import httpx
 from fastapi import FastAPI
 
 from tests.conftest import ROOT
-from videollama2.serve.web.server import make_server
+from videollama2.serve.web.server import bind, make_server
 
 http = httpx.Client(timeout=10, trust_env=False, verify=False)
 """For single requests; nothing here speaks TLS, whose certificates take long to load."""
@@ -64,7 +64,8 @@ class AppThread:
         listening = threading.Event()
         self.app = app
         self.server = make_server(app, on_listening=listening.set, **options)
-        self._socket = socket.create_server(("127.0.0.1", 0))
+        # Not socket.create_server: asyncio would let its answers wait for acknowledgements, 40 ms each.
+        self._socket = bind("127.0.0.1", 0)
         self.port = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self._thread = threading.Thread(target=self.server.run, args=([self._socket],), daemon=True)
