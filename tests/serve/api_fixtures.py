@@ -16,10 +16,28 @@ from typing import Any
 
 import av
 import numpy as np
+import pytest
 from PIL import Image
+from pydantic import ValidationError
 
 from tests.conftest import golden_audio_dir
 from tests.serve.servers import AppThread
+from videollama2.serve.api.request import ChatRequest
+
+BASE = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+"""The fields that a request must have."""
+
+
+def request(**fields: Any) -> ChatRequest:
+    """A request with further fields."""
+    return ChatRequest.model_validate({**BASE, **fields})
+
+
+def faults(**fields: Any) -> list[Any]:
+    """What is said of a request that is refused."""
+    with pytest.raises(ValidationError) as caught:
+        request(**fields)
+    return caught.value.errors()
 
 
 def policy(**changes: Any) -> Any:
