@@ -5,6 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a missing local path must fail at once, not after retries
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -79,6 +80,25 @@ def write_cut_video(source: str | Path, target: Path) -> None:
     content = whole.read_bytes()
     whole.unlink()
     target.write_bytes(content[: len(content) // 2])
+
+
+_TOGETHER = ("tests/serve/test_adhoc.py", "tests/serve/test_backend.py", "tests/serve/test_faults.py")
+"""Files that share processes which take long to start: one worker of pytest-xdist gets them all."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """``--dist loadfile``, but for the files that belong together."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return _TOGETHER[0] if file in _TOGETHER else file
+
+    return Scheduling(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -57,7 +58,10 @@ assert not [f for f in sys.meta_path if type(f).__module__.startswith('videollam
 assert gc.isenabled() and collected.count('start') < 5, collected  # without the pause: hundreds
 """
 
-PROGRAMS = {**{name: f"{code}\n{CHECK}" for name, code in ORDERS.items()}, "watched": WATCHED}
+NOISY = "import videollama2.checkpoints, bitsandbytes"
+"""What would say something of a kernel that is not installed."""
+
+PROGRAMS = {**{name: f"{code}\n{CHECK}" for name, code in ORDERS.items()}, "watched": WATCHED, "noisy": NOISY}
 
 IN_FORKS = """
 import gc, json, os, sys, traceback
@@ -98,6 +102,13 @@ def test_import_alone_registers_in_whatever_order(ended, order):
 def test_nothing_watches_imports_once_registered_and_garbage_is_collected_again(ended):
     codes, errors = ended
     assert codes["watched"] == "0", errors
+
+
+def test_imports_say_nothing(ended):
+    codes, errors = ended
+    if not find_spec("bitsandbytes"):
+        pytest.skip("the package bitsandbytes is not installed")
+    assert (codes["noisy"], errors) == ("0", "")
 
 
 def test_import_is_light():

@@ -1,8 +1,9 @@
-"""Processor time of every test, which does not depend on what else the machine does.
+"""Processor time of every test, which depends little on what else the machine does.
 
-A test that takes more than :data:`SLOW_S` is marked ``slow``. One that takes :data:`FAILS_AT_S` without the mark fails
-the run; the margin is there because processors differ. ``VIDEOLLAMA2_TEST_TIMES=FILE`` writes all times as JSON, those
-of set-up and teardown too, and shows their sums for each wing, as they stand in ``tests/README.md``.
+A test that takes more than :data:`SLOW_S` is to be marked ``slow``. One that takes :data:`FAILS_AT_S` without the mark
+fails the run; the margin is there because processors differ, and because two that share a core take longer for the
+same. ``VIDEOLLAMA2_TEST_TIMES=FILE`` writes all times as JSON, those of set-up and teardown too, and shows their sums
+for each wing, as they stand in ``tests/README.md``.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-SLOW_S = 10.0
-FAILS_AT_S = 2 * SLOW_S
+SLOW_S = 4.0
+FAILS_AT_S = 10.0
 
 
 def processor_seconds() -> float:
@@ -56,7 +57,8 @@ class ProcessorTimes:
     def _measured(self, item: pytest.Item, phase: str) -> Iterator[None]:
         start = processor_seconds()
         yield
-        item.user_properties.append((phase, processor_seconds() - start))
+        # A browser that is closed takes the time of its processes with it: nobody has waited for them.
+        item.user_properties.append((phase, max(0.0, processor_seconds() - start)))
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Iterator[None]:

@@ -1,6 +1,5 @@
 """Fixtures of the serving tests. Processes live for the session; what a test kills it starts again."""
 
-import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -73,13 +72,13 @@ def chat() -> Iterator[ServiceClient]:
 def installation(tmp_path_factory, python_of_forks) -> Iterator[SimpleNamespace]:
     """A controller and two workers as processes, with heart-beats that tests can wait for.
 
-    The second worker, which tests kill and start again, is a fork of a process that has imported everything.
+    The workers are forks of a process that has imported everything; tests kill the second one and start it again.
     """
     folder = tmp_path_factory.mktemp("installation")
     controller = controller_process(folder / "controller.log", "--expiry", "4")
     parts: list[Process] = [controller]
     try:
-        for number, python in ((1, sys.executable), (2, python_of_forks)):
+        for number in (1, 2):
             parts.append(
                 worker_process(
                     folder / f"worker{number}.log",
@@ -90,7 +89,7 @@ def installation(tmp_path_factory, python_of_forks) -> Iterator[SimpleNamespace]
                     "16",
                     "--max-queue",
                     "128",
-                    python=python,
+                    python=python_of_forks,
                 )
             )
         for part in parts:

@@ -26,11 +26,11 @@ ORDER = "Which object moves first, the white cross or the red circle?"
 
 
 @contextmanager
-def started(arguments: list[str], folder: Path) -> Iterator[Process]:
+def started(arguments: list[str], folder: Path, python: str | Path = sys.executable) -> Iterator[Process]:
     port = free_port()
     flags = ["--port", str(port), "--vote-log", str(folder / "votes.jsonl")]
     environment = {"TMPDIR": str(folder)}
-    process = Process([*arguments, *flags], f"http://127.0.0.1:{port}", folder / "log", environment)
+    process = Process([*arguments, *flags], f"http://127.0.0.1:{port}", folder / "log", environment, python)
     try:
         yield process.ready()
     finally:
@@ -55,10 +55,10 @@ def test_as_a_script_it_answers_like_ask_and_ends_in_order(browser: Any, tmp_pat
 
 
 @pytest.mark.slow
-def test_as_a_module_it_needs_no_arguments_and_asks_for_names(tmp_path: Path) -> None:
+def test_as_a_module_it_needs_no_arguments_and_asks_for_names(tmp_path: Path, python_of_forks: Path) -> None:
     accounts = tmp_path / "accounts"
     accounts.write_text("ann:secret\n", encoding="utf-8")
-    with started([*MODULE, "--auth-file", str(accounts)], tmp_path) as process:
+    with started([*MODULE, "--auth-file", str(accounts)], tmp_path, python_of_forks) as process:
         with httpx.Client(base_url=process.url, trust_env=False) as client:
             assert client.get("/config").status_code == 401
             assert client.post("/login", data={"username": "ann", "password": "wrong"}).status_code == 400
@@ -87,7 +87,7 @@ def test_the_page_of_a_controller_answers_the_same(
 
 
 @pytest.mark.slow
-def test_a_space_starts_with_the_variables_of_a_space(tmp_path: Path) -> None:
+def test_a_space_starts_with_the_variables_of_a_space(tmp_path: Path, python_of_forks: Path) -> None:
     """docs/space/app.py as Hugging Face starts it: address and port from the environment, shown in its frame."""
     port, host = free_port(), "someone-videollama2.hf.space"
     environment = {
@@ -98,7 +98,8 @@ def test_a_space_starts_with_the_variables_of_a_space(tmp_path: Path) -> None:
         "GRADIO_SERVER_NAME": "0.0.0.0",
         "GRADIO_SERVER_PORT": str(port),
     }
-    process = Process(["docs/space/app.py"], f"http://127.0.0.1:{port}", tmp_path / "log", environment)
+    address, log = f"http://127.0.0.1:{port}", tmp_path / "log"
+    process = Process(["docs/space/app.py"], address, log, environment, python_of_forks)  # gradio is imported there
     try:
         process.ready()
         with httpx.Client(base_url=process.url, trust_env=False) as client:
