@@ -1,11 +1,11 @@
-"""Several processes for real, started by the scripts as a user would, and killed without warning."""
+"""Several processes, started by the script and its launcher, and killed without warning."""
 
 import json
 import os
 import re
 import shutil
 import subprocess
-import sys
+from contextlib import suppress
 from functools import partial
 
 import pytest
@@ -25,7 +25,7 @@ pytestmark = [
 ]
 
 
-def script(data, output, processes, python=sys.executable):
+def script(python, data, output, processes):
     """``scripts/eval/run.sh`` with its environment."""
     settings = {
         "PYTHON": str(python),
@@ -37,8 +37,7 @@ def script(data, output, processes, python=sys.executable):
         "CUDA_VISIBLE_DEVICES": "0,1,2",
     }
     asked = ["bash", str(ROOT / "scripts" / "eval" / "run.sh"), "moving_shapes", *OPTIONS]
-    # Every step of the bar is shown, so that the test sees each answer.
-    return asked, {**os.environ, **settings, "OMP_NUM_THREADS": "1", "TQDM_MININTERVAL": "0", "PYTHONPATH": str(ROOT)}
+    return asked, {**os.environ, **settings, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture
@@ -48,12 +47,22 @@ def finish(python_of_forks):
 
 
 def _finish(python, data, output, processes):
-    asked, environment = script(data, output, processes, python)
+    asked, environment = script(python, data, output, processes)
     return subprocess.run(asked, env=environment, capture_output=True, text=True, check=True, cwd="/").stdout
 
 
 def contents(folder):
     return {name: (folder / name).read_bytes() for name in RESULTS}
+
+
+def process_of(rank, folder):
+    """The process that the launcher has started for a rank, and that ends with it, however it ends."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            variables = process.environ()
+            if (variables.get("RANK"), variables.get("OUTPUT")) == (str(rank), str(folder)):
+                return process
+    raise AssertionError(f"rank {rank} is not there")
 
 
 def saved(folder, rank):
@@ -88,8 +97,10 @@ def test_three_processes_give_the_same_files_and_one_of_them_reports(alone, fini
     assert len(list((tmp_path / "answers").iterdir())) == 3
 
 
-def test_a_killed_process_has_saved_what_it_counted_and_the_same_command_ends_it(alone, finish, large, tmp_path):
-    asked, environment = script(large, tmp_path, 2)
+def test_a_killed_process_has_saved_what_it_counted_and_the_same_command_ends_it(
+    alone, finish, python_of_forks, large, tmp_path
+):
+    asked, environment = script(python_of_forks, large, tmp_path, 2)
     mine = [item.id for item in share_of_process(benchmark("moving_shapes").load(large), 0, 2)]
     with on_a_terminal([*asked, "--batch-size", "1"], environment) as (launcher, read):
         seen, first = b"", None
@@ -98,8 +109,7 @@ def test_a_killed_process_has_saved_what_it_counted_and_the_same_command_ends_it
             assert got, f"it ended by itself: {seen.decode()}"
             seen += got
             if first is None and b" 0/" in seen:
-                workers = psutil.Process(launcher.pid).children(recursive=True)
-                first = next(worker for worker in workers if worker.environ().get("RANK") == "0")
+                first = process_of(0, tmp_path)
         first.kill()
         while read():  # what is not read would stop the launcher
             pass

@@ -5,14 +5,12 @@ import json
 import os
 import re
 import shutil
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
 from tests.eval.conftest import on_a_terminal
 from tests.eval.reference import benchmarks_dir
 from tests.forked import run_python
@@ -107,28 +105,24 @@ def test_a_finished_run_is_reported_again_and_nothing_asked(alone, evaluate, tmp
     assert {path: path.read_bytes() for path in answers} == answers
 
 
-def command(*arguments):
-    return [sys.executable, "-m", "videollama2.eval", *map(str, arguments)]
-
-
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-
-
 @pytest.mark.slow
-def test_a_killed_process_loses_only_what_was_under_way(alone, world, evaluate, tmp_path):
+def test_a_killed_process_loses_only_what_was_under_way(alone, world, python_of_forks, tmp_path):
     options = ("--model-path", "videollama2-tiny", "--device", "cpu", "--max-new-tokens", "16", "--batch-size", "1")
-    asked = command("run", "moving_shapes", "--data", world, "--output", tmp_path / "out", *options)
-    with on_a_terminal(asked, ENVIRONMENT) as (process, read):
+    places = ("--data", str(world), "--output", str(tmp_path / "out"))
+    asked = ["-m", "videollama2.eval", "run", "moving_shapes", *places, *options]
+    with on_a_terminal([python_of_forks, *asked], dict(os.environ)) as (process, read):
         seen = b""
         while not re.search(rb" [1-9]\d*/\d+ \[", seen):  # the bar shows the first answer
             got = read()
             assert got, f"it ended by itself: {seen.decode()}"
             seen += got
         process.kill()
+        while read():  # until the process has ended, and with it the last line that it writes
+            pass
     total = len(rows_of(alone))
     saved = sum(path.read_bytes().count(b"\n") for path in (tmp_path / "out" / "answers").iterdir())
     assert 0 < saved < total
-    done = run_python(asked[1:])
+    done = run_python(asked)
     assert done.returncode == 0, done.stderr
     assert "| accuracy | published | %" in done.stdout
     assert contents(tmp_path / "out") == contents(alone)
