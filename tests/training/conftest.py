@@ -169,6 +169,22 @@ def run(world: Path, parts: Path, tmp_path: Path) -> Callable[..., Run]:
     return start
 
 
+@pytest.fixture(scope="session")
+def run_once(world: Path, parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
+    """``run_once(flag=value, ...)``: a run that tests share which only compare others with it and read its files."""
+    done: dict[tuple[str, ...], Run] = {}
+
+    def once(**changes: object) -> Run:
+        key = tuple(flags(world, parts, Path("shared"), **changes))
+        if key not in done:
+            folder = tmp_path_factory.mktemp("shared")
+            train.train(*train.parse_arguments(flags(world, parts, folder, **changes)))
+            done[key] = Run(folder)
+        return done[key]
+
+    return once
+
+
 @pytest.fixture
 def built(world: Path, parts: Path, tmp_path: Path) -> Callable[..., tuple]:
     """``built(flag=value, ...)``: model and processor as ``train.py`` makes them."""

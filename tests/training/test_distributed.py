@@ -128,21 +128,38 @@ def test_evaluation_does_not_depend_on_processes(run, launch, world):
     assert a["eval_answer_accuracy"] == b["eval_answer_accuracy"]
 
 
-@pytest.fixture
-def several(world, tmp_path):
-    """The mixed records and two with several media, so that a micro-batch may hold any of the kinds."""
+@pytest.fixture(scope="module")
+def kinds(world):
+    """The mixed records by what they hold, and two with several media."""
     rows = json.loads((world / "mixed.json").read_text())
-    video = next(row["video"] for row in rows if "video" in row)
-    image = next(row["image"] for row in rows if "image" in row)
+    found = {kind: [row for row in rows if kind in row] for kind in ("video", "image")}
+    found["text"] = [row for row in rows if not row.keys() & {"video", "image"}]
+    video, image = found["video"][0]["video"], found["image"][0]["image"]
     answer = {"from": "gpt", "value": "a circle"}
-    both = {"id": "both", "image": image, "video": video}
-    two = {"id": "two", "image": [image, image]}
-    turns = ("<video> or <image>?", "<image> or <image>?")
-    for row, text in zip((both, two), turns, strict=True):
-        rows.insert(0, {**row, "conversations": [{"from": "human", "value": text}, answer]})
-    path = tmp_path / "several.json"
-    path.write_text(json.dumps(rows))
+    for name, media, text in (
+        ("both", {"image": image, "video": video}, "<video> or <image>?"),
+        ("two", {"image": [image, image]}, "<image> or <image>?"),
+    ):
+        found[name] = [{"id": name, **media, "conversations": [{"from": "human", "value": text}, answer]}]
+    return found
+
+
+@pytest.fixture(scope="module")
+def several(kinds, tmp_path_factory):
+    """All of these records, so that a micro-batch may hold any of the kinds."""
+    path = tmp_path_factory.mktemp("several") / "several.json"
+    path.write_text(json.dumps([row for rows in kinds.values() for row in rows]))
     return path
+
+
+@pytest.fixture(scope="module")
+def alternating(kinds, world, tmp_path_factory):
+    """Flags of a run in whose four steps two processes see different kinds of media, in two of them one text alone."""
+    order = ("video", "text", "image", "video", "text", "both", "two", "image")
+    rows = {kind: iter(rows) for kind, rows in kinds.items()}
+    path = tmp_path_factory.mktemp("alternating") / "alternating.json"
+    path.write_text(json.dumps([next(rows[kind]) for kind in order]))
+    return {"data_path": path, "data_folder": world, "train_sampling_strategy": "sequential", "max_steps": 4}
 
 
 def logits(folder, records):
@@ -164,17 +181,10 @@ def loss_of(folder, records):
 @needs_deepspeed
 @pytest.mark.parametrize("stage", [2, 3])
 @pytest.mark.parametrize("frozen_tower", [True, False])
-def test_zero_equals_plain_training(run, launch, world, several, records, stage, frozen_tower):
-    """Batches of one: in most steps the processes see different kinds of media, in some one sees text alone."""
-    options = {
-        "max_steps": 8,
-        "freeze_vision_tower": frozen_tower,
-        "gradient_checkpointing": True,
-        "data_path": several,
-        "data_folder": world,
-    }
-    asked = {"eval_data_path": world / "mixed.json", "eval_strategy": "steps", "eval_steps": 8}
-    one = run(per_device_train_batch_size=2, **options)
+def test_zero_equals_plain_training(run_once, launch, world, alternating, records, stage, frozen_tower):
+    options = {**alternating, "freeze_vision_tower": frozen_tower, "gradient_checkpointing": True}
+    asked = {"eval_data_path": world / "mixed.json", "eval_strategy": "steps", "eval_steps": 4}
+    one = run_once(per_device_train_batch_size=2, **options)
     zero = {"deepspeed": ROOT / "scripts" / f"zero{stage}.json"}
     two = launch(2, per_device_train_batch_size=1, **zero, **asked, **options)
     same_log(one, two, 1e-3)
@@ -185,13 +195,14 @@ def test_zero_equals_plain_training(run, launch, world, several, records, stage,
 
 
 @needs_deepspeed
-def test_zero_3_goes_on_from_its_checkpoint_and_writes_each_kind(run, launch, captions):
+def test_zero_3_goes_on_from_its_checkpoint_and_writes_each_kind(run, launch, captions, tmp_path):
     zero = {"deepspeed": ROOT / "scripts" / "zero3.json", "per_device_train_batch_size": 2}
     # The frozen encoder is not in the engine's part of a checkpoint.
     options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "freeze_vision_tower": True, **zero}
     whole = launch(2, **options)
-    killed = launch(2, kill_at=3, **options)
-    resumed = launch(2, folder=killed.folder, **options)
+    begun = tmp_path / "begun"
+    copy_checkpoint(whole.folder / "checkpoint-2", begun / "checkpoint-2")
+    resumed = launch(2, folder=begun, **options)
     assert difference(whole.weights, resumed.weights) <= 1e-6
     first = {"tune_mm_mlp_adapter": True, "freeze_vision_tower": True, "data_path": captions}
     connector = launch(2, **first, **zero)

@@ -23,9 +23,9 @@ def joint(tmp_path_factory, parts):
     return joint_flags(seeing, beats, write_records(folder), gradient_checkpointing=True, max_steps=6)
 
 
-def test_two_processes_equal_one(run, launch, joint):
+def test_two_processes_equal_one(run_once, launch, joint):
     """Batches of one: in some steps one process sees and the other hears."""
-    one = run(per_device_train_batch_size=2, **joint)
+    one = run_once(per_device_train_batch_size=2, **joint)
     two = launch(2, per_device_train_batch_size=1, **joint)
     same_log(one, two, 1e-4)
     assert difference(one.weights, two.weights) < 1e-3
@@ -33,8 +33,8 @@ def test_two_processes_equal_one(run, launch, joint):
 
 @needs_deepspeed
 @pytest.mark.parametrize("stage", [2, 3])
-def test_zero_equals_plain_training(run, launch, joint, stage):
-    one = run(per_device_train_batch_size=2, **joint)
+def test_zero_equals_plain_training(run_once, launch, joint, stage):
+    one = run_once(per_device_train_batch_size=2, **joint)
     zero = {"deepspeed": ROOT / "scripts" / f"zero{stage}.json"}
     two = launch(2, per_device_train_batch_size=1, **zero, **joint)
     same_log(one, two, 1e-3)
