@@ -1,8 +1,8 @@
 """Commands in processes that are forked from one that has imported everything.
 
 Importing takes a process several seconds of processor time, more than most tests need for what they test. What a
-launcher adds (its environment variables, the signals that it passes on, its restarts) is set here or tested with the
-real launcher in ``tests/training/test_scripts.py`` and ``tests/training/test_stopping.py``.
+launcher adds (its environment variables, the signals that it passes on, its restarts) is set here or tested with
+torch's own launcher, a fork as well: see the fixture ``torchrun`` of ``tests/training/conftest.py``.
 """
 
 from __future__ import annotations
