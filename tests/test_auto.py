@@ -93,17 +93,20 @@ def ended():
     return dict(line.split("\t") for line in done.stdout.splitlines()), done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 def test_import_alone_registers_in_whatever_order(ended, order):
     codes, errors = ended
     assert codes[order] == "0", errors
 
 
+@pytest.mark.slow
 def test_nothing_watches_imports_once_registered_and_garbage_is_collected_again(ended):
     codes, errors = ended
     assert codes["watched"] == "0", errors
 
 
+@pytest.mark.slow
 def test_imports_say_nothing(ended):
     codes, errors = ended
     if not find_spec("bitsandbytes"):

@@ -49,11 +49,13 @@ def distributions(tmp_path_factory):
     return names, source, wheel, metadata
 
 
+@pytest.mark.slow
 def test_the_source_distribution_is_whole(distributions):
     names, source, _, _ = distributions
     assert set(names) - source - TRACKED_ELSEWHERE == set()
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_package_and_nothing_else(distributions):
     names, _, wheel, metadata = distributions
     info = f"videollama2-{__version__}.dist-info"
@@ -65,6 +67,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(distributions):
         assert line in metadata, line
 
 
+@pytest.mark.slow
 def test_the_extra_of_everything_holds_the_others(distributions):
     *_, metadata = distributions
     needs = {}
@@ -79,6 +82,7 @@ def test_the_image_pins_the_torch_of_the_package():
     assert f'"torch=={pin}"' in (ROOT / "setup.py").read_text()
 
 
+@pytest.mark.slow
 def test_the_image_installs_extras_that_exist(distributions):
     *_, metadata = distributions
     known = set(re.findall(r"^Provides-Extra: (\S+)$", metadata, re.MULTILINE))
@@ -86,6 +90,7 @@ def test_the_image_installs_extras_that_exist(distributions):
         assert set(extras.split(",")) <= known
 
 
+@pytest.mark.slow
 def test_the_space_installs_what_exists(distributions):
     from packaging.requirements import Requirement
 

@@ -48,6 +48,7 @@ def commands(folder):
     )
 
 
+@pytest.mark.slow
 def test_nothing_that_a_library_prints_reaches_a_pipe(folder):
     """transformers is imported before these commands begin, as in a program that calls one of them."""
     told = {}
@@ -58,6 +59,7 @@ def test_nothing_that_a_library_prints_reaches_a_pipe(folder):
     assert {command: text for command, text in told.items() if text} == {}
 
 
+@pytest.mark.slow
 def test_libraries_that_a_command_imports_are_quiet_too(folder):
     arguments = ["-m", "videollama2", "export", TINY_MODEL_NAME, folder / "alone"]
     done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)

@@ -317,6 +317,7 @@ def test_the_table_of_tests_has_a_row_for_each_wing():
 NONE_OF = "found = {!r} & {{name.split('.')[0] for name in sys.modules}}\nassert not found, found"
 
 
+@pytest.mark.slow
 def test_only_what_holds_a_model_imports_torch():
     """Controller, API, web page and terminal client start in a second and run where torch is not installed.
 

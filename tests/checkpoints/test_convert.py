@@ -89,6 +89,7 @@ def test_built_in_model_by_name(tmp_path, convert):
     assert same(weights, load_checkpoint(source, dtype="auto")[0].state_dict())
 
 
+@pytest.mark.slow
 def test_hub_name(folder, tmp_path):
     """A repository in the hub's cache; its tokenizer files come along as they are there."""
     snapshot = tmp_path / "hub" / "models--somebody--video" / "snapshots" / ("0" * 40)

@@ -165,6 +165,7 @@ def test_preprocessing_out_of_bounds(folder, field, value, word):
     refusal(folder, str(path), word)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("template", "words"),
     [

@@ -257,6 +257,7 @@ def run(name, data, output, *more):
     return main(["run", name, "--data", str(data), "--output", str(output), *options, *more])
 
 
+@pytest.mark.slow
 def test_sounds_are_heard_from_files_to_a_report(tmp_path, capsys):
     assert run("vocalsound", ROOT / "vocal", tmp_path, "--limit", "2") == 0
     report = json.loads((tmp_path / "results.json").read_text())
@@ -267,6 +268,7 @@ def test_sounds_are_heard_from_files_to_a_report(tmp_path, capsys):
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_videos_without_sound_are_counted_and_a_sound_changes_the_answer_key(tmp_path, capsys):
     folder = tmp_path / "AVSD"
     shutil.copytree(ROOT / "AVSD", folder)

@@ -97,6 +97,7 @@ def test_changed_annotations_are_noticed(tmp_path, copied, capsys):
     assert "its questions are not those" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_judge_behind_an_openai_compatible_server(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "very-secret")
     server = JudgeServer()
@@ -313,6 +314,7 @@ def test_help_imports_nothing_heavy():
     assert "--judge-model" in done.stdout
 
 
+@pytest.mark.slow
 def test_scoring_and_checking_need_no_torch_and_what_is_read_no_judge(tmp_path):
     assert run("egoschema", tmp_path) == 0
     data = benchmarks_dir() / "egoschema"

@@ -20,6 +20,7 @@ from videollama2.eval.samples import Verdict
 MODEL = ("--model-path", "videollama2-tiny", "--device", "cpu", "--max-new-tokens", "4", "--no-progress")
 
 
+@pytest.mark.slow
 def test_a_judge_that_fails_is_an_exit_code_and_costs_no_results(judge_server, tmp_path, capsys):
     judge = ("--judge-model", "m", "--judge-url", judge_server.url, "--rubric", "own", "--judge-retries", "0")
     asked = ["--data", str(benchmarks_dir() / "MSVD_Zero_Shot_QA"), "--output"]

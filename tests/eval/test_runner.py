@@ -76,6 +76,7 @@ def test_a_bigger_batch_gives_the_same_files(alone, evaluate, tmp_path):
     assert contents(tmp_path / "out") == contents(alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [3, 11])
 def test_more_processes_give_the_same_files(alone, evaluate, tmp_path, world_size):
     """11 are more than there are clips; they come in any order, and only the last one reports."""
@@ -95,6 +96,7 @@ def test_another_number_of_processes_goes_on(alone, evaluate, tmp_path):
     assert contents(tmp_path / "out") == contents(alone)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_reported_again_and_nothing_asked(alone, evaluate, tmp_path):
     evaluate(tmp_path / "out")
     first = contents(tmp_path / "out")
@@ -169,6 +171,7 @@ def test_reading_threads_are_shared_by_the_processes_of_a_node(monkeypatch):
     assert decode_threads() == 2
 
 
+@pytest.mark.slow
 def test_two_parts_of_a_video_are_two_clips(evaluate, tmp_path):
     evaluate(tmp_path / "out", "mvbench")
     rows = {row["id"]: row for row in rows_of(tmp_path / "out")}
@@ -310,6 +313,7 @@ def test_a_model_is_told_by_its_files_and_those_it_builds_on(tmp_path):
         before = now
 
 
+@pytest.mark.slow
 def test_other_subtitles_are_other_questions(evaluate, copied, tmp_path):
     pytest.importorskip("pyarrow")
     data = copied("videomme")
@@ -323,6 +327,7 @@ def test_other_subtitles_are_other_questions(evaluate, copied, tmp_path):
     evaluate(tmp_path / "plain", "videomme", data, limit=3)  # asked without them
 
 
+@pytest.mark.slow
 def test_a_long_prompt_takes_of_the_answers_room(evaluate, copied, tmp_path):
     data = copied("egoschema")
     questions = json.loads((data / "questions.json").read_text())
@@ -353,6 +358,7 @@ def test_items_tell_whether_the_questions_are_the_same():
     assert items_digest(items) != items_digest([item("a", "1.mp4", 0.5), item("b", "1.mp4")])
 
 
+@pytest.mark.slow
 def test_sampled_answers_do_not_depend_on_batches_either(evaluate, tmp_path):
     sampled = AnswerOptions(max_new_tokens=8, temperature=2.0, seed=3)
     for name, batch in (("a", 1), ("b", 5)):

@@ -138,6 +138,7 @@ def _open(folder):
     return AnswerStore(folder, CONFIGURATION, {"data": "x"}).hash
 
 
+@pytest.mark.slow
 def test_processes_that_begin_together_agree(tmp_path):
     with multiprocessing.get_context("spawn").Pool(4) as pool:
         assert len(set(pool.map(_open, [tmp_path / "out"] * 8))) == 1

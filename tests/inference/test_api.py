@@ -19,6 +19,7 @@ ROWS = json.loads((golden_dir() / "end_to_end.json").read_text())
 NAMES = sorted({row["model"] for row in ROWS})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_published_answers_alone_and_in_one_batch(name):
     """All 120 answers of the published code, and the same ones from one padded batch of unequal prompts."""

@@ -86,6 +86,7 @@ def test_what_is_not_compared_was_decoded_otherwise():
     assert sum(row["file"] in OTHER_DECODER for row in ROWS) <= 9
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::videollama2.media.readers.MediaWarning")
 def test_reference_answers(case):
     model, processor, rows = case
@@ -97,6 +98,7 @@ def test_reference_answers(case):
         assert answer == row["answer"], row
 
 
+@pytest.mark.slow
 def test_reference_answers_in_one_batch_of_the_engine(case):
     model, processor, rows = case
     rows = sure(rows)
@@ -212,6 +214,7 @@ def test_a_model_that_does_not_hear(golden):
         mm_infer(torch.zeros(1, 98, 128), "What?", model.eval(), processor.tokenizer, modal="audio")
 
 
+@pytest.mark.slow
 def test_transformers_call_form(case):
     model, processor, _ = case
     sound = processor["audio"](MEDIA / "speech_mono_16k.wav")

@@ -63,6 +63,7 @@ def test_a_seed_gives_one_text_whatever_the_batch(small):
     assert engine.generate([other])[0].token_ids != one_by_one[0]
 
 
+@pytest.mark.slow
 def test_sampling_follows_the_distribution(small):
     """First tokens of many seeds against the probabilities that top_k leaves."""
     engine = Engine(*small, max_batch=16, max_length=256, background=False)

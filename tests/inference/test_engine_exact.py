@@ -17,6 +17,7 @@ from videollama2.inference.request import Request
 from .engine_helpers import NAMES, WORDS, alone, answered, draw_requests, load, run_with_random_joins
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_greedy_tokens_do_not_depend_on_companions(name):
     """Every decoder and connector, with 1, 3 and 16 companions that join and leave at random steps."""

@@ -57,6 +57,7 @@ def test_a_very_high_rate(tmp_path, reader):
     assert np.abs(np.fft.rfft(sound.wave_S[:16000])).argmax() == 440
 
 
+@pytest.mark.slow
 @BOTH
 def test_an_hour(tmp_path, reader):
     rate = 800

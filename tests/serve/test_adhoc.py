@@ -68,6 +68,7 @@ def test_as_a_module_it_needs_no_arguments_and_asks_for_names(tmp_path: Path, py
         assert process.process.wait(20) == 0, process.tail()
 
 
+@pytest.mark.slow
 def test_the_page_of_a_controller_answers_the_same(
     browser: Any,  # noqa: F811
     installation: SimpleNamespace,

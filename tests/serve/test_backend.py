@@ -77,6 +77,7 @@ def test_answers_are_the_engines_own(own: LocalBackend, tiny_engine: Engine, con
     assert "".join(asyncio.run(ask(own, conversation))) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("conversation", [FIRST, CONVERSATION], ids=["one", "several turns"])
 def test_answers_through_the_controller_are_the_same(
     through_controller: Callable[[], ControllerBackend], tiny_engine: Engine, conversation: Conversation
@@ -86,6 +87,7 @@ def test_answers_through_the_controller_are_the_same(
     assert "".join(asyncio.run(ask(backend, conversation))) == expected
 
 
+@pytest.mark.slow
 def test_models_and_frames(own: LocalBackend, through_controller: Callable[[], ControllerBackend]) -> None:
     async def run(backend: PageBackend) -> tuple[list[str], int]:
         return await backend.models(refresh=True), await backend.num_frames(TINY)
@@ -94,6 +96,7 @@ def test_models_and_frames(own: LocalBackend, through_controller: Callable[[], C
     assert asyncio.run(run(through_controller())) == ([TINY], 8)
 
 
+@pytest.mark.slow
 def test_a_longest_answer_that_does_not_fit_is_no_error(
     own: LocalBackend, through_controller: Callable[[], ControllerBackend]
 ) -> None:
@@ -102,6 +105,7 @@ def test_a_longest_answer_that_does_not_fit_is_no_error(
     assert "".join(asyncio.run(ask(through_controller(), FIRST, max_new_tokens=2048))) == "".join(usual)
 
 
+@pytest.mark.slow
 def test_a_model_there_is_not(own: LocalBackend, through_controller: Callable[[], ControllerBackend]) -> None:
     for backend in (own, through_controller()):
         with pytest.raises(ApiError) as caught:
@@ -109,6 +113,7 @@ def test_a_model_there_is_not(own: LocalBackend, through_controller: Callable[[]
         assert caught.value.code == "model_not_found"
 
 
+@pytest.mark.slow
 def test_bad_media(own: LocalBackend, through_controller: Callable[[], ControllerBackend], tmp_path: Path) -> None:
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(CLIP.read_bytes()[:900])

@@ -154,6 +154,7 @@ def long_stream(url, tokens=600):
         yield lambda: first + b"".join(chunks)
 
 
+@pytest.mark.slow
 def test_a_client_that_leaves_frees_its_slot(installation):
     worker = installation.workers[0]
     with long_stream(worker.url):
@@ -161,6 +162,7 @@ def test_a_client_that_leaves_frees_its_slot(installation):
     wait_until(lambda: running_requests(worker) == 0)
 
 
+@pytest.mark.slow
 def test_a_controller_that_restarts_has_its_workers_back_and_cuts_nothing(installation):
     controller, workers = installation.controller, installation.workers
     wait_until(lambda: registered(installation) == 2)
@@ -173,6 +175,7 @@ def test_a_controller_that_restarts_has_its_workers_back_and_cuts_nothing(instal
             assert rest().endswith(b"data: [DONE]\n\n")
 
 
+@pytest.mark.slow
 def test_sigterm_drains(installation):
     """The last one: it ends a worker for good."""
     worker = installation.workers[1]

@@ -64,6 +64,7 @@ def body_of(case):
     return body
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "examples"), [("POSITIVE", REQUESTS), ("NEGATIVE", BROKEN_REQUESTS)])
 def test_requests_from_the_servers_own_schema(api, mode, examples):
     schema = schemathesis.openapi.from_dict(api.get("/openapi.json").json())
@@ -170,6 +171,7 @@ def mutate(rng, data):
     return bytes(data)
 
 
+@pytest.mark.slow
 def test_mutated_media(api):
     """Bytes of every accepted kind, changed; the server answers or says that they are bad, and lives."""
     rng = random.Random(7)

@@ -234,6 +234,7 @@ def test_an_account_file_is_read_before_anything_starts(tmp_path, free):
         launch.run(arguments("--model-path", "videollama2-tiny", *flags, "--auth-file", str(tmp_path / "accounts")))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is such a device")
 def test_a_device_is_tried_before_anything_starts(free):
     with pytest.raises(ConfigError, match="device 'cuda' cannot be used here"):

@@ -184,6 +184,7 @@ def arrived(body):
     return found[0]
 
 
+@pytest.mark.slow
 def test_no_step_with_a_long_medium_is_long():
     """Parsing or decoding all of it in one call would take several times as long."""
     encoded = base64.b64encode(random.Random(2).randbytes(16 << 20)).decode()

@@ -280,6 +280,7 @@ def test_flags():
     assert (args.host, args.port, args.controller) == ("127.0.0.1", 8000, "http://localhost:10000")
 
 
+@pytest.mark.slow
 def test_as_a_process(controller, tmp_path):
     """As its documentation says, with a key in the environment and a SIGTERM at the end."""
     port = free_port()

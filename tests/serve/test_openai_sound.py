@@ -117,6 +117,7 @@ def test_a_silent_video_is_heard_as_silence(client):
     assert text_of(heard) == reference("audio_video", "video_no_audio.mp4", LOUDER)
 
 
+@pytest.mark.slow
 def test_bounds_cut_pictures_and_sound(client, server):
     path = MEDIA / "duet_cut.mp4"
     bounds = {"start": 0.5, "end": 2.0, "windows": "whole", "num_frames": 4}
@@ -181,6 +182,7 @@ def test_a_model_that_cannot_hear_says_so():
         assert text_of(ask(client, video_part(film()), text_part("x")))
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_see_says_so(tmp_path):
     from videollama2.inference.engine import Engine
 

@@ -79,6 +79,7 @@ def use(page: Visitor, senses: str) -> None:
     page.page.locator("#vl-senses").get_by_text(senses, exact=True).click()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 def test_a_sound_file(visit: Callable[[str], Visitor], served: Served, size: str) -> None:
     page = visit(size)
@@ -95,6 +96,7 @@ def test_a_sound_file(visit: Callable[[str], Visitor], served: Served, size: str
     assert page.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
+@pytest.mark.slow
 def test_a_video_is_seen_and_heard_or_one_of_them(visit: Callable[[str], Visitor], served: Served) -> None:
     page = visit("desktop")
     short_answers(page)
@@ -125,6 +127,7 @@ def test_what_is_heard_of_a_long_track_is_told() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_an_example_is_heard(visit: Callable[[str], Visitor], served: Served) -> None:
     page = visit("desktop")
     short_answers(page)
@@ -136,12 +139,14 @@ def test_an_example_is_heard(visit: Callable[[str], Visitor], served: Served) ->
     assert given == served.engine.submit([heard], max_new_tokens=24).result(timeout=60).text
 
 
+@pytest.mark.slow
 def test_a_silent_video_says_so(visit: Callable[[str], Visitor]) -> None:
     page = visit("desktop")
     page.upload(SILENT, frames=FRAMES)
     assert waves(page, 1) == ["no sound track: silence is heard"]
 
 
+@pytest.mark.slow
 def test_the_microphone(visit: Callable[[str], Visitor], served: Served) -> None:
     page = visit("desktop", permissions=["microphone"])
     short_answers(page)
@@ -151,6 +156,7 @@ def test_the_microphone(visit: Callable[[str], Visitor], served: Served) -> None
     assert page.ask(QUESTION)
 
 
+@pytest.mark.slow
 def test_a_recording_of_the_camera_is_seen_and_heard(visit: Callable[[str], Visitor]) -> None:
     page = visit("desktop", permissions=["camera", "microphone"])
     short_answers(page)

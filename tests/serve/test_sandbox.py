@@ -181,6 +181,7 @@ def test_a_picture_of_one_pixel_is_a_picture():
 # --------------------------------------------------------------------------------------------------------------- limits
 
 
+@pytest.mark.slow
 def test_a_bomb_is_refused_by_its_header():
     bomb = bomb_png()
     assert len(bomb) < 4 << 20
@@ -247,6 +248,7 @@ def test_too_many_bytes_and_frames_are_refused_before_a_process_sees_them():
     assert run(work, policy=policy(max_bytes=1000)) == (413, 0)
 
 
+@pytest.mark.slow
 def test_memory_is_limited_and_the_next_job_has_all_of_it():
     big = picture(1900, 1900)
 

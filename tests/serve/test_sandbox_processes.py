@@ -257,6 +257,7 @@ def test_a_process_imports_no_torch():
     assert found.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 @LINUX
 def test_a_process_dies_with_the_server():
     code = (

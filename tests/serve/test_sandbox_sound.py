@@ -101,6 +101,7 @@ def test_odd_sounds_are_heard(box):
         assert np.array_equal(sound.wave_S, read_sound(content, RULES).wave_S) and sound.wave_S.any()
 
 
+@pytest.mark.slow
 def test_an_hour(box):
     content = wav(tone(3600, 200, 20.0), 200)
     sound = hear(box, content)
@@ -138,6 +139,7 @@ def test_a_sound_is_no_video(box):
         asyncio.run(box.read("video", (MEDIA / "speech_stereo_44k.mp3").read_bytes()))
 
 
+@pytest.mark.slow
 def test_limits_of_bytes_and_time():
     content = wav(tone(1, 16000))
     small = Sandbox(policy(max_bytes=1000), rules=RULES)

@@ -306,6 +306,7 @@ def test_pictures_with_the_same_bytes_are_told_apart(api):
     assert len(cache) == before + 2
 
 
+@pytest.mark.slow
 def test_bombs_floods_and_tiny_pictures(api):
     assert "60000x60000" in refused(api, image_part(bomb_png()))["message"]
     frames = "data:video/jpeg;base64," + ",".join(["/9j/"] * 100_000)

@@ -74,6 +74,7 @@ def from_frames(address, *media, **fields):
     return last["text"]
 
 
+@pytest.mark.slow
 def test_the_published_stream(worker, controller, answers):
     for address in (worker.url, controller.url):
         assert from_frames(address, SOUND) == answers["sound"]

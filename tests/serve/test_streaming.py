@@ -180,6 +180,7 @@ BODIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BODIES)
 def test_no_body_holds_the_event_loop(name):
     """The processor time of one round of the loop, which other work on the machine does not add to."""

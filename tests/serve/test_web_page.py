@@ -26,6 +26,8 @@ from tests.serve.page_fixtures import (  # noqa: F401 - fixtures
 from videollama2.errors import QueueFullError
 from videollama2.serve.web.errors import model_not_found, no_worker
 
+pytestmark = pytest.mark.slow
+
 COLOUR, SHAPE = "Which colour does the square change to?", "What is the shape of the white object?"
 COUNT = "How many objects can be seen?"
 

@@ -45,6 +45,7 @@ def hearing(written):
     return model.eval(), processor
 
 
+@pytest.mark.slow
 def test_only_words_that_were_never_used_are_new(written, hearing):
     before, after = load_file(TINY_FOLDER / "model.safetensors"), load_file(written / "sight" / "model.safetensors")
     changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
@@ -57,6 +58,7 @@ def test_only_words_that_were_never_used_are_new(written, hearing):
     assert {id for word in (" low", " high", " hit") for id in tokenizer(word).input_ids} & set(rows)
 
 
+@pytest.mark.slow
 def test_the_clip_rules_and_the_number_of_tokens_come_along(hearing):
     config = hearing[0].config.audio_config
     for name, value in audio_config().to_diff_dict().items():
@@ -64,6 +66,7 @@ def test_the_clip_rules_and_the_number_of_tokens_come_along(hearing):
     assert (config.clip_samples, config.num_windows, config.tokens_of(config.clip_frames)) == (32000, 1, 12)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_after_a_few_steps_tokens_point_to_what_is_heard(hearing):
     model, processor = hearing

@@ -7,6 +7,7 @@ from videollama2.errors import ConfigError
 from videollama2.shapes import parts as tiny
 
 
+@pytest.mark.slow
 def test_parts_are_a_function_of_the_seed(parts, tmp_path):
     from .conftest import SIZES
 

@@ -88,6 +88,7 @@ def encoder():
     return CLIPVisionModel(CLIPVisionConfig(**sizes.vision_config())).eval(), sizes
 
 
+@pytest.mark.slow
 def test_tokens_come_to_point_at_their_words(encoder, monkeypatch):
     """Even behind a random encoder, a few steps bring words forward; none are told at the start."""
     encoder, sizes = encoder

@@ -53,6 +53,7 @@ def test_it_is_small_and_stored_in_16_bits(tiny):
     assert model.config.sees and model.config.hears
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::videollama2.media.readers.MediaWarning")
 def test_it_answers_from_what_it_sees_and_hears(tiny, asked):
     """At the accuracies in its README, fewer than 53 of 64 right is a matter of one in a thousand."""

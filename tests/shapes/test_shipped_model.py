@@ -28,6 +28,7 @@ def test_it_is_small_and_carries_no_foreign_path():
     assert not re.search(r"/(root|home|work|tmp)/", (FOLDER / "config.json").read_text())
 
 
+@pytest.mark.slow
 def test_accuracy_on_unseen_scenes(tiny, tmp_path):
     """A hundred questions of a seed of its own, ten per type; the table of a thousand is in its README.
 

@@ -119,6 +119,7 @@ def test_unreadable_file_stops_the_run_and_is_named(world, parts, tmp_path, caps
     assert "broken.mp4" in line
 
 
+@pytest.mark.slow
 def test_runs_as_a_file_from_anywhere(tmp_path):
     """Published scripts start the file, not the module; the package need not be installed for that."""
     command = [sys.executable, str(PACKAGE / "train.py"), "--help"]
@@ -213,6 +214,7 @@ def test_flags_that_would_lie_are_refused_with_the_reason(world, parts, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_attention_is_the_one_that_was_asked_for(run, world, parts, tmp_path):
     losses = {}
     for name in ("sdpa", "eager"):

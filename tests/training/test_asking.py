@@ -45,6 +45,7 @@ def asked(world, benchmarks):
     }
 
 
+@pytest.mark.slow
 def test_learns_the_same_to_the_bit(run, asked, benchmarks, world):
     """Dropout draws random numbers after the evaluation, and the answers are those of the weights of that moment."""
     changes = {"lora_enable": True, "lora_r": 4, "lora_dropout": 0.3, "freeze_vision_tower": True, "num_frames": 2}

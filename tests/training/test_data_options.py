@@ -33,6 +33,7 @@ def damaged(world, tmp_path):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_skipped_records_are_listed_and_replaced_by_nothing(run, damaged, tmp_path, workers):
     options = {"on_bad_sample": "skip", "max_steps": -1, "num_train_epochs": 2, "dataloader_num_workers": workers}
@@ -61,6 +62,7 @@ def test_a_step_of_bad_records_alone_changes_nothing(run, damaged, tmp_path):
     assert not (result.folder / "loss.png").exists()
 
 
+@pytest.mark.slow
 def test_steps_of_bad_records_do_not_dilute_the_loss(run, world, damaged, tmp_path):
     """Lines of four steps each, in which some steps have no label."""
     long = [row for row in json.loads(damaged.read_text()) if row["id"] == "long"]
@@ -91,6 +93,7 @@ def test_a_file_of_bad_records_alone_is_an_error(world, parts, damaged, tmp_path
     assert "every record of this file breaks a rule" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_weights_change_what_is_learnt_from(run, world, tmp_path):
     text = [row for row in json.loads((world / "mixed.json").read_text()) if row["id"].startswith("text")]
     (tmp_path / "text.json").write_text(json.dumps(text))
@@ -101,6 +104,7 @@ def test_weights_change_what_is_learnt_from(run, world, tmp_path):
     assert sum(row["visual_tokens_per_second"] for row in heavy.log) == 0
 
 
+@pytest.mark.slow
 def test_a_curriculum_changes_what_is_learnt_from_and_resumes_exactly(run, world, tmp_path, capsys):
     text = [row for row in json.loads((world / "mixed.json").read_text()) if row["id"].startswith("text")]
     (tmp_path / "text.json").write_text(json.dumps(text))
@@ -133,6 +137,7 @@ def test_contradictions(world, parts, tmp_path, capsys, changes, words):
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_labels_of_the_first_stage(run, captions):
     """Question and answer as published, or the answer and its end: another loss, another connector."""
     options = {"tune_mm_mlp_adapter": True, "freeze_vision_tower": True, "data_path": captions}
@@ -140,6 +145,7 @@ def test_labels_of_the_first_stage(run, captions):
     assert difference(published.weights, answer.weights) > 1e-5
 
 
+@pytest.mark.slow
 def test_evaluation_counts_answers_as_greedy_generation_writes_them(run, world, records):
     """Trained until some answers are right, on the records it is asked about."""
     result = run(

@@ -115,6 +115,7 @@ def test_batch_without_pairs_learns_nothing(trainer):
     assert all(p.grad is not None and not p.grad.any() for p in it.model.parameters() if p.requires_grad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [LORA, {}], ids=["lora", "full"])
 def test_prefers_and_resumes_exactly(run, pairs, tmp_path, kind):
     """LoRA dropout is on; the reference stays the model at step 0 also in the second half of the run."""

@@ -17,6 +17,7 @@ def refusal(world, parts, tmp_path, capsys, **changes) -> str:
     return line
 
 
+@pytest.mark.slow
 def test_connector_of_another_kind_is_named_with_its_shapes(run, world, parts, captions, tmp_path, capsys):
     first = {"tune_mm_mlp_adapter": True, "freeze_vision_tower": True, "data_path": captions}
     other = run(mm_projector_type="mlp2x_gelu", **first)
@@ -38,6 +39,7 @@ def test_connector_file_that_is_not_there(world, parts, tmp_path, capsys, name, 
     assert word in refusal(world, parts, tmp_path, capsys, pretrain_mm_mlp_adapter=name)
 
 
+@pytest.mark.slow
 def test_tokenizer_without_padding_token(run, world, parts, tmp_path):
     """Llama-3 has none; any id serves, since the mask hides it."""
     bare = tmp_path / "bare"
@@ -65,6 +67,7 @@ def test_annotations_that_are_not_json(world, parts, tmp_path, capsys):
     assert "bad.json: not JSON at line 2, column 9" in line
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_kind_is_not_gone_on_from(run, world, parts, tmp_path, capsys):
     """A LoRA run from a checkpoint of one with another rank."""
     options = {"lora_enable": True, "freeze_vision_tower": True, "save_strategy": "steps", "save_steps": 1}

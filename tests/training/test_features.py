@@ -45,6 +45,7 @@ def files(folder):
     return {path: path.stat().st_mtime_ns for path in folder.glob("??/*")}
 
 
+@pytest.mark.slow
 def test_a_run_on_features_equals_one_on_pixels_and_resumes(run, kept, frames_differ, tmp_path, monkeypatch):
     options = {**FROZEN, "data_path": frames_differ}
     pixels = run(**options)
@@ -141,6 +142,7 @@ def test_a_missing_or_damaged_file_stops_the_run(world, parts, kept, frames_diff
         path.write_bytes(whole)
 
 
+@pytest.mark.slow
 def test_sounds_are_kept_too(run, world, parts, tmp_path):
     """Videos that are heard, one of them without a track, and sounds; without layers that are skipped at random."""
     seeing = write_seeing(tmp_path / "seeing", parts)
@@ -155,6 +157,7 @@ def test_sounds_are_kept_too(run, world, parts, tmp_path):
     assert any(silent) and [row.get("silent_videos") for row in features.log] == silent
 
 
+@pytest.mark.slow
 def test_mixed_precision_and_pictures_of_a_folder(run, world, parts, tmp_path):
     """Half the bytes, and what the first convolution of the connector rounds anyway; frames as files of a folder."""
     (tmp_path / "frames").mkdir()

@@ -110,6 +110,7 @@ def red(tmp_path):
     return f"{path}:letters"
 
 
+@pytest.mark.slow
 def test_earns_and_resumes_exactly(run, red, tmp_path):
     """A checkpoint between two updates from the same answers; dropout of LoRA is on."""
     options = {**GRPO, "reward": red, "answer_updates": 2, "per_device_train_batch_size": 2, "max_steps": 4}
@@ -125,6 +126,7 @@ def test_earns_and_resumes_exactly(run, red, tmp_path):
     assert resumed.losses == whole.losses
 
 
+@pytest.mark.slow
 def test_learns_what_is_rewarded(run, tmp_path):
     """Without any label, most answers begin as the reward wants them to; about half do at first."""
     talk = [{"from": "human", "value": "Is a circle a shape?"}, {"from": "gpt", "value": "yes"}]

@@ -45,6 +45,7 @@ def built(seeing, beats, world, folder, **changes):
     return build_model(*parse_arguments(flags(world, seeing, folder / "unused", **asked)))
 
 
+@pytest.mark.slow
 def test_each_stage_goes_on_from_the_one_before(run, seeing, beats, files):
     first, second, third = stages(run, seeing, beats, files)
     assert {path.name for path in first.folder.glob("*.bin")} == {"mm_projector_a.bin"}
@@ -72,6 +73,7 @@ def test_each_stage_goes_on_from_the_one_before(run, seeing, beats, files):
         assert all(torch.equal(projector[name], stage.weights[f"model.mm_projector_a.{name}"]) for name in projector)
 
 
+@pytest.mark.slow
 def test_a_bare_language_model_learns_to_hear_without_ever_seeing(run, parts, beats, files, world, tmp_path):
     bare = parts / "llm"
     alone = {"data_path": None, "data_path_a": files["audio"]}
@@ -107,6 +109,7 @@ def joint(seeing, files, tmp_path_factory):
     return joint_flags(seeing, dropping, files)
 
 
+@pytest.mark.slow
 def test_accumulated_batches_equal_one_large_batch(run, joint):
     """Also where layers of the audio encoder are skipped: the micro-batches of a step skip the same ones."""
     whole = run(per_device_train_batch_size=4, max_steps=4, **joint)
@@ -118,6 +121,7 @@ def test_accumulated_batches_equal_one_large_batch(run, joint):
     assert other.losses != pytest.approx(whole.losses, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["second", "joint"])
 def test_a_resumed_run_equals_an_uninterrupted_one(run, joint, files, tmp_path, stage):
     alone = {"tune_adapter_llm": None, "data_path": None, "data_path_a": files["audio"], "va": None}
@@ -130,6 +134,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(run, joint, files, tmp_path, 
     assert resumed.losses == pytest.approx(whole.losses, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_what_no_flag_names_does_not_change(run, joint, world):
     """Weight decay would change the parts that hear in a run without sound."""
     start = run(max_steps=1, **joint)
@@ -182,6 +187,7 @@ def test_a_sound_is_read_and_encoded_once_in_a_batch(seeing, beats, files, tmp_p
     assert together.item() == pytest.approx(alone.item(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_bad_sounds_and_missing_tracks(run, joint, files, tmp_path, world):
     """A sound that cannot be decoded stops the run or is left out; a video without a track is heard as silence."""
     rows = json.loads(files["audio"].read_text())
@@ -235,6 +241,7 @@ def test_flags_that_contradict_each_other(world, parts, tmp_path, changes, words
         parse_arguments(flags(world, parts, tmp_path, **asked))
 
 
+@pytest.mark.slow
 def test_flags_that_need_an_audio_encoder(seeing, beats, files, world, tmp_path):
     with pytest.raises(ConfigError, match=r"--tune_mm_mlp_adapter_a needs a model that hears: .*give --audio_tower"):
         built(seeing, None, world, tmp_path)

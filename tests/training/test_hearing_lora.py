@@ -40,6 +40,7 @@ def logits(model, processor, files):
 ADAPTED = {"lora_parts": ["language_model", "audio_tower"], "lora_bias": "all"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "encoder", [{}, {"tune_audio_tower": True}, ADAPTED, {**ADAPTED, "lora_dora": True, "lora_bias": "none"}]
 )
@@ -75,12 +76,13 @@ def test_parts_that_are_missing_are_named(start, world, tmp_path):
         load_pretrained_model(tmp_path / "adapter", device="cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     [
         {"tune_audio_tower": True},
         {"lora_parts": ["audio_tower"], "audio_gradient_multiplier": 1, "lora_bias": "all"},
-        pytest.param({"tune_audio_tower": True, "bits": 4}, marks=pytest.mark.slow),
+        {"tune_audio_tower": True, "bits": 4},
     ],
 )
 def test_training_and_resuming(run, start, tmp_path, how):

@@ -44,6 +44,7 @@ def test_writes_the_published_files_under_published_names(run, parts):
     assert {"tokenizer.json", "preprocessor_config.json", "config.json"} <= {p.name for p in folder.iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [
@@ -76,6 +77,7 @@ def test_opens_with_the_logits_it_was_trained_to(built, records, tmp_path, parts
     assert (logits(untouched, processor, records) - expected).abs().max() > 1e-2
 
 
+@pytest.mark.slow
 def test_dora_names_are_those_of_peft_and_a_run_goes_on_from_them(run, tmp_path):
     options = {**LORA, "lora_dora": True, "save_strategy": "steps", "save_steps": 1}
     whole = run(**options)
@@ -110,6 +112,7 @@ def test_targets_that_are_refused(built, target, words):
 BOTH = {**LORA, "lora_parts": ["language_model", "vision_tower"]}
 
 
+@pytest.mark.slow
 def test_the_encoder_learns_through_matrices_and_a_run_goes_on_from_them(run, built, tmp_path):
     """Its own weights stay, and layers that never run get no matrices."""
     options = {**BOTH, "gradient_checkpointing": True, "save_strategy": "steps", "save_steps": 1, "lora_bias": "all"}
@@ -198,6 +201,7 @@ def test_count_of_what_learns_is_printed(run, capsys):
     assert lines["mm_projector"][0] == lines["mm_projector"][1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"bits": 4}, {"bits": 4, "double_quant": False, "quant_type": "fp4"}])
 def test_quantised_decoder_learns_through_its_adapter(run, built, records, options):
     import bitsandbytes
@@ -214,6 +218,7 @@ def test_quantised_decoder_learns_through_its_adapter(run, built, records, optio
     assert torch.isfinite(logits(model, processor, records)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [16, 4])
 def test_adapter_on_a_whole_checkpoint(run, records, tmp_path, bits):
     base = run(max_steps=2).folder
@@ -289,6 +294,7 @@ def test_merging_refuses_what_it_must(run, tmp_path):
         merge_adapter(whole, whole)
 
 
+@pytest.mark.slow
 def test_merged_weights_are_written_in_the_type_asked_for(run, tmp_path):
     adapter = run(**LORA).folder
     merge_adapter(adapter, tmp_path / "half", dtype="bfloat16")

@@ -91,6 +91,7 @@ def test_a_run_without_matplotlib_loses_its_plot_only(run, monkeypatch, capsys):
     assert "not drawn: loss.png needs matplotlib" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_tensorboard_by_default_where_it_is_installed(run):
     pytest.importorskip("tensorboard")
     folder = run(report_to=None, max_steps=1).folder
@@ -98,6 +99,7 @@ def test_tensorboard_by_default_where_it_is_installed(run):
     assert not list(run(max_steps=1).folder.rglob("events.out.tfevents.*"))
 
 
+@pytest.mark.slow
 def test_half_precision_is_written_as_it_was_computed(run, parts):
     result = run(bf16=True, freeze_vision_tower=True, save_strategy="steps", save_steps=1)
     assert {tensor.dtype for tensor in result.weights.values()} == {torch.bfloat16}

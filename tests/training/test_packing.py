@@ -121,6 +121,7 @@ def test_lengths_are_exact_and_a_record_without_room_is_named(build, records):
     assert count(batch, processor.model_config).samples < len(records)
 
 
+@pytest.mark.slow
 def test_invariant_over_accumulation(run, run_once):
     # Adam would turn gradients of rounding errors into steps of a learning rate.
     options = {**PACKED, "optim": "sgd"}
@@ -150,6 +151,7 @@ def test_zero_3_equals_plain_training(run, launch):
     assert sliced.losses == pytest.approx(whole.losses, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_resumed_exactly(run, tmp_path):
     """From within the second epoch."""
     options = {**PACKED, "save_strategy": "steps", "save_steps": 1, "dataloader_num_workers": 1}
@@ -201,6 +203,7 @@ def test_attention_that_mixes_neighbours_is_refused(build):
         keep_records_apart(decoder, 400)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [{"group_by_modality_length": True}, {"packing": 400}])
 def test_kept_records_and_lengths_train_the_same(run, tmp_path, order):
     options = {**order, "records_cache": tmp_path / "cache"}

@@ -118,6 +118,7 @@ def test_slices_and_quantised_weights_are_smaller(planner):
     assert once < again < once * 4 / 3
 
 
+@pytest.mark.slow
 def test_command(capsys):
     assert cli.main(["plan", "--model", "videollama2-tiny", "--memory", "0.02", "--tokens", "100", "--batch", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()

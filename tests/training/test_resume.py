@@ -40,6 +40,7 @@ def test_killed_in_the_middle_of_an_epoch(run, launch, captions, kind):
     assert resumed.losses[0] != pytest.approx(resumed.losses[-1], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_half_a_checkpoint_is_never_picked(run, tmp_path):
     options = {**SAVING, "max_steps": 4}
     whole = run(**options)
@@ -58,6 +59,7 @@ def test_half_a_checkpoint_is_never_picked(run, tmp_path):
     assert difference(whole.weights, resumed.weights) <= 1e-6
 
 
+@pytest.mark.slow
 def test_an_optimizer_never_begins_anew_in_silence(run, world, parts, tmp_path, capsys):
     """A checkpoint without its state, or with one that this run cannot read, is refused."""
     options = {**SAVING, "max_steps": 2}
@@ -70,6 +72,7 @@ def test_an_optimizer_never_begins_anew_in_silence(run, world, parts, tmp_path, 
     assert "checkpoint-2 holds no state of the optimizer (--save_only_model)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_mark_of_an_older_checkpoint_does_not_make_a_new_one_whole(run, launch, tmp_path):
     """Going on from an earlier checkpoint writes over later ones: these must not look whole before they are."""
     options = {**SAVING, "max_steps": 4}

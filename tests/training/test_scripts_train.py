@@ -169,6 +169,7 @@ def test_two_nodes_are_one_run(printed, world, tmp_path, port, python_of_forks):
     assert difference(*weights) <= 1e-6
 
 
+@pytest.mark.slow
 def test_the_stages_with_sound_go_on_from_one_another(printed, parts, tmp_path):
     """The scripts' own flags, train in this process: one finds the files of the one before."""
     sets = {name: json.loads(path.read_text()) for name, path in write_records(tmp_path).items()}

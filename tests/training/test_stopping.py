@@ -196,6 +196,7 @@ def unbroken(world, parts, tmp_path_factory) -> Run:
     return Run(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_error_in_a_sample_leaves_a_checkpoint(world, parts, broken, unbroken, tmp_path, capsys, workers):
     folder = tmp_path / "out"

@@ -43,6 +43,7 @@ def as_parquet(world, file):
     return file
 
 
+@pytest.mark.slow
 def test_batches_do_not_depend_on_the_form_and_resume_exactly(run, world, tmp_path):
     whole = run(**STREAMED)
     file = as_parquet(world, tmp_path / "mixed.parquet")
@@ -116,6 +117,7 @@ def test_empty_files_are_passed_over_with_a_warning(world, parts, tmp_path, empt
         data(world / "mixed.json", empty[2], data_weights=[1, 1])
 
 
+@pytest.mark.slow
 def test_an_empty_file_changes_nothing(run, world, empty):
     options = {**STREAMED, "save_strategy": "no", "save_steps": None, "max_steps": 1, "shuffle_buffer": 1}
     assert run(**options).losses == run(data_path=[world / "mixed.json", empty[2]], **options).losses

@@ -24,6 +24,7 @@ def test_loss_falls(run, world):
     assert losses[-1] < 0.6 * losses[0]
 
 
+@pytest.mark.slow
 def test_accumulated_batches_equal_one_large_batch(run):
     """Samples have different numbers of labels, so a mean of means would differ."""
     whole = run(per_device_train_batch_size=4).log
@@ -33,6 +34,7 @@ def test_accumulated_batches_equal_one_large_batch(run):
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_batch_of_text_image_and_video_is_the_sum_of_its_samples(run, records):
     model, processor = load_checkpoint(run(max_steps=1).folder)
     dataset = VideoInstructionDataset(records, processor, 400)
@@ -97,6 +99,7 @@ def test_resumed_run_equals_an_uninterrupted_one(run, tmp_path, grouped):
     assert [row["loss"] for row in resumed.log] == pytest.approx([row["loss"] for row in whole.log], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_goes_on_from_a_whole_checkpoint(run):
     first = run(max_steps=3)
     second = run(model_path=first.folder, vision_tower=None, mm_projector_type=None, num_frames=4, freeze_backbone=True)
@@ -110,6 +113,7 @@ def test_goes_on_from_a_whole_checkpoint(run):
     assert processor.model_config.num_frames == 4
 
 
+@pytest.mark.slow
 def test_first_stage_trains_and_writes_the_connector_alone(run, parts, tmp_path, captions):
     options = {
         "tune_mm_mlp_adapter": True,
@@ -140,6 +144,7 @@ def test_first_stage_trains_and_writes_the_connector_alone(run, parts, tmp_path,
     assert torch.equal(weights(second.folder)[name], tensors[name])
 
 
+@pytest.mark.slow
 def test_loss_on_other_data_is_logged(run, world):
     import json
 
