@@ -20,12 +20,11 @@ into_environment() {
     [ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
     if ! "$venv/bin/python" -c "import $1, videollama2.serve, pytest" 2>/dev/null; then
         echo "installing $2 into $venv (a few minutes) ..."
-        # The harness comes second, as lmms-eval names av<16, with which this package cannot read videos.
+        # The harness comes second: lmms-eval names av<16, with which this package cannot read videos, and torchvision, which
+        # both need, brings the torch that it was built for.
         install -e '.[eval,serve]' pytest
-        install "$2" "torch==$("$venv/bin/python" -c "from importlib.metadata import version; print(version('torch'))")"
+        install "$2"
         [ "$1" != lmms_eval ] || install --no-deps av==18.1.0 filelock==3.18.0
-        # A torchvision built for CUDA beside a torch that is not keeps transformers from loading any model.
-        "$venv/bin/python" -c "import torchvision" 2>/dev/null || "$venv/bin/python" -m pip uninstall -q -y torchvision
     fi
 }
 
