@@ -31,6 +31,9 @@ PATIENCE_S = 45.0
 """How long what must come soon may take on a machine that is busy; what would come by itself later takes longer."""
 
 
+STATUS_PATH = "/worker_get_status"
+
+
 def wait_until(holds: Callable[[], Any], seconds: float = PATIENCE_S, what: str = "") -> Any:
     """What ``holds`` returns once it is true."""
     deadline = time.monotonic() + seconds
@@ -224,6 +227,7 @@ class StrangeWorker:
     def __init__(self, behave: Callable[[str, bytes, asyncio.StreamWriter], Any]) -> None:
         self._behave = behave
         self.asked: list[str] = []
+        """Paths of requests, without the controller's own questions for the status, which come when it pleases."""
         self.heads: list[str] = []
         self.left = threading.Event()
         """A client has closed its connection before the reply was complete."""
@@ -247,7 +251,8 @@ class StrangeWorker:
             path = head.split(b" ")[1].decode()
             lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
             body = await reader.readexactly(int(lengths[0].split(b":")[1])) if lengths else b""
-            self.asked.append(path)
+            if path != STATUS_PATH:
+                self.asked.append(path)
             self.heads.append(head.decode("latin-1").lower())
             leaving = asyncio.ensure_future(reader.read())
             working = asyncio.ensure_future(self._behave(path, body, writer))
