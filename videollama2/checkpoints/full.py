@@ -1,10 +1,10 @@
-"""Loads full checkpoints: the published ones and those that training writes."""
+"""Load full checkpoints: the published ones and those that training writes."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel
@@ -82,7 +82,7 @@ def load_encoders(
         # transformers would take the names of this encoder's normalised weights for those of an older torch.
         tower = BeatsModel(config.audio_config)
         load_audio_weights(tower, read_part(path, AUDIO_TOWER_PREFIX), path)
-        inner.audio_tower = tower.to(dtype=dtype)  # pyright: ignore[reportArgumentType, reportCallIssue] - transformers wraps this method
+        inner.audio_tower = cast("Any", tower).to(dtype=dtype)  # transformers wraps this method
     return model, VideoLlama2Processor.from_pretrained(path, config=model.config)
 
 

@@ -206,7 +206,8 @@ class TrainingArguments(ObjectiveFlags, EvaluationFlags, transformers.TrainingAr
 
     def _choose_reports(self) -> None:
         if self.report_to is None:
-            self.report_to = ["tensorboard"] if is_tensorboard_available() else []
+            found = ["tensorboard"] if is_tensorboard_available() else []
+            self.report_to = found  # pyright: ignore[reportIncompatibleVariableOverride] - one name is a list too
         names = [self.report_to] if isinstance(self.report_to, str) else self.report_to
         for name in names:
             if name not in ("none", "all", *INTEGRATION_TO_CALLBACK):
