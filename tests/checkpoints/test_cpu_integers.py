@@ -147,8 +147,9 @@ def test_threads_round_as_one_does_and_leave_torch_its_number(bits, is_inference
     values, threads = torch.randn(320, 128).bfloat16(), torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        with torch.inference_mode(is_inference):
-            integers, scales = (cpu_integers.in_8_bits if bits == 8 else cpu_integers.in_4_bits)(values)
+        with torch.inference_mode(is_inference), cpu_integers.one_thread() as most:
+            assert most == 2 and torch.get_num_threads() == 1
+            integers, scales = (cpu_integers.in_8_bits if bits == 8 else cpu_integers.in_4_bits)(values, most)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -169,27 +170,29 @@ class _Quantise(ConversionOps):
             elif isinstance(module, StoredLayer):
                 result[name] = module.keep(weight)
             else:
-                result[name] = nn.Parameter(self._rounded(module, weight, model), requires_grad=False)
+                with one_thread() as threads:
+                    integers = self._rounded(module, weight, model, threads)
+                result[name] = nn.Parameter(integers, requires_grad=False)
         return result
 
-    def _rounded(self, module: Any, weight_OI: torch.Tensor, model: Any) -> torch.Tensor:
+    def _rounded(self, module: Any, weight_OI: torch.Tensor, model: Any, threads: int) -> torch.Tensor:
         """Round a weight, give its module what belongs to the integers, and return these, unless they are packed."""
         if isinstance(module, Int4Linear):
-            integers, module.scales_GO2 = in_4_bits(weight_OI)
+            integers, module.scales_GO2 = in_4_bits(weight_OI, threads)
         elif _is_packed(module, model):
-            module.packed, module.scale_O = self._packed(weight_OI)
+            module.packed, module.scale_O = self._packed(weight_OI, threads)
             integers = torch.empty(0, dtype=torch.int8)
         else:
-            integers, module.scale_O = in_8_bits(weight_OI)
+            integers, module.scale_O = in_8_bits(weight_OI, threads)
         return integers
 
-    def _packed(self, weight_OI: torch.Tensor) -> tuple[PackedWeight, torch.Tensor]:
+    def _packed(self, weight_OI: torch.Tensor, threads: int) -> tuple[PackedWeight, torch.Tensor]:
         """Return the packed integers and the scales (O,). One piece at a time is in the order of rows."""
         scales: list[torch.Tensor] = []
 
         def pieces() -> Iterator[torch.Tensor]:
             for part_OI in weight_OI.split(piece_rows(len(weight_OI))):
-                integers_OI, scale_O = in_8_bits(part_OI)
+                integers_OI, scale_O = in_8_bits(part_OI, threads)
                 scales.append(scale_O)
                 yield integers_OI
 
@@ -212,7 +215,22 @@ def _is_packed(module: nn.Module, model: Any) -> bool:
     return multiplies_integers()
 
 
-def in_8_bits(weight_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+@contextmanager
+def one_thread() -> Iterator[int]:
+    """Let torch compute on one thread inside the block, and yield how many it may use.
+
+    Rounding and packing are chains of short operations. torch divides each of them among its threads and waits for all,
+    and where another program has one of the cores, most of the time is waiting.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)
+
+
+def in_8_bits(weight_OI: torch.Tensor, threads: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Round a weight as :func:`quantise_rows` does; returns integers, int8 (O, I), and scales (O,)."""
     integers_OI = torch.empty(weight_OI.shape, dtype=torch.int8)
     scale_O = torch.empty(len(weight_OI), dtype=torch.float32)
@@ -221,11 +239,11 @@ def in_8_bits(weight_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         integers_OI[rows], scales_O1 = quantise_rows(weight_OI[rows])
         scale_O[rows] = scales_O1.squeeze(1)
 
-    _on_threads(work, weight_OI.shape)
+    _on_threads(work, weight_OI.shape, threads)
     return integers_OI, scale_O
 
 
-def in_4_bits(weight_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def in_4_bits(weight_OI: torch.Tensor, threads: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Round a weight as :func:`int4.quantise_groups` does.
 
     Returns:
@@ -239,30 +257,22 @@ def in_4_bits(weight_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         integers_OI, scales_GO2[:, rows] = int4.quantise_groups(weight_OI[rows])
         packed[rows] = int4.pack_int4(integers_OI)
 
-    _on_threads(work, weight_OI.shape)
+    _on_threads(work, weight_OI.shape, threads)
     return packed, scales_GO2
 
 
-def _on_threads(work: Callable[[slice], None], shape: torch.Size) -> None:
-    """Call ``work`` with parts of the rows of a weight, on as many threads as torch uses.
-
-    Rounding is a chain of short operations. torch divides each of them among its threads and waits for all, and where
-    another program has one of the cores, most of the time is waiting. Here, a thread takes rows of its own through the
-    whole chain.
-    """
+def _on_threads(work: Callable[[slice], None], shape: torch.Size, threads: int) -> None:
+    """Call ``work`` with parts of the rows of a weight on so many threads, inside :func:`one_thread`."""
     outputs, inputs = shape
     count = max(1, _AT_ONCE // inputs // int4.OUTPUTS) * int4.OUTPUTS
-    threads, is_inference = torch.get_num_threads(), torch.is_inference_mode_enabled()
+    is_inference = torch.is_inference_mode_enabled()
 
     def call(start: int) -> None:
         with torch.inference_mode(is_inference):  # otherwise, tensors made in that mode could not be written
             work(slice(start, start + count))
 
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            list(pool.map(call, range(0, outputs, count)))
-    finally:
-        torch.set_num_threads(threads)  # threads set it for those that start later, too
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        list(pool.map(call, range(0, outputs, count)))
 
 
 register_quantization_config(METHOD)(CpuIntegerConfig)
