@@ -219,12 +219,20 @@ def choose(logits_BV: torch.Tensor, choosers: Sequence[Chooser]) -> list[int]:
     if any(row.data_ptr() != logits_V.data_ptr() for row, logits_V in zip(rows, logits_BV, strict=True)):
         logits_BV = torch.stack(rows)
     # The greedy choice is computed for all rows together, and then replaced in those that sample.
-    ids = logits_BV.argmax(-1).tolist()
+    ids = _largest(logits_BV)
     sampled = [row for row, chooser in enumerate(choosers) if chooser.options.temperature >= GREEDY_BELOW]
     if sampled:
         for row, token in zip(sampled, _sample(logits_BV[sampled], [choosers[row] for row in sampled]), strict=True):
             ids[row] = token
     return ids
+
+
+def _largest(logits_BV: torch.Tensor) -> list[int]:
+    """Return the index of each row's largest logit, the first of equal ones."""
+    if logits_BV.device.type == "cpu":
+        # torch takes ten times as long there: 4 ms for 16 rows of 152,000.
+        return logits_BV.numpy().argmax(-1).tolist()
+    return logits_BV.argmax(-1).tolist()
 
 
 def _sample(logits_BV: torch.Tensor, choosers: Sequence[Chooser]) -> list[int]:

@@ -95,7 +95,7 @@ class Task:
         self._prompt_ids = prompt.token_ids(tokenizer)
         self._stream = TextStream(tokenizer, request.options.stop, request.options.skip_special_tokens)
         self._logprobs = channel.logprobs
-        self._budget = 0
+        self._budget = self._embedded_from = 0
         self._notes: list[str] = []
         self._embeds_LD: torch.Tensor | None = None
         self._taken = self._media_seconds = self._first_token = 0.0
@@ -175,16 +175,20 @@ class Task:
         return self.keys_of(len(self.input_ids) - 1)
 
     def embed(self, model: VideoLlama2ForConditionalGeneration) -> None:
-        """Embed the whole prompt, including positions that are already filled: each costs only a table lookup."""
+        """Embed the positions of the prompt that are not filled."""
         weight = model.get_input_embeddings().weight
-        ids = torch.tensor([self.input_ids], device=weight.device)
+        ids = torch.tensor([self.input_ids[self.filled :]], device=weight.device)
+        filled = sum(isinstance(item, tuple) for item in self.identity[: self.filled])  # those of media
         tokens: dict[str, list[torch.Tensor]] = {kind: [] for kind in KINDS}
         for medium in self.media:
-            tokens[medium.kind].append(medium.encoded)
+            if filled < len(medium.encoded):
+                tokens[medium.kind].append(medium.encoded[filled:])
+            filled = max(0, filled - len(medium.encoded))
             if medium.note is not None:
                 self._notes.append(medium.note)
             self._media_seconds += medium.seconds
         self._embeds_LD = model.model.embed(ids, tokens[IMAGE], tokens[VIDEO], tokens[AUDIO])[0]
+        self._embedded_from = self.filled
         self.media = []
 
     @property
@@ -195,7 +199,8 @@ class Task:
     def next_embeddings(self, count: int) -> torch.Tensor:
         """Return the embeddings (1, count, D) of the next prompt positions."""
         assert self._embeds_LD is not None, "the prompt is prefilled already, or was not embedded"
-        return self._embeds_LD[None, self.filled : self.filled + count]
+        start = self.filled - self._embedded_from
+        return self._embeds_LD[None, start : start + count]
 
     def drop_embeddings(self) -> None:
         """Free the embeddings once the prompt is prefilled."""
