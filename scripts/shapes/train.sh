@@ -9,16 +9,17 @@
 #   one, a model learns in minutes what there is), WORKERS=2 (to write the sets),
 #   TINY="--width 192 ..." (sizes and steps of the parts, see python -m videollama2.shapes.parts --help),
 #   PRETRAIN_STEPS=100, FINETUNE_STEPS=6600, WARMUP (steps of both), and what scripts/launch.sh names (NPROC_PER_NODE=2 here);
-#   QUICK=1 for other defaults of all these: five minutes on two cores instead of more than an hour, scenes of one object,
-#   and a model that has learnt some of the ten types of questions.
+#   QUICK=1 for other defaults of all these: three minutes on two cores instead of more than an hour, scenes of one object,
+#   and a smaller model, which has learnt some of the ten types of questions.
 # Started again after an interruption, it goes on where it stopped. The result is $RUN/checkpoint.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh"
 
 if [ -n "${QUICK:-}" ]; then
-    RUN="${RUN:-runs/quick}" VIDEOS="${VIDEOS:-1000}" IMAGES="${IMAGES:-200}" ORDER_VIDEOS="${ORDER_VIDEOS:-100}"
-    OBJECTS="${OBJECTS:-1}" TINY="${TINY:---encoder-steps 300 --connector-steps 200}"
-    PRETRAIN_STEPS="${PRETRAIN_STEPS:-10}" FINETUNE_STEPS="${FINETUNE_STEPS:-450}" WARMUP="${WARMUP:-20}"
+    RUN="${RUN:-runs/quick}" VIDEOS="${VIDEOS:-500}" IMAGES="${IMAGES:-100}" ORDER_VIDEOS="${ORDER_VIDEOS:-60}"
+    OBJECTS="${OBJECTS:-1}"
+    TINY="${TINY:---encoder-steps 250 --connector-steps 200 --vision-width 64 --vision-layers 3 --layers 3}"
+    PRETRAIN_STEPS="${PRETRAIN_STEPS:-5}" FINETUNE_STEPS="${FINETUNE_STEPS:-450}" WARMUP="${WARMUP:-20}"
     GLOBAL_BATCH_SIZE="${GLOBAL_BATCH_SIZE:-8}" LOCAL_BATCH_SIZE="${LOCAL_BATCH_SIZE:-4}"
 fi
 RUN="${RUN:-runs/tiny}"
