@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -11,7 +11,15 @@ from torch.nn.functional import pad
 
 from videollama2.errors import ConfigError
 from videollama2.inference.fixed_shapes import FixedShapes
-from videollama2.inference.kernels import ATTENTION, FewRows, PackedWeights, few_rows_available, has_large_layers
+from videollama2.inference.kernels import (
+    ATTENTION,
+    FEWEST_ROWS,
+    MOST_ROWS,
+    FewRows,
+    PackedWeights,
+    few_rows_available,
+    has_large_layers,
+)
 from videollama2.inference.kv_cache import KeyValueSlots
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 
@@ -109,8 +117,7 @@ class Decoder:
             float32 logits (B, V) at position ``last`` of each row, or None without ``last``.
         """
         device = embeds_BLD.device
-        few_rows = device.type == "cpu" and embeds_BLD.dtype == torch.float32 and self.few_rows
-        with FewRows(self.packed) if few_rows else nullcontext():
+        with self._kernels(embeds_BLD):
             hidden_BLD = self.model.model(
                 inputs_embeds=embeds_BLD,
                 attention_mask=self._masks(device, embeds_BLD.dtype) if masked else None,
@@ -118,10 +125,17 @@ class Decoder:
                 past_key_values=self.slots,
                 use_cache=True,
             ).last_hidden_state
-            if last is None:
-                return None
-            hidden_BD = torch.stack([row_LD[index] for row_LD, index in zip(hidden_BLD, last, strict=True)])
+        if last is None:
+            return None
+        hidden_BD = torch.stack([row_LD[index] for row_LD, index in zip(hidden_BLD, last, strict=True)])
+        with self._kernels(hidden_BD):
             return self.model.lm_head(hidden_BD).float()
+
+    def _kernels(self, inputs: torch.Tensor) -> AbstractContextManager[Any]:
+        """Return the context in which these inputs (..., D) are multiplied fastest; to enter it takes time as well."""
+        rows = inputs.numel() // inputs.shape[-1]
+        is_for = self.few_rows and inputs.device.type == "cpu" and inputs.dtype == torch.float32
+        return FewRows(self.packed) if is_for and FEWEST_ROWS <= rows <= MOST_ROWS else nullcontext()
 
     def _masks(self, device: torch.device, dtype: torch.dtype) -> Any:
         """Return the attention mask, or a dictionary of masks by layer type for decoders with several types."""
