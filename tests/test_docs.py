@@ -61,6 +61,7 @@ OF_OTHERS = {
         "--batch_size",
         "--config",
         "--constraint",
+        "--generate",
         "--head",
         "--interleave-mm-strings",
         "--model_args",
