@@ -3,14 +3,19 @@
 import argparse
 import gzip
 import json
+import multiprocessing
+import os
+import signal
 import wave
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.conftest import ROOT, golden_audio_dir, golden_dir, write_cut_video
 from videollama2 import cli
 from videollama2.data.check import add_check_command, check_files, histogram
+from videollama2.data.files_check import _executor
 from videollama2.shapes.sets import write_set
 
 
@@ -326,3 +331,21 @@ def test_sounds_are_counted_also_for_a_model_that_does_not_hear_yet(tmp_path, ca
     text = capsys.readouterr().out
     assert "6 records, 6 of them right: 3 audio, 3 audio-video" in text
     assert "sound: 1496 tokens each" in text
+
+
+def _begin_to_decode(connection):
+    executor = _executor(True, 1)
+    connection.send(executor.submit(os.getpid).result())
+    signal.pause()
+
+
+def test_processes_that_decode_end_with_the_command():
+    ours, theirs = multiprocessing.Pipe()
+    command = multiprocessing.get_context("fork").Process(target=_begin_to_decode, args=(theirs,))
+    command.start()
+    worker = psutil.Process(ours.recv())
+    command.kill()
+    command.join()
+    command.close()
+    _, left = psutil.wait_procs([worker], timeout=60)
+    assert [each for each in left if each.status() != psutil.STATUS_ZOMBIE] == []

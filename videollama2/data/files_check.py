@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing.connection import wait
 
 from tqdm import tqdm
 
@@ -103,8 +106,20 @@ class _Finding:
 def _executor(decode: bool, workers: int) -> Executor:
     if decode:
         # The processes are spawned: a fork would copy the locks of this process's threads in their current state.
-        return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+        return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
     return ThreadPoolExecutor(_OPENERS)
+
+
+def _end_with_parent() -> None:
+    """Let this process end when the one that began it does; a killed command would leave it waiting for work."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # it is one of a pool
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _look_at(medium: RecordMedium, decode: bool) -> tuple[RecordMedium, _Finding]:
