@@ -8,10 +8,10 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from tests.conftest import golden_audio_dir
 from tests.serve.servers import AppThread
 from videollama2.serve.api.request import ChatRequest
+from videollama2.serve.settings import MIB, MediaPolicy
 
 BASE = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 """The fields that a request must have."""
@@ -40,22 +41,20 @@ def faults(**fields: Any) -> list[Any]:
     return caught.value.errors()
 
 
-def policy(**changes: Any) -> Any:
+def policy(**changes: Any) -> MediaPolicy:
     """A media policy: nothing allowed but data URLs, limits that tests reach quickly."""
-    values = {
-        "allowed_hosts": frozenset(),
-        "media_root": None,
-        "max_bytes": 16 << 20,
-        "max_pixels": 4_000_000,
-        "max_frames": 64,
-        "max_duration_s": 600.0,
-        "max_media": 4,
-        "fetch_timeout_s": 5.0,
-        "decode_timeout_s": 20.0,
-        "decode_memory_bytes": 1 << 30,
-        "decode_processes": 1,
-    }
-    return SimpleNamespace(**{**values, **changes})
+    quick = MediaPolicy(
+        max_bytes=16 * MIB,
+        max_pixels=4_000_000,
+        max_frames=64,
+        max_duration_s=600.0,
+        max_media=4,
+        fetch_timeout_s=5.0,
+        decode_timeout_s=20.0,
+        decode_memory_bytes=1024 * MIB,
+        decode_processes=1,
+    )
+    return replace(quick, **changes)
 
 
 def picture(width: int = 64, height: int = 48, colour: Sequence[int] = (200, 30, 30), form: str = "PNG") -> bytes:

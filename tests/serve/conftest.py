@@ -1,7 +1,8 @@
 """Fixtures of the serving tests. Processes live for the session; what a test kills it starts again."""
 
 from collections.abc import Iterator
-from types import SimpleNamespace
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -68,8 +69,17 @@ def chat() -> Iterator[ServiceClient]:
         yield client
 
 
+@dataclass(frozen=True)
+class Installation:
+    """A controller and its workers, each a process."""
+
+    controller: Process
+    workers: list[Process]
+    folder: Path
+
+
 @pytest.fixture(scope="session")
-def installation(tmp_path_factory, python_of_forks) -> Iterator[SimpleNamespace]:
+def installation(tmp_path_factory, python_of_forks) -> Iterator[Installation]:
     """A controller and two workers as processes, with heart-beats that tests can wait for.
 
     The workers are forks of a process that has imported everything; tests kill the second one and start it again.
@@ -94,7 +104,7 @@ def installation(tmp_path_factory, python_of_forks) -> Iterator[SimpleNamespace]
             )
         for part in parts:
             part.ready()
-        found = SimpleNamespace(controller=controller, workers=parts[1:], folder=folder)
+        found = Installation(controller, parts[1:], folder)
         wait_until(lambda: registered(found) == 2, what="both workers register")
         yield found
     finally:
@@ -102,7 +112,7 @@ def installation(tmp_path_factory, python_of_forks) -> Iterator[SimpleNamespace]
             part.close()
 
 
-def registered(installation: SimpleNamespace) -> int:
+def registered(installation: Installation) -> int:
     """Workers that the controller has."""
     seen = set()
     for _ in range(2):

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -16,6 +15,7 @@ import pytest
 
 pytest.importorskip("gradio", reason="the web page needs gradio (the extra serve)")
 
+from tests.serve.conftest import Installation
 from tests.serve.page_fixtures import Visitor, browser, free_port  # noqa: F401 - fixtures
 from tests.serve.servers import Process
 from videollama2.serve import gradio_web_server, gradio_web_server_adhoc
@@ -71,7 +71,7 @@ def test_as_a_module_it_needs_no_arguments_and_asks_for_names(tmp_path: Path, py
 @pytest.mark.slow
 def test_the_page_of_a_controller_answers_the_same(
     browser: Any,  # noqa: F811
-    installation: SimpleNamespace,
+    installation: Installation,
     tmp_path: Path,
 ) -> None:
     arguments = ["-m", "videollama2.serve.gradio_web_server", "--controller", installation.controller.url]

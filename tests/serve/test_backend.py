@@ -7,12 +7,12 @@ import base64
 import json
 from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests.conftest import ROOT
+from tests.serve.conftest import Installation
 from tests.serve.servers import StrangeWorker, begin
 from videollama2.errors import MediaError
 from videollama2.inference.engine import Engine
@@ -58,7 +58,7 @@ def own(tiny_engine: Engine) -> Iterator[LocalBackend]:
 
 
 @pytest.fixture
-def through_controller(installation: SimpleNamespace) -> Iterator[Callable[[], ControllerBackend]]:
+def through_controller(installation: Installation) -> Iterator[Callable[[], ControllerBackend]]:
     """Makes back ends, each for one event loop."""
     made = []
 
