@@ -20,11 +20,11 @@ def lock_step():
 
 
 def test_savings_at_the_shapes_of_mistral_7b(lock_step):
-    costs = lock_step.Costs(VideoLlama2Config(**lock_step.SHAPES["CLIP, 8 frames, stc_connector, Mistral-7B"]))
+    costs = lock_step.Costs(VideoLlama2Config(**lock_step.MODELS["CLIP, 8 frames, stc_connector, Mistral-7B"]))
     assert costs.visual == 845
     assert costs.still / 1e12 == pytest.approx(0.452, abs=1e-3)
     records = lock_step.draw(4000, costs.visual)
-    floor = costs.of(records, None, lock_step.Way()) / len(records)
+    floor = costs.of(records, None, lock_step.StepSettings()) / len(records)
     assert floor / 1e12 == pytest.approx(45.2, rel=0.02)
     args = argparse.Namespace(ranks=8, batch=4, row_tokens=4096)
     ways = lock_step.ROWS
