@@ -39,7 +39,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from limits import processor_name
-from loads import QUESTIONS, SHARE_OF_CAPACITY, Question, known, mixed, pauses, percentiles
+from loads import QUESTIONS, SHARE_OF_CAPACITY, LoadQuestion, known, mixed, pauses, percentiles
 from random_model import CLIP, SHAPES, make_random
 
 START_S = 300.0
@@ -146,7 +146,7 @@ class Asker:
         self.tokens = tokens
         self.clip = "data:video/mp4;base64," + base64.b64encode(Path(CLIP).read_bytes()).decode()
 
-    def body(self, question: Question) -> dict[str, Any]:
+    def body(self, question: LoadQuestion) -> dict[str, Any]:
         video: dict[str, Any] = {"url": self.clip}
         if question.bounds is not None:
             video["start"], video["end"] = question.bounds
@@ -161,7 +161,7 @@ class Asker:
             "min_tokens": question.tokens,
         }
 
-    async def ask(self, question: Question, load: LoadResult) -> None:
+    async def ask(self, question: LoadQuestion, load: LoadResult) -> None:
         start = last = time.perf_counter()
         begun = False
         async with self.client.stream("POST", "/v1/chat/completions", json=self.body(question)) as response:
@@ -193,7 +193,7 @@ class Asker:
         load.seconds = time.perf_counter() - start
         return load
 
-    async def open_loop(self, count: int, per_second: float, question: Callable[[int, int], Question]) -> LoadResult:
+    async def open_loop(self, count: int, per_second: float, question: Callable[[int, int], LoadQuestion]) -> LoadResult:
         """``count`` requests that arrive at random moments."""
         load, between, start = LoadResult(), pauses(per_second), time.perf_counter()
         running = []

@@ -35,7 +35,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from limits import processor_name
-from loads import CLIP_S, FRAME_S, Question
+from loads import CLIP_S, FRAME_S, LoadQuestion
 from loads import request as part_of_clip
 from random_model import CLIP, QUESTION, ROOT, make_random
 
@@ -104,7 +104,7 @@ def measure(model_path: str, clients: int, tokens: int, threads: int, new_clips:
         count = sum(result.completion_tokens for result in results(f"{name} again", tokens))
         measured[name] = Measured(firsts, alone, count / (time.process_time() - start))
     if new_clips:
-        parts = [Question(QUESTION, tokens, (number * FRAME_S, CLIP_S)) for number in range(1, new_clips + 2)]
+        parts = [LoadQuestion(QUESTION, tokens, (number * FRAME_S, CLIP_S)) for number in range(1, new_clips + 2)]
         alone = first_token(part_of_clip(parts.pop(), frames=8))
         start = time.process_time()
         answers = [engine.submit_request(part_of_clip(part, frames=8)) for part in parts]

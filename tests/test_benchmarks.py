@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
+from tests.forked import run_python
 from videollama2.model.encoders.beats import BeatsModel
 from videollama2.shapes.pretrain_hearing import audio_config
 
@@ -30,6 +31,12 @@ def ask():
 @pytest.fixture(scope="module")
 def hear():
     return load("hear")
+
+
+@pytest.mark.parametrize("path", sorted(SCRIPT.parent.glob("*.py")), ids=lambda path: path.stem)
+def test_every_file_finds_what_it_imports(path):
+    done = run_python([path, "--help"])
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
