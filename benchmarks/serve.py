@@ -193,7 +193,9 @@ class Asker:
         load.seconds = time.perf_counter() - start
         return load
 
-    async def open_loop(self, count: int, per_second: float, question: Callable[[int, int], LoadQuestion]) -> LoadResult:
+    async def open_loop(
+        self, count: int, per_second: float, question: Callable[[int, int], LoadQuestion]
+    ) -> LoadResult:
         """``count`` requests that arrive at random moments."""
         load, between, start = LoadResult(), pauses(per_second), time.perf_counter()
         running = []
