@@ -39,6 +39,7 @@ def scored(name, folder, outputs):
     return {(metric.name, metric.protocol): metric for metric in read_metrics(found, samples)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETS)
 def test_it_runs_from_a_download_to_a_report(name, tmp_path, capsys):
     SETS[name](tmp_path / "hub")

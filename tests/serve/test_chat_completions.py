@@ -58,6 +58,7 @@ def test_tokens_that_were_known_are_counted(chat):
 LONG = {"temperature": 1.0, "seed": 11, "min_tokens": 20, "max_tokens": 20}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [{}, LONG, {**LONG, "n": 3}, {**LONG, "logprobs": True, "top_logprobs": 2}])
 def test_a_stream_says_what_the_whole_reply_says(chat, fields):
     parts = [image_part(picture()), text_part("What is it?")]
@@ -108,6 +109,7 @@ def test_stop_texts_end_the_answer(chat):
         assert body["finish_reason"] == "stop"
 
 
+@pytest.mark.slow
 def test_lengths(chat):
     body = ask(chat, "Tell me", max_tokens=None, max_completion_tokens=5, min_tokens=5).json()
     assert (body["usage"]["completion_tokens"], body["choices"][0]["finish_reason"]) == (5, "length")

@@ -179,6 +179,7 @@ def test_whoever_leaves_while_media_are_fetched_ends_that():
 # ----------------------------------------------------------------------------------------------------------------- keys
 
 
+@pytest.mark.slow
 def test_many_clients_at_once(chat):
     """Greedy answers do not depend on who else asks."""
     questions = [f"How many shapes are there in number {number}?" for number in range(12)]

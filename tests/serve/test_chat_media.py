@@ -48,6 +48,7 @@ VIDEOS = [
 IMAGES = ["wide.png", "tall.jpg", "gray.png", "rgba.png", "anim_20f.gif"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VIDEOS)
 def test_a_video_has_the_answer_it_has_at_home(chat, name):
     path = MEDIA / name

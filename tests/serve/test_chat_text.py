@@ -56,6 +56,7 @@ def test_names_of_tags_and_control_tokens_stay_text(chat, name):
     assert parts == ["image", "text"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", sorted(path.parent.name for path in (golden_dir() / "models").glob("*/config.json")))
 def test_no_tokenizer_reads_control_tokens_from_text(folder):
     """For the decoders of the published checkpoints."""

@@ -98,6 +98,7 @@ def events(text):
 # -------------------------------------------------------------------------------------------------------------- answers
 
 
+@pytest.mark.slow
 def test_answers_are_the_workers(api, tiny_worker):
     parts = [video_part(demo("moving_shapes.mp4").read_bytes()), text_part("How many shapes are there?")]
     with client_of(tiny_worker) as worker:

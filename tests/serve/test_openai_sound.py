@@ -63,6 +63,7 @@ def text_of(reply):
     return reply.choices[0].message.content.strip()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["speech_mono_22k.wav", "speech_stereo_44k.mp3"])
 def test_a_sound_in_openais_form(client, name):
     part = audio_part((MEDIA / name).read_bytes(), name[-3:])

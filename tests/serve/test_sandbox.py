@@ -62,6 +62,7 @@ def test_frames_of_different_sizes_come_as_a_list():
     assert [frame.shape for frame in frames] == [(30, 40, 3), (50, 20, 3)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "size",
     [

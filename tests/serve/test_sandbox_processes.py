@@ -33,6 +33,7 @@ async def job_has_begun(box, task):
         await asyncio.sleep(0.005)
 
 
+@pytest.mark.slow
 @LINUX
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGXCPU])
 def test_a_crash_ends_its_own_job_and_nothing_else(number):
@@ -119,6 +120,7 @@ def test_many_who_ask_for_the_same_share_one_decoding():
     assert all(one is frames[0] for one in frames)
 
 
+@pytest.mark.slow
 def test_a_process_is_replaced_after_its_jobs():
     async def work(box):
         for number in range(5):

@@ -83,6 +83,7 @@ def test_the_published_stream(worker, controller, answers):
         assert from_frames(address, CLIP) not in answers.values()
 
 
+@pytest.mark.slow
 def test_the_front(controller, answers):
     front = make_front_app(ApiFront(ControllerClient(controller.url)), Security())
     with AppThread(front) as api:
@@ -112,6 +113,7 @@ def test_the_terminal(controller, answers):
         assert answers[name] in chat.out.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_the_page(engine, controller, answers, name):
     kind, path, options = CASES[name]

@@ -93,6 +93,7 @@ def test_contradictions_are_refused_in_one_line(world, parts, tmp_path, capsys, 
     assert "Traceback" not in line
 
 
+@pytest.mark.slow
 def test_flag_that_contradicts_a_whole_checkpoint(run, world, parts, tmp_path, capsys):
     whole = run(max_steps=1).folder
     changes = {"model_path": whole, "vision_tower": None, "mm_projector_type": "linear"}

@@ -78,6 +78,7 @@ def test_answer_that_was_learnt(run, one, grown, ask, tmp_path, capsys, kind):
         assert ask(tmp_path / "merged", video) == f"{ANSWER}\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", ["published", "answer"])
 def test_first_stage(run, one, ask, labels):
     """A decoder with random weights says nothing sensible, but says the same as before saving it would."""

@@ -84,6 +84,7 @@ def signalled(method, done):
     return wrapped
 
 
+@pytest.mark.slow
 def test_a_signal_ends_an_evaluation_which_is_made_up_for(run, world, parts, asked, tmp_path, capsys, monkeypatch):
     """First in the loss, then in the benchmark of the evaluation that is made up for; a part of each is done then."""
     options = {**asked, "num_frames": 2, "mm_projector_type": "mlp2x_gelu", "per_device_eval_batch_size": 1}

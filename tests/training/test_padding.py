@@ -32,6 +32,7 @@ def test_losses_and_gradients_do_not_need_a_mask(model, records):
     assert_same_learning(loss_and_gradients(inner, masked), loss_and_gradients(inner, bare), atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_no_mask_reaches_a_layer(run, world, monkeypatch, attention):
     """In training and in evaluation; eager attention makes itself a causal one."""

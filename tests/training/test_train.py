@@ -17,6 +17,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_loss_falls(run, world):
     result = run(max_steps=25, data_path=world / "train.json", per_device_train_batch_size=8, learning_rate=5e-3)
     losses = [row["loss"] for row in result.log]
@@ -74,6 +75,7 @@ def test_saved_folder_opens_with_the_same_logits_and_published_names(run, record
     assert not (result.folder / "training_args.bin").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grouped", [False, True])
 def test_resumed_run_equals_an_uninterrupted_one(run, tmp_path, grouped):
     """Weights are renamed on disk; transformers' own way of resuming would skip all of them."""

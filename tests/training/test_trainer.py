@@ -78,6 +78,7 @@ def test_new_connector_starts_as_torch_makes_it(make):
     assert layer.bias.abs().max() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "learning"),
     [
@@ -115,6 +116,7 @@ OPTIMIZERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_optimizers_of_transformers(make, name):
     """All of them keep the parts' own learning rates and change what learns."""
