@@ -50,6 +50,7 @@ EXTRAS = {
     "dev": [
         "pytest>=8",
         "llguidance>=1.9",
+        "pytest-timeout",
         "pytest-xdist",
         "ruff",
         "basedpyright",

@@ -12,6 +12,9 @@ workers="$(env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 2)"
 export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 [ "$workers" -le 4 ] || workers=4
 workers="${TEST_WORKERS:-$workers}"
+# A test that never ends fails after a quarter of an hour, with what each thread was doing, and the others go on. No test
+# takes a fifth of that, even on busy cores.
+export PYTEST_TIMEOUT="${PYTEST_TIMEOUT:-900}"
 # Tests start many interpreters, each of which would compile this package anew.
 unset PYTHONDONTWRITEBYTECODE
 # Files keep the order of tests/conftest.py, where the slow ones come first.

@@ -56,8 +56,25 @@ def decoder_sizes(**sizes: int) -> dict[str, int]:
     return {**small, "num_key_value_heads": 2, **sizes}
 
 
+class FailuresAtOnce:
+    """pytest plug-in: names each test as soon as it has failed, so that a suite that is cut short has told it."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.terminal = config.pluginmanager.get_plugin("terminalreporter")
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed and self.terminal is not None:  # workers of pytest-xdist have none
+            crash = getattr(report.longrepr, "reprcrash", None)
+            reason = crash.message.partition("\n")[0][:200] if crash else "see below"
+            self.terminal.write_line("")
+            self.terminal.write_line(f"FAILED {report.nodeid} ({report.when}): {reason}", red=True)
+
+
+@pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(ProcessorTimes())
+    config.pluginmanager.register(FailuresAtOnce(config))
 
 
 def pytest_collection_finish() -> None:
