@@ -6,7 +6,8 @@ import pytest
 
 from tests.conftest import ROOT
 from videollama2.data.dataset import VideoInstructionDataset
-from videollama2.data.records import parse_record, read_sets
+from videollama2.data.record import parse_record, unread_keys
+from videollama2.data.records import read_sets
 from videollama2.errors import DataError
 from videollama2.processing import VideoLlama2Processor
 
@@ -38,6 +39,8 @@ TRL = {
     "messages": [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "What?"}]}, ANSWER],
     "videos": ["v.mp4"],
 }
+TRL_PROMPT = {"id": "1", "prompt": TRL["messages"][:1], "completion": [ANSWER], "videos": ["v.mp4"]}
+TRL_TEXTS = {"id": "1", "prompt": "What?", "completion": "This.", "videos": ["v.mp4"]}
 QUERY = {"id": "1", "query": "What?", "response": "This.", "videos": ["v.mp4"]}
 
 DATA = "data:image/png;base64," + "A" * 5000
@@ -49,7 +52,9 @@ def conversation(record):
 
 
 @pytest.mark.parametrize(
-    "raw", [OPENAI, LLAMA_FACTORY, MS_SWIFT, TRL, QUERY], ids=["openai", "factory", "swift", "trl", "query"]
+    "raw",
+    [OPENAI, LLAMA_FACTORY, MS_SWIFT, TRL, TRL_PROMPT, TRL_TEXTS, QUERY],
+    ids=["openai", "factory", "swift", "trl", "trl prompt", "trl texts", "query"],
 )
 def test_forms_are_equal(media, raw):  # noqa: F811
     published, other = (parse_record(row, 0, "data.json", media) for row in (PUBLISHED, raw))
@@ -90,6 +95,16 @@ def test_parts_keep_their_order_among_kinds_and_turns(media):  # noqa: F811
         ({"messages": [{"role": "tool", "content": "x"}]}, "a turn needs 'from' (human or gpt)"),
         ({"messages": [{**ANSWER, "loss": False}]}, "'loss' of a message is not used: every answer is learned alike"),
         ({"messages": [{**ANSWER, "weight": 0}]}, "'weight' of a message is not used"),
+        ({**PUBLISHED, "conversations": [{"from": "gpt", "value": "a", "weight": 0}]}, "'weight' of a turn is"),
+        ({**LLAMA_FACTORY, "kto_tag": False}, "'kto_tag' or 'label' false marks a bad answer"),
+        ({**TRL_PROMPT, "label": False}, "'kto_tag' or 'label' false marks a bad answer"),
+        ({"messages": [{**ANSWER, "tool_calls": [{"id": "1"}]}]}, "'tool_calls' of a message is not used"),
+        ({**PUBLISHED, "tools": [{"name": "f"}]}, "'tools' is not used: tools are not described"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "video", "video": "v.mp4", "fps": 2}]}, ANSWER]},
+            "'fps' of a part is not used: 'start', 'end' and 'num_frames' stand beside the messages",
+        ),
+        ({"prompt": 5}, "'prompt' must be a text or a list of messages, got 5"),
         ({**QUERY, "videos": "https://example.org/v.mp4"}, "'videos' must be a path of a file, got 'https://ex"),
         ({**QUERY, "response": None}, "the pairs of 'history' must be texts, got ('What?', None)"),
         ({**QUERY, "videos": [{"bytes": "x"}]}, "must be a path or a list of paths"),
@@ -101,6 +116,19 @@ def test_rows_that_are_refused(media, raw, words):  # noqa: F811
     with pytest.raises(DataError) as told:
         parse_record(raw, 0, "data.json", media)
     assert words in str(told.value) and len(str(told.value)) < 400
+
+
+def test_keys_that_say_nothing_else_are_no_error(media, tmp_path):  # noqa: F811
+    """Tables have whole numbers as floats and empty lists of tools; a prompt beside a conversation is a remark."""
+    row = {**PUBLISHED, "id": None, "num_frames": 4.0, "tools": "[]", "label": False, "prompt": "a remark"}
+    record = parse_record(row, 7, "data.json", media)
+    assert (record.id, record.media[0].num_frames) == ("#7", 4)
+    assert unread_keys(row) == {"label", "prompt"} and not unread_keys(TRL_PROMPT)
+    named = tmp_path / "a clip.mp4"
+    named.write_bytes((media / "v.mp4").read_bytes())
+    parts = [{"type": "video_url", "video_url": {"url": named.as_uri()}}, {"type": "text", "text": "What?"}]
+    record = parse_record({"messages": [{"role": "user", "content": parts}, ANSWER]}, 0, "data.json", media)
+    assert record.media[0].path == str(named)
 
 
 def test_frames_of_each_record(media, tmp_path):  # noqa: F811

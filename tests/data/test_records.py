@@ -140,6 +140,8 @@ def test_all_problems_are_told_up_to_a_number(media, tmp_path):
         ('[{"id": 1}\n {"id": 2}]', ["line 2", "column 2"]),
         ('[{"id": 1},\n]', ["line 2", "column 1"]),
         ('[{"id": 1}]\n{"id": 2}', ["line 1", "column 12", "Extra data"]),
+        ("[" * 100_000, ["nested deeper"]),
+        ('{"id": ' + "[" * 100_000, ["nested deeper"]),
         ("", ["no record"]),
         (" [ ] ", ["no record"]),
     ],

@@ -112,6 +112,9 @@ def test_what_is_no_shard_is_refused(shard, members, tmp_path):
     write(tmp_path / "twice.tar", [*members, members[1]])
     with pytest.raises(DataError, match=r"twice.tar: part/a.mp4 stands in it twice"):
         read_sets([tmp_path / "twice.tar"])
+    write(tmp_path / "deep.tar", [("a.json", b"[" * 100_000)])
+    with pytest.raises(DataError, match=r"deep.tar: a.json is not JSON \(maximum recursion depth"):
+        read_sets([tmp_path / "deep.tar"])
     with tarfile.open(tmp_path / "small.tar.gz", "w:gz") as archive:
         archive.add(shard, "a.json")
     with pytest.raises(DataError, match=r"small.tar.gz: cannot be read as an uncompressed tar archive"):
@@ -119,6 +122,31 @@ def test_what_is_no_shard_is_refused(shard, members, tmp_path):
     (tmp_path / "text.tar").write_text("no archive")
     with pytest.raises(DataError, match=r"text.tar: cannot be read as an uncompressed tar archive"):
         read_sets([tmp_path / "text.tar"])
+
+
+def test_members_that_messages_name_and_members_that_are_no_media(media, tmp_path):  # noqa: F811
+    """Parts of messages name members too; a text beside a record is no medium, and damage stays one record's."""
+    video = (media / "v.mp4").read_bytes()
+    part = {"type": "video_url", "video_url": {"url": "somewhere/a.mp4"}}
+    messages = [
+        {"role": "user", "content": [part, {"type": "text", "text": "What?"}]},
+        {"role": "assistant", "content": "This."},
+    ]
+    asked = json.dumps({"conversations": dialogue(("<video>\nWhat?", "This."))}).encode()
+    members = [
+        ("a.mp4", video),
+        ("a.json", json.dumps({"messages": messages}).encode()),
+        ("b.txt", b"a text"),
+        ("b.mp4", video),
+        ("b.json", asked),
+        ("c.mp4", b""),
+        ("c.json", asked),
+    ]
+    write(tmp_path / "shard.tar", members)
+    problems: list[str] = []
+    (records,) = read_sets([tmp_path / "shard.tar"], skipped=problems)
+    assert [content_of(record.media[0].path) for record in records] == [video, video]
+    assert len(problems) == 1 and "record 'c': " in problems[0] and "the file is empty" in problems[0]
 
 
 def test_a_shard_that_shrank_is_told(shard):

@@ -161,6 +161,25 @@ def test_turns_as_an_object_of_lists(tmp_path):
     assert list(read_rows(tmp_path / "t.parquet")) == [{"conversations": dialogue(("Hello?", "Yes."))}]
 
 
+def test_a_file_that_was_written_again_is_read_again(tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    file = tmp_path / "t.parquet"
+    for content in (b"a", b"other", b"the last of them"):
+        pq.write_table(pa.table({"image": [content]}), file)
+        assert tables.parquet_content(str(file), 0, 0, "image", None) == content
+
+
+def test_columns_that_are_no_records_are_told(tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    turns = {"from": ["human", "gpt"], "value": ["Hello?"]}
+    pq.write_table(pa.Table.from_pylist([{"conversations": turns}]), tmp_path / "uneven.parquet")
+    with pytest.raises(DataError, match=r"record '#0': 'conversations' must be a list of turns"):
+        read_sets([tmp_path / "uneven.parquet"])
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * 2, ["video", "video"]), tmp_path / "twice.parquet")
+    with pytest.raises(DataError, match=r"twice.parquet: has several columns 'video'"):
+        read_sets([tmp_path / "twice.parquet"])
+
+
 def test_what_cannot_be_read_is_told(media, tmp_path, monkeypatch):  # noqa: F811
     pytest.importorskip("pyarrow")
     (tmp_path / "odd.parquet").write_text("no table")
@@ -169,6 +188,9 @@ def test_what_cannot_be_read_is_told(media, tmp_path, monkeypatch):  # noqa: F81
     (tmp_path / "splits").mkdir()
     (tmp_path / "splits" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
     with pytest.raises(DataError, match="several splits; name one of them: .*splits/train or .*splits/test"):
+        read_sets([tmp_path / "splits"])
+    (tmp_path / "splits" / "dataset_dict.json").write_text("{")
+    with pytest.raises(DataError, match="splits: cannot be read as a saved dataset"):
         read_sets([tmp_path / "splits"])
     file = parquet(media, tmp_path / "data.parquet")
     with pytest.raises(MediaError, match="no longer has this row"):

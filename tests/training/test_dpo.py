@@ -158,7 +158,16 @@ def test_forms_of_other_programs(tmp_path, own):
     path = tmp_path / "pairs.json"
     answered = {"messages": [{"role": "user", "content": "Which colour?"}, {"role": "assistant", "content": "blue"}]}
     path.write_text(json.dumps([{"conversations": question, **own}, {**answered, "rejected_response": "red"}]))
-    for record in read_records([path]):
+    whole = [[*answered["messages"][:1], {"role": "assistant", "content": text}] for text in ("blue", "red")]
+    parts = [[{"role": "assistant", "content": [{"type": "text", "text": text}]}] for text in ("blue", "red")]
+    others = [
+        {"prompt": "Which colour?", "chosen": "blue", "rejected": "red"},
+        {"prompt": answered["messages"][:1], "chosen": parts[0], "rejected": parts[1]},
+        {"chosen": whole[0], "rejected": whole[1]},
+        {**answered, "rejected_messages": whole[1]},
+    ]
+    (tmp_path / "others.json").write_text(json.dumps(others))
+    for record in read_records([path, tmp_path / "others.json"]):
         assert record.rejected == "red"
         assert [turn["value"] for turn in record.conversations] == ["Which colour?", "blue"]
 
@@ -171,6 +180,10 @@ def test_forms_of_other_programs(tmp_path, own):
         ({"chosen": "red", "rejected": "red"}, "are the same: 'red'"),
         ({"chosen": "blue", "rejected": " "}, "'rejected' must be an answer that is not empty"),
         ({"chosen": "blue", "rejected": "red", "rejected_response": "x"}, "mean the same"),
+        ({"chosen": "blue", "rejected": {"role": "user", "content": "red"}}, "an answer of the assistant, got one of"),
+        ({"chosen": [1, 2], "rejected": [1, 3]}, "'chosen', 'rejected' and 'conversations' all hold the conversation"),
+        ({"rejected_messages": [1, 2]}, "must be conversations that differ in the last answer alone"),
+        ({"rejected_images": ["a.png"]}, "both answers of a pair are about the same media"),
     ],
 )
 def test_faulty_pairs_are_named(tmp_path, own, message):

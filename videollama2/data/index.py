@@ -23,8 +23,8 @@ from videollama2.data.file_formats import format_of
 from videollama2.data.storage import open_file
 from videollama2.errors import DataError
 
-_FORMAT = 4
-"""Part of every entry's name, to be raised if the files of entries change."""
+_FORMAT = 5
+"""Part of every entry's name, to be raised if the files of entries change, or the rules by which they are made."""
 _NUMBERS_FILE = "numbers.i64"
 
 

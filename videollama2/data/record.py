@@ -29,8 +29,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from videollama2.data.contents import kind_at, source_of
-from videollama2.data.preferences import PREFERENCE_KEYS, split_preference
-from videollama2.data.row_formats import FORM_KEYS, MESSAGE_KEYS, published_form, refuse_content
+from videollama2.data.preferences import PREFERENCE_KEYS, split_preference, with_one_question
+from videollama2.data.row_formats import (
+    FORM_KEYS,
+    MESSAGE_KEYS,
+    PROMPT_KEYS,
+    published_form,
+    refuse_content,
+    refuse_weights,
+)
 from videollama2.data.storage import is_member, is_store_address
 from videollama2.errors import DataError, MediaError, PromptError, shown
 from videollama2.media.frames import FrameSampling
@@ -49,8 +56,13 @@ READ_KEYS = frozenset(
 _TURN_KEYS = frozenset(("from", "value"))
 
 _PATHS_ELSEWHERE = f"media are read from {' and '.join(map(repr, KINDS))}"
-_REFUSED_KEYS = dict.fromkeys(("image_path", "video_path", "audio_path", "image_file", "video_file"), _PATHS_ELSEWHERE)
-"""Keys of other formats that hold media, with the reason why they are refused."""
+_REFUSED_KEYS = {
+    **dict.fromkeys(("image_path", "video_path", "audio_path", "image_file", "video_file"), _PATHS_ELSEWHERE),
+    **dict.fromkeys([f"rejected_{kind}s" for kind in KINDS], "both answers of a pair are about the same media"),
+    "tools": "tools are not described to the model in training",
+}
+"""Keys of other formats that would change what is learned, with the reason why they are refused."""
+_NOTHING = (None, "", [], {}, "[]", "{}")
 
 _TAG = re.compile("|".join(map(re.escape, TAGS.values())))
 
@@ -135,11 +147,12 @@ def parse_record(
     Raises:
         DataError: the row violates a rule; the message names file, record and rule.
     """
-    name = raw.get("id", f"#{number}") if isinstance(raw, dict) else f"#{number}"
+    given = raw.get("id") if isinstance(raw, dict) else None
+    name = f"#{number}" if given is None else given
     try:
         if not isinstance(raw, dict):
             raise DataError(f"a record must be an object with 'conversations', got {type(raw).__name__}")
-        raw, rejected = split_preference(published_form(raw))
+        raw, rejected = split_preference(published_form(with_one_question(raw)))
         conversations = _conversations(raw)
         _refuse_keys(raw)
         media = _media(raw, _ordered_paths(raw, conversations), folder, va)
@@ -159,6 +172,7 @@ def _conversations(raw: dict[str, Any]) -> list[dict[str, str]]:
     for turn in turns:
         if not isinstance(turn, dict):
             raise DataError(f"a turn must be an object with 'from' and 'value', got {shown(turn)}")
+        refuse_weights(turn, "a turn")
     given = [key for key in _SYSTEM_KEYS if raw.get(key) not in (None, "")]
     if len(given) > 1:
         raise DataError(f"{' and '.join(map(repr, given))} mean the same: a record may have one of them")
@@ -201,6 +215,8 @@ def _paths(value: Any, key: str) -> list[str]:
 
 def _media(raw: dict[str, Any], paths: Sequence[tuple[str, str]], folder: str, va: bool) -> tuple[RecordMedium, ...]:
     bounds = {key: raw[key] for key in _SAMPLING_KEYS if raw.get(key) is not None}
+    if isinstance(count := bounds.get("num_frames"), float) and count.is_integer():
+        bounds["num_frames"] = int(count)  # tables keep whole numbers so where some rows have none
     if bounds:
         FrameSampling(**bounds)  # raises an error for impossible bounds
     asked = raw.get("va")
@@ -250,7 +266,7 @@ def _refuse_keys(raw: dict[str, Any]) -> None:
     if _REFUSED_KEYS.keys().isdisjoint(raw):
         return
     for key, reason in _REFUSED_KEYS.items():
-        if raw.get(key) not in (None, "", [], {}):
+        if raw.get(key) not in _NOTHING:
             raise DataError(f"{key!r} is not used: {reason}")
 
 
@@ -272,4 +288,6 @@ def unread_keys(raw: Any) -> set[str]:
         turns = raw.get(name)
         for turn in turns if isinstance(turns, list) else ():
             inner |= {f"{name}.{key}" for key in turn.keys() - known} if isinstance(turn, dict) else set()
-    return (raw.keys() - READ_KEYS - _REFUSED_KEYS.keys()) | inner
+    forms = {"conversations", *FORM_KEYS} & {key for key, value in raw.items() if value is not None}
+    read = READ_KEYS if forms else READ_KEYS | PROMPT_KEYS
+    return (raw.keys() - read - _REFUSED_KEYS.keys()) | inner

@@ -1,13 +1,16 @@
 """Turns rows in the forms of other programs into the published one, see :mod:`videollama2.data.record`.
 
 Read are OpenAI's ``messages``, with texts or with lists of parts, as LLaMA-Factory and ms-swift also write them with
-media under ``images``, ``videos`` and ``audios``; and the ``query``, ``response`` and ``history`` of ms-swift.
+media under ``images``, ``videos`` and ``audios``; the ``query``, ``response`` and ``history`` of ms-swift; and the
+``prompt`` of TRL, a text or messages, with its ``completion`` or, for preferences, ``chosen`` and ``rejected``.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
+from urllib.parse import unquote
 
 from videollama2.errors import DataError, shown
 from videollama2.media.kinds import KINDS, TAGS
@@ -15,6 +18,17 @@ from videollama2.media.kinds import KINDS, TAGS
 MESSAGE_KEYS = frozenset(("role", "content"))
 FORM_KEYS = frozenset(("messages", "query", "response", "history"))
 """Keys that take the place of ``conversations``."""
+PROMPT_KEYS = frozenset(("prompt", "completion"))
+"""Keys that do so in rows without any other conversation; beside one, they are read by nothing."""
+
+_WEIGHTS = {"loss": True, "weight": 1, "loss_scale": 1}
+"""Keys of turns by which other programs weight answers, each with the value that weights them as here."""
+_CALLS = ("tool_calls", "function_call")
+_PART_OPTIONS = (
+    *("start", "end", "video_start", "video_end"),
+    *("fps", "nframes", "num_frames", "min_frames", "max_frames"),
+)
+"""Keys by which parts of messages choose frames in other programs."""
 
 _ELSEWHERE = re.compile(r"^(?!file:)(?:https?:|[A-Za-z][A-Za-z0-9+.-]+:(?!//))")
 """The beginning of what is neither a path nor an address of a store; a Windows drive has one letter."""
@@ -35,6 +49,11 @@ def published_form(raw: dict[str, Any]) -> dict[str, Any]:
     forms = [key for key in ("conversations", "messages", "query") if raw.get(key) is not None]
     if len(forms) > 1:
         raise DataError(f"{' and '.join(map(repr, forms))} all hold the conversation: a record may have one of them")
+    if not forms and raw.get("prompt") is not None:
+        raw, forms = _prompted(raw), ["messages"]
+    # ms-swift and TRL write "label" beside messages; beside a conversation it may be anything.
+    if raw.get("kto_tag") is False or (raw.get("label") is False and forms == ["messages"]):
+        raise DataError("'kto_tag' or 'label' false marks a bad answer, which would be learned like a good one")
     if forms in ([], ["conversations"]):
         return raw
     media = {key: _paths(value, key) for kind in KINDS for key in (kind, f"{kind}s") if (value := raw.get(key))}
@@ -52,14 +71,49 @@ def _messages(messages: Any, media: dict[str, list[Any]]) -> list[dict[str, str]
     for message in messages:
         if not isinstance(message, dict) or not isinstance(message.get("content"), str | list):
             raise DataError(f"a message must be an object with 'role' and 'content', got {shown(message)}")
-        # Refused and not ignored: a record that was weighted elsewhere would silently be learned in another way here.
-        for key, learned in (("loss", True), ("weight", 1), ("loss_scale", 1)):
-            if message.get(key, learned) not in (learned, None):
-                raise DataError(f"{key!r} of a message is not used: every answer is learned alike")
+        refuse_weights(message, "a message")
+        for key in _CALLS:
+            if message.get(key):
+                raise DataError(f"{key!r} of a message is not used: only texts are learned")
         content = message["content"]
         text = content if isinstance(content, str) else "".join(_text_of(part, media) for part in content)
         turns.append({"from": str(message.get("role")), "value": text})
     return turns
+
+
+def _prompted(raw: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of TRL's form with its prompt, and its completion if there is one, as messages."""
+    messages = _said("user", raw["prompt"], "prompt")
+    if raw.get("completion") is not None:
+        messages = [*messages, *_said("assistant", raw["completion"], "completion")]
+    rest = {key: value for key, value in raw.items() if key not in PROMPT_KEYS}
+    return {**rest, "messages": messages}
+
+
+def _said(role: str, value: Any, key: str) -> list[Any]:
+    if isinstance(value, str):
+        return [{"role": role, "content": value}]
+    if not isinstance(value, list):
+        raise DataError(f"{key!r} must be a text or a list of messages, got {shown(value)}")
+    return value
+
+
+def refuse_weights(turn: dict[str, Any], name: str) -> None:
+    """Raise a DataError if a turn or message is weighted.
+
+    It is refused and not ignored: a record that was weighted elsewhere would silently be learned in another way here.
+    """
+    if _WEIGHTS.keys().isdisjoint(turn):
+        return
+    for key, learned in _WEIGHTS.items():
+        if turn.get(key, learned) not in (learned, None):
+            raise DataError(f"{key!r} of {name} is not used: every answer is learned alike")
+
+
+def _refuse_options(part: dict[str, Any]) -> None:
+    for key in _PART_OPTIONS:
+        if part.get(key) is not None:
+            raise DataError(f"{key!r} of a part is not used: 'start', 'end' and 'num_frames' stand beside the messages")
 
 
 def _text_of(part: Any, media: dict[str, list[Any]]) -> str:
@@ -75,6 +129,9 @@ def _text_of(part: Any, media: dict[str, list[Any]]) -> str:
     if name not in KINDS:
         raise DataError(f"a part of a message must be a text, an image, a video or a sound, got {shown(part)}")
     value = part[kind]
+    _refuse_options(part)
+    if isinstance(value, dict):
+        _refuse_options(value)
     media.setdefault(name, []).append(_path(value.get("url") if isinstance(value, dict) else value, name))
     return f"{TAGS[name]}\n"
 
@@ -107,7 +164,15 @@ def _path(value: Any, key: str) -> Any:
     refuse_content([path], key)
     if isinstance(path, str) and _ELSEWHERE.match(path):
         raise DataError(f"{key!r} must be a path of a file, got {path[:60]!r}")
-    return path.removeprefix("file://") if isinstance(path, str) else path
+    return _local(path) if isinstance(path, str) else path
+
+
+def _local(path: str) -> str:
+    """Return a path without ``file://``; most programs write the name of a file behind it, some as in web addresses."""
+    if not path.startswith("file://"):
+        return path
+    name = path.removeprefix("file://")
+    return unquote(name) if "%" in name and not os.path.exists(name) else name
 
 
 def refuse_content(paths: list[Any], key: str) -> None:

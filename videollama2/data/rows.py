@@ -52,6 +52,8 @@ def read_rows(file: str | os.PathLike[str]) -> Iterator[Any]:
         raise DataError(f"{file}: is not an annotation file ({error}); read is {FORMS}") from error
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{file}: cannot be read as an annotation file ({error})") from error
+    except RecursionError as error:
+        raise DataError(f"{file}: holds lists or objects nested deeper than Python's JSON reader goes") from error
 
 
 def _text_of(raw: BinaryIO, file: str | os.PathLike[str]) -> TextIO:

@@ -10,17 +10,21 @@ import hashlib
 import json
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from videollama2.data.contents import content_of, kind_at
 from videollama2.data.storage import member_path, open_file, whole_path
-from videollama2.errors import DataError
-from videollama2.media.kinds import KINDS
+from videollama2.errors import DataError, MediaError
+from videollama2.media.kinds import KINDS, kind_by_name
 
 _ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 """Names of archives end so. Those that are compressed are refused, for their members cannot be read in any order."""
+
+
+_PART_KEYS = tuple(name for kind in KINDS for name in (kind, f"{kind}_url"))
+"""Keys of a message's part that name a medium."""
 
 
 def is_shard(file: str | os.PathLike[str]) -> bool:
@@ -31,10 +35,11 @@ def is_shard(file: str | os.PathLike[str]) -> bool:
 def shard_rows(file: str | os.PathLike[str]) -> Iterator[Any]:
     """Yield the row of each record of a shard, in the order in which their first members stand in it.
 
-    A row is the content of ``KEY.json``. A path in it that names a member of the record, or a file ending as a member
-    does (``mp4`` for ``KEY.mp4``), becomes that member's; if it names no media, the record's members are its media.
-    As in WebDataset, capital letters in endings are like small ones, and files whose names have no ending or begin with
-    a dot are no members of records. The members of a record need not stand together.
+    A row is the content of ``KEY.json``. A path in it, or in a part of its ``messages``, that names a member of the
+    record, or a file ending as a member does (``mp4`` for ``KEY.mp4``), becomes that member's. If it names no media,
+    the media among the record's members are its media. As in WebDataset, capital letters in endings are like small
+    ones, and files whose names have no ending or begin with a dot are no members of records. The members of a record
+    need not stand together.
 
     Raises:
         DataError: the shard cannot be read, is compressed, or has two members of the same name; or a record has no
@@ -47,7 +52,7 @@ def shard_rows(file: str | os.PathLike[str]) -> Iterator[Any]:
             raise DataError(f"{file}: {key} has no member {key}.json that describes it")
         try:
             row = json.loads(content_of(described))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{file}: {key}.json is not JSON ({error})") from error
         yield _with_media(row, key, paths) if isinstance(row, dict) else row
 
@@ -84,7 +89,11 @@ def _records(source: str) -> dict[str, dict[str, str]]:
 def _members(source: str) -> Iterator[tarfile.TarInfo]:
     try:
         with open_file(source) as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            yield from (member for member in archive if member.isfile())
+            for member in archive:
+                if member.issparse():
+                    raise DataError(f"{source}: {member.name} is stored with holes: make the archive without --sparse")
+                if member.isfile():
+                    yield member
     except (OSError, tarfile.TarError) as error:
         raise DataError(f"{source}: cannot be read as an uncompressed tar archive ({error})") from error
 
@@ -106,13 +115,49 @@ def _with_media(row: dict[str, Any], key: str, paths: dict[str, str]) -> dict[st
     def inside(value: Any) -> Any:
         if isinstance(value, list):
             return [inside(each) for each in value]
+        if isinstance(value, dict):
+            return {name: inside(each) if name in ("path", "url") else each for name, each in value.items()}
         if not isinstance(value, str):
             return value
         base, dot, ending = Path(value).name.partition(".")
         return names.get(base + dot + ending.lower()) or names.get(Path(value).name.lower(), value)
 
     found = {name: inside(row[name]) for kind in KINDS for name in (kind, f"{kind}s") if row.get(name)}
-    if not found:
-        for path in paths.values():
-            found.setdefault(kind_at(path), []).append(path)
-    return {"id": key, **row, **found}
+    messages, is_named = _with_named_parts(row.get("messages"), inside)
+    if not found and not is_named:
+        found = _media_among(paths)
+    return {"id": key, **row, **({"messages": messages} if is_named else {}), **found}
+
+
+def _with_named_parts(messages: Any, inside: Callable[[Any], Any]) -> tuple[Any, bool]:
+    """Return messages whose parts name members of the record by their paths, and whether any part names a medium."""
+    is_named = False
+
+    def placed(part: Any) -> Any:
+        nonlocal is_named
+        media = {name: part[name] for name in _PART_KEYS if part.get(name)} if isinstance(part, dict) else {}
+        is_named = is_named or bool(media)
+        return {**part, **{name: inside(value) for name, value in media.items()}} if media else part
+
+    if not isinstance(messages, list):
+        return messages, False
+    placed_messages = [
+        {**each, "content": [placed(part) for part in each["content"]]}
+        if isinstance(each, dict) and isinstance(each.get("content"), list)
+        else each
+        for each in messages
+    ]
+    return placed_messages, is_named
+
+
+def _media_among(paths: dict[str, str]) -> dict[str, Any]:
+    """Return the media among the members of a record by their kinds; other members, such as ``KEY.txt``, are none."""
+    found: dict[str, Any] = {}
+    for path in paths.values():
+        try:
+            kind = kind_at(path)
+        except MediaError:
+            kind = kind_by_name(path)
+        if kind is not None:  # a damaged medium is told by the record's check
+            found.setdefault(kind, []).append(path)
+    return found

@@ -53,6 +53,7 @@ def parquet_rows(file: str | os.PathLike[str]) -> Iterator[Any]:
     """
     source = whole_path(file)
     opened = _parquet(source)
+    _check_names(source, opened.schema_arrow.names)
     for group in range(opened.num_row_groups):
         table = _read(source, lambda group=group: opened.read_row_group(group, use_threads=False))
         placed = {
@@ -97,7 +98,7 @@ def parquet_content(file: str, group: int, row: int, column: str, item: int | No
         DataError: the file cannot be read, or has no such medium. MissingDependencyError: pyarrow is not installed.
     """
     try:
-        cell = _column(file, group, column, os.getpid())[row].as_py()
+        cell = _column(file, group, column, _state(file))[row].as_py()
         value = cell if item is None else cell[item]
         content = value["bytes"] if isinstance(value, dict) else value
     except (IndexError, KeyError, TypeError) as error:
@@ -107,15 +108,25 @@ def parquet_content(file: str, group: int, row: int, column: str, item: int | No
     return content
 
 
-# Both are kept per process: a file that a loader worker inherits would share its position with the other workers.
+def _state(file: str) -> tuple[int, ...]:
+    """Return what tells whether something kept of a file may still be used: the process, and the file's version.
+
+    A file that a loader worker inherits would share its position with the other workers.
+    """
+    if is_store_address(file):
+        return (os.getpid(),)
+    status = _read(file, lambda: os.stat(file))
+    return os.getpid(), status.st_ino, status.st_size, status.st_mtime_ns
+
+
 @lru_cache(_KEPT_COLUMNS)
-def _column(file: str, group: int, column: str, process: int) -> Any:
-    opened = _kept_parquet(file, process)
+def _column(file: str, group: int, column: str, state: tuple[int, ...]) -> Any:
+    opened = _kept_parquet(file, state)
     return _read(file, lambda: opened.read_row_group(group, [column], use_threads=False).column(column))
 
 
 @lru_cache(_KEPT_COLUMNS)
-def _kept_parquet(file: str, process: int) -> Any:
+def _kept_parquet(file: str, state: tuple[int, ...]) -> Any:
     return _parquet(file)
 
 
@@ -152,6 +163,7 @@ def dataset_rows(folder: str | os.PathLike[str]) -> Iterator[Any]:
     for file in _arrow_files(folder):
         whole, batches = _batches(file)
         for batch in batches:
+            _check_names(file, batch.schema.names)
             placed = {
                 name: _placed_in_file(batch.column(name), file, whole)
                 for name in batch.schema.names
@@ -183,12 +195,17 @@ def dataset_digest(folder: str | os.PathLike[str]) -> str:
 
 def _arrow_files(folder: str | os.PathLike[str]) -> list[str]:
     if not (Path(folder) / _STATE_FILE).is_file():
-        splits = json.loads((Path(folder) / _SPLITS_FILE).read_text("utf-8")).get("splits", [])
+        splits = _described(folder, _SPLITS_FILE, lambda content: list(content["splits"]))
         paths = " or ".join(os.path.join(folder, split) for split in splits)
         raise DataError(f"{folder}: is a dataset of several splits; name one of them: {paths}")
+    names = _described(folder, _STATE_FILE, lambda content: [entry["filename"] for entry in content["_data_files"]])
+    return [os.path.join(whole_path(folder), name) for name in names]
+
+
+def _described(folder: str | os.PathLike[str], name: str, names_in: Callable[[Any], list[str]]) -> list[str]:
+    """Return the names that a file of a saved dataset lists."""
     try:
-        state = json.loads((Path(folder) / _STATE_FILE).read_text("utf-8"))
-        return [os.path.join(whole_path(folder), entry["filename"]) for entry in state["_data_files"]]
+        return names_in(json.loads((Path(folder) / name).read_text("utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder}: cannot be read as a saved dataset ({error!r})") from error
 
@@ -237,9 +254,21 @@ def _rows(table: Any, placed: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
         row = _without_nulls({**row, **{name: cells[number] for name, cells in placed.items()}})
         for name in _TURN_COLUMNS:
             if isinstance(turns := row.get(name), dict):
-                # ``Sequence`` of ``datasets`` stores a list of objects as an object of lists.
-                row[name] = [dict(zip(turns, values, strict=True)) for values in zip(*turns.values(), strict=True)]
+                row[name] = _list_of_objects(turns)
         yield row
+
+
+def _list_of_objects(turns: dict[str, Any]) -> Any:
+    """Return the turns that ``Sequence`` of ``datasets`` stores as an object of lists; anything else as it is."""
+    lists = list(turns.values())
+    if not all(isinstance(each, list) and len(each) == len(lists[0]) for each in lists):
+        return turns  # the record's check tells what is wrong
+    return [dict(zip(turns, values, strict=True)) for values in zip(*lists, strict=True)]
+
+
+def _check_names(file: str, names: list[str]) -> None:
+    if double := next((name for name in names if names.count(name) > 1), None):
+        raise DataError(f"{file}: has several columns {double!r}")
 
 
 def _without_nulls(value: Any) -> Any:

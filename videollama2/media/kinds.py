@@ -155,12 +155,16 @@ def kind_of(content: bytes | bytearray | memoryview | BinaryIO, name: str = "") 
     """
     if (kind := identify(content, name)) is not None:
         return kind
-    suffix = _suffix(name)
-    for kind, suffixes in SUFFIXES.items():
-        if suffix in suffixes:
-            return kind
+    if (kind := kind_by_name(name)) is not None:
+        return kind
     known = " nor ".join(map(with_article, KINDS))
-    raise MediaError(f"{name or 'the medium'}: is neither {known} by content or by extension ({suffix!r})")
+    raise MediaError(f"{name or 'the medium'}: is neither {known} by content or by extension ({_suffix(name)!r})")
+
+
+def kind_by_name(name: str) -> str | None:
+    """Return the kind that the ending of a file name suggests, or None."""
+    suffix = _suffix(name)
+    return next((kind for kind, suffixes in SUFFIXES.items() if suffix in suffixes), None)
 
 
 def is_told_by(head: bytes) -> bool:
