@@ -1,7 +1,11 @@
 """Reading videos in the worker processes and threads that training uses."""
 
+import gc
+import io
+import multiprocessing
 from concurrent.futures import ThreadPoolExecutor
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -48,3 +52,34 @@ def test_threads_read_the_same_frames(clips):
         there = list(pool.map(lambda i: clips[i % len(clips)].numpy(), range(24)))
     for i, frames_THWC in enumerate(there):
         assert np.array_equal(frames_THWC, here[i % len(here)])
+
+
+def _leave_an_encoder_as_garbage():
+    """Cyclic garbage, as an error with its traceback would be, that holds an encoder and a converter with threads."""
+    with av.open(io.BytesIO(), "w", format="matroska") as output:
+        stream = output.add_stream("libx264", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        stream.codec_context.thread_count = 2
+        for shade in range(4):
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((64, 64, 3), shade, np.uint8), format="rgb24")))
+        output.mux(stream.encode())
+        kept = [stream]
+        kept.append(kept)
+
+
+def test_a_fork_does_not_wait_for_threads_of_its_parent():
+    """FFmpeg joins its threads when their owner is freed, and a fork has none of them."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        _leave_an_encoder_as_garbage()
+        process = multiprocessing.get_context("fork").Process(target=gc.collect)
+        process.start()
+    finally:
+        if was_enabled:
+            gc.enable()
+    process.join(120)
+    code = process.exitcode
+    process.kill()
+    process.join(120)
+    assert code == 0

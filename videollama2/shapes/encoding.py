@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 
+from videollama2.garbage_collection import leave_garbage_to_parent
 from videollama2.shapes.scene import FPS
 from videollama2.shapes.sounds import RATE
 
@@ -15,6 +16,7 @@ def encode_video(frames_THWC: np.ndarray, wave_S: np.ndarray | None = None) -> b
     """
     import av
 
+    leave_garbage_to_parent()
     frame_count, height, width = frames_THWC.shape[:3]
     # The whole clip is converted to YUV as one tall picture: a conversion per frame would cost as much as the encoding.
     tall = av.VideoFrame.from_ndarray(frames_THWC.reshape(-1, width, 3), format="rgb24")
