@@ -47,6 +47,11 @@ find_python() {
     echo "${PYTHON:-$([ -x "${VENV:-.venv}/bin/python" ] && echo "${VENV:-.venv}/bin/python" || echo python3)}"
 }
 
+# hand_on SIGNAL: give a signal to the launcher, or keep it until there is one.
+hand_on() {
+    if [ -n "$launcher" ]; then kill "-$1" "$launcher" 2>/dev/null || true; else early="$1"; fi
+}
+
 # launch ARGUMENTS OF THE SCRIPT -- ITS OWN FLAGS
 launch() {
     local positional=() overrides=() flags=()
@@ -80,6 +85,11 @@ launch() {
 
     local sharding=()
     [ "${DEEPSPEED:-none}" = none ] || sharding=(--deepspeed "$DEEPSPEED")
+    # Set before the launcher starts, since a signal in between would end this shell alone.
+    local launcher='' code=0 told='' early='' signal
+    for signal in TERM USR1 INT; do
+        trap "told=SIG$signal; hand_on $signal" "$signal"
+    done
     "$(find_python)" -m torch.distributed.run \
         --nnodes "$nodes" \
         --nproc_per_node "$processes" \
@@ -112,10 +122,8 @@ launch() {
         "${flags[@]}" \
         ${overrides[@]+"${overrides[@]}"} &
     # A shell that waits for a program in the foreground hears of no signal before that has ended.
-    local launcher=$! code=0 told=
-    trap 'told=SIGTERM; kill -TERM "$launcher" 2>/dev/null || true' TERM
-    trap 'told=SIGUSR1; kill -USR1 "$launcher" 2>/dev/null || true' USR1
-    trap 'told=SIGINT; kill -INT "$launcher" 2>/dev/null || true' INT
+    launcher=$!
+    [ -z "$early" ] || hand_on "$early"
     wait "$launcher" || code=$?
     while kill -0 "$launcher" 2>/dev/null; do
         wait "$launcher" || code=$?

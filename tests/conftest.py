@@ -15,6 +15,8 @@ import pytest
 from tests.timing import ProcessorTimes
 
 ROOT = Path(__file__).resolve().parent.parent
+# What the helpers of a wing assert is explained as what its tests assert.
+pytest.register_assert_rewrite(*(f"tests.{path.parent.name}.helpers" for path in (ROOT / "tests").glob("*/helpers*")))
 GOLDEN_COPY = ROOT / "tests" / "golden"
 _CANDIDATES = (ROOT.parent / "shared" / "golden", GOLDEN_COPY)
 

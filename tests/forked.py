@@ -16,11 +16,14 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -29,6 +32,9 @@ _ROOT = Path(__file__).resolve().parent.parent
 
 GRACE_S = 120.0
 """How long the other ranks may continue after one has failed; they might wait for it for ever."""
+
+JOIN_S = 60.0
+"""How long the system may take to end a process that was killed, or that has nothing left to do."""
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["tests.preloaded"])
@@ -52,7 +58,7 @@ def run_ranks(
     processes: int,
     log: Path,
     watch: Callable[[str], int] = lambda text: 0,
-    timeout_s: float = 600,
+    timeout_s: float = 300,
     module: str = "videollama2.train",
     variables: Mapping[str, str] | None = None,
 ) -> int:
@@ -65,9 +71,15 @@ def run_ranks(
         watch: called again and again with what has been written, until it returns the number of a signal, which all
             processes then get. ``SIGKILL`` kills their children too.
     """
-    port = _free_port()
-    group = [{**(variables or {}), **_as_torchrun_sets(rank, processes, port)} for rank in range(processes)]
-    ranks = [start(module, argv, log, own) for own in group]
+    with reserved_port() as port:
+        group = [{**(variables or {}), **_as_torchrun_sets(rank, processes, port)} for rank in range(processes)]
+        ranks = [start(module, argv, log, own) for own in group]
+        _watch_over(ranks, log, watch, timeout_s)
+    return next((rank.exitcode for rank in ranks if rank.exitcode), 0)
+
+
+def _watch_over(ranks: Sequence[BaseProcess], log: Path, watch: Callable[[str], int], timeout_s: float) -> None:
+    """Wait until all processes have ended; those that last too long are killed, and the log tells so."""
     deadline = time.monotonic() + timeout_s
     number = 0
     while any(rank.is_alive() for rank in ranks):
@@ -76,12 +88,49 @@ def run_ranks(
         if not number and (number := watch(log.read_text())):
             send(ranks, number)
         if time.monotonic() > deadline:
-            send(ranks, signal.SIGKILL)
+            with log.open("a") as file:
+                file.write("\nkilled by the tests: not all processes ended in time\n")
             break
         time.sleep(0.02)
-    for rank in ranks:
-        rank.join()
-    return next((rank.exitcode for rank in ranks if rank.exitcode), 0)
+    end_all(ranks, timeout_s=0 if any(rank.is_alive() for rank in ranks) else JOIN_S)
+
+
+def end_all(processes: Sequence[BaseProcess], timeout_s: float) -> None:
+    """Wait until the processes have ended, and kill what has not after so many seconds."""
+    deadline = time.monotonic() + timeout_s
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+    send(processes, signal.SIGKILL)
+    for process in processes:
+        process.join(JOIN_S)
+        assert process.exitcode is not None, f"process {process.pid} does not end although it was killed"
+
+
+def receive(connection: Connection, timeout_s: float = 120.0) -> Any:
+    """Return the next message of another process.
+
+    Raises:
+        TimeoutError: none has come.
+        EOFError: every process that could have sent one has ended.
+    """
+    if not connection.poll(timeout_s):
+        raise TimeoutError(f"no message after {timeout_s:.0f} s")
+    return connection.recv()
+
+
+@contextmanager
+def killed_after(process: subprocess.Popen[Any], timeout_s: float = 240.0) -> Iterator[None]:
+    """Kill a program and its children at the end of the block, or after so long, which ends any wait for its output."""
+    timer = threading.Timer(timeout_s, kill_tree, [process.pid])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        if process.poll() is None:
+            kill_tree(process.pid)
+            process.wait(JOIN_S)
 
 
 def run_python(
@@ -108,8 +157,7 @@ def run_python(
         process = start_function(_run_python, words, str(cwd), dict(env or os.environ), streams)
         process.join(timeout_s)
         if process.exitcode is None:
-            kill(process)
-            process.join()
+            end_all([process], timeout_s=0)
             raise subprocess.TimeoutExpired(words, timeout_s, *(stream.read_bytes() for stream in streams[1:]))
         _, out, err = (stream.read_text() for stream in streams)
         return subprocess.CompletedProcess(words, process.exitcode, out, err)
@@ -145,20 +193,32 @@ def _as_torchrun_sets(rank: int, processes: int, port: int) -> dict[str, str]:
     return {**{name: str(value) for name, value in ranks.items()}, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """Yield a port that whoever asks for any free one does not get while the block runs.
+
+    A socket that is bound to it and does not listen keeps it from them. A server that asks for this very port gets it,
+    if it sets ``SO_REUSEADDR`` as torch's stores do.
+    """
+    with socket.socket() as keeper:
+        keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        keeper.bind(("", 0))
+        yield keeper.getsockname()[1]
 
 
 def _run(module: str, argv: list[str], log: Path, variables: dict[str, str]) -> None:
+    _write_to(log)
+    _begin_anew()
+    os.environ |= variables
+    sys.exit(importlib.import_module(module).main(argv))
+
+
+def _write_to(log: Path) -> None:
+    """Let what this process writes to its standard streams go to a file."""
     with log.open("a") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
     sys.stdout.reconfigure(line_buffering=True)
-    _begin_anew()
-    os.environ |= variables
-    sys.exit(importlib.import_module(module).main(argv))
 
 
 def _begin_anew() -> None:
@@ -205,12 +265,34 @@ def become_python(words: list[str], cwd: str, variables: dict[str, str]) -> None
 
 
 def start_together(count: int, target: Callable[..., None], *args: object) -> None:
-    """Call ``target(*args, barrier)`` in so many forked processes, which meet at the barrier; all must end well."""
+    """Call ``target(*args, barrier)`` in so many processes, which meet at the barrier; all must end well."""
+    run_function(fork_together, count, target, *args)
+
+
+def run_function(target: Callable[..., None], *args: object, timeout_s: float = 240.0) -> None:
+    """Call ``target(*args)`` in a process of one thread, which may therefore fork, and check that it ends well."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        process = start_function(_logged, log, target, args)
+        end_all([process], timeout_s)
+        assert process.exitcode == 0, f"{target.__name__} ended with {process.exitcode}: {log.read_text()}"
+
+
+def _logged(log: Path, target: Callable[..., None], args: tuple[object, ...]) -> None:
+    _write_to(log)
+    target(*args)
+
+
+def fork_together(count: int, target: Callable[..., None], *args: object, timeout_s: float = 120.0) -> None:
+    """Do what :func:`start_together` does by forking this process.
+
+    A process with several threads must not do this: another thread may hold a lock, which no thread of the copy gives
+    back.
+    """
     context = multiprocessing.get_context("fork")
-    barrier = context.Barrier(count)
+    barrier = context.Barrier(count, timeout=timeout_s)
     processes = [context.Process(target=target, args=(*args, barrier)) for _ in range(count)]
     for process in processes:
         process.start()
-    for process in processes:
-        process.join()
-        assert process.exitcode == 0
+    end_all(processes, timeout_s)
+    assert [process.exitcode for process in processes] == [0] * count

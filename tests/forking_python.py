@@ -31,15 +31,28 @@ options = [word for word in words[:1] if word == "-u"]
 target = words[len(options) : len(options) + 1]
 if not target or target[0].startswith("-") and target[0] not in ("-", "-m", "-c"):
     os.execv({python!r}, [{python!r}, *words])
+passed_on = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2
+# They wait until the server knows what to run; before that it would take their numbers for a part of the request.
+signal.pthread_sigmask(signal.SIG_BLOCK, passed_on)
 server = socket.socket(socket.AF_UNIX)
 server.connect({address!r})
 variables = {{**os.environ, **({{"PYTHONUNBUFFERED": "1"}} if options else {{}})}}
 request = json.dumps([words[len(options) :], os.getcwd(), variables]).encode()
-for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
-    signal.signal(number, lambda number, frame: server.sendall(bytes([number])))
 socket.send_fds(server, [len(request).to_bytes(8, "big")], [0, 1, 2])
 server.sendall(request)
-code = int.from_bytes(server.recv(8), "big", signed=True)
+def pass_on(number, frame):
+    try:
+        server.sendall(bytes([number]))
+    except OSError:  # the program has just ended
+        pass
+
+for number in passed_on:
+    signal.signal(number, pass_on)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, passed_on)
+told = server.recv(8)
+if not told:
+    sys.exit("the process that ran this program has died: " + " ".join(words))
+code = int.from_bytes(told, "big", signed=True)
 if code < 0:
     if code != -signal.SIGKILL:
         signal.signal(-code, signal.SIG_DFL)
@@ -68,7 +81,7 @@ def forking_python(folder: Path) -> Iterator[Path]:
     finally:
         # Said in words, because closing is no sign: loader workers that a test forked may hold copies of this end.
         ours.send("end")
-        server.join()
+        forked.end_all([server], forked.JOIN_S)
         ours.close()
 
 

@@ -1,21 +1,14 @@
 """``videollama2 data check``: every problem with its record, files opened and decoded, counts and lengths."""
 
-import argparse
 import gzip
 import json
-import multiprocessing
-import os
-import signal
-import wave
-from pathlib import Path
 
-import psutil
 import pytest
 
-from tests.conftest import ROOT, golden_audio_dir, golden_dir, write_cut_video
+from tests.conftest import golden_dir
+from tests.data.helpers import CASES, run_check
 from videollama2 import cli
-from videollama2.data.check import add_check_command, check_files, histogram
-from videollama2.data.files_check import _executor
+from videollama2.data.check import check_files, histogram
 from videollama2.shapes.sets import write_set
 
 
@@ -40,15 +33,8 @@ def world(tmp_path_factory):
     return folder
 
 
-def run(*argv):
-    parser = argparse.ArgumentParser()
-    add_check_command(parser.add_subparsers())
-    args = parser.parse_args(["check", *map(str, argv)])
-    return args.run(args)
-
-
 def test_good_file(world, capsys):
-    assert run(world / "good.json", "--model-max-length", 60) == 0
+    assert run_check(world / "good.json", "--model-max-length", 60) == 0
     text = capsys.readouterr().out
     assert "5 records, 5 of them right: 1 image, 1 several media, 1 text only, 2 video" in text
     assert "media tokens per record" in text
@@ -60,10 +46,10 @@ def test_records_that_are_too_long(world, capsys):
     ask, answer = ({"from": name, "value": "word " * 60} for name in ("human", "gpt"))
     rows += [{"id": "late", "conversations": [ask, answer]}, {"id": "cut", "conversations": [ask, answer, ask, answer]}]
     (world / "long.json").write_text(json.dumps(rows))
-    assert run(world / "long.json", "--model-max-length", 100) == 0
+    assert run_check(world / "long.json", "--model-max-length", 100) == 0
     text = capsys.readouterr().out
     assert "longer than the maximum, to be cut at the end: 2 records" in text
-    assert run(world / "long.json", "--model-max-length", 60) == 1
+    assert run_check(world / "long.json", "--model-max-length", 60) == 1
     text = capsys.readouterr().out
     assert "7 records, 5 of them right" in text
     assert "record 'late': no labelled token within the 60 tokens of model_max_length" in text
@@ -72,7 +58,7 @@ def test_records_that_are_too_long(world, capsys):
 
 @pytest.mark.parametrize("name", ["bad.json", "worst.json"])
 def test_every_problem_has_its_record(world, capsys, name):
-    assert run(world / name) == 1
+    assert run_check(world / name) == 1
     text = capsys.readouterr().out
     lines = [line for line in text.splitlines() if f"{name}: record" in line]
     assert len(lines) == 4
@@ -86,8 +72,8 @@ def test_every_problem_has_its_record(world, capsys, name):
 
 def test_paths_are_relative_to_the_folder_given(world, tmp_path, capsys):
     (tmp_path / "moved.json").write_text((world / "good.json").read_text())
-    assert run(tmp_path / "moved.json") == 1
-    assert run(tmp_path / "moved.json", "--data-folder", world) == 0
+    assert run_check(tmp_path / "moved.json") == 1
+    assert run_check(tmp_path / "moved.json", "--data-folder", world) == 0
 
 
 def test_a_file_that_cannot_be_read_is_a_problem_beside_the_others(world, tmp_path):
@@ -113,9 +99,6 @@ def test_histogram():
     assert lines[4].split()[-1] == "0"
     assert histogram([7]) == ["        7 to       7         1 " + "#" * 40]
 
-
-CASES = Path(__file__).parent / "cases"
-"""Annotation files as people have them, with the media they name."""
 
 WRONG = {
     "c_videos_key_no_tag": "'videos_key_no_tag': the human turns hold 0 media tag(s), the record holds 1",
@@ -167,7 +150,7 @@ def test_a_system_text_is_used(name):
 
 
 def test_one_bad_file_among_good_ones(capsys):
-    assert run(CASES / "mix_lfs.json", "--data-folder", CASES) == 1
+    assert run_check(CASES / "mix_lfs.json", "--data-folder", CASES) == 1
     text = capsys.readouterr().out
     assert "9 records, 8 of them right: 8 video" in text
     assert "record 'lfs': " in text and "Git LFS pointer" in text
@@ -184,64 +167,6 @@ def test_records_that_name_the_same_bad_file_share_a_line(tmp_path):
     report = check_files([tmp_path / "many.json"], CASES)
     (problem,) = report.problems
     assert "record 'a' (and 2 other records): " in problem and report.wrong == 3
-
-
-@pytest.fixture
-def no_frame(tmp_path):
-    """An mp4 whose header promises a video stream, and that holds no frame of it."""
-    import av
-
-    with av.open(str(tmp_path / "empty.mp4"), "w") as container:
-        stream = container.add_stream("mpeg4", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
-        container.start_encoding()
-    talk = [{"from": "human", "value": "<video>What?"}, {"from": "gpt", "value": "x"}]
-    (tmp_path / "data.json").write_text(json.dumps([{"id": "none", "video": "empty.mp4", "conversations": talk}]))
-    return tmp_path / "data.json"
-
-
-@pytest.mark.parametrize("how", ["open", "decode"])
-def test_a_video_without_a_frame_is_not_right(no_frame, how):
-    assert (no_frame.parent / "empty.mp4").stat().st_size < 600
-    (problem,) = check_files([no_frame], media=how).problems
-    assert "record 'none': " in problem and "empty.mp4: " in problem
-
-
-def test_decoding_finds_what_opening_does_not(tmp_path, capsys):
-    """The frames are noise where the packets are listed; only a decoder can tell."""
-    whole = bytearray((CASES / "m" / "a.mp4").read_bytes())
-    begin = whole.index(b"mdat") + 4
-    end = whole.index(b"moov") if whole.index(b"moov") > begin else len(whole)
-    whole[begin:end] = bytes(reversed(whole[begin:end]))
-    (tmp_path / "noise.mp4").write_bytes(whole)
-    rows = json.loads((CASES / "mix_lfs.json").read_text())[:2]
-    (tmp_path / "a.mp4").write_bytes((CASES / "m" / "a.mp4").read_bytes())
-    rows[0]["video"], rows[1]["video"] = "a.mp4", "noise.mp4"
-    (tmp_path / "data.json").write_text(json.dumps(rows))
-    assert not check_files([tmp_path / "data.json"]).problems
-    assert run(tmp_path / "data.json", "--decode", "--workers", 2) == 1
-    text = capsys.readouterr().out
-    assert "2 records, 1 of them right: 1 video" in text and "noise.mp4: no frame can be decoded" in text
-    assert "2 files decoded in " in text and " a second" in text
-
-
-def test_decoding_looks_at_the_part_that_is_trained_on(tmp_path):
-    row = json.loads((CASES / "mix_lfs.json").read_text())[0]
-    (tmp_path / "data.json").write_text(json.dumps([{**row, "start": 0.1}, {**row, "id": "late", "start": 60}]))
-    assert not check_files([tmp_path / "data.json"], CASES).problems
-    report = check_files([tmp_path / "data.json"], CASES, media="decode")
-    (problem,) = report.problems
-    assert "record 'late'" in problem and "start 60 s is after the end of the video" in problem
-
-
-def test_damage_that_leaves_a_file_usable_is_a_remark(tmp_path):
-    write_cut_video(ROOT / "videollama2" / "assets" / "demo" / "moving_shapes.mp4", tmp_path / "cut.mkv")
-    talk = [{"from": "human", "value": "<video>What?"}, {"from": "gpt", "value": "x"}]
-    (tmp_path / "data.json").write_text(json.dumps([{"id": "cut", "video": "cut.mkv", "conversations": talk}]))
-    report = check_files([tmp_path / "data.json"], media="decode")
-    assert not report.problems and report.modalities["video"] == 1
-    (remark,) = report.remarks
-    assert "cut.mkv" in remark and "damaged or truncated" in remark and "1 remark:" in report.text()
 
 
 def test_keys_that_nobody_reads_are_counted(world, tmp_path):
@@ -291,61 +216,3 @@ def test_files_that_are_no_annotations(tmp_path, content, words):
 def test_workers_are_about_decoding(world, capsys):
     assert cli.main(["data", "check", str(world / "good.json"), "--workers", "2"]) == 2
     assert "--workers is about --decode" in capsys.readouterr().err
-
-
-def sound_rows(folder):
-    media = golden_audio_dir() / "media"
-    answer = {"from": "gpt", "value": "yes"}
-    named = {
-        "sound": ("<audio>", {"audio": str(media / "door_cut.wav")}),
-        "heard": ("<video>", {"video": str(media / "av_stereo_44k_3s.mp4"), "va": True}),
-        "mute": ("<video>", {"video": str(media / "video_no_audio.mp4"), "va": True}),
-        "seen": ("<video>", {"video": str(media / "video_no_audio.mp4")}),
-        "text": ("<audio>", {"audio": str(media / "not_audio.wav")}),
-        "no track": ("<audio>", {"audio": str(media / "video_no_audio.mp4")}),
-    }
-    rows = [
-        {"id": name, **fields, "conversations": [{"from": "human", "value": f"{tag}\nIs it loud?"}, answer]}
-        for name, (tag, fields) in named.items()
-    ]
-    path = folder / "sounds.json"
-    path.write_text(json.dumps(rows))
-    return path
-
-
-@pytest.mark.parametrize("how", ["open", "decode"])
-def test_tracks_and_seconds_of_sounds(tmp_path, how):
-    report = check_files([sound_rows(tmp_path)], media=how)
-    assert report.modalities == {"audio": 1, "audio-video": 2, "video": 1}
-    with wave.open(str(golden_audio_dir() / "media" / "door_cut.wav")) as file:
-        seconds = file.getnframes() / file.getframerate()
-    assert sorted(report.sounds) == pytest.approx([seconds, 3.0], abs=0.05)
-    assert (report.silent, report.wrong) == (1, 2)
-    assert f"sound: 2 tracks of {seconds:.1f} to 3.0 s" in report.text()
-    assert "1 video without a track, heard as silence" in report.text()
-    assert any("record 'no track'" in line and "no sound track" in line for line in report.problems)
-
-
-def test_sounds_are_counted_also_for_a_model_that_does_not_hear_yet(tmp_path, capsys):
-    assert run(sound_rows(tmp_path), "--quick", "--va") == 0
-    text = capsys.readouterr().out
-    assert "6 records, 6 of them right: 3 audio, 3 audio-video" in text
-    assert "sound: 1496 tokens each" in text
-
-
-def _begin_to_decode(connection):
-    executor = _executor(True, 1)
-    connection.send(executor.submit(os.getpid).result())
-    signal.pause()
-
-
-def test_processes_that_decode_end_with_the_command():
-    ours, theirs = multiprocessing.Pipe()
-    command = multiprocessing.get_context("fork").Process(target=_begin_to_decode, args=(theirs,))
-    command.start()
-    worker = psutil.Process(ours.recv())
-    command.kill()
-    command.join()
-    command.close()
-    _, left = psutil.wait_procs([worker], timeout=60)
-    assert [each for each in left if each.status() != psutil.STATUS_ZOMBIE] == []

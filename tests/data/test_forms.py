@@ -11,8 +11,6 @@ from videollama2.data.records import read_sets
 from videollama2.errors import DataError
 from videollama2.processing import VideoLlama2Processor
 
-from .test_records import media  # noqa: F401 - a fixture
-
 PUBLISHED = {
     "id": "1",
     "video": "v.mp4",
@@ -56,13 +54,13 @@ def conversation(record):
     [OPENAI, LLAMA_FACTORY, MS_SWIFT, TRL, TRL_PROMPT, TRL_TEXTS, QUERY],
     ids=["openai", "factory", "swift", "trl", "trl prompt", "trl texts", "query"],
 )
-def test_forms_are_equal(media, raw):  # noqa: F811
+def test_forms_are_equal(media, raw):
     published, other = (parse_record(row, 0, "data.json", media) for row in (PUBLISHED, raw))
     assert conversation(other.conversations) == conversation(published.conversations)
     assert other.media == published.media
 
 
-def test_parts_keep_their_order_among_kinds_and_turns(media):  # noqa: F811
+def test_parts_keep_their_order_among_kinds_and_turns(media):
     parts = [{"type": "text", "text": "a"}, {"type": "image", "image": "i.png"}, {"type": "video", "video": "v.mp4"}]
     messages = [
         {"role": "system", "content": "Be brief."},
@@ -112,13 +110,13 @@ def test_parts_keep_their_order_among_kinds_and_turns(media):  # noqa: F811
         ({"query": "a", "response": "b", "num_frames": 3}, "'num_frames' counts the frames of a video"),
     ],
 )
-def test_rows_that_are_refused(media, raw, words):  # noqa: F811
+def test_rows_that_are_refused(media, raw, words):
     with pytest.raises(DataError) as told:
         parse_record(raw, 0, "data.json", media)
     assert words in str(told.value) and len(str(told.value)) < 400
 
 
-def test_keys_that_say_nothing_else_are_no_error(media, tmp_path):  # noqa: F811
+def test_keys_that_say_nothing_else_are_no_error(media, tmp_path):
     """Tables have whole numbers as floats and empty lists of tools; a prompt beside a conversation is a remark."""
     row = {**PUBLISHED, "id": None, "num_frames": 4.0, "tools": "[]", "label": False, "prompt": "a remark"}
     record = parse_record(row, 7, "data.json", media)
@@ -131,7 +129,7 @@ def test_keys_that_say_nothing_else_are_no_error(media, tmp_path):  # noqa: F811
     assert record.media[0].path == str(named)
 
 
-def test_frames_of_each_record(media, tmp_path):  # noqa: F811
+def test_frames_of_each_record(media, tmp_path):
     """Tokens, lengths and pixels of a record follow its own number of frames; too few are refused with the file."""
     rows = [{**PUBLISHED, "id": str(count), "num_frames": count} for count in (4, 2)] + [PUBLISHED]
     (tmp_path / "data.json").write_text(json.dumps(rows))

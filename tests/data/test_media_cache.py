@@ -12,15 +12,14 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
-from tests.forked import start_together
+from tests.data.helpers import dialogue
+from tests.forked import fork_together, run_function, start_together
 from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.data.media_cache import FrameCache
 from videollama2.data.records import read_sets
 from videollama2.media.frames import FrameSampling
 from videollama2.processing import VideoLlama2Processor
 from videollama2.shapes.encoding import encode_video
-
-from .test_records import dialogue
 
 FRAMES = torch.arange(2 * 3 * 4 * 5, dtype=torch.uint8).view(2, 3, 4, 5)
 ENTRY = FRAMES.numel() + 48
@@ -129,12 +128,17 @@ def _fill_without_room(cache, told, barrier):
         told.value += len(caught)
 
 
-def test_a_full_disk_is_told_once_by_all_workers(folder):
+def _epochs_without_room(folder):
+    """A run whose workers are forked anew for each epoch, as data loaders do."""
     cache, told = FrameCache(folder, 10**6), multiprocessing.get_context("fork").Value("i")
-    start_together(1, _fill_without_room, cache, told)
+    fork_together(1, _fill_without_room, cache, told)
     assert told.value == 1
-    start_together(2, _fill_without_room, cache, told)  # workers of the next epoch
+    fork_together(2, _fill_without_room, cache, told)  # workers of the next epoch
     assert told.value == 1
-    start_together(1, _fill_without_room, FrameCache(folder, 10**6, warns=False), told)  # another process of the run
+    fork_together(1, _fill_without_room, FrameCache(folder, 10**6, warns=False), told)  # another process of the run
     assert told.value == 1
+
+
+def test_a_full_disk_is_told_once_by_all_workers(folder):
+    run_function(_epochs_without_room, folder)
     assert not entries(folder)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT
+from tests.data.helpers import dialogue
 from videollama2.data.check import check_files
 from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.data.index import Index
@@ -15,8 +16,6 @@ from videollama2.media.frames import FrameSampling, select_frames
 from videollama2.media.video import read_clip
 from videollama2.processing import VideoLlama2Processor, media_tokens
 from videollama2.shapes.encoding import encode_video
-
-from .test_records import dialogue
 
 RATE = FrameSampling.over("fps", fps=2, max_frames=6)
 SECONDS = {"short": 2, "long": 9}

@@ -4,30 +4,14 @@ import json
 import pickle
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
+from tests.data.helpers import dialogue
 from videollama2.data import records as records_module
 from videollama2.data.record import parse_record
 from videollama2.data.records import read_records, read_sets
 from videollama2.errors import DataError
-from videollama2.shapes.encoding import encode_video
-
-
-@pytest.fixture(scope="module")
-def media(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("media")
-    frames = np.random.default_rng(0).integers(0, 255, (4, 32, 32, 3), np.uint8)
-    (folder / "v.mp4").write_bytes(encode_video(frames))
-    Image.fromarray(frames[0]).save(folder / "i.png")
-    (folder / "empty.mp4").write_bytes(b"")
-    return folder
-
-
-def dialogue(*pairs: tuple[str, str]) -> list[dict]:
-    return [turn for q, a in pairs for turn in ({"from": "human", "value": q}, {"from": "gpt", "value": a})]
 
 
 def write(folder: Path, rows: object, name: str = "data.json") -> Path:

@@ -1,6 +1,5 @@
 """Tar shards: the same records as from an annotation file, in any order, with media that stay in the shard."""
 
-import io
 import json
 import tarfile
 
@@ -8,6 +7,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
+from tests.data.helpers import dialogue, write_shard
 from videollama2.data.check import check_files
 from videollama2.data.contents import content_of
 from videollama2.data.dataset import VideoInstructionDataset
@@ -16,19 +16,9 @@ from videollama2.data.records import read_sets
 from videollama2.errors import DataError, MediaError
 from videollama2.processing import VideoLlama2Processor
 
-from .test_records import dialogue, media  # noqa: F401 - a fixture
-
-
-def write(path, members):
-    with tarfile.open(path, "w") as archive:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-
 
 @pytest.fixture
-def members(media):  # noqa: F811
+def members(media):
     video, image = (media / "v.mp4").read_bytes(), (media / "i.png").read_bytes()
     asked = {kind: dialogue((f"<{kind}>\nWhat?", "This.")) for kind in ("video", "image")}
     both = {"video": "b.mp4", "image": "png", "conversations": dialogue(("<image>\n<video>\nWhat?", "Both."))}
@@ -46,11 +36,11 @@ def members(media):  # noqa: F811
 
 @pytest.fixture
 def shard(tmp_path, members):
-    write(tmp_path / "shard-0.tar", members)
+    write_shard(tmp_path / "shard-0.tar", members)
     return tmp_path / "shard-0.tar"
 
 
-def test_samples_are_those_of_an_annotation_file(media, shard, tmp_path):  # noqa: F811
+def test_samples_are_those_of_an_annotation_file(media, shard, tmp_path):
     rows = [
         {"video": "v.mp4", "conversations": dialogue(("<video>\nWhat?", "This."))},
         {"video": "v.mp4", "image": "i.png", "conversations": dialogue(("<image>\n<video>\nWhat?", "Both."))},
@@ -75,7 +65,7 @@ def test_members_in_any_order_and_writing(shard, members, tmp_path):
     (expected,) = read_sets([shard])
     apart = sorted(members, key=lambda member: member[0].endswith(".json"))
     odd = [(name[:-4] + name[-4:].upper(), content.replace(b"b.mp4", b"b.MP4")) for name, content in apart]
-    write(tmp_path / "odd.TAR", [("part/._a.mp4", b"?"), ("README", b"?"), *odd])
+    write_shard(tmp_path / "odd.TAR", [("part/._a.mp4", b"?"), ("README", b"?"), *odd])
     (records,) = read_sets([tmp_path / "odd.TAR"])
     assert {record.id: record.conversations for record in records} == {r.id: r.conversations for r in expected}
     contents = [
@@ -89,27 +79,27 @@ def test_members_in_any_order_and_writing(shard, members, tmp_path):
 def test_members_are_checked(shard, members, tmp_path, how):
     assert not check_files([shard], media=how).problems
     broken = [(name, b"\0\0\0\x20ftypisom" + bytes(200) if name == "part/a.mp4" else c) for name, c in members]
-    write(tmp_path / "broken.tar", broken)
+    write_shard(tmp_path / "broken.tar", broken)
     (problem,) = check_files([tmp_path / "broken.tar"], media=how).problems
     assert "record 'part/a'" in problem
 
 
 def test_identity_is_that_of_records_and_members(shard, members, tmp_path):
-    write(tmp_path / "again.tar", members)
+    write_shard(tmp_path / "again.tar", members)
     assert file_digest(tmp_path / "again.tar") == file_digest(shard)
     other = [(name, content.replace(b"Hello", b"Hallo")) for name, content in members]
-    write(tmp_path / "other.tar", other)
+    write_shard(tmp_path / "other.tar", other)
     assert file_digest(tmp_path / "other.tar") != file_digest(shard)
 
 
 def test_what_is_no_shard_is_refused(shard, members, tmp_path):
-    write(tmp_path / "bare.tar", members[1:])
+    write_shard(tmp_path / "bare.tar", members[1:])
     with pytest.raises(DataError, match=r"bare.tar: part/a has no member part/a.json that describes it"):
         read_sets([tmp_path / "bare.tar"])
-    write(tmp_path / "odd.tar", [("a.json", b"{")])
+    write_shard(tmp_path / "odd.tar", [("a.json", b"{")])
     with pytest.raises(DataError, match=r"odd.tar: a.json is not JSON"):
         read_sets([tmp_path / "odd.tar"])
-    write(tmp_path / "twice.tar", [*members, members[1]])
+    write_shard(tmp_path / "twice.tar", [*members, members[1]])
     with pytest.raises(DataError, match=r"twice.tar: part/a.mp4 stands in it twice"):
         read_sets([tmp_path / "twice.tar"])
     write(tmp_path / "deep.tar", [("a.json", b"[" * 100_000)])

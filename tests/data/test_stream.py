@@ -6,10 +6,9 @@ from itertools import islice
 
 import pytest
 
+from tests.data.helpers import dialogue
 from videollama2.data.stream import RecordFiles, StreamOrder
 from videollama2.errors import DataError
-
-from .test_records import dialogue
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
+from tests.data.helpers import dialogue, write_shard
 from videollama2.data import tables
 from videollama2.data.check import check_files
 from videollama2.data.contents import content_of
@@ -18,9 +19,6 @@ from videollama2.data.records import read_sets
 from videollama2.data.rows import read_rows
 from videollama2.errors import DataError, MediaError, MissingDependencyError
 from videollama2.processing import VideoLlama2Processor
-
-from .test_records import dialogue, media  # noqa: F401 - a fixture
-from .test_shards import write as write_shard
 
 ROWS = [
     {"id": "a", "video": "v.mp4", "conversations": dialogue(("<video>\nWhat?", "This."))},
@@ -36,7 +34,7 @@ def processor():
 
 
 @pytest.fixture
-def json_file(media):  # noqa: F811
+def json_file(media):
     (media / "rows.json").write_text(json.dumps(ROWS))
     return media / "rows.json"
 
@@ -89,7 +87,7 @@ def same_samples(records, expected, processor):
 
 
 @pytest.mark.parametrize("form", ["parquet", "parquet of paths", "dataset"])
-def test_samples_are_those_of_json(media, json_file, processor, tmp_path, form):  # noqa: F811
+def test_samples_are_those_of_json(media, json_file, processor, tmp_path, form):
     if form == "dataset":
         file = saved_dataset(media, tmp_path / "saved")
     else:
@@ -101,7 +99,7 @@ def test_samples_are_those_of_json(media, json_file, processor, tmp_path, form):
 
 
 @pytest.mark.parametrize("form", ["json", "tar", "parquet"])
-def test_addresses_are_read_like_files(media, json_file, processor, tmp_path, form):  # noqa: F811
+def test_addresses_are_read_like_files(media, json_file, processor, tmp_path, form):
     store = fsspec.filesystem("memory")
     name = f"/{tmp_path.name}-{form}"
     if form == "json":
@@ -137,7 +135,7 @@ def test_a_store_that_is_not_there(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["parquet", "dataset"])
-def test_identity_is_that_of_the_content(media, tmp_path, form):  # noqa: F811
+def test_identity_is_that_of_the_content(media, tmp_path, form):
     def write(name):
         if form == "parquet":
             return parquet(media, tmp_path / f"{name}.parquet")
@@ -180,7 +178,7 @@ def test_columns_that_are_no_records_are_told(tmp_path):
         read_sets([tmp_path / "twice.parquet"])
 
 
-def test_what_cannot_be_read_is_told(media, tmp_path, monkeypatch):  # noqa: F811
+def test_what_cannot_be_read_is_told(media, tmp_path, monkeypatch):
     pytest.importorskip("pyarrow")
     (tmp_path / "odd.parquet").write_text("no table")
     with pytest.raises(DataError, match="odd.parquet: cannot be read"):

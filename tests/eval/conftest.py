@@ -1,19 +1,12 @@
-import fcntl
-import os
 import shutil
-import struct
-import subprocess
-import termios
-from contextlib import contextmanager
 
 import pytest
 
-from tests.eval.judge_server import JudgeServer
-from tests.eval.reference import benchmarks_dir
+from tests.eval.helpers.judge_server import JudgeServer
+from tests.eval.helpers.reference import benchmarks_dir
 from videollama2.eval.benchmarks import benchmark
 from videollama2.eval.run import EvaluationPlan, ModelChoice, run_evaluation
 from videollama2.eval.runner import AnswerOptions
-from videollama2.eval.samples import Sample
 
 
 @pytest.fixture(scope="session")
@@ -26,12 +19,6 @@ def world(tmp_path_factory):
     return folder
 
 
-def sample(number=1, output="A", **changes):
-    """A sample with question, reference and output."""
-    fields = {"id": f"q{number}", "category": "Action Count", "group": f"v{number}", "question": "?", "answer": 1}
-    return Sample(**{**fields, "output": output, **changes})
-
-
 @pytest.fixture
 def judge_server(monkeypatch):
     """A server that judges as it is told, with a key for it in the environment."""
@@ -40,27 +27,6 @@ def judge_server(monkeypatch):
     server = JudgeServer()
     yield server
     server.close()
-
-
-@contextmanager
-def on_a_terminal(command, environment):
-    """A process whose standard error is a terminal, where bars show, and a function that reads it; b"" at the end."""
-    master, slave = os.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))  # bars need room
-
-    def read():
-        try:
-            return os.read(master, 64)
-        except OSError:  # every process that had it open has ended
-            return b""
-
-    with subprocess.Popen(command, env=environment, stderr=slave, stdout=subprocess.DEVNULL) as process:
-        os.close(slave)
-        try:
-            yield process, read
-        finally:
-            process.kill()
-            os.close(master)
 
 
 @pytest.fixture

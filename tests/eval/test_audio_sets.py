@@ -10,20 +10,16 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import golden_audio_dir
+from tests.eval.helpers.reference import AUDIO_SETS, expected_of_sounds
 from videollama2.errors import DataError
 from videollama2.eval.__main__ import main
 from videollama2.eval.benchmarks import benchmark
 from videollama2.eval.benchmarks.short_answers import strict_short_answer
 from videollama2.eval.items import PUBLISHED, STRICT
-from videollama2.eval.judging.aspects import JudgedAspect
-from videollama2.eval.judging.reply import ReplyError, parse_reply
-from videollama2.eval.judging.rubrics import rubric
 from videollama2.eval.report.paper_numbers import paper_number
-from videollama2.eval.samples import Sample, Verdict
 from videollama2.media.audio import NO_TRACK
 
 GOLDEN = golden_audio_dir()
-ROOT = GOLDEN / "benchmarks_audio"
 FOLDERS = {
     "vocalsound": "vocal",
     "TUT2017": "TUT2017",
@@ -35,31 +31,27 @@ FOLDERS = {
 MODEL = GOLDEN / "models" / "qwen2-stc_connector_v35-siglip-beats"
 
 
-def expected(name):
-    return json.loads((ROOT / "expected" / name).read_text(encoding="utf-8"))
-
-
 @pytest.mark.parametrize("name", FOLDERS)
 def test_questions_are_those_of_the_published_runner(name):
     found = benchmark(name)
-    items = found.load(ROOT / FOLDERS[name])
-    rows = [row for row in expected("instructions.json") if row["benchmark"] == name]
+    items = found.load(AUDIO_SETS / FOLDERS[name])
+    rows = [row for row in expected_of_sounds("instructions.json") if row["benchmark"] == name]
     assert rows and found.folder == FOLDERS[name]
     for item, row in zip(items, rows, strict=True):
         assert item.instruction == row["instruct"]
         assert (item.options[item.answer] if item.options else item.answer) == row["answer"]
-        path = ROOT / FOLDERS[name] / item.media
+        path = AUDIO_SETS / FOLDERS[name] / item.media
         if row["unreadable_media"]:
             assert not path.exists() and path.name == row["id"]
             continue
-        assert path.samefile(ROOT / row["path"])
+        assert path.samefile(AUDIO_SETS / row["path"])
         assert (item.kind, item.use_audio) == (row["modal"], bool(row["processor_kwargs"].get("va")))
 
 
 @pytest.mark.parametrize("name", ["TUT2017", "vocalsound", "clothoAQA", "AVQA"])
 def test_single_answers_are_right_or_wrong_as_published(name):
     found = benchmark(name)
-    rows = [row for row in expected("answer_scoring.json") if row["benchmark"] == name]
+    rows = [row for row in expected_of_sounds("answer_scoring.json") if row["benchmark"] == name]
     wrong = []
     for row in rows:
         reading = found.read(entry_item(found, row["answer"]), row["pred"], PUBLISHED)
@@ -78,11 +70,11 @@ def entry_item(found, answer):
 
 
 @pytest.mark.parametrize(
-    "row", [row for row in expected("scores.json").items() if row[1].get("file")], ids=lambda r: r[0]
+    "row", [row for row in expected_of_sounds("scores.json").items() if row[1].get("file")], ids=lambda r: r[0]
 )
 def test_published_files_have_the_published_scores(row, tmp_path, capsys):
     name, case = row
-    path = ROOT / "expected" / case["file"]
+    path = AUDIO_SETS / "expected" / case["file"]
     assert main(["score", str(path), "--benchmark", name.split()[0], "--output", str(tmp_path), "--no-progress"]) == 0
     report = json.loads((tmp_path / "results.json").read_text())
     found = {metric["name"]: metric for metric in report["metrics"] if metric["protocol"] == PUBLISHED}
@@ -110,7 +102,7 @@ def line_of(**fields):
 
 
 def test_every_row_without_a_file_is_decided_below():
-    rows = expected("scores.json")
+    rows = expected_of_sounds("scores.json")
     assert {name for name, row in rows.items() if "file" not in row} == {
         "empty file",
         "emoji and quotes",
@@ -127,7 +119,7 @@ def test_a_file_without_answers_is_refused(name, text, tmp_path, capsys):
 
 
 def test_emoji_and_quotes_are_read(tmp_path, capsys):
-    (printed,) = expected("scores.json")["emoji and quotes"]["printed"]
+    (printed,) = expected_of_sounds("scores.json")["emoji and quotes"]["printed"]
     for pred, value in (('"tram", it\'s a 🚋', 0.0), ('"bus", it\'s a 🚌', 100.0)):
         _, metrics = score_line(tmp_path, line_of(pred=pred))
         whole = metrics[PUBLISHED]["overall"]
@@ -157,81 +149,6 @@ def test_null_in_place_of_the_right_answer_is_refused(tmp_path, capsys):
     assert "merge.json: entry 0, field 'answer': expected a text, got None" in capsys.readouterr().err
 
 
-JUDGED = expected("judge.json")
-MENDED = {"```python\n{'binary_pred': 'yes', 'score': 2}\n```", "{'binary_pred': true, 'score': 2}"}
-"""Replies over which the published scorer stops, and which can be read."""
-
-
-@pytest.mark.parametrize("case", [case for case in JUDGED if case.get("messages")], ids=lambda case: case["benchmark"])
-def test_the_judge_is_asked_as_published(case):
-    name = {"AVSD": "audio_video_qa", "AVSSD": "audio_video_qa"}.get(case["benchmark"], case["benchmark"])
-    asked, reference = case["input"], case["input"]["answer"]
-    reference = reference[0] if isinstance(reference, list) else reference
-    sample = Sample("0", "all", "0", asked["question"], reference, asked["pred"])
-    assert rubric(name).messages(sample) == case["messages"]
-
-
-@pytest.mark.parametrize("case", [case for case in JUDGED if "reply" in case], ids=lambda case: case["reply"])
-def test_single_verdicts_are_read_as_published(case):
-    result = case.get("result", {})
-    if case["reply"] not in MENDED and not {"binary_pred", "score"} <= result.keys():
-        with pytest.raises(ReplyError):
-            parse_reply(case["reply"], True)
-        return
-    grade = parse_reply(case["reply"], True)
-    verdict, aspect = Verdict(grade.pred, grade.score, case["reply"]), JudgedAspect("score", True, [], [], True)
-    if case["reply"] in MENDED:
-        assert (grade.pred, grade.score) == ("yes", 2)
-        return
-    assert aspect.is_yes(verdict, PUBLISHED) == (result["binary_pred"] == "yes")
-    assert aspect.is_yes(verdict, STRICT) == (result["binary_pred"].lower() == "yes")
-    assert int(grade.score) == int(float(result["score"]))
-
-
-def judged(server, path, name, output, *more):
-    """Metrics by name and protocol."""
-    options = ("--judge-model", "grader", "--judge-url", server.url, "--judge-retries", "0", "--no-progress")
-    code = main(["score", str(path), "--benchmark", name, "--output", str(output), *options, *more])
-    metrics = json.loads((output / "results.json").read_text())["metrics"]
-    return code, {(metric["name"], metric["protocol"]): metric for metric in metrics}
-
-
-@pytest.mark.parametrize("case", [case for case in JUDGED if "whole_file" in case], ids=lambda case: case["benchmark"])
-def test_judged_files_have_the_published_scores(case, judge_server, tmp_path):
-    path = ROOT / "expected" / case["whole_file"]
-    answers = [json.loads(line) for line in path.read_text().splitlines()]
-    for answer, reply in zip(answers, case["replies_in_order"], strict=False):
-        judge_server.script[f"Predicted Answer: {answer['pred']}\n"] = [reply]
-    lines = path.read_text().splitlines()[: len(case["replies_in_order"])]
-    (tmp_path / "merge.json").write_text("\n".join(lines) + "\n")
-    code, metrics = judged(judge_server, tmp_path / "merge.json", case["benchmark"], tmp_path / "out")
-    printed = dict(line.split(" for correctness: ") for line in case["printed"])
-    assert code == 0
-    # The published scorer sums a score without a yes or no; here that is no verdict, and counts as wrong in the bound.
-    lone = [int(reply[len("{'score': ")]) for reply in case["replies_in_order"] if "binary_pred" not in reply]
-    assert metrics["score", PUBLISHED]["counts"]["judge_failed"] == len(lone)
-    average = float(printed["Average score"]) - sum(lone) / len(lines)
-    assert metrics["score", PUBLISHED]["overall"]["lower_bound"] == pytest.approx(average, abs=1e-5)
-    accuracy = 100 * float(printed["Accuracy"])
-    assert metrics["accuracy", PUBLISHED]["overall"]["lower_bound"] == pytest.approx(accuracy, abs=1e-5)
-
-
-@pytest.mark.parametrize("case", [case for case in JUDGED if "replies" in case], ids=lambda case: str(case["replies"]))
-def test_captions_of_sounds_are_compared_with_one_reference_at_a_time(case, judge_server, tmp_path):
-    aspect = case["benchmark"].removeprefix("clotho_")
-    for reference, reply in zip(case["input"]["answer"], case["replies"], strict=True):
-        judge_server.script[f"Correct Answer: {reference}\n"] = [reply]
-    (tmp_path / "merge.json").write_text(json.dumps(case["input"]) + "\n")
-    _, metrics = judged(judge_server, tmp_path / "merge.json", "clotho", tmp_path / "out")
-    if case["published_error"]:  # one comparison has no verdict, so that there is no mean of five
-        assert metrics[aspect, STRICT]["counts"]["judge_failed"] == 1
-        return
-    assert metrics[aspect, STRICT]["overall"]["value"] == pytest.approx(case["result"]["score"])
-    assert metrics[aspect, PUBLISHED]["overall"]["value"] == int(case["result"]["score"])
-    (system, user) = judge_server.seen[0][3]["messages"]
-    assert len(judge_server.seen) == 10 and system["role"] == "system" and user["content"].count("Correct Answer") == 1
-
-
 @pytest.mark.parametrize(
     ("output", "answer"),
     [
@@ -259,7 +176,7 @@ def run(name, data, output, *more):
 
 @pytest.mark.slow
 def test_sounds_are_heard_from_files_to_a_report(tmp_path, capsys):
-    assert run("vocalsound", ROOT / "vocal", tmp_path, "--limit", "2") == 0
+    assert run("vocalsound", AUDIO_SETS / "vocal", tmp_path, "--limit", "2") == 0
     report = json.loads((tmp_path / "results.json").read_text())
     assert report["metrics"][0]["counts"]["answered"] == 2 and report["metrics"][0]["counts"]["silent"] == 0
     assert main(["show", str(tmp_path)]) == 0
@@ -271,7 +188,7 @@ def test_sounds_are_heard_from_files_to_a_report(tmp_path, capsys):
 @pytest.mark.slow
 def test_videos_without_sound_are_counted_and_a_sound_changes_the_answer_key(tmp_path, capsys):
     folder = tmp_path / "AVSD"
-    shutil.copytree(ROOT / "AVSD", folder)
+    shutil.copytree(AUDIO_SETS / "AVSD", folder)
     assert main(["check", "avsd", "--data", str(folder)]) == 0
     found = re.search(r"sound tracks for (\d) of (\d) videos", capsys.readouterr().out)
     with_track, of = map(int, found.groups())
@@ -314,7 +231,7 @@ def test_the_official_music_avqa_and_what_prepare_makes_of_a_download(tmp_path, 
     hub.mkdir()
     (hub / "avqa-test.json").write_text(json.dumps(rows))
     with zipfile.ZipFile(hub / "MUSIC-AVQA-videos-Real.zip", "w") as archive:
-        archive.write(GOLDEN / "benchmarks_audio" / "AVSD" / "Charades_v1_480" / "V00441606.mp4", "x/00000001.mp4")
+        archive.write(AUDIO_SETS / "AVSD" / "Charades_v1_480" / "V00441606.mp4", "x/00000001.mp4")
     assert main(["prepare", "music_avqa", "--from", str(hub), "--to", str(tmp_path / "data")]) == 0
     (item,) = benchmark("MUSIC-AVQA").load(tmp_path / "data")
     assert item.instruction == "Where is the first cello?" and item.answer == "left" and item.use_audio
@@ -328,7 +245,7 @@ def test_the_official_music_avqa_and_what_prepare_makes_of_a_download(tmp_path, 
 def test_captions_of_clotho(tmp_path, capsys):
     hub = tmp_path / "hub"
     (hub / "clotho_audio_evaluation").mkdir(parents=True)
-    shutil.copy(ROOT / "vocal" / "audio_16k" / "f1262_0_0.wav", hub / "clotho_audio_evaluation" / "a b, c.wav")
+    shutil.copy(AUDIO_SETS / "vocal" / "audio_16k" / "f1262_0_0.wav", hub / "clotho_audio_evaluation" / "a b, c.wav")
     with (hub / "clotho_captions_evaluation.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["file_name", *(f"caption_{number}" for number in range(1, 6))])

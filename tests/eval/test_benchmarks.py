@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from tests.conftest import ROOT
-from tests.eval.reference import benchmarks_dir, expected
+from tests.eval.helpers.reference import benchmarks_dir, expected
 from videollama2.errors import ConfigError, DataError
 from videollama2.eval.benchmarks import BENCHMARKS, benchmark, names
 from videollama2.eval.report.videomme_official import official_report

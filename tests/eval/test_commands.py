@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from tests.eval.judge_server import JudgeServer
-from tests.eval.reference import benchmarks_dir, cases_dir, expected, unpadded
+from tests.eval.helpers.judge_server import JudgeServer
+from tests.eval.helpers.reference import benchmarks_dir, cases_dir, expected, unpadded
 from videollama2.eval.__main__ import main
 from videollama2.eval.benchmarks import benchmark
 

@@ -7,8 +7,8 @@ import subprocess
 import pytest
 
 from tests.conftest import ROOT
-from tests.eval.judge_server import JudgeServer
-from tests.eval.reference import unpadded
+from tests.eval.helpers.judge_server import JudgeServer
+from tests.eval.helpers.reference import unpadded
 
 pytest.importorskip("openai")
 
@@ -29,7 +29,7 @@ def test_on_a_laptop(tmp_path, python_of_forks):
             env={**clean, "PYTHON": str(python_of_forks), "HERE": str(tmp_path), "NPROC": "1", "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
-            timeout=900,
+            timeout=400,
             check=False,
         )
     finally:

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from tests.eval.reference import benchmarks_dir, cases_dir
+from tests.eval.helpers.reference import benchmarks_dir, cases_dir
 from videollama2.errors import DataError
 from videollama2.eval.__main__ import main
 from videollama2.eval.benchmarks import benchmark

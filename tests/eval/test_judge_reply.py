@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.eval.reference import cases_dir
+from tests.eval.helpers.reference import cases_dir
 from videollama2.eval.judging.reply import ReplyError, chooses_option, parse_reply
 
 

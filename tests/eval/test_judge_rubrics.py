@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.eval.conftest import sample
+from tests.eval.helpers.samples import sample
 from videollama2.errors import ConfigError, DataError
 from videollama2.eval.judging import rubrics
 from videollama2.eval.judging.rubrics import ASPECTS, PUBLISHED_PASSAGES, rubric

@@ -15,8 +15,8 @@ import pytest
 
 pytest.importorskip("lmms_eval", reason="lmms-eval has an environment of its own (docs/evaluate.md)")
 
-from tests.eval import test_more_benchmarks
-from tests.eval.reference import benchmarks_dir
+from tests.eval.helpers import tiny_sets
+from tests.eval.helpers.reference import benchmarks_dir
 from videollama2.eval.benchmarks import benchmark, configured
 from videollama2.eval.items import Item
 from videollama2.eval.presets import LMMS_EVAL, PRESETS
@@ -97,7 +97,7 @@ def test_prompts_and_lengths_are_those_of_the_task(name, tmp_path, monkeypatch):
     data = benchmarks_dir() / own.folder
     if not data.is_dir():
         data = tmp_path
-        getattr(test_more_benchmarks, own.folder.removesuffix("_sta"))(data)
+        getattr(tiny_sets, own.folder.removesuffix("_sta"))(data)
         if name == "tempcompass_captioning":
             captions = {"77": {"action": [{"question": "Information A: it runs\nGenerated Caption:"}]}}
             (data / "captioning.json").write_text(json.dumps(captions))

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from tests.eval.judge_server import JudgeServer
-from tests.eval.tiny_sets import (
+from tests.eval.helpers.judge_server import JudgeServer
+from tests.eval.helpers.tiny_sets import (
     MODEL,
     SETS,
     charades,

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.eval.conftest import sample
-from tests.eval.reference import unpadded
+from tests.eval.helpers.reference import unpadded
+from tests.eval.helpers.samples import sample
 from videollama2 import mm_infer, model_init
 from videollama2.eval.benchmarks import benchmark
 from videollama2.eval.benchmarks.moving_shapes import STATIC, TEMPORAL

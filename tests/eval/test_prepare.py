@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.eval.reference import benchmarks_dir, cases_dir
+from tests.eval.helpers.reference import benchmarks_dir, cases_dir
 from videollama2.errors import ConfigError, DataError
 from videollama2.eval.__main__ import main
 from videollama2.eval.benchmarks import benchmark

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from tests.eval import test_more_benchmarks
-from tests.eval.reference import benchmarks_dir
+from tests.eval.helpers import tiny_sets
+from tests.eval.helpers.reference import benchmarks_dir
 from videollama2.errors import ConfigError
 from videollama2.eval.__main__ import main
 from videollama2.eval.benchmarks import benchmark, configured
@@ -76,10 +76,10 @@ def test_prompts_and_lengths_of_lmms_eval(name):
 
 def test_prompts_and_lengths_of_benchmarks_beyond_the_papers(tmp_path):
     for name, (longest, text) in OTHERS.items():
-        getattr(test_more_benchmarks, name)(tmp_path / name)
+        getattr(tiny_sets, name)(tmp_path / name)
         found = configured(name, prompt=LMMS_EVAL)
         assert found.asked(tmp_path / name)[0].instruction == text and found.max_new_tokens == longest
-    test_more_benchmarks.tomato(tmp_path / "tomato")
+    tiny_sets.tomato(tmp_path / "tomato")
     asked, usual = (
         made.asked(tmp_path / "tomato")[0] for made in (configured("tomato", prompt=LMMS_EVAL), benchmark("tomato"))
     )

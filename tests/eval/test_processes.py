@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 
 from tests.conftest import ROOT
-from tests.eval.conftest import on_a_terminal
+from tests.eval.helpers.terminal import on_a_terminal
 from tests.forked import run_python
 from videollama2.eval.benchmarks import benchmark
 from videollama2.eval.clips import share_of_process
@@ -48,7 +48,9 @@ def finish(python_of_forks):
 
 def _finish(python, data, output, processes):
     asked, environment = script(python, data, output, processes)
-    return subprocess.run(asked, env=environment, capture_output=True, text=True, check=True, cwd="/").stdout
+    return subprocess.run(
+        asked, env=environment, capture_output=True, text=True, check=True, cwd="/", timeout=300
+    ).stdout
 
 
 def contents(folder):
@@ -113,7 +115,7 @@ def test_a_killed_process_has_saved_what_it_counted_and_the_same_command_ends_it
         first.kill()
         while read():  # what is not read would stop the launcher
             pass
-        assert launcher.wait() != 0
+        assert launcher.wait(60) != 0
     before = saved(tmp_path, 0)
     counted = max(map(int, re.findall(rb" (\d+)/%d " % len(mine), seen)))
     assert counted <= len(before) < len(mine)

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from tests.eval.conftest import sample
-from tests.eval.reference import benchmarks_dir
-from tests.eval.test_report import HEADER, ROWS, row
+from tests.eval.helpers.reference import benchmarks_dir
+from tests.eval.helpers.samples import HEADER, ROWS, row, sample
+from tests.eval.helpers.tiny_sets import MODEL
 from videollama2.errors import DataError
 from videollama2.eval.__main__ import main
 from videollama2.eval.items import QuestionCount, Supplement
@@ -16,8 +16,6 @@ from videollama2.eval.report.document import compare_with_paper
 from videollama2.eval.report.metrics import summarise
 from videollama2.eval.report.publish import publish
 from videollama2.eval.samples import Verdict
-
-MODEL = ("--model-path", "videollama2-tiny", "--device", "cpu", "--max-new-tokens", "4", "--no-progress")
 
 
 @pytest.mark.slow

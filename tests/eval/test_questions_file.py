@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from tests.conftest import ROOT
-from tests.eval.tiny_sets import MODEL, place
+from tests.eval.helpers.tiny_sets import MODEL, place
 from videollama2.errors import DataError
 from videollama2.eval.__main__ import main
 from videollama2.eval.benchmarks import benchmark

@@ -9,44 +9,17 @@ from dataclasses import asdict, replace
 import pytest
 from PIL import Image
 
-from tests.eval.conftest import sample
-from tests.eval.reference import unpadded
+from tests.eval.helpers.reference import unpadded
+from tests.eval.helpers.samples import HEADER, ROWS, row
 from videollama2 import __version__
 from videollama2.eval.judging.judge import LocalJudge
 from videollama2.eval.judging.rubrics import rubric
-from videollama2.eval.report.document import SCHEMA_VERSION, Header, build_report
+from videollama2.eval.report.document import SCHEMA_VERSION, build_report
 from videollama2.eval.report.metrics import Cell, count_outcomes, summarise, summarise_judged
 from videollama2.eval.report.paper_numbers import canonical_benchmark, paper_number
 from videollama2.eval.report.statistics import wilson
 from videollama2.eval.report.tables import build_markdown, write_report
 from videollama2.eval.samples import Reading, Verdict
-
-HEADER = Header(
-    benchmark="mvbench",
-    model="DAMO-NLP-SG/VideoLLaMA2-7B",
-    revision="abc",
-    dtype="float16",
-    frames=8,
-    generation={"do_sample": False, "max_new_tokens": 2048},
-    protocol="published",
-    judge=None,
-)
-
-
-def row(number, correct, category="Action Count", parsed=0, guessed=False, **more):
-    return sample(number, category=category, reading=Reading(parsed, guessed, correct), **more)
-
-
-ROWS = [
-    row(0, True),
-    row(1, False),
-    row(2, True, "Moving | Direction"),
-    row(3, True, "Moving | Direction"),
-    row(4, False, "Moving | Direction", parsed=None),
-    row(5, True, "Moving | Direction", guessed=True),
-    row(6, None, "Moving | Direction", error="videos/v6.mp4: not found", error_kind="media", parsed=None, output=None),
-    row(7, None, "Action Count", error="out of memory", error_kind="failed", parsed=None, output=None),
-]
 
 
 def judged_rows():

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from tests.eval.reference import benchmarks_dir
+from tests.eval.helpers.reference import benchmarks_dir
 from videollama2.eval.__main__ import main
 from videollama2.eval.benchmarks import benchmark
 from videollama2.eval.controls import SHUFFLED_FRAMES, shuffled_order

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from tests.eval.conftest import sample
-from tests.eval.reference import unpadded
+from tests.eval.helpers.reference import unpadded
+from tests.eval.helpers.samples import sample
 from videollama2.errors import ConfigError
 from videollama2.eval.benchmarks import benchmark
 from videollama2.eval.benchmarks.sounding_shapes import BOTH, SOUND

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.eval.reference import cases_dir
+from tests.eval.helpers.reference import cases_dir
 from videollama2.errors import DataError
 from videollama2.eval.subtitles import Cue, check_subtitles, published_lines, read_subtitles, seen_lines
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import golden_audio_dir
-from tests.model.golden import close
+from tests.model.helpers import close
 from videollama2.audio_config import AudioConfig
 from videollama2.checkpoints.audio_tower import load_beats
 from videollama2.errors import CheckpointError, CheckpointNotFoundError, ConfigError, MediaError

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.conftest import golden_audio_dir
-from tests.model.golden import ATOL, close, open_case, save_again
+from tests.model.helpers import ATOL, close, open_case, save_again
 from videollama2.audio_config import AudioConfig
 from videollama2.checkpoints import load_checkpoint
 from videollama2.constants import AUDIO_TOKEN_INDEX, IGNORE_INDEX, IMAGE_TOKEN_INDEX, VIDEO_TOKEN_INDEX

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.conftest import golden_dir
-from tests.model.golden import close, open_case, save_again
+from tests.model.helpers import close, open_case, save_again
 from videollama2.checkpoints import load_checkpoint
 from videollama2.config import VideoLlama2Config
 from videollama2.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX, VIDEO_TOKEN_INDEX

@@ -1,11 +1,14 @@
 """Files of weights are mapped where a model keeps their bytes, and tensor by tensor where it does not."""
 
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import BitsAndBytesConfig
+from transformers.modeling_utils import LoadStateDictConfig
+from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 
 from videollama2.checkpoints import load_checkpoint
 from videollama2.checkpoints.files import TINY_FOLDER
@@ -24,9 +27,12 @@ def files(tmp_path):
     return [str(path) for path in paths]
 
 
-def settings(**changes):
-    given = {"dtype": torch.float32, "device_map": None, "is_quantized": False, "disable_mmap": None}
-    return SimpleNamespace(**{**given, **changes})
+def settings(**changes: Any) -> LoadStateDictConfig:
+    return LoadStateDictConfig(**{"dtype": torch.float32, **changes})
+
+
+def quantizer() -> Bnb8BitHfQuantizer:
+    return Bnb8BitHfQuantizer(BitsAndBytesConfig(load_in_8bit=True))
 
 
 def mapped(files):
@@ -53,7 +59,7 @@ def test_tensors_are_mapped_as_long_as_they_are_kept(files):
     [
         ({}, True),
         ({"dtype": torch.bfloat16}, False),  # a mapped file is the weights
-        ({"dtype": torch.bfloat16, "is_quantized": True}, True),
+        ({"dtype": torch.bfloat16, "hf_quantizer": quantizer()}, True),
         ({"device_map": {"": torch.device("cpu")}}, True),
         ({"device_map": {"": "cuda:0"}}, False),
         ({"device_map": {"vision": "cpu", "": "cuda:0"}}, False),

@@ -3,11 +3,9 @@
 import json
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -16,6 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.conftest import ROOT
+from tests.forked import run_python
 from videollama2.data.records import read_records
 from videollama2.errors import DataError
 from videollama2.shapes import captions as moving_shapes_captions
@@ -23,7 +23,6 @@ from videollama2.shapes.questions import QUESTION_TYPES
 from videollama2.shapes.scene import COLOURS, make_scene
 from videollama2.shapes.sets import SetParameters, main, write_set
 
-ROOT = Path(__file__).resolve().parents[2]
 VIDEOS, IMAGES, SEED = 16, 6, 3
 
 
@@ -159,22 +158,38 @@ def test_worker_processes_change_nothing_and_a_smaller_set_is_a_part(written, tm
     assert all(records[record["id"]] == record for record in load(tmp_path / "part/train.json"))
 
 
+KILLED = """
+import os, signal, sys
+from videollama2.shapes import sets
+
+write_file, written = sets.write_file, []
+
+def write_or_die(path, content):
+    if len(written) == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    write_file(path, content)
+    if path.suffix == ".mp4":
+        written.append(path)
+
+sets.write_file = write_or_die
+sys.exit(sets.main(sys.argv[1:]))
+"""
+"""The command, which kills itself instead of writing a sixth video."""
+
+
 def test_a_killed_run_is_finished_by_the_same_command(tmp_path):
     broken, fresh = tmp_path / "broken", tmp_path / "fresh"
-    arguments = ("--videos", 60, "--images", 2, "--seed", 8)
-    with subprocess.Popen(command("--out", broken, *arguments), cwd=ROOT, stdout=subprocess.DEVNULL) as process:
-        while not any((broken / "videos").glob("*.mp4")):
-            assert process.poll() is None
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
+    arguments = ("--videos", 12, "--images", 2, "--seed", 8)
+    done = run_python(["-c", KILLED, "--out", broken, *arguments])
+    assert done.returncode == -signal.SIGKILL, done.stderr
     assert load(broken / "set.json")["complete"] is False
     assert not (broken / "train.json").exists()
     done = {path: path.stat().st_mtime_ns for path in (broken / "videos").glob("*.mp4")}
-    assert 1 <= len(done) < 60
-    (broken / "videos/.000059.mp4.part").write_bytes(b"half")
+    assert len(done) == 5
+    (broken / "videos/.000011.mp4.part").write_bytes(b"half")
 
     assert main(["--out", str(broken), *map(str, arguments)]) == 0
-    write_set(fresh, 60, 2, 8)
+    write_set(fresh, 12, 2, 8)
     assert tree(broken) == tree(fresh)
     assert {path: path.stat().st_mtime_ns for path in done} == done
 
@@ -277,15 +292,25 @@ def test_a_folder_with_another_set_is_refused(written, tmp_path, capsys):
         write_set(tmp_path / "file", 1)
 
 
+LIMITED = """
+import os, resource, sys
+limit = int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+"""A program with a limit on the size of files. It is no fork of the tests with their threads, which might hang."""
+
+
 @pytest.mark.parametrize(("limit", "culprit"), [(1000, r"videos/000000\.mp4"), (20_000, r"\w+\.json")])
 def test_a_full_disk_names_the_file_and_leaves_none_by_halves(tmp_path, limit, culprit):
     """The limit on a file's size stands for the disk: first a video does not fit, then an annotation file."""
+    words = command("--out", tmp_path / "set", "--videos", 60, "--seed", 2)
     run = subprocess.run(
-        command("--out", tmp_path / "set", "--videos", 60, "--seed", 2),
+        [sys.executable, "-ISc", LIMITED, str(limit), *words],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        timeout=120,
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
     )
     assert run.returncode == 2, run.stderr

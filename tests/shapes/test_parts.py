@@ -9,7 +9,7 @@ from videollama2.shapes import parts as tiny
 
 @pytest.mark.slow
 def test_parts_are_a_function_of_the_seed(parts, tmp_path):
-    from .conftest import SIZES
+    from tests.training.helpers.runs import SIZES
 
     tiny.write_parts(tmp_path, SIZES, encoder_steps=2, connector_steps=2, progress=False)
     for file in (

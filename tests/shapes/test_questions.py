@@ -1,27 +1,10 @@
 """Dialogues about scenes of the built-in world: no turn answers a later one, and the answers stay balanced."""
 
 import random
-from collections import Counter, defaultdict
-from collections.abc import Collection
 
-import pytest
-
-from videollama2.shapes.questions import QUESTION_TYPES, Question, choose_dialogue, questions
-from videollama2.shapes.scene import COLOURS, SHAPES, Scene, make_scene
-
-
-@pytest.fixture(scope="module")
-def videos() -> list[Scene]:
-    return [make_scene(5, index) for index in range(2000)]
-
-
-def ask(scene: Scene) -> list[Question]:
-    return questions(scene, random.Random(scene.index))
-
-
-def names_in(text: str) -> tuple[set[str], set[str]]:
-    words = set(text.replace("?", "").replace(",", "").split())
-    return words & set(COLOURS), words & set(SHAPES)
+from tests.shapes.helpers import ask, assert_balanced, names_in
+from videollama2.shapes.questions import choose_dialogue
+from videollama2.shapes.scene import COLOURS, SHAPES, make_scene
 
 
 def test_no_turn_gives_a_later_answer_away(videos):
@@ -57,17 +40,6 @@ def test_a_short_dialogue_has_many_types(videos):
     for scene in rich[:200]:
         turns = choose_dialogue(ask(scene), random.Random(1), 3)
         assert len({question.type for question in turns}) == 3
-
-
-def assert_balanced(found: list[Question], slack: float, types: Collection[str] = QUESTION_TYPES) -> None:
-    by_type = defaultdict(list)
-    for question in found:
-        by_type[question.type].append(question)
-    assert set(by_type) == set(types)
-    for kind, group in by_type.items():
-        chance = sum(1 / len(question.candidates) for question in group) / len(group)
-        (most, times), *_ = Counter(question.balance_key for question in group).most_common(1)
-        assert times / len(group) < chance + slack, (kind, most, times, len(group))
 
 
 def test_guessing_gives_chance(videos):

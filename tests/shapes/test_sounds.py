@@ -9,7 +9,7 @@ from hashlib import sha256
 import numpy as np
 import pytest
 
-from tests.shapes.test_questions import assert_balanced
+from tests.shapes.helpers import assert_balanced
 from videollama2.errors import DataError
 from videollama2.media.audio import NO_TRACK, ClipRules, read_video_sound
 from videollama2.shapes.encoding import encode_video

@@ -2,40 +2,23 @@
 
 import json
 import multiprocessing
-import os
-import shutil
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
-from tests.conftest import ROOT
 from tests.forked import run_ranks
 from videollama2 import train
 from videollama2.data.records import read_records
-from videollama2.shapes.parts import TinySizes, write_parts
+from videollama2.shapes.parts import write_parts
 from videollama2.shapes.sets import write_set
 from videollama2.training.build import build_model
 
-SIZES = TinySizes(
-    vocab_size=640,
-    image_size=32,
-    patch_size=8,
-    vision_width=32,
-    vision_layers=3,
-    vision_heads=2,
-    width=32,
-    layers=2,
-    heads=2,
-    key_value_heads=1,
-    intermediate=64,
-)
+from .helpers.runs import SIZES, Run, environment, flags
+from .helpers.scripts import call
 
 
 @pytest.fixture(autouse=True)
@@ -70,91 +53,6 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def records(world: Path) -> list:
     return read_records([world / "mixed.json"])
-
-
-@dataclass
-class Run:
-    """A finished run of ``train.py``."""
-
-    folder: Path
-
-    @property
-    def history(self) -> list[dict]:
-        """All lines of the log."""
-        return json.loads((self.folder / "trainer_state.json").read_text())["log_history"]
-
-    @property
-    def log(self) -> list[dict]:
-        """Logged steps: loss, grad_norm, learning_rate."""
-        return [row for row in self.history if "loss" in row]
-
-    @property
-    def losses(self) -> list[float]:
-        return [row["loss"] for row in self.log]
-
-    @property
-    def weights(self) -> dict[str, torch.Tensor]:
-        """Everything that was written, whatever the kind of the run."""
-        found: dict[str, torch.Tensor] = {}
-        for path in sorted(self.folder.glob("*.safetensors")):
-            found |= load_file(path)
-        for path in sorted(self.folder.glob("*.bin")):
-            found |= torch.load(path, weights_only=True)
-        return found
-
-
-def loss_and_gradients(model: Any, batch: dict[str, Any]) -> tuple[float, dict[str, torch.Tensor]]:
-    """The loss of a batch, and copies of the gradients of all weights that have one."""
-    model.zero_grad()
-    loss = model(**batch).loss
-    loss.backward()
-    return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-def assert_same_learning(
-    one: tuple[float, dict[str, torch.Tensor]], other: tuple[float, dict[str, torch.Tensor]], atol: float = 1e-6
-) -> None:
-    """Check that two results of :func:`loss_and_gradients` are equal but for rounding."""
-    assert one[0] == pytest.approx(other[0], rel=1e-6)
-    assert one[1].keys() == other[1].keys()
-    for name, gradient in one[1].items():
-        torch.testing.assert_close(gradient, other[1][name], rtol=1e-4, atol=atol, msg=name)
-
-
-def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
-    """Largest absolute difference of two sets of weights of the same names."""
-    assert a.keys() == b.keys()
-    return max((a[name].float() - b[name].float()).abs().max().item() for name in a)
-
-
-def flags(world: Path, parts: Path, folder: Path, **changes: object) -> list[str]:
-    """The command line of a small run; a change of None leaves that flag out, a list gives several values."""
-    values: dict[str, object] = {
-        "model_type": "videollama2_qwen2",
-        "model_path": parts / "llm",
-        "vision_tower": parts / "clip",
-        "mm_projector_type": "stc_connector_v35",
-        "freeze_vision_tower": False,
-        "data_path": world / "mixed.json",
-        "num_frames": 8,
-        "model_max_length": 400,
-        "output_dir": folder,
-        "max_steps": 2,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 2e-3,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "dataloader_pin_memory": False,
-        "disable_tqdm": True,
-        "report_to": "none",
-        "sample_answers": 0,
-        **changes,
-    }
-    argv = []
-    for name, value in values.items():
-        if value is not None:
-            argv += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    return argv
 
 
 @pytest.fixture
@@ -193,11 +91,6 @@ def built(world: Path, parts: Path, tmp_path: Path) -> Callable[..., tuple]:
         return build_model(*train.parse_arguments(flags(world, parts, tmp_path / "unused", **changes)))
 
     return make
-
-
-def environment() -> dict[str, str]:
-    ours = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    return {**os.environ, **ours}
 
 
 @pytest.fixture
@@ -247,6 +140,16 @@ def captions(world: Path) -> Path:
     return path
 
 
-def copy_checkpoint(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(source, target)
+@pytest.fixture
+def printed(tmp_path):
+    """``printed(script, ...)``: the command that the script would run, as words."""
+    stand_in = tmp_path / "print-arguments"
+    stand_in.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
+    stand_in.chmod(0o755)
+
+    def run(script, *argv, **variables):
+        done = call(script, *argv, **{"PYTHON": stand_in, **variables})
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()[1:]
+
+    return run

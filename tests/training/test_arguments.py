@@ -14,7 +14,7 @@ import videollama2
 from videollama2 import train
 from videollama2.training.arguments import DataArguments, ModelArguments, TrainingArguments
 
-from .conftest import flags
+from .helpers.runs import flags
 
 PACKAGE = Path(videollama2.__file__).parent
 OWN_FLAGS = sorted(

@@ -6,7 +6,7 @@ import pytest
 
 from videollama2 import cli, train
 
-from .conftest import flags
+from .helpers.runs import flags
 
 QUESTION, ANSWER = "What is this?", "a circle turns"
 LORA = {"lora_enable": True, "lora_r": 16, "lora_alpha": 32, "lora_dropout": 0, "freeze_vision_tower": True}

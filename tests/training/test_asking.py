@@ -21,7 +21,7 @@ from videollama2.training.data import RunData
 from videollama2.training.exams import uint8_levels
 from videollama2.training.rollouts import QUESTION
 
-from .conftest import Run, difference, flags
+from .helpers.runs import Run, difference, flags
 
 
 @pytest.fixture(scope="module")

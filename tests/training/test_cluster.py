@@ -9,16 +9,18 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.forked import killed_after
 
 SBATCH = ROOT / "scripts" / "slurm" / "finetune.sbatch"
 SRUN = """#!/usr/bin/env bash
-# Runs the command once per node and hands signals on, as srun does.
+# Runs the command once per node and hands signals on, as srun does; "nodes begun" when it can.
 while [ "${1#--}" != "$1" ]; do echo "srun $1"; shift; done
 pids=()
 for node in $(seq 0 $((SLURM_JOB_NUM_NODES - 1))); do
     SLURM_NODEID=$node SLURM_GPUS_ON_NODE=8 "$@" & pids+=($!)
 done
 trap 'kill -USR1 "${pids[@]}"' USR1
+echo "nodes begun"
 code=0
 for pid in "${pids[@]}"; do
     wait "$pid" || code=$?
@@ -71,13 +73,15 @@ def test_every_node_gets_its_number_and_one_meeting_place(slurm) -> None:
 
 def test_a_run_whose_time_ends_is_requeued(slurm) -> None:
     job = slurm("train.sh", WAITS="1")
-    waiting = 0
-    for line in job.stdout:
-        waiting += line == "waiting\n"
-        if waiting == 2:
-            break
-    job.send_signal(signal.SIGUSR1)
-    out, told = job.communicate(timeout=60)
+    to_come = ["waiting\n", "waiting\n", "nodes begun\n"]
+    with killed_after(job):
+        for line in job.stdout:
+            if line in to_come:
+                to_come.remove(line)
+            if not to_come:
+                break
+        job.send_signal(signal.SIGUSR1)
+        out, told = job.communicate(timeout=60)
     assert job.returncode == 138 and "scontrol requeue 123456" in out and "goes back into the queue" in told
 
 

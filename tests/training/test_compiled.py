@@ -9,8 +9,7 @@ from torch._dynamo.utils import counters
 from videollama2.errors import ConfigError, MissingDependencyError
 from videollama2.training.kernels import use_liger_kernels
 
-from .conftest import copy_checkpoint, difference
-from .test_lora import LORA
+from .helpers.runs import LORA, copy_checkpoint, difference
 
 OPTIONS = {
     **LORA,

@@ -10,7 +10,7 @@ from videollama2.checkpoints import load_pretrained_model
 from videollama2.data.collator import TrainingCollator
 from videollama2.data.dataset import VideoInstructionDataset
 
-from .conftest import copy_checkpoint, difference, flags
+from .helpers.runs import copy_checkpoint, difference, flags
 
 
 @pytest.fixture

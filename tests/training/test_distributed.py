@@ -1,10 +1,8 @@
 """Two processes on the CPU: DDP and DeepSpeed give the numbers of one process, whatever media each of them sees."""
 
-import importlib.util
 import json
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,21 +17,11 @@ from videollama2.data.collator import TrainingCollator
 from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.errors import CheckpointError
 from videollama2.training.eval_loss import sums_over
-from videollama2.training.sharding import load_engine
+from videollama2.training.sharding import check_slices
 
-from .conftest import Run, copy_checkpoint, difference, flags
+from .helpers.runs import Run, copy_checkpoint, difference, flags, needs_deepspeed, same_log
 
 pytestmark = pytest.mark.slow
-needs_deepspeed = pytest.mark.skipif(
-    importlib.util.find_spec("deepspeed") is None, reason="the package deepspeed is not installed"
-)
-
-
-def same_log(a, b, tolerance):
-    assert len(a.log) == len(b.log)
-    for left, right in zip(a.log, b.log, strict=True):
-        for name in ("loss", "grad_norm", "learning_rate"):
-            assert left[name] == pytest.approx(right[name], rel=tolerance), (name, left, right)
 
 
 @pytest.mark.parametrize("grouped", [False, True])
@@ -89,7 +77,7 @@ def test_a_killed_process_comes_back(launch, torchrun, world, parts, tmp_path):
     folder, log, begun = tmp_path / "out", tmp_path / "log", tmp_path / "begun"
     begun.mkdir()
     argv = [str(begun), "5", *flags(world, parts, folder, **options)]
-    code = torchrun(argv, log, "--max-restarts=1", module="tests.training.dying")
+    code = torchrun(argv, log, "--max-restarts=1", module="tests.training.helpers.dying")
     assert code == 0, log.read_text()[-3000:]
     started = {path.name for path in begun.iterdir()}
     assert started == {"0-0", "0-1", "1-0", "1-1"}, "two processes, and two more after one of them had died"
@@ -242,7 +230,7 @@ def test_zero_2_goes_on_over_quantised_weights(launch, world, parts, tmp_path, c
     assert train.main(flags(world, parts, tmp_path / "plain", **asked)) == 2
     assert "checkpoint-2 was written with --deepspeed, this run is without it" in capsys.readouterr().err
     with pytest.raises(CheckpointError, match="by 2 processes, these are 3"):
-        load_engine(SimpleNamespace(dp_world_size=3), str(begun / "checkpoint-1"))
+        check_slices(str(begun / "checkpoint-1"), processes=3)
 
 
 @needs_deepspeed

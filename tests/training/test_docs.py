@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-from .conftest import environment
+from .helpers.runs import environment
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from videollama2.errors import ConfigError, DataError
 from videollama2.training.build import build_model
 from videollama2.training.dpo import DpoTrainer, adapters_off
 
-from .conftest import Run, copy_checkpoint, difference, flags
+from .helpers.runs import Run, copy_checkpoint, difference, flags
 
 LORA = {"lora_enable": True, "lora_r": 4, "freeze_vision_tower": True, "freeze_mm_mlp_adapter": True}
 DPO = {"objective": "dpo", "dpo_beta": 0.5, "per_device_train_batch_size": 2}

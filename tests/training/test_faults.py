@@ -8,7 +8,7 @@ import torch
 
 from videollama2 import train
 
-from .conftest import flags
+from .helpers.runs import flags
 
 
 def refusal(world, parts, tmp_path, capsys, **changes) -> str:

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from videollama2 import cli, train
 
-from .conftest import copy_checkpoint, difference, flags
-from .hearing import joint_flags, write_beats, write_records, write_seeing
+from .helpers.hearing import joint_flags, write_beats, write_records, write_seeing
+from .helpers.runs import copy_checkpoint, difference, flags
 
 FROZEN = {"freeze_vision_tower": True, "max_steps": 3, "per_device_train_batch_size": 7}
 

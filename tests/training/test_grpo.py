@@ -15,7 +15,7 @@ from videollama2.training.grpo import Repeated, StartWeights, grpo_loss
 from videollama2.training.rewards import exact_match, load_reward
 from videollama2.training.rollouts import AnswerGroup, PromptDataset, _request, rows_of
 
-from .conftest import Run, copy_checkpoint, difference, flags
+from .helpers.runs import Run, copy_checkpoint, difference, flags
 
 GRPO = {"objective": "grpo", "reward": "videollama2.training.rewards:exact_match", "group_size": 3, "answer_tokens": 4}
 

@@ -20,8 +20,8 @@ from videollama2.processing import media_tokens
 from videollama2.training.arguments import parse_arguments
 from videollama2.training.build import build_model
 
-from .conftest import copy_checkpoint, difference, flags
-from .hearing import TOKENS, joint_flags, stage_flags, stages, write_beats, write_records, write_seeing
+from .helpers.hearing import TOKENS, joint_flags, stage_flags, stages, write_beats, write_records, write_seeing
+from .helpers.runs import copy_checkpoint, difference, flags
 
 
 @pytest.fixture(scope="module")

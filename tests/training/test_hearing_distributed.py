@@ -6,9 +6,8 @@ import torch
 from tests.conftest import ROOT
 from videollama2.checkpoints import load_pretrained_model
 
-from .conftest import copy_checkpoint, difference
-from .hearing import joint_flags, write_beats, write_records, write_seeing
-from .test_distributed import needs_deepspeed, same_log
+from .helpers.hearing import joint_flags, write_beats, write_records, write_seeing
+from .helpers.runs import copy_checkpoint, difference, needs_deepspeed, same_log
 
 pytestmark = pytest.mark.slow
 

@@ -15,8 +15,8 @@ from videollama2.errors import DataError
 from videollama2.prompting import training_ids
 from videollama2.training.build import build_model
 
-from .conftest import flags
-from .hearing import stage_flags, write_beats, write_seeing
+from .helpers.hearing import stage_flags, write_beats, write_seeing
+from .helpers.runs import flags
 
 GOLDEN = golden_audio_dir()
 STAGES = {

@@ -13,8 +13,8 @@ from videollama2.errors import CheckpointError
 from videollama2.training.arguments import parse_arguments
 from videollama2.training.build import build_model
 
-from .conftest import copy_checkpoint, difference, flags
-from .hearing import stage_flags, write_beats, write_records, write_seeing
+from .helpers.hearing import stage_flags, write_beats, write_records, write_seeing
+from .helpers.runs import copy_checkpoint, difference, flags
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from videollama2.errors import PromptError
 from videollama2.training.arguments import parse_arguments
 from videollama2.training.build import build_model
 
-from .conftest import flags
+from .helpers.runs import flags
 
 
 @pytest.mark.parametrize("shape", ["square", "pad"])

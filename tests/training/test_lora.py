@@ -16,9 +16,7 @@ from videollama2.errors import CheckpointError, ConfigError
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.training.build import base_name, describe_trainable
 
-from .conftest import copy_checkpoint, difference, flags
-
-LORA = {"lora_enable": True, "lora_r": 4, "lora_alpha": 8, "freeze_vision_tower": True}
+from .helpers.runs import LORA, copy_checkpoint, difference, flags
 
 
 def opened(folder, **options):

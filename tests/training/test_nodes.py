@@ -10,7 +10,7 @@ import pytest
 from tests.forked import run_ranks
 from videollama2 import train
 
-from .conftest import flags
+from .helpers.runs import flags
 
 pytestmark = pytest.mark.slow
 

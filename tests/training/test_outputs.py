@@ -15,7 +15,7 @@ from videollama2.training.loss_plot import draw_curves, plot_losses, smoothed
 from videollama2.training.meter import BatchCounts, FlopCount, Meter, peak_flops
 from videollama2.training.report import kinds_of
 
-from .conftest import flags
+from .helpers.runs import flags
 
 
 def test_each_line_of_a_step(run):

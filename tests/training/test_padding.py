@@ -9,7 +9,7 @@ from videollama2.training.arguments import parse_arguments
 from videollama2.training.build import build_model
 from videollama2.training.meter import CountingCollator, count
 
-from .conftest import assert_same_learning, flags, loss_and_gradients
+from .helpers.runs import assert_same_learning, flags, loss_and_gradients
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from videollama2.training.counted import Matrices
 from videollama2.training.lora import add_lora
 from videollama2.training.plan import Load, Planner, Way
 
-from .planned import CONFIG, LOAD, LiveBytes, batch_of
+from .helpers.planned import CONFIG, LOAD, LiveBytes, batch_of
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_counts_the_peak_of_two_processes(way, planner, tmp_path):
     if way.zero:
         pytest.importorskip("deepspeed")
     file, log = tmp_path / "bytes", tmp_path / "log"
-    assert run_ranks([way.name, "", str(file)], 2, log, module="tests.training.planned") == 0, log.read_text()
+    assert run_ranks([way.name, "", str(file)], 2, log, module="tests.training.helpers.planned") == 0, log.read_text()
     assert planner.memory(way, Load(LOAD.records, LOAD.tokens, gpus=2)).peak == pytest.approx(
         int(file.read_text()), rel=0.1
     )

@@ -12,7 +12,7 @@ from videollama2 import train
 from videollama2.errors import CheckpointError, ConfigError
 from videollama2.training.resume import check_optimizer, explain_failed_save, is_whole, last_checkpoint
 
-from .conftest import Run, copy_checkpoint, difference, flags
+from .helpers.runs import Run, copy_checkpoint, difference, flags
 
 SAVING = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 4}
 KINDS = {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.forked import start_function
+from tests.forked import end_all, receive, start_function
 from videollama2 import train
 from videollama2.checkpoints.files import RUN_FILE
 from videollama2.errors import CheckpointError, ConfigError
@@ -17,7 +17,7 @@ from videollama2.training.arguments import parse_arguments
 from videollama2.training.identity import RunIdentity
 from videollama2.training.run_folder import LOCK_FILE, locked
 
-from .conftest import copy_checkpoint, flags
+from .helpers.runs import copy_checkpoint, flags
 
 SAVING = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
 
@@ -188,13 +188,13 @@ def test_a_second_training_in_one_folder_is_refused(world, parts, tmp_path, caps
     folder = tmp_path / "out"
     ours, theirs = multiprocessing.Pipe()
     holder = start_function(hold, folder, theirs)
+    theirs.close()
     try:
-        assert ours.recv() == "held"
+        assert receive(ours) == "held"
         line = refusal(flags(world, parts, folder), capsys)
         assert f"{folder}: process {holder.pid} on " in line and "trains into this folder now" in line
     finally:
-        holder.kill()
-        holder.join()
+        end_all([holder], timeout_s=0)
     assert (folder / LOCK_FILE).is_file()  # what a killed process leaves holds nobody up
     with locked(folder):
         pass

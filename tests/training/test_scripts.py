@@ -6,13 +6,11 @@ import subprocess
 import pytest
 
 from tests.conftest import ROOT
+from tests.forked import killed_after
 from videollama2 import train
 
-from . import scripts
-from .conftest import environment
-from .scripts import call
-
-printed = scripts.printed
+from .helpers.runs import environment
+from .helpers.scripts import call
 
 SCRIPTS = {
     "vllava/pretrain.sh": {"learning_rate": 1e-3, "batch": 256, "local": 8, "zero": None, "lora": False, "bits": 16},
@@ -172,10 +170,10 @@ def test_signals_to_a_script_reach_the_launcher(tmp_path, name):
         stderr=subprocess.PIPE,
         text=True,
     )
-    while script.stdout.readline() != "ready\n":
-        assert script.poll() is None
-    script.send_signal(getattr(signal, f"SIG{name}"))
-    out, told = script.communicate(timeout=60)
+    with killed_after(script):
+        assert "ready\n" in script.stdout
+        script.send_signal(getattr(signal, f"SIG{name}"))
+        out, told = script.communicate(timeout=60)
     assert out == f"told of {name}\n"
     assert told == f"stopped by SIG{name}; run the same command to continue from the last checkpoint\n"
     assert script.returncode == 7

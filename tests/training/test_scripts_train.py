@@ -1,7 +1,6 @@
 """The published scripts train: on two processes, on two nodes, and the model of the built-in world from nothing."""
 
 import json
-import socket
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,26 +8,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.forked import run_ranks
+from tests.forked import reserved_port, run_ranks
 from tests.timing import processor_seconds
 from videollama2 import train
 from videollama2.checkpoints import load_pretrained_model
 from videollama2.eval.__main__ import main as evaluate
 from videollama2.shapes.sets import write_set
 
-from . import scripts
-from .conftest import difference
-from .hearing import write_beats, write_records, write_seeing
-from .scripts import call
-
-printed = scripts.printed
+from .helpers.hearing import write_beats, write_records, write_seeing
+from .helpers.runs import difference
+from .helpers.scripts import call
 
 
 @pytest.fixture
 def port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+    with reserved_port() as number:
+        yield number
 
 
 @pytest.mark.slow

@@ -1,36 +1,40 @@
 """Locks that killed compilations leave behind."""
 
+import multiprocessing
 import os
-import subprocess
-import sys
+import signal
 import time
+from multiprocessing.connection import Connection
+from pathlib import Path
 
 import psutil
 import pytest
+from torch.utils.file_baton import FileBaton
 
+from tests.forked import end_all, receive, start_function
 from videollama2.training.stale_locks import clear_stale_locks
 
-HOLD = """
-import sys
-from torch.utils.file_baton import FileBaton
-assert FileBaton(sys.argv[1]).try_acquire()
-print("held", flush=True)
-sys.stdin.read()
-"""
+
+def hold(lock: Path, out: Connection) -> None:
+    """Take the lock as torch does, and keep it until killed."""
+    out.send(FileBaton(str(lock)).try_acquire())
+    signal.pause()
 
 
 @pytest.fixture
 def held(tmp_path, monkeypatch):
-    """A lock that another process has taken as torch does, and that process."""
+    """A lock that another process has taken, and that process."""
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     lock = tmp_path / "cpu_adam" / "lock"
     lock.parent.mkdir()
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(lock)], text=True, **pipes)
-    assert process.stdout.readline() == "held\n"
-    yield lock, process
-    process.kill()
-    process.wait()
+    ours, theirs = multiprocessing.Pipe()
+    process = start_function(hold, lock, theirs)
+    theirs.close()
+    try:
+        assert receive(ours)
+        yield lock, process
+    finally:
+        end_all([process], timeout_s=0)
 
 
 def test_the_owner_of_a_lock_is_asked(held, capsys):
@@ -39,8 +43,7 @@ def test_the_owner_of_a_lock_is_asked(held, capsys):
     os.utime(lock, (long_ago, long_ago))
     assert clear_stale_locks() == []
     assert f"process {process.pid} is compiling; waiting for {lock}" in capsys.readouterr().err
-    process.kill()
-    process.wait()
+    end_all([process], timeout_s=0)
     lock.touch()
     assert clear_stale_locks() == [lock]  # however young it is
     assert not lock.exists()

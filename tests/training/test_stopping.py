@@ -13,12 +13,12 @@ import psutil
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from tests.forked import run_ranks, start
+from tests.forked import end_all, run_ranks, start
 from videollama2 import train
 from videollama2.training.resume import last_checkpoint
 from videollama2.training.stopping import SIGNALS, shield_workers
 
-from .conftest import Run, flags
+from .helpers.runs import Run, flags
 
 LORA = {"lora_enable": True, "lora_r": 4, "lora_dropout": 0.2, "freeze_vision_tower": True}
 STEPS = 6
@@ -270,13 +270,15 @@ def test_a_second_sigterm_ends_a_loader_worker():
 def test_loader_workers_do_not_die_of_a_signal_to_the_group(world, parts, tmp_path):
     """Launchers signal the whole group of a process."""
     folder, log = tmp_path / "out", tmp_path / "log"
-    begun = start(__name__, flags(world, parts, folder, **long(1)), log)
-    while "'loss'" not in log.read_text():
-        assert begun.is_alive(), log.read_text()
-        time.sleep(0.01)
-    workers = psutil.Process(begun.pid).children()
-    os.killpg(begun.pid, signal.SIGTERM)
-    begun.join(300)
+    begun, deadline = start(__name__, flags(world, parts, folder, **long(1)), log), time.monotonic() + 240
+    try:
+        while "'loss'" not in log.read_text():
+            assert begun.is_alive() and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.01)
+        workers = psutil.Process(begun.pid).children()
+        os.killpg(begun.pid, signal.SIGTERM)
+    finally:
+        end_all([begun], timeout_s=240)
     told = log.read_text()
     assert workers and begun.exitcode == 128 + signal.SIGTERM, told
     check_nothing_looks_finished(folder, told)

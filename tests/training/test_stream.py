@@ -9,7 +9,7 @@ from videollama2 import train
 from videollama2.errors import DataError
 from videollama2.training.data import RunData
 
-from .conftest import copy_checkpoint, difference, flags
+from .helpers.runs import copy_checkpoint, difference, flags
 
 STREAMED = {
     "streaming": True,

@@ -9,7 +9,7 @@ from videollama2.training.arguments import parse_arguments
 from videollama2.training.build import build_model, describe_trainable
 from videollama2.training.trainer import VideoLlama2Trainer
 
-from .conftest import flags
+from .helpers.runs import flags
 
 
 @pytest.fixture

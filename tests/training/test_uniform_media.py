@@ -15,7 +15,7 @@ from videollama2.training.arguments import parse_arguments
 from videollama2.training.build import build_model
 from videollama2.training.sharding import encode_uniformly
 
-from .conftest import assert_same_learning, flags, loss_and_gradients
+from .helpers.runs import assert_same_learning, flags, loss_and_gradients
 
 CONNECTORS = (
     "stc_connector",

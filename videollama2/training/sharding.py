@@ -54,13 +54,22 @@ def load_engine(engine: Any, checkpoint: str) -> None:
     Raises:
         CheckpointError: the checkpoint has other weights, or is from another number of processes.
     """
+    check_slices(checkpoint, engine.dp_world_size)
+    engine.load_checkpoint(checkpoint, custom_load_fn=partial(_load_learning, checkpoint))
+
+
+def check_slices(checkpoint: str, processes: int) -> None:
+    """Check that a checkpoint holds as many slices of the optimizer as there are processes.
+
+    Raises:
+        CheckpointError: it was written by another number of processes.
+    """
     slices = len(list(Path(checkpoint).glob("global_step*/*_optim_states.pt")))
-    if slices not in (0, engine.dp_world_size):  # without ZeRO there are no slices
+    if slices not in (0, processes):  # without ZeRO there are no slices
         raise CheckpointError(
-            f"{checkpoint} was written by {slices} processes, these are {engine.dp_world_size}: "
+            f"{checkpoint} was written by {slices} processes, these are {processes}: "
             "under DeepSpeed each reads its own slice of the optimizer back"
         )
-    engine.load_checkpoint(checkpoint, custom_load_fn=partial(_load_learning, checkpoint))
 
 
 def _load_learning(checkpoint: str, src: dict[str, torch.Tensor], dst: nn.Module) -> None:

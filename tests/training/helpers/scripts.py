@@ -3,11 +3,9 @@
 import subprocess
 import sys
 
-import pytest
-
 from tests.conftest import ROOT
 
-from .conftest import environment
+from .runs import environment
 
 
 def call(script, *argv, **variables):
@@ -27,18 +25,3 @@ def call(script, *argv, **variables):
         timeout=1200,
         check=False,
     )
-
-
-@pytest.fixture
-def printed(tmp_path):
-    """``printed(script, ...)``: the command that the script would run, as words."""
-    stand_in = tmp_path / "print-arguments"
-    stand_in.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
-    stand_in.chmod(0o755)
-
-    def run(script, *argv, **variables):
-        done = call(script, *argv, **{"PYTHON": stand_in, **variables})
-        assert done.returncode == 0, done.stderr
-        return done.stdout.splitlines()[1:]
-
-    return run

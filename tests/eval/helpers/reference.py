@@ -3,8 +3,9 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, golden_audio_dir
 
 _CANDIDATES = (ROOT.parent / "shared" / "benchmarks", ROOT / "tests" / "benchmarks")
 
@@ -31,3 +32,12 @@ def expected(name):
 def unpadded(text):
     """Tables without the blanks that line their columns up."""
     return re.sub(r" {2,}", " ", text)
+
+
+AUDIO_SETS = golden_audio_dir() / "benchmarks_audio"
+"""The benchmarks of sounds, in the published layout, and what the published code makes of them."""
+
+
+def expected_of_sounds(name: str) -> Any:
+    """What the published code makes of the benchmarks of sounds, by file."""
+    return json.loads((AUDIO_SETS / "expected" / name).read_text(encoding="utf-8"))

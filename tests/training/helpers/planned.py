@@ -6,7 +6,6 @@ import gc
 import json
 import os
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -19,6 +18,7 @@ from videollama2.config import VideoLlama2Config
 from videollama2.model.connectors import num_visual_tokens
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.model.packed_attention import keep_records_apart, packed_inputs
+from videollama2.training.flags import TrainingArguments
 from videollama2.training.fully_shard import shard
 from videollama2.training.plan import Load
 from videollama2.training.sharding import encode_uniformly
@@ -158,7 +158,7 @@ SHARES = {"reduce_bucket_size": 1, "stage3_prefetch_bucket_size": 0.9}
 
 
 def _fully_sharded(model, batch, kind):
-    shard(model, SimpleNamespace(device=torch.device("cpu"), world_size=2, bf16=True))
+    shard(model, TrainingArguments(output_dir="unused", use_cpu=True, bf16=True, report_to="none"))
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learning, fused=True)
 
