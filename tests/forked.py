@@ -133,6 +133,26 @@ def killed_after(process: subprocess.Popen[Any], timeout_s: float = 240.0) -> It
             process.wait(JOIN_S)
 
 
+def run_program(words: Sequence[object], timeout_s: float, **options: Any) -> subprocess.CompletedProcess[str]:
+    """What ``subprocess.run(words, capture_output=True, text=True)`` returns, which also ends what the program started.
+
+    Args:
+        timeout_s: after so long all of it is killed, and its exit code tells so.
+    """
+    words = list(map(str, words))
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(words, **pipes, **options, start_new_session=True) as program:
+        try:
+            out, err = program.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            kill_tree(program.pid)
+            with suppress(ProcessLookupError):
+                os.killpg(program.pid, signal.SIGKILL)  # what has outlived its parent still holds the pipes
+            out, err = program.communicate(timeout=JOIN_S)
+            err += f"\nkilled by the tests after {timeout_s:.0f} s"
+    return subprocess.CompletedProcess(words, program.returncode, out, err)
+
+
 def run_python(
     arguments: Sequence[object],
     cwd: str | Path = _ROOT,

@@ -2,13 +2,13 @@
 
 import os
 import re
-import subprocess
 
 import pytest
 
 from tests.conftest import ROOT
 from tests.eval.helpers.judge_server import JudgeServer
 from tests.eval.helpers.reference import unpadded
+from tests.forked import run_program
 
 pytest.importorskip("openai")
 
@@ -24,14 +24,9 @@ def test_on_a_laptop(tmp_path, python_of_forks):
     server = JudgeServer()
     server.script = {"": ["{''score': 4.8}."]}  # as the published texts ask for it
     try:
-        done = subprocess.run(
-            ["bash", "-c", installed + commands.replace("http://127.0.0.1:8000/v1", server.url)],
-            env={**clean, "PYTHON": str(python_of_forks), "HERE": str(tmp_path), "NPROC": "1", "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=400,
-            check=False,
-        )
+        own = {"PYTHON": str(python_of_forks), "HERE": str(tmp_path), "NPROC": "1", "OMP_NUM_THREADS": "1"}
+        words = ["bash", "-c", installed + commands.replace("http://127.0.0.1:8000/v1", server.url)]
+        done = run_program(words, 300, env={**clean, **own})
     finally:
         server.close()
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]

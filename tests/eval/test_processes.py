@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 from contextlib import suppress
 from functools import partial
 
@@ -12,7 +11,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.eval.helpers.terminal import on_a_terminal
-from tests.forked import run_python
+from tests.forked import run_program, run_python
 from videollama2.eval.benchmarks import benchmark
 from videollama2.eval.clips import share_of_process
 
@@ -48,9 +47,9 @@ def finish(python_of_forks):
 
 def _finish(python, data, output, processes):
     asked, environment = script(python, data, output, processes)
-    return subprocess.run(
-        asked, env=environment, capture_output=True, text=True, check=True, cwd="/", timeout=300
-    ).stdout
+    done = run_program(asked, 300, env=environment, cwd="/")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def contents(folder):

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT
-from tests.forked import run_ranks
+from tests.forked import reserved_port, run_ranks
 from videollama2 import train
 from videollama2.checkpoints import load_pretrained_model
 from videollama2.data.collator import TrainingCollator
@@ -234,15 +234,15 @@ def test_zero_2_goes_on_over_quantised_weights(launch, world, parts, tmp_path, c
 
 
 @needs_deepspeed
-def test_zero_3_reports_weights_that_do_not_fit(world, parts, tmp_path, capsys, monkeypatch):
+def test_zero_3_reports_weights_that_do_not_fit(world, parts, tmp_path):
     """transformers reads weights under ZeRO-3 without reporting anything."""
-    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1"}.items():
-        monkeypatch.setenv(name, str(value))
-    monkeypatch.setenv("MASTER_PORT", "29731")
     torch.save({"model.mm_projector.readout.0.weight": torch.zeros(3, 3)}, tmp_path / "wrong.bin")
     changes = {"pretrain_mm_mlp_adapter": tmp_path / "wrong.bin", "deepspeed": ROOT / "scripts" / "zero3.json"}
-    assert train.main(flags(world, parts, tmp_path / "out", **changes)) == 2
-    error = capsys.readouterr().err
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    with reserved_port() as port:
+        argv, log = flags(world, parts, tmp_path / "out", **changes), tmp_path / "log"
+        assert run_ranks(argv, 1, log, variables={**alone, "MASTER_PORT": str(port)}) == 2, log.read_text()
+    error = log.read_text()
     assert "readout.0.weight" in error
     assert "(3, 3)" in error
 

@@ -2,11 +2,11 @@
 
 import re
 import shutil
-import subprocess
 
 import pytest
 
 from tests.conftest import ROOT
+from tests.forked import run_program
 
 from .helpers.runs import environment
 
@@ -21,15 +21,8 @@ def test_own_data_to_an_answer(tmp_path, python_of_forks):
     installed = 'set -e\nvideollama2() { "$PYTHON" -m videollama2 "$@"; }\n'
     names = ("WORLD_SIZE", "RANK", "LOCAL_BATCH_SIZE", "RUN_NAME", "DATA_DIR", "OUTP_DIR", "PYTHONPATH")
     clean = {name: value for name, value in environment().items() if name not in names}
-    done = subprocess.run(
-        ["bash", "-c", installed + commands],
-        cwd=tmp_path,
-        env={**clean, "PYTHON": str(python_of_forks), "PYTHON_EXEC": str(python_of_forks)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    own = {"PYTHON": str(python_of_forks), "PYTHON_EXEC": str(python_of_forks)}
+    done = run_program(["bash", "-c", installed + commands], 300, cwd=tmp_path, env={**clean, **own})
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
     assert "4 records, 4 of them right: 1 image, 1 several media, 1 text only, 1 video" in done.stdout
     *_, answer, exported = done.stdout.splitlines()

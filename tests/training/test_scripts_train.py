@@ -35,7 +35,7 @@ def test_tiny_model_from_nothing_beats_chance_in_minutes(tmp_path, port, python_
     begin = processor_seconds()
     once = ("--media_cache", tmp_path / "frames")  # most clips are met several times
     alone = ("--save_strategy", "no", "--report_to", "none", "--sample_answers", "0")
-    done = call("shapes/train.sh", *alone, *once, **variables)
+    done = call("shapes/train.sh", *alone, *once, timeout_s=800, **variables)
     assert done.returncode == 0, done.stderr[-3000:]
     # Three minutes of two quiet cores; where others use them, seconds of a core do less.
     assert processor_seconds() - begin < 2 * 360
