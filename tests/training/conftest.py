@@ -17,6 +17,7 @@ from videollama2.shapes.parts import write_parts
 from videollama2.shapes.sets import write_set
 from videollama2.training.build import build_model
 
+from .helpers import dying
 from .helpers.runs import SIZES, Run, environment, flags
 from .helpers.scripts import call
 
@@ -114,21 +115,40 @@ def torchrun(python_of_forks: Path) -> Callable[..., int]:
 def launch(world: Path, parts: Path, tmp_path: Path) -> Callable[..., Run]:
     """``launch(processes, folder=..., flag=value, ...)``: train in processes of their own.
 
-    ``kill_at``: all of them are killed when they have logged so many steps.
+    ``kill_at``: all of them kill themselves when they begin the step after so many.
     """
 
     def start(processes: int = 2, folder: Path | None = None, kill_at: int | None = None, **changes: object) -> Run:
         folder = folder or tmp_path / f"launched{len(list(tmp_path.iterdir()))}"
-        log = tmp_path / f"{folder.name}.log"
-
-        def reached(text: str) -> int:
-            return signal.SIGKILL if kill_at is not None and text.count("'loss'") >= kill_at else 0
-
-        code = run_ranks(flags(world, parts, folder, **changes), processes, log, reached)
-        assert code == (0 if kill_at is None else -signal.SIGKILL), log.read_text()[-4000:]
+        argv, log = flags(world, parts, folder, **changes), tmp_path / f"{folder.name}.log"
+        if kill_at is None:
+            code = run_ranks(argv, processes, log)
+            assert code == 0, log.read_text()[-4000:]
+        else:
+            begun = tmp_path / f"{folder.name}.begun"
+            begun.mkdir()
+            code = run_ranks([str(begun), dying.ALL, str(kill_at), *argv], processes, log, module=dying.__name__)
+            assert code == -signal.SIGKILL, log.read_text()[-4000:]
         return Run(folder)
 
     return start
+
+
+@pytest.fixture(scope="session")
+def launch_once(world: Path, parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
+    """``launch_once(processes, flag=value, ...)``: what ``run_once`` is for runs in processes of their own."""
+    done: dict[tuple[int, tuple[str, ...]], Run] = {}
+
+    def once(processes: int = 2, **changes: object) -> Run:
+        key = (processes, tuple(flags(world, parts, Path("shared"), **changes)))
+        if key not in done:
+            folder = tmp_path_factory.mktemp("shared")
+            log = folder / "log"
+            assert run_ranks(flags(world, parts, folder / "run", **changes), processes, log) == 0, log.read_text()
+            done[key] = Run(folder / "run")
+        return done[key]
+
+    return once
 
 
 @pytest.fixture

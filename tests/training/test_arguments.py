@@ -14,7 +14,7 @@ import videollama2
 from videollama2 import train
 from videollama2.training.arguments import DataArguments, ModelArguments, TrainingArguments
 
-from .helpers.runs import flags
+from .helpers.runs import LORA, flags
 
 PACKAGE = Path(videollama2.__file__).parent
 OWN_FLAGS = sorted(
@@ -94,8 +94,8 @@ def test_contradictions_are_refused_in_one_line(world, parts, tmp_path, capsys, 
 
 
 @pytest.mark.slow
-def test_flag_that_contradicts_a_whole_checkpoint(run, world, parts, tmp_path, capsys):
-    whole = run(max_steps=1).folder
+def test_flag_that_contradicts_a_whole_checkpoint(run_once, world, parts, tmp_path, capsys):
+    whole = run_once().folder
     changes = {"model_path": whole, "vision_tower": None, "mm_projector_type": "linear"}
     assert train.main(flags(world, parts, tmp_path / "out", **changes)) == 2
     assert "'stc_connector_v35'" in capsys.readouterr().err
@@ -226,9 +226,9 @@ def test_attention_is_the_one_that_was_asked_for(run, world, parts, tmp_path):
     assert losses["sdpa"] == pytest.approx(losses["eager"], rel=1e-5)
 
 
-def test_folders_to_be_added_to_others_are_refused_with_the_command(run, world, parts, captions, tmp_path, capsys):
-    lora = run(lora_enable=True, freeze_vision_tower=True, max_steps=1).folder
-    connector = run(tune_mm_mlp_adapter=True, freeze_vision_tower=True, data_path=captions, max_steps=1).folder
+def test_folders_to_be_added_to_others_are_refused_with_the_command(run_once, world, parts, captions, tmp_path, capsys):
+    lora = run_once(**LORA).folder
+    connector = run_once(tune_mm_mlp_adapter=True, freeze_vision_tower=True, data_path=captions).folder
     whole = {"vision_tower": None, "mm_projector_type": None}
     for more in ({}, {"lora_enable": True, "freeze_vision_tower": True}):
         assert train.main(flags(world, parts, tmp_path / "out", model_path=lora, **whole, **more)) == 2

@@ -24,21 +24,25 @@ from .helpers.runs import Run, copy_checkpoint, difference, flags, needs_deepspe
 pytestmark = pytest.mark.slow
 
 
+PLAIN = {"max_steps": 6, "group_by_modality_length": False, "weight_decay": 0.1}
+
+
 @pytest.mark.parametrize("grouped", [False, True])
-def test_two_processes_equal_one_and_accumulated_batches(run, launch, grouped):
+def test_two_processes_equal_one_and_accumulated_batches(run, run_once, launch_once, grouped):
     """14 records with different numbers of labels, batches of 4: the second epoch begins after an incomplete one."""
-    options = {"max_steps": 6, "group_by_modality_length": grouped, "weight_decay": 0.1}
-    one = run(per_device_train_batch_size=4, **options)
+    options = {**PLAIN, "group_by_modality_length": grouped}
+    one = run_once(per_device_train_batch_size=4, **options)
     accumulated = run(per_device_train_batch_size=2, gradient_accumulation_steps=2, **options)
-    two = launch(2, per_device_train_batch_size=2, **options)
+    two = launch_once(2, per_device_train_batch_size=2, **options)
     same_log(one, accumulated, 1e-4)
     same_log(one, two, 1e-4)
     assert difference(one.weights, two.weights) < 1e-3
 
 
-def test_log_counts_all_processes(run, launch):
+def test_log_counts_all_processes(run_once, launch_once):
     """Twice the samples of one process, not twice the loss."""
-    one, two = run(per_device_train_batch_size=4).log[0], launch(2, per_device_train_batch_size=2).log[0]
+    one = run_once(per_device_train_batch_size=4, **PLAIN).log[0]
+    two = launch_once(2, per_device_train_batch_size=2, **PLAIN).log[0]
     assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
     ratios = [row["visual_tokens_per_second"] / row["samples_per_second"] for row in (one, two)]
     assert ratios[0] == pytest.approx(ratios[1], rel=0.01)
@@ -57,26 +61,25 @@ def test_more_processes_than_records(run, launch, world, tmp_path):
     same_log(run(**options), launch(2, **options), 1e-4)
 
 
-def test_killed_processes_go_on(launch):
-    # Killed in the second epoch, whose order is another one. Many steps: the kill must come before the end also on a
-    # machine that is fast.
-    options = {"max_steps": 14, "save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 2}
-    whole = launch(2, **options)
-    killed = launch(2, kill_at=5, **options)
+# An epoch has four steps: processes that die after five do so in the second one, whose order is another one.
+SAVING = {"max_steps": 8, "save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 2}
+
+
+def test_killed_processes_go_on(launch, launch_once):
+    whole = launch_once(2, **SAVING)
+    killed = launch(2, kill_at=5, **SAVING)
     assert not (killed.folder / "trainer_state.json").exists()
-    resumed = launch(2, folder=killed.folder, **options)
+    resumed = launch(2, folder=killed.folder, **SAVING)
     assert difference(whole.weights, resumed.weights) <= 1e-6
     assert resumed.losses == pytest.approx(whole.losses, abs=1e-6)
 
 
-def test_a_killed_process_comes_back(launch, torchrun, world, parts, tmp_path):
+def test_a_killed_process_comes_back(launch_once, torchrun, world, parts, tmp_path):
     """``torchrun --max-restarts``: the launcher ends the other process and starts both again."""
-    # An epoch has four steps; the process dies in the second one, whose order is another one.
-    options = {"max_steps": 8, "save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 2}
-    whole = launch(2, **options)
+    whole = launch_once(2, **SAVING)
     folder, log, begun = tmp_path / "out", tmp_path / "log", tmp_path / "begun"
     begun.mkdir()
-    argv = [str(begun), "5", *flags(world, parts, folder, **options)]
+    argv = [str(begun), "0-1", "5", *flags(world, parts, folder, **SAVING)]
     code = torchrun(argv, log, "--max-restarts=1", module="tests.training.helpers.dying")
     assert code == 0, log.read_text()[-3000:]
     started = {path.name for path in begun.iterdir()}

@@ -40,7 +40,7 @@ def test_connector_file_that_is_not_there(world, parts, tmp_path, capsys, name, 
 
 
 @pytest.mark.slow
-def test_tokenizer_without_padding_token(run, world, parts, tmp_path):
+def test_tokenizer_without_padding_token(run, run_once, world, parts, tmp_path):
     """Llama-3 has none; any id serves, since the mask hides it."""
     bare = tmp_path / "bare"
     shutil.copytree(parts / "llm", bare)
@@ -50,7 +50,7 @@ def test_tokenizer_without_padding_token(run, world, parts, tmp_path):
             fields = json.loads(path.read_text())
             fields.pop("pad_token", None)
             path.write_text(json.dumps(fields))
-    with_one, without = run(), run(model_path=bare)
+    with_one, without = run_once(), run(model_path=bare)
     assert with_one.losses == pytest.approx(without.losses, rel=1e-6)
 
 

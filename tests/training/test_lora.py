@@ -30,12 +30,13 @@ def logits(model, processor, records):
         return model.eval()(**TrainingCollator(processor.pad_token_id)(samples)).logits
 
 
-def test_writes_the_published_files_under_published_names(run, parts):
-    folder = run(**LORA).folder
+def test_writes_the_published_files_under_published_names(run_once, parts):
+    result = run_once(**LORA)
+    folder = result.folder
     config = json.loads((folder / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(parts / "llm")
     assert (config["r"], config["lora_alpha"], config["peft_type"]) == (4, 8, "LORA")
-    names = set(run(folder=folder, **LORA).weights)
+    names = set(result.weights)
     assert "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" in names
     assert "base_model.model.model.mm_projector.readout.0.weight" in names
     assert not any("vision_tower" in name or "language_model" in name for name in names)
@@ -178,9 +179,9 @@ def test_names_that_freeze_nothing_or_all_are_refused(built, pattern, words):
     assert words in str(told.value)
 
 
-def test_frozen_means_frozen(run, built):
+def test_frozen_means_frozen(run_once, built):
     before = {name: p.clone() for name, p in built(**LORA)[0].named_parameters()}
-    model, processor = opened(run(**LORA, max_steps=3).folder)
+    model, processor = opened(run_once(**LORA).folder)
     after = model.state_dict()
     for name, tensor in before.items():
         plain = name.replace(".base_layer.", ".")
@@ -218,8 +219,8 @@ def test_quantised_decoder_learns_through_its_adapter(run, built, records, optio
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bits", [16, 4])
-def test_adapter_on_a_whole_checkpoint(run, records, tmp_path, bits):
-    base = run(max_steps=2).folder
+def test_adapter_on_a_whole_checkpoint(run, run_once, records, tmp_path, bits):
+    base = run_once().folder
     changes = {"model_path": base, "vision_tower": None, "mm_projector_type": None, "bits": bits}
     adapter = run(**LORA, **changes).folder
     model, processor = opened(merge_adapter(adapter, tmp_path / "merged"))
@@ -284,8 +285,8 @@ def test_adapter_of_the_built_in_model_finds_it_again(built, tmp_path):
     assert (tmp_path / "merged" / "model.safetensors").is_file()
 
 
-def test_merging_refuses_what_it_must(run, tmp_path):
-    whole = run(max_steps=1).folder
+def test_merging_refuses_what_it_must(run_once, tmp_path):
+    whole = run_once().folder
     with pytest.raises(CheckpointError, match="full checkpoint"):
         merge_adapter(whole, tmp_path / "out")
     with pytest.raises(ConfigError, match="not empty"):
@@ -293,8 +294,8 @@ def test_merging_refuses_what_it_must(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_merged_weights_are_written_in_the_type_asked_for(run, tmp_path):
-    adapter = run(**LORA).folder
+def test_merged_weights_are_written_in_the_type_asked_for(run_once, tmp_path):
+    adapter = run_once(**LORA).folder
     merge_adapter(adapter, tmp_path / "half", dtype="bfloat16")
     model, _ = opened(tmp_path / "half", dtype="bfloat16")
     assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "bfloat16"

@@ -92,11 +92,11 @@ def test_a_run_without_matplotlib_loses_its_plot_only(run, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_tensorboard_by_default_where_it_is_installed(run):
+def test_tensorboard_by_default_where_it_is_installed(run, run_once):
     pytest.importorskip("tensorboard")
     folder = run(report_to=None, max_steps=1).folder
     assert list(folder.rglob("events.out.tfevents.*"))
-    assert not list(run(max_steps=1).folder.rglob("events.out.tfevents.*"))
+    assert not list(run_once().folder.rglob("events.out.tfevents.*"))
 
 
 @pytest.mark.slow

@@ -41,9 +41,9 @@ def test_killed_in_the_middle_of_an_epoch(run, launch, captions, kind):
 
 
 @pytest.mark.slow
-def test_half_a_checkpoint_is_never_picked(run, tmp_path):
+def test_half_a_checkpoint_is_never_picked(run, run_once, tmp_path):
     options = {**SAVING, "max_steps": 4}
-    whole = run(**options)
+    whole = run_once(**options)
     broken = tmp_path / "broken"
     copy_checkpoint(whole.folder / "checkpoint-2", broken / "checkpoint-2")
     copy_checkpoint(whole.folder / "checkpoint-4", broken / "checkpoint-4")
@@ -60,10 +60,10 @@ def test_half_a_checkpoint_is_never_picked(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_optimizer_never_begins_anew_in_silence(run, world, parts, tmp_path, capsys):
+def test_an_optimizer_never_begins_anew_in_silence(run, run_once, world, parts, capsys):
     """A checkpoint without its state, or with one that this run cannot read, is refused."""
     options = {**SAVING, "max_steps": 2}
-    plain = run(**options).folder
+    plain = run_once(**options).folder
     with pytest.raises(ConfigError, match=r"checkpoint-2 was written without --deepspeed, this run is with it"):
         check_optimizer(plain / "checkpoint-2", deepspeed=True)
     folder = run(save_only_model=True, **options).folder
@@ -73,10 +73,10 @@ def test_an_optimizer_never_begins_anew_in_silence(run, world, parts, tmp_path, 
 
 
 @pytest.mark.slow
-def test_the_mark_of_an_older_checkpoint_does_not_make_a_new_one_whole(run, launch, tmp_path):
+def test_the_mark_of_an_older_checkpoint_does_not_make_a_new_one_whole(run, run_once, tmp_path):
     """Going on from an earlier checkpoint writes over later ones: these must not look whole before they are."""
     options = {**SAVING, "max_steps": 4}
-    folder = run(**options).folder
+    folder = shutil.copytree(run_once(**options).folder, tmp_path / "own")
     asked = folder / "checkpoint-2"
     (folder / "checkpoint-4" / "left-over").touch()
     run(folder=folder, resume_from_checkpoint=asked, **options)
@@ -99,8 +99,8 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.slow
-def test_disk_that_is_full_while_saving(run, world, parts, tmp_path):
-    first = begun(run(**{**SAVING, "max_steps": 4}).folder, tmp_path)
+def test_disk_that_is_full_while_saving(run_once, world, parts, tmp_path):
+    first = begun(run_once(**{**SAVING, "max_steps": 4}).folder, tmp_path)
     done = run_python(["-c", LIMITED, *flags(world, parts, first.folder, **{**SAVING, "max_steps": 4})])
     assert done.returncode == 2, done.stderr[-2000:]
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -141,9 +141,9 @@ sys.exit(code)
     reason="nobody may mount a disk of their own here",
 )
 @pytest.mark.parametrize("report_to", ["none", "tensorboard"])
-def test_disk_without_room_for_a_second_checkpoint(run, world, parts, tmp_path, report_to):
+def test_disk_without_room_for_a_second_checkpoint(run_once, world, parts, tmp_path, report_to):
     """A disk that really is full. Only one checkpoint is to be kept, but the old one goes when the new one is whole."""
-    first = begun(run(**{**SAVING, "max_steps": 6}).folder, tmp_path)
+    first = begun(run_once(**SAVING).folder, tmp_path)
     used = sum(path.stat().st_size for path in first.folder.rglob("*") if path.is_file())
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -26,9 +26,9 @@ def test_loss_falls(run, world):
 
 
 @pytest.mark.slow
-def test_accumulated_batches_equal_one_large_batch(run):
+def test_accumulated_batches_equal_one_large_batch(run, run_once):
     """Samples have different numbers of labels, so a mean of means would differ."""
-    whole = run(per_device_train_batch_size=4).log
+    whole = run_once().log
     parts_of_it = run(per_device_train_batch_size=2, gradient_accumulation_steps=2).log
     for a, b in zip(whole, parts_of_it, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
@@ -36,8 +36,8 @@ def test_accumulated_batches_equal_one_large_batch(run):
 
 
 @pytest.mark.slow
-def test_batch_of_text_image_and_video_is_the_sum_of_its_samples(run, records):
-    model, processor = load_checkpoint(run(max_steps=1).folder)
+def test_batch_of_text_image_and_video_is_the_sum_of_its_samples(run_once, records):
+    model, processor = load_checkpoint(run_once().folder)
     dataset = VideoInstructionDataset(records, processor, 400)
     collator = TrainingCollator(processor.pad_token_id)
     chosen = [next(i for i, r in enumerate(records) if r.kinds == kinds) for kinds in (["video"], [], ["image"])]
@@ -102,8 +102,8 @@ def test_resumed_run_equals_an_uninterrupted_one(run, tmp_path, grouped):
 
 
 @pytest.mark.slow
-def test_goes_on_from_a_whole_checkpoint(run):
-    first = run(max_steps=3)
+def test_goes_on_from_a_whole_checkpoint(run, run_once):
+    first = run_once()
     second = run(model_path=first.folder, vision_tower=None, mm_projector_type=None, num_frames=4, freeze_backbone=True)
     before, after = weights(first.folder), weights(second.folder)
     assert before.keys() == after.keys()

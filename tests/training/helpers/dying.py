@@ -1,4 +1,4 @@
-"""``train.py`` on processes of a launcher, one of which is killed without warning."""
+"""``train.py`` on processes that kill themselves without warning when they begin a certain step."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ from typing import Any
 
 from videollama2 import train
 
+ALL = "all"
+
 
 def main(argv: list[str]) -> int:
-    """Train; the second process of the first start kills itself when it begins a step.
+    """Train until the process dies.
 
     Args:
-        argv: a folder, which gets a file named "START-RANK" from each process; the number of steps before the one in
-            which the process dies; the flags of the training.
+        argv: a folder, which gets a file named "START-RANK" from each process; the name of the file of the process that
+            dies, or "all"; the number of steps before the one in which it dies; the flags of the training.
     """
-    folder, steps, *flags = argv
-    start, rank = os.environ["TORCHELASTIC_RESTART_COUNT"], os.environ["RANK"]
-    (Path(folder) / f"{start}-{rank}").touch()
+    folder, doomed, steps, *flags = argv
+    name = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}-{os.environ.get('RANK', 0)}"
+    (Path(folder) / name).touch()
     trainer = train.VideoLlama2Trainer
     learn = trainer.training_step
 
     def die_or_learn(self: train.VideoLlama2Trainer, *args: Any, **kwargs: Any) -> Any:
-        if (start, rank) == ("0", "1") and self.state.global_step == int(steps):
+        if doomed in (name, ALL) and self.state.global_step == int(steps):
             os.kill(os.getpid(), signal.SIGKILL)
         return learn(self, *args, **kwargs)
 
