@@ -1,4 +1,5 @@
 import shutil
+import sys
 
 import pytest
 
@@ -27,6 +28,12 @@ def judge_server(monkeypatch):
     server = JudgeServer()
     yield server
     server.close()
+
+
+@pytest.fixture
+def without_charts(monkeypatch):
+    """No matplotlib, as where it is not installed: a chart takes longer than most tests. test_report.py looks at them."""
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # what Python itself notes for a failed import
 
 
 @pytest.fixture

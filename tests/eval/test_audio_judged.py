@@ -12,6 +12,8 @@ from videollama2.eval.judging.reply import ReplyError, parse_reply
 from videollama2.eval.judging.rubrics import rubric
 from videollama2.eval.samples import Sample, Verdict
 
+pytestmark = pytest.mark.usefixtures("without_charts")
+
 JUDGED = expected_of_sounds("judge.json")
 MENDED = {"```python\n{'binary_pred': 'yes', 'score': 2}\n```", "{'binary_pred': true, 'score': 2}"}
 """Replies over which the published scorer stops, and which can be read."""

@@ -19,6 +19,8 @@ from videollama2.eval.items import PUBLISHED, STRICT
 from videollama2.eval.report.paper_numbers import paper_number
 from videollama2.media.audio import NO_TRACK
 
+pytestmark = pytest.mark.usefixtures("without_charts")
+
 GOLDEN = golden_audio_dir()
 FOLDERS = {
     "vocalsound": "vocal",

@@ -13,6 +13,8 @@ from tests.eval.helpers.reference import benchmarks_dir, cases_dir, expected, un
 from videollama2.eval.__main__ import main
 from videollama2.eval.benchmarks import benchmark
 
+pytestmark = pytest.mark.usefixtures("without_charts")
+
 MODEL = ("--model-path", "videollama2-tiny", "--device", "cpu", "--max-new-tokens", "8", "--no-progress")
 
 

@@ -14,6 +14,8 @@ from videollama2.eval.video_files import VideoFolder
 from videollama2.media.frames import uniform_indices
 from videollama2.media.video import open_video
 
+pytestmark = pytest.mark.usefixtures("without_charts")
+
 pytest.importorskip("pyarrow")
 LAYOUTS = cases_dir() / "hub_layouts"
 

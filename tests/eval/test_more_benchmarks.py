@@ -29,6 +29,8 @@ from videollama2.eval.judging.judge import OpenAIJudge
 from videollama2.eval.samples import StoredAnswer
 from videollama2.eval.scoring import judged_metrics, make_sample, read_metrics
 
+pytestmark = pytest.mark.usefixtures("without_charts")
+
 
 def scored(name, folder, outputs):
     """Metrics by name and protocol, of these outputs in the order of the questions."""

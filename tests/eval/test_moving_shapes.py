@@ -17,6 +17,8 @@ from videollama2.eval.runner import AnswerOptions
 from videollama2.eval.samples import Reading
 from videollama2.shapes.questions import STATIC_TYPES, TEMPORAL_TYPES
 
+pytestmark = pytest.mark.usefixtures("without_charts")
+
 
 def test_the_built_in_world_is_asked_in_two_ways(world):
     plain, lettered = benchmark("moving_shapes"), benchmark("moving_shapes").configure(prompt="options")

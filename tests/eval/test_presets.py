@@ -12,6 +12,8 @@ from videollama2.eval.benchmarks import benchmark, configured
 from videollama2.eval.items import Item
 from videollama2.eval.presets import LMMS_EVAL, PRESETS
 
+pytestmark = pytest.mark.usefixtures("without_charts")
+
 LETTER = "Answer with the option's letter from the given choices directly."
 VIDEOMME = (
     "Select the best answer to the following multiple-choice question based on the video and the subtitles. Respond "

@@ -11,6 +11,8 @@ from videollama2.errors import DataError
 from videollama2.eval.__main__ import main
 from videollama2.eval.benchmarks import benchmark
 
+pytestmark = pytest.mark.usefixtures("without_charts")
+
 
 def questions(folder, *rows):
     path = folder / "mine.jsonl"

@@ -16,6 +16,8 @@ from videollama2.eval.samples import Reading
 from videollama2.shapes.sets import write_set
 from videollama2.shapes.sound_questions import BOTH_TYPES, SOUND_TYPES
 
+pytestmark = pytest.mark.usefixtures("without_charts")
+
 
 @pytest.fixture(scope="module")
 def heard(tmp_path_factory):

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkProcess
 from pathlib import Path
@@ -29,6 +30,18 @@ def no_worker_outlives_its_run() -> Iterator[None]:
     yield
     left = [process for process in multiprocessing.active_children() if process not in before]
     assert not [process for process in left if isinstance(process, ForkProcess)]
+
+
+@pytest.fixture
+def plotted() -> None:
+    """For tests that look at what a run draws."""
+
+
+@pytest.fixture(autouse=True)
+def without_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs in this process find no matplotlib unless the test is ``plotted``: drawing lasts as long as several steps."""
+    if "plotted" not in request.fixturenames:
+        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # what Python itself notes for a failed import
 
 
 @pytest.fixture(scope="session")

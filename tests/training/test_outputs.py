@@ -17,6 +17,8 @@ from videollama2.training.report import kinds_of
 
 from .helpers.runs import flags
 
+pytestmark = pytest.mark.usefixtures("plotted")
+
 
 def test_each_line_of_a_step(run):
     result = run(mm_projector_lr=1e-3, vision_tower_lr=5e-4, warmup_steps=1, max_steps=3)

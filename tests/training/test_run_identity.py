@@ -19,6 +19,8 @@ from videollama2.training.run_folder import LOCK_FILE, locked
 
 from .helpers.runs import copy_checkpoint, flags
 
+pytestmark = pytest.mark.usefixtures("plotted")
+
 SAVING = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
 
 

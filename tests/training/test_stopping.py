@@ -20,6 +20,8 @@ from videollama2.training.stopping import SIGNALS, shield_workers
 
 from .helpers.runs import Run, flags
 
+pytestmark = pytest.mark.usefixtures("plotted")
+
 LORA = {"lora_enable": True, "lora_r": 4, "lora_dropout": 0.2, "freeze_vision_tower": True}
 STEPS = 6
 LONG = 16
