@@ -32,7 +32,7 @@ def judge_server(monkeypatch):
 
 @pytest.fixture
 def without_charts(monkeypatch):
-    """No matplotlib, as where it is not installed: a chart takes longer than most tests. test_report.py looks at them."""
+    """No matplotlib, as where it is not installed: a chart takes longer than most tests. See test_report.py."""
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # what Python itself notes for a failed import
 
 

@@ -39,7 +39,7 @@ def plotted() -> None:
 
 @pytest.fixture(autouse=True)
 def without_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs in this process find no matplotlib unless the test is ``plotted``: drawing lasts as long as several steps."""
+    """Runs in this process find no matplotlib unless the test is ``plotted``: drawing takes as long as steps."""
     if "plotted" not in request.fixturenames:
         monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # what Python itself notes for a failed import
 
