@@ -102,7 +102,7 @@ def test_what_is_no_shard_is_refused(shard, members, tmp_path):
     write_shard(tmp_path / "twice.tar", [*members, members[1]])
     with pytest.raises(DataError, match=r"twice.tar: part/a.mp4 stands in it twice"):
         read_sets([tmp_path / "twice.tar"])
-    write(tmp_path / "deep.tar", [("a.json", b"[" * 100_000)])
+    write_shard(tmp_path / "deep.tar", [("a.json", b"[" * 100_000)])
     with pytest.raises(DataError, match=r"deep.tar: a.json is not JSON \(maximum recursion depth"):
         read_sets([tmp_path / "deep.tar"])
     with tarfile.open(tmp_path / "small.tar.gz", "w:gz") as archive:
@@ -114,7 +114,7 @@ def test_what_is_no_shard_is_refused(shard, members, tmp_path):
         read_sets([tmp_path / "text.tar"])
 
 
-def test_members_that_messages_name_and_members_that_are_no_media(media, tmp_path):  # noqa: F811
+def test_members_that_messages_name_and_members_that_are_no_media(media, tmp_path):
     """Parts of messages name members too; a text beside a record is no medium, and damage stays one record's."""
     video = (media / "v.mp4").read_bytes()
     part = {"type": "video_url", "video_url": {"url": "somewhere/a.mp4"}}
@@ -132,7 +132,7 @@ def test_members_that_messages_name_and_members_that_are_no_media(media, tmp_pat
         ("c.mp4", b""),
         ("c.json", asked),
     ]
-    write(tmp_path / "shard.tar", members)
+    write_shard(tmp_path / "shard.tar", members)
     problems: list[str] = []
     (records,) = read_sets([tmp_path / "shard.tar"], skipped=problems)
     assert [content_of(record.media[0].path) for record in records] == [video, video]
