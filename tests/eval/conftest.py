@@ -31,9 +31,15 @@ def judge_server(monkeypatch):
 
 
 @pytest.fixture
-def without_charts(monkeypatch):
+def charted():
+    """For tests that look at the chart of a run or of its score."""
+
+
+@pytest.fixture
+def without_charts(request, monkeypatch):
     """No matplotlib, as where it is not installed: a chart takes longer than most tests. See test_report.py."""
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # what Python itself notes for a failed import
+    if "charted" not in request.fixturenames:
+        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # what Python itself notes for a failed import
 
 
 @pytest.fixture
