@@ -141,6 +141,7 @@ def _open(folder, told, barrier):
     (told / str(os.getpid())).write_text(" ".join(found))
 
 
+@pytest.mark.slow
 def test_processes_that_begin_together_agree(tmp_path):
     told = tmp_path / "told"
     told.mkdir()

@@ -186,6 +186,7 @@ def hold(folder: Path, out: Connection) -> None:
         signal.pause()
 
 
+@pytest.mark.slow
 def test_a_second_training_in_one_folder_is_refused(world, parts, tmp_path, capsys):
     folder = tmp_path / "out"
     ours, theirs = multiprocessing.Pipe()

@@ -37,6 +37,7 @@ def held(tmp_path, monkeypatch):
         end_all([process], timeout_s=0)
 
 
+@pytest.mark.slow
 def test_the_owner_of_a_lock_is_asked(held, capsys):
     lock, process = held
     long_ago = time.time() - 3600
