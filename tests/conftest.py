@@ -2,6 +2,8 @@
 
 import gc
 import os
+import random
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,6 +79,16 @@ class FailuresAtOnce:
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(ProcessorTimes())
     config.pluginmanager.register(FailuresAtOnce(config))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Begin each test, its fixtures included, with the same random numbers, whatever ran before in this process."""
+    random.seed(0)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(0)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
 
 
 def pytest_collection_finish() -> None:
