@@ -3,8 +3,8 @@
 A test that takes more than :data:`SLOW_S` is to be marked ``slow``. One that takes :data:`FAILS_AT_S` without the mark
 fails a run of the suite; the margin is there because two processors that share a core take longer for the same, and
 the limit grows on slower machines (:func:`slowness`). Runs of a few tests are free of it, since the first test of a
-process also pays for imports. ``VIDEOLLAMA2_TEST_TIMES=FILE`` writes all times as JSON, those of set-up and teardown too, and shows their sums
-for each wing, as they stand in ``tests/README.md``.
+process also pays for imports. ``VIDEOLLAMA2_TEST_TIMES=FILE`` writes all times as JSON, those of set-up and teardown
+too, and shows their sums for each wing, as they stand in ``tests/README.md``.
 """
 
 from __future__ import annotations
