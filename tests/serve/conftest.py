@@ -106,6 +106,8 @@ def installation(tmp_path_factory, python_of_forks) -> Iterator[Installation]:
             part.ready()
         found = Installation(controller, parts[1:], folder)
         wait_until(lambda: registered(found) == 2, what="both workers register")
+        # In its first seconds a controller cannot say that a model does not exist: its worker may not have registered.
+        wait_until(lambda: address_of(found, "nobody").status_code == 404, what="the controller knows its models")
         yield found
     finally:
         for part in parts:
@@ -114,14 +116,19 @@ def installation(tmp_path_factory, python_of_forks) -> Iterator[Installation]:
 
 def registered(installation: Installation) -> int:
     """Workers that the controller has."""
-    seen = set()
+    seen: set[str] = set()
     for _ in range(2):
-        body = {"model": MODEL, "exclude": list(seen)}
         try:
-            reply = http.post(f"{installation.controller.url}/get_worker_address", json=body)
+            reply = address_of(installation, MODEL, *seen)
         except httpx.HTTPError:
             return 0
         if reply.status_code != 200:
             break
         seen.add(reply.json()["address"])
     return len(seen)
+
+
+def address_of(installation: Installation, model: str, *exclude: str) -> httpx.Response:
+    """The controller's reply to the question which worker is to answer."""
+    body = {"model": model, "exclude": list(exclude)}
+    return http.post(f"{installation.controller.url}/get_worker_address", json=body)
