@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import random
+import shutil
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -65,12 +66,19 @@ def test_paths_data_and_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[s
         request("absolute", text(COLOUR), video(CLIP.as_uri())),
         request("data", video(data), text(COLOUR), max_tokens=1),
         {**request("unknown path", text("Hi")), "url": "/v1/nothing"},
+        request("half a character \ud800", text("\ud800")),
+        request("no number", text("Hi"), temperature=float("nan")),
+        request("stream", text("Hi"), stream=True),
+        {**request("no route for requests", text("Hi")), "url": "/v1/models"},
     )
+    refused = ["half a character \ud800", "no number", "stream", "no route for requests"]
     target = tmp_path / "out.jsonl"
     assert main(["batch", str(source), str(target), *TINY]) == 1
-    assert "3 of 5 requests answered, 2 with an error" in capsys.readouterr().out
+    assert "3 of 9 requests answered, 6 with an error" in capsys.readouterr().out
     lines = replies(target)
-    assert list(lines) == ["relative", "missing", "absolute", "data", "unknown path"]
+    assert list(lines) == ["relative", "missing", "absolute", "data", "unknown path", *refused]
+    assert all(lines[name]["response"]["status_code"] in (400, 405) and lines[name]["error"] for name in refused)
+    assert lines["stream"]["error"]["message"] == "'stream': an answer of a batch comes whole"
     assert answer(lines["relative"]) == answer(lines["absolute"]) == "yellow"
     assert lines["data"]["response"]["body"]["usage"]["completion_tokens"] == 1
     assert lines["missing"]["response"]["status_code"] == 400
@@ -186,6 +194,9 @@ def test_columns_of_media(tmp_path: Path) -> None:
         ('{"custom_id": "a", "body": {}, "url": "chat"}', "url must be a path"),
         ('{"custom_id": "a", "body": {}}\n{"custom_id": "a", "body": {}}', "'a' appears twice"),
         ("", "holds no requests"),
+        ('{"custom_id": "a", "body": {}, "url": "/v1/a#b"}', "url must be a path"),
+        ('{"custom_id": "a", "body": {"messages": [{"image_url": "a\\u0000"}]}}', "line 1: is not a request"),
+        ('{"custom_id": "a", "body": {"messages": ' + "[" * 990 + "]" * 990 + "}}", "line 1: is not"),
     ],
 )
 def test_bad_files_are_told(tmp_path: Path, content: str, told: str) -> None:
@@ -195,13 +206,75 @@ def test_bad_files_are_told(tmp_path: Path, content: str, told: str) -> None:
         read_requests(str(path), None)
 
 
-def test_other_requests_in_the_same_place_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_of_media_and_bodies(tmp_path: Path) -> None:
+    """Lists of media, ``datasets``' structs of a path alone, bodies as structs, names that are missing."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    image = PICTURE.read_bytes()
+
+    def bodies(table: object) -> dict[str, dict]:
+        parquet.write_table(table, tmp_path / "in.parquet")
+        return {line.custom_id: line.body for line in read_requests(str(tmp_path / "in.parquet"), "What?")}
+
+    stored = [[{"bytes": image, "path": None}, {"bytes": None, "path": str(PICTURE)}]]
+    (body,) = bodies(pyarrow.table({"images": stored, "custom_id": pyarrow.array([None], pyarrow.string())})).values()
+    assert [part["type"] for part in body["messages"][0]["content"]] == ["image_url", "image_url", "text"]
+    asked = [{"messages": [{"role": "user", "content": "Hi"}], "seed": seed} for seed in (1, None)]
+    assert bodies(pyarrow.table({"body": asked})) == {"1": asked[0], "2": {"messages": asked[0]["messages"]}}
+    for odd in ("[1]", "5", '"messages"'):
+        with pytest.raises(DataError, match=r"in.parquet, row 1: body is not a JSON object"):
+            bodies(pyarrow.table({"body": [odd]}))
+
+
+def test_another_run_in_the_same_place_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Other requests, and other weights of the same name; a command with a slip reserves nothing."""
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     write(source, request("a", text("Hi"), max_tokens=1))
-    assert main(["batch", str(source), str(target), *TINY]) == 0
-    write(source, request("a", text("Ho"), max_tokens=1))
-    assert main(["batch", str(source), str(target), *TINY]) == 2
-    assert "holds answers of another configuration" in capsys.readouterr().err
+    model = tmp_path / "model"
+    shutil.copytree(ROOT / "videollama2" / "assets" / "videollama2-tiny", model)
+    command = ["batch", str(source), str(target), "--model-path", str(model)]
+    assert main([*command, "--dtype", "bfloat16", "--max-length", "1"]) == 2
+    assert main(command) == 0
+    capsys.readouterr()
+    for change, told in (
+        (lambda: (model / "extra.json").write_text("{}"), "model_revision: 'sha256:"),
+        (lambda: write(source, request("a", text("Ho"), max_tokens=1)), "requests: "),
+    ):
+        change()
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert "holds answers of another configuration" in error and told in error
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["in.jsonl", "in.jsonl"], "in.jsonl is INPUT too"),
+        (["in.jsonl", "answers.csv"], "OUTPUT must end with one of .jsonl"),
+        (["in.jsonl", "folder.jsonl"], "folder.jsonl: is a folder"),
+        (["in.jsonl", "out.jsonl", "--max-new-tokens", "0"], "--max-new-tokens (max_new_tokens) must be at least 1"),
+        (["in.jsonl", "out.jsonl", "--num-frames", "0"], "num_frames 0 is outside 1 to"),
+        (["in.jsonl", "out.jsonl", "--question", "What?"], "--question: the requests of in.jsonl have questions"),
+        (["in.jsonl", "out.jsonl", "--model-path", "nowhere"], "nowhere"),
+    ],
+)
+def test_slips_are_told_before_anything_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "in.jsonl", request("a", text("Hi")))
+    (tmp_path / "folder.jsonl").mkdir()
+    assert main(["batch", *TINY, *words]) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.count("\n") == 1
+    assert not list(tmp_path.glob("*.work"))
+
+
+def test_a_file_that_is_named_like_a_pattern(tmp_path: Path) -> None:
+    clip = tmp_path / "clip[1].mp4"
+    clip.write_bytes(CLIP.read_bytes())
+    (line,) = read_requests(str(clip), COUNT)
+    assert line.custom_id == clip.as_posix()
 
 
 @pytest.mark.slow

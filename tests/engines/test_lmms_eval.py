@@ -163,5 +163,7 @@ def test_likelihoods() -> None:
         return Instance(request_type="loglikelihood", arguments=arguments, idx=0, metadata=metadata)
 
     (likely, is_greedy), (unlikely, is_other_greedy) = model.loglikelihood([instance("yellow"), instance("three")])
+    asked = ({"do_sample": True}, {"do_sample": True, "temperature": 0}, {"do_sample": False, "temperature": 1}, {})
+    assert [model._request("Hi", [], options).options.temperature for options in asked] == [1, 0, 0, 0]
     model.clean()
     assert is_greedy and not is_other_greedy and unlikely < likely < 0

@@ -92,8 +92,20 @@ def test_a_failure_is_replaced_by_a_later_answer(tmp_path):
     assert found.read()["a"].output == "B"
 
 
+def test_a_run_without_an_answer_reserves_nothing(tmp_path):
+    """It may have ended for a slip in its command, but not while it works."""
+    former = store(tmp_path)
+    with former.shard(0, 1), pytest.raises(ConfigError, match="answers of another configuration"):
+        store(tmp_path, generation={"num_frames": 16})
+    changed = store(tmp_path, generation={"num_frames": 16})
+    fill(changed, answer("a"))
+    assert read_run(tmp_path / "out")["configuration"]["generation"] == {"num_frames": 16}
+    with pytest.raises(ConfigError, match="answers of another configuration"):
+        store(tmp_path)
+
+
 def test_another_configuration_is_refused_with_the_difference(tmp_path):
-    store(tmp_path)
+    fill(store(tmp_path), answer("a"))
     with pytest.raises(ConfigError, match=r"generation: \{'num_frames': 8\} there, \{'num_frames': 16\} here"):
         store(tmp_path, generation={"num_frames": 16})
     assert read_run(tmp_path / "out")["configuration"] == CONFIGURATION

@@ -185,6 +185,9 @@ def test_deepspeed_file_that_is_not_there(world, parts, tmp_path, capsys):
     pytest.importorskip("deepspeed")
     assert train.main(flags(world, parts, tmp_path / "out", deepspeed="no/zero9.json")) == 2
     assert "--deepspeed no/zero9.json: there is no such file" in capsys.readouterr().err
+    (tmp_path / "odd.json").write_text("{")
+    assert train.main(flags(world, parts, tmp_path / "out", deepspeed=tmp_path / "odd.json")) == 2
+    assert f"--deepspeed {tmp_path / 'odd.json'}: cannot be read as JSON" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,10 @@ from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.data.pairs import PairCollator, PreferencePairs
 from videollama2.data.records import read_records
 from videollama2.errors import ConfigError, DataError
+from videollama2.processing import VideoLlama2Processor
 from videollama2.training.build import build_model
 from videollama2.training.dpo import DpoTrainer, adapters_off
+from videollama2.training.rollouts import PromptDataset
 
 from .helpers.runs import Run, copy_checkpoint, difference, flags
 
@@ -42,6 +44,7 @@ def trainer(world, parts, pairs, tmp_path):
     def make(**changes):
         argv = flags(world, parts, tmp_path / "unused", data_path=pairs, **{**DPO, **changes})
         model_args, data_args, args = train.parse_arguments(argv)
+        torch.manual_seed(0)  # of the connector, which is new: how far the loss is from that of no preference
         model, processor = build_model(model_args, data_args, args)
         with torch.no_grad():
             for number, (name, parameter) in enumerate(model.named_parameters()):
@@ -206,6 +209,19 @@ def test_flags_that_contradict_the_objective(world, parts, tmp_path, changes, me
     more = {"freeze_vision_tower": True} if "tune_mm_mlp_adapter" in changes else {}
     with pytest.raises(ConfigError, match=message):
         train.parse_arguments(flags(world, parts, tmp_path, **changes, **more))
+
+
+def test_an_answer_that_was_cut_off_is_named(tmp_path):
+    """Otherwise the answer to an earlier question would be compared with itself, or rewarded as the last one."""
+    turns = [("human", "Which?"), ("gpt", "red"), ("human", "Where? " * 40), ("gpt", "left")]
+    row = {"id": 7, "conversations": [{"from": who, "value": text} for who, text in turns], "rejected": "right"}
+    (tmp_path / "pairs.json").write_text(json.dumps([row]))
+    records = read_records([tmp_path / "pairs.json"])
+    processor = VideoLlama2Processor.from_pretrained(ROOT / "videollama2" / "assets" / "videollama2-tiny")
+    for kind in (PreferencePairs, PromptDataset):
+        assert kind(records, processor, 400)[0]
+        with pytest.raises(DataError, match="record '7': the last answer does not begin within the 40 tokens"):
+            kind(records, processor, 40)[0]
 
 
 def test_record_without_a_worse_answer_is_named(run, world):

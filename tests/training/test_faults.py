@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from videollama2 import train
+from videollama2.checkpoints.files import RUN_FILE
 
 from .helpers.runs import flags
 
@@ -72,6 +73,10 @@ def test_a_checkpoint_of_another_kind_is_not_gone_on_from(run, world, parts, tmp
     """A LoRA run from a checkpoint of one with another rank."""
     options = {"lora_enable": True, "freeze_vision_tower": True, "save_strategy": "steps", "save_steps": 1}
     folder = run(lora_r=4, max_steps=1, **options).folder
+    asked = {**options, "resume_from_checkpoint": folder / "checkpoint-1"}
+    line = refusal(world, parts, tmp_path, capsys, lora_r=8, max_steps=2, **asked)
+    assert "checkpoint-1: its run was started otherwise: --lora_r 8 (was 4)" in line
     options["resume_from_checkpoint"] = folder / "checkpoint-1"
+    (folder / "checkpoint-1" / RUN_FILE).unlink()  # as of another program
     line = refusal(world, parts, tmp_path, capsys, lora_r=8, max_steps=2, **options)
     assert "the adapter does not fit this model and its --lora flags" in line

@@ -29,6 +29,17 @@ def test_the_command_line_wins_and_the_run_can_be_started_again(tmp_path):
     assert again[1].files == data.files
 
 
+def test_a_recipe_has_whole_names_and_any_value(tmp_path):
+    """``--no_x``, names that were shortened, and values that begin with dashes start the same run again."""
+    argv = ["--model_path", "base", "--data_path", "a.json", "--output_dir", str(tmp_path)]
+    first = parse_arguments([*argv, "--no_freeze_vision_tower", "--learning_r", "1e-3", "--run_name=--mine"])
+    assert not first[0].freeze_vision_tower
+    save_recipe(tmp_path, first[2])
+    assert {"freeze_vision_tower", "learning_rate"} <= yaml.safe_load((tmp_path / RECIPE_FILE).read_text()).keys()
+    again = parse_arguments(["--recipe", str(tmp_path / RECIPE_FILE)])
+    assert dict(_flags(again)) == dict(_flags(first)) and again[2].run_name == "--mine"
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

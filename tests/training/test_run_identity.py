@@ -105,6 +105,31 @@ def test_what_does_not_change_the_result_may_differ(finished, world, parts):
     assert now.differences(former) == []
 
 
+def test_a_checkpoint_of_another_run_is_refused(finished, world, parts, tmp_path, capsys):
+    """Learning rates and the order of data come from the checkpoint: other flags would be given in vain."""
+    asked = {**SAVING, "resume_from_checkpoint": finished / "checkpoint-2", "max_steps": 6}
+    line = refusal(flags(world, parts, tmp_path / "own", learning_rate=5e-2, **asked), capsys)
+    assert "checkpoint-2: its run was started otherwise: --learning_rate 0.05 (was 0.002). Give the same flags" in line
+    assert "max_steps" not in line, "a run may be made longer"
+    both = flags(world, parts, tmp_path / "own", overwrite_output_dir=True, **asked)
+    assert "--overwrite_output_dir starts over, --resume_from_checkpoint goes on" in refusal(both, capsys)
+
+
+def test_a_reward_is_told_by_the_content_of_its_file(world, parts, tmp_path):
+    file = tmp_path / "rewards.py"
+    options = {"objective": "grpo", "reward": f"{file}:score"}
+
+    def identity() -> RunIdentity:
+        return RunIdentity.of(*parse_arguments(flags(world, parts, tmp_path / "out", **options)))
+
+    file.write_text("def score(record, answer):\n    return 1\n")
+    first = identity()
+    assert identity().differences(first) == []
+    file.write_text("def score(record, answer):\n    return 2\n")
+    (difference,) = identity().differences(first)
+    assert difference.startswith(f"--reward {file}:score (sha256:")
+
+
 def test_overwriting_begins_anew(finished, world, parts, tmp_path):
     folder = tmp_path / "own"
     shutil.copytree(finished, folder)

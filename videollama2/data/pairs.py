@@ -14,6 +14,7 @@ from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.data.record import Record
 from videollama2.data.samples import TrainingSample
 from videollama2.errors import DataError
+from videollama2.prompting import checked_turns
 
 PAIRS = "pairs"
 """Key of a batch that holds the number of its pairs."""
@@ -40,7 +41,7 @@ class PreferencePairs(VideoInstructionDataset):
         pair = []
         for each in (record, replace(record, conversations=(*record.conversations[:-1], worse))):
             sample = super()._sample(each, read)
-            pair.append({**sample, "labels": last_answer(sample["labels"])})
+            pair.append({**sample, "labels": last_answer(sample["labels"], each)})
         return {PAIRS: pair}
 
     def _item(self, index: int, read: Any) -> TrainingSample:
@@ -50,13 +51,24 @@ class PreferencePairs(VideoInstructionDataset):
         return sample
 
 
-def last_answer(labels: Sequence[int]) -> list[int]:
-    """Return labels of which only those of the last answer are left."""
-    end = max(place for place, label in enumerate(labels) if label != IGNORE_INDEX) + 1
-    begin = end
-    while begin and labels[begin - 1] != IGNORE_INDEX:
-        begin -= 1
-    return [IGNORE_INDEX] * begin + list(labels[begin:end]) + [IGNORE_INDEX] * (len(labels) - end)
+def last_answer(labels: Sequence[int], record: Record) -> list[int]:
+    """Return a record's labels of which only those of its last answer are left.
+
+    Raises:
+        DataError: that answer was cut off, so that the last one with labels answers an earlier question.
+    """
+    # Between two answers there is a question, which has no labels.
+    begins = [
+        place
+        for place, (before, label) in enumerate(zip([IGNORE_INDEX, *labels], labels, strict=False))
+        if before == IGNORE_INDEX != label
+    ]
+    _, turns = checked_turns(record.conversations, len(record.media))
+    if len(begins) < len(turns) // 2:
+        raise DataError(f"the last answer does not begin within the {len(labels)} tokens of model_max_length")
+    kept = [IGNORE_INDEX] * len(labels)
+    kept[begins[-1] :] = labels[begins[-1] :]
+    return kept
 
 
 @dataclass(frozen=True)

@@ -251,7 +251,7 @@ def _placed_in_file(values: Any, file: str, whole: pa.Buffer) -> list[Any]:
 def _rows(table: Any, placed: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
     others = [name for name in table.schema.names if name not in placed]
     for number, row in enumerate(table.select(others).to_pylist()):
-        row = _without_nulls({**row, **{name: cells[number] for name, cells in placed.items()}})
+        row = without_nulls({**row, **{name: cells[number] for name, cells in placed.items()}})
         for name in _TURN_COLUMNS:
             if isinstance(turns := row.get(name), dict):
                 row[name] = _list_of_objects(turns)
@@ -271,11 +271,11 @@ def _check_names(file: str, names: list[str]) -> None:
         raise DataError(f"{file}: has several columns {double!r}")
 
 
-def _without_nulls(value: Any) -> Any:
+def without_nulls(value: Any) -> Any:
     """Leave out the keys that a record does not have: a table has every key in every row."""
     if isinstance(value, dict):
-        return {key: _without_nulls(each) for key, each in value.items() if each is not None}
-    return [_without_nulls(each) for each in value] if isinstance(value, list) else value
+        return {key: without_nulls(each) for key, each in value.items() if each is not None}
+    return [without_nulls(each) for each in value] if isinstance(value, list) else value
 
 
 def _arrow(file: str) -> Any:

@@ -30,11 +30,12 @@ from typing import Any
 from tqdm import tqdm
 
 from videollama2.commands import add_debug_flag, hides_bar
-from videollama2.engines.batch_lines import BatchLine, BatchReply, read_requests, write_replies
+from videollama2.engines.batch_lines import BatchLine, BatchReply, check_output, read_requests, write_replies
 from videollama2.engines.local_service import LocalClient, local_service, name_of_model
 from videollama2.errors import ConfigError
 from videollama2.eval.samples import StoredAnswer
 from videollama2.flags import (
+    AnswerFlags,
     add_answer_flags,
     add_count_flag,
     add_model_flags,
@@ -42,6 +43,7 @@ from videollama2.flags import (
     check_without_effect,
     frame_options,
 )
+from videollama2.media.frames import FrameSampling
 from videollama2.ranks import rank_and_world
 from videollama2.serve.part_flags import add_reservation_flags
 from videollama2.serve.worker.flags import (
@@ -109,24 +111,23 @@ def batch(args: argparse.Namespace) -> int:
     rank, world = rank_and_world()
     source, output = _files(args)
     _check_engine(args, world)
+    _check_defaults(args)
     lines = [replace(line, body=_with_defaults(line.body, args)) for line in read_requests(source, args.question)]
-    store = AnswerStore(
-        output.with_name(output.name + WORK_SUFFIX),
-        {"model": args.model_path, "base": args.model_base, "requests": _digest(lines)},
-        {"input": source},
-    )
-    known = store.read()
-    failed = {name for name, answer in known.items() if answer.error is not None}
-    waiting = [line for line in lines[rank::world] if line.custom_id not in known or _is_again(line, failed, args)]
-    if waiting:
-        total = len(lines[rank::world])
-        with store.shard(rank, world) as shard, _bar(total, total - len(waiting)) as bar:
+    about = {"input": source, "model": args.model_path}
+    store = AnswerStore(output.with_name(output.name + WORK_SUFFIX), _configuration(args, lines), about)
+    mine = lines[rank::world]
+    with store.shard(rank, world) as shard:
+        known = store.read()  # we hold the shard, so no other process answers its requests now
+        failed = {name for name, answer in known.items() if answer.error is not None}
+        waiting = [line for line in mine if line.custom_id not in known or _is_again(line, failed, args)]
+        if waiting:
+            with _bar(len(mine), len(mine) - len(waiting)) as bar:
 
-            def keep(answer: StoredAnswer) -> None:
-                shard.append(answer)
-                bar.update()
+                def keep(answer: StoredAnswer) -> None:
+                    shard.append(answer)
+                    bar.update()
 
-            _answer_all(args, waiting, keep)
+                _answer_all(args, waiting, keep)
     return _finish(store, lines, output)
 
 
@@ -144,7 +145,31 @@ def _files(args: argparse.Namespace) -> tuple[str, Path]:
     if len(words) != 2:
         expected = "INPUT and OUTPUT" if args.folder is None else "at most one file, OUTPUT, beside --folder"
         raise ConfigError(f"batch takes {expected}, got {' '.join(args.words) or 'nothing'}")
-    return words[0], Path(words[1])
+    source, output = words[0], Path(words[1])
+    check_output(output)
+    if output.exists() and Path(source).exists() and output.samefile(source):
+        raise ConfigError(f"{output} is INPUT too: answers need a file of their own")
+    return source, output
+
+
+def _check_defaults(args: argparse.Namespace) -> None:
+    """Check the defaults of requests. Otherwise every request would be refused, one by one."""
+    AnswerFlags.of(args)
+    FrameSampling(**frame_options(args))
+
+
+def _configuration(args: argparse.Namespace, lines: Sequence[BatchLine]) -> dict[str, Any]:
+    """Return everything on which answers depend, except machines and engines: their answers are the same."""
+    from videollama2.checkpoints.fingerprint import model_revision
+
+    bits = [name for name in ("load_8bit", "load_4bit") if getattr(args, name)]
+    return {
+        "model": name_of_model(args),
+        "model_revision": model_revision(args.model_path, args.model_base),
+        "dtype": args.dtype,
+        "quantization": bits[0].removeprefix("load_") if bits else None,
+        "requests": _digest(lines),
+    }
 
 
 def _check_engine(args: argparse.Namespace, world: int) -> None:
@@ -183,14 +208,15 @@ def _is_again(line: BatchLine, failed: set[str], args: argparse.Namespace) -> bo
 
 def _finish(store: Any, lines: Sequence[BatchLine], output: Path) -> int:
     """Write the output if all answers are there, and print a summary."""
-    with store.merging() as is_mine:
-        answers, missing = store.merge([line.custom_id for line in lines])
-        failures = sum(answer.error is not None for answer in answers)
-        if is_mine and not missing:
-            write_replies(output, [_reply_of(answer) for answer in answers])
+    # Every process looks whether all is answered when it is done. The last one to finish finds no gap, and writes.
+    answers, missing = store.merge([line.custom_id for line in lines])
     if missing:
         print(f"{len(answers)} of {len(lines)} requests are done; other processes have the rest", file=sys.stderr)
         return 0
+    failures = sum(answer.error is not None for answer in answers)
+    with store.merging() as is_mine:  # two may have finished at the same moment
+        if is_mine:
+            write_replies(output, [_reply_of(answer) for answer in answers])
     print(f"{len(lines) - failures} of {len(lines)} requests answered, {failures} with an error: {output}")
     return 1 if failures else 0
 
@@ -207,8 +233,9 @@ def _with_defaults(body: dict[str, Any], args: argparse.Namespace) -> dict[str, 
         given["max_tokens"] = args.max_new_tokens
     filled = {**{name: value for name, value in given.items() if value is not None}, **body}
     frames = frame_options(args)
-    if frames:
-        filled["mm_processor_kwargs"] = {**frames, **(body.get("mm_processor_kwargs") or {})}
+    own = body.get("mm_processor_kwargs")
+    if frames and (own is None or isinstance(own, dict)):  # anything else is refused with the request
+        filled["mm_processor_kwargs"] = {**frames, **(own or {})}
     if args.served_model_name is None:
         filled["model"] = name_of_model(args)
     return filled

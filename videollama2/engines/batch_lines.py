@@ -5,13 +5,15 @@ from __future__ import annotations
 import base64
 import glob
 import json
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from videollama2.errors import DataError, MediaError, MissingDependencyError
+from videollama2.data.tables import without_nulls
+from videollama2.errors import ConfigError, DataError, MediaError, MissingDependencyError, first_line
 from videollama2.eval.annotations import why_unreadable
 from videollama2.eval.atomic import write_atomically
 from videollama2.media.kinds import AUDIO, IMAGE, SUFFIXES, VIDEO, kind_of, mime_type
@@ -19,8 +21,12 @@ from videollama2.media.sources import kind_of_path
 
 CHAT = "/v1/chat/completions"
 
+_JSON_LINES, _PARQUET = (".jsonl", ".ndjson"), (".parquet", ".pq")
+"""Endings of files of requests and answers."""
+_URL = re.compile(r"/v1/[A-Za-z0-9_./-]*")
+
 _COLUMNS = (VIDEO, IMAGE, AUDIO)
-"""Columns of a Parquet file that may hold a row's medium: the first of them that has a value does."""
+"""Columns of a Parquet file that may hold a row's media, also in the plural: the first that has a value does."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +82,11 @@ def read_requests(source: str, question: str | None) -> list[BatchLine]:
         DataError: there is no file, a line is not a request, or two requests have the same name.
     """
     path = Path(source)
-    if path.suffix.lower() == ".jsonl":
+    if path.suffix.lower() in _JSON_LINES:
+        if question is not None:
+            raise ConfigError(f"--question: the requests of {source} have questions of their own")
         lines = list(_json_lines(path))
-    elif path.suffix.lower() == ".parquet":
+    elif path.suffix.lower() in _PARQUET:
         lines = list(_parquet_rows(path, question))
     else:
         lines = list(_media(source, question))
@@ -92,13 +100,29 @@ def read_requests(source: str, question: str | None) -> list[BatchLine]:
     return lines
 
 
+def check_output(path: Path) -> None:
+    """Check what can be known of an output file before any request is answered.
+
+    Raises:
+        ConfigError: it is a folder, or its name ends like a file of another format.
+        MissingDependencyError: it is a Parquet file, and pyarrow is not installed.
+    """
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a folder, and OUTPUT is a file of answers")
+    if suffix not in (*_JSON_LINES, *_PARQUET):
+        raise ConfigError(f"{path}: OUTPUT must end with one of {', '.join((*_JSON_LINES, *_PARQUET))}")
+    if suffix in _PARQUET:
+        _pyarrow()
+
+
 def write_replies(path: Path, replies: Sequence[BatchReply]) -> None:
     """Write all replies in order, either completely or not at all. The file's suffix selects Parquet or JSON Lines.
 
     Raises:
         DataError: the file cannot be written.
     """
-    if path.suffix.lower() == ".parquet":
+    if path.suffix.lower() in _PARQUET:
         write_atomically(path, _parquet_table(replies))
         return
     lines = (json.dumps(reply.to_json(), ensure_ascii=False) + "\n" for reply in replies)
@@ -131,9 +155,12 @@ def _line(text: bytes, path: Path, number: int) -> BatchLine:
         raise DataError(f"{where}: custom_id must be a text that is not empty")
     if raw.get("method", "POST") != "POST":
         raise DataError(f"{where}: method must be POST, got {raw['method']!r}")
-    if not isinstance(url, str) or not url.startswith("/v1/"):
+    if not isinstance(url, str) or not _URL.fullmatch(url):
         raise DataError(f"{where}: url must be a path of the API such as {CHAT}, got {url!r}")
-    return BatchLine(name, url, _with_local_files(raw["body"], path.parent))
+    try:
+        return BatchLine(name, url, _with_local_files(raw["body"], path.parent))
+    except (RecursionError, ValueError, OSError) as error:  # a path may hold a null byte or be too long
+        raise DataError(f"{where}: is not a request ({first_line(error)})") from error
 
 
 def _with_local_files(body: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -157,7 +184,7 @@ def _with_local_files(body: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _file_url(url: str, folder: Path) -> str:
-    is_path = not url.startswith("data:") and "://" not in url
+    is_path = url[:5].lower() != "data:" and "://" not in url
     return (folder / url).resolve().as_uri() if is_path else url
 
 
@@ -174,15 +201,20 @@ def _media(source: str, question: str | None) -> Iterator[BatchLine]:
         files = [file for file in sorted(path.rglob("*")) if file.is_file() and file.suffix.lower() in suffixes]
         base = path
     else:
-        files = [Path(name) for name in sorted(glob.glob(source, recursive=True)) if Path(name).is_file()]
+        # A file may be called like a pattern that does not find it: clip[1].mp4.
+        names = [source] if path.is_file() else sorted(glob.glob(source, recursive=True))
+        files = [Path(name) for name in names if Path(name).is_file()]
         base = Path()
     if not files:
         raise DataError(f"{source}: there are no videos, images or sounds")
     for file in files:
         name = file.relative_to(base).as_posix() if base != Path() else file.as_posix()
-        yield BatchLine(
-            name, CHAT, _question_about(_kind(partial(kind_of_path, file)), file.resolve().as_uri(), question)
-        )
+        yield BatchLine(name, CHAT, _question_about([_of_path(file)], question))
+
+
+def _of_path(file: Path) -> tuple[str, str]:
+    """Return the kind and the URL of a file."""
+    return _kind(partial(kind_of_path, file)), file.resolve().as_uri()
 
 
 def _kind(look: Callable[[], str]) -> str:
@@ -193,10 +225,10 @@ def _kind(look: Callable[[], str]) -> str:
         return VIDEO
 
 
-def _question_about(kind: str, url: str, question: str) -> dict[str, Any]:
-    name = f"{kind}_url"
-    content = [{"type": name, name: {"url": url}}, {"type": "text", "text": question}]
-    return {"messages": [{"role": "user", "content": content}]}
+def _question_about(media: Iterable[tuple[str, str]], question: str) -> dict[str, Any]:
+    """Return the body of a question about media, of each of which the kind and the URL are given."""
+    parts = [{"type": f"{kind}_url", f"{kind}_url": {"url": url}} for kind, url in media]
+    return {"messages": [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]}
 
 
 # ----------------------------------------------------------------------------------------------------------- Parquet
@@ -211,50 +243,67 @@ def _pyarrow() -> Any:
 
 
 def _parquet_rows(path: Path, question: str | None) -> Iterator[BatchLine]:
-    """Yield the rows with ``body`` (JSON text), or with a medium in one of the columns and ``question``."""
+    """Yield the rows with ``body`` (JSON text or a struct), or with media in one of the columns and ``question``."""
+    for number, row in enumerate(_rows(path), start=1):
+        names = (row.get(name) for name in ("custom_id", "id"))
+        name = str(next((value for value in names if value is not None), number))
+        url = str(row.get("url") or CHAT)
+        if not _URL.fullmatch(url):
+            raise DataError(f"{path}, row {number}: url must be a path of the API such as {CHAT}, got {url!r}")
+        yield BatchLine(name, url, _row_body(row, path, number, question))
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
     pyarrow = _pyarrow()
     try:
-        file = pyarrow.parquet.ParquetFile(path)
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=64):
+            yield from batch.to_pylist()
     except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"{path}: cannot be read as Parquet ({error})") from error
-    number = 0
-    for batch in file.iter_batches(batch_size=64):
-        for row in batch.to_pylist():
-            number += 1
-            name = str(row.get("custom_id", row.get("id", number)))
-            yield BatchLine(name, str(row.get("url") or CHAT), _row_body(row, path, number, question))
+        raise DataError(f"{path}: cannot be read as Parquet ({first_line(error)})") from error
 
 
 def _row_body(row: dict[str, Any], path: Path, number: int, question: str | None) -> dict[str, Any]:
     where = f"{path}, row {number}"
-    if isinstance(row.get("body"), str):
-        try:
-            return _with_local_files(json.loads(row["body"]), path.parent)
-        except (ValueError, TypeError) as error:
-            raise DataError(f"{where}: body is not a JSON object ({error})") from error
+    if row.get("body") is not None:
+        return _body(row["body"], path.parent, where)
     asked = row.get("question") or question
-    column = next((name for name in _COLUMNS if row.get(name)), None)
-    if column is None or not asked:
+    column = next((name for each in _COLUMNS for name in (each, f"{each}s") if row.get(name)), None)
+    if column is None or not isinstance(asked, str):
         raise DataError(f"{where}: needs a body, or a medium ({', '.join(_COLUMNS)}) and a question (--question)")
-    medium = row[column]
+    cell = row[column]
+    is_sound = column.removesuffix("s") == AUDIO
+    media = [_medium(each, path.parent, where) for each in (cell if isinstance(cell, list) else [cell])]
     # Whether something is an image or a video is up to the file; under AUDIO, a video is only heard.
-    if isinstance(medium, str):
-        file = path.parent / medium
-        kind = AUDIO if column == AUDIO else _kind(partial(kind_of_path, file))
-        return _question_about(kind, file.resolve().as_uri(), asked)
-    content = medium.get("bytes") if isinstance(medium, dict) else medium
-    if not isinstance(content, bytes):
+    return _question_about([(AUDIO if is_sound else kind, url) for kind, url in media], asked)
+
+
+def _body(body: Any, folder: Path, where: str) -> dict[str, Any]:
+    try:
+        found = json.loads(body) if isinstance(body, str) else without_nulls(body)
+        if not isinstance(found, dict):
+            raise TypeError(f"it is a {type(found).__name__}")
+        return _with_local_files(found, folder)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DataError(f"{where}: body is not a JSON object ({error})") from error
+
+
+def _medium(value: Any, folder: Path, where: str) -> tuple[str, str]:
+    """Return the kind and the URL of a medium: a path, its content, or a struct of both as ``datasets`` stores it."""
+    content, name = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
+    if isinstance(content, bytes):
+        kind = _kind(partial(kind_of, content, name or ""))
+        return kind, f"data:{mime_type(kind, '')};base64,{base64.b64encode(content).decode('ascii')}"
+    file = name if content is None else content
+    if not isinstance(file, str):
         raise DataError(f"{where}: the medium is neither a path nor bytes")
-    name = str(medium.get("path") or "") if isinstance(medium, dict) else ""
-    kind = AUDIO if column == AUDIO else _kind(partial(kind_of, content, name))
-    url = f"data:{mime_type(kind, '')};base64,{base64.b64encode(content).decode('ascii')}"
-    return _question_about(kind, url, asked)
+    return _of_path(folder / file)
 
 
 def _parquet_table(replies: Sequence[BatchReply]) -> bytes:
     pyarrow = _pyarrow()
     columns = {
-        "custom_id": [reply.custom_id for reply in replies],
+        # A name from a line of JSON may hold half a character, which Arrow's texts cannot.
+        "custom_id": [reply.custom_id.encode("utf-8", "backslashreplace").decode() for reply in replies],
         "answer": [reply.text() for reply in replies],
         "status_code": [reply.status for reply in replies],
         "error": [json.dumps(reply.to_json()["error"]) if reply.status >= 400 else None for reply in replies],

@@ -98,13 +98,28 @@ class LocalClient:
         Raises:
             EngineError: the engine has stopped, so that the reply tells nothing about the request.
         """
-        reply = await self._client.post(line.url, json=line.body)
+        if line.body.get("stream"):
+            return _refused(line, 400, "'stream': an answer of a batch comes whole")
+        # Written here, since the client's own encoder raises an error where a text holds half a character.
+        content = json.dumps(line.body).encode()
+        reply = await self._client.post(line.url, content=content, headers={"content-type": "application/json"})
         if reply.status_code >= 500 and self._engine.closed:
             raise EngineError("the engine has stopped; its log says why")
-        return stored(line, reply.status_code, reply.json())
+        try:
+            return stored(line, reply.status_code, reply.json())
+        except ValueError:
+            return _refused(line, max(reply.status_code, 400), f"{line.url} does not answer with JSON")
+
+
+def _refused(line: BatchLine, status: int, message: str) -> StoredAnswer:
+    from videollama2.serve.web.errors import ApiError
+
+    return stored(line, status, ApiError(status, message).body())
 
 
 def stored(line: BatchLine, status: int, body: dict[str, Any]) -> StoredAnswer:
     """Return the record of a reply, with its error where it is one."""
-    error = None if status < 400 else str(body.get("error", {}).get("message", f"status {status}"))
+    from videollama2.serve.web.errors import ApiError
+
+    error = None if status < 400 else ApiError.of_body(status, body).message
     return StoredAnswer(line.custom_id, json.dumps({"status": status, "body": body}), error)

@@ -32,6 +32,8 @@ def read_annotation_json(path: Path, kind: type[list] | type[dict]) -> Any:
         raise DataError(f"{path}: not JSON at line {error.lineno}, column {error.colno}: {error.msg}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
+    except RecursionError as error:
+        raise DataError(f"{path}: holds lists or objects nested deeper than Python's JSON reader goes") from error
     if not isinstance(content, kind):
         expected = "a list" if kind is list else "an object"
         raise DataError(f"{path}: expected {expected}, got {type(content).__name__}")
@@ -199,7 +201,7 @@ def _read_lines(path: Path) -> list[Any]:
     for number, line in enumerate(lines, start=1):
         try:
             rows += [json.loads(line)] if line.strip() else []
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path}: line {number} is not JSON ({error})") from error
     return rows
 

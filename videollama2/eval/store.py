@@ -28,6 +28,7 @@ from videollama2.eval.samples import Sample, StoredAnswer
 
 RUN_FILE, MODEL_FILE, SAMPLES_FILE, ANSWER_FOLDER = "run.json", "model.json", "samples.jsonl", "answers"
 SHOWN = 5
+_PROCESSES = ".processes-*.lock"
 
 
 def configuration_hash(configuration: Mapping[str, Any]) -> str:
@@ -57,15 +58,24 @@ class AnswerStore:
             self.answers.mkdir(parents=True, exist_ok=True)
             # All processes of a run begin at once. One of them creates the file; the others compare themselves with it
             # below.
-            _create(self.folder / RUN_FILE, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+            _create(self.folder / RUN_FILE, _text_of(content))
         except OSError as error:
             raise ConfigError(f"{folder}: cannot be used as output folder ({error.strerror or error})") from error
         except DataError as error:
             raise ConfigError(f"{folder}: cannot be used as output folder: {error}") from error
         former = read_run(self.folder)
+        if former["hash"] != self.hash and self._is_unused():
+            # A run with a slip in its command may have ended before its first answer, which reserves nothing.
+            write_atomically(self.folder / RUN_FILE, _text_of(content))
+            former = read_run(self.folder)
         if former["hash"] != self.hash:
             difference = _difference(former["configuration"], configuration)
             raise ConfigError(f"{folder} holds answers of another configuration ({difference}): choose another folder")
+
+    def _is_unused(self) -> bool:
+        """Whether the folder has no answer, and no process that is going to write one."""
+        answers = (path.stat().st_size for path in self.answers.glob("*.jsonl"))
+        return not any(answers) and not any(map(_is_held, self.folder.glob(_PROCESSES)))
 
     def read(self) -> dict[str, StoredAnswer]:
         """Return all stored answers by id.
@@ -127,7 +137,7 @@ class AnswerStore:
         with own.open("ab") as file:
             with (self.folder / ".processes.lock").open("ab") as turn:  # one process at a time
                 _lock(turn, wait=True)
-                for path in sorted(self.folder.glob(".processes-*.lock")):
+                for path in sorted(self.folder.glob(_PROCESSES)):
                     if path != own and _is_held(path):
                         others = int(path.stem.rpartition("-")[2])
                         raise ConfigError(
@@ -299,6 +309,10 @@ def _create(path: Path, text: str) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _text_of(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
 def _difference(former: Mapping[str, Any], now: Mapping[str, Any]) -> str:

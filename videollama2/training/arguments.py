@@ -33,7 +33,7 @@ def parse_arguments(argv: Sequence[str] | None = None, ignored: Collection[str] 
         prog="python -m videollama2.train",
         description="Train a video language model.",
     )
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = parser.spelled_out(sys.argv[1:] if argv is None else argv)
     recipe = given_flags(argv).get("recipe")
     argv = take_recipe(argv, {action.dest for action in parser._actions})
     try:

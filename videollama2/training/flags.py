@@ -4,6 +4,7 @@ The flags for the model and for the data are in :mod:`.model_flags` and :mod:`.d
 names, and every flag has an effect.
 """
 
+import json
 import sys
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -177,8 +178,8 @@ class TrainingArguments(ObjectiveFlags, EvaluationFlags, transformers.TrainingAr
                 raise ConfigError(f"--{name} {value} is refused: {reason}")
         if self.deepspeed:
             _need_package("deepspeed", f"--deepspeed {self.deepspeed}")
-            if str(self.deepspeed).endswith(".json") and not Path(str(self.deepspeed)).is_file():
-                raise ConfigError(f"--deepspeed {self.deepspeed}: there is no such file")
+            if str(self.deepspeed).endswith(".json"):
+                _check_json(Path(str(self.deepspeed)))
             clear_stale_locks()
         # transformers would decide this by the level of its hints.
         if self.disable_tqdm is None:
@@ -216,6 +217,15 @@ class TrainingArguments(ObjectiveFlags, EvaluationFlags, transformers.TrainingAr
                 raise ConfigError(f"--report_to {' '.join(names)}: {name} stands alone")
             if name in ("tensorboard", "wandb"):
                 _need_package(name, f"--report_to {name}")
+
+
+def _check_json(path: Path) -> None:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"--deepspeed {path}: there is no such file") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--deepspeed {path}: cannot be read as JSON ({error})") from error
 
 
 def _need_package(name: str, flag: str) -> None:

@@ -9,7 +9,7 @@ import argparse
 import copy
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Any, NoReturn
 
@@ -103,6 +103,22 @@ class Parser(CommandParser, HfArgumentParser):  # pyright: ignore[reportIncompat
         super().__init__(*args, formatter_class=_formatter, **kwargs)
         nothing = {"dest": argparse.SUPPRESS, "default": argparse.SUPPRESS, "nargs": 0}
         self.add_argument("--help_all", action=_HelpAll, help="Describe every flag of transformers too.", **nothing)
+
+    def spelled_out(self, argv: Sequence[str]) -> list[str]:
+        """Return a command line whose flags have their whole names, and ``--x=False`` in place of ``--no_x``."""
+        return [self._spelled_out(word) if word.startswith("--") else word for word in argv]
+
+    def _spelled_out(self, word: str) -> str:
+        name, is_assigned, value = word.partition("=")
+        options = self._option_string_actions
+        meant = [name] if name in options else [option for option in options if option.startswith(name)]
+        actions = {id(action): action for action in map(options.__getitem__, meant)}
+        if len(actions) != 1:
+            return word
+        (action,) = actions.values()
+        if _is_negation(action):
+            return f"--{action.dest}=False"
+        return f"{action.option_strings[0]}{is_assigned}{value}"
 
     def error(self, message: str) -> NoReturn:
         """Raise ConfigError, whose text every process of a run may show or keep to itself."""

@@ -8,7 +8,7 @@ them. Data are identified by the content of the annotation files, weights by the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from enum import Enum
 from itertools import zip_longest
@@ -22,6 +22,7 @@ from videollama2.errors import ConfigError
 from videollama2.training.data_flags import DataArguments
 from videollama2.training.flags import TrainingArguments
 from videollama2.training.model_flags import ModelArguments
+from videollama2.training.rewards import reward_revision
 from videollama2.training.rule import default_of
 from videollama2.training.weights_file import weights_file
 
@@ -108,11 +109,12 @@ class RunIdentity:
         """Return the identity as plain JSON values, equal to those read back from a file."""
         return json.loads(json.dumps(asdict(self)))
 
-    def differences(self, former: RunIdentity, was: str = "was") -> list[str]:
+    def differences(self, former: RunIdentity, was: str = "was", free: Collection[str] = ()) -> list[str]:
         """Describe each difference from ``former`` by its flag; the list is empty if it is the same run.
 
         Args:
             was: what stands before the values of ``former``.
+            free: further flags that may differ.
         """
         sides = (self.data, former.data), (self.weights, former.weights)
         found = [told for now, before in sides for told in _content_differences(now, before, was)]
@@ -120,7 +122,7 @@ class RunIdentity:
         for name in sorted(self.flags.keys() | former.flags.keys()):
             # A record of an older version lacks newer flags: such a run had what is their default now.
             now, before = (flags.get(name, defaults.get(name)) for flags in (self.flags, former.flags))
-            if now != before:
+            if now != before and name not in free:
                 found.append(f"--{name} {_shown(now)} ({was} {_shown(before)})")
         # Only the size of a step counts. How it is split is shown merely to say which flag has changed it.
         if self.batch != former.batch:
@@ -173,6 +175,8 @@ def _flags(arguments: Sequence[Any]) -> Iterator[tuple[str, Any]]:
                 value = json.loads(Path(value).read_text(encoding="utf-8"))
             if field.name == "data_folder" and value is not None:
                 value = str(Path(value).resolve())
+            if field.name == "reward" and value is not None:
+                value = reward_revision(value)
             if field.name == "features" and value is not None:
                 value = FeatureStore(value).fingerprint()
             yield field.name, _plain(value)

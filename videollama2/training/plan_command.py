@@ -72,8 +72,8 @@ def add_plan_command(subparsers: Any) -> None:
 
 def _plan(args: argparse.Namespace) -> int:
     for name in ("gpus", "memory", "batch", "tokens", "clips"):
-        if getattr(args, name) <= 0:
-            raise ConfigError(f"--{name} {getattr(args, name)} is not above 0")
+        if not 0 < getattr(args, name) < float("inf"):
+            raise ConfigError(f"--{name} {getattr(args, name)} is not a number above 0")
     path = resolve_name(args.model)
     if not is_videollama2(read_config(path)):  # read_config says in one line where there is none
         raise ConfigError(f"--model {args.model} is not a VideoLLaMA 2 checkpoint")

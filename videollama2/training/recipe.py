@@ -68,7 +68,8 @@ def _flags_of(file: str, known: Collection[str]) -> list[str]:
         if name not in known or f"--{name}" == _FLAG:
             raise ConfigError(f"{_FLAG} {file}: there is no flag {key} (--help_all lists those there are)")
         if value is not None:
-            argv += [f"--{name}", *map(_text_of, value if isinstance(value, list) else [value])]
+            # With the sign of equality, a value may begin with dashes.
+            argv += [f"--{name}", *map(_text_of, value)] if isinstance(value, list) else [f"--{name}={_text_of(value)}"]
     return argv
 
 

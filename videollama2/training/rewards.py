@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
+from videollama2.data.index import content_digest
 from videollama2.data.record import Record
 from videollama2.errors import ConfigError, DataError, first_line, shown
 
@@ -41,6 +42,14 @@ def load_reward(name: str) -> Reward:
     if not callable(found):
         raise ConfigError(f"--reward {name} is not a function, but {type(found).__name__}")
     return cast("Reward", found)
+
+
+def reward_revision(name: str) -> str:
+    """Return the name of a reward and, if it is in a file, a digest of the file: other rewards make another run."""
+    path = Path(name.rpartition(":")[0])
+    if path.suffix != ".py" or not path.is_file():
+        return name
+    return f"{name} (sha256:{content_digest(path)[:16]})"
 
 
 def rewarded(reward: Reward, record: Record, answer: str) -> float:

@@ -48,7 +48,7 @@ class PromptDataset(VideoInstructionDataset):
 
     def _sample(self, record: Record, read: Any) -> TrainingSample:
         sample = super()._sample(record, read)
-        answer = last_answer(sample["labels"])
+        answer = last_answer(sample["labels"], record)
         begin = next(place for place, label in enumerate(answer) if label != IGNORE_INDEX)
         question = LastQuestion(record, sample["input_ids"][:begin], self.processor.tokenizer.eos_token_id)
         return {**sample, QUESTION: question}

@@ -304,6 +304,11 @@ def _run_rules(training_args: TrainingArguments) -> list[Rule]:
             "--remove_unused_columns must stay False: the collator reads keys that the model does not",
         ),
         (
+            training_args.overwrite_output_dir and training_args.resume_from_checkpoint is not None,
+            "--overwrite_output_dir starts over, --resume_from_checkpoint goes on from "
+            f"{training_args.resume_from_checkpoint}",
+        ),
+        (
             training_args.output_dir and os.path.isfile(training_args.output_dir),
             f"--output_dir {Path(training_args.output_dir or '')} is a file",
         ),

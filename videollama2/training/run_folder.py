@@ -30,6 +30,7 @@ from videollama2.training.resume import (
 LOCK_FILE = ".training.lock"
 
 _RESULTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "loss.png", "trainer_state.json", RUN_FILE)
+_LENGTHS = ("max_steps", "num_train_epochs")
 _LEFT_OUT = "bad_samples-*.jsonl"
 REFERENCE_FILE = "reference_log_probs.npy"
 """File of an output folder with what :mod:`videollama2.training.dpo` computed before the first step."""
@@ -157,6 +158,7 @@ def find_start(
             raise ConfigError(f"--resume_from_checkpoint {asked}: there is no whole checkpoint")
         _check_readable(chosen)
         check_optimizer(chosen, deepspeed)
+        _check_asked(chosen, identity)
         return Start(asked)
     if whole:
         chosen = _readable(whole, resume_older)
@@ -191,6 +193,21 @@ def _check_record(checkpoint: Path, identity: RunIdentity) -> None:
             "anyway, --overwrite_output_dir True starts over"
         )
     identity.check(RunIdentity.from_json(record["identity"]), checkpoint)
+
+
+def _check_asked(checkpoint: Path, identity: RunIdentity) -> None:
+    """Raise ConfigError if the checkpoint that ``--resume_from_checkpoint`` names is of a run that differs.
+
+    Learning rates, the order of data and more come from the checkpoint, so other flags would be given in vain. Only the
+    length of the run may change.
+    """
+    record = read_record(checkpoint)
+    former = None if record is None else RunIdentity.from_json(record["identity"])
+    if former is not None and (different := identity.differences(former, free=_LENGTHS)):
+        raise ConfigError(
+            f"--resume_from_checkpoint {checkpoint}: its run was started otherwise: {'; '.join(different)}. Give the "
+            "same flags and data, or begin a new run from the weights of its result (--model_path)"
+        )
 
 
 def _check_nothing_is_lost(folder: Path, record: dict[str, Any] | None) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from videollama2.constants import TINY_MODEL_NAME
 from videollama2.engines import MAX_NEW_TOKENS
+from videollama2.engines.fitting import fitting_answers
 from videollama2.errors import ConfigError, MediaError
 from videollama2.inference.api import model_init
 from videollama2.inference.engine import Engine
@@ -69,9 +70,7 @@ class VideoLlama2(lmms):
             context, options, doc_to_visual, doc_id, task, split = instance.args
             asked.append(self._request(context, self._visuals(doc_to_visual, doc_id, task, split), options))
         texts = []
-        for instance, result in zip(requests, self._engine.generate(asked, progress=self.rank == 0), strict=True):
-            if result.error is not None:
-                raise result.error
+        for instance, result in zip(requests, fitting_answers(self._engine, asked, self.rank == 0), strict=True):
             texts.append(result.text.strip())
             self.cache_hook.add_partial("generate_until", instance.args[:2], texts[-1])
         return texts
@@ -116,7 +115,9 @@ class VideoLlama2(lmms):
         if int(options.get("num_beams", 1) or 1) > 1:
             raise ConfigError("num_beams: the engine has no beams; ask for greedy answers")
         content = [*parts, {"type": "text", "text": context}]
-        temperature = float(options.get("temperature") or 0)
+        # As in transformers, whose options these are: sampling that names no temperature has one of 1.
+        usual = 1.0 if options.get("do_sample") and options.get("temperature") is None else 0.0
+        temperature = float(options.get("temperature") or usual)
         sampling: dict[str, Any] = {name: options[name] for name in _SAMPLING if options.get(name) is not None}
         if options.get("do_sample") is False:
             temperature, sampling = 0.0, {}

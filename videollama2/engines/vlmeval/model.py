@@ -9,6 +9,7 @@ from vlmeval.vlm.base import BaseModel
 
 from videollama2.constants import TINY_MODEL_NAME
 from videollama2.engines import MAX_NEW_TOKENS
+from videollama2.engines.fitting import fitting_answers
 from videollama2.inference.api import model_init
 from videollama2.inference.engine import Engine
 from videollama2.inference.request import Request
@@ -90,7 +91,5 @@ class VideoLlama2(BaseModel):
     def _answer(self, messages: list[dict[str, Any]]) -> str:
         is_begun = messages[-1]["role"] == "assistant"
         request = Request(messages, add_generation_prompt=not is_begun, continue_final_message=is_begun, **self._asked)
-        (result,) = self._engine.generate([request], progress=False)
-        if result.error is not None:
-            raise result.error
+        (result,) = fitting_answers(self._engine, [request])
         return result.text.strip()
