@@ -113,8 +113,12 @@ def write_cut_video(source: str | Path, target: Path) -> None:
     target.write_bytes(content[: len(content) // 2])
 
 
-_TOGETHER = ("tests/serve/test_adhoc.py", "tests/serve/test_backend.py", "tests/serve/test_faults.py")
-"""Files that share processes which take long to start: one worker of pytest-xdist gets them all."""
+_TOGETHER = (
+    ("adhoc", "backend", "faults"),
+    ("web_page", "web_page_faults", "page_sound", "page_server", "page_parts"),
+)
+"""Files of ``serve/`` that share what takes long to start: the processes of an installation; Gradio, a page and a
+browser. One worker of pytest-xdist gets them all."""
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -124,10 +128,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         return None
     from xdist.scheduler import LoadFileScheduling
 
+    scopes = {f"tests/serve/test_{name}.py": f"tests/serve/test_{names[0]}.py" for names in _TOGETHER for name in names}
+
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
-            return _TOGETHER[0] if file in _TOGETHER else file
+            return scopes.get(file, file)
 
     return Scheduling(config, log)
 

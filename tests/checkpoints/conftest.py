@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-from tests.checkpoints.folders import QWEN
+from tests.checkpoints.helpers import QWEN
 from tests.conftest import decoder_sizes, golden_dir
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen3Config
 
-from tests.checkpoints.folders import QWEN, edit_config, same
+from tests.checkpoints.helpers import QWEN, edit_config, same
 from tests.conftest import ROOT, decoder_sizes, golden_dir
 from videollama2.checkpoints import load_checkpoint, stored_dtype
 from videollama2.config import VideoLlama2Config

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from tests.checkpoints.folders import connector_folder, edit_weights
+from tests.checkpoints.helpers import connector_folder, edit_weights
 from tests.conftest import golden_dir
 from videollama2.checkpoints import cpu_integers, load_checkpoint, load_pretrained_model
 from videollama2.errors import CheckpointError, ConfigError

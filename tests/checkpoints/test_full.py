@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import Qwen2Config
 
-from tests.checkpoints.folders import QWEN, edit_config, edit_weights, same
+from tests.checkpoints.helpers import QWEN, edit_config, edit_weights, same
 from tests.conftest import golden_dir
 from videollama2.checkpoints import default_dtype, load_checkpoint, load_pretrained_model, placement
 from videollama2.checkpoints.placement import as_dtype, bfloat16_feature, bfloat16_gain, fastest_dtype

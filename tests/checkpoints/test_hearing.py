@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.checkpoints.folders import same
+from tests.checkpoints.helpers import same
 from tests.conftest import golden_audio_dir
 from videollama2.checkpoints import load_checkpoint
 from videollama2.checkpoints.quantisation import quantization_config

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import Qwen2ForCausalLM
 
-from tests.checkpoints.folders import lora_folder
+from tests.checkpoints.helpers import lora_folder
 from videollama2.checkpoints import checkpoint_kind, load_pretrained_model
 from videollama2.errors import CheckpointError
 

@@ -15,7 +15,7 @@ from transformers import (
     SiglipModel,
 )
 
-from tests.checkpoints.folders import connector_folder, edit_config, same
+from tests.checkpoints.helpers import connector_folder, edit_config, same
 from tests.conftest import golden_dir
 from videollama2.checkpoints import build_from_parts, checkpoint_kind, load_checkpoint, load_pretrained_model
 from videollama2.errors import CheckpointError

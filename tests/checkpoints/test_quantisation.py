@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.checkpoints.folders import edit_config, same
+from tests.checkpoints.helpers import edit_config, same
 from videollama2.checkpoints import cpu_integers, load_checkpoint, load_pretrained_model
 from videollama2.checkpoints.quantisation import quantization_config
 from videollama2.errors import ConfigError

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from tests.checkpoints.folders import edit_config
+from tests.checkpoints.helpers import edit_config
 from tests.conftest import golden_dir
 from videollama2.checkpoints import build_from_parts, load_pretrained_model
 from videollama2.config import VideoLlama2Config

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoProcessor
 
-from tests.checkpoints.folders import connector_folder, edit_config, lora_folder
+from tests.checkpoints.helpers import connector_folder, edit_config, lora_folder
 from tests.conftest import ROOT, golden_dir
 from tests.forked import run_python
 from videollama2 import train

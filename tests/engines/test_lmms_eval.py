@@ -119,7 +119,8 @@ def test_a_local_task(tmp_path: Path) -> None:
 def test_its_client_of_openai_against_the_api(tmp_path: Path) -> None:
     """Videos go to the server as addresses of files, with ``media_io_kwargs``: eight of eight are answered."""
     pytest.importorskip("fastapi")
-    from tests.serve.servers import free_port, running
+    from tests.helpers.ports import free_port
+    from tests.serve.helpers.processes import running
 
     asked = ("Which colour does the square change to?", "How many objects can be seen?", "What moves?", "What happens?")
     questions = [{"media": [path], "question": question} for question in asked for path in (CLIP, SOUNDING)]

@@ -42,8 +42,19 @@ from ray.serve import Application
 from ray.serve.schema import ServeDeploySchema
 
 from tests.conftest import ROOT
-from tests.engines.ray_load import CLIENTS, HEADERS, KEY, MODEL, Load, body, check, some_more, under_load, wait_until
-from tests.serve.servers import free_port
+from tests.engines.helpers.ray_load import (
+    CLIENTS,
+    HEADERS,
+    KEY,
+    MODEL,
+    Load,
+    body,
+    check,
+    some_more,
+    under_load,
+    wait_until,
+)
+from tests.helpers.ports import free_port
 from tests.training.conftest import parts, world  # noqa: F401
 from tests.training.helpers.runs import Run, difference, flags
 from videollama2.cli import main

@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import ASGIApp
 
 from tests.conftest import ROOT
-from tests.serve.servers import AppThread
+from tests.serve.helpers.servers import AppThread
 from videollama2.constants import DEFAULT_MODEL_NAME
 from videollama2.engines.ray.asgi import post
 from videollama2.engines.ray.client import ReplicaClient, lost

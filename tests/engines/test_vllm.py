@@ -18,7 +18,7 @@ pytest.importorskip("vllm", reason="vLLM has an environment of its own (scripts/
 from transformers import AutoConfig
 
 from tests.conftest import golden_audio_dir
-from tests.engines.vllm_cases import (
+from tests.engines.helpers.vllm_cases import (
     CHECKED,
     CLIP,
     EAGER,

@@ -13,7 +13,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.plugins import load_general_plugins
 from vllm.renderers.chat_utils import parse_chat_messages
 
-from tests.engines.vllm_cases import HEARING, IMAGE, LENGTH, SOUNDING, as_openai, said, sound, video
+from tests.engines.helpers.vllm_cases import HEARING, IMAGE, LENGTH, SOUNDING, as_openai, said, sound, video
 from videollama2.engines.vllm.prompts import VllmChatProcessor, filler_id
 from videollama2.inference.media.reader import read_part
 from videollama2.inference.request import Request

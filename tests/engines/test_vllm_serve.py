@@ -16,7 +16,7 @@ pytest.importorskip("vllm", reason="vLLM has an environment of its own (scripts/
 import httpx
 from openai import BadRequestError, OpenAI, OpenAIError
 
-from tests.engines.vllm_cases import (
+from tests.engines.helpers.vllm_cases import (
     CLIP,
     HEARING,
     IMAGE,
@@ -28,7 +28,9 @@ from tests.engines.vllm_cases import (
     said,
     video,
 )
-from tests.serve.servers import free_port, http, running
+from tests.helpers.ports import free_port
+from tests.serve.helpers.processes import running
+from tests.serve.helpers.servers import http
 from videollama2.inference.answer import Result
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]

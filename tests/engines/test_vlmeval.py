@@ -23,7 +23,7 @@ from vlmeval.inference_video import infer_data_job_video
 from vlmeval.smp import LMUDataRoot, load
 
 from tests.conftest import ROOT
-from tests.engines.vllm_cases import CLIP, PICTURE, SOUNDING
+from tests.engines.helpers.vllm_cases import CLIP, PICTURE, SOUNDING
 from videollama2 import Engine, model_init
 from videollama2.engines.vlmeval import register
 

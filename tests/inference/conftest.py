@@ -4,7 +4,7 @@ from tests.conftest import golden_dir
 from videollama2 import model_init
 from videollama2.inference.engine import Engine
 
-from .engine_helpers import load
+from .helpers import load
 
 
 @pytest.fixture(scope="module")

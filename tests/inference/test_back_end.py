@@ -2,7 +2,8 @@
 
 import httpx
 
-from tests.serve.api_fixtures import live_chat, tiny, user
+from tests.serve.helpers.chats import live_chat, tiny
+from tests.serve.helpers.media import user
 from videollama2.errors import QueueFullError
 from videollama2.inference.answer import Answer, Channel, Result
 from videollama2.inference.back_end import BackEnd, CacheUse

@@ -10,7 +10,7 @@ from videollama2.inference.engine import Engine
 from videollama2.inference.request import Request
 from videollama2.inference.weights_watch import WeightsWatch
 
-from .engine_helpers import IMAGE, VIDEO, alone
+from .helpers import IMAGE, VIDEO, alone
 
 DECODER, CONNECTOR = "language_model", "mm_projector"
 

@@ -9,7 +9,7 @@ from videollama2.errors import EngineError
 from videollama2.inference.engine import Engine
 from videollama2.inference.media import encoder
 
-from .engine_helpers import load
+from .helpers import load
 
 VISUAL, HEARING = "qwen2-stc_connector-clip", "qwen2-stc_connector_v35-siglip-beats"
 SOUND_FRAMES = 64

@@ -14,7 +14,7 @@ from videollama2.inference.answer import Answer, Channel, Result
 from videollama2.inference.engine import Engine
 from videollama2.inference.request import Request
 
-from .engine_helpers import IMAGE, VIDEO, draw_requests, run_with_random_joins
+from .helpers import IMAGE, VIDEO, draw_requests, run_with_random_joins
 
 
 def test_deltas_make_up_the_answer(engine):

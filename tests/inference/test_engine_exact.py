@@ -14,7 +14,7 @@ from videollama2.inference.engine import Engine
 from videollama2.inference.fixed_shapes import FixedShapes
 from videollama2.inference.request import Request
 
-from .engine_helpers import NAMES, WORDS, alone, answered, draw_requests, load, run_with_random_joins
+from .helpers import NAMES, WORDS, alone, answered, draw_requests, load, run_with_random_joins
 
 
 @pytest.mark.slow

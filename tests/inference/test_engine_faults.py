@@ -11,7 +11,7 @@ from videollama2.inference.engine import Engine
 from videollama2.inference.kernels import ATTENTION
 from videollama2.inference.request import Request, TokenPrompt
 
-from .engine_helpers import IMAGE, VIDEO, Counting, alone
+from .helpers import IMAGE, VIDEO, Counting, alone
 
 
 def test_a_bad_request_fails_alone(engine, tmp_path):

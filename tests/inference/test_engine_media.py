@@ -12,7 +12,7 @@ from videollama2.inference.media.cache import MediaCache
 from videollama2.inference.prefix_cache import BLOCK, BlockKeys
 from videollama2.inference.request import Request
 
-from .engine_helpers import IMAGE, NAMES, VIDEO, WORDS, Counting, load
+from .helpers import IMAGE, NAMES, VIDEO, WORDS, Counting, load
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from videollama2.inference.kernels import (
 )
 from videollama2.inference.request import Request
 
-from .engine_helpers import WORDS, alone
+from .helpers import WORDS, alone
 
 
 def operations(work):

@@ -12,7 +12,7 @@ from videollama2.inference.request import Request
 from videollama2.inference.sampling import Chooser, SamplingOptions, choose
 from videollama2.inference.structure import Structure
 
-from .engine_helpers import load
+from .helpers import load
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, -1.0, 0.0])
 

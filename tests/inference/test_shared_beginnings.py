@@ -6,7 +6,7 @@ import torch
 from videollama2.inference.engine import Engine
 from videollama2.inference.request import Request
 
-from .engine_helpers import VIDEO, alone
+from .helpers import VIDEO, alone
 
 QUESTIONS = ["what moves", "where is the small red man", "who falls", "why", "then the picture turns because of what"]
 

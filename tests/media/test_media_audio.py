@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import golden_audio_dir
+from tests.media.helpers import write_wav
 from videollama2.audio_config import AudioConfig
 from videollama2.errors import MediaError, MediaNotFoundError
 from videollama2.media import audio
@@ -118,19 +119,9 @@ def test_whole_windows_end_with_the_track():
     assert heard.spans[-1][1] == round(heard.seconds * 16000)
 
 
-def write(path, waves_CS, rate=16000):
-    """A 16-bit wav file."""
-    import wave
-
-    with wave.open(str(path), "wb") as file:
-        file.setparams((len(waves_CS), 2, rate, 0, "NONE", ""))
-        file.writeframes((np.asarray(waves_CS).T * 2**15).round().clip(-(2**15), 2**15 - 1).astype("<i2").tobytes())
-    return path
-
-
 def test_channels(tmp_path):
     waves_CS = np.stack([np.full(1600, 0.5), np.full(1600, -0.25), np.full(1600, 0.125)])
-    path = write(tmp_path / "three.wav", waves_CS)
+    path = write_wav(tmp_path / "three.wav", waves_CS)
     first, mixed = read_sound(path), read_sound(path, sampling=SoundSampling(channels="mix"))
     assert (first.wave_S[:1600] == 0.5).all() and not first.wave_S[1600:].any()
     assert (mixed.wave_S[:1600] == 0.125).all()
@@ -138,7 +129,7 @@ def test_channels(tmp_path):
 
 def test_bounds_cut_the_sound(tmp_path):
     ramp_S = np.arange(48000) / 2**16
-    path = write(tmp_path / "ramp.wav", [ramp_S])
+    path = write_wav(tmp_path / "ramp.wav", [ramp_S])
     sound = read_sound(path, sampling=SoundSampling(start=1, end=2.5))
     assert sound.spans == [(16000, 40000)]
     np.testing.assert_allclose(sound.wave_S[:24000], ramp_S[16000:40000], atol=2**-15)
@@ -161,7 +152,7 @@ def test_bounds_of_a_video_count_from_its_picture():
 
 def test_a_long_file_is_heard_in_its_middle_or_from_a_start(tmp_path):
     ramp_S = np.arange(40 * 8000) / (40 * 8000)
-    path = write(tmp_path / "long.wav", [ramp_S], 8000)
+    path = write_wav(tmp_path / "long.wav", [ramp_S], 8000)
     assert read_sound(path).spans == [(40000, 280000)]
     assert read_sound(path, sampling=SoundSampling(crop_start=100)).spans == [(100, 240100)]
     assert read_sound(path, sampling=SoundSampling(start=2, crop_start=0)).spans == [(16000, 256000)]
@@ -172,7 +163,7 @@ def test_a_long_file_is_heard_in_its_middle_or_from_a_start(tmp_path):
 @pytest.mark.parametrize("reader", [read_sound, read_video_sound])
 def test_a_track_that_is_not_kept_in_memory_sounds_the_same(tmp_path, monkeypatch, reader):
     noise_S = np.random.default_rng(0).uniform(-0.5, 0.5, 45 * 11025)
-    path = write(tmp_path / "noise.wav", [noise_S], 11025)
+    path = write_wav(tmp_path / "noise.wav", [noise_S], 11025)
     kept = reader(path)
     monkeypatch.setattr(audio, "_KEPT_SAMPLES", 11025)
     streamed = reader(path)

@@ -5,11 +5,10 @@ import warnings
 import av
 import numpy as np
 import pytest
-from av.stream import Disposition
 from PIL import Image
 
 from tests.conftest import golden_audio_dir
-from tests.media.test_media_audio import write
+from tests.media.helpers import broken, tone, with_cover, write_wav
 from videollama2.errors import MediaError, MediaLimitError
 from videollama2.media.audio import read_sound, read_video_sound
 from videollama2.media.limits import MediaLimits
@@ -18,10 +17,6 @@ from videollama2.media.readers import MediaWarning
 
 MEDIA = golden_audio_dir() / "media"
 BOTH = pytest.mark.parametrize("reader", [read_sound, read_video_sound])
-
-
-def tone(seconds, rate, hertz=440.0):
-    return 0.25 * np.sin(2 * np.pi * hertz / rate * np.arange(round(seconds * rate)))
 
 
 @BOTH
@@ -33,26 +28,26 @@ def test_empty_files_and_text(tmp_path, reader):
     path.write_text("this is no sound " * 100)
     with pytest.raises(MediaError, match=r"a\.wav: is not a video or a sound in a format that can be read"):
         reader(path)
-    write(path, [[]])
+    write_wav(path, [[]])
     with pytest.raises(MediaError, match=r"a\.wav: its sound track is empty \(0 s\)"):
         reader(path)
 
 
 @BOTH
 def test_ten_milliseconds(tmp_path, reader):
-    sound = reader(write(tmp_path / "a.wav", [tone(0.01, 16000)]))
+    sound = reader(write_wav(tmp_path / "a.wav", [tone(0.01, 16000)]))
     assert sound.wave_S[:160].any() and len(sound.wave_S) == 480000
 
 
 @BOTH
 def test_eight_channels(tmp_path, reader):
-    path = write(tmp_path / "a.wav", np.stack([tone(1, 16000) * (number + 1) / 8 for number in range(8)]))
+    path = write_wav(tmp_path / "a.wav", np.stack([tone(1, 16000) * (number + 1) / 8 for number in range(8)]))
     assert np.abs(reader(path).wave_S).max() > 0.02
 
 
 @BOTH
 def test_a_very_high_rate(tmp_path, reader):
-    sound = reader(write(tmp_path / "a.wav", [tone(2.5, 384000)], 384000))
+    sound = reader(write_wav(tmp_path / "a.wav", [tone(2.5, 384000)], 384000))
     assert sound.seconds == pytest.approx(2.5, abs=1e-3)
     assert np.abs(np.fft.rfft(sound.wave_S[:16000])).argmax() == 440
 
@@ -61,7 +56,7 @@ def test_a_very_high_rate(tmp_path, reader):
 @BOTH
 def test_an_hour(tmp_path, reader):
     rate = 800
-    sound = reader(write(tmp_path / "a.wav", [tone(3600, rate, 40.0)], rate))
+    sound = reader(write_wav(tmp_path / "a.wav", [tone(3600, rate, 40.0)], rate))
     assert sound.seconds == pytest.approx(3600, abs=0.1) and sound.wave_S.any()
 
 
@@ -69,7 +64,7 @@ def test_an_hour(tmp_path, reader):
 def test_longer_than_allowed(tmp_path, reader, monkeypatch):
     monkeypatch.setattr(sound_module, "MAX_SECONDS", 3600)
     with pytest.raises(MediaError, match="longer than 1 hours"):
-        reader(write(tmp_path / "a.wav", [tone(3700, 200, 20.0)], 200))
+        reader(write_wav(tmp_path / "a.wav", [tone(3700, 200, 20.0)], 200))
 
 
 @BOTH
@@ -108,16 +103,6 @@ def test_truncated_in_the_end_is_used_with_a_warning(tmp_path, reader):
     assert 0.3 * whole.seconds < part.seconds < 0.7 * whole.seconds
 
 
-def broken(name, tmp_path, damaged):
-    """A file of which so many bytes in the middle are noise."""
-    content = bytearray((MEDIA / name).read_bytes())
-    middle = len(content) // 2
-    content[middle : middle + damaged] = np.random.default_rng(0).bytes(damaged)
-    path = tmp_path / name
-    path.write_bytes(content)
-    return path
-
-
 @BOTH
 def test_broken_in_the_middle_is_an_error(tmp_path, reader):
     with pytest.raises(MediaError, match=r"demo1_cut\.mp4: 0\.\d\d s of its sound cannot be decoded; 2\.\d\d s can"):
@@ -129,26 +114,6 @@ def test_broken_in_the_middle_is_an_error(tmp_path, reader):
 def test_a_small_gap_is_a_warning(tmp_path, reader, name, damaged):
     with pytest.warns(MediaWarning, match=r"0\.\d\d s of sound are missing"):
         assert reader(broken(name, tmp_path, damaged)).wave_S.any()
-
-
-def with_cover(tmp_path):
-    """A sound file with a picture on its cover."""
-    path = tmp_path / "cover.mp4"
-    picture = tmp_path / "cover.png"
-    Image.new("RGB", (64, 64), "red").save(picture)
-    with av.open(str(path), "w") as output, av.open(str(picture)) as cover, av.open(str(MEDIA / "door_cut.wav")) as wav:
-        art = output.add_stream_from_template(cover.streams.video[0])
-        art.disposition = Disposition.attached_pic
-        stream = output.add_stream("aac", rate=wav.streams.audio[0].rate, layout="mono")
-        for frame in wav.decode(audio=0):
-            frame.pts = None
-            output.mux(stream.encode(frame))
-        output.mux(stream.encode(None))
-        for packet in cover.demux():
-            if packet.size:
-                packet.stream = art
-                output.mux(packet)
-    return path
 
 
 @BOTH

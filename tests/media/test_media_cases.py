@@ -255,7 +255,7 @@ def test_on_a_constant_rate_both_choices_agree(film, tmp_path):
 @pytest.mark.parametrize("name", [*MOVING, "cam.mjpeg"])
 def test_decoding_processes_read_moving_pictures_too(name):
     """What clients send is decoded with fewer formats than files at home; these are among them."""
-    from tests.serve.api_fixtures import policy
+    from tests.serve.helpers.media import policy
     from videollama2.serve.untrusted_media.sandbox import Sandbox
     from videollama2.serve.untrusted_media.urls import parse_data
 

@@ -8,17 +8,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 
-pytest.importorskip("gradio", reason="the web page needs gradio (the extra serve)")
-
-from tests.serve.conftest import Installation
-from tests.serve.page_fixtures import Visitor, browser, free_port  # noqa: F401 - fixtures
-from tests.serve.servers import Process
+from tests.helpers.ports import free_port
+from tests.serve.helpers.pages import Browser, Visitor, needs_gradio
+from tests.serve.helpers.processes import Installation, Process
+from tests.serve.helpers.servers import PATIENCE_S, client_of
 from videollama2.serve import gradio_web_server, gradio_web_server_adhoc
+
+pytestmark = needs_gradio
 
 SCRIPT = ["videollama2/serve/gradio_web_server_adhoc.py"]
 MODULE = ["-m", "videollama2.serve.gradio_web_server_adhoc"]
@@ -38,7 +37,7 @@ def started(arguments: list[str], folder: Path, python: str | Path = sys.executa
 
 
 @pytest.mark.slow
-def test_as_a_script_it_answers_like_ask_and_ends_in_order(browser: Any, tmp_path: Path) -> None:  # noqa: F811
+def test_as_a_script_it_answers_like_ask_and_ends_in_order(browser: Browser, tmp_path: Path) -> None:
     with started([*SCRIPT, "--model-path", "videollama2-tiny"], tmp_path) as process:
         page = Visitor(browser, process.url)
         page.page.locator("#vl-chat").get_by_text(ORDER).click()
@@ -50,27 +49,13 @@ def test_as_a_script_it_answers_like_ask_and_ends_in_order(browser: Any, tmp_pat
         assert json.loads((tmp_path / "votes.jsonl").read_text(encoding="utf-8"))["kind"] == "up"
         assert len(list(tmp_path.glob("videollama2-page-*"))) == 1
         process.process.send_signal(signal.SIGTERM)
-        assert process.process.wait(20) == 0, process.tail()
+        assert process.process.wait(PATIENCE_S) == 0, process.tail()
         assert list(tmp_path.glob("videollama2-page-*")) == []
 
 
 @pytest.mark.slow
-def test_as_a_module_it_needs_no_arguments_and_asks_for_names(tmp_path: Path, python_of_forks: Path) -> None:
-    accounts = tmp_path / "accounts"
-    accounts.write_text("ann:secret\n", encoding="utf-8")
-    with started([*MODULE, "--auth-file", str(accounts)], tmp_path, python_of_forks) as process:
-        with httpx.Client(base_url=process.url, trust_env=False) as client:
-            assert client.get("/config").status_code == 401
-            assert client.post("/login", data={"username": "ann", "password": "wrong"}).status_code == 400
-            assert client.post("/login", data={"username": "ann", "password": "secret"}).status_code == 200
-            assert client.get("/config").status_code == 200
-        process.process.send_signal(signal.SIGINT)
-        assert process.process.wait(20) == 0, process.tail()
-
-
-@pytest.mark.slow
 def test_the_page_of_a_controller_answers_the_same(
-    browser: Any,  # noqa: F811
+    browser: Browser,
     installation: Installation,
     tmp_path: Path,
 ) -> None:
@@ -85,6 +70,20 @@ def test_the_page_of_a_controller_answers_the_same(
         page.close()
         mapped = Path(f"/proc/{process.process.pid}/maps")
         assert not mapped.exists() or "libtorch" not in mapped.read_text()
+
+
+@pytest.mark.slow
+def test_as_a_module_it_needs_no_arguments_and_asks_for_names(tmp_path: Path, python_of_forks: Path) -> None:
+    accounts = tmp_path / "accounts"
+    accounts.write_text("ann:secret\n", encoding="utf-8")
+    with started([*MODULE, "--auth-file", str(accounts)], tmp_path, python_of_forks) as process:
+        with client_of(process) as client:
+            assert client.get("/config").status_code == 401
+            assert client.post("/login", data={"username": "ann", "password": "wrong"}).status_code == 400
+            assert client.post("/login", data={"username": "ann", "password": "secret"}).status_code == 200
+            assert client.get("/config").status_code == 200
+        process.process.send_signal(signal.SIGINT)
+        assert process.process.wait(PATIENCE_S) == 0, process.tail()
 
 
 @pytest.mark.slow
@@ -103,13 +102,13 @@ def test_a_space_starts_with_the_variables_of_a_space(tmp_path: Path, python_of_
     process = Process(["docs/space/app.py"], address, log, environment, python_of_forks)  # gradio is imported there
     try:
         process.ready()
-        with httpx.Client(base_url=process.url, trust_env=False) as client:
+        with client_of(process) as client:
             reply = client.get("/config", headers={"Host": host})
             assert reply.status_code == 200
             assert "frame-ancestors 'self' https://huggingface.co" in reply.headers["content-security-policy"]
             assert client.get("/config", headers={"Host": "attacker.example"}).status_code == 403
         process.process.send_signal(signal.SIGTERM)
-        assert process.process.wait(20) == 0, process.tail()
+        assert process.process.wait(PATIENCE_S) == 0, process.tail()
     finally:
         process.close()
 

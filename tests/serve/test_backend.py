@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT
-from tests.serve.conftest import Installation
-from tests.serve.servers import StrangeWorker, begin
+from tests.serve.helpers.processes import Installation
+from tests.serve.helpers.servers import StrangeWorker, begin
 from videollama2.errors import MediaError
 from videollama2.inference.engine import Engine
 from videollama2.media.kinds import mime_type

@@ -5,14 +5,8 @@ import time
 
 import pytest
 
-from tests.serve.api_fixtures import (
-    demo,
-    image_part,
-    picture,
-    text_part,
-    user,
-)
-from tests.serve.chat_requests import answer, ask, refused
+from tests.serve.helpers.chats import answer, ask, refused
+from tests.serve.helpers.media import demo, image_part, picture, text_part, user
 
 
 def events(reply):

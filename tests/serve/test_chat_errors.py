@@ -2,11 +2,11 @@
 
 import json
 
-import httpx
 import pytest
 
-from tests.serve.api_fixtures import film, image_part, live_chat, picture, text_part, user, video_part
-from tests.serve.chat_requests import PATH, answer, ask, refused
+from tests.serve.helpers.chats import PATH, answer, ask, live_chat, refused
+from tests.serve.helpers.media import film, image_part, picture, text_part, user, video_part
+from tests.serve.helpers.servers import client_of, http
 from videollama2.serve.settings import Security
 
 # --------------------------------------------------------------------------------------------------------------- errors
@@ -74,7 +74,7 @@ def test_bodies_that_are_none(chat, body):
 
 def test_a_fault_in_the_middle_of_a_stream_is_told(chat):
     """An engine that closes under a running answer: the client hears of it as an event, and of no end."""
-    with live_chat() as (server, service), httpx.Client(base_url=server.url, timeout=60) as client:
+    with live_chat() as (server, service), client_of(server) as client:
         body = {"model": "tiny", "messages": [user("Tell me")], "stream": True, "min_tokens": 900, "max_tokens": 900}
         with client.stream("POST", PATH, json=body) as reply:
             lines = reply.iter_lines()
@@ -107,16 +107,16 @@ def test_keys_are_asked_for():
     with live_chat(security=Security(api_keys=("sk-one", "sk-two"))) as (server, _):
         for path in ("/v1/models", PATH):
             for headers in ({}, {"authorization": "Bearer sk-on"}, {"authorization": "sk-one"}):
-                reply = httpx.request("POST" if path == PATH else "GET", server.url + path, headers=headers)
+                reply = http.request("POST" if path == PATH else "GET", server.url + path, headers=headers)
                 assert reply.status_code == 401
                 assert reply.json()["error"]["code"] == "invalid_api_key"
         for key in ("sk-one", "sk-two"):
-            reply = httpx.get(server.url + "/v1/models", headers={"authorization": f"Bearer {key}"})
+            reply = http.get(server.url + "/v1/models", headers={"authorization": f"Bearer {key}"})
             assert reply.status_code == 200
 
 
 def test_bodies_are_bounded():
     with live_chat(security=Security(max_body_bytes=10_000)) as (server, _):
-        reply = httpx.post(server.url + PATH, json={"model": "tiny", "messages": [user("x" * 20_000)]})
+        reply = http.post(server.url + PATH, json={"model": "tiny", "messages": [user("x" * 20_000)]})
         assert reply.status_code == 413
         assert reply.json()["error"]["code"] == "request_too_large"

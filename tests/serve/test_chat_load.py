@@ -4,21 +4,12 @@ import concurrent.futures
 import json
 import socket
 import threading
-import time
 
-import httpx
 import pytest
 
-from tests.serve.api_fixtures import (
-    data_url,
-    film,
-    live_chat,
-    text_part,
-    tiny_engine,
-    user,
-    video_part,
-)
-from tests.serve.chat_requests import PATH, answer, ask
+from tests.serve.helpers.chats import PATH, answer, ask, live_chat, tiny_engine
+from tests.serve.helpers.media import data_url, film, text_part, user, video_part
+from tests.serve.helpers.servers import PATIENCE_S, client_of, wait_until
 from videollama2.serve.worker.budget import Budget, WaitingBudget
 from videollama2.serve.worker.service import ChatLimits
 
@@ -27,7 +18,7 @@ from videollama2.serve.worker.service import ChatLimits
 
 def test_a_full_queue_is_a_429():
     engine = tiny_engine(max_batch=1, max_queue=1)
-    with live_chat(engine) as (server, service), httpx.Client(base_url=server.url, timeout=60) as client:
+    with live_chat(engine) as (server, service), client_of(server) as client:
         body = {"model": "tiny", "messages": [user("Tell me")], "stream": True, "min_tokens": 900, "max_tokens": 900}
         with client.stream("POST", PATH, json=body) as running:
             lines = running.iter_lines()  # kept: a stream whose reader is gone is closed
@@ -39,16 +30,15 @@ def test_a_full_queue_is_a_429():
             assert int(reply.headers["retry-after"]) >= 1
             # n answers that do not all find room are none.
             waiting.cancel()
-            while engine.load["waiting"]:
-                time.sleep(0.005)
+            wait_until(lambda: not engine.load["waiting"])
             assert ask(client, "x", n=3, temperature=1.0).status_code == 429
-            wait_for(lambda: engine.load["waiting"] == 0)
+            wait_until(lambda: engine.load["waiting"] == 0)
 
 
 def test_requests_that_are_being_prepared_are_bounded():
     with live_chat(limits=ChatLimits(max_requests=1)) as (server, service):
         service.preparing = 1
-        with httpx.Client(base_url=server.url, timeout=60) as client:
+        with client_of(server) as client:
             assert ask(client, "x").status_code == 429
             service.preparing = 0
             assert ask(client, "x").status_code == 200
@@ -57,7 +47,7 @@ def test_requests_that_are_being_prepared_are_bounded():
 def test_frames_of_running_answers_are_bounded_and_given_back():
     with (
         live_chat(limits=ChatLimits(max_frame_bytes=60_000)) as (server, service),
-        httpx.Client(base_url=server.url, timeout=60) as client,
+        client_of(server) as client,
     ):
         parts = [video_part(film()), text_part("what?")]  # 8 frames of 48 x 64 x 3
         body = {"model": "tiny", "messages": [user(*parts)], "stream": True, "min_tokens": 900, "max_tokens": 900}
@@ -68,9 +58,9 @@ def test_frames_of_running_answers_are_bounded_and_given_back():
             reply = ask(client, *parts)
             assert (reply.status_code, reply.json()["error"]["code"]) == (503, "overloaded")
             assert ask(client, "text needs none").status_code == 200
-        wait_for(lambda: service.frames.used == 0)
+        wait_until(lambda: service.frames.used == 0)
         assert ask(client, *parts).status_code == 200
-        wait_for(lambda: service.frames.used == 0)
+        wait_until(lambda: service.frames.used == 0)
 
 
 def test_raw_bytes_wait_their_turn():
@@ -115,13 +105,6 @@ def test_a_budget_takes_one_that_is_too_large_alone():
 # ---------------------------------------------------------------------------------------------------- clients who leave
 
 
-def wait_for(condition, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 def idle(service):
     return sum(service.engine.load.values()) == 0
 
@@ -129,7 +112,7 @@ def idle(service):
 def send_raw(server, body):
     """A request over a socket of our own, which can be closed at any moment."""
     data = json.dumps(body).encode()
-    connection = socket.create_connection(("127.0.0.1", server.port))
+    connection = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S)
     head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
     connection.sendall(head.encode() + data)
     return connection
@@ -151,16 +134,17 @@ def test_whoever_leaves_frees_the_slot(stream, n):
             "temperature": 1.0,
         }
         connection = send_raw(server, body)
-        wait_for(lambda: service.engine.load["decoding"] == n)
+        wait_until(lambda: service.engine.load["decoding"] == n)
         if stream:
             connection.recv(100)
         connection.close()
-        wait_for(lambda: idle(service))
-        assert [answer.result(timeout=30).finish_reason for answer in answers] == ["cancelled"] * n
+        wait_until(lambda: idle(service))
+        assert [answer.result(PATIENCE_S).finish_reason for answer in answers] == ["cancelled"] * n
 
 
 def test_whoever_leaves_while_media_are_fetched_ends_that():
     with socket.create_server(("127.0.0.1", 0)) as slow:
+        slow.settimeout(PATIENCE_S)
         port = slow.getsockname()[1]
         allowed = frozenset({f"127.0.0.1:{port}"})
         with live_chat(allowed_hosts=allowed, fetch_timeout_s=60.0) as (server, service):
@@ -168,11 +152,12 @@ def test_whoever_leaves_while_media_are_fetched_ends_that():
             part = {"type": "image_url", "image_url": {"url": url}}
             connection = send_raw(server, {"model": "tiny", "messages": [user(part, text_part("x"))]})
             fetching, _ = slow.accept()
+            fetching.settimeout(PATIENCE_S)
             assert service.preparing == 1
             connection.close()
             while fetching.recv(4096):
                 pass  # the server hangs up
-            wait_for(lambda: service.preparing == 0)
+            wait_until(lambda: service.preparing == 0)
             fetching.close()
 
 
@@ -186,7 +171,7 @@ def test_many_clients_at_once(chat):
     url = data_url(film(), "video/mp4")
     part = {"type": "video_url", "video_url": {"url": url}}
     alone = [answer(chat, part, text_part(question)) for question in questions]
-    barrier = threading.Barrier(len(questions))
+    barrier = threading.Barrier(len(questions), timeout=PATIENCE_S)
 
     def one(question):
         barrier.wait()

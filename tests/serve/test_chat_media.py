@@ -6,18 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import golden_dir
-from tests.serve.api_fixtures import (
-    data_url,
-    demo,
-    film,
-    image_part,
-    picture,
-    text_part,
-    tiny_engine,
-    user,
-    video_part,
-)
-from tests.serve.chat_requests import answer, ask, refused
+from tests.serve.helpers.chats import answer, ask, refused, tiny_engine
+from tests.serve.helpers.media import data_url, demo, film, image_part, picture, text_part, user, video_part
+from tests.serve.helpers.servers import PATIENCE_S
 from videollama2.inference.request import Request
 
 MOVING = Path(__file__).parents[1] / "media" / "cases"
@@ -29,7 +20,7 @@ MEDIA = golden_dir() / "media"
 def at_home(question, media, **options):
     """The answer of ``videollama2 ask``: the same engine, over the file itself."""
     with tiny_engine(max_batch=1, background=False) as engine:
-        return engine.submit_request(Request(question, media, max_new_tokens=24, **options)).result().text
+        return engine.submit_request(Request(question, media, max_new_tokens=24, **options)).result(PATIENCE_S).text
 
 
 # -------------------------------------------------------------------------------------------------------------- answers
@@ -72,7 +63,7 @@ def test_the_engine_gets_the_same_pixels(chat):
         answer(chat, part, text_part("what is it?"))
         hits = cache.hits
         own = Request("what is it?", [(kind, path)], max_new_tokens=1)
-        chat.service.engine.submit_request(own).result()
+        chat.service.engine.submit_request(own).result(PATIENCE_S)
         assert cache.hits == hits + 1
 
 

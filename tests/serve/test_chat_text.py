@@ -3,14 +3,8 @@
 import pytest
 
 from tests.conftest import golden_dir
-from tests.serve.api_fixtures import (
-    image_part,
-    picture,
-    text_part,
-    tiny,
-    user,
-)
-from tests.serve.chat_requests import answer, ask
+from tests.serve.helpers.chats import answer, ask, tiny
+from tests.serve.helpers.media import image_part, picture, text_part, user
 
 
 @pytest.mark.parametrize("name", ["<video>", "<image>", "<|im_end|>", "<|im_start|>", "<|endoftext|>"])

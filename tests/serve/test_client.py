@@ -7,40 +7,16 @@ import threading
 
 import pytest
 
-from tests.serve.servers import AppThread, ClockAhead, StrangeWorker, begin, free_port, http, reply
+from tests.helpers.ports import free_port
+from tests.serve.helpers.controllers import HASTY, ClockAhead, ControllerThread, register
+from tests.serve.helpers.servers import PATIENCE_S, StrangeWorker, begin, reply
 from videollama2.serve.cluster.client import ControllerClient
-from videollama2.serve.cluster.controller_app import Controller, make_controller_app
 from videollama2.serve.cluster.failover import MOST_DEATHS
-from videollama2.serve.cluster.registry import Registry
 from videollama2.serve.cluster.worker_call import Patience
 from videollama2.serve.settings import Security
 from videollama2.serve.web.errors import ApiError
 
-HASTY = Patience(silence=0.15, probe=0.3)
-"""For workers that hang. Where nothing hangs, a test on a busy machine must not take a slow worker for a lost one."""
 DONE = b"data: [DONE]\n\n"
-
-
-@pytest.fixture(scope="module")
-def shared():
-    clock = ClockAhead()
-    controller = Controller(Registry(clock=clock), Security())
-    with AppThread(make_controller_app(controller)) as found:
-        found.registry, found.clock = controller.registry, clock
-        yield found
-
-
-@pytest.fixture
-def server(shared):
-    for worker in shared.registry.workers:
-        shared.registry.remove(worker.name)
-    return shared
-
-
-def register(server, worker, queue=0, models=("m",)):
-    status = {"model_names": list(models), "speed": 1, "queue_length": queue}
-    body = {"worker_name": getattr(worker, "url", worker), "worker_status": status, "check_heart_beat": False}
-    assert http.post(server.url + "/register_worker", json=body).status_code == 200
 
 
 def with_client(url, use, **options):
@@ -98,35 +74,36 @@ async def hanging(path, body, writer):
     await asyncio.sleep(60)
 
 
-def test_what_parts_ask_all_the_time_is_not_logged(server, caplog):
+def test_what_parts_ask_all_the_time_is_not_logged(controller, caplog):
     """The API asks for models and lengths every few seconds; these lines would hide all others."""
     with caplog.at_level(logging.DEBUG, logger="videollama2.serve.web.guard"):
-        assert with_client(server.url, lambda client: client.lengths()) == {}
+        assert with_client(controller.url, lambda client: client.lengths()) == {}
     records = [record for record in caplog.records if record.name == "videollama2.serve.web.guard"]
     assert records and all(record.levelno == logging.DEBUG for record in records), caplog.text
 
 
-def test_models_and_addresses(server):
-    register(server, "http://127.0.0.1:1", models=["a", "b"])
-    assert with_client(server.url, lambda client: client.models()) == ["a", "b"]
-    assert with_client(server.url, lambda client: client.worker_address("a")) == "http://127.0.0.1:1"
-    assert with_client(server.url, lambda client: client.models(refresh=True)) == [], "it is not there"
+def test_models_and_addresses(controller):
+    register(controller, "http://127.0.0.1:1", "a", "b")
+    assert with_client(controller.url, lambda client: client.models()) == ["a", "b"]
+    assert with_client(controller.url, lambda client: client.worker_address("a")) == "http://127.0.0.1:1"
+    assert with_client(controller.url, lambda client: client.models(refresh=True)) == [], "it is not there"
 
 
-def test_missing_models(server):
-    with pytest.raises(ApiError) as raised:
-        with_client(server.url, read)
-    assert (raised.value.status, raised.value.code) == (503, "no_worker") and raised.value.retry_after
-    server.clock.ahead += server.registry.expiry_s
-    register(server, "http://127.0.0.1:1")
-    with pytest.raises(ApiError) as raised:
-        with_client(server.url, lambda client: read(client, model="never"))
-    assert (raised.value.status, raised.value.code) == (404, "model_not_found")
+def test_missing_models():
+    clock = ClockAhead()
+    with ControllerThread(clock=clock) as server:
+        with pytest.raises(ApiError) as raised:
+            with_client(server.url, read)
+        assert (raised.value.status, raised.value.code) == (503, "no_worker") and raised.value.retry_after
+        clock.ahead += server.registry.expiry_s
+        register(server, "http://127.0.0.1:1")
+        with pytest.raises(ApiError) as raised:
+            with_client(server.url, lambda client: read(client, model="never"))
+        assert (raised.value.status, raised.value.code) == (404, "model_not_found")
 
 
 def test_without_the_token_the_list_is_the_last_one():
-    controller = Controller(Registry(), Security(("key",), "token"))
-    with AppThread(make_controller_app(controller)) as server:
+    with ControllerThread(Security(("key",), "token")) as server:
         url = server.url
         assert with_client(url, lambda client: client.models(refresh=True), credential="key") == []
         assert with_client(url, lambda client: client.models(refresh=True), credential="token") == []
@@ -142,38 +119,38 @@ def test_a_controller_that_is_away():
         assert (raised.value.status, raised.value.code) == (503, "unreachable")
 
 
-def test_streams_and_whole_replies(server):
+def test_streams_and_whole_replies(controller):
     with StrangeWorker(answering("a", "b")) as worker:
-        register(server, worker)
-        assert with_client(server.url, read) == chunk("a") + chunk("b") + DONE
-        assert with_client(server.url, lambda client: read(client, stream=False)) == {"text": "ab"}
+        register(controller, worker)
+        assert with_client(controller.url, read) == chunk("a") + chunk("b") + DONE
+        assert with_client(controller.url, lambda client: read(client, stream=False)) == {"text": "ab"}
         assert "x-request-id: id-1" in worker.heads[0]
 
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("first", [dying, hanging, None], ids=["dies", "hangs", "unreachable"])
-def test_before_the_first_token_another_worker_is_tried(server, first, stream):
+def test_before_the_first_token_another_worker_is_tried(controller, first, stream):
     async def twice(client):
         return [await read(client, stream), await read(client, stream)]
 
     with StrangeWorker(first or dying) as bad, StrangeWorker(answering("good")) as good:
         if first is None:
             bad.close()
-        register(server, bad)
-        register(server, good, queue=5)
+        register(controller, bad)
+        register(controller, good, queue=5)
         expected = chunk("good") + DONE if stream else {"text": "good"}
         options = {"patience": HASTY} if first is hanging else {}
-        assert with_client(server.url, twice, **options) == [expected] * 2
+        assert with_client(controller.url, twice, **options) == [expected] * 2
         assert bad.asked.count("/v1/chat/completions") <= 1, "it is passed over for a while"
 
 
-def test_a_request_that_breaks_workers_is_not_taken_to_all_of_them(server):
+def test_a_request_that_breaks_workers_is_not_taken_to_all_of_them(controller):
     workers = [StrangeWorker(dying) for _ in range(5)]
     try:
         for worker in workers:
-            register(server, worker)
+            register(controller, worker)
         with pytest.raises(ApiError) as raised:
-            with_client(server.url, read)
+            with_client(controller.url, read)
         assert (raised.value.status, raised.value.code) == (502, "worker_failed")
         assert sum("/v1/chat/completions" in worker.asked for worker in workers) == MOST_DEATHS
     finally:
@@ -182,7 +159,7 @@ def test_a_request_that_breaks_workers_is_not_taken_to_all_of_them(server):
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_worker_that_lives_and_never_answers_is_given_up_and_not_replaced(server, stream):
+def test_a_worker_that_lives_and_never_answers_is_given_up_and_not_replaced(controller, stream):
     async def endless(path, body, writer):
         if path == "/health":
             await reply(writer, {})
@@ -190,47 +167,47 @@ def test_a_worker_that_lives_and_never_answers_is_given_up_and_not_replaced(serv
             await asyncio.sleep(60)
 
     async def use():
-        client = ControllerClient(server.url, patience=Patience(connect=1, silence=0.1, probe=2, total=0.3))
+        client = ControllerClient(controller.url, patience=Patience(connect=1, silence=0.1, probe=2, total=0.3))
         try:
             return await read(client, stream)
         finally:
             await client.aclose()
 
     with StrangeWorker(endless) as bad, StrangeWorker(answering("good")) as good:
-        register(server, bad)
-        register(server, good, queue=50)
+        register(controller, bad)
+        register(controller, good, queue=50)
         with pytest.raises(ApiError) as raised:
             asyncio.run(use())
         assert (raised.value.status, raised.value.code) == (504, "worker_timeout") and not good.asked
 
 
-def test_questions_about_one_clip_go_to_one_worker(server):
+def test_questions_about_one_clip_go_to_one_worker(controller):
     workers = [StrangeWorker(answering("a")) for _ in range(3)]
     try:
         for worker in workers:
-            register(server, worker)
+            register(controller, worker)
         media = {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}}
 
         async def use(client):
             for text in ("What?", "Where?", "Why?"):
                 await read(client, messages=[{"role": "user", "content": [media, {"type": "text", "text": text}]}])
 
-        with_client(server.url, use)
+        with_client(controller.url, use)
         assert sorted(worker.asked.count("/v1/chat/completions") for worker in workers) == [0, 0, 3]
     finally:
         for worker in workers:
             worker.close()
 
 
-def test_a_whole_reply_is_begun_anew_as_long_as_nothing_was_passed_on(server):
+def test_a_whole_reply_is_begun_anew_as_long_as_nothing_was_passed_on(controller):
     with StrangeWorker(dying_within) as bad, StrangeWorker(answering("good")) as good:
-        register(server, bad)
-        register(server, good, queue=5)
-        assert with_client(server.url, lambda client: read(client, stream=False)) == {"text": "good"}
+        register(controller, bad)
+        register(controller, good, queue=5)
+        assert with_client(controller.url, lambda client: read(client, stream=False)) == {"text": "good"}
         assert bad.asked
 
 
-def test_after_the_first_token_there_is_one_clear_error(server):
+def test_after_the_first_token_there_is_one_clear_error(controller):
     seen = []
 
     async def use(client):
@@ -239,15 +216,15 @@ def test_after_the_first_token_there_is_one_clear_error(server):
                 seen.append(piece)
 
     with StrangeWorker(dying_late) as bad, StrangeWorker(answering("good")) as good:
-        register(server, bad)
-        register(server, good, queue=5)
+        register(controller, bad)
+        register(controller, good, queue=5)
         with pytest.raises(ApiError) as raised:
-            with_client(server.url, use)
+            with_client(controller.url, use)
         assert seen == [chunk("so far")] and raised.value.code == "worker_failed" and not good.asked
 
 
-def test_a_worker_that_is_the_only_one_and_gone(server):
-    register(server, f"http://127.0.0.1:{free_port()}")
+def test_a_worker_that_is_the_only_one_and_gone(controller):
+    register(controller, f"http://127.0.0.1:{free_port()}")
 
     async def twice(client):
         for _ in range(2):
@@ -255,26 +232,26 @@ def test_a_worker_that_is_the_only_one_and_gone(server):
                 await read(client)
             assert (raised.value.status, raised.value.code) == (503, "no_worker")
 
-    with_client(server.url, twice)
+    with_client(controller.url, twice)
 
 
 @pytest.mark.parametrize("status", [400, 404, 413, 500])
-def test_errors_of_the_request_are_passed_on(server, status):
+def test_errors_of_the_request_are_passed_on(controller, status):
     async def refusing(path, body, writer):
         error = {"message": "told", "type": "t", "code": "c", "param": "p"}
         await reply(writer, {"error": error}, status)
 
     with StrangeWorker(refusing) as one, StrangeWorker(answering("good")) as two:
-        register(server, one)
-        register(server, two, queue=5)
+        register(controller, one)
+        register(controller, two, queue=5)
         with pytest.raises(ApiError) as raised:
-            with_client(server.url, read)
+            with_client(controller.url, read)
         error = raised.value
         assert (error.status, error.message, error.type, error.code, error.param) == (status, "told", "t", "c", "p")
         assert not two.asked
 
 
-def test_what_a_strange_worker_sends_is_no_fault_of_ours(server):
+def test_what_a_strange_worker_sends_is_no_fault_of_ours(controller):
     async def nonsense(path, body, writer):
         await reply(writer, b"not json")
 
@@ -285,17 +262,17 @@ def test_what_a_strange_worker_sends_is_no_fault_of_ours(server):
         await writer.drain()
 
     with StrangeWorker(nonsense) as worker:
-        register(server, worker)
+        register(controller, worker)
         with pytest.raises(ApiError, match="broken answer"):
-            with_client(server.url, lambda client: read(client, stream=False))
+            with_client(controller.url, lambda client: read(client, stream=False))
     with StrangeWorker(huge) as worker:
-        server.registry.remove(server.registry.workers[0].name)
-        register(server, worker)
+        controller.registry.remove(controller.registry.workers[0].name)
+        register(controller, worker)
         with pytest.raises(ApiError, match="status 400"):
-            with_client(server.url, read)
+            with_client(controller.url, read)
 
 
-def test_leaving_a_stream_early_is_noticed_by_the_worker(server):
+def test_leaving_a_stream_early_is_noticed_by_the_worker(controller):
     async def endless(path, body, writer):
         await begin(writer, chunk("a"))
         await asyncio.sleep(60)
@@ -305,17 +282,17 @@ def test_leaving_a_stream_early_is_noticed_by_the_worker(server):
             return await anext(aiter(chat))
 
     with StrangeWorker(endless) as worker:
-        register(server, worker)
-        assert with_client(server.url, use) == chunk("a")
-        assert worker.left.wait(5)
+        register(controller, worker)
+        assert with_client(controller.url, use) == chunk("a")
+        assert worker.left.wait(PATIENCE_S)
 
 
-def test_many_streams_side_by_side(server):
+def test_many_streams_side_by_side(controller):
     go_on = threading.Event()
 
     async def together(path, body, writer):
         await begin(writer, chunk("a"))
-        await asyncio.to_thread(go_on.wait, 10)
+        await asyncio.to_thread(go_on.wait, PATIENCE_S)
         await asyncio.sleep(0)
         writer.write(b"%x\r\n%s\r\n0\r\n\r\n" % (len(DONE), DONE))
         await writer.drain()
@@ -327,5 +304,5 @@ def test_many_streams_side_by_side(server):
         return await asyncio.gather(*waiting)
 
     with StrangeWorker(together) as worker:
-        register(server, worker)
-        assert with_client(server.url, use) == [chunk("a") + DONE] * 20
+        register(controller, worker)
+        assert with_client(controller.url, use) == [chunk("a") + DONE] * 20

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.serve.api_fixtures import data_url, demo, live_chat, picture, user
+from tests.serve.helpers.chats import KEY
+from tests.serve.helpers.media import data_url, demo, picture, user
 
-KEY = "sk-test"
 SCHEMA = {
     "type": "object",
     "properties": {"colour": {"enum": ["red", "blue"]}, "count": {"type": "integer", "minimum": 0, "maximum": 9}},
@@ -23,24 +23,9 @@ QUESTION = [{"type": "text", "text": "What is it?"}, {"type": "image_url", "imag
 TOKENS = 80
 
 
-@pytest.fixture(scope="module")
-def server():
-    from videollama2.serve.settings import Security
-
-    with live_chat(security=Security(api_keys=(KEY,))) as (live, _):
-        yield live
-
-
-@pytest.fixture(scope="module")
-def base(server):
-    return server.url + "/v1"
-
-
-@pytest.fixture(scope="module")
-def client(base):
-    openai = pytest.importorskip("openai")
-    with openai.OpenAI(base_url=base, api_key=KEY, max_retries=0, timeout=60) as found:
-        yield found
+@pytest.fixture
+def base(keyed_chat):
+    return keyed_chat.url + "/v1"
 
 
 @pytest.fixture
@@ -62,25 +47,27 @@ def answer_type():
 # --------------------------------------------------------------------------------------------------------------- openai
 
 
-def test_openai_parses_an_answer(client, answer_type):
+def test_openai_parses_an_answer(keyed_client, answer_type):
     messages = [user("How many?")]
     asked = {"model": "tiny", "messages": messages, "response_format": answer_type, "max_tokens": TOKENS}
-    found = client.chat.completions.parse(**asked).choices[0].message.parsed
+    found = keyed_client.chat.completions.parse(**asked).choices[0].message.parsed
     assert isinstance(found, answer_type) and found.colour in ("red", "blue")
-    whole = client.responses.parse(model="tiny", input="How many?", text_format=answer_type, max_output_tokens=TOKENS)
+    whole = keyed_client.responses.parse(
+        model="tiny", input="How many?", text_format=answer_type, max_output_tokens=TOKENS
+    )
     assert isinstance(whole.output_parsed, answer_type)
 
 
-def test_openai_calls_tools(client, answer_type):
+def test_openai_calls_tools(keyed_client, answer_type):
     function = {"name": "report", "description": "Say what was seen.", "parameters": SCHEMA}
     tools = [{"type": "function", "function": function}]
     options = {"model": "tiny", "messages": [user("How many?")], "tools": tools, "max_tokens": TOKENS}
     for choice, reason in (("required", "tool_calls"), ({"type": "function", "function": {"name": "report"}}, "stop")):
-        reply = client.chat.completions.create(**options, tool_choice=choice).choices[0]
+        reply = keyed_client.chat.completions.create(**options, tool_choice=choice).choices[0]
         (call,) = reply.message.tool_calls[:1]
         assert call.function.name == "report" and reply.finish_reason == reason
         answer_type.model_validate_json(call.function.arguments)
-        with client.chat.completions.stream(**options, tool_choice=choice) as stream:
+        with keyed_client.chat.completions.stream(**options, tool_choice=choice) as stream:
             told = stream.get_final_completion().choices[0].message.tool_calls[0].function
         assert told.name == "report" and answer_type.model_validate_json(told.arguments)
     turns = [
@@ -88,23 +75,23 @@ def test_openai_calls_tools(client, answer_type):
         {"role": "assistant", "tool_calls": [call.model_dump()]},
         {"role": "tool", "tool_call_id": call.id, "content": "four"},
     ]
-    assert client.chat.completions.create(**{**options, "messages": turns}, tool_choice="auto").choices[0].message
+    assert keyed_client.chat.completions.create(**{**options, "messages": turns}, tool_choice="auto").choices[0].message
 
 
-def test_openai_completions_and_logprobs(client):
-    reply = client.completions.create(model="tiny", prompt=["How many", "What"], max_tokens=4, logprobs=2, n=1)
+def test_openai_completions_and_logprobs(keyed_client):
+    reply = keyed_client.completions.create(model="tiny", prompt=["How many", "What"], max_tokens=4, logprobs=2, n=1)
     assert len(reply.choices) == 2 and reply.usage.completion_tokens <= 8
     assert len(reply.choices[0].logprobs.tokens) == len(reply.choices[0].logprobs.top_logprobs)
-    pieces = list(client.completions.create(model="tiny", prompt="How many", max_tokens=4, stream=True))
+    pieces = list(keyed_client.completions.create(model="tiny", prompt="How many", max_tokens=4, stream=True))
     assert "".join(piece.choices[0].text for piece in pieces) == reply.choices[0].text
 
 
-def test_openai_responses(client):
+def test_openai_responses(keyed_client):
     parts = [{"type": "input_text", "text": "What is it?"}, {"type": "input_image", "image_url": PICTURE}]
     asked = {"model": "tiny", "input": [{"role": "user", "content": parts}], "max_output_tokens": 20}
-    whole = client.responses.create(**asked, instructions="Be brief.")
+    whole = keyed_client.responses.create(**asked, instructions="Be brief.")
     assert whole.output_text and whole.usage.total_tokens == whole.usage.input_tokens + whole.usage.output_tokens
-    with client.responses.stream(**asked, instructions="Be brief.") as stream:
+    with keyed_client.responses.stream(**asked, instructions="Be brief.") as stream:
         events = list(stream)
         assert stream.get_final_response().output_text == whole.output_text
     kinds = [event.type for event in events]
@@ -113,13 +100,13 @@ def test_openai_responses(client):
     assert numbers == sorted(set(numbers))
 
 
-def test_openai_responses_call_tools(client, answer_type):
+def test_openai_responses_call_tools(keyed_client, answer_type):
     tools = [{"type": "function", "name": "report", "parameters": SCHEMA, "strict": True}]
     asked = {"model": "tiny", "input": "How many?", "tools": tools, "tool_choice": "required"}
-    whole = client.responses.create(**asked, max_output_tokens=TOKENS)
+    whole = keyed_client.responses.create(**asked, max_output_tokens=TOKENS)
     (call,) = [item for item in whole.output if item.type == "function_call"][:1]
     answer_type.model_validate_json(call.arguments)
-    with client.responses.stream(**asked, max_output_tokens=TOKENS) as stream:
+    with keyed_client.responses.stream(**asked, max_output_tokens=TOKENS) as stream:
         told = [item for item in stream.get_final_response().output if item.type == "function_call"]
     assert told and answer_type.model_validate_json(told[0].arguments)
     turns = [
@@ -127,11 +114,11 @@ def test_openai_responses_call_tools(client, answer_type):
         {"type": "function_call", "call_id": call.call_id, "name": call.name, "arguments": call.arguments},
         {"type": "function_call_output", "call_id": call.call_id, "output": "four"},
     ]
-    assert client.responses.create(model="tiny", input=turns, tools=tools, max_output_tokens=5).status
+    assert keyed_client.responses.create(model="tiny", input=turns, tools=tools, max_output_tokens=5).status
 
 
-def test_openai_names_of_models_with_their_length(client):
-    (model,) = client.models.list().data
+def test_openai_names_of_models_with_their_length(keyed_client):
+    (model,) = keyed_client.models.list().data
     assert model.max_model_len == 1024
 
 
@@ -161,10 +148,10 @@ def test_langchain_binds_tools(langchain, answer_type):
     assert found.tool_calls[0]["name"] == "Answer" and answer_type.model_validate(found.tool_calls[0]["args"])
 
 
-def test_instructor(client, answer_type):
+def test_instructor(keyed_client, answer_type):
     instructor = pytest.importorskip("instructor")
     for mode in (instructor.Mode.TOOLS, instructor.Mode.JSON_SCHEMA):
-        asked = instructor.from_openai(client, mode=mode)
+        asked = instructor.from_openai(keyed_client, mode=mode)
         found = asked.chat.completions.create(
             model="tiny", messages=[user("How many?")], response_model=answer_type, max_tokens=TOKENS, max_retries=0
         )
@@ -197,19 +184,19 @@ def test_llm(base, tmp_path, monkeypatch):
     assert streamed == model.prompt("What is it?", attachments=[attachment], stream=False).text()
 
 
-def test_the_request_of_the_report(client):
+def test_the_request_of_the_report(keyed_client):
     """95,000 whole numbers where texts are expected."""
     body = {"stop": [1] * 95_000, "messages": [user("hi")]}
     openai = pytest.importorskip("openai")
     with pytest.raises(openai.APIStatusError) as raised:
-        client.post("/chat/completions", body={**body, "model": "tiny"}, cast_to=object)
+        keyed_client.post("/chat/completions", body={**body, "model": "tiny"}, cast_to=object)
     assert raised.value.status_code in (400, 413)
 
 
 @pytest.mark.skipif(not shutil.which("promtool"), reason="promtool, of Prometheus, is not installed")
 def test_promtool_reads_the_metrics(tiny_service, tiny_engine):
     """Its only remark is about the colon behind the prefix, which vLLM's names have too."""
-    from tests.serve.servers import AppThread, http
+    from tests.serve.helpers.servers import AppThread, http
     from videollama2.serve.settings import Security
     from videollama2.serve.worker.app import WorkerService, make_worker_app
 

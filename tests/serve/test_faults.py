@@ -13,8 +13,8 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
-from tests.serve.conftest import MODEL, registered
-from tests.serve.servers import frames_of, http, wait_until
+from tests.serve.helpers.processes import MODEL, registered
+from tests.serve.helpers.servers import LOCAL, frames_of, http, wait_until
 from videollama2.serve.cluster.client import ControllerClient
 from videollama2.serve.web.errors import ApiError
 from videollama2.serve.web.sse import DONE, SEPARATOR
@@ -80,7 +80,7 @@ class Load:
     async def _run(self):
         client = ControllerClient(self.url)
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-        async with httpx.AsyncClient(timeout=PATIENCE_S, trust_env=False, verify=False, limits=limits) as old:
+        async with httpx.AsyncClient(timeout=PATIENCE_S, limits=limits, **LOCAL) as old:
             await asyncio.gather(*(self._ask(number, client, old) for number in range(CLIENTS)))
         await client.aclose()
 
@@ -180,15 +180,17 @@ def test_sigterm_drains(installation):
     """The last one: it ends a worker for good."""
     worker = installation.workers[1]
     wait_until(lambda: registered(installation) == 2)
+    left = installation.controller.log.read_text().count("/unregister_worker")
     with long_stream(worker.url) as rest:
         worker.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: registered(installation) == 1, 3, "it leaves the controller at once")
+        wait_until(lambda: registered(installation) == 1, what="it leaves the controller")
+        assert installation.controller.log.read_text().count("/unregister_worker") > left, "it is gone without a word"
         refused = http.post(worker.url + "/v1/chat/completions", json=chat_body("Why?", 4))
         assert refused.status_code == 503 and refused.headers["retry-after"]
         assert http.get(worker.url + "/ready").status_code == 503
         assert worker.process.poll() is None
         content = rest()
     assert content.endswith(b"data: [DONE]\n\n") and b'"finish_reason":"length"' in content
-    assert worker.process.wait(10) == 0
+    assert worker.process.wait(PATIENCE_S) == 0
     with pytest.raises(httpx.ConnectError):
         http.get(worker.url + "/health")

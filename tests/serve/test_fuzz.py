@@ -4,10 +4,11 @@ import json
 import random
 import struct
 
-import httpx
 import pytest
 
-from tests.serve.api_fixtures import film, image_part, live_chat, picture, text_part, user, video_part
+from tests.serve.helpers.chats import live_chat
+from tests.serve.helpers.media import film, image_part, picture, text_part, user, video_part
+from tests.serve.helpers.servers import client_of
 
 hypothesis = pytest.importorskip("hypothesis")
 schemathesis = pytest.importorskip("schemathesis")
@@ -29,7 +30,7 @@ SETTINGS = {
 @pytest.fixture(scope="module")
 def api():
     changes = {"max_pixels": 500_000, "max_frames": 16, "decode_timeout_s": 10.0}
-    with live_chat(**changes) as (server, service), httpx.Client(base_url=server.url, timeout=30) as client:
+    with live_chat(**changes) as (server, service), client_of(server, timeout=30) as client:
         client.app, client.service = server.app, service
         yield client
         assert sum(service.engine.load.values()) == 0

@@ -17,20 +17,23 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
-from tests.serve.servers import free_port, http, wait_until
+from tests.helpers.ports import free_port
+from tests.serve.helpers.servers import PATIENCE_S, http, wait_until
 from videollama2.errors import ConfigError, VideoLlama2Error
 from videollama2.serve import child_processes, launch, launch_checks
 from videollama2.serve.child_processes import ChildProcess, Launcher, LaunchError
 from videollama2.serve.launch import add_serve_command
 
 SERVER = """
-import http.server, os, sys
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200); self.end_headers(); self.wfile.write(str(os.getpid()).encode())
-    def log_message(self, *_): pass
-http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+import os, socket, sys
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+while True:
+    client, _ = listener.accept()
+    with client:
+        client.recv(65536)
+        client.sendall(b"HTTP/1.0 200 OK\\r\\n\\r\\n%d" % os.getpid())
 """
+"""A part that is ready at once, and tells who it is."""
 
 
 PAGE = (ROOT / "docs" / "serve.md").read_text()
@@ -41,11 +44,14 @@ COMMANDS = [line for line in COMMANDS if line.strip()]
 
 def part(name, code=SERVER, **options):
     port = free_port()
-    return ChildProcess(name, ["-c", code, str(port)], f"http://127.0.0.1:{port}/", dict(os.environ), **options)
+    return ChildProcess(
+        name, ["-I", "-S", "-c", code, str(port)], f"http://127.0.0.1:{port}/", dict(os.environ), **options
+    )
 
 
 @pytest.fixture
-def launcher():
+def launcher(monkeypatch):
+    monkeypatch.setattr(child_processes, "_TICK_S", 0.02)
     said = []
     found = Launcher(said.append)
     found.said = said
@@ -111,7 +117,7 @@ def test_a_part_that_does_not_start_ends_all(launcher):
 
 
 def test_a_signal_ends_the_waiting(launcher):
-    threading.Timer(0.3, launcher.on_signal, (signal.SIGINT, None)).start()
+    threading.Timer(0.1, launcher.on_signal, (signal.SIGINT, None)).start()
     launcher.start(part("worker a", "import time; time.sleep(60)"))
     launcher.on_signal(signal.SIGINT, None)  # the second one: at once
     launcher.end()
@@ -324,5 +330,5 @@ def test_parts_end_with_a_launcher_that_is_killed(tmp_path):
 
     wait_until(is_there)
     process.kill()
-    process.wait(10)
+    process.wait(PATIENCE_S)
     wait_until(lambda: not is_there())

@@ -7,8 +7,8 @@ import subprocess
 
 import pytest
 
-from tests.serve.api_fixtures import policy
-from tests.serve.media_hosts import Names, fetch, ok, redirect, refusal, web
+from tests.serve.helpers.media import policy
+from tests.serve.helpers.media_hosts import Names, fetch, ok, public_certificates, redirect, refusal, web
 from videollama2.serve.settings import MediaPolicy
 from videollama2.serve.untrusted_media.addresses import check_resolved
 from videollama2.serve.untrusted_media.errors import RefusedMediaError
@@ -216,7 +216,7 @@ def test_what_a_host_may_answer(page, status, code):
             f"http://127.0.0.1:{server.port}/x",
             allowed_hosts=frozenset({f"127.0.0.1:{server.port}"}),
             max_bytes=1000,
-            fetch_timeout_s=0.5 if code == "media_timeout" else 10.0,
+            fetch_timeout_s=0.1 if code == "media_timeout" else 20.0,
         )
     assert (error.status, error.code) == (status, code)
     assert "secret" not in str(error)
@@ -255,7 +255,9 @@ def test_tls_is_checked_against_the_name(tmp_path):
             "req",
             "-x509",
             "-newkey",
-            "rsa:2048",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
             "-nodes",
             "-days",
             "2",
@@ -300,7 +302,7 @@ def test_a_fetch_that_is_cancelled_leaves_no_connection(steps):
 
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
-        fetcher = MediaFetcher(policy(allowed_hosts=frozenset({f"127.0.0.1:{port}"})))
+        fetcher = MediaFetcher(policy(allowed_hosts=frozenset({f"127.0.0.1:{port}"})), tls=public_certificates())
         task = asyncio.ensure_future(fetcher.fetch(f"http://127.0.0.1:{port}/x", "image"))
         for _ in range(steps):
             await asyncio.sleep(0)

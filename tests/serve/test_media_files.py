@@ -5,8 +5,8 @@ import socket
 
 import pytest
 
-from tests.serve.api_fixtures import write
-from tests.serve.media_hosts import fetch, refusal
+from tests.serve.helpers.media import write
+from tests.serve.helpers.media_hosts import fetch, refusal
 from videollama2.serve.untrusted_media.errors import RefusedMediaError
 from videollama2.serve.untrusted_media.files import read_below
 from videollama2.serve.untrusted_media.urls import parse_file

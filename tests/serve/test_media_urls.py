@@ -4,8 +4,8 @@ import base64
 
 import pytest
 
-from tests.serve.api_fixtures import data_url
-from tests.serve.media_hosts import fetch, refusal
+from tests.serve.helpers.media import data_url
+from tests.serve.helpers.media_hosts import fetch, refusal
 from videollama2.serve import long_text
 from videollama2.serve.untrusted_media.errors import RefusedMediaError
 from videollama2.serve.untrusted_media.urls import WebAddress, follow, parse_data, parse_web

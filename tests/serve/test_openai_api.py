@@ -3,16 +3,24 @@
 import asyncio
 import json
 
-import httpx
 import pytest
 
-from tests.serve.api_fixtures import demo, image_part, picture, text_part, user, video_part
-from tests.serve.servers import AppThread, ClockAhead, Process, StrangeWorker, begin, free_port, wait_until
-from tests.serve.servers import reply as send
+from tests.helpers.ports import free_port
+from tests.serve.helpers.controllers import ClockAhead, ControllerThread, register
+from tests.serve.helpers.media import demo, image_part, picture, text_part, user, video_part
+from tests.serve.helpers.processes import Process
+from tests.serve.helpers.servers import (
+    PATIENCE_S,
+    AppThread,
+    StrangeWorker,
+    begin,
+    client_of,
+    http,
+    wait_until,
+)
+from tests.serve.helpers.servers import reply as send
 from videollama2.serve.cluster.client import ControllerClient
-from videollama2.serve.cluster.controller_app import Controller, make_controller_app
 from videollama2.serve.cluster.front import ApiFront, make_front_app
-from videollama2.serve.cluster.registry import Registry
 from videollama2.serve.openai_api import build_parser
 from videollama2.serve.settings import Security
 
@@ -21,28 +29,16 @@ MODEL, STRANGE = "videollama2-tiny", "strange"
 LONG = {"temperature": 1.0, "seed": 4, "max_tokens": 15, "min_tokens": 15}
 
 
-def client_of(server):
-    return httpx.Client(base_url=server.url, timeout=60, trust_env=False)
-
-
-def register(controller, url, model):
-    status = {"model_names": [model], "speed": 1.0, "queue_length": 0}
-    body = {"worker_name": url, "check_heart_beat": False, "worker_status": status}
-    reply = httpx.post(controller.url + "/register_worker", json=body, trust_env=False)
-    assert reply.status_code == 200, reply.text
-
-
 def unregister(controller, url):
-    httpx.post(controller.url + "/unregister_worker", json={"worker_name": url}, trust_env=False)
+    http.post(controller.url + "/unregister_worker", json={"worker_name": url})
 
 
 @pytest.fixture(scope="module")
 def controller(tiny_worker):
     clock = ClockAhead()
-    registry = Registry(clock=clock)
-    clock.ahead = registry.expiry_s  # a controller that has just started waits for models it does not know
-    with AppThread(make_controller_app(Controller(registry, Security()))) as server:
-        register(server, tiny_worker.url, MODEL)
+    with ControllerThread(clock=clock) as server:
+        clock.ahead = server.registry.expiry_s  # one that has just started waits for models it does not know
+        register(server, tiny_worker, MODEL)
         yield server
 
 
@@ -160,7 +156,7 @@ def test_bad_requests_go_no_further(api, strange):
 
 
 def test_every_route_of_a_worker_is_the_fronts(api, tiny_worker, controller):
-    assert httpx.post(controller.url + "/refresh_all_workers", json={}, trust_env=False).status_code == 200
+    assert http.post(controller.url + "/refresh_all_workers", json={}).status_code == 200
     asked = {
         "/v1/completions": {"prompt": "How many", "max_tokens": 5},
         "/v1/responses": {"input": "How many?", "max_output_tokens": 5},
@@ -293,11 +289,11 @@ def test_as_a_process(controller, tmp_path):
         process.ready()
         headers = {"authorization": "Bearer sk-process"}
         body = {"model": MODEL, "messages": [user("Hello")], "max_tokens": 3}
-        assert httpx.post(process.url + PATH, json=body, trust_env=False).status_code == 401
-        reply = httpx.post(process.url + PATH, json=body, headers=headers, timeout=60, trust_env=False)
+        assert http.post(process.url + PATH, json=body).status_code == 401
+        reply = http.post(process.url + PATH, json=body, headers=headers, timeout=60)
         assert reply.status_code == 200, reply.text
         process.process.terminate()
-        assert process.process.wait(20) == 0
+        assert process.process.wait(PATIENCE_S) == 0
         assert "Hello" not in process.tail()
         assert "sk-process" not in process.tail()
     finally:

@@ -8,24 +8,11 @@ openai = pytest.importorskip("openai")
 
 from openai.types.chat import ChatCompletion, ChatCompletionChunk  # noqa: E402
 
-from tests.serve.api_fixtures import data_url, demo, live_chat, text_part, user, video_part  # noqa: E402
-from videollama2.serve.settings import Security  # noqa: E402
+from tests.serve.helpers.chats import KEY, openai_client  # noqa: E402
+from tests.serve.helpers.media import data_url, demo, text_part, user, video_part  # noqa: E402
+from tests.serve.helpers.servers import wait_until  # noqa: E402
 
-KEY = "sk-test"
 LONG = {"temperature": 1.0, "seed": 4, "max_tokens": 15, "extra_body": {"min_tokens": 15}}
-
-
-@pytest.fixture(scope="module")
-def server():
-    with live_chat(security=Security(api_keys=(KEY,))) as (live, service):
-        live.service = service
-        yield live
-
-
-@pytest.fixture(scope="module")
-def client(server):
-    with openai.OpenAI(base_url=server.url + "/v1", api_key=KEY, max_retries=0, timeout=60) as found:
-        yield found
 
 
 def whole(reply):
@@ -36,10 +23,10 @@ def whole(reply):
     return reply
 
 
-def test_a_question_about_a_video(client):
+def test_a_question_about_a_video(keyed_client):
     data = demo("moving_shapes.mp4").read_bytes()
     reply = whole(
-        client.chat.completions.create(
+        keyed_client.chat.completions.create(
             model="tiny",
             messages=[user(video_part(data), text_part("How many shapes are there?"))],
             max_completion_tokens=10,
@@ -55,16 +42,18 @@ def test_a_question_about_a_video(client):
     assert reply.usage.prompt_tokens_details.cached_tokens >= 0
 
 
-def test_a_question_about_an_image(client):
+def test_a_question_about_an_image(keyed_client):
     part = {"type": "image_url", "image_url": {"url": data_url(demo("shapes.png").read_bytes(), "image/png")}}
     part["image_url"]["detail"] = "high"
-    reply = client.chat.completions.create(model="tiny", messages=[user(part, text_part("What is red?"))], max_tokens=5)
+    reply = keyed_client.chat.completions.create(
+        model="tiny", messages=[user(part, text_part("What is red?"))], max_tokens=5
+    )
     assert whole(reply).choices[0].message.content
 
 
-def test_everything_at_once(client):
+def test_everything_at_once(keyed_client):
     reply = whole(
-        client.chat.completions.create(
+        keyed_client.chat.completions.create(
             model="tiny",
             messages=[{"role": "developer", "content": "be brief"}, user("Tell me")],
             n=2,
@@ -95,11 +84,11 @@ def test_everything_at_once(client):
 
 
 @pytest.mark.parametrize("options", [{}, {"n": 2}, {"logprobs": True, "top_logprobs": 1}])
-def test_streams(client, options):
+def test_streams(keyed_client, options):
     body = {"model": "tiny", "messages": [user("Tell me")], **LONG, **options}
-    expected = client.chat.completions.create(**body)
+    expected = keyed_client.chat.completions.create(**body)
     texts, reasons, usages = {}, {}, []
-    with client.chat.completions.create(**body, stream=True, stream_options={"include_usage": True}) as stream:
+    with keyed_client.chat.completions.create(**body, stream=True, stream_options={"include_usage": True}) as stream:
         for chunk in stream:
             ChatCompletionChunk.model_validate(chunk.model_dump(), strict=True)
             usages.append(chunk.usage)
@@ -112,13 +101,13 @@ def test_streams(client, options):
     assert usages[:-1] == [None] * (len(usages) - 1)
 
 
-def test_the_clients_own_accumulator(client):
+def test_the_clients_own_accumulator(keyed_client):
     """``stream()`` joins chunks by itself, log-probabilities included."""
     body = {"model": "tiny", "messages": [user("Tell me")], "logprobs": True, **LONG}
-    text = client.chat.completions.create(**body).choices[0].message.content
+    text = keyed_client.chat.completions.create(**body).choices[0].message.content
     body["stop"] = text[-4:]  # it takes an answer that was cut for a failed one
-    expected = client.chat.completions.create(**body)
-    with client.chat.completions.stream(**body) as stream:
+    expected = keyed_client.chat.completions.create(**body)
+    with keyed_client.chat.completions.stream(**body) as stream:
         for _ in stream:
             pass
         final = stream.get_final_completion()
@@ -127,25 +116,21 @@ def test_the_clients_own_accumulator(client):
     assert told == [token.token for token in expected.choices[0].logprobs.content]
 
 
-def test_leaving_a_stream(client, server):
-    stream = client.chat.completions.create(
+def test_leaving_a_stream(keyed_client, keyed_chat):
+    stream = keyed_client.chat.completions.create(
         model="tiny", messages=[user("Tell me")], stream=True, max_tokens=900, extra_body={"min_tokens": 900}
     )
     next(iter(stream))
     stream.close()
-    client.chat.completions.create(model="tiny", messages=[user("x")], max_tokens=1)
-    for _ in range(2000):
-        if not sum(server.service.engine.load.values()):
-            break
-        asyncio.run(asyncio.sleep(0.005))
-    assert sum(server.service.engine.load.values()) == 0
+    keyed_client.chat.completions.create(model="tiny", messages=[user("x")], max_tokens=1)
+    wait_until(lambda: not sum(keyed_chat.service.engine.load.values()), what="the answer that nobody reads ends")
 
 
-def test_models(client):
-    assert [model.id for model in client.models.list()] == ["tiny"]
-    assert client.models.retrieve("tiny").id == "tiny"
+def test_models(keyed_client):
+    assert [model.id for model in keyed_client.models.list()] == ["tiny"]
+    assert keyed_client.models.retrieve("tiny").id == "tiny"
     with pytest.raises(openai.NotFoundError):
-        client.models.retrieve("some/other")
+        keyed_client.models.retrieve("some/other")
 
 
 @pytest.mark.parametrize(
@@ -159,26 +144,26 @@ def test_models(client):
         ({"extra_body": {"use_beam_search": True}}, openai.BadRequestError, 400, "unsupported_parameter"),
     ],
 )
-def test_errors_are_the_clients_own(client, fields, kind, status, code):
+def test_errors_are_the_clients_own(keyed_client, fields, kind, status, code):
     with pytest.raises(kind) as caught:
-        client.chat.completions.create(**{"model": "tiny", "messages": [user("x")], **fields})
+        keyed_client.chat.completions.create(**{"model": "tiny", "messages": [user("x")], **fields})
     assert (caught.value.status_code, caught.value.code) == (status, code)
     assert caught.value.type == "invalid_request_error"
     assert caught.value.request_id
 
 
-def test_a_long_response_input_is_cut_where_that_is_asked_for(client):
+def test_a_long_response_input_is_cut_where_that_is_asked_for(keyed_client):
     long = {"model": "tiny", "input": "word " * 1500, "max_output_tokens": 4}
     with pytest.raises(openai.BadRequestError):
-        client.responses.create(**long)
-    reply = client.responses.create(**long, truncation="auto")
+        keyed_client.responses.create(**long)
+    reply = keyed_client.responses.create(**long, truncation="auto")
     assert reply.truncation == "auto" and 900 < reply.usage.input_tokens <= 1024 - reply.usage.output_tokens
 
 
-def test_a_result_of_a_function_may_come_in_parts(client):
+def test_a_result_of_a_function_may_come_in_parts(keyed_client):
     call = {"type": "function_call", "call_id": "1", "name": "count", "arguments": "{}"}
     replies = [
-        client.responses.create(
+        keyed_client.responses.create(
             model="tiny",
             input=[user("How many?"), call, {"type": "function_call_output", "call_id": "1", "output": output}],
             max_output_tokens=8,
@@ -188,24 +173,24 @@ def test_a_result_of_a_function_may_come_in_parts(client):
     assert len({(reply.output_text, reply.usage.input_tokens) for reply in replies}) == 1
 
 
-def test_embeddings_are_not_offered(client):
+def test_embeddings_are_not_offered(keyed_client):
     with pytest.raises(openai.NotFoundError) as caught:
-        client.embeddings.create(model="tiny", input="a")
+        keyed_client.embeddings.create(model="tiny", input="a")
     assert caught.value.type == "invalid_request_error"
     assert "nothing at this path" in caught.value.body["message"]
 
 
-def test_a_wrong_key(server):
-    with openai.OpenAI(base_url=server.url + "/v1", api_key="sk-wrong", max_retries=0) as stranger:
+def test_a_wrong_key(keyed_chat):
+    with openai_client(keyed_chat, "sk-wrong") as stranger:
         with pytest.raises(openai.AuthenticationError):
             stranger.models.list()
         with pytest.raises(openai.AuthenticationError):
             stranger.chat.completions.create(model="tiny", messages=[user("x")])
 
 
-def test_the_asynchronous_client(server):
+def test_the_asynchronous_client(keyed_chat):
     async def main():
-        async with openai.AsyncOpenAI(base_url=server.url + "/v1", api_key=KEY, max_retries=0, timeout=60) as found:
+        async with openai.AsyncOpenAI(base_url=keyed_chat.url + "/v1", api_key=KEY, max_retries=0, timeout=60) as found:
             replies = await asyncio.gather(
                 *(
                     found.chat.completions.create(model="tiny", messages=[user(f"number {n}")], max_tokens=8)

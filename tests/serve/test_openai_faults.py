@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.serve.api_fixtures import BASE, faults
+from tests.serve.helpers.chats import BASE, faults
 from videollama2.serve.web.body import place_of_fault
 
 

@@ -6,7 +6,7 @@ from typing import get_args, get_type_hints
 import pytest
 from pydantic import TypeAdapter
 
-from tests.serve.api_fixtures import BASE, faults, request
+from tests.serve.helpers.chats import BASE, faults, request
 from videollama2.inference.sampling import SamplingOptions
 from videollama2.serve.api.fields import ignored_fields
 from videollama2.serve.api.request import ChatRequest

@@ -7,18 +7,8 @@ import pytest
 openai = pytest.importorskip("openai")
 
 from tests.conftest import golden_audio_dir  # noqa: E402
-from tests.serve.api_fixtures import (  # noqa: E402
-    audio_part,
-    av_engine,
-    data_url,
-    film,
-    image_part,
-    live_chat,
-    picture,
-    text_part,
-    user,
-    video_part,
-)
+from tests.serve.helpers.chats import av_engine, live_chat, openai_client  # noqa: E402
+from tests.serve.helpers.media import audio_part, data_url, film, image_part, picture, text_part, user, video_part  # noqa: E402
 
 GOLDEN = golden_audio_dir()
 MEDIA = GOLDEN / "media"
@@ -44,7 +34,7 @@ def server():
 
 @pytest.fixture(scope="module")
 def client(server):
-    with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0, timeout=120) as found:
+    with openai_client(server) as found:
         yield found
 
 
@@ -174,7 +164,7 @@ def test_bad_sounds(client):
 def test_a_model_that_cannot_hear_says_so():
     with (
         live_chat() as (server, _),
-        openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as client,
+        openai_client(server) as client,
     ):
         told = refusal(client, audio_part((MEDIA / "door_cut.wav").read_bytes()))
         assert told["message"] == "this model has no audio encoder: it cannot hear a sound"
@@ -191,7 +181,7 @@ def test_a_model_that_cannot_see_says_so(tmp_path):
     engine = Engine(model, processor, max_batch=2, max_length=2048)
     with (
         live_chat(engine) as (server, _),
-        openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0, timeout=60) as client,
+        openai_client(server) as client,
     ):
         for part, what in ((image_part(picture()), "an image"), (video_part(film()), "a video")):
             told = refusal(client, part)
@@ -204,7 +194,7 @@ def hearing_only(folder):
     """A random model with ears alone."""
     import torch
 
-    from tests.serve.api_fixtures import av_model
+    from tests.serve.helpers.chats import av_model
     from videollama2.checkpoints import load_checkpoint
     from videollama2.config import VideoLlama2Config
     from videollama2.model.modeling import VideoLlama2ForConditionalGeneration

@@ -14,12 +14,12 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-pytest.importorskip("gradio", reason="the web page needs gradio (the extra serve)")
-
-from tests.serve.page_fixtures import CLIP, PICTURE, Served, served, tiny  # noqa: F401 - fixtures
+from tests.serve.helpers.pages import CLIP, Served, needs_gradio
+from tests.serve.helpers.servers import LOCAL
 from videollama2.errors import ConfigError
 from videollama2.serve.page.server import check_account, read_accounts
-from videollama2.serve.page.uploads import RecordedSound, RecordedVideo, UploadedFiles
+
+pytestmark = needs_gradio
 
 # ------------------------------------------------------------------------------------------------------------- accounts
 
@@ -41,8 +41,8 @@ def test_accounts(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def http(served: Served) -> Iterator[httpx.Client]:  # noqa: F811
-    with httpx.Client(base_url=served.address, trust_env=False, timeout=20) as client:
+def http(served: Served) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=served.address, timeout=20, **LOCAL) as client:
         yield client
 
 
@@ -201,16 +201,19 @@ def test_questions_go_through_the_queue_alone(http: httpx.Client) -> None:
     assert call(http, "ask", None).status_code == 404
 
 
-@pytest.mark.parametrize("widget", [UploadedFiles, RecordedVideo, RecordedSound])
-def test_widgets_take_uploads_alone_also_when_gradio_makes_them_anew(widget: Any) -> None:
+@pytest.mark.parametrize("name", ["UploadedFiles", "RecordedVideo", "RecordedSound"])
+def test_widgets_take_uploads_alone_also_when_gradio_makes_them_anew(name: str) -> None:
     import gradio as gr
 
+    from videollama2.serve.page import uploads
+
+    widget = getattr(uploads, name)
     first = widget(label="x")
     for own in (first, first.__class__(**first.constructor_args)):
         with pytest.raises(gr.Error, match="addresses are not opened"):
             asyncio.run(own.async_move_resource_to_block_cache("http://127.0.0.1/a.mp4"))
         payload = SimpleNamespace(path="/tmp/a.webm")
-        assert own.preprocess(payload) == (["/tmp/a.webm"] if widget is UploadedFiles else "/tmp/a.webm"), (
+        assert own.preprocess(payload) == (["/tmp/a.webm"] if name == "UploadedFiles" else "/tmp/a.webm"), (
             "not converted"
         )
         assert own.get_block_name() == widget.__base__.__name__.lower()

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-pytest.importorskip("gradio", reason="the web page needs gradio (the extra serve)")
-
 from tests.conftest import golden_audio_dir
-from tests.serve.api_fixtures import av_model
-from tests.serve.page_fixtures import SIZES, RecordedEngine, Served, Visitor, browser, serve, user  # noqa: F401
+from tests.serve.helpers.chats import av_model
+from tests.serve.helpers.pages import DEMO, SIZES, Open, RecordedEngine, Served, Visitor, serve, user
 from videollama2.media.audio import ClipRules, read_video_sound
 from videollama2.serve import gradio_web_server_adhoc_av
-from videollama2.serve.page.examples import DEMO
 from videollama2.serve.page.waveform import title_of
 
 MEDIA = golden_audio_dir() / "media"
@@ -30,21 +27,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         serve(engine, tmp_path_factory.mktemp("page")) as page,
     ):
         yield page
-
-
-@pytest.fixture
-def visit(served: Served, browser: Any) -> Iterator[Callable[[str], Visitor]]:  # noqa: F811
-    visitors = []
-
-    def open_page(size: str = "desktop", **options: Any) -> Visitor:
-        visitors.append(Visitor(browser, served.address, size, **options))
-        return visitors[-1]
-
-    yield open_page
-    for visitor in visitors:
-        visitor.close()
-    assert [visitor.faults for visitor in visitors] == [[] for _ in visitors]
-    assert [visitor.outside() for visitor in visitors] == [[] for _ in visitors]
 
 
 def short_answers(page: Visitor) -> None:
@@ -81,7 +63,7 @@ def use(page: Visitor, senses: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
-def test_a_sound_file(visit: Callable[[str], Visitor], served: Served, size: str) -> None:
+def test_a_sound_file(visit: Open, served: Served, size: str) -> None:
     page = visit(size)
     page.expect(page.page.locator("#vl-chat .example")).to_have_count(4)
     heading = page.page.get_by_text("What would you like to know?").bounding_box()
@@ -97,7 +79,7 @@ def test_a_sound_file(visit: Callable[[str], Visitor], served: Served, size: str
 
 
 @pytest.mark.slow
-def test_a_video_is_seen_and_heard_or_one_of_them(visit: Callable[[str], Visitor], served: Served) -> None:
+def test_a_video_is_seen_and_heard_or_one_of_them(visit: Open, served: Served) -> None:
     page = visit("desktop")
     short_answers(page)
     page.upload(CLIP, frames=FRAMES)
@@ -119,16 +101,8 @@ def test_a_video_is_seen_and_heard_or_one_of_them(visit: Callable[[str], Visitor
     assert said(page, served) == expected(served, ("audio", CLIP), of_video=True)
 
 
-def test_what_is_heard_of_a_long_track_is_told() -> None:
-    found = [read_video_sound(CLIP, ClipRules(num_windows=number)) for number in (1, 3)]
-    assert [title_of(sound, of_video=True) for sound in found] == [
-        "7.0 s of sound, heard in one window",
-        "7.0 s of sound, heard in 3 windows",
-    ]
-
-
 @pytest.mark.slow
-def test_an_example_is_heard(visit: Callable[[str], Visitor], served: Served) -> None:
+def test_an_example_is_heard(visit: Open, served: Served) -> None:
     page = visit("desktop")
     short_answers(page)
     use(page, "See only")  # whatever was chosen before
@@ -140,14 +114,14 @@ def test_an_example_is_heard(visit: Callable[[str], Visitor], served: Served) ->
 
 
 @pytest.mark.slow
-def test_a_silent_video_says_so(visit: Callable[[str], Visitor]) -> None:
+def test_a_silent_video_says_so(visit: Open) -> None:
     page = visit("desktop")
     page.upload(SILENT, frames=FRAMES)
     assert waves(page, 1) == ["no sound track: silence is heard"]
 
 
 @pytest.mark.slow
-def test_the_microphone(visit: Callable[[str], Visitor], served: Served) -> None:
+def test_the_microphone(visit: Open, served: Served) -> None:
     page = visit("desktop", permissions=["microphone"])
     short_answers(page)
     page.page.get_by_role("tab", name="Microphone").click()
@@ -157,7 +131,7 @@ def test_the_microphone(visit: Callable[[str], Visitor], served: Served) -> None
 
 
 @pytest.mark.slow
-def test_a_recording_of_the_camera_is_seen_and_heard(visit: Callable[[str], Visitor]) -> None:
+def test_a_recording_of_the_camera_is_seen_and_heard(visit: Open) -> None:
     page = visit("desktop", permissions=["camera", "microphone"])
     short_answers(page)
     # The page has learnt that the model hears, and the camera records sound from now on.
@@ -169,6 +143,14 @@ def test_a_recording_of_the_camera_is_seen_and_heard(visit: Callable[[str], Visi
     (told,) = waves(page, 1)
     assert "s of sound" in told, "it has a sound track"
     assert page.ask(QUESTION)
+
+
+def test_what_is_heard_of_a_long_track_is_told() -> None:
+    found = [read_video_sound(CLIP, ClipRules(num_windows=number)) for number in (1, 3)]
+    assert [title_of(sound, of_video=True) for sound in found] == [
+        "7.0 s of sound, heard in one window",
+        "7.0 s of sound, heard in 3 windows",
+    ]
 
 
 def test_the_command_needs_a_model_that_hears(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from tests.conftest import golden_dir
-from tests.serve.api_fixtures import bomb_png, film, picture, policy, write
-from tests.serve.sandboxes import boxes, read, refusal, run, shared
+from tests.serve.helpers.media import bomb_png, film, picture, policy, write
+from tests.serve.helpers.sandboxes import boxes, read, refusal, run, shared
 from videollama2.inference.lru import LruStore
 from videollama2.media.frames import FrameSampling
 from videollama2.media.image import load_image

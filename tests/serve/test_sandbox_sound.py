@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tests.conftest import golden_audio_dir
-from tests.media.test_media_audio_bad_input import broken, tone, with_cover
-from tests.serve.api_fixtures import film, picture, policy
+from tests.media.helpers import broken, tone, with_cover
+from tests.serve.helpers.media import film, picture, policy
 from videollama2.media.audio import NO_TRACK, ClipRules, SoundSampling, read_sound, read_video_sound
 from videollama2.serve.untrusted_media.errors import RefusedMediaError
 from videollama2.serve.untrusted_media.replies import InvalidReplyError, sound_of

@@ -7,13 +7,13 @@ import io
 import pytest
 
 from tests.conftest import golden_audio_dir
-from tests.serve.api_fixtures import audio_part, av_engine, policy, text_part, user
-from tests.serve.servers import AppThread, frames_of, http
+from tests.serve.helpers.chats import av_engine
+from tests.serve.helpers.controllers import ControllerThread
+from tests.serve.helpers.media import audio_part, policy, text_part, user
+from tests.serve.helpers.servers import AppThread, frames_of, http
 from videollama2.serve.cli import RemoteChat
 from videollama2.serve.cluster.client import ControllerClient
-from videollama2.serve.cluster.controller_app import Controller, make_controller_app
 from videollama2.serve.cluster.front import ApiFront, make_front_app
-from videollama2.serve.cluster.registry import Registry
 from videollama2.serve.page.backends import ControllerBackend, LocalBackend
 from videollama2.serve.page.conversation import Conversation, Medium
 from videollama2.serve.settings import MediaPolicy, Security
@@ -47,7 +47,7 @@ def worker(engine):
 
 @pytest.fixture(scope="module")
 def controller(worker):
-    with AppThread(make_controller_app(Controller(Registry(), Security()))) as found:
+    with ControllerThread() as found:
         body = {"worker_name": worker.url, "check_heart_beat": False}
         assert http.post(found.url + "/register_worker", json=body).status_code == 200
         yield found

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.serve.servers import AppThread, http
+from tests.serve.helpers.servers import AppThread, http
 from videollama2.serve.api.routes import CHAT, openai_router
 from videollama2.serve.settings import Security
 from videollama2.serve.web import sse, streaming
@@ -17,7 +17,7 @@ from videollama2.serve.web.app import make_app
 from videollama2.serve.web.body import MAX_DEPTH, MAX_ITEMS, BodyScanner
 from videollama2.serve.web.errors import ApiError, worker_failed
 from videollama2.serve.web.server import keep_what_is_loaded
-from videollama2.serve.web.streaming import EventStream, Stream
+from videollama2.serve.web.streaming import EventStream, Splitter, Stream
 
 
 async def sent(stream):
@@ -116,6 +116,19 @@ def test_events_are_read_as_they_were_written():
         return [one async for one in sse.read_events(chunks())]
 
     assert asyncio.run(read()) == events
+
+
+def test_a_splitter_takes_any_pieces():
+    data = b"one\0two\0\0three\0rest"
+    for size in (1, 2, 3, 5, 100):
+        splitter, parts = Splitter(b"\0"), []
+        for start in range(0, len(data), size):
+            parts += splitter.feed(data[start : start + size])
+        assert parts == [b"one", b"two", b"", b"three"] and splitter.rest == b"rest"
+    splitter, parts = Splitter(b"\n\n"), []
+    for byte in b"a\n\nb\n\n\nc":
+        parts += splitter.feed(bytes([byte]))
+    assert parts == [b"a", b"b"] and splitter.rest == b"\nc"
 
 
 # --------------------------------------------------------------------------------------------------------------- bodies

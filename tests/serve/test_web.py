@@ -8,21 +8,18 @@ import threading
 import httpx
 import pytest
 
-from tests.serve import web_fixtures
-from tests.serve.servers import AppThread, http
-from tests.serve.web_fixtures import error_of, make
+from tests.serve.helpers.servers import PATIENCE_S, AppThread, client_of, http
+from tests.serve.helpers.web_apps import error_of, make
 from videollama2.errors import ConfigError
 from videollama2.serve.settings import Security
 from videollama2.serve.web.errors import ApiError, no_worker
 from videollama2.serve.web.server import bind
 
-server, client = web_fixtures.server, web_fixtures.client
-
 # --------------------------------------------------------------------------------------------------------------- keys
 
 
 @pytest.mark.parametrize("header", [None, "Bearer wrong", "Bearer", "Basic alpha", "alpha", "Bearer alph\u00e4"])
-def test_without_a_key_nothing_is_answered(server, header):
+def test_without_a_key_nothing_is_answered(web_server, header):
     headers = {} if header is None else {"authorization": header.encode("latin-1")}
     for method, path in [
         ("POST", "/echo"),
@@ -33,62 +30,62 @@ def test_without_a_key_nothing_is_answered(server, header):
         ("GET", "/health/x"),
         ("POST", "//health"),
     ]:
-        reply = http.request(method, server.url + path, headers=headers)
+        reply = http.request(method, web_server.url + path, headers=headers)
         assert error_of(reply, 401)["code"] == "invalid_api_key", (method, path)
 
 
 @pytest.mark.parametrize("key", ["alpha", "beta", "secret"])
-def test_each_key_and_the_token_are_good(server, key):
+def test_each_key_and_the_token_are_good(web_server, key):
     headers = {"authorization": f"bearer {key}"}
-    reply = http.post(server.url + "/echo", json={"text": "x"}, headers=headers)
+    reply = http.post(web_server.url + "/echo", json={"text": "x"}, headers=headers)
     assert reply.json() == {"text": "x"}
 
 
-def test_health_needs_no_key(server):
-    assert http.get(server.url + "/health").json() == {"status": "ok"}
-    assert http.get(server.url + "/ready").json() == {"status": "ready"}
+def test_health_needs_no_key(web_server):
+    assert http.get(web_server.url + "/health").json() == {"status": "ok"}
+    assert http.get(web_server.url + "/ready").json() == {"status": "ready"}
 
 
-def test_paths_of_workers_need_the_token(server):
+def test_paths_of_workers_need_the_token(web_server):
     for key, status in (("alpha", 401), ("secret", 200)):
         headers = {"authorization": f"Bearer {key}"}
-        assert http.post(server.url + "/part", headers=headers).status_code == status
+        assert http.post(web_server.url + "/part", headers=headers).status_code == status
 
 
-def test_a_missing_key_is_told_how_to_show_one(server):
-    assert http.post(server.url + "/echo", json={}).headers["www-authenticate"] == "Bearer"
+def test_a_missing_key_is_told_how_to_show_one(web_server):
+    assert http.post(web_server.url + "/echo", json={}).headers["www-authenticate"] == "Bearer"
 
 
 # ------------------------------------------------------------------------------------------------------------- errors
 
 
-def test_a_fault_is_told_in_general_terms_and_logged_with_its_id(client, caplog):
+def test_a_fault_is_told_in_general_terms_and_logged_with_its_id(web_client, caplog):
     with caplog.at_level(logging.ERROR):
-        reply = client.post("/fault", headers={"x-request-id": "my-1"})
+        reply = web_client.post("/fault", headers={"x-request-id": "my-1"})
     assert "secret" not in reply.text and error_of(reply, 500)["type"] == "server_error"
     assert reply.headers["x-request-id"] == "my-1"
     assert "the secret of /etc/passwd" in caplog.text
 
 
-def test_an_error_says_when_to_come_back(client):
-    reply = client.post("/refused")
+def test_an_error_says_when_to_come_back(web_client):
+    reply = web_client.post("/refused")
     assert error_of(reply, 503)["code"] == "no_worker" and reply.headers["retry-after"] == "7"
 
 
-def test_a_stream_that_breaks_is_cut(client):
-    with pytest.raises(httpx.RemoteProtocolError), client.stream("POST", "/cut") as reply:
+def test_a_stream_that_breaks_is_cut(web_client):
+    with pytest.raises(httpx.RemoteProtocolError), web_client.stream("POST", "/cut") as reply:
         assert reply.read()
 
 
-def test_missing_paths_and_methods(client):
-    assert error_of(client.get("/nothing"), 404)
-    reply = client.get("/echo")
+def test_missing_paths_and_methods(web_client):
+    assert error_of(web_client.get("/nothing"), 404)
+    reply = web_client.get("/echo")
     assert error_of(reply, 405) and reply.headers["allow"] == "POST"
 
 
 @pytest.mark.parametrize("given", ["", "a b", "x" * 129, "a\tb", "<script>", "\u00e4"])
-def test_a_strange_request_id_is_replaced(client, given):
-    reply = client.post("/echo", json={"text": "x"}, headers={"x-request-id": given.encode("latin-1")})
+def test_a_strange_request_id_is_replaced(web_client, given):
+    reply = web_client.post("/echo", json={"text": "x"}, headers={"x-request-id": given.encode("latin-1")})
     assert len(reply.headers["x-request-id"]) == 32
 
 
@@ -103,12 +100,12 @@ def test_draining_ends_what_runs_and_refuses_what_comes():
 
     app = make(Security())
     server = AppThread(app, drain=drain)
-    with httpx.Client(base_url=server.url, timeout=10, trust_env=False, verify=False) as client:
+    with client_of(server) as client:
         with client.stream("POST", "/stream") as reply:
             chunks = reply.iter_raw()
             assert next(chunks) == b"first"
             server.drain()
-            assert called.wait(5)
+            assert called.wait(PATIENCE_S)
             refused = http.post(server.url + "/echo", json={"text": "x"})
             assert error_of(refused, 503)["code"] == "shutting_down" and refused.headers["retry-after"]
             assert http.get(server.url + "/ready").status_code == 503
@@ -121,8 +118,8 @@ def test_draining_ends_what_runs_and_refuses_what_comes():
 def test_draining_waits_no_longer_than_it_may():
     app = make(Security())
     server = AppThread(app, drain_timeout_s=0.2)
-    server.server.config.timeout_graceful_shutdown = 1
-    with httpx.Client(base_url=server.url, timeout=10, trust_env=False, verify=False) as client:
+    server.server.config.timeout_graceful_shutdown = 0.1
+    with client_of(server) as client:
         with pytest.raises(httpx.HTTPError), client.stream("POST", "/stream") as reply:
             for _ in reply.iter_raw():
                 server.drain()

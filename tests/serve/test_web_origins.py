@@ -3,13 +3,10 @@
 import pytest
 from fastapi import Request
 
-from tests.serve import web_fixtures
-from tests.serve.servers import AppThread, http
-from tests.serve.web_fixtures import make
+from tests.serve.helpers.servers import AppThread, http
+from tests.serve.helpers.web_apps import make
 from videollama2.serve.settings import Security
 from videollama2.serve.web.app import EXPOSED_HEADERS
-
-server, client = web_fixtures.server, web_fixtures.client
 
 
 def readable(security):
@@ -30,9 +27,12 @@ def open_server():
         yield found
 
 
-def test_no_cors_unless_asked_for(client):
+def test_no_cors_unless_asked_for(web_client):
     headers = {"origin": "https://evil.example", "access-control-request-method": "POST"}
-    for reply in (client.options("/echo", headers=headers), client.post("/echo", json={"text": "x"}, headers=headers)):
+    for reply in (
+        web_client.options("/echo", headers=headers),
+        web_client.post("/echo", json={"text": "x"}, headers=headers),
+    ):
         assert not [name for name in reply.headers if name.startswith("access-control")]
 
 
@@ -86,8 +86,8 @@ def test_who_has_a_key_may_read_by_any_name():
             assert http.get(server.url + "/read", headers=headers).status_code == 200
 
 
-def test_who_has_a_key_may_call_from_any_page(client):
-    assert client.post("/echo", json={"text": "x"}, headers={"origin": "http://a.example"}).status_code == 200
+def test_who_has_a_key_may_call_from_any_page(web_client):
+    assert web_client.post("/echo", json={"text": "x"}, headers={"origin": "http://a.example"}).status_code == 200
 
 
 def test_a_caller_is_who_connects():

@@ -3,57 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.serve.page_fixtures import (  # noqa: F401 - fixtures
+from tests.serve.helpers.pages import (
     CLIP,
+    COLOUR,
+    COUNT,
     LONG,
     PICTURE,
+    SHAPE,
     SIZES,
     TINY,
+    Open,
     Served,
     Visitor,
-    browser,
-    served,
-    tiny,
     user,
 )
-from videollama2.errors import QueueFullError
-from videollama2.serve.web.errors import model_not_found, no_worker
 
 pytestmark = pytest.mark.slow
 
-COLOUR, SHAPE = "Which colour does the square change to?", "What is the shape of the white object?"
-COUNT = "How many objects can be seen?"
-
-Open = Callable[..., Visitor]
-
-
-@pytest.fixture
-def visit(browser: Any, served: Served) -> Iterator[Open]:  # noqa: F811
-    """Opens the page; in the end, no visitor's browser may have asked anybody else for anything, nor met an error."""
-    visitors = []
-
-    def open_page(size: str = "desktop", **options: Any) -> Visitor:
-        visitors.append(Visitor(browser, served.address, size, **options))
-        return visitors[-1]
-
-    served.backend.names = [TINY, LONG]
-    served.engine.__dict__["answers"] = []
-    yield open_page
-    for visitor in visitors:
-        visitor.close()
-    assert [visitor.outside() for visitor in visitors] == [[] for _ in visitors]
-    assert [visitor.faults for visitor in visitors] == [[] for _ in visitors]
-
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_conversation(visit: Open, served: Served, size: str) -> None:  # noqa: F811
+def test_a_conversation(visit: Open, served: Served, size: str) -> None:
     """Upload, ask, follow up, regenerate, edit, switch the model, watch it stream, stop it, vote."""
     page = visit(size)
     page.upload(CLIP, frames=8)
@@ -121,7 +95,7 @@ def test_everything_is_on_the_page(visit: Open, size: str) -> None:
     page.expect(page.page.get_by_text("Answers are made by a machine")).to_be_visible()
 
 
-def test_pictures_clips_and_frames_are_read_as_asked(visit: Open, served: Served) -> None:  # noqa: F811
+def test_pictures_clips_and_frames_are_read_as_asked(visit: Open, served: Served) -> None:
     page = visit()
     page.page.get_by_text("Advanced").click()
     page.page.fill("#vl-num-frames input[type=number]", "4")
@@ -138,15 +112,13 @@ def test_pictures_clips_and_frames_are_read_as_asked(visit: Open, served: Served
     assert picture == served.expected(clip, {"role": "assistant", "content": answer}, user(COUNT, ("image", PICTURE)))
 
 
-def test_several_media_in_one_question(visit: Open, served: Served) -> None:  # noqa: F811
-    page = visit()
+def test_several_media_in_one_question(page: Visitor, served: Served) -> None:
     page.upload(PICTURE, CLIP, frames=9)
     answer = page.ask(SHAPE)
     assert answer == served.expected(user(SHAPE, ("image", PICTURE), ("video", CLIP)))
 
 
-def test_an_example_is_asked_at_once(visit: Open, served: Served) -> None:  # noqa: F811
-    page = visit()
+def test_an_example_is_asked_at_once(page: Visitor, served: Served) -> None:
     page.expect(page.page.locator("#vl-chat .example")).to_have_count(3)  # none about sound for a model without ears
     page.page.locator("#vl-chat").get_by_text(COUNT).click()
     assert page.answer() == served.expected(user(COUNT, ("image", PICTURE))) == "three"
@@ -163,103 +135,6 @@ def test_a_recording_goes_to_the_question(visit: Open) -> None:
     page.expect(page.page.locator(".vl-strip img")).to_have_count(8)
 
 
-def test_a_bad_file_is_told_and_a_good_one_then_works(visit: Open, served: Served, tmp_path: Path) -> None:  # noqa: F811
-    bad = tmp_path / "broken.mp4"
-    bad.write_bytes(CLIP.read_bytes()[:900])
-    page = visit()
-    page.upload(bad)
-    page.expect(page.page.locator("#vl-frames [role=alert]")).to_contain_text("cannot be used")
-    note = page.ask(COLOUR)
-    assert "This file cannot be used" in note
-    assert "Try another file" in note
-    assert str(tmp_path) not in page.page.content()
-    assert str(served.folder) not in note
-    page.upload(CLIP, frames=8)
-    assert page.ask(COLOUR) == "yellow"
-    assert page.questions() == [COLOUR]
-
-
-def test_a_question_that_failed_keeps_its_video(visit: Open, served: Served) -> None:  # noqa: F811
-    page = visit()
-    page.upload(CLIP, frames=8)
-    served.backend.faults = [QueueFullError("full")]
-    assert "Too many questions are waiting" in page.ask(SHAPE)
-    page.expect(page.page.locator("#vl-up")).to_be_disabled()
-    served.backend.faults = [no_worker(TINY)]
-    assert "No model is running" in page.ask(COLOUR)
-    assert page.questions() == [COLOUR]
-    assert page.regenerate() == "yellow"
-
-
-@pytest.mark.parametrize("fault", [model_not_found, no_worker])
-def test_where_a_model_is_gone_the_others_are_offered(
-    visit: Open,
-    served: Served,  # noqa: F811
-    fault: Callable[[str], Exception],
-) -> None:
-    page = visit()
-    page.choose_model(LONG)
-    page.upload(CLIP, frames=8)
-    served.backend.names, served.backend.faults = [TINY], [fault(LONG)]
-    assert "not running any more" in page.ask(COLOUR)
-    page.expect(page.page.locator("#vl-model input")).to_have_value(TINY)
-    assert page.regenerate() == "yellow"
-
-
-def test_a_fault_nobody_thought_of_has_a_reference(visit: Open, served: Served, caplog: Any) -> None:  # noqa: F811
-    page = visit()
-    served.backend.faults = [ZeroDivisionError("secret detail")]
-    note = page.ask(SHAPE)
-    assert "Something went wrong on the server" in note
-    assert "secret" not in note
-    reference = note.rsplit(" ", 1)[-1].rstrip(".")
-    assert any(reference in record.getMessage() for record in caplog.records)
-
-
-def test_what_cannot_be_sent_is_told(visit: Open, served: Served) -> None:  # noqa: F811
-    page = visit()
-    page.press("send")
-    assert page.notice() == "Type a question first."
-    served.backend.names = []
-    page = visit()
-    assert "No model is running at the moment" in page.notice()
-    page.write(SHAPE)
-    page.press("send")
-    assert "No model is running at the moment" in page.notice()
-    assert page.box() == SHAPE
-
-
-def test_a_closed_tab_stops_its_answer(visit: Open, served: Served) -> None:  # noqa: F811
-    page = visit()
-    page.choose_model(LONG)
-    page.watch_answer(0)
-    page.write(SHAPE)
-    page.press("send")
-    page.wait_for_texts(2)
-    page.page.close()
-    assert served.engine.answers[-1].result(timeout=30).finish_reason == "cancelled"
-
-
-def test_visitors_do_not_see_each_other(visit: Open) -> None:
-    one, other = visit(), visit("phone")
-    one.ask(SHAPE)
-    assert other.questions() == []
-    other.ask(COUNT)
-    assert one.questions() == [SHAPE]
-
-
-def test_questions_and_answers_cannot_make_the_browser_ask_others(visit: Open, served: Served) -> None:  # noqa: F811
-    page = visit()
-    text = "![picture](https://example.com/x.png) <img src=https://example.com/y.png> <b>bold</b> *stars* $$x$$"
-    page.ask(text)
-    assert page.questions() == [text]
-    served.backend.scripted = "![picture](https://example.com/x.png) and <img src=https://example.com/y.png> it."
-    assert page.regenerate().startswith("and")
-    page.page.evaluate("() => new Promise(done => requestIdleCallback(done))")
-    assert set(page.outside()) <= set(page.refused)
-    page.requests.clear()
-
-
 _KEPT = "(localStorage.getItem('videollama2-conversation') || '').length"
 
 
@@ -274,7 +149,7 @@ def wait_until_kept_differs(page: Visitor, before: int) -> int:
     return kept(page)
 
 
-def test_a_conversation_outlives_a_reload(visit: Open, served: Served) -> None:  # noqa: F811
+def test_a_conversation_outlives_a_reload(visit: Open, served: Served) -> None:
     page = visit()
     page.upload(CLIP, frames=8)
     before = kept(page)
@@ -295,8 +170,7 @@ def test_a_conversation_outlives_a_reload(visit: Open, served: Served) -> None: 
     assert page.questions() == []
 
 
-def test_a_conversation_is_saved_as_a_file(visit: Open) -> None:
-    page = visit()
+def test_a_conversation_is_saved_as_a_file(page: Visitor) -> None:
     page.upload(PICTURE)
     said = page.ask(COUNT)
     with page.page.expect_download() as download:
@@ -308,7 +182,7 @@ def test_a_conversation_is_saved_as_a_file(visit: Open) -> None:
     assert PICTURE.name in text
 
 
-def test_two_models_side_by_side(visit: Open, served: Served) -> None:  # noqa: F811
+def test_two_models_side_by_side(visit: Open, served: Served) -> None:
     page = visit()
     page.page.get_by_text("Advanced").click()
     page.page.click("#vl-other input")
@@ -330,7 +204,7 @@ def test_two_models_side_by_side(visit: Open, served: Served) -> None:  # noqa: 
     page.expect(page.page.locator("#vl-other-chat")).to_be_hidden()
 
 
-def test_system_text_and_seed_reach_the_model(visit: Open, served: Served) -> None:  # noqa: F811
+def test_system_text_and_seed_reach_the_model(visit: Open, served: Served) -> None:
     page = visit()
     page.page.get_by_text("Advanced").click()
     page.page.fill("#vl-system textarea", "Answer in one word.")

@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 
 from videollama2.errors import VideoLlama2Error
 
@@ -45,12 +46,15 @@ class ChildProcess:
 
     def start(self) -> None:
         """Start the part in its own process group: Ctrl-C must reach only the launcher, which ends all in order."""
+        is_linux = sys.platform == "linux"
+        if is_linux:
+            _prctl()
         self.process = subprocess.Popen(
             [sys.executable, *self.arguments],
             env=self.environment,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            preexec_fn=_die_with_parent if is_linux else None,
         )
 
     def is_ready(self) -> bool:
@@ -157,8 +161,16 @@ def _cause(code: int) -> str:
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
-def _die_with_parent() -> None:
-    """Make this process end when the launcher is killed."""
+@cache
+def _prctl() -> Callable[..., int]:
+    """Return the system call. It is loaded before the fork: in the new process, the loader's lock may be held by a
+    thread that exists only in the launcher, and the process would wait for ever.
+    """
     import ctypes
 
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)  # PR_SET_PDEATHSIG
+    return ctypes.CDLL(None).prctl
+
+
+def _die_with_parent() -> None:
+    """Make this process end when the launcher is killed."""
+    _prctl()(1, signal.SIGTERM, 0, 0, 0)  # PR_SET_PDEATHSIG

@@ -24,6 +24,9 @@ from videollama2.serve.web.server import HEADER_TIMEOUT_S, bind, server_config
 if TYPE_CHECKING:
     from videollama2.serve.page.backends import PageBackend
 
+CLOSE_TIMEOUT_S = 15.0
+"""Time for a page to end. Its server gives running answers 5 s; if it hangs, its thread ends with the process."""
+
 
 def add_page_flags(parser: argparse.ArgumentParser, max_upload_mb: int) -> None:
     """Add the flags that both page commands share.
@@ -166,7 +169,7 @@ class RunningPage:
     def close(self) -> None:
         """Stop the server and all answers in progress."""
         self._server.should_exit = True
-        self._thread.join()
+        self._thread.join(CLOSE_TIMEOUT_S)
         self._page.close(verbose=False)
 
 

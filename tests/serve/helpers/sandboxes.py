@@ -5,7 +5,7 @@ from functools import lru_cache
 
 import pytest
 
-from tests.serve.api_fixtures import policy
+from tests.serve.helpers.media import policy
 from videollama2.serve.untrusted_media.errors import RefusedMediaError
 from videollama2.serve.untrusted_media.sandbox import Sandbox
 

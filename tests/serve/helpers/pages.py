@@ -1,12 +1,14 @@
-"""A page with the tiny model in this process, and a browser to look at it."""
+"""A page with the tiny model in this process, and a browser to look at it.
+
+Gradio, whose import takes as long as torch's, is imported by the tests that need it.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
-import socket
-import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,23 +16,28 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.conftest import ROOT
 from videollama2.inference.answer import Answer
-from videollama2.inference.api import model_init
 from videollama2.inference.engine import Engine
 from videollama2.inference.request import Request
 from videollama2.serve.page.backends import LocalBackend
-from videollama2.serve.page.build import build_page
-from videollama2.serve.page.examples import DEMO
-from videollama2.serve.page.layout import PageSettings
 from videollama2.serve.page.server import launch_page, uploads_folder
 from videollama2.serve.page.votes import VoteLog
 from videollama2.serve.settings import MediaPolicy
 
+needs_gradio = pytest.mark.skipif(
+    importlib.util.find_spec("gradio") is None, reason="the web page needs gradio (the extra serve)"
+)
+
 TINY, LONG = "videollama2-tiny", "tiny-long"
+DEMO = ROOT / "videollama2" / "assets" / "demo"
 CLIP, PICTURE = DEMO / "moving_shapes.mp4", DEMO / "shapes.png"
 PATIENCE_MS = 120_000
 """How long a test waits for the browser. On a busy machine, one answer of the page may take a minute."""
 SIZES = {"desktop": (1280, 860), "phone": (390, 844)}
+
+COLOUR, SHAPE = "Which colour does the square change to?", "What is the shape of the white object?"
+COUNT = "How many objects can be seen?"
 
 LONG_TOKENS, LONG_STEP_S = 500, 0.01
 """The tiny model answers in a word, at once. Asked as :data:`LONG`, it may not end before so many tokens, and takes so
@@ -129,51 +136,37 @@ def user(question: str, *media: tuple[str, Path], **options: Any) -> dict[str, A
     return {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@pytest.fixture(scope="session")
-def tiny() -> Iterator[RecordedEngine]:
-    model, processor, _ = model_init(TINY)
-    with RecordedEngine(model, processor, max_batch=4) as engine:
-        model.lm_head.register_forward_hook(lambda *_: time.sleep(engine.step_seconds))
-        yield engine
-
-
 @contextmanager
 def serve(engine: RecordedEngine, folder: Path) -> Iterator[Served]:
-    """Run a page on a free port."""
+    """Run a page on a free port; skips the test where Gradio is not installed."""
+    pytest.importorskip("gradio", reason="the web page needs gradio (the extra serve)")
+    from videollama2.serve.page.build import build_page
+    from videollama2.serve.page.layout import PageSettings
+
     with uploads_folder() as uploads:
         backend, log = TwoModels(engine), folder / "votes.jsonl"
         settings = PageSettings(log=VoteLog(log), concurrency=4, max_queue=8, uploads=uploads)
         running = launch_page(build_page(backend, settings), uploads, port=0, max_file_bytes=4 << 20)
-        yield Served(running.address, backend, engine, log, uploads)
-        running.close()
-        for sandbox in set(backend._sandboxes.values()):
-            sandbox.close()
+        try:
+            yield Served(running.address, backend, engine, log, uploads)
+        finally:
+            running.close()
+            for sandbox in set(backend._sandboxes.values()):
+                sandbox.close()
 
 
-@pytest.fixture(scope="module")
-def served(tiny: RecordedEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with serve(tiny, tmp_path_factory.mktemp("page")) as page:
-        yield page
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """Closed with its module: while it runs, this thread can start no event loop for other tests."""
+@contextmanager
+def open_browser(folder: Path) -> Iterator[Browser]:
+    """A Chromium, or the reason to skip why there is none; ``folder`` gets the picture of its camera."""
     playwright = pytest.importorskip("playwright.sync_api", reason="the tests in a browser need playwright")
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if found is None:
         pytest.skip("the tests in a browser need chromium")
-    camera = tmp_path_factory.mktemp("camera") / "bar.y4m"
+    camera = folder / "bar.y4m"
     write_camera(camera)
     with playwright.sync_playwright() as runner:
         flags = [*_CHROMIUM_FLAGS, f"--use-file-for-fake-video-capture={camera}"]
-        chromium = runner.chromium.launch(executable_path=found, args=flags)
+        chromium = runner.chromium.launch(executable_path=found, args=flags, timeout=PATIENCE_MS)
         yield Browser(chromium)
         chromium.close()
 
@@ -184,6 +177,8 @@ class Browser:
     def __init__(self, chromium: Any) -> None:
         self._chromium = chromium
         self._windows: dict[tuple[str, str], Any] = {}
+        self.visitor: Visitor | None = None
+        """Somebody whose page several tests use, one after the other."""
 
     def open(self, size: str, **options: Any) -> Any:
         """Open an empty page in a window of this size; its first address finds no cookies and nothing stored."""
@@ -224,6 +219,15 @@ class Visitor:
 
     def close(self) -> None:
         self.page.close()
+
+    def begin_anew(self) -> None:
+        """Clear the conversation, for the next test that uses this page."""
+        self.write("")
+        self.press("clear")
+        self.expect(self.page.get_by_text("What would you like to know?")).to_be_visible()
+        self.answered = 0
+        for told in (self.requests, self.refused, self.faults):
+            told.clear()
 
     def outside(self) -> list[str]:
         """Requests that left the page's own origin."""
@@ -317,3 +321,7 @@ class Visitor:
         """The line above the conversation, once it is there."""
         self.expect(self.page.locator("#vl-notice .vl-note")).to_be_visible()
         return re.sub(r"\s+", " ", self.page.locator("#vl-notice").inner_text()).strip()
+
+
+Open = Callable[..., Visitor]
+"""Opens the page, in a window of a size: the fixture ``visit``."""

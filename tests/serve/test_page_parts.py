@@ -1,16 +1,14 @@
-"""The page's parts without a browser: conversation, log of votes, frames, words for errors, and pacing."""
+"""The page's parts without a browser: frames, examples, words for errors, pacing, and one question at a time."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
+import base64
+import io
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import fields
-from hashlib import sha256
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -18,171 +16,39 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip("gradio", reason="the web page needs gradio (the extra serve)")
-
-from tests.serve.page_fixtures import CLIP, PICTURE, Served, served, tiny  # noqa: F401 - fixtures
-from videollama2.errors import ConfigError, MediaError, PromptError, QueueFullError, RequestTooLongError
+from tests.serve.helpers.pages import CLIP, PICTURE, needs_gradio
+from videollama2.errors import MediaError, PromptError, QueueFullError, RequestTooLongError
 from videollama2.serve.page import errors as page_errors
 from videollama2.serve.page.backends import kind_of_upload
-from videollama2.serve.page.conversation import Conversation, Medium, literal
+from videollama2.serve.page.conversation import Conversation, Medium
 from videollama2.serve.page.errors import explain
-from videollama2.serve.page.events import Events
-from videollama2.serve.page.examples import examples
-from videollama2.serve.page.layout import PageSettings, Widgets
 from videollama2.serve.page.pacing import paced
 from videollama2.serve.page.thumbnails import EDGE, Thumbnails, clock, data_url
-from videollama2.serve.page.votes import LogFullError, VoteLog
 from videollama2.serve.settings import MediaPolicy
 from videollama2.serve.untrusted_media.errors import RefusedMediaError
 from videollama2.serve.untrusted_media.replies import _times
 from videollama2.serve.untrusted_media.sandbox import Sandbox
 from videollama2.serve.web.errors import ApiError, model_not_found, no_worker
 
-VIDEO = Medium("video", str(CLIP), {"num_frames": 4})
-
-
-def answered(conversation: Conversation, question: str, answer: str, *media: Medium, outcome: str = "done") -> None:
-    turn = conversation.begin(question, media)
-    turn.answer, turn.outcome, turn.model = answer, outcome, "m"
-    turn.options = {"temperature": 0.0, "top_p": 0.9, "max_new_tokens": 512}
-
-
-# --------------------------------------------------------------------------------------------------------- conversation
-
-
-def test_media_stay_in_the_turn_where_they_were_given() -> None:
-    conversation = Conversation()
-    answered(conversation, "first", "one", VIDEO)
-    conversation.begin("second", ())
-    assert conversation.messages() == [
-        {
-            "role": "user",
-            "content": [
-                {"type": "video", "path": str(CLIP), "num_frames": 4},
-                {"type": "text", "text": "first"},
-            ],
-        },
-        {"role": "assistant", "content": "one"},
-        {"role": "user", "content": [{"type": "text", "text": "second"}]},
-    ]
-
-
-def test_an_unanswered_question_is_replaced_and_its_media_go_along() -> None:
-    conversation = Conversation()
-    answered(conversation, "first", "", VIDEO, outcome="failed")
-    assert conversation.begin("second", ()).media == (VIDEO,)
-    assert [turn.question for turn in conversation.turns] == ["second"]
-
-
-def test_media_at_fault_are_not_carried_over() -> None:
-    conversation = Conversation()
-    answered(conversation, "first", "", VIDEO, outcome="failed")
-    conversation.turns[-1].media_failed = True
-    assert conversation.begin("second", ()).media == ()
-
-
-def test_an_answer_that_was_stopped_counts_once_it_has_words() -> None:
-    conversation = Conversation()
-    answered(conversation, "first", "half an", outcome="stopped")
-    conversation.begin("second", ())
-    assert [message["role"] for message in conversation.messages()] == ["user", "assistant", "user"]
-    assert [turn.question for turn in conversation.turns] == ["first", "second"]
-
-
-def test_regenerating_keeps_question_and_media() -> None:
-    conversation = Conversation()
-    answered(conversation, "first", "one", VIDEO)
-    turn = conversation.again()
-    assert (turn.question, turn.media, turn.answer, turn.outcome) == ("first", (VIDEO,), "", "")
-
-
-@pytest.mark.parametrize("text", ["<img src=x>", "# heading", "![a](b)", "a\n\nb", "- list", "1. list", "https://a.b"])
-def test_questions_are_drawn_as_they_stand(text: str) -> None:
-    drawn = literal(text)
-    assert drawn.startswith('<div class="vl-literal">')
-    assert "<img" not in drawn
-    assert "\n" not in drawn
-
-
-def test_notes_stay_one_block_of_html() -> None:
-    conversation = Conversation()
-    answered(conversation, "q", "", outcome="failed")
-    conversation.turns[-1].notice = "odd\n\n![a](b) <b>"
-    note = conversation.shown()[-1]["content"][0]["text"]
-    assert "odd ![a](b) &lt;b&gt;</div>" in note
-    assert "\n" not in note
-
-
-def test_plain_questions_stay_plain() -> None:
-    assert literal("Which object, the white or the red one?") == "Which object, the white or the red one?"
-
-
-# -------------------------------------------------------------------------------------------------------------- the log
-
-
-def test_a_vote_is_one_line_and_names_no_file(tmp_path: Path) -> None:
-    conversation = Conversation()
-    answered(conversation, "what is\nit?", "a cross", VIDEO)
-    answered(conversation, "and ü?", "red")
-    log = VoteLog(tmp_path / "new" / "votes.jsonl")
-    log.write("down", conversation, 1)
-    log.write("flag", conversation, 0)
-    text = log.path.read_text(encoding="utf-8")
-    assert CLIP.name not in text
-    down, flag = map(json.loads, text.splitlines())
-    assert set(down) == {
-        *("version", "time", "kind", "conversation", "turn", "model", "options", "outcome", "messages"),
-    }
-    assert (down["version"], down["kind"], down["turn"], down["model"]) == (1, "down", 1, "m")
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", down["time"])
-    digest = sha256(CLIP.read_bytes()).hexdigest()
-    medium = {"kind": "video", "sha256": digest, "bytes": CLIP.stat().st_size, "num_frames": 4}
-    assert down["messages"] == [
-        {"role": "user", "text": "what is\nit?", "media": [medium]},
-        {"role": "assistant", "text": "a cross"},
-        {"role": "user", "text": "and ü?", "media": []},
-        {"role": "assistant", "text": "red"},
-    ]
-    assert len(flag["messages"]) == 2
-    assert down["conversation"] == flag["conversation"] == conversation.id
-
-
-def test_the_log_is_on_the_disk_and_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    synced = []
-    real = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda handle: (synced.append(handle), real(handle)))
-    conversation = Conversation()
-    answered(conversation, "q", "a")
-    log = VoteLog(tmp_path / "votes.jsonl", max_bytes=600)
-    log.write("up", conversation, 0)
-    assert len(synced) == 1
-    with pytest.raises(LogFullError):
-        for _ in range(3):
-            log.write("up", conversation, 0)
-    assert log.path.stat().st_size <= 600
-
-
-def test_a_log_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be written"):
-        VoteLog(tmp_path)
-
-
 # --------------------------------------------------------------------------------------------------------------- frames
 
 
-def test_thumbnails_are_the_frames_asked_for() -> None:
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    found = Sandbox(MediaPolicy(decode_processes=1))
+    yield found
+    found.close()
+
+
+def test_thumbnails_are_the_frames_asked_for(sandbox: Sandbox) -> None:
     async def draw() -> list[str]:
-        sandbox = Sandbox(MediaPolicy(decode_processes=1))
-        try:
-            thumbnails = Thumbnails(sandbox)
-            clip = Medium("video", str(CLIP), {"num_frames": 3, "start": 0.5, "end": 1.5})
-            return [
-                await thumbnails.strip(Medium("video", str(CLIP)), 8),
-                await thumbnails.strip(clip, 8),
-                await thumbnails.strip(Medium("image", str(PICTURE)), 8),
-            ]
-        finally:
-            sandbox.close()
+        thumbnails = Thumbnails(sandbox)
+        clip = Medium("video", str(CLIP), {"num_frames": 3, "start": 0.5, "end": 1.5})
+        return [
+            await thumbnails.strip(Medium("video", str(CLIP)), 8),
+            await thumbnails.strip(clip, 8),
+            await thumbnails.strip(Medium("image", str(PICTURE)), 8),
+        ]
 
     whole, clip, picture = asyncio.run(draw())
     assert [strip.count("<img") for strip in (whole, clip, picture)] == [8, 3, 1]
@@ -191,25 +57,21 @@ def test_thumbnails_are_the_frames_asked_for() -> None:
     assert "1 picture" in picture
 
 
-def test_a_thumbnail_tells_when_its_frame_is_shown() -> None:
+def test_a_thumbnail_tells_when_its_frame_is_shown(sandbox: Sandbox) -> None:
     """The times are those that a plain decoder finds in the file."""
     with av.open(str(CLIP)) as container:
         shown = [float(frame.time) for frame in container.decode(video=0)]
-    (decoded, strip) = asyncio.run(_timed_strip())
+
+    async def read() -> tuple[Any, str]:
+        decoded = await sandbox.read_timed("video", CLIP, {"num_frames": 8})
+        return decoded, await Thumbnails(sandbox).strip(Medium("video", str(CLIP)), 8)
+
+    decoded, strip = asyncio.run(read())
     assert len(decoded.times) == 8
     assert all(min(abs(time - other) for other in shown) < 1e-3 for time in decoded.times)
     assert list(decoded.times) == sorted(decoded.times)
     captions = re.findall("<figcaption>(.*?)</figcaption>", strip)
     assert captions == [f"{time:.1f} s" for time in decoded.times]
-
-
-async def _timed_strip() -> tuple[Any, str]:
-    sandbox = Sandbox(MediaPolicy(decode_processes=1))
-    try:
-        decoded = await sandbox.read_timed("video", CLIP, {"num_frames": 8})
-        return decoded, await Thumbnails(sandbox).strip(Medium("video", str(CLIP)), 8)
-    finally:
-        sandbox.close()
 
 
 @pytest.mark.parametrize(
@@ -227,9 +89,6 @@ def test_times_of_a_process_in_a_clients_hands_are_not_taken(told: Any) -> None:
 
 @pytest.mark.parametrize("shape", [(8, 8, 3), (1080, 1920, 3), (1, 3000, 3), (3000, 1, 3)])
 def test_thumbnails_are_small(shape: tuple[int, ...]) -> None:
-    import base64
-    import io
-
     url = data_url(np.zeros(shape, np.uint8))
     picture = Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/jpeg;base64,"))))
     assert min(picture.size) <= EDGE
@@ -246,7 +105,10 @@ def test_kinds_are_told_by_content(tmp_path: Path) -> None:
             kind_of_upload(tmp_path / name)
 
 
+@needs_gradio
 def test_every_model_has_examples_of_what_it_takes() -> None:
+    from videollama2.serve.page.examples import examples
+
     seen, heard = examples(("image", "video")), examples(("audio",))
     assert examples() == seen
     assert examples(("image", "video", "audio")) == [*seen, *heard]
@@ -357,7 +219,13 @@ class OneWord:
         yield "yes"
 
 
+@needs_gradio
 def test_two_questions_of_one_visitor_at_the_same_moment_are_not_both_answered() -> None:
+    import gradio as gr
+
+    from videollama2.serve.page.events import Events
+    from videollama2.serve.page.layout import PageSettings, Widgets
+
     widgets = Widgets(**{each.name: each.name for each in fields(Widgets)})
     backend, conversation = OneWord(), Conversation()
     events = Events(backend, PageSettings(), widgets)
@@ -367,7 +235,7 @@ def test_two_questions_of_one_visitor_at_the_same_moment_are_not_both_answered()
         "question": "what?",
         "files": [str(PICTURE)],
     }
-    visitor = SimpleNamespace(session_hash="visitor")
+    visitor = gr.Request(session_hash="visitor")
 
     async def ask() -> list[str]:
         told = [str(getattr(update.get("notice"), "value", "")) async for update in events.ask(values, visitor)]

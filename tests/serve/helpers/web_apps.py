@@ -1,15 +1,13 @@
-"""A small application with the frame that every web application here has, and a server and a client of it."""
+"""A small application with the frame that every web application here has."""
 
 import asyncio
 import threading
 
-import httpx
-import pytest
 from fastapi import Request
 from pydantic import BaseModel
 from starlette.responses import StreamingResponse
 
-from tests.serve.servers import AppThread
+from tests.serve.helpers.servers import PATIENCE_S
 from videollama2.serve.settings import Security
 from videollama2.serve.web.app import make_app
 from videollama2.serve.web.errors import no_worker
@@ -46,7 +44,7 @@ def make(security=KEYS, **options):
     async def stream(request: Request):
         async def chunks():
             yield b"first"
-            await asyncio.to_thread(app.state.go_on.wait, 10)
+            await asyncio.to_thread(app.state.go_on.wait, PATIENCE_S)
             yield b"last"
 
         return StreamingResponse(chunks())
@@ -60,19 +58,6 @@ def make(security=KEYS, **options):
         return StreamingResponse(chunks())
 
     return app
-
-
-@pytest.fixture(scope="module")
-def server():
-    with AppThread(make()) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def client(server):
-    headers = {"authorization": "Bearer alpha"}
-    with httpx.Client(base_url=server.url, headers=headers, timeout=10, trust_env=False, verify=False) as found:
-        yield found
 
 
 def error_of(reply, status):

@@ -4,19 +4,23 @@ import asyncio
 import socket
 import threading
 from contextlib import contextmanager
+from functools import lru_cache
 
+import httpx
 import pytest
 
-from tests.serve.api_fixtures import policy
+from tests.serve.helpers.media import policy
 from videollama2.serve.untrusted_media.errors import RefusedMediaError
-from videollama2.serve.untrusted_media.fetch import MediaFetcher
+from videollama2.serve.untrusted_media.fetch import MediaFetcher, resolve_host
 
 
 class Web:
-    """A web server on loopback that answers with the bytes it was given, path by path."""
+    """A web server on loopback that answers with the bytes it was given, path by path; an ellipsis waits."""
 
     def __init__(self, pages, context=None):
         self.pages, self.requests = pages, []
+        self.visits = 0
+        """Connections, whatever came over them."""
         self._context = context
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port = self._socket.getsockname()[1]
@@ -28,6 +32,7 @@ class Web:
                 connection, _ = self._socket.accept()
             except OSError:
                 return
+            self.visits += 1
             threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
 
     def _answer(self, connection):
@@ -52,6 +57,7 @@ class Web:
             pass
 
     def close(self):
+        self._socket.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits for connections
         self._socket.close()
 
 
@@ -87,9 +93,15 @@ class Names:
         return found
 
 
-def fetch(url, kind="image", resolve=None, tls=None, **changes):
+@lru_cache
+def public_certificates():
+    """What a fetcher trusts by itself; reading it takes 25 ms."""
+    return httpx.create_ssl_context()
+
+
+def fetch(url, kind="image", resolve=resolve_host, tls=None, **changes):
     async def main():
-        fetcher = MediaFetcher(policy(**changes), **({"resolve": resolve} if resolve else {}), tls=tls)
+        fetcher = MediaFetcher(policy(**changes), resolve, tls or public_certificates())
         return await fetcher.fetch(url, kind)
 
     return asyncio.run(main())

@@ -1,37 +1,34 @@
-"""Servers for tests: applications in a thread of their own, parts of the installation as processes, and a worker that
-misbehaves as told."""
+"""Servers in this process: applications in a thread of their own, and a worker that misbehaves as told."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import httpx
 from fastapi import FastAPI
 
-from tests.conftest import ROOT
 from videollama2.serve.web.server import bind, make_server
 
-http = httpx.Client(timeout=10, trust_env=False, verify=False)
-"""For single requests; nothing here speaks TLS, whose certificates take long to load."""
-
+LOCAL: dict[str, Any] = {"trust_env": False, "verify": False}
+"""Options of clients of servers on loopback: nothing here speaks TLS, whose certificates take 25 ms to load."""
 
 PATIENCE_S = 45.0
 """How long what must come soon may take on a machine that is busy; what would come by itself later takes longer."""
 
+http = httpx.Client(timeout=PATIENCE_S, **LOCAL)
+"""For single requests."""
 
 STATUS_PATH = "/worker_get_status"
+
+
+def client_of(server: Any, **options: Any) -> httpx.Client:
+    """A client of a server of these tests."""
+    return httpx.Client(**{"base_url": server.url, "timeout": 60, **LOCAL, **options})
 
 
 def wait_until(holds: Callable[[], Any], seconds: float = PATIENCE_S, what: str = "") -> Any:
@@ -45,23 +42,11 @@ def wait_until(holds: Callable[[], Any], seconds: float = PATIENCE_S, what: str 
         time.sleep(0.02)
 
 
-class ClockAhead:
-    """The clock of a controller, which a test can set ahead."""
-
-    ahead = 0.0
-
-    def __call__(self) -> float:
-        return time.monotonic() + self.ahead
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
-
-
 class AppThread:
     """An application as it is served, on a free port of loopback."""
+
+    service: Any
+    """What is behind it, where a fixture tells."""
 
     def __init__(self, app: FastAPI, **options: Any) -> None:
         listening = threading.Event()
@@ -73,22 +58,37 @@ class AppThread:
         self.url = f"http://127.0.0.1:{self.port}"
         self._thread = threading.Thread(target=self.server.run, args=([self._socket],), daemon=True)
         self._thread.start()
-        assert listening.wait(30)
+        assert listening.wait(PATIENCE_S), "the server does not listen"
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
+        assert self.server._running_loop is not None
         return self.server._running_loop
 
     def drain(self) -> None:
         self.loop.call_soon_threadsafe(self.server.begin_draining, "test")
 
-    def join(self, seconds: float = 15.0) -> None:
+    def join(self, seconds: float = PATIENCE_S) -> None:
         self._thread.join(seconds)
-        assert not self._thread.is_alive(), "the server did not end"
+        assert not self._thread.is_alive(), f"the server of {self.app.title!r} did not end"
 
     def close(self) -> None:
+        """Take no more connections and let running requests end; the thread of the server ends a moment later.
+
+        It looks ten times a second whether it should, and again whether its connections are closed. A test that
+        waited for this would wait longer than most take; :func:`join_ended` waits for all together.
+        """
+        if self._thread.is_alive() and not self.server.should_exit:
+            asyncio.run_coroutine_threadsafe(self._end(), self.loop).result(PATIENCE_S)
+        _ended[:] = [server for server in (*_ended, self) if server._thread.is_alive()]
+
+    async def _end(self) -> None:
+        for listening in self.server.servers:
+            listening.close()
+        deadline = time.monotonic() + self.server.config.timeout_graceful_shutdown
+        while self.app.state.gate.active and time.monotonic() < deadline:
+            await asyncio.sleep(0.002)
         self.server.should_exit = True
-        self._thread.join(15)
 
     def __enter__(self) -> AppThread:
         return self
@@ -97,125 +97,14 @@ class AppThread:
         self.close()
 
 
-@contextmanager
-def running(command: list[str], log: Path, is_ready: Callable[[], bool], **environment: str) -> Iterator[None]:
-    """Run a server until the end of the block, which begins when it is ready."""
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *command],
-            cwd=ROOT,
-            env={**os.environ, **environment},
-            stdout=file,
-            stderr=file,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-
-    def tell() -> bool:
-        assert process.poll() is None, log.read_text(errors="replace")[-4000:]
-        return is_ready()
-
-    try:
-        wait_until(tell, 900, "the server is ready")
-        yield
-        process.send_signal(signal.SIGINT)
-        process.wait(120)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait(30)
+_ended: list[AppThread] = []
+"""Servers that have been closed and whose threads may not have ended yet."""
 
 
-class Process:
-    """A part of the installation as its own process, with its log in a file."""
-
-    def __init__(
-        self,
-        arguments: list[str],
-        url: str,
-        log: Path,
-        environment: dict[str, str] | None = None,
-        python: str | Path = sys.executable,
-    ) -> None:
-        self.arguments, self.url, self.log, self._python = arguments, url, log, python
-        self._environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **(environment or {})}
-        self.start()
-
-    def start(self) -> None:
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [self._python, *self.arguments],
-                cwd=ROOT,
-                env=self._environment,
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-            )
-
-    def ready(self, seconds: float = 240.0) -> Process:
-        def is_ready() -> bool:
-            assert self.process.poll() is None, f"{self.arguments} ended\n{self.tail()}"
-            try:
-                return http.get(self.url + "/ready", timeout=2).status_code == 200
-            except httpx.HTTPError:
-                return False
-
-        wait_until(is_ready, seconds, f"{self.arguments} ready\n{self.tail()}")
-        return self
-
-    def tail(self) -> str:
-        return self.log.read_text(errors="replace")[-3000:]
-
-    def memory(self) -> int:
-        """Resident bytes."""
-        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) << 10
-        return 0
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait(10)
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.kill()
-
-
-def controller_process(log: Path, *flags: str, environment: dict[str, str] | None = None, port: int = 0) -> Process:
-    port = port or free_port()
-    arguments = ["-m", "videollama2.serve.controller", "--host", "127.0.0.1", "--port", str(port), *flags]
-    return Process(arguments, f"http://127.0.0.1:{port}", log, environment)
-
-
-def worker_process(
-    log: Path,
-    controller: str,
-    *flags: str,
-    environment: dict[str, str] | None = None,
-    port: int = 0,
-    python: str | Path = sys.executable,
-) -> Process:
-    port = port or free_port()
-    url = f"http://127.0.0.1:{port}"
-    arguments = [
-        "-m",
-        "videollama2.serve.model_worker",
-        "--host",
-        "127.0.0.1",
-        "--controller",
-        controller,
-        "--port",
-        str(port),
-        "--worker",
-        url,
-        "--model-path",
-        "videollama2-tiny",
-        "--decode-processes",
-        "1",
-        *flags,
-    ]
-    return Process(arguments, url, log, environment, python)
+def join_ended() -> None:
+    """Wait until the threads of all closed servers have ended."""
+    while _ended:
+        _ended.pop().join()
 
 
 class StrangeWorker:
@@ -235,7 +124,7 @@ class StrangeWorker:
         self._started = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
-        assert self._started.wait(10)
+        assert self._started.wait(PATIENCE_S)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
@@ -280,9 +169,9 @@ class StrangeWorker:
     def close(self) -> None:
         if self.loop.is_closed():
             return
-        asyncio.run_coroutine_threadsafe(self._finish(), self.loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._finish(), self.loop).result(PATIENCE_S)
         self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(5)
+        self._thread.join(PATIENCE_S)
         self.loop.close()
 
     def __enter__(self) -> StrangeWorker:
