@@ -14,7 +14,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 
-from tests.timing import ProcessorTimes
+from tests.helpers.timing import ProcessorTimes
 
 ROOT = Path(__file__).resolve().parent.parent
 # What the helpers of a wing assert is explained as what its tests assert.
@@ -157,7 +157,7 @@ def golden_audio() -> Path:
 @pytest.fixture(scope="session")
 def python_of_forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A program that does what this interpreter does, without importing anything anew (forking_python.py)."""
-    from tests.forking_python import forking_python
+    from tests.helpers.forking_python import forking_python
 
     with forking_python(tmp_path_factory.mktemp("forks")) as program:
         yield program

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from tests.conftest import ROOT
-from tests.forked import run_python
+from tests.helpers.forked import run_python
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from tests.conftest import ROOT, write_cut_video
-from tests.forked import run_python
+from tests.helpers.forked import run_python
 from videollama2 import cli, hub_connection
 from videollama2.errors import CheckpointNotFoundError
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
-from tests.forked import run_python
+from tests.helpers.forked import run_python
 from videollama2.model.encoders.beats import BeatsModel
 from videollama2.shapes.pretrain_hearing import audio_config
 

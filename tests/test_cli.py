@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import ROOT, golden_dir
-from tests.forked import run_python
+from tests.helpers.forked import run_python
 from videollama2 import cli
 
 MODEL = str(golden_dir() / "models" / "qwen2-stc_connector-clip")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT, golden_audio_dir
-from tests.forked import run_python
+from tests.helpers.forked import run_python
 from videollama2.shapes.encoding import encode_video
 from videollama2.training.arguments import DataArguments, ModelArguments, TrainingArguments
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
-from tests.forked import run_python
+from tests.helpers.forked import run_python
 from videollama2 import __version__
 
 TRACKED_ELSEWHERE = {".gitignore", "pyproject.toml", "setup.py", "MANIFEST.in"}

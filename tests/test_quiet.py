@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from tests.conftest import ROOT
-from tests.forked import run_python
+from tests.helpers.forked import run_python
 from videollama2 import quiet
 from videollama2.constants import TINY_MODEL_NAME
 

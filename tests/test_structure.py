@@ -314,6 +314,15 @@ def test_the_table_of_tests_has_a_row_for_each_wing():
     assert rows == {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")}
 
 
+def test_helpers_of_tests_have_one_name():
+    """Beside tests and fixtures, a wing has ``helpers.py``, or modules in ``helpers/``."""
+    tests = ROOT / "tests"
+    others = [path.relative_to(tests) for path in tests.rglob("*.py") if not path.name.startswith("test_")]
+    known = {"__init__.py", "conftest.py", "helpers.py"}
+    strange = [path for path in others if path.name not in known and not {"helpers", "cases"} & set(path.parts[:-1])]
+    assert not strange, strange
+
+
 NONE_OF = "found = {!r} & {{name.split('.')[0] for name in sys.modules}}\nassert not found, found"
 
 

@@ -12,7 +12,7 @@ from transformers import AutoProcessor
 
 from tests.checkpoints.helpers import connector_folder, edit_config, lora_folder
 from tests.conftest import ROOT, golden_dir
-from tests.forked import run_python
+from tests.helpers.forked import run_python
 from videollama2 import train
 from videollama2.checkpoints import build_from_parts, load_pretrained_model
 from videollama2.config import VideoLlama2Config

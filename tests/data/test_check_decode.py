@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import ROOT, golden_audio_dir, write_cut_video
 from tests.data.helpers import CASES, run_check
-from tests.forked import end_all, receive, start_function
+from tests.helpers.forked import end_all, receive, start_function
 from videollama2.data.check import check_files
 from videollama2.data.files_check import _executor
 

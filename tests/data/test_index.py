@@ -6,7 +6,7 @@ import pickle
 import pytest
 
 from tests.conftest import ROOT
-from tests.forked import start_together
+from tests.helpers.forked import start_together
 from videollama2.data import dataset as dataset_module
 from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.data.index import Index

@@ -13,7 +13,7 @@ import torch
 
 from tests.conftest import ROOT
 from tests.data.helpers import dialogue
-from tests.forked import fork_together, run_function, start_together
+from tests.helpers.forked import fork_together, run_function, start_together
 from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.data.media_cache import FrameCache
 from videollama2.data.records import read_sets

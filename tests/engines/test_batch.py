@@ -13,8 +13,8 @@ import pytest
 
 pytest.importorskip("fastapi", reason="batches go through the worker's application (the extra serve)")
 
-from tests import forked
 from tests.conftest import ROOT
+from tests.helpers import forked
 from videollama2.cli import main
 from videollama2.engines.batch_lines import read_requests
 from videollama2.errors import DataError

@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.eval.helpers.judge_server import JudgeServer
 from tests.eval.helpers.reference import unpadded
-from tests.forked import run_program
+from tests.helpers.forked import run_program
 
 pytest.importorskip("openai")
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.eval.helpers.terminal import on_a_terminal
-from tests.forked import run_program, run_python
+from tests.helpers.forked import run_program, run_python
 from videollama2.eval.benchmarks import benchmark
 from videollama2.eval.clips import share_of_process
 

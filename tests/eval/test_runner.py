@@ -11,7 +11,7 @@ import pytest
 from tests.eval.helpers.reference import benchmarks_dir
 from tests.eval.helpers.samples import item
 from tests.eval.helpers.terminal import on_a_terminal
-from tests.forked import run_python
+from tests.helpers.forked import run_python
 from videollama2 import mm_infer, model_init
 from videollama2.errors import DataError
 from videollama2.eval.benchmarks import benchmark

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from tests.forked import start_together
+from tests.helpers.forked import start_together
 from videollama2.errors import ConfigError, DataError
 from videollama2.eval.samples import StoredAnswer
 from videollama2.eval.store import AnswerStore, configuration_hash, read_run

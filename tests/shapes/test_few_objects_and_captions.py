@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import ROOT
-from tests.forked import run_python
+from tests.helpers.forked import run_python
 from videollama2.data.records import read_records
 from videollama2.errors import DataError
 from videollama2.shapes import captions as moving_shapes_captions

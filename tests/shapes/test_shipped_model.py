@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import videollama2
-from tests.forked import run_python
+from tests.helpers.forked import run_python
 from videollama2 import mm_infer_batch, model_init
 from videollama2.shapes.questions import QUESTION_TYPES, TEMPORAL_TYPES
 from videollama2.shapes.sets import write_set

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.forked import run_ranks
+from tests.helpers.forked import run_ranks
 from videollama2 import train
 from videollama2.data.records import read_records
 from videollama2.shapes.parts import write_parts
@@ -111,7 +111,7 @@ def built(world: Path, parts: Path, tmp_path: Path) -> Callable[..., tuple]:
 def torchrun(python_of_forks: Path) -> Callable[..., int]:
     """``torchrun(argv, log, *options, watch=..., module=...)``: train on two processes of torch's own launcher.
 
-    The launcher is a fork as well as what it starts; ``watch`` may send it a signal (``tests.forked.run_ranks``).
+    The launcher is a fork as well as what it starts; ``watch`` may send it a signal (``run_ranks``).
     """
 
     def start(argv: list[str], log: Path, *options: str, module: str = "videollama2.train", **watched: Any) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.forked import killed_after
+from tests.helpers.forked import killed_after
 
 SBATCH = ROOT / "scripts" / "slurm" / "finetune.sbatch"
 SRUN = """#!/usr/bin/env bash

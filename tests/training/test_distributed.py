@@ -10,7 +10,8 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT
-from tests.forked import reserved_port, run_ranks
+from tests.helpers.forked import run_ranks
+from tests.helpers.ports import reserved_port
 from videollama2 import train
 from videollama2.checkpoints import load_pretrained_model
 from videollama2.data.collator import TrainingCollator

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from tests.conftest import ROOT
-from tests.forked import run_program
+from tests.helpers.forked import run_program
 
 from .helpers.runs import environment
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.forked import run_ranks
+from tests.helpers.forked import run_ranks
 from videollama2 import train
 
 from .helpers.runs import flags

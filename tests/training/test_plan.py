@@ -5,7 +5,7 @@ import gc
 import pytest
 import torch
 
-from tests.forked import run_ranks
+from tests.helpers.forked import run_ranks
 from videollama2 import cli
 from videollama2.config import VideoLlama2Config
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration

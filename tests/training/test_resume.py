@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.forked import run_python
+from tests.helpers.forked import run_python
 from videollama2 import train
 from videollama2.errors import CheckpointError, ConfigError
 from videollama2.training.resume import check_optimizer, explain_failed_save, is_whole, last_checkpoint

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.forked import end_all, receive, start_function
+from tests.helpers.forked import end_all, receive, start_function
 from videollama2 import train
 from videollama2.checkpoints.files import RUN_FILE
 from videollama2.errors import CheckpointError, ConfigError

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from tests.conftest import ROOT
-from tests.forked import killed_after
+from tests.helpers.forked import killed_after
 from videollama2 import train
 
 from .helpers.runs import environment

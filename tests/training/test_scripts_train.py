@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.forked import reserved_port, run_ranks
-from tests.timing import processor_seconds
+from tests.helpers.forked import run_ranks
+from tests.helpers.ports import reserved_port
+from tests.helpers.timing import processor_seconds
 from videollama2 import train
 from videollama2.checkpoints import load_pretrained_model
 from videollama2.eval.__main__ import main as evaluate

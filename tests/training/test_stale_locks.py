@@ -11,7 +11,7 @@ import psutil
 import pytest
 from torch.utils.file_baton import FileBaton
 
-from tests.forked import end_all, receive, start_function
+from tests.helpers.forked import end_all, receive, start_function
 from videollama2.training.stale_locks import clear_stale_locks
 
 

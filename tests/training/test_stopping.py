@@ -13,7 +13,7 @@ import psutil
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from tests.forked import end_all, run_ranks, start
+from tests.helpers.forked import end_all, run_ranks, start
 from videollama2 import train
 from videollama2.training.resume import last_checkpoint
 from videollama2.training.stopping import SIGNALS, shield_workers

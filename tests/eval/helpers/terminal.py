@@ -7,7 +7,7 @@ import subprocess
 import termios
 from contextlib import contextmanager
 
-from tests.forked import killed_after
+from tests.helpers.forked import killed_after
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import sys
 
 from tests.conftest import ROOT
-from tests.forked import run_program
+from tests.helpers.forked import run_program
 
 from .runs import environment
 

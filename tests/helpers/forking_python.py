@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from tests import forked
+from tests.helpers import forked
 
 CLIENT = """#!{python} -ISE
 import json, os, signal, socket, sys

@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,7 +27,9 @@ from typing import Any
 import psutil
 import torch
 
-_ROOT = Path(__file__).resolve().parent.parent
+from tests.helpers.ports import reserved_port
+
+_ROOT = Path(__file__).resolve().parents[2]
 
 GRACE_S = 120.0
 """How long the other ranks may continue after one has failed; they might wait for it for ever."""
@@ -37,7 +38,7 @@ JOIN_S = 60.0
 """How long the system may take to end a process that was killed, or that has nothing left to do."""
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["tests.preloaded"])
+_SERVER.set_forkserver_preload(["tests.helpers.preloaded"])
 
 
 def start(module: str, argv: list[str], log: Path, variables: dict[str, str] | None = None) -> BaseProcess:
@@ -211,19 +212,6 @@ def _as_torchrun_sets(rank: int, processes: int, port: int) -> dict[str, str]:
         return {}
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
     return {**{name: str(value) for name, value in ranks.items()}, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-
-
-@contextmanager
-def reserved_port() -> Iterator[int]:
-    """Yield a port that whoever asks for any free one does not get while the block runs.
-
-    A socket that is bound to it and does not listen keeps it from them. A server that asks for this very port gets it,
-    if it sets ``SO_REUSEADDR`` as torch's stores do.
-    """
-    with socket.socket() as keeper:
-        keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        keeper.bind(("", 0))
-        yield keeper.getsockname()[1]
 
 
 def _run(module: str, argv: list[str], log: Path, variables: dict[str, str]) -> None:

@@ -12,7 +12,7 @@ import torch.distributed.run
 import torch.profiler  # noqa: F401
 from PIL import Image
 
-from tests import forked  # noqa: F401
+from tests.helpers import forked  # noqa: F401
 from videollama2 import cli, train  # noqa: F401
 from videollama2.eval import __main__  # noqa: F401
 from videollama2.inference import api, engine  # noqa: F401
