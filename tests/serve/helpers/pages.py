@@ -223,7 +223,8 @@ class Visitor:
     def begin_anew(self) -> None:
         """Clear the conversation, for the next test that uses this page."""
         self.write("")
-        self.press("clear")
+        if self.questions():
+            self.press("clear")
         self.expect(self.page.get_by_text("What would you like to know?")).to_be_visible()
         self.answered = 0
         for told in (self.requests, self.refused, self.faults):
