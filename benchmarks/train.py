@@ -197,7 +197,7 @@ def measure(name: str, row: str, args: argparse.Namespace) -> dict[str, float]:
     import torch
 
     from videollama2.checkpoints import default_device
-    from videollama2.training.meter import Meter, peak_memory
+    from videollama2.training.reports.meter import Meter, peak_memory
 
     torch.manual_seed(0)
     device = torch.device(args.device or default_device())

@@ -129,7 +129,7 @@ def own(args: argparse.Namespace) -> tuple[Any, Callable[[list[int]], Any]]:
     from videollama2.data.collator import TrainingCollator
     from videollama2.data.dataset import VideoInstructionDataset
     from videollama2.data.records import read_records
-    from videollama2.training.meter import COUNTS, CountingCollator
+    from videollama2.training.reports.meter import COUNTS, CountingCollator
 
     model, processor = load_checkpoint(str(args.model), dtype="float32", device_map={"": "cpu"})
     model.config.use_cache = False

@@ -45,8 +45,8 @@ def build(args: argparse.Namespace, device: Any, dtype: Any) -> Any:
     from videollama2.checkpoints import load_checkpoint
     from videollama2.config import VideoLlama2Config
     from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
-    from videollama2.training.flags import TrainingArguments
-    from videollama2.training.lora import add_lora
+    from videollama2.training.flags.run import TrainingArguments
+    from videollama2.training.model.lora import add_lora
 
     if args.shape == "tiny":
         model, _ = load_checkpoint("videollama2-tiny", dtype=dtype, device_map={"": str(device)})
@@ -100,7 +100,7 @@ def measure(model: Any, way: str, args: argparse.Namespace, device: Any, dtype: 
     import torch
 
     from videollama2.data.collator import TrainingCollator
-    from videollama2.training.meter import COUNTS, CountingCollator, Meter, peak_memory
+    from videollama2.training.reports.meter import COUNTS, CountingCollator, Meter, peak_memory
 
     collate = CountingCollator(TrainingCollator(0), model.config)
     records = samples(model, args.batch * (args.steps + 1), dtype)

@@ -133,6 +133,16 @@ WINGS = {
         ("cli",),
         ("__main__",),
     ),
+    "training": (
+        ("stale_locks", "rewards"),
+        ("flags",),
+        ("rules", "distributed"),
+        ("arguments", "joint", "model"),
+        ("run",),
+        ("asking",),
+        ("data", "reports"),
+        ("nodes", "feature_command", "plan", "trainers"),
+    ),
     "inference": (
         ("structure",),
         ("kv_cache", "sampling", "lru", "weights_watch", "sizes", "text_stream", "threads"),

@@ -39,7 +39,7 @@ _ELSEWHERE = {
     ),
     "plan": (
         "count which ways of training a model fit into a GPU",
-        "videollama2.training.plan_command",
+        "videollama2.training.plan.command",
         "add_plan_command",
     ),
     "serve": (

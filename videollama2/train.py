@@ -4,7 +4,7 @@
         --output_dir DIR
 
 ``--help`` lists the flags. Running the same command again continues from the last complete checkpoint in
-``--output_dir``. A command that differs in anything relevant is refused (:mod:`videollama2.training.identity`).
+``--output_dir``. A command that differs in anything relevant is refused (:mod:`videollama2.training.run.identity`).
 """
 
 from __future__ import annotations
@@ -36,29 +36,29 @@ from videollama2.eval.live import LiveBenchmark
 from videollama2.media.kinds import AUDIO, KINDS
 from videollama2.processing import VideoLlama2Processor
 from videollama2.training.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
-from videollama2.training.build import base_name, build_model, describe_trainable
-from videollama2.training.dpo import DpoTrainer
-from videollama2.training.grpo import GrpoTrainer
-from videollama2.training.identity import RunIdentity
-from videollama2.training.loss_plot import plot_losses
-from videollama2.training.meter import Collate
+from videollama2.training.asking.rollouts import PromptDataset
+from videollama2.training.distributed.restarts import meet_apart_from_former_attempts
+from videollama2.training.flags.recipe import save_recipe
+from videollama2.training.model.build import base_name, build_model, describe_trainable
 from videollama2.training.nodes import common_data, common_identity
-from videollama2.training.outcome import closing_words
-from videollama2.training.recipe import save_recipe
-from videollama2.training.report import write_run_report
-from videollama2.training.restarts import meet_apart_from_former_attempts
-from videollama2.training.resume import explain_full_disk
-from videollama2.training.rollouts import PromptDataset
-from videollama2.training.rules import sample_answers
-from videollama2.training.run_folder import Start, clear, find_start, locked, mark_finished, read_record, write_record
-from videollama2.training.stopping import (
+from videollama2.training.reports.loss_plot import plot_losses
+from videollama2.training.reports.meter import Collate
+from videollama2.training.reports.outcome import closing_words
+from videollama2.training.reports.report import write_run_report
+from videollama2.training.rules.run import sample_answers
+from videollama2.training.run.folder import Start, clear, find_start, locked, mark_finished, read_record, write_record
+from videollama2.training.run.identity import RunIdentity
+from videollama2.training.run.resume import explain_full_disk
+from videollama2.training.run.stopping import (
     StoppedBySignalError,
     StoppedElsewhereError,
     StopSignals,
     decide_together,
     message_of,
 )
-from videollama2.training.trainer import VideoLlama2Trainer
+from videollama2.training.trainers.dpo import DpoTrainer
+from videollama2.training.trainers.grpo import GrpoTrainer
+from videollama2.training.trainers.trainer import VideoLlama2Trainer
 
 
 def train(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> None:

@@ -16,7 +16,7 @@ from videollama2 import train
 from videollama2.data.records import read_records
 from videollama2.shapes.parts import write_parts
 from videollama2.shapes.sets import write_set
-from videollama2.training.build import build_model
+from videollama2.training.model.build import build_model
 
 from .helpers import dying
 from .helpers.runs import SIZES, Run, environment, flags

@@ -28,8 +28,8 @@ OWN_FLAGS = sorted(
 def attributes_read() -> set[str]:
     """Names that are read as attributes outside the checks of the flags."""
     names = set()
-    for path in [*(PACKAGE / "training").glob("*.py"), PACKAGE / "train.py"]:
-        if path.name == "arguments.py":
+    for path in [*(PACKAGE / "training").rglob("*.py"), PACKAGE / "train.py"]:
+        if path.name == "arguments.py" or path.parent.name == "rules":
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):

@@ -17,9 +17,9 @@ from videollama2.eval.live import LiveBenchmark
 from videollama2.eval.run import EvaluationPlan, ModelChoice, run_evaluation
 from videollama2.eval.runner import Runner
 from videollama2.shapes.sets import write_set
+from videollama2.training.asking.exams import uint8_levels
+from videollama2.training.asking.rollouts import QUESTION
 from videollama2.training.data import RunData
-from videollama2.training.exams import uint8_levels
-from videollama2.training.rollouts import QUESTION
 
 from .helpers.runs import Run, difference, flags
 

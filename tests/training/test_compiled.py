@@ -7,7 +7,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from videollama2.errors import ConfigError, MissingDependencyError
-from videollama2.training.kernels import use_liger_kernels
+from videollama2.training.model.kernels import use_liger_kernels
 
 from .helpers.runs import LORA, copy_checkpoint, difference
 

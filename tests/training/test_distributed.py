@@ -17,8 +17,8 @@ from videollama2.checkpoints import load_pretrained_model
 from videollama2.data.collator import TrainingCollator
 from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.errors import CheckpointError
-from videollama2.training.eval_loss import sums_over
-from videollama2.training.sharding import check_slices
+from videollama2.training.distributed.sharding import check_slices
+from videollama2.training.trainers.eval_loss import sums_over
 
 from .helpers.runs import Run, copy_checkpoint, difference, flags, needs_deepspeed, same_log
 

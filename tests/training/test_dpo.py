@@ -16,9 +16,9 @@ from videollama2.data.pairs import PairCollator, PreferencePairs
 from videollama2.data.records import read_records
 from videollama2.errors import ConfigError, DataError
 from videollama2.processing import VideoLlama2Processor
-from videollama2.training.build import build_model
-from videollama2.training.dpo import DpoTrainer, adapters_off
-from videollama2.training.rollouts import PromptDataset
+from videollama2.training.asking.rollouts import PromptDataset
+from videollama2.training.model.build import build_model
+from videollama2.training.trainers.dpo import DpoTrainer, adapters_off
 
 from .helpers.runs import Run, copy_checkpoint, difference, flags
 

@@ -10,10 +10,10 @@ from videollama2.data.collator import TrainingCollator
 from videollama2.data.records import read_records
 from videollama2.errors import ConfigError, DataError
 from videollama2.inference.engine import Engine
-from videollama2.training.build import build_model
-from videollama2.training.grpo import Repeated, StartWeights, grpo_loss
+from videollama2.training.asking.rollouts import AnswerGroup, PromptDataset, _request, rows_of
+from videollama2.training.model.build import build_model
 from videollama2.training.rewards import exact_match, load_reward
-from videollama2.training.rollouts import AnswerGroup, PromptDataset, _request, rows_of
+from videollama2.training.trainers.grpo import Repeated, StartWeights, grpo_loss
 
 from .helpers.runs import Run, copy_checkpoint, difference, flags
 

@@ -18,7 +18,7 @@ from videollama2.errors import ConfigError, DataError, PromptError
 from videollama2.inference.api import mm_infer
 from videollama2.processing import media_tokens
 from videollama2.training.arguments import parse_arguments
-from videollama2.training.build import build_model
+from videollama2.training.model.build import build_model
 
 from .helpers.hearing import TOKENS, joint_flags, stage_flags, stages, write_beats, write_records, write_seeing
 from .helpers.runs import copy_checkpoint, difference, flags

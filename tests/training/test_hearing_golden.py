@@ -13,7 +13,7 @@ from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.data.record import parse_record
 from videollama2.errors import DataError
 from videollama2.prompting import training_ids
-from videollama2.training.build import build_model
+from videollama2.training.model.build import build_model
 
 from .helpers.hearing import stage_flags, write_beats, write_seeing
 from .helpers.runs import flags

@@ -11,7 +11,7 @@ from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.data.records import read_records
 from videollama2.errors import CheckpointError
 from videollama2.training.arguments import parse_arguments
-from videollama2.training.build import build_model
+from videollama2.training.model.build import build_model
 
 from .helpers.hearing import stage_flags, write_beats, write_records, write_seeing
 from .helpers.runs import copy_checkpoint, difference, flags

@@ -7,7 +7,7 @@ import transformers
 
 from videollama2 import train
 from videollama2.training.arguments import DataArguments, ModelArguments, TrainingArguments
-from videollama2.training.help import FOLDED, GROUPS
+from videollama2.training.flags.help import FOLDED, GROUPS
 
 
 def told(capsys, flag: str) -> str:

@@ -7,7 +7,7 @@ from videollama2.data.collator import TrainingCollator
 from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.errors import PromptError
 from videollama2.training.arguments import parse_arguments
-from videollama2.training.build import build_model
+from videollama2.training.model.build import build_model
 
 from .helpers.runs import flags
 

@@ -14,7 +14,7 @@ from videollama2.data.collator import TrainingCollator
 from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.errors import CheckpointError, ConfigError
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
-from videollama2.training.build import base_name, describe_trainable
+from videollama2.training.model.build import base_name, describe_trainable
 
 from .helpers.runs import LORA, copy_checkpoint, difference, flags
 

@@ -10,10 +10,10 @@ from videollama2 import train
 from videollama2.checkpoints import load_checkpoint
 from videollama2.constants import IGNORE_INDEX
 from videollama2.training.arguments import parse_arguments
-from videollama2.training.build import build_model
-from videollama2.training.loss_plot import draw_curves, plot_losses, smoothed
-from videollama2.training.meter import BatchCounts, FlopCount, Meter, peak_flops
-from videollama2.training.report import kinds_of
+from videollama2.training.model.build import build_model
+from videollama2.training.reports.loss_plot import draw_curves, plot_losses, smoothed
+from videollama2.training.reports.meter import BatchCounts, FlopCount, Meter, peak_flops
+from videollama2.training.reports.report import kinds_of
 
 from .helpers.runs import flags
 

@@ -15,8 +15,8 @@ from videollama2.data.records import read_sets
 from videollama2.errors import ConfigError, DataError
 from videollama2.model.packed_attention import keep_records_apart
 from videollama2.training.arguments import parse_arguments
-from videollama2.training.build import build_model
-from videollama2.training.meter import CountingCollator, count
+from videollama2.training.model.build import build_model
+from videollama2.training.reports.meter import CountingCollator, count
 
 from .helpers.runs import assert_same_learning, copy_checkpoint, difference, flags, loss_and_gradients
 

@@ -6,8 +6,8 @@ from videollama2 import train
 from videollama2.data.collator import TrainingCollator
 from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.training.arguments import parse_arguments
-from videollama2.training.build import build_model
-from videollama2.training.meter import CountingCollator, count
+from videollama2.training.model.build import build_model
+from videollama2.training.reports.meter import CountingCollator, count
 
 from .helpers.runs import assert_same_learning, flags, loss_and_gradients
 

@@ -9,9 +9,9 @@ from tests.helpers.forked import run_ranks
 from videollama2 import cli
 from videollama2.config import VideoLlama2Config
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
-from videollama2.training.counted import Matrices
-from videollama2.training.lora import add_lora
-from videollama2.training.plan import Load, Planner, Way
+from videollama2.training.model.lora import add_lora
+from videollama2.training.plan.counted import Matrices
+from videollama2.training.plan.ways import Load, Planner, Way
 
 from .helpers.planned import CONFIG, LOAD, LiveBytes, batch_of
 

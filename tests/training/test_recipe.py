@@ -6,8 +6,8 @@ import yaml
 from tests.conftest import ROOT
 from videollama2.errors import ConfigError
 from videollama2.training.arguments import parse_arguments
-from videollama2.training.identity import _flags
-from videollama2.training.recipe import RECIPE_FILE, save_recipe
+from videollama2.training.flags.recipe import RECIPE_FILE, save_recipe
+from videollama2.training.run.identity import _flags
 
 
 def test_the_command_line_wins_and_the_run_can_be_started_again(tmp_path):

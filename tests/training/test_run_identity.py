@@ -14,8 +14,8 @@ from videollama2 import train
 from videollama2.checkpoints.files import RUN_FILE
 from videollama2.errors import CheckpointError, ConfigError
 from videollama2.training.arguments import parse_arguments
-from videollama2.training.identity import RunIdentity
-from videollama2.training.run_folder import LOCK_FILE, locked
+from videollama2.training.run.folder import LOCK_FILE, locked
+from videollama2.training.run.identity import RunIdentity
 
 from .helpers.runs import copy_checkpoint, flags
 

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from tests.helpers.forked import end_all, run_ranks, start
 from videollama2 import train
-from videollama2.training.resume import last_checkpoint
-from videollama2.training.stopping import SIGNALS, shield_workers
+from videollama2.training.run.resume import last_checkpoint
+from videollama2.training.run.stopping import SIGNALS, shield_workers
 
 from .helpers.runs import Run, flags
 

@@ -6,8 +6,8 @@ import torch
 from videollama2.data.collator import TrainingCollator
 from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.training.arguments import parse_arguments
-from videollama2.training.build import build_model, describe_trainable
-from videollama2.training.trainer import VideoLlama2Trainer
+from videollama2.training.model.build import build_model, describe_trainable
+from videollama2.training.trainers.trainer import VideoLlama2Trainer
 
 from .helpers.runs import flags
 

@@ -12,8 +12,8 @@ from videollama2.errors import ConfigError
 from videollama2.model.connectors import build_connector
 from videollama2.model.connectors.base import Shown
 from videollama2.training.arguments import parse_arguments
-from videollama2.training.build import build_model
-from videollama2.training.sharding import encode_uniformly
+from videollama2.training.distributed.sharding import encode_uniformly
+from videollama2.training.model.build import build_model
 
 from .helpers.runs import assert_same_learning, flags, loss_and_gradients
 

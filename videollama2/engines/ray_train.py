@@ -112,7 +112,7 @@ def train_process(config: dict[str, Any]) -> None:
     Ray's process cannot train itself: it calls this function in a thread, where no signal arrives.
     """
     # The store of Ray's own processes, in which these must not take the keys of those for theirs. As those of a second
-    # attempt below torchrun, they agree on a store of their own there; see videollama2.training.restarts.
+    # attempt below torchrun, they agree on a store of their own there; see videollama2.training.distributed.restarts.
     store = {"TORCHELASTIC_USE_AGENT_STORE": str(True), "TORCHELASTIC_RESTART_COUNT": "1"}
     command = [sys.executable, "-c", _CHILD, str(os.getpid()), *config["flags"]]
     run(command, cwd=config["folder"], env={**os.environ, **store}, check=True)

@@ -25,7 +25,7 @@ from videollama2.processing import VideoLlama2Processor
 
 @dataclass(frozen=True)
 class LiveBenchmark:
-    """A benchmark that :class:`videollama2.training.asking.AskingTrainer` can ask.
+    """A benchmark that :class:`videollama2.training.asking.trainer.AskingTrainer` can ask.
 
     Attributes:
         data: folder to which media paths are relative.

@@ -1,18 +1,18 @@
 """Parses the command line of ``train.py``: :mod:`.flags` defines the flags, :mod:`.rules` what excludes what.
 
-If a flag contradicts the configuration in the model folder, the run stops with an error (see :mod:`.build`).
+If a flag contradicts the configuration in the model folder, the run stops with an error (see :mod:`.model.build`).
 """
 
 import sys
 from collections.abc import Collection, Sequence
 
 from videollama2.errors import ConfigError
-from videollama2.training.data_flags import DataArguments
-from videollama2.training.flags import TrainingArguments
-from videollama2.training.help import Parser
-from videollama2.training.model_flags import ModelArguments
-from videollama2.training.recipe import given_flags, take_recipe, without_flags
-from videollama2.training.rules import check_arguments
+from videollama2.training.flags.data import DataArguments
+from videollama2.training.flags.help import Parser
+from videollama2.training.flags.model import ModelArguments
+from videollama2.training.flags.recipe import given_flags, take_recipe, without_flags
+from videollama2.training.flags.run import TrainingArguments
+from videollama2.training.rules.check import check_arguments
 
 __all__ = ["Arguments", "DataArguments", "ModelArguments", "TrainingArguments", "parse_arguments"]
 

@@ -33,10 +33,10 @@ from videollama2.media.kinds import AUDIO, IMAGE
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.processing import media_tokens
 from videollama2.training.arguments import Arguments, parse_arguments
-from videollama2.training.build import open_model
 from videollama2.training.data import RunData
-from videollama2.training.flags import TrainingArguments
-from videollama2.training.frozen_features import dtype_of, fingerprint, precision_of
+from videollama2.training.flags.run import TrainingArguments
+from videollama2.training.model.build import open_model
+from videollama2.training.model.frozen_features import dtype_of, fingerprint, precision_of
 
 MediumPart = tuple[RecordMedium, str]
 """A medium of a record, and the kind of what the model receives of it: a video that is heard has two parts."""

@@ -10,9 +10,9 @@ from videollama2.data.record import Record
 from videollama2.data.sampler import PUBLISHED_RATIO, SOUNDING
 from videollama2.errors import ConfigError
 from videollama2.media.kinds import AUDIO
-from videollama2.training.data_flags import DataArguments
-from videollama2.training.data_rules import own_order
-from videollama2.training.flags import TrainingArguments
+from videollama2.training.flags.data import DataArguments
+from videollama2.training.flags.run import TrainingArguments
+from videollama2.training.rules.data import own_order
 
 
 @dataclass(frozen=True)

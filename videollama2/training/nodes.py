@@ -17,11 +17,11 @@ from accelerate.utils import gather_object
 
 from videollama2.errors import ConfigError, DataError, VideoLlama2Error
 from videollama2.training.data import Outline, RunData
-from videollama2.training.data_flags import DataArguments
-from videollama2.training.flags import TrainingArguments
-from videollama2.training.identity import RunIdentity
-from videollama2.training.model_flags import ModelArguments
-from videollama2.training.stopping import StoppedElsewhereError, message_of
+from videollama2.training.flags.data import DataArguments
+from videollama2.training.flags.model import ModelArguments
+from videollama2.training.flags.run import TrainingArguments
+from videollama2.training.run.identity import RunIdentity
+from videollama2.training.run.stopping import StoppedElsewhereError, message_of
 
 T = TypeVar("T")
 

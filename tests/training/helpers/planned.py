@@ -18,10 +18,10 @@ from videollama2.config import VideoLlama2Config
 from videollama2.model.connectors import num_visual_tokens
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.model.packed_attention import keep_records_apart, packed_inputs
-from videollama2.training.flags import TrainingArguments
-from videollama2.training.fully_shard import shard
-from videollama2.training.plan import Load
-from videollama2.training.sharding import encode_uniformly
+from videollama2.training.distributed.fully_shard import shard
+from videollama2.training.distributed.sharding import encode_uniformly
+from videollama2.training.flags.run import TrainingArguments
+from videollama2.training.plan.ways import Load
 
 CONFIG = {
     "text_config": {

@@ -1,0 +1,1 @@
+"""Defines the flags of ``train.py``, their help and recipes of them."""

@@ -1,0 +1,1 @@
+"""Builds the model to train: its parts, which of them learn, and how they are computed."""

@@ -1,0 +1,1 @@
+"""Holds the training loops: supervised, DPO and GRPO."""
