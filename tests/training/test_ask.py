@@ -6,7 +6,7 @@ import pytest
 
 from videollama2 import cli, train
 
-from .helpers.runs import flags
+from .helpers.runs import FEW_PARTS, flags
 
 QUESTION, ANSWER = "What is this?", "a circle turns"
 LORA = {"lora_enable": True, "lora_r": 16, "lora_alpha": 32, "lora_dropout": 0, "freeze_vision_tower": True}
@@ -38,6 +38,7 @@ def grown(world, parts, tmp_path_factory):
     (folder / "say.json").write_text(json.dumps([{"id": "say", "conversations": turns}]))
     files = [world / "mixed.json", folder / "say.json"]
     changes = {
+        **FEW_PARTS,
         "max_steps": 60,
         "learning_rate": 1e-2,
         "per_device_train_batch_size": 8,

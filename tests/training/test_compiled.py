@@ -9,10 +9,11 @@ from torch._dynamo.utils import counters
 from videollama2.errors import ConfigError, MissingDependencyError
 from videollama2.training.model.kernels import use_liger_kernels
 
-from .helpers.runs import LORA, copy_checkpoint, difference
+from .helpers.runs import FEW_PARTS, LORA, copy_checkpoint, difference
 
 OPTIONS = {
     **LORA,
+    **FEW_PARTS,
     "lora_dropout": 0.0,
     "gradient_checkpointing": True,
     "max_steps": 4,

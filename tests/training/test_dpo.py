@@ -20,7 +20,7 @@ from videollama2.training.asking.rollouts import PromptDataset
 from videollama2.training.model.build import build_model
 from videollama2.training.trainers.dpo import DpoTrainer, adapters_off
 
-from .helpers.runs import Run, copy_checkpoint, difference, flags
+from .helpers.runs import FEW_PARTS, Run, copy_checkpoint, difference, flags
 
 LORA = {"lora_enable": True, "lora_r": 4, "freeze_vision_tower": True, "freeze_mm_mlp_adapter": True}
 DPO = {"objective": "dpo", "dpo_beta": 0.5, "per_device_train_batch_size": 2}
@@ -136,7 +136,7 @@ def test_prefers_and_resumes_exactly(run, pairs, tmp_path, kind):
 
 @pytest.mark.slow
 def test_two_processes_learn_the_same(run, launch, pairs):
-    options = {**DPO, "data_path": pairs, "max_steps": 2}
+    options = {**DPO, **FEW_PARTS, "data_path": pairs, "max_steps": 2}
     alone = run(**{**options, "per_device_train_batch_size": 4})
     apart = {**options, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
     both = launch(2, **apart)

@@ -15,7 +15,7 @@ from videollama2.training.model.build import build_model
 from videollama2.training.rewards import exact_match, load_reward
 from videollama2.training.trainers.grpo import Repeated, StartWeights, grpo_loss
 
-from .helpers.runs import Run, copy_checkpoint, difference, flags
+from .helpers.runs import FEW_PARTS, Run, copy_checkpoint, difference, flags
 
 GRPO = {"objective": "grpo", "reward": "videollama2.training.rewards:exact_match", "group_size": 3, "answer_tokens": 4}
 
@@ -143,7 +143,7 @@ def test_learns_what_is_rewarded(run, tmp_path):
 @pytest.mark.slow
 def test_two_processes_learn_the_same(run, launch, red):
     """Plain gradient descent: the first step of Adam would make a gradient of nearly zero as large as any other."""
-    options = {**GRPO, "reward": red, "max_steps": 1, "kl_beta": 0.1, "optim": "sgd"}
+    options = {**GRPO, **FEW_PARTS, "reward": red, "max_steps": 1, "kl_beta": 0.1, "optim": "sgd"}
     alone = run(**options, per_device_train_batch_size=2)
     both = launch(2, **options, per_device_train_batch_size=1)
     assert both.log[0]["reward"] == pytest.approx(alone.log[0]["reward"], abs=1e-6)

@@ -7,7 +7,7 @@ from tests.conftest import ROOT
 from videollama2.checkpoints import load_pretrained_model
 
 from .helpers.hearing import joint_flags, write_beats, write_records, write_seeing
-from .helpers.runs import copy_checkpoint, difference, needs_deepspeed, same_log
+from .helpers.runs import FEW_PARTS, copy_checkpoint, difference, needs_deepspeed, same_log
 
 pytestmark = pytest.mark.slow
 
@@ -18,7 +18,8 @@ TABLE = "model.audio_tower.encoder.layers.{}.self_attn.relative_attention_bias.w
 def joint(tmp_path_factory, parts):
     """Flags of the joint stage; the audio encoder skips a third of its layers, the same ones on all processes."""
     folder = tmp_path_factory.mktemp("joint")
-    seeing, beats = write_seeing(folder / "seeing", parts), write_beats(folder / "beats.pt", encoder_layerdrop=0.33)
+    seeing = write_seeing(folder / "seeing", parts, connector=FEW_PARTS["mm_projector_type"])
+    beats = write_beats(folder / "beats.pt", encoder_layerdrop=0.33)
     return joint_flags(seeing, beats, write_records(folder), gradient_checkpointing=True, max_steps=6)
 
 

@@ -10,7 +10,7 @@ import pytest
 from tests.helpers.forked import run_ranks
 from videollama2 import train
 
-from .helpers.runs import flags
+from .helpers.runs import FEW_PARTS, flags
 
 pytestmark = pytest.mark.slow
 
@@ -49,7 +49,14 @@ def test_every_node_has_the_same_or_no_run_begins(nodes, world, parts, tmp_path)
     out = tmp_path / "out"
 
     def both(second=None, **changes):
-        options = {"data_path": "videos.json", "num_frames": 2, "max_steps": 1, "on_bad_sample": "skip", **changes}
+        options = {
+            "data_path": "videos.json",
+            "num_frames": 2,
+            "max_steps": 1,
+            "on_bad_sample": "skip",
+            **FEW_PARTS,
+            **changes,
+        }
         return [flags(world, parts, out, **{**options, **(own or {})}) for own in ({}, second)]
 
     streamed = {"streaming": True, "shuffle_buffer": 1}

@@ -12,11 +12,12 @@ from videollama2 import train
 from videollama2.errors import CheckpointError, ConfigError
 from videollama2.training.run.resume import check_optimizer, explain_failed_save, is_whole, last_checkpoint
 
-from .helpers.runs import Run, copy_checkpoint, difference, flags
+from .helpers.runs import FEW_PARTS, Run, copy_checkpoint, difference, flags
 
-SAVING = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 4}
+SAVING = {**FEW_PARTS, "max_steps": 6, "save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 4}
+PUBLISHED = {"mm_projector_type": "stc_connector_v35"}
 KINDS = {
-    "full": {"weight_decay": 0.1, "mm_projector_lr": 1e-3, "vision_tower_lr": 5e-4},
+    "full": {**PUBLISHED, "weight_decay": 0.1, "mm_projector_lr": 1e-3, "vision_tower_lr": 5e-4},
     "grouped": {"group_by_modality_length": True},
     "lora": {"lora_enable": True, "lora_r": 4, "freeze_vision_tower": True},
     "qlora": {"lora_enable": True, "lora_r": 4, "freeze_vision_tower": True, "bits": 4},

@@ -18,7 +18,7 @@ from videollama2 import train
 from videollama2.training.run.resume import last_checkpoint
 from videollama2.training.run.stopping import SIGNALS, shield_workers
 
-from .helpers.runs import Run, flags
+from .helpers.runs import FEW_PARTS, Run, flags
 
 pytestmark = pytest.mark.usefixtures("plotted")
 
@@ -31,6 +31,8 @@ POINTS = int(os.environ.get("VIDEOLLAMA2_STOP_POINTS", "2"))
 # An epoch of 14 records ends after four steps, the last of them of one micro-batch.
 OPTIONS = {
     **LORA,
+    **FEW_PARTS,
+    "num_frames": 2,
     "max_steps": STEPS,
     "per_device_train_batch_size": 2,
     "gradient_accumulation_steps": 2,
@@ -186,7 +188,7 @@ def broken(world, tmp_path) -> Path:
     return tmp_path / "broken.json"
 
 
-MEETING = {"per_device_train_batch_size": 1, "max_steps": 14, "seed": 4, **LORA}
+MEETING = {"per_device_train_batch_size": 1, "max_steps": 14, "seed": 4, "num_frames": 2, **LORA, **FEW_PARTS}
 """Options of a run that meets each record once."""
 
 
@@ -219,7 +221,7 @@ def test_an_error_in_a_sample_leaves_a_checkpoint(world, parts, broken, unbroken
 @pytest.mark.slow
 def test_an_error_in_a_sample_of_one_process_stops_both(world, parts, broken, tmp_path):
     folder = tmp_path / "out"
-    options = {"data_path": broken, "per_device_train_batch_size": 1, "max_steps": 7, "seed": 4}
+    options = {"data_path": broken, "per_device_train_batch_size": 1, "max_steps": 7, "seed": 4, **FEW_PARTS}
     log = tmp_path / "log"
     assert run_ranks(flags(world, parts, folder, **options), 2, log) != 0
     (line,) = [line for line in log.read_text().splitlines() if line.startswith("error: ")]

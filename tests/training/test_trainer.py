@@ -9,7 +9,7 @@ from videollama2.training.arguments import parse_arguments
 from videollama2.training.model.build import build_model, describe_trainable
 from videollama2.training.trainers.trainer import VideoLlama2Trainer
 
-from .helpers.runs import flags
+from .helpers.runs import FEW_PARTS, flags
 
 
 @pytest.fixture
@@ -120,12 +120,13 @@ OPTIMIZERS = [
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_optimizers_of_transformers(make, name):
     """All of them keep the parts' own learning rates and change what learns."""
-    model, trainer = make(optim=name, mm_projector_lr=3e-2, learning_rate=1e-2, per_device_train_batch_size=2)
+    rates = {"mm_projector_lr": 3e-2, "learning_rate": 1e-2}
+    model, trainer = make(optim=name, per_device_train_batch_size=2, **rates, **FEW_PARTS)
     trainer.data_collator = TrainingCollator(0)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     trainer.train()
-    rates = {group.get("part"): group["initial_lr"] for group in trainer.optimizer.param_groups}
-    assert rates == {None: 1e-2, "mm_projector_lr": 3e-2}
+    used = {group.get("part"): group["initial_lr"] for group in trainer.optimizer.param_groups}
+    assert used == {None: 1e-2, "mm_projector_lr": 3e-2}
     changed = {name.split(".")[1] for name, p in model.named_parameters() if not torch.equal(before[name], p)}
     assert changed == {"vision_tower", "mm_projector", "language_model"}
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())

@@ -48,10 +48,10 @@ def write_beats(path: Path, **changes: object) -> Path:
     return path
 
 
-def write_seeing(folder: Path, parts: Path, beats: Path | None = None) -> Path:
+def write_seeing(folder: Path, parts: Path, beats: Path | None = None, connector: str = "stc_connector_v35") -> Path:
     """A whole model, without an audio encoder unless one is given."""
     torch.manual_seed(1)
-    options = {"mm_projector_type": "stc_connector_v35", "num_frames": 4}
+    options = {"mm_projector_type": connector, "num_frames": 4}
     ears = None if beats is None else (load_beats(beats), str(beats), "mlp2x_gelu")
     save_model(*build_from_parts(parts / "llm", parts / "clip", **options, ears=ears), folder)
     return folder

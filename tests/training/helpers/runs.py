@@ -32,6 +32,9 @@ SIZES = TinySizes(
 LORA = {"lora_enable": True, "lora_r": 4, "lora_alpha": 8, "freeze_vision_tower": True}
 """Flags of a run whose decoder learns through matrices of rank 4."""
 
+FEW_PARTS = {"mm_projector_type": "mlp2x_gelu"}
+"""Flags of a connector of four weights instead of hundreds, each of which costs ZeRO, FSDP and optimizers a call."""
+
 needs_deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="the package deepspeed is not installed"
 )
