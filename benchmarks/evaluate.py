@@ -106,7 +106,7 @@ class Bench:
 
         from videollama2 import model_init
         from videollama2.eval.benchmarks import benchmark
-        from videollama2.eval.clips import by_clip
+        from videollama2.eval.running.clips import by_clip
         from videollama2.shapes.sets import write_set
 
         logging.disable_progress_bar()
@@ -121,7 +121,7 @@ class Bench:
 
     def runner(self) -> Round:
         """The runner, with an engine of its own that knows nothing yet."""
-        from videollama2.eval.runner import AnswerOptions, Runner, open_evaluation_engine
+        from videollama2.eval.running.runner import AnswerOptions, Runner, open_evaluation_engine
 
         answers: dict[str, str] = {}
         with open_evaluation_engine(self.model, self.processor, self.args.batch_size) as engine:

@@ -116,7 +116,7 @@ def own(args: argparse.Namespace, dtype: str) -> tuple[tuple[float, float], dict
     """Run this package's runner; returns when the model was loaded, and the answers by question."""
     from videollama2 import model_init
     from videollama2.eval.benchmarks import benchmark
-    from videollama2.eval.runner import AnswerOptions, Runner, open_evaluation_engine
+    from videollama2.eval.running.runner import AnswerOptions, Runner, open_evaluation_engine
 
     model, processor, _ = model_init(str(args.model), device="cpu", dtype=dtype)
     loaded, answers = stamps(), {}

@@ -30,8 +30,8 @@ from random_model import MISTRAL_7B, SHAPES
 from torch.utils.flop_counter import FlopCounterMode
 
 from videollama2.config import VideoLlama2Config
+from videollama2.data.order.sampler import MixtureSampler, ModalityLengthSampler
 from videollama2.data.packing import pack_rows
-from videollama2.data.sampler import MixtureSampler, ModalityLengthSampler
 from videollama2.model.connectors import tokens_of_clip
 from videollama2.model.connectors.base import Shown
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration

@@ -72,10 +72,10 @@ def write_records(folder: Path, count: int) -> Path:
 def begin(path: Path, cache: Path) -> tuple[float, float]:
     """Read records and their lengths, and order an epoch; return the processor time of reading and of the rest."""
     from videollama2.constants import TINY_MODEL_NAME
+    from videollama2.data.caches.index import Index
     from videollama2.data.dataset import VideoInstructionDataset
-    from videollama2.data.index import Index
+    from videollama2.data.order.sampler import ModalityLengthSampler
     from videollama2.data.records import read_sets
-    from videollama2.data.sampler import ModalityLengthSampler
     from videollama2.hub import resolve_name
     from videollama2.processing import VideoLlama2Processor
 
@@ -91,7 +91,7 @@ def begin(path: Path, cache: Path) -> tuple[float, float]:
 
 def first_start(path: Path, cache: Path, readings: int) -> tuple[float, float]:
     """The processor time of a first start, whose reading is the fastest of several."""
-    from videollama2.data.index import Index
+    from videollama2.data.caches.index import Index
     from videollama2.data.records import read_sets
 
     reading, rest = begin(path, cache)

@@ -141,8 +141,8 @@ def batches(name: str, row: str, args: argparse.Namespace, processor: Any) -> li
     """The micro-batches of the measured steps: from the middle of an epoch, so that none is incomplete."""
     from videollama2.data.collator import TrainingCollator
     from videollama2.data.dataset import VideoInstructionDataset
+    from videollama2.data.order.sampler import MixtureSampler
     from videollama2.data.records import read_records
-    from videollama2.data.sampler import MixtureSampler
 
     is_heard = row in _ROWS_OF_SOUND
     records = sounding_records(args.world, row) if is_heard else read_records([write_data(args.world)])
@@ -155,7 +155,7 @@ def batches(name: str, row: str, args: argparse.Namespace, processor: Any) -> li
 
 
 def grouped(data: Any, batch: int) -> Any:
-    from videollama2.data.sampler import ModalityLengthSampler
+    from videollama2.data.order.sampler import ModalityLengthSampler
 
     return ModalityLengthSampler(data.lengths, [length > 0 for length in data.media_lengths], batch)
 
@@ -251,8 +251,8 @@ def measure(name: str, row: str, args: argparse.Namespace) -> dict[str, float]:
 def padding_of_orders(args: argparse.Namespace) -> dict[str, float]:
     """Share of padding over whole epochs, random and grouped."""
     from videollama2.data.dataset import VideoInstructionDataset
+    from videollama2.data.order.sampler import MixtureSampler
     from videollama2.data.records import read_records
-    from videollama2.data.sampler import MixtureSampler
 
     _, processor = load("tiny")
     data = VideoInstructionDataset(read_records([write_data(args.world)]), processor, MAX_LENGTH)

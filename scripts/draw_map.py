@@ -112,7 +112,7 @@ def doors() -> list[Box]:
     rows = (
         ("ask, chat", "terminal and Python", "inference/api.py"),
         ("training", "records and answers", "data/dataset.py"),
-        ("evaluation", "benchmarks", "eval/runner.py"),
+        ("evaluation", "benchmarks", "eval/running/runner.py"),
         ("serving", "API, controller, worker", "serve/worker/service.py"),
         ("page", "a browser", "serve/page/layout.py"),
     )

@@ -56,6 +56,7 @@ def test_files_named_in_commands_exist():
 FLAG = re.compile(r"(?<![\w-])--[A-Za-z][\w-]*\b(?!\*)")
 OF_OTHERS = {
     *(
+        "--ntasks",
         "--address",
         "--backend",
         "--batch_size",

@@ -116,19 +116,23 @@ WINGS = {
         ("gradio_web_server_adhoc_av", "launch_checks"),
         ("launch",),
     ),
+    "data": (
+        ("formats", "order", "preferences"),
+        ("caches", "record"),
+        ("records", "samples"),
+        ("dataset", "stream"),
+        ("collator", "files_check", "packing"),
+        ("check", "pairs"),
+    ),
     "eval": (
-        ("video_files",),
-        ("samples", "atomic", "subtitles", "downloads", "controls"),
-        ("items",),
-        ("strict",),
-        ("answers", "annotations", "presets"),
-        ("judging", "store"),
+        ("samples", "atomic", "controls", "annotations"),
+        ("items", "store"),
+        ("downloads", "reading"),
+        ("judging",),
         ("report",),
-        ("benchmarks", "sound_tracks"),
-        ("scoring", "clips"),
-        ("runner",),
-        ("run", "published_files", "live"),
-        ("score", "prepare", "show"),
+        ("benchmarks", "scoring"),
+        ("running", "published_files"),
+        ("score", "show"),
         ("commands",),
         ("cli",),
         ("__main__",),
@@ -293,7 +297,7 @@ MAP = (ROOT / "CONTRIBUTING.md").read_text()
 
 
 def test_the_map_names_only_files_and_names_that_exist():
-    """A step of a life reads ``eval/run.py`` (`run`): the file, and what to look for in it."""
+    """A step of a life reads ``eval/running/run.py`` (`run`): the file, and what to look for in it."""
     wrong = []
     for path, names in re.findall(r"`([\w/]+\.py)`(?:\s+\(((?:`[\w.]+`(?:, )?)+))?", MAP):
         file = next((place / path for place in (PACKAGE, ROOT) if (place / path).is_file()), None)

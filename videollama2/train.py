@@ -32,7 +32,7 @@ from videollama2.data.collator import TrainingCollator
 from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.data.pairs import PairCollator, PreferencePairs
 from videollama2.errors import MissingDependencyError
-from videollama2.eval.live import LiveBenchmark
+from videollama2.eval.running.live import LiveBenchmark
 from videollama2.media.kinds import AUDIO, KINDS
 from videollama2.processing import VideoLlama2Processor
 from videollama2.training.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments

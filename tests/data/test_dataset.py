@@ -11,9 +11,9 @@ from videollama2.config import VideoLlama2Config
 from videollama2.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX, VIDEO_TOKEN_INDEX
 from videollama2.data.collator import TrainingCollator
 from videollama2.data.dataset import VideoInstructionDataset
-from videollama2.data.mixture import shares
+from videollama2.data.order.mixture import shares
+from videollama2.data.order.sampler import InOrderSampler, MixtureSampler, ModalityLengthSampler
 from videollama2.data.records import read_records
-from videollama2.data.sampler import InOrderSampler, MixtureSampler, ModalityLengthSampler
 from videollama2.data.samples import fit_length
 from videollama2.errors import DataError
 from videollama2.processing import VideoLlama2Processor, load_image_processor

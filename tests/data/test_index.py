@@ -8,8 +8,8 @@ import pytest
 from tests.conftest import ROOT
 from tests.helpers.forked import start_together
 from videollama2.data import dataset as dataset_module
+from videollama2.data.caches.index import Index
 from videollama2.data.dataset import VideoInstructionDataset
-from videollama2.data.index import Index
 from videollama2.data.records import read_sets
 from videollama2.errors import DataError
 from videollama2.processing import VideoLlama2Processor

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from tests.conftest import golden_audio_dir
-from videollama2.data.sampler import JointSampler
+from videollama2.data.order.sampler import JointSampler
 
 
 def groups_of(*sizes):

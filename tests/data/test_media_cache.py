@@ -14,8 +14,8 @@ import torch
 from tests.conftest import ROOT
 from tests.data.helpers import dialogue
 from tests.helpers.forked import fork_together, run_function, start_together
+from videollama2.data.caches.media_cache import FrameCache
 from videollama2.data.dataset import VideoInstructionDataset
-from videollama2.data.media_cache import FrameCache
 from videollama2.data.records import read_sets
 from videollama2.media.frames import FrameSampling
 from videollama2.processing import VideoLlama2Processor

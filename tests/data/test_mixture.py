@@ -5,8 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from videollama2.data.mixture import Mixture, Phase, PhasedDraw, parse_phases
-from videollama2.data.sampler import MixtureSampler, ModalityLengthSampler
+from videollama2.data.order.mixture import Mixture, Phase, PhasedDraw, parse_phases
+from videollama2.data.order.sampler import MixtureSampler, ModalityLengthSampler
 from videollama2.errors import ConfigError
 
 SIZES = [40, 7, 13]

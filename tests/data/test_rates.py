@@ -7,9 +7,9 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.data.helpers import dialogue
+from videollama2.data.caches.index import Index
 from videollama2.data.check import check_files
 from videollama2.data.dataset import VideoInstructionDataset
-from videollama2.data.index import Index
 from videollama2.data.records import read_sets
 from videollama2.errors import DataError
 from videollama2.media.frames import FrameSampling, select_frames

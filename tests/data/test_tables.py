@@ -10,13 +10,13 @@ import torch
 
 from tests.conftest import ROOT
 from tests.data.helpers import dialogue, write_shard
-from videollama2.data import tables
+from videollama2.data.caches.index import file_digest
 from videollama2.data.check import check_files
-from videollama2.data.contents import content_of
 from videollama2.data.dataset import VideoInstructionDataset
-from videollama2.data.index import file_digest
+from videollama2.data.formats import tables
+from videollama2.data.formats.contents import content_of
+from videollama2.data.formats.rows import read_rows
 from videollama2.data.records import read_sets
-from videollama2.data.rows import read_rows
 from videollama2.errors import DataError, MediaError, MissingDependencyError
 from videollama2.processing import VideoLlama2Processor
 

@@ -6,8 +6,8 @@ import pytest
 from tests.eval.helpers.judge_server import JudgeServer
 from tests.eval.helpers.reference import benchmarks_dir
 from videollama2.eval.benchmarks import benchmark
-from videollama2.eval.run import EvaluationPlan, ModelChoice, run_evaluation
-from videollama2.eval.runner import AnswerOptions
+from videollama2.eval.running.run import EvaluationPlan, ModelChoice, run_evaluation
+from videollama2.eval.running.runner import AnswerOptions
 
 
 @pytest.fixture(scope="session")

@@ -2,14 +2,14 @@
 
 import pytest
 
-from videollama2.eval.answers import (
+from videollama2.eval.items import Parsed
+from videollama2.eval.reading.answers import (
     published_egoschema,
     published_mvbench,
     published_perception_test,
     published_videomme,
     strict_option,
 )
-from videollama2.eval.items import Parsed
 
 OPTIONS = ("walks left", "runs right", "sits down", "stands up", "jumps")
 

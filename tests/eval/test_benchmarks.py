@@ -91,7 +91,7 @@ def test_seen_subtitles_come_once_and_leave_no_head_without_text():
 
 @pytest.mark.parametrize("row", expected("answer_parsing.json"), ids=lambda row: row["benchmark"])
 def test_answers_are_read_as_published(row):
-    from videollama2.eval.answers import LETTERS, published_egoschema, published_mvbench, published_videomme
+    from videollama2.eval.reading.answers import LETTERS, published_egoschema, published_mvbench, published_videomme
 
     options = row.get("options", ())
     if row["benchmark"] == "videomme":

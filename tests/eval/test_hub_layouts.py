@@ -10,7 +10,7 @@ from tests.eval.helpers.reference import benchmarks_dir, cases_dir
 from videollama2.errors import DataError
 from videollama2.eval.__main__ import main
 from videollama2.eval.benchmarks import benchmark
-from videollama2.eval.video_files import VideoFolder
+from videollama2.eval.downloads.video_files import VideoFolder
 from videollama2.media.frames import uniform_indices
 from videollama2.media.video import open_video
 

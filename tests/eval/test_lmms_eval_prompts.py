@@ -19,7 +19,7 @@ from tests.eval.helpers import tiny_sets
 from tests.eval.helpers.reference import benchmarks_dir
 from videollama2.eval.benchmarks import benchmark, configured
 from videollama2.eval.items import Item
-from videollama2.eval.presets import LMMS_EVAL, PRESETS
+from videollama2.eval.reading.presets import LMMS_EVAL, PRESETS
 from videollama2.hub import built_in_folder
 from videollama2.processing.open_parts import load_tokenizer
 

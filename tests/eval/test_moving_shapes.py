@@ -12,8 +12,8 @@ from videollama2.eval.benchmarks import benchmark
 from videollama2.eval.benchmarks.moving_shapes import STATIC, TEMPORAL
 from videollama2.eval.controls import shuffled_order
 from videollama2.eval.items import Item
-from videollama2.eval.run import EvaluationPlan, ModelChoice, run_evaluation
-from videollama2.eval.runner import AnswerOptions
+from videollama2.eval.running.run import EvaluationPlan, ModelChoice, run_evaluation
+from videollama2.eval.running.runner import AnswerOptions
 from videollama2.eval.samples import Reading
 from videollama2.shapes.questions import STATIC_TYPES, TEMPORAL_TYPES
 

@@ -13,7 +13,7 @@ from tests.eval.helpers.reference import benchmarks_dir, cases_dir
 from videollama2.errors import ConfigError, DataError
 from videollama2.eval.__main__ import main
 from videollama2.eval.benchmarks import benchmark
-from videollama2.eval.prepare import prepare
+from videollama2.eval.downloads.prepare import prepare
 
 pytest.importorskip("pyarrow")
 LAYOUTS = cases_dir() / "hub_layouts"

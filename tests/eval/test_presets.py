@@ -10,7 +10,7 @@ from videollama2.errors import ConfigError
 from videollama2.eval.__main__ import main
 from videollama2.eval.benchmarks import benchmark, configured
 from videollama2.eval.items import Item
-from videollama2.eval.presets import LMMS_EVAL, PRESETS
+from videollama2.eval.reading.presets import LMMS_EVAL, PRESETS
 
 pytestmark = pytest.mark.usefixtures("without_charts")
 

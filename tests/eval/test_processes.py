@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 from tests.eval.helpers.terminal import on_a_terminal
 from tests.helpers.forked import run_program, run_python
 from videollama2.eval.benchmarks import benchmark
-from videollama2.eval.clips import share_of_process
+from videollama2.eval.running.clips import share_of_process
 
 RESULTS = ("samples.jsonl", "results.json", "results.md", "results.png", "mvbench.jsonl")
 OPTIONS = ("--device", "cpu", "--max-new-tokens", "16")

@@ -13,8 +13,8 @@ from videollama2.checkpoints.files import resolve_name
 from videollama2.checkpoints.fingerprint import model_revision
 from videollama2.errors import ConfigError
 from videollama2.eval.benchmarks import benchmark
-from videollama2.eval.run import EvaluationPlan, ModelChoice, items_digest
-from videollama2.eval.runner import AnswerOptions
+from videollama2.eval.running.run import EvaluationPlan, ModelChoice, items_digest
+from videollama2.eval.running.runner import AnswerOptions
 from videollama2.eval.store import configuration_hash
 
 

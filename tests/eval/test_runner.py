@@ -15,9 +15,9 @@ from tests.helpers.forked import run_python
 from videollama2 import mm_infer, model_init
 from videollama2.errors import DataError
 from videollama2.eval.benchmarks import benchmark
-from videollama2.eval.clips import ClipReader, by_clip, decode_threads, share_of_process
-from videollama2.eval.run import EvaluationPlan, ModelChoice, run_evaluation
-from videollama2.eval.runner import AnswerOptions, Runner, open_evaluation_engine
+from videollama2.eval.running.clips import ClipReader, by_clip, decode_threads, share_of_process
+from videollama2.eval.running.run import EvaluationPlan, ModelChoice, run_evaluation
+from videollama2.eval.running.runner import AnswerOptions, Runner, open_evaluation_engine
 from videollama2.inference.engine import Engine
 
 RESULTS = ("samples.jsonl", "results.json", "results.md", "results.png", "mvbench.jsonl")

@@ -11,7 +11,7 @@ from tests.eval.helpers.reference import benchmarks_dir
 from videollama2.eval.__main__ import main
 from videollama2.eval.benchmarks import benchmark
 from videollama2.eval.controls import SHUFFLED_FRAMES, shuffled_order
-from videollama2.eval.runner import AnswerOptions
+from videollama2.eval.running.runner import AnswerOptions
 
 HOSTILE = "</script><script>document.title='owned'</script><!-- <img src=x onerror=alert(1)> \u2028"
 
@@ -19,7 +19,7 @@ HOSTILE = "</script><script>document.title='owned'</script><!-- <img src=x onerr
 @pytest.fixture(scope="module")
 def folders(world, tmp_path_factory):
     """Two evaluations of the same questions, with more and with fewer frames; one answer is hostile."""
-    from videollama2.eval.run import EvaluationPlan, ModelChoice, run_evaluation
+    from videollama2.eval.running.run import EvaluationPlan, ModelChoice, run_evaluation
 
     made = []
     for frames in (8, 2):

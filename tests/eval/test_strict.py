@@ -7,9 +7,9 @@ import pytest
 
 from tests.eval.helpers.reference import cases_dir
 from tests.eval.helpers.strict_answers import ACTIONS, ACTIONS_NAMED, ACTIONS_NOT_NAMED, NAMED, NOT_NAMED, OPTIONS
-from videollama2.eval.answers import strict_option
 from videollama2.eval.items import Parsed
-from videollama2.eval.strict import after_thinking
+from videollama2.eval.reading.answers import strict_option
+from videollama2.eval.reading.strict import after_thinking
 
 
 def reference_cases():

@@ -120,7 +120,7 @@ def check_files(
     """Read annotation files as training does, but collect all problems instead of stopping at the first ones.
 
     Args:
-        files: see :func:`videollama2.data.rows.read_rows`.
+        files: see :func:`videollama2.data.formats.rows.read_rows`.
         data_folder: folder to which media paths are relative; by default each file's own folder.
         processor: processor of the model to be trained; without it, no lengths are computed.
         max_length: maximum tokens of one sample. Longer records are counted. Those whose answers are cut off completely

@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from videollama2 import __version__
 from videollama2.commands import hides_bar
-from videollama2.data.features import FeatureStore
-from videollama2.data.index import Index
-from videollama2.data.media_cache import FrameCache
+from videollama2.data.caches.features import FeatureStore
+from videollama2.data.caches.index import Index
+from videollama2.data.caches.media_cache import FrameCache
 from videollama2.data.record import Record, RecordMedium
 from videollama2.data.records import PackedRecords
 from videollama2.data.samples import ReadParts, SampleReader, TrainingSample

@@ -16,7 +16,7 @@ from multiprocessing.connection import wait
 from tqdm import tqdm
 
 from videollama2.commands import hides_bar
-from videollama2.data.contents import source_of
+from videollama2.data.formats.contents import source_of
 from videollama2.data.record import RecordMedium
 from videollama2.errors import DataError, MediaError
 from videollama2.media.kinds import AUDIO

@@ -14,7 +14,7 @@ that other programs use, are synonyms. ``va`` says whether the sound of the reco
 ``end`` select a part of the record's videos and sounds, and ``num_frames`` is the number of its videos' frames. A text
 under ``system`` (or ``system_prompt``) is placed before the conversation, as is a first turn from ``system``.
 ``rejected`` is a worse answer to the last question, see :mod:`videollama2.data.preferences`.
-:mod:`videollama2.data.row_formats` reads ``messages`` and other forms of conversations.
+:mod:`videollama2.data.formats.row_formats` reads ``messages`` and other forms of conversations.
 
 Unsupported keys that would change what is learned are refused by name. Others, such as the name of the source, are
 allowed, and ``videollama2 data check`` counts them.
@@ -28,9 +28,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from videollama2.data.contents import kind_at, source_of
-from videollama2.data.preferences import PREFERENCE_KEYS, split_preference, with_one_question
-from videollama2.data.row_formats import (
+from videollama2.data.formats.contents import kind_at, source_of
+from videollama2.data.formats.row_formats import (
     FORM_KEYS,
     MESSAGE_KEYS,
     PROMPT_KEYS,
@@ -38,7 +37,8 @@ from videollama2.data.row_formats import (
     refuse_content,
     refuse_weights,
 )
-from videollama2.data.storage import is_member, is_store_address
+from videollama2.data.formats.storage import is_member, is_store_address
+from videollama2.data.preferences import PREFERENCE_KEYS, split_preference, with_one_question
 from videollama2.errors import DataError, MediaError, PromptError, shown
 from videollama2.media.frames import FrameSampling
 from videollama2.media.kinds import AUDIO, KINDS, TAGS, VIDEO

@@ -20,10 +20,10 @@ import numpy as np
 from tqdm import tqdm
 
 from videollama2.commands import hides_bar
-from videollama2.data.index import Index, file_digest, mapped
+from videollama2.data.caches.index import Index, file_digest, mapped
+from videollama2.data.formats.rows import read_rows
+from videollama2.data.formats.storage import folder_of, whole_path
 from videollama2.data.record import Record, RecordMedium, parse_record, unread_keys
-from videollama2.data.rows import read_rows
-from videollama2.data.storage import folder_of, whole_path
 from videollama2.errors import DataError
 from videollama2.media.frames import FrameSampling
 

@@ -11,9 +11,9 @@ import av
 import torch
 
 from videollama2.constants import IGNORE_INDEX
-from videollama2.data.contents import source_of
-from videollama2.data.features import FeatureStore
-from videollama2.data.media_cache import FrameCache
+from videollama2.data.caches.features import FeatureStore
+from videollama2.data.caches.media_cache import FrameCache
+from videollama2.data.formats.contents import source_of
 from videollama2.data.record import Record, RecordMedium
 from videollama2.errors import ConfigError, DataError, MediaError, PromptError
 from videollama2.media.audio import SoundSampling

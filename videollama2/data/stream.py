@@ -15,11 +15,11 @@ from typing import Any
 
 from torch.utils.data import Dataset, Sampler
 
+from videollama2.data.formats.rows import read_rows
+from videollama2.data.formats.storage import folder_of
 from videollama2.data.record import Record, parse_record
 from videollama2.data.records import no_records
-from videollama2.data.rows import read_rows
 from videollama2.data.samples import SampleReader, TrainingSample
-from videollama2.data.storage import folder_of
 from videollama2.errors import DataError, MediaError
 
 Streamed = Record | DataError

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from videollama2.data.tables import without_nulls
+from videollama2.data.formats.tables import without_nulls
 from videollama2.errors import ConfigError, DataError, MediaError, MissingDependencyError, first_line
 from videollama2.eval.annotations import why_unreadable
 from videollama2.eval.atomic import write_atomically

@@ -26,8 +26,8 @@ SHOWN_MISSING = 20
 def eval_run(args: argparse.Namespace) -> int:
     """Run ``eval run`` in one process of an evaluation; torchrun's environment variables say which process it is."""
     from videollama2.eval.report.curves import check_writers_installed
-    from videollama2.eval.run import EvaluationPlan, ModelChoice, run_evaluation
-    from videollama2.eval.runner import AnswerOptions
+    from videollama2.eval.running.run import EvaluationPlan, ModelChoice, run_evaluation
+    from videollama2.eval.running.runner import AnswerOptions
     from videollama2.eval.score import choose_judge
     from videollama2.media.frames import FrameSampling
 
@@ -165,8 +165,8 @@ def eval_layout(args: argparse.Namespace) -> int:
 
 def eval_check(args: argparse.Namespace) -> int:
     """Run ``eval check``; the exit code is 1 if media are missing."""
-    from videollama2.eval.clips import by_clip, missing_media
-    from videollama2.eval.sound_tracks import sound_tracks
+    from videollama2.eval.downloads.sound_tracks import sound_tracks
+    from videollama2.eval.running.clips import by_clip, missing_media
 
     found = configured(args.benchmark, **_settings(args))
     data = args.data or found.default_data(DATA_ROOT)
@@ -189,7 +189,7 @@ def eval_check(args: argparse.Namespace) -> int:
 
 def eval_prepare(args: argparse.Namespace) -> int:
     """Run ``eval prepare``; the exit code is 1 if videos are missing."""
-    from videollama2.eval.prepare import prepare
+    from videollama2.eval.downloads.prepare import prepare
 
     found = benchmark(args.benchmark)
     target = args.to or DATA_ROOT / found.folder

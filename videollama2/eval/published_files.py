@@ -29,8 +29,8 @@ from typing import Any
 
 from videollama2.errors import ConfigError, DataError
 from videollama2.eval.annotations import AnnotationEntry
-from videollama2.eval.answers import LETTERS
 from videollama2.eval.items import PUBLISHED, Benchmark, Item, WordedBenchmark
+from videollama2.eval.reading.answers import LETTERS
 from videollama2.eval.report.videomme_official import official_letter
 from videollama2.eval.samples import MEDIA, Reading, Sample, StoredAnswer
 from videollama2.eval.scoring import make_sample

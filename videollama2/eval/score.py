@@ -17,7 +17,7 @@ from videollama2.eval.report.document import Header, build_report
 from videollama2.eval.report.metrics import Metric
 from videollama2.eval.report.publish import Published, publish
 from videollama2.eval.report.tables import build_markdown
-from videollama2.eval.run import describe_judge_if_any
+from videollama2.eval.running.run import describe_judge_if_any
 from videollama2.eval.samples import Sample
 from videollama2.eval.scoring import judged_metrics, read_metrics
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # benchmarks without a judge must not import the judging pack
 
 def score_folder(args: argparse.Namespace) -> Published | None:
     """Score an output folder of ``eval run``, with the arguments of ``eval score``."""
-    from videollama2.eval.run import EvaluationPlan, ModelChoice, items_digest, report
+    from videollama2.eval.running.run import EvaluationPlan, ModelChoice, items_digest, report
     from videollama2.eval.store import AnswerStore, read_run
 
     former = read_run(args.answers)

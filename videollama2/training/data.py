@@ -13,11 +13,11 @@ from zlib import crc32
 import numpy as np
 from torch.utils.data import ConcatDataset, Dataset
 
+from videollama2.data.caches.features import FeatureStore
+from videollama2.data.caches.index import Index
+from videollama2.data.caches.media_cache import FrameCache
 from videollama2.data.dataset import VideoInstructionDataset
-from videollama2.data.features import FeatureStore
-from videollama2.data.index import Index
-from videollama2.data.media_cache import FrameCache
-from videollama2.data.mixture import Mixture, parse_phases
+from videollama2.data.order.mixture import Mixture, parse_phases
 from videollama2.data.packing import PackedRows
 from videollama2.data.record import Record
 from videollama2.data.records import PackedRecords, no_records, read_sets

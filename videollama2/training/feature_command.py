@@ -23,9 +23,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from videollama2.commands import hides_bar
+from videollama2.data.caches.features import FeatureStore
 from videollama2.data.check import add_check_command
-from videollama2.data.contents import source_of
-from videollama2.data.features import FeatureStore
+from videollama2.data.formats.contents import source_of
 from videollama2.data.record import Record, RecordMedium
 from videollama2.data.samples import SampleReader
 from videollama2.errors import ConfigError, DataError, MediaError

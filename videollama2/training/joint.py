@@ -6,8 +6,8 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from videollama2.data.order.sampler import PUBLISHED_RATIO, SOUNDING
 from videollama2.data.record import Record
-from videollama2.data.sampler import PUBLISHED_RATIO, SOUNDING
 from videollama2.errors import ConfigError
 from videollama2.media.kinds import AUDIO
 from videollama2.training.flags.data import DataArguments
@@ -17,7 +17,7 @@ from videollama2.training.rules.data import own_order
 
 @dataclass(frozen=True)
 class Joint:
-    """The groups of records in joint training, in the order of :data:`~videollama2.data.sampler.SOUNDING`.
+    """The groups of records in joint training, in the order of :data:`~videollama2.data.order.sampler.SOUNDING`.
 
     Attributes:
         groups: indices of the records of each group.

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
-from videollama2.data.index import content_digest
+from videollama2.data.caches.index import content_digest
 from videollama2.data.record import Record
 from videollama2.errors import ConfigError, DataError, first_line, shown
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from videollama2.errors import ConfigError
 from videollama2.eval.items import Benchmark
-from videollama2.eval.presets import PRESETS, preset
+from videollama2.eval.reading.presets import PRESETS, preset
 from videollama2.eval.report.paper_numbers import canonical_benchmark
 
 ENTRY_POINT_GROUP = "videollama2.benchmarks"
@@ -82,7 +82,7 @@ def benchmark(name: str) -> Benchmark:
 
 
 def configured(name: str, **settings: Any) -> Benchmark:
-    """Look up a benchmark with its options, of which ``prompt`` may be a preset of :mod:`videollama2.eval.presets`.
+    """Look up a benchmark with its options, of which ``prompt`` may be one of :mod:`videollama2.eval.reading.presets`.
 
     Raises:
         ConfigError: as :func:`benchmark`, :meth:`Benchmark.configure` and :meth:`Benchmark.with_preset`.

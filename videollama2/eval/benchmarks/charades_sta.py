@@ -12,10 +12,10 @@ from pathlib import Path
 
 from videollama2.errors import DataError
 from videollama2.eval.annotations import AnnotationEntry, find_annotations, read_entries, why_unreadable
+from videollama2.eval.downloads.video_files import VideoFolder
 from videollama2.eval.items import PUBLISHED, Benchmark, Item, Measure, Parsed
+from videollama2.eval.reading.strict import after_thinking
 from videollama2.eval.samples import Reading
-from videollama2.eval.strict import after_thinking
-from videollama2.eval.video_files import VideoFolder
 
 OVERLAPS = (0.3, 0.5, 0.7)
 _PRE = (

@@ -15,12 +15,12 @@ from videollama2.eval.annotations import (
     read_annotation_json,
     read_entries,
 )
-from videollama2.eval.answers import published_egoschema
 from videollama2.eval.atomic import write_atomically
 from videollama2.eval.benchmarks.multiple_choice import ONLY_THE_LETTER, MultipleChoice, lettered
+from videollama2.eval.downloads.video_files import VideoFolder
 from videollama2.eval.items import Item
+from videollama2.eval.reading.answers import published_egoschema
 from videollama2.eval.samples import Sample
-from videollama2.eval.video_files import VideoFolder
 
 _OPTIONS = tuple(f"option {index}" for index in range(5))
 _ID = re.compile(r"[0-9a-f-]{8,}")

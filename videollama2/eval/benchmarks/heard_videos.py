@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 
 from videollama2.eval.annotations import AnnotationEntry, find_annotations, read_entries
 from videollama2.eval.benchmarks.short_answers import conversation
+from videollama2.eval.downloads.video_files import VideoFolder
 from videollama2.eval.items import Benchmark, Item
-from videollama2.eval.video_files import VideoFolder
 from videollama2.media.kinds import VIDEO
 
 

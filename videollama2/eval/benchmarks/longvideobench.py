@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from videollama2.eval.annotations import AnnotationEntry
-from videollama2.eval.answers import LETTERS, first_letter_mended
 from videollama2.eval.benchmarks.multiple_choice import MultipleChoice, read_items
+from videollama2.eval.downloads.video_files import VideoFolder
 from videollama2.eval.items import Item
-from videollama2.eval.video_files import VideoFolder
+from videollama2.eval.reading.answers import LETTERS, first_letter_mended
 
 _POST = "Answer with the option's letter from the given choices directly.\n"
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from videollama2.eval.annotations import AnnotationEntry, find_annotations, read_entries
-from videollama2.eval.answers import first_letter
 from videollama2.eval.benchmarks.multiple_choice import MultipleChoice, lettered
+from videollama2.eval.downloads.video_files import VideoFolder
 from videollama2.eval.items import Item
-from videollama2.eval.video_files import VideoFolder
+from videollama2.eval.reading.answers import first_letter
 
 TASKS = {
     "plotQA": "1_plotQA",

@@ -11,10 +11,10 @@ from pathlib import Path, PurePosixPath
 
 from videollama2.errors import DataError
 from videollama2.eval.annotations import AnnotationEntry, check_unique, find_annotations, read_entries
-from videollama2.eval.answers import LETTERS, strict_option
+from videollama2.eval.downloads.video_files import VideoFolder
 from videollama2.eval.items import PUBLISHED, Benchmark, Item, Parsed
+from videollama2.eval.reading.answers import LETTERS, strict_option
 from videollama2.eval.samples import Reading
-from videollama2.eval.video_files import VideoFolder
 
 _CHOICES = 5
 _CHOICE_TYPE = "multiple-choice"

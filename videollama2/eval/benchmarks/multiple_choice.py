@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from videollama2.eval.annotations import AnnotationEntry, check_unique, find_annotations, read_entries
-from videollama2.eval.answers import LETTERS, PublishedParser, strict_option
+from videollama2.eval.downloads.video_files import VideoFolder
 from videollama2.eval.items import PUBLISHED, Benchmark, Item, Parsed
-from videollama2.eval.video_files import VideoFolder
+from videollama2.eval.reading.answers import LETTERS, PublishedParser, strict_option
 
 ONLY_THE_LETTER = "Answer with the option's letter from the given choices directly and only give the best option."
 
@@ -48,8 +48,8 @@ class MultipleChoice(Benchmark):
     """A benchmark whose answers name an option.
 
     Attributes:
-        published_parser: the ``published`` parser, from :mod:`videollama2.eval.answers`.
-        name_letters: the ``names`` of :func:`~videollama2.eval.strict.strict_option`.
+        published_parser: the ``published`` parser, from :mod:`videollama2.eval.reading.answers`.
+        name_letters: the ``names`` of :func:`~videollama2.eval.reading.strict.strict_option`.
     """
 
     published_parser: PublishedParser

@@ -10,8 +10,8 @@ from typing import Any
 from videollama2.eval.annotations import AnnotationEntry
 from videollama2.eval.benchmarks.heard_videos import HeardVideos, heard_item
 from videollama2.eval.benchmarks.short_answers import ShortAnswers
+from videollama2.eval.downloads.video_files import VideoFolder
 from videollama2.eval.items import Item
-from videollama2.eval.video_files import VideoFolder
 
 _HOLE = re.compile(r"<[^<>]+>")
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from videollama2.eval.annotations import AnnotationEntry, find_annotations, read_entries
-from videollama2.eval.answers import published_mvbench
 from videollama2.eval.atomic import write_atomically
 from videollama2.eval.benchmarks.multiple_choice import MultipleChoice, question_and_options
+from videollama2.eval.downloads.video_files import VideoFolder
 from videollama2.eval.items import Item
+from videollama2.eval.reading.answers import published_mvbench
 from videollama2.eval.samples import Sample
-from videollama2.eval.video_files import VideoFolder
 
 
 class MVBenchTask(NamedTuple):

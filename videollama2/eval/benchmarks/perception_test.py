@@ -15,12 +15,12 @@ from videollama2.eval.annotations import (
     read_annotation_json,
     read_entries,
 )
-from videollama2.eval.answers import published_perception_test
 from videollama2.eval.atomic import write_atomically
 from videollama2.eval.benchmarks.multiple_choice import MultipleChoice, question_and_options
+from videollama2.eval.downloads.video_files import VideoFolder
 from videollama2.eval.items import Benchmark, Item
+from videollama2.eval.reading.answers import published_perception_test
 from videollama2.eval.samples import Sample
-from videollama2.eval.video_files import VideoFolder
 
 FILES = {
     "test": ("mc_question_test.json", "mc_question_test/test-*.parquet"),

@@ -6,8 +6,8 @@ import re
 
 from videollama2.eval.annotations import AnnotationEntry
 from videollama2.eval.items import PUBLISHED, Item, Parsed, WordedBenchmark
+from videollama2.eval.reading.strict import after_thinking
 from videollama2.eval.samples import Reading
-from videollama2.eval.strict import after_thinking
 from videollama2.media.kinds import TAGS
 
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")

@@ -11,11 +11,11 @@ from pathlib import Path, PurePosixPath
 
 from videollama2.errors import DataError
 from videollama2.eval.annotations import AnnotationEntry, find_annotations, read_entries
-from videollama2.eval.answers import LETTERS
 from videollama2.eval.benchmarks.multiple_choice import ONLY_THE_LETTER, MultipleChoice, lettered
+from videollama2.eval.downloads.video_files import AUDIO_SUFFIXES, VideoFolder
 from videollama2.eval.items import PUBLISHED, Item, WordedBenchmark
+from videollama2.eval.reading.answers import LETTERS
 from videollama2.eval.samples import Reading
-from videollama2.eval.video_files import AUDIO_SUFFIXES, VideoFolder
 from videollama2.media.kinds import AUDIO
 
 

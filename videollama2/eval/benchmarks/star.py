@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from videollama2.eval.annotations import AnnotationEntry
-from videollama2.eval.answers import published_mvbench
 from videollama2.eval.benchmarks.multiple_choice import MultipleChoice, question_and_options, read_items
+from videollama2.eval.downloads.video_files import VideoFolder
 from videollama2.eval.items import Item
-from videollama2.eval.video_files import VideoFolder
+from videollama2.eval.reading.answers import published_mvbench
 
 TYPES = ("Interaction", "Sequence", "Prediction", "Feasibility")
 

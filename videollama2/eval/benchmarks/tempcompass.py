@@ -12,9 +12,9 @@ from pathlib import Path
 
 from videollama2.errors import DataError
 from videollama2.eval.annotations import AnnotationEntry, read_annotation_json, read_entries
-from videollama2.eval.answers import strict_option
+from videollama2.eval.downloads.video_files import VideoFolder
 from videollama2.eval.items import PUBLISHED, Benchmark, Item, Parsed
-from videollama2.eval.video_files import VideoFolder
+from videollama2.eval.reading.answers import strict_option
 
 POSTS = {
     "multi-choice": "\nPlease directly give the best option:",

@@ -8,8 +8,8 @@ from pathlib import Path
 from videollama2.errors import DataError
 from videollama2.eval.annotations import AnnotationEntry
 from videollama2.eval.benchmarks.tempcompass import task_entries
+from videollama2.eval.downloads.video_files import VideoFolder
 from videollama2.eval.items import Aspect, Benchmark, Item
-from videollama2.eval.video_files import VideoFolder
 
 CHOICE, CAPTIONING = "multi-choice", "captioning"
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from videollama2.eval.annotations import AnnotationEntry, check_unique, find_annotations, read_entries
-from videollama2.eval.answers import LETTERS
 from videollama2.eval.benchmarks.multiple_choice import MultipleChoice
+from videollama2.eval.downloads.video_files import VideoFolder
 from videollama2.eval.items import Item, Parsed
-from videollama2.eval.video_files import VideoFolder
+from videollama2.eval.reading.answers import LETTERS
 
 FRAMES = 16
 """Number of frames that the official prompt names, and that the official scripts use."""

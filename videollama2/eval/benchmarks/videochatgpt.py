@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from videollama2.eval.annotations import AnnotationEntry, find_annotations, read_entries
+from videollama2.eval.downloads.video_files import VideoFolder
 from videollama2.eval.items import Aspect, Benchmark, Item
-from videollama2.eval.video_files import VideoFolder
 
 CATEGORIES = ("generic", "temporal", "consistency")
 _PATTERNS = {name: (f"{name}_qa.json", f"{name.capitalize()}/test-*.parquet") for name in CATEGORIES}

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from videollama2.errors import DataError
 from videollama2.eval.annotations import AnnotationEntry, check_unique, read_annotation_json, read_entries
-from videollama2.eval.answers import LETTERS, strict_option
+from videollama2.eval.downloads.video_files import VideoFolder
 from videollama2.eval.items import PUBLISHED, Benchmark, Item, Parsed
+from videollama2.eval.reading.answers import LETTERS, strict_option
+from videollama2.eval.reading.strict import after_thinking
 from videollama2.eval.samples import Reading
-from videollama2.eval.strict import after_thinking
-from videollama2.eval.video_files import VideoFolder
 
 TRACKS = ("Perception", "Comprehension", "Adaptation")
 _GROUPS = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from videollama2.eval.reading.strict import after_thinking
 from videollama2.eval.samples import MAX_SCORE
-from videollama2.eval.strict import after_thinking
 
 # Judges write for instance {'pred': 'yes', 'score': 4}, {''score': 4.8}, **Score:** 4/5, ```json {"score": "4"}```.
 _DRESS = r"[\s'\"`*_]*"

@@ -1,7 +1,7 @@
 """Writes the output of Video-MME's official scorer for a results file, byte for byte (held by a golden test).
 
 The scorer leaves out missing videos and answers without any of the letters A to D, so that its accuracy is over the
-remaining answers. :func:`videollama2.eval.answers.first_letter` reads the letter.
+remaining answers. :func:`videollama2.eval.reading.answers.first_letter` reads the letter.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from videollama2.errors import DataError
-from videollama2.eval.answers import LETTERS, first_letter
+from videollama2.eval.reading.answers import LETTERS, first_letter
 
 DURATIONS = ("short", "medium", "long")
 DOMAINS = (

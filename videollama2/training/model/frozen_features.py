@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from videollama2.data.features import FeatureStore
+from videollama2.data.caches.features import FeatureStore
 from videollama2.media.audio import ClipRules
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.processing import VideoLlama2Processor

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from videollama2.data.mixture import parse_phases
-from videollama2.data.sampler import SOUNDING
+from videollama2.data.order.mixture import parse_phases
+from videollama2.data.order.sampler import SOUNDING
 from videollama2.training.flags.data import DataArguments
 from videollama2.training.flags.model import ModelArguments
 from videollama2.training.flags.run import TrainingArguments
@@ -14,7 +14,7 @@ def data_rules(model_args: ModelArguments, data_args: DataArguments, training_ar
     """Return the rules of the flags of :class:`.flags.data.DataArguments`.
 
     Raises:
-        ConfigError: see :func:`videollama2.data.mixture.parse_phases`.
+        ConfigError: see :func:`videollama2.data.order.mixture.parse_phases`.
     """
     return [
         *_file_rules(data_args, training_args),
@@ -113,7 +113,7 @@ def _mixture_rules(data_args: DataArguments, training_args: TrainingArguments) -
     """Return the rules of ``--data_curriculum`` and ``--data_weights_by``.
 
     Raises:
-        ConfigError: see :func:`videollama2.data.mixture.parse_phases`.
+        ConfigError: see :func:`videollama2.data.order.mixture.parse_phases`.
     """
     given, by_tokens = data_args.data_curriculum is not None, data_args.data_weights_by == "tokens"
     parse_phases(data_args.data_curriculum or (), len(data_args.files))

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from videollama2.checkpoints.fingerprint import files_revision
-from videollama2.data.features import FeatureStore
-from videollama2.data.index import file_digest
+from videollama2.data.caches.features import FeatureStore
+from videollama2.data.caches.index import file_digest
 from videollama2.errors import ConfigError
 from videollama2.training.flags.data import DataArguments
 from videollama2.training.flags.model import ModelArguments

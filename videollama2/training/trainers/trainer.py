@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from videollama2.data.dataset import VideoInstructionDataset
-from videollama2.data.mixture import Mixture, PhasedDraw
+from videollama2.data.order.mixture import Mixture, PhasedDraw
+from videollama2.data.order.sampler import InOrderSampler, JointSampler, MixtureSampler, ModalityLengthSampler
 from videollama2.data.packing import PackedRows
 from videollama2.data.record import Record
-from videollama2.data.sampler import InOrderSampler, JointSampler, MixtureSampler, ModalityLengthSampler
 from videollama2.data.stream import StreamedRecords
 from videollama2.errors import VideoLlama2Error
 from videollama2.training.joint import Joint

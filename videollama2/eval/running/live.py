@@ -13,9 +13,9 @@ from typing import Any
 
 from videollama2.errors import ConfigError, DataError
 from videollama2.eval.benchmarks import benchmark
-from videollama2.eval.clips import ClipReader, missing_media, share_of_process
 from videollama2.eval.items import PUBLISHED, Benchmark, Item
-from videollama2.eval.runner import AnswerOptions, Runner, open_evaluation_engine
+from videollama2.eval.running.clips import ClipReader, missing_media, share_of_process
+from videollama2.eval.running.runner import AnswerOptions, Runner, open_evaluation_engine
 from videollama2.eval.samples import StoredAnswer
 from videollama2.eval.scoring import make_sample, read_metrics
 from videollama2.inference.answer import ShownAnswer

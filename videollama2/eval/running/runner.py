@@ -19,8 +19,8 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
 
 from videollama2.errors import DataError, EngineError, MediaError, RequestTooLongError, VideoLlama2Error
-from videollama2.eval.clips import ClipReader, ItemMedia, by_clip, decode_threads
 from videollama2.eval.items import Benchmark, Item
+from videollama2.eval.running.clips import ClipReader, ItemMedia, by_clip, decode_threads
 from videollama2.eval.samples import FAILED, MEDIA, StoredAnswer
 from videollama2.media.frames import FrameSampling
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from videollama2.data.file_formats import format_of
-from videollama2.data.storage import open_file
+from videollama2.data.formats.file_formats import format_of
+from videollama2.data.formats.storage import open_file
 from videollama2.errors import DataError
 
 _FORMAT = 5

@@ -1,7 +1,7 @@
 """Reads tar shards as WebDataset writes them: the members ``KEY.json``, ``KEY.mp4``, ... together are one record.
 
-The media stay in the shard, and their paths say where (:mod:`videollama2.data.storage`), so that records can be read in
-any order, and a run goes on within a shard exactly.
+The media stay in the shard, and their paths say where (:mod:`videollama2.data.formats.storage`), so that records can be
+read in any order, and a run goes on within a shard exactly.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from videollama2.data.contents import content_of, kind_at
-from videollama2.data.storage import member_path, open_file, whole_path
+from videollama2.data.formats.contents import content_of, kind_at
+from videollama2.data.formats.storage import member_path, open_file, whole_path
 from videollama2.errors import DataError, MediaError
 from videollama2.media.kinds import KINDS, kind_by_name
 

@@ -12,7 +12,7 @@ import re
 
 from videollama2.errors import ConfigError
 from videollama2.eval.items import Item, Preset
-from videollama2.eval.strict import LETTERS
+from videollama2.eval.reading.strict import LETTERS
 
 LMMS_EVAL = "lmms-eval"
 _ONLY_THE_LETTER = "Answer with the option's letter from the given choices directly."

@@ -18,8 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from videollama2.data.index import alone, content_digest, file_digest
-from videollama2.data.media_cache import remove_if_abandoned
+from videollama2.data.caches.index import alone, content_digest, file_digest
+from videollama2.data.caches.media_cache import remove_if_abandoned
 from videollama2.errors import ConfigError, MediaError
 
 MANIFEST = "features.json"

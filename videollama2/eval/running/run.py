@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 from videollama2 import __version__
 from videollama2.commands import hides_bar
 from videollama2.errors import DataError
-from videollama2.eval.clips import missing_media, share_of_process
 from videollama2.eval.items import PUBLISHED, Benchmark, Item, QuestionCount
 from videollama2.eval.report.document import Header
 from videollama2.eval.report.metrics import Metric
 from videollama2.eval.report.publish import RESULTS_FILE, Published, publish
-from videollama2.eval.runner import AnswerOptions, Runner, open_evaluation_engine
+from videollama2.eval.running.clips import missing_media, share_of_process
+from videollama2.eval.running.runner import AnswerOptions, Runner, open_evaluation_engine
 from videollama2.eval.samples import Sample, StoredAnswer
 from videollama2.eval.scoring import judged_metrics, make_sample, read_metrics
 from videollama2.eval.store import AnswerStore, read_model, read_run

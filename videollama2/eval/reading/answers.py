@@ -2,7 +2,7 @@
 
 The functions ``published_*`` reproduce the parsers of the published code, including their faults: they accept a letter
 anywhere, also inside a word ("Based" is B), and return option C if they find nothing. Golden tests fix their results,
-because published numbers depend on them. The strict parser is :func:`videollama2.eval.strict.strict_option`.
+because published numbers depend on them. The strict parser is :func:`videollama2.eval.reading.strict.strict_option`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from videollama2.eval.items import Parsed
-from videollama2.eval.strict import LETTERS, strict_option
+from videollama2.eval.reading.strict import LETTERS, strict_option
 
 __all__ = [
     "LETTERS",

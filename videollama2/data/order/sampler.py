@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
-from videollama2.data.mixture import PhasedDraw, shares
+from videollama2.data.order.mixture import PhasedDraw, shares
 
 WINDOW = 50
 """Number of batches whose samples are sorted by length together. More means less padding, but also less randomness."""

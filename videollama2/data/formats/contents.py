@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from videollama2.data.storage import MEMBER, is_member, is_store_address, open_file
-from videollama2.data.tables import parquet_content
+from videollama2.data.formats.storage import MEMBER, is_member, is_store_address, open_file
+from videollama2.data.formats.tables import parquet_content
 from videollama2.errors import DataError, MediaError
 from videollama2.media.kinds import kind_of
 from videollama2.media.sources import kind_of_path

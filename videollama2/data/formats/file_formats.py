@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from videollama2.data.shards import is_shard, shard_digest, shard_rows
-from videollama2.data.tables import (
+from videollama2.data.formats.shards import is_shard, shard_digest, shard_rows
+from videollama2.data.formats.tables import (
     dataset_digest,
     dataset_rows,
     is_dataset_folder,
@@ -43,5 +43,5 @@ ANNOTATION_FORMATS: dict[str, AnnotationFormat] = {
 
 
 def format_of(file: AnyPath) -> AnnotationFormat | None:
-    """Return the format of a file; None for JSON, whose forms :func:`videollama2.data.rows.read_rows` distinguishes."""
+    """Return the format of a file; None for JSON, which :func:`~videollama2.data.formats.rows.read_rows` knows."""
     return next((each for each in ANNOTATION_FORMATS.values() if each.reads(file)), None)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from videollama2.data.index import alone, content_digest
+from videollama2.data.caches.index import alone, content_digest
 
 _FORMAT = 1
 """Part of every entry's name, to be raised if frames or the files of entries change."""

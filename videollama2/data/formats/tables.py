@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from videollama2.data.storage import is_store_address, member_path, open_file, whole_path
+from videollama2.data.formats.storage import is_store_address, member_path, open_file, whole_path
 from videollama2.errors import DataError, MissingDependencyError, first_line
 from videollama2.media.kinds import KINDS
 

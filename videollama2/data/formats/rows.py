@@ -12,8 +12,8 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO, TextIO, cast
 
-from videollama2.data.file_formats import format_of
-from videollama2.data.storage import open_file
+from videollama2.data.formats.file_formats import format_of
+from videollama2.data.formats.storage import open_file
 from videollama2.errors import DataError
 from videollama2.stand_ins import HEAD_BYTES, stand_in
 
@@ -30,9 +30,9 @@ _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 def read_rows(file: str | os.PathLike[str]) -> Iterator[Any]:
     """Yield the unchecked rows of an annotation file.
 
-    Its format is a JSON list, JSON Lines or one of :data:`videollama2.data.file_formats.ANNOTATION_FORMATS`. JSON may
-    be compressed with gzip, whatever its name. UTF-16 is recognised by its byte order mark; otherwise the encoding is
-    UTF-8.
+    Its format is a JSON list, JSON Lines or one of :data:`~videollama2.data.formats.file_formats.ANNOTATION_FORMATS`.
+    JSON may be compressed with gzip, whatever its name. UTF-16 is recognised by its byte order mark; otherwise the
+    encoding is UTF-8.
 
     Raises:
         DataError: the file is missing or unreadable, or has neither form; the message names line and column. Rows

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from videollama2.errors import DataError
-from videollama2.eval.video_files import composed
+from videollama2.eval.downloads.video_files import composed
 
 _ZIP, _TAR = (".zip",), (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _PART = re.compile(r"(?P<name>.*\.(?:zip|tar|tgz|tar\.gz))\.(?:part[-._]?)?(?P<number>[a-z]{1,3}|\d{1,4})", re.I)

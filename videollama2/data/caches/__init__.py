@@ -1,0 +1,1 @@
+"""Keeps what is computed once: results about annotation files, decoded frames, and features of frozen encoders."""

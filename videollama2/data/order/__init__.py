@@ -1,0 +1,1 @@
+"""Decides the order of samples: the mixture of sets, and the batches of an epoch."""

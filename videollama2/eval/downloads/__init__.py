@@ -1,0 +1,1 @@
+"""Finds what a benchmark needs among downloaded files: archives, videos, sound tracks and subtitles."""
