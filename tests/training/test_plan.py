@@ -73,6 +73,7 @@ BOTH = ("language_model", "vision_tower")
 PACKED = Load(records=1, tokens=768, clips=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("way", "load"),
     [
@@ -81,11 +82,11 @@ PACKED = Load(records=1, tokens=768, clips=3)
         (Way("packed", half=False), PACKED),
         (Way("connector", connector_alone=True), LOAD),
         (Way("bfloat16", recompute=True), LOAD),
-        pytest.param(Way("lora", **ADAPTED), LOAD, marks=pytest.mark.slow),
-        pytest.param(Way("lora bfloat16", **(ADAPTED | {"half": True})), LOAD, marks=pytest.mark.slow),
-        pytest.param(Way("lora in the encoder", parts=BOTH, **ADAPTED), LOAD, marks=pytest.mark.slow),
-        pytest.param(Way("qlora", quantised=True, **ADAPTED), LOAD, marks=pytest.mark.slow),
-        pytest.param(Way("qlora again", quantised=True, recompute=True, **ADAPTED), LOAD, marks=pytest.mark.slow),
+        (Way("lora", **ADAPTED), LOAD),
+        (Way("lora bfloat16", **(ADAPTED | {"half": True})), LOAD),
+        (Way("lora in the encoder", parts=BOTH, **ADAPTED), LOAD),
+        (Way("qlora", quantised=True, **ADAPTED), LOAD),
+        (Way("qlora again", quantised=True, recompute=True, **ADAPTED), LOAD),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )

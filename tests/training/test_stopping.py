@@ -153,7 +153,7 @@ def test_a_signal_in_every_step(run, world, parts, tmp_path, capsys, monkeypatch
 
 def test_a_signal_during_the_last_step(world, parts, tmp_path, capsys, monkeypatch):
     folder = tmp_path / "out"
-    argv = flags(world, parts, folder, max_steps=1)
+    argv = flags(world, parts, folder, max_steps=1, num_frames=2, **FEW_PARTS)
     step = train.VideoLlama2Trainer.training_step
 
     def signalled(self, *args, **kwargs):
