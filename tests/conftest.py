@@ -115,7 +115,7 @@ def write_cut_video(source: str | Path, target: Path) -> None:
 
 _TOGETHER = (
     ("adhoc", "backend", "faults"),
-    ("web_page", "web_page_faults", "page_sound", "page_server", "page_parts"),
+    ("web_page", "web_page_faults", "page_sound", "page_server", "page_parts", "page_commands"),
 )
 """Files of ``serve/`` that share what takes long to start: the processes of an installation; Gradio, a page and a
 browser. One worker of pytest-xdist gets them all."""

@@ -14,7 +14,6 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,6 +23,8 @@ FAILS_AT_S = 10.0
 
 MANY_TESTS = 1000
 """Results of a run in which imports no longer matter."""
+
+_TICKS = os.sysconf("SC_CLK_TCK")
 
 YARDSTICK_S = 0.033
 """Of :func:`_yardstick` on the machine on which the limits were set."""
@@ -36,22 +37,32 @@ def processor_seconds() -> float:
 
 
 def _of_living_children(pid: str) -> float:
-    """Seconds of the processes below one, as Linux tells them; 0 elsewhere."""
-    seconds = 0.0
-    for listed in Path("/proc", pid, "task").glob("*/children"):
-        for child in _read(listed).split():
-            fields = _read(Path("/proc", child, "stat")).rpartition(")")[2].split()
+    """Seconds of the processes below one, as Linux tells them; 0 elsewhere.
+
+    This runs three times for each test, and looks at every thread, so it is written for speed.
+    """
+    seconds, tasks = 0.0, f"/proc/{pid}/task"
+    for thread in _names(tasks):
+        for child in _read(f"{tasks}/{thread}/children").split():
+            fields = _read(f"/proc/{child}/stat").rpartition(")")[2].split()
             # utime, stime, cutime and cstime of proc(5), in ticks. The server of forks (forked.py) imports everything
             # when the first test needs it; only what it has started belongs to a test.
-            is_server = pid == "self" and "multiprocessing.forkserver" in _read(Path("/proc", child, "cmdline"))
-            ticks = sum(map(int, fields[13 if is_server else 11 : 15]))
-            seconds += ticks / os.sysconf("SC_CLK_TCK") + _of_living_children(child)
+            is_server = pid == "self" and "multiprocessing.forkserver" in _read(f"/proc/{child}/cmdline")
+            seconds += sum(map(int, fields[13 if is_server else 11 : 15])) / _TICKS + _of_living_children(child)
     return seconds
 
 
-def _read(path: Path) -> str:
+def _names(folder: str) -> list[str]:
     try:
-        return path.read_text()
+        return os.listdir(folder)
+    except OSError:  # the process has ended
+        return []
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.read().decode(errors="replace")
     except OSError:  # the process has ended
         return ""
 
@@ -74,33 +85,34 @@ class ProcessorTimes:
     """pytest plug-in: measures set-up, call and teardown of each test, and looks at the calls in the end."""
 
     def __init__(self) -> None:
+        self._seen = 0.0
         self.seconds: dict[str, float] = {}
         self.wings: dict[str, dict[bool, float]] = {}
         """Seconds of each wing, of its slow tests and of the others."""
         self.unmarked: dict[str, float] = {}
         """Seconds of tests over the limit without a mark."""
 
-    @contextmanager
-    def _measured(self, item: pytest.Item, phase: str) -> Iterator[None]:
-        start = processor_seconds()
-        yield
-        # A browser that is closed takes the time of its processes with it: nobody has waited for them.
-        item.user_properties.append((phase, max(0.0, processor_seconds() - start)))
-
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Iterator[None]:
-        with self._measured(item, "setup"):
-            yield
+        self._seen = self._seen or processor_seconds()
+        yield
+        self._note(item, "setup")
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
-        with self._measured(item, "call"):
-            yield
+        yield
+        self._note(item, "call")
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> Iterator[None]:
-        with self._measured(item, "teardown"):
-            yield
+        yield
+        self._note(item, "teardown")
+
+    def _note(self, item: pytest.Item, phase: str) -> None:
+        """Note the seconds since the end of the phase before, be it one of the test before."""
+        before, self._seen = self._seen, processor_seconds()
+        # A browser that is closed takes the time of its processes with it: nobody has waited for them.
+        item.user_properties.append((phase, max(0.0, self._seen - before)))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Called where the results come together, also with several workers."""
