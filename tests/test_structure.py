@@ -125,7 +125,7 @@ WINGS = {
         ("check", "pairs"),
     ),
     "eval": (
-        ("samples", "atomic", "controls", "annotations"),
+        ("samples", "atomic", "controls", "annotations", "subtitles"),
         ("items", "store"),
         ("downloads", "reading"),
         ("judging",),

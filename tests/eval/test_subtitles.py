@@ -4,7 +4,7 @@ import pytest
 
 from tests.eval.helpers.reference import cases_dir
 from videollama2.errors import DataError
-from videollama2.eval.downloads.subtitles import Cue, check_subtitles, published_lines, read_subtitles, seen_lines
+from videollama2.eval.subtitles import Cue, check_subtitles, published_lines, read_subtitles, seen_lines
 
 
 def srt(tmp_path, text):

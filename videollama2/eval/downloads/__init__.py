@@ -1,1 +1,1 @@
-"""Finds what a benchmark needs among downloaded files: archives, videos, sound tracks and subtitles."""
+"""Finds what a benchmark needs among downloaded files, in folders and archives, and lays it out."""

@@ -8,9 +8,9 @@ from pathlib import Path, PurePosixPath
 
 from videollama2.errors import ConfigError, DataError
 from videollama2.eval.downloads.folder import Downloads, Found
-from videollama2.eval.downloads.subtitles import ENDINGS, FOLDERS, split_ending
 from videollama2.eval.downloads.video_files import AUDIO_SUFFIXES, VIDEO_SUFFIXES, composed
 from videollama2.eval.items import Benchmark, Item, Supplement
+from videollama2.eval.subtitles import ENDINGS, FOLDERS, split_ending
 from videollama2.media.kinds import AUDIO
 
 
