@@ -253,7 +253,7 @@ def add_check_command(commands: Any) -> None:
         metavar="NAME",
         help="model whose tokenizer counts tokens (default %(default)s)",
     )
-    check.add_argument("--model-max-length", type=int, metavar="N", help="count the records that are longer")
+    add_count_flag(check, "--model-max-length", "count the records that are longer")
     media = check.add_mutually_exclusive_group()
     media.add_argument("--quick", action="store_true", help="do not open videos, images and sounds")
     media.add_argument("--decode", action="store_true", help="decode the first and last frame and the sound of files")

@@ -221,7 +221,8 @@ class TrainingArguments(ObjectiveFlags, EvaluationFlags, transformers.TrainingAr
 
 def _check_json(path: Path) -> None:
     try:
-        json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
+            raise ValueError("it is no object")
     except FileNotFoundError as error:
         raise ConfigError(f"--deepspeed {path}: there is no such file") from error
     except (OSError, ValueError) as error:

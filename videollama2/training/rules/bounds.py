@@ -53,8 +53,21 @@ def bound_rules(model_args: ModelArguments, data_args: DataArguments, training_a
         *((value < least, f"--{name} {value} is below {least}") for name, value, least in given(_LEAST)),
         *((value > most, f"--{name} {value} is above {most}") for name, value, most in given(_MOST)),
         *((value >= end, f"--{name} {value} is not below {end}") for name, value, end in given(_BELOW)),
+        *_interval_rules(training_args),
         (steps != -1 and steps <= 0, f"--max_steps {steps}: a run without a step learns nothing"),
         (steps <= 0 and epochs <= 0, f"--num_train_epochs {epochs}: a run without an epoch learns nothing"),
+    ]
+
+
+def _interval_rules(training_args: TrainingArguments) -> list[Rule]:
+    saves, evaluates, most = training_args.save_steps, training_args.eval_steps, training_args.save_total_limit
+    return [
+        (
+            training_args.save_strategy == "steps" and saves <= 0,
+            f"--save_steps {saves} is not above 0: no checkpoint would be written; --save_strategy no says so",
+        ),
+        (evaluates is not None and evaluates <= 0, f"--eval_steps {evaluates} is not above 0"),
+        (most is not None and most < 1, f"--save_total_limit {most} is below 1; without it, all checkpoints are kept"),
     ]
 
 

@@ -30,6 +30,7 @@ def data_rules(model_args: ModelArguments, data_args: DataArguments, training_ar
 
 def _file_rules(data_args: DataArguments, training_args: TrainingArguments) -> list[Rule]:
     weights, files = data_args.data_weights, data_args.files
+    evaluates = getattr(training_args.eval_strategy, "value", training_args.eval_strategy)
     return [
         (not files, "--data_path or --data_path_a must name an annotation file"),
         (
@@ -59,7 +60,7 @@ def _file_rules(data_args: DataArguments, training_args: TrainingArguments) -> l
         ),
         (
             training_args.eval_strategy != "no" and not (data_args.eval_data_path or training_args.eval_benchmarks),
-            f"--eval_strategy {training_args.eval_strategy} needs --eval_data_path or --eval_benchmarks",
+            f"--eval_strategy {evaluates} needs --eval_data_path or --eval_benchmarks",
         ),
         (
             data_args.eval_data_path and training_args.eval_strategy == "no",

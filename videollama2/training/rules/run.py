@@ -78,15 +78,21 @@ def _recompute_rules(training_args: TrainingArguments) -> list[Rule]:
 
 
 def _kernel_rules(packing: int | None, training_args: TrainingArguments) -> list[Rule]:
-    needs_gpu = (
-        training_args.use_liger_kernel and training_args.use_cpu,
-        "--use_liger_kernel needs a GPU: its kernels are written in Triton",
-    )
+    need_gpu = [
+        (
+            training_args.use_liger_kernel and training_args.use_cpu,
+            "--use_liger_kernel needs a GPU: its kernels are written in Triton",
+        ),
+        (
+            training_args.fp16 and training_args.use_cpu and not training_args.deepspeed,
+            "--fp16 needs a GPU: on a CPU the run would compute in 32 bits; --bf16 True computes in 16",
+        ),
+    ]
     if not training_args.torch_compile:
-        return [needs_gpu]
+        return need_gpu
     backend, known = training_args.torch_compile_backend, torch.compiler.list_backends(exclude_tags=())
     return [
-        needs_gpu,
+        *need_gpu,
         (backend not in known, f"--torch_compile_backend {backend} is not one of {', '.join(known)}"),
         (
             _in_slices(training_args),
