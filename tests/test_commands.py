@@ -143,16 +143,20 @@ def parser():
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["ask", "What?", "--num-frame5", "3"], "program ask: error: there is no flag --num-frame5; "
-         "did you mean --num-frames? (see program ask --help)\n"),
+        (
+            ["ask", "What?", "--num-frame5", "3"],
+            "program ask: error: there is no flag --num-frame5; did you mean --num-frames? (see program ask --help)\n",
+        ),
         (["ask", "What?", "--colour=red"], "program ask: error: there is no flag --colour (see program ask --help)\n"),
-        (["aks", "What?"], "program: error: there is no command 'aks'; did you mean ask? (there are ask) "
-         "(see program --help)\n"),
+        (
+            ["aks", "What?"],
+            "program: error: there is no command 'aks'; did you mean ask? (there are ask) (see program --help)\n",
+        ),
         (["bogus"], "program: error: there is no command 'bogus' (there are ask) (see program --help)\n"),
         (["ask", "What?", "Why?"], "program ask: error: unexpected arguments: Why? (see program ask --help)\n"),
         (["ask"], "program ask: error: the following arguments are required: question (see program ask --help)\n"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_on_a_command_line_is_told_by_the_subcommand_in_one_line(capsys, arguments, line):
     with pytest.raises(SystemExit) as ended:
         parser().parse_args(arguments)

@@ -67,11 +67,8 @@ def check_media_files(
         return checked
     work: Callable[[RecordMedium], tuple[RecordMedium, _Finding]] = partial(_look_at, decode=decode)
     words = "decoding" if decode else "opening"
-    with (
-        _executor(decode, workers) as executor,
-        tqdm(desc=f"{words} files", total=len(distinct), unit=" files", delay=2, disable=hides_bar(progress))
-        as bar,
-    ):  # fmt: skip
+    progress_bar = tqdm(desc=f"{words} files", total=len(distinct), unit=" files", delay=2, disable=hides_bar(progress))
+    with _executor(decode, workers) as executor, progress_bar as bar:
         try:
             for medium, found in executor.map(work, distinct, chunksize=_FILES_EACH if decode else 1):
                 bar.update()
