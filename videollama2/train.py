@@ -75,7 +75,10 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
         start = decide_together(lambda: _begin(identity, training_args, stack), training_args.process_index == 0)
         if start.is_finished:
             if training_args.process_index == 0:
-                print(f"this run is finished, nothing was done\n{closing_words(out, base_name(model_args.model_path))}")
+                print(
+                    "this run is finished already, so nothing was "
+                    f"done\n{closing_words(out, base_name(model_args.model_path))}"
+                )
         else:
             _run(model_args, data_args, training_args, identity, start)
 
@@ -128,7 +131,7 @@ def _split_otherwise(identity: RunIdentity, checkpoint: str) -> str:
     """Return what to say if the checkpoint's run split its batches otherwise, with which random numbers change."""
     record = read_record(Path(checkpoint))
     changes = identity.split_changes(RunIdentity.from_json(record["identity"])) if record else []
-    return f" with {', '.join(changes)}: dropout draws other numbers than without the change" if changes else ""
+    return f" with {', '.join(changes)}, so dropout draws other numbers than it would have" if changes else ""
 
 
 def _build_trainer(
@@ -204,7 +207,9 @@ def _plot(out: Path) -> None:
     try:
         plot_losses(out)
     except MissingDependencyError as error:
-        print(f"not drawn: {error}", file=sys.stderr)  # the trained weights have already been written
+        print(
+            f"warning: the losses are not plotted: {error}", file=sys.stderr
+        )  # the trained weights have already been written
 
 
 def _stage(model_args: ModelArguments) -> str:

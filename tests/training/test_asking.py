@@ -162,9 +162,9 @@ def test_shares_of_processes_make_the_same_marks(benchmarks, tmp_path):
         ({"eval_strategy": "steps"}, "needs --eval_data_path or --eval_benchmarks"),
         (
             {"eval_benchmarks": "moving_shapes", "eval_steps": 1, "deepspeed": "scripts/zero3.json"},
-            "which ZeRO-3 and --fully_shard cut",
+            "which ZeRO-3 and --fully_shard shard",
         ),
-        ({"sample_answers": 2, "deepspeed": "scripts/zero3.json"}, "--sample_answers: answering needs whole weights"),
+        ({"sample_answers": 2, "deepspeed": "scripts/zero3.json"}, "--sample_answers 2 needs whole weights"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(run, changes, message):

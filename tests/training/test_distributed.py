@@ -236,8 +236,8 @@ def test_zero_2_goes_on_over_quantised_weights(launch, world, parts, tmp_path, c
     assert "--deepspeed not given (was with other content)" in capsys.readouterr().err
     asked = {**options, "resume_from_checkpoint": begun / "checkpoint-2"}
     assert train.main(flags(world, parts, tmp_path / "plain", **asked)) == 2
-    assert "checkpoint-2 was written with --deepspeed, this run is without it" in capsys.readouterr().err
-    with pytest.raises(CheckpointError, match="by 2 processes, these are 3"):
+    assert "checkpoint-2 was written with --deepspeed, but this run is without it" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match="by 2 processes, but this run has 3"):
         check_slices(str(begun / "checkpoint-1"), processes=3)
 
 

@@ -201,8 +201,8 @@ def test_faulty_pairs_are_named(tmp_path, own, message):
     [
         ({"dpo_beta": 0.2}, "--dpo_beta 0.2 has no effect without --objective dpo"),
         ({"objective": "dpo", "dpo_beta": -1}, "--dpo_beta -1.0 is not above 0"),
-        ({"objective": "dpo", "packing": 400}, "--packing packs answers to learn"),
-        ({"objective": "dpo", "tune_mm_mlp_adapter": True}, "--objective dpo trains a model that answers"),
+        ({"objective": "dpo", "packing": 400}, "--packing does not support --objective dpo"),
+        ({"objective": "dpo", "tune_mm_mlp_adapter": True}, "--objective dpo needs a model that answers already"),
     ],
 )
 def test_flags_that_contradict_the_objective(world, parts, tmp_path, changes, message):

@@ -72,7 +72,7 @@ def test_a_killed_command_goes_on(world, parts, kept, frames_differ, capsys):
     assert after.keys() == before.keys()
     assert [path for path in after if after[path] != before[path]] == [gone]
     out = capsys.readouterr().out
-    assert "1 of them encoded now" in out and "an epoch reads" in out and "of decoding" in out
+    assert "computed 1 of them now" in out and "an epoch reads" in out and "of decoding" in out
 
 
 def test_only_the_encoders_are_read_from_a_whole_model(world, parts, kept, frames_differ, tmp_path):

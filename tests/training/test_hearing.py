@@ -98,7 +98,7 @@ def test_a_bare_language_model_learns_to_hear_without_ever_seeing(run, parts, be
         with pytest.raises(PromptError, match="no vision encoder"):
             processor["video"](golden_audio_dir() / "media" / "duet_cut.mp4")
     assert not any("vision_tower" in name for name in second.weights)
-    with pytest.raises(ConfigError, match="--vision_tower is needed, or --audio_tower for a model that hears"):
+    with pytest.raises(ConfigError, match="give --vision_tower, or --audio_tower for a model that hears"):
         built(bare, None, world, tmp_path, tune_mm_mlp_adapter_a=None)
 
 
@@ -221,16 +221,19 @@ def test_the_gradient_multiplier(seeing, beats, world, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"freeze_mm_mlp_adapter": True}, "tune_mm_mlp_adapter_a trains the audio projector, --freeze_mm_mlp_adapter"),
-        ({"freeze_vision_tower": False}, "--freeze_vision_tower False the vision encoder"),
+        (
+            {"freeze_mm_mlp_adapter": True},
+            "tune_mm_mlp_adapter_a trains the audio projector, but --freeze_mm_mlp_adapter",
+        ),
+        ({"freeze_vision_tower": False}, "--freeze_vision_tower False trains the vision encoder"),
         ({"lora_enable": True}, "--tune_mm_mlp_adapter_a without --tune_adapter_llm does not"),
-        ({"tune_adapter_llm": True, "freeze_backbone": True}, "--freeze_backbone forbids it"),
+        ({"tune_adapter_llm": True, "freeze_backbone": True}, "--freeze_backbone keeps it from learning"),
         ({"tune_adapter_llm": True, "tune_mm_mlp_adapter": True}, "--tune_mm_mlp_adapter forbids it"),
         ({"tune_audio_tower": True, "audio_gradient_multiplier": 2}, "not above 0 and at most 1"),
         ({"audio_gradient_multiplier": 1}, "no effect without --tune_audio_tower"),
         ({"data_path": None}, "must name an annotation file"),
         ({"va": ["True", "False"]}, "--va has 2 values for 1 files"),
-        ({"va": ["maybe"]}, "--va maybe: must be True or False"),
+        ({"va": ["maybe"]}, "--va maybe must be True or False"),
         ({"joint_ratio": [2, 1]}, "three numbers from 0"),
         ({"joint_ratio": [2, 1, 1], "group_by_modality_length": True}, "both set the order of samples"),
     ],
@@ -243,7 +246,9 @@ def test_flags_that_contradict_each_other(world, parts, tmp_path, changes, words
 
 @pytest.mark.slow
 def test_flags_that_need_an_audio_encoder(seeing, beats, files, world, tmp_path):
-    with pytest.raises(ConfigError, match=r"--tune_mm_mlp_adapter_a needs a model that hears: .*give --audio_tower"):
+    with pytest.raises(
+        ConfigError, match=r"--tune_mm_mlp_adapter_a needs a model that hears, but .*give --audio_tower"
+    ):
         built(seeing, None, world, tmp_path)
     for flag, value in {"va": "True", "data_path_a": files["audio"]}.items():
         with pytest.raises(ConfigError, match=rf"--{flag} needs a model that hears"):

@@ -141,7 +141,7 @@ def test_a_target_is_looked_for_in_every_part(built):
         ConfigError, match=r"matches no layer of the vision tower; a linear layer is encoder\.layers\.0"
     ):
         built(**BOTH, lora_target=r"layers\.\d\.self_attn\.q_proj")
-    with pytest.raises(ConfigError, match="--lora_parts audio_tower: this model has none"):
+    with pytest.raises(ConfigError, match="--lora_parts audio_tower names a part that this model does not have"):
         built(**LORA, lora_parts=["audio_tower"])
 
 
@@ -167,8 +167,8 @@ def test_names_choose_what_stays_frozen(run, built):
 @pytest.mark.parametrize(
     ("pattern", "words"),
     [
-        ("layers.*", "'layers.*' matches no parameter that learns; one that does is "),
-        (r"model\.vision_tower\..*", "matches no parameter that learns"),
+        ("layers.*", "'layers.*' matches the name of no parameter that learns, such as "),
+        (r"model\.vision_tower\..*", "matches the name of no parameter that learns"),
         ("layers.(", "'layers.(' is not a regular expression: missing )"),
         (".*", "nothing would learn"),
     ],
@@ -252,7 +252,7 @@ def test_experts_that_stay_unquantised_are_told(built, golden, tmp_path):
     VideoLlama2ForConditionalGeneration(config).save_pretrained(base)
     processor.save_pretrained(base)
     changes = {"model_path": base, "vision_tower": None, "mm_projector_type": None, "model_type": None, "bits": 4}
-    with pytest.warns(UserWarning, match="--bits 4 leaves .* weights of fused experts as they are"):
+    with pytest.warns(UserWarning, match="--bits 4 quantises only linear layers: .* weights of fused experts keep"):
         model, _ = built(**LORA, **changes, num_frames=None)
     experts = model.model.language_model.layers[0].mlp.experts.gate_up_proj
     assert experts.dtype == torch.float32 and experts.ndim == 3

@@ -90,7 +90,7 @@ def test_a_run_without_matplotlib_loses_its_plot_only(run, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     folder = run(max_steps=1).folder
     assert (folder / "model.safetensors").is_file() and not (folder / "loss.png").exists()
-    assert "not drawn: loss.png needs matplotlib" in capsys.readouterr().err
+    assert "the losses are not plotted: loss.png needs matplotlib" in capsys.readouterr().err
 
 
 @pytest.mark.slow

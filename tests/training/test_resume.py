@@ -65,7 +65,7 @@ def test_an_optimizer_never_begins_anew_in_silence(run, run_once, world, parts, 
     """A checkpoint without its state, or with one that this run cannot read, is refused."""
     options = {**SAVING, "max_steps": 2}
     plain = run_once(**options).folder
-    with pytest.raises(ConfigError, match=r"checkpoint-2 was written without --deepspeed, this run is with it"):
+    with pytest.raises(ConfigError, match=r"checkpoint-2 was written without --deepspeed, but this run is with it"):
         check_optimizer(plain / "checkpoint-2", deepspeed=True)
     folder = run(save_only_model=True, **options).folder
     (folder / "model.safetensors").unlink()
@@ -160,6 +160,6 @@ def test_disk_without_room_for_a_second_checkpoint(run_once, world, parts, tmp_p
 
 
 def test_error_of_a_writer_is_told_with_the_folder(tmp_path):
-    words = r"result: cannot be written .*GB free.*there is no other one"
+    words = r"result cannot be written .*GB free.*there is no other checkpoint"
     with pytest.raises(CheckpointError, match=words), explain_failed_save(tmp_path / "result", remove=True):
         os.open(tmp_path / "no" / "such", os.O_WRONLY)

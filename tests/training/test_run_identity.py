@@ -47,7 +47,7 @@ def test_a_finished_run_called_again_says_so_and_changes_no_file(finished, world
     before = contents(finished)
     assert train.main(flags(world, parts, finished, **SAVING)) == 0
     out = capsys.readouterr().out
-    assert "this run is finished, nothing was done" in out
+    assert "this run is finished already, so nothing was done" in out
     assert f'videollama2 ask VIDEO "What happens here?" --model-path {finished}' in out
     assert contents(finished) == before
 
@@ -220,7 +220,7 @@ def test_a_second_training_in_one_folder_is_refused(world, parts, tmp_path, caps
     try:
         assert receive(ours) == "held"
         line = refusal(flags(world, parts, folder), capsys)
-        assert f"{folder}: process {holder.pid} on " in line and "trains into this folder now" in line
+        assert f"{folder}: process {holder.pid} on " in line and "is training into it" in line
     finally:
         end_all([holder], timeout_s=0)
     assert (folder / LOCK_FILE).is_file()  # what a killed process leaves holds nobody up

@@ -57,7 +57,7 @@ def test_batches_do_not_depend_on_the_form_and_resume_exactly(run, world, tmp_pa
     assert difference(whole.weights, again.weights) == 0
     assert whole.losses == again.losses
     report = (again.folder / "report.md").read_text()
-    assert "Read as a stream" in report and "| `--streaming` | True |" in report and "num_train_epochs" not in report
+    assert "read as a stream" in report and "| `--streaming` | True |" in report and "num_train_epochs" not in report
 
 
 @pytest.mark.slow
@@ -113,7 +113,7 @@ def test_empty_files_are_passed_over_with_a_warning(world, parts, tmp_path, empt
     assert [len(records) for records in found.sets] == ([] if streaming else [0, 0, len(alone.sets[0]), 0, 0])
     with pytest.raises(DataError, match=r"a\.jsonl and 3 more: there is no record in any of these files"):
         data(*empty)
-    with pytest.raises(DataError, match=r"c\.tar: there is no record in this file, to which --data_weights"):
+    with pytest.raises(DataError, match=r"c\.tar: there is no record in this file, but --data_weights"):
         data(world / "mixed.json", empty[2], data_weights=[1, 1])
 
 

@@ -101,10 +101,10 @@ class RunData:
             raise no_records(args.files)
         if empty and (args.data_weights or args.data_curriculum):
             flag = "--data_weights" if args.data_weights else "--data_curriculum"
-            raise DataError(f"{empty[0]}: there is no record in this file, to which {flag} gives a share")
+            raise DataError(f"{empty[0]}: there is no record in this file, but {flag} gives it a share of the batches")
         for file in (*empty, *empty_of_evaluation):
             if self.training_args.process_index == 0:
-                print(f"warning: {file}: there is no record in this file, it is passed over", file=sys.stderr)
+                print(f"warning: {file}: there is no record in this file, so it is skipped", file=sys.stderr)
 
     @property
     def seed(self) -> int:
@@ -203,7 +203,10 @@ class RunData:
         apart = sizes if weights or mixture.phases else [len(dataset)]
         rows = PackedRows(dataset, apart, packing, self.seed, progress=self.first)
         if self.training_args.should_log:
-            print(f"{len(dataset)} records in {len(rows)} rows of {packing} tokens, {rows.fill:.0%} full")
+            print(
+                f"packed {len(dataset)} records into {len(rows)} rows of {packing} tokens, which are {rows.fill:.0%} "
+                "full"
+            )
         return rows, replace(mixture, sizes=rows.sizes)
 
 

@@ -54,7 +54,7 @@ def compute_features(arguments: Arguments) -> None:
     """
     model_args, data_args, training_args = arguments
     if not data_args.features:
-        raise ConfigError("--features DIR is needed: the folder of the features")
+        raise ConfigError("--features DIR is needed: the folder that the features are written to")
     store = FeatureStore(data_args.features)
     # Here pixels are read, of all records; of the decoder and the connectors nothing is needed.
     data_args.features, data_args.streaming = None, False
@@ -92,7 +92,7 @@ class FeatureCosts:
             media: number of different media.
             epoch: bytes of features that an epoch reads.
         """
-        lines = [f"{media} media, {self.media} of them encoded now by this process, {_size(self.bytes)}"]
+        lines = [f"{media} media have features; this process computed {self.media} of them now ({_size(self.bytes)})"]
         if self.bytes:
             decoding, encoding = (seconds * epoch / self.bytes for seconds in (self.decoding, self.encoding))
             lines.append(
@@ -136,7 +136,7 @@ def _check_room(store: FeatureStore, size: int, tells: bool) -> None:
         print(f"the features take up to {_size(size)} in {store.folder}", flush=True)
     needed = size - sum(path.stat().st_size for path in store.folder.glob("??/*.safetensors"))
     if needed > (free := shutil.disk_usage(store.folder).free):
-        raise ConfigError(f"--features {store.folder}: {_size(free)} are free, {_size(needed)} are needed")
+        raise ConfigError(f"--features {store.folder} has {_size(free)} of free space, but {_size(needed)} are needed")
 
 
 class _Encoder:
@@ -224,7 +224,10 @@ def add_data_commands(subparsers: Any) -> None:
     add_check_command(commands)
     # The flags are read by the parser of train.py; no character begins one here.
     features = commands.add_parser(
-        "features", prefix_chars="\0", add_help=False, help="compute what frozen encoders make of media, once"
+        "features",
+        prefix_chars="\0",
+        add_help=False,
+        help="compute the features of frozen encoders once, for many runs",
     )
     features.add_argument("flags", nargs="*", metavar="FLAG OF THE TRAINING")
     features.set_defaults(run=_features, debug=False)

@@ -68,7 +68,8 @@ def _other_records(own: Outline, first: Outline) -> str | None:
             if mine != its:
                 is_own = mine is not None and mine not in first.problems
                 return f"it alone leaves out {mine}" if is_own else f"process 0 alone leaves out {its}"
-        return f"it leaves out {own.left_out[0]} records, process 0 {first.left_out[0]} records or others"
+        count, of_first = own.left_out[0], first.left_out[0]
+        return f"it leaves out {count} records, but process 0 leaves out {of_first} records, or other ones"
     pairs = zip(own.media, first.media, strict=True)  # of files of the same content, whatever their names
     differing = (file for (file, mine), (_, its) in pairs if mine != its)
     return next((f"{file}: its media have other kinds or numbers of frames" for file in differing), None)

@@ -65,7 +65,7 @@ def rewarded(reward: Reward, record: Record, answer: str) -> float:
         raise DataError(f"{record.name}: --reward fails on the answer {shown(answer)} ({told})") from error
     if not math.isfinite(value):
         raise DataError(
-            f"{record.name}: --reward gives {value} to the answer {shown(answer)}: it must be a finite number"
+            f"{record.name}: --reward gives {value} to the answer {shown(answer)}, which is not a finite number"
         )
     return value
 

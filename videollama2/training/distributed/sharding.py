@@ -76,8 +76,8 @@ def check_slices(checkpoint: str, processes: int) -> None:
     slices = len(list(Path(checkpoint).glob("global_step*/*_optim_states.pt")))
     if slices not in (0, processes):  # without ZeRO there are no slices
         raise CheckpointError(
-            f"{checkpoint} was written by {slices} processes, these are {processes}: "
-            "under DeepSpeed each reads its own slice of the optimizer back"
+            f"{checkpoint} was written by {slices} processes, but this run has {processes}: "
+            "under DeepSpeed, each process reads its own slice of the optimizer's state"
         )
 
 

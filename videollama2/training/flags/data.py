@@ -17,7 +17,9 @@ class DataArguments:
 
     data_path: list[str] | None = field(
         default=None,
-        metadata={"help": "Annotation files: JSON, tar shards, Parquet, datasets' folders; also addresses (s3://...)."},
+        metadata={
+            "help": "Annotation files: JSON, tar shards, Parquet or folders of datasets; also at addresses (s3://...)."
+        },
     )
     data_path_a: list[str] | None = field(
         default=None,
@@ -26,38 +28,46 @@ class DataArguments:
     va: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Whether the sound of videos is heard too, True or False; one value for each annotation file, or "
-            "one for all. Default: False. A record may say otherwise."
+            "help": "Whether the sound of videos is heard too: True or False, one value for each annotation file or "
+            "one for all. A record may override it. Default: False."
         },
     )
     joint_ratio: list[int] | None = field(
         default=None,
         metadata={
-            "help": "How many audio-video, audio and other records are together in every batch. Default: with --va, "
-            "and where the data holds all three, 2 1 1."
+            "help": "Ratio of audio-video, audio and other records in every batch. Default: 2 1 1 if --va is given and "
+            "the data holds all three kinds."
         },
     )
     data_folder: str | None = field(
         default=None,
-        metadata={"help": "What media paths are relative to. Default: the annotation file's folder."},
+        metadata={"help": "Folder that media paths are relative to. Default: the annotation file's folder."},
     )
     data_weights: list[float] | None = field(
         default=None,
-        metadata={"help": "One number per annotation file: its share of an epoch. Default: every record once."},
+        metadata={
+            "help": "Share of an epoch for each annotation file, as one number per file. Default: every record once."
+        },
     )
     data_weights_by: Literal["records", "tokens"] = field(
         default="records", metadata={"help": "Whether weights are shares of records or of tokens."}
     )
     data_curriculum: list[str] | None = field(
         default=None,
-        metadata={"help": "Weights from a step on, in place of --data_weights: STEP:WEIGHT,WEIGHT,... from step 0."},
+        metadata={
+            "help": "Weights that change in the course of the run, in place of --data_weights: STEP:WEIGHT,WEIGHT,... "
+            "for each phase, the first one from step 0."
+        },
     )
     streaming: bool = field(
         default=False,
         metadata={"help": "Read records while training, without counting them first; needs --max_steps."},
     )
     shuffle_buffer: int = field(
-        default=1000, metadata={"help": "With --streaming: each record is drawn from so many; 1 keeps their order."}
+        default=1000,
+        metadata={
+            "help": "With --streaming: number of records among which the next one is drawn; 1 keeps their order."
+        },
     )
     records_cache: str | None = field(
         default=None,
@@ -67,11 +77,12 @@ class DataArguments:
         default=None, metadata={"help": "Folder on a local disk that keeps the frames of decoded videos by content."}
     )
     media_cache_gb: float = field(
-        default=100.0, metadata={"help": "With --media_cache: its largest size; what was used least recently goes."}
+        default=100.0,
+        metadata={"help": "With --media_cache: its maximum size; what was used least recently is removed."},
     )
     features: str | None = field(
         default=None,
-        metadata={"help": "Folder in which `videollama2 data features` has kept features of the media."},
+        metadata={"help": "Folder of media features that `videollama2 data features` has written."},
     )
     packing: int | None = field(
         default=None,
@@ -79,28 +90,29 @@ class DataArguments:
     )
     on_bad_sample: Literal["error", "skip"] = field(
         default="error",
-        metadata={"help": "A record that cannot be used stops the run, or is left out and listed."},
+        metadata={"help": "Whether a record that cannot be used stops the run, or is left out and listed."},
     )
     eval_data_path: list[str] | None = field(
         default=None,
-        metadata={"help": "Annotation files for --eval_strategy; loss and share of right answers are logged."},
+        metadata={"help": "Annotation files of the evaluations, which log the loss and the share of right answers."},
     )
     num_frames: int | None = field(
-        default=None, metadata={"help": "Frames per video. Default: the checkpoint's, for a new model 8."}
+        default=None, metadata={"help": "Frames per video. Default: the checkpoint's, or 8 for a new model."}
     )
     sampling: Literal["index", "time", "fps"] = field(
         default="index",
-        metadata={"help": "Frames evenly over their numbers or over time, or --fps of each second (fps)."},
+        metadata={"help": "How frames are chosen: evenly over their numbers or over time, or --fps of each second."},
     )
     fps: float = field(default=1.0, metadata={"help": "With --sampling fps: frames per second."})
     max_frames: int = field(
-        default=MAX_FRAMES, metadata={"help": "With --sampling fps: most frames of a video, spread over all of it."}
+        default=MAX_FRAMES,
+        metadata={"help": "With --sampling fps: maximum number of frames of a video; they are spread over all of it."},
     )
     image_aspect_ratio: Literal["pad", "square"] | None = field(
         default=None,
         metadata={
             "help": "'pad' makes frames square with bars, 'square' resizes them as they are. Recorded in the "
-            "checkpoint and used at inference. Default: the checkpoint's, for a new model 'square'."
+            "checkpoint and used at inference. Default: the checkpoint's, or 'square' for a new model."
         },
     )
 
@@ -135,4 +147,4 @@ class DataArguments:
             try:
                 string_to_bool(value)
             except ArgumentTypeError as error:
-                raise ConfigError(f"--va {value}: must be True or False") from error
+                raise ConfigError(f"--va {value} must be True or False") from error

@@ -9,19 +9,20 @@ class EvaluationFlags:
 
     eval_benchmarks: list[str] | None = field(
         default=None,
-        metadata={"help": "Benchmarks of `videollama2 eval list`, or files of questions, asked in every evaluation."},
+        metadata={"help": "Benchmarks of `videollama2 eval list`, or files of questions, to run in every evaluation."},
     )
     eval_benchmarks_folder: str = field(
         default="eval", metadata={"help": "Folder that holds the data folders of these benchmarks."}
     )
     eval_questions: int | None = field(
         default=None,
-        metadata={"help": "Ask so many questions of each benchmark, evenly spread. Default: all."},
+        metadata={"help": "Number of questions of each benchmark, spread evenly over it. Default: all."},
     )
     sample_answers: int = field(
         default=4,
         metadata={
-            "help": "Records (of --eval_data_path, else of the training data) whose answers report.md shows before and "
-            "after training, and TensorBoard with their frames; as many of each benchmark. 0: none."
+            "help": "Number of records whose answers are shown before and after training, in report.md and, with their "
+            "frames, in TensorBoard. They are taken from --eval_data_path or else from the training data, and "
+            "as many from each benchmark. 0: none."
         },
     )

@@ -136,7 +136,7 @@ class Parser(CommandParser, HfArgumentParser):  # pyright: ignore[reportIncompat
             formatter.end_section()
         folded = [actions.pop(name).dest for name in FOLDED]
         others = [name for name in sorted(actions) if name not in ("help", argparse.SUPPRESS)]
-        end = "Switches take True or False (default); --debug shows an error's traceback; --help_all tells every flag."
+        end = "Switches take True or False (default); --debug shows an error's traceback; --help_all lists every flag."
         names = f"other flags of this program:\n{_listed(folded)}\n\nother flags of transformers:\n{_listed(others)}"
         return f"{formatter.format_help()}\n{names}\n\n{end}\n"
 

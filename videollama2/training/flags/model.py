@@ -18,26 +18,28 @@ class ModelArguments:
     )
     model_type: str | None = field(
         default=None,
-        metadata={"help": f"Checked against the decoder found in --model_path: {', '.join(FLAT_MODEL_TYPES)}."},
+        metadata={"help": f"Expected kind of the decoder in --model_path, one of {', '.join(FLAT_MODEL_TYPES)}."},
     )
-    vision_tower: str | None = field(default=None, metadata={"help": "CLIP or SigLIP encoder, folder or hub name."})
+    vision_tower: str | None = field(default=None, metadata={"help": "CLIP or SigLIP encoder: a folder or hub name."})
     mm_projector_type: str | None = field(
-        default=None, metadata={"help": "Connector. Default: the checkpoint's, for a new model 'linear'."}
+        default=None,
+        metadata={"help": "Kind of the connector. Default: the checkpoint's, or 'linear' for a new model."},
     )
     mm_vision_select_layer: int | None = field(
         default=None,
-        metadata={"help": "Encoder layer that is read. Default: the checkpoint's, for a new model -2."},
+        metadata={"help": "Encoder layer whose output is used. Default: the checkpoint's, or -2 for a new model."},
     )
     mm_vision_select_feature: Literal["patch", "cls_patch"] | None = field(
-        default=None, metadata={"help": "Default: the checkpoint's, for a new model 'patch'."}
+        default=None,
+        metadata={"help": "Whether the class token is used beside the patches. Default: the checkpoint's, or 'patch'."},
     )
     pretrain_mm_mlp_adapter: str | None = field(
         default=None,
-        metadata={"help": "File of connector weights to start from, as the first stage writes it."},
+        metadata={"help": "File of connector weights to start from, such as the first stage writes."},
     )
     tune_mm_mlp_adapter: bool = field(
         default=False,
-        metadata={"help": "First stage: only the connector learns, from captions; mm_projector.bin is written."},
+        metadata={"help": "First stage: train only the connector, on captions, and write mm_projector.bin."},
     )
     audio_tower: str | None = field(
         default=None,
@@ -47,53 +49,55 @@ class ModelArguments:
         },
     )
     mm_projector_a_type: str | None = field(
-        default=None, metadata={"help": "Audio projector. Default: the checkpoint's, for a new one 'mlp2x_gelu'."}
+        default=None,
+        metadata={"help": "Kind of the audio projector. Default: the checkpoint's, or 'mlp2x_gelu' for a new one."},
     )
     pretrain_mm_mlp_adapter_a: str | None = field(
-        default=None, metadata={"help": "File of audio projector weights to start from, as the audio stages write it."}
+        default=None,
+        metadata={"help": "File of audio projector weights to start from, such as the audio stages write."},
     )
     tune_mm_mlp_adapter_a: bool = field(
         default=False,
         metadata={
-            "help": "Audio stages: the audio projector learns, and nothing else without one of the next two flags; "
-            "mm_projector_a.bin is written."
+            "help": "Audio stages: train the audio projector, and nothing else unless one of the next two flags is "
+            "given; write mm_projector_a.bin."
         },
     )
     tune_audio_tower: bool = field(
-        default=False, metadata={"help": "The audio encoder learns; the audio stages write audio_tower.bin."}
+        default=False, metadata={"help": "Train the audio encoder; the audio stages write audio_tower.bin."}
     )
     tune_adapter_llm: bool = field(
         default=False,
-        metadata={"help": "Joint stage: the language model and both connectors learn; a whole model is written."},
+        metadata={"help": "Joint stage: train the language model and both connectors, and write a whole model."},
     )
     audio_gradient_multiplier: float | None = field(
         default=None,
         metadata={
-            "help": "Factor by which gradients shrink in each layer of the audio encoder; 1 keeps them. Default: the "
-            "encoder's, as published 0.6."
+            "help": "Factor by which gradients shrink in each layer of the audio encoder; 1 keeps them. Default: that "
+            "of the encoder, which is 0.6 as published."
         },
     )
-    freeze_backbone: bool = field(default=False, metadata={"help": "The language model and its head do not learn."})
+    freeze_backbone: bool = field(default=False, metadata={"help": "Freeze the language model and its head."})
     pretrain_labels: Literal["published", "answer"] = field(
         default="published",
         metadata={
-            "help": "First stage: 'published' learns question and answer without an end, 'answer' the answer and "
-            "the end token."
+            "help": "First stage: 'published' trains on question and answer without an end token, 'answer' on the "
+            "answer and the end token."
         },
     )
-    freeze_vision_tower: bool = field(default=True, metadata={"help": "The vision encoder does not learn."})
+    freeze_vision_tower: bool = field(default=True, metadata={"help": "Freeze the vision encoder."})
     freeze_regex: str | None = field(
         default=None,
         metadata={
-            "help": "Regular expression for whole names of parameters that do not learn though other flags let them, "
-            "such as 'model.language_model.layers.[0-9].*'."
+            "help": "Freeze further parameters: those whose whole names match this regular expression, such as "
+            "'model.language_model.layers.[0-9].*'."
         },
     )
     attn_implementation: str | None = field(
         default=None,
         metadata={
-            "help": "How the language model attends: sdpa (default), eager, flash_attention_2 or flex_attention, the "
-            "last two on a GPU."
+            "help": "Attention of the language model: sdpa (default) or eager; on a GPU also flash_attention_2, "
+            "flash_attention_3 or flex_attention."
         },
     )
 

@@ -13,18 +13,43 @@ class ObjectiveFlags:
 
     objective: Literal["answers", "dpo", "grpo"] = field(
         default="answers",
-        metadata={"help": "dpo: prefer an answer to the 'rejected' one; grpo: earn a --reward with own answers."},
+        metadata={
+            "help": "answers: learn the answers; dpo: prefer an answer to the 'rejected' one; grpo: maximise a "
+            "--reward of the model's own answers."
+        },
     )
     dpo_beta: float = field(
-        default=0.1, metadata={"help": "With --objective dpo: how closely the model stays to where it began."}
+        default=0.1,
+        metadata={"help": "With --objective dpo: how closely the model stays to the one that the run started from."},
     )
     reward: str | None = field(
         default=None,
-        metadata={"help": "With --objective grpo: MODULE:FUNCTION or FILE.py:FUNCTION of (record, answer)."},
+        metadata={
+            "help": "With --objective grpo: MODULE:FUNCTION or FILE.py:FUNCTION that is called with (record, answer)."
+        },
     )
-    group_size: int = field(default=8, metadata={"help": "Answers to each question, which are compared."})
-    answer_tokens: int = field(default=32, metadata={"help": "Longest of these answers."})
-    answer_temperature: float = field(default=1.0, metadata={"help": "Temperature at which they are sampled."})
-    answer_updates: int = field(default=1, metadata={"help": "Optimizer steps that learn from the same answers."})
-    clip_ratio: float = field(default=0.2, metadata={"help": "How much more or less likely they may become in these."})
-    kl_beta: float = field(default=0.04, metadata={"help": "Weight of the distance from where the run began."})
+    group_size: int = field(
+        default=8, metadata={"help": "With --objective grpo: number of answers to each question, which are compared."}
+    )
+    answer_tokens: int = field(
+        default=32, metadata={"help": "With --objective grpo: maximum number of tokens of an answer."}
+    )
+    answer_temperature: float = field(
+        default=1.0, metadata={"help": "With --objective grpo: temperature at which answers are sampled."}
+    )
+    answer_updates: int = field(
+        default=1,
+        metadata={"help": "With --objective grpo: number of optimizer steps that learn from the same answers."},
+    )
+    clip_ratio: float = field(
+        default=0.2,
+        metadata={
+            "help": "With --objective grpo: share by which a token's probability may change before it is clipped."
+        },
+    )
+    kl_beta: float = field(
+        default=0.04,
+        metadata={
+            "help": "With --objective grpo: weight of the KL divergence from the model that the run started from."
+        },
+    )

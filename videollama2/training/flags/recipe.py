@@ -66,7 +66,7 @@ def _flags_of(file: str, known: Collection[str]) -> list[str]:
     for key, value in recipe.items():
         name = str(key).replace("-", "_")  # as on the command line
         if name not in known or f"--{name}" == _FLAG:
-            raise ConfigError(f"{_FLAG} {file}: there is no flag {key} (--help_all lists those there are)")
+            raise ConfigError(f"{_FLAG} {file}: there is no flag {key} (--help_all lists all flags)")
         if value is not None:
             # With the sign of equality, a value may begin with dashes.
             argv += [f"--{name}", *map(_text_of, value)] if isinstance(value, list) else [f"--{name}={_text_of(value)}"]

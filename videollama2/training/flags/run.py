@@ -22,7 +22,7 @@ from videollama2.training.flags.evaluation import EvaluationFlags
 from videollama2.training.flags.objective import ObjectiveFlags
 from videollama2.training.stale_locks import clear_stale_locks, skip_shared_memory_reduction
 
-_FSDP = "accelerate would shard on GPUs alone; FSDP2 is --fully_shard True"
+_FSDP = "accelerate shards on GPUs alone; use --fully_shard True for FSDP2"
 
 RECOMPUTED = ("language_model", "mm_projector", "vision_tower", "audio_tower")
 """Parts of the model that can recompute their activations."""
@@ -47,14 +47,14 @@ class TrainingArguments(ObjectiveFlags, EvaluationFlags, transformers.TrainingAr
 
     # The keys of samples are read by the collator; transformers would remove those that the model does not know.
     remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Must stay False: the collator reads what the model does not."}
+        default=False, metadata={"help": "Must stay False: the collator reads keys that the model does not take."}
     )
     overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Start over in a folder that holds another run, which is removed."}
+        default=False, metadata={"help": "Start over: remove the run that --output_dir holds."}
     )
     recipe: str | None = field(
         default=None,
-        metadata={"help": "YAML file that holds any of these flags; those of the command line override it."},
+        metadata={"help": "YAML file with any of these flags; those of the command line override it."},
     )
     # All flags of the command line and of its recipe, for the recipe that the run writes. It is not a flag itself.
     given = dict[str, Any]()
@@ -62,21 +62,21 @@ class TrainingArguments(ObjectiveFlags, EvaluationFlags, transformers.TrainingAr
         default=False,
         metadata={"help": "Resume from the newest readable checkpoint if newer ones are damaged."},
     )
-    optim: str = field(default="adamw_torch_fused", metadata={"help": "Any optimizer of transformers."})
+    optim: str = field(default="adamw_torch_fused", metadata={"help": "Optimizer: any that transformers knows."})
     fully_shard: bool = field(
         default=False,
-        metadata={"help": "FSDP2: cut weights, gradients and optimizer state into slices, one for each process."},
+        metadata={"help": "FSDP2: shard weights, gradients and optimizer state over the processes."},
     )
     gradient_checkpointing_parts: list[str] = field(
         default_factory=lambda: list(RECOMPUTED),
-        metadata={"help": "With --gradient_checkpointing: the parts that recompute. Default: all parts."},
+        metadata={"help": "With --gradient_checkpointing: parts whose activations are recomputed. Default: all parts."},
     )
     gradient_checkpointing_every: int = field(
-        default=1, metadata={"help": "With --gradient_checkpointing: of each part, only every N-th layer recomputes."}
+        default=1, metadata={"help": "With --gradient_checkpointing: recompute only every N-th layer of each part."}
     )
     model_max_length: int = field(
         default=512,
-        metadata={"help": "Tokens of a sample, visual ones included; the rest is cut."},
+        metadata={"help": "Maximum number of tokens of a sample, visual ones included; longer samples are cut."},
     )
     mm_projector_lr: float | None = field(
         default=None, metadata={"help": "Learning rate of the connectors. Default: --learning_rate."}
@@ -84,51 +84,63 @@ class TrainingArguments(ObjectiveFlags, EvaluationFlags, transformers.TrainingAr
     vision_tower_lr: float | None = field(
         default=None, metadata={"help": "Learning rate of the vision encoder. Default: --learning_rate."}
     )
-    freeze_mm_mlp_adapter: bool = field(default=False, metadata={"help": "The connectors do not learn."})
+    freeze_mm_mlp_adapter: bool = field(default=False, metadata={"help": "Freeze the connectors."})
     group_by_modality_length: bool = field(
         default=False,
-        metadata={"help": "Batches of one modality and similar lengths, so that little is padding."},
+        metadata={"help": "Group samples of one modality and similar lengths into batches, to save padding."},
     )
     lora_enable: bool = field(
         default=False,
-        metadata={"help": "The language model, or --lora_parts, learns through low-rank matrices beside its own."},
+        metadata={"help": "Train LoRA matrices beside the frozen weights of the language model, or of --lora_parts."},
     )
     lora_parts: list[str] = field(
         default_factory=lambda: [LORA_PARTS[0]],
-        metadata={"help": f"The parts that learn through them, of {', '.join(LORA_PARTS)}. Default: {LORA_PARTS[0]}."},
+        metadata={"help": f"Parts with LoRA matrices, among {', '.join(LORA_PARTS)}. Default: {LORA_PARTS[0]}."},
     )
-    lora_r: int = field(default=64, metadata={"help": "Rank of these matrices."})
-    lora_alpha: int = field(default=16, metadata={"help": "They count lora_alpha / lora_r."})
-    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout before them."})
+    lora_r: int = field(default=64, metadata={"help": "Rank of the LoRA matrices."})
+    lora_alpha: int = field(
+        default=16,
+        metadata={"help": "Scale of LoRA: the product of its matrices is multiplied by lora_alpha / lora_r."},
+    )
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout on the input of the LoRA matrices."})
     lora_bias: Literal["none", "all", "lora_only"] = field(
-        default="none", metadata={"help": "Which biases learn with them."}
+        default="none", metadata={"help": "Which biases learn with LoRA: none, all, or those of the adapted layers."}
     )
     lora_target: str | None = field(
         default=None,
-        metadata={"help": "Regular expression for whole names of adapted layers in a part. Default: all linear ones."},
+        metadata={
+            "help": "Regular expression for the whole names of layers that LoRA adapts. Default: all linear layers."
+        },
     )
     lora_rslora: bool = field(
-        default=False, metadata={"help": "The matrices count lora_alpha / sqrt(lora_r), so that high ranks learn."}
+        default=False,
+        metadata={"help": "rsLoRA: multiply by lora_alpha / sqrt(lora_r) instead, so that high ranks learn."},
     )
     lora_dora: bool = field(
-        default=False, metadata={"help": "DoRA: the length of each row of an adapted weight is learned by itself."}
+        default=False, metadata={"help": "DoRA: learn the length of each row of an adapted weight separately."}
     )
     torch_compile: bool = field(
         default=False, metadata={"help": "Compile the decoder's layers, for sequences of any length."}
     )
     use_liger_kernel: bool = field(
-        default=False, metadata={"help": "Norms, rotary positions and gated products of liger-kernel, on a GPU."}
+        default=False,
+        metadata={"help": "Use the norms, rotary positions and gated products of liger-kernel; needs a GPU."},
     )
     bits: Literal[4, 8, 16] = field(
-        default=16, metadata={"help": "4 or 8: the language model is quantised (bitsandbytes) under LoRA."}
+        default=16,
+        metadata={"help": "4 or 8: quantise the language model (bitsandbytes) and train LoRA matrices beside it."},
     )
     double_quant: bool = field(
         default=True, metadata={"help": "With --bits 4: quantise the constants of the quantisation too."}
     )
-    quant_type: Literal["nf4", "fp4"] = field(default="nf4", metadata={"help": "With --bits 4: the number format."})
+    quant_type: Literal["nf4", "fp4"] = field(
+        default="nf4", metadata={"help": "With --bits 4: format of the quantised numbers."}
+    )
     report_to: list[str] | None = field(
         default=None,
-        metadata={"help": "tensorboard (by default, where it is installed), wandb, ...; several of them, none or all."},
+        metadata={
+            "help": "Where losses are logged: tensorboard (the default if installed), wandb, ...; or none, or all."
+        },
     )
 
     # These flags of transformers would not do here what they promise and are refused; see _REFUSED.
@@ -214,7 +226,7 @@ class TrainingArguments(ObjectiveFlags, EvaluationFlags, transformers.TrainingAr
             if name not in ("none", "all", *INTEGRATION_TO_CALLBACK):
                 raise ConfigError(f"--report_to {name} is not one of none, all, {', '.join(INTEGRATION_TO_CALLBACK)}")
             if name in ("none", "all") and len(names) > 1:
-                raise ConfigError(f"--report_to {' '.join(names)}: {name} stands alone")
+                raise ConfigError(f"--report_to {' '.join(names)}: {name} cannot be combined with others")
             if name in ("tensorboard", "wandb"):
                 _need_package(name, f"--report_to {name}")
 

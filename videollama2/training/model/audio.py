@@ -39,7 +39,9 @@ def set_hearing(
     elif args.audio_tower:
         add_hearing(model, *new_ears(args))
     elif needing := [*_asked(args), *_data_with_sound(data_args)]:
-        raise ConfigError(f"--{needing[0]} needs a model that hears: {path} has no audio encoder, give --audio_tower")
+        raise ConfigError(
+            f"--{needing[0]} needs a model that hears, but {path} has no audio encoder; give --audio_tower"
+        )
     if args.pretrain_mm_mlp_adapter_a:
         load_audio_connector(model, weights_file("pretrain_mm_mlp_adapter_a", args.pretrain_mm_mlp_adapter_a))
     if args.audio_gradient_multiplier is not None and model.model.audio_tower is not None:
@@ -66,4 +68,6 @@ def _check_fixed(model: VideoLlama2ForConditionalGeneration, args: ModelArgument
         asked, found = getattr(args, flag), getattr(model.config, name)
         # The model names its encoder's file by an absolute path.
         if asked is not None and found not in (asked, str(Path(asked).resolve())):
-            raise ConfigError(f"--{flag} {asked} contradicts {path}, a whole model whose {name} is {found!r}")
+            raise ConfigError(
+                f"--{flag} {asked} contradicts --model_path {path}, a whole model whose {name} is {found!r}"
+            )

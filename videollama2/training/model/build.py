@@ -54,8 +54,8 @@ def build_model(
     model, processor = open_model(model_args, data_args, training_args)
     if training_args.bits != 16 and (left := fused_experts(model)):
         warnings.warn(
-            f"--bits {training_args.bits} leaves {left:,} weights of fused experts as they are: "
-            "only linear layers are quantised",
+            f"--bits {training_args.bits} quantises only linear layers: {left:,} weights of fused experts keep their "
+            "precision",
             stacklevel=2,
         )
     model.config.tune_mm_mlp_adapter = model_args.tune_mm_mlp_adapter
@@ -161,15 +161,15 @@ def _check_is_whole_or_bare(path: str) -> None:
     if find_file(path, ADAPTER_CONFIG) is not None:
         merged = f"{path.rstrip('/')}-merged"
         raise ConfigError(
-            f"--model_path {path} is a LoRA folder; merge it into its base first: videollama2 merge {path} {merged}, "
-            f"then --model_path {merged}"
+            f"--model_path {path} is a LoRA adapter; merge it into its base with `videollama2 merge {path} {merged}`, "
+            f"then give --model_path {merged}"
         )
     flags = {"pretrain_mm_mlp_adapter": CONNECTOR_FILES, "pretrain_mm_mlp_adapter_a": AUDIO_CONNECTOR_FILES}
     found = {flag: file for flag, names in flags.items() if (file := first_file(path, names)) is not None}
     if found:
         base = read_config(path).get("_name_or_path") or "ITS_LANGUAGE_MODEL"
         named = " ".join(f"--{flag} {file}" for flag, file in found.items())
-        raise ConfigError(f"--model_path {path} holds a connector alone; give --model_path {base} {named}")
+        raise ConfigError(f"--model_path {path} holds only a connector; give --model_path {base} {named}")
 
 
 def _read_config(path: str) -> dict[str, Any]:
@@ -177,7 +177,8 @@ def _read_config(path: str) -> dict[str, Any]:
         return read_config(path)
     except CheckpointNotFoundError as error:
         raise CheckpointNotFoundError(
-            f"--model_path {path}: neither a folder with a config.json nor a hub name that can be reached"
+            f"--model_path {path} is neither a folder with a config.json nor the name of a hub repository that can be "
+            "reached"
         ) from error
 
 
@@ -186,8 +187,8 @@ def _load_parts(
 ) -> tuple[VideoLlama2ForConditionalGeneration, VideoLlama2Processor]:
     if not model_args.vision_tower and not model_args.audio_tower:
         raise ConfigError(
-            f"--model_path {path} is a language model without an encoder: --vision_tower is needed, or --audio_tower "
-            "for a model that hears and does not see"
+            f"--model_path {path} is a language model without an encoder; give --vision_tower, or --audio_tower for a "
+            "model that hears and does not see"
         )
     layer = model_args.mm_vision_select_layer
     return build_from_parts(
@@ -217,7 +218,9 @@ def _load_whole(
     for flag, name in fixed.items():
         asked, found = getattr(model_args, flag), getattr(model.config, name)
         if asked is not None and asked != found:
-            raise ConfigError(f"--{flag} {asked} contradicts {path}, a whole model whose {name} is {found!r}")
+            raise ConfigError(
+                f"--{flag} {asked} contradicts --model_path {path}, a whole model whose {name} is {found!r}"
+            )
     return model, processor
 
 
@@ -279,7 +282,7 @@ def choose_trainable(
     if model_args.freeze_regex is not None:
         _freeze_matching(model, model_args.freeze_regex)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ConfigError("every part is frozen by --freeze_* and --tune_* flags: nothing would learn")
+        raise ConfigError("nothing would learn: the --freeze_* and --tune_* flags freeze every part of the model")
 
 
 def _freeze_matching(model: VideoLlama2ForConditionalGeneration, pattern: str) -> None:
@@ -291,8 +294,8 @@ def _freeze_matching(model: VideoLlama2ForConditionalGeneration, pattern: str) -
     except re.error as error:
         raise ConfigError(f"--freeze_regex {pattern!r} is not a regular expression: {error}") from error
     if not frozen:
-        example = min(learning, default="nowhere")
-        raise ConfigError(f"--freeze_regex {pattern!r} matches no parameter that learns; one that does is {example}")
+        example = f"such as {min(learning)}" if learning else "and other flags freeze all of them"
+        raise ConfigError(f"--freeze_regex {pattern!r} matches the name of no parameter that learns, {example}")
     for name in frozen:
         learning[name].requires_grad_(False)
 

@@ -94,7 +94,7 @@ def _linear(model: VideoLlama2ForConditionalGeneration, part: str) -> set[str]:
     """Return the names of a part's linear layers, without the part's own name."""
     module = getattr(model.model, part)
     if module is None:
-        raise ConfigError(f"--lora_parts {part}: this model has none")
+        raise ConfigError(f"--lora_parts {part} names a part that this model does not have")
     return {name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
 
 
@@ -131,10 +131,8 @@ def _target(model: VideoLlama2ForConditionalGeneration, part: str, asked: str | 
     if not matched & running or matched - linear:
         example = min(matched - linear, default=None)
         found = f"{example}, which is not a linear layer" if example else "no layer"
-        raise ConfigError(
-            f"--lora_target {asked!r} matches {found} of the {part.replace('_', ' ')}; a linear layer is "
-            f"{min(running, default='nowhere')}"
-        )
+        known = f"a linear layer is, for example, {min(running)}" if running else "it has no linear layers"
+        raise ConfigError(f"--lora_target {asked!r} matches {found} of the {part.replace('_', ' ')}; {known}")
     return asked
 
 

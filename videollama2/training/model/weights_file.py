@@ -28,7 +28,7 @@ def weights_file(flag: str, name: str) -> Path:
             found = find_file(f"{owner}/{repository}", file)
         except CheckpointNotFoundError as error:
             raise CheckpointNotFoundError(
-                f"--{flag} {name}: neither a file nor on a hub that can be reached"
+                f"--{flag} {name} is neither a file nor one on a hub that can be reached"
             ) from error
     if found is None:
         raise CheckpointNotFoundError(f"--{flag} {name}: there is no such file")

@@ -44,16 +44,16 @@ _COLUMNS = {
 }
 """Columns of the table behind the names of ways, with their widths."""
 _NOTE = """\
-Peak: weights, optimizer, buffers, and the larger one of gradients and activations. On top come fragments and CUDA's own
-memory. ZeRO has the buckets of scripts/zero2.json and scripts/zero3.json."""
+The peak is the sum of weights, optimizer, buffers and the larger one of gradients and activations. Fragmentation and
+CUDA's own memory come on top. The buckets of ZeRO are those of scripts/zero2.json and scripts/zero3.json."""
 
 
 def add_plan_command(subparsers: Any) -> None:
     """Add ``plan`` to the command line."""
-    parser = subparsers.add_parser("plan", help="count which ways of training a model fit into a GPU")
+    parser = subparsers.add_parser("plan", help="show which ways of training a model fit into a GPU")
     parser.description = (
-        "Count the memory and the time of a step for each way of training a model, without its weights, and tell which "
-        "ways fit. A step is a forward and a backward pass of --batch records on each GPU."
+        "Compute the memory and the time of a step for each way of training a model, from its configuration alone, and "
+        "show which of them fit. A step is a forward and a backward pass of --batch records on each GPU."
     )
     parser.add_argument("--model", required=True, help=f"a checkpoint: {PATH_HELP}, such as {DEFAULT_MODEL_NAME}")
     parser.add_argument("--gpus", type=int, default=8, metavar="N", help="number of GPUs (default: %(default)s)")
@@ -80,7 +80,10 @@ def _plan(args: argparse.Namespace) -> int:
     config = VideoLlama2Config.from_pretrained(path)
     planner, load = Planner(config), Load(args.batch, args.tokens, args.gpus, args.clips)
     if args.tokens <= planner.visual * args.clips:
-        raise ConfigError(f"--tokens {args.tokens} has no room for text: a clip has {planner.visual} of them")
+        raise ConfigError(
+            f"--tokens {args.tokens} leaves no room for text: the clips of a record take "
+            f"{planner.visual * args.clips} tokens"
+        )
     each = "a clip" if args.clips == 1 else f"{args.clips} clips"
     print(f"{args.model}: {planner.total:,} weights; {args.batch} records of {args.tokens} tokens, each with {each}")
     print(f"{'GB of each GPU':<34}" + "".join(f"{head:>{width}}" for head, width in _COLUMNS.items()))
@@ -100,7 +103,7 @@ def _plan(args: argparse.Namespace) -> int:
         print(f"{way.name:<34}{_row(memory, seconds)}  {'fits' if fits else 'too large'}")
     print(_advice(fitting))
     print(_NOTE)
-    print(f"Seconds: at {UTILISATION:.0%} of the peak of {args.gpu}, without waiting for other GPUs or for data.")
+    print(f"Seconds assume {UTILISATION:.0%} of the peak of {args.gpu}, and no waiting for other GPUs or for data.")
     return 0
 
 
@@ -117,7 +120,7 @@ def _advice(fitting: dict[str, float]) -> str:
         fitting: seconds of a step of each way that fits, by the way's name, which begins with what learns.
     """
     if not fitting:
-        return "No way fits: take fewer records or tokens, or more GPUs."
+        return "None of these fits: take fewer records or tokens, or more GPUs."
     fastest: dict[str, str] = {}
     for name in sorted(fitting, key=fitting.__getitem__):
         fastest.setdefault(name.partition(",")[0], name)

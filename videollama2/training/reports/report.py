@@ -60,7 +60,11 @@ def write_run_report(folder: Path, sets: Sequence[Sequence[Record]], processes: 
     """
     log = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
     lines = [f"# {folder.resolve().name}", *training_lines(folder, folder)]
-    records = _table(("file", "records", "media"), _records(sets)) if sets else ["Read as a stream, and not counted."]
+    records = (
+        _table(("file", "records", "media"), _records(sets))
+        if sets
+        else ["The records were read as a stream and were not counted."]
+    )
     lines += ["", "## Records", "", *records]
     lines += ["", "## Curves", "", *_curves(log), "", "## Rates", "", *_table(("mean over the log", ""), _rates(log))]
     if answers := read_answers(folder):

@@ -46,7 +46,7 @@ def bound_rules(model_args: ModelArguments, data_args: DataArguments, training_a
 
     return [
         *(
-            (not _is_finite(value), f"--{name} {value} is no finite number")
+            (not _is_finite(value), f"--{name} {value} is not a finite number")
             for group in (model_args, data_args, training_args)
             for name, value in ((field.name, getattr(group, field.name, None)) for field in fields(group))
         ),

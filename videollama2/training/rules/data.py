@@ -39,7 +39,8 @@ def _file_rules(data_args: DataArguments, training_args: TrainingArguments) -> l
         ),
         (
             len(data_args.heard) not in (1, len(files)),
-            f"--va has {len(data_args.heard)} values for {len(files)} files of --data_path",
+            f"--va has {len(data_args.heard)} values for {len(files)} files of --data_path; give one for all or one "
+            "for each",
         ),
         *_joint_rules(data_args.joint_ratio, own_order(data_args, training_args)),
         (
@@ -64,7 +65,7 @@ def _file_rules(data_args: DataArguments, training_args: TrainingArguments) -> l
         ),
         (
             data_args.eval_data_path and training_args.eval_strategy == "no",
-            "--eval_data_path is given, but without --eval_strategy nothing is evaluated",
+            "--eval_data_path has no effect without --eval_strategy or --eval_steps",
         ),
     ]
 
@@ -86,7 +87,7 @@ def _joint_rules(ratio: list[int] | None, order: str | None) -> list[Rule]:
     return [
         (
             ratio is not None and (len(ratio) != len(SOUNDING) or min(ratio) < 0 or sum(ratio) == 0),
-            f"--joint_ratio {ratio}: three numbers from 0 are needed, for {', '.join(SOUNDING)} records",
+            f"--joint_ratio {ratio} must be three numbers from 0, for {', '.join(SOUNDING)} records",
         ),
         (ratio is not None and order is not None, f"--joint_ratio and --{order} both set the order of samples"),
     ]
@@ -98,15 +99,24 @@ def _feature_rules(
     """Return the rules of ``--features``."""
     if data_args.features is None:
         return []
-    frozen = "--features are those of frozen encoders"
+    frozen = "--features holds the output of frozen encoders"
     encoders = " ".join(sorted(training_args.adapted_parts & {"vision_tower", "audio_tower"}))
     return [
-        (encoders, f"{frozen}, --lora_parts {encoders} trains them"),
-        (not model_args.freeze_vision_tower, f"{frozen}, --freeze_vision_tower False trains the vision encoder"),
-        (model_args.tune_audio_tower, f"{frozen}, --tune_audio_tower trains the audio encoder"),
-        (data_args.media_cache, "--media_cache keeps decoded frames, and with --features nothing is decoded"),
-        (training_args.objective == "grpo", "--objective grpo answers questions about pixels, not about --features"),
-        (training_args.fp16, "--features are computed in float32 or, with --bf16 True, in bfloat16; --fp16 is neither"),
+        (encoders, f"{frozen}, but --lora_parts {encoders} trains them"),
+        (not model_args.freeze_vision_tower, f"{frozen}, but --freeze_vision_tower False trains the vision encoder"),
+        (model_args.tune_audio_tower, f"{frozen}, but --tune_audio_tower trains the audio encoder"),
+        (
+            data_args.media_cache,
+            "--media_cache has no effect with --features: no frames are decoded that it could keep",
+        ),
+        (
+            training_args.objective == "grpo",
+            "--objective grpo does not go with --features: its answers are generated from pixels",
+        ),
+        (
+            training_args.fp16,
+            "--features are computed in float32 or bfloat16, so they do not go with --fp16; use --bf16 True",
+        ),
     ]
 
 
@@ -137,7 +147,8 @@ def _mixture_rules(data_args: DataArguments, training_args: TrainingArguments) -
         ),
         (
             by_tokens and data_args.streaming,
-            "--data_weights_by tokens needs all records, --streaming does not read them first",
+            "--data_weights_by tokens needs all records before training, but --streaming reads them one after the "
+            "other",
         ),
     ]
 
@@ -149,9 +160,13 @@ def _stream_rules(data_args: DataArguments, training_args: TrainingArguments) ->
     whole = [name for name in ("joint_ratio", "records_cache") if getattr(data_args, name) is not None]
     whole += [order] if order not in (None, "data_weights") else []
     return [
-        (training_args.max_steps <= 0, "--streaming needs --max_steps: the number of records is not known"),
+        (training_args.max_steps <= 0, "--streaming needs --max_steps, because the number of records is not known"),
         (data_args.shuffle_buffer < 1, f"--shuffle_buffer {data_args.shuffle_buffer} is below 1"),
-        (whole, f"--{whole[0] if whole else ''} needs all records, --streaming reads them one after the other"),
+        (
+            whole,
+            f"--{whole[0] if whole else ''} needs all records before training, but --streaming reads them one after "
+            "the other",
+        ),
     ]
 
 

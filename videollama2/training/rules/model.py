@@ -30,15 +30,16 @@ def _part_rules(model_args: ModelArguments, training_args: TrainingArguments) ->
         ),
         (
             model_args.tune_mm_mlp_adapter and training_args.freeze_mm_mlp_adapter,
-            "--tune_mm_mlp_adapter trains the connector, --freeze_mm_mlp_adapter forbids it",
+            "--tune_mm_mlp_adapter trains the connector, but --freeze_mm_mlp_adapter keeps it from learning",
         ),
         (
             model_args.tune_mm_mlp_adapter and not model_args.freeze_vision_tower,
-            "--tune_mm_mlp_adapter trains the connector alone, --freeze_vision_tower False the encoder too",
+            "--tune_mm_mlp_adapter trains the connector alone, but --freeze_vision_tower False trains the encoder too",
         ),
         (
             model_args.pretrain_labels != "published" and not model_args.tune_mm_mlp_adapter,
-            f"--pretrain_labels {model_args.pretrain_labels} is for the first stage (--tune_mm_mlp_adapter True)",
+            f"--pretrain_labels {model_args.pretrain_labels} needs --tune_mm_mlp_adapter True: it is for the first "
+            "stage",
         ),
         (
             training_args.vision_tower_lr is not None
@@ -59,21 +60,22 @@ def _audio_rules(model_args: ModelArguments, training_args: TrainingArguments) -
     return [
         (
             model_args.tune_mm_mlp_adapter_a and training_args.freeze_mm_mlp_adapter,
-            "--tune_mm_mlp_adapter_a trains the audio projector, --freeze_mm_mlp_adapter forbids it",
+            "--tune_mm_mlp_adapter_a trains the audio projector, but --freeze_mm_mlp_adapter keeps it from learning",
         ),
         (
             alone and not model_args.freeze_vision_tower,
-            "--tune_mm_mlp_adapter_a trains parts that hear, --freeze_vision_tower False the vision encoder; "
-            "--tune_adapter_llm True trains the whole model",
+            "--tune_mm_mlp_adapter_a trains parts that hear alone, but --freeze_vision_tower False trains the vision "
+            "encoder too; --tune_adapter_llm True trains the whole model",
         ),
         (
             alone and training_args.lora_enable,
-            "--lora_enable trains the language model, --tune_mm_mlp_adapter_a without --tune_adapter_llm does not",
+            "--lora_enable trains the language model, but --tune_mm_mlp_adapter_a without --tune_adapter_llm does not",
         ),
         (
             model_args.tune_adapter_llm and (model_args.tune_mm_mlp_adapter or model_args.freeze_backbone),
-            "--tune_adapter_llm trains the language model, "
-            f"{'--tune_mm_mlp_adapter' if model_args.tune_mm_mlp_adapter else '--freeze_backbone'} forbids it",
+            "--tune_adapter_llm trains the language model, but "
+            f"{'--tune_mm_mlp_adapter' if model_args.tune_mm_mlp_adapter else '--freeze_backbone'} keeps it from "
+            "learning",
         ),
         (
             multiplier is not None and not 0 < multiplier <= 1,
@@ -92,24 +94,24 @@ def _lora_rules(model_args: ModelArguments, training_args: TrainingArguments) ->
     parts, adapted = training_args.lora_parts, training_args.adapted_parts
     unknown = [part for part in parts if part not in LORA_PARTS]
     return [
-        (not parts or unknown, f"--lora_parts {' '.join(unknown)}: the parts are {', '.join(LORA_PARTS)}"),
+        (not parts or unknown, f"--lora_parts {' '.join(unknown)} must be among {', '.join(LORA_PARTS)}"),
         (
             "vision_tower" in adapted and not model_args.freeze_vision_tower,
-            "--lora_parts vision_tower trains matrices beside the encoder's weights, --freeze_vision_tower False the "
-            "weights themselves",
+            "--lora_parts vision_tower trains matrices beside the encoder's weights, but --freeze_vision_tower False "
+            "trains the weights themselves",
         ),
         (
             "audio_tower" in adapted and model_args.tune_audio_tower,
-            "--lora_parts audio_tower trains matrices beside the encoder's weights, --tune_audio_tower the weights "
-            "themselves",
+            "--lora_parts audio_tower trains matrices beside the encoder's weights, but --tune_audio_tower trains the "
+            "weights themselves",
         ),
         (
             lora and model_args.tune_mm_mlp_adapter,
-            "--lora_enable trains the language model, --tune_mm_mlp_adapter the connector alone",
+            "--lora_enable trains the language model, but --tune_mm_mlp_adapter trains the connector alone",
         ),
         (
             "language_model" in adapted and model_args.freeze_backbone,
-            "--lora_enable trains the language model, --freeze_backbone forbids it",
+            "--lora_enable trains the language model, but --freeze_backbone keeps it from learning",
         ),
         *no_effect_without(training_args, "lora_enable", lora, _LORA_FLAGS),
         *no_effect_without(training_args, "bits 4", bits == 4, ("double_quant", "quant_type")),
@@ -120,10 +122,10 @@ def _lora_rules(model_args: ModelArguments, training_args: TrainingArguments) ->
         ),
         (
             bits != 16 and not lora,
-            f"--bits {bits} needs --lora_enable True: quantised weights cannot learn themselves",
+            f"--bits {bits} needs --lora_enable True: quantised weights cannot learn",
         ),
         (
             bits != 16 and zero_stage(training_args) == 3,
-            f"--bits {bits} cannot be cut into slices by ZeRO-3: use scripts/zero2.json",
+            f"--bits {bits} does not go with ZeRO-3, which cannot shard quantised weights: use scripts/zero2.json",
         ),
     ]

@@ -24,16 +24,16 @@ def objective_rules(
         *_grpo_rules(training_args),
         (
             objective != "answers" and data_args.streaming,
-            f"--streaming reads answers to learn, --objective {objective} needs all records",
+            f"--streaming does not support --objective {objective}, which needs all records before training",
         ),
         (
             objective != "answers" and data_args.packing is not None,
-            f"--packing packs answers to learn, --objective {objective} compares answers to one question",
+            f"--packing does not support --objective {objective}, which compares answers to one question",
         ),
         (
             objective != "answers" and bool(model_args.parts_alone),
-            f"--objective {objective} trains a model that answers, --tune_mm_mlp_adapter and --tune_mm_mlp_adapter_a "
-            "parts of one that does not yet",
+            f"--objective {objective} needs a model that answers already, but --tune_mm_mlp_adapter and "
+            "--tune_mm_mlp_adapter_a train parts of one that does not yet",
         ),
     ]
 
@@ -54,7 +54,7 @@ def _grpo_rules(training_args: TrainingArguments) -> list[Rule]:
         ),
         (
             training_args.clip_ratio != 0.2 and training_args.answer_updates == 1,
-            "--clip_ratio has no effect with --answer_updates 1: nothing has changed since the answers were sampled",
+            "--clip_ratio has no effect with --answer_updates 1: no weight has changed since the answers were sampled",
         ),
         (
             training_args.answer_temperature <= 0,
@@ -62,6 +62,6 @@ def _grpo_rules(training_args: TrainingArguments) -> list[Rule]:
         ),
         (
             bool(training_args.deepspeed),
-            "--objective grpo samples answers from whole weights, which --deepspeed may cut into slices",
+            "--objective grpo does not support --deepspeed, which may shard the weights that answers are sampled from",
         ),
     ]

@@ -49,11 +49,11 @@ def _attention_rules(attention: str | None, training_args: TrainingArguments) ->
         ),
         (
             attention in ("flash_attention_2", "flash_attention_3", "flex_attention") and training_args.use_cpu,
-            f"--attn_implementation {attention} needs a GPU: on a CPU its gradients are not computed",
+            f"--attn_implementation {attention} needs a GPU: it computes no gradients on a CPU",
         ),
         (
             str(attention).startswith("flash") and not (training_args.bf16 or training_args.fp16),
-            f"--attn_implementation {attention} computes in 16 bits alone: --bf16 True",
+            f"--attn_implementation {attention} needs --bf16 True: it computes only in 16 bits",
         ),
     ]
 
@@ -63,11 +63,12 @@ def _recompute_rules(training_args: TrainingArguments) -> list[Rule]:
     options: Any = training_args.gradient_checkpointing_kwargs or {}
     unknown = [part for part in parts if part not in RECOMPUTED]
     return [
-        (unknown, f"--gradient_checkpointing_parts {' '.join(unknown)}: the parts are {', '.join(RECOMPUTED)}"),
+        (unknown, f"--gradient_checkpointing_parts {' '.join(unknown)} must be among {', '.join(RECOMPUTED)}"),
         (every < 1, f"--gradient_checkpointing_every {every} is below 1"),
         (
             isinstance(options, dict) and options.get("use_reentrant"),
-            "--gradient_checkpointing_kwargs use_reentrant true: layers behind frozen ones would get no gradients",
+            "--gradient_checkpointing_kwargs: use_reentrant must be false, or layers after frozen ones would get no "
+            "gradients",
         ),
         (
             not training_args.gradient_checkpointing and (every != 1 or tuple(parts) != RECOMPUTED),
@@ -96,16 +97,17 @@ def _kernel_rules(packing: int | None, training_args: TrainingArguments) -> list
         (backend not in known, f"--torch_compile_backend {backend} is not one of {', '.join(known)}"),
         (
             _in_slices(training_args),
-            "--torch_compile compiles layers that have their weights, which ZeRO-3 and --fully_shard gather while a "
-            "layer runs",
+            "--torch_compile needs whole weights when it compiles a layer, but ZeRO-3 and --fully_shard gather them "
+            "only while the layer runs",
         ),
         (
             training_args.bits != 16,
-            f"--torch_compile compiles products of torch, --bits {training_args.bits} has others",
+            f"--torch_compile cannot compile the matrix products of --bits {training_args.bits}, which are not torch's",
         ),
         (
             packing is not None,
-            "--torch_compile leaves the number of tokens open, --packing makes rows of any number of records",
+            "--torch_compile compiles for any number of tokens, but not for any number of records in a row, as "
+            "--packing makes them",
         ),
     ]
 
@@ -114,16 +116,18 @@ def _shard_rules(model_args: ModelArguments, training_args: TrainingArguments) -
     if not training_args.fully_shard:
         return []
     return [
-        (training_args.world_size < 2, "--fully_shard shares weights among processes, and there is only one"),
-        (bool(training_args.deepspeed), "--fully_shard and --deepspeed both cut weights into slices"),
-        (training_args.fp16, "--fully_shard computes in 32 bits or with --bf16 True; --fp16 scales gradients"),
+        (training_args.world_size < 2, "--fully_shard shards weights over several processes, but there is only one"),
+        (bool(training_args.deepspeed), "--fully_shard and --deepspeed exclude each other: both shard the weights"),
+        (training_args.fp16, "--fully_shard does not support --fp16, which scales gradients; use --bf16 True"),
         (
             training_args.objective != "answers",
-            f"--fully_shard: --objective {training_args.objective} computes with whole weights between steps",
+            f"--fully_shard does not go with --objective {training_args.objective}, which needs whole weights between "
+            "steps",
         ),
         (
             training_args.lora_enable or bool(model_args.parts_alone),
-            "--fully_shard is for runs that train whole weights: others have little to share, use DDP",
+            "--fully_shard is for runs that train the whole model: LoRA and connectors have few weights to shard, use "
+            "DDP",
         ),
     ]
 
@@ -152,23 +156,25 @@ def _exam_rules(training_args: TrainingArguments) -> list[Rule]:
         ),
         (
             names and _in_slices(training_args),
-            f"--eval_benchmarks {shown}: answering needs whole weights, which ZeRO-3 and --fully_shard cut into "
-            "slices: use scripts/zero2.json, or `videollama2 eval run` on checkpoints",
+            f"--eval_benchmarks {shown} needs whole weights, which ZeRO-3 and --fully_shard shard: use "
+            "scripts/zero2.json, or `videollama2 eval run` on checkpoints",
         ),
         (
             training_args.load_best_model_at_end and training_args.eval_strategy == "no",
-            "--load_best_model_at_end needs --eval_strategy: without an evaluation, no model is the best",
+            "--load_best_model_at_end needs --eval_strategy: without evaluations, it is not known which model is the "
+            "best",
         ),
         (
             _metric(training_args) not in (None, *EVALUATED) and not names,
-            f"--metric_for_best_model {training_args.metric_for_best_model}: an evaluation has {', '.join(EVALUATED)}, "
-            "and the numbers of --eval_benchmarks",
+            f"--metric_for_best_model {training_args.metric_for_best_model} is not a number of an evaluation, which "
+            f"has {', '.join(EVALUATED)} and the numbers of --eval_benchmarks",
         ),
         *no_effect_without(training_args, "eval_benchmarks", bool(names), ("eval_benchmarks_folder", "eval_questions")),
         (questions is not None and questions < 1, f"--eval_questions {questions} is below 1"),
         (
             "sample_answers" in training_args.given and sample_answers(training_args) < training_args.sample_answers,
-            "--sample_answers: answering needs whole weights, which ZeRO-3 and --fully_shard cut into slices",
+            f"--sample_answers {training_args.sample_answers} needs whole weights, which ZeRO-3 and --fully_shard "
+            "shard",
         ),
         (training_args.sample_answers < 0, f"--sample_answers {training_args.sample_answers} is below 0"),
     ]
@@ -178,7 +184,7 @@ def _folder_rules(training_args: TrainingArguments) -> list[Rule]:
     return [
         (
             training_args.remove_unused_columns,
-            "--remove_unused_columns must stay False: the collator reads keys that the model does not",
+            "--remove_unused_columns must stay False: the collator reads keys that the model does not take",
         ),
         (
             training_args.overwrite_output_dir and training_args.resume_from_checkpoint is not None,
@@ -187,6 +193,6 @@ def _folder_rules(training_args: TrainingArguments) -> list[Rule]:
         ),
         (
             training_args.output_dir and os.path.isfile(training_args.output_dir),
-            f"--output_dir {Path(training_args.output_dir or '')} is a file",
+            f"--output_dir {Path(training_args.output_dir or '')} is a file, not a folder",
         ),
     ]

@@ -85,7 +85,7 @@ def _locked_file(path: Path, fcntl: Any) -> TextIO:
             with file:
                 file.seek(0)
                 owner = file.read().strip() or "another process"
-            raise ConfigError(f"--output_dir {path.parent}: {owner} trains into this folder now") from error
+            raise ConfigError(f"--output_dir {path.parent} is in use: {owner} is training into it") from error
         # The former owner may have removed the file after we opened it and before we locked it. Then our lock is on a
         # deleted file, which excludes no other process, so try again with the file that is there now.
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
@@ -155,7 +155,7 @@ def find_start(
     if asked is not None:
         chosen = Path(asked)
         if not is_whole(chosen):
-            raise ConfigError(f"--resume_from_checkpoint {asked}: there is no whole checkpoint")
+            raise ConfigError(f"--resume_from_checkpoint {asked} is not a whole checkpoint")
         _check_readable(chosen)
         check_optimizer(chosen, deepspeed)
         _check_asked(chosen, identity)
@@ -189,8 +189,8 @@ def _check_record(checkpoint: Path, identity: RunIdentity) -> None:
     record = read_record(checkpoint)
     if record is None:
         raise ConfigError(
-            f"{checkpoint} does not say which run wrote it: --resume_from_checkpoint {checkpoint} resumes from it "
-            "anyway, --overwrite_output_dir True starts over"
+            f"{checkpoint} has no record of the run that wrote it: --resume_from_checkpoint {checkpoint} resumes from "
+            "it anyway, --overwrite_output_dir True starts over"
         )
     identity.check(RunIdentity.from_json(record["identity"]), checkpoint)
 
@@ -216,8 +216,8 @@ def _check_nothing_is_lost(folder: Path, record: dict[str, Any] | None) -> None:
     found = next((name for name in names if (folder / name).is_file()), None)
     if record is None and found is not None:
         raise ConfigError(
-            f"--output_dir {folder} holds {found}, and nothing that says which run wrote it: give another folder, or "
-            "--overwrite_output_dir True to write over it"
+            f"--output_dir {folder} holds {found}, but no record of the run that wrote it: give another folder, or "
+            "--overwrite_output_dir True to overwrite it"
         )
 
 

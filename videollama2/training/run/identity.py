@@ -138,7 +138,7 @@ class RunIdentity:
         """Raise a ConfigError that names every difference, unless ``former`` is the same run."""
         if different := self.differences(former):
             raise ConfigError(
-                f"{folder} holds a run that was started otherwise: {'; '.join(different)}. Give the same flags and "
+                f"{folder} holds a run with other flags or data: {'; '.join(different)}. Give the same flags and "
                 "data, another --output_dir, or --overwrite_output_dir True to start over"
             )
 

@@ -125,12 +125,14 @@ def check_optimizer(checkpoint: Path, deepspeed: bool) -> None:
     if deepspeed and has_engine(checkpoint) or not deepspeed and (checkpoint / "optimizer.pt").is_file():
         return
     if has_engine(checkpoint):
-        reason = "was written with --deepspeed, this run is without it"
+        reason = "was written with --deepspeed, but this run is without it"
     elif (checkpoint / "optimizer.pt").is_file():
-        reason = "was written without --deepspeed, this run is with it"
+        reason = "was written without --deepspeed, but this run is with it"
     else:
         reason = "holds no state of the optimizer (--save_only_model)"
-    raise ConfigError(f"{checkpoint} {reason}: cannot be resumed; use the same flags or another --output_dir")
+    raise ConfigError(
+        f"{checkpoint} {reason}, so it cannot be resumed from; use the same flags or another --output_dir"
+    )
 
 
 @contextmanager
@@ -152,7 +154,9 @@ def explain_failed_save(folder: Path, remove: bool) -> Iterator[None]:
         good = last_checkpoint(folder.parent)
         if remove:
             shutil.rmtree(folder, ignore_errors=True)
-        kept = f"the last whole checkpoint is {good}" if good and Path(good) != folder else "there is no other one"
+        kept = (
+            f"the last whole checkpoint is {good}" if good and Path(good) != folder else "there is no other checkpoint"
+        )
         raise CheckpointError(f"{folder}: cannot be written ({reason}; {space}); {kept}") from error
 
 
@@ -179,7 +183,7 @@ def unreadable(checkpoint: Path, problem: str) -> str:
     # Newest first, so those behind it are older.
     older = whole[whole.index(checkpoint) + 1 :] if checkpoint in whole else []
     good = next((path for path in older if problem_of(path) is None), None)
-    way_out = f"--resume_older True resumes from {good}" if good else "there is no older whole one"
+    way_out = f"--resume_older True resumes from {good}" if good else "there is no older checkpoint that is whole"
     return f"{checkpoint}: cannot be read ({problem}); {way_out}"
 
 
@@ -217,4 +221,4 @@ def _free(folder: Path) -> str:
     try:
         return f"{shutil.disk_usage(folder).free / 1e9:.1f} GB free on the disk"
     except OSError:
-        return "the disk cannot be asked"
+        return "the free space is not known"

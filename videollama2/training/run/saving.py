@@ -146,7 +146,7 @@ class SavingTrainer(Trainer):
         checkpoint = self._save_what_was_learnt()
         step = self.state.global_step
         if isinstance(error, VideoLlama2Error) and checkpoint:
-            raise DataError(f"{message_of(error)}; what was learnt up to step {step} is in {checkpoint}") from error
+            raise DataError(f"{message_of(error)}; {checkpoint} holds what was learnt up to step {step}") from error
         if code == FAILED:
             if error is None:
                 raise StoppedElsewhereError
