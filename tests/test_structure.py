@@ -125,7 +125,8 @@ WINGS = {
         ("check", "pairs"),
     ),
     "eval": (
-        ("samples", "atomic", "controls", "annotations", "subtitles"),
+        ("samples", "atomic", "controls", "annotations", "subtitles", "coverage"),
+        ("measures",),
         ("items", "store"),
         ("downloads", "reading"),
         ("judging",),

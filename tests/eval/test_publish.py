@@ -11,7 +11,7 @@ from tests.eval.helpers.samples import HEADER, ROWS, row, sample
 from tests.eval.helpers.tiny_sets import MODEL
 from videollama2.errors import DataError
 from videollama2.eval.__main__ import main
-from videollama2.eval.items import QuestionCount, Supplement
+from videollama2.eval.coverage import QuestionCount, Supplement
 from videollama2.eval.report.document import compare_with_paper
 from videollama2.eval.report.metrics import summarise
 from videollama2.eval.report.publish import publish

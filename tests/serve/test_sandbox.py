@@ -285,9 +285,9 @@ def test_what_differs_in_anything_is_another_clip():
 
 
 def test_where_a_frame_ends_counts():
-    from videollama2.serve.untrusted_media.sandbox import _key
+    from videollama2.serve.untrusted_media.job import job_key
 
-    assert _key({}, [b"ab", b"c"]) != _key({}, [b"a", b"bc"]) != _key({}, [b"abc"])
+    assert job_key({}, [b"ab", b"c"]) != job_key({}, [b"a", b"bc"]) != job_key({}, [b"abc"])
 
 
 def test_the_cache_is_bounded_by_bytes():

@@ -147,7 +147,7 @@ def test_limits_of_bytes_and_time():
     small.close()
     quick = Sandbox(policy(decode_timeout_s=0.05, max_bytes=128 << 20), rules=RULES)
     late = refusal(quick, wav(tone(600, 48_000), 48_000))
-    assert late.code == "media_timeout" and "took longer to decode than the 0.05 s" in str(late)
+    assert late.code == "media_timeout" and "took longer than the 0.05 s" in str(late)
     quick.close()
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from videollama2.errors import ConfigError
+from videollama2.eval.coverage import Supplement
+from videollama2.eval.measures import Aspect, Measure
 from videollama2.eval.samples import Reading, Sample
 from videollama2.media.kinds import VIDEO
 
@@ -106,97 +108,6 @@ class Parsed:
 
     value: Any
     guessed: bool = False
-
-
-@dataclass(frozen=True)
-class QuestionCount:
-    """The number of questions of an evaluation: ``asked`` of the ``total`` in its files, after skipping ``offset``.
-
-    ``official`` is the number of questions of the complete benchmark, or None if it is not known.
-    """
-
-    asked: int
-    total: int
-    offset: int = 0
-    official: int | None = None
-
-    def part(self) -> str:
-        """Describe which part of the benchmark is asked; the text is empty for the whole benchmark."""
-        whole = max(self.total, self.official or 0)
-        if self.asked == whole:
-            return ""
-        began = f", after the first {self.offset:,}" if self.offset else ""
-        return f"{self.asked:,} of {whole:,} questions{began}"
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Supplement:
-    """Material in prompts beside video and question, such as subtitles, which exists for ``found`` of ``of`` videos.
-
-    Attributes:
-        wanted: whether this evaluation uses it.
-        usual: share of the videos for which the complete benchmark has it.
-    """
-
-    name: str
-    found: int
-    of: int
-    wanted: bool = True
-    usual: float = 1.0
-
-    @property
-    def is_short(self) -> bool:
-        """Whether it exists for fewer videos than in the complete benchmark."""
-        return self.found < round(self.usual * self.of)
-
-    def text(self) -> str:
-        return f"{self.name} for {self.found:,} of {self.of:,} videos"
-
-    def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "found": self.found, "of": self.of}
-
-
-def right(reading: Reading) -> float | None:
-    """Return 1 for a right answer, 0 for a wrong one, and None without a verdict."""
-    return None if reading.correct is None else float(reading.correct)
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A number about readings: the mean of ``value`` over the samples for which ``concerns`` is true, times 100.
-
-    Attributes:
-        value: function from a reading to a number from 0 to 1, or to None if it has no verdict.
-        proportion: whether the values are only 0 and 1, so that the interval is that of a proportion.
-    """
-
-    name: str = "accuracy"
-    value: Callable[[Reading], float | None] = right
-    proportion: bool = True
-    concerns: Callable[[Sample], bool] = lambda sample: True
-
-
-@dataclass(frozen=True)
-class Aspect:
-    """An aspect of answers that a judge grades.
-
-    Attributes:
-        name: name in the paper's tables.
-        rubric: name of the rubric.
-        categories: categories of the questions to grade; if there are none, all questions are graded.
-        exact_yes: whether the published scorer counts only "yes" in small letters as yes, and "Yes" as no.
-    """
-
-    name: str
-    rubric: str
-    categories: tuple[str, ...] = ()
-    exact_yes: bool = False
-
-    def concerns(self, sample: Sample) -> bool:
-        return not self.categories or sample.category in self.categories
 
 
 class Benchmark(ABC):

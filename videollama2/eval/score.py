@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from videollama2.errors import ConfigError, DataError
 from videollama2.eval.benchmarks import benchmark, configured, names
-from videollama2.eval.items import PUBLISHED, Benchmark, Item, QuestionCount
+from videollama2.eval.coverage import QuestionCount
+from videollama2.eval.items import PUBLISHED, Benchmark, Item
 from videollama2.eval.published_files import entries, read_published
 from videollama2.eval.report.document import Header, build_report
 from videollama2.eval.report.metrics import Metric

@@ -17,7 +17,8 @@ from videollama2.model.connectors import build_connector, check_class_token, tok
 from videollama2.model.connectors.audio import build_audio_projector
 from videollama2.model.connectors.base import Connector, Shown
 from videollama2.model.encoders import encode_frames, vision_encoder
-from videollama2.model.encoders.beats import BeatsModel, zero_of
+from videollama2.model.encoders.beats import BeatsModel
+from videollama2.model.encoders.gradients import zero_of
 
 _PATCHES_AT_ONCE = 1 << 10
 """A CPU encodes as many frames in one pass as have so many patches at least."""

@@ -1,7 +1,7 @@
 """AVSD: questions from dialogues about videos of daily life, with their sound (arXiv 1901.09107)."""
 
 from videollama2.eval.benchmarks.heard_videos import HeardVideos
-from videollama2.eval.items import Aspect
+from videollama2.eval.measures import Aspect
 
 
 class AVSD(HeardVideos):

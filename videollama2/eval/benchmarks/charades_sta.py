@@ -13,7 +13,8 @@ from pathlib import Path
 from videollama2.errors import DataError
 from videollama2.eval.annotations import AnnotationEntry, find_annotations, read_entries, why_unreadable
 from videollama2.eval.downloads.video_files import VideoFolder
-from videollama2.eval.items import PUBLISHED, Benchmark, Item, Measure, Parsed
+from videollama2.eval.items import PUBLISHED, Benchmark, Item, Parsed
+from videollama2.eval.measures import Measure
 from videollama2.eval.reading.strict import after_thinking
 from videollama2.eval.samples import Reading
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from videollama2.eval.annotations import AnnotationEntry, check_unique, find_annotations, read_entries
 from videollama2.eval.benchmarks.sound_classes import crop_start
 from videollama2.eval.downloads.video_files import AUDIO_SUFFIXES, VideoFolder
-from videollama2.eval.items import Aspect, Benchmark, Item
+from videollama2.eval.items import Benchmark, Item
+from videollama2.eval.measures import Aspect
 from videollama2.media.kinds import AUDIO
 
 REFERENCES = 5

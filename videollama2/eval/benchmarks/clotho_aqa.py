@@ -8,7 +8,8 @@ from videollama2.eval.annotations import AnnotationEntry, check_unique, find_ann
 from videollama2.eval.benchmarks.short_answers import ShortAnswers, conversation
 from videollama2.eval.benchmarks.sound_classes import crop_start
 from videollama2.eval.downloads.video_files import AUDIO_SUFFIXES, VideoFolder
-from videollama2.eval.items import PUBLISHED, Item, Measure
+from videollama2.eval.items import PUBLISHED, Item
+from videollama2.eval.measures import Measure
 from videollama2.eval.samples import Reading, Sample
 from videollama2.media.kinds import AUDIO
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from videollama2.eval.annotations import AnnotationEntry, check_unique, find_annotations, read_entries
 from videollama2.eval.benchmarks.multiple_choice import MultipleChoice
 from videollama2.eval.downloads.video_files import VideoFolder
-from videollama2.eval.items import Item, Measure
+from videollama2.eval.items import Item
+from videollama2.eval.measures import Measure
 from videollama2.eval.reading.answers import LETTERS, first_letter_mended
 from videollama2.eval.samples import Sample
 

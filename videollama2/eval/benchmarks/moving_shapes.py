@@ -17,7 +17,8 @@ from videollama2.errors import ConfigError, DataError
 from videollama2.eval.annotations import read_annotation_json
 from videollama2.eval.benchmarks.mvbench import MVBench, MVBenchTask, load_tasks
 from videollama2.eval.controls import CONTROLS, SHUFFLED_FRAMES
-from videollama2.eval.items import Benchmark, Item, Measure, Parsed
+from videollama2.eval.items import Benchmark, Item, Parsed
+from videollama2.eval.measures import Measure
 from videollama2.eval.report.tables import markdown_table
 from videollama2.eval.samples import Sample
 

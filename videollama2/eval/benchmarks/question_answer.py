@@ -11,7 +11,8 @@ from typing import Any
 from videollama2.errors import DataError
 from videollama2.eval.annotations import AnnotationEntry, check_unique, find_annotations, read_entries
 from videollama2.eval.downloads.video_files import VideoFolder
-from videollama2.eval.items import Aspect, Benchmark, Item
+from videollama2.eval.items import Benchmark, Item
+from videollama2.eval.measures import Aspect
 
 QUESTION_FILE, ANSWER_FILE = "test_q.json", "test_a.json"
 TABLES = ("data/test-*.parquet", "test-*.parquet")

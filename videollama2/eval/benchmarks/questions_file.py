@@ -22,7 +22,8 @@ from videollama2.errors import DataError
 from videollama2.eval.annotations import AnnotationEntry, check_unique, read_entries
 from videollama2.eval.benchmarks.multiple_choice import MultipleChoice, question_and_options
 from videollama2.eval.benchmarks.sound_classes import crop_start
-from videollama2.eval.items import Aspect, Item, Parsed
+from videollama2.eval.items import Item, Parsed
+from videollama2.eval.measures import Aspect
 from videollama2.eval.reading.answers import LETTERS, published_mvbench
 from videollama2.media.kinds import AUDIO, IMAGE, VIDEO
 

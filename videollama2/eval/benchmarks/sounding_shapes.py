@@ -23,7 +23,8 @@ from videollama2.eval.benchmarks.moving_shapes import (
     with_controls,
 )
 from videollama2.eval.controls import CONTROL_OPTIONS
-from videollama2.eval.items import Benchmark, Item, Measure
+from videollama2.eval.items import Benchmark, Item
+from videollama2.eval.measures import Measure
 from videollama2.eval.report.tables import markdown_table
 from videollama2.eval.samples import Sample
 

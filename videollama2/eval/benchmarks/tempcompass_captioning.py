@@ -9,7 +9,8 @@ from videollama2.errors import DataError
 from videollama2.eval.annotations import AnnotationEntry
 from videollama2.eval.benchmarks.tempcompass import task_entries
 from videollama2.eval.downloads.video_files import VideoFolder
-from videollama2.eval.items import Aspect, Benchmark, Item
+from videollama2.eval.items import Benchmark, Item
+from videollama2.eval.measures import Aspect
 
 CHOICE, CAPTIONING = "multi-choice", "captioning"
 

@@ -1,7 +1,7 @@
 """VGGSound, test set: the event in a clip with its sound (arXiv 2004.14368). The published code calls it AVSSD."""
 
 from videollama2.eval.benchmarks.heard_videos import HeardVideos
-from videollama2.eval.items import Aspect
+from videollama2.eval.measures import Aspect
 
 
 class VGGSound(HeardVideos):

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from videollama2.eval.annotations import AnnotationEntry, find_annotations, read_entries
 from videollama2.eval.downloads.video_files import VideoFolder
-from videollama2.eval.items import Aspect, Benchmark, Item
+from videollama2.eval.items import Benchmark, Item
+from videollama2.eval.measures import Aspect
 
 CATEGORIES = ("generic", "temporal", "consistency")
 _PATTERNS = {name: (f"{name}_qa.json", f"{name.capitalize()}/test-*.parquet") for name in CATEGORIES}

@@ -11,8 +11,9 @@ from videollama2.errors import ConfigError, DataError
 from videollama2.eval.annotations import AnnotationEntry
 from videollama2.eval.atomic import write_atomically
 from videollama2.eval.benchmarks.multiple_choice import ONLY_THE_LETTER, MultipleChoice, read_items
+from videollama2.eval.coverage import Supplement
 from videollama2.eval.downloads.video_files import VideoFolder
-from videollama2.eval.items import Benchmark, Item, Supplement
+from videollama2.eval.items import Benchmark, Item
 from videollama2.eval.reading.answers import LETTERS, published_videomme
 from videollama2.eval.samples import Sample
 from videollama2.eval.subtitles import FOLDERS, SubtitleFolder, check_subtitles, read_subtitles, subtitles_for

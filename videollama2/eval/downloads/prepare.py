@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from videollama2.errors import ConfigError, DataError
+from videollama2.eval.coverage import Supplement
 from videollama2.eval.downloads.folder import Downloads, Found
 from videollama2.eval.downloads.video_files import AUDIO_SUFFIXES, VIDEO_SUFFIXES, composed
-from videollama2.eval.items import Benchmark, Item, Supplement
+from videollama2.eval.items import Benchmark, Item
 from videollama2.eval.subtitles import ENDINGS, FOLDERS, split_ending
 from videollama2.media.kinds import AUDIO
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from videollama2.errors import MediaError
-from videollama2.eval.items import Item, Supplement
+from videollama2.eval.coverage import Supplement
+from videollama2.eval.items import Item
 
 
 def sound_tracks(items: Sequence[Item], data: Path) -> Supplement | None:

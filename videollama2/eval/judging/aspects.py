@@ -31,7 +31,7 @@ class Judging:
 class JudgedAspect:
     """The samples that one aspect concerns, with a verdict for each (None for a sample without an answer).
 
-    For ``exact_yes`` see :class:`~videollama2.eval.items.Aspect`. ``wants_score`` is false if verdicts have no score.
+    For ``exact_yes`` see :class:`~videollama2.eval.measures.Aspect`. ``wants_score``: whether verdicts have a score.
     """
 
     name: str

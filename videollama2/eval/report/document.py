@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from videollama2 import __version__
-from videollama2.eval.items import PUBLISHED, QuestionCount, Supplement
+from videollama2.eval.coverage import QuestionCount, Supplement
+from videollama2.eval.items import PUBLISHED
 from videollama2.eval.report.metrics import Metric
 from videollama2.eval.report.paper_numbers import PaperComparison, PaperNumber, paper_number
 from videollama2.eval.samples import Sample

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from videollama2.eval.items import PUBLISHED, Measure
+from videollama2.eval.items import PUBLISHED
+from videollama2.eval.measures import Measure
 from videollama2.eval.report.paper_numbers import PaperComparison
 from videollama2.eval.report.statistics import Interval, category_bootstrap, clustered_interval
 from videollama2.eval.samples import MAX_SCORE, MEDIA, Sample, Verdict

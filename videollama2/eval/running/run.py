@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from videollama2 import __version__
 from videollama2.commands import hides_bar
 from videollama2.errors import DataError
-from videollama2.eval.items import PUBLISHED, Benchmark, Item, QuestionCount
+from videollama2.eval.coverage import QuestionCount
+from videollama2.eval.items import PUBLISHED, Benchmark, Item
 from videollama2.eval.report.document import Header
 from videollama2.eval.report.metrics import Metric
 from videollama2.eval.report.publish import RESULTS_FILE, Published, publish

@@ -11,10 +11,10 @@ its biases by a gate.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
+from einops import rearrange
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 from transformers import PreTrainedModel
@@ -24,6 +24,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from videollama2.audio_config import AudioConfig
 from videollama2.errors import ConfigError, MediaError
+from videollama2.model.encoders.gradients import ScaleGradient, is_sliced, zero_of
 
 FBANK_MEAN = 15.41663
 FBANK_STD = 6.55582
@@ -102,7 +103,7 @@ class BeatsModel(PreTrainedModel):
                 f"{size} frames is needed"
             )
         fbank_BTF = (fbank_BTF.to(self.patch_embedding.weight.dtype) - FBANK_MEAN) / (2 * FBANK_STD)
-        return self.patch_embedding(fbank_BTF.unsqueeze(1)).flatten(2).transpose(1, 2)
+        return rearrange(self.patch_embedding(fbank_BTF.unsqueeze(1)), "b d t f -> b (t f) d")
 
     def class_probabilities(
         self, features_BLD: torch.Tensor, is_padding_BL: torch.Tensor | None = None
@@ -217,7 +218,7 @@ class BeatsLayer(GradientCheckpointingLayer):
         self, hidden_BLD: torch.Tensor, bias_HLL: torch.Tensor, is_padding_BL: torch.Tensor | None = None
     ) -> torch.Tensor:
         if self.gradient_scale != 1 and hidden_BLD.requires_grad:
-            hidden_BLD = _ScaleGradient.apply(hidden_BLD, self.gradient_scale)
+            hidden_BLD = ScaleGradient.apply(hidden_BLD, self.gradient_scale)
         branch_BLD = self._drop(self.self_attn(hidden_BLD, bias_HLL, is_padding_BL))
         hidden_BLD = self.self_attn_layer_norm(hidden_BLD * self.residual_scale + branch_BLD)
         branch_BLD = F.dropout(F.gelu(self.fc1(hidden_BLD)), self.activation_dropout, self.training)
@@ -246,7 +247,7 @@ class BeatsAttention(nn.Module):
         self, hidden_BLD: torch.Tensor, bias_HLL: torch.Tensor, is_padding_BL: torch.Tensor | None = None
     ) -> torch.Tensor:
         query_BHLW, key_BHLW, value_BHLW = (
-            proj(hidden_BLD).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            rearrange(proj(hidden_BLD), "b l (h w) -> b h l w", h=self.heads)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         mask_BHLL = self.gate(query_BHLW) * bias_HLL
@@ -255,7 +256,7 @@ class BeatsAttention(nn.Module):
         attended_BHLW = F.scaled_dot_product_attention(
             query_BHLW, key_BHLW, value_BHLW, mask_BHLL, self.dropout if self.training else 0.0
         )
-        return self.out_proj(attended_BHLW.transpose(1, 2).flatten(2))
+        return self.out_proj(rearrange(attended_BHLW, "b h l w -> b l (h w)"))
 
     def gate(self, query_BHLW: torch.Tensor) -> torch.Tensor:
         """Return ``gate_BHL1``, the factor of each query's biases (WavLM, arXiv 2110.13900, section 3.1)."""
@@ -302,35 +303,6 @@ class PositionConv(nn.Module):
         x_BDL = F.conv1d(hidden_BLD.transpose(1, 2), self.weight, self.bias, padding=kernel // 2, groups=self.groups)
         # An even kernel padded on both sides yields one step too many.
         return F.gelu(x_BDL[..., :length].transpose(1, 2))
-
-
-class _ScaleGradient(torch.autograd.Function):
-    """An identity whose gradient is multiplied by a number."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, scale: float) -> torch.Tensor:
-        ctx.scale = scale
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return gradients[0] * ctx.scale, None
-
-
-def zero_of(modules: Sequence[nn.Module], like: torch.Tensor) -> torch.Tensor:
-    """Return a zero that depends on the modules' trainable weights, because DDP waits for the gradient of each.
-
-    Args:
-        like: a tensor of the result's type and device.
-    """
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    total = sum((p.sum() * 0.0 for p in parameters), start=like.new_zeros(()))
-    return torch.as_tensor(total).to(like.dtype)
-
-
-def is_sliced(module: nn.Module) -> bool:
-    """Whether DeepSpeed's ZeRO-3 keeps only slices of the module's weights on each process."""
-    return any(hasattr(parameter, "ds_id") for parameter in module.parameters())
 
 
 def distance_buckets(distances: torch.Tensor, num_buckets: int, max_distance: int) -> torch.Tensor:

@@ -6,30 +6,22 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from copy import deepcopy
-from typing import Any
 
 import gradio as gr
 
-from videollama2.constants import MAX_SEED
 from videollama2.errors import MediaError
 from videollama2.media.kinds import AUDIO, VIDEO
 from videollama2.serve.page import errors as page_errors
 from videollama2.serve.page.backends import PageBackend
 from videollama2.serve.page.buttons import buttons
 from videollama2.serve.page.choices import Choices, Updates, is_compared
-from videollama2.serve.page.conversation import Conversation, Turn
+from videollama2.serve.page.conversation import Conversation
 from videollama2.serve.page.examples import examples
 from videollama2.serve.page.frames import FrameStrips, Values
-from videollama2.serve.page.layout import (
-    HEAR_ONLY,
-    MAX_QUESTION,
-    SEE_AND_HEAR,
-    SEE_ONLY,
-    PageSettings,
-    Widgets,
-)
+from videollama2.serve.page.layout import HEAR_ONLY, SEE_AND_HEAR, PageSettings, Widgets
 from videollama2.serve.page.notices import notice, status
 from videollama2.serve.page.persistence import from_kept, to_kept, transcript
+from videollama2.serve.page.questions import answer_options, asked_again, problem_of
 from videollama2.serve.page.side_by_side import Lane, answer_together
 from videollama2.serve.page.thumbnails import EMPTY
 from videollama2.serve.page.voting import vote_handler
@@ -216,16 +208,7 @@ class Events:
             if not names:
                 return page_errors.NO_MODEL
             values[w.model] = names[0]
-        if not question:
-            return "Type a question first."
-        if len(question) > MAX_QUESTION:
-            return f"The question is longer than {MAX_QUESTION} characters. Shorten it."
-        seed = (values[w.seed] or "").strip()
-        if seed and not (seed.isascii() and seed.isdecimal() and int(seed) <= MAX_SEED):
-            return f"Seed: {seed!r} is not a whole number from 0 to {MAX_SEED}."
-        if len(values[w.files] or ()) > self.settings.max_media:
-            return f"One question can have at most {self.settings.max_media} files. Remove some."
-        return ""
+        return problem_of(values, w, question, self.settings.max_media)
 
     def _lanes(self, values: Values) -> list[Lane]:
         """Return the lane of the chosen model and, if another model is compared with it, that model's lane."""
@@ -246,7 +229,7 @@ class Events:
         """Answer the last turn of every lane and draw it as it grows. The first lane is the visitor's conversation."""
         w, session = self.widgets, request.session_hash or ""
         conversation, turn = lanes[0].conversation, lanes[0].turn
-        options = self._options(values)
+        options = answer_options(values, self.widgets)
         for lane in lanes:
             lane.turn.model, lane.turn.options = lane.model, {**options, "system": (values[w.system] or "").strip()}
         # Nothing was awaited since the check for a running answer, so no other question of this visitor can be here as
@@ -278,15 +261,6 @@ class Events:
             **buttons(w, self.settings, conversation),
         }
 
-    def _options(self, values: Values) -> dict[str, Any]:
-        w = self.widgets
-        return {
-            "temperature": float(values[w.temperature] or 0),
-            "top_p": float(values[w.top_p] or 1),
-            "max_new_tokens": int(values[w.max_tokens] or 512),
-            **({"seed": int(values[w.seed])} if (values[w.seed] or "").strip() else {}),
-        }
-
     # ---------------------------------------------------------------------------------------------------- other buttons
 
     async def edit(self, values: Values, request: gr.Request) -> Updates:
@@ -297,16 +271,10 @@ class Events:
             return {w.notice: gr.skip()}
         lanes = self._lanes(values)
         turn, *_ = [lane.conversation.turns.pop() for lane in lanes]
-        options = next((medium.options for medium in turn.media if medium.options), {})
         return {
             **_drawn(lanes),
             w.kept: to_kept(conversation),
-            w.question: turn.question,
-            w.files: [medium.path for medium in turn.media] or None,
-            w.num_frames: options.get("num_frames", 0),
-            w.start: _text_of(options.get("start")),
-            w.end: _text_of(options.get("end")),
-            w.senses: used_for(turn),
+            **asked_again(turn, w),
             w.notice: notice(""),
             **buttons(w, self.settings, conversation),
         }
@@ -343,20 +311,6 @@ class Events:
         if not path:
             return {recorder: gr.skip()}
         return {recorder: None, w.files: [*(values[w.files] or ()), path]}
-
-
-def used_for(turn: Turn) -> Any:
-    """Return what a turn used its video for, one of :data:`videollama2.serve.page.layout.SENSES`; no change if none."""
-    for medium in turn.media:
-        if medium.options.get("of_video"):
-            return HEAR_ONLY
-        if medium.kind == VIDEO:
-            return SEE_AND_HEAR if medium.options.get("use_audio") else SEE_ONLY
-    return gr.skip()
-
-
-def _text_of(seconds: float | None) -> str:
-    return "" if seconds is None else f"{seconds:g}"
 
 
 def _drawn(lanes: Sequence[Lane]) -> Updates:

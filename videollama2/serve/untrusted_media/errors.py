@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from videollama2.errors import MediaError
+from videollama2.media.kinds import AUDIO
+
+_MESSAGES = {
+    "unreadable": "the {kind} cannot be read: it is damaged, holds no pictures, is not of an accepted format, or is "
+    "larger than {pixels:,} pixels",
+    "unheard": "the {kind} cannot be heard: it is damaged, or not of an accepted format",
+    "memory": "decoding the {kind} takes more memory than one medium may use",
+    "timeout": "decoding the {kind} took longer than the {seconds:g} s that one medium may take",
+    "crash": "the {kind} cannot be decoded",
+}
+_CODES = {"memory": "media_too_large", "timeout": "media_timeout"}
 
 
 class RefusedMediaError(MediaError):
@@ -20,3 +33,18 @@ class RefusedMediaError(MediaError):
     def __init__(self, message: str, code: str = "invalid_media", status: int = 400, detail: str = "") -> None:
         super().__init__(message)
         self.code, self.status, self.detail = code, status, detail
+
+
+def refusal(kind: str, reason: str, policy: Any, detail: str = "") -> RefusedMediaError:
+    """Return the error for a medium that could not be decoded.
+
+    Args:
+        kind: ``image``, ``video`` or ``audio``.
+        reason: ``unreadable``, ``memory``, ``timeout`` or ``crash``; any other word counts as ``crash``.
+        policy: ``max_pixels`` and ``decode_timeout_s`` of :class:`videollama2.serve.settings.MediaPolicy`.
+    """
+    if reason == "unreadable" and kind == AUDIO:
+        reason = "unheard"
+    message = _MESSAGES.get(reason, _MESSAGES["crash"])
+    text = message.format(kind=kind, pixels=policy.max_pixels, seconds=policy.decode_timeout_s)
+    return RefusedMediaError(text, _CODES.get(reason, "invalid_media"), detail=detail)

@@ -9,8 +9,6 @@ transferred and cached.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +24,8 @@ from videollama2.media.audio import ClipRules, Sound, SoundSampling
 from videollama2.media.frames import FrameSampling
 from videollama2.media.kinds import AUDIO, IMAGE
 from videollama2.media.pixels import FrameResize
-from videollama2.serve.untrusted_media.errors import RefusedMediaError
+from videollama2.serve.untrusted_media.errors import RefusedMediaError, refusal
+from videollama2.serve.untrusted_media.job import Job, job_key
 from videollama2.serve.untrusted_media.process import Child, ChildError, ChildLimits
 from videollama2.serve.untrusted_media.replies import Decoded, Frames, InvalidReplyError, frames_of, size_of, sound_of
 
@@ -41,16 +40,6 @@ CACHE_BYTES = 256 << 20
 DecodedMedium = Decoded | Sound
 
 _log = logging.getLogger(__name__)
-
-_MESSAGES = {
-    "unreadable": "the {kind} cannot be read: it is damaged, holds no pictures, is not of an accepted format, or is "
-    "larger than {pixels:,} pixels",
-    "unheard": "the {kind} cannot be heard: it is damaged, or not of an accepted format",
-    "memory": "the {kind} takes more memory to decode than is given to one",
-    "timeout": "the {kind} took longer to decode than the {seconds:g} s that are given to one",
-    "crash": "the {kind} cannot be decoded",
-}
-_CODES = {"memory": "media_too_large", "timeout": "media_timeout"}
 
 
 class Sandbox:
@@ -150,7 +139,7 @@ class Sandbox:
         }
         # Reading and hashing of up to hundreds of megabytes stay off the event loop.
         blobs = await asyncio.to_thread(self._blobs, asked["kind"], source)
-        key = await asyncio.to_thread(_key, header, blobs)
+        key = await asyncio.to_thread(job_key, header, blobs)
         found = self.cache.get(key)
         return await self._share(key, header, blobs) if found is None else found
 
@@ -190,9 +179,7 @@ class Sandbox:
             return {}
         sampling = _accepted(lambda **given: FrameSampling(**given).for_model(self.num_frames), options)
         if (sampling.count or 0) > self.policy.max_frames:
-            raise RefusedMediaError(
-                f"num_frames {sampling.count} is more than the {self.policy.max_frames} that are given"
-            )
+            raise RefusedMediaError(f"num_frames {sampling.count} is more than the maximum of {self.policy.max_frames}")
         return asdict(replace(sampling, max_frames=min(sampling.max_frames, self.policy.max_frames)))
 
     def _blobs(self, kind: str, source: EncodedSource) -> list[Any]:
@@ -205,7 +192,7 @@ class Sandbox:
         if not blobs or not all(blobs):
             raise RefusedMediaError(f"the {kind} is empty")
         if len(blobs) > self.policy.max_frames:
-            raise RefusedMediaError(f"{len(blobs)} frames are more than the {self.policy.max_frames} that are accepted")
+            raise RefusedMediaError(f"{len(blobs)} frames are more than the maximum of {self.policy.max_frames}")
         if sum(map(len, blobs)) > self.policy.max_bytes:
             raise RefusedMediaError(f"the {kind} is larger than {self.policy.max_bytes} bytes", "media_too_large", 413)
         return blobs
@@ -229,7 +216,7 @@ class Sandbox:
                 flight.task.cancel()
 
     async def _decode(self, key: bytes, header: dict[str, Any], blobs: list[Any]) -> DecodedMedium:
-        job = _Job(header, blobs)
+        job = Job(header, blobs)
         try:
             decoded = await asyncio.get_running_loop().run_in_executor(self._threads, self._run, job)
         except asyncio.CancelledError:
@@ -246,7 +233,7 @@ class Sandbox:
 
     # ------------------------------------------------------------------------------------------------- on a pool thread
 
-    def _run(self, job: _Job) -> DecodedMedium:
+    def _run(self, job: Job) -> DecodedMedium:
         child = self._child()
         # Between here and ``release``, abandoning the job kills the child. Before, the job is only marked, and ends
         # here.
@@ -255,7 +242,7 @@ class Sandbox:
         try:
             reply, arrays = child.ask(job.header, job.blobs, self.policy.decode_timeout_s)
         except ChildError as error:
-            raise self._refusal(job.header["kind"], error.reason, error.detail) from error
+            raise refusal(job.header["kind"], error.reason, self.policy, error.detail) from error
         finally:
             job.release()
             if not child.fit:
@@ -263,7 +250,7 @@ class Sandbox:
         if reply.get("error") == "refused":
             raise RefusedMediaError(str(reply.get("message")))
         if "error" in reply:
-            raise self._refusal(job.header["kind"], reply["error"], str(reply.get("detail", "")))
+            raise refusal(job.header["kind"], reply["error"], self.policy, str(reply.get("detail", "")))
         return self._checked(job.header, reply, arrays)
 
     def _child(self) -> Child:
@@ -294,13 +281,6 @@ class Sandbox:
         with self._lock:
             self._children.discard(child)
 
-    def _refusal(self, kind: str, reason: str, detail: str) -> RefusedMediaError:
-        if reason == "unreadable" and kind == AUDIO:
-            reason = "unheard"
-        reason = reason if reason in _MESSAGES else "crash"
-        text = _MESSAGES[reason].format(kind=kind, pixels=self.policy.max_pixels, seconds=self.policy.decode_timeout_s)
-        return RefusedMediaError(text, _CODES.get(reason, "invalid_media"), detail=detail)
-
     def _checked(self, header: dict[str, Any], reply: dict[str, Any], arrays: list[bytearray]) -> DecodedMedium:
         """Return the reply's bytes as a result. A client may have taken over the process, so everything is checked."""
         kind = header["kind"]
@@ -309,7 +289,7 @@ class Sandbox:
                 return sound_of(reply, arrays, self.rules.samples(self.rules.sampling_rate))
             return frames_of(kind, reply, arrays, self.policy.max_frames)
         except InvalidReplyError as error:
-            raise self._refusal(kind, "crash", str(error)) from error
+            raise refusal(kind, "crash", self.policy, str(error)) from error
 
 
 _Sampling = TypeVar("_Sampling")
@@ -331,40 +311,6 @@ def _accepted(make: Callable[..., _Sampling], options: Mapping[str, Any]) -> _Sa
 class _Flight:
     task: asyncio.Future[DecodedMedium]
     waiting: int = 0
-
-
-class _Job:
-    """A header and blobs for a process. Abandoning the job ends the process that works on it."""
-
-    def __init__(self, header: dict[str, Any], blobs: list[Any]) -> None:
-        self.header, self.blobs = header, blobs
-        self._child: Child | None = None
-        self._abandoned = False
-        self._lock = threading.Lock()
-
-    def take(self, child: Child) -> bool:
-        with self._lock:
-            self._child = child
-            return not self._abandoned
-
-    def release(self) -> None:
-        with self._lock:
-            self._child, self.blobs = None, []
-
-    def abandon(self) -> None:
-        with self._lock:
-            self._abandoned = True
-            if self._child is not None:
-                self._child.kill()
-
-
-def _key(header: dict[str, Any], blobs: Sequence[Any]) -> bytes:
-    """Return the cache key of a result: a hash of all source bytes, the length of each blob, and how they are read."""
-    digest = hashlib.blake2b(json.dumps(header, sort_keys=True).encode(), digest_size=32)
-    for blob in blobs:
-        digest.update(b"%d:" % len(blob))
-        digest.update(blob)
-    return digest.digest()
 
 
 def _read_file(path: Path, max_bytes: int) -> bytes:
