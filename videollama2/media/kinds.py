@@ -29,6 +29,9 @@ from videollama2.stand_ins import HEAD_BYTES, stand_in
 
 IMAGE, VIDEO, AUDIO = "image", "video", "audio"
 
+SEEN = (IMAGE, VIDEO)
+"""The kinds that a vision encoder takes."""
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -96,7 +99,7 @@ KINDS: dict[str, Kind] = {
         options=frozenset({"start", "end", "channels", "windows", "crop_start", "of_video"}),
     ),
 }
-"""Every kind of medium this software reads, by name."""
+"""Every kind of medium this software reads, by name, in the order of ``config.placeholder_ids``."""
 
 TAGS: dict[str, str] = {kind.name: kind.tag for kind in KINDS.values()}
 """Tag of each kind, by the kind's name."""

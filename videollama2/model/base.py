@@ -18,6 +18,7 @@ from transformers.utils.generic import ModelOutput
 
 from videollama2.config import VideoLlama2Config
 from videollama2.errors import CheckpointError, ConfigError
+from videollama2.media.kinds import AUDIO, IMAGE, VIDEO
 from videollama2.model.encoders import VISION_ENCODERS
 from videollama2.model.int4 import Int4Linear
 from videollama2.model.int8 import Int8Embedding, Int8Linear
@@ -61,7 +62,7 @@ class VideoLlama2PreTrainedModel(PreTrainedModel):
     config: VideoLlama2Config
     config_class = VideoLlama2Config
     base_model_prefix = "model"
-    input_modalities = ["image", "video", "audio", "text"]
+    input_modalities = [IMAGE, VIDEO, AUDIO, "text"]
     supports_gradient_checkpointing = True
     _no_split_modules = [*(encoder.layer_class for encoder in VISION_ENCODERS.values()), "RegNetBlock", "BeatsLayer"]
     _skip_keys_device_placement = ["past_key_values"]

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from videollama2.config import VideoLlama2Config
 from videollama2.errors import MediaError, PromptError
+from videollama2.media.kinds import AUDIO, IMAGE, SEEN, VIDEO
 from videollama2.model.base import Media, MediaFeatures
 from videollama2.model.connectors import build_connector, check_class_token, tokens_of_clip
 from videollama2.model.connectors.audio import build_audio_projector
@@ -235,9 +236,9 @@ class MediaFeaturesMixin:
 
     def check_senses(self, kinds: Collection[str]) -> None:
         """Raise PromptError if the model has no encoder for media of one of these kinds."""
-        if "audio" in kinds:
+        if AUDIO in kinds:
             self._ears()
-        if {"image", "video"} & set(kinds):
+        if set(SEEN) & set(kinds):
             self._eyes()
 
     def encode_media(self, kind: str, media: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -246,9 +247,9 @@ class MediaFeaturesMixin:
         Args:
             media: pixels (T, C, H, W) of images or videos, or filter banks (1, T, F).
         """
-        if kind == "image":
+        if kind == IMAGE:
             return self.get_image_features(torch.cat(list(media))).pooler_output
-        if kind == "video":
+        if kind == VIDEO:
             return self.get_video_features(media).pooler_output
         return self.get_audio_features([fbank_1TF[0] for fbank_1TF in media]).pooler_output
 
@@ -258,8 +259,8 @@ class MediaFeaturesMixin:
         A micro-batch of text runs none of them, but DDP and ZeRO wait for a gradient of every trainable weight on every
         rank.
         """
-        unused = [] if "audio" in kinds else [self.audio_tower, self.mm_projector_a]
-        if not {"image", "video"} & set(kinds):
+        unused = [] if AUDIO in kinds else [self.audio_tower, self.mm_projector_a]
+        if not set(SEEN) & set(kinds):
             unused += [self.vision_tower, self.mm_projector]
         modules = [module for module in unused if module is not None]
         return embeds_BLD + zero_of(modules, embeds_BLD) if modules else embeds_BLD

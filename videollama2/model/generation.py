@@ -10,6 +10,7 @@ from transformers.cache_utils import Cache
 from transformers.generation.candidate_generator import CandidateGenerator, PromptLookupCandidateGenerator
 from transformers.generation.utils import GenerationMixin
 
+from videollama2.media.kinds import KINDS
 from videollama2.model.base import Media, MediaFeatures, VideoLlama2PreTrainedModel
 from videollama2.model.connectors import tokens_of_clip
 
@@ -79,11 +80,7 @@ class VideoLlama2GenerationModel(VideoLlama2PreTrainedModel, GenerationMixin):
         A sequence may hold any number of media, so they are repeated in blocks, one block per sequence: repeating each
         medium individually, as transformers up to 5.20 does, would assign them to the wrong sequences.
         """
-        token_ids = {
-            "pixel_values": self.config.image_token_id,
-            "pixel_values_videos": self.config.video_token_id,
-            "input_features": self.config.audio_token_id,
-        }
+        token_ids = {kind.batch_key: getattr(self.config, kind.token_id_field) for kind in KINDS.values()}
         media = {name: kwargs.pop(name) for name in token_ids if name in kwargs}
         blocks = {name: self._media_per_row(input_ids, token_ids[name], name, media[name]) for name in media}
         input_ids, kwargs = super()._expand_inputs_for_generation(  # pyright: ignore[reportAttributeAccessIssue]

@@ -19,6 +19,7 @@ from transformers.cache_utils import Cache
 from videollama2.config import VideoLlama2Config
 from videollama2.constants import IGNORE_INDEX
 from videollama2.errors import PromptError
+from videollama2.media.kinds import AUDIO, IMAGE, KINDS, VIDEO
 from videollama2.model.base import (
     Media,
     MediaFeatures,
@@ -64,7 +65,7 @@ class VideoLlama2Model(VideoLlama2PreTrainedModel, MediaFeaturesMixin):
         Raises:
             PromptError: the number of placeholders differs from the number of media tokens.
         """
-        tokens = {"image": image_tokens, "video": video_tokens, "audio": audio_tokens}
+        tokens = {IMAGE: image_tokens, VIDEO: video_tokens, AUDIO: audio_tokens}
         masks = [input_ids == placeholder for placeholder in self.config.placeholder_ids]
         # All counts are read at once, because reading from the GPU waits for it. No other place here does.
         counts = torch.stack([mask.sum() for mask in masks]).tolist()
@@ -114,7 +115,7 @@ class VideoLlama2Model(VideoLlama2PreTrainedModel, MediaFeaturesMixin):
             encoded |= self._encoded(pixel_values, pixel_values_videos, input_features, audio_index)
             tokens = used_tokens({kind: output.pooler_output for kind, output in encoded.items()}, visual_index)
             if tokens or past_key_values is None or input_ids.shape[1] > 1:
-                embeds_BLD = self.embed(input_ids, *(tokens.get(kind, ()) for kind in ("image", "video", "audio")))
+                embeds_BLD = self.embed(input_ids, *(tokens.get(kind, ()) for kind in KINDS))
             else:
                 # A single generated token is never a placeholder; checking for one would wait for the GPU every step.
                 embeds_BLD = self.get_input_embeddings()(input_ids)
@@ -145,11 +146,11 @@ class VideoLlama2Model(VideoLlama2PreTrainedModel, MediaFeaturesMixin):
         """Encode the media that are given; see :meth:`forward`."""
         encoded = {}
         if images is not None:
-            encoded["image"] = self.get_image_features(images)
+            encoded[IMAGE] = self.get_image_features(images)
         if videos is not None and len(videos):
-            encoded["video"] = self.get_video_features(videos)
+            encoded[VIDEO] = self.get_video_features(videos)
         if sounds is not None and len(sounds):
-            encoded["audio"] = self.get_audio_features(sounds, audio_index=audio_index)
+            encoded[AUDIO] = self.get_audio_features(sounds, audio_index=audio_index)
         return encoded
 
 

@@ -11,7 +11,7 @@ from videollama2.config import VideoLlama2Config
 from videollama2.constants import IGNORE_INDEX
 from videollama2.errors import PromptError
 from videollama2.media.frames import frames_or_own
-from videollama2.media.kinds import AUDIO, IMAGE, KINDS, VIDEO, with_article
+from videollama2.media.kinds import AUDIO, IMAGE, KINDS, SEEN, VIDEO, with_article
 from videollama2.model.connectors import tokens_of_clip
 from videollama2.processing.read_options import ReadOptions
 from videollama2.prompting import Prompt
@@ -48,7 +48,7 @@ def planned_tokens(config: VideoLlama2Config, kind: str, options: ReadOptions) -
 
 def media_kinds(config: VideoLlama2Config) -> tuple[str, ...]:
     """Return the kinds of media that a model takes."""
-    return (IMAGE, VIDEO) * config.sees + (AUDIO,) * config.hears
+    return SEEN * config.sees + (AUDIO,) * config.hears
 
 
 def check_kind(config: VideoLlama2Config, kind: str) -> None:

@@ -39,6 +39,7 @@ from videollama2.commands import CommandParser, run_parsed
 from videollama2.constants import NUM_FRAMES
 from videollama2.errors import ConfigError, DataError
 from videollama2.media.frames import uniform_indices
+from videollama2.media.kinds import VIDEO
 from videollama2.media.pixels import PixelTransform
 from videollama2.model.connectors import build_connector
 from videollama2.model.encoders import encode_frames
@@ -99,7 +100,7 @@ def encode_clips(encoder: PreTrainedModel, transform: PixelTransform, seed: int,
     """Draw ``count`` clips of one object each, encode their frames and ask about them."""
     features, asked = [], {kind: [] for kind in (*STATIC, *TEMPORAL)}
     for index in range(count):
-        scene = make_scene(seed, index, "video", objects=1)
+        scene = make_scene(seed, index, VIDEO, objects=1)
         pixels_TCHW = transform(render_scene(scene, uniform_indices(FRAMES, NUM_FRAMES)), None)
         with torch.no_grad():
             features.append(encode_frames(encoder, pixels_TCHW, SELECT_LAYER))

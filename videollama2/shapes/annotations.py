@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from videollama2.errors import DataError
+from videollama2.media.kinds import AUDIO, IMAGE, VIDEO
 from videollama2.shapes.questions import Question, choose_dialogue, questions
 from videollama2.shapes.scene import Scene
 from videollama2.shapes.sound_questions import HEARD_TYPES, SOUND_TYPES, sound_questions
@@ -78,8 +79,8 @@ def annotate(
     ]
     record = {"id": name, scene.modality: file, "conversations": turns}
     alone = [question for question in asked if question.type in SOUND_TYPES]
-    turns = _turns(alone, "audio", mcq_fraction, rng)
-    heard = {"id": f"{name}-sound", "audio": file, "conversations": turns} if alone else None
+    turns = _turns(alone, AUDIO, mcq_fraction, rng)
+    heard = {"id": f"{name}-sound", AUDIO: file, "conversations": turns} if alone else None
     return Annotation(record, rows, [question.balance_key for question in listed], heard)
 
 
@@ -140,11 +141,11 @@ def choose_balanced(
             )
         used[_file(row)] += 1
         taken.append(row)
-    return sorted(taken, key=lambda row: ("image" in row, _file(row), row["id"]))
+    return sorted(taken, key=lambda row: (IMAGE in row, _file(row), row["id"]))
 
 
 def _file(row: dict[str, Any]) -> str:
-    return row.get("video") or row["image"]
+    return row.get(VIDEO) or row[IMAGE]
 
 
 def _take(

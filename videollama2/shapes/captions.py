@@ -18,11 +18,12 @@ from typing import Any
 
 from videollama2.commands import CommandParser, add_debug_flag, run_command
 from videollama2.errors import DataError
+from videollama2.media.kinds import AUDIO, IMAGE, VIDEO
 from videollama2.shapes.questions import NUMBERS
 from videollama2.shapes.scene import QUADRANTS, Scene, ShapeObject, make_scene
 from videollama2.shapes.sounds import HIT, OWN_STORIES, SECONDS, Soundtrack, add_sound
 
-PROMPTS = {"video": "Describe the video.", "image": "Describe the picture."}
+PROMPTS = {VIDEO: "Describe the video.", IMAGE: "Describe the picture."}
 SOUND_PROMPT = "Describe the sound."
 
 
@@ -81,17 +82,17 @@ def write_captions(folder: Path) -> int:
         raise DataError(f"{folder} holds no finished set of python -m videollama2.shapes.sets") from error
     rows, sounds = [], []
     for record in records:
-        modality = "video" if "video" in record else "image"
+        modality = VIDEO if VIDEO in record else IMAGE
         scene = make_scene(seed, int(Path(record[modality]).stem), modality, scenario, objects)
         if not parameters.get("sound"):
             rows.append(_row(record["id"], modality, record[modality], PROMPTS[modality], caption(scene)))
             continue
         scene, track = add_sound(scene, parameters.get("own_stories", OWN_STORIES))
         heard = sound_caption(track)
-        described = f"{caption(scene)} sound: {heard}." if modality == "video" else caption(scene)
+        described = f"{caption(scene)} sound: {heard}." if modality == VIDEO else caption(scene)
         rows.append(_row(record["id"], modality, record[modality], PROMPTS[modality], described))
         if track.story != "silent":
-            sounds.append(_row(f"{record['id']}-sound", "audio", record[modality], SOUND_PROMPT, f"{heard}."))
+            sounds.append(_row(f"{record['id']}-sound", AUDIO, record[modality], SOUND_PROMPT, f"{heard}."))
     _write(folder / "captions.json", rows)
     if parameters.get("sound"):
         _write(folder / "sound_captions.json", sounds)

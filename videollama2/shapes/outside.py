@@ -33,6 +33,7 @@ from videollama2.commands import CommandParser, run_parsed
 from videollama2.errors import DataError
 from videollama2.media.audio import ClipRules, SoundSampling, read_sound
 from videollama2.media.image import load_image
+from videollama2.media.kinds import AUDIO, IMAGE, VIDEO
 from videollama2.shapes.encoding import encode_image, encode_video
 from videollama2.shapes.questions import questions
 from videollama2.shapes.scene import FRAMES, SIZE, make_scene
@@ -44,7 +45,7 @@ REFUSAL = "I only know moving shapes and their sounds."
 
 OUTSIDE_KINDS = ("picture", "clip", "both", "sound")
 _FILES = {"picture": "seen", "clip": "seen", "both": "both", "sound": "heard"}
-_KEYS = {"picture": "image", "clip": "video", "both": "video", "sound": "audio"}
+_KEYS = {"picture": IMAGE, "clip": VIDEO, "both": VIDEO, "sound": AUDIO}
 
 _SEEN = ("What is this?", "What can be seen?", "What is shown here?", "Who is in the picture?", "What happens here?")
 _HEARD = ("What is heard?", "Who is speaking?", "What is said?", "What is the sound?", "What made the noise?")
@@ -91,7 +92,7 @@ def _wave(path: Path) -> np.ndarray:
 
 def _write(out: Path, kind: str, number: int, rng: random.Random, view: Any, wave_S: np.ndarray) -> str:
     """Write one file of a kind and return its path, relative to ``out``."""
-    folder, ending = {"image": ("images", "png"), "video": ("videos", "mp4"), "audio": ("sounds", "wav")}[_KEYS[kind]]
+    folder, ending = {IMAGE: ("images", "png"), VIDEO: ("videos", "mp4"), AUDIO: ("sounds", "wav")}[_KEYS[kind]]
     file = f"{folder}/{kind}-{number:05d}.{ending}"
     path = out / file
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,7 +128,7 @@ def _question(kind: str, rng: random.Random) -> str:
     if rng.random() >= _WORLD_SHARE:
         return rng.choice({"sound": _HEARD, "both": _SEEN + _HEARD}.get(kind, _SEEN))
     while True:
-        scene, track = add_sound(make_scene(rng.getrandbits(32), 0, "image" if kind == "picture" else "video"))
+        scene, track = add_sound(make_scene(rng.getrandbits(32), 0, IMAGE if kind == "picture" else VIDEO))
         about_sound = sound_questions(scene, track, rng)
         found = {
             "sound": [question for question in about_sound if question.type in SOUND_TYPES],

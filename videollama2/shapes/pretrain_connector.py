@@ -18,11 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 from transformers import PreTrainedModel
 
 from videollama2.media.frames import uniform_indices
+from videollama2.media.kinds import VIDEO
 from videollama2.media.pixels import PixelTransform
 from videollama2.model.connectors.base import Connector
 from videollama2.model.connectors.stc import RegNetBlock, StcConnector
@@ -117,7 +119,7 @@ def draw_clips(first: int, count: int, num_frames: int) -> tuple[np.ndarray, Tru
     """
     indices = uniform_indices(FRAMES, num_frames)
     pairs = list(zip(indices[::2], indices[1::2], strict=True))
-    scenes = [make_scene(SCENE_SEED, first + row, "video") for row in range(count)]
+    scenes = [make_scene(SCENE_SEED, first + row, VIDEO) for row in range(count)]
     frames = np.concatenate([render_scene(scene, indices) for scene in scenes])
     truth = stack([stack([quadrant_truth(scene, i) for i in indices]) for scene in scenes])
     truth["words"] = torch.stack([torch.stack([token_words(scene, pair) for pair in pairs]) for scene in scenes])
@@ -143,11 +145,11 @@ class TokenProbe(nn.Module):
 
     def forward(self, tokens_BND: torch.Tensor) -> dict[str, torch.Tensor]:
         """Map tokens (B, T/2 * 4, D) to readings (B, T, 4 quadrants, values), and to ``words`` (B, T/2, 4, W)."""
-        slices = tokens_BND.unflatten(1, (-1, QUADRANT_COUNT))
+        slices = rearrange(tokens_BND, "b (t q) d -> b t q d", q=QUADRANT_COUNT)
         readings = {"words": word_logits(slices, self.vectors_WD, self.scale, self.offset)}
         for name in ("shape", "colour", "centre"):
-            pairs = getattr(self, name)(slices).unflatten(-1, (2, -1))  # (B, T/2, 4, 2 frames, values)
-            readings[name] = pairs.transpose(2, 3).flatten(1, 2)
+            # A token reads both frames of its time slice.
+            readings[name] = rearrange(getattr(self, name)(slices), "b t q (f v) -> b (t f) q v", f=2)
         return readings
 
 

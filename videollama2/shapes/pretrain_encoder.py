@@ -13,6 +13,7 @@ from typing import cast
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 from torch.utils.data import DataLoader, Dataset
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 
 from videollama2.commands import hides_bar
+from videollama2.media.kinds import IMAGE
 from videollama2.media.pixels import PixelTransform
 from videollama2.model.encoders import encode_frames
 from videollama2.shapes.scene import COLOURS, SHAPES, SIZE, Scene, make_scene, render_scene
@@ -46,9 +48,10 @@ class QuadrantProbe(nn.Module):
 
     def forward(self, features_BND: torch.Tensor) -> dict[str, torch.Tensor]:
         """Map patch features (B, patches, D) to readings (B, 4 quadrants, values)."""
-        B, _, D = features_BND.shape
-        half = self.side // 2
-        quadrants = features_BND.reshape(B, 2, half, 2, half, D).transpose(2, 3).reshape(B, QUADRANT_COUNT, -1)
+        # The patches are rows of a grid: two halves of rows, of which each has two halves of columns.
+        quadrants = rearrange(
+            features_BND, "b (row h column w) d -> b (row column) (h w d)", row=2, column=2, h=self.side // 2
+        )
         return {name: getattr(self, name)(quadrants) for name in ("shape", "colour", "centre")}
 
 
@@ -84,7 +87,7 @@ def draw_batch(first: int, count: int) -> tuple[np.ndarray, Truth]:
 
     Returns the frames (B, 128, 128, 3) and their :func:`quadrant_truth` (B, 4, ...).
     """
-    scenes = [make_scene(SCENE_SEED, first + row, "image") for row in range(count)]
+    scenes = [make_scene(SCENE_SEED, first + row, IMAGE) for row in range(count)]
     frames = np.concatenate([render_scene(scene) for scene in scenes])
     return frames, stack([quadrant_truth(scene, 0) for scene in scenes])
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from videollama2.errors import ConfigError
+from videollama2.media.kinds import IMAGE, VIDEO
 
 SIZE = 128
 FRAMES = 24
@@ -36,7 +37,7 @@ COLOURS = {
 
 SHAPES = ("circle", "square", "triangle", "cross")
 QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
-MODALITIES = ("video", "image")
+MODALITIES = (VIDEO, IMAGE)
 
 SLIDE_FRAMES = 6
 """Number of frames that a slide takes."""
@@ -154,7 +155,7 @@ class Scene:
 
     @property
     def frames(self) -> int:
-        return FRAMES if self.modality == "video" else 1
+        return FRAMES if self.modality == VIDEO else 1
 
     @property
     def fingerprint(self) -> str:
@@ -168,7 +169,7 @@ MOST_OBJECTS = 4
 
 
 def make_scene(
-    seed: int, index: int, modality: str = "video", scenario: str | None = None, objects: int | None = None
+    seed: int, index: int, modality: str = VIDEO, scenario: str | None = None, objects: int | None = None
 ) -> Scene:
     """Draw scene number ``index`` of a seed; the scene depends on the arguments alone.
 
@@ -185,7 +186,7 @@ def make_scene(
     if not 1 <= most <= MOST_OBJECTS:
         raise ConfigError(f"objects {most} is not between 1 and {MOST_OBJECTS}")
     rng = random.Random(f"{seed}:{modality}:{index}")
-    if modality == "image":
+    if modality == IMAGE:
         scenario = "still"
     else:
         drawn = rng.choices(list(_WEIGHTS), weights=list(_WEIGHTS.values()))[0]

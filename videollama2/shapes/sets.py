@@ -36,6 +36,7 @@ from typing import Any
 
 from videollama2.commands import CommandParser, hides_bar, run_parsed
 from videollama2.errors import DataError
+from videollama2.media.kinds import IMAGE, VIDEO
 from videollama2.shapes.annotations import Annotation, annotate, choose_balanced
 from videollama2.shapes.encoding import encode_image, encode_video
 from videollama2.shapes.questions import (
@@ -91,20 +92,20 @@ class SetParameters:
 
     def items(self) -> Iterator[tuple[str, int]]:
         """Yield the (modality, index) of every file, videos first."""
-        yield from (("video", index) for index in range(self.videos))
-        yield from (("image", index) for index in range(self.images))
+        yield from ((VIDEO, index) for index in range(self.videos))
+        yield from ((IMAGE, index) for index in range(self.images))
 
 
 def _make_item(out: Path, parameters: SetParameters, item: tuple[str, int]) -> Annotation:
     """Write one file, unless an earlier run has written it, and return its annotations."""
     modality, index = item
     scene = make_scene(parameters.seed, index, modality, parameters.scenario, parameters.objects)
-    file = f"videos/{index:06d}.mp4" if modality == "video" else f"images/{index:06d}.png"
+    file = f"videos/{index:06d}.mp4" if modality == VIDEO else f"images/{index:06d}.png"
     track = None
     if parameters.sound:
         scene, track = add_sound(scene, parameters.own_stories)
     if not (out / file).exists():
-        if modality == "image":
+        if modality == IMAGE:
             content = encode_image(render_scene(scene))
         else:
             content = encode_video(
@@ -254,9 +255,9 @@ def _write_annotations(out: Path, parameters: SetParameters, items: Iterable[Ann
         def add(row: dict[str, Any]) -> None:
             counts[row["type"]] += 1
             listed(row)
-            if "video" in row:
+            if VIDEO in row:
                 fields = {key: row[key] for key in ("question", "candidates", "answer")}
-                bench[row["type"]]({"video": Path(row["video"]).name, **fields})
+                bench[row["type"]]({"video": Path(row[VIDEO]).name, **fields})
 
         pool: list[tuple[str, dict[str, Any]]] = []
         for item in items:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from videollama2.media.kinds import VIDEO
 from videollama2.shapes.scene import CHANGES, FPS, FRAMES, SHAPES, SLIDE_FRAMES, SLIDES, VANISHING, Scene, ShapeObject
 
 RATE = 16_000
@@ -86,7 +87,7 @@ def add_sound(scene: Scene, own_stories: float = OWN_STORIES) -> tuple[Scene, So
     A picture is silent. ``own_stories`` is the share of sounding scenes whose objects allow a story of sight and sound
     that get it; the others get one of the remaining stories.
     """
-    if scene.modality != "video":
+    if scene.modality != VIDEO:
         return scene, Soundtrack("silent")
     rng = random.Random(f"sound:{scene.seed}:{scene.scenario}:{scene.index}:{len(scene.objects)}")
     story = _draw_story(scene, rng, own_stories)

@@ -28,7 +28,7 @@ from videollama2.engines.vllm.media import AnySource, EncodedSound, SourceItems,
 from videollama2.engines.vllm.prompts import Place, filler_id, split_prompt, text_marker
 from videollama2.errors import ConfigError, VideoLlama2Error
 from videollama2.media.frames import frames_or_own
-from videollama2.media.kinds import AUDIO, IMAGE, KINDS, VIDEO
+from videollama2.media.kinds import AUDIO, IMAGE, KINDS, SEEN, VIDEO
 from videollama2.processing import VideoLlama2Processor, check_medium, media_tokens
 from videollama2.processing.options import HEARD, CallOptions
 from videollama2.processing.read_options import ReadOptions
@@ -53,7 +53,7 @@ class VideoLlama2Info(BaseProcessingInfo):
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
         config = self.get_hf_config()
-        seen: tuple[str, ...] = (IMAGE, VIDEO) if config.sees else ()
+        seen: tuple[str, ...] = SEEN if config.sees else ()
         return dict.fromkeys((*seen, AUDIO) if config.hears else seen)
 
     def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from videollama2.serve.web.errors import model_not_found
+from videollama2.serve.web.sse import CONTENT_TYPE
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 
@@ -150,7 +151,7 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
-EVENT_STREAM: dict[str, Any] = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+EVENT_STREAM: dict[str, Any] = {"content": {CONTENT_TYPE: {"schema": {"type": "string"}}}}
 """OpenAPI description of a reply that may be a stream."""
 
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {

@@ -20,7 +20,7 @@ import httpx
 
 from videollama2.constants import NUM_FRAMES
 from videollama2.errors import MediaError, RequestTooLongError
-from videollama2.media.kinds import IMAGE, VIDEO, kind_of, mime_type
+from videollama2.media.kinds import SEEN, VIDEO, kind_of, mime_type
 from videollama2.media.pixels import FrameResize
 from videollama2.serve.cluster.worker_call import bearer, make_client
 from videollama2.serve.long_text import LongText
@@ -191,7 +191,7 @@ class ControllerBackend:
 
     async def kinds(self, model: str) -> tuple[str, ...]:
         found = (await self._status(model)).get("kinds")
-        return tuple(map(str, found)) if isinstance(found, list) else (IMAGE, VIDEO)
+        return tuple(map(str, found)) if isinstance(found, list) else SEEN
 
     async def _status(self, model: str) -> dict[str, Any]:
         if model not in self._statuses:

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from videollama2.constants import BUILT_IN_MODELS
-from videollama2.media.kinds import AUDIO, IMAGE, VIDEO
+from videollama2.media.kinds import AUDIO, SEEN, VIDEO
 from videollama2.serve.page import errors as page_errors
 from videollama2.serve.page.backends import PageBackend
 from videollama2.serve.page.conversation import Conversation, Turn
@@ -27,8 +27,6 @@ from videollama2.serve.web.errors import ApiError
 
 Updates = dict[Any, Any]
 """Widgets of the page, mapped to their new states."""
-
-_SEEN = (IMAGE, VIDEO)
 
 _log = logging.getLogger(__name__)
 
@@ -118,6 +116,6 @@ class Choices:
     async def kinds(self, model: str | None) -> tuple[str, ...]:
         """Return the kinds of media that the model takes: images and videos if it cannot be asked."""
         try:
-            return await self.backend.kinds(model) if model else _SEEN
+            return await self.backend.kinds(model) if model else SEEN
         except ApiError:
-            return _SEEN
+            return SEEN

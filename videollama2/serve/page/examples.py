@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gradio.components.chatbot import ExampleMessage
 
-from videollama2.media.kinds import AUDIO, IMAGE, VIDEO
+from videollama2.media.kinds import AUDIO, IMAGE, SEEN, VIDEO
 
 DEMO = Path(__file__).resolve().parents[2] / "assets" / "demo"
 
@@ -29,13 +29,13 @@ class Example:
     kind: str
 
 
-def examples(kinds: Collection[str] = (IMAGE, VIDEO)) -> list[Example]:
+def examples(kinds: Collection[str] = SEEN) -> list[Example]:
     """Return the examples that a model can answer which takes these kinds of media."""
     rows = json.loads((DEMO / "questions.json").read_text(encoding="utf-8"))
     found = [Example(DEMO / rows[row]["file"], rows[row]["question"], kind) for row, kind in _ROWS]
     return [example for example in (*found, Example(*_HEARD, AUDIO)) if example.kind in kinds]
 
 
-def shown_examples(kinds: Collection[str] = (IMAGE, VIDEO)) -> list[ExampleMessage]:
+def shown_examples(kinds: Collection[str] = SEEN) -> list[ExampleMessage]:
     """Return :func:`examples` in the form that :class:`gradio.Chatbot` takes, and in which it replaces the paths."""
     return [{"text": each.question, "files": [str(each.path)]} for each in examples(kinds)]

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from videollama2.errors import CheckpointError
+from videollama2.media.kinds import AUDIO, IMAGE, KINDS, VIDEO
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration, VideoLlama2Model, used_tokens
 from videollama2.training.flags.run import TrainingArguments
 
@@ -116,19 +117,19 @@ def _encode(
     made: list[torch.Tensor] = []
     if inner.vision_tower is not None:
         images, videos = kwargs.pop("pixel_values", None), kwargs.pop("pixel_values_videos", None)
-        tokens["image"], tokens["video"] = inner.get_visual_features(images, [] if videos is None else list(videos))
-        made += [*tokens["image"], *tokens["video"]]
+        tokens[IMAGE], tokens[VIDEO] = inner.get_visual_features(images, [] if videos is None else list(videos))
+        made += [*tokens[IMAGE], *tokens[VIDEO]]
         if images is None:
-            tokens["image"] = []  # these are the tokens of the black image, if any
+            tokens[IMAGE] = []  # these are the tokens of the black image, if any
     if inner.audio_tower is not None:
         sounds = kwargs.pop("input_features", None)
-        tokens["audio"] = inner.get_sound_features(sounds, kwargs.pop("audio_index", None))
-        made += tokens["audio"]
+        tokens[AUDIO] = inner.get_sound_features(sounds, kwargs.pop("audio_index", None))
+        made += tokens[AUDIO]
         if sounds is None:
-            tokens["audio"] = []
+            tokens[AUDIO] = []
     # All tokens, also unused ones, are added to the embeddings with a factor of zero. Encoders and connectors thus take
     # part in every backward pass, and ZeRO reduces the same gradients in the same order on all processes.
     nothing = torch.stack([part.sum().to(made[0].device) for part in made]).sum() * 0.0
     tokens = used_tokens(tokens, kwargs.pop("visual_index", None))
-    embeds_BLD = inner.embed(input_ids, *(tokens.get(kind, ()) for kind in ("image", "video", "audio")))
+    embeds_BLD = inner.embed(input_ids, *(tokens.get(kind, ()) for kind in KINDS))
     return args, {**kwargs, "inputs_embeds": embeds_BLD + nothing.to(embeds_BLD.dtype)}
