@@ -332,7 +332,7 @@ def main() -> int:
     args = parser.parse_args()
     if not 0 < args.share <= 1:
         parser.error("--share must be above 0 and at most 1")
-    model, gpu = ModelCosts(VideoLlama2Config(**MODELS[SHAPE])), Gpu(args)
+    model, gpu = ModelCosts(MODELS[SHAPE]), Gpu(args)
     print(
         f"{SHAPE}; {args.peak:.3g} operations and {args.bandwidth:.3g} bytes per second, {args.share:.0%} of the first"
     )

@@ -24,7 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from limits import processor_name
-from random_model import CLIP, MISTRAL_7B, QUESTION, ROOT, TOWER
+from random_model import CLIP, MISTRAL_7B, QUESTION, ROOT, typical_config
 from start import run
 
 REST_OF_MISTRAL = {
@@ -44,17 +44,9 @@ def stored_shapes(layers: int) -> tuple[Any, dict[str, tuple[int, ...]]]:
     import torch
     from transformers.core_model_loading import revert_weight_conversion
 
-    from videollama2.config import VideoLlama2Config
-    from videollama2.model.encoders import known_vision_config
     from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 
-    config = VideoLlama2Config(
-        text_config={**MISTRAL_7B, **REST_OF_MISTRAL, "num_hidden_layers": layers},
-        vision_config=known_vision_config(TOWER),
-        mm_vision_tower=TOWER,
-        mm_projector_type="stc_connector",
-        num_frames=8,
-    )
+    config = typical_config({**MISTRAL_7B, **REST_OF_MISTRAL, "num_hidden_layers": layers})
     with torch.device("meta"):
         model = VideoLlama2ForConditionalGeneration(config)
     weights = revert_weight_conversion(model, dict(model.named_parameters()))

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from random_model import MISTRAL_7B, SHAPES
+from random_model import MISTRAL_7B, SHAPES, typical_config
 from torch.utils.flop_counter import FlopCounterMode
 
 from videollama2.config import VideoLlama2Config
@@ -41,18 +41,13 @@ MAX_LENGTH = 2048
 MEDIAN, MEAN = 134, 200
 
 MODELS = {
-    "SigLIP, 16 frames, stc_connector_v35, Qwen2-7B": {
-        "text_config": {"model_type": "qwen2", "vocab_size": 152064, **SHAPES["7b"]},
-        "mm_vision_tower": "google/siglip-so400m-patch14-384",
-        "mm_projector_type": "stc_connector_v35",
-        "num_frames": 16,
-    },
-    "CLIP, 8 frames, stc_connector, Mistral-7B": {
-        "text_config": MISTRAL_7B,
-        "mm_vision_tower": "openai/clip-vit-large-patch14-336",
-        "mm_projector_type": "stc_connector",
-        "num_frames": 8,
-    },
+    "SigLIP, 16 frames, stc_connector_v35, Qwen2-7B": typical_config(
+        {**SHAPES["7b"], "vocab_size": 152064},
+        mm_vision_tower="google/siglip-so400m-patch14-384",
+        mm_projector_type="stc_connector_v35",
+        num_frames=16,
+    ),
+    "CLIP, 8 frames, stc_connector, Mistral-7B": typical_config(MISTRAL_7B),
 }
 
 
@@ -182,8 +177,8 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=4, help="records of a rank's micro-batch")
     parser.add_argument("--row-tokens", type=int, default=4096, help="tokens of a packed row")
     args = parser.parse_args()
-    for name, shape in MODELS.items():
-        costs = Costs(VideoLlama2Config(**shape))
+    for name, config in MODELS.items():
+        costs = Costs(config)
         records = draw(args.records, costs.visual)
         floor = costs.of(records, None, StepSettings()) / len(records)
         print(f"\n{name}: {costs.visual} tokens a clip; floor {floor / 1e12:.1f} TFLOP a record")

@@ -10,14 +10,26 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from videollama2.config import VideoLlama2Config
+    from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 
 ROOT = Path(__file__).resolve().parent.parent
 CLIP = ROOT / "videollama2" / "assets" / "demo" / "moving_shapes.mp4"
 SOUNDING_CLIP = CLIP.with_name("sounding_shapes.mp4")
 QUESTION = "Which object moves first, the white cross or the red circle?"
 
-SHAPES = {
+_QWEN2: dict[str, Any] = {
+    "model_type": "qwen2",
+    "vocab_size": 151936,
+    "max_position_embeddings": 32768,
+    "rope_theta": 1e6,
+}
+SHAPES: dict[str, dict[str, Any]] = {
     "0.5b": {
+        **_QWEN2,
         "hidden_size": 896,
         "intermediate_size": 4864,
         "num_hidden_layers": 24,
@@ -26,6 +38,7 @@ SHAPES = {
         "tie_word_embeddings": True,
     },
     "7b": {
+        **_QWEN2,
         "hidden_size": 3584,
         "intermediate_size": 18944,
         "num_hidden_layers": 28,
@@ -35,7 +48,7 @@ SHAPES = {
     },
 }
 """Qwen2 decoders."""
-MISTRAL_7B = {
+MISTRAL_7B: dict[str, Any] = {
     "model_type": "mistral",
     "vocab_size": 32000,
     "hidden_size": 4096,
@@ -46,6 +59,33 @@ MISTRAL_7B = {
 }
 
 TOWER = "openai/clip-vit-large-patch14-336"
+
+
+def typical_config(decoder: dict[str, Any], **options: Any) -> VideoLlama2Config:
+    """Return the configuration of a model with such a decoder: CLIP ViT-L/14-336, the STC connector and 8 frames.
+
+    Args:
+        options: fields of the configuration that differ.
+    """
+    from videollama2.config import VideoLlama2Config
+
+    common = {"mm_vision_tower": TOWER, "mm_projector_type": "stc_connector", "num_frames": 8}
+    return VideoLlama2Config(text_config=decoder, **{**common, **options})
+
+
+def new_model(config: VideoLlama2Config, device: Any, dtype: Any) -> VideoLlama2ForConditionalGeneration:
+    """Return a model with random weights, which are drawn on their device and in their type."""
+    import torch
+
+    from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
+
+    standard = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            return VideoLlama2ForConditionalGeneration(config)
+    finally:
+        torch.set_default_dtype(standard)
 
 
 def make_random(
@@ -60,36 +100,18 @@ def make_random(
     import torch
 
     from videollama2.checkpoints import load_checkpoint
-    from videollama2.config import VideoLlama2Config
     from videollama2.model.encoders import known_vision_config
-    from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
     from videollama2.processing import VideoLlama2Processor, load_image_processor
 
     fewer = {} if layers is None else {"num_hidden_layers": layers}
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    config = VideoLlama2Config(
-        text_config={
-            "model_type": "qwen2",
-            "vocab_size": 151936,
-            "max_position_embeddings": 32768,
-            "rope_theta": 1e6,
-            **SHAPES[shape],
-            **fewer,
-        },
+    config = typical_config(
+        {**SHAPES[shape], **fewer},
         vision_config={**(known_vision_config(TOWER) or {}), **fewer},
-        mm_vision_tower=TOWER,
-        mm_projector_type="stc_connector",
-        num_frames=8,
-        **({"mm_audio_tower": "beats.pt", "mm_projector_a_type": "mlp2x_gelu"} if hears else {}),
+        mm_audio_tower="beats.pt" if hears else None,
     )
-    standard = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-            model = VideoLlama2ForConditionalGeneration(config)
-    finally:
-        torch.set_default_dtype(standard)
+    model = new_model(config, "cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16)
     _, tiny = load_checkpoint("videollama2-tiny")
     with torch.no_grad():
         # Ids that the tokenizer does not know would be answers without a letter, and nothing to time.

@@ -45,7 +45,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from limits import processor_name, product_rate, synchronize
-from random_model import SHAPES
+from random_model import SHAPES, typical_config
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -114,7 +114,6 @@ def load(name: str) -> tuple[Any, Any]:
     import torch
 
     from videollama2.checkpoints import load_checkpoint
-    from videollama2.config import VideoLlama2Config
     from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
     from videollama2.processing import VideoLlama2Processor, load_image_processor
 
@@ -122,16 +121,7 @@ def load(name: str) -> tuple[Any, Any]:
     tiny, processor = load_checkpoint(built_in, dtype=torch.float32)
     if name != "0.5b":
         return tiny, processor
-    config = VideoLlama2Config(
-        text_config={
-            "model_type": "qwen2",
-            "vocab_size": 151936,
-            **SHAPES["0.5b"],
-        },
-        mm_vision_tower="openai/clip-vit-large-patch14-336",
-        mm_projector_type="stc_connector",
-        num_frames=8,
-    )
+    config = typical_config(SHAPES["0.5b"])
     with tempfile.TemporaryDirectory() as nowhere:  # no preprocessor_config.json: the encoder's published one
         images = load_image_processor(nowhere, config)
     return VideoLlama2ForConditionalGeneration(config), VideoLlama2Processor(images, processor.tokenizer, config)

@@ -22,7 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from limits import processor_name, product_rate, synchronize
-from random_model import SHAPES
+from random_model import SHAPES, new_model, typical_config
 
 MEDIAN, SIGMA, LONGEST = 134, 0.9, 1200
 """Of the lengths of texts, in tokens."""
@@ -40,30 +40,14 @@ def parse() -> argparse.Namespace:
 
 def build(args: argparse.Namespace, device: Any, dtype: Any) -> Any:
     """Return the model on its device, with what learns chosen."""
-    import torch
-
     from videollama2.checkpoints import load_checkpoint
-    from videollama2.config import VideoLlama2Config
-    from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
     from videollama2.training.flags.run import TrainingArguments
     from videollama2.training.model.lora import add_lora
 
     if args.shape == "tiny":
         model, _ = load_checkpoint("videollama2-tiny", dtype=dtype, device_map={"": str(device)})
     else:
-        config = VideoLlama2Config(
-            text_config={"model_type": "qwen2", "vocab_size": 151936, **SHAPES[args.shape]},
-            mm_vision_tower="openai/clip-vit-large-patch14-336",
-            mm_projector_type="stc_connector",
-            num_frames=8,
-        )
-        standard = torch.get_default_dtype()
-        torch.set_default_dtype(dtype)
-        try:
-            with torch.device(device):
-                model = VideoLlama2ForConditionalGeneration(config)
-        finally:
-            torch.set_default_dtype(standard)
+        model = new_model(typical_config(SHAPES[args.shape]), device, dtype)
     model.model.vision_tower.requires_grad_(False)
     if args.lora:
         add_lora(
