@@ -8,10 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from videollama2 import constants, mm_utils
+import videollama2.model
+from videollama2 import constants, mm_infer, mm_utils
 from videollama2.checkpoints import load_pretrained_model
-from videollama2.errors import ConfigError
+from videollama2.config import VideoLlama2Config
+from videollama2.errors import ConfigError, PromptError
 from videollama2.media.kinds import TAGS
+from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 
 # The example of the published README, with the built-in model and media of the reference data.
 EXAMPLE = """
@@ -52,19 +55,59 @@ def test_the_published_example_runs_unchanged(golden, tmp_path, monkeypatch, cap
     assert capsys.readouterr().out.strip()
 
 
-def test_load_pretrained_model_is_in_the_model_package():
-    import videollama2.model
+CLASSES = ("Videollama2LlamaForCausalLM", "Videollama2LlamaConfig", "Videollama2MistralForCausalLM") + (
+    *("Videollama2MistralConfig", "Videollama2MixtralForCausalLM", "Videollama2MixtralConfig"),
+    *("Videollama2Qwen2ForCausalLM", "Videollama2Qwen2Config"),
+)
+PUBLISHED = {
+    "videollama2": ("mm_infer", "model_init"),
+    "videollama2.mm_utils": ("KeywordsStoppingCriteria", "expand2square", "frame_sample", "get_model_name_from_path")
+    + ("process_image", "process_video", "tokenizer_multimodal_token"),
+    "videollama2.model": ("load_pretrained_model", *CLASSES),
+    "videollama2.utils": ("disable_torch_init",),
+}
+"""What the published modules offer to programs, besides :data:`CONSTANTS`."""
 
-    assert videollama2.model.load_pretrained_model is load_pretrained_model
+
+@pytest.mark.parametrize("module", PUBLISHED)
+def test_every_published_name_can_be_imported(module):
+    found: dict[str, object] = {}
+    exec(f"from {module} import {', '.join(PUBLISHED[module])}", found)
+    assert all(callable(found[name]) for name in PUBLISHED[module])
+
+
+def test_the_model_package_has_one_class_for_all_published_ones():
+    found: dict[str, object] = {}
+    exec("from videollama2.model import *", found)
+    assert found["load_pretrained_model"] is load_pretrained_model
+    assert {found[name] for name in CLASSES} == {VideoLlama2ForConditionalGeneration, VideoLlama2Config}
     with pytest.raises(AttributeError, match="no attribute 'load_model'"):
         _ = videollama2.model.load_model
 
 
+CONSTANTS = {
+    "CONTROLLER_HEART_BEAT_EXPIRATION": 30,
+    "WORKER_HEART_BEAT_INTERVAL": 15,
+    "IGNORE_INDEX": -100,
+    "IMAGE_TOKEN_INDEX": -200,
+    "DEFAULT_IMAGE_TOKEN": "<image>",
+    "DEFAULT_IMAGE_PATCH_TOKEN": "<im_patch>",
+    "DEFAULT_IM_START_TOKEN": "<im_start>",
+    "DEFAULT_IM_END_TOKEN": "<im_end>",
+    "IMAGE_PLACEHOLDER": "<image-placeholder>",
+    "VIDEO_TOKEN_INDEX": -201,
+    "DEFAULT_VIDEO_TOKEN": "<video>",
+    "NUM_FRAMES": 8,
+    "MAX_FRAMES": 32,
+    "NUM_FRAMES_PER_SECOND": 1,
+    "AUDIO_TOKEN_INDEX": -202,
+    "DEFAULT_AUDIO_TOKEN": "<audio>",
+    "MODAL_INDEX_MAP": {"<image>": -200, "<video>": -201, "<audio>": -202},
+}
+
+
 def test_constants_have_the_published_values():
-    published = {"NUM_FRAMES": 8, "MAX_FRAMES": 32, "IGNORE_INDEX": -100, "IMAGE_TOKEN_INDEX": -200}
-    published |= {f"DEFAULT_{kind}_TOKEN": f"<{kind.lower()}>" for kind in ("IMAGE", "VIDEO", "AUDIO")}
-    assert {name: getattr(constants, name) for name in published} == published
-    assert constants.MODAL_INDEX_MAP == {"<image>": -200, "<video>": -201, "<audio>": -202}
+    assert {name: getattr(constants, name) for name in CONSTANTS} == CONSTANTS
 
 
 def test_frame_sample_is_the_published_choice(golden):
@@ -128,3 +171,51 @@ def test_generation_ends_at_a_keyword_wherever_the_prompt_is(tiny):
     in_prompt = mm_utils.KeywordsStoppingCriteria([keyword], tokenizer, prompt)
     output = model.generate(prompt, stopping_criteria=[in_prompt], max_new_tokens=3, do_sample=False)
     assert output.shape[1] > prompt.shape[1]
+
+
+QUESTION = "What colour is the object?"
+
+
+def published_answer(model, tokenizer, medium, modal):
+    """The answer as the published ``mm_infer`` computes it, and programs that copied its body."""
+    tag = "" if modal == "text" else f"<{modal}>"
+    turns = [{"role": "user", "content": f"{tag}\n{QUESTION}"}]
+    prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    ids = mm_utils.tokenizer_multimodal_token(prompt, tokenizer, tag, return_tensors="pt").unsqueeze(0).long()
+    stopping_criteria = mm_utils.KeywordsStoppingCriteria([tokenizer.eos_token], tokenizer, ids)
+    with torch.inference_mode():
+        output_ids = model.generate(
+            ids,
+            attention_mask=ids.ne(tokenizer.pad_token_id).long(),
+            images=None if medium is None else [(medium, modal)],
+            do_sample=False,
+            temperature=0.0,
+            max_new_tokens=16,
+            top_p=0.9,
+            use_cache=True,
+            stopping_criteria=[stopping_criteria],
+            pad_token_id=tokenizer.eos_token_id,
+        )
+    return tokenizer.batch_decode(output_ids, skip_special_tokens=True)[0].strip()
+
+
+@pytest.mark.parametrize("modal", ["video", "image", "text"])
+def test_generate_takes_ids_with_sentinels_and_images(golden, tiny, modal):
+    tokenizer, model, processor, _ = tiny
+    path = {"video": golden / "media" / "landscape_30fps_90f.mp4", "image": golden / "media" / "wide.png"}
+    medium = None if modal == "text" else processor[modal](path[modal])
+    answer = published_answer(model, tokenizer, medium, modal)
+    assert answer == mm_infer(medium, QUESTION, model, tokenizer, modal=modal, max_new_tokens=16) != ""
+
+
+def test_images_that_do_not_fit_the_prompt_are_refused(golden, tiny):
+    tokenizer, model, _, _ = tiny
+    ids = mm_utils.tokenizer_multimodal_token("<video>\nWhat?", tokenizer, "<video>", return_tensors="pt")[None]
+    pixels_TCHW = torch.zeros(1, 3, 8, 8)
+    for given, images, words in (
+        (ids, None, r"has 1 sentinel\(s\) for media but 0 are given"),
+        (ids, [(pixels_TCHW, "film")], "of kind 'film'; the kinds are image, video, audio"),
+        (ids.repeat(2, 1), [(pixels_TCHW, "video")] * 2, r"takes ids of shape \(1, length\), got \(2, "),
+    ):
+        with pytest.raises(PromptError, match=words):
+            model.generate(given, images=images, max_new_tokens=1)

@@ -87,7 +87,7 @@ WINGS = {
     ),
     "model": (
         ("int4", "int8", "stored"),
-        ("connectors", "encoders", "weight_names", "loss", "packed_attention", "weight_files"),
+        ("connectors", "encoders", "weight_names", "loss", "packed_attention", "weight_files", "published_call"),
         ("base",),
         ("features", "generation"),
         ("modeling",),

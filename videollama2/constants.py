@@ -41,3 +41,14 @@ DEFAULT_MODEL_NAME = "DAMO-NLP-SG/VideoLLaMA2-7B"
 
 MAX_SEED = 2**63 - 1
 """Largest seed for a sampled answer."""
+
+WORKER_HEART_BEAT_INTERVAL = 15
+CONTROLLER_HEART_BEAT_EXPIRATION = 30
+"""Seconds between the reports of a worker to its controller, and of silence after which it counts as gone."""
+
+# Nothing here reads these published names. Programs import them together with others, so they must exist.
+NUM_FRAMES_PER_SECOND = 1
+DEFAULT_IMAGE_PATCH_TOKEN = "<im_patch>"
+DEFAULT_IM_START_TOKEN = "<im_start>"
+DEFAULT_IM_END_TOKEN = "<im_end>"
+IMAGE_PLACEHOLDER = "<image-placeholder>"

@@ -19,6 +19,8 @@ The command line prints only the message and exits with code 2; ``--debug`` adds
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 SHOWN_CHARACTERS = 200
 """Maximum number of characters of a value in a message."""
 
@@ -120,3 +122,9 @@ class QueueFullError(EngineError):
 def first_line(error: BaseException) -> str:
     """Return the first line of a library's message, to quote it in ours, or the error's class if there is none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def some_of(names: Sequence[object], most: int = 5, separator: str = ", ") -> str:
+    """Return the first ``most`` of many names in words: "a, b and 3 more"."""
+    more = len(names) - most
+    return separator.join(map(str, names[:most])) + (f" and {more} more" if more > 0 else "")

@@ -45,7 +45,7 @@ METHOD = "videollama2_cpu_integers"
 CONNECTORS = ("mm_projector", "mm_projector_a")
 """Modules whose weights are not rounded, but kept in 16 bits if they are stored so: they are mostly convolutions."""
 
-NOT_QUANTISED = (*CONNECTORS, "audio_tower")
+NOT_ROUNDED = (*CONNECTORS, "audio_tower")
 """Modules whose weights are not rounded. The audio encoder is small, and stays as it is."""
 
 IN_4_BITS = "layers"
@@ -96,7 +96,7 @@ class CpuIntegerQuantizer(HfQuantizer):
             for path, module in model.named_modules()
             if (type(module) is nn.Linear or module is embeddings)
             and module.weight.numel() >= smallest
-            and set(NOT_QUANTISED).isdisjoint(path.split("."))
+            and set(NOT_ROUNDED).isdisjoint(path.split("."))
         }
         if not found:
             bits = self.quantization_config.bits

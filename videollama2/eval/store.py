@@ -21,13 +21,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from videollama2.errors import ConfigError, DataError
+from videollama2.errors import ConfigError, DataError, some_of
 from videollama2.eval.annotations import why_unreadable
 from videollama2.eval.atomic import write_atomically
 from videollama2.eval.samples import Sample, StoredAnswer
 
 RUN_FILE, MODEL_FILE, SAMPLES_FILE, ANSWER_FOLDER = "run.json", "model.json", "samples.jsonl", "answers"
-SHOWN = 5
 _PROCESSES = ".processes-*.lock"
 
 
@@ -107,7 +106,8 @@ class AnswerStore:
         found = self.read()
         surplus = sorted(set(found) - set(ids))
         if surplus:
-            raise DataError(f"{self.answers}: answers to questions that are not in this run: {_some(surplus)}")
+            names = some_of([repr(name) for name in surplus])
+            raise DataError(f"{self.answers}: answers to questions that are not in this run: {names}")
         return [found[name] for name in ids if name in found], [name for name in ids if name not in found]
 
     @contextmanager
@@ -318,8 +318,3 @@ def _text_of(content: Mapping[str, Any]) -> str:
 def _difference(former: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     keys = [key for key in {**former, **now} if former.get(key) != now.get(key)]
     return ", ".join(f"{key}: {former.get(key)!r} there, {now.get(key)!r} here" for key in keys)
-
-
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - SHOWN
-    return ", ".join(map(repr, names[:SHOWN])) + (f" and {more} more" if more > 0 else "")

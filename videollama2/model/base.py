@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import ModelOutput
 
 from videollama2.config import VideoLlama2Config
-from videollama2.errors import CheckpointError, ConfigError
+from videollama2.errors import CheckpointError, ConfigError, some_of
 from videollama2.media.kinds import AUDIO, IMAGE, VIDEO
 from videollama2.model.encoders import VISION_ENCODERS
 from videollama2.model.int4 import Int4Linear
@@ -167,7 +167,6 @@ def check_loading(info: Any, source: str) -> None:
     parts = []
     for what, names in complaints.items():
         if names:
-            more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-            parts.append(f"{len(names)} weights {what}: {', '.join(sorted(map(str, names))[:8])}{more}")
+            parts.append(f"{len(names)} weights {what}: {some_of(sorted(map(str, names)), 8)}")
     if parts:
         raise CheckpointError(f"{source}: the weights do not fit this model; {'; '.join(parts)}")

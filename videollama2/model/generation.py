@@ -13,6 +13,7 @@ from transformers.generation.utils import GenerationMixin
 from videollama2.media.kinds import KINDS
 from videollama2.model.base import Media, MediaFeatures, VideoLlama2PreTrainedModel
 from videollama2.model.connectors import tokens_of_clip
+from videollama2.model.published_call import embed_published
 
 
 class VideoLlama2GenerationModel(VideoLlama2PreTrainedModel, GenerationMixin):
@@ -20,6 +21,28 @@ class VideoLlama2GenerationModel(VideoLlama2PreTrainedModel, GenerationMixin):
 
     # The calls of super() below are marked for the type checker, because transformers describes the models that can
     # generate by a protocol that its own classes do not fulfil.
+
+    @torch.no_grad()
+    def generate(  # pyright: ignore[reportIncompatibleMethodOverride] - transformers names its arguments one by one
+        self, inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Generate tokens as transformers does, or as programs written for the published code expect it.
+
+        Args:
+            inputs, args, kwargs: as for transformers.
+            images: given only by such programs, also as None: media with their kinds, ``[(pixels_TCHW, "video")]``, for
+                ``inputs`` with sentinels, see :func:`~videollama2.model.published_call.embed_published`. As in the
+                published code, the result then holds the new tokens without the prompt.
+
+        Raises:
+            PromptError: ``images`` do not fit the prompt.
+        """
+        if "images" in kwargs:
+            ids_1L, media = kwargs.pop("input_ids", inputs), kwargs.pop("images") or ()
+            embeds_1LD = embed_published(self.get_submodule("model"), ids_1L, media)
+            mask_1L = torch.ones(embeds_1LD.shape[:2], dtype=torch.long, device=embeds_1LD.device)
+            inputs, kwargs = None, {**kwargs, "inputs_embeds": embeds_1LD, "attention_mask": mask_1L}
+        return super().generate(inputs, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
     # transformers passes all but the ids by name.
     def prepare_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]

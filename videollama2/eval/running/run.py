@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from videollama2 import __version__
 from videollama2.commands import hides_bar
-from videollama2.errors import DataError
+from videollama2.errors import DataError, some_of
 from videollama2.eval.coverage import QuestionCount
 from videollama2.eval.items import PUBLISHED, Benchmark, Item
 from videollama2.eval.report.document import Header
@@ -30,8 +30,6 @@ from videollama2.eval.store import AnswerStore, read_model, read_run
 
 if TYPE_CHECKING:  # benchmarks without a judge must not import the judging package
     from videollama2.eval.judging.aspects import Judging
-
-SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -280,8 +278,7 @@ def _tell_missing(plan: EvaluationPlan, items: Sequence[Item]) -> None:
     missing = missing_media(items, plan.data)
     if not missing:
         return
-    shown = ", ".join(missing[:SHOWN]) + (f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else "")
-    text = f"{len(missing)} media files are missing below {plan.data}: {shown}"
+    text = f"{len(missing)} media files are missing below {plan.data}: {some_of(missing)}"
     if plan.strict_data:
         raise DataError(f"{text} (--strict-data)")
     if plan.rank == 0:

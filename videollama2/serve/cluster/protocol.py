@@ -9,9 +9,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-HEART_BEAT_S = 15.0
-EXPIRY_S = 30.0
-"""Published value: a worker reports every 15 s and is dropped after 30 s of silence."""
+from videollama2.constants import CONTROLLER_HEART_BEAT_EXPIRATION, WORKER_HEART_BEAT_INTERVAL
+
+HEART_BEAT_S, EXPIRY_S = float(WORKER_HEART_BEAT_INTERVAL), float(CONTROLLER_HEART_BEAT_EXPIRATION)
 
 PROTOCOL_VERSION = 1
 

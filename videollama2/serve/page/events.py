@@ -21,7 +21,7 @@ from videollama2.serve.page.frames import FrameStrips, Values
 from videollama2.serve.page.layout import HEAR_ONLY, SEE_AND_HEAR, PageSettings, Widgets
 from videollama2.serve.page.notices import notice, status
 from videollama2.serve.page.persistence import from_kept, to_kept, transcript
-from videollama2.serve.page.questions import answer_options, asked_again, problem_of
+from videollama2.serve.page.questions import answer_options, asked_again, question_problem
 from videollama2.serve.page.side_by_side import Lane, answer_together
 from videollama2.serve.page.thumbnails import EMPTY
 from videollama2.serve.page.voting import vote_handler
@@ -208,7 +208,7 @@ class Events:
             if not names:
                 return page_errors.NO_MODEL
             values[w.model] = names[0]
-        return problem_of(values, w, question, self.settings.max_media)
+        return question_problem(values, w, question, self.settings.max_media)
 
     def _lanes(self, values: Values) -> list[Lane]:
         """Return the lane of the chosen model and, if another model is compared with it, that model's lane."""

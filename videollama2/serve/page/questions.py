@@ -14,7 +14,7 @@ from videollama2.serve.page.frames import Values
 from videollama2.serve.page.layout import HEAR_ONLY, MAX_QUESTION, SEE_AND_HEAR, SEE_ONLY, Widgets
 
 
-def problem_of(values: Values, widgets: Widgets, question: str, max_media: int) -> str:
+def question_problem(values: Values, widgets: Widgets, question: str, max_media: int) -> str:
     """Return what a visitor has to change before the question can be asked, or an empty text if nothing is wrong."""
     if not question:
         return "Type a question first."

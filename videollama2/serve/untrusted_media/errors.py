@@ -35,7 +35,7 @@ class RefusedMediaError(MediaError):
         self.code, self.status, self.detail = code, status, detail
 
 
-def refusal(kind: str, reason: str, policy: Any, detail: str = "") -> RefusedMediaError:
+def decoding_refusal(kind: str, reason: str, policy: Any, detail: str = "") -> RefusedMediaError:
     """Return the error for a medium that could not be decoded.
 
     Args:

@@ -24,7 +24,7 @@ from videollama2.media.audio import ClipRules, Sound, SoundSampling
 from videollama2.media.frames import FrameSampling
 from videollama2.media.kinds import AUDIO, IMAGE
 from videollama2.media.pixels import FrameResize
-from videollama2.serve.untrusted_media.errors import RefusedMediaError, refusal
+from videollama2.serve.untrusted_media.errors import RefusedMediaError, decoding_refusal
 from videollama2.serve.untrusted_media.job import Job, job_key
 from videollama2.serve.untrusted_media.process import Child, ChildError, ChildLimits
 from videollama2.serve.untrusted_media.replies import Decoded, Frames, InvalidReplyError, frames_of, size_of, sound_of
@@ -242,7 +242,7 @@ class Sandbox:
         try:
             reply, arrays = child.ask(job.header, job.blobs, self.policy.decode_timeout_s)
         except ChildError as error:
-            raise refusal(job.header["kind"], error.reason, self.policy, error.detail) from error
+            raise decoding_refusal(job.header["kind"], error.reason, self.policy, error.detail) from error
         finally:
             job.release()
             if not child.fit:
@@ -250,7 +250,7 @@ class Sandbox:
         if reply.get("error") == "refused":
             raise RefusedMediaError(str(reply.get("message")))
         if "error" in reply:
-            raise refusal(job.header["kind"], reply["error"], self.policy, str(reply.get("detail", "")))
+            raise decoding_refusal(job.header["kind"], reply["error"], self.policy, str(reply.get("detail", "")))
         return self._checked(job.header, reply, arrays)
 
     def _child(self) -> Child:
@@ -289,7 +289,7 @@ class Sandbox:
                 return sound_of(reply, arrays, self.rules.samples(self.rules.sampling_rate))
             return frames_of(kind, reply, arrays, self.policy.max_frames)
         except InvalidReplyError as error:
-            raise refusal(kind, "crash", self.policy, str(error)) from error
+            raise decoding_refusal(kind, "crash", self.policy, str(error)) from error
 
 
 _Sampling = TypeVar("_Sampling")

@@ -18,7 +18,7 @@ from typing import Any
 from videollama2.checkpoints.fingerprint import files_revision
 from videollama2.data.caches.features import FeatureStore
 from videollama2.data.caches.index import file_digest
-from videollama2.errors import ConfigError
+from videollama2.errors import ConfigError, some_of
 from videollama2.training.flags.data import DataArguments
 from videollama2.training.flags.model import ModelArguments
 from videollama2.training.flags.run import TrainingArguments
@@ -157,8 +157,7 @@ def _content_differences(now: dict[str, Any], before: dict[str, Any], was: str) 
 
 def _few(names: list[str]) -> str:
     """Return the first names of files; of shards there may be thousands."""
-    more = len(names) - _SHOWN_FILES
-    return " ".join([*names[:_SHOWN_FILES], *([f"and {more} more"] if more > 0 else [])]) or "not given"
+    return some_of(names, _SHOWN_FILES, " ") or "not given"
 
 
 def _pairs(entry: Sequence[Any]) -> list[list[str]]:
