@@ -210,7 +210,7 @@ def _vision(bench: Bench, frames_TCHW: Any) -> dict[str, float]:
         bench.sync()
         spans.append(time.perf_counter() - started[0])
 
-    projector = model.model.mm_projector
+    _, projector = model.model.eyes()
     hooks = [projector.register_forward_pre_hook(before), projector.register_forward_hook(after)]
     whole = bench.median(lambda: model.get_video_features(frames_TCHW[None]))
     for hook in hooks:
@@ -237,7 +237,8 @@ def _second_question(bench: Bench) -> dict[str, float]:
     def count(_: Any, __: Any, output: Any) -> None:
         frames[0] += output.shape[0]
 
-    hook = bench.model.model.vision_tower.embeddings.register_forward_hook(count)
+    tower, _ = bench.model.model.eyes()
+    hook = tower.embeddings.register_forward_hook(count)
     bench.ask(forget=True)
     first = frames[0]
     bench.ask(forget=False)

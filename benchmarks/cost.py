@@ -85,8 +85,8 @@ class ModelCosts:
     def vision(self, frames: int) -> float:
         """Operations of encoder and connector."""
         features = torch.zeros(frames, self.patches, self.config.mm_hidden_size, device="meta")
-        connector = operations(self.model.model.mm_projector, features, [Shown(frames, frames)])
-        return frames * self.costs.frame + connector
+        _, connector = self.model.model.eyes()
+        return frames * self.costs.frame + operations(connector, features, [Shown(frames, frames)])
 
     def prefill(self, tokens: int) -> float:
         """Operations of a prompt: all layers, and the head at its last position."""
@@ -94,7 +94,7 @@ class ModelCosts:
 
     def activations(self, frames: int) -> float:
         """Bytes of the largest tensors alive together: in the encoder's MLP, or in the connector's first stage."""
-        vision = self.config.vision_config
+        vision = self.config.sight
         encoder = self.patches * (vision.hidden_size + vision.intermediate_size)
         return BYTES * frames * max(encoder, 3 * self.patches * self.text.hidden_size)
 
@@ -193,7 +193,7 @@ def measured() -> dict[str, list[tuple[int, float, float]]]:
 
     model, _, _ = model_init("videollama2-tiny", device="cpu")
     formulas = ModelCosts(model.config)
-    side, hidden = model.config.vision_config.image_size, model.config.text_config.hidden_size
+    side, hidden = model.config.sight.image_size, model.config.text_config.hidden_size
     tables: dict[str, list[tuple[int, float, float]]] = {"frames": [], "prompt": []}
     width = tokens_of_clip(model.config, 8) + QUESTION
     for frames in FRAMES:
@@ -224,7 +224,7 @@ def _measured_step(model: Any, formulas: ModelCosts, rows: int, positions: int) 
 
 def _measured_clips(model: Any, formulas: ModelCosts, clips: int) -> tuple[int, float, float]:
     """Answers about so many different clips, as a node is given them at once."""
-    frames, side = model.config.num_frames, model.config.vision_config.image_size
+    frames, side = model.config.num_frames, model.config.sight.image_size
     pixels_NTCHW = torch.randn(clips, frames, 3, side, side)
     tokens = formulas.visual(frames) + QUESTION
     embeds_BLD = torch.randn(1, tokens, model.config.text_config.hidden_size)
@@ -244,7 +244,8 @@ def measured_training(steps: Sequence[int] = TRAINING_STEPS) -> list[tuple[int, 
     model, _, _ = model_init("videollama2-tiny", device="cpu")
     formulas, tokens = ModelCosts(model.config), 512
     model.train()
-    model.model.vision_tower.requires_grad_(False)
+    tower, _ = model.model.eyes()
+    tower.requires_grad_(False)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
     embeds_BLD = torch.randn(1, tokens, model.config.text_config.hidden_size)
     labels_BL = torch.randint(0, model.config.text_config.vocab_size, (1, tokens))

@@ -67,7 +67,7 @@ class ModelClock:
         self.seconds: Counter[str] = Counter()
         self._start = 0.0
         self._cuda = model.device.type == "cuda"
-        for part in (model.model.vision_tower, model.model.mm_projector):
+        for part in model.model.eyes():
             part.register_forward_pre_hook(self._begin)
             part.register_forward_hook(lambda *_: self._end("encode"))
         decoder = model.model.language_model

@@ -88,7 +88,7 @@ class Costs:
     def __init__(self, config: VideoLlama2Config) -> None:
         with torch.device("meta"):
             model = VideoLlama2ForConditionalGeneration(config)
-        inner, frames, side = model.model, config.num_frames, config.vision_config.image_size
+        inner, frames, side = model.model, config.num_frames, config.sight.image_size
         patches = torch.zeros(frames, config.patches_per_side**2, config.mm_hidden_size, device="meta")
         layers = inner.language_model.layers
         self.frames = frames
@@ -97,8 +97,9 @@ class Costs:
         self.pair = 4 * config.text_config.num_hidden_layers * config.text_config.hidden_size / 2  # causal: half of it
         self.label = 2 * model.lm_head.weight.numel()
         self.frame = operations(inner.encode_vision, torch.zeros(1, 3, side, side, device="meta"))
-        self.clip = operations(inner.mm_projector, patches, [Shown(frames, frames)])
-        self.still = operations(inner.mm_projector, patches[:1], [Shown(1, frames)])
+        _, connector = inner.eyes()
+        self.clip = operations(connector, patches, [Shown(frames, frames)])
+        self.still = operations(connector, patches[:1], [Shown(1, frames)])
 
     def of(self, records: Sequence[TypicalRecord], length: int | None, way: StepSettings) -> float:
         """Operations of one micro-batch, forwards and backwards.

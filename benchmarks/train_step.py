@@ -48,7 +48,8 @@ def build(args: argparse.Namespace, device: Any, dtype: Any) -> Any:
         model, _ = load_checkpoint("videollama2-tiny", dtype=dtype, device_map={"": str(device)})
     else:
         model = new_model(typical_config(SHAPES[args.shape]), device, dtype)
-    model.model.vision_tower.requires_grad_(False)
+    tower, _ = model.model.eyes()
+    tower.requires_grad_(False)
     if args.lora:
         add_lora(
             model, TrainingArguments(output_dir="unused", lora_enable=True, lora_r=128, lora_alpha=256, report_to=[])
@@ -65,7 +66,7 @@ def samples(model: Any, count: int, dtype: Any) -> list[dict[str, Any]]:
     from videollama2.processing import media_tokens
 
     draw, config = random.Random(0), model.config
-    side, visual = config.vision_config.image_size, media_tokens(config, "video")
+    side, visual = config.sight.image_size, media_tokens(config, "video")
     made = []
     for _ in range(count):
         length = min(LONGEST, max(8, round(MEDIAN * 2.718281828 ** draw.gauss(0, SIGMA))))

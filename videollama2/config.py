@@ -119,7 +119,7 @@ class VideoLlama2Config(PreTrainedConfig):
     @property
     def mm_hidden_size(self) -> int:
         """Width of the vision encoder's features (published field)."""
-        return self._sight.hidden_size
+        return self.sight.hidden_size
 
     @property
     def mm_hidden_size_a(self) -> int:
@@ -127,7 +127,8 @@ class VideoLlama2Config(PreTrainedConfig):
         return self.hearing.encoder_embed_dim
 
     @property
-    def _sight(self) -> Any:
+    def sight(self) -> Any:
+        """The configuration of the vision encoder; raises ConfigError if there is none."""
         if self.vision_config is None:
             raise ConfigError("this model has no vision encoder")
         return self.vision_config
@@ -165,7 +166,7 @@ class VideoLlama2Config(PreTrainedConfig):
 
     @property
     def patches_per_side(self) -> int:
-        return self._sight.image_size // self._sight.patch_size
+        return self.sight.image_size // self.sight.patch_size
 
     @property
     def keeps_class_token(self) -> bool:

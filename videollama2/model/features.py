@@ -66,7 +66,7 @@ class MediaFeaturesMixin:
         Raises:
             PromptError: this model has no vision encoder, or no table for levels.
         """
-        tower, _ = self._eyes()
+        tower, _ = self.eyes()
         pixels_BCHW = pixels_BCHW.to(self._vision_device())
         if self.takes_features:
             return pixels_BCHW
@@ -113,7 +113,7 @@ class MediaFeaturesMixin:
             PromptError: this model has no audio encoder.
             MediaError: the filter banks do not have the shape that the encoder expects.
         """
-        tower, _ = self._ears()
+        tower, _ = self.ears()
         if self.takes_features:
             return fbank_BTF.to(tower.device)
         with _graph_of(tower):
@@ -134,7 +134,7 @@ class MediaFeaturesMixin:
         # The encoder sees the picture once, though the decoder gets the tokens of a clip: the connector repeats what is
         # equal.
         features_BND = self.encode_vision(pixel_values)
-        _, connector = self._eyes()
+        _, connector = self.eyes()
         frames = self.config.still_frames if num_frames is None else num_frames
         tokens_BND = connector.forward_still(to_connector(features_BND, connector), frames)
         return MediaFeatures(last_hidden_state=features_BND, pooler_output=list(tokens_BND))
@@ -154,7 +154,7 @@ class MediaFeaturesMixin:
         """
 
         def encode(videos_BTCHW: torch.Tensor) -> torch.Tensor:
-            _, connector = self._eyes()
+            _, connector = self.eyes()
             features_BND = to_connector(self.encode_vision(videos_BTCHW.flatten(0, 1)), connector)
             return connector(features_BND.unflatten(0, videos_BTCHW.shape[:2]))
 
@@ -181,7 +181,7 @@ class MediaFeaturesMixin:
         features_FND = self.encode_vision(torch.cat([part.to(self._vision_device()) for part in frames]))
         # The tokens of all media come back one after the other. How many belong to each is known in advance.
         counts = [tokens_of_clip(self.config, total) for _, total in shown]
-        _, connector = self._eyes()
+        _, connector = self.eyes()
         tokens = connector(to_connector(features_FND, connector), shown).split(counts)
         return list(tokens[:stills]), list(tokens[stills:])
 
@@ -204,7 +204,7 @@ class MediaFeaturesMixin:
         """
 
         def encode(fbank_BTF: torch.Tensor) -> torch.Tensor:
-            _, connector = self._ears()
+            _, connector = self.ears()
             return connector(to_connector(self.encode_audio(fbank_BTF), connector))
 
         # A sound that several samples share is encoded once; the index hands its tokens, and their gradients, to each.
@@ -225,7 +225,7 @@ class MediaFeaturesMixin:
             MediaError: the lengths differ.
         """
         if sounds is None or not len(sounds):
-            audio = self._ears()[0].config
+            audio = self.ears()[0].config
             shape = (
                 (1, audio.encoder_embed_dim) if self.takes_features else (audio.input_patch_size, audio.num_mel_bins)
             )
@@ -237,9 +237,9 @@ class MediaFeaturesMixin:
     def check_senses(self, kinds: Collection[str]) -> None:
         """Raise PromptError if the model has no encoder for media of one of these kinds."""
         if AUDIO in kinds:
-            self._ears()
+            self.ears()
         if set(SEEN) & set(kinds):
-            self._eyes()
+            self.eyes()
 
     def encode_media(self, kind: str, media: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Compute the tokens (N, D) of media of one kind from a processor's tensors.
@@ -269,19 +269,19 @@ class MediaFeaturesMixin:
         """Return one frame without content, for a batch that has none."""
         if self.takes_features:
             return torch.zeros(1, self.config.features_per_frame, self.config.mm_hidden_size)
-        side = self._eyes()[0].config.image_size
+        side = self.eyes()[0].config.image_size
         return torch.zeros(1, 3, side, side)
 
     def _vision_device(self) -> torch.device:
-        return next(self._eyes()[0].parameters()).device
+        return next(self.eyes()[0].parameters()).device
 
-    def _eyes(self) -> tuple[PreTrainedModel, Connector]:
+    def eyes(self) -> tuple[PreTrainedModel, Connector]:
         """Return the vision encoder and its connector."""
         if self.vision_tower is None or self.mm_projector is None:
             raise PromptError("this model has no vision encoder: it takes neither images nor videos")
         return self.vision_tower, self.mm_projector
 
-    def _ears(self) -> tuple[BeatsModel, nn.Module]:
+    def ears(self) -> tuple[BeatsModel, nn.Module]:
         """Return the audio encoder and its projector."""
         if self.audio_tower is None or self.mm_projector_a is None:
             raise PromptError("this model has no audio encoder: it takes no sound")

@@ -96,10 +96,9 @@ def _check_pixels(pixels: torch.Tensor, kind: str, config: VideoLlama2Config) ->
     if kind == IMAGE and pixels.shape[0] != 1:
         raise PromptError(f"an image must be a tensor (1, 3, height, width), got {tuple(pixels.shape)}")
     height, width = pixels.shape[-2:]
-    assert config.vision_config is not None  # the caller has checked the kind
     # Encoders with learnt positions would take other sizes by interpolation, and give features that nothing was trained
     # on.
-    size = config.vision_config.image_size
+    size = config.sight.image_size
     if (height, width) != (size, size):
         raise PromptError(f"the {kind} is {height}x{width} pixels, the vision encoder takes {size}x{size}")
     return pixels.shape[0]

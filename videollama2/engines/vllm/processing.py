@@ -84,10 +84,8 @@ class VideoLlama2DummyInputs(BaseDummyInputsBuilder[VideoLlama2Info]):
     def _shape(self, kind: str) -> tuple[int, ...]:
         config, frames = self.info.get_hf_config(), self.info.frames(kind)
         if kind == AUDIO:
-            assert config.audio_config is not None  # a supported kind
-            return (1, frames, config.audio_config.num_mel_bins)
-        assert config.vision_config is not None  # a supported kind
-        side = config.vision_config.image_size
+            return (1, frames, config.hearing.num_mel_bins)
+        side = config.sight.image_size
         return (frames, 3, side, side)
 
 
