@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 import videollama2.model
+from tests.conftest import golden_audio_dir
 from videollama2 import constants, mm_infer, mm_utils
 from videollama2.checkpoints import load_pretrained_model
 from videollama2.config import VideoLlama2Config
@@ -208,6 +209,16 @@ def test_generate_takes_ids_with_sentinels_and_images(golden, tiny, modal):
     assert answer == mm_infer(medium, QUESTION, model, tokenizer, modal=modal, max_new_tokens=16) != ""
 
 
+def test_generate_takes_a_video_with_its_sound():
+    folder = golden_audio_dir()
+    path = folder / "models" / "qwen2-stc_connector_v35-siglip-beats"
+    tokenizer, model, processor, _ = load_pretrained_model(str(path), device="cpu")
+    medium = processor["video"](folder / "media" / "demo1_cut.mp4", va=True)
+    answer = published_answer(model, tokenizer, medium, "video")
+    assert answer == mm_infer(medium, QUESTION, model, tokenizer, modal="video", max_new_tokens=16)
+    assert answer != published_answer(model, tokenizer, medium["video"], "video")
+
+
 def test_images_that_do_not_fit_the_prompt_are_refused(golden, tiny):
     tokenizer, model, _, _ = tiny
     ids = mm_utils.tokenizer_multimodal_token("<video>\nWhat?", tokenizer, "<video>", return_tensors="pt")[None]
@@ -215,7 +226,7 @@ def test_images_that_do_not_fit_the_prompt_are_refused(golden, tiny):
     for given, images, words in (
         (ids, None, r"has 1 sentinel\(s\) for media but 0 are given"),
         (ids, [(pixels_TCHW, "film")], "of kind 'film'; the kinds are image, video, audio"),
-        (ids.repeat(2, 1), [(pixels_TCHW, "video")] * 2, r"takes ids of shape \(1, length\), got \(2, "),
+        (ids.repeat(2, 1), [(pixels_TCHW, "video")] * 2, r"takes ids of shape \(1, length\), got ids of shape \(2, "),
     ):
         with pytest.raises(PromptError, match=words):
             model.generate(given, images=images, max_new_tokens=1)

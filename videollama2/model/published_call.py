@@ -16,7 +16,7 @@ PublishedMedium = tuple[torch.Tensor | Mapping[str, torch.Tensor], str]
 _SENTINELS = frozenset(kind.sentinel for kind in KINDS.values())
 
 
-def embed_published(model: Any, ids_1L: torch.Tensor, media: Sequence[PublishedMedium]) -> torch.Tensor:
+def embed_published(model: Any, ids_1L: torch.Tensor | None, media: Sequence[PublishedMedium]) -> torch.Tensor:
     """Return the embeddings (1, L', D) of a prompt, with the tokens of each medium in the place of its sentinel.
 
     Args:
@@ -27,8 +27,10 @@ def embed_published(model: Any, ids_1L: torch.Tensor, media: Sequence[PublishedM
     Raises:
         PromptError: there are several rows, more or fewer media than sentinels, or an unknown kind.
     """
-    if ids_1L.dim() != 2 or ids_1L.shape[0] != 1:
-        raise PromptError(f"images= takes ids of shape (1, length), got {tuple(ids_1L.shape)}")
+    if ids_1L is None or ids_1L.dim() != 2 or ids_1L.shape[0] != 1:
+        given = "none" if ids_1L is None else f"ids of shape {tuple(ids_1L.shape)}"
+        raise PromptError(f"images= takes ids of shape (1, length), got {given}")
+    device = model.get_input_embeddings().weight.device
     count = sum(token in _SENTINELS for token in ids_1L[0].tolist())
     if count != len(media):
         raise PromptError(f"the prompt has {count} sentinel(s) for media but {len(media)} are given in images=")
@@ -40,10 +42,10 @@ def embed_published(model: Any, ids_1L: torch.Tensor, media: Sequence[PublishedM
             ids.append(token)
             continue
         for kind, values in _parts(next(remaining)):
-            (tokens_ND,) = model.encode_media(kind, [values.to(ids_1L.device)])
+            (tokens_ND,) = model.encode_media(kind, [values.to(device)])
             tokens[kind].append(tokens_ND)
             ids += [getattr(model.config, KINDS[kind].token_id_field)] * len(tokens_ND)
-    return model.embed(torch.tensor([ids], device=ids_1L.device), *tokens.values())
+    return model.embed(torch.tensor([ids], device=device), *tokens.values())
 
 
 def _parts(medium: PublishedMedium) -> list[tuple[str, torch.Tensor]]:
