@@ -162,7 +162,7 @@ def measure(path: str, args: argparse.Namespace) -> dict[str, Any]:
     """All stages of one model, in this process."""
     bench = Bench(path, args)
     torch, model = bench.torch, bench.model
-    is_integer = args.dtype is not None and args.dtype[0] in INTEGERS
+    integers = next((name for name in args.dtype or () if name in INTEGERS), None)
     result: dict[str, Any] = dict(bench.start)
     with torch.inference_mode():
         pixels_TCHW = bench.preprocess()
@@ -177,7 +177,7 @@ def measure(path: str, args: argparse.Namespace) -> dict[str, Any]:
             result["second of sound"] = bench.median(lambda: bench.ask(forget=False, modal="audio"))
         # Before the limits: their matrices are larger than a small model.
         result["memory"] = _peak_memory(torch, bench.device)
-        if not is_integer:
+        if integers is None:
             result |= _limits(bench, embeds_BLD.shape[1], pixels_TCHW.shape)
     result |= {
         "prompt tokens": embeds_BLD.shape[1],
@@ -185,7 +185,7 @@ def measure(path: str, args: argparse.Namespace) -> dict[str, Any]:
         "new tokens": args.new_tokens,
         "pixels": pixels_TCHW.shape[-1],
         "weights": _count_weights(bench) / 1e6,
-        "dtype": args.dtype[0] if is_integer else str(model.dtype).removeprefix("torch."),
+        "dtype": integers or str(model.dtype).removeprefix("torch."),
         "device": str(bench.device) if bench.device.type != "cpu" else f"cpu, {torch.get_num_threads()} threads",
     }
     return result
@@ -237,7 +237,7 @@ def _second_question(bench: Bench) -> dict[str, float]:
     def count(_: Any, __: Any, output: Any) -> None:
         frames[0] += output.shape[0]
 
-    tower, _ = bench.model.model.eyes()
+    tower: Any = bench.model.model.eyes()[0]
     hook = tower.embeddings.register_forward_hook(count)
     bench.ask(forget=True)
     first = frames[0]

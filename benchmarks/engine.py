@@ -115,7 +115,7 @@ class Bench:
             self.engine.media.encode([medium])
             prompt = self.processor.prompt(self.request().messages)
             prepared = self.processor.prepare([prompt] * batch, [[pixels]] * batch)
-            embeds = model.model.embed(prepared["input_ids"].to(self.device), (), [medium.tokens] * batch)
+            embeds = model.model.embed(prepared["input_ids"].to(self.device), (), [medium.encoded] * batch)
             model.generate(
                 inputs_embeds=embeds,
                 attention_mask=prepared["attention_mask"].to(self.device),
@@ -168,7 +168,7 @@ class Bench:
         torch, decoder = self.torch, self.engine.decoder
         medium = self.engine.reader.read(self.request().media[0])
         self.engine.media.encode([medium])
-        embeds_BLD = medium.tokens.unsqueeze(0).to(self.model.dtype)
+        embeds_BLD = medium.encoded.unsqueeze(0).to(self.model.dtype)
         count = embeds_BLD.shape[1]
 
         def run() -> None:
@@ -276,7 +276,8 @@ def print_decoding(bench: Bench, limit: float) -> None:
 def print_prefill(bench: Bench) -> None:
     """Print the rate of a prompt, and its share of the rate of a large product."""
     seconds, count = bench.prefill()
-    operations = 2 * count * sum(p.numel() for p in bench.model.get_decoder().layers.parameters())
+    decoder: Any = bench.model.get_decoder()
+    operations = 2 * count * sum(p.numel() for p in decoder.layers.parameters())
     peak = product_rate(bench.torch, bench.device, bench.model.dtype)
     print(
         f"prefill of {count} tokens: {count / seconds:.0f} tokens/s, {operations / seconds / peak:.0%} of the rate "
@@ -302,7 +303,7 @@ def main() -> None:
             print("building the random model ...", file=sys.stderr)
             make_random(Path(folder), shape, hears=True)
         bench = Bench(args, args.model or folder)
-    decoder = bench.model.get_decoder()
+    decoder: Any = bench.model.get_decoder()
     weights = sum(p.nbytes for p in {*decoder.layers.parameters(), *bench.model.lm_head.parameters()})
     rate = copy_rate(torch, bench.device)
     dtype = str(bench.model.dtype).removeprefix("torch.")

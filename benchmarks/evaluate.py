@@ -15,7 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +28,8 @@ from limits import processor_name
 TARGET = 3.0
 STAGES = ("decode", "encode", "prefill", "decode steps")
 Result = TypeVar("Result")
+Seconds = defaultdict[str, float]
+"""Seconds by stage."""
 
 
 def parse() -> argparse.Namespace:
@@ -50,7 +52,7 @@ class Round(NamedTuple):
 
     seconds: float
     answers: list[str]
-    stages: Counter[str]
+    stages: Seconds
     beside: bool
     starved: float = 0.0
 
@@ -64,7 +66,7 @@ class ModelClock:
     """Seconds that the model's parts take, whoever calls them."""
 
     def __init__(self, model: Any) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: Seconds = defaultdict(float)
         self._start = 0.0
         self._cuda = model.device.type == "cuda"
         for part in model.model.eyes():
@@ -75,9 +77,9 @@ class ModelClock:
         decoder.register_forward_hook(self._end_decoder, with_kwargs=True)
 
     @contextmanager
-    def counting(self) -> Iterator[Counter[str]]:
+    def counting(self) -> Iterator[Seconds]:
         """A count of its own for what runs inside."""
-        self.seconds = Counter()
+        self.seconds = defaultdict(float)
         yield self.seconds
 
     def _begin(self, *_: Any) -> None:
@@ -123,7 +125,7 @@ class Bench:
         """The runner, with an engine of its own that knows nothing yet."""
         from videollama2.eval.running.runner import AnswerOptions, Runner, open_evaluation_engine
 
-        answers: dict[str, str] = {}
+        answers: dict[str, Any] = {}
         with open_evaluation_engine(self.model, self.processor, self.args.batch_size) as engine:
             runner = Runner(engine, self.benchmark, self.data, AnswerOptions())
             with self.clock.counting() as stages:
@@ -142,6 +144,7 @@ class Bench:
         with self.clock.counting() as stages:
             start = time.perf_counter()
             for item in self.items:
+                assert isinstance(item.instruction, str)  # this benchmark asks one question at a time
                 begun = time.perf_counter()
                 pixels = self.processor[item.kind](self.data / item.media, start=item.start, end=item.end)
                 stages["decode"] += time.perf_counter() - begun

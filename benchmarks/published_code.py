@@ -232,7 +232,8 @@ def run_comparison(
 ) -> int:
     """Be a side, if this is its process; else make what both sides read, and compare. Returns the exit code."""
     if args.child is not None:
-        print("\n" + MARK + json.dumps(child(*args.child, args)), flush=True)
+        side, dtype = args.child
+        print("\n" + MARK + json.dumps(child(side, dtype, args)), flush=True)
         return 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

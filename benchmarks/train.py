@@ -205,6 +205,7 @@ def measure(name: str, row: str, args: argparse.Namespace) -> dict[str, float]:
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
     loss_of: Callable[..., Any] = loss_of_all_logits if row == "all logits" else lambda m, b: m(**b).loss
     samples = tokens = padding = 0
+    begin = 0.0
     for number, batch in enumerate(prepared):
         if number == 1:
             synchronize()
@@ -339,7 +340,8 @@ def table(name: str, args: argparse.Namespace) -> None:
 def main() -> int:
     args = parse()
     if args.child:
-        print(json.dumps(measure(*args.child, args)))
+        name, row = args.child
+        print(json.dumps(measure(name, row, args)))
         return 0
     with tempfile.TemporaryDirectory() as scratch:
         args.world = args.world or Path(scratch)

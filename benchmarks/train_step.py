@@ -96,6 +96,7 @@ def measure(model: Any, way: str, args: argparse.Namespace, device: Any, dtype: 
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, fused=True)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
+    begin = 0.0
     for number, batch in enumerate(batches):
         if number == 1:
             synchronize()

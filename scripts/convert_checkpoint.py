@@ -97,7 +97,7 @@ def _write_tower(target: Path, config, processor) -> None:
     if config.mm_vision_tower in KNOWN_TOWERS or not config.sees:
         return
     tower = target / Path(config.mm_vision_tower or "vision_tower").name
-    config.vision_config.save_pretrained(tower)
+    config.sight.save_pretrained(tower)
     processor.image_processor.save_pretrained(tower)
     flat = json.loads((target / "config.json").read_text(encoding="utf-8"))
     flat["mm_vision_tower"] = tower.name
