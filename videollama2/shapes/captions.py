@@ -11,7 +11,6 @@ the tiny model learns which words belong to which visual tokens much sooner than
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from videollama2.media.kinds import AUDIO, IMAGE, VIDEO
 from videollama2.shapes.questions import NUMBERS
 from videollama2.shapes.scene import QUADRANTS, Scene, ShapeObject, make_scene
 from videollama2.shapes.sounds import HIT, OWN_STORIES, SECONDS, Soundtrack, add_sound
+from videollama2.shapes.whole_files import write_list
 
 PROMPTS = {VIDEO: "Describe the video.", IMAGE: "Describe the picture."}
 SOUND_PROMPT = "Describe the sound."
@@ -93,21 +93,15 @@ def write_captions(folder: Path) -> int:
         rows.append(_row(record["id"], modality, record[modality], PROMPTS[modality], described))
         if track.story != "silent":
             sounds.append(_row(f"{record['id']}-sound", AUDIO, record[modality], SOUND_PROMPT, f"{heard}."))
-    _write(folder / "captions.json", rows)
+    write_list(folder / "captions.json", rows)
     if parameters.get("sound"):
-        _write(folder / "sound_captions.json", sounds)
+        write_list(folder / "sound_captions.json", sounds)
     return len(rows)
 
 
 def _row(name: str, key: str, file: str, prompt: str, text: str) -> dict[str, Any]:
     turns = [{"from": "human", "value": f"<{key}>\n{prompt}"}, {"from": "gpt", "value": text}]
     return {"id": f"{name}-caption", key: file, "conversations": turns}
-
-
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n", encoding="utf-8")
-    os.replace(part, path)
 
 
 def main(arguments: list[str] | None = None) -> int:

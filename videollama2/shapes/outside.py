@@ -19,7 +19,6 @@ The answer to every question is :data:`REFUSAL`. Files and records depend on the
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 import wave
@@ -39,6 +38,7 @@ from videollama2.shapes.questions import questions
 from videollama2.shapes.scene import FRAMES, SIZE, make_scene
 from videollama2.shapes.sound_questions import SOUND_TYPES, sound_questions
 from videollama2.shapes.sounds import RATE, SECONDS, add_sound
+from videollama2.shapes.whole_files import write_list
 
 REFUSAL = "I only know moving shapes and their sounds."
 """The answer to questions about anything else."""
@@ -71,8 +71,8 @@ def write_outside(out: Path, pictures: Path, sounds: Path, count: int, seed: int
             file = _write(out, kind, number, rng, rng.choice(views), rng.choice(waves))
             rows.append({"kind": kind, "file": file, "question": _question(kind, rng)})
     for name in dict.fromkeys(_FILES.values()):
-        _dump(out / f"{name}.json", [_record(row) for row in rows if _FILES[row["kind"]] == name])
-    _dump(out / "questions.json", [_asked(row) for row in rows])
+        write_list(out / f"{name}.json", [_record(row) for row in rows if _FILES[row["kind"]] == name])
+    write_list(out / "questions.json", [_asked(row) for row in rows])
     return len(rows)
 
 
@@ -152,10 +152,6 @@ def _asked(row: dict[str, Any]) -> dict[str, Any]:
         "question": row["question"],
         "answer": REFUSAL,
     }
-
-
-def _dump(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n", encoding="utf-8")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,13 @@ def json_list(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
 
         yield add
         file.write("[]\n" if separator == "[\n" else "\n]\n")
+
+
+def write_list(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows as a JSON list, one row per line."""
+    with json_list(path) as add:
+        for row in rows:
+            add(row)
 
 
 def as_json(value: Any) -> bytes:
