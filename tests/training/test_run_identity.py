@@ -220,7 +220,7 @@ def test_a_second_training_in_one_folder_is_refused(world, parts, tmp_path, caps
     try:
         assert receive(ours) == "held"
         line = refusal(flags(world, parts, folder), capsys)
-        assert f"{folder}: process {holder.pid} on " in line and "is training into it" in line
+        assert f"{folder} is in use: process {holder.pid} on " in line and "is training into it" in line
     finally:
         end_all([holder], timeout_s=0)
     assert (folder / LOCK_FILE).is_file()  # what a killed process leaves holds nobody up
