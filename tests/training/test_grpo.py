@@ -176,7 +176,7 @@ def test_a_reward_that_fails_is_told_and_leaves_a_checkpoint(run, tmp_path):
         "def one(answer):\n    return 1\n"
     )
     options = {**GRPO, "per_device_train_batch_size": 2, "max_steps": 2}
-    told = rf"--reward gives nan to the answer .*; what was learnt up to step 1 is in {tmp_path}/out/checkpoint-1"
+    told = rf"--reward gives nan to the answer .*; {tmp_path}/out/checkpoint-1 holds what was learnt up to step 1"
     with pytest.raises(DataError, match=told):
         run(folder=tmp_path / "out", **{**options, "reward": f"{file}:score"})
     with pytest.raises(DataError, match=r"--reward fails on the answer .*TypeError: one\(\) takes 1 positional"):

@@ -228,7 +228,7 @@ def test_the_gradient_multiplier(seeing, beats, world, tmp_path):
         ({"freeze_vision_tower": False}, "--freeze_vision_tower False trains the vision encoder"),
         ({"lora_enable": True}, "--tune_mm_mlp_adapter_a without --tune_adapter_llm does not"),
         ({"tune_adapter_llm": True, "freeze_backbone": True}, "--freeze_backbone keeps it from learning"),
-        ({"tune_adapter_llm": True, "tune_mm_mlp_adapter": True}, "--tune_mm_mlp_adapter forbids it"),
+        ({"tune_adapter_llm": True, "tune_mm_mlp_adapter": True}, "--tune_mm_mlp_adapter keeps it from learning"),
         ({"tune_audio_tower": True, "audio_gradient_multiplier": 2}, "not above 0 and at most 1"),
         ({"audio_gradient_multiplier": 1}, "no effect without --tune_audio_tower"),
         ({"data_path": None}, "must name an annotation file"),

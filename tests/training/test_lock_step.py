@@ -7,7 +7,6 @@ import sys
 import pytest
 
 from tests.conftest import ROOT
-from videollama2.config import VideoLlama2Config
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +19,7 @@ def lock_step():
 
 
 def test_savings_at_the_shapes_of_mistral_7b(lock_step):
-    costs = lock_step.Costs(VideoLlama2Config(**lock_step.MODELS["CLIP, 8 frames, stc_connector, Mistral-7B"]))
+    costs = lock_step.Costs(lock_step.MODELS["CLIP, 8 frames, stc_connector, Mistral-7B"])
     assert costs.visual == 845
     assert costs.still / 1e12 == pytest.approx(0.452, abs=1e-3)
     records = lock_step.draw(4000, costs.visual)

@@ -97,7 +97,10 @@ def test_target_chooses_the_layers_that_learn(built):
 @pytest.mark.parametrize(
     ("target", "words"),
     [
-        ("layers.9.*", "'layers.9.*' matches no layer of the language model; a linear layer is layers.0.mlp.down_proj"),
+        (
+            "layers.9.*",
+            "matches no layer of the language model; a linear layer is, for example, layers.0.mlp.down_proj",
+        ),
         ("layers.0.mlp", "matches layers.0.mlp, which is not a linear layer of the language model"),
         ("layers.(", "'layers.(' is not a regular expression: missing )"),
     ],
@@ -138,7 +141,7 @@ def test_a_target_is_looked_for_in_every_part(built):
         f"{owner}.self_attn.{leaf}.lora_A.default.weight" for owner in owners for leaf in ("q_proj", "v_proj")
     }
     with pytest.raises(
-        ConfigError, match=r"matches no layer of the vision tower; a linear layer is encoder\.layers\.0"
+        ConfigError, match=r"matches no layer of the vision tower; a linear layer is, for example, encoder\.layers\.0"
     ):
         built(**BOTH, lora_target=r"layers\.\d\.self_attn\.q_proj")
     with pytest.raises(ConfigError, match="--lora_parts audio_tower names a part that this model does not have"):

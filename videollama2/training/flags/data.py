@@ -45,9 +45,7 @@ class DataArguments:
     )
     data_weights: list[float] | None = field(
         default=None,
-        metadata={
-            "help": "Share of an epoch for each annotation file, as one number per file. Default: every record once."
-        },
+        metadata={"help": "Share of an epoch for each file, one number per file. Default: every record once."},
     )
     data_weights_by: Literal["records", "tokens"] = field(
         default="records", metadata={"help": "Whether weights are shares of records or of tokens."}
@@ -90,18 +88,18 @@ class DataArguments:
     )
     on_bad_sample: Literal["error", "skip"] = field(
         default="error",
-        metadata={"help": "Whether a record that cannot be used stops the run, or is left out and listed."},
+        metadata={"help": "Whether an unusable record stops the run, or is left out and listed."},
     )
     eval_data_path: list[str] | None = field(
         default=None,
-        metadata={"help": "Annotation files of the evaluations, which log the loss and the share of right answers."},
+        metadata={"help": "Annotation files of evaluations, which log the loss and the share of right answers."},
     )
     num_frames: int | None = field(
         default=None, metadata={"help": "Frames per video. Default: the checkpoint's, or 8 for a new model."}
     )
     sampling: Literal["index", "time", "fps"] = field(
         default="index",
-        metadata={"help": "How frames are chosen: evenly over their numbers or over time, or --fps of each second."},
+        metadata={"help": "Frames spread over their numbers or over time, or --fps a second."},
     )
     fps: float = field(default=1.0, metadata={"help": "With --sampling fps: frames per second."})
     max_frames: int = field(

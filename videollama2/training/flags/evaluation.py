@@ -9,7 +9,7 @@ class EvaluationFlags:
 
     eval_benchmarks: list[str] | None = field(
         default=None,
-        metadata={"help": "Benchmarks of `videollama2 eval list`, or files of questions, to run in every evaluation."},
+        metadata={"help": "Benchmarks of `videollama2 eval list`, or files of questions, for every evaluation."},
     )
     eval_benchmarks_folder: str = field(
         default="eval", metadata={"help": "Folder that holds the data folders of these benchmarks."}

@@ -20,16 +20,14 @@ class ObjectiveFlags:
     )
     dpo_beta: float = field(
         default=0.1,
-        metadata={"help": "With --objective dpo: how closely the model stays to the one that the run started from."},
+        metadata={"help": "With --objective dpo: how closely the model stays to its start."},
     )
     reward: str | None = field(
         default=None,
-        metadata={
-            "help": "With --objective grpo: MODULE:FUNCTION or FILE.py:FUNCTION that is called with (record, answer)."
-        },
+        metadata={"help": "With --objective grpo: MODULE:FUNCTION or FILE.py:FUNCTION of (record, answer)."},
     )
     group_size: int = field(
-        default=8, metadata={"help": "With --objective grpo: number of answers to each question, which are compared."}
+        default=8, metadata={"help": "With --objective grpo: answers to each question, which are compared."}
     )
     answer_tokens: int = field(
         default=32, metadata={"help": "With --objective grpo: maximum number of tokens of an answer."}
@@ -49,7 +47,5 @@ class ObjectiveFlags:
     )
     kl_beta: float = field(
         default=0.04,
-        metadata={
-            "help": "With --objective grpo: weight of the KL divergence from the model that the run started from."
-        },
+        metadata={"help": "With --objective grpo: weight of the KL divergence from the start."},
     )

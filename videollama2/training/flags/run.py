@@ -69,14 +69,14 @@ class TrainingArguments(ObjectiveFlags, EvaluationFlags, transformers.TrainingAr
     )
     gradient_checkpointing_parts: list[str] = field(
         default_factory=lambda: list(RECOMPUTED),
-        metadata={"help": "With --gradient_checkpointing: parts whose activations are recomputed. Default: all parts."},
+        metadata={"help": "With --gradient_checkpointing: the parts that recompute. Default: all parts."},
     )
     gradient_checkpointing_every: int = field(
-        default=1, metadata={"help": "With --gradient_checkpointing: recompute only every N-th layer of each part."}
+        default=1, metadata={"help": "With --gradient_checkpointing: recompute every N-th layer of a part."}
     )
     model_max_length: int = field(
         default=512,
-        metadata={"help": "Maximum number of tokens of a sample, visual ones included; longer samples are cut."},
+        metadata={"help": "Longest sample in tokens, visual ones included; the rest is cut."},
     )
     mm_projector_lr: float | None = field(
         default=None, metadata={"help": "Learning rate of the connectors. Default: --learning_rate."}
@@ -91,7 +91,7 @@ class TrainingArguments(ObjectiveFlags, EvaluationFlags, transformers.TrainingAr
     )
     lora_enable: bool = field(
         default=False,
-        metadata={"help": "Train LoRA matrices beside the frozen weights of the language model, or of --lora_parts."},
+        metadata={"help": "Train LoRA matrices beside frozen weights, by default those of the language model."},
     )
     lora_parts: list[str] = field(
         default_factory=lambda: [LORA_PARTS[0]],
@@ -100,21 +100,19 @@ class TrainingArguments(ObjectiveFlags, EvaluationFlags, transformers.TrainingAr
     lora_r: int = field(default=64, metadata={"help": "Rank of the LoRA matrices."})
     lora_alpha: int = field(
         default=16,
-        metadata={"help": "Scale of LoRA: the product of its matrices is multiplied by lora_alpha / lora_r."},
+        metadata={"help": "The product of the LoRA matrices is scaled by lora_alpha / lora_r."},
     )
     lora_dropout: float = field(default=0.05, metadata={"help": "Dropout on the input of the LoRA matrices."})
     lora_bias: Literal["none", "all", "lora_only"] = field(
-        default="none", metadata={"help": "Which biases learn with LoRA: none, all, or those of the adapted layers."}
+        default="none", metadata={"help": "Which biases learn: none, all, or those of adapted layers."}
     )
     lora_target: str | None = field(
         default=None,
-        metadata={
-            "help": "Regular expression for the whole names of layers that LoRA adapts. Default: all linear layers."
-        },
+        metadata={"help": "Regular expression for whole names of adapted layers. Default: all linear layers."},
     )
     lora_rslora: bool = field(
         default=False,
-        metadata={"help": "rsLoRA: multiply by lora_alpha / sqrt(lora_r) instead, so that high ranks learn."},
+        metadata={"help": "rsLoRA: scale by lora_alpha / sqrt(lora_r) instead, so that high ranks learn."},
     )
     lora_dora: bool = field(
         default=False, metadata={"help": "DoRA: learn the length of each row of an adapted weight separately."}
@@ -128,7 +126,7 @@ class TrainingArguments(ObjectiveFlags, EvaluationFlags, transformers.TrainingAr
     )
     bits: Literal[4, 8, 16] = field(
         default=16,
-        metadata={"help": "4 or 8: quantise the language model (bitsandbytes) and train LoRA matrices beside it."},
+        metadata={"help": "4 or 8: quantise the language model (bitsandbytes) under LoRA."},
     )
     double_quant: bool = field(
         default=True, metadata={"help": "With --bits 4: quantise the constants of the quantisation too."}
@@ -138,9 +136,7 @@ class TrainingArguments(ObjectiveFlags, EvaluationFlags, transformers.TrainingAr
     )
     report_to: list[str] | None = field(
         default=None,
-        metadata={
-            "help": "Where losses are logged: tensorboard (the default if installed), wandb, ...; or none, or all."
-        },
+        metadata={"help": "Where losses are logged: tensorboard (default if installed), wandb, ...; none; all."},
     )
 
     # These flags of transformers would not do here what they promise and are refused; see _REFUSED.
