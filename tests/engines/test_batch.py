@@ -233,7 +233,7 @@ def test_another_run_in_the_same_place_is_refused(tmp_path: Path, capsys: pytest
     model = tmp_path / "model"
     shutil.copytree(ROOT / "videollama2" / "assets" / "videollama2-tiny", model)
     command = ["batch", str(source), str(target), "--model-path", str(model)]
-    assert main([*command, "--dtype", "bfloat16", "--max-length", "1"]) == 2
+    assert main([*command, "--dtype", "bfloat16", "--max-batch", "0"]) == 2
     assert main(command) == 0
     capsys.readouterr()
     for change, told in (
@@ -275,6 +275,10 @@ def test_a_file_that_is_named_like_a_pattern(tmp_path: Path) -> None:
     clip.write_bytes(CLIP.read_bytes())
     (line,) = read_requests(str(clip), COUNT)
     assert line.custom_id == clip.as_posix()
+    addresses = (f"file://{clip}", clip.as_uri(), clip.name)
+    source = write(tmp_path / "in.jsonl", *(request(url, video(url)) for url in addresses))
+    parts = [line.body["messages"][0]["content"][0] for line in read_requests(str(source), None)]
+    assert parts == [video(clip.as_uri())] * 3
 
 
 @pytest.mark.slow

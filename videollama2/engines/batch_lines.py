@@ -184,6 +184,10 @@ def _with_local_files(body: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _file_url(url: str, folder: Path) -> str:
+    if url.startswith("file:///"):
+        # Programs often write the name as it is, where an address would have %20 for a blank.
+        named = Path(url.removeprefix("file://"))
+        return named.as_uri() if named.exists() else url
     is_path = url[:5].lower() != "data:" and "://" not in url
     return (folder / url).resolve().as_uri() if is_path else url
 
