@@ -227,7 +227,7 @@ def test_a_header_that_claims_years_is_refused():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"num_frames": 65}, "num_frames 65 is more than the 64"),
+        ({"num_frames": 65}, "num_frames 65 is more than the maximum of 64"),
         ({"num_frames": 0}, "num_frames 0 is outside"),
         ({"start": 5.0, "end": 1.0}, "start 5.0 s is after end 1.0 s"),
         ({"start": -1.0}, "start -1.0 s is negative"),
@@ -242,7 +242,7 @@ def test_too_many_bytes_and_frames_are_refused_before_a_process_sees_them():
     async def work(box):
         with pytest.raises(RefusedMediaError, match="larger than 1000 bytes") as caught:
             await box.read("image", bytes(1001))
-        with pytest.raises(RefusedMediaError, match="65 frames are more than the 64"):
+        with pytest.raises(RefusedMediaError, match="65 frames are more than the maximum of 64"):
             await box.read("video", [b"1"] * 65)
         return caught.value.status, box.started
 

@@ -82,7 +82,7 @@ def test_a_job_that_hangs_is_ended():
 
     error, after = run(work)
     assert error.code == "media_timeout"
-    assert "longer to decode than the 0.2 s" in str(error)
+    assert "took longer than the 0.2 s" in str(error)
     assert after.shape == (11, 11, 3)
 
 

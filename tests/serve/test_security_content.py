@@ -91,7 +91,7 @@ def test_bombs_floods_and_tiny_pictures(guarded_api):
     frames = "data:video/jpeg;base64," + ",".join(["/9j/"] * 100_000)
     assert "100000 frames" in turned_away(guarded_api, url_part(frames, "video"))["message"]
     assert turned_away(guarded_api, video_part(film(), num_frames=33))["message"].startswith(
-        "num_frames 33 is more than the 32"
+        "num_frames 33 is more than the maximum of 32"
     )
     assert ask(guarded_api, image_part(picture(1, 1)), text_part("what?")).status_code == 200
     assert ask(guarded_api, video_part(film(frames=1)), text_part("what?")).status_code == 200

@@ -175,7 +175,7 @@ class ChatService:
         if len(asked) > self.policy.max_media:
             raise ApiError(
                 400,
-                f"{len(asked)} media are more than the {self.policy.max_media} that are accepted",
+                f"{len(asked)} media are more than the maximum of {self.policy.max_media}",
                 code="too_many_media",
                 param="messages",
             )
