@@ -97,6 +97,12 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """pytest collects five times in the end, to hear of what was left open; with torch loaded, each takes long."""
+    gc.collect()
+    gc.freeze()
+
+
 def write_cut_video(source: str | Path, target: Path) -> None:
     """The first half of the bytes of a video, as Matroska: it can be read, with a warning that it is damaged."""
     import av
@@ -116,9 +122,10 @@ def write_cut_video(source: str | Path, target: Path) -> None:
 _TOGETHER = (
     ("adhoc", "backend", "faults"),
     ("web_page", "web_page_faults", "page_sound", "page_server", "page_parts", "page_commands"),
+    ("openai_sound", "sound_doors"),
 )
 """Files of ``serve/`` that share what takes long to start: the processes of an installation; Gradio, a page and a
-browser. One worker of pytest-xdist gets them all."""
+browser; a model that hears. One worker of pytest-xdist gets them all."""
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -79,9 +79,9 @@ def test_a_sound_file(visit: Open, served: Served, size: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_video_is_seen_and_heard_or_one_of_them(visit: Open, served: Served) -> None:
-    page = visit("desktop")
+def test_a_video_is_seen_and_heard_or_one_of_them(page: Visitor, served: Served) -> None:
     short_answers(page)
+    use(page, "See and hear")
     page.upload(CLIP, frames=FRAMES)
     assert waves(page, 1) == ["7.0 s of sound, heard in 8 windows"]
     assert said(page, served) == expected(served, ("video", CLIP), use_audio=True)
@@ -102,8 +102,7 @@ def test_a_video_is_seen_and_heard_or_one_of_them(visit: Open, served: Served) -
 
 
 @pytest.mark.slow
-def test_an_example_is_heard(visit: Open, served: Served) -> None:
-    page = visit("desktop")
+def test_an_example_is_heard(page: Visitor, served: Served) -> None:
     short_answers(page)
     use(page, "See only")  # whatever was chosen before
     page.page.locator("#vl-chat").get_by_text("What made the noise?").click()
