@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from tests.helpers.timing import slowness
 from tests.serve.helpers.chats import KEY, live_chat, openai_client, tiny
 from tests.serve.helpers.controllers import ControllerThread
 from tests.serve.helpers.media import picture, write
@@ -49,6 +50,12 @@ def ended_servers() -> Iterator[None]:
     """Every server that tests have closed must end."""
     yield
     join_ended()
+
+
+@pytest.fixture(scope="session")
+def longest_step_s() -> float:
+    """Processor seconds that a server may work without letting other work run: 50 ms, and more on a slower machine."""
+    return 0.05 * slowness()
 
 
 # -------------------------------------------------------------------------------------------------------------- workers
@@ -90,7 +97,7 @@ def chat() -> Iterator[ServiceClient]:
     with live_chat() as (server, service), ServiceClient(base_url=server.url, timeout=60, **LOCAL) as client:
         client.service = service
         yield client
-        assert sum(service.engine.load.values()) == 0, "an answer is still being computed"
+        wait_until(lambda: sum(service.engine.load.values()) == 0, what="no answer is being computed any more")
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.serve.helpers.servers import AppThread, http
+from tests.serve.helpers.servers import PATIENCE_S, AppThread, http
 from videollama2.serve.api.routes import CHAT, openai_router
 from videollama2.serve.settings import Security
 from videollama2.serve.web import sse, streaming
@@ -195,7 +195,7 @@ BODIES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BODIES)
-def test_no_body_holds_the_event_loop(name):
+def test_no_body_holds_the_event_loop(name, longest_step_s):
     """The processor time of one round of the loop, which other work on the machine does not add to."""
     app = make_app("test", Security())
     app.include_router(openai_router(Echo()))
@@ -215,7 +215,7 @@ def test_no_body_holds_the_event_loop(name):
         watching = asyncio.run_coroutine_threadsafe(watch(), server.loop)
         reply = http.post(server.url + CHAT, content=content, headers={"content-type": "application/json"})
         done.set()
-        watching.result(10)
+        watching.result(PATIENCE_S)
     gc.unfreeze()
     assert reply.status_code in (200, 400, 413)
-    assert worst[0] < 0.05, reply.text[:200]
+    assert worst[0] < longest_step_s, reply.text[:200]
