@@ -18,7 +18,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh"
 if [ -n "${QUICK:-}" ]; then
     RUN="${RUN:-runs/quick}" VIDEOS="${VIDEOS:-500}" IMAGES="${IMAGES:-100}" ORDER_VIDEOS="${ORDER_VIDEOS:-60}"
     OBJECTS="${OBJECTS:-1}"
-    TINY="${TINY:---encoder-steps 250 --connector-steps 200 --vision-width 64 --vision-layers 3 --layers 3}"
+    TINY="${TINY:---encoder-steps 150 --connector-steps 100 --vision-width 64 --vision-layers 3 --layers 3}"
     PRETRAIN_STEPS="${PRETRAIN_STEPS:-5}" FINETUNE_STEPS="${FINETUNE_STEPS:-450}" WARMUP="${WARMUP:-20}"
     GLOBAL_BATCH_SIZE="${GLOBAL_BATCH_SIZE:-8}" LOCAL_BATCH_SIZE="${LOCAL_BATCH_SIZE:-4}"
 fi

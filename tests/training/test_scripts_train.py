@@ -48,7 +48,7 @@ def test_tiny_model_from_nothing_beats_chance_in_minutes(tmp_path, port, python_
     assert all(torch.equal(result[name], tensor) for name, tensor in after.items())  # the second stage began with them
 
     held_out = tmp_path / "held-out"
-    write_set(held_out, videos=250, images=0, seed=20260, objects=1)
+    write_set(held_out, videos=200, images=0, seed=20260, objects=1)
     folder = held_out / "mvbench" / "json"
     (folder / "count.json").write_text("[]")  # there is always one object, so to count is to say 'one'
     questions = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
