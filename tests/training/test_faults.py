@@ -75,7 +75,7 @@ def test_a_checkpoint_of_another_kind_is_not_gone_on_from(run, world, parts, tmp
     folder = run(lora_r=4, max_steps=1, **options).folder
     asked = {**options, "resume_from_checkpoint": folder / "checkpoint-1"}
     line = refusal(world, parts, tmp_path, capsys, lora_r=8, max_steps=2, **asked)
-    assert "checkpoint-1: its run was started otherwise: --lora_r 8 (was 4)" in line
+    assert "checkpoint-1: its run has other flags or data: --lora_r 8 (was 4)" in line
     options["resume_from_checkpoint"] = folder / "checkpoint-1"
     (folder / "checkpoint-1" / RUN_FILE).unlink()  # as of another program
     line = refusal(world, parts, tmp_path, capsys, lora_r=8, max_steps=2, **options)

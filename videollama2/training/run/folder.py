@@ -205,7 +205,7 @@ def _check_asked(checkpoint: Path, identity: RunIdentity) -> None:
     former = None if record is None else RunIdentity.from_json(record["identity"])
     if former is not None and (different := identity.differences(former, free=_LENGTHS)):
         raise ConfigError(
-            f"--resume_from_checkpoint {checkpoint}: its run was started otherwise: {'; '.join(different)}. Give the "
+            f"--resume_from_checkpoint {checkpoint}: its run has other flags or data: {'; '.join(different)}. Give the "
             "same flags and data, or begin a new run from the weights of its result (--model_path)"
         )
 
