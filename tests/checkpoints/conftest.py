@@ -1,6 +1,7 @@
 """A writable published checkpoint and a bare language model of the same sizes."""
 
 import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,9 @@ def folder(tmp_path):
 def base(tmp_path):
     """A bare language model of the same sizes, with weights of its own."""
     torch.manual_seed(5)
-    sizes = decoder_sizes(vocab_size=483, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    sizes: dict[str, Any] = decoder_sizes(
+        vocab_size=483, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
+    )
     config = Qwen2Config(**sizes, max_position_embeddings=512, tie_word_embeddings=False, eos_token_id=2)
     Qwen2ForCausalLM(config).save_pretrained(tmp_path / "base")
     AutoTokenizer.from_pretrained(golden_dir() / "tokenizers" / "qwen2").save_pretrained(tmp_path / "base")

@@ -61,6 +61,8 @@ def copied(tmp_path):
 def evaluate(world):
     """Run a benchmark with the built-in model; what it says is collected in ``evaluate.said``."""
 
+    said: list[str] = []
+
     def evaluate(output, name="moving_shapes", data=None, max_new_tokens=16, options=None, **changes):
         found = changes.pop("found", None) or benchmark(name)
         data = data or (world if name == "moving_shapes" else benchmarks_dir() / found.folder)
@@ -69,5 +71,5 @@ def evaluate(world):
         plan = EvaluationPlan(found, data, output, choice, options, progress=False, **changes)
         return run_evaluation(plan, said.append)
 
-    said = evaluate.said = []
+    evaluate.said = said  # pyright: ignore[reportFunctionMemberAccess] - tests call it and look at this
     return evaluate

@@ -8,6 +8,7 @@ torch's own launcher, a fork as well: see the fixture ``torchrun`` of ``tests/tr
 from __future__ import annotations
 
 import importlib
+import io
 import multiprocessing
 import os
 import runpy
@@ -140,9 +141,9 @@ def run_program(words: Sequence[object], timeout_s: float, **options: Any) -> su
     Args:
         timeout_s: after so long all of it is killed, and its exit code tells so.
     """
-    words = list(map(str, words))
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(words, **pipes, **options, start_new_session=True) as program:
+    command = list(map(str, words))
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes, **options, start_new_session=True) as program:
         try:
             out, err = program.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired:
@@ -151,7 +152,7 @@ def run_program(words: Sequence[object], timeout_s: float, **options: Any) -> su
                 os.killpg(program.pid, signal.SIGKILL)  # what has outlived its parent still holds the pipes
             out, err = program.communicate(timeout=JOIN_S)
             err += f"\nkilled by the tests after {timeout_s:.0f} s"
-    return subprocess.CompletedProcess(words, program.returncode, out, err)
+    return subprocess.CompletedProcess(command, program.returncode, out, err)
 
 
 def run_python(
@@ -226,7 +227,8 @@ def _write_to(log: Path) -> None:
     with log.open("a") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
-    sys.stdout.reconfigure(line_buffering=True)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
 
 
 def _begin_anew() -> None:

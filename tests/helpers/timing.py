@@ -117,7 +117,7 @@ class ProcessorTimes:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Called where the results come together, also with several workers."""
         taken = dict(report.user_properties).get(report.when)
-        if taken is None:
+        if not isinstance(taken, float):
             return
         self.seconds[f"{report.nodeid} {report.when}"] = taken
         is_slow = "slow" in report.keywords

@@ -12,6 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.container import OutputContainer
 from av.stream import Disposition
 from av.video.frame import PictureType
 from PIL import Image
@@ -111,7 +112,7 @@ class Film:
         return path
 
     @staticmethod
-    def _add_audio(output: av.container.OutputContainer, seconds: float) -> None:
+    def _add_audio(output: OutputContainer, seconds: float) -> None:
         stream = output.add_stream("aac", rate=16000, layout="mono")
         samples = np.zeros((1, int(16000 * seconds)), np.float32)
         frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")

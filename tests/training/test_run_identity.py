@@ -109,7 +109,9 @@ def test_a_checkpoint_of_another_run_is_refused(finished, world, parts, tmp_path
     """Learning rates and the order of data come from the checkpoint: other flags would be given in vain."""
     asked = {**SAVING, "resume_from_checkpoint": finished / "checkpoint-2", "max_steps": 6}
     line = refusal(flags(world, parts, tmp_path / "own", learning_rate=5e-2, **asked), capsys)
-    assert "checkpoint-2: its run has other flags or data: --learning_rate 0.05 (was 0.002). Give the same flags" in line
+    assert (
+        "checkpoint-2: its run has other flags or data: --learning_rate 0.05 (was 0.002). Give the same flags" in line
+    )
     assert "max_steps" not in line, "a run may be made longer"
     both = flags(world, parts, tmp_path / "own", overwrite_output_dir=True, **asked)
     assert "--overwrite_output_dir starts over, --resume_from_checkpoint goes on" in refusal(both, capsys)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from threading import Condition, Lock, Thread
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
@@ -42,6 +42,9 @@ from videollama2.inference.threads import Bell, interrupts_deferred, start_threa
 from videollama2.inference.weights_watch import WeightsWatch, media_modules
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.processing import VideoLlama2Processor
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 PREFILL_CHUNK = 512
 """Maximum number of prompt tokens computed between two decode steps."""
@@ -279,7 +282,7 @@ class Engine:
         for task in tasks:
             self._batch.fail(task, error)
 
-    def __enter__(self) -> Engine:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -43,7 +43,9 @@ class JudgeServer:
                     return steps.pop(0) if len(steps) > 1 else steps[0]
         return GOOD
 
-    def _handler(server):  # noqa: N805  the inner class has its own self
+    def _handler(self):
+        server = self  # the inner class has a self of its own
+
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -93,7 +95,7 @@ class JudgeServer:
                 self.end_headers()
                 self.wfile.write(body)
 
-            def log_message(self, *args):
+            def log_message(self, format: str, *args: object) -> None:
                 """Silence on the test's output."""
 
         return Handler

@@ -1,5 +1,7 @@
 """Samples of answers, without a model that gave them."""
 
+from typing import Any
+
 from videollama2.eval.items import Item
 from videollama2.eval.report.document import Header
 from videollama2.eval.samples import Reading, Sample
@@ -33,7 +35,14 @@ def item(name, media, start=None):
     return Item(name, media, "?", "?", start=start)
 
 
-def row(number, correct, category="Action Count", parsed=0, guessed=False, **more):
+def row(
+    number: int,
+    correct: bool | None,
+    category: str = "Action Count",
+    parsed: int | None = 0,
+    guessed: bool = False,
+    **more: Any,
+) -> Sample:
     """A sample that was read."""
     return sample(number, category=category, reading=Reading(parsed, guessed, correct), **more)
 

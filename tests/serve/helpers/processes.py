@@ -95,7 +95,7 @@ class Process:
     def memory(self) -> int:
         """Resident bytes of the process that listens, which may be a fork that :attr:`process` stands for."""
         listening = [each for each in psutil.net_connections("tcp") if each.status == psutil.CONN_LISTEN]
-        (pid,) = {each.pid for each in listening if each.laddr.port == self._port and each.pid}
+        (pid,) = {each.pid for each in listening if each.laddr and each.laddr.port == self._port and each.pid}
         return psutil.Process(pid).memory_info().rss
 
     @property

@@ -7,12 +7,15 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 from fastapi import FastAPI
 
 from videollama2.serve.web.server import bind, make_server
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 LOCAL: dict[str, Any] = {"trust_env": False, "verify": False}
 """Options of clients of servers on loopback: nothing here speaks TLS, whose certificates take 25 ms to load."""
@@ -85,12 +88,12 @@ class AppThread:
     async def _end(self) -> None:
         for listening in self.server.servers:
             listening.close()
-        deadline = time.monotonic() + self.server.config.timeout_graceful_shutdown
+        deadline = time.monotonic() + (self.server.config.timeout_graceful_shutdown or 0)
         while self.app.state.gate.active and time.monotonic() < deadline:
             await asyncio.sleep(0.002)
         self.server.should_exit = True
 
-    def __enter__(self) -> AppThread:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -6,6 +6,7 @@ import gc
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -102,7 +103,8 @@ def main(argv):
     torch.distributed.init_process_group("gloo")
     torch.manual_seed(0)
     model = VideoLlama2ForConditionalGeneration(VideoLlama2Config(**CONFIG)).train()
-    model.model.vision_tower.requires_grad_(False)
+    tower, _ = model.model.eyes()
+    tower.requires_grad_(False)
     if recomputed:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     encode_uniformly(model)
@@ -144,7 +146,9 @@ def _under_zero(model, batch, stage):
     model.to(torch.bfloat16)
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learning, fused=True)
-    engine, *_ = deepspeed.initialize(model=model, model_parameters=learning, optimizer=optimizer, config=settings)
+    # DeepSpeed takes parameters, although it says that it takes a module.
+    learned: Any = learning
+    engine, *_ = deepspeed.initialize(model=model, model_parameters=learned, optimizer=optimizer, config=settings)
 
     def step():
         engine.backward(engine(**batch).loss)
@@ -158,7 +162,7 @@ SHARES = {"reduce_bucket_size": 1, "stage3_prefetch_bucket_size": 0.9}
 
 
 def _fully_sharded(model, batch, kind):
-    shard(model, TrainingArguments(output_dir="unused", use_cpu=True, bf16=True, report_to="none"))
+    shard(model, TrainingArguments(output_dir="unused", use_cpu=True, bf16=True, report_to=["none"]))
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learning, fused=True)
 
