@@ -77,6 +77,12 @@ launch() {
         '' | *[!0-9]* | 0) fail "nodes, processes and batch sizes must be positive numbers, got '$number'" ;;
         esac
     done
+    for number in "${RANK:=0}" "${MAX_RESTARTS:=0}"; do
+        case "$number" in
+        *[!0-9]*) fail "RANK and MAX_RESTARTS must be numbers from 0, got '$number'" ;;
+        esac
+    done
+    [ "$RANK" -lt "$nodes" ] || fail "RANK $RANK is the number of a node, and $nodes nodes have numbers from 0 to $((nodes - 1))"
     local together=$((nodes * processes * LOCAL_BATCH_SIZE))
     [ $((GLOBAL_BATCH_SIZE % together)) -eq 0 ] ||
         fail "GLOBAL_BATCH_SIZE $GLOBAL_BATCH_SIZE is not a multiple of $nodes nodes x $processes processes x LOCAL_BATCH_SIZE $LOCAL_BATCH_SIZE = $together"
@@ -95,8 +101,8 @@ launch() {
         --nproc_per_node "$processes" \
         --master_addr "${MASTER_ADDR:-127.0.0.1}" \
         --master_port "${MASTER_PORT:-16666}" \
-        --node_rank "${RANK:-0}" \
-        --max_restarts "${MAX_RESTARTS:-0}" \
+        --node_rank "$RANK" \
+        --max_restarts "$MAX_RESTARTS" \
         --signals_to_handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 \
         --shutdown_timeout "${STOP_SECONDS:-600}" \
         -m videollama2.train \

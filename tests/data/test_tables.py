@@ -132,6 +132,8 @@ def test_addresses_are_read_like_files(media, json_file, processor, tmp_path, fo
 def test_a_store_that_is_not_there(tmp_path):
     with pytest.raises(DataError, match="nostore://x/y.json: cannot be opened"):
         read_sets(["nostore://x/y.json"])
+    with pytest.raises(DataError, match="https://x/y.json: web pages are not read; download the file"):
+        read_sets(["https://x/y.json"])
 
 
 @pytest.mark.parametrize("form", ["parquet", "dataset"])

@@ -165,6 +165,9 @@ def test_likelihoods() -> None:
 
     (likely, is_greedy), (unlikely, is_other_greedy) = model.loglikelihood([instance("yellow"), instance("three")])
     asked = ({"do_sample": True}, {"do_sample": True, "temperature": 0}, {"do_sample": False, "temperature": 1}, {})
-    assert [model._request("Hi", [], options).options.temperature for options in asked] == [1, 0, 0, 0]
+    asked += ({"temperature": 0, "top_p": 0, "num_beams": 1}, {"do_sample": True, "top_p": 0}, {"temperature": "0.5"})
+    assert [model._request("Hi", [], options).options.temperature for options in asked] == [1, 0, 0, 0, 0, 0, 0.5]
+    sampled = model._request("Hi", [], {"do_sample": True, "top_p": 0.9, "top_k": 0, "min_p": None}).options
+    assert (sampled.top_p, sampled.top_k) == (0.9, model._request("Hi", [], {}).options.top_k)
     model.clean()
     assert is_greedy and not is_other_greedy and unlikely < likely < 0

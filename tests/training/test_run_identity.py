@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import shlex
 import shutil
 import signal
 from multiprocessing.connection import Connection
@@ -11,9 +12,10 @@ import pytest
 
 from tests.helpers.forked import end_all, receive, start_function
 from videollama2 import train
-from videollama2.checkpoints.files import RUN_FILE
+from videollama2.checkpoints.files import ADAPTER_CONFIG, RUN_FILE
 from videollama2.errors import CheckpointError, ConfigError
 from videollama2.training.arguments import parse_arguments
+from videollama2.training.reports.outcome import closing_words
 from videollama2.training.run.folder import LOCK_FILE, locked
 from videollama2.training.run.identity import RunIdentity
 
@@ -103,6 +105,15 @@ def test_what_does_not_change_the_result_may_differ(finished, world, parts):
     former = RunIdentity.from_json(json.loads((finished / RUN_FILE).read_text())["identity"])
     now = RunIdentity.of(*parse_arguments(flags(world, parts, finished, **{**SAVING, **free, **split})))
     assert now.differences(former) == []
+
+
+def test_the_commands_at_the_end_can_be_copied(tmp_path):
+    folder = tmp_path / "my runs"
+    folder.mkdir()
+    (folder / ADAPTER_CONFIG).touch()
+    _, ask, merge = map(shlex.split, closing_words(folder, "my base").replace("Next:", "").splitlines())
+    assert ask[-2:] == ["--model-path", str(folder)]
+    assert merge[2:4] == [str(folder), f"{folder}-merged"]
 
 
 def test_a_checkpoint_of_another_run_is_refused(finished, world, parts, tmp_path, capsys):

@@ -141,6 +141,8 @@ def test_flags_of_the_caller_come_last(printed):
         ({"WORLD_SIZE": 100}, "128 is not a multiple of 100 nodes x 8 processes x LOCAL_BATCH_SIZE 4 = 3200"),
         ({"LOCAL_BATCH_SIZE": 0}, "positive numbers, got '0'"),
         ({"NPROC_PER_NODE": "many"}, "positive numbers, got 'many'"),
+        ({"RANK": 2, "WORLD_SIZE": 2}, "RANK 2 is the number of a node, and 2 nodes have numbers from 0 to 1"),
+        ({"MAX_RESTARTS": "x"}, "RANK and MAX_RESTARTS must be numbers from 0, got 'x'"),
     ],
 )
 def test_batches_that_do_not_divide_are_refused_with_the_numbers(variables, words):

@@ -17,6 +17,8 @@ from videollama2.errors import DataError, MissingDependencyError
 _ADDRESS = re.compile(r"(?!https?:)[A-Za-z][A-Za-z0-9+.-]+://")
 """The beginning of an address of a store. Web pages are none, and the drives of Windows have one letter."""
 
+_WEB_PAGE = re.compile(r"https?://", re.IGNORECASE)
+
 MEMBER = re.compile(
     r"(?P<file>.*)::(?:(?P<offset>\d+)\+(?P<size>\d+)|(?P<group>\d+)\.(?P<row>\d+)(?:\.(?P<item>\d+))?)::(?P<name>[^:]*)"
 )
@@ -42,9 +44,11 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
 
     Raises:
         OSError: it cannot be opened.
-        DataError: it is an address of a kind that fsspec does not know.
+        DataError: it is a web page, or an address of a kind that fsspec does not know.
         MissingDependencyError: the package that fsspec needs for the address is not installed.
     """
+    if _WEB_PAGE.match(os.fspath(path)):
+        raise DataError(f"{path}: web pages are not read; download the file and give its path")
     if not is_store_address(path):
         return open(path, "rb")
     import fsspec.core  # a dependency of huggingface_hub; imported here because few runs need it

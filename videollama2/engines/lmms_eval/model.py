@@ -24,7 +24,7 @@ from videollama2.media.kinds import AUDIO, IMAGE
 from videollama2.media.sources import kind_of_path
 from videollama2.media.wave import wav_bytes
 
-_SAMPLING = ("top_p", "top_k", "min_p", "repetition_penalty")
+_SAMPLING = ("top_p", "top_k", "min_p")
 
 
 class VideoLlama2(lmms):
@@ -81,7 +81,7 @@ class VideoLlama2(lmms):
         for instance in requests:
             context, target, doc_to_visual, doc_id, task, split = instance.args
             document = self.task_dict[task][split][doc_id]
-            continuation = target if isinstance(target, str) else target(document)
+            continuation = target(document) if callable(target) else target
             request = self._request(context, self._visuals(doc_to_visual, doc_id, task, split), {})
             scores.append(self._score(request, str(continuation)))
         return scores
@@ -115,19 +115,12 @@ class VideoLlama2(lmms):
         if int(options.get("num_beams", 1) or 1) > 1:
             raise ConfigError("num_beams: the engine has no beams; ask for greedy answers")
         content = [*parts, {"type": "text", "text": context}]
-        # As in transformers, whose options these are: sampling that names no temperature has one of 1.
-        usual = 1.0 if options.get("do_sample") and options.get("temperature") is None else 0.0
-        temperature = float(options.get("temperature") or usual)
-        sampling: dict[str, Any] = {name: options[name] for name in _SAMPLING if options.get(name) is not None}
-        if options.get("do_sample") is False:
-            temperature, sampling = 0.0, {}
         until = options.get("until") or ()
         return Request(
             [{"role": "user", "content": content}],
             max_new_tokens=int(options.get("max_new_tokens") or min(MAX_NEW_TOKENS, self._engine.max_length // 2)),
-            temperature=temperature,
+            **_sampling(options),
             stop=[text for text in ([until] if isinstance(until, str) else until) if text],
-            **sampling,
         )
 
     @torch.inference_mode()
@@ -145,3 +138,18 @@ class VideoLlama2(lmms):
         logits_1LV = self._model(**batch, logits_to_keep=length + 1).logits[:, :-1].float()
         chosen_1L = logits_1LV.log_softmax(-1).gather(-1, ids_1L.unsqueeze(-1)).squeeze(-1)
         return chosen_1L.sum().item(), bool((logits_1LV.argmax(-1) == ids_1L).all())
+
+
+def _sampling(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how tokens are chosen. The options of tasks are those of transformers, with the same meaning and defaults.
+
+    Greedy choice has no other options: many tasks name them all the same, as ``top_p: 0`` beside ``temperature: 0``.
+    """
+    penalty = options.get("repetition_penalty")
+    chosen = {} if penalty is None else {"repetition_penalty": penalty}
+    given, samples = options.get("temperature"), options.get("do_sample")
+    temperature = float(1.0 if given is None and samples else given or 0)
+    if samples is False or not temperature or options.get("top_p") == 0:
+        return {**chosen, "temperature": 0.0}
+    # In transformers, 0 is no limit for these.
+    return {**chosen, "temperature": temperature, **{name: options[name] for name in _SAMPLING if options.get(name)}}
