@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from threading import Condition, Lock, Thread
+from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,15 +29,14 @@ from videollama2.inference.decoder import Decoder, remember_modes
 from videollama2.inference.kernels import PackedWeights
 from videollama2.inference.media.cache import MediaCache
 from videollama2.inference.media.encoder import MediaEncoder
-from videollama2.inference.media.read_ahead import ReadAhead
 from videollama2.inference.media.reader import MediaReader
 from videollama2.inference.prefix_cache import DEFAULT_MAX_BYTES, PrefixCache
 from videollama2.inference.request import Request
 from videollama2.inference.request_queue import RequestQueue
 from videollama2.inference.sampling import Chooser, end_ids
-from videollama2.inference.sizes import choose_sizes
+from videollama2.inference.sizes import check_sizes, choose_sizes
 from videollama2.inference.structure import Grammars
-from videollama2.inference.task import Task
+from videollama2.inference.task import Task, end_of_tasks
 from videollama2.inference.threads import Bell, interrupts_deferred, start_thread
 from videollama2.inference.weights_watch import WeightsWatch, media_modules
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
@@ -98,17 +97,14 @@ class Engine:
         cuda_graphs: bool = False,
         packed_weights: bool = False,
     ) -> None:
-        for name, value in (
-            ("max_batch", max_batch),
-            ("max_length", max_length),
-            ("max_queue", max_queue),
-            ("prefill_chunk", prefill_chunk),
-            ("media_threads", media_threads),
-        ):
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ConfigError(f"{name} must be at least 1, got {value!r}")
-        if isinstance(prefix_cache_bytes, int) and prefix_cache_bytes < 0:
-            raise ConfigError(f"prefix_cache_bytes must be 0 or more, got {prefix_cache_bytes}")
+        check_sizes(
+            prefix_cache_bytes,
+            max_batch=max_batch,
+            max_length=max_length,
+            max_queue=max_queue,
+            prefill_chunk=prefill_chunk,
+            media_threads=media_threads,
+        )
         self.model, self.processor = model, processor
         packed = PackedWeights(model) if packed_weights else None  # first, as slots take a share of what is left
         self.max_batch, self.max_length = choose_sizes(model, max_batch, max_length)
@@ -136,7 +132,7 @@ class Engine:
         )
         self._state = self._waiting.state  # guards the queue and closed
         self._stepping = Lock()  # without a thread, two readers may step the engine at once
-        self._batch = Batch(self.decoder, self.prefixes, _end_of_tasks(self._waiting.ahead, self._state))
+        self._batch = Batch(self.decoder, self.prefixes, end_of_tasks(self._waiting.ahead, self._state))
         self._media_weights, self._weights = WeightsWatch(media_modules(model)), WeightsWatch([model])
         self.closed = False
         self._thread: Thread | None = None
@@ -363,18 +359,3 @@ class Engine:
         if self._weights.changed():
             self._batch.forget()
             self.decoder.forget()
-
-
-def _end_of_tasks(ahead: ReadAhead, state: Condition) -> Callable[[Task, str, VideoLlama2Error | None], None]:
-    """Return the function that ends a task.
-
-    It does not reference the engine, since a cycle would keep the slots' memory until the garbage collector runs.
-    """
-
-    def end(task: Task, reason: str, error: VideoLlama2Error | None) -> None:
-        task.give_back(ahead)
-        task.finish(reason, error)
-        with state:
-            state.notify_all()
-
-    return end

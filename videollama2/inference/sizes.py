@@ -1,4 +1,4 @@
-"""Chooses the number and length of the engine's slots, by the bytes of a slot and the free memory."""
+"""Checks the engine's sizes, and chooses the number and length of its slots by their bytes and the free memory."""
 
 from __future__ import annotations
 
@@ -22,6 +22,15 @@ _SHARE_OF_MEMORY = 0.5
 """The share of free memory that slots may take if their number is chosen automatically."""
 
 _log = logging.getLogger(__name__)
+
+
+def check_sizes(prefix_cache_bytes: object, **counts: int | None) -> None:
+    """Raise ConfigError unless the counts, by their names, are None or at least 1, and the cache is not below 0."""
+    for name, value in counts.items():
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ConfigError(f"{name} must be at least 1, got {value!r}")
+    if isinstance(prefix_cache_bytes, int) and prefix_cache_bytes < 0:
+        raise ConfigError(f"prefix_cache_bytes must be 0 or more, got {prefix_cache_bytes}")
 
 
 def slot_bytes(model: VideoLlama2ForConditionalGeneration, length: int) -> int:

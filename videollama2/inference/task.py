@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from hashlib import blake2b
+from threading import Condition
 from time import monotonic
 from typing import Any
 
@@ -247,3 +248,18 @@ class Task:
                 error=error,
             )
         )
+
+
+def end_of_tasks(ahead: ReadAhead, state: Condition) -> Callable[[Task, str, VideoLlama2Error | None], None]:
+    """Return the function that ends a task.
+
+    The function does not reference the engine: a cycle would keep the slots' memory until the garbage collector runs.
+    """
+
+    def end(task: Task, reason: str, error: VideoLlama2Error | None) -> None:
+        task.give_back(ahead)
+        task.finish(reason, error)
+        with state:
+            state.notify_all()
+
+    return end
