@@ -160,6 +160,6 @@ def test_disk_without_room_for_a_second_checkpoint(run_once, world, parts, tmp_p
 
 
 def test_error_of_a_writer_is_told_with_the_folder(tmp_path):
-    words = r"result cannot be written .*GB free.*there is no other checkpoint"
+    words = r"result: cannot be written .*GB free.*there is no other checkpoint"
     with pytest.raises(CheckpointError, match=words), explain_failed_save(tmp_path / "result", remove=True):
         os.open(tmp_path / "no" / "such", os.O_WRONLY)
