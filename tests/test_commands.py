@@ -111,6 +111,15 @@ def test_a_reader_that_leaves_ends_a_command_quietly(monkeypatch, lines, unbuffe
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no /dev/full")
+@pytest.mark.parametrize(("encoding", "shown"), [("ascii", "\\xfc \\udcff"), ("utf-8", "ü \\udcff")])
+def test_characters_that_the_output_cannot_take_are_escaped(monkeypatch, encoding, shown):
+    """A file's name may have bytes of another encoding, and the terminal's encoding few characters."""
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding))
+    assert run_command(lambda: print("ü \udcff")) == 0
+    assert written.getvalue().decode(encoding) == f"{shown}\n"
+
+
 def test_a_full_disk_is_told(monkeypatch):
     monkeypatch.setenv("PYTHONUNBUFFERED", "")
     with open("/dev/full", "w") as full:

@@ -12,6 +12,7 @@ if the reader of the output has closed its pipe, as for any program that dies of
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import select
 import sys
@@ -54,6 +55,9 @@ def run_command(
         describe: returns the message of an error, for exceptions whose text is more than the message.
     """
     end_without_search()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # As on the standard error: names of files and answers may have characters that the output cannot take.
+        sys.stdout.reconfigure(errors="backslashreplace")
     prefix = "error:" if name is None else f"{name}: error:"
     try:
         with quiet_libraries(debug), _plain_warnings(name, debug):

@@ -39,6 +39,7 @@ TRL = {
 }
 TRL_PROMPT = {"id": "1", "prompt": TRL["messages"][:1], "completion": [ANSWER], "videos": ["v.mp4"]}
 TRL_TEXTS = {"id": "1", "prompt": "What?", "completion": "This.", "videos": ["v.mp4"]}
+MESSAGES_AS_TURNS = {"id": "1", "conversations": LLAMA_FACTORY["messages"], "videos": ["v.mp4"]}
 QUERY = {"id": "1", "query": "What?", "response": "This.", "videos": ["v.mp4"]}
 
 DATA = "data:image/png;base64," + "A" * 5000
@@ -51,8 +52,8 @@ def conversation(record):
 
 @pytest.mark.parametrize(
     "raw",
-    [OPENAI, LLAMA_FACTORY, MS_SWIFT, TRL, TRL_PROMPT, TRL_TEXTS, QUERY],
-    ids=["openai", "factory", "swift", "trl", "trl prompt", "trl texts", "query"],
+    [OPENAI, LLAMA_FACTORY, MS_SWIFT, TRL, TRL_PROMPT, TRL_TEXTS, MESSAGES_AS_TURNS, QUERY],
+    ids=["openai", "factory", "swift", "trl", "trl prompt", "trl texts", "messages as turns", "query"],
 )
 def test_forms_are_equal(media, raw):
     published, other = (parse_record(row, 0, "data.json", media) for row in (PUBLISHED, raw))
@@ -104,6 +105,7 @@ def test_parts_keep_their_order_among_kinds_and_turns(media):
         ),
         ({"prompt": 5}, "'prompt' must be a text or a list of messages, got 5"),
         ({**QUERY, "videos": "https://example.org/v.mp4"}, "'videos' must be a path of a file, got 'https://ex"),
+        ({**QUERY, "videos": "A" * 5000}, "AAA...: cannot be opened (File name too long)"),
         ({**QUERY, "response": None}, "the pairs of 'history' must be texts, got ('What?', None)"),
         ({**QUERY, "videos": [{"bytes": "x"}]}, "must be a path or a list of paths"),
         ({**PUBLISHED, "num_frames": 0}, "num_frames"),
@@ -122,6 +124,7 @@ def test_keys_that_say_nothing_else_are_no_error(media, tmp_path):
     record = parse_record(row, 7, "data.json", media)
     assert (record.id, record.media[0].num_frames) == ("#7", 4)
     assert unread_keys(row) == {"label", "prompt"} and not unread_keys(TRL_PROMPT)
+    assert not unread_keys(MESSAGES_AS_TURNS)
     named = tmp_path / "a clip.mp4"
     named.write_bytes((media / "v.mp4").read_bytes())
     parts = [{"type": "video_url", "video_url": {"url": named.as_uri()}}, {"type": "text", "text": "What?"}]

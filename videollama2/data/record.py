@@ -284,10 +284,12 @@ def unread_keys(raw: Any) -> set[str]:
     if not isinstance(raw, dict):
         return set()
     inner = set()
-    for name, known in (("conversations", _TURN_KEYS), ("messages", MESSAGE_KEYS)):
+    for name in ("conversations", "messages"):
         turns = raw.get(name)
         for turn in turns if isinstance(turns, list) else ():
-            inner |= {f"{name}.{key}" for key in turn.keys() - known} if isinstance(turn, dict) else set()
+            if isinstance(turn, dict):
+                known = MESSAGE_KEYS if "role" in turn else _TURN_KEYS
+                inner |= {f"{name}.{key}" for key in turn.keys() - known}
     forms = {"conversations", *FORM_KEYS} & {key for key, value in raw.items() if value is not None}
     read = READ_KEYS if forms else READ_KEYS | PROMPT_KEYS
     return (raw.keys() - read - _REFUSED_KEYS.keys()) | inner

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
-from videollama2.errors import MediaError, MediaNotFoundError
+from videollama2.errors import SHOWN_CHARACTERS, MediaError, MediaNotFoundError
 from videollama2.media.arrays import is_array
 from videollama2.media.kinds import VIDEO, is_told_by, kind_of, with_article
 from videollama2.stand_ins import HEAD_BYTES
@@ -46,6 +46,11 @@ def check_path(path: str | os.PathLike) -> Path:
     return Path(text)
 
 
+def _shortened(path: str) -> str:
+    """Return a path for a message; what is taken for a path may be the text of a whole medium."""
+    return path if len(path) <= SHOWN_CHARACTERS else f"{path[:SHOWN_CHARACTERS]}..."
+
+
 def _status_of(text: str) -> os.stat_result:
     """Return the status of the file or folder at a path; for the errors see :func:`check_path`."""
     if not text:
@@ -57,9 +62,9 @@ def _status_of(text: str) -> os.stat_result:
     except FileNotFoundError as error:
         raise MediaNotFoundError(f"{text}: no such file or folder") from error
     except OSError as error:
-        raise MediaError(f"{text}: cannot be opened ({error.strerror})") from error
+        raise MediaError(f"{_shortened(text)}: cannot be opened ({error.strerror})") from error
     except ValueError as error:
-        raise MediaError(f"{text}: cannot be opened ({error})") from error
+        raise MediaError(f"{_shortened(text)}: cannot be opened ({error})") from error
     if stat.S_ISREG(status.st_mode) and status.st_size == 0:
         raise MediaError(f"{text}: the file is empty")
     if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):

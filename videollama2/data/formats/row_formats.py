@@ -1,8 +1,9 @@
 """Turns rows in the forms of other programs into the published one, see :mod:`videollama2.data.record`.
 
-Read are OpenAI's ``messages``, with texts or with lists of parts, as LLaMA-Factory and ms-swift also write them with
-media under ``images``, ``videos`` and ``audios``; the ``query``, ``response`` and ``history`` of ms-swift; and the
-``prompt`` of TRL, a text or messages, with its ``completion`` or, for preferences, ``chosen`` and ``rejected``.
+Read are OpenAI's ``messages``, also under ``conversations``, with texts or with lists of parts, as LLaMA-Factory and
+ms-swift also write them with media under ``images``, ``videos`` and ``audios``; the ``query``, ``response`` and
+``history`` of ms-swift; and the ``prompt`` of TRL, a text or messages, with its ``completion`` or, for preferences,
+``chosen`` and ``rejected``.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ def published_form(raw: dict[str, Any]) -> dict[str, Any]:
     forms = [key for key in ("conversations", "messages", "query") if raw.get(key) is not None]
     if len(forms) > 1:
         raise DataError(f"{' and '.join(map(repr, forms))} all hold the conversation: a record may have one of them")
+    if forms == ["conversations"] and _are_messages(raw["conversations"]):
+        raw, forms = {**raw, "conversations": None, "messages": raw["conversations"]}, ["messages"]
     if not forms and raw.get("prompt") is not None:
         raw, forms = _prompted(raw), ["messages"]
     # ms-swift and TRL write "label" beside messages; beside a conversation it may be anything.
@@ -62,6 +65,11 @@ def published_form(raw: dict[str, Any]) -> dict[str, Any]:
         _tag_first_question(turns, media)
     rest = {key: value for key, value in raw.items() if key not in FORM_KEYS}
     return {**rest, **media, "conversations": turns}
+
+
+def _are_messages(turns: Any) -> bool:
+    """Whether turns are messages under the name of turns, as some programs write them."""
+    return isinstance(turns, list) and bool(turns) and isinstance(turns[0], dict) and "role" in turns[0]
 
 
 def _messages(messages: Any, media: dict[str, list[Any]]) -> list[dict[str, str]]:
