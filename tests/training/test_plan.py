@@ -137,6 +137,6 @@ def test_command(capsys):
     named = advice.removeprefix("The fastest that fit: ").removesuffix(".").split("; ")
     assert {verdicts[name][1] for name in named} == {"fits"} and len(named) == len({n.split(",")[0] for n in named})
     assert cli.main(["plan", "--model", "videollama2-tiny", "--tokens", "3"]) == 2
-    assert "--tokens 3 has no room for text" in capsys.readouterr().err
+    assert "--tokens 3 leaves no room for text" in capsys.readouterr().err
     assert cli.main(["plan", "--model", "nowhere/no-model"]) == 2
     assert "nowhere/no-model" in capsys.readouterr().err
