@@ -297,8 +297,8 @@ def test_three_processes_killed_five_times_equal_one_that_was_not(tmp_path: Path
         return path.read_bytes().count(b"\n") if path.is_file() else 0
 
     def kill(rank: int, further: int) -> None:
-        """Kill a process once it has written so many further lines, and start it again."""
-        enough = written(rank) + further
+        """Kill a process once it has written so many further lines, or all of its share, and start it again."""
+        enough = min(written(rank) + further, len(lines[rank::3]))
         while written(rank) < enough:
             assert running[rank].is_alive()
             time.sleep(0.01)
