@@ -6,11 +6,15 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import av
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -192,6 +196,27 @@ def test_a_killed_run_is_finished_by_the_same_command(tmp_path):
     write_set(fresh, 12, 2, 8)
     assert tree(broken) == tree(fresh)
     assert {path: path.stat().st_mtime_ns for path in done} == done
+
+
+def _kill_a_worker_that_starts() -> None:
+    """Kill the first process that this one spawns for a pool, while it still imports."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for child in psutil.Process().children():
+            with suppress(psutil.Error):
+                if any("spawn_main" in word for word in child.cmdline()):
+                    child.kill()
+                    return
+        time.sleep(0.002)
+
+
+def test_a_worker_that_dies_ends_the_command_and_the_same_one_finishes(tmp_path):
+    killer = threading.Thread(target=_kill_a_worker_that_starts)
+    killer.start()
+    with pytest.raises(DataError, match="a process that writes the set died; the same command continues"):
+        write_set(tmp_path, VIDEOS, 0, SEED, workers=2)
+    killer.join()
+    assert write_set(tmp_path, VIDEOS, 0, SEED)["complete"] is True
 
 
 def test_running_again_changes_nothing(balanced):

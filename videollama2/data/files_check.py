@@ -103,11 +103,11 @@ class _Finding:
 def _executor(decode: bool, workers: int) -> Executor:
     if decode:
         # The processes are spawned: a fork would copy the locks of this process's threads in their current state.
-        return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+        return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=end_with_parent)
     return ThreadPoolExecutor(_OPENERS)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Let this process end when the one that began it does; a killed command would leave it waiting for work."""
     parent = multiprocessing.parent_process()
     assert parent is not None  # it is one of a pool

@@ -28,6 +28,8 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -35,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from videollama2.commands import CommandParser, hides_bar, run_parsed
+from videollama2.data.files_check import end_with_parent
 from videollama2.errors import DataError
 from videollama2.media.kinds import IMAGE, VIDEO
 from videollama2.shapes.annotations import Annotation, annotate, choose_balanced
@@ -237,8 +240,14 @@ def _work(out: Path, parameters: SetParameters, workers: int) -> Iterator[Iterab
         yield map(make, parameters.items())
         return
     # The workers are spawned, because a fork of a process with threads (torch, decoders) may hang.
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield pool.imap(make, parameters.items(), chunksize=16)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, initializer=end_with_parent) as pool:
+        try:
+            yield pool.map(make, parameters.items(), chunksize=16)
+        except BrokenProcessPool as error:
+            raise DataError(f"{out}: a process that writes the set died; the same command continues") from error
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _write_annotations(out: Path, parameters: SetParameters, items: Iterable[Annotation]) -> dict[str, int]:
