@@ -133,7 +133,7 @@ WINGS = {
         ("report",),
         ("benchmarks", "scoring"),
         ("running", "published_files"),
-        ("score", "show"),
+        ("rescore", "show"),
         ("commands",),
         ("cli",),
         ("__main__",),

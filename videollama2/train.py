@@ -32,7 +32,7 @@ from videollama2.data.collator import TrainingCollator
 from videollama2.data.dataset import VideoInstructionDataset
 from videollama2.data.pairs import PairCollator, PreferencePairs
 from videollama2.errors import MissingDependencyError
-from videollama2.eval.running.live import LiveBenchmark
+from videollama2.eval.running.live_benchmark import LiveBenchmark
 from videollama2.media.kinds import AUDIO, KINDS
 from videollama2.processing import VideoLlama2Processor
 from videollama2.training.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
@@ -46,9 +46,9 @@ from videollama2.training.reports.meter import Collate
 from videollama2.training.reports.outcome import closing_words
 from videollama2.training.reports.report import write_run_report
 from videollama2.training.rules.run import sample_answers
-from videollama2.training.run.folder import Start, clear, find_start, locked, mark_finished, read_record, write_record
+from videollama2.training.run.folder import clear, locked, mark_finished, read_record, write_record
 from videollama2.training.run.identity import RunIdentity
-from videollama2.training.run.resume import explain_full_disk
+from videollama2.training.run.start import Start, find_start
 from videollama2.training.run.stopping import (
     StoppedBySignalError,
     StoppedElsewhereError,
@@ -56,6 +56,7 @@ from videollama2.training.run.stopping import (
     decide_together,
     message_of,
 )
+from videollama2.training.run.whole_checkpoints import explain_full_disk
 from videollama2.training.trainers.dpo import DpoTrainer
 from videollama2.training.trainers.grpo import GrpoTrainer
 from videollama2.training.trainers.trainer import VideoLlama2Trainer

@@ -13,12 +13,12 @@ from videollama2 import train
 from videollama2.checkpoints import load_checkpoint
 from videollama2.errors import ConfigError, DataError
 from videollama2.eval.benchmarks import benchmark
-from videollama2.eval.running.live import LiveBenchmark
+from videollama2.eval.running.live_benchmark import LiveBenchmark
 from videollama2.eval.running.run import EvaluationPlan, ModelChoice, run_evaluation
 from videollama2.eval.running.runner import Runner
 from videollama2.shapes.sets import write_set
-from videollama2.training.asking.exams import uint8_levels
 from videollama2.training.asking.rollouts import QUESTION
+from videollama2.training.asking.sample_questions import uint8_levels
 from videollama2.training.data import RunData
 
 from .helpers.runs import Run, difference, flags

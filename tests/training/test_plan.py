@@ -10,8 +10,8 @@ from videollama2 import cli
 from videollama2.config import VideoLlama2Config
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.training.model.lora import add_lora
-from videollama2.training.plan.counted import Matrices
-from videollama2.training.plan.ways import Load, Planner, Way
+from videollama2.training.plan.counted_model import Matrices
+from videollama2.training.plan.planner import Load, Planner, Way
 
 from .helpers.planned import CONFIG, LOAD, LiveBytes, batch_of
 

@@ -10,7 +10,7 @@ import pytest
 from tests.helpers.forked import run_python
 from videollama2 import train
 from videollama2.errors import CheckpointError, ConfigError
-from videollama2.training.run.resume import check_optimizer, explain_failed_save, is_whole, last_checkpoint
+from videollama2.training.run.whole_checkpoints import check_optimizer, explain_failed_save, is_whole, last_checkpoint
 
 from .helpers.runs import FEW_PARTS, Run, copy_checkpoint, difference, flags
 

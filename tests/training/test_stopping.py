@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from tests.helpers.forked import end_all, run_ranks, start
 from videollama2 import train
-from videollama2.training.run.resume import last_checkpoint
 from videollama2.training.run.stopping import SIGNALS, shield_workers
+from videollama2.training.run.whole_checkpoints import last_checkpoint
 
 from .helpers.runs import FEW_PARTS, Run, flags
 

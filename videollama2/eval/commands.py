@@ -26,9 +26,9 @@ SHOWN_MISSING = 20
 def eval_run(args: argparse.Namespace) -> int:
     """Run ``eval run`` in one process of an evaluation; torchrun's environment variables say which process it is."""
     from videollama2.eval.report.curves import check_writers_installed
+    from videollama2.eval.rescore import choose_judge
     from videollama2.eval.running.run import EvaluationPlan, ModelChoice, run_evaluation
     from videollama2.eval.running.runner import AnswerOptions
-    from videollama2.eval.score import choose_judge
     from videollama2.media.frames import FrameSampling
 
     settings = _settings(args)
@@ -89,7 +89,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
 def eval_score(args: argparse.Namespace) -> int:
     """Run ``eval score`` on an output folder, or on a file of the published code."""
     from videollama2.eval.report.curves import check_writers_installed
-    from videollama2.eval.score import score_file, score_folder
+    from videollama2.eval.rescore import score_file, score_folder
 
     check_writers_installed(args.tensorboard, args.wandb)
     if args.answers.is_dir():

@@ -25,8 +25,8 @@ from videollama2.data.samples import TrainingSample
 from videollama2.data.stream import RecordFiles, StreamedRecords, StreamOrder
 from videollama2.errors import DataError
 from videollama2.processing import VideoLlama2Processor
-from videollama2.training.asking.exams import SampleQuestions
 from videollama2.training.asking.rollouts import PromptDataset
+from videollama2.training.asking.sample_questions import SampleQuestions
 from videollama2.training.flags.data import DataArguments
 from videollama2.training.flags.run import TrainingArguments
 from videollama2.training.joint import Joint, joint_of

@@ -22,7 +22,7 @@ from videollama2.model.packed_attention import keep_records_apart, packed_inputs
 from videollama2.training.distributed.fully_shard import shard
 from videollama2.training.distributed.sharding import encode_uniformly
 from videollama2.training.flags.run import TrainingArguments
-from videollama2.training.plan.ways import Load
+from videollama2.training.plan.planner import Load
 
 CONFIG = {
     "text_config": {

@@ -15,7 +15,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from videollama2.errors import VideoLlama2Error
 from videollama2.inference.answer import ShownAnswer
 from videollama2.processing import VideoLlama2Processor
-from videollama2.training.asking.exams import (
+from videollama2.training.asking.sample_questions import (
     Exam,
     SampleQuestions,
     answer_samples,

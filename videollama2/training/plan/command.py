@@ -12,7 +12,7 @@ from videollama2.constants import DEFAULT_MODEL_NAME
 from videollama2.errors import ConfigError, MissingDependencyError
 from videollama2.flags import PATH_HELP
 from videollama2.hub import read_config
-from videollama2.training.plan.ways import UTILISATION, Load, Memory, Planner, Way
+from videollama2.training.plan.planner import UTILISATION, Load, Memory, Planner, Way
 from videollama2.training.reports.meter import PEAK_FLOPS
 
 WAYS = (

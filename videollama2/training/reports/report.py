@@ -15,7 +15,7 @@ import torch
 from videollama2 import __version__
 from videollama2.checkpoints.card import training_lines
 from videollama2.data.record import Record
-from videollama2.training.asking.exams import read_answers
+from videollama2.training.asking.sample_questions import read_answers
 
 REPORT_FILE = "report.md"
 

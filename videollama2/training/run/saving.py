@@ -36,7 +36,6 @@ from videollama2.training.distributed.sharding import keep_frozen_out, load_engi
 from videollama2.training.flags.run import TrainingArguments
 from videollama2.training.run.folder import write_record
 from videollama2.training.run.identity import RunIdentity
-from videollama2.training.run.resume import explain_failed_save, explain_unreadable, write_sizes
 from videollama2.training.run.stopping import (
     FAILED,
     Agreement,
@@ -47,6 +46,7 @@ from videollama2.training.run.stopping import (
     end_workers,
     message_of,
 )
+from videollama2.training.run.whole_checkpoints import explain_failed_save, explain_unreadable, write_sizes
 
 
 class SavingTrainer(Trainer):

@@ -25,8 +25,8 @@ from videollama2.errors import DataError, VideoLlama2Error
 from videollama2.processing import VideoLlama2Processor
 from videollama2.training.asking.rollouts import AnswerGroup, answer_questions, rows_of
 from videollama2.training.rewards import load_reward
-from videollama2.training.run.resume import explain_unreadable
 from videollama2.training.run.stopping import FAILED
+from videollama2.training.run.whole_checkpoints import explain_unreadable
 from videollama2.training.trainers.dpo import as_reference
 from videollama2.training.trainers.trainer import VideoLlama2Trainer
 

@@ -1,4 +1,4 @@
-"""Questions a model while it is trained: benchmarks and sample questions, answered by the inference engine.
+"""Asks sample questions while a model is trained, and defines what a benchmark must offer to be asked (:class:`Exam`).
 
 The engine answers with the weights of the moment. It restores the modes of all modules, and random generators are set
 back afterwards, so that a run learns the same to the bit whether it is asked or not.

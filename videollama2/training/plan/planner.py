@@ -17,7 +17,7 @@ from videollama2.config import VideoLlama2Config
 from videollama2.model.connectors import tokens_of_clip
 from videollama2.model.loss import CHUNK
 from videollama2.training.distributed.fully_shard import layers_of
-from videollama2.training.plan.counted import CountedModel, Matrices, Precision
+from videollama2.training.plan.counted_model import CountedModel, Matrices, Precision
 from videollama2.training.reports.meter import BatchCounts, FlopCount
 
 UTILISATION = 0.4

@@ -1,7 +1,7 @@
 """Finds the checkpoints of a run that are complete and readable, with clear errors for those that are not.
 
 A checkpoint is *whole* if it was written to its end, and *damaged* if it was whole once but cannot be read any more.
-The checkpoint from which a run starts is chosen in :mod:`videollama2.training.run.folder`; the trainer reads and writes
+The checkpoint from which a run starts is chosen in :mod:`videollama2.training.run.start`; the trainer reads and writes
 checkpoints in :mod:`videollama2.training.run.saving`.
 """
 
