@@ -3,6 +3,7 @@
 import gc
 import os
 import random
+import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -30,6 +31,17 @@ def ordinary_priority() -> Iterator[None]:
     if hasattr(os, "sched_getscheduler") and os.sched_getscheduler(0) in (os.SCHED_FIFO, os.SCHED_RR):
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         pytest.fail("this test left its thread with real-time scheduling")
+
+
+@pytest.fixture(autouse=True)
+def ordinary_signals() -> Iterator[None]:
+    """Fails a test that leaves a handler of a signal behind: a later one would not end where it should."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    left = [number for number, handler in before.items() if signal.getsignal(number) is not handler]
+    for number in left:
+        signal.signal(number, before[number])
+    assert not left
 
 
 def golden_dirs() -> list[Path]:

@@ -8,9 +8,7 @@ Ctrl-C or SIGTERM removes the application, once running answers have ended.
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
-import threading
 from collections.abc import Sequence
 
 from videollama2.commands import add_debug_flag, run_command
@@ -67,6 +65,7 @@ def _serve(args: argparse.Namespace) -> None:
     """See :func:`run`."""
     from videollama2.engines.ray.core import ray, serve
     from videollama2.engines.ray.deployments import application
+    from videollama2.serve.web.server import ended_by_signals
 
     try:
         where = "HeadOnly" if is_loopback(args.host) else "EveryNode"
@@ -74,12 +73,10 @@ def _serve(args: argparse.Namespace) -> None:
         serve.run(application(models_of(args)), name=APPLICATION, route_prefix="/")
     except (RuntimeError, ConnectionError, TimeoutError, ray.exceptions.RayError) as error:
         raise EngineError(f"Ray Serve: {first_line(error)}") from error
-    stopped = threading.Event()
     # Only now, since Ray has set handlers of its own, which end the process at once.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
-    stopped.wait()
-    serve.delete(APPLICATION)
+    with ended_by_signals() as ended:
+        ended.wait()
+        serve.delete(APPLICATION)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,20 +6,19 @@ import argparse
 import hashlib
 import hmac
 import os
-import signal
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event, Thread
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from videollama2.errors import ConfigError
 from videollama2.serve.page.votes import VoteLog
 from videollama2.serve.settings import MediaPolicy, is_loopback
-from videollama2.serve.web.server import HEADER_TIMEOUT_S, bind, server_config
+from videollama2.serve.web.server import HEADER_TIMEOUT_S, bind, ended_by_signals, server_config
 
 if TYPE_CHECKING:
     from videollama2.serve.page.backends import PageBackend
@@ -308,24 +307,22 @@ def _serve(page: Any, folder: Path, args: argparse.Namespace) -> None:
     if accounts is None and (args.share or not is_loopback(args.host)):
         who = "knows the shared address" if args.share else f"reaches {args.host}"
         print(f"warning: everybody who {who} can use this page (--auth-file)", file=sys.stderr)
-    ended = Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
-    running = launch_page(
-        page,
-        folder,
-        host=args.host,
-        port=args.port,
-        share=args.share,
-        accounts=accounts,
-        root_path=args.root_path,
-        max_file_bytes=args.max_upload_mb << 20,
-        max_folder_bytes=int(args.max_uploads_gb * (1 << 30)),
-        names=args.allowed_host,
-    )
-    print(f"the page is ready: {running.address} (Ctrl-C ends it)")
-    ended.wait()
-    running.close()
+    with ended_by_signals() as ended:
+        running = launch_page(
+            page,
+            folder,
+            host=args.host,
+            port=args.port,
+            share=args.share,
+            accounts=accounts,
+            root_path=args.root_path,
+            max_file_bytes=args.max_upload_mb << 20,
+            max_folder_bytes=int(args.max_uploads_gb * (1 << 30)),
+            names=args.allowed_host,
+        )
+        print(f"the page is ready: {running.address} (Ctrl-C ends it)")
+        ended.wait()
+        running.close()
 
 
 def open_log(args: argparse.Namespace) -> VoteLog | None:

@@ -8,7 +8,9 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from threading import Event
 from typing import Any
 
 import h11
@@ -113,6 +115,19 @@ def keep_what_is_loaded() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[Event]:
+    """Yield an event that SIGTERM and SIGINT set inside the block, where they do not end the process."""
+    ended = Event()
+    signals = (signal.SIGTERM, signal.SIGINT)
+    former = {number: signal.signal(number, lambda *_: ended.set()) for number in signals}
+    try:
+        yield ended
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def make_server(
