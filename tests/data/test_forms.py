@@ -105,7 +105,7 @@ def test_parts_keep_their_order_among_kinds_and_turns(media):
         ),
         ({"prompt": 5}, "'prompt' must be a text or a list of messages, got 5"),
         ({**QUERY, "videos": "https://example.org/v.mp4"}, "'videos' must be a path of a file, got 'https://ex"),
-        ({**QUERY, "videos": "A" * 5000}, "AAA...: cannot be opened (File name too long)"),
+        ({**QUERY, "videos": "A" * 9000}, "AAA...: cannot be opened (File name too long)"),
         ({**QUERY, "response": None}, "the pairs of 'history' must be texts, got ('What?', None)"),
         ({**QUERY, "videos": [{"bytes": "x"}]}, "must be a path or a list of paths"),
         ({**PUBLISHED, "num_frames": 0}, "num_frames"),

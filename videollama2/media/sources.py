@@ -17,6 +17,9 @@ from videollama2.media.arrays import is_array
 from videollama2.media.kinds import VIDEO, is_told_by, kind_of, with_article
 from videollama2.stand_ins import HEAD_BYTES
 
+_LONGEST_PATH = 8192
+"""Characters; no system has longer paths."""
+
 
 def describe_source(source: Any) -> str:
     """Return how messages call a source: its path or file name, else what it is."""
@@ -47,8 +50,8 @@ def check_path(path: str | os.PathLike) -> Path:
 
 
 def _shortened(path: str) -> str:
-    """Return a path for a message; what is taken for a path may be the text of a whole medium."""
-    return path if len(path) <= SHOWN_CHARACTERS else f"{path[:SHOWN_CHARACTERS]}..."
+    """Return a path for a message: whole, unless it is no path but the text of a medium, as base64 would be."""
+    return path if len(path) <= _LONGEST_PATH else f"{path[:SHOWN_CHARACTERS]}..."
 
 
 def _status_of(text: str) -> os.stat_result:
