@@ -27,6 +27,7 @@ def ask(capsys, *arguments):
     return code, captured.out, captured.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [

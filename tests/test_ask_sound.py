@@ -19,6 +19,7 @@ def av_model():
     return str(golden_audio_dir() / "models" / "qwen2-stc_connector_v35-siglip-beats")
 
 
+@pytest.mark.slow
 def test_sound(av_model, capsys):
     """A model that hears hears videos too, unless it is told otherwise; each way gives another prompt."""
     media = golden_audio_dir() / "media"

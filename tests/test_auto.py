@@ -224,6 +224,7 @@ def test_pipelines_answer(task, tmp_path, monkeypatch):
     assert "red" in result["generated_text"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", sorted(path.name for path in (golden_dir() / "models").iterdir() if path.is_dir()))
 def test_a_model_that_was_never_loaded_is_saved_under_published_names(tmp_path, row):
     """As training does that starts from separate parts: nothing has recorded which conversion loaded it."""

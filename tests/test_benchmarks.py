@@ -33,6 +33,7 @@ def hear():
     return load("hear")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(SCRIPT.parent.glob("*.py")), ids=lambda path: path.stem)
 def test_every_file_finds_what_it_imports(path):
     done = run_python([path, "--help"])

@@ -181,11 +181,13 @@ def test_a_file_whose_name_begins_with_a_dash(capsys, tmp_path, monkeypatch):
     assert "a file whose name begins with a dash is given as ./-clip.mp4" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", MAINS)
 def test_help_of_every_command_on_a_pipe_that_nobody_reads(module):
     assert run_unread(["-m", module, "--help"]) == (0, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", MAINS)
 def test_every_command_names_the_flag_that_was_meant(module):
     sub = {"videollama2": ["chat"], "videollama2.eval": ["run", "mvbench"]}.get(module, [])

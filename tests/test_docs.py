@@ -29,6 +29,7 @@ def test_python_runs(number):
     assert done.stdout.strip()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("videollama2 ")])
 def test_commands_take_these_options(line, tmp_path):
     """Published weights are not at hand: what names them must at least be understood up to looking for them."""

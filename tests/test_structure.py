@@ -204,6 +204,7 @@ def _imports(tree):
             yield from (tuple(n.name.split(".")[1:]) for n in node.names if n.name.startswith("videollama2."))
 
 
+@pytest.mark.slow
 def test_modules_import_only_from_lower_floors():
     wrong = []
     for path in PACKAGE.rglob("*.py"):
@@ -219,6 +220,7 @@ def test_modules_import_only_from_lower_floors():
     assert not wrong, wrong
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wing", WINGS)
 def test_inside_a_wing_modules_import_only_from_earlier_groups(wing):
     order = {room: number for number, group in enumerate(WINGS[wing]) for room in group}
@@ -235,6 +237,7 @@ def test_inside_a_wing_modules_import_only_from_earlier_groups(wing):
     assert not wrong, wrong
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wing", sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py")))
 def test_inside_a_wing_modules_and_folders_import_each_other_in_no_circle(wing):
     needs = {}
@@ -254,6 +257,7 @@ def test_no_module_of_serve_is_called_like_a_package_elsewhere():
     assert not hidden, hidden
 
 
+@pytest.mark.slow
 def test_functions_can_be_read_at_once():
     long = []
     for path in PACKAGE.rglob("*.py"):

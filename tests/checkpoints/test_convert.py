@@ -44,6 +44,7 @@ def store(folder, dtypes):
     return stored
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["published", "native"])
 @pytest.mark.parametrize(("stored", "said"), [("bfloat16", "float16"), ("float16", "float32"), ("float32", "bfloat16")])
 def test_tensors_are_bit_identical_whatever_the_config_says(folder, tmp_path, convert, form, stored, said):

@@ -121,6 +121,7 @@ def test_pieces_are_of_one_size_if_possible(outputs, wanted):
     assert rows == wanted and (rows % 64 == 0 and rows <= 16_384 or rows == outputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [NAMES[1], "videollama2-tiny"])
 def test_loaded_in_pieces_a_model_is_the_same(name, monkeypatch):
     monkeypatch.setattr(cpu_integers, "SMALLEST_QUANTISED", 1)
@@ -174,6 +175,7 @@ def test_a_cpu_without_such_products_rounds_only_the_weight(rows, bias, monkeypa
     torch.testing.assert_close(few(inputs), wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*NAMES, "videollama2-tiny"])
 def test_a_model_answers_in_8_bits(name, monkeypatch):
     monkeypatch.setattr(cpu_integers, "SMALLEST_QUANTISED", 1)
@@ -304,6 +306,7 @@ def test_other_layers_are_not_kept_as_stored():
     assert stored_like(torch.nn.Conv2d(8, 8, 3, groups=8)) is None and stored_like(torch.nn.LayerNorm(8)) is None
 
 
+@pytest.mark.slow
 def test_connectors_are_exact_and_take_half_of_the_memory(folder, monkeypatch):
     monkeypatch.setattr(cpu_integers, "SMALLEST_QUANTISED", 64)
 
@@ -331,6 +334,7 @@ def test_connectors_are_exact_and_take_half_of_the_memory(folder, monkeypatch):
         assert torch.equal(other.model.mm_projector(features), exact.model.mm_projector(features))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["model.mm_projector.sampler.0.weight", "model.layers.0.mlp.up_proj.weight"])
 @pytest.mark.parametrize("option", ["load_8bit", "load_4bit"])
 def test_weights_of_another_shape_are_named(name, option, folder, monkeypatch):

@@ -73,6 +73,7 @@ def test_an_exported_folder_opens_without_the_package(exported, tmp_path):
     assert seen["ids"] == ids.tolist() and tokenizer.decode(ids, skip_special_tokens=True)
 
 
+@pytest.mark.slow
 def test_an_exported_folder_opens_with_the_package_as_any_other(exported, tmp_path):
     _, model, processor, _ = load_pretrained_model(exported, device="cpu")
     _, built_in, _, _ = load_pretrained_model("videollama2-tiny", device="cpu")

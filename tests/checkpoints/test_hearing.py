@@ -37,6 +37,7 @@ def last_logits(model, processor):
         return model.eval()(**inputs(processor), logits_to_keep=1).logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["published", "native"])
 def test_converting_keeps_every_bit_and_the_answer(hearing, tmp_path, convert, form):  # noqa: F811
     before = load_checkpoint(hearing, dtype=torch.float32)
@@ -52,6 +53,7 @@ def test_converting_keeps_every_bit_and_the_answer(hearing, tmp_path, convert, f
     assert torch.equal(last_logits(*after), last_logits(*before))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:on a CPU, 4 bits need")
 @pytest.mark.parametrize(("bits", "kind"), [(4, "Linear4bit"), (8, "Linear8bitLt")])
 def test_few_bits_leave_the_ears_as_they_are(hearing, bits, kind):

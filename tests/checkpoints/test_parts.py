@@ -22,6 +22,7 @@ from videollama2.errors import CheckpointError
 from videollama2.model.connectors import build_connector
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mm_projector.bin", "mm_projector.safetensors"])
 @pytest.mark.parametrize("named", ["argument", "config"])
 def test_connector_on_a_base_model(folder, base, name, named):

@@ -19,6 +19,7 @@ def kind_of(model):
     return type(model.model.language_model.layers[0].mlp.down_proj).__name__
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:on a CPU, 4 bits need")
 @pytest.mark.parametrize("bits", KINDS)
 def test_a_whole_checkpoint_that_asks_for_few_bits_gets_them(folder, bits, monkeypatch):
@@ -35,6 +36,7 @@ def test_a_whole_checkpoint_that_asks_for_few_bits_gets_them(folder, bits, monke
     assert kind_of(model) == FLAG
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", KINDS)
 def test_weights_that_are_stored_in_few_bits_stay_as_they_are(tmp_path, bits):
     config = quantization_config(bits, torch.float32)

@@ -142,6 +142,7 @@ def test_a_tokenizer_that_is_nested_without_end(folder):
     refusal(folder, str(folder / "tokenizer.json"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("field", "value", "word"),
     [
@@ -240,6 +241,7 @@ def test_training_does_not_run_code_of_others(evil, tmp_path, capsys):
     assert "auto_map names code" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["ask", "worker"])
 def test_commands_neither_run_nor_offer_code_of_others(evil, command, free_tcp_port):
     video = golden_dir() / "media" / "landscape_30fps_90f.mp4"
@@ -256,6 +258,7 @@ def test_commands_neither_run_nor_offer_code_of_others(evil, command, free_tcp_p
     assert "[y/N]" not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_every_opening_by_an_auto_class_rules_code_of_others_out():
     allowing = []
     for path in (ROOT / "videollama2").rglob("*.py"):

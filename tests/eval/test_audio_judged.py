@@ -73,6 +73,7 @@ def test_judged_files_have_the_published_scores(case, judge_server, tmp_path):
     assert metrics["accuracy", PUBLISHED]["overall"]["lower_bound"] == pytest.approx(accuracy, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in JUDGED if "replies" in case], ids=lambda case: str(case["replies"]))
 def test_captions_of_sounds_are_compared_with_one_reference_at_a_time(case, judge_server, tmp_path):
     aspect = case["benchmark"].removeprefix("clotho_")

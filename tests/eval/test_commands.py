@@ -70,6 +70,7 @@ def test_answers_are_saved_without_a_judge_and_judged_later(tmp_path, capsys):
     assert "Video-ChatGPT is judged: give --judge-model" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("charted")
 def test_scoring_again_gives_the_same_and_another_protocol_another_reading(tmp_path):
     assert run("egoschema", tmp_path) == 0

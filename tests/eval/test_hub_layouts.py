@@ -95,6 +95,7 @@ def run(data, output, *more):
     return main(["run", "videomme", "--data", str(data), "--output", str(output), *options, *more])
 
 
+@pytest.mark.slow
 def test_seen_subtitles_are_those_of_the_frames_that_are_shown(videomme, tmp_path):
     """Spread by number, the first and the last frame are among them; by time, those amid four stretches of the clip."""
     found = benchmark("videomme")
@@ -133,6 +134,7 @@ def test_subtitles_that_cannot_be_used_are_told_before_the_first_question(videom
     assert path.name in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_report_counts_subtitles(videomme, tmp_path):
     assert run(videomme, tmp_path / "out", "--subtitles") == 0
     report = json.loads((tmp_path / "out" / "results.json").read_text())

@@ -117,6 +117,7 @@ def test_a_server_that_hangs(server):
     assert lost.error.startswith("APITimeoutError after 2 attempts")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("step", "raw"),
     [
@@ -167,6 +168,7 @@ def test_a_server_that_is_not_there_is_not_waited_for_by_every_ask():
     assert sum("in a row got no answer" in error for error in errors) >= 194
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [("status", 429, {"Retry-After": "0"}), ("status", 503, {}), ("drop",)])
 def test_a_server_that_refuses_everybody_is_not_asked_for_every_ask(server, step):
     server.script = {"": [step]}

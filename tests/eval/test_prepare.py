@@ -29,6 +29,7 @@ def zipped(target, source, inside=""):
     return target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layout", "name"),
     [

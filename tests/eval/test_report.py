@@ -245,6 +245,7 @@ def chart(tmp_path, header, metrics):
     return image
 
 
+@pytest.mark.slow
 def test_chart_grows_with_the_categories(tmp_path):
     few = chart(tmp_path, HEADER, [summarise(ROWS, "published")])
     rows = [row(n, n % 3 > 0, f"A category with a long name {n % 20}") for n in range(200)]

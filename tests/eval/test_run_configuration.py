@@ -18,6 +18,7 @@ from videollama2.eval.running.runner import AnswerOptions
 from videollama2.eval.store import configuration_hash
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes", [{"options": AnswerOptions(max_new_tokens=16, num_frames=4)}, {"max_new_tokens": 15}, {"limit": 2}]
 )

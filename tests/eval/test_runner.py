@@ -61,6 +61,7 @@ def test_answers_are_those_of_mm_infer(alone, world):
         assert rows[each.id]["output"] == text
 
 
+@pytest.mark.slow
 def test_a_bigger_batch_gives_the_same_files(alone, evaluate, tmp_path):
     evaluate(tmp_path / "out", batch_size=8)
     assert contents(tmp_path / "out") == contents(alone)
@@ -77,6 +78,7 @@ def test_more_processes_give_the_same_files(alone, evaluate, tmp_path, world_siz
     assert any("answers are still to come" in text for text in evaluate.said)
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_goes_on(alone, evaluate, tmp_path):
     evaluate(tmp_path / "out", rank=1, world=3)
     before = sorted((tmp_path / "out" / "answers").glob("rank-00001*"))
@@ -180,6 +182,7 @@ def test_two_parts_of_a_video_are_two_clips(evaluate, tmp_path):
     assert report["metrics"][1]["counts"]["guessed"] == 0
 
 
+@pytest.mark.slow
 def test_missing_and_unreadable_videos_are_counted_named_and_can_be_supplied(evaluate, copied, tmp_path, capsys):
     data = copied("egoschema")
     lost, broken = sorted((data / "good_clips_git").iterdir())[:2]
@@ -262,6 +265,7 @@ def test_sampled_answers_do_not_depend_on_batches_either(evaluate, tmp_path):
     assert texts[0] != texts[1]
 
 
+@pytest.mark.slow
 def test_limit_and_offset(evaluate, world, tmp_path):
     evaluate(tmp_path / "out", limit=3, offset=2)
     ids = [each.id for each in benchmark("moving_shapes").load(world)]
@@ -270,6 +274,7 @@ def test_limit_and_offset(evaluate, world, tmp_path):
         evaluate(tmp_path / "none", offset=10**6)
 
 
+@pytest.mark.slow
 def test_subtitles_reach_the_model_and_the_file_names(evaluate, tmp_path):
     pytest.importorskip("pyarrow")
     found = benchmark("videomme").configure(subtitles="published")

@@ -78,6 +78,7 @@ def test_after_thinking(text, rest):
     assert after_thinking(text) == rest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "unit", ["answer ", "option that is ", "A, ", "(", "\\boxed{", "<answer>", "it is the ", "A. no "]
 )

@@ -135,6 +135,7 @@ def test_what_the_published_code_could_not_read(case):
         assert isinstance(answer, str)
 
 
+@pytest.mark.slow
 def test_sound_options_are_part_of_what_is_remembered(case):
     model, processor, _ = case
     path = str(MEDIA / "long_mono_22k.mp3")
@@ -160,6 +161,7 @@ def test_a_video_is_heard_within_its_bounds():
     assert alone.options == seen.options  # so that the pictures are remembered together
 
 
+@pytest.mark.slow
 def test_a_batch_of_everything_equals_each_alone(case):
     model, processor, _ = case
     if not model.config.sees:

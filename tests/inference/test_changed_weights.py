@@ -131,6 +131,7 @@ def test_what_a_watch_notices(small):
     assert watch.written() and watch.changed() and not watch.changed()
 
 
+@pytest.mark.slow
 def test_merged_adapters_are_noticed():
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.tuners_utils import BaseTunerLayer

@@ -72,6 +72,7 @@ def test_faults_are_told_and_the_conversation_goes_on(tiny, tmp_path):
     assert "do not fit" in text and "top right" in text
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_the_answer_and_not_the_program(python_of_forks):
     model = golden_dir() / "models" / "qwen2-stc_connector-clip"
     # Longer than the pipe takes: the answer cannot end before it is stopped, however slow this test is.

@@ -39,6 +39,7 @@ def test_greedy_tokens_do_not_depend_on_companions(name):
         assert engine.load == {"decoding": 0, "prefilling": 0, "waiting": 0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_steps_of_fixed_shapes_give_the_same_tokens(name, monkeypatch):
     """What a GPU records, computed without recording: rows and positions rounded up, some rows empty."""
@@ -143,6 +144,7 @@ def test_short_prompts_are_prefilled_in_one_pass(small):
     assert passes[:3] == [1, 1, 1]  # a long one over several passes, alone
 
 
+@pytest.mark.slow
 def test_in_bfloat16(small):
     """Rounding may turn an answer, not break it: most are those of the request alone."""
     model, processor = model_init(golden_dir() / "models" / "qwen2-stc_connector-clip", dtype="bfloat16")[:2]

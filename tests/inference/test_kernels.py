@@ -103,6 +103,7 @@ def test_small_and_rounded_models_cannot_be_packed(small, monkeypatch):
         Engine(model, processor, packed_weights=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not few_rows_available(), reason="torch has no MKL or no oneDNN here")
 @pytest.mark.parametrize(("count", "operation"), [(8, "aten::bmm"), (16, "mkldnn::_linear_pointwise")])
 def test_answers_of_many_rows_are_those_of_one(small, count, operation, monkeypatch):
@@ -117,6 +118,7 @@ def test_answers_of_many_rows_are_those_of_one(small, count, operation, monkeypa
     assert [result.token_ids for result in results] == [alone(model, processor, request) for request in requests]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not few_rows_available(), reason="torch has no MKL or no oneDNN here")
 def test_packed_weights_give_the_same_answers_and_follow_changes(small, monkeypatch):
     monkeypatch.setattr(kernels, "SMALLEST_PACKED", 1)

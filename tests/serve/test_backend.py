@@ -71,6 +71,7 @@ def through_controller(installation: Installation) -> Iterator[Callable[[], Cont
         backend.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("conversation", [FIRST, CONVERSATION], ids=["one", "several turns"])
 def test_answers_are_the_engines_own(own: LocalBackend, tiny_engine: Engine, conversation: Conversation) -> None:
     expected = tiny_engine.submit(conversation.messages(), max_new_tokens=32).result(timeout=60).text

@@ -16,6 +16,7 @@ def events(reply):
     return [json.loads(block.removeprefix("data: ")) for block in blocks[:-2]]
 
 
+@pytest.mark.slow
 def test_text_alone_developers_and_parts(chat):
     expected = answer(chat, "Hello there")
     assert answer(chat, text_part("Hello there")) == expected
@@ -83,6 +84,7 @@ def test_without_being_asked_a_stream_tells_no_usage(chat):
     assert chunks[-1]["choices"][0]["finish_reason"] in ("stop", "length")
 
 
+@pytest.mark.slow
 def test_several_answers_differ_and_repeat(chat):
     fields = {**LONG, "n": 4}
     first = ask(chat, "Tell me", **fields).json()
@@ -94,6 +96,7 @@ def test_several_answers_differ_and_repeat(chat):
     assert answer(chat, "Tell me", **{**LONG, "seed": 13}) == texts[2]
 
 
+@pytest.mark.slow
 def test_stop_texts_end_the_answer(chat):
     whole = answer(chat, "Tell me", **LONG)
     stop = whole[len(whole) // 2 : len(whole) // 2 + 2]
@@ -130,6 +133,7 @@ def test_fields_that_nobody_knows_are_ignored_and_named(chat, caplog):
     assert ask(chat, "Tell me", temprature=1, stream=True).headers["x-ignored-fields"] == "temprature"
 
 
+@pytest.mark.slow
 def test_a_bias_and_penalties_change_the_answer(chat):
     plain = answer(chat, "Tell me", **LONG)
     token = ask(chat, "Tell me", logprobs=True, **LONG).json()["choices"][0]["logprobs"]["content"][0]["token"]
@@ -140,6 +144,7 @@ def test_a_bias_and_penalties_change_the_answer(chat):
     assert answer(chat, "Tell me", **{**LONG, "min_p": 1.0}) == answer(chat, "Tell me", **{**LONG, "top_k": 1})
 
 
+@pytest.mark.slow
 def test_the_end_of_text_can_be_ignored(chat):
     whole = ask(chat, "Tell me", max_tokens=60, ignore_eos=True).json()
     assert whole["usage"]["completion_tokens"] == 60 and whole["choices"][0]["finish_reason"] == "length"
@@ -181,6 +186,7 @@ def test_values_of_the_chat_template(chat):
     assert reply.status_code == 200, "a template that does not read it is not disturbed"
 
 
+@pytest.mark.slow
 def test_a_penalty_and_top_k_change_the_answer(chat):
     fields = {"min_tokens": 20, "max_tokens": 20}
     plain = answer(chat, "Tell me", **fields)
@@ -188,6 +194,7 @@ def test_a_penalty_and_top_k_change_the_answer(chat):
     assert answer(chat, "Tell me", temperature=2.0, top_k=1, seed=1, **fields) == plain
 
 
+@pytest.mark.slow
 def test_log_probabilities(chat):
     body = ask(chat, "Tell me", logprobs=True, top_logprobs=3, **LONG).json()["choices"][0]
     content = body["logprobs"]["content"]

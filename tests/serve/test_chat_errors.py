@@ -12,6 +12,7 @@ from videollama2.serve.settings import Security
 # --------------------------------------------------------------------------------------------------------------- errors
 
 
+@pytest.mark.slow
 def test_errors_have_their_status_place_and_code(chat):
     picture_part = image_part(picture())
     assert refused(chat, "x", model="other", status=404)["code"] == "model_not_found"

@@ -44,6 +44,7 @@ def test_requests_that_are_being_prepared_are_bounded():
             assert ask(client, "x").status_code == 200
 
 
+@pytest.mark.slow
 def test_frames_of_running_answers_are_bounded_and_given_back():
     with (
         live_chat(limits=ChatLimits(max_frame_bytes=60_000)) as (server, service),
@@ -118,6 +119,7 @@ def send_raw(server, body):
     return connection
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("n", [1, 3])
 def test_whoever_leaves_frees_the_slot(stream, n):

@@ -48,6 +48,7 @@ def test_a_video_has_the_answer_it_has_at_home(chat, name):
     assert answer(chat, part, text_part(question)) == at_home(question, [("video", path)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IMAGES)
 def test_an_image_has_the_answer_it_has_at_home(chat, name):
     path = MEDIA / name
@@ -67,6 +68,7 @@ def test_the_engine_gets_the_same_pixels(chat):
         assert cache.hits == hits + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -88,6 +90,7 @@ def test_frames_and_clip(chat, options):
         assert by_part.json()["choices"][0]["message"]["content"] == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mime", ["video/mp4", "own", "application/octet-stream"])
 @pytest.mark.parametrize("name", ["anim.webp", "anim_apng.png", "anim.avif"])
 def test_a_moving_picture_is_a_video(chat, name, mime):

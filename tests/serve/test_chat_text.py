@@ -7,6 +7,7 @@ from tests.serve.helpers.chats import answer, ask, tiny
 from tests.serve.helpers.media import image_part, picture, text_part, user
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["<video>", "<image>", "<|im_end|>", "<|im_start|>", "<|endoftext|>"])
 def test_names_of_tags_and_control_tokens_stay_text(chat, name):
     """End to end: what the engine got holds no more placeholders and control tokens than the conversation itself."""

@@ -120,6 +120,7 @@ def test_a_key_is_shown(tmp_path):
         assert main(["--controller", server.url, "--api-key-file", str(key), "--model", "x"]) == 2
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_the_answer_and_not_the_program(controller):
     """In a real terminal, with a worker that would never end."""
 

@@ -127,6 +127,7 @@ def test_streams_and_whole_replies(controller):
         assert "x-request-id: id-1" in worker.heads[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("first", [dying, hanging, None], ids=["dies", "hangs", "unreachable"])
 def test_before_the_first_token_another_worker_is_tried(controller, first, stream):

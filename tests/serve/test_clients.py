@@ -47,6 +47,7 @@ def answer_type():
 # --------------------------------------------------------------------------------------------------------------- openai
 
 
+@pytest.mark.slow
 def test_openai_parses_an_answer(keyed_client, answer_type):
     messages = [user("How many?")]
     asked = {"model": "tiny", "messages": messages, "response_format": answer_type, "max_tokens": TOKENS}
@@ -58,6 +59,7 @@ def test_openai_parses_an_answer(keyed_client, answer_type):
     assert isinstance(whole.output_parsed, answer_type)
 
 
+@pytest.mark.slow
 def test_openai_calls_tools(keyed_client, answer_type):
     function = {"name": "report", "description": "Say what was seen.", "parameters": SCHEMA}
     tools = [{"type": "function", "function": function}]
@@ -86,6 +88,7 @@ def test_openai_completions_and_logprobs(keyed_client):
     assert "".join(piece.choices[0].text for piece in pieces) == reply.choices[0].text
 
 
+@pytest.mark.slow
 def test_openai_responses(keyed_client):
     parts = [{"type": "input_text", "text": "What is it?"}, {"type": "input_image", "image_url": PICTURE}]
     asked = {"model": "tiny", "input": [{"role": "user", "content": parts}], "max_output_tokens": 20}
@@ -100,6 +103,7 @@ def test_openai_responses(keyed_client):
     assert numbers == sorted(set(numbers))
 
 
+@pytest.mark.slow
 def test_openai_responses_call_tools(keyed_client, answer_type):
     tools = [{"type": "function", "name": "report", "parameters": SCHEMA, "strict": True}]
     asked = {"model": "tiny", "input": "How many?", "tools": tools, "tool_choice": "required"}

@@ -91,6 +91,7 @@ def test_refreshing_forgets_those_that_are_gone(controller, post):
         assert post("/refresh_all_workers").json() == {"models": ["m"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [dying, hanging, full, None], ids=["dies", "hangs", "full", "unreachable"])
 def test_before_the_first_token_another_worker_is_tried(first):
     patience = HASTY if first is hanging else None
@@ -195,6 +196,7 @@ def test_a_client_that_leaves_is_noticed_by_the_worker(controller):
         wait_until(lambda: controller.registry.workers[0].queue == 0)
 
 
+@pytest.mark.slow
 def test_registrations_are_safe_side_by_side(controller, post):
     def work(number):
         name = f"http://127.0.0.1:{2000 + number % 10}"

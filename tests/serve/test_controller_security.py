@@ -8,6 +8,7 @@ from videollama2.serve.cluster.controller_app import WORKER_PATHS
 from videollama2.serve.settings import Security
 
 
+@pytest.mark.slow
 def test_every_route_needs_a_key_and_workers_the_token():
     security = Security(api_keys=("key",), worker_token="token")
     with ControllerThread(security) as server, client_of(server) as client:

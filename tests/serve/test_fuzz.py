@@ -144,6 +144,7 @@ def json_mutants(count):
             yield json.dumps(body).encode()
 
 
+@pytest.mark.slow
 def test_requests_with_broken_bytes_and_values(api):
     for content in json_mutants(60):
         check(api.post(PATH, content=content, headers={"content-type": "application/json"}))

@@ -67,6 +67,7 @@ def arguments(*flags):
     return parser.parse_args(["serve", *flags])
 
 
+@pytest.mark.slow
 def test_parts_are_started_watched_and_ended_in_order(launcher):
     stages = [part(name) for name in ("controller", "worker a", "API", "page")]
     launcher.start(*stages)
@@ -77,6 +78,7 @@ def test_parts_are_started_watched_and_ended_in_order(launcher):
     assert all(found.process.poll() is not None for found in stages)
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_started_again(launcher):
     worker = part("worker a", may_restart=True)
     launcher.start(worker)
@@ -102,6 +104,7 @@ def test_a_worker_that_keeps_dying_ends_all(launcher, monkeypatch):
         launcher.watch()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["controller", "API", "page"])
 def test_anything_else_that_dies_ends_all(launcher, name):
     found = part(name)
@@ -111,6 +114,7 @@ def test_anything_else_that_dies_ends_all(launcher, name):
         launcher.watch()
 
 
+@pytest.mark.slow
 def test_a_part_that_does_not_start_ends_all(launcher):
     with pytest.raises(LaunchError, match="worker a ended with exit code 2"):
         launcher.start(part("controller"), part("worker a", "raise SystemExit(2)", may_restart=True))

@@ -78,6 +78,7 @@ def test_long_strings_are_found_whatever_pieces_a_body_comes_in(is_ascii):
     assert [isinstance(text, LongText) for text in kept] == [True, True, True, False, True, True, False, False, False]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("piece", [16, 17, 18, 19, 23])
 def test_the_pieces_of_a_text_are_whole_characters(piece, monkeypatch):
     """Neither a character of several bytes nor an escape sequence, nor a pair of them, is cut."""

@@ -101,6 +101,7 @@ def test_answers_are_the_workers(api, tiny_worker):
         assert content(ask(api, *parts)) == content(ask(worker, *parts))
 
 
+@pytest.mark.slow
 def test_streams_are_the_workers(api, tiny_worker):
     parts = [image_part(picture()), text_part("What is it?")]
     options = {**LONG, "n": 2, "stream": True, "stream_options": {"include_usage": True}}
@@ -155,6 +156,7 @@ def test_bad_requests_go_no_further(api, strange):
     assert PATH not in worker.asked
 
 
+@pytest.mark.slow
 def test_every_route_of_a_worker_is_the_fronts(api, tiny_worker, controller):
     assert http.post(controller.url + "/refresh_all_workers", json={}).status_code == 200
     asked = {
@@ -183,6 +185,7 @@ def test_errors_of_the_worker_are_passed_on(api):
     assert (found["code"], found["param"]) == ("invalid_media", "messages.0.content.1.image_url.url")
 
 
+@pytest.mark.slow
 def test_without_a_controller():
     front = ApiFront(ControllerClient(f"http://127.0.0.1:{free_port()}"))
     with AppThread(make_front_app(front, Security())) as server, client_of(server) as client:
@@ -256,6 +259,7 @@ def test_a_model_whose_worker_is_gone_is_a_503_at_once(api, controller):
 # ------------------------------------------------------------------------------------------------------------- settings
 
 
+@pytest.mark.slow
 def test_keys(controller):
     front = ApiFront(ControllerClient(controller.url))
     app = make_front_app(front, Security(api_keys=("sk-front",)))

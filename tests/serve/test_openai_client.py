@@ -83,6 +83,7 @@ def test_everything_at_once(keyed_client):
     assert len(first.top_logprobs) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"n": 2}, {"logprobs": True, "top_logprobs": 1}])
 def test_streams(keyed_client, options):
     body = {"model": "tiny", "messages": [user("Tell me")], **LONG, **options}

@@ -63,6 +63,7 @@ def test_a_sound_in_openais_form(client, name):
     assert text_of(ask(client, text_part(DESCRIBE), part)) == text_of(reply), "the order of clients plays no part"
 
 
+@pytest.mark.slow
 def test_a_sound_in_vllms_form(client):
     expected = reference("audio", "door_cut.wav", DESCRIBE)
     part = url_part("door_cut.wav", "audio/wav")
@@ -73,12 +74,14 @@ def test_a_sound_in_vllms_form(client):
     assert text_of(ask(client, unknown, text_part(DESCRIBE))) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mime", ["video/mp4", "application/octet-stream"])
 def test_a_video_that_is_only_heard(client, mime):
     reply = ask(client, url_part("duet_cut.mp4", mime), text_part(DESCRIBE))
     assert text_of(reply) == reference("audio_from_video", "duet_cut.mp4", DESCRIBE)
 
 
+@pytest.mark.slow
 def test_a_video_with_its_sound(client):
     content = (MEDIA / "duet_cut.mp4").read_bytes()
     heard = ask(client, video_part(content), text_part(LOUDER), extra=SEE_AND_HEAR)
@@ -102,6 +105,7 @@ def test_a_video_with_its_sound(client):
     assert seen.usage.prompt_tokens_details.audio_tokens == 0
 
 
+@pytest.mark.slow
 def test_a_silent_video_is_heard_as_silence(client):
     content = (MEDIA / "video_no_audio.mp4").read_bytes()
     heard = ask(client, video_part(content), text_part(LOUDER), extra=SEE_AND_HEAR)
@@ -131,6 +135,7 @@ def test_a_stream_counts_the_sound(client):
     assert chunks[-1].usage.prompt_tokens_details.audio_tokens == AUDIO_TOKENS
 
 
+@pytest.mark.slow
 def test_in_the_responses_api(client):
     sound = audio_part((MEDIA / "door_cut.wav").read_bytes())
     content = [sound, {"type": "input_text", "text": DESCRIBE}]
@@ -161,6 +166,7 @@ def test_bad_sounds(client):
     assert "there is no sound between 99 s and its end" in refusal(client, late)["message"]
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_hear_says_so():
     with (
         live_chat() as (server, _),

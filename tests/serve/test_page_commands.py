@@ -38,6 +38,7 @@ def test_a_model_there_is_not_is_one_line(capsys: pytest.CaptureFixture, tmp_pat
     assert "nothing" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken_is_one_line(capsys: pytest.CaptureFixture) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])

@@ -40,6 +40,7 @@ def sandbox() -> Iterator[Sandbox]:
     found.close()
 
 
+@pytest.mark.slow
 def test_thumbnails_are_the_frames_asked_for(sandbox: Sandbox) -> None:
     async def draw() -> list[str]:
         thumbnails = Thumbnails(sandbox)

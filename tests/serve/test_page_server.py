@@ -115,6 +115,7 @@ def test_pages_and_names_of_strangers_are_refused(http: httpx.Client, headers: d
         assert "access-control-allow-origin" not in reply.headers
 
 
+@pytest.mark.slow
 def test_half_a_request_does_not_hold_a_connection(tmp_path: Path) -> None:
     import gradio as gr
 

@@ -152,6 +152,7 @@ def test_what_is_heard_of_a_long_track_is_told() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_the_command_needs_a_model_that_hears(capsys: pytest.CaptureFixture[str]) -> None:
     assert gradio_web_server_adhoc_av.main(["--model-path", "videollama2-tiny"]) == 2
     assert "videollama2-tiny: has no audio encoder; serve it with gradio_web_server_adhoc.py" in capsys.readouterr().err

@@ -34,6 +34,7 @@ def closed():
 # --------------------------------------------------------------------------------------------------------------- frames
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["portrait_25fps_57f.mp4", "clip_24fps_240f.webm", "landscape_30fps_90f.mp4"])
 @pytest.mark.parametrize("options", [{"num_frames": 8}, {"num_frames": 3, "start": 0.5, "end": 1.5}, {}])
 def test_frames_of_a_video_are_those_of_the_file(name, options):
@@ -191,6 +192,7 @@ def test_a_bomb_is_refused_by_its_header():
     assert "60000x60000" in str(refusal("video", [picture(), bomb], {"num_frames": 2}))
 
 
+@pytest.mark.slow
 def test_a_narrow_picture_cannot_become_a_huge_one():
     """Its short edge would be blown up to the model's, and the other with it."""
     data = picture(1, 20_000)
@@ -199,12 +201,14 @@ def test_a_narrow_picture_cannot_become_a_huge_one():
     assert "too wide or too high" in str(refusal("image", data, resize=FrameResize(336, 3, (0, 0, 0))))
 
 
+@pytest.mark.slow
 def test_large_frames_are_refused():
     data = film(frames=2, width=640, height=480)
     assert refusal("video", data, policy=policy(max_pixels=640 * 480 - 1)).code == "invalid_media"
     assert read("video", data, {"num_frames": 1}, policy=policy(max_pixels=640 * 480)).shape == (1, 480, 640, 3)
 
 
+@pytest.mark.slow
 def test_long_videos_are_refused():
     data = film(frames=40, fps=10)
     error = refusal("video", data, policy=policy(max_duration_s=3.0))
@@ -267,6 +271,7 @@ def test_memory_is_limited_and_the_next_job_has_all_of_it():
 # ---------------------------------------------------------------------------------------------------------------- cache
 
 
+@pytest.mark.slow
 def test_what_differs_in_anything_is_another_clip():
     async def work(box):
         data = film()
@@ -301,6 +306,7 @@ def test_the_cache_is_bounded_by_bytes():
     assert cache.get(b"big") is None
 
 
+@pytest.mark.slow
 def test_a_child_of_a_thread_serves_alone():
     """The limits of one process are those of the policy it was made with."""
     child = Child(ChildLimits.of(policy(max_pixels=100), 4))

@@ -69,6 +69,7 @@ def test_a_crash_ends_its_own_job_and_nothing_else(number):
     assert started == 2
 
 
+@pytest.mark.slow
 @LINUX
 def test_a_job_that_hangs_is_ended():
     async def work(box):
@@ -86,6 +87,7 @@ def test_a_job_that_hangs_is_ended():
     assert after.shape == (11, 11, 3)
 
 
+@pytest.mark.slow
 @LINUX
 def test_whoever_leaves_takes_the_work_along():
     async def work(box):
@@ -101,6 +103,7 @@ def test_whoever_leaves_takes_the_work_along():
     assert run(work) == (-signal.SIGKILL, (11, 11, 3), 2)
 
 
+@pytest.mark.slow
 @LINUX
 def test_one_of_several_who_leaves_does_not():
     async def work(box):
@@ -118,6 +121,7 @@ def test_one_of_several_who_leaves_does_not():
     assert run(work) == ((10, 10, 3), 1)
 
 
+@pytest.mark.slow
 def test_many_who_ask_for_the_same_share_one_decoding():
     async def work(box):
         data = film()
@@ -160,6 +164,7 @@ def test_a_process_that_lies_about_its_reply_is_not_believed(monkeypatch):
     assert str(refusal("image", picture(), policy=policy())) == "the image cannot be decoded"
 
 
+@pytest.mark.slow
 def test_closing_ends_the_processes():
     async def main():
         box = Sandbox(policy(decode_processes=2))
@@ -225,6 +230,7 @@ def test_a_process_sees_nothing_of_the_servers_environment(ready):
         pytest.skip("only root reads the environment of such a process")
 
 
+@pytest.mark.slow
 @LINUX
 def test_a_process_writes_no_file_and_takes_no_memory(tmp_path):
     target = tmp_path / "written"
@@ -237,6 +243,7 @@ def test_a_process_writes_no_file_and_takes_no_memory(tmp_path):
     assert not target.exists() or target.stat().st_size == 0
 
 
+@pytest.mark.slow
 @LINUX
 def test_with_landlock_a_process_reads_no_file_of_others_and_connects_nowhere(tmp_path):
     secret = write(tmp_path / "key", b"sk-secret")
@@ -255,6 +262,7 @@ def test_with_landlock_a_process_reads_no_file_of_others_and_connects_nowhere(tm
     assert "got through" not in lines
 
 
+@pytest.mark.slow
 def test_a_process_imports_no_torch():
     code = (
         "import sys, videollama2.serve.untrusted_media.child\n"

@@ -59,6 +59,7 @@ def wav(wave_S, rate=16000, channels=1):
     return file.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOUNDS)
 def test_sound_files(box, name):
     expected = read_sound(MEDIA / name, RULES)
@@ -68,6 +69,7 @@ def test_sound_files(box, name):
     assert not sound.wave_S.flags.writeable, "it is shared by all questions about it"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VIDEOS)
 def test_the_sound_of_videos(box, name):
     expected = read_video_sound(MEDIA / name, RULES)
@@ -94,6 +96,7 @@ def test_a_video_without_a_track_is_silent_and_says_so(box):
     assert str(refusal(box, film())) == "has no sound track", "who sends a sound wants it heard"
 
 
+@pytest.mark.slow
 def test_odd_sounds_are_heard(box):
     for seconds, rate, channels in ((0.01, 16000, 1), (1, 16000, 8), (1, 384_000, 1)):
         content = wav(tone(seconds, rate), rate, channels)

@@ -22,6 +22,7 @@ def trap():
 # ----------------------------------------------------------------------------------------------- requests of the server
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["image", "video"])
 @pytest.mark.parametrize(
     "host",

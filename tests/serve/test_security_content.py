@@ -25,6 +25,7 @@ ask = partial(chats.ask, max_tokens=4)
 # -------------------------------------------------------------------------------------------------------------- content
 
 
+@pytest.mark.slow
 def test_pickles_arrays_and_tensors_are_not_read(guarded_api):
     class Attack:
         def __reduce__(self):
@@ -99,6 +100,7 @@ def test_bombs_floods_and_tiny_pictures(guarded_api):
     assert turned_away(guarded_api, *[image_part(picture())] * 5)["code"] == "too_many_media"
 
 
+@pytest.mark.slow
 def test_a_crash_in_a_decoder_is_one_request(guarded_api):
     """The process is killed in the middle of a job: a 400, and the next question is answered."""
     ask(guarded_api, image_part(picture(5, 5)), text_part("what?"))

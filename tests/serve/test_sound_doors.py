@@ -98,6 +98,7 @@ def test_the_front(controller, answers):
     assert reply["usage"]["prompt_tokens_details"]["audio_tokens"] == 1496
 
 
+@pytest.mark.slow
 def test_the_terminal(controller, answers):
     for command, options, name in (
         (f"/audio {SOUND}", {}, "sound"),

@@ -180,6 +180,7 @@ def test_metrics(tiny_service, tiny_engine):
     assert found[ended] == 1
 
 
+@pytest.mark.slow
 def test_every_route_needs_a_key(tiny_service):
     headers = {"authorization": "Bearer key"}
     with AppThread(make_worker_app(tiny_service, Security(api_keys=("key",)))) as server:
@@ -229,6 +230,7 @@ def test_a_client_that_leaves_frees_its_slot(tiny_worker, tiny_engine, path):
     wait_until(lambda: not tiny_engine.load["decoding"], what="its slot is free")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("endless")
 def test_draining_lets_running_answers_end(tiny_service, tiny_engine):
     service = WorkerService(tiny_engine, MODEL, tiny_service.policy, tiny_service.sandbox)

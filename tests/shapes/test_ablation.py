@@ -35,6 +35,7 @@ def test_it_goes_on_and_gives_the_same_numbers(tmp_path, capsys):
     assert "linear-0.json: is not a run of this comparison" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_loss_of_an_answer_is_that_of_its_tokens_one_by_one():
     tokenizer = ablation.build_tokenizer(1024)
     torch.manual_seed(0)

@@ -151,6 +151,7 @@ def test_multiple_choice_fraction_of_none_and_all(tmp_path):
 # ---- the same set every time
 
 
+@pytest.mark.slow
 def test_worker_processes_change_nothing_and_a_smaller_set_is_a_part(written, tmp_path):
     write_set(tmp_path / "two", VIDEOS, IMAGES, SEED, mcq_fraction=0.5, workers=2)
     assert tree(tmp_path / "two") == tree(written)
@@ -181,6 +182,7 @@ sys.exit(sets.main(sys.argv[1:]))
 """The command, which kills itself instead of writing a sixth video."""
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_finished_by_the_same_command(tmp_path):
     broken, fresh = tmp_path / "broken", tmp_path / "fresh"
     arguments = ("--videos", 12, "--images", 2, "--seed", 8)
@@ -326,6 +328,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 """A program with a limit on the size of files. It is no fork of the tests with their threads, which might hang."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("limit", "culprit"), [(1000, r"videos/000000\.mp4"), (20_000, r"\w+\.json")])
 def test_a_full_disk_names_the_file_and_leaves_none_by_halves(tmp_path, limit, culprit):
     """The limit on a file's size stands for the disk: first a video does not fit, then an annotation file."""

@@ -22,6 +22,7 @@ def test_parts_are_a_function_of_the_seed(parts, tmp_path):
         assert (tmp_path / file).read_bytes() == (parts / file).read_bytes(), file
 
 
+@pytest.mark.slow
 def test_tokenizer_writes_the_world_shortly_and_any_text_back():
     tokenizer = tiny.build_tokenizer(1024)
     assert len(tokenizer) <= 1024
@@ -34,6 +35,7 @@ def test_tokenizer_writes_the_world_shortly_and_any_text_back():
     assert rendered == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n"
 
 
+@pytest.mark.slow
 def test_tokenizer_is_the_same_after_saving(parts):
     """transformers opens it as Qwen2's class whatever was saved; the ids must not change by that."""
     fresh = tiny.build_tokenizer(640)

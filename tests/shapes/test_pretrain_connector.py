@@ -67,6 +67,7 @@ def test_words_of_events():
     assert {"appears", "disappears"} <= found
 
 
+@pytest.mark.slow
 def test_word_vectors_are_those_of_the_embeddings():
     tokenizer = tiny.build_tokenizer(1024)
     embeddings_VD = torch.eye(1024)

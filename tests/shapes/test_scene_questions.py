@@ -2,6 +2,8 @@
 
 from collections import Counter, defaultdict
 
+import pytest
+
 from tests.shapes.helpers import assert_balanced, names_in, states, visible
 from videollama2.shapes.questions import QUESTION_TYPES, STATIC_TYPES, TEMPORAL_TYPES, Question
 from videollama2.shapes.scene import (
@@ -64,6 +66,7 @@ def answer_from_states(scene: Scene, question: Question) -> str:
     return seen[-1].colour if asks_colour else seen[-1].shape
 
 
+@pytest.mark.slow
 def test_every_answer_is_what_the_frames_show(asked):
     for scene, question in asked:
         assert answer_from_states(scene, question) == question.answer, (scene, question)

@@ -52,6 +52,7 @@ def test_accuracy_on_unseen_scenes(tiny, tmp_path):
     assert sum(right[kind] - still[kind] for kind in TEMPORAL_TYPES) >= 10, (right, still)
 
 
+@pytest.mark.slow
 def test_demo_command():
     done = run_python(["-m", "videollama2", "demo"])
     assert done.returncode == 0, done.stderr

@@ -191,6 +191,7 @@ def test_waves_are_deterministic_and_within_full_scale(clips):
     assert 0 < np.abs(quiet).max() < 0.01
 
 
+@pytest.mark.slow
 def test_a_set_with_sound(tmp_path):
     summary = write_set(tmp_path / "av", videos=40, seed=8, sound=True, questions_per_item=3, mcq_fraction=0)
     assert summary["sound"] is True and set(HEARD_TYPES) <= set(summary["questions"])

@@ -42,6 +42,7 @@ def test_every_flag_is_read(name):
     assert name in attributes_read()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -108,6 +109,7 @@ def test_flag_that_contradicts_a_whole_checkpoint(run_once, world, parts, tmp_pa
     assert "'stc_connector_v35'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "loading", [{}, {"dataloader_num_workers": 1}, {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}]
 )
@@ -239,6 +241,7 @@ def test_attention_is_the_one_that_was_asked_for(run, world, parts, tmp_path):
     assert losses["sdpa"] == pytest.approx(losses["eager"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_folders_to_be_added_to_others_are_refused_with_the_command(run_once, world, parts, captions, tmp_path, capsys):
     lora = run_once(**LORA).folder
     connector = run_once(tune_mm_mlp_adapter=True, freeze_vision_tower=True, data_path=captions).folder

@@ -133,6 +133,7 @@ def test_a_record_that_cannot_be_read_gives_way_to_the_next(world, parts, tmp_pa
     assert asked == [str(rows[place]["id"]) for place in (2, len(rows) // 2 + 1)]
 
 
+@pytest.mark.slow
 def test_shares_of_processes_make_the_same_marks(benchmarks, tmp_path):
     """Two processes ask half of the clips each; the numbers are those of ``eval run``."""
     model, processor = load_checkpoint("videollama2-tiny")

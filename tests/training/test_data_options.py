@@ -50,6 +50,7 @@ def test_skipped_records_are_listed_and_replaced_by_nothing(run, damaged, tmp_pa
     assert all(torch.isfinite(tensor).all() for tensor in result.weights.values())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("plotted")
 def test_a_step_of_bad_records_alone_changes_nothing(run, damaged, tmp_path):
     rows = [row for row in json.loads(damaged.read_text()) if row["id"] == "long"]

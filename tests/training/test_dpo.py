@@ -85,6 +85,7 @@ def plain_loss(model, processor, records, beta):
     return total / len(records)
 
 
+@pytest.mark.slow
 def test_equals_the_loss_of_the_paper(trainer):
     """Batched, with shared media and logits at few positions, as one sequence at a time; gradients too."""
     it = trainer(**LORA)

@@ -75,6 +75,7 @@ def test_a_killed_command_goes_on(world, parts, kept, frames_differ, capsys):
     assert "computed 1 of them now" in out and "an epoch reads" in out and "of decoding" in out
 
 
+@pytest.mark.slow
 def test_only_the_encoders_are_read_from_a_whole_model(world, parts, kept, frames_differ, tmp_path):
     """The files may lack everything else; flags of sharing weights, here of a recipe, need no more processes."""
     beats = write_beats(tmp_path / "beats.pt")
@@ -95,6 +96,7 @@ def test_only_the_encoders_are_read_from_a_whole_model(world, parts, kept, frame
     assert seen.items() < found[1].items()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -168,6 +168,7 @@ def test_rewards_are_imported_or_named():
             load_reward(name)
 
 
+@pytest.mark.slow
 def test_a_reward_that_fails_is_told_and_leaves_a_checkpoint(run, tmp_path):
     file = tmp_path / "own.py"
     file.write_text(

@@ -204,6 +204,7 @@ def test_bad_sounds_and_missing_tracks(run, joint, files, tmp_path, world):
     assert sum(row.get("silent_videos", 0) for row in result.log) >= 1
 
 
+@pytest.mark.slow
 def test_the_gradient_multiplier(seeing, beats, world, tmp_path):
     ratios = {}
     fbank_BTF = torch.randn(1, 98, 32, generator=torch.Generator().manual_seed(0))

@@ -99,6 +99,7 @@ def here(record):
     return all((GOLDEN / "media" / name).is_file() for name in names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "item"), published_items())
 def test_records_become_the_published_ids_labels_and_media(published_model, monkeypatch, name, item):
     if not here(item["record"]):

@@ -18,6 +18,7 @@ def lock_step():
     return module
 
 
+@pytest.mark.slow
 def test_savings_at_the_shapes_of_mistral_7b(lock_step):
     costs = lock_step.Costs(lock_step.MODELS["CLIP, 8 frames, stc_connector, Mistral-7B"])
     assert costs.visual == 845

@@ -30,6 +30,7 @@ def logits(model, processor, records):
         return model.eval()(**TrainingCollator(processor.pad_token_id)(samples)).logits
 
 
+@pytest.mark.slow
 def test_writes_the_published_files_under_published_names(run_once, parts):
     result = run_once(**LORA)
     folder = result.folder
@@ -233,6 +234,7 @@ def test_adapter_on_a_whole_checkpoint(run, run_once, records, tmp_path, bits):
     assert torch.equal(model.state_dict()[tower], before.state_dict()[tower])
 
 
+@pytest.mark.slow
 def test_fused_experts_get_no_matrices_and_the_rest_does(run, golden, tmp_path):
     """Mixtral's experts are one tensor, not linear layers."""
     base = next((golden / "models").glob("mixtral*"))

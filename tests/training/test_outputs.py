@@ -20,6 +20,7 @@ from .helpers.runs import flags
 pytestmark = pytest.mark.usefixtures("plotted")
 
 
+@pytest.mark.slow
 def test_each_line_of_a_step(run):
     result = run(mm_projector_lr=1e-3, vision_tower_lr=5e-4, warmup_steps=1, max_steps=3)
     for row in result.log:
@@ -52,6 +53,7 @@ def test_kinds_of_many_records(records):
     assert kinds_of([records[-1], records[0]] * 75_000) == {"text": 1.0}  # every second of 150 000
 
 
+@pytest.mark.slow
 def test_plot(run, world):
     pytest.importorskip("matplotlib")
     result = run(eval_data_path=world / "train.json", eval_strategy="steps", eval_steps=1)
@@ -86,6 +88,7 @@ def test_a_long_fall_is_drawn_on_a_logarithmic_scale(last, scale):
     assert all(step == int(step) for step in axis.get_xticks())
 
 
+@pytest.mark.slow
 def test_a_run_without_matplotlib_loses_its_plot_only(run, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     folder = run(max_steps=1).folder

@@ -43,6 +43,7 @@ def samples_of(processor, records):
     return [dataset[i] for i in range(len(records))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_loss_and_gradients_are_those_of_unpacked_records(build, records, attention):
     model, processor = build(attn_implementation=attention)
@@ -164,6 +165,7 @@ def test_resumed_exactly(run, tmp_path):
     assert resumed.losses == whole.losses
 
 
+@pytest.mark.slow
 def test_weights_are_shares_of_rows(build, run, world):
     """A row has records of one set, and the sampler mixes rows."""
     paths = [world / "mixed.json", world / "train.json"]

@@ -143,6 +143,7 @@ def test_a_reward_is_told_by_the_content_of_its_file(world, parts, tmp_path):
     assert difference.startswith(f"--reward {file}:score (sha256:")
 
 
+@pytest.mark.slow
 def test_overwriting_begins_anew(finished, world, parts, tmp_path):
     folder = tmp_path / "own"
     shutil.copytree(finished, folder)
@@ -155,6 +156,7 @@ def test_overwriting_begins_anew(finished, world, parts, tmp_path):
     assert not (folder / LOCK_FILE).exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_left_nothing_binds_nobody(finished, world, parts, tmp_path):
     """It was killed before its first checkpoint: other flags are what one tries then."""
     (tmp_path / "own").mkdir()
@@ -174,6 +176,7 @@ def test_folders_nothing_is_known_of_are_left_alone(finished, world, parts, tmp_
     assert "--resume_from_checkpoint" in refusal(flags(world, parts, old, **SAVING), capsys)
 
 
+@pytest.mark.slow
 def test_a_deleted_result_is_written_again(finished, world, parts, tmp_path, capsys):
     folder = tmp_path / "own"
     shutil.copytree(finished, folder)
@@ -202,6 +205,7 @@ def test_a_damaged_checkpoint_is_named_with_the_older_one(finished, world, parts
     assert f"--resume_older True resumes from {folder / 'checkpoint-2'}" in line
 
 
+@pytest.mark.slow
 def test_going_on_from_an_older_checkpoint_ends_the_same(run, finished, tmp_path):
     folder = tmp_path / "own"
     for step in (2, 4):

@@ -151,6 +151,7 @@ def test_a_signal_in_every_step(run, world, parts, tmp_path, capsys, monkeypatch
     assert same_to_the_bit(Run(folder), uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_signal_during_the_last_step(world, parts, tmp_path, capsys, monkeypatch):
     folder = tmp_path / "out"
     argv = flags(world, parts, folder, max_steps=1, num_frames=2, **FEW_PARTS)

@@ -51,6 +51,7 @@ def test_batch_of_text_image_and_video_is_the_sum_of_its_samples(run_once, recor
     assert together.item() == pytest.approx(alone.item(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_saved_folder_opens_with_the_same_logits_and_published_names(run, records, world, parts):
     result = run(image_aspect_ratio="pad")
     with safe_open(result.folder / "model.safetensors", "pt") as file:

@@ -132,6 +132,7 @@ def test_optimizers_of_transformers(make, name):
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("chosen", "every", "expected"),
     [
