@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,11 @@ def model_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return the flags other than the path as keyword arguments of :func:`videollama2.model_init`."""
     names = ("model_base", "device", "dtype", "attn_implementation", "load_8bit", "load_4bit")
     return {name: getattr(args, name) for name in names}
+
+
+def quantization_asked(options: Mapping[str, Any]) -> str | None:
+    """Return ``8bit`` or ``4bit`` as :func:`model_options` ask for it, and None for whole weights."""
+    return next((bits for bits in ("8bit", "4bit") if options.get(f"load_{bits}")), None)
 
 
 def add_bounds_flags(group: argparse._ActionsContainer) -> None:

@@ -42,6 +42,7 @@ from videollama2.flags import (
     add_num_frames_flag,
     check_without_effect,
     frame_options,
+    quantization_asked,
 )
 from videollama2.media.frames import FrameSampling
 from videollama2.ranks import rank_and_world
@@ -162,12 +163,11 @@ def _configuration(args: argparse.Namespace, lines: Sequence[BatchLine]) -> dict
     """Return everything on which answers depend, except machines and engines: their answers are the same."""
     from videollama2.checkpoints.fingerprint import model_revision
 
-    bits = [name for name in ("load_8bit", "load_4bit") if getattr(args, name)]
     return {
         "model": name_of_model(args),
         "model_revision": model_revision(args.model_path, args.model_base),
         "dtype": args.dtype,
-        "quantization": bits[0].removeprefix("load_") if bits else None,
+        "quantization": quantization_asked(vars(args)),
         "requests": _digest(lines),
     }
 

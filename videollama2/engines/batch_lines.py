@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from videollama2.data.formats.tables import without_nulls
+from videollama2.data.formats.tables import PARQUET_SUFFIXES, is_parquet, without_nulls
 from videollama2.errors import ConfigError, DataError, MediaError, MissingDependencyError, first_line
 from videollama2.eval.annotations import why_unreadable
 from videollama2.eval.atomic import write_atomically
@@ -21,8 +21,7 @@ from videollama2.media.sources import kind_of_path
 
 CHAT = "/v1/chat/completions"
 
-_JSON_LINES, _PARQUET = (".jsonl", ".ndjson"), (".parquet", ".pq")
-"""Endings of files of requests and answers."""
+_JSON_LINES = (".jsonl", ".ndjson")
 _URL = re.compile(r"/v1/[A-Za-z0-9_./-]*")
 
 _COLUMNS = (VIDEO, IMAGE, AUDIO)
@@ -86,7 +85,7 @@ def read_requests(source: str, question: str | None) -> list[BatchLine]:
         if question is not None:
             raise ConfigError(f"--question: the requests of {source} have questions of their own")
         lines = list(_json_lines(path))
-    elif path.suffix.lower() in _PARQUET:
+    elif is_parquet(path):
         lines = list(_parquet_rows(path, question))
     else:
         lines = list(_media(source, question))
@@ -107,12 +106,12 @@ def check_output(path: Path) -> None:
         ConfigError: it is a folder, or its name ends like a file of another format.
         MissingDependencyError: it is a Parquet file, and pyarrow is not installed.
     """
-    suffix = path.suffix.lower()
     if path.is_dir():
         raise ConfigError(f"{path}: is a folder, and OUTPUT is a file of answers")
-    if suffix not in (*_JSON_LINES, *_PARQUET):
-        raise ConfigError(f"{path}: OUTPUT must end with one of {', '.join((*_JSON_LINES, *_PARQUET))}")
-    if suffix in _PARQUET:
+    known = (*_JSON_LINES, *PARQUET_SUFFIXES)
+    if path.suffix.lower() not in known:
+        raise ConfigError(f"{path}: OUTPUT must end with one of {', '.join(known)}")
+    if is_parquet(path):
         _pyarrow()
 
 
@@ -122,7 +121,7 @@ def write_replies(path: Path, replies: Sequence[BatchReply]) -> None:
     Raises:
         DataError: the file cannot be written.
     """
-    if path.suffix.lower() in _PARQUET:
+    if is_parquet(path):
         write_atomically(path, _parquet_table(replies))
         return
     lines = (json.dumps(reply.to_json(), ensure_ascii=False) + "\n" for reply in replies)

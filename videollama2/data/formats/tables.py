@@ -23,6 +23,8 @@ from videollama2.media.kinds import KINDS
 if TYPE_CHECKING:
     import pyarrow as pa
 
+PARQUET_SUFFIXES = (".parquet", ".pq")
+
 _STATE_FILE, _SPLITS_FILE = "state.json", "dataset_dict.json"
 """Files in the folder of a saved ``Dataset``, and in that of a ``DatasetDict``."""
 
@@ -34,7 +36,7 @@ _KEPT_COLUMNS = 4
 
 def is_parquet(file: str | os.PathLike[str]) -> bool:
     """Whether an annotation file is a Parquet file; only its name counts."""
-    return os.fspath(file).lower().endswith((".parquet", ".pq"))
+    return os.fspath(file).lower().endswith(PARQUET_SUFFIXES)
 
 
 def is_dataset_folder(file: str | os.PathLike[str]) -> bool:

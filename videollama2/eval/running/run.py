@@ -27,6 +27,7 @@ from videollama2.eval.running.runner import AnswerOptions, Runner, open_evaluati
 from videollama2.eval.samples import Sample, StoredAnswer
 from videollama2.eval.scoring import judged_metrics, make_sample, read_metrics
 from videollama2.eval.store import AnswerStore, read_model, read_run
+from videollama2.flags import quantization_asked
 
 if TYPE_CHECKING:  # benchmarks without a judge must not import the judging package
     from videollama2.eval.judging.aspects import Judging
@@ -53,11 +54,10 @@ class ModelChoice:
 
         device = str(self.options.get("device") or default_device())
         dtype = as_dtype(self.dtype, device)
-        bits = [name for name in ("load_8bit", "load_4bit") if self.options.get(name)]
         return {
             "model_revision": model_revision(self.path, self.base),
             "dtype": str(dtype).removeprefix("torch."),
-            "quantization": bits[0].removeprefix("load_") if bits else None,
+            "quantization": quantization_asked(self.options),
             "device": device.split(":")[0],
             "attention": self.options.get("attn_implementation") or "sdpa",
         }
