@@ -5,8 +5,8 @@
 
 The model has random weights and the shapes of CLIP ViT-L/14-336, the STC connector and a Qwen2 of 0.5B, or on a GPU 7B
 (8 frames). All rows of a table come from one run; quote the ratios. Beside the rates stand the limits: of decoding, the
-bytes of the weights over the rate of a large copy, for a step that reads each once; of a prompt, its multiplications
-over the rate of one large product of matrices.
+bytes of the weights over the rate at which memory is copied or read, for a step that reads each once; of a prompt, its
+multiplications over the rate of one large product of matrices.
 
 Two more tables: a decode step of 1 to 16 rows against its floor, which is the time in which its bytes are read or its
 products are computed at the rate for so many rows, whichever is longer, and the same step with the kernels that torch
@@ -33,7 +33,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from limits import copy_rate, processor_name, product_rate, synchronize, timed
+from limits import memory_rate, processor_name, product_rate, synchronize, timed
 from loads import print_mixed
 from random_model import CLIP, QUESTION, SHAPES, SOUNDING_CLIP, make_random
 from steps import ROWS, print_steps
@@ -305,7 +305,7 @@ def main() -> None:
         bench = Bench(args, args.model or folder)
     decoder: Any = bench.model.get_decoder()
     weights = sum(p.nbytes for p in {*decoder.layers.parameters(), *bench.model.lm_head.parameters()})
-    rate = copy_rate(torch, bench.device)
+    rate = memory_rate(torch, bench.device)
     dtype = str(bench.model.dtype).removeprefix("torch.")
     name = args.model or f"{shape} shapes"
     graphs = ", CUDA graphs" if bench.fixed is not None else ""

@@ -53,7 +53,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--loads", nargs="+", choices=LOADS, default=LOADS)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
-        "--pack-weights", action="store_true", help="the own engine packs its weights as well (not for tiny models)"
+        "--pack-weights",
+        action=argparse.BooleanOptionalAction,
+        help="whether the own engine packs its weights, as vLLM does (default: as a worker chooses)",
     )
     parser.add_argument("--child", choices=("own", "vllm"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -159,7 +161,8 @@ def opened(name: str, python: str, args: argparse.Namespace) -> Iterator[Other]:
     """Start an engine; it is ready when the block begins, and has ended when it is left."""
     command = [python, __file__, "--child", name, "--model", args.model, "--new-tokens", str(args.new_tokens)]
     command += ["--concurrent", str(args.concurrent), "--threads", str(args.threads)]
-    command += ["--pack-weights"] if args.pack_weights else []
+    if args.pack_weights is not None:
+        command.append("--pack-weights" if args.pack_weights else "--no-pack-weights")
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     fixed = {"OMP_NUM_THREADS": str(args.threads), "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_KVCACHE_SPACE": "1"}
     # Left to itself, vLLM computes on all cores of a memory node but one, whatever OMP_NUM_THREADS says.

@@ -1,4 +1,4 @@
-"""What the machine is, and what it could do at most: bytes copied and operations of products of matrices per second."""
+"""What the machine is, and what it could do at most: bytes moved and operations of products of matrices per second."""
 
 from __future__ import annotations
 
@@ -48,36 +48,55 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def copy_rate(torch: Any, device: Any) -> float:
-    """Bytes per second that a large copy moves, read and written."""
-    source = torch.empty(256 << 20, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    target.copy_(source)
-    return 2 * source.nbytes / timed(lambda: target.copy_(source), 5)
+def memory_rate(torch: Any, device: Any) -> float:
+    """Bytes per second that a large copy moves, read and written, or that a large sum reads: whichever is more.
+
+    A decode step does little but read, and some processors read faster than they copy.
+    """
+    # Memory that nobody has written to would be one page of zeros, which the caches hold.
+    source = torch.ones(64 << 20, device=device)
+    target = torch.ones_like(source)
+    copied = 2 * source.nbytes / timed(lambda: target.copy_(source), 5)
+    return max(copied, source.nbytes / timed(source.sum, 5))
 
 
 def product_rate(torch: Any, device: Any, dtype: Any) -> float:
     """Operations per second of one large product of matrices."""
     size = 8192 if device.type == "cuda" else 2048
-    left, right = torch.randn(2, size, size, device=device).to(dtype)
-    torch.mm(left, right)  # warm-up
-    return 2 * size**3 / timed(lambda: left @ right, 5)
+    inputs, weight = torch.randn(2, size, size, device=device).to(dtype)
+    return 2 * size**3 / min(timed(product, 5) for product in _products(torch, inputs, weight))
 
 
 def few_rows_rate(torch: Any, device: Any, dtype: Any, rows: int) -> float:
     """Operations per second of products of so many rows whose weight need not be read from memory.
 
-    The weight stays in the caches of one core, and is in the order of oneDNN as well where that can be faster.
+    It is the better rate of a weight of 1 and one of 4 MiB in float32: either stays in the caches, and the larger one
+    has less of the cost of starting a product.
     """
-    size, calls = 512, 200
-    inputs, weight = torch.randn(rows, size, device=device).to(dtype), torch.randn(size, size, device=device).to(dtype)
+
+    def rate(size: int, calls: int) -> float:
+        inputs = torch.randn(rows, size, device=device).to(dtype)
+        weight = torch.randn(size, size, device=device).to(dtype)
+
+        def repeated(product: Callable[[], Any]) -> None:
+            for _ in range(calls):
+                product()
+
+        seconds = min(timed(lambda p=product: repeated(p), 5) for product in _products(torch, inputs, weight))
+        return 2 * rows * size**2 * calls / seconds
+
+    return max(rate(512, 200), rate(1024, 50))
+
+
+def _products(torch: Any, inputs: Any, weight: Any) -> list[Callable[[], Any]]:
+    """Return ways to multiply, warm: torch's own, and in float32 on a CPU oneDNN with its own order of the weight.
+
+    MKL, with which torch multiplies float32, has its fast kernels for Intel's processors alone.
+    """
     products = [lambda: torch.nn.functional.linear(inputs, weight)]
-    if device.type == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available():
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+    if inputs.device.type == "cpu" and inputs.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, len(inputs))
         products.append(lambda: torch.ops.mkldnn._linear_pointwise(inputs, packed, None, "none", [], ""))
-
-    def repeated(product: Callable[[], Any]) -> None:
-        for _ in range(calls):
-            product()
-
-    return 2 * rows * size**2 * calls / min(timed(lambda product=product: repeated(product), 5) for product in products)
+    for product in products:
+        product()
+    return products

@@ -48,26 +48,38 @@ def step_seconds(model: Any, decoder: Any, rows: int, repeat: int) -> float:
 
 
 def print_steps(model: Any, decoder: Any, weights: int, rate: float, repeat: int) -> None:
-    """Print steps of several sizes against their floors, with other kernels, and with packed weights where they can be.
+    """Print steps of several sizes against their floors, with torch's kernels, and with packed weights if possible.
 
     Args:
+        model: one that an engine has open, without packed weights.
         weights, rate: see :func:`step_floor`.
     """
-    from videollama2.errors import ConfigError
-    from videollama2.inference.kernels import PackedWeights
+    from torch import nn
 
-    ways: dict[str, tuple[bool, PackedWeights | None]] = {"own": (decoder.few_rows, None), "torch": (False, None)}
+    from videollama2.errors import ConfigError
+    from videollama2.inference.kernels import KernelLinear, PackedWeights
+
+    layers = [module for module in model.modules() if isinstance(module, KernelLinear)]
+    ways: dict[str, tuple[type, bool]] = {"own": (KernelLinear, False), "torch": (nn.Linear, False)}
     with suppress(ConfigError):  # there may be nothing to pack
-        ways["packed"] = decoder.few_rows, PackedWeights(model)
+        PackedWeights(model)
+        ways["packed"] = KernelLinear, True
+    copies = [layer.packed for layer in layers]
+
+    def use(name: str) -> None:
+        kind, is_packed = ways[name]
+        for layer, copy in zip(layers, copies, strict=True):
+            layer.__class__, layer.packed = kind, copy if is_packed else None
+
     columns = ("read, ms", "compute", *(f"{name}, ms" for name in ways), *(f"{name}, %" for name in ways))
     print(f"\n{'rows of a step':14}" + "".join(f"{column:>11}" for column in columns))
     for rows in ROWS:
         seconds: dict[str, float] = {}
-        for name, (few_rows, packed) in ways.items():
-            decoder.few_rows, decoder.packed = few_rows, packed
+        for name in ways:
+            use(name)
             seconds[name] = step_seconds(model, decoder, rows, repeat)
         read, compute = step_floor(model, decoder, rows, weights, rate)
         shares = [max(read, compute) / value for value in seconds.values()]
         cells = [f"{1e3 * value:11.1f}" for value in (read, compute, *seconds.values())]
         print(f"{rows:14}" + "".join(cells) + "".join(f"{share:11.0%}" for share in shares), flush=True)
-    decoder.few_rows, decoder.packed = ways["own"]
+    use("own")

@@ -180,21 +180,26 @@ def test_changed_weights_are_noticed(small):
         assert engine.generate(ask)[0].logprobs == before.logprobs
 
 
-def test_media_are_read_for_those_that_come_next_only(small, tmp_path):
+def test_media_are_read_for_those_that_come_next_only(small, tmp_path, monkeypatch):
     """A long queue must not hold all its clips decoded."""
     model, processor = small
+    asked = threading.Event()
     counting = Counting(processor)
     read = counting.sources
     pictures = [tmp_path / f"{n}.png" for n in range(12)]
     for path in pictures:
         path.write_bytes(IMAGE.read_bytes())
     with Engine(model, counting, max_batch=1, max_length=600, media_cache_bytes=0) as engine:
+        decode = engine.decoder.decode
+        # The first request runs for as long as the others are looked at, however fast the machine is.
+        monkeypatch.setattr(engine.decoder, "decode", lambda tasks: asked.wait(60) and decode(tasks))
         first = engine.submit("what", max_new_tokens=500)
         next(iter_first := iter(first))
         waiting = [engine.submit("what", [("image", path)], max_new_tokens=2) for path in pictures]
         time.sleep(0.3)
         assert 0 < len(read) <= 3
         iter_first.close()
+        asked.set()
         assert [answer.result(timeout=60).completion_tokens for answer in waiting] == [2] * 12
         assert len(read) == 12
 

@@ -15,11 +15,12 @@ from videollama2.inference.kernels import (
     FEWEST_ROWS,
     MOST_ROWS,
     MOST_ROWS_IN_BLOCKS,
-    FewRows,
-    few_rows_available,
+    KernelLinear,
+    PackedCopy,
     grouped_attention,
-    has_large_layers,
+    kernels_available,
     linear_in_blocks,
+    use_kernels,
 )
 from videollama2.inference.request import Request
 
@@ -32,22 +33,49 @@ def operations(work):
     return result, {event.name for event in profiled.events()}
 
 
-@pytest.mark.skipif(not few_rows_available(), reason="torch has no MKL or no oneDNN here")
+needs_kernels = pytest.mark.skipif(not kernels_available(), reason="torch has no MKL or no oneDNN here")
+ONEDNN = "mkldnn::_linear_pointwise"
+
+
+@pytest.fixture(params=["Intel's", "another"])
+def fast_mkl(request, monkeypatch):
+    """Makes the kernels those of a processor of Intel, or of another, and tells which."""
+    is_fast = request.param == "Intel's"
+    monkeypatch.setattr(kernels, "has_fast_mkl", lambda: is_fast)
+    return is_fast
+
+
+def lower_limits(monkeypatch):
+    """Let layers of any size be computed as those that are read from memory."""
+    for limit in ("SMALLEST_PACKED", "_SMALLEST", "_SMALLEST_WITH_LARGE"):
+        monkeypatch.setattr(kernels, limit, 1)
+
+
+def changed(*layers):
+    """Return layers that choose their kernels; the last one for all."""
+    use_kernels(torch.nn.ModuleList(layers))
+    return layers[-1]
+
+
+@needs_kernels
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("outputs", [1056, 1060])
 @pytest.mark.parametrize("shape", [(8, 1, 1024), (2, 6, 1024), (13, 1, 1024), (1, 1, 1024), (100, 1, 1024)])
-def test_few_rows_are_multiplied_in_blocks_or_by_onednn(shape, outputs, bias):
+def test_the_kernel_depends_on_the_processor_and_the_rows(shape, outputs, bias, fast_mkl):
     torch.manual_seed(0)
     layer = torch.nn.Linear(1024, outputs, bias=bias)
     inputs = torch.randn(shape)
-    with torch.inference_mode(), FewRows():
+    expected = layer(inputs)
+    changed(layer)
+    with torch.inference_mode():
         result, names = operations(lambda: layer(inputs))
     rows = shape[0] * shape[1]
-    in_blocks = FEWEST_ROWS <= rows <= MOST_ROWS_IN_BLOCKS and outputs % 32 == 0
+    in_blocks = fast_mkl and FEWEST_ROWS <= rows <= MOST_ROWS_IN_BLOCKS and outputs % 32 == 0
     assert ("aten::bmm" in names) is in_blocks
-    assert ("mkldnn::_linear_pointwise" in names) is (FEWEST_ROWS <= rows <= MOST_ROWS and not in_blocks)
+    by_onednn = not in_blocks and FEWEST_ROWS <= rows <= MOST_ROWS if fast_mkl else True
+    assert (ONEDNN in names) is by_onednn
     assert result.shape == (*shape[:2], outputs)
-    torch.testing.assert_close(result, layer(inputs), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("inputs", [512, 4096])
@@ -61,41 +89,83 @@ def test_blocks_of_a_weight_give_what_the_weight_gives(inputs):
     torch.testing.assert_close(linear_in_blocks(rows[:, :1], weight, None), result[:, :1], rtol=1e-5, atol=1e-4)
 
 
+@needs_kernels
 def test_wide_weights_are_not_divided_into_blocks(monkeypatch):
     monkeypatch.setattr(kernels, "_MOST_INPUTS_IN_BLOCKS", 1023)
-    layer = torch.nn.Linear(1024, 1056)
-    with torch.inference_mode(), FewRows():
+    monkeypatch.setattr(kernels, "has_fast_mkl", lambda: True)
+    layer = changed(torch.nn.Linear(1024, 1056))
+    with torch.inference_mode():
         _, names = operations(lambda: layer(torch.randn(8, 1024)))
     assert "aten::bmm" not in names
 
 
-def test_other_types_layouts_and_sizes_are_left_alone():
-    weight, inputs = torch.randn(1024, 1056), torch.randn(8, 1056)
+@needs_kernels
+def test_other_types_layouts_and_small_products_are_left_alone(fast_mkl):
+    torch.manual_seed(0)
+    large, rounded, turned = (torch.nn.Linear(1056, 1056) for _ in range(3))
+    small = torch.nn.Linear(200, 200)
+    changed(large, rounded, turned, small)
+    rounded.bfloat16()
+    turned.weight.data = turned.weight.data.t()
+    inputs = torch.randn(8, 1056)
+    with torch.no_grad():
+        expected = F.linear(inputs, turned.weight, turned.bias)
 
     def work():
-        F.linear(inputs.bfloat16(), weight.bfloat16())
-        F.linear(torch.randn(8, 1024), weight.t())
-        F.linear(inputs, weight[:700])
+        with torch.inference_mode():
+            rounded(inputs.bfloat16())
+            small(torch.randn(8, 200))
+            torch.testing.assert_close(turned(inputs), expected)
+            with torch.autocast("cpu", torch.bfloat16):
+                assert large(inputs).dtype == torch.bfloat16
+        large(inputs).sum().backward()
 
-    with FewRows():
-        _, names = operations(work)
-    assert names.isdisjoint(("mkldnn::_linear_pointwise", "aten::bmm"))
+    _, names = operations(work)
+    assert names.isdisjoint((ONEDNN, "aten::bmm"))
+    assert large.weight.grad is not None, "training works as ever"
 
 
-def test_small_models_are_spared_the_calls(small):
+@needs_kernels
+def test_rows_that_are_not_contiguous_and_no_rows(fast_mkl):
+    torch.manual_seed(0)
+    layer, inputs = torch.nn.Linear(1024, 1056), torch.randn(16, 2, 2048)
+    strided, flipped, none = inputs[:, 0, ::2], inputs.transpose(0, 1)[..., 1024:], inputs[:0, :, :1024]
+    with torch.inference_mode():
+        expected = [layer(rows) for rows in (strided, flipped, none)]
+        changed(layer)
+        for rows, result in zip((strided, flipped, none), expected, strict=True):
+            torch.testing.assert_close(layer(rows), result, rtol=1e-5, atol=1e-5)
+
+
+@needs_kernels
+def test_only_layers_that_can_gain_are_changed(fast_mkl, small, monkeypatch):
+    monkeypatch.setattr(kernels, "_SMALLEST", 1000)
     model, processor = small
-    assert not has_large_layers(model.model.language_model)
-    with Engine(model, processor, max_batch=2, max_length=64, background=False) as engine:
-        assert not engine.decoder.few_rows
-    large = torch.nn.Sequential(torch.nn.Embedding(4, 4), torch.nn.Linear(1024, 1024))
-    assert has_large_layers(large)
+    with Engine(model, processor, max_batch=2, max_length=64, background=False):
+        types = {type(module) for module in model.modules()}
+        # The layers of this model stay in the caches, where only the other processors gain, with many rows.
+        assert (KernelLinear in types) is not fast_mkl
+    assert KernelLinear not in {type(module) for module in model.modules()}
+
+
+@needs_kernels
+def test_an_engine_that_does_not_open_leaves_the_model_as_it_was(small, monkeypatch):
+    monkeypatch.setattr(kernels, "has_fast_mkl", lambda: False)
+    model, processor = small
+    model.train()
+    with pytest.raises(ConfigError, match="cuda_graphs need a language model on one GPU"):
+        Engine(model, processor, cuda_graphs=True, background=False)
+    assert model.training
+    assert KernelLinear not in {type(module) for module in model.modules()}
+    assert model.config.text_config._attn_implementation == "sdpa"
+    model.eval()
 
 
 def test_small_and_rounded_models_cannot_be_packed(small, monkeypatch):
     model, processor = small
     with pytest.raises(ConfigError, match=f"at least {kernels.SMALLEST_PACKED:,} weights"):
         Engine(model, processor, packed_weights=True)
-    monkeypatch.setattr(kernels, "SMALLEST_PACKED", 1)
+    lower_limits(monkeypatch)
     with pytest.raises(ConfigError, match="a float32 decoder on a CPU"):
         Engine(deepcopy(model).bfloat16(), processor, packed_weights=True)
     monkeypatch.setattr(kernels, "free_memory", lambda device: 1000)
@@ -103,52 +173,117 @@ def test_small_and_rounded_models_cannot_be_packed(small, monkeypatch):
         Engine(model, processor, packed_weights=True)
 
 
+@needs_kernels
+def test_weights_are_packed_unasked_where_that_pays(small, monkeypatch, fast_mkl):
+    model, processor = small
+
+    def is_packed():
+        with Engine(model, processor, max_batch=2, max_length=64, background=False, packed_weights=None) as engine:
+            return engine.decoder.packed is not None
+
+    assert not is_packed(), "the layers stay in the caches"
+    lower_limits(monkeypatch)
+    assert is_packed() is not fast_mkl
+    needed = sum(
+        layer.weight.nbytes for layer in model.model.language_model.modules() if type(layer) is torch.nn.Linear
+    )
+    needed += model.lm_head.weight.nbytes
+    monkeypatch.setattr(kernels, "free_memory", lambda device: 2 * needed)
+    assert is_packed() is not fast_mkl
+    monkeypatch.setattr(kernels, "free_memory", lambda device: 2 * needed - 1)
+    assert not is_packed(), "the copies would take more than half of the memory"
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not few_rows_available(), reason="torch has no MKL or no oneDNN here")
-@pytest.mark.parametrize(("count", "operation"), [(8, "aten::bmm"), (16, "mkldnn::_linear_pointwise")])
-def test_answers_of_many_rows_are_those_of_one(small, count, operation, monkeypatch):
-    """Requests in steps of so many rows, with the size limit lowered so that every layer is computed as large ones."""
-    monkeypatch.setattr(kernels, "SMALLEST_PACKED", 1)
+@needs_kernels
+@pytest.mark.parametrize("count", [8, 16])
+def test_answers_of_many_rows_are_those_of_one(small, count, fast_mkl, monkeypatch):
+    """Requests in steps of so many rows, with every layer computed as a large one."""
+    lower_limits(monkeypatch)
     model, processor = small
     requests = [Request(f"what moves {word}", max_new_tokens=8) for word in WORDS[:count]]
     with Engine(model, processor, max_batch=count, max_length=256, background=False) as engine:
-        assert engine.decoder.few_rows
         results, names = operations(lambda: engine.generate(requests))
-    assert operation in names
+    assert ("aten::bmm" if fast_mkl and count == 8 else ONEDNN) in names
     assert [result.token_ids for result in results] == [alone(model, processor, request) for request in requests]
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not few_rows_available(), reason="torch has no MKL or no oneDNN here")
-def test_packed_weights_give_the_same_answers_and_follow_changes(small, monkeypatch):
-    monkeypatch.setattr(kernels, "SMALLEST_PACKED", 1)
+@needs_kernels
+def test_packed_weights_give_the_same_answers_and_follow_changes(small, fast_mkl, monkeypatch):
+    lower_limits(monkeypatch)
     model, processor = deepcopy(small[0]), small[1]
     requests = [Request(f"what moves {word}", max_new_tokens=8) for word in WORDS[:16]]
+    layers = (model.lm_head, model.model.language_model.layers[0].mlp.up_proj)
     with Engine(model, processor, max_batch=16, max_length=64, background=False, packed_weights=True) as engine:
-        for layer in (model.lm_head, model.model.language_model.layers[0].mlp.up_proj):
-            assert engine.decoder.packed.get(layer.weight).layout == torch._mkldnn
+        assert all(layer.packed.of(layer.weight).layout == torch._mkldnn for layer in layers)
         before = [result.token_ids for result in engine.generate(requests)]
+        copied = deepcopy(model)
+        assert copied.lm_head.packed is None
         with torch.no_grad():
             model.lm_head.weight.copy_(model.lm_head.weight.flip(0).clone())
         after = [result.token_ids for result in engine.generate(requests)]
+        assert layers[0].packed.of(layers[0].weight).layout == torch._mkldnn, "packed anew"
+    assert not any(hasattr(layer, "packed") for layer in layers)
     assert before == [alone(*small, request) for request in requests]
     assert after == [alone(model, processor, request) for request in requests] != before
 
 
-@pytest.mark.parametrize("boolean", [True, False])
-def test_grouped_attention_is_that_of_repeated_keys(boolean):
+@needs_kernels
+@pytest.mark.parametrize("change", ["written", "replaced", "moved"])
+def test_a_packed_weight_that_changes_is_not_used(change, monkeypatch):
+    """Without an engine that notices: a layer that is called directly computes with the weight that it has."""
+    monkeypatch.setattr(kernels, "has_fast_mkl", lambda: False)
+    torch.manual_seed(0)
+    layer, rows = changed(torch.nn.Linear(1024, 1024)), torch.randn(8, 1024)
+    layer.packed = PackedCopy(layer.weight)
+    with torch.no_grad():
+        before, other = layer(rows), torch.randn(1024, 1024)
+        if change == "written":
+            layer.weight.copy_(other)
+        elif change == "replaced":
+            layer.weight = torch.nn.Parameter(other)
+        else:
+            layer.weight.data = other
+        torch.testing.assert_close(layer(rows), F.linear(rows, other, layer.bias), rtol=1e-5, atol=1e-4)
+        assert not torch.allclose(layer(rows), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("positions", [1, 5])
+@pytest.mark.parametrize("mask_of", ["none", "booleans", "floats"])
+def test_grouped_attention_is_that_of_repeated_keys(mask_of, positions, dtype):
     torch.manual_seed(0)
     module = torch.nn.Module()
-    module.num_key_value_groups, module.is_causal = 3, True
-    query, key, value = torch.randn(2, 6, 5, 16), torch.randn(2, 2, 40, 16), torch.randn(2, 2, 40, 16)
-    mask = torch.arange(40) <= torch.tensor([[20], [35]]).unsqueeze(-1) + torch.arange(5).view(1, 5, 1)
-    mask = mask.unsqueeze(1)
-    if not boolean:
-        mask = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
+    module.num_key_value_groups, module.is_causal = 3, False
+    shapes = ((2, 6, positions, 16), (2, 2, 40, 16), (2, 2, 40, 16))
+    # In a model, heads are a dimension behind the positions.
+    query, key, value = (
+        torch.randn(shape, dtype=dtype).transpose(1, 2).contiguous().transpose(1, 2) for shape in shapes
+    )
+    mask = torch.arange(40) <= torch.tensor([[20], [35]]).unsqueeze(-1) + torch.arange(positions).view(1, -1, 1)
+    mask = None if mask_of == "none" else mask.unsqueeze(1)
+    if mask_of == "floats":
+        mask = torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask, -torch.inf)
     arguments = (module, query, key, value, mask)
     result, names = operations(lambda: grouped_attention(*arguments, scaling=0.3, dropout=0.0, sliding_window=None)[0])
-    torch.testing.assert_close(result, sdpa_attention_forward(*arguments, scaling=0.3)[0], rtol=1e-5, atol=1e-6)
+    expected = sdpa_attention_forward(*arguments, scaling=0.3)[0]
+    assert result.shape == expected.shape == (2, positions, 6, 16)
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-6 if dtype == torch.float32 else 1e-2)
     assert "aten::_scaled_dot_product_flash_attention_for_cpu" in names, "not the kernel that builds all scores"
+
+
+def test_heads_of_a_group_are_computed_together_in_a_decode_step(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        kernels.F, "scaled_dot_product_attention", lambda query, *rest, **named: seen.append(query) or query
+    )
+    module = torch.nn.Module()
+    module.num_key_value_groups = 3
+    query, key = torch.randn(2, 6, 1, 16), torch.randn(2, 2, 40, 16)
+    result, _ = grouped_attention(module, query, key, key, None)
+    assert seen[0].shape == (2, 2, 3, 16)
+    assert torch.equal(result, query.transpose(1, 2)), "every head is where it belongs"
 
 
 def test_closing_an_engine_restores_the_attention(small):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -11,15 +10,7 @@ from torch.nn.functional import pad
 
 from videollama2.errors import ConfigError
 from videollama2.inference.fixed_shapes import FixedShapes
-from videollama2.inference.kernels import (
-    ATTENTION,
-    FEWEST_ROWS,
-    MOST_ROWS,
-    FewRows,
-    PackedWeights,
-    few_rows_available,
-    has_large_layers,
-)
+from videollama2.inference.kernels import ATTENTION, PackedWeights
 from videollama2.inference.kv_cache import KeyValueSlots
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 
@@ -34,7 +25,7 @@ class Decoder:
 
     Args:
         cuda_graphs: replay decode steps as CUDA graphs.
-        packed: copies of the weights for passes of few rows.
+        packed: copies of the weights, to be renewed when those change.
 
     Raises:
         ConfigError: ``cuda_graphs`` is set, but the model's steps cannot be recorded.
@@ -58,8 +49,6 @@ class Decoder:
             # Flash and flex attention support neither rows of different lengths nor custom masks.
             model.model.language_model.set_attn_implementation(ATTENTION)
         self._eager = config._attn_implementation == "eager"
-        self.few_rows = few_rows_available() and has_large_layers(model.model.language_model)
-        """Whether float32 passes on a CPU use :class:`FewRows`."""
         self._layer_types = set(getattr(config, "layer_types", None) or ())
         self._window = getattr(config, "sliding_window", None)
         if not self._layer_types and self._window is not None:
@@ -117,25 +106,17 @@ class Decoder:
             float32 logits (B, V) at position ``last`` of each row, or None without ``last``.
         """
         device = embeds_BLD.device
-        with self._kernels(embeds_BLD):
-            hidden_BLD = self.model.model(
-                inputs_embeds=embeds_BLD,
-                attention_mask=self._masks(device, embeds_BLD.dtype) if masked else None,
-                position_ids=self.slots.position_ids(device),
-                past_key_values=self.slots,
-                use_cache=True,
-            ).last_hidden_state
+        hidden_BLD = self.model.model(
+            inputs_embeds=embeds_BLD,
+            attention_mask=self._masks(device, embeds_BLD.dtype) if masked else None,
+            position_ids=self.slots.position_ids(device),
+            past_key_values=self.slots,
+            use_cache=True,
+        ).last_hidden_state
         if last is None:
             return None
         hidden_BD = torch.stack([row_LD[index] for row_LD, index in zip(hidden_BLD, last, strict=True)])
-        with self._kernels(hidden_BD):
-            return self.model.lm_head(hidden_BD).float()
-
-    def _kernels(self, inputs: torch.Tensor) -> AbstractContextManager[Any]:
-        """Return the context in which these inputs (..., D) are multiplied fastest; to enter it takes time as well."""
-        rows = inputs.numel() // inputs.shape[-1]
-        is_for = self.few_rows and inputs.device.type == "cpu" and inputs.dtype == torch.float32
-        return FewRows(self.packed) if is_for and FEWEST_ROWS <= rows <= MOST_ROWS else nullcontext()
+        return self.model.lm_head(hidden_BD).float()
 
     def _masks(self, device: torch.device, dtype: torch.dtype) -> Any:
         """Return the attention mask, or a dictionary of masks by layer type for decoders with several types."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from videollama2.inference.answer import Answer, Channel, Result
 from videollama2.inference.back_end import CacheUse
 from videollama2.inference.batch import Batch
 from videollama2.inference.decoder import Decoder, remember_modes
-from videollama2.inference.kernels import PackedWeights
+from videollama2.inference.kernels import pack_weights, use_kernels
 from videollama2.inference.media.cache import MediaCache
 from videollama2.inference.media.encoder import MediaEncoder
 from videollama2.inference.media.reader import MediaReader
@@ -56,8 +56,9 @@ class Engine:
     """Answers requests with one model, many at a time; the package's own
     :class:`~videollama2.inference.back_end.BackEnd`.
 
-    While it is open, the model is in evaluation mode and its decoder uses the engine's form of ``sdpa`` attention, if
-    it does not use ``eager``; :meth:`close` (or leaving a ``with`` block) restores both.
+    While it is open, the model is in evaluation mode, its linear layers on a CPU choose their kernels
+    (:class:`~videollama2.inference.kernels.KernelLinear`), and its decoder uses the engine's form of ``sdpa``
+    attention, if it does not use ``eager``; :meth:`close` (or leaving a ``with`` block) restores all of it.
 
     Args:
         model, processor: results of :func:`videollama2.model_init`.
@@ -73,8 +74,9 @@ class Engine:
         media_threads: number of threads that read media, if there are threads.
         cuda_graphs: replay decode steps as CUDA graphs, which avoids the cost of launching kernels one by one. Requires
             a dense, unquantised decoder on one GPU.
-        packed_weights: keep a second copy of the decoder's float32 weights, with which steps of more than 12
-            requests are faster on a CPU, see :class:`~videollama2.inference.kernels.PackedWeights`.
+        packed_weights: keep a second copy of the decoder's float32 weights, with which decode steps are faster on a
+            CPU, see :class:`~videollama2.inference.kernels.PackedWeights`. None: if the processor gains from it in
+            steps of any size and the copies fit into half of the free memory.
 
     Raises:
         ConfigError: a size is out of range, there is no memory for a single slot or for packed weights, or the model
@@ -95,7 +97,7 @@ class Engine:
         background: bool = True,
         media_threads: int = 2,
         cuda_graphs: bool = False,
-        packed_weights: bool = False,
+        packed_weights: bool | None = False,
     ) -> None:
         check_sizes(
             prefix_cache_bytes,
@@ -106,17 +108,20 @@ class Engine:
             media_threads=media_threads,
         )
         self.model, self.processor = model, processor
-        packed = PackedWeights(model) if packed_weights else None  # first, as slots take a share of what is left
-        self.max_batch, self.max_length = choose_sizes(model, max_batch, max_length)
         self.max_queue, self.prefill_chunk = max_queue, prefill_chunk
-        self._restore = remember_modes(model)
+        with ExitStack() as undo:  # the model is left as it was if anything here raises
+            undo.callback(remember_modes(model))
+            undo.callback(use_kernels(model))
+            packed = pack_weights(model, packed_weights)  # first, as slots take a share of what is left
+            self.max_batch, self.max_length = choose_sizes(model, max_batch, max_length)
+            self.decoder = Decoder(model, self.max_batch, self.max_length, cuda_graphs, packed)
+            self._restore = undo.pop_all().close
         model.eval()
         cache = media_cache_bytes if isinstance(media_cache_bytes, MediaCache) else MediaCache(media_cache_bytes)
         self.media = MediaEncoder(model, cache)
         self.reader = MediaReader(model, processor, cache)
         shared = isinstance(prefix_cache_bytes, PrefixCache)
         self.prefixes = prefix_cache_bytes if shared else PrefixCache(prefix_cache_bytes)
-        self.decoder = Decoder(model, self.max_batch, self.max_length, cuda_graphs, packed)
         self._end_ids = frozenset(end_ids(model, processor.tokenizer))
         self._grammars = Grammars(processor.tokenizer, model.config.text_config.vocab_size, self._end_ids)
         self._background = background

@@ -63,7 +63,7 @@ class WeightsWatch:
     def _count_writes(self) -> int:
         places = self._walk() if self._places is None else self._places
         weights = (weight for place in places for weight in place.get("_parameters", place).values())
-        return sum(_writes(weight) for weight in weights if weight is not None)
+        return sum(writes(weight) for weight in weights if weight is not None)
 
 
 def _call(reference: Callable[[], Any]) -> Any:
@@ -73,10 +73,11 @@ def _call(reference: Callable[[], Any]) -> Any:
 def _version(weight: torch.Tensor | None) -> Hashable:
     if weight is None:
         return None
-    return id(weight), _writes(weight), weight.dtype, weight.device
+    return id(weight), writes(weight), weight.dtype, weight.device
 
 
-def _writes(weight: torch.Tensor) -> int:
+def writes(weight: torch.Tensor) -> int:
+    """Return how often torch has seen a weight being written to."""
     # Tensors made in inference mode have no version counter.
     return 0 if weight.is_inference() else weight._version
 

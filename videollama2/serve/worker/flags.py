@@ -105,9 +105,9 @@ def _add_speed_flags(engine: argparse._ActionsContainer) -> None:
     )
     engine.add_argument(
         "--pack-weights",
-        action="store_true",
-        help="keep float32 weights a second time in the order of oneDNN's kernels: faster steps of more than 12 "
-        "answers on a CPU, for twice the memory",
+        action=argparse.BooleanOptionalAction,
+        help="keep float32 weights a second time in the order of oneDNN's kernels: faster steps on a CPU, for twice "
+        "the memory (default: on processors other than Intel's, if the copies fit into half of the free memory)",
     )
 
 
