@@ -1,6 +1,9 @@
 """``load_8bit`` and ``load_4bit`` on a CPU: close to the exact model, and nothing else changed."""
 
 import copy
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -58,6 +61,33 @@ def test_a_packed_layer_multiplies_integers(bias, dtype):
     assert (result.float() - wanted).norm() / wanted.norm() < 0.02
     # What else is in the batch changes nothing.
     assert all(torch.equal(few(inputs[i, j]), result[i, j]) for i in range(3) for j in range(5))
+
+
+ON_ONE_LAYER = """
+import torch
+from videollama2.model.int8 import Int8Linear
+layer = Int8Linear(1024, 1024, bias=True)
+layer.weight.data.random_(-127, 128)
+layer.scale_O = torch.rand(1024)
+layer.pack()
+with torch.inference_mode():
+    for rows in (1, 8, 64):
+        layer(torch.randn(rows, 1024))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("instructions", ["AVX512_CORE_AMX", "AVX512_CORE_VNNI", "AVX2_VNNI"])
+def test_no_product_is_left_to_the_reference_implementation_of_onednn(instructions):
+    """It takes thousands of times as long, and gives the same values. Processors without AMX multiply other types."""
+    needed = {"AVX512_CORE_AMX": "amx_int8", "AVX512_CORE_VNNI": "avx512_vnni", "AVX2_VNNI": "avx_vnni"}[instructions]
+    if not torch.cpu.get_capabilities().get(needed) or not multiplies_integers():
+        pytest.skip(f"this CPU has no {needed}")
+    told = {**os.environ, "ONEDNN_MAX_CPU_ISA": instructions, "ONEDNN_VERBOSE": "1"}
+    lines = subprocess.run([sys.executable, "-c", ON_ONE_LAYER], env=told, capture_output=True, text=True, check=True)
+    products = [line for line in lines.stdout.splitlines() if ",exec,cpu,matmul," in line]
+    assert len(products) == 3, lines.stdout
+    assert not [line for line in products if "ref" in line.split(",")[6]], products
 
 
 @pytest.mark.skipif(not multiplies_integers(), reason="this CPU does not multiply 8-bit integers")

@@ -24,6 +24,11 @@ _INTEGER_FEATURES = ("amx_int8", "avx512_vnni", "avx_vnni")
 
 # Steps are symmetric: -128 is never used, so that a value and its negative are rounded alike.
 _STEPS = 127
+_SHIFT = 128
+"""What is added to the integers of inputs, so that they are unsigned. Processors with VNNI but without AMX multiply only
+unsigned inputs with signed weights; for signed ones oneDNN has a reference implementation there, which takes 7,000 times
+as long. oneDNN takes the shift off the products again, exactly, with the sums of the weight's rows."""
+
 _AT_ONCE = 1 << 17
 """The number of values that are rounded at once, so that what lies between two operations stays in the cache."""
 
@@ -46,18 +51,27 @@ def multiplies_integers() -> bool:
     return torch.backends.mkldnn.is_available() and any(features.get(name) for name in _INTEGER_FEATURES)
 
 
-def quantise_rows(values_MK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Round each row to 8-bit integers; returns them (M, K) and the float32 scales (M, 1) that restore the row."""
+def quantise_rows(values_MK: torch.Tensor, shift: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Round each row to 8-bit integers.
+
+    Args:
+        shift: added to the integers, which are unsigned then.
+
+    Returns:
+        integers (M, K), int8, or uint8 with a shift; and the float32 scales (M, 1) that restore the rows.
+    """
     rows, width = values_MK.shape
     scales_M1 = torch.empty(rows, 1, dtype=torch.float32, device=values_MK.device)
-    integers_MK = torch.empty(rows, width, dtype=torch.int8, device=values_MK.device)
+    dtype = torch.uint8 if shift else torch.int8
+    integers_MK = torch.empty(rows, width, dtype=dtype, device=values_MK.device)
     count = max(1, _AT_ONCE // max(width, 1))
     for start in range(0, rows, count):
         part = slice(start, start + count)
         floats_MK = values_MK[part].float()
         # A row of zeros keeps a scale above zero, and stays zero.
         scales = floats_MK.abs().amax(1, keepdim=True).div_(_STEPS).clamp_min_(torch.finfo(torch.float32).tiny)
-        integers_MK[part] = (floats_MK * scales.reciprocal()).round_()
+        rounded_MK = (floats_MK * scales.reciprocal()).round_()
+        integers_MK[part] = rounded_MK.add_(shift) if shift else rounded_MK
         scales_M1[part] = scales
     return integers_MK, scales_M1
 
@@ -112,7 +126,11 @@ class PackedWeight:
         self._zeros_O = torch.zeros(self._rows, dtype=torch.long)
 
     def multiply(self, integers_MI: torch.Tensor, scale_O: torch.Tensor) -> torch.Tensor:
-        """Return the products with the rows of the weight, times their scales, float32 (M, O)."""
+        """Return the products with the rows of the weight, times their scales, float32 (M, O).
+
+        Args:
+            integers_MI: uint8, with a shift of :data:`_SHIFT`.
+        """
         if len(self._pieces) == 1:
             return self._multiply(integers_MI, self._pieces[0], scale_O)
         rows_MO = torch.empty(len(integers_MI), self.outputs, dtype=torch.float32)
@@ -125,7 +143,7 @@ class PackedWeight:
         zeros_O = self._zeros_O[: len(scale_O)]
         # The operator knows one scale for all inputs. It is told 1, and the caller scales the rows.
         return torch.ops.onednn.qlinear_pointwise(
-            integers_MI, 1.0, 0, piece, scale_O, zeros_O, None, 1.0, 0, torch.float32, "none", [], ""
+            integers_MI, 1.0, _SHIFT, piece, scale_O, zeros_O, None, 1.0, 0, torch.float32, "none", [], ""
         )
 
     def read(self, rows: torch.Tensor) -> torch.Tensor:
@@ -230,7 +248,7 @@ class Int8Linear(nn.Module):
         return rows_MO.view(*inputs.shape[:-1], self.out_features)
 
     def _of_integers(self, rows_MI: torch.Tensor, packed: PackedWeight) -> torch.Tensor:
-        integers_MI, scales_M1 = quantise_rows(rows_MI)
+        integers_MI, scales_M1 = quantise_rows(rows_MI, _SHIFT)
         rows_MO = packed.multiply(integers_MI, self.scale_O)
         if self.bias is None:
             rows_MO.mul_(scales_M1)
