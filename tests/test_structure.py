@@ -150,7 +150,7 @@ WINGS = {
     ),
     "inference": (
         ("structure",),
-        ("kv_cache", "sampling", "lru", "weights_watch", "sizes", "text_stream", "threads"),
+        ("kv_cache", "sampling", "lru", "weights_watch", "sizes", "text_stream", "threads", "openmp"),
         ("answer", "request", "prefix_cache", "kernels", "generate_options"),
         ("back_end",),
         ("media",),

@@ -30,6 +30,7 @@ from videollama2.inference.kernels import pack_weights, use_kernels
 from videollama2.inference.media.cache import MediaCache
 from videollama2.inference.media.encoder import MediaEncoder
 from videollama2.inference.media.reader import MediaReader
+from videollama2.inference.openmp import release_pool
 from videollama2.inference.prefix_cache import DEFAULT_MAX_BYTES, PrefixCache
 from videollama2.inference.request import Request
 from videollama2.inference.request_queue import RequestQueue
@@ -141,6 +142,8 @@ class Engine:
         self._media_weights, self._weights = WeightsWatch(media_modules(model)), WeightsWatch([model])
         self.closed = False
         self._thread: Thread | None = None
+        if background:
+            release_pool()  # of the thread that has loaded the model
 
     # --------------------------------------------------------------------------------------------------- for callers
 
@@ -172,6 +175,8 @@ class Engine:
             # A request that is certainly too long is refused at once, before its media are read.
             task.lay_out(self.model.config, counts, self.max_length)
         task.media_keys = [self.reader.source_key(part) for part in request.media]
+        if self._background:
+            release_pool()  # of a caller who has computed, such as the frames of a clip
         with self._state:
             if self.closed:
                 raise EngineError("this engine is closed")

@@ -25,9 +25,9 @@ _INTEGER_FEATURES = ("amx_int8", "avx512_vnni", "avx_vnni")
 # Steps are symmetric: -128 is never used, so that a value and its negative are rounded alike.
 _STEPS = 127
 _SHIFT = 128
-"""What is added to the integers of inputs, so that they are unsigned. Processors with VNNI but without AMX multiply only
-unsigned inputs with signed weights; for signed ones oneDNN has a reference implementation there, which takes 7,000 times
-as long. oneDNN takes the shift off the products again, exactly, with the sums of the weight's rows."""
+"""What is added to the integers of inputs, so that they are unsigned. Processors with VNNI but without AMX multiply
+unsigned inputs with signed weights alone; for signed ones oneDNN has a reference implementation there, which takes
+7,000 times as long. oneDNN takes the shift off the products again, exactly, with the sums of the weight's rows."""
 
 _AT_ONCE = 1 << 17
 """The number of values that are rounded at once, so that what lies between two operations stays in the cache."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from threading import Lock
 
 from videollama2.inference.media.reader import ReadMedium
+from videollama2.inference.openmp import compute_alone
 from videollama2.inference.request import MediaPart
 
 ReadFunction = Callable[[MediaPart, Hashable], ReadMedium]
@@ -30,7 +31,8 @@ class ReadAhead:
 
     def __init__(self, read: ReadFunction, threads: int, ring: Callable[[], object]) -> None:
         self._read, self._ring = read, ring
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="videollama2-media") if threads else None
+        name = "videollama2-media"
+        self._pool = ThreadPoolExecutor(threads, name, initializer=compute_alone) if threads else None
         self._readings: dict[Hashable, _Reading] = {}
         self._lock = Lock()
 

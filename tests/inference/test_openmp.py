@@ -1,0 +1,96 @@
+"""The engine's thread has the only pool of OpenMP threads. (In processes of their own: tests compute on one thread.)"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from .helpers import IMAGE
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the system does not list threads"),
+    pytest.mark.skipif(not torch.backends.openmp.is_available(), reason="this build of torch has no OpenMP"),
+]
+
+COUNTING = """
+import os, threading, time, torch
+from videollama2.inference.openmp import compute_alone, release_pool
+
+def threads():
+    return len(os.listdir("/proc/self/task"))
+
+def compute():
+    return torch.ones(1 << 20).sum()
+
+def on_a_thread(work):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(work()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+compute()
+release_pool()
+alone = threads()
+"""
+
+
+def run(script):
+    told = {**os.environ, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", COUNTING + script], env=told, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_pool_ends_and_is_made_anew():
+    run("""
+for _ in range(2):
+    assert compute() == 1 << 20 and threads() == alone + 1, "this thread and one of its pool"
+    release_pool()
+    assert threads() == alone
+release_pool()
+assert torch.get_num_threads() == 2
+""")
+
+
+def test_a_thread_that_computes_alone_has_no_pool_and_changes_no_other():
+    run("""
+def with_pool():
+    compute()
+    return threads()
+
+def without():
+    compute_alone()
+    return with_pool()
+
+assert on_a_thread(with_pool) == alone + 2
+assert on_a_thread(without) == alone + 1
+assert on_a_thread(with_pool) == alone + 2, "those that are started later compute as ever"
+assert with_pool() == alone + 1
+""")
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+def test_an_engine_computes_with_one_pool(quantised):
+    run(f"""
+from videollama2 import Engine, model_init
+model, processor, _ = model_init("videollama2-tiny", device="cpu", load_8bit={quantised})
+release_pool()
+alone = threads()
+compute()
+with Engine(model, processor, max_batch=2, max_length=600, media_threads=1) as engine:
+    for question in ("What is red?", "What is blue?"):
+        compute()  # as a caller who prepares the frames of a clip
+        answer = engine.submit(question, [("image", {str(IMAGE)!r})], max_new_tokens=4)
+        assert answer.result(timeout=60).error is None
+    added = threads() - alone
+    assert added == 3, f"the engine's thread, one of its pool, and the one that reads: {{added}}"
+    counts = []
+    step = engine.decoder.decode
+    engine.decoder.decode = lambda tasks: counts.append(torch.get_num_threads()) or step(tasks)
+    engine.submit("What is red?", max_new_tokens=4).result(timeout=60)
+    assert set(counts) == {{2}}, "the engine computes on all threads"
+""")
