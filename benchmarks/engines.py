@@ -10,8 +10,8 @@ open and get each load in turn, so that a slow minute of the machine slows both.
 
 Seconds are those of the wall, and processor seconds of the engine with all its processes, which a busy machine
 distorts less. Both compute on ``--threads`` threads. vLLM's scheduler is one more process, which waits in a loop while
-its worker computes and so counts as a second core. A ratio above 1 says that the own engine is faster. The last column
-is the share of answers with equal tokens.
+its worker computes, and so counts as a second core, and for up to a second afterwards: there is a pause between turns.
+A ratio above 1 says that the own engine is faster. The last column is the share of answers with equal tokens.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ MARK = "engines.py: "
 FRAME_S, CLIP_S = 1 / 12, 2.0
 LOADS = ("text", "known clip", "new clips")
 SECONDS = ("wall", "processor")
+PAUSE_S = 2.0
+"""Between two turns: vLLM's processes wait in a loop for up to a second after an answer, on the cores of the other."""
 
 
 def parse() -> argparse.Namespace:
@@ -151,6 +153,7 @@ class Other:
 
     def run(self, load: str, count: int) -> dict[str, Any]:
         assert self.process.stdin is not None
+        time.sleep(PAUSE_S)
         self.process.stdin.write(json.dumps([load, count]) + "\n")
         self.process.stdin.flush()
         return self.read()

@@ -57,7 +57,8 @@ def print_steps(model: Any, decoder: Any, weights: int, rate: float, repeat: int
     from torch import nn
 
     from videollama2.errors import ConfigError
-    from videollama2.inference.kernels import KernelLinear, PackedWeights
+    from videollama2.inference.kernels import PackedWeights
+    from videollama2.model.linear import KernelLinear
 
     layers = [module for module in model.modules() if isinstance(module, KernelLinear)]
     ways: dict[str, tuple[type, bool]] = {"own": (KernelLinear, False), "torch": (nn.Linear, False)}

@@ -163,6 +163,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: -slow[item.path])
 
 
+@pytest.fixture(params=["Intel's", "another"])
+def fast_mkl(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Makes the kernels for CPUs those of a processor of Intel, or of another, and tells which."""
+    from tests.helpers.kernels import pretend_processor
+
+    is_fast = request.param == "Intel's"
+    pretend_processor(monkeypatch, is_fast)
+    return is_fast
+
+
 @pytest.fixture(scope="session")
 def golden() -> Path:
     return golden_dir()

@@ -86,6 +86,7 @@ WINGS = {
         ("video_processor",),
     ),
     "model": (
+        ("linear",),
         ("int4", "int8", "stored"),
         ("connectors", "encoders", "weight_names", "loss", "packed_attention", "weight_files", "published_call"),
         ("base",),

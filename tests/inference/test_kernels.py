@@ -4,142 +4,23 @@ from copy import deepcopy
 
 import pytest
 import torch
-from torch.nn import functional as F  # noqa: N812
-from torch.profiler import ProfilerActivity, profile
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from tests.helpers.kernels import ONEDNN, lower_limits, needs_kernels, operations, pretend_processor
 from videollama2.errors import ConfigError
 from videollama2.inference import kernels
 from videollama2.inference.engine import Engine
-from videollama2.inference.kernels import (
-    FEWEST_ROWS,
-    MOST_ROWS,
-    MOST_ROWS_IN_BLOCKS,
-    KernelLinear,
-    PackedCopy,
-    grouped_attention,
-    kernels_available,
-    linear_in_blocks,
-    use_kernels,
-)
+from videollama2.inference.kernels import grouped_attention
 from videollama2.inference.request import Request
+from videollama2.model import linear
+from videollama2.model.linear import KernelLinear
 
 from .helpers import WORDS, alone
 
 
-def operations(work):
-    with profile(activities=[ProfilerActivity.CPU]) as profiled:
-        result = work()
-    return result, {event.name for event in profiled.events()}
-
-
-needs_kernels = pytest.mark.skipif(not kernels_available(), reason="torch has no MKL or no oneDNN here")
-ONEDNN = "mkldnn::_linear_pointwise"
-
-
-@pytest.fixture(params=["Intel's", "another"])
-def fast_mkl(request, monkeypatch):
-    """Makes the kernels those of a processor of Intel, or of another, and tells which."""
-    is_fast = request.param == "Intel's"
-    monkeypatch.setattr(kernels, "has_fast_mkl", lambda: is_fast)
-    return is_fast
-
-
-def lower_limits(monkeypatch):
-    """Let layers of any size be computed as those that are read from memory."""
-    for limit in ("SMALLEST_PACKED", "_SMALLEST", "_SMALLEST_WITH_LARGE"):
-        monkeypatch.setattr(kernels, limit, 1)
-
-
-def changed(*layers):
-    """Return layers that choose their kernels; the last one for all."""
-    use_kernels(torch.nn.ModuleList(layers))
-    return layers[-1]
-
-
-@needs_kernels
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("outputs", [1056, 1060])
-@pytest.mark.parametrize("shape", [(8, 1, 1024), (2, 6, 1024), (13, 1, 1024), (1, 1, 1024), (100, 1, 1024)])
-def test_the_kernel_depends_on_the_processor_and_the_rows(shape, outputs, bias, fast_mkl):
-    torch.manual_seed(0)
-    layer = torch.nn.Linear(1024, outputs, bias=bias)
-    inputs = torch.randn(shape)
-    expected = layer(inputs)
-    changed(layer)
-    with torch.inference_mode():
-        result, names = operations(lambda: layer(inputs))
-    rows = shape[0] * shape[1]
-    in_blocks = fast_mkl and FEWEST_ROWS <= rows <= MOST_ROWS_IN_BLOCKS and outputs % 32 == 0
-    assert ("aten::bmm" in names) is in_blocks
-    by_onednn = not in_blocks and FEWEST_ROWS <= rows <= MOST_ROWS if fast_mkl else True
-    assert (ONEDNN in names) is by_onednn
-    assert result.shape == (*shape[:2], outputs)
-    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("inputs", [512, 4096])
-def test_blocks_of_a_weight_give_what_the_weight_gives(inputs):
-    torch.manual_seed(0)
-    weight, bias, rows = torch.randn(96, inputs), torch.randn(96), torch.randn(3, 2, inputs)
-    for added in (bias, None):
-        result = linear_in_blocks(rows, weight, added)
-        torch.testing.assert_close(result, F.linear(rows, weight, added), rtol=1e-5, atol=1e-4)
-    # Slices of a batch are not contiguous.
-    torch.testing.assert_close(linear_in_blocks(rows[:, :1], weight, None), result[:, :1], rtol=1e-5, atol=1e-4)
-
-
-@needs_kernels
-def test_wide_weights_are_not_divided_into_blocks(monkeypatch):
-    monkeypatch.setattr(kernels, "_MOST_INPUTS_IN_BLOCKS", 1023)
-    monkeypatch.setattr(kernels, "has_fast_mkl", lambda: True)
-    layer = changed(torch.nn.Linear(1024, 1056))
-    with torch.inference_mode():
-        _, names = operations(lambda: layer(torch.randn(8, 1024)))
-    assert "aten::bmm" not in names
-
-
-@needs_kernels
-def test_other_types_layouts_and_small_products_are_left_alone(fast_mkl):
-    torch.manual_seed(0)
-    large, rounded, turned = (torch.nn.Linear(1056, 1056) for _ in range(3))
-    small = torch.nn.Linear(200, 200)
-    changed(large, rounded, turned, small)
-    rounded.bfloat16()
-    turned.weight.data = turned.weight.data.t()
-    inputs = torch.randn(8, 1056)
-    with torch.no_grad():
-        expected = F.linear(inputs, turned.weight, turned.bias)
-
-    def work():
-        with torch.inference_mode():
-            rounded(inputs.bfloat16())
-            small(torch.randn(8, 200))
-            torch.testing.assert_close(turned(inputs), expected)
-            with torch.autocast("cpu", torch.bfloat16):
-                assert large(inputs).dtype == torch.bfloat16
-        large(inputs).sum().backward()
-
-    _, names = operations(work)
-    assert names.isdisjoint((ONEDNN, "aten::bmm"))
-    assert large.weight.grad is not None, "training works as ever"
-
-
-@needs_kernels
-def test_rows_that_are_not_contiguous_and_no_rows(fast_mkl):
-    torch.manual_seed(0)
-    layer, inputs = torch.nn.Linear(1024, 1056), torch.randn(16, 2, 2048)
-    strided, flipped, none = inputs[:, 0, ::2], inputs.transpose(0, 1)[..., 1024:], inputs[:0, :, :1024]
-    with torch.inference_mode():
-        expected = [layer(rows) for rows in (strided, flipped, none)]
-        changed(layer)
-        for rows, result in zip((strided, flipped, none), expected, strict=True):
-            torch.testing.assert_close(layer(rows), result, rtol=1e-5, atol=1e-5)
-
-
 @needs_kernels
 def test_only_layers_that_can_gain_are_changed(fast_mkl, small, monkeypatch):
-    monkeypatch.setattr(kernels, "_SMALLEST", 1000)
+    monkeypatch.setattr(linear, "_SMALLEST", 1000)
     model, processor = small
     with Engine(model, processor, max_batch=2, max_length=64, background=False):
         types = {type(module) for module in model.modules()}
@@ -150,7 +31,7 @@ def test_only_layers_that_can_gain_are_changed(fast_mkl, small, monkeypatch):
 
 @needs_kernels
 def test_an_engine_that_does_not_open_leaves_the_model_as_it_was(small, monkeypatch):
-    monkeypatch.setattr(kernels, "has_fast_mkl", lambda: False)
+    pretend_processor(monkeypatch, has_fast_mkl=False)
     model, processor = small
     model.train()
     with pytest.raises(ConfigError, match="cuda_graphs need a language model on one GPU"):
@@ -163,7 +44,7 @@ def test_an_engine_that_does_not_open_leaves_the_model_as_it_was(small, monkeypa
 
 def test_small_and_rounded_models_cannot_be_packed(small, monkeypatch):
     model, processor = small
-    with pytest.raises(ConfigError, match=f"at least {kernels.SMALLEST_PACKED:,} weights"):
+    with pytest.raises(ConfigError, match=f"at least {linear.SMALLEST_PACKED:,} weights"):
         Engine(model, processor, packed_weights=True)
     lower_limits(monkeypatch)
     with pytest.raises(ConfigError, match="a float32 decoder on a CPU"):
@@ -227,26 +108,6 @@ def test_packed_weights_give_the_same_answers_and_follow_changes(small, fast_mkl
     assert not any(hasattr(layer, "packed") for layer in layers)
     assert before == [alone(*small, request) for request in requests]
     assert after == [alone(model, processor, request) for request in requests] != before
-
-
-@needs_kernels
-@pytest.mark.parametrize("change", ["written", "replaced", "moved"])
-def test_a_packed_weight_that_changes_is_not_used(change, monkeypatch):
-    """Without an engine that notices: a layer that is called directly computes with the weight that it has."""
-    monkeypatch.setattr(kernels, "has_fast_mkl", lambda: False)
-    torch.manual_seed(0)
-    layer, rows = changed(torch.nn.Linear(1024, 1024)), torch.randn(8, 1024)
-    layer.packed = PackedCopy(layer.weight)
-    with torch.no_grad():
-        before, other = layer(rows), torch.randn(1024, 1024)
-        if change == "written":
-            layer.weight.copy_(other)
-        elif change == "replaced":
-            layer.weight = torch.nn.Parameter(other)
-        else:
-            layer.weight.data = other
-        torch.testing.assert_close(layer(rows), F.linear(rows, other, layer.bias), rtol=1e-5, atol=1e-4)
-        assert not torch.allclose(layer(rows), before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -8,9 +8,9 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from torch.nn.functional import linear
 
 from videollama2.errors import ConfigError, MissingDependencyError, first_line
+from videollama2.model.linear import linear
 
 AUTO = "auto"
 """The name of the fastest dtype of a device, as a value of ``dtype``."""

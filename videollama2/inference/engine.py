@@ -26,7 +26,7 @@ from videollama2.inference.answer import Answer, Channel, Result
 from videollama2.inference.back_end import CacheUse
 from videollama2.inference.batch import Batch
 from videollama2.inference.decoder import Decoder, remember_modes
-from videollama2.inference.kernels import pack_weights, use_kernels
+from videollama2.inference.kernels import pack_weights
 from videollama2.inference.media.cache import MediaCache
 from videollama2.inference.media.encoder import MediaEncoder
 from videollama2.inference.media.reader import MediaReader
@@ -40,6 +40,7 @@ from videollama2.inference.structure import Grammars
 from videollama2.inference.task import Task, end_of_tasks
 from videollama2.inference.threads import Bell, interrupts_deferred, start_thread
 from videollama2.inference.weights_watch import WeightsWatch, media_modules
+from videollama2.model.linear import use_kernels
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 from videollama2.processing import VideoLlama2Processor
 
@@ -58,7 +59,7 @@ class Engine:
     :class:`~videollama2.inference.back_end.BackEnd`.
 
     While it is open, the model is in evaluation mode, its linear layers on a CPU choose their kernels
-    (:class:`~videollama2.inference.kernels.KernelLinear`), and its decoder uses the engine's form of ``sdpa``
+    (:class:`~videollama2.model.linear.KernelLinear`), and its decoder uses the engine's form of ``sdpa``
     attention, if it does not use ``eager``; :meth:`close` (or leaving a ``with`` block) restores all of it.
 
     Args:

@@ -8,6 +8,7 @@ from weakref import ref
 
 import torch
 
+from videollama2.model.linear import writes
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 
 _OF_ADAPTERS = ("_disable_adapters", "_active_adapter", "merged_adapters")
@@ -74,12 +75,6 @@ def _version(weight: torch.Tensor | None) -> Hashable:
     if weight is None:
         return None
     return id(weight), writes(weight), weight.dtype, weight.device
-
-
-def writes(weight: torch.Tensor) -> int:
-    """Return how often torch has seen a weight being written to."""
-    # Tensors made in inference mode have no version counter.
-    return 0 if weight.is_inference() else weight._version
 
 
 def media_modules(model: VideoLlama2ForConditionalGeneration) -> list[torch.nn.Module]:

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812 - the field's name for it
+
+from videollama2.model.linear import linear
 
 _AT_ONCE = 1 << 24
 """The number of weights that are converted at once: 64 MiB of float32."""
@@ -62,7 +63,7 @@ class StoredLinear(_StoredWeight, nn.Linear):
     """A linear layer of this kind."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return _joined([F.linear(input, *part) for part in self._parts(input.dtype)], -1)
+        return _joined([linear(input, *part) for part in self._parts(input.dtype)], -1)
 
 
 class StoredConv2d(_StoredWeight, nn.Conv2d):
