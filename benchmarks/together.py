@@ -8,7 +8,7 @@ The questions begin with the same words. Their clip is cached: its visual tokens
 also the key-values of the prompt up to its question. The last column has tokens per second, prompts included, of as
 many questions with answers of ``--new-tokens``. ``--new-clips`` adds a row of so many questions about clips that no
 cache holds, one each, all of whose columns are of answers of ``--new-tokens``. Times are processor seconds of
-``--threads`` threads, so they compare on a busy machine too.
+``--threads`` threads, so they compare on a busy machine too. Weights are packed where a worker packs them.
 
 No order of the work makes p50 less than the column "floor", given what one such question takes by itself: nobody is
 answered before the first prompt is computed, and half of those who ask about clips of their own not before half of the
@@ -21,6 +21,7 @@ which both must be able to open (default: random weights of the 0.5B shapes).
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import os
 import statistics
@@ -74,7 +75,10 @@ def measure(model_path: str, clients: int, tokens: int, threads: int, new_clips:
 
     torch.set_num_threads(threads)
     model, processor, _ = model_init(model_path)
-    engine = Engine(model, processor, max_batch=max(clients, new_clips), max_length=1024, background=False)
+    # As a worker does; older versions never packed weights, or only when asked to.
+    options = {"packed_weights": None} if "packed_weights" in inspect.signature(Engine).parameters else {}
+    batch = max(clients, new_clips)
+    engine = Engine(model, processor, max_batch=batch, max_length=1024, background=False, **options)
     engine._end_ids = frozenset()  # random weights must not end an answer early
 
     def request(question: str, tokens: int) -> Any:
