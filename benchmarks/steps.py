@@ -61,16 +61,14 @@ def print_steps(model: Any, decoder: Any, weights: int, rate: float, repeat: int
     from videollama2.model.linear import KernelLinear
 
     layers = [module for module in model.modules() if isinstance(module, KernelLinear)]
-    ways: dict[str, tuple[type, bool]] = {"own": (KernelLinear, False), "torch": (nn.Linear, False)}
+    ways: dict[str, tuple[type, PackedWeights | None]] = {"own": (KernelLinear, None), "torch": (nn.Linear, None)}
     with suppress(ConfigError):  # there may be nothing to pack
-        PackedWeights(model)
-        ways["packed"] = KernelLinear, True
-    copies = [layer.packed for layer in layers]
+        ways["packed"] = KernelLinear, PackedWeights(model)
 
     def use(name: str) -> None:
-        kind, is_packed = ways[name]
-        for layer, copy in zip(layers, copies, strict=True):
-            layer.__class__, layer.packed = kind, copy if is_packed else None
+        kind, decoder.packed = ways[name]
+        for layer in layers:
+            layer.__class__ = kind
 
     columns = ("read, ms", "compute", *(f"{name}, ms" for name in ways), *(f"{name}, %" for name in ways))
     print(f"\n{'rows of a step':14}" + "".join(f"{column:>11}" for column in columns))

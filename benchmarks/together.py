@@ -76,7 +76,8 @@ def measure(model_path: str, clients: int, tokens: int, threads: int, new_clips:
     torch.set_num_threads(threads)
     model, processor, _ = model_init(model_path)
     # As a worker does; older versions never packed weights, or only when asked to.
-    options = {"packed_weights": None} if "packed_weights" in inspect.signature(Engine).parameters else {}
+    can_pack = "packed_weights" in inspect.signature(Engine).parameters
+    options: dict[str, Any] = {"packed_weights": None} if can_pack else {}
     batch = max(clients, new_clips)
     engine = Engine(model, processor, max_batch=batch, max_length=1024, background=False, **options)
     engine._end_ids = frozenset()  # random weights must not end an answer early

@@ -1,6 +1,7 @@
 """What the engine refuses, what a fault costs, and what is left of it when it is closed."""
 
 import gc
+import math
 import signal
 
 import pytest
@@ -251,6 +252,33 @@ def test_sizes_follow_the_free_memory(small, monkeypatch):
     monkeypatch.setattr(sizes, "free_memory", lambda device: position * 100)
     with pytest.raises(ConfigError, match="MiB are free"):
         sizes.choose_sizes(model, None, None)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_free_memory_of_a_container_is_what_its_limit_leaves(version, tmp_path, monkeypatch):
+    from videollama2.inference import sizes
+
+    limit, used, statistics, unused_files = {
+        1: (
+            "memory/memory.limit_in_bytes",
+            "memory/memory.usage_in_bytes",
+            "memory/memory.stat",
+            "total_inactive_file",
+        ),
+        2: ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    }[version]
+    (tmp_path / "memory").mkdir()
+    assert sizes._free_in_container(tmp_path) == math.inf
+    (tmp_path / used).write_text("700\n")
+    (tmp_path / statistics).write_text(f"anon 500\n{unused_files} 150\n")
+    (tmp_path / limit).write_text("max\n")
+    assert sizes._free_in_container(tmp_path) == math.inf
+    (tmp_path / limit).write_text("1000\n")
+    assert sizes._free_in_container(tmp_path) == 450
+    (tmp_path / limit).write_text("400\n")
+    assert sizes._free_in_container(tmp_path) == 0
+    monkeypatch.setattr(sizes, "_free_in_container", lambda: 450)
+    assert sizes.free_memory(torch.device("cpu")) == 450
 
 
 def test_a_training_model_is_left_as_it_was(small):

@@ -1,5 +1,6 @@
 """The engine's CPU kernels give what the default ones give."""
 
+import gc
 from copy import deepcopy
 
 import pytest
@@ -26,22 +27,90 @@ def test_only_layers_that_can_gain_are_changed(fast_mkl, small, monkeypatch):
         types = {type(module) for module in model.modules()}
         # The layers of this model stay in the caches, where only the other processors gain, with many rows.
         assert (KernelLinear in types) is not fast_mkl
-    assert KernelLinear not in {type(module) for module in model.modules()}
+    assert not kernels_in(model)
+
+
+def kernels_in(model):
+    return [module for module in model.modules() if type(module) is KernelLinear]
 
 
 @needs_kernels
-def test_an_engine_that_does_not_open_leaves_the_model_as_it_was(small, monkeypatch):
+@pytest.mark.parametrize("fault", ["graphs", "late"])
+def test_an_engine_that_does_not_open_leaves_the_model_as_it_was(small, monkeypatch, fault):
     pretend_processor(monkeypatch, has_fast_mkl=False)
+    lower_limits(monkeypatch)
     model, processor = small
     model.train()
+    if fault == "late":
+
+        def fails(*arguments):
+            raise ConfigError("cuda_graphs need a language model on one GPU, or so")
+
+        monkeypatch.setattr("videollama2.inference.engine.end_ids", fails)
     with pytest.raises(ConfigError, match="cuda_graphs need a language model on one GPU"):
-        Engine(model, processor, cuda_graphs=True, background=False)
-    assert model.training
-    assert KernelLinear not in {type(module) for module in model.modules()}
+        Engine(model, processor, cuda_graphs=fault == "graphs", background=False, packed_weights=True)
+    assert model.training and not kernels_in(model)
     assert model.config.text_config._attn_implementation == "sdpa"
     model.eval()
 
 
+@needs_kernels
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_layers_are_restored_by_the_last_of_several_engines(small, monkeypatch, order):
+    pretend_processor(monkeypatch, has_fast_mkl=False)
+    lower_limits(monkeypatch)
+    model, processor = deepcopy(small[0]), small[1]
+    options = {"max_batch": 2, "max_length": 64, "background": False}
+    engines = [Engine(model, processor, packed_weights=packed, **options) for packed in (True, False)]
+    copied = deepcopy(model)
+    count = len(kernels_in(model))
+    engines[order[0]].close()
+    assert len(kernels_in(model)) == count > 0
+    engines[order[0]].close()
+    assert len(kernels_in(model)) == count, "closing twice counts once"
+    engines[order[1]].close()
+    assert not kernels_in(model)
+    with Engine(copied, processor, **options):
+        assert len(kernels_in(copied)) == count
+    assert not kernels_in(copied), "a copy of a model that an engine had open"
+
+
+@needs_kernels
+@pytest.mark.parametrize("end", ["aborted", "dropped"])
+def test_engines_that_end_otherwise_restore_the_model_too(small, monkeypatch, end):
+    pretend_processor(monkeypatch, has_fast_mkl=False)
+    lower_limits(monkeypatch)
+    model, processor = small
+    engine = Engine(model, processor, max_batch=2, max_length=64, packed_weights=True)
+    copies = engine.decoder.packed.copies
+    assert engine.submit("what", max_new_tokens=2).result(timeout=60).error is None
+    if end == "aborted":
+        engine.abort(RuntimeError("a fault"))
+        engine.close()
+    else:
+        thread = engine._thread
+        del engine
+        gc.collect()
+        thread.join(timeout=60)
+    assert not kernels_in(model) and not copies
+
+
+@needs_kernels
+def test_packed_weights_are_for_the_engine_that_watches_them(small, monkeypatch):
+    """Writes through ``data`` are not seen in a weight: whoever else calls the model computes with what it has."""
+    pretend_processor(monkeypatch, has_fast_mkl=False)
+    lower_limits(monkeypatch)
+    model, processor = deepcopy(small[0]), small[1]
+    ids = torch.arange(10, 30).view(1, -1)
+    with torch.no_grad(), Engine(model, processor, max_batch=2, max_length=64, background=False, packed_weights=True):
+        for parameter in model.model.language_model.parameters():
+            parameter.data.mul_(1.1)
+        inside = model(input_ids=ids).logits
+    with torch.no_grad():
+        torch.testing.assert_close(model(input_ids=ids).logits, inside, rtol=1e-4, atol=1e-4)
+
+
+@needs_kernels
 def test_small_and_rounded_models_cannot_be_packed(small, monkeypatch):
     model, processor = small
     with pytest.raises(ConfigError, match=f"at least {linear.SMALLEST_PACKED:,} weights"):
@@ -95,17 +164,18 @@ def test_packed_weights_give_the_same_answers_and_follow_changes(small, fast_mkl
     lower_limits(monkeypatch)
     model, processor = deepcopy(small[0]), small[1]
     requests = [Request(f"what moves {word}", max_new_tokens=8) for word in WORDS[:16]]
-    layers = (model.lm_head, model.model.language_model.layers[0].mlp.up_proj)
     with Engine(model, processor, max_batch=16, max_length=64, background=False, packed_weights=True) as engine:
-        assert all(layer.packed.of(layer.weight).layout == torch._mkldnn for layer in layers)
+        copies = engine.decoder.packed.copies
+        for layer in (model.lm_head, model.model.language_model.layers[0].mlp.up_proj):
+            assert copies[id(layer.weight)].of(layer.weight).layout == torch._mkldnn
         before = [result.token_ids for result in engine.generate(requests)]
-        copied = deepcopy(model)
-        assert copied.lm_head.packed is None
         with torch.no_grad():
             model.lm_head.weight.copy_(model.lm_head.weight.flip(0).clone())
         after = [result.token_ids for result in engine.generate(requests)]
-        assert layers[0].packed.of(layers[0].weight).layout == torch._mkldnn, "packed anew"
-    assert not any(hasattr(layer, "packed") for layer in layers)
+        weight = model.lm_head.weight
+        assert copies[id(weight)].of(weight).layout == torch._mkldnn, "packed anew"
+    engine.forget()
+    assert not copies, "dropped for good"
     assert before == [alone(*small, request) for request in requests]
     assert after == [alone(model, processor, request) for request in requests] != before
 
@@ -145,6 +215,18 @@ def test_heads_of_a_group_are_computed_together_in_a_decode_step(monkeypatch):
     result, _ = grouped_attention(module, query, key, key, None)
     assert seen[0].shape == (2, 2, 3, 16)
     assert torch.equal(result, query.transpose(1, 2)), "every head is where it belongs"
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_engines_that_close_in_any_order_restore_what_the_first_has_found(small, order):
+    model, processor = deepcopy(small[0]).train(), small[1]
+    engines = [Engine(model, processor, max_batch=2, max_length=64, background=False) for _ in range(2)]
+    engines[order[0]].close()
+    assert not model.training
+    assert model.config.text_config._attn_implementation == kernels.ATTENTION, "the other one is open"
+    engines[order[1]].close()
+    assert model.training
+    assert model.config.text_config._attn_implementation == "sdpa"
 
 
 def test_closing_an_engine_restores_the_attention(small):

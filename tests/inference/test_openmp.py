@@ -6,14 +6,15 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
+
+from videollama2.inference.openmp import has_libgomp
 
 from .helpers import IMAGE
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the system does not list threads"),
-    pytest.mark.skipif(not torch.backends.openmp.is_available(), reason="this build of torch has no OpenMP"),
+    pytest.mark.skipif(not has_libgomp(), reason="this build of torch does not compute with libgomp"),
 ]
 
 COUNTING = """
@@ -83,6 +84,11 @@ def without():
 assert added(with_pool) == 2
 assert added(without) == 1
 assert added(with_pool) == 2, "those that are started later compute as ever"
+assert becomes(alone)
+torch.set_num_threads(2)  # which also starts a thread for other libraries
+time.sleep(0.2)
+alone = threads()
+assert added(without) == 1, "as when somebody has chosen the number of threads"
 assert becomes(alone) and with_pool() == alone + 1
 """)
 
@@ -97,6 +103,7 @@ time.sleep(0.2)
 alone = threads()
 compute()
 with Engine(model, processor, max_batch=2, max_length=600, media_threads=1) as engine:
+    assert becomes(alone), "the pool in which the model was loaded"
     for question in ("What is red?", "What is blue?"):
         compute()  # as a caller who prepares the frames of a clip
         answer = engine.submit(question, [("image", {str(IMAGE)!r})], max_new_tokens=4)
@@ -107,4 +114,10 @@ with Engine(model, processor, max_batch=2, max_length=600, media_threads=1) as e
     engine.decoder.decode = lambda tasks: counts.append(torch.get_num_threads()) or step(tasks)
     engine.submit("What is red?", max_new_tokens=4).result(timeout=60)
     assert set(counts) == {{2}}, "the engine computes on all threads"
+
+from videollama2.inference.media.read_ahead import ReadAhead
+torch.set_num_threads(2)
+ahead = ReadAhead(lambda part, key: torch.get_num_threads(), 1, lambda: None)
+assert ahead.ask("key", None).result() == 1, "those that read compute alone"
+ahead.close()
 """)

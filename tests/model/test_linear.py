@@ -12,6 +12,7 @@ from videollama2.model.linear import (
     MOST_ROWS_IN_BLOCKS,
     PackedCopy,
     linear_in_blocks,
+    packed_weights,
     use_kernels,
 )
 
@@ -103,14 +104,63 @@ def test_rows_that_are_not_contiguous_and_no_rows(fast_mkl):
 
 
 @needs_kernels
+@pytest.mark.parametrize("bias", ["column", "expanded", "rounded"])
+def test_a_bias_that_onednn_cannot_take_is_left_to_torch(bias, fast_mkl):
+    torch.manual_seed(0)
+    layer, inputs = torch.nn.Linear(1024, 1056), torch.randn(16, 1024)
+    made = {
+        "column": torch.randn(1056, 2)[:, 1],
+        "expanded": torch.tensor([3.0]).expand(1056),
+        "rounded": torch.randn(1056, dtype=torch.float64).float(),
+    }[bias]
+    layer.bias = torch.nn.Parameter(made)
+    with torch.inference_mode():
+        expected = F.linear(inputs, layer.weight, made)
+        torch.testing.assert_close(changed(layer)(inputs), expected, rtol=1e-5, atol=1e-4)
+
+
+@needs_kernels
+def test_a_layer_whose_class_another_thread_restores_computes_on():
+    layer, inputs = torch.nn.Linear(1024, 1024), torch.randn(8, 1024)
+    restore = use_kernels(layer)
+    forward = layer.forward
+    restore()
+    with torch.inference_mode():
+        torch.testing.assert_close(forward(inputs), layer(inputs), rtol=1e-5, atol=1e-5)
+
+
+@needs_kernels
+def test_a_class_that_somebody_else_has_changed_is_kept():
+    layer = torch.nn.Linear(1024, 1024)
+    restore = use_kernels(layer)
+    torch.nn.utils.parametrizations.weight_norm(layer)
+    restore()
+    assert layer(torch.randn(2, 1024)).shape == (2, 1024)
+
+
+@pytest.mark.parametrize(
+    ("vendor", "is_fast"),
+    [("GenuineIntel", True), ("AuthenticAMD", False), ("HygonGenuine", False), ("", True), ("QEMU", True)],
+)
+def test_the_vendor_of_the_processor_chooses_the_kernels(vendor, is_fast, tmp_path, monkeypatch):
+    info = tmp_path / "cpuinfo"
+    info.write_text(f"processor : 0\nvendor_id\t: {vendor}\nmodel name\t: QEMU Virtual CPU\n")
+    monkeypatch.setattr(linear_module, "_PROCESSORS", info)
+    assert linear_module.has_fast_mkl.__wrapped__() is is_fast
+    info.unlink()
+    monkeypatch.setattr(linear_module.platform, "processor", lambda: f"AMD64 Family 25 Model 33 Stepping 0, {vendor}")
+    assert linear_module.has_fast_mkl.__wrapped__() is is_fast
+
+
+@needs_kernels
 @pytest.mark.parametrize("change", ["written", "replaced", "moved"])
 def test_a_packed_weight_that_changes_is_not_used(change, monkeypatch):
     """Without an engine that notices: a layer that is called directly computes with the weight that it has."""
     pretend_processor(monkeypatch, has_fast_mkl=False)
     torch.manual_seed(0)
     layer, rows = changed(torch.nn.Linear(1024, 1024)), torch.randn(8, 1024)
-    layer.packed = PackedCopy(layer.weight)
-    with torch.no_grad():
+    copies = {id(layer.weight): PackedCopy(layer.weight)}
+    with torch.no_grad(), packed_weights(copies):
         before, other = layer(rows), torch.randn(1024, 1024)
         if change == "written":
             layer.weight.copy_(other)

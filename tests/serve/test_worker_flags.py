@@ -4,6 +4,7 @@ import argparse
 
 import pytest
 
+from videollama2.engines.vllm.engine import check_flags
 from videollama2.errors import ConfigError
 from videollama2.inference.answer import Result, Timings
 from videollama2.serve.model_worker import build_parser, measure_speed, open_own_engine, own_address
@@ -99,3 +100,17 @@ def test_packing_reaches_the_engine_which_refuses_small_weights():
     args = build_parser().parse_args(["--model-path", "videollama2-tiny", "--device", "cpu", "--pack-weights"])
     with pytest.raises(ConfigError, match="packed weights need a float32 decoder on a CPU, with layers of at least"):
         open_own_engine(args)
+
+
+def test_not_packing_reaches_the_engine_and_no_other(monkeypatch):
+    seen = []
+    monkeypatch.setattr("videollama2.inference.engine.pack_weights", lambda model, wanted: seen.append(wanted))
+    for flags in ([], ["--no-pack-weights"]):
+        args = build_parser().parse_args(["--model-path", "videollama2-tiny", *flags])
+        open_own_engine(args).close()
+        if flags:
+            with pytest.raises(ConfigError, match="--no-pack-weights is for the own engine"):
+                check_flags(args)
+        else:
+            check_flags(args)
+    assert seen == [None, False], "by default, the machine decides"

@@ -75,7 +75,8 @@ def test_every_node_has_the_same_or_no_run_begins(nodes, world, parts, tmp_path)
     assert code == 0, text
     for rank in (0, 1):
         ended = {name: f"process {rank} ended {name} with {0 if name == 'trains' else 2}" for name in runs}
-        assert all(line in text.splitlines() for line in ended.values()), text
+        # The processes write to one file, so a line may begin behind one that another has not ended yet.
+        assert all(line in text for line in ended.values()), text
     errors = [line for line in text.splitlines() if line.startswith("error: ")]
     assert len(errors) == 5, text
     assert all(line.startswith("error: process 1 on ") for line in errors), errors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from threading import Lock
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -12,6 +13,7 @@ from videollama2.errors import ConfigError
 from videollama2.inference.fixed_shapes import FixedShapes
 from videollama2.inference.kernels import ATTENTION, PackedWeights
 from videollama2.inference.kv_cache import KeyValueSlots
+from videollama2.model.linear import packed_weights
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 
 if TYPE_CHECKING:
@@ -106,17 +108,18 @@ class Decoder:
             float32 logits (B, V) at position ``last`` of each row, or None without ``last``.
         """
         device = embeds_BLD.device
-        hidden_BLD = self.model.model(
-            inputs_embeds=embeds_BLD,
-            attention_mask=self._masks(device, embeds_BLD.dtype) if masked else None,
-            position_ids=self.slots.position_ids(device),
-            past_key_values=self.slots,
-            use_cache=True,
-        ).last_hidden_state
-        if last is None:
-            return None
-        hidden_BD = torch.stack([row_LD[index] for row_LD, index in zip(hidden_BLD, last, strict=True)])
-        return self.model.lm_head(hidden_BD).float()
+        with packed_weights(None if self.packed is None else self.packed.copies):
+            hidden_BLD = self.model.model(
+                inputs_embeds=embeds_BLD,
+                attention_mask=self._masks(device, embeds_BLD.dtype) if masked else None,
+                position_ids=self.slots.position_ids(device),
+                past_key_values=self.slots,
+                use_cache=True,
+            ).last_hidden_state
+            if last is None:
+                return None
+            hidden_BD = torch.stack([row_LD[index] for row_LD, index in zip(hidden_BLD, last, strict=True)])
+            return self.model.lm_head(hidden_BD).float()
 
     def _masks(self, device: torch.device, dtype: torch.dtype) -> Any:
         """Return the attention mask, or a dictionary of masks by layer type for decoders with several types."""
@@ -141,15 +144,46 @@ def _check_recordable(model: VideoLlama2ForConditionalGeneration) -> None:
         raise ConfigError("cuda_graphs cannot record a quantised model")
 
 
+class _Modes:
+    """The settings of a model that an engine changes, as they are now."""
+
+    def __init__(self, model: VideoLlama2ForConditionalGeneration) -> None:
+        self._training = [(module, module.training) for module in model.modules()]
+        self._attention = model.config.text_config._attn_implementation
+
+    def restore(self, model: VideoLlama2ForConditionalGeneration) -> None:
+        for module, training in self._training:
+            module.training = training
+        if model.config.text_config._attn_implementation != self._attention:
+            model.model.language_model.set_attn_implementation(self._attention)
+
+
+_open: dict[VideoLlama2ForConditionalGeneration, list[list[_Modes]]] = {}
+"""What each engine that has a model open must restore, in the order in which they were opened: one entry for each."""
+
+_lock = Lock()
+
+
 def remember_modes(model: VideoLlama2ForConditionalGeneration) -> Callable[[], None]:
-    """Record the model settings that an engine changes (modes, attention); calling the result restores them."""
-    modes = [(module, module.training) for module in model.modules()]
-    attention = model.config.text_config._attn_implementation
+    """Record the model settings that an engine changes (modes, attention); calling the result restores them.
+
+    Several engines may have a model open, and may close in any order: one that was opened before another leaves it to
+    the other to restore what it has found itself.
+    """
+    own = [_Modes(model)]
+    with _lock:
+        _open.setdefault(model, []).append(own)
 
     def restore() -> None:
-        for module, training in modes:
-            module.training = training
-        if model.config.text_config._attn_implementation != attention:
-            model.model.language_model.set_attn_implementation(attention)
+        with _lock:
+            engines = _open[model]
+            place = next(number for number, each in enumerate(engines) if each is own)
+            if place + 1 < len(engines):
+                engines[place + 1][:] = own  # it has found what this engine had set
+            else:
+                own[0].restore(model)
+            del engines[place]
+            if not engines:
+                del _open[model]
 
     return restore

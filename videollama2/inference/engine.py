@@ -17,6 +17,7 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any
+from weakref import finalize
 
 import torch
 from tqdm import tqdm
@@ -111,36 +112,35 @@ class Engine:
         )
         self.model, self.processor = model, processor
         self.max_queue, self.prefill_chunk = max_queue, prefill_chunk
+        self._background = background
         with ExitStack() as undo:  # the model is left as it was if anything here raises
             undo.callback(remember_modes(model))
             undo.callback(use_kernels(model))
             packed = pack_weights(model, packed_weights)  # first, as slots take a share of what is left
+            if packed is not None:
+                undo.callback(packed.release)
             self.max_batch, self.max_length = choose_sizes(model, max_batch, max_length)
             self.decoder = Decoder(model, self.max_batch, self.max_length, cuda_graphs, packed)
-            self._restore = undo.pop_all().close
-        model.eval()
-        cache = media_cache_bytes if isinstance(media_cache_bytes, MediaCache) else MediaCache(media_cache_bytes)
-        self.media = MediaEncoder(model, cache)
-        self.reader = MediaReader(model, processor, cache)
-        shared = isinstance(prefix_cache_bytes, PrefixCache)
-        self.prefixes = prefix_cache_bytes if shared else PrefixCache(prefix_cache_bytes)
-        self._end_ids = frozenset(end_ids(model, processor.tokenizer))
-        self._grammars = Grammars(processor.tokenizer, model.config.text_config.vocab_size, self._end_ids)
-        self._background = background
-        self._bell = Bell()  # wakes the model's thread
-        self._waiting = RequestQueue(
-            model.config,
-            self.reader,
-            self.media,
-            self.max_length,
-            _READ_AHEAD * self.max_batch,
-            media_threads if background else 0,
-            self._bell.ring,
-        )
-        self._state = self._waiting.state  # guards the queue and closed
-        self._stepping = Lock()  # without a thread, two readers may step the engine at once
-        self._batch = Batch(self.decoder, self.prefixes, end_of_tasks(self._waiting.ahead, self._state))
-        self._media_weights, self._weights = WeightsWatch(media_modules(model)), WeightsWatch([model])
+            model.eval()
+            cache = media_cache_bytes if isinstance(media_cache_bytes, MediaCache) else MediaCache(media_cache_bytes)
+            self.media = MediaEncoder(model, cache)
+            self.reader = MediaReader(model, processor, cache)
+            shared = isinstance(prefix_cache_bytes, PrefixCache)
+            self.prefixes = prefix_cache_bytes if shared else PrefixCache(prefix_cache_bytes)
+            self._end_ids = frozenset(end_ids(model, processor.tokenizer))
+            self._grammars = Grammars(processor.tokenizer, model.config.text_config.vocab_size, self._end_ids)
+            self._bell = Bell()  # wakes the model's thread
+            ahead, threads = _READ_AHEAD * self.max_batch, media_threads if background else 0
+            self._waiting = RequestQueue(
+                model.config, self.reader, self.media, self.max_length, ahead, threads, self._bell.ring
+            )
+            self._state = self._waiting.state  # guards the queue and closed
+            self._stepping = Lock()  # without a thread, two readers may step the engine at once
+            self._batch = Batch(self.decoder, self.prefixes, end_of_tasks(self._waiting.ahead, self._state))
+            self._media_weights, self._weights = WeightsWatch(media_modules(model)), WeightsWatch([model])
+            # Also for an engine that nobody closes.
+            self._restore = finalize(self, undo.pop_all().close)
+        self._restore.atexit = False
         self.closed = False
         self._thread: Thread | None = None
         if background:
@@ -267,7 +267,7 @@ class Engine:
         """Cancel all requests and stop the threads. The engine accepts no more requests."""
         with self._state:
             # A cancelled task is reported by the next step: one of the thread, which ends after it, or the one below.
-            already, self.closed = self.closed, True
+            self.closed = True
             for task in [*self._waiting.tasks, *self._batch.tasks]:
                 task.channel.cancelled = True
         self._bell.ring()
@@ -277,8 +277,7 @@ class Engine:
             task.channel.cancelled = True
         self.step()
         self._waiting.ahead.close()
-        if not already:
-            self._restore()
+        self._restore()
 
     def abort(self, error: BaseException) -> None:
         """Fail all current requests and accept no more, because the engine itself has failed."""

@@ -16,13 +16,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from videollama2.errors import ConfigError
 from videollama2.inference.sizes import free_memory
-from videollama2.model.linear import (
-    SMALLEST_PACKED,
-    KernelLinear,
-    PackedCopy,
-    has_fast_mkl,
-    is_suitable,
-)
+from videollama2.model.linear import SMALLEST_PACKED, KernelLinear, PackedCopy, has_fast_mkl, is_suitable
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 
 ATTENTION = "videollama2_grouped_sdpa"
@@ -42,11 +36,11 @@ class PackedWeights:
     """Second copies of a decoder's large float32 weights, in the order in which oneDNN multiplies them.
 
     Without them, oneDNN rearranges a weight on every call. On an AMD EPYC, which multiplies with oneDNN always, they
-    make a decode step up to 1.9 times as fast. On Intel's processors, which use them for 13 to 64 rows alone, a step of
-    16 rows of the 0.5B shapes is 1.2 times as fast.
+    make a decode step 1.1 to 1.4 times as fast. On Intel's processors, which use them for 13 to 64 rows alone, a step
+    of 16 rows of the 0.5B shapes is 1.2 times as fast.
 
     Args:
-        model: one whose layers are :class:`KernelLinear`.
+        model: one whose layers are :class:`~videollama2.model.linear.KernelLinear`.
 
     Raises:
         ConfigError: there is no weight that oneDNN would multiply, or no memory for the copies.
@@ -62,12 +56,21 @@ class PackedWeights:
         needed, free = sum(layer.weight.nbytes for layer in self._layers), free_memory(torch.device("cpu"))
         if needed > free:
             raise ConfigError(f"packed weights take {needed >> 20} MiB, but only {free >> 20} MiB are free")
+        self.copies: dict[int, PackedCopy] = {}
+        """The copies by the ``id`` of their weight, for :func:`~videollama2.model.linear.packed_weights`."""
         self.renew()
 
     def renew(self) -> None:
         """Copy the weights again, because they have changed."""
-        for layer in self._layers:
-            layer.packed = PackedCopy(layer.weight) if is_suitable(layer.weight) else None
+        self.copies.clear()
+        for weight_OI in (layer.weight for layer in self._layers):
+            if is_suitable(weight_OI):
+                self.copies[id(weight_OI)] = PackedCopy(weight_OI)
+
+    def release(self) -> None:
+        """Drop the copies for good."""
+        self._layers.clear()
+        self.copies.clear()
 
 
 def pack_weights(model: VideoLlama2ForConditionalGeneration, wanted: bool | None) -> PackedWeights | None:
@@ -82,9 +85,10 @@ def pack_weights(model: VideoLlama2ForConditionalGeneration, wanted: bool | None
 def _pays_to_pack(model: VideoLlama2ForConditionalGeneration) -> bool:
     """Return whether packed weights speed up every decode step here, and leave memory for other things."""
     layers = list(_large_layers(model))
-    needed, free = sum(layer.weight.nbytes for layer in layers), free_memory(torch.device("cpu"))
-    fits = needed <= _LARGEST_SHARE_PACKED * free and all(is_suitable(layer.weight) for layer in layers)
-    return bool(layers) and fits and not has_fast_mkl()
+    if not layers or has_fast_mkl() or not all(is_suitable(layer.weight) for layer in layers):
+        return False
+    needed = sum(layer.weight.nbytes for layer in layers)
+    return needed <= _LARGEST_SHARE_PACKED * free_memory(torch.device("cpu"))
 
 
 def _large_layers(model: VideoLlama2ForConditionalGeneration) -> Iterator[KernelLinear]:
@@ -109,7 +113,7 @@ def grouped_attention(
     """Compute transformers' ``sdpa`` attention; on a CPU, heads that share their keys are computed together.
 
     For one new position, as in a decode step, the G query heads (B, H * G, 1, D) of each key head are given to the
-    kernel as G positions: one head by itself is a product of a single row, which takes up to 1.4 times as long in
+    kernel as G positions: one head by itself is a product of a single row, which takes up to 1.5 times as long in
     float32, and on an AMD EPYC 8 to 10 times in bfloat16.
 
     For several, transformers repeats keys (B, H, K, D) for the G heads if there is a mask: reading and writing these

@@ -26,24 +26,30 @@ def release_pool() -> None:
 def compute_alone() -> None:
     """Let the calling thread compute by itself from now on, without a pool.
 
-    (``torch.set_num_threads`` would also change the threads that are started later.)
+    (``torch.set_num_threads`` would also change the threads that are started later. MKL keeps a count of its own.)
     """
+    torch.get_num_threads()  # torch sets the count of a thread once, when it is first asked or computes
     _call("omp_set_num_threads", 1)
 
 
 def _call(name: str, argument: int) -> None:
-    function = _function(name)
+    function = _function(name) if has_libgomp() else None
     if function is not None:
         function(argument)
 
 
 @cache
+def has_libgomp() -> bool:
+    """Return whether torch computes with libgomp. In other libraries, pausing would stop the pools of all threads."""
+    # The library of LLVM and Intel has the functions of libgomp too.
+    return _function("GOMP_parallel") is not None and _function("__kmpc_fork_call") is None
+
+
+@cache
 def _function(name: str) -> Any:
-    """Return a function of the OpenMP library that torch has loaded, or None where it has none or an older one."""
-    if not torch.backends.openmp.is_available():
-        return None
+    """Return a function of the OpenMP library that torch has loaded, or None where it has none."""
     try:
         # Symbols are searched in the libraries that this one needs too, among them that of OpenMP.
-        return getattr(ctypes.CDLL(torch._C.__file__), name)
-    except (AttributeError, OSError):
+        return getattr(ctypes.CDLL(torch._C.__file__), name, None)
+    except OSError:
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections import Counter
 from pathlib import Path
@@ -81,9 +82,30 @@ def free_memory(device: torch.device) -> int:
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         lines = dict(line.split(":", 1) for line in meminfo.read_text(encoding="ascii").splitlines())
-        return int(lines["MemAvailable"].split()[0]) << 10
+        return int(min(int(lines["MemAvailable"].split()[0]) << 10, _free_in_container()))
     # If the system does not report free memory, assume that half of all memory is free.
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _free_in_container(root: Path = Path("/sys/fs/cgroup")) -> float:
+    """Return the bytes that the control group of this process may still allocate; infinity without a limit.
+
+    Args:
+        root: where the system shows the groups. Inside a container, its own group is shown there.
+    """
+    for limit_file, used_file, cached in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        try:
+            limit, used = int((root / limit_file).read_text()), int((root / used_file).read_text())
+            statistics = (root / used_file).with_name("memory.stat").read_text().splitlines()
+        except (OSError, ValueError):  # no such group, or the limit is "max"
+            continue
+        # Pages of files that nobody uses are counted, but are given up first.
+        counts = {name: int(count) for name, _, count in (line.partition(" ") for line in statistics)}
+        return max(0, limit - used + counts.get(cached, 0))
+    return math.inf
 
 
 def _layer_bytes(model: VideoLlama2ForConditionalGeneration, length: int) -> int:

@@ -5,9 +5,14 @@ The results differ from those of torch's own kernels only in the order of summat
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import platform
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
-from typing import Any, cast
+from pathlib import Path
+from threading import Lock
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -38,18 +43,22 @@ _MOST_INPUTS_IN_BLOCKS = 8192
 _ROWS_PACKED_FOR = 8
 """The number of rows for which oneDNN chooses the order of a packed weight."""
 
+_PROCESSORS = Path("/proc/cpuinfo")
+
+_OTHER_VENDORS = ("AuthenticAMD", "HygonGenuine", "CentaurHauls", "  Shanghai  ")
+"""Vendors of x86 processors besides Intel, as the processors tell them."""
+
 
 def linear(
     inputs: torch.Tensor,
     weight_OI: torch.Tensor,
     bias_O: torch.Tensor | None = None,
     from_memory: bool = False,
-    packed: PackedCopy | None = None,
 ) -> torch.Tensor:
     """Compute a linear layer; for float32 inputs on a CPU, with the kernels that are fastest on this processor.
 
     torch multiplies float32 matrices with MKL, which has its fast kernels for Intel's processors alone. On others,
-    oneDNN is used wherever a product is large enough: on an AMD EPYC (Zen 5) it is 2 to 3 times as fast.
+    oneDNN is used wherever a product is large enough: on an AMD EPYC (Zen 5) it is twice as fast for many rows.
 
     On Intel's processors the two are equal for many rows, and MKL is faster for one to three. With a few rows more, MKL
     copies the weight into an order of its own on every call, which costs more than the product. Up to
@@ -61,9 +70,8 @@ def linear(
 
     Args:
         from_memory: whether the weight is read from memory, rather than from the caches.
-        packed: a copy of the weight in oneDNN's own order.
     """
-    if not _is_for_kernels(inputs, weight_OI):
+    if not _is_for_kernels(inputs, weight_OI, bias_O):
         return F.linear(inputs, weight_OI, bias_O)
     rows = inputs.numel() // weight_OI.shape[1]
     if has_fast_mkl():
@@ -73,8 +81,8 @@ def linear(
             return linear_in_blocks(inputs, weight_OI, bias_O)
     elif rows == 0 or not (from_memory or rows * weight_OI.numel() >= FEWEST_PRODUCTS):
         return F.linear(inputs, weight_OI, bias_O)
-    if packed is not None:
-        weight_OI = packed.of(weight_OI)
+    if (copies := _in_use.copies) is not None and (copy := copies.get(id(weight_OI))) is not None:
+        weight_OI = copy.of(weight_OI)
     return torch.ops.mkldnn._linear_pointwise(inputs, weight_OI, bias_O, "none", [], "")
 
 
@@ -84,37 +92,59 @@ class KernelLinear(nn.Linear):
     from_memory: bool = False
     """Whether each decode step reads the weight from memory, since the caches cannot hold the model."""
 
-    packed: PackedCopy | None = None
-    """The weight in oneDNN's own order, for decode steps."""
-
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return linear(input, self.weight, self.bias, self.from_memory, self.packed)
+        # Another thread may be restoring the class.
+        return linear(input, self.weight, self.bias, vars(self).get("from_memory", False))
+
+
+_users: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+"""The number of callers of :func:`use_kernels` that have not restored a layer yet."""
+
+_lock = Lock()
 
 
 def use_kernels(model: nn.Module) -> Callable[[], None]:
-    """Make the large linear layers of a model :class:`KernelLinear`; calling the result restores them."""
-    layers = [module for module in model.modules() if type(module) is nn.Linear] if kernels_available() else []
-    sizes = {layer: layer.weight.numel() for layer in layers if layer.weight.is_cpu}
+    """Make the large linear layers of a model :class:`KernelLinear`; calling the result restores them.
+
+    Layers that several callers use are restored by the last of them.
+    """
+    kinds = (nn.Linear, KernelLinear)
+    layers = [module for module in model.modules() if type(module) in kinds] if kernels_available() else []
+    sizes = {layer: layer.get_parameter("weight").numel() for layer in layers if next(layer.parameters()).is_cpu}
     smallest = SMALLEST_PACKED if has_fast_mkl() else _SMALLEST
     is_large = any(size >= SMALLEST_PACKED for size in sizes.values())
-    changed = [layer for layer, size in sizes.items() if size >= smallest]
-    for layer in changed:
-        layer.__class__ = KernelLinear
-        cast("KernelLinear", layer).from_memory = is_large and sizes[layer] >= _SMALLEST_WITH_LARGE
+    used = [layer for layer, size in sizes.items() if size >= smallest]
+    with _lock:
+        for layer in used:
+            _users[layer] = _users.get(layer, 0) + 1
+            layer.__class__ = KernelLinear
+            vars(layer)["from_memory"] = is_large and sizes[layer] >= _SMALLEST_WITH_LARGE
 
     def restore() -> None:
-        for layer in changed:
-            for name in ("packed", "from_memory"):
-                layer.__dict__.pop(name, None)
-            layer.__class__ = nn.Linear
+        with _lock:
+            for layer in used:
+                _users[layer] = _users.get(layer, 1) - 1
+                kind: type[nn.Module] = type(layer)
+                # Somebody else may have changed the class meanwhile, as parametrizations do.
+                if _users[layer] <= 0 and kind is KernelLinear:
+                    layer.__class__ = nn.Linear
+                    vars(layer).pop("from_memory", None)
 
     return restore
 
 
 @cache
 def has_fast_mkl() -> bool:
-    """Return whether this is a processor of Intel, for which alone MKL has its fast kernels."""
-    return "intel" in str(torch.cpu.get_capabilities().get("cpu_name", "")).lower()
+    """Return whether MKL has fast kernels for this processor: it has them for Intel's alone.
+
+    MKL asks the processor for its vendor, not for its name, which a hypervisor may choose. Where the system does not
+    tell the vendor, nothing is changed.
+    """
+    lines = _PROCESSORS.read_text(encoding="utf-8", errors="replace").splitlines() if _PROCESSORS.is_file() else []
+    vendors = [line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")]
+    # Elsewhere, as in "AMD64 Family 25 Model 33 Stepping 0, AuthenticAMD".
+    vendor = vendors[0] if vendors else platform.processor()
+    return vendor.rpartition(", ")[2] not in _OTHER_VENDORS
 
 
 @cache
@@ -123,25 +153,27 @@ def kernels_available() -> bool:
     return torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
 
 
-def _is_for_kernels(inputs: torch.Tensor, weight_OI: torch.Tensor) -> bool:
+def _is_for_kernels(inputs: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> bool:
     return (
         inputs.dtype == torch.float32
         and inputs.is_cpu
         and not torch.is_grad_enabled()
         and kernels_available()
         and is_suitable(weight_OI)
+        # oneDNN takes the memory of the bias as it lies there.
+        and (bias_O is None or is_suitable(bias_O))
         and not torch.is_autocast_enabled("cpu")
     )
 
 
-def is_suitable(weight_OI: torch.Tensor) -> bool:
-    """Return whether oneDNN multiplies this kind of weight."""
+def is_suitable(tensor: torch.Tensor) -> bool:
+    """Return whether oneDNN can take a weight or bias as it is."""
     return (
-        weight_OI.dtype == torch.float32
-        and weight_OI.is_cpu
+        tensor.dtype == torch.float32
+        and tensor.is_cpu
         # Subclasses are wrappers, such as quantised weights, whose memory is not what oneDNN expects.
-        and type(weight_OI) in (torch.Tensor, nn.Parameter)
-        and weight_OI.is_contiguous()
+        and type(tensor) in (torch.Tensor, nn.Parameter)
+        and tensor.is_contiguous()
     )
 
 
@@ -175,11 +207,7 @@ def _block(inputs: int) -> int:
 
 
 class PackedCopy:
-    """A float32 weight in oneDNN's order, for as long as the weight stays what it was.
-
-    ``deepcopy`` and ``pickle`` make None of it: Python cannot copy a tensor of oneDNN, and a copied layer has another
-    weight.
-    """
+    """A float32 weight in oneDNN's order, for as long as the weight stays what it was."""
 
     def __init__(self, weight_OI: torch.Tensor) -> None:
         # The memory that was copied is kept, so that no other weight can get its address.
@@ -191,15 +219,29 @@ class PackedCopy:
         is_same = weight_OI.data_ptr() == self._source_OI.data_ptr() and writes(weight_OI) == self._writes
         return self._packed if is_same else weight_OI
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> None:
-        return None
 
-    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
-        return _no_copy, ()
+class _InUse(threading.local):
+    copies: Mapping[int, PackedCopy] | None = None
 
 
-def _no_copy() -> None:
-    return None
+_in_use = _InUse()
+
+
+@contextmanager
+def packed_weights(copies: Mapping[int, PackedCopy] | None) -> Iterator[None]:
+    """Let layers that this thread computes in the block use packed copies of weights.
+
+    Only the owner of the copies knows whether they are up to date: a write through ``weight.data``, as of a merged
+    adapter, is not seen in the weight itself. Whoever else calls the model computes with the weights.
+
+    Args:
+        copies: by the ``id`` of the weight.
+    """
+    before, _in_use.copies = _in_use.copies, copies
+    try:
+        yield
+    finally:
+        _in_use.copies = before
 
 
 def writes(weight: torch.Tensor) -> int:

@@ -44,9 +44,11 @@ def check_flags(args: argparse.Namespace) -> None:
     Raises:
         ConfigError: a flag is for the package's own engine.
     """
-    given = [name for name in _OF_OWN_ENGINE if getattr(args, name, None)]
+    given = [f"--{name.replace('_', '-')}" for name in _OF_OWN_ENGINE if getattr(args, name, None)]
+    if getattr(args, "pack_weights", None) is False:
+        given.append("--no-pack-weights")
     if given:
-        raise ConfigError(f"--{given[0].replace('_', '-')} is for the own engine; --engine vllm has no such option")
+        raise ConfigError(f"{given[0]} is for the own engine; --engine vllm has no such option")
 
 
 def vllm_options(args: argparse.Namespace) -> dict[str, Any]:
