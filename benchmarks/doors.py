@@ -71,6 +71,9 @@ class Doors:
 
     def _print(self, door: str, columns: Sequence[Sequence[float]]) -> None:
         """Print the row of a door, as soon as it is measured."""
+        if not columns[0]:
+            print(f"{door:22} no answer had text: random weights may end one at once; try more --rounds", flush=True)
+            return
         first = statistics.median(columns[0])
         cells = []
         for values in columns[1:]:

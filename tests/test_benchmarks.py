@@ -171,3 +171,14 @@ def test_rules_of_hearing(hear, change, broken):
     assert len(verdicts) == 5
     assert [text for is_met, text in verdicts if not is_met and broken not in text] == []
     assert sum(not is_met for is_met, _ in verdicts) == (broken is not None)
+
+
+def test_a_door_without_text_has_a_row_that_says_so(capsys):
+    """Random weights may end an answer before its first letter."""
+    doors = load("doors").Doors(2, ["first.mp4", "second.mp4", "third.mp4", "fourth.mp4"])
+    doors.measure("silent", lambda clip, question, is_turn: None)
+    doors.measure("slow", lambda clip, question, is_turn: 1.0)
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert "no answer had text" in rows[0]
+    assert rows[1].split()[:2] == ["slow", "1.000"] and "1.0x sooner" in rows[1]
+    assert not doors.is_met
