@@ -95,6 +95,17 @@ def test_engines_that_end_otherwise_restore_the_model_too(small, monkeypatch, en
     assert not kernels_in(model) and not copies
 
 
+@pytest.mark.timeout(60)
+def test_an_engine_that_is_collected_while_models_are_changed_holds_nothing_up(small):
+    model, processor = small
+    engine = Engine(model, processor, max_batch=2, max_length=64, background=False)
+    engine.itself = engine
+    del engine
+    with linear.changing_models():
+        gc.collect()  # as the collector may begin at any line
+    assert model.config.text_config._attn_implementation == "sdpa"
+
+
 @needs_kernels
 def test_packed_weights_are_for_the_engine_that_watches_them(small, monkeypatch):
     """Writes through ``data`` are not seen in a weight: whoever else calls the model computes with what it has."""

@@ -140,7 +140,14 @@ def test_a_class_that_somebody_else_has_changed_is_kept():
 
 @pytest.mark.parametrize(
     ("vendor", "is_fast"),
-    [("GenuineIntel", True), ("AuthenticAMD", False), ("HygonGenuine", False), ("", True), ("QEMU", True)],
+    [
+        ("GenuineIntel", True),
+        ("AuthenticAMD", False),
+        ("HygonGenuine", False),
+        ("  Shanghai  ", False),
+        ("", True),
+        ("QEMU", True),
+    ],
 )
 def test_the_vendor_of_the_processor_chooses_the_kernels(vendor, is_fast, tmp_path, monkeypatch):
     info = tmp_path / "cpuinfo"

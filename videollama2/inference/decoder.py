@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from threading import Lock
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -13,7 +12,7 @@ from videollama2.errors import ConfigError
 from videollama2.inference.fixed_shapes import FixedShapes
 from videollama2.inference.kernels import ATTENTION, PackedWeights
 from videollama2.inference.kv_cache import KeyValueSlots
-from videollama2.model.linear import packed_weights
+from videollama2.model.linear import changing_models, packed_weights
 from videollama2.model.modeling import VideoLlama2ForConditionalGeneration
 
 if TYPE_CHECKING:
@@ -161,8 +160,6 @@ class _Modes:
 _open: dict[VideoLlama2ForConditionalGeneration, list[list[_Modes]]] = {}
 """What each engine that has a model open must restore, in the order in which they were opened: one entry for each."""
 
-_lock = Lock()
-
 
 def remember_modes(model: VideoLlama2ForConditionalGeneration) -> Callable[[], None]:
     """Record the model settings that an engine changes (modes, attention); calling the result restores them.
@@ -171,11 +168,11 @@ def remember_modes(model: VideoLlama2ForConditionalGeneration) -> Callable[[], N
     the other to restore what it has found itself.
     """
     own = [_Modes(model)]
-    with _lock:
+    with changing_models():
         _open.setdefault(model, []).append(own)
 
     def restore() -> None:
-        with _lock:
+        with changing_models():
             engines = _open[model]
             place = next(number for number, each in enumerate(engines) if each is own)
             if place + 1 < len(engines):

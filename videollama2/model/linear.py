@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
+
+from videollama2.garbage_collection import paused
 
 FEWEST_ROWS, MOST_ROWS = 4, 64
 """The numbers of rows between which Intel's processors multiply faster in other ways than torch's."""
@@ -45,8 +47,8 @@ _ROWS_PACKED_FOR = 8
 
 _PROCESSORS = Path("/proc/cpuinfo")
 
-_OTHER_VENDORS = ("AuthenticAMD", "HygonGenuine", "CentaurHauls", "  Shanghai  ")
-"""Vendors of x86 processors besides Intel, as the processors tell them."""
+_OTHER_VENDORS = ("AuthenticAMD", "HygonGenuine", "CentaurHauls", "Shanghai")
+"""Vendors of x86 processors besides Intel, as the processors tell them, without blanks around them."""
 
 
 def linear(
@@ -100,7 +102,18 @@ class KernelLinear(nn.Linear):
 _users: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 """The number of callers of :func:`use_kernels` that have not restored a layer yet."""
 
-_lock = Lock()
+_lock = RLock()
+
+
+@contextmanager
+def changing_models() -> Iterator[None]:
+    """Let no other thread change what several engines share of a model.
+
+    An engine that nobody closes restores its model when it is collected, which may happen at any line of this thread.
+    The collector is paused, so that it does not happen in the middle; and should it, the lock lets the thread through.
+    """
+    with paused(), _lock:
+        yield
 
 
 def use_kernels(model: nn.Module) -> Callable[[], None]:
@@ -110,18 +123,19 @@ def use_kernels(model: nn.Module) -> Callable[[], None]:
     """
     kinds = (nn.Linear, KernelLinear)
     layers = [module for module in model.modules() if type(module) in kinds] if kernels_available() else []
-    sizes = {layer: layer.get_parameter("weight").numel() for layer in layers if next(layer.parameters()).is_cpu}
+    weights = {layer: layer.get_parameter("weight") for layer in layers}
+    sizes = {layer: weight_OI.numel() for layer, weight_OI in weights.items() if weight_OI.is_cpu}
     smallest = SMALLEST_PACKED if has_fast_mkl() else _SMALLEST
     is_large = any(size >= SMALLEST_PACKED for size in sizes.values())
     used = [layer for layer, size in sizes.items() if size >= smallest]
-    with _lock:
+    with changing_models():
         for layer in used:
             _users[layer] = _users.get(layer, 0) + 1
             layer.__class__ = KernelLinear
             vars(layer)["from_memory"] = is_large and sizes[layer] >= _SMALLEST_WITH_LARGE
 
     def restore() -> None:
-        with _lock:
+        with changing_models():
             for layer in used:
                 _users[layer] = _users.get(layer, 1) - 1
                 kind: type[nn.Module] = type(layer)
@@ -141,10 +155,10 @@ def has_fast_mkl() -> bool:
     tell the vendor, nothing is changed.
     """
     lines = _PROCESSORS.read_text(encoding="utf-8", errors="replace").splitlines() if _PROCESSORS.is_file() else []
-    vendors = [line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")]
+    vendors = [line.partition(":")[2] for line in lines if line.startswith("vendor_id")]
     # Elsewhere, as in "AMD64 Family 25 Model 33 Stepping 0, AuthenticAMD".
     vendor = vendors[0] if vendors else platform.processor()
-    return vendor.rpartition(", ")[2] not in _OTHER_VENDORS
+    return vendor.rpartition(", ")[2].strip() not in _OTHER_VENDORS
 
 
 @cache
